@@ -1,0 +1,68 @@
+"""The errors a user can meet: each says the fact, the values and the remedy.
+
+Every error of this package is a :class:`PararealizeError`, so one ``except`` clause catches all of them; ``assert`` is
+kept for our own bugs.
+"""
+
+__all__ = [
+    "CaptureError",
+    "CheckpointError",
+    "CoarseError",
+    "CutError",
+    "DeviceError",
+    "ExampleError",
+    "FieldError",
+    "ModelError",
+    "OutputError",
+    "PararealizeError",
+    "PlanError",
+    "SourceError",
+]
+
+
+class PararealizeError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class ModelError(PararealizeError, ValueError):
+    """The model itself cannot be taken: unknown name, no parameters, a reserved submodule name, cannot be copied."""
+
+
+class ExampleError(PararealizeError, ValueError):
+    """Example inputs are missing where they cannot be inferred, or the model does not accept them."""
+
+
+class CaptureError(PararealizeError, RuntimeError):
+    """The forward pass cannot be captured as one graph that is right in both modes and for other batch sizes."""
+
+
+class CutError(PararealizeError, ValueError):
+    """The network has too few points at which exactly one activation is alive, or a requested cut is not one."""
+
+
+class FieldError(PararealizeError, NotImplementedError):
+    """An operation without a receptive-field rule stands on a path that needs one."""
+
+
+class PlanError(PararealizeError, ValueError):
+    """A plan cannot be made, read or applied: n out of range, another version, another model."""
+
+
+class DeviceError(PararealizeError, ValueError):
+    """A device is unknown or not there."""
+
+
+class SourceError(PararealizeError, ValueError):
+    """Adapters cannot read from the requested source, such as token ids with ``source="input"``."""
+
+
+class CoarseError(PararealizeError, ValueError):
+    """A coarse kind is unknown, or a coarse block maps to another shape than its interface has."""
+
+
+class CheckpointError(PararealizeError, ValueError):
+    """A checkpoint does not fit the module that is to load it."""
+
+
+class OutputError(PararealizeError, OSError):
+    """An output folder exists already or cannot be written."""
