@@ -1,0 +1,197 @@
+"""Adapters, segments and coarse maps as plain callables in, corrected outputs out: the mathematics, written once.
+
+Every runtime of this package must reproduce these few lines, in outputs and in every gradient. Nothing here knows of
+modules, devices or graphs: a value is whatever can be added and subtracted, such as a tensor or a float.
+
+Glossary of indices and letters, as in Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural
+Network" (section 3; the longer paper is arXiv 2103.08802):
+
+- ``N``: number of segments.
+- ``j``: segment, 1 … N; interface j lies behind segment j, interface 0 before the first.
+- ``k``: parareal iteration; 0 is the first guess.
+- ``C^j : X → X_{j-1}``: adapter, ``adapters[j-1]``; ``C^1`` is the network's own stem.
+- ``g^j : X_{j-1} → X_j``: fine map of segment j, ``segments[j-1]``.
+- ``F^j : X_j → X_{j+1}``: coarse map, j = 1 … N-1, ``coarse[j-1]``: close to ``g^{j+1}`` and much cheaper.
+- ``x_j``, ``y_j``: input and output of segment j.
+- ``r_j``: residual at interface j; ``z_j``: corrected value at interface j.
+- ``U_j^k``: classic parareal's value at interface j after k iterations.
+
+Python counts from 0 and the paper from 1; where that would confuse, values stand in a dict with the paper's indices.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from .errors import PlanError
+
+__all__ = ["compose", "correction", "corrections", "difference", "fine", "iterate", "messages"]
+
+Value: TypeAlias = Any  # whatever has + and -: the spaces X_0 … X_N differ, so no one type fits all
+Map: TypeAlias = Callable[[Value], Value]
+
+
+def compose(u: Value, segments: Sequence[Map]) -> list[Value]:
+    """All interface values of the serial network: ``U_0 = u``, ``U_j = g^j(U_{j-1})``.
+
+    Returns N+1 values; the last one is the output of the network before its head.
+
+    >>> compose(1.0, [lambda u: u + 1, lambda u: 3 * u])
+    [1.0, 2.0, 6.0]
+    """
+    values = [u]
+    for g in segments:
+        values.append(g(values[-1]))
+    return values
+
+
+def fine(x: Value, adapters: Sequence[Map], segments: Sequence[Map]) -> tuple[list[Value], list[Value]]:
+    """Equation (2), the parallel part: ``x_j = C^j(x)`` and ``y_j = g^j(x_j)``, all j independent of each other.
+
+    Returns ``([x_1 … x_N], [y_1 … y_N])``.
+    """
+    x_ = [C(x) for C in adapters]
+    y_ = [g(x_j) for g, x_j in zip(segments, x_, strict=True)]
+    return x_, y_
+
+
+def correction(x: Value, adapters: Sequence[Map], segments: Sequence[Map], coarse: Sequence[Map]) -> Value:
+    r"""The parareal network without its head, equations (2) to (3c) of the paper, as they stand there.
+
+    .. math::
+
+        x_j &= C^j(x), \quad y_j = g^j(x_j) && j = 1 \dots N \\
+        r_N &= 0, \quad r_j = y_j - x_{j+1} && j = 1 \dots N-1 \\
+        \tilde r_1 &= r_1, \quad \tilde r_{j+1} = r_{j+1} + F^j(\tilde r_j) && j = 1 \dots N-1 \\
+        \tilde y &= y_N + \tilde r_N
+
+    It gives the serial network's output ``(g^N ∘ … ∘ g^1 ∘ C^1)(x)`` exactly, up to rounding, where
+
+    - every g is linear and ``F^j = g^{j+1}`` (Proposition 1), or every g is affine and ``F^j`` is its linear part;
+    - ``F^j(r) = g^{j+1}(x_{j+1} + r) - g^{j+1}(x_{j+1})`` for any g at all (see :func:`difference`): it telescopes.
+
+    Args:
+        x: the network's input.
+        adapters: N maps ``C^1 … C^N``, the first one the stem.
+        segments: N maps ``g^1 … g^N``.
+        coarse: N-1 maps ``F^1 … F^{N-1}``.
+
+    Raises:
+        PlanError: where the three numbers do not fit.
+
+    Example:
+        >>> double, triple = lambda u: 2.0 * u, lambda u: 3.0 * u
+        >>> correction(5.0, [lambda u: u, lambda u: 0.0], [double, triple], [triple])
+        30.0
+    """
+    N = _count(adapters, segments, coarse)
+    fine_values = fine(x, adapters, segments)  # (2)
+    x_, y_, F = (dict(enumerate(values, 1)) for values in (*fine_values, coarse))  # the paper counts from 1
+    if N == 1:
+        return y_[1]  # r_1 = r_N = 0
+    r = {j: y_[j] - x_[j + 1] for j in range(1, N)}  # (3a)
+    r_tilde = r[1]  # (3b)
+    for j in range(1, N - 1):
+        r_tilde = r[j + 1] + F[j](r_tilde)  # (3b)
+    r_tilde = F[N - 1](r_tilde)  # (3b) with r_N = 0
+    return y_[N] + r_tilde  # (3c)
+
+
+def messages(x: Value, adapters: Sequence[Map], segments: Sequence[Map], coarse: Sequence[Map]) -> list[Value]:
+    r"""The same network with one message an interface; returns all corrected values ``[z_1 … z_N]``.
+
+    .. math:: z_1 = y_1, \quad z_{j+1} = y_{j+1} + F^j(z_j - x_{j+1}), \quad \tilde y = z_N
+
+    Segment j+1 owns ``C^{j+1}``, ``g^{j+1}`` and ``F^j``, receives ``z_j`` and sends ``z_{j+1}``: the traffic of a
+    pipeline. By induction ``z_j = y_j + F^{j-1}(r̃_{j-1})`` and ``z_j - x_{j+1} = r̃_j``, so ``z_N`` equals
+    :func:`correction` up to the order of one addition.
+
+    >>> double, triple = lambda u: 2.0 * u, lambda u: 3.0 * u
+    >>> messages(5.0, [lambda u: u, lambda u: 0.0], [double, triple], [triple])
+    [10.0, 30.0]
+    """
+    _count(adapters, segments, coarse)
+    x_, y_ = fine(x, adapters, segments)
+    return corrections(x_, y_, coarse)
+
+
+def corrections(x_: Sequence[Value], y_: Sequence[Value], coarse: Sequence[Map]) -> list[Value]:
+    """The sequential part of :func:`messages`, for fine values that are there already: ``[z_1 … z_N]``."""
+    z = [y_[0]]
+    for x_next, y_next, F in zip(x_[1:], y_[1:], coarse, strict=True):
+        z.append(y_next + F(z[-1] - x_next))
+    return z
+
+
+def difference(g: Map, x: Value) -> Map:
+    """The coarse map ``F(r) = g(x + r) - g(x)``, which makes :func:`correction` exact for every g.
+
+    With ``g = g^{j+1}`` and ``x = x_{j+1}``, ``z_{j+1} = y_{j+1} + g(z_j) - g(x_{j+1}) = g(z_j)``. It costs as much as
+    g; with a cheaper G in place of g it is classic parareal's update, see :func:`iterate`.
+
+    >>> difference(lambda u: u * u, 3.0)(1.0)
+    7.0
+    """
+    return lambda r: g(x + r) - g(x)
+
+
+def iterate(
+    u: Value, segments: Sequence[Map], coarse: Sequence[Map], k: int, *, start: Sequence[Value] | None = None
+) -> list[Value]:
+    r"""Classic parareal: k iterations with any coarse propagators; returns ``[U_0^k … U_N^k]``.
+
+    .. math::
+
+        U_0^k &= u, \quad U_{j+1}^0 = G^{j+1}(U_j^0) \\
+        U_{j+1}^{k+1} &= g^{j+1}(U_j^k) + \left[ G^{j+1}(U_j^{k+1}) - G^{j+1}(U_j^k) \right]
+
+    After k iterations the first k interfaces are the serial ones whatever G is, so ``k = N`` gives :func:`compose`
+    (finite termination). Written in this order, bracket last, they are so bit for bit wherever g and G are
+    deterministic and G's values are finite: once ``U_j`` stands still, the bracket is an exact zero. ``G_new + fine -
+    G_old`` would round twice.
+
+    One iteration from ``start = [x_2 … x_N]`` is the parareal network whose coarse maps are
+    ``difference(G^{j+1}, x_{j+1})``.
+
+    Args:
+        u: the value at interface 0.
+        segments: N maps ``g^1 … g^N``.
+        coarse: N propagators ``G^1 … G^N``, ``G^j : X_{j-1} → X_j``: of values, not of residuals as F is.
+        k: number of iterations, 0 gives the first guess.
+        start: the first guess at interfaces 1 … N-1, in place of the coarse propagators' own.
+
+    Raises:
+        PlanError: where the numbers do not fit.
+
+    Source: Lions, Maday, Turinici (2001); Gander, Vandewalle (2007), theorem 4.9 for the termination.
+
+    Example:
+        >>> half = [lambda u: u / 2] * 2
+        >>> iterate(1.0, half, [lambda u: 0.0 * u] * 2, 2) == compose(1.0, half)
+        True
+    """
+    N = len(segments)
+    if N < 1 or len(coarse) != N or k < 0 or (start is not None and len(start) != N - 1):
+        message = f"{N} segments, {len(coarse)} coarse propagators, k = {k}"
+        message += "" if start is None else f", {len(start)} starting values"
+        raise PlanError(f"{message}; pass N ≥ 1 segments, N propagators, N-1 starting values if any, and k ≥ 0")
+    U = compose(u, coarse) if start is None else [u, *start, coarse[-1]([u, *start][-1])]
+    G_old = U[1:] if start is None else [G(U_j) for G, U_j in zip(coarse, U[:N], strict=True)]
+    for _ in range(k):
+        y = [g(U_j) for g, U_j in zip(segments, U[:N], strict=True)]  # in parallel
+        U_new, G_new = [u], []
+        for j in range(N):
+            G_new.append(coarse[j](U_new[j]))
+            U_new.append(y[j] + (G_new[j] - G_old[j]))
+        U, G_old = U_new, G_new
+    return U
+
+
+def _count(adapters: Sequence[Map], segments: Sequence[Map], coarse: Sequence[Map]) -> int:
+    """N, after checking that there are N adapters, N segments and N-1 coarse maps."""
+    N = len(segments)
+    if N < 1 or len(adapters) != N or len(coarse) != N - 1:
+        raise PlanError(
+            f"{len(adapters)} adapters, {N} segments, {len(coarse)} coarse maps; "
+            "a parareal network of N segments has N adapters (the stem included) and N-1 coarse maps, N ≥ 1"
+        )
+    return N
