@@ -1,0 +1,179 @@
+"""A graph and the module tree whose names it uses -> a runnable module that shares that tree's parameters.
+
+A piece of a network (stem, segment, head) is a graph over modules that live elsewhere, under their original names. Here
+it becomes an ordinary module without a second set of parameters:
+
+    tree (owner)                     Piece (not registered in the owner)
+    └── layer1                       └── layer1   Window: the same parameter and buffer dictionaries, the same mode
+        └── 0                            └── 0    Window
+            ├── conv1  <───────────────────  ├── conv1   the very same module object
+            └── gamma  <───────────────────  └── gamma   read through the shared dictionary
+
+so ``to``, ``train``, ``load_state_dict`` and optimisers on the tree reach every piece, and no state dict lists a
+parameter twice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+__all__ = ["Borrowed", "Piece", "Window"]
+
+
+class _Mirrored(nn.Module):
+    """A module whose training flag, parameters and buffers are those of an ``origin``, when it has one."""
+
+    def mirror(self, origin: nn.Module, *, tensors: bool) -> None:
+        self.__dict__["origin"] = origin
+        if tensors:
+            self.__dict__["_parameters"] = origin._parameters
+            self.__dict__["_buffers"] = origin._buffers
+            self.__dict__["_non_persistent_buffers_set"] = origin._non_persistent_buffers_set
+
+    @property
+    def training(self) -> bool:
+        origin = self.__dict__.get("origin")
+        return bool(self.__dict__.get("_mode", True)) if origin is None else bool(origin.training)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        origin = self.__dict__.get("origin")
+        if origin is None:
+            self.__dict__["_mode"] = mode
+        else:
+            origin.training = mode
+
+
+class Window(_Mirrored):
+    """A container of the tree as a piece sees it: only the children that the piece uses."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        copied = Window()
+        memo[id(self)] = copied
+        _copy_contents(self, copied, memo)
+        return copied
+
+
+class Borrowed(nn.Module):
+    """A module that lives on another device, called here with copies of its parameters; gradients flow back to it."""
+
+    def __init__(self, lender: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.__dict__["lender"] = lender
+        self.device = device
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the lender with its parameters and buffers on this device; changed buffers are written back."""
+        lender: nn.Module = self.__dict__["lender"]
+        moved = {name: tensor.to(self.device) for name, tensor in (*lender.named_parameters(), *lender.named_buffers())}
+        result = torch.func.functional_call(lender, moved, args, kwargs)
+        with torch.no_grad():
+            for name, buffer in lender.named_buffers():
+                buffer.copy_(moved[name])
+        return result
+
+
+class Piece(_Mirrored, fx.GraphModule):
+    """A graph module over the modules and parameters of ``tree``, which it shares and does not own.
+
+    Args:
+        tree: the module whose qualified names the graph uses in ``call_module`` and ``get_attr``.
+        graph: the graph; it becomes this piece's own.
+        class_name: the name that the printed module shows.
+        constants: tensors that the graph reads by a name under which the tree has no parameter or buffer.
+
+    A deep copy of a piece is self-contained: it owns copies of what the piece uses, and follows its own mode.
+    """
+
+    def __init__(
+        self,
+        tree: nn.Module,
+        graph: fx.Graph,
+        class_name: str = "Piece",
+        constants: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> None:
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), class_name)
+        self.mirror(tree, tensors=False)
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self._open(tree, node.target.split("."))
+            elif node.op == "get_attr":
+                self._open(tree, node.target.split("."), attribute=True, constant=constants.get(node.target))
+        self.graph = graph
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            shadowed = self.__dict__.get("shadowed")
+            if shadowed is None:
+                raise
+            return getattr(shadowed, name)
+
+    def borrow(self, device: torch.device) -> None:
+        """Let modules and tensors that live on other devices take part through copies made on the way."""
+        for node in list(self.graph.nodes):
+            if node.op == "call_module":
+                owner, _, name = node.target.rpartition(".")
+                module = self.get_submodule(node.target)
+                if any(tensor.device != device for tensor in (*module.parameters(), *module.buffers())):
+                    self.get_submodule(owner)._modules[name] = Borrowed(module, device)
+            elif node.op == "get_attr" and self._is_foreign(node.target, device):
+                with self.graph.inserting_after(node):
+                    moved = self.graph.call_method("to", (node, device))
+                node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)
+        self.recompile()
+
+    def _is_foreign(self, target: str, device: torch.device) -> bool:
+        owner, _, name = target.rpartition(".")
+        value = getattr(self.get_submodule(owner), name)
+        return isinstance(value, torch.Tensor) and value.device != device
+
+    def _open(
+        self, tree: nn.Module, path: list[str], *, attribute: bool = False, constant: torch.Tensor | None = None
+    ) -> None:
+        """Open windows along ``path`` and put the module itself, or its owner's tensors, at the end."""
+        here: nn.Module = self
+        there = tree
+        for name in path[:-1]:
+            child_there = there._modules[name]
+            assert child_there is not None
+            there = child_there
+            child = here._modules.get(name)
+            if child is there:  # the owner itself is called somewhere in this piece: all below it is within reach
+                return
+            if child is None:
+                child = Window()
+                child.mirror(there, tensors=False)
+                here._modules[name] = child
+            here = child
+        name = path[-1]
+        if not attribute:
+            here._modules[name] = there._modules[name]
+        elif name in there._parameters or name in there._buffers:
+            assert isinstance(here, _Mirrored)
+            here.mirror(there, tensors=True)
+        elif constant is not None:
+            here.__dict__[name] = constant
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Piece:
+        copied = Piece(nn.Module(), fx.Graph(), type(self).__name__)
+        copied.__dict__["origin"] = None
+        memo[id(self)] = copied
+        _copy_contents(self, copied, memo)
+        copied.graph = copy.deepcopy(self.graph)
+        return copied
+
+
+def _copy_contents(source: _Mirrored, target: _Mirrored, memo: dict[int, Any]) -> None:
+    target.training = source.training
+    target.__dict__["_parameters"] = copy.deepcopy(source._parameters, memo)
+    target.__dict__["_buffers"] = copy.deepcopy(source._buffers, memo)
+    target.__dict__["_modules"] = {name: copy.deepcopy(child, memo) for name, child in source._modules.items()}
+    target.__dict__["_non_persistent_buffers_set"] = set(source._non_persistent_buffers_set)
