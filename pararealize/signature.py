@@ -1,0 +1,107 @@
+"""Nodes of a block -> two keys: one that ignores names and widths, and one under which blocks are interchangeable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import fx, nn
+
+__all__ = ["isomorphic", "signatures", "work"]
+
+
+def signatures(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> tuple[str, str]:
+    """The structural and the exact signature of a run of nodes.
+
+    Structural: operations, kinds of modules, kernel, stride and whether grouped, and how arguments refer to each other.
+    Exact: the modules' whole configuration, and every parameter's and activation's shape besides.
+    """
+    index = {node: i for i, node in enumerate(nodes)}
+    soft, hard = [], []
+    for node in nodes:
+        references = str(fx.map_arg((node.args, node.kwargs), lambda argument: _reference(argument, index)))
+        module = module_of(str(node.target)) if node.op == "call_module" else None
+        soft.append((node.op, _label(node, module), tuple(_links(node, index))))
+        hard.append((node.op, _label(node, module), references, _exact(node, module)))
+    return _digest(soft), _digest(hard)
+
+
+def isomorphic(a: Sequence[fx.Node], b: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> bool:
+    """Whether two runs of nodes are the same graph, whatever the order in which they run."""
+    ours, theirs = _graph(a, module_of), _graph(b, module_of)
+    return bool(nx.vf2pp_is_isomorphic(ours, theirs, node_label="label"))
+
+
+def work(node: fx.Node, module_of: Callable[[str], nn.Module]) -> float:
+    """About how many multiplications a node does on one sample: parameters times the positions they are used at."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.ndim == 0:
+        return 0.0
+    elements = value.numel() / max(value.shape[0], 1)
+    weights = _weights(node, module_of)
+    if not weights:
+        return elements
+    largest = max(weights, key=torch.Tensor.numel)
+    channels = largest.shape[0] if largest.ndim and largest.shape[0] in value.shape else value.shape[-1]
+    return elements + sum(weight.numel() for weight in weights) * elements / max(int(channels), 1)
+
+
+def _weights(node: fx.Node, module_of: Callable[[str], nn.Module]) -> list[torch.Tensor]:
+    if node.op == "call_module":
+        return list(module_of(str(node.target)).parameters())
+    read = [
+        argument for argument in node.all_input_nodes if argument.op == "get_attr" and argument.meta.get("trainable")
+    ]
+    return [argument.meta["val"] for argument in read]
+
+
+def _graph(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> nx.DiGraph[int]:
+    index = {node: i for i, node in enumerate(nodes)}
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    for node, i in index.items():
+        graph.add_node(i, label=_label(node, module_of(str(node.target)) if node.op == "call_module" else None))
+        graph.add_edges_from((index[argument], i) for argument in node.all_input_nodes if argument in index)
+    return graph
+
+
+def _label(node: fx.Node, module: nn.Module | None) -> str:
+    if module is None:
+        return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    kernel = (getattr(module, "kernel_size", None), getattr(module, "stride", None))
+    depthwise = getattr(module, "groups", 1) == getattr(module, "in_channels", 0)
+    return f"{type(module).__name__}{kernel if kernel != (None, None) else ''}{' depthwise' if depthwise else ''}"
+
+
+def _links(node: fx.Node, index: dict[fx.Node, int]) -> list[int]:
+    """For each input that is computed inside, how many nodes ago; 0 for what comes from outside."""
+    return [index[node] - index[argument] if argument in index else 0 for argument in node.all_input_nodes]
+
+
+def _reference(argument: fx.Node, index: dict[fx.Node, int]) -> Any:
+    if argument in index:
+        return f"#{index[argument]}"
+    if argument.op == "get_attr":
+        return f"attr{_shape(argument)}"
+    return f"in{_shape(argument)}"
+
+
+def _exact(node: fx.Node, module: nn.Module | None) -> Any:
+    if module is None:
+        return _shape(node)
+    settings = sorted((k, str(v)) for k, v in vars(module).items() if isinstance(v, str | int | float | tuple))
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
+    return repr(module), tuple(s for s in settings if s[0] != "training"), tuple(shapes), _shape(node)
+
+
+def _shape(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return (*value.shape, str(value.dtype))
+    return type(value).__name__
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()

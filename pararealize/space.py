@@ -1,0 +1,153 @@
+"""A node of a captured graph -> the space its value lives in: shape without the batch, and where the channels are."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+__all__ = ["Space", "space_of"]
+
+_CHANNELS_FIRST = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_FUNCTIONS_FIRST = {F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.group_norm, F.instance_norm, torch.conv2d}
+_FUNCTIONS_LAST = {F.linear, F.layer_norm, F.rms_norm, torch.layer_norm}
+_STEPS = 24  # how far to look for an operation that tells
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """X_j, the space of an interface, without the batch dimension.
+
+    Attributes:
+        shape: (channels, height, width) for an image, (height, width, channels) for a channels-last map, (tokens,
+            channels) for a sequence, (channels,) for a vector.
+        channel: the axis of ``shape`` that holds the channels.
+        dtype: the name of the element type, such as ``"float32"``.
+
+    Example:
+        >>> image = Space(shape=(64, 32, 32), channel=0, dtype="float32")
+        >>> print(image, image.channels, image.extent)
+        64×32×32 64 (32, 32)
+    """
+
+    shape: tuple[int, ...]
+    channel: int
+    dtype: str = "float32"
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return self.shape[self.channel] if self.shape else 1
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """The spatial sizes, or the number of tokens; empty for a vector."""
+        return tuple(size for axis, size in enumerate(self.shape) if axis != self.channel)
+
+    @property
+    def numel(self) -> int:
+        """Elements of one sample."""
+        return math.prod(self.shape)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels stand behind the spatial axes."""
+        return len(self.shape) > 1 and self.channel == len(self.shape) - 1
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The element type."""
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    def __str__(self) -> str:
+        return "×".join(str(size) for size in self.shape) or "scalar"
+
+
+def space_of(node: fx.Node, module_of: Callable[[str], nn.Module]) -> Space:
+    """The space of a node's value; the channel axis is told by the operations around it.
+
+    Args:
+        node: a node whose ``meta["val"]`` is a tensor with a leading batch dimension.
+        module_of: from a qualified name to the module.
+    """
+    value = node.meta["val"]
+    shape = tuple(int(size) for size in value.shape[1:])
+    last = max(len(shape) - 1, 0)
+    channel = last
+    if len(shape) > 1:
+        told = _told_by(_forward(node), module_of)
+        if told is None:
+            told = _told_by(_backward(node), module_of)
+        if told is None:
+            told = len(shape) == 2
+        channel = last if told else 0
+    return Space(shape=shape, channel=channel, dtype=str(value.dtype).removeprefix("torch."))
+
+
+def _told_by(nodes: Iterable[fx.Node], module_of: Callable[[str], nn.Module]) -> bool | None:
+    """Whether the channels come last, as the first operation says that has an opinion."""
+    for node in nodes:
+        if node.op == "call_module":
+            for module in module_of(str(node.target)).modules():
+                if isinstance(module, _CHANNELS_FIRST):
+                    return False
+                if isinstance(module, _CHANNELS_LAST):
+                    return True
+        elif node.op == "call_function" and node.target in _FUNCTIONS_FIRST:
+            return False
+        elif node.op == "call_function" and node.target in _FUNCTIONS_LAST:
+            return True
+    return None
+
+
+def _forward(node: fx.Node) -> Iterable[fx.Node]:
+    """Operations that read the value, through those that keep its shape."""
+    return _search(node, lambda n: list(n.users), lambda n: _same_shape(n, node))
+
+
+def _backward(node: fx.Node) -> Iterable[fx.Node]:
+    """Operations that made the value, through those that kept its shape."""
+    yield node
+    for found in _search(node, lambda n: n.all_input_nodes, lambda n: _same_shape(n, node)):
+        if _same_shape(found, node):
+            yield found
+
+
+def _search(
+    start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]], passable: Callable[[fx.Node], bool]
+) -> Iterable[fx.Node]:
+    queue, seen = list(neighbours(start)), {start}
+    for _ in range(_STEPS):
+        if not queue:
+            return
+        node = queue.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if passable(node):
+            queue += neighbours(node)
+
+
+def _same_shape(node: fx.Node, other: fx.Node) -> bool:
+    value: Any = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.shape == other.meta["val"].shape
