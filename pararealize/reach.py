@@ -1,0 +1,190 @@
+"""How far an operation reaches: windows on the axes of a map, and what a rule may ask of a node.
+
+A *reach* says, for each spatial axis of a block's input, at which dimension of a tensor within the block it now stands
+and which window of the input one position there reads. Rules (``field_windows.py``, ``field_moves.py``) take the reach
+of a node's operands to the reach of its result.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "EVERYWHERE",
+    "Axis",
+    "Call",
+    "Number",
+    "Reach",
+    "Rule",
+    "Window",
+    "broadcast",
+    "each",
+    "follow",
+    "initial_reach",
+    "mix",
+    "name_of",
+    "normal",
+    "numbers",
+    "plain",
+    "shape_of",
+    "slide",
+    "union",
+]
+
+Number = int | Fraction
+
+
+def plain(value: Number) -> Number:
+    """The same number, as an ``int`` where it is one."""
+    return int(value) if value == int(value) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Output position ``o`` of one dimension reads ``start + stride * o`` to ``start + stride * o + size - 1``."""
+
+    size: Number = 1
+    stride: Number = 1
+    start: Number = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Where one spatial axis of the input has gone: the tensor dimension that follows it, and the window it reads."""
+
+    dim: int | None  # None: every position of this tensor may read the whole axis
+    window: Window = Window()
+
+    def through(self, window: Window) -> "Axis":
+        """The axis after one more operation that reads ``window`` of it."""
+        a = self.window
+        size = a.size + (window.size - 1) * a.stride
+        return Axis(
+            self.dim, Window(plain(size), plain(a.stride * window.stride), plain(a.start + window.start * a.stride))
+        )
+
+
+EVERYWHERE = Axis(None)
+Reach = tuple[Axis, ...]  # one axis for each spatial axis of the input
+
+
+def initial_reach(dims: Sequence[int]) -> Reach:
+    """The input itself: each spatial axis stands at its dimension and reads one position."""
+    return tuple(Axis(dim) for dim in dims)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's value, or of the first tensor where the value is a tuple of them."""
+    tensors = [leaf for leaf in pytree.tree_leaves(node.meta["val"]) if isinstance(leaf, torch.Tensor)]
+    return tuple(int(size) for size in tensors[0].shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One node with what its rule may ask: the module, the arguments, shapes, and the reach of each operand."""
+
+    node: fx.Node
+    module: nn.Module | None
+    reaches: Mapping[fx.Node, Reach]
+
+    @property
+    def operands(self) -> list[fx.Node]:
+        """The arguments that depend on the input of the block."""
+        return [node for node in self.node.all_input_nodes if node in self.reaches]
+
+    @property
+    def source(self) -> fx.Node:
+        """The first operand: the tensor that the operation is about."""
+        return self.operands[0]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name; of a module, its attribute of that name."""
+        if self.module is not None:
+            return getattr(self.module, name, default)
+        if position < len(self.node.args):
+            return self.node.args[position]
+        return self.node.kwargs.get(name, default)
+
+    def size(self, dim: int) -> int:
+        """The size of one dimension of the result."""
+        return shape_of(self.node)[dim]
+
+
+Rule = Callable[[Call], Reach]
+
+
+# ---------------------------------------------------------------------------------------------------------- helpers
+
+
+def union(reaches: Iterable[Reach]) -> Reach:
+    """The smallest windows that hold those of every branch; global where branches stand at other dims or strides."""
+
+    def join(axes: tuple[Axis, ...]) -> Axis:
+        if any(axis.dim is None for axis in axes) or len({(axis.dim, axis.window.stride) for axis in axes}) > 1:
+            return EVERYWHERE
+        start = min(axis.window.start for axis in axes)
+        stop = max(axis.window.start + axis.window.size for axis in axes)
+        return Axis(axes[0].dim, Window(stop - start, axes[0].window.stride, start))
+
+    return tuple(join(axes) for axes in zip(*reaches, strict=True))
+
+
+def follow(reach: Reach, moves: Mapping[int, int]) -> Reach:
+    """Each axis at the dimension where ``moves`` puts it; global where it has none."""
+    return tuple(
+        Axis(moves[axis.dim], axis.window) if axis.dim is not None and axis.dim in moves else EVERYWHERE
+        for axis in reach
+    )
+
+
+def mix(reach: Reach, dims: Iterable[int]) -> Reach:
+    """Global along ``dims``, unchanged elsewhere."""
+    mixed = set(dims)
+    return tuple(EVERYWHERE if axis.dim in mixed else axis for axis in reach)
+
+
+def slide(reach: Reach, windows: Mapping[int, Window | None]) -> Reach:
+    """A window moves along each dimension of ``windows``; None reads the whole dimension."""
+
+    def moved(axis: Axis) -> Axis:
+        if axis.dim is None or axis.dim not in windows:
+            return axis
+        window = windows[axis.dim]
+        return EVERYWHERE if window is None else axis.through(window)
+
+    return tuple(moved(axis) for axis in reach)
+
+
+def broadcast(reach: Reach, shape: Sequence[int], target: Sequence[int]) -> Reach:
+    """The reach after broadcasting ``shape`` to ``target``; global where one position serves many."""
+    shift = len(target) - len(shape)
+    kept = {d: d + shift for d, size in enumerate(shape) if size == target[d + shift] or size != 1}
+    return follow(reach, kept)
+
+
+def each(value: Any, count: int) -> tuple[Any, ...]:
+    """``count`` values from one value, a sequence of one, or a sequence of ``count``."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * count if len(values) == 1 else values
+
+
+def normal(dims: Any, rank: int) -> tuple[int, ...]:
+    """Dimensions counted from the front; None means all."""
+    return tuple(range(rank)) if dims is None or dims == () else tuple(int(d) % rank for d in each(dims, 1))
+
+
+def numbers(args: Iterable[Any]) -> tuple[int, ...]:
+    """``f(x, 0, 2, 1)`` and ``f(x, (0, 2, 1))`` alike: the integers."""
+    flat = [leaf for arg in args for leaf in (arg if isinstance(arg, (tuple, list)) else (arg,))]
+    return tuple(leaf for leaf in flat if isinstance(leaf, int))
+
+
+def name_of(node: fx.Node) -> str:
+    """The name that a function, its method and its in-place form share: ``torch.relu_`` -> ``relu``."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return str(name).strip("_")

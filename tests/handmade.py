@@ -1,0 +1,41 @@
+"""Plans written by hand, for tests of what prints and draws them: no network is captured."""
+
+from pararealize.plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan
+from pararealize.space import Space
+
+SPACES = [Space(shape=shape, channel=0, dtype="float32") for shape in [(64, 32, 32), (128, 16, 16), (256, 8, 8)]]
+IMAGE = Space(shape=(3, 32, 32), channel=0, dtype="float32")
+
+
+def cost(amount):
+    return {"flops_forward": int(amount), "flops_backward": int(2 * amount), "cost": 3.0 * amount}
+
+
+def make_plan(n=3, *, source="input", uneven=False, unit="flops", name="stage{stage}.{i}", notes=()):
+    """``n`` segments of 10 blocks each, over three stages."""
+
+    def segment(j):
+        first, last = 10 * (j - 1), 10 * j - 1
+        names = [name.format(stage=1 + 3 * i // (10 * n), i=i) for i in (first, last)]
+        return SegmentPlan(
+            j=j, first=first, last=last, first_block=names[0], last_block=names[1], blocks=10,
+            x=SPACES[max(0, 3 * (j - 2) // n)], y=SPACES[3 * (j - 1) // n], parameters=870_000 + j,
+            device=f"cuda:{j - 1}" if uneven else "cpu", **cost(1e9 * (j / n if uneven else 1)),
+        )  # fmt: skip
+
+    segments = tuple(segment(j) for j in range(1, n + 1))
+    return Plan(
+        model="PreActResNet", fingerprint="0123456789abcdef", n=n, coarse="paper", cuts="cost", source=source, batch=2,
+        unit=unit, stem=PartPlan(parameters=432, **cost(1e6)), head=PartPlan(parameters=3082, **cost(1e4)),
+        segments=segments,
+        adapters=tuple(
+            AdapterPlan(j=s.j, source=source, x=IMAGE, y=s.x, parameters=256 * s.j, recipe="conv 1×1", **cost(1e6))
+            for s in segments[1:]
+        ),
+        coarse_blocks=tuple(
+            CoarsePlan(j=s.j - 1, kind="paper", units=1, kernel=0, x=s.x, y=s.y, parameters=500_000, note="",
+                       **cost(2e8))
+            for s in segments[1:]
+        ),
+        notes=notes,
+    )  # fmt: skip
