@@ -1,0 +1,353 @@
+"""BlockChain -> Costs: operations and bytes of every block, counted on shapes; or seconds, measured.
+
+Convolutions and matrix products are counted as ``torch.utils.flop_counter`` does (a multiply-add is two operations).
+Everything else moves memory rather than computes, and small convolutions do too. So each element that an operation
+writes, views left out, is charged ``PER_ELEMENT`` operations, those that a processor could have done while it reads and
+writes one: eight bytes at some twelve operations a byte. *Work* is the sum of both, and what a plan adds up. FLOPs
+alone would call the paper's coarse unit seventeen bottleneck units of ResNet-1001; measured, it is three on its
+authors' GPU and five to twelve on a CPU core. Where that matters, measure: ``cost="seconds"``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from .errors import ModelError
+from .trial import Trial, named_tensors, trial_inputs, with_gradient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .blocks import Block, BlockChain
+    from .space import Space
+    from .trial import StandIn
+
+__all__ = ["PER_ELEMENT", "BlockCost", "Costs", "Unit", "count_costs", "count_module", "measure_costs"]
+
+PER_ELEMENT = 100  # operations that writing one element is worth
+Unit = Literal["flops", "seconds"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCost:
+    """What one block costs in one training step.
+
+    Attributes:
+        flops_forward: operations of convolutions and matrix products, a multiply-add being two, per sample.
+        flops_backward: the same of the backward pass, for the parameters that require a gradient.
+        elements_forward: elements that its operations write, views left out, per sample.
+        elements_backward: the same of the backward pass; gradients of weights, written once a batch, are left out.
+        bytes_activations: bytes of its operations' results, per sample.
+        bytes_parameters: bytes of its parameters.
+        seconds_forward: measured at the captured batch size; ``None`` where costs were counted.
+        seconds_backward: likewise.
+    """
+
+    flops_forward: int
+    flops_backward: int
+    elements_forward: int
+    elements_backward: int
+    bytes_activations: int
+    bytes_parameters: int
+    seconds_forward: float | None = None
+    seconds_backward: float | None = None
+
+    @property
+    def work(self) -> int:
+        """Operations of one training step of one sample: ``flops + PER_ELEMENT * elements``, forward and backward."""
+        return self.flops_forward + self.flops_backward + PER_ELEMENT * (self.elements_forward + self.elements_backward)
+
+    @property
+    def seconds(self) -> float | None:
+        """Forward and backward."""
+        if self.seconds_forward is None or self.seconds_backward is None:
+            return None
+        return self.seconds_forward + self.seconds_backward
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """The cost of every block of a chain, in one unit.
+
+    Attributes:
+        unit: ``"flops"``, work per sample; or ``"seconds"`` at the captured batch size.
+        stem: what comes before the blocks.
+        blocks: the blocks, in order.
+        head: what comes after the blocks.
+        notes: blocks that could not be counted, and what was taken instead.
+    """
+
+    unit: Unit
+    stem: BlockCost
+    blocks: tuple[BlockCost, ...]
+    head: BlockCost
+    notes: tuple[str, ...] = ()
+    _before: tuple[float, ...] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_before", tuple(itertools.accumulate(map(self.of, self.blocks), initial=0)))
+
+    def of(self, cost: BlockCost) -> float:
+        """The cost of one training step of one block, in this unit."""
+        seconds = cost.seconds
+        return cost.work if self.unit == "flops" or seconds is None else seconds
+
+    def step(self, first: int, last: int) -> float:
+        """Forward and backward of blocks ``first`` to ``last`` (0-based, inclusive)."""
+        return self._before[last + 1] - self._before[first]
+
+    @property
+    def total(self) -> float:
+        """One training step of the whole network."""
+        return self.of(self.stem) + self._before[-1] + self.of(self.head)
+
+    def price(self, work: int) -> float:
+        """What work that was only counted costs in this unit: at the rate of the network's own blocks."""
+        if self.unit == "flops":
+            return work
+        return work * self._before[-1] / sum(cost.work for cost in self.blocks)
+
+    def __str__(self) -> str:
+        unit = "work per sample" if self.unit == "flops" else "seconds"
+        rows = [("stem", self.stem), *((str(i), cost) for i, cost in enumerate(self.blocks)), ("head", self.head)]
+        lines = [f"{'':>6} {'flops forward':>14} {'backward':>14} {'activations':>12} {'parameters':>12} {unit:>15}"]
+        for name, c in rows:
+            counted = f"{name:>6} {c.flops_forward:>14,} {c.flops_backward:>14,}"
+            size = f"{c.bytes_activations / 1024:>8.0f} KiB {c.bytes_parameters / 1024:>8.0f} KiB"
+            lines.append(f"{counted} {size} {self.of(c):>15.6g}")
+        return "\n".join(lines)
+
+
+def count_costs(chain: BlockChain) -> Costs:
+    """Count operations and bytes of every block on fake tensors, once for each group of interchangeable blocks.
+
+    Nothing is computed and nothing allocated: it works on the meta device, and takes time in proportion to the number
+    of different blocks. Operations are per sample, in the mode that the model is in. A block that does not run on fake
+    tensors (its own C++ kernel) is taken as two operations a parameter, and named in ``notes``.
+
+    Example:
+        >>> import torch
+        >>> from pararealize.blocks import find_blocks
+        >>> from pararealize.capture import capture
+        >>> layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()) for _ in range(3)]
+        >>> costs = count_costs(find_blocks(capture(torch.nn.Sequential(*layers), torch.randn(4, 8))))
+        >>> costs.blocks[1].flops_forward, costs.blocks[1].flops_backward, costs.blocks[1].elements_forward
+        (128, 256, 16)
+    """
+    notes: list[str] = []
+    seen: dict[str, BlockCost] = {}
+    for block in chain.blocks:
+        if block.exact_signature not in seen:
+            seen[block.exact_signature] = _count_block(chain, block, notes)
+    return Costs(
+        unit="flops",
+        stem=_count_block(chain, chain.stem, notes),
+        blocks=tuple(seen[block.exact_signature] for block in chain.blocks),
+        head=_count_block(chain, chain.head, notes),
+        notes=tuple(notes),
+    )
+
+
+def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCost:
+    """Count one module ``(batch, *x.shape) -> ...`` on fake tensors, as :func:`count_costs` does blocks.
+
+    Args:
+        module: an adapter or a coarse block; on the meta device as well.
+        x: the space that it reads.
+        first: whether it reads the network's input, into which no gradient flows.
+    """
+    home = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+    def inputs(_: StandIn) -> list[Any]:
+        value = torch.empty((_SAMPLES, *x.shape), dtype=x.torch_dtype, device=home)  # fake: allocates nothing
+        return [with_gradient(value, not first)]
+
+    flops, elements = _count(module, inputs)
+    return BlockCost(
+        flops_forward=flops[0] // _SAMPLES,
+        flops_backward=flops[1] // _SAMPLES,
+        elements_forward=elements[0] // _SAMPLES,
+        elements_backward=elements[1] // _SAMPLES,
+        bytes_activations=elements[0] // _SAMPLES * x.torch_dtype.itemsize,
+        bytes_parameters=sum(p.numel() * p.element_size() for p in module.parameters()),
+    )
+
+
+def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Costs:
+    """Measure forward and backward seconds of every block where the model is, once for interchangeable blocks.
+
+    The median of ``repeats`` runs after ``warmup``, on random inputs of the captured batch size, in the mode that the
+    model is in. It runs on copies of parameters and buffers, so values, gradients, running statistics and the random
+    state stay as found; a GPU is waited for before and after each run.
+
+    Args:
+        chain: the network's blocks.
+        repeats: measured runs of each block.
+        warmup: runs before those.
+
+    Raises:
+        ModelError: the model is on the meta device, where nothing runs.
+    """
+    if any(parameter.is_meta for parameter in chain.capture.model.parameters()):
+        raise ModelError(
+            'cost="seconds" runs the model, but its parameters are on the meta device; pass cost="flops", or give it '
+            "memory first with model.to_empty(device=...)"
+        )
+    counted = count_costs(chain)
+    seen: dict[str, tuple[float, float]] = {}
+
+    def measured(block: Block, cost: BlockCost) -> BlockCost:
+        if not block.nodes:
+            return dataclasses.replace(cost, seconds_forward=0.0, seconds_backward=0.0)
+        key = block.name if block in (chain.stem, chain.head) else block.exact_signature
+        if key not in seen:
+            seen[key] = _seconds(chain.piece(block), repeats, warmup, first=block is chain.stem)
+        forward, backward = seen[key]
+        return dataclasses.replace(cost, seconds_forward=forward, seconds_backward=backward)
+
+    return Costs(
+        unit="seconds",
+        stem=measured(chain.stem, counted.stem),
+        blocks=tuple(measured(block, cost) for block, cost in zip(chain.blocks, counted.blocks, strict=True)),
+        head=measured(chain.head, counted.head),
+        notes=counted.notes,
+    )
+
+
+# Counting -----------------------------------------------------------------------------------------------------------
+
+_SAMPLES = 2  # batch norm refuses to normalise a single value
+_NOTHING = BlockCost(
+    flops_forward=0,
+    flops_backward=0,
+    elements_forward=0,
+    elements_backward=0,
+    bytes_activations=0,
+    bytes_parameters=0,
+)
+
+
+def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost:
+    """The cost of a block per sample; one that does not run on fake tensors is estimated, with a note."""
+    if not block.nodes:
+        return _NOTHING
+    piece, batch = chain.piece(block), max(chain.capture.batch, 1)
+    results = [
+        leaf
+        for node in block.nodes
+        for leaf in pytree.tree_leaves(node.meta.get("val"))
+        if isinstance(leaf, torch.Tensor) and node.op.startswith("call")
+    ]
+    try:
+        flops, elements = _count(piece, lambda fake: trial_inputs(piece, fake, first=block is chain.stem))
+    except (RuntimeError, TypeError, ValueError) as error:
+        written = sum(leaf.numel() for leaf in results)
+        flops, elements = (2 * block.parameters * batch, 4 * block.parameters * batch), (written, 2 * written)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        notes.append(f"{block.name} cannot be counted ({reason}); taken as 2 operations a parameter")
+    return BlockCost(
+        flops_forward=round(flops[0] / batch),
+        flops_backward=round(flops[1] / batch),
+        elements_forward=max(1, elements[0] // batch),
+        elements_backward=elements[1] // batch,
+        bytes_activations=sum(leaf.numel() * leaf.element_size() for leaf in results) // batch,
+        bytes_parameters=sum(p.numel() * p.element_size() for p in piece.parameters()),
+    )
+
+
+def _count(module: nn.Module, inputs: Callable[[StandIn], list[Any]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(forward, backward) FLOPs and elements written, for the whole batch, on fake tensors."""
+    with torch.inference_mode(False), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+
+        def fake(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+        run = Trial(module, inputs(fake), fake)
+        with _Written() as written, FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+            outputs = run.forward()
+            flops, elements = counter.get_total_flops(), written.elements
+            run.backward(outputs)
+            weights = sum(p.numel() for p in set(run.tensors.values()) if p.requires_grad)
+            back = max(written.elements - elements - weights, 0)
+            return (flops, counter.get_total_flops() - flops), (elements, back)
+
+
+class _Written(TorchDispatchMode):
+    """Counts the elements that operations write: results that are not views of their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        returns = func._schema.returns
+        values = result if len(returns) > 1 else (result,)
+        for declared, value in zip(returns, values, strict=False):
+            if declared.alias_info is None or declared.alias_info.is_write:
+                self.elements += sum(t.numel() for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor))
+        return result
+
+
+def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *args: Any, **_: Any) -> int:
+    """Once the forward count for each gradient asked for; torch's own formula forgets the groups (2.15)."""
+    transposed, mask = args[4], args[7]
+    positions = (x_shape if transposed else grad_shape)[2:]
+    return int(2 * grad_shape[0] * math.prod(positions) * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1])))
+
+
+_FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
+
+
+# Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def _seconds(piece: fx.GraphModule, repeats: int, warmup: int, *, first: bool) -> tuple[float, float]:
+    """Median seconds of a forward and a backward pass, on copies."""
+    homes = {tensor.device for _, tensor in named_tensors(piece)} or {torch.get_default_device()}
+    home = min(homes, key=str)
+    with _random_state_kept(home), torch.inference_mode(False), torch.enable_grad():
+
+        def value(tensor: torch.Tensor) -> torch.Tensor:
+            if type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter):
+                return tensor.clone()
+            made = torch.zeros(tensor.shape, dtype=tensor.dtype, device=home)
+            return made.normal_() if made.is_floating_point() else made
+
+        run = Trial(piece, trial_inputs(piece, value, first=first), value)
+        forward, backward = [], []
+        for _ in range(warmup + repeats):
+            run.again()
+            start = _now(home)
+            outputs = run.forward()
+            middle = _now(home)
+            run.backward(outputs)
+            forward.append(middle - start)
+            backward.append(_now(home) - middle)
+        return max(statistics.median(forward[warmup:]), 1e-9), max(statistics.median(backward[warmup:]), 0.0)
+
+
+def _now(device: torch.device) -> float:
+    """The time at which a device has done all it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextlib.contextmanager
+def _random_state_kept(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        yield

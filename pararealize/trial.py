@@ -1,0 +1,81 @@
+"""One module -> a run forward and backward on stand-ins for its parameters, buffers and inputs: to count, or to time.
+
+The module itself stays as found: neither values, gradients nor running statistics of its own are touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+__all__ = ["StandIn", "Trial", "named_tensors", "trial_inputs", "with_gradient"]
+
+StandIn: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Trial:
+    """One module with stand-ins for its parameters and buffers, to run forward and backward."""
+
+    def __init__(self, module: nn.Module, inputs: list[Any], stand_in: StandIn) -> None:
+        self.module, self.inputs = module, inputs
+        self.tensors: dict[str, torch.Tensor] = {}
+        made: dict[int, torch.Tensor] = {}
+        for name, tensor in named_tensors(module):
+            if id(tensor) not in made:
+                made[id(tensor)] = stand_in(tensor.detach()).requires_grad_(tensor.requires_grad)
+            self.tensors[name] = made[id(tensor)]
+        leaves = (*made.values(), *pytree.tree_leaves(inputs))
+        self.leaves = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+        self.copies = self._copied()
+
+    def _copied(self) -> tuple[Any, ...]:
+        """Inputs that a module may change in place."""
+        return tuple(
+            pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, self.inputs)
+        )
+
+    def forward(self) -> list[torch.Tensor]:
+        """The outputs through which a gradient can flow."""
+        result = functional_call(self.module, self.tensors, self.copies, strict=False)
+        return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+
+    def backward(self, outputs: list[torch.Tensor]) -> None:
+        """Gradients of everything that requires one."""
+        if outputs and self.leaves:
+            seeds = [torch.ones_like(output) for output in outputs]
+            torch.autograd.grad(outputs, self.leaves, seeds, allow_unused=True)
+
+    def again(self) -> None:
+        """Ready for one more forward."""
+        self.copies = self._copied()
+
+
+def trial_inputs(piece: fx.GraphModule, stand_in: StandIn, *, first: bool) -> list[Any]:
+    """Values for a piece's inputs; a gradient flows into the activation, unless it is the network's first piece."""
+
+    def value(node: fx.Node, inner: bool) -> Any:
+        if "val" not in node.meta:
+            return node.args[0] if node.args else None
+        flows = inner or bool(node.meta.get("trainable"))
+        return pytree.tree_map_only(
+            torch.Tensor, lambda leaf: with_gradient(stand_in(leaf.detach()), flows), node.meta["val"]
+        )
+
+    placeholders = [node for node in piece.graph.nodes if node.op == "placeholder"]
+    return [value(node, not first and i == 0) for i, node in enumerate(placeholders)]
+
+
+def with_gradient(tensor: torch.Tensor, flows: bool) -> torch.Tensor:
+    """The tensor, which requires a gradient where one can flow into it."""
+    return tensor.requires_grad_(flows and tensor.is_floating_point())
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by every name that they have."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
