@@ -1,0 +1,358 @@
+"""BlockChain, fields, Costs, n -> Plan: the decisions, all made here and before anything is built.
+
+Every fault of the arguments is found before any is reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from .adapters import adapter_cost, describe_adapter
+from .blocks import why_no_more
+from .coarse import LARGEST_KERNEL, Coarse, block_choice, coarse_cost, coarse_name, kernel_for, kind_for, units_for
+from .cost import PER_ELEMENT, BlockCost, Costs
+from .cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
+from .errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
+from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .blocks import Block, BlockChain, Space
+    from .field import Fields
+
+__all__ = ["plan_segments"]
+
+T = TypeVar("T")
+
+_MADE_OF_BLOCKS = ("block", "exact", "custom")  # coarse kinds whose cost is not a matter of shapes alone
+
+
+def plan_segments(
+    chain: BlockChain,
+    fields: Fields,
+    costs: Costs,
+    n: int,
+    *,
+    coarse: Coarse = "paper",
+    cuts: str | Sequence[str] = "cost",
+    source: str | None = None,
+    devices: Sequence[str | torch.device] | None = None,
+) -> Plan:
+    """Decide where to cut, what adapters and coarse blocks there are, and what it all costs.
+
+    With ``cuts="cost"`` the cut has the smallest critical path ``t_n`` of all, where ``s_j`` is the cost of segment j
+    with its adapter (of the first, with the stem) and ``c_j`` that of F^j, forward and backward::
+
+        t_1 = s_1,    t_{j+1} = max(s_{j+1}, t_j) + c_j
+
+    It is exact for coarse blocks whose cost depends on their two spaces; ``"block"`` is judged by the commonest block
+    between two stages, and a callable, whose cost is not known before it builds, by the correction alone.
+
+    Args:
+        chain: the network's blocks.
+        fields: their receptive fields, which say how many coarse units there are.
+        costs: their costs; adapters and coarse blocks, which are only counted, are priced at the same rate.
+        n: the number of segments, from 1 to the number of blocks.
+        coarse: ``"paper"``, ``"depthwise"``, ``"linear"``, ``"block"``, ``"exact"`` or a callable.
+        cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
+        source: what adapters read, ``"input"`` or ``"stem"``; the input where it is floating-point when left out.
+        devices: one a segment; fewer wrap round. Where the model is, when left out.
+
+    Raises:
+        PlanError: n is out of range.
+        CutError: the cuts are not names of blocks, or not n - 1 of them.
+        SourceError: adapters cannot read from that source.
+        DeviceError: a device is unknown or not there.
+        CoarseError: there is no such coarse kind.
+        FieldError: coarse units depend on the field of an operation that has no rule.
+    """
+    found = _Faults()
+    kind = found.of(lambda: coarse_name(coarse)) or ""
+    reads = found.of(lambda: _source(chain, source)) or "stem"
+    places = found.of(lambda: _devices(chain, devices, n)) or ()
+    found.of(lambda: _check_count(chain, n))
+    named = found.of(lambda: _named(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
+    found.stop()
+    planner = _Planner(chain, fields, costs, n, coarse, reads)
+    starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
+    return planner.plan(starts, places, kind, cuts if isinstance(cuts, str) else tuple(cuts), notes)
+
+
+# Arguments ----------------------------------------------------------------------------------------------------------
+
+
+class _Faults:
+    """Collects errors, to report all of them as one of the first one's kind."""
+
+    def __init__(self) -> None:
+        self.errors: list[PararealizeError] = []
+
+    def of(self, check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except PararealizeError as error:
+            self.errors.append(error)
+            return None
+
+    def stop(self) -> None:
+        if self.errors:
+            raise type(self.errors[0])("\n".join(map(str, self.errors))) from self.errors[0]
+
+
+def _check_count(chain: BlockChain, n: int) -> None:
+    blocks = len(chain.blocks)
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= blocks:
+        model = type(chain.capture.model).__name__
+        why = f" ({why_no_more(chain.flow)})" if isinstance(n, int) and n > blocks else ""
+        raise PlanError(
+            f"n = {n!r} is out of range: {model} has {blocks} blocks{why}; pass an integer n from 1 to {blocks}"
+        )
+
+
+def _source(chain: BlockChain, source: str | None) -> str:
+    if source is None:
+        return "stem" if chain.source is None else "input"
+    if source not in ("input", "stem"):
+        raise SourceError(f'source = {source!r} is unknown; pass "input" or "stem"')
+    if source == "input" and chain.source is None:
+        raise SourceError(
+            'source = "input" needs one floating-point input with a batch, and this model reads '
+            f'{chain.capture.example}; pass source="stem"'
+        )
+    return source
+
+
+def _devices(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:
+    """The name of each segment's device."""
+    if devices is None:
+        home = next((parameter.device for parameter in chain.capture.model.parameters()), torch.device("cpu"))
+        return (str(home),) * max(n if isinstance(n, int) else 1, 1)
+    if isinstance(devices, str | torch.device):
+        devices = [devices]
+    if not devices:
+        raise DeviceError("devices is empty; pass at least one, or leave it out to stay where the model is")
+    faults = [fault for device in dict.fromkeys(devices) if (fault := _device_fault(device))]
+    if faults:
+        raise DeviceError("\n".join(faults))
+    return tuple(str(torch.device(devices[j % len(devices)])) for j in range(max(n if isinstance(n, int) else 1, 1)))
+
+
+def _device_fault(device: str | torch.device) -> str:
+    """What is wrong with a device; nothing where it is there."""
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        return f"device {device!r} is unknown: {str(error).splitlines()[0]}"
+    if asked.type in ("cpu", "meta"):
+        return ""
+    module = getattr(torch, asked.type, None)
+    count = module.device_count() if module is not None and module.is_available() else 0
+    if (asked.index or 0) < count:
+        return ""
+    return f"device {str(asked)!r} is not there: this machine has {count} of {asked.type}; pass others, or fewer"
+
+
+def _named(chain: BlockChain, cuts: str | Sequence[str], n: int) -> tuple[int, ...] | None:
+    """The starts where cuts are names of blocks."""
+    if isinstance(cuts, str):
+        if cuts not in ("cost", "paper"):
+            raise CutError(f'cuts = {cuts!r} is unknown; pass "cost", "paper", or a list of names of blocks')
+        return None
+    return named_cuts(list(cuts), n, [block.name for block in chain.blocks])
+
+
+# Decisions ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """What is decided, with all that the decisions depend on."""
+
+    chain: BlockChain
+    fields: Fields
+    costs: Costs
+    n: int
+    coarse: Coarse
+    source: str
+    units: dict[str, int] = field(default_factory=dict)  # known so far, by kind
+
+    def starts(self, cuts: str) -> tuple[tuple[int, ...], list[str]]:
+        """The first block of each segment, and notes."""
+        if cuts == "paper":
+            starts, note = equal_cuts(self.chain.stages, self.n)
+            return starts, [note] if note else []
+        return cheapest_cuts(self.problem(), self.n), []
+
+    def problem(self) -> CutProblem:
+        """The costs as a function of the cut, for boundaries by the number of changes of space before them."""
+        blocks = self.chain.blocks
+        kinds, spaces, edges = [0], [blocks[0].x], [[0, 0]]
+        for i, block in enumerate(blocks, 1):
+            if block.y != block.x:
+                spaces.append(block.y)
+                edges.append([i, i])
+            edges[-1][1] = i
+            kinds.append(len(spaces) - 1)
+        wait = self.costs.of(self.costs.stem) if self.source == "stem" else 0
+        return CutProblem(
+            work=[self.costs.of(cost) for cost in self.costs.blocks],
+            kinds=kinds,
+            adapter=[wait + self.costs.price(self._counted_adapter(space)[1].work) for space in spaces],
+            coarse=[
+                [
+                    self._between(spaces[a], spaces[b], edges[a][0], edges[b][1]) if a <= b else 0
+                    for b in range(len(spaces))
+                ]
+                for a in range(len(spaces))
+            ],
+            first=self.costs.of(self.costs.stem),
+            share=1 if self.coarse == "exact" else 0,
+        )
+
+    def _between(self, x: Space, y: Space, first: int, stop: int) -> float:
+        """The cost of a coarse block from one space to another; of ``"block"``, for all blocks between the two."""
+        kind, _ = kind_for(self.coarse, x, y)
+        if first >= stop:
+            return 0
+        if kind == "block":
+            chosen = block_choice(self.chain.blocks[first:stop], self._units(kind))
+            own = sum(self.costs.of(self.costs.blocks[first + i]) for i in chosen)
+            return own + self._correction(x, y)
+        work = 0 if kind in _MADE_OF_BLOCKS else coarse_cost(kind, x, y, self._units(kind), LARGEST_KERNEL)[1].work
+        return self.costs.price(work) + self._correction(x, y)
+
+    def _correction(self, x: Space, y: Space) -> float:
+        """The subtraction and the addition around F^j, forward and backward."""
+        return self.costs.price(3 * PER_ELEMENT * (x.numel + y.numel))
+
+    def _units(self, kind: str) -> int:
+        if kind not in self.units:
+            counted = kind in ("paper", "depthwise", "block")
+            self.units[kind] = units_for(kind, self.chain, self.fields, self.n) if counted else 0
+        return self.units[kind]
+
+    def _origin(self) -> Space:
+        """The space that adapters read from."""
+        return self.chain.source if self.source == "input" and self.chain.source is not None else self.chain.blocks[0].x
+
+    def _counted_adapter(self, target: Space) -> tuple[int, BlockCost]:
+        return adapter_cost(self._origin(), target, from_stem=self.source == "stem")
+
+    # Rows -----------------------------------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        starts: tuple[int, ...],
+        devices: tuple[str, ...],
+        coarse: str,
+        cuts: str | tuple[str, ...],
+        notes: list[str],
+    ) -> Plan:
+        """All rows for given starts."""
+        ends = [*starts[1:], len(self.chain.blocks)]
+        spans = [(a, b - 1) for a, b in zip(starts, ends, strict=True)]
+        segments = tuple(self.segment(j, *span, devices[j - 1]) for j, span in enumerate(spans, 1))
+        coarse_blocks = tuple(self.coarse_block(j, *span) for j, span in enumerate(spans[1:], 1))
+        notes = [*notes, *dict.fromkeys(row.note for row in coarse_blocks if row.note), *self.costs.notes]
+        if any(row.kind == "custom" for row in coarse_blocks):
+            notes.append(f"coarse blocks of {coarse} are not counted: their cost is not known before they are built")
+        return Plan(
+            model=type(self.chain.capture.model).__name__,
+            fingerprint=fingerprint(self.chain),
+            n=self.n,
+            coarse=coarse,
+            cuts=cuts,
+            source="input" if self.source == "input" else "stem",
+            batch=self.chain.capture.batch,
+            unit=self.costs.unit,
+            stem=self.part(self.chain.stem, self.costs.stem),
+            segments=segments,
+            adapters=tuple(self.adapter(j, chosen.x) for j, chosen in enumerate(segments[1:], 2)),
+            coarse_blocks=coarse_blocks,
+            head=self.part(self.chain.head, self.costs.head),
+            notes=tuple(notes),
+        )
+
+    def part(self, block: Block, cost: BlockCost) -> PartPlan:
+        return PartPlan(
+            parameters=block.parameters,
+            flops_forward=cost.flops_forward,
+            flops_backward=cost.flops_backward,
+            cost=self.costs.of(cost) if block.nodes else 0,
+        )
+
+    def segment(self, j: int, first: int, last: int, device: str) -> SegmentPlan:
+        blocks, costs = self.chain.blocks[first : last + 1], self.costs.blocks[first : last + 1]
+        return SegmentPlan(
+            j=j,
+            first=first,
+            last=last,
+            first_block=blocks[0].name,
+            last_block=blocks[-1].name,
+            blocks=len(blocks),
+            x=blocks[0].x,
+            y=blocks[-1].y,
+            parameters=sum(block.parameters for block in blocks),
+            flops_forward=sum(cost.flops_forward for cost in costs),
+            flops_backward=sum(cost.flops_backward for cost in costs),
+            cost=self.costs.step(first, last),
+            device=device,
+        )
+
+    def adapter(self, j: int, target: Space) -> AdapterPlan:
+        parameters, counted = self._counted_adapter(target)
+        return AdapterPlan(
+            j=j,
+            source="input" if self.source == "input" else "stem",
+            x=self._origin(),
+            y=target,
+            parameters=parameters,
+            flops_forward=counted.flops_forward,
+            flops_backward=counted.flops_backward,
+            cost=self.costs.price(counted.work),
+            recipe=describe_adapter(self._origin(), target, from_stem=self.source == "stem"),
+        )
+
+    def coarse_block(self, j: int, first: int, last: int) -> CoarsePlan:
+        """F^j, which stands for segment j + 1: blocks ``first`` to ``last``."""
+        x, y = self.chain.blocks[first].x, self.chain.blocks[last].y
+        kind, note = kind_for(self.coarse, x, y)
+        units = self._units(kind)
+        kernel = kernel_for(x, self.fields.of(first, last)) if kind == "depthwise" else 0
+        parameters, forward, backward, work = self._coarse_cost(kind, x, y, units, kernel, first, last)
+        return CoarsePlan(
+            j=j,
+            kind=kind,
+            units=units,
+            kernel=kernel,
+            x=x,
+            y=y,
+            parameters=parameters,
+            flops_forward=forward,
+            flops_backward=backward,
+            cost=work + self._correction(x, y),
+            note=note,
+        )
+
+    def _coarse_cost(
+        self, kind: str, x: Space, y: Space, units: int, kernel: int, first: int, last: int
+    ) -> tuple[int, int, int, float]:
+        """Parameters, FLOPs forward and backward, and cost of a coarse block."""
+        if kind == "custom":
+            return 0, 0, 0, 0
+        if kind not in _MADE_OF_BLOCKS:
+            parameters, counted = coarse_cost(kind, x, y, units, kernel)
+            return parameters, counted.flops_forward, counted.flops_backward, self.costs.price(counted.work)
+        blocks = self.chain.blocks[first : last + 1]
+        chosen = block_choice(blocks, units) if kind == "block" else tuple(range(len(blocks)))
+        costs = [self.costs.blocks[first + i] for i in chosen]
+        return (
+            sum(blocks[i].parameters for i in chosen) if kind == "block" else 0,
+            sum(cost.flops_forward for cost in costs),
+            sum(cost.flops_backward for cost in costs),
+            sum(map(self.costs.of, costs)),
+        )
