@@ -1,0 +1,189 @@
+"""The composition: nn.Module -> PararealModule, one line a stage.
+
+capture           the network as one graph                       capture.py
+find_blocks       stem, blocks, head                             blocks.py
+receptive_fields  what each block sees                           field.py
+count_costs       what each block costs                          cost.py
+plan_segments     where to cut, which adapters and coarse blocks plan.py
+build_adapter     C^j, j = 2..n                                  adapters.py
+build_coarse      F^j, j = 1..n-1                                coarse.py
+emit              the parareal network                           emit.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .adapters import build_adapter
+from .blocks import BlockChain, find_blocks
+from .capture import capture
+from .coarse import Coarse, build_coarse, coarse_name
+from .cost import count_costs, measure_costs
+from .emit import PararealModule, emit
+from .errors import DeviceError, PararealizeError, PlanError, SourceError
+from .field import receptive_fields
+from .plan import Plan
+from .planning import plan_segments
+
+__all__ = ["make_plan", "pararealize"]
+
+Device = torch.device | str | int
+
+
+def pararealize(
+    model: nn.Module,
+    n: int | None = None,
+    *,
+    devices: Sequence[Device] | None = None,
+    example_inputs: Any = None,
+    coarse: Coarse = "paper",
+    cuts: Literal["cost", "paper"] | Sequence[str] = "cost",
+    source: Literal["input", "stem"] | None = None,
+    seed: int = 0,
+    cost: Literal["flops", "seconds"] = "flops",
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
+    plan: Plan | None = None,
+) -> PararealModule:
+    r"""Convert a feed-forward network into a parareal network of ``n`` segments that can run at the same time.
+
+    With the network :math:`f = h \circ g^n \circ \dots \circ g^1 \circ C^1` the result computes
+
+    .. math::
+
+        x_j = C^j(x), \quad y_j = g^j(x_j), \quad z_1 = y_1, \quad
+        z_{j+1} = y_{j+1} + F^j(z_j - x_{j+1}), \quad \bar f(x) = h(z_n),
+
+    where the :math:`y_j` do not depend on one another. The result is another function than the original (except for
+    n = 1, or a linear network with ``coarse="exact"``): it is to be trained.
+
+    Args:
+        model: any feed-forward module; it is left as found, and the result holds copies of its parameters.
+        n: segments, between 1 and the number of blocks; not needed where ``plan`` is given.
+        devices: where segments run, in order, wrapping round when there are fewer than ``n``; ``None`` for where the
+            model is.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
+        coarse: ``"paper"``, ``"depthwise"``, ``"linear"``, ``"block"``, ``"exact"``, or a callable
+            ``(segment, x_shape, y_shape) -> nn.Module``.
+        cuts: ``"cost"`` for the smallest critical path, ``"paper"`` for equal units in each stage, or the names of the
+            blocks at which segments begin.
+        source: what adapters read: the raw ``"input"`` (images) or the ``"stem"``'s output; chosen when left out.
+        seed: of the new weights. The caller's random state stays as found.
+        cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
+        leaf_modules: classes or qualified names to keep as single nodes.
+        plan: a plan made before, for this same model.
+
+    Returns:
+        An ``fx.GraphModule``; ``print(net.code)`` reads as the equation above, ``print(net.plan)`` as a table.
+
+    Raises:
+        PararealizeError: one of its subclasses, each of which names the fact, the values and the remedy.
+
+    Source:
+        Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural Network", equations (2)-(4).
+
+    Example:
+        >>> import torch
+        >>> from pararealize import pararealize
+        >>> from pararealize.models import resnet20
+        >>> net = pararealize(resnet20(), n=3)
+        >>> net(torch.randn(5, 3, 32, 32)).shape
+        torch.Size([5, 10])
+    """
+    n = _check_arguments(n, devices, coarse, source, cost, plan)
+    places = _devices(devices, n)
+    chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
+    if plan is None:
+        plan = make_plan(chain, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost)
+    else:
+        plan.check(chain)
+    device = next(model.parameters()).device
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        adapters = {
+            a.j: build_adapter(a.x, a.y, from_stem=a.source == "stem", seed=seed, name=f"C{a.j}") for a in plan.adapters
+        }
+        spans = {segment.j: (segment.first, segment.last) for segment in plan.segments}
+        blocks = {
+            c.j: build_coarse(c, chain, first=spans[c.j + 1][0], last=spans[c.j + 1][1], seed=seed, coarse=coarse)
+            for c in plan.coarse_blocks
+        }
+    for module in (*adapters.values(), *filter(None, blocks.values())):
+        module.to(device)
+    return emit(chain, plan, adapters, blocks, devices=places)
+
+
+def make_plan(
+    chain: BlockChain,
+    n: int,
+    *,
+    coarse: Coarse = "paper",
+    cuts: Literal["cost", "paper"] | Sequence[str] = "cost",
+    source: Literal["input", "stem"] | None = None,
+    devices: Sequence[torch.device] | None = None,
+    cost: Literal["flops", "seconds"] = "flops",
+) -> Plan:
+    """Decide where a chain of blocks is cut: the stages between :func:`find_blocks` and the building of modules.
+
+    The arguments are those of :func:`pararealize`.
+    """
+    fields = receptive_fields(chain)
+    costs = measure_costs(chain) if cost == "seconds" else count_costs(chain)
+    names = None if devices is None else [str(device) for device in devices]
+    return plan_segments(chain, fields, costs, n, coarse=coarse, cuts=cuts, source=source, devices=names)
+
+
+def _check_arguments(
+    n: int | None,
+    devices: Sequence[Device] | None,
+    coarse: Coarse,
+    source: str | None,
+    cost: str,
+    plan: Plan | None,
+) -> int:
+    """The number of segments, after every fault that can be seen without the model is reported at once."""
+    faults: list[PararealizeError] = []
+    if n is None:
+        n = plan.n if plan is not None else 0
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        faults.append(
+            PlanError(f"n is {n!r}; it is the number of segments: pass an integer from 1 to the number of blocks")
+        )
+    elif plan is not None and n != plan.n:
+        faults.append(PlanError(f"n is {n} and the plan is for {plan.n} segments; pass one of them"))
+    if source not in (None, "input", "stem"):
+        faults.append(SourceError(f"source is {source!r}; pass 'input', 'stem' or None"))
+    if cost not in ("flops", "seconds"):
+        faults.append(PlanError(f"cost is {cost!r}; pass 'flops' or 'seconds'"))
+    for check in (lambda: coarse_name(coarse), lambda: _devices(devices, 1)):
+        try:
+            check()
+        except PararealizeError as fault:
+            faults.append(fault)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise type(faults[0])("; and ".join(str(fault) for fault in faults))
+    return n
+
+
+def _devices(devices: Sequence[Device] | None, n: int) -> tuple[torch.device, ...] | None:
+    """One device for every segment, or ``None`` where the model is to stay where it is."""
+    if devices is None:
+        return None
+    if isinstance(devices, str | torch.device) or not isinstance(devices, Sequence) or not devices:
+        raise DeviceError(f"devices is {devices!r}; pass a list such as ['cuda:0', 'cuda:1'], or None")
+    places = []
+    for device in devices:
+        try:
+            place = torch.device(device)
+            torch.empty(0, device=place)
+        except Exception as error:
+            there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+            raise DeviceError(
+                f"device {device!r} is not there ({str(error).splitlines()[0]}); there are {there}"
+            ) from error
+        places.append(place)
+    return tuple(places[i % len(places)] for i in range(n))

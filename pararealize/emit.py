@@ -1,0 +1,394 @@
+"""BlockChain, Plan, adapters and coarse blocks -> PararealModule: an fx module whose code is equation (3) of the paper.
+
+    x_1 = self.stem(x)                      C^1
+    x_2 = self.adapters.C2(x)               C^2              (2)
+    y_1 = self.segments.g1(x_1)             independent of
+    y_2 = self.segments.g2(x_2)             one another
+    r_1 = y_1 - x_2                         (3a), (3b)
+    z_2 = y_2 + self.coarse.F1(r_1)         (3b), (3c)
+    return self.head(z_2)                   (4)
+
+``r_j`` is the propagated residual of the paper (its r with a tilde): z_j - x_{j+1} = r_j + F^{j-1}(r_{j-1}),
+so that one tensor, z_j, crosses each interface.
+
+Source: Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural Network".
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .blocks import Block, BlockChain
+from .coarse import takes_context
+from .errors import CheckpointError, ModelError
+from .extract import subgraph
+from .plan import Plan
+from .window import Piece
+
+__all__ = ["PararealModule", "emit"]
+
+_RESERVED = ("adapters", "coarse", "segments")
+
+
+class PararealModule(fx.GraphModule):
+    """A parareal network: N segments that run independently of each other, and a coarse network that corrects them.
+
+    It is an ordinary module; ``print(net.code)`` shows equation (3). The original's parameters keep their names in
+    ``state_dict()``; those of adapters and coarse blocks stand under ``adapters.C2`` … and ``coarse.F1`` ….
+
+    Attributes:
+        plan: where it was cut, as plain data.
+        stem: C^1, the original up to the first block.
+        adapters: C^j for j = 2..N, by name (``C2`` …).
+        segments: g^j for j = 1..N, by name (``g1`` …); they share the original's parameters.
+        coarse: F^j for j = 1..N-1, by name (``F1`` …), save where F^j is g^{j+1} itself.
+        head: h, the original from the last block on.
+    """
+
+    plan: Plan
+    stem: Piece
+    segments: nn.ModuleDict
+    adapters: nn.ModuleDict
+    coarse: nn.ModuleDict
+    head: Piece
+    context: Piece | None
+    _original_keys: tuple[str, ...]
+    _pieces: dict[str, fx.Graph]
+    _devices: Sequence[torch.device] | None
+
+    def __init__(
+        self,
+        tree: nn.Module,
+        pieces: Mapping[str, fx.Graph],
+        graph: fx.Graph,
+        plan: Plan,
+        original_keys: Sequence[str],
+        devices: Sequence[torch.device] | None = None,
+    ) -> None:
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
+        for contents in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[contents] = tree.__dict__[contents]
+        self.training = tree.training
+        self.__dict__.update(plan=plan, _original_keys=tuple(original_keys), _pieces=dict(pieces), _devices=devices)
+        made = {name: Piece(self, copy.deepcopy(piece), name) for name, piece in pieces.items()}
+        segments = nn.ModuleDict({name: piece for name, piece in made.items() if name.startswith("g")})
+        self.__dict__.update(stem=made["stem"], head=made["head"], context=made.get("context"), segments=segments)
+        for name in ("stem", "head"):
+            made[name].__dict__["shadowed"] = self._modules.get(name)
+        self.graph = graph
+        if devices is not None:
+            self._borrow(made)
+
+    def _borrow(self, pieces: Mapping[str, Piece]) -> None:
+        """Where pieces on different devices share parameters, those away from them take copies on the way."""
+        assert self._devices is not None
+        for name, piece in pieces.items():
+            j = {"stem": 1, "context": 1, "head": self.plan.n}.get(name) or int(name[1:])
+            piece.borrow(self._devices[j - 1])
+
+    def original_state_dict(self) -> dict[str, Any]:
+        """The state of the original network alone, under exactly its own keys.
+
+        It loads into the original model, and into a conversion of it with any other n through
+        :meth:`load_original_state_dict`.
+        """
+        state = self.state_dict()
+        return {key: state[key] for key in self._original_keys}
+
+    def load_original_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load the original network's part of a checkpoint; other keys (another n's coarse blocks) are passed over.
+
+        Raises:
+            CheckpointError: keys of the original are missing, or a shape differs.
+        """
+        missing = [key for key in self._original_keys if key not in state_dict]
+        own = self.state_dict()
+        unlike = [
+            f"{key}: {tuple(state_dict[key].shape)} in the checkpoint, {tuple(own[key].shape)} here"
+            for key in self._original_keys
+            if key in state_dict and getattr(state_dict[key], "shape", None) != getattr(own[key], "shape", None)
+        ]
+        if missing or unlike:
+            raise CheckpointError(
+                f"the checkpoint does not fit {self.plan.model}: {len(missing)} keys missing "
+                f"({', '.join(missing[:3])}), {len(unlike)} of another shape ({'; '.join(unlike[:3])}); "
+                "load one that was saved from this model"
+            )
+        self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
+        tree = nn.Module()
+        for contents in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
+        tree.training = self.training
+        copied = PararealModule(
+            tree, self._pieces, copy.deepcopy(self.graph), self.plan, self._original_keys, self._devices
+        )
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise ModelError(
+            "a parareal module is saved by its parts, not pickled: net.state_dict() (safetensors) and "
+            "net.plan.to_json(), then pararealize(model, plan=Plan.from_json(...)) and load_state_dict"
+        )
+
+
+def emit(
+    chain: BlockChain,
+    plan: Plan,
+    adapters: Mapping[int, nn.Module],
+    coarse: Mapping[int, nn.Module | None],
+    *,
+    devices: Sequence[torch.device] | None = None,
+) -> PararealModule:
+    """Put the parts of a plan together.
+
+    Args:
+        chain: the network's blocks; its model is copied, so that training the result leaves it alone.
+        plan: where to cut.
+        adapters: C^j by j = 2..n.
+        coarse: F^j by j = 1..n-1; ``None`` where it is g^{j+1} itself.
+        devices: one for every segment, or ``None`` to stay where the model is.
+    """
+    pieces = _Pieces(chain, plan)
+    tree, keys = _own_tree(chain)
+    tree._modules["adapters"] = nn.ModuleDict({f"C{j}": adapter for j, adapter in adapters.items()})
+    tree._modules["coarse"] = nn.ModuleDict({f"F{j}": block for j, block in coarse.items() if block is not None})
+    for added in ("adapters", "coarse"):
+        tree.get_submodule(added).train(chain.capture.model.training)
+    graph = _Equation(pieces, coarse, devices).graph
+    if devices is not None:
+        _place(PararealModule(tree, pieces.graphs, graph, plan, keys), devices)
+    return PararealModule(tree, pieces.graphs, graph, plan, keys, devices)
+
+
+def _own_tree(chain: BlockChain) -> tuple[nn.Module, list[str]]:
+    """A copy of the model, as a bare tree whose constants are non-persistent buffers, and the original's keys."""
+    model = chain.capture.model
+    taken = [name for name in _RESERVED if name in {*model._modules, *model._parameters, *model._buffers}]
+    if taken:
+        raise ModelError(
+            f"{type(model).__name__} has top-level names {taken}, which a parareal module needs for itself; "
+            "rename them, or wrap the model in a module that holds it as an attribute"
+        )
+    try:
+        owned = copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); make it deep-copyable, for "
+            "instance by not keeping computed tensors as attributes"
+        ) from error
+    keys = list(owned.state_dict())
+    for path, constant in chain.capture.constants.items():
+        owner_path, _, name = path.rpartition(".")
+        owner = owned.get_submodule(owner_path)
+        owner.__dict__.pop(name, None)
+        owner.register_buffer(name, constant.detach().clone(), persistent=False)
+    return owned, keys
+
+
+class _Pieces:
+    """The graphs of stem, context, segments and head, and what they read."""
+
+    def __init__(self, chain: BlockChain, plan: Plan) -> None:
+        self.chain, self.plan = chain, plan
+        self.spans = [(segment.first, segment.last) for segment in plan.segments]
+        self.placeholders = [node for node in chain.capture.graph.nodes if node.op == "placeholder"]
+        self.reads = [chain.context(first, last) for first, last in self.spans]
+        every = dict.fromkeys(node for read in (*self.reads, chain.head.context) for node in read)
+        flow = chain.flow
+        self.entry = chain.blocks[0].input
+        self.from_stem = [node for node in every if node in flow.broadcast]
+        self.computed = [node for node in every if node not in flow.broadcast and node.op != "placeholder"]
+        self.graphs: dict[str, fx.Graph] = {"stem": self._stem()}
+        if self.computed:
+            self.graphs["context"] = subgraph(self.placeholders, self.computed)
+        for j, (first, last) in enumerate(self.spans, start=1):
+            self.graphs[f"g{j}"] = self._segment(j, first, last)
+        head = chain.head
+        self.graphs["head"] = subgraph((chain.blocks[-1].output, *head.context), head.output, ("z",))
+        for graph in self.graphs.values():
+            _forget(graph)
+
+    def _stem(self) -> fx.Graph:
+        return subgraph(self.placeholders, (self.entry, *self.from_stem) if self.from_stem else self.entry)
+
+    def _segment(self, j: int, first: int, last: int) -> fx.Graph:
+        x = self.chain.blocks[first].input
+        graph = subgraph((x, *self.reads[j - 1]), self.chain.blocks[last].output, ("x",))
+        if self._is_overwritten(x, self.chain.blocks[first : last + 1]) and (j > 1 or self._is_read_elsewhere()):
+            _clone_first_input(graph)
+        return graph
+
+    def _is_read_elsewhere(self) -> bool:
+        return self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
+
+    @staticmethod
+    def _is_overwritten(x: fx.Node, blocks: Sequence[Block]) -> bool:
+        """Whether an operation of the blocks works in place on memory that the input looks into, in either mode."""
+        ours = x.meta.get("memories", (None, None))
+        nodes = (node for block in blocks for node in block.nodes)
+        return any(
+            memory in changed
+            for node in nodes
+            for memory, changed in zip(ours, node.meta.get("changed", ()), strict=False)
+        )
+
+
+def _clone_first_input(graph: fx.Graph) -> None:
+    x = next(iter(graph.nodes))
+    others = list(graph.nodes)
+    last_placeholder = [node for node in others if node.op == "placeholder"][-1]
+    with graph.inserting_after(last_placeholder):
+        clone = graph.call_method("clone", (x,))
+    x.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
+
+
+def _forget(graph: fx.Graph) -> None:
+    """Drop fake values from a graph that is to be run, copied and saved."""
+    for node in graph.nodes:
+        node.meta.clear()
+
+
+class _Equation:
+    """The network's own graph: equation (3), with every transfer between devices written out."""
+
+    def __init__(
+        self, pieces: _Pieces, coarse: Mapping[int, nn.Module | None], devices: Sequence[torch.device] | None
+    ) -> None:
+        self.pieces, self.coarse, self.devices = pieces, coarse, devices
+        self.n = pieces.plan.n
+        self.graph = fx.Graph()
+        self._moved: dict[tuple[fx.Node, str], fx.Node] = {}
+        self.inputs = [self._placeholder(node) for node in pieces.placeholders]
+        self.known = self._context()
+        self._write()
+
+    def _placeholder(self, node: fx.Node) -> fx.Node:
+        default = node.args[0] if node.args else ...
+        if default is ...:
+            return self.graph.placeholder(str(node.target))
+        return self.graph.placeholder(str(node.target), default_value=default)
+
+    def _call(self, target: str, args: Sequence[fx.Node], name: str, j: int) -> fx.Node:
+        """Call a submodule on the device of segment j."""
+        moved = tuple(self._to(argument, j) for argument in args)
+        return self.graph.create_node("call_module", target, moved, name=name)
+
+    def _to(self, node: fx.Node, j: int) -> fx.Node:
+        """The value on the device of segment j: one transfer a device."""
+        if self.devices is None or node in self._plain:
+            return node
+        device = self.devices[j - 1]
+        key = node, str(device)
+        if key not in self._moved:
+            moved = self.graph.create_node(
+                "call_method", "to", (node, device), {"non_blocking": True}, name=f"{node.name}_to_{j}"
+            )
+            self._moved[key] = self._moved[moved, str(device)] = moved
+        return self._moved[key]
+
+    @property
+    def _plain(self) -> set[fx.Node]:
+        """Inputs that are no tensors."""
+        return {
+            node for node, source in zip(self.inputs, self.pieces.placeholders, strict=True) if not _is_tensor(source)
+        }
+
+    def _here(self, node: fx.Node, j: int) -> fx.Node:
+        """Say that a value lies on segment j's device already."""
+        if self.devices is not None:
+            self._moved[node, str(self.devices[j - 1])] = node
+        return node
+
+    def _context(self) -> dict[fx.Node, fx.Node]:
+        """From captured nodes that segments read beside their input, to this graph's nodes."""
+        pieces = self.pieces
+        known = dict(zip(pieces.placeholders, self.inputs, strict=True))
+        if pieces.computed:
+            context = self._call("context", self.inputs, "context", 1)
+            for i, node in enumerate(pieces.computed):
+                value = self.graph.create_node("call_function", operator.getitem, (context, i), name=f"c_{i + 1}")
+                known[node] = self._here(value, 1)
+        return known
+
+    def _write(self) -> None:
+        pieces = self.pieces
+        stem = self._here(self._call("stem", self.inputs, "stem" if pieces.from_stem else "x_1", 1), 1)
+        if pieces.from_stem:
+            names = ["x_1", *(f"c_{len(pieces.computed) + i + 1}" for i in range(len(pieces.from_stem)))]
+            values = [
+                self.graph.create_node("call_function", operator.getitem, (stem, i), name=name)
+                for i, name in enumerate(names)
+            ]
+            for node, value in zip(pieces.from_stem, values[1:], strict=True):
+                self.known[node] = self._here(value, 1)
+            stem = self._here(values[0], 1)
+        x = {1: stem}
+        for j in range(2, self.n + 1):
+            source = stem if pieces.plan.source == "stem" else self._raw_input()
+            x[j] = self._here(self._call(f"adapters.C{j}", (source,), f"x_{j}", j), j)
+        y = {j: self._here(self._segment(j, x[j], f"y_{j}"), j) for j in range(1, self.n + 1)}
+        z = y[1]
+        for j in range(1, self.n):
+            r = self.graph.create_node("call_function", operator.sub, (self._to(z, j + 1), x[j + 1]), name=f"r_{j}")
+            correction = self._coarse(j, self._here(r, j + 1))
+            z = self.graph.create_node("call_function", operator.add, (y[j + 1], correction), name=f"z_{j + 1}")
+            z = self._here(z, j + 1)
+        context = [self.known[node] for node in pieces.chain.head.context]
+        self.graph.output(self._call("head", (z, *context), "output_1", self.n))
+
+    def _raw_input(self) -> fx.Node:
+        """The network's one floating-point input."""
+        return next(
+            node
+            for node, source in zip(self.inputs, self.pieces.placeholders, strict=True)
+            if _is_tensor(source) and source.users
+        )
+
+    def _segment(self, j: int, x: fx.Node, name: str) -> fx.Node:
+        context = [self.known[node] for node in self.pieces.reads[j - 1]]
+        return self._call(f"segments.g{j}", (x, *context), name, j)
+
+    def _coarse(self, j: int, r: fx.Node) -> fx.Node:
+        block = self.coarse[j]
+        if block is None:
+            return self._segment(j + 1, r, f"F_{j}")
+        context = [self.known[node] for node in self.pieces.reads[j]] if takes_context(block) else []
+        return self._call(f"coarse.F{j}", (r, *context), f"F_{j}", j + 1)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:
+    """Move every part to its segment's device; what parts share stays with the first of them."""
+    placed: set[int] = set()
+    for part, j in _parts(net):
+        device = devices[j - 1]
+        for module in part.modules():
+            if id(module._parameters) not in placed:  # windows share this dictionary with what they look into
+                placed.add(id(module._parameters))
+                module._apply(lambda tensor, device=device: tensor.to(device), recurse=False)
+
+
+def _parts(net: PararealModule) -> Iterator[tuple[nn.Module, int]]:
+    n = net.plan.n
+    if net.context is not None:
+        yield net.context, 1
+    yield net.stem, 1
+    for j in range(1, n + 1):
+        yield net.segments[f"g{j}"], j
+    for j in range(2, n + 1):
+        yield net.adapters[f"C{j}"], j
+        if f"F{j - 1}" in net.coarse:
+            yield net.coarse[f"F{j - 1}"], j
+    yield net.head, n

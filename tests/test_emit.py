@@ -1,0 +1,256 @@
+"""The emitted module is an ordinary module, says equation (3), keeps names, and computes what `parareal.py` says."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from models import MaskedTransformer, Perceptron, SharedBias, SmallResNet, StochasticDepth
+from torch import Tensor, nn
+
+from pararealize import PararealModule, pararealize
+from pararealize.errors import CheckpointError, ModelError
+from pararealize.parareal import correction
+
+IMAGES = torch.randn(4, 3, 8, 8)
+NETWORKS = {
+    "convolutions": (SmallResNet, IMAGES),
+    "masks": (MaskedTransformer, torch.randint(0, 11, (4, 5))),
+    "shared values": (SharedBias, torch.randn(4, 6)),
+    "vectors": (Perceptron, torch.randn(4, 8)),
+}
+
+
+def small(n: int = 3, **options: object) -> PararealModule:
+    return pararealize(SmallResNet(), n=n, example_inputs=IMAGES, **options)  # type: ignore[arg-type]
+
+
+def test_the_code_reads_as_equation_3() -> None:
+    lines = [re.sub(r";.*", "", line).strip() for line in small(2).code.strip().splitlines()]
+    assert lines == [
+        "def forward(self, x):",
+        "x_1 = self.stem(x)",
+        "x_2 = self.adapters.C2(x)",
+        "y_1 = self.segments.g1(x_1)",
+        "y_2 = self.segments.g2(x_2)",
+        "r_1 = y_1 - x_2",
+        "F_1 = self.coarse.F1(r_1)",
+        "z_2 = y_2 + F_1",
+        "output_1 = self.head(z_2)",
+        "return output_1",
+    ]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("coarse", ["paper", "depthwise", "linear", "block", "exact"])
+def test_every_kind_trains_every_parameter(name: str, coarse: str) -> None:
+    make, x = NETWORKS[name]
+    net = pararealize(make(), n=3, example_inputs=x, coarse=coarse)
+    net.train()
+    net(x).square().sum().backward()
+    without = {key for key, parameter in net.named_parameters() if parameter.grad is None}
+    assert without == set()
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.01)
+    optimiser.step()
+    net.eval()
+    assert net(x[:1]).shape[0] == 1
+    assert net(torch.cat([x, x, x])).shape[0] == 12
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_it_computes_what_the_mathematics_says(n: int) -> None:
+    net = small(n).double().eval()
+    x = IMAGES.double()
+    adapters = [net.stem, *net.adapters.values()]
+    y = correction(x, adapters, list(net.segments.values()), list(net.coarse.values()))
+    assert torch.allclose(net(x), net.head(y), rtol=1e-12, atol=1e-12)
+
+
+def test_names_in_the_state_dict() -> None:
+    model = SmallResNet()
+    net = pararealize(model, n=3, example_inputs=IMAGES)
+    added = [key for key in net.state_dict() if key not in model.state_dict()]
+    assert [key for key in net.state_dict() if key in model.state_dict()] == list(model.state_dict())
+    assert {key.split(".")[0] for key in added} == {"adapters", "coarse"}
+    assert {".".join(key.split(".")[:2]) for key in added} == {"adapters.C2", "adapters.C3", "coarse.F1", "coarse.F2"}
+    assert list(net.original_state_dict()) == list(model.state_dict())
+    assert [key for key, _ in net.named_parameters()] == [
+        k for k in net.state_dict() if k in dict(net.named_parameters())
+    ]
+    assert len(list(net.parameters())) == len({id(p) for p in net.parameters()})
+    model.load_state_dict(net.original_state_dict())
+
+
+def test_a_checkpoint_of_one_n_loads_into_another() -> None:
+    six, two = small(6), small(2)
+    for parameter in six.parameters():
+        parameter.data.add_(1)
+    two.load_original_state_dict(six.state_dict())
+    for key, value in six.original_state_dict().items():
+        assert torch.equal(two.state_dict()[key], value)
+    state = {**six.state_dict(), "fc.bias": torch.zeros(2)}
+    del state["conv.weight"]
+    with pytest.raises(CheckpointError, match=r"1 keys missing \(conv.weight\), 1 of another shape \(fc.bias: \(2,\)"):
+        two.load_original_state_dict(state)
+
+
+def test_the_model_is_not_shared() -> None:
+    model = SmallResNet()
+    before = copy.deepcopy(model.state_dict())
+    net = pararealize(model, n=2, example_inputs=IMAGES)
+    torch.optim.SGD(net.parameters(), lr=1.0).zero_grad()
+    net(IMAGES).sum().backward()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_deep_copies_are_independent_and_equal() -> None:
+    net = small().eval()
+    twin = copy.deepcopy(net)
+    assert torch.equal(net(IMAGES), twin(IMAGES))
+    assert type(twin.segments["g1"]).__name__ == "g1"
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(1)
+    assert not torch.equal(net(IMAGES), twin(IMAGES))
+    assert not {id(p) for p in net.parameters()} & {id(p) for p in twin.parameters()}
+    twin.train()
+    assert not net.segments["g1"].training
+    assert twin.segments["g1"].training
+
+
+def test_a_piece_can_be_copied_alone() -> None:
+    net = pararealize(SharedBias(), n=2, example_inputs=torch.randn(3, 6), coarse="linear")
+    segment = net.segments["g2"]
+    twin = copy.deepcopy(segment)
+    x, context = torch.randn(3, 6), (torch.randn(6, 6), torch.randn(3, 6))
+    size = sum(1 for node in segment.graph.nodes if node.op == "placeholder")
+    assert torch.equal(twin(x, *context[: size - 1]), segment(x, *context[: size - 1]))
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in net.parameters()}
+    twin.eval()
+    assert segment.training
+
+
+def test_moving_and_casting_reach_every_piece() -> None:
+    net = small().double()
+    assert net(IMAGES.double()).dtype == torch.float64
+    net.to("meta")
+    assert net(IMAGES.to("meta").double()).device.type == "meta"
+    net.to_empty(device="cpu")
+    assert net(IMAGES.double()).shape == (4, 3)
+
+
+def test_modes_reach_every_piece() -> None:
+    model = nn.Sequential(*(StochasticDepth() for _ in range(4)))
+    net = pararealize(model, n=2, example_inputs=torch.randn(4, 6))
+    x = torch.randn(4, 6)
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    net.train()
+    assert not torch.equal(net(x), net(x))
+    assert all(piece.training for piece in (net.stem, net.head, *net.segments.values()))
+
+
+def test_an_interface_is_not_overwritten_in_place() -> None:
+    class InPlaceFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.linear = nn.ReLU(inplace=True), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.relu(x))
+
+    net = pararealize(nn.Sequential(nn.Linear(4, 4), *(InPlaceFirst() for _ in range(3))), n=3, coarse="linear")
+    x = torch.randn(2, 4)
+    adapters = [net.stem, *net.adapters.values()]
+    interfaces = [adapter(x) for adapter in adapters]
+    kept = [value.clone() for value in interfaces]
+    for segment, value in zip(list(net.segments.values())[1:], interfaces[1:], strict=True):
+        segment(value)
+    assert all(torch.equal(a, b) for a, b in zip(interfaces[1:], kept[1:], strict=True))
+    assert "clone" in net.segments["g2"].code
+
+
+def test_a_head_of_the_model_stays_reachable() -> None:
+    class Headed(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(4, 4)
+            self.body = nn.Sequential(*(StochasticDepth(4) for _ in range(3)))
+            self.head = nn.Linear(4, 2)
+
+    net = pararealize(Headed(), n=2)
+    assert net.get_parameter("head.weight").shape == (2, 4)
+    assert net.head.weight is dict(net.named_parameters())["head.weight"]
+    assert list(net.original_state_dict()) == list(Headed().state_dict())
+    assert net(torch.randn(3, 4)).shape == (3, 2)
+
+
+def test_constants_move_with_the_network() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+            self.scale = torch.full((4,), 2.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x) * self.scale + torch.arange(4, device=x.device)
+            return x
+
+    model = Scaled()
+    net = pararealize(model, n=1, example_inputs=torch.randn(2, 4))
+    x = torch.randn(3, 4)
+    assert torch.equal(net(x), model(x))
+    assert list(net.state_dict()) == list(model.state_dict())
+    assert net.to("meta")(x.to("meta")).device.type == "meta"
+    assert isinstance(model.scale, Tensor)
+    assert model.scale.device.type == "cpu"
+
+
+def test_transfers_are_written_out_and_devices_wrap_round() -> None:
+    net = small(4, devices=["cpu", "meta"])
+    devices = {key.split(".")[1]: p.device.type for key, p in net.named_parameters() if key.startswith("coarse")}
+    assert devices == {"F1": "meta", "F2": "cpu", "F3": "meta"}
+    assert "y_1_to_2 = y_1.to(device(type='meta')" in net.code
+    assert [segment.device for segment in net.plan.segments] == ["cpu", "meta", "cpu", "meta"]
+
+
+def test_modules_shared_across_devices_are_borrowed() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layer, self.last = nn.Linear(4, 4), StochasticDepth(4, 0.0), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for _ in range(4):
+                x = self.layer(x)
+            return self.last(x)
+
+    net = pararealize(Shared(), n=2, devices=["cpu", "meta"])
+    assert net.get_parameter("layer.linear.weight").device.type == "cpu"
+    assert net.segments["g2"](torch.randn(2, 4, device="meta")).device.type == "meta"
+    assert "Borrowed" in repr(net.segments["g2"])
+
+
+def test_reserved_names_and_pickling() -> None:
+    class Taken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.adapters = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.adapters(x)
+
+    with pytest.raises(ModelError, match=r"top-level names \['adapters'\].*wrap the model"):
+        pararealize(Taken(), n=2)
+    import pickle
+
+    with pytest.raises(ModelError, match=r"saved by its parts.*state_dict"):
+        pickle.dumps(small(1))
