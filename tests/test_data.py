@@ -1,0 +1,70 @@
+"""The digits: their shapes, their split, and the same batches for the same seed."""
+
+import itertools
+import sys
+
+import pytest
+import torch
+
+from pararealize.data import digits
+from pararealize.errors import ExampleError
+
+
+def test_shapes_and_normalisation():
+    data = digits(image_size=16, channels=1)
+    assert data.images.shape == (1437, 1, 16, 16)
+    assert data.test_images.shape == (360, 1, 16, 16)
+    assert data.images.mean().item() == pytest.approx(0, abs=1e-4)
+    assert data.images.std().item() == pytest.approx(1, abs=1e-4)
+    assert set(data.labels.tolist()) == set(data.test_labels.tolist()) == set(range(10))
+    assert str(data) == "digits: 1437 training and 360 test images of 1×16×16, 10 classes, batches of 64"
+
+
+def test_images_are_the_originals():
+    """At the size they have, and with normalisation undone, every original image is there exactly once."""
+    from sklearn.datasets import load_digits
+
+    data = digits(image_size=8, channels=1)
+    seen = torch.cat([data.images, data.test_images]).flatten(1)
+    raw = torch.from_numpy(load_digits().images).float().flatten(1)
+    scale = raw.max() / (seen.max() - seen.min())
+    restored = ((seen - seen.min()) * scale).round()
+    assert sorted(map(tuple, restored.tolist())) == sorted(map(tuple, raw.tolist()))
+
+
+def test_an_epoch_sees_every_image_once_and_follows_the_seed():
+    data = digits(batch_size=100, seed=3, image_size=8, channels=1)
+    batches = list(data.batches())
+    assert [len(labels) for _, labels in batches] == [100] * 14 + [37]
+    assert torch.equal(
+        torch.cat([labels for _, labels in batches]).bincount(),
+        data.labels.bincount(),
+    )
+    again = next(digits(batch_size=100, seed=3, image_size=8, channels=1).batches())
+    other = next(digits(batch_size=100, seed=4, image_size=8, channels=1).batches())
+    assert torch.equal(batches[0][0], again[0])
+    assert not torch.equal(batches[0][0], other[0])
+
+
+def test_the_split_does_not_follow_the_seed():
+    assert torch.equal(
+        digits(seed=0, image_size=8, channels=1).test_images, digits(seed=1, image_size=8, channels=1).test_images
+    )
+
+
+def test_endless_batches_and_no_batch_of_one():
+    data = digits(batch_size=1436, image_size=8, channels=1)
+    assert [len(labels) for _, labels in itertools.islice(data.batches(None), 3)] == [1437] * 3
+    assert sum(len(labels) for _, labels in data.test_batches()) == 360
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"image_size": -1}, {"channels": 0}])
+def test_numbers_must_be_positive(wrong):
+    with pytest.raises(ExampleError, match="positive numbers"):
+        digits(**wrong)
+
+
+def test_scikit_learn_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ExampleError, match=r"scikit-learn, which is not installed; say pip install"):
+        digits()
