@@ -1,0 +1,1 @@
+"""The ``pararealize`` command: read the arguments, make one library call, print."""

@@ -1,0 +1,78 @@
+"""Files -> an output folder that appears complete or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pararealize.errors import OutputError
+
+__all__ = ["FILES", "output_folder"]
+
+FILES = frozenset({"plan.json", "weights.safetensors", "model.py", "network.svg", "network.png", "__pycache__"})
+
+
+@contextmanager
+def output_folder(path: Path, *, force: bool) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to write into, and move it to ``path`` if all goes well.
+
+    It is made before any work is done, so that a folder that cannot be written is known early. An existing folder is
+    replaced only with ``force``, and only if it holds nothing but what the command writes.
+
+    Raises:
+        OutputError: ``path`` is there already or cannot be written.
+    """
+    _check_free(path, force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {str(path.parent)!r}: {error.strerror or error}; name another folder with --out"
+        ) from error
+    try:
+        yield temporary
+        _check_free(path, force)
+        _move(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir():
+        raise OutputError(f"{str(path)!r} is a file and not a folder; name another folder with --out")
+    if not force:
+        raise OutputError(f"{str(path)!r} is there already; name another folder with --out, or replace it with --force")
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in FILES)
+    if others:
+        listed = ", ".join(others[:3] + ["…"] * (len(others) > 3))
+        raise OutputError(
+            f"{str(path)!r} holds what this command did not write ({listed}), so --force does not replace it; "
+            f"name another folder with --out"
+        )
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Put the new folder in place of the old one; the old one comes back if that fails."""
+    mask = os.umask(0)
+    os.umask(mask)
+    old = Path(f"{temporary}.old")
+    try:
+        temporary.chmod(0o777 & ~mask)  # mkdtemp made it private
+        if path.exists():
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"cannot put the results at {str(path)!r}: {error.strerror or error}; name another folder with --out"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)

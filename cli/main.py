@@ -1,0 +1,350 @@
+"""The ``pararealize`` command: ``convert``, ``inspect``, ``ls`` and ``demo``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import one_message, out, print_json, working
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="pararealize",
+    help="Turn any feed-forward PyTorch model into a parareal network, whose segments run at the same time.",
+    epilog="Start with: [bold]pararealize convert resnet1001 --n 12[/]",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Source(StrEnum):
+    """Where adapters read from."""
+
+    input = "input"
+    stem = "stem"
+
+
+class Cost(StrEnum):
+    """What cuts are balanced by."""
+
+    flops = "flops"
+    seconds = "seconds"
+
+
+class Picture(StrEnum):
+    """The format of the picture."""
+
+    svg = "svg"
+    png = "png"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A name that [bold]pararealize ls[/] lists, [bold]torchvision:NAME[/], [bold]timm:NAME[/], "
+        "[bold]package.module:callable[/] or [bold]file.py:callable[/].",
+        show_default=False,
+    ),
+]
+NumClasses = Annotated[
+    int | None, typer.Option("--num-classes", help="Passed to the model's constructor.", min=1, show_default=False)
+]
+Batch = Annotated[int, typer.Option("--batch", help="Batch size of the example, for which costs are counted.")]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="SIZES",
+        help="One input without the batch dimension, such as 3,224,224. [dim]\\[default: from the model][/]",
+        show_default=False,
+    ),
+]
+InputType = Annotated[
+    str, typer.Option("--input-dtype", metavar="TYPE", help="float32, bfloat16, int64 (token ids), …")
+]
+Leaf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--leaf",
+        metavar="CLASS",
+        help="package.module:Class of a submodule not to look into; may be repeated.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of the model's weights and of what conversion adds.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+CONVERT_EXAMPLES = """
+[bold]Examples[/]
+
+  pararealize convert resnet1001 --n 12 --out resnet1001-n12
+
+  pararealize convert vit_b_16 --n 4 --coarse block --devices cuda:0,cuda:1
+
+  pararealize convert mynets.py:deep --n 8 --input-shape 3,64,64 --json
+"""
+
+
+@app.command(epilog=CONVERT_EXAMPLES)
+@one_message
+def convert(
+    model: Model,
+    n: Annotated[int, typer.Option("--n", "-n", help="How many segments run at the same time.", show_default=False)],
+    coarse: Annotated[
+        str,
+        typer.Option(
+            "--coarse",
+            metavar="KIND",
+            help="paper, depthwise, linear, block, exact, or file.py:function (segment, x_shape, y_shape) -> module.",
+        ),
+    ] = "paper",
+    cuts: Annotated[
+        str,
+        typer.Option(
+            "--cuts",
+            metavar="WHERE",
+            help="cost (the shortest step), paper (equally many blocks in each stage), or the names of the blocks at "
+            "which segments begin, separated by commas.",
+        ),
+    ] = "cost",
+    source: Annotated[
+        Source | None,
+        typer.Option(
+            "--source",
+            help="Adapters read the network's input or its stem's output. [dim]\\[default: what the input allows][/]",
+            show_default=False,
+        ),
+    ] = None,
+    cost: Annotated[
+        Cost, typer.Option("--cost", help="Balance the cuts by FLOPs counted or seconds measured.")
+    ] = Cost.flops,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="LIST",
+            help="Such as cuda:0,cuda:1; fewer than segments wrap round. [dim]\\[default: where the model is][/]",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Batch = 2,
+    input_shape: InputShape = None,
+    input_dtype: InputType = "float32",
+    num_classes: NumClasses = None,
+    leaf: Leaf = None,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Write plan.json, weights.safetensors, model.py and a picture into a new folder.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output folder that is there already.")] = False,
+    picture: Annotated[Picture, typer.Option("--picture", help="Format of the picture.")] = Picture.svg,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Plan and print only, without memory for the weights.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cut MODEL into N segments, print the plan, and write the parareal network into a folder."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack, working(f"building {model}") as progress:
+        folder: Path | None = None
+        if output is not None:
+            from .folder import output_folder
+
+            folder = stack.enter_context(output_folder(output, force=force))
+        from pararealize import pararealize, report
+
+        from . import arguments
+
+        net = arguments.model(model, num_classes=num_classes, seed=seed, meta=no_weights)
+        example = arguments.example(model, input_shape, input_dtype, batch, meta=no_weights)
+        progress(f"converting {model}")
+        pnet = pararealize(
+            net,
+            n,
+            devices=arguments.devices(devices),
+            example_inputs=example,
+            coarse=arguments.coarse(coarse),
+            cuts=arguments.cuts(cuts),
+            source=None if source is None else source.value,
+            seed=seed,
+            cost=cost.value,
+            leaf_modules=arguments.leaf_modules(leaf),
+        )
+        written: list[str] = []
+        if folder is not None:
+            from .convert import Recipe, write
+
+            progress("writing the files")
+            recipe = Recipe(
+                model=model, num_classes=num_classes, example=example, coarse=coarse, leaf=tuple(leaf or ())
+            )
+            written = write(pnet, folder, recipe, picture=picture.value)
+    if as_json:
+        print_json(report.plan_json(pnet.plan) | {"out": None if output is None else str(output), "files": written})
+        return
+    out().print(report.plan_tables(pnet.plan, model))
+    if output is not None:
+        out().print(f"written to {output}: {', '.join(written)}", markup=False)
+
+
+INSPECT_EXAMPLES = """
+[bold]Examples[/]
+
+  pararealize inspect resnet50
+
+  pararealize inspect timm:convnext_atto --all
+
+  pararealize inspect transformers_net.py:bert --input-shape 128 --input-dtype int64
+"""
+
+
+@app.command(epilog=INSPECT_EXAMPLES)
+@one_message
+def inspect(
+    model: Model,
+    every: Annotated[
+        bool, typer.Option("--all", help="Print every block and refused cut, equal ones not joined.")
+    ] = False,
+    batch: Batch = 2,
+    input_shape: InputShape = None,
+    input_dtype: InputType = "float32",
+    num_classes: NumClasses = None,
+    leaf: Leaf = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show MODEL's blocks with shapes, receptive fields and costs, and every cut point refused and why."""
+    with working(f"building {model}") as progress:
+        from pararealize import report
+
+        from . import arguments
+
+        net = arguments.model(model, num_classes=num_classes, seed=seed)
+        progress(f"reading {model}")
+        found = report.inspection(
+            net,
+            arguments.example(model, input_shape, input_dtype, batch),
+            leaf_modules=arguments.leaf_modules(leaf),
+        )
+    if as_json:
+        print_json(report.inspection_json(found))
+    else:
+        out().print(report.inspection_tables(found, every=every))
+
+
+@app.command(name="ls")
+@one_message
+def list_models(
+    timm: Annotated[bool, typer.Option("--timm", help="List timm's models too, where it is installed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the models that can be named."""
+    from pararealize import models
+
+    groups: dict[str, list[str]] = {"built-in": models.names(), "torchvision": models.torchvision_names()}
+    if timm:
+        groups["timm"] = models.timm_names()
+    if as_json:
+        print_json(groups)
+        return
+    console = out()
+    about = {
+        "built-in": "CIFAR pre-activation ResNets, 32×32 images",
+        "torchvision": "also torchvision:NAME; resnet18 … resnet152 are torchvision's",
+        "timm": "as timm:NAME",
+    }
+    from rich.columns import Columns
+
+    for group, names in groups.items():
+        console.print(f"[bold]{group}[/] ({about[group]})")
+        console.print(Columns(names, padding=(0, 3), column_first=True, equal=True))
+        console.print()
+    console.print(
+        "Any other: [bold]timm:NAME[/], [bold]package.module:callable[/], [bold]file.py:callable[/]; "
+        "what they give must be a torch.nn.Module."
+    )
+
+
+DEMO_EXAMPLES = """
+[bold]Examples[/]
+
+  pararealize demo
+
+  pararealize demo --model resnet164 --n 6 --steps 200 --plot loss.svg
+"""
+
+
+@app.command(epilog=DEMO_EXAMPLES)
+@one_message
+def demo(
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="Takes images of 3 channels, tells 10 classes.")
+    ] = "resnet1001",
+    n: Annotated[int, typer.Option("--n", "-n", help="How many segments.")] = 12,
+    coarse: Annotated[str, typer.Option("--coarse", metavar="KIND", help="As of [bold]convert[/].")] = "paper",
+    steps: Annotated[int, typer.Option("--steps", help="How many training steps.", min=1)] = 30,
+    batch: Annotated[int, typer.Option("--batch", help="Images a step.", min=2)] = 16,
+    image_size: Annotated[int, typer.Option("--image-size", help="Pixels of a side.", min=1)] = 32,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate of AdamW, after a linear rise.", min=0.0)] = 1e-3,
+    seed: Seed = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw the losses into an .svg or .png.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a network and train it for some steps on scikit-learn's digits: the loss falls."""
+    import time
+
+    console = out(quiet=as_json)
+    with working(f"building and converting {model}"):
+        from pararealize import data, pararealize, report
+
+        from . import arguments
+        from .demo import progress_lines, train
+
+        started = time.perf_counter()
+        digits = data.digits(batch, seed, image_size=image_size)
+        net = arguments.model(model, num_classes=None, seed=seed)
+        built = time.perf_counter()
+        pnet = pararealize(net, n, coarse=arguments.coarse(coarse), seed=seed, example_inputs=digits.images[:2])
+        converted = time.perf_counter()
+    console.print(report.plan_tables(pnet.plan, model))
+    console.print(f"built in {built - started:.1f} s, converted in {converted - built:.1f} s")
+    console.print(f"training on {digits}")
+    with working("step 1") as progress:
+        losses = []
+        for line, step in progress_lines(train(pnet, digits, steps=steps, lr=lr), steps):
+            losses.append(step.loss)
+            if line:
+                console.print(line)
+            progress(f"step {min(step.number + 1, steps)} of {steps}")
+    if plot is not None:
+        from pararealize import plots
+
+        plots.draw_losses(losses, plot, title=f"{model} on the digits, n = {n}")
+    if as_json:
+        print_json(report.plan_json(pnet.plan) | {"losses": losses})
+    else:
+        console.print(report.training_summary(losses, seconds=time.perf_counter() - started))
+
+
+def main() -> None:
+    """Run the command."""
+    app()

@@ -1,0 +1,319 @@
+"""The command: what it prints, writes and refuses, each in one clean message."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pararealize import Plan, models, pararealize
+from pararealize.errors import CoarseError, DeviceError, ExampleError, ModelError, OutputError
+from pararealize_cli import arguments
+from pararealize_cli.folder import output_folder
+from pararealize_cli.main import app
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+# -------------------------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("text", ["3,32,32", "3x32x32", "3×32×32", " 3, 32, 32 "])
+def test_shape(text):
+    assert arguments.shape(text) == (3, 32, 32)
+
+
+@pytest.mark.parametrize("text", ["", "3,,32", "3,-1", "3,0", "three", "3.5"])
+def test_bad_shape(text):
+    with pytest.raises(ExampleError, match="write positive sizes"):
+        arguments.shape(text)
+
+
+def test_example():
+    assert arguments.example("resnet20", None, "float32", 4).shape == (4, 3, 32, 32)
+    assert arguments.example("torch.nn:Flatten", None, "float32", 4) is None
+    tokens = arguments.example("torch.nn:Flatten", "128", "int64", 2)
+    assert tokens.dtype is torch.int64
+    assert tokens.eq(0).all()
+    assert arguments.example("resnet20", None, "float32", 4, meta=True).is_meta
+    with pytest.raises(ExampleError, match="--input-dtype 'number'"):
+        arguments.example("resnet20", None, "number", 4)
+    with pytest.raises(ExampleError, match="--batch 0"):
+        arguments.example("resnet20", None, "float32", 0)
+
+
+def test_cuts():
+    assert arguments.cuts("cost") == "cost"
+    assert arguments.cuts("paper") == "paper"
+    assert arguments.cuts("layer2.0, layer3.0") == ["layer2.0", "layer3.0"]
+    assert arguments.cuts("layer2.0") == ["layer2.0"]
+
+
+def test_devices():
+    assert arguments.devices(None) is None
+    assert arguments.devices("cuda:0, cpu") == ["cuda:0", "cpu"]
+    with pytest.raises(DeviceError, match="names no device"):
+        arguments.devices(",")
+
+
+def test_coarse():
+    assert arguments.coarse("block") == "block"
+    assert callable(arguments.coarse("torch.nn:Identity"))
+    with pytest.raises(CoarseError, match="cannot be called"):
+        arguments.coarse("math:pi")
+
+
+def test_leaf_modules():
+    assert arguments.leaf_modules(["torch.nn:Flatten"]) == (torch.nn.Flatten,)
+    assert arguments.leaf_modules(None) == ()
+    with pytest.raises(ExampleError, match="not a class"):
+        arguments.leaf_modules(["math:pi"])
+
+
+# ----------------------------------------------------------------------------------------------------------- folder
+
+
+def test_folder_appears_complete_or_not_at_all(tmp_path):
+    path = tmp_path / "a" / "out"
+    with output_folder(path, force=False) as folder:
+        (folder / "plan.json").write_text("{}")
+        assert not path.exists()
+    assert [entry.name for entry in path.iterdir()] == ["plan.json"]
+
+    def fail_half_way():
+        with output_folder(tmp_path / "b", force=False) as folder:
+            (folder / "plan.json").write_text("{}")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a"]
+    assert path.stat().st_mode & 0o700 == 0o700
+
+
+def test_folder_is_kept_unless_forced(tmp_path):
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "plan.json").write_text("old")
+    with pytest.raises(OutputError, match=r"there already.*--force"), output_folder(path, force=False):
+        pass
+    with pytest.raises(RuntimeError), output_folder(path, force=True):
+        raise RuntimeError
+    assert (path / "plan.json").read_text() == "old"
+    with output_folder(path, force=True) as folder:
+        (folder / "model.py").write_text("new")
+    assert [entry.name for entry in path.iterdir()] == ["model.py"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_does_not_remove_what_others_wrote(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"thesis\.tex"), output_folder(tmp_path, force=True):
+        pass
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(OutputError, match="is a file and not a folder"), output_folder(file, force=True):
+        pass
+    with pytest.raises(OutputError, match="cannot write to"), output_folder(file / "out", force=False):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied"), output_folder(tmp_path / "out", force=False):
+        pass
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+
+def test_help_is_quick_and_has_examples():
+    """Help must not wait for torch to be imported."""
+    code = "import sys, pararealize_cli.main; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    for command in ("convert", "inspect", "demo"):
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert f"pararealize {command}" in result.stdout
+
+
+def test_ls():
+    names = json.loads(run("ls", "--json").stdout)
+    assert "resnet1001" in names["built-in"]
+    assert len(names["torchvision"]) >= 80
+    printed = run("ls").stdout
+    assert "resnet1001" in printed
+    assert "vit_b_16" in printed
+
+
+def test_unknown_option_and_no_command():
+    assert run("convert", "resnet20").exit_code == 2
+    assert run("convert", "resnet20", "--n", "two").exit_code == 2
+    assert run("nothing").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "words, error, message",
+    [
+        (["convert", "resnet21", "--n", "2"], ModelError, "did you mean"),
+        (["convert", "resnet20", "--n", "2", "--input-shape", "three"], ExampleError, "--input-shape"),
+        (["convert", "resnet20", "--n", "2", "--batch", "0"], ExampleError, "--batch"),
+        (["convert", "resnet20", "--n", "2", "--out", "{file}"], OutputError, "is a file"),
+        (["inspect", "no_such_package:net"], ModelError, "no Python module"),
+    ],
+)
+def test_an_error_is_one_message(words, error, message, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = [word.format(file=tmp_path / "file") for word in words]
+    result = run(*words)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert error.__name__ in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    result = run(*words, "--json")
+    assert result.exit_code == 2
+    reported = json.loads(result.stdout)["error"]
+    assert reported["type"] == error.__name__
+    assert message in reported["message"]
+
+
+# ---------------------------------------------------------------------------------------------------------- convert
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convert") / "out"
+    return folder, run("convert", "resnet20", "--n", "3", "--seed", "5", "--out", folder)
+
+
+def test_convert_prints_the_plan_and_writes_four_files(converted):
+    folder, result = converted
+    assert result.exit_code == 0
+    for part in ["resnet20: 3 segments", "g3", "stage3.2", "64×8×8", "predicted speed-up", "weights.safetensors"]:
+        assert part in result.stdout
+    assert {path.name for path in folder.iterdir()} == {"plan.json", "weights.safetensors", "model.py", "network.svg"}
+    Plan.from_json((folder / "plan.json").read_text())
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def imported(path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("written_model", path / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "written_model", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_was_written_can_be_loaded(converted, monkeypatch):
+    """The folder alone gives the very network that the library gives from the same seed."""
+    module = imported(converted[0], monkeypatch)
+    torch.manual_seed(5)
+    expected = pararealize(models.resnet20(), 3, seed=5).eval()
+    torch.manual_seed(6)
+    loaded = module.load().eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), expected(x))
+        assert torch.equal(module.forward(loaded, x), expected(x))
+
+
+def test_existing_folder_is_kept_unless_forced(converted):
+    folder, _ = converted
+    before = (folder / "plan.json").read_text()
+    result = run("convert", "resnet20", "--n", "2", "--out", folder)
+    assert result.exit_code == 2
+    assert "there already" in result.stderr
+    assert (folder / "plan.json").read_text() == before
+
+
+TIED = """
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)])
+        self.out = nn.Linear(8, 11, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.out(self.layers(self.embedding(x)))
+
+def coarse(segment, x, y):
+    return nn.Linear(x[-1], y[-1])
+"""
+
+
+def test_tied_weights_and_a_coarse_block_of_ones_own(tmp_path, monkeypatch):
+    file = tmp_path / "tied.py"
+    file.write_text(TIED)
+    out = tmp_path / "out"
+    words = ["--n", "2", "--coarse", f"{file}:coarse", "--input-shape", "5", "--input-dtype", "int64", "--out", out]
+    result = run("convert", f"{file}:Tied", *words)
+    assert result.exit_code == 0, result.output
+    monkeypatch.chdir("/")
+    loaded = imported(out, monkeypatch).load()
+    assert loaded.out.weight is loaded.embedding.weight
+    assert loaded(torch.zeros(3, 5, dtype=torch.long)).shape == (3, 5, 11)
+
+
+def test_convert_json_and_no_weights(tmp_path):
+    result = run(
+        "convert", "resnet20", "--n", "2", "--no-weights", "--json", "--picture", "png", "--out", tmp_path / "o"
+    )
+    value = json.loads(result.stdout)
+    assert value["files"] == ["plan.json", "model.py", "network.png"]
+    assert value["plan"]["n"] == 2
+    assert value["predicted"]["virtual_speedup"] > 0
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(value["files"])
+
+
+def test_the_librarys_errors_are_one_message():
+    for words, name in [
+        (["--n", "99"], "PlanError"),
+        (["--n", "2", "--coarse", "papper"], "CoarseError"),
+        (["--n", "2", "--cuts", "stage9.0"], "CutError"),
+        (["--n", "2", "--devices", "abacus:0"], "DeviceError"),
+    ]:
+        result = run("convert", "resnet20", *words)
+        assert result.exit_code == 2
+        assert name in result.stderr
+        assert result.stdout == ""
+
+
+# --------------------------------------------------------------------------------------------------- inspect and demo
+
+
+def test_inspect():
+    result = run("inspect", "resnet20")
+    assert result.exit_code == 0
+    assert "9 blocks in 3 stages" in result.stdout
+    assert "cut points refused" in result.stdout
+    value = json.loads(run("inspect", "resnet20", "--json").stdout)
+    assert len(value["blocks"]) == 9
+
+
+def test_demo(tmp_path):
+    words = ["demo", "--model", "resnet20", "--n", "3", "--steps", "25", "--image-size", "16", "--lr", "0.003"]
+    result = run(*words, "--plot", tmp_path / "loss.svg")
+    assert result.exit_code == 0
+    assert "step 25 of 25" in result.stdout
+    assert (tmp_path / "loss.svg").exists()
+    value = json.loads(run(*words, "--json").stdout)
+    losses = value["losses"]
+    assert len(losses) == 25
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
