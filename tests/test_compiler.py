@@ -1,0 +1,193 @@
+"""The composition: what users call, and every way in which they can call it wrongly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from models import MaskedTransformer, Perceptron, SmallResNet, UNet
+from torch import Tensor, nn
+
+from pararealize import Plan, find_blocks, make_plan, pararealize
+from pararealize.capture import capture
+from pararealize.errors import CoarseError, CutError, DeviceError, ExampleError, ModelError, PlanError, SourceError
+from pararealize.models import resnet20, resnet1001
+
+IMAGES = torch.randn(4, 3, 8, 8)
+IDS = torch.randint(0, 11, (4, 5))
+
+
+def test_parameters_of_parareal_resnet1001() -> None:
+    """The paper's Table 1: coarse 5.6, 5.7, 5.8, 8.9M; totals 15.9, 16.1, 16.2, 19.4M (19.26 by its own text)."""
+    with torch.device("meta"):
+        model = resnet1001(num_classes=100)
+    chain = find_blocks(capture(model, torch.empty(2, 3, 32, 32, device="meta")))
+    expected = {3: (5.58, 15.93), 6: (5.72, 16.08), 12: (5.80, 16.15), 18: (8.90, 19.26), 24: (12.00, 22.36)}
+    for n, (coarse, total) in expected.items():
+        parameters = make_plan(chain, n, cuts="paper").parameters
+        assert round(parameters.coarse / 1e6, 2) == coarse
+        assert round(parameters.total / 1e6, 2) == total
+
+
+def test_a_network_larger_than_the_machine() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(2**16, 2**16) for _ in range(64)))  # a terabyte
+        net = pararealize(model, n=4, example_inputs=torch.empty(2, 2**16), coarse="linear")
+    assert all(parameter.is_meta for parameter in net.parameters())
+    assert net(torch.empty(3, 2**16, device="meta")).shape == (3, 2**16)
+
+
+def test_one_seed_gives_the_same_bits_and_leaves_the_callers_state() -> None:
+    model = SmallResNet()
+    state = torch.get_rng_state()
+    first, second, other = (pararealize(model, n=3, example_inputs=IMAGES, seed=s) for s in (1, 1, 2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("cost", ["flops", "seconds"])
+def test_cuts_by_counted_and_measured_cost(cost: str) -> None:
+    net = pararealize(resnet20(), n=3, example_inputs=torch.randn(2, 3, 32, 32), cost=cost)  # type: ignore[arg-type]
+    assert net.plan.unit == cost
+    assert [segment.j for segment in net.plan.segments] == [1, 2, 3]
+
+
+def test_cuts_by_name() -> None:
+    net = pararealize(SmallResNet(), n=3, example_inputs=IMAGES, cuts=["layer1.2", "layer2.1"])
+    assert [segment.first_block for segment in net.plan.segments] == ["layer1.0", "layer1.2", "layer2.1"]
+    with pytest.raises(CutError, match=r"layer1\.9.*layer1\.0"):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, cuts=["layer1.9"])
+
+
+def test_sources() -> None:
+    from_stem = pararealize(SmallResNet(), n=2, example_inputs=IMAGES, source="stem", cuts=["layer1.1"])
+    assert "self.adapters.C2(x_1)" in from_stem.code
+    x = from_stem.stem(IMAGES)
+    assert torch.equal(from_stem.adapters["C2"](x), x), "spaces agree: the adapter starts as the identity"
+    assert pararealize(MaskedTransformer(), n=2, example_inputs=IDS).plan.source == "stem"
+    with pytest.raises(SourceError, match=r'"input".*"stem"'):
+        pararealize(MaskedTransformer(), n=2, example_inputs=IDS, source="input")
+
+
+def test_a_callable_makes_coarse_blocks() -> None:
+    seen = []
+
+    def coarse(segment: nn.Module, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> nn.Module:
+        seen.append((type(segment).__name__, x_shape, y_shape))
+        return nn.Conv2d(x_shape[0], y_shape[0], 1, stride=x_shape[1] // y_shape[1])
+
+    net = pararealize(SmallResNet(), n=2, example_inputs=IMAGES, coarse=coarse, cuts=["layer2.0"])
+    assert seen[-1][1:] == ((4, 8, 8), (8, 4, 4))
+    assert isinstance(net.coarse["F1"], nn.Conv2d)
+    assert net(IMAGES).shape == (4, 3)
+    with pytest.raises(CoarseError, match=r"F\^1 .* maps .* but X_2 is 8×4×4"):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, coarse=lambda *_: nn.Identity(), cuts=["layer2.0"])
+
+
+def test_the_paper_coarse_block_falls_back_without_convolutions() -> None:
+    net = pararealize(MaskedTransformer(), n=2, example_inputs=IDS)
+    assert net.plan.coarse_blocks[0].kind == "block"
+    assert any("block" in note for note in net.plan.notes)
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True, "3", None])
+def test_n_that_is_no_number_of_segments(n: object) -> None:
+    with pytest.raises(PlanError, match=r"n is .*pass an integer from 1"):
+        pararealize(SmallResNet(), n=n, example_inputs=IMAGES)  # type: ignore[arg-type]
+
+
+def test_n_beyond_the_blocks_says_what_is_alive_where() -> None:
+    with pytest.raises(PlanError, match=r"n = 7 .* SmallResNet has 6 blocks .*activations are alive: .*from 1 to 6"):
+        pararealize(SmallResNet(), n=7, example_inputs=IMAGES)
+    with pytest.raises(PlanError, match=r"UNet has 4 blocks .*activations are alive: .*relu"):
+        pararealize(UNet(), n=5, example_inputs=IMAGES)
+
+
+def test_all_faults_that_need_no_model_are_reported_at_once() -> None:
+    with pytest.raises(
+        PlanError, match=r"n is 0.*source is 'sideways'.*cost is 'euros'.*papre.*paper.*devices is \[\]"
+    ) as e:
+        pararealize(
+            SmallResNet(),
+            n=0,
+            source="sideways",
+            cost="euros",
+            coarse="papre",
+            devices=[],  # type: ignore[arg-type]
+        )
+    assert len(str(e.value)) < 800
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "warp:1", 17.5])
+def test_unknown_devices(device: object) -> None:
+    with pytest.raises(DeviceError, match=r"is not there.*\['cpu'"):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, devices=["cpu", device])  # type: ignore[list-item]
+
+
+def test_other_bad_input() -> None:
+    with pytest.raises(CoarseError, match=r"papper.*paper"):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, coarse="papper")
+    with pytest.raises(CutError, match=r"cuts.*'coast'"):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, cuts="coast")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="has no parameters"):
+        pararealize(nn.Sequential(nn.ReLU()), n=1, example_inputs=IMAGES)
+    with pytest.raises(ExampleError, match="does not accept"):
+        pararealize(SmallResNet(), n=2, example_inputs=torch.randn(4, 5, 8, 8))
+    model = SmallResNet()
+    model.kept = model.fc.weight * 2  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="cannot be copied"):
+        pararealize(model, n=2, example_inputs=IMAGES)
+
+
+def test_plans_of_another_model_or_n() -> None:
+    plan = pararealize(SmallResNet(), n=2, example_inputs=IMAGES).plan
+    with pytest.raises(PlanError, match="n is 3 and the plan is for 2"):
+        pararealize(SmallResNet(), n=3, example_inputs=IMAGES, plan=plan)
+    with pytest.raises(PlanError, match=r"another model|fingerprint"):
+        pararealize(SmallResNet(width=6), example_inputs=IMAGES, plan=plan)
+    with pytest.raises(PlanError, match="version"):
+        Plan.from_json(plan.to_json().replace('"version": 1', '"version": 99').replace('"version":1', '"version":99'))
+
+
+def test_the_users_example_may_be_anything_that_forward_takes() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Perceptron()
+
+        def forward(self, inputs: Tensor, *, scale: float = 1.0, mask: Tensor | None = None) -> dict[str, Tensor]:
+            y = self.net(inputs if mask is None else inputs * mask)
+            return {"logits": y * scale}
+
+    x, mask = torch.randn(3, 8), torch.ones(3, 8)
+    for example in (x, (x,), {"inputs": x, "mask": mask}, {"inputs": x, "scale": 2.0}):
+        net = pararealize(Named(), n=1, example_inputs=example)
+        given = example if isinstance(example, dict) else {"inputs": x}
+        assert torch.equal(net(**given)["logits"], Named.forward(_like(net), **given)["logits"])
+
+
+def _like(net: nn.Module) -> nn.Module:
+    class Original:
+        pass
+
+    original = Original()
+    original.net = Perceptron()  # type: ignore[attr-defined]
+    original.net.load_state_dict({k.removeprefix("net."): v for k, v in net.state_dict().items()})  # type: ignore[attr-defined]
+    return original  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "swin_t", "convnext_tiny", "mobilenet_v3_small", "densenet121"])
+def test_networks_of_torchvision(name: str) -> None:
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None)
+    net = pararealize(model, n=4, example_inputs=torch.empty(2, 3, 224, 224, device="meta"))
+    assert net(torch.empty(3, 3, 224, 224, device="meta")).shape == (3, 1000)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs a GPU")
+def test_on_a_gpu() -> None:
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    net = pararealize(SmallResNet(), n=3, example_inputs=IMAGES, devices=devices)
+    net(IMAGES).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
