@@ -148,7 +148,8 @@ class _Recorder(TorchFunctionMode):
 
     def _empty(self, size: Any, stride: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A fake tensor, made without a dispatch: a network has thousands."""
-        elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        with unset_fake_temporarily():
+            elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
         return FakeTensor(self.fake_mode, elem, device)
 
     def placeholder(self, name: str, value: Any, batch: tuple[int, int] | None) -> Any:

@@ -1,0 +1,77 @@
+"""Cuts are where one activation is alive: the dominators of the output."""
+
+from __future__ import annotations
+
+import networkx as nx
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from models import Growing, RandomGraph, SeveralDepths, SmallResNet, UNet, random_graphs
+from torch import Tensor, nn
+
+from pararealize.blocks import BlockChain, find_blocks
+from pararealize.capture import Capture, capture
+from pararealize.compiler import make_plan
+from pararealize.errors import CaptureError, CutError, PlanError
+from pararealize.liveness import dependencies, flow_of
+
+
+def chain_of(model: nn.Module, x: Tensor) -> BlockChain:
+    return find_blocks(capture(model, x))
+
+
+def dominating(captured: Capture) -> set[str]:
+    """Nodes through which every path of the state leads to the output: the independent definition of a cut."""
+    depends = dependencies(captured.graph)
+    graph: nx.DiGraph = nx.DiGraph()
+    output = next(node for node in captured.graph.nodes if node.op == "output")
+    state = [node for node in captured.graph.nodes if node is not output and depends[node] == (True, True)]
+    for node in (*state, output):
+        before = [argument for argument in node.all_input_nodes if depends[argument] == (True, True)]
+        graph.add_edges_from((argument, node) for argument in before)
+        if not before:
+            graph.add_edge("input", node)
+    above = nx.immediate_dominators(graph, "input")
+    found, node = set(), above[output]
+    while node != "input":
+        if isinstance(node.meta["val"], Tensor):  # not a tuple
+            found.add(node.name)
+        node = above[node]
+    return found
+
+
+@settings(max_examples=60)
+@given(random_graphs())
+def test_cuts_are_the_dominators_of_the_output(case: tuple[RandomGraph, Tensor]) -> None:
+    model, x = case
+    try:
+        captured = capture(model, x)
+    except CaptureError:  # a dropout whose result nobody reads: the random numbers go another way
+        assume(False)
+    flow = flow_of(captured)
+    assert {flow.order[i].name for i in flow.cuts} == dominating(captured)
+
+
+def test_refused_cuts_say_which_tensors_are_alive() -> None:
+    chain = chain_of(SmallResNet(), torch.randn(2, 3, 8, 8))
+    shown = [str(cut) for cut in chain.refused]
+    assert any("layer1.1.conv2" in line and "2 activations are alive" in line and "4×8×8" in line for line in shown)
+
+
+def test_skips_are_context_where_they_allow_a_chain() -> None:
+    chain = chain_of(UNet(), torch.randn(2, 3, 8, 8))
+    assert [block.name for block in chain.blocks] == ["down.3", "up.1", "up.2", "up.3"]
+    assert [node.name for node in chain.flow.broadcast] == ["relu", "relu_1"]
+
+
+def test_networks_without_a_chain_are_refused() -> None:
+    for model in (Growing(), SeveralDepths()):
+        chain = chain_of(model, torch.randn(2, 4))
+        assert len(chain.blocks) == 1
+        name = type(model).__name__
+        with pytest.raises(
+            PlanError, match=rf"n = 3 is out of range: {name} .* \d+ activations are alive: .*from 1 to 1"
+        ):
+            make_plan(chain, 3)
+    with pytest.raises(CutError, match=r"no blocks between cut points: .*leaf_modules"):
+        chain_of(nn.LSTM(4, 4), torch.randn(2, 3, 4))

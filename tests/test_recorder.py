@@ -1,0 +1,82 @@
+"""The recorder writes down what happened, in the order in which it happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from models import Branching
+from torch import Tensor, nn
+
+from pararealize.capture import capture
+
+
+def test_a_changed_value_is_read_after_the_change() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            view = y[:, :2]
+            view.mul_(2)
+            y[:, 3] = 1.0
+            z = y + 1
+            y += z
+            return y * z
+
+    model, x = InPlace(), torch.randn(3, 4)
+    assert torch.equal(capture(model, x).graph_module(x), model(x))
+
+
+def test_outputs_in_a_class_of_their_own() -> None:
+    import collections
+
+    pair = collections.namedtuple("pair", ["first", "second"])
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Any:
+            y = self.linear(x)
+            return pair(y * scale, y.sum())
+
+    captured = capture(Two(), {"x": torch.randn(2, 4), "scale": 3.0})
+    result = captured.graph_module(torch.ones(2, 4))
+    assert isinstance(result, pair)
+    assert torch.equal(result.first, Two.forward(captured.model, torch.ones(2, 4), 3.0).first)
+
+
+def test_a_small_submodule_that_cannot_be_read_is_one_node() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 4), Branching())
+    captured = capture(model, torch.randn(2, 4))
+    assert list(captured.opaque) == ["3"]
+    for sign in (1.0, -1.0):
+        x = sign * torch.ones(3, 4)
+        assert torch.equal(captured.graph_module(x), model(x))
+
+
+def test_a_custom_autograd_function_keeps_its_gradient() -> None:
+    class Reversed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return -gradient
+
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Reversed.apply(x)
+
+    model = nn.Sequential(nn.Linear(3, 3), Layer(), nn.Linear(3, 3))
+    captured = capture(model, torch.randn(2, 3))
+    assert list(captured.opaque) == ["1"]
+    x = torch.randn(2, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(model(x).sum(), x)
+    (got,) = torch.autograd.grad(captured.graph_module(x).sum(), x)
+    assert torch.equal(expected, got)

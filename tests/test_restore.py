@@ -1,0 +1,43 @@
+"""Whatever is done with a model while it is recorded, it is left as found."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pararealize.capture import capture
+
+
+def test_the_model_is_left_as_found() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()
+            self.calls: list[int] = []
+            self.cache: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.append(1)
+            self.cache = self.linear(x)
+            return self.drop(self.norm(self.cache))
+
+    model = Caching()
+    model.norm.eval()
+    model.linear.register_forward_hook(lambda module, args, output: output * 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attributes = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    parameters = list(model.parameters())
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    captured = capture(model, torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.cache is None
+    assert model.calls == []
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert all(value is mine for value, mine in zip(model.parameters(), parameters, strict=True))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for name, module in model.named_modules():
+        assert module.__dict__.keys() == attributes[name].keys()
+    model.eval()
+    x = torch.randn(3, 4)
+    assert torch.equal(captured.graph_module(x), model(x))
