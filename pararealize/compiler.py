@@ -12,7 +12,9 @@ emit              the parareal network                           emit.py
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,9 +29,9 @@ from .emit import PararealModule, emit
 from .errors import DeviceError, PararealizeError, PlanError, SourceError
 from .field import receptive_fields
 from .plan import Plan
-from .planning import plan_segments
+from .planning import device_fault, plan_segments
 
-__all__ = ["make_plan", "pararealize"]
+__all__ = ["build_modules", "make_plan", "pararealize"]
 
 Device = torch.device | str | int
 
@@ -95,24 +97,49 @@ def pararealize(
     """
     n = _check_arguments(n, devices, coarse, source, cost, plan)
     places = _devices(devices, n)
-    chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
-    if plan is None:
-        plan = make_plan(chain, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost)
-    else:
-        plan.check(chain)
-    device = next(model.parameters()).device
+    with _garbage_kept():
+        chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
+        if plan is None:
+            plan = make_plan(chain, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost)
+        else:
+            plan.check(chain)
+        adapters, blocks = build_modules(chain, plan, coarse=coarse, seed=seed)
+        return emit(chain, plan, adapters, blocks, devices=places)
+
+
+def build_modules(
+    chain: BlockChain, plan: Plan, *, coarse: Coarse = "paper", seed: int = 0
+) -> tuple[dict[int, nn.Module], dict[int, nn.Module | None]]:
+    """The adapters C^j by j = 2..n and the coarse blocks F^j by j = 1..n-1 of a plan, where the model is.
+
+    They are drawn on the CPU, so that one seed gives the same weights wherever the model is; on the meta device,
+    nothing is drawn. ``None`` stands for a coarse block that is g^{j+1} itself.
+    """
+    device = next(chain.capture.model.parameters()).device
+    spans = {segment.j: (segment.first, segment.last) for segment in plan.segments}
     with torch.device("meta" if device.type == "meta" else "cpu"):
-        adapters = {
+        adapters: dict[int, nn.Module] = {
             a.j: build_adapter(a.x, a.y, from_stem=a.source == "stem", seed=seed, name=f"C{a.j}") for a in plan.adapters
         }
-        spans = {segment.j: (segment.first, segment.last) for segment in plan.segments}
         blocks = {
             c.j: build_coarse(c, chain, first=spans[c.j + 1][0], last=spans[c.j + 1][1], seed=seed, coarse=coarse)
             for c in plan.coarse_blocks
         }
     for module in (*adapters.values(), *filter(None, blocks.values())):
         module.to(device)
-    return emit(chain, plan, adapters, blocks, devices=places)
+    return adapters, blocks
+
+
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Without cyclic garbage collection, which would walk over the growing graph again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def make_plan(
@@ -175,15 +202,8 @@ def _devices(devices: Sequence[Device] | None, n: int) -> tuple[torch.device, ..
         return None
     if isinstance(devices, str | torch.device) or not isinstance(devices, Sequence) or not devices:
         raise DeviceError(f"devices is {devices!r}; pass a list such as ['cuda:0', 'cuda:1'], or None")
-    places = []
-    for device in devices:
-        try:
-            place = torch.device(device)
-            torch.empty(0, device=place)
-        except Exception as error:
-            there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-            raise DeviceError(
-                f"device {device!r} is not there ({str(error).splitlines()[0]}); there are {there}"
-            ) from error
-        places.append(place)
+    faults = [fault for device in devices if (fault := device_fault(device))]
+    if faults:
+        raise DeviceError("; and ".join(faults))
+    places = [torch.device(device) for device in devices]
     return tuple(places[i % len(places)] for i in range(n))

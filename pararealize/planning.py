@@ -5,7 +5,7 @@ Every fault of the arguments is found before any is reported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .blocks import Block, BlockChain, Space
     from .field import Fields
 
-__all__ = ["plan_segments"]
+__all__ = ["device_fault", "plan_segments"]
 
 T = TypeVar("T")
 
@@ -135,13 +135,13 @@ def _devices(chain: BlockChain, devices: Sequence[str | torch.device] | None, n:
         devices = [devices]
     if not devices:
         raise DeviceError("devices is empty; pass at least one, or leave it out to stay where the model is")
-    faults = [fault for device in dict.fromkeys(devices) if (fault := _device_fault(device))]
+    faults = [fault for device in dict.fromkeys(devices) if (fault := device_fault(device))]
     if faults:
         raise DeviceError("\n".join(faults))
     return tuple(str(torch.device(devices[j % len(devices)])) for j in range(max(n if isinstance(n, int) else 1, 1)))
 
 
-def _device_fault(device: str | torch.device) -> str:
+def device_fault(device: str | int | torch.device) -> str:
     """What is wrong with a device; nothing where it is there."""
     try:
         asked = torch.device(device)
@@ -260,7 +260,7 @@ class _Planner:
         notes = [*notes, *dict.fromkeys(row.note for row in coarse_blocks if row.note), *self.costs.notes]
         if any(row.kind == "custom" for row in coarse_blocks):
             notes.append(f"coarse blocks of {coarse} are not counted: their cost is not known before they are built")
-        return Plan(
+        plan = Plan(
             model=type(self.chain.capture.model).__name__,
             fingerprint=fingerprint(self.chain),
             n=self.n,
@@ -276,6 +276,13 @@ class _Planner:
             head=self.part(self.chain.head, self.costs.head),
             notes=tuple(notes),
         )
+        if plan.n == 1 or plan.virtual_speedup >= 1:
+            return plan
+        warning = (
+            f"this plan does not pay: its longest path is {plan.critical_path / plan.serial:.2f} times the original's step; "
+            'take fewer segments or a cheaper coarse kind, such as "linear"'
+        )
+        return replace(plan, notes=(*plan.notes, warning))
 
     def part(self, block: Block, cost: BlockCost) -> PartPlan:
         return PartPlan(

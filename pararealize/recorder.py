@@ -187,10 +187,13 @@ class _Recorder(TorchFunctionMode):
         nn.Module.__call__ = call  # type: ignore[method-assign]
         torch.autograd.Function.apply = classmethod(apply)
         torch.amp.autocast_mode.autocast.__enter__ = autocast  # type: ignore[method-assign]
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # a fused attention for eval mode alone is another structure
         try:
             with self:
                 yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             nn.Module.__call__ = plain_call  # type: ignore[method-assign]
             torch.autograd.Function.apply = plain_apply
             torch.amp.autocast_mode.autocast.__enter__ = enter  # type: ignore[method-assign]

@@ -121,8 +121,14 @@ def test_all_faults_that_need_no_model_are_reported_at_once() -> None:
 
 @pytest.mark.parametrize("device", ["cuda:99", "warp:1", 17.5])
 def test_unknown_devices(device: object) -> None:
-    with pytest.raises(DeviceError, match=r"is not there.*\['cpu'"):
+    with pytest.raises(DeviceError, match=r"is not there: this machine has|is unknown: "):
         pararealize(SmallResNet(), n=2, example_inputs=IMAGES, devices=["cpu", device])  # type: ignore[list-item]
+
+
+def test_a_plan_that_does_not_pay_says_so() -> None:
+    notes = pararealize(SmallResNet(), n=6, example_inputs=IMAGES).plan.notes
+    assert any("does not pay: its longest path is" in note for note in notes)
+    assert not pararealize(SmallResNet(), n=2, example_inputs=IMAGES, coarse="linear").plan.notes
 
 
 def test_other_bad_input() -> None:

@@ -80,3 +80,19 @@ def test_a_custom_autograd_function_keeps_its_gradient() -> None:
     (expected,) = torch.autograd.grad(model(x).sum(), x)
     (got,) = torch.autograd.grad(captured.graph_module(x).sum(), x)
     assert torch.equal(expected, got)
+
+
+def test_attention_is_read_on_every_device() -> None:
+    """In eval mode, torch's fused attention would return another tuple, and the layer would become opaque."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.attention(x, x, x, need_weights=False)[0]
+
+    captured = capture(nn.Sequential(Attending(), Attending()), torch.randn(2, 3, 4))
+    assert captured.opaque == {}
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -1,0 +1,53 @@
+# Everything runs in .venv, made once with the Python below (3.11 to 3.13) and brought up to date when
+# pyproject.toml or constraints.txt change. `make demo` needs nothing else on the machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint docs format wheel clean help
+
+help:  ## these lines
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
+	  f"pararealize needs Python 3.11, 3.12 or 3.13; $(PYTHON) is {v[0]}.{v[1]}. Say make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing pararealize and scikit-learn into $(VENV) (PyTorch is large: this may take some minutes, once)"
+	$(PIP_INSTALL) --editable '.[data]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing pararealize and what its tests, linters and documentation need into $(VENV), once"
+	$(PIP_INSTALL) --editable '.[data,zoo,test,lint,docs]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo  ## convert ResNet-1001 with n = 12 and train it for some steps on the digits
+	@OMP_NUM_THREADS=$(WORKERS) OMP_WAIT_POLICY=passive $(BIN)/pararealize demo
+
+test: $(VENV)/.test  ## the tests
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.test  ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy pararealize cli
+
+format: $(VENV)/.test  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.test  ## the documentation, as HTML, and its examples run as tests
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
+
+wheel: $(VENV)/.test  ## the wheel, into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove what make made, the environment included
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
