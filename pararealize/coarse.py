@@ -120,11 +120,21 @@ def coarse_cost(kind: str, x: Space, y: Space, units: int, kernel: int = LARGEST
     """Parameters and cost of a ``"paper"``, ``"depthwise"`` or ``"linear"`` block, counted on the meta device.
 
     What ``"block"`` costs are the blocks of :func:`block_choice`; ``"exact"`` costs what the segment does and has no
-    parameters of its own.
+    parameters of its own. Units behind those that change the space are all alike, so that only the first are counted.
     """
+    few = _units_that_change(x, y) + 1
+    if units > few + 1:
+        (p, cost), (q, more) = (coarse_cost(kind, x, y, count, kernel) for count in (few, few + 1))
+        return p + (units - few) * (q - p), cost.plus(more, times=units - few)
     with torch.device("meta"):
         module = _make(kind, x, y, units, kernel)
     return sum(parameter.numel() for parameter in module.parameters()), count_module(module, x)
+
+
+def _units_that_change(x: Space, y: Space) -> int:
+    """At most as many units halve the map, and one changes the channels."""
+    ratios = [a / b for a, b in zip(x.extent, y.extent, strict=False) if a > b > 0]
+    return max(1, *(math.ceil(math.log2(ratio)) for ratio in ratios), 1)
 
 
 def block_choice(blocks: Sequence["Block"], units: int) -> tuple[int, ...]:

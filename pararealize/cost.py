@@ -65,6 +65,12 @@ class BlockCost:
     seconds_forward: float | None = None
     seconds_backward: float | None = None
 
+    def plus(self, more: BlockCost, times: int) -> BlockCost:
+        """The cost with ``times`` the difference to ``more`` added, field by field; seconds are not extrapolated."""
+        counted = [field.name for field in dataclasses.fields(self) if not field.name.startswith("seconds")]
+        ours, theirs = ({name: getattr(cost, name) for name in counted} for cost in (self, more))
+        return BlockCost(**{name: ours[name] + times * (theirs[name] - ours[name]) for name in counted})
+
     @property
     def work(self) -> int:
         """Operations of one training step of one sample: ``flops + PER_ELEMENT * elements``, forward and backward."""
@@ -276,13 +282,32 @@ def _count(module: nn.Module, inputs: Callable[[StandIn], list[Any]]) -> tuple[t
             return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
         run = Trial(module, inputs(fake), fake)
-        with _Written() as written, FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        with _Written() as written, _flop_counter() as counter:
             outputs = run.forward()
             flops, elements = counter.get_total_flops(), written.elements
             run.backward(outputs)
             weights = sum(p.numel() for p in set(run.tensors.values()) if p.requires_grad)
             back = max(written.elements - elements - weights, 0)
             return (flops, counter.get_total_flops() - flops), (elements, back)
+
+
+def _flop_counter() -> FlopCounterMode:
+    """Torch's counter without its hooks on modules, which are not needed here and clash with some autograd nodes."""
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
+
+
+class _NoModules:
+    """Stands in for torch's module tracker: everything happens in one place."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Nothing to hook into."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to undo."""
 
 
 class _Written(TorchDispatchMode):

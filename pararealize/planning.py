@@ -182,6 +182,8 @@ class _Planner:
 
     def starts(self, cuts: str) -> tuple[tuple[int, ...], list[str]]:
         """The first block of each segment, and notes."""
+        if self.n == 1:
+            return (0,), []
         if cuts == "paper":
             starts, note = equal_cuts(self.chain.stages, self.n)
             return starts, [note] if note else []
@@ -279,7 +281,8 @@ class _Planner:
         if plan.n == 1 or plan.virtual_speedup >= 1:
             return plan
         warning = (
-            f"this plan does not pay: its longest path is {plan.critical_path / plan.serial:.2f} times the original's step; "
+            f"this plan does not pay: its longest path is {plan.critical_path / plan.serial:.2f} times the "
+            "original's step; "
             'take fewer segments or a cheaper coarse kind, such as "linear"'
         )
         return replace(plan, notes=(*plan.notes, warning))

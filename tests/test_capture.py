@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+import torchvision
 from models import MaskedTransformer, SmallResNet, StochasticDepth
 from torch import Tensor, nn
 
@@ -41,3 +43,16 @@ def test_on_the_meta_device() -> None:
         model = SmallResNet()
     captured = capture(model, torch.empty(2, 3, 8, 8, device="meta"))
     assert captured.graph_module(torch.empty(5, 3, 8, 8, device="meta")).shape == (5, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_symbolic_tracing_sees_the_same_modules_in_the_same_order(name: str) -> None:
+    """An independent reading, where there is one: these forwards have no control flow."""
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None)
+    captured = capture(model, torch.empty(2, 3, 224, 224, device="meta"))
+    ours, theirs = (
+        [node.target for node in graph.nodes if node.op == "call_module"]
+        for graph in (captured.graph, torch.fx.symbolic_trace(model).graph)
+    )
+    assert ours == theirs

@@ -15,6 +15,7 @@ from torch.nn import functional
 from pararealize import adapters, coarse
 from pararealize.blocks import find_blocks
 from pararealize.capture import capture
+from pararealize.cost import count_module
 from pararealize.errors import CoarseError
 from pararealize.field import ReceptiveField, receptive_fields
 from pararealize.models import resnet20, resnet1001
@@ -407,3 +408,14 @@ def test_unknown_kind(wrong):
     if wrong == "papr":
         with pytest.raises(CoarseError, match="did you mean 'paper'"):
             coarse.coarse_name(wrong)
+
+
+@pytest.mark.parametrize("y", [space(8, 16, 16), space(8, 4, 4), space(12, 3, 5), space(8, 17, 40)])
+@pytest.mark.parametrize("kind", ["paper", "depthwise"])
+def test_many_units_are_counted_as_if_all_were_built(kind, y):
+    x = space(8, 16, 16)
+    for units in (1, 4, 7, 12):
+        with torch.device("meta"):
+            built = coarse._make(kind, x, y, units, 5)
+        expected = sum(parameter.numel() for parameter in built.parameters()), count_module(built, x)
+        assert coarse.coarse_cost(kind, x, y, units, 5) == expected
