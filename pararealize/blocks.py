@@ -139,30 +139,27 @@ def find_blocks(capture: Capture) -> BlockChain:
 
 def _chain(flow: Flow, runs: list[Run]) -> BlockChain:
     module_of = flow.capture.graph_module.get_submodule
-    shared = shared_values(flow, runs)
-    blocks: list[Block] = []
-    entering = _first_input(flow, runs[0])
-    space = space_of(entering, module_of)
+    maker = _Maker(flow, shared_values(flow, runs))
+    first = _first_input(flow, runs[0])
     same: dict[str, list[tuple[fx.Node, ...]]] = {}
-    stem_input = entering
+    blocks: list[Block] = []
+    entering, x = first, space_of(first, module_of)
     for run in runs:
-        nodes = flow.order[run.first : run.last + 1]
-        block = _block(
-            flow, run.name, run.kind, nodes, blocks[-1].output if blocks else entering, _carry(flow, run), space, shared
-        )
-        block = dataclasses.replace(block, signature=_canonical(block, same, module_of))
-        blocks.append(block)
-        space = block.y
-    head_nodes = flow.order[runs[-1].last + 1 :]
+        nodes, leaving = flow.order[run.first : run.last + 1], _alive_after(flow, run.last)
+        y = space_of(leaving, module_of)
+        block = maker.part((run.name, run.kind, nodes), entering, leaving, (x, y), nodes)
+        blocks.append(dataclasses.replace(block, signature=_canonical(block, same, module_of)))
+        entering, x = leaving, y
     output = next(node for node in reversed(flow.capture.graph.nodes) if node.op == "output")
-    stem_nodes = flow.order[: runs[0].first]
+    before, behind = flow.order[: runs[0].first], flow.order[runs[-1].last + 1 :]
+    start = blocks[0].x
     return BlockChain(
         capture=flow.capture,
         flow=flow,
         source=_source(flow),
-        stem=_outer(flow, "stem", stem_nodes, stem_input, stem_input, shared, blocks[0].x, blocks[0].x),
+        stem=maker.part(("stem", "stem", before), first, first, (start, start), ()),
         blocks=tuple(blocks),
-        head=_outer(flow, "head", head_nodes, blocks[-1].output, output, shared, space, space),
+        head=maker.part(("head", "head", behind), entering, output, (x, x), (*behind, output)),
     )
 
 
@@ -174,10 +171,6 @@ def _first_input(flow: Flow, run: Run) -> fx.Node:
     return _alive_after(flow, run.first - 1)
 
 
-def _carry(flow: Flow, run: Run) -> fx.Node:
-    return _alive_after(flow, run.last)
-
-
 def _alive_after(flow: Flow, position: int) -> fx.Node:
     """The one activation that is alive after a position; the last of all where nothing follows."""
     for i in range(position, -1, -1):
@@ -187,59 +180,37 @@ def _alive_after(flow: Flow, position: int) -> fx.Node:
     return flow.order[position]
 
 
-def _block(
-    flow: Flow,
-    name: str,
-    kind: str,
-    nodes: tuple[fx.Node, ...],
-    entering: fx.Node,
-    leaving: fx.Node,
-    x: Space,
-    shared: frozenset[fx.Node],
-) -> Block:
-    module_of = flow.capture.graph_module.get_submodule
-    signature, exact = signatures(nodes, module_of)
-    return Block(
-        name=name,
-        kind=kind,
-        nodes=nodes,
-        input=entering,
-        output=leaving,
-        context=context_of(flow, nodes, entering, shared),
-        x=x,
-        y=space_of(leaving, module_of),
-        signature=signature,
-        exact_signature=exact,
-        parameters=count_parameters(flow, nodes),
-    )
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes parts of a network from runs of its nodes; ``shared`` are parameters' values that several parts read."""
 
+    flow: Flow
+    shared: frozenset[fx.Node]
 
-def _outer(
-    flow: Flow,
-    name: str,
-    nodes: tuple[fx.Node, ...],
-    entering: fx.Node,
-    leaving: fx.Node,
-    shared: frozenset[fx.Node],
-    x: Space,
-    y: Space,
-) -> Block:
-    """The stem or the head, which need not map one activation to one."""
-    signature, exact = signatures(nodes, flow.capture.graph_module.get_submodule)
-    reading = (*nodes, leaving) if name == "head" else ()
-    return Block(
-        name=name,
-        kind=name,
-        nodes=nodes,
-        input=entering,
-        output=leaving,
-        context=context_of(flow, reading, entering, shared),
-        x=x,
-        y=y,
-        signature=signature,
-        exact_signature=exact,
-        parameters=count_parameters(flow, nodes),
-    )
+    def part(
+        self,
+        run: tuple[str, str, tuple[fx.Node, ...]],
+        entering: fx.Node,
+        leaving: fx.Node,
+        spaces: tuple[Space, Space],
+        reading: tuple[fx.Node, ...],
+    ) -> Block:
+        """A block of the given name, kind and nodes; its context is what ``reading`` reads from outside."""
+        name, kind, nodes = run
+        signature, exact = signatures(nodes, self.flow.capture.graph_module.get_submodule)
+        return Block(
+            name=name,
+            kind=kind,
+            nodes=nodes,
+            input=entering,
+            output=leaving,
+            context=context_of(self.flow, reading, entering, self.shared),
+            x=spaces[0],
+            y=spaces[1],
+            signature=signature,
+            exact_signature=exact,
+            parameters=count_parameters(self.flow, nodes),
+        )
 
 
 def _canonical(block: Block, same: dict[str, list[tuple[fx.Node, ...]]], module_of: Callable[[str], nn.Module]) -> str:

@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from .calls import after, describe, fields_of, storage_of, tensors_in
+from .leaves import Leaves
 from .restore import left_as_found
 
 __all__ = ["Recording", "UnreadableError", "record"]
@@ -40,10 +40,6 @@ _TRANSPARENT = (
     nn.TransformerEncoder,
     nn.TransformerDecoder,
 )
-_PURE = {
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm,
-    nn.GroupNorm, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d,
-}  # fmt: skip
 _BASE_TYPES = (str, int, float, bool, complex, torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 
@@ -104,6 +100,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, fake_mode: FakeTensorMode, opaque: Callable[[str, nn.Module], bool]) -> None:
         super().__init__()
         self.model, self.fake_mode, self.opaque = model, fake_mode, opaque
+        self.leaves = Leaves(fake_mode)
         self.graph = fx.Graph()
         self.constants: dict[str, torch.Tensor] = {}
         self.names = {id(module): name for name, module in model.named_modules()}
@@ -115,9 +112,7 @@ class _Recorder(TorchFunctionMode):
         self._attributes: dict[int, str] = {}  # id of a parameter, buffer or constant -> its qualified name
         self._aliases: dict[int, list[torch.Tensor]] = {}  # storage -> every recorded tensor that looks into it
         self._changed: dict[int, fx.Node] = {}  # id of a tensor -> what changed it in place since it was last read
-        self._real: dict[int, torch.Tensor] = {}
         self._passed_on: dict[int, int] = {}  # storage of what a module returned as it came -> its real storage
-        self._known: dict[Any, Any] = {}  # what a leaf is called on -> what comes out
         self._alive: list[Any] = []  # an id is only good while its object lives
 
     # Setting up -----------------------------------------------------------------------------------------------------
@@ -132,25 +127,14 @@ class _Recorder(TorchFunctionMode):
                     if tensor is None:
                         continue
                     if id(tensor) not in swapped:
-                        fake = swapped[id(tensor)] = self._fake(tensor)
+                        fake = swapped[id(tensor)] = self.leaves.fake(tensor)
                         self._attributes[id(fake)] = prefix + name
-                        self._real[id(fake)] = tensor
+                        self.leaves.real[id(fake)] = tensor
                     tensors[name] = swapped[id(tensor)]
             for name, value in module.__dict__.items():
                 if isinstance(value, torch.Tensor):
                     self._attributes.setdefault(id(value), prefix + name)
         self._alive.append(swapped)
-
-    def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.layout != torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
-            return self.fake_mode.from_tensor(tensor.detach())
-        return self._empty(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-
-    def _empty(self, size: Any, stride: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """A fake tensor, made without a dispatch: a network has thousands."""
-        with unset_fake_temporarily():
-            elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
-        return FakeTensor(self.fake_mode, elem, device)
 
     def placeholder(self, name: str, value: Any, batch: tuple[int, int] | None) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -210,7 +194,7 @@ class _Recorder(TorchFunctionMode):
             if path and self._is_leaf(path, module):
                 with torch._C.DisableTorchFunction():
                     return self._emit(
-                        "call_module", path, args, kwargs, lambda: self._run_leaf(plain_call, module, args, kwargs)
+                        "call_module", path, args, kwargs, lambda: self.leaves.call(plain_call, module, args, kwargs)
                     )
             return plain_call(module, *args, **kwargs)
         except Exception as error:
@@ -225,46 +209,6 @@ class _Recorder(TorchFunctionMode):
         if self.opaque(path, module):
             return True
         return type(module).__module__.startswith("torch.nn") and not isinstance(module, _TRANSPARENT)
-
-    def _run_leaf(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Call a leaf; of equal leaves on equal inputs, only the first is really run."""
-        key = _pure_call(module, args, kwargs)
-        if key in self._known:
-            return self._empty(*self._known[key])
-        result = self._call_leaf(plain_call, module, args, kwargs)
-        if key is not None and isinstance(result, torch.Tensor) and not any(result is argument for argument in args):
-            self._known[key] = result.shape, result.stride(), result.dtype, result.device
-        return result
-
-    def _call_leaf(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        try:
-            return plain_call(module, *args, **kwargs)
-        except Exception:
-            if type(module).__module__.startswith("torch.nn"):
-                raise
-            return self._run_for_real(plain_call, module, args, kwargs)
-
-    def _run_for_real(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Learn an opaque module's output shapes from a run on real tensors: its parameters, inputs of zeros."""
-        with unset_fake_temporarily(), self._real_parameters(module), torch.random.fork_rng():
-            result = plain_call(module, *tree_map(_zeros, tuple(args)), **tree_map(_zeros, dict(kwargs)))
-        return tree_map(lambda t: self._fake(t) if isinstance(t, torch.Tensor) else t, result)
-
-    @contextlib.contextmanager
-    def _real_parameters(self, module: nn.Module) -> Iterator[None]:
-        """The module with copies of its real parameters and buffers in the place of the fake ones."""
-        swapped = []
-        for part in module.modules():
-            for tensors in (part._parameters, part._buffers):
-                for name, fake in tensors.items():
-                    if fake is not None and id(fake) in self._real:
-                        swapped.append((tensors, name, fake))
-                        tensors[name] = self._real[id(fake)].detach().clone()  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            for tensors, name, fake in swapped:
-                tensors[name] = fake  # type: ignore[assignment]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -313,7 +257,7 @@ class _Recorder(TorchFunctionMode):
         node.meta["changes"] = frozenset(self._memory(t) for t in changed)
         if any(result is t for t in inputs) and not any(result is t for t in changed):
             memory = self._memory(result)
-            result = self._fake(result)  # returned as it came (dropout in eval mode): its own value all the same
+            result = self.leaves.fake(result)  # returned as it came (dropout in eval mode): its own value all the same
             self._passed_on[storage_of(result)] = memory
         for tensor in changed:
             if not any(tensor is t for t in tensors_in(result)):
@@ -431,21 +375,3 @@ class _Recorder(TorchFunctionMode):
         node = self.graph.call_function(type(value), (), kept)
         node.meta.update(val=value, nn_module_stack={"": type(self.model)})
         return node
-
-
-def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """A key equal for calls that give equal shapes, for the layers that deep networks have most of; else ``None``."""
-    if type(module) not in _PURE or kwargs or len(args) != 1 or not isinstance(args[0], torch.Tensor):
-        return None
-    if module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False):
-        return None
-    settings = tuple((k, v) for k, v in module.__dict__.items() if isinstance(v, int | float | str | tuple))
-    shapes = tuple((name, p.shape, p.dtype) for name, p in module._parameters.items() if p is not None)
-    x = args[0]
-    return type(module), settings, shapes, x.shape, x.stride(), x.dtype, x.device
-
-
-def _zeros(value: Any) -> Any:
-    return (
-        torch.zeros(value.shape, dtype=value.dtype, device=value.device) if isinstance(value, torch.Tensor) else value
-    )
