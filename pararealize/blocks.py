@@ -39,10 +39,13 @@ class Block:
         name: the qualified name that a person would use.
         kind: its module's class, or its layers' classes.
         nodes: its operations, in execution order.
-        input, output: the one activation that enters and the one that leaves.
+        input: the one activation that enters.
+        output: the one activation that leaves.
         context: values it reads besides (masks, position tables).
-        x, y: the spaces of input and output.
-        signature, exact_signature: equal for blocks of one structure; for interchangeable blocks.
+        x: the space of the input.
+        y: the space of the output.
+        signature: equal for blocks of one structure.
+        exact_signature: equal for interchangeable blocks.
         parameters: the number of parameters that it reads.
     """
 
@@ -70,7 +73,9 @@ class BlockChain:
         capture: where it comes from.
         flow: the state in execution order, with its cut points.
         source: the space of the raw input, where that is one floating-point tensor; otherwise ``None``.
-        stem, blocks, head: the parts; stem and head may be empty.
+        stem: what comes before the first block; may be empty.
+        blocks: the chain.
+        head: what comes after the last block; may be empty.
     """
 
     capture: Capture
@@ -124,6 +129,18 @@ def find_blocks(capture: Capture) -> BlockChain:
 
     Raises:
         CutError: fewer than one block lies between cuts; the message says which tensors are alive and where.
+
+    Example:
+        >>> import torch
+        >>> from pararealize.capture import capture
+        >>> from pararealize.models import resnet20
+        >>> chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
+        >>> print(chain)
+        PreActResNet: 9 blocks (PreActBasic × 9)
+        >>> print(chain.blocks[3])
+        stage2.0 PreActBasic: 16×32×32 → 32×16×16, 14,432 parameters
+        >>> chain.module(0, 2)(torch.randn(5, 16, 32, 32)).shape
+        torch.Size([5, 16, 32, 32])
     """
     flow = flow_of(capture)
     runs = Finder(flow).runs()

@@ -155,6 +155,22 @@ def make_plan(
     """Decide where a chain of blocks is cut: the stages between :func:`find_blocks` and the building of modules.
 
     The arguments are those of :func:`pararealize`.
+
+    Returns:
+        The plan: plain data that prints as a table and survives JSON.
+
+    Raises:
+        PararealizeError: as :func:`pararealize` does for n, cuts, sources, devices and coarse kinds.
+
+    Example:
+        >>> import torch
+        >>> from pararealize.models import resnet20
+        >>> chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
+        >>> plan = make_plan(chain, 3, coarse="linear")
+        >>> [segment.first_block for segment in plan.segments], round(plan.virtual_speedup, 2)
+        (['stage1.0', 'stage1.2', 'stage2.2'], 2.46)
+        >>> Plan.from_json(plan.to_json()) == plan
+        True
     """
     fields = receptive_fields(chain)
     costs = measure_costs(chain) if cost == "seconds" else count_costs(chain)

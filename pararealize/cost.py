@@ -73,7 +73,7 @@ class BlockCost:
 
     @property
     def work(self) -> int:
-        """Operations of one training step of one sample: ``flops + PER_ELEMENT * elements``, forward and backward."""
+        """Operations of one training step of one sample, ``flops + PER_ELEMENT * elements``, forward and backward."""
         return self.flops_forward + self.flops_backward + PER_ELEMENT * (self.elements_forward + self.elements_backward)
 
     @property

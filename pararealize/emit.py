@@ -49,6 +49,13 @@ class PararealModule(fx.GraphModule):
         segments: g^j for j = 1..N, by name (``g1`` …); they share the original's parameters.
         coarse: F^j for j = 1..N-1, by name (``F1`` …), save where F^j is g^{j+1} itself.
         head: h, the original from the last block on.
+
+    Example:
+        >>> from pararealize import pararealize
+        >>> from pararealize.models import resnet20
+        >>> net = pararealize(resnet20(), n=3)
+        >>> list(net.segments), list(net.adapters), list(net.coarse)
+        (['g1', 'g2', 'g3'], ['C2', 'C3'], ['F1', 'F2'])
     """
 
     plan: Plan
@@ -105,19 +112,20 @@ class PararealModule(fx.GraphModule):
         """Load the original network's part of a checkpoint; other keys (another n's coarse blocks) are passed over.
 
         Raises:
-            CheckpointError: keys of the original are missing, or a shape differs.
+            CheckpointError: keys of the original are missing, others are unknown, or a shape differs.
         """
-        missing = [key for key in self._original_keys if key not in state_dict]
         own = self.state_dict()
-        unlike = [
-            f"{key}: {tuple(state_dict[key].shape)} in the checkpoint, {tuple(own[key].shape)} here"
-            for key in self._original_keys
-            if key in state_dict and getattr(state_dict[key], "shape", None) != getattr(own[key], "shape", None)
-        ]
-        if missing or unlike:
+        originals = [key for key in state_dict if key.split(".")[0] not in ("adapters", "coarse")]
+        shapes = {key: (tuple(state_dict[key].shape), tuple(own[key].shape)) for key in originals if key in own}
+        faults = {
+            "missing": [key for key in self._original_keys if key not in state_dict],
+            "unknown": [key for key in originals if key not in own],
+            "of another shape": [f"{key}: {a} there, {b} here" for key, (a, b) in shapes.items() if a != b],
+        }
+        found = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
+        if found:
             raise CheckpointError(
-                f"the checkpoint does not fit {self.plan.model}: {len(missing)} keys missing "
-                f"({', '.join(missing[:3])}), {len(unlike)} of another shape ({'; '.join(unlike[:3])}); "
+                f"the checkpoint does not fit {self.plan.model}: of its keys {', '.join(found)}; "
                 "load one that was saved from this model"
             )
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
@@ -156,6 +164,12 @@ def emit(
         adapters: C^j by j = 2..n.
         coarse: F^j by j = 1..n-1; ``None`` where it is g^{j+1} itself.
         devices: one for every segment, or ``None`` to stay where the model is.
+
+    Returns:
+        The network, in the model's mode.
+
+    Raises:
+        ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
     """
     pieces = _Pieces(chain, plan)
     tree, keys = _own_tree(chain)

@@ -24,7 +24,8 @@ class Example:
 
     Attributes:
         values: name -> tensor, or a plain value that is passed on as it is.
-        args, kwargs: the same values as a call takes them.
+        args: the positional ones, as a call takes them.
+        kwargs: the others.
         batch: the leading dimension that the inputs share, or ``None`` where there is none.
     """
 

@@ -119,7 +119,8 @@ class Plan:
         source: what adapters read.
         batch: the batch size of the example.
         unit: of every ``cost``: ``"flops"``, work per sample, or ``"seconds"``, measured at that batch size.
-        stem, head: before the first segment, and after the last.
+        stem: the part before the first segment.
+        head: the part after the last.
         segments: g^1 to g^n.
         adapters: C^2 to C^n.
         coarse_blocks: F^1 to F^{n-1}.
@@ -161,7 +162,8 @@ class Plan:
         """The cost of one step with a device for each segment.
 
         ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j``, then the head; ``s_j`` is a segment with its adapter (and
-        the stem, where it is what the adapter reads), ``c_j`` the coarse block F^j, both forward and backward.
+        the stem, where it is what the adapter reads), ``c_j`` the coarse block F^j, both forward and backward. As forward and backward are added before the maxima are
+        taken, it is exact where one segment is critical both ways, and a lower bound otherwise.
         """
         time = self.stem.cost + self.segments[0].cost
         wait = self.stem.cost if self.source == "stem" else 0
@@ -172,7 +174,7 @@ class Plan:
 
     @property
     def virtual_speedup(self) -> float:
-        """``serial / critical_path``: what the plan predicts with a device for each segment and free messages."""
+        """``serial / critical_path``, what the plan predicts with a device for each segment and free messages."""
         return self.serial / self.critical_path if self.critical_path else 1.0
 
     @property

@@ -92,8 +92,13 @@ def test_a_checkpoint_of_one_n_loads_into_another() -> None:
         assert torch.equal(two.state_dict()[key], value)
     state = {**six.state_dict(), "fc.bias": torch.zeros(2)}
     del state["conv.weight"]
-    with pytest.raises(CheckpointError, match=r"1 keys missing \(conv.weight\), 1 of another shape \(fc.bias: \(2,\)"):
+    with pytest.raises(CheckpointError, match=r"1 missing \(conv.weight\), 1 of another shape \(fc.bias: \(2,\)"):
         two.load_original_state_dict(state)
+
+
+def test_a_deeper_networks_checkpoint_is_not_taken() -> None:
+    with pytest.raises(CheckpointError, match=r"of its keys 28 unknown \(layer1\.3\.conv1\.weight"):
+        small(2).load_original_state_dict(SmallResNet(depth=5).state_dict())
 
 
 def test_the_model_is_not_shared() -> None:

@@ -1,0 +1,53 @@
+"""The examples that readers see: of docstrings, and of command lines on the pages, whose output is compared."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import pararealize
+from pararealize_cli.main import app
+
+PAGES = Path(__file__).resolve().parent.parent / "docs"
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+MODULES = sorted(module.name for module in pkgutil.iter_modules(pararealize.__path__))
+NETWORK = re.compile(r"```python\n# (?P<name>\w+\.py)\n(?P<code>.*?)```", re.DOTALL)
+CONSOLE = re.compile(r"```console\n\$ (?P<command>pararealize .*?)\n(?P<output>.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    """Every ``>>>`` of a module's docstrings gives what stands below it."""
+    module = importlib.import_module(f"pararealize.{name}")
+    failed, _ = doctest.testmod(module, optionflags=FLAGS)
+    assert failed == 0
+
+
+def _console_blocks() -> list[tuple[str, str, str]]:
+    return [
+        (str(page.relative_to(PAGES)), block["command"], block["output"])
+        for page in sorted(PAGES.rglob("*.md"))
+        if "_build" not in page.parts
+        for block in CONSOLE.finditer(page.read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.mark.parametrize("page, command, expected", _console_blocks(), ids=lambda value: value.split("\n")[0][:60])
+def test_command_lines(page: str, command: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page says that a command prints is what it prints; ``...`` stands for anything."""
+    monkeypatch.chdir(tmp_path)
+    for network in NETWORK.finditer((PAGES / page).read_text(encoding="utf-8")):
+        (tmp_path / network["name"]).write_text(network["code"], encoding="utf-8")
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    same = doctest.OutputChecker().check_output(expected, result.stdout, FLAGS)
+    assert same, f"{page} says\n{expected}\nand the command prints\n{result.stdout}{result.stderr}"
+
+
+def test_pages_have_command_lines() -> None:
+    """The pattern above finds them."""
+    assert len(_console_blocks()) >= 5
