@@ -162,8 +162,8 @@ class Plan:
         """The cost of one step with a device for each segment.
 
         ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j``, then the head; ``s_j`` is a segment with its adapter (and
-        the stem, where it is what the adapter reads), ``c_j`` the coarse block F^j, both forward and backward. As forward and backward are added before the maxima are
-        taken, it is exact where one segment is critical both ways, and a lower bound otherwise.
+        the stem, where it is what the adapter reads), ``c_j`` the coarse block F^j. Both hold forward and backward
+        together, so that it is exact where one segment is critical both ways, and a lower bound otherwise.
         """
         time = self.stem.cost + self.segments[0].cost
         wait = self.stem.cost if self.source == "stem" else 0
