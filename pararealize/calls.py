@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import fx
 
-__all__ = ["after", "describe", "fields_of", "setitem", "storage_of", "tensors_in"]
+from .errors import ExampleError
+
+__all__ = ["after", "as_captured", "describe", "fields_of", "is_computed", "setitem", "storage_of", "tensors_in"]
 
 _OPERATORS = {
     f"__{name}__": getattr(operator, function)
@@ -34,9 +37,27 @@ _REFLECTED = {
 }
 
 
+_FACTORIES = {
+    written for name in ("zeros", "ones", "full", "empty") for written in (f"new_{name}", f"{name}_like")
+}  # of their tensor they read the size, the type and the device
+
+
 def after(value: Any, _happened: Any) -> Any:
     """The value itself, read after something that changed it in place."""
     return value
+
+
+def as_captured(value: Any, captured: Any, name: str) -> None:
+    """Refuse a plain input that differs from the one the network was captured with.
+
+    Raises:
+        ExampleError: it does, and what it would change is fixed.
+    """
+    if value != captured:
+        raise ExampleError(
+            f"the input {name!r} is {value!r}, and the network was captured with {captured!r}, which is fixed in it; "
+            "pass that value, or convert again with another one in example_inputs"
+        )
 
 
 def setitem(target: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
@@ -52,6 +73,20 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return dict(value._asdict())
     return None
+
+
+def is_computed(node: fx.Node) -> bool:
+    """Whether a value comes from the inputs or the model's own tensors, and not from sizes alone."""
+    stack, seen = [node], {node}
+    while stack:
+        node = stack.pop()
+        if node.op in ("placeholder", "get_attr"):
+            return True
+        if getattr(node.target, "__name__", node.target) not in _FACTORIES:
+            found = [argument for argument in node.all_input_nodes if argument not in seen]
+            stack += found
+            seen.update(found)
+    return False
 
 
 def describe(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:

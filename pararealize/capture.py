@@ -26,6 +26,8 @@ from .errors import CaptureError
 from .example import Example
 from .faithful import check_against_model, explain, mode_error, run_model
 from .recorder import Recording, UnreadableError, record
+from .restore import ordinary_mode
+from .tree import check_model
 from .window import Piece
 
 __all__ = ["Capture", "capture"]
@@ -68,6 +70,7 @@ class Capture:
         return "\n".join(lines)
 
 
+@ordinary_mode()
 def capture(
     model: nn.Module,
     example_inputs: Any = None,
@@ -95,9 +98,10 @@ def capture(
         ['0', '1']
     """
     example = Example.of(model, example_inputs)
+    check_model(model)
     opaque = _Opaque(model, leaf_modules)
     recording, batch, fixed = _record_and_compare(model, example, opaque)
-    recording.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    recording.graph.eliminate_dead_code(is_impure_node=lambda node: _is_needed(model, node))
     captured = Capture(
         graph_module=Piece(model, recording.graph, f"Captured{type(model).__name__}", recording.constants),
         model=model,
@@ -110,6 +114,14 @@ def capture(
     if check and not any(parameter.is_meta for parameter in model.parameters()):
         check_against_model(captured)
     return captured
+
+
+def _is_needed(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a call is kept although nothing reads its result: it may update running statistics."""
+    if node.op != "call_module":
+        return node.op in ("placeholder", "output")
+    modules = model.get_submodule(str(node.target)).modules()
+    return any(getattr(module, "track_running_stats", False) for module in modules)
 
 
 # Recording twice ----------------------------------------------------------------------------------------------------

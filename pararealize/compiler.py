@@ -30,6 +30,7 @@ from .errors import DeviceError, PararealizeError, PlanError, SourceError
 from .field import receptive_fields
 from .plan import Plan
 from .planning import device_fault, plan_segments
+from .restore import left_as_found, ordinary_mode
 
 __all__ = ["build_modules", "make_plan", "pararealize"]
 
@@ -97,7 +98,7 @@ def pararealize(
     """
     n = _check_arguments(n, devices, coarse, source, cost, plan)
     places = _devices(devices, n)
-    with _garbage_kept():
+    with _garbage_kept(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
         if plan is None:
             plan = make_plan(chain, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost)
@@ -117,7 +118,7 @@ def build_modules(
     """
     device = next(chain.capture.model.parameters()).device
     spans = {segment.j: (segment.first, segment.last) for segment in plan.segments}
-    with torch.device("meta" if device.type == "meta" else "cpu"):
+    with left_as_found(chain.capture.model), torch.device("meta" if device.type == "meta" else "cpu"):
         adapters: dict[int, nn.Module] = {
             a.j: build_adapter(a.x, a.y, from_stem=a.source == "stem", seed=seed, name=f"C{a.j}") for a in plan.adapters
         }
@@ -172,8 +173,9 @@ def make_plan(
         >>> Plan.from_json(plan.to_json()) == plan
         True
     """
-    fields = receptive_fields(chain)
-    costs = measure_costs(chain) if cost == "seconds" else count_costs(chain)
+    with left_as_found(chain.capture.model):
+        fields = receptive_fields(chain)
+        costs = measure_costs(chain) if cost == "seconds" else count_costs(chain)
     names = None if devices is None else [str(device) for device in devices]
     return plan_segments(chain, fields, costs, n, coarse=coarse, cuts=cuts, source=source, devices=names)
 

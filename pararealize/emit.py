@@ -24,16 +24,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .blocks import Block, BlockChain
+from .blocks import BlockChain
+from .calls import as_captured
 from .coarse import takes_context
 from .errors import CheckpointError, ModelError
-from .extract import subgraph
+from .pieces import Pieces
 from .plan import Plan
-from .window import Piece
+from .tree import CONTENTS, own_tree
+from .window import SHADOWED, Piece
 
 __all__ = ["PararealModule", "emit"]
-
-_RESERVED = ("adapters", "coarse", "segments")
 
 
 class PararealModule(fx.GraphModule):
@@ -79,7 +79,7 @@ class PararealModule(fx.GraphModule):
         devices: Sequence[torch.device] | None = None,
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
-        for contents in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        for contents in CONTENTS:
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
         self.__dict__.update(plan=plan, _original_keys=tuple(original_keys), _pieces=dict(pieces), _devices=devices)
@@ -87,7 +87,7 @@ class PararealModule(fx.GraphModule):
         segments = nn.ModuleDict({name: piece for name, piece in made.items() if name.startswith("g")})
         self.__dict__.update(stem=made["stem"], head=made["head"], context=made.get("context"), segments=segments)
         for name in ("stem", "head"):
-            made[name].__dict__["shadowed"] = self._modules.get(name)
+            made[name].__dict__[SHADOWED] = self._modules.get(name)
         self.graph = graph
         if devices is not None:
             self._borrow(made)
@@ -132,7 +132,7 @@ class PararealModule(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
         tree = nn.Module()
-        for contents in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        for contents in CONTENTS:
             tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
         tree.training = self.training
         copied = PararealModule(
@@ -171,117 +171,34 @@ def emit(
     Raises:
         ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
     """
-    pieces = _Pieces(chain, plan)
-    tree, keys = _own_tree(chain)
-    tree._modules["adapters"] = nn.ModuleDict({f"C{j}": adapter for j, adapter in adapters.items()})
-    tree._modules["coarse"] = nn.ModuleDict({f"F{j}": block for j, block in coarse.items() if block is not None})
-    for added in ("adapters", "coarse"):
-        tree.get_submodule(added).train(chain.capture.model.training)
+    pieces = Pieces(chain, plan)
+    tree, keys = own_tree(chain.capture.model, chain.capture.constants)
+    added = {
+        "adapters": nn.ModuleDict({f"C{j}": adapter for j, adapter in adapters.items()}),
+        "coarse": nn.ModuleDict({f"F{j}": block for j, block in coarse.items() if block is not None}),
+    }
+    for name, modules in added.items():
+        tree._modules[name] = modules.train(chain.capture.model.training)
     graph = _Equation(pieces, coarse, devices).graph
     if devices is not None:
         _place(PararealModule(tree, pieces.graphs, graph, plan, keys), devices)
     return PararealModule(tree, pieces.graphs, graph, plan, keys, devices)
 
 
-def _own_tree(chain: BlockChain) -> tuple[nn.Module, list[str]]:
-    """A copy of the model, as a bare tree whose constants are non-persistent buffers, and the original's keys."""
-    model = chain.capture.model
-    taken = [name for name in _RESERVED if name in {*model._modules, *model._parameters, *model._buffers}]
-    if taken:
-        raise ModelError(
-            f"{type(model).__name__} has top-level names {taken}, which a parareal module needs for itself; "
-            "rename them, or wrap the model in a module that holds it as an attribute"
-        )
-    try:
-        owned = copy.deepcopy(model)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); make it deep-copyable, for "
-            "instance by not keeping computed tensors as attributes"
-        ) from error
-    keys = list(owned.state_dict())
-    for path, constant in chain.capture.constants.items():
-        owner_path, _, name = path.rpartition(".")
-        owner = owned.get_submodule(owner_path)
-        owner.__dict__.pop(name, None)
-        owner.register_buffer(name, constant.detach().clone(), persistent=False)
-    return owned, keys
-
-
-class _Pieces:
-    """The graphs of stem, context, segments and head, and what they read."""
-
-    def __init__(self, chain: BlockChain, plan: Plan) -> None:
-        self.chain, self.plan = chain, plan
-        self.spans = [(segment.first, segment.last) for segment in plan.segments]
-        self.placeholders = [node for node in chain.capture.graph.nodes if node.op == "placeholder"]
-        self.reads = [chain.context(first, last) for first, last in self.spans]
-        every = dict.fromkeys(node for read in (*self.reads, chain.head.context) for node in read)
-        flow = chain.flow
-        self.entry = chain.blocks[0].input
-        self.from_stem = [node for node in every if node in flow.broadcast]
-        self.computed = [node for node in every if node not in flow.broadcast and node.op != "placeholder"]
-        self.graphs: dict[str, fx.Graph] = {"stem": self._stem()}
-        if self.computed:
-            self.graphs["context"] = subgraph(self.placeholders, self.computed)
-        for j, (first, last) in enumerate(self.spans, start=1):
-            self.graphs[f"g{j}"] = self._segment(j, first, last)
-        head = chain.head
-        self.graphs["head"] = subgraph((chain.blocks[-1].output, *head.context), head.output, ("z",))
-        for graph in self.graphs.values():
-            _forget(graph)
-
-    def _stem(self) -> fx.Graph:
-        return subgraph(self.placeholders, (self.entry, *self.from_stem) if self.from_stem else self.entry)
-
-    def _segment(self, j: int, first: int, last: int) -> fx.Graph:
-        x = self.chain.blocks[first].input
-        graph = subgraph((x, *self.reads[j - 1]), self.chain.blocks[last].output, ("x",))
-        if self._is_overwritten(x, self.chain.blocks[first : last + 1]) and (j > 1 or self._is_read_elsewhere()):
-            _clone_first_input(graph)
-        return graph
-
-    def _is_read_elsewhere(self) -> bool:
-        return self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
-
-    @staticmethod
-    def _is_overwritten(x: fx.Node, blocks: Sequence[Block]) -> bool:
-        """Whether an operation of the blocks works in place on memory that the input looks into, in either mode."""
-        ours = x.meta.get("memories", (None, None))
-        nodes = (node for block in blocks for node in block.nodes)
-        return any(
-            memory in changed
-            for node in nodes
-            for memory, changed in zip(ours, node.meta.get("changed", ()), strict=False)
-        )
-
-
-def _clone_first_input(graph: fx.Graph) -> None:
-    x = next(iter(graph.nodes))
-    others = list(graph.nodes)
-    last_placeholder = [node for node in others if node.op == "placeholder"][-1]
-    with graph.inserting_after(last_placeholder):
-        clone = graph.call_method("clone", (x,))
-    x.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
-
-
-def _forget(graph: fx.Graph) -> None:
-    """Drop fake values from a graph that is to be run, copied and saved."""
-    for node in graph.nodes:
-        node.meta.clear()
-
-
 class _Equation:
     """The network's own graph: equation (3), with every transfer between devices written out."""
 
     def __init__(
-        self, pieces: _Pieces, coarse: Mapping[int, nn.Module | None], devices: Sequence[torch.device] | None
+        self, pieces: Pieces, coarse: Mapping[int, nn.Module | None], devices: Sequence[torch.device] | None
     ) -> None:
         self.pieces, self.coarse, self.devices = pieces, coarse, devices
         self.n = pieces.plan.n
         self.graph = fx.Graph()
         self._moved: dict[tuple[fx.Node, str], fx.Node] = {}
         self.inputs = [self._placeholder(node) for node in pieces.placeholders]
+        for node, source in zip(self.inputs, pieces.placeholders, strict=True):
+            if "plain" in source.meta:
+                self.graph.call_function(as_captured, (node, source.meta["plain"], str(node.target)))
         self.known = self._context()
         self._write()
 

@@ -16,6 +16,7 @@ __all__ = ["Example"]
 
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _INFERRED_BATCH = 2
+_PLAIN = (torch.Tensor, str, int, float, bool, complex, torch.dtype, torch.device)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,23 +41,23 @@ class Example:
         return {name: value for name, value in self.values.items() if isinstance(value, torch.Tensor)}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype)[6:]}" for name, t in self.tensors.items())
+        return _shapes(self.tensors)
 
-    def resized(self, batch: int) -> Example:
-        """The same inputs with ``batch`` rows, taken round and round from the ones that are there."""
-        if self.batch is None or batch == self.batch:
-            return self
+    def resized(self, batch: int | None) -> Example:
+        """Copies of the inputs with ``batch`` rows, taken round and round from the ones that are there."""
 
         def rows(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[0] != self.batch:
+            if not isinstance(value, torch.Tensor):
                 return value
+            if batch in (None, self.batch) or value.ndim == 0 or value.shape[0] != self.batch:
+                return value.clone()  # a forward may change its inputs in place
             return value[torch.arange(batch, device=value.device) % value.shape[0]]
 
         return Example(
             values={name: rows(value) for name, value in self.values.items()},
             args=tuple(rows(value) for value in self.args),
             kwargs={name: rows(value) for name, value in self.kwargs.items()},
-            batch=batch,
+            batch=self.batch if self.batch is None else batch,
         )
 
     @classmethod
@@ -89,7 +90,14 @@ class Example:
         batch = next((v.shape[0] for v in values.values() if isinstance(v, torch.Tensor) and v.ndim), None)
         if not any(isinstance(value, torch.Tensor) for value in values.values()):
             raise ExampleError(f"the example inputs {example_inputs!r} hold no tensor; pass at least one")
+        if batch == 0:
+            raise ExampleError(f"the example inputs hold no sample: {_shapes(values)}; pass a batch of at least one")
         return cls(values=values, args=bound.args, kwargs=bound.kwargs, batch=batch)
+
+
+def _shapes(values: Mapping[str, Any]) -> str:
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype)[6:]}" for name, t in tensors.items())
 
 
 def _named(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
@@ -126,7 +134,7 @@ def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             "dict of keyword arguments"
         )
     for value in (*args, *kwargs.values()):
-        if isinstance(value, list | tuple | dict):
+        if value is not None and not isinstance(value, _PLAIN):
             raise ExampleError(
                 f"an example input is a {type(value).__name__}; only tensors and plain values can be inputs: "
                 "wrap the model in a module whose forward takes the tensors one by one"
@@ -135,7 +143,8 @@ def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+    """The value where the model is; a tensor as an object of its own, since one may be passed for two inputs."""
+    return value.detach().to(device) if isinstance(value, torch.Tensor) else value
 
 
 def infer_example(model: nn.Module) -> Any:

@@ -7,15 +7,22 @@ input, and devices too, so that a piece runs wherever its input is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from .compare import size_of
 
-__all__ = ["device_of", "subgraph"]
+_RANDOM = {
+    "rand", "randn", "randint", "randperm", "random", "uniform", "normal", "log_normal", "exponential", "cauchy",
+    "geometric", "bernoulli", "multinomial", "poisson", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu", "gumbel_softmax",
+}  # fmt: skip
+_RANDOM_MODULES = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
+__all__ = ["device_of", "drawn_repeatedly", "subgraph"]
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:
@@ -23,13 +30,20 @@ def device_of(tensor: torch.Tensor) -> torch.device:
     return tensor.device
 
 
-def subgraph(inputs: Sequence[fx.Node], outputs: Sequence[fx.Node] | fx.Node, names: Sequence[str] = ()) -> fx.Graph:
+def subgraph(
+    inputs: Sequence[fx.Node],
+    outputs: Sequence[fx.Node] | fx.Node,
+    names: Sequence[str] = (),
+    *,
+    besides: Sequence[fx.Node] = (),
+) -> fx.Graph:
     """Copy what computes ``outputs`` from ``inputs`` into a graph of its own.
 
     Args:
         inputs: nodes whose values become the placeholders, the activation first.
         outputs: a node, several, or the captured graph's own output node.
         names: names for the placeholders; those of the nodes when left out.
+        besides: nodes of which those that nothing reads are copied too: they are there for their side effects.
     """
     copier = _Copier(inputs, names)
     if isinstance(outputs, fx.Node) and outputs.op == "output":
@@ -40,9 +54,28 @@ def subgraph(inputs: Sequence[fx.Node], outputs: Sequence[fx.Node] | fx.Node, na
         needed = tuple(outputs)
     sources: list[fx.Node] = []
     fx.map_arg(needed, sources.append)
-    copier.copy(sources)
+    copier.copy([*sources, *(node for node in besides if not node.users)])
     copier.graph.output(fx.map_arg(needed, copier.copied.__getitem__))
     return copier.graph
+
+
+def drawn_repeatedly(graphs: Mapping[str, fx.Graph], module_of: Callable[[str], nn.Module]) -> list[str]:
+    """The random numbers that several of the pieces would draw, each anew: a sentence for each."""
+    pieces: dict[int, list[tuple[str, fx.Node]]] = {}
+    for name, graph in graphs.items():
+        for node in graph.nodes:
+            if _draws(node, module_of):
+                pieces.setdefault(id(node.meta["val"]), []).append((name, node))
+    return [
+        f"{found[0][1].name} in {', '.join(name for name, _ in found)}" for found in pieces.values() if len(found) > 1
+    ]
+
+
+def _draws(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
+    if node.op == "call_module":
+        return any(isinstance(module, _RANDOM_MODULES) for module in module_of(str(node.target)).modules())
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op in ("call_function", "call_method") and name.removesuffix("_").removesuffix("_like") in _RANDOM
 
 
 class _Copier:

@@ -11,6 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
+from .restore import host_random_kept
+
 __all__ = ["Leaves"]
 
 _PURE = {
@@ -55,12 +57,13 @@ class Leaves:
         return result
 
     def _call_leaf(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        try:
+        if type(module).__module__.startswith("torch.nn"):
             return plain_call(module, *args, **kwargs)
-        except Exception:
-            if type(module).__module__.startswith("torch.nn"):
-                raise
-            return self._run_for_real(plain_call, module, args, kwargs)
+        with host_random_kept():  # a layer that is one node may draw from it
+            try:
+                return plain_call(module, *args, **kwargs)
+            except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
+                return self._run_for_real(plain_call, module, args, kwargs)
 
     def _run_for_real(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Learn an opaque module's output shapes from a run on real tensors: its parameters, inputs of zeros."""

@@ -164,8 +164,8 @@ def _cut_positions(
 ) -> Iterator[int]:
     for i, alive in _sweep(last_read):
         carry = [t for t in alive if t not in broadcast] if i >= start else alive
-        if len(carry) == 1 and _unfit(order[carry[0]], capture) is None:
-            yield i
+        if order[i].users and len(carry) == 1 and _unfit(order[carry[0]], capture) is None:
+            yield i  # what nothing reads (a norm that only counts) makes no interface
 
 
 def _unfit(node: fx.Node, capture: Capture) -> str | None:

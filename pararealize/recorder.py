@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import itertools
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,10 +26,11 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from .calls import after, describe, fields_of, storage_of, tensors_in
+from .calls import after, describe, fields_of, is_computed, storage_of, tensors_in
 from .leaves import Leaves
-from .restore import left_as_found
+from .restore import host_random, left_as_found
 
 __all__ = ["Recording", "UnreadableError", "record"]
 
@@ -78,22 +80,22 @@ def record(
         UnreadableError, or whatever the forward raises; ``error.pararealize_stack`` lists the modules it was raised in.
     """
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with left_as_found(model):
+    with left_as_found(model, contents=False):
         recorder = _Recorder(model, fake_mode, opaque)
         for module in model.modules():  # module.train() would reach it too, but a model may have overridden train()
             module.training = training
         recorder.swap_parameters()
-        inputs = {name: recorder.placeholder(name, value, batch) for name, value in placeholders.items()}
-        args, kwargs = _substitute(call, {id(placeholders[n]): v for n, v in inputs.items()})
+        tensors = [i for i, value in enumerate(placeholders.values()) if isinstance(value, torch.Tensor)]
+        inputs = {
+            name: recorder.placeholder(name, value, batch, required=i < tensors[-1])
+            for i, (name, value) in enumerate(placeholders.items())
+        }
+        fakes = {id(placeholders[name]): value for name, value in inputs.items()}
+        args, kwargs = tree_map(lambda value: fakes.get(id(value), value), call)
         with fake_mode, recorder.listening():
             output = model(*args, **kwargs)
             recorder.graph.output(recorder.output(output))
         return Recording(graph=recorder.graph, constants=recorder.constants)
-
-
-def _substitute(call: tuple[tuple[Any, ...], dict[str, Any]], fakes: dict[int, Any]) -> tuple[Any, Any]:
-    args, kwargs = call
-    return [fakes.get(id(a), a) for a in args], {k: fakes.get(id(a), a) for k, a in kwargs.items()}
 
 
 class _Recorder(TorchFunctionMode):
@@ -110,6 +112,7 @@ class _Recorder(TorchFunctionMode):
         self.paused = False
         self._nodes: dict[int, fx.Node] = {}  # id of a tensor -> the node that it is the value of, now
         self._attributes: dict[int, str] = {}  # id of a parameter, buffer or constant -> its qualified name
+        self._owned: set[int] = set()  # the storages of the model's own tensors
         self._aliases: dict[int, list[torch.Tensor]] = {}  # storage -> every recorded tensor that looks into it
         self._changed: dict[int, fx.Node] = {}  # id of a tensor -> what changed it in place since it was last read
         self._passed_on: dict[int, int] = {}  # storage of what a module returned as it came -> its real storage
@@ -134,11 +137,13 @@ class _Recorder(TorchFunctionMode):
             for name, value in module.__dict__.items():
                 if isinstance(value, torch.Tensor):
                     self._attributes.setdefault(id(value), prefix + name)
+        self._owned = {storage_of(fake) for fake in swapped.values()}
         self._alive.append(swapped)
 
-    def placeholder(self, name: str, value: Any, batch: tuple[int, int] | None) -> Any:
+    def placeholder(self, name: str, value: Any, batch: tuple[int, int] | None, *, required: bool) -> Any:
         if not isinstance(value, torch.Tensor):
-            self.graph.placeholder(name, default_value=value)
+            node = self.graph.placeholder(name) if required else self.graph.placeholder(name, default_value=value)
+            node.meta["plain"] = value
             return value
         size = list(value.shape)
         if batch is not None and size and size[0] == batch[0]:
@@ -196,7 +201,10 @@ class _Recorder(TorchFunctionMode):
                     return self._emit(
                         "call_module", path, args, kwargs, lambda: self.leaves.call(plain_call, module, args, kwargs)
                     )
-            return plain_call(module, *args, **kwargs)
+            drawn = host_random()
+            result = plain_call(module, *args, **kwargs)
+            self._check_side_effects(module, drawn)
+            return result
         except Exception as error:
             if not hasattr(error, "pararealize_stack"):
                 error.pararealize_stack = tuple(self.stack)  # type: ignore[attr-defined]
@@ -204,6 +212,16 @@ class _Recorder(TorchFunctionMode):
         finally:
             self.stack.pop()
             self.calls.pop()
+
+    def _check_side_effects(self, module: nn.Module, drawn: tuple[Any, ...]) -> None:
+        """Refuse what a module did besides computing with tensors, which a graph would do once and never again."""
+        if host_random() != drawn:
+            raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
+        for part in [module] if module is not self.model else self.model.modules():
+            for buffer in part._buffers.values():
+                node = self._nodes.get(id(buffer))
+                if node is not None and id(buffer) not in self._attributes and is_computed(node):
+                    raise UnreadableError("it assigns new values to its own buffers outside torch.nn's modules")
 
     def _is_leaf(self, path: str, module: nn.Module) -> bool:
         if self.opaque(path, module):
@@ -246,8 +264,8 @@ class _Recorder(TorchFunctionMode):
         inputs: list[torch.Tensor],
         changed: list[torch.Tensor],
     ) -> Any:
-        if any(id(t) in self._attributes for t in changed):
-            raise UnreadableError("it changes its own buffers outside torch.nn's modules")
+        if any(id(t) in self._attributes or storage_of(t) in self._owned for t in changed):
+            raise UnreadableError("it changes its own parameters or buffers outside torch.nn's modules")
         if not torch.is_grad_enabled() and any(self._trainable(t) for t in inputs):
             raise UnreadableError("it switches gradients off inside its forward")
         node = self.graph.create_node(kind, target, self._argument(tuple(args)), self._argument(dict(kwargs)))
@@ -361,6 +379,9 @@ class _Recorder(TorchFunctionMode):
         if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
             return type(value)(self.output(item) for item in value)
         fields = fields_of(value)
+        if fields is None and type(value) in (dict, OrderedDict) and all(isinstance(key, str) for key in value):
+            items = {key: self.output(item) for key, item in value.items()}
+            return items if type(value) is dict else self.graph.call_function(OrderedDict, (items,))
         if fields is None:
             return self._argument(value)
         kept: dict[str, Any] = {}

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["left_as_found"]
+__all__ = ["host_random", "host_random_kept", "left_as_found", "ordinary_mode"]
 
 
 @contextlib.contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Put back, on leaving, every attribute, parameter, buffer's content, training flag and hook, and the RNG state."""
+def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
+    """Put back, on leaving, every attribute, training flag, hook, parameter and buffer, and all random states.
+
+    Args:
+        model: the model.
+        contents: keep a copy of every parameter's and buffer's values, for what runs the model on them.
+    """
     attributes = [(module, dict(module.__dict__), _inner(module)) for module in model.modules()]
-    contents = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
+    tensors = [*model.parameters(), *model.buffers()] if contents else []
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
+    with torch.random.fork_rng(devices=_cuda_devices(model)), host_random_kept():
         try:
             yield
         finally:
@@ -27,13 +35,42 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 for container, copied in inner:
                     _refill(container, copied)
             with torch.no_grad():
-                for buffer, content in contents:
-                    if not torch.equal(torch.view_as_real(buffer) if buffer.is_complex() else buffer, content):
-                        buffer.copy_(content)
+                for tensor, value in values:
+                    if not torch.equal(tensor, value):
+                        tensor.copy_(value)
+
+
+def host_random() -> tuple[Any, ...]:
+    """The states of Python's and NumPy's random numbers, to see whether something drew from them."""
+    kind, keys, *rest = np.random.get_state()
+    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
+
+
+@contextlib.contextmanager
+def host_random_kept() -> Iterator[None]:
+    """Put the states of Python's and NumPy's random numbers back on leaving."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """Outside the caller's ``no_grad``, ``inference_mode`` and ``autocast``, which belong to a use of the network."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _inner(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(value, value.copy()) for value in module.__dict__.values() if type(value) in (dict, list, set)]
+    return [(value, value.copy()) for value in module.__dict__.values() if isinstance(value, dict | list | set)]
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -23,14 +23,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["Borrowed", "Piece", "Window"]
+__all__ = ["SHADOWED", "Borrowed", "Piece", "Window"]
+
+_ORIGIN, SHADOWED = "_mirrored_origin", "_shadowed_child"  # attributes; no submodule of a user's is called so
 
 
 class _Mirrored(nn.Module):
     """A module whose training flag, parameters and buffers are those of an ``origin``, when it has one."""
 
     def mirror(self, origin: nn.Module, *, tensors: bool) -> None:
-        self.__dict__["origin"] = origin
+        self.__dict__[_ORIGIN] = origin
         if tensors:
             self.__dict__["_parameters"] = origin._parameters
             self.__dict__["_buffers"] = origin._buffers
@@ -38,12 +40,12 @@ class _Mirrored(nn.Module):
 
     @property
     def training(self) -> bool:
-        origin = self.__dict__.get("origin")
+        origin = self.__dict__.get(_ORIGIN)
         return bool(self.__dict__.get("_mode", True)) if origin is None else bool(origin.training)
 
     @training.setter
     def training(self, mode: bool) -> None:
-        origin = self.__dict__.get("origin")
+        origin = self.__dict__.get(_ORIGIN)
         if origin is None:
             self.__dict__["_mode"] = mode
         else:
@@ -111,7 +113,7 @@ class Piece(_Mirrored, fx.GraphModule):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            shadowed = self.__dict__.get("shadowed")
+            shadowed = self.__dict__.get(SHADOWED)
             if shadowed is None:
                 raise
             return getattr(shadowed, name)
@@ -164,7 +166,7 @@ class Piece(_Mirrored, fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Piece:
         copied = Piece(nn.Module(), fx.Graph(), type(self).__name__)
-        copied.__dict__["origin"] = None
+        copied.__dict__[_ORIGIN] = None
         memo[id(self)] = copied
         _copy_contents(self, copied, memo)
         copied.graph = copy.deepcopy(self.graph)

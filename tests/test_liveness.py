@@ -49,6 +49,7 @@ def test_cuts_are_the_dominators_of_the_output(case: tuple[RandomGraph, Tensor])
     except CaptureError:  # a dropout whose result nobody reads: the random numbers go another way
         assume(False)
     flow = flow_of(captured)
+    assume(all(node.users for node in flow.order))  # no batch norm is kept for its running statistics alone
     assert {flow.order[i].name for i in flow.cuts} == dominating(captured)
 
 
