@@ -15,14 +15,14 @@ from torch import fx, nn
 
 from .compare import size_of
 
+__all__ = ["device_of", "drawn_repeatedly", "subgraph"]
+
 _RANDOM = {
     "rand", "randn", "randint", "randperm", "random", "uniform", "normal", "log_normal", "exponential", "cauchy",
     "geometric", "bernoulli", "multinomial", "poisson", "dropout", "dropout1d", "dropout2d", "dropout3d",
     "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu", "gumbel_softmax",
 }  # fmt: skip
 _RANDOM_MODULES = (nn.modules.dropout._DropoutNd, nn.RReLU)
-
-__all__ = ["device_of", "drawn_repeatedly", "subgraph"]
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:
