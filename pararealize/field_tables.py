@@ -116,7 +116,7 @@ MODULES: Mapping[type[nn.Module], Rule] = _table(
 
 _ELEMENTWISE = """
     abs add addcdiv addcmul alpha_dropout and atan2 batch_norm bernoulli bfloat16 bitwise_and bitwise_not bitwise_or
-    bool cast ceil celu channel_shuffle clamp clamp_max clamp_min clip clone conj contiguous copysign cos cosh cpu
+    bool ceil celu channel_shuffle clamp clamp_max clamp_min clip clone conj contiguous copysign cos cosh cpu
     cuda detach div divide double drop_block_2d drop_path dropout dropout1d dropout2d dropout3d elu eq
     erf erfc exp exp2 expm1 feature_alpha_dropout feature_dropout fill float floor floor_divide floordiv fmod
     ge gelu gt half hardshrink hardsigmoid hardswish hardtanh heaviside hypot iadd iand ifloordiv imag
