@@ -6,24 +6,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from spaces import space, spaces
 from torch import nn
 
 from pararealize.adapters import adapter_cost, build_adapter, describe_adapter, seeded
-from pararealize.route import Resample, halvings
-from pararealize.space import Space
-
-
-def space(*shape, channel=0, dtype="float32"):
-    return Space(shape=shape, channel=channel, dtype=dtype)
-
-
-@st.composite
-def spaces(draw):
-    """Vectors, tokens, maps of one to four axes; channels first, last, and now and then in between."""
-    extent = draw(st.lists(st.integers(1, 12), min_size=0, max_size=4))
-    channel = draw(st.sampled_from([0, len(extent), len(extent) // 2]))
-    shape = (*extent[:channel], draw(st.integers(1, 7)), *extent[channel:])
-    return space(*shape, channel=channel, dtype=draw(st.sampled_from(["float32", "float64"])))
 
 
 def batch_of(source, size, **options):
@@ -87,38 +73,16 @@ def test_recipes(source, target, recipe):
     assert f"{source} → {target}" in printed
 
 
-def test_image_to_tokens_goes_over_a_grid_of_that_many_points():
-    text = describe_adapter(space(3, 224, 224), space(197, 768, channel=1))
-    assert text.startswith("4 × max_pool 3×3/2 → flatten → repeat 196 to 197")
-    assert text.endswith("linear 3→768")
-
-
 def test_identity_says_so():
     tokens = space(197, 768, channel=1)
     assert describe_adapter(tokens, tokens, from_stem=True) == "linear 768→768, from the identity"
     assert "from the identity" in str(build_adapter(tokens, tokens, from_stem=True))
 
 
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_halvings_against_brute_force(source, target):
-    """As many halvings as fit; exact wherever some choice of paddings is."""
-    path = halvings(source, target)
-    sizes, ceiling, steps = {source}, source, 0
-    while ceiling > target and -(-ceiling // 2) >= target:
-        ceiling, steps = -(-ceiling // 2), steps + 1
-        sizes = {(n + 2 * p - 3) // 2 + 1 for n in sizes for p in (0, 1) if n + 2 * p >= 3}
-    end = source
-    for padding in path:
-        end = nn.functional.max_pool1d(torch.zeros(1, 1, end), 3, 2, padding).shape[-1]
-    assert len(path) == steps
-    assert end == target if target in sizes else end == ceiling
-
-
 def test_other_image_sizes_follow_as_strided_layers_do():
     adapter = build_adapter(space(3, 32, 32), space(64, 8, 8), from_stem=False)
     assert adapter(torch.zeros(2, 3, 40, 48)).shape == (2, 64, 10, 12)
     assert adapter(torch.zeros(2, 3, 33, 33)).shape == (2, 64, 9, 9)  # ⌈⌈33/2⌉/2⌉, as two 3×3/2 convolutions give
-    assert Resample((38,), (35,))(torch.zeros(1, 1, 76)).shape == (1, 1, 70)
 
 
 def test_variance_is_kept():

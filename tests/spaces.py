@@ -1,0 +1,18 @@
+"""Spaces for tests: one by its shape, and strategies of vectors, tokens and maps."""
+
+from hypothesis import strategies as st
+
+from pararealize.space import Space
+
+
+def space(*shape, channel=0, dtype="float32"):
+    return Space(shape=shape, channel=channel, dtype=dtype)
+
+
+@st.composite
+def spaces(draw):
+    """Vectors, tokens, maps of one to four axes; channels first, last, and now and then in between."""
+    extent = draw(st.lists(st.integers(1, 12), min_size=0, max_size=4))
+    channel = draw(st.sampled_from([0, len(extent), len(extent) // 2]))
+    shape = (*extent[:channel], draw(st.integers(1, 7)), *extent[channel:])
+    return space(*shape, channel=channel, dtype=draw(st.sampled_from(["float32", "float64"])))
