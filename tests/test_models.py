@@ -149,19 +149,14 @@ def test_file_and_package(user_file, monkeypatch):
         ("resnet21", r"'resnet21' is not a built-in model or one of torchvision's; did you mean .*resnet20"),
         ("qqqqqqqq", r"nothing has a name like it.*pararealize ls"),
         ("torchvision:vgg17", r"'vgg17' is not a classification model of torchvision's; did you mean .*vgg16"),
-        ("no_such_package:net", r"no Python module 'no_such_package'"),
-        ("{file}:nett", r"'nett' is not in .*mynets.py.*did you mean .*net"),
         ("{file}:number", r"is a int, which cannot be called"),
         ("{file}:text", r"gives a str and not a torch.nn.Module"),
         ("{file}:broken", r"failed: RuntimeError: boom \(mynets.py, line 9\)"),
-        ("{folder}/mynet.py:net", r"'mynet.py' is not a file in .*did you mean mynets.py"),
-        ("{folder}/wrong.py:net", r"importing .* failed: SyntaxError"),
     ],
 )
 def test_bad_names(user_file, name, message):
-    (user_file.parent / "wrong.py").write_text("def net(:\n")
     with pytest.raises(ModelError, match=message):
-        models.build(name.format(file=user_file, folder=user_file.parent))
+        models.build(name.format(file=user_file))
 
 
 def test_default_input():
