@@ -31,7 +31,7 @@ def find(name: str) -> Any:
     value: Any = _import(name, where)
     for part in attribute.split("."):
         if not hasattr(value, part):
-            known = [key for key, item in vars(value).items() if callable(item) and not key.startswith("_")]
+            known = [key for key in dir(value) if not key.startswith("_") and callable(getattr(value, key, None))]
             raise ModelError(unknown(part, known, f"in {where!r} (model {name!r})"))
         value = getattr(value, part)
     return value

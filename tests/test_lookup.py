@@ -52,6 +52,7 @@ def test_the_current_folder_shadows_nothing(folder):
         ("math.nothing:net", r"no Python module 'math.nothing'"),
         ("lookednets:nett", r"'nett' is not in 'lookednets' \(model 'lookednets:nett'\); did you mean net\?"),
         ("lookednets:Zoo.smal", r"'smal' is not in .*did you mean small\?"),
+        ("math:tau.hexx", r"'hexx' is not in 'math' .*did you mean hex or fromhex"),
         ("lookednets.py:qqqq", r"nothing has a name like it"),
         ("lookednet.py:net", r"'lookednet.py' is not a file in .*did you mean lookednets.py"),
         ("nowhere/lookednet.py:net", r"'lookednet.py' is not a file in .*nowhere.*nothing has a name like it"),
