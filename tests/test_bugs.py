@@ -18,7 +18,6 @@ from torch.nn.utils import spectral_norm, weight_norm
 from pararealize import pararealize
 from pararealize.capture import capture
 from pararealize.errors import CaptureError, CutError, ExampleError, ModelError
-from pararealize.restore import left_as_found
 
 X = torch.randn(4, 6)
 
@@ -320,11 +319,6 @@ def test_names_that_mean_something_to_torch_fx(name: str) -> None:
         assert pararealize(nn.Sequential(wrapped(name), nn.Tanh()), n=2, example_inputs=X)(X).shape == (4, 6)
 
 
-def test_parameters_without_a_shape() -> None:
-    with pytest.raises(ModelError, match=r"without a shape yet \(0.weight.*run it once"):
-        pararealize(nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.Linear(5, 5)), n=1, example_inputs=X)
-
-
 def test_scripted_modules() -> None:
     """They were left with fake tensors as parameters; and their copies are not trained."""
     script = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
@@ -366,23 +360,3 @@ def test_extra_state_of_the_networks_own_class() -> None:
 
     net = pararealize(Extra(), n=2, example_inputs=X)
     assert list(net.original_state_dict()) == list(Layers().state_dict())
-
-
-def test_left_as_found_puts_values_and_random_states_back() -> None:
-    model = Layers(lambda: nn.BatchNorm1d(6))
-    model.hooks = OrderedDict(a=1)  # type: ignore[assignment]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    states = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
-    with left_as_found(model):
-        random.random(), np.random.rand(), torch.rand(1)
-        model.hooks["b"] = 2  # type: ignore[index, operator]
-        model.eval()
-        with torch.no_grad():
-            for tensor in model.state_dict().values():
-                tensor.add_(1)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert states[:2] == (random.getstate(), np.random.get_state()[2])
-    assert torch.equal(states[2], torch.get_rng_state())
-    assert model.hooks == {"a": 1}
-    assert model.training
-    assert model.layers[0].training

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from collections import OrderedDict
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pararealize.capture import capture
+from pararealize.restore import left_as_found
 
 
 def test_the_model_is_left_as_found() -> None:
@@ -41,3 +46,23 @@ def test_the_model_is_left_as_found() -> None:
     model.eval()
     x = torch.randn(3, 4)
     assert torch.equal(captured.graph_module(x), model(x))
+
+
+def test_left_as_found_puts_values_and_random_states_back() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 6))
+    model.hooks = OrderedDict(a=1)  # type: ignore[assignment]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    states = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
+    with left_as_found(model):
+        random.random(), np.random.rand(), torch.rand(1)
+        model.hooks["b"] = 2  # type: ignore[index, operator]
+        model.eval()
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert states[:2] == (random.getstate(), np.random.get_state()[2])
+    assert torch.equal(states[2], torch.get_rng_state())
+    assert model.hooks == {"a": 1}
+    assert model.training
+    assert model[0].training
