@@ -47,16 +47,16 @@ def shared_values(flow: Flow, runs: list[Run]) -> frozenset[fx.Node]:
 
 def count_parameters(flow: Flow, nodes: tuple[fx.Node, ...]) -> int:
     """Elements of the distinct parameters that nodes read."""
+    module = flow.capture.graph_module
     found: dict[int, int] = {}
     stack, seen = list(nodes), set(nodes)
     while stack:
         node = stack.pop()
         if node.op == "call_module":
-            found.update(
-                (id(p), p.numel()) for p in flow.capture.graph_module.get_submodule(str(node.target)).parameters()
-            )
+            found.update((id(p), p.numel()) for p in module.get_submodule(str(node.target)).parameters())
         elif node.op == "get_attr" and node.meta.get("trainable"):
-            found[id(node.meta["val"])] = node.meta["val"].numel()
+            parameter = module.get_parameter(str(node.target))
+            found[id(parameter)] = parameter.numel()
         for argument in node.all_input_nodes:
             if argument not in seen and flow.depends[argument] == (False, True):
                 seen.add(argument)
