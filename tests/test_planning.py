@@ -1,0 +1,177 @@
+"""Decisions: the paper's numbers, the cheapest cut of all, and every fault of the arguments by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from pararealize.blocks import find_blocks
+from pararealize.capture import capture
+from pararealize.coarse import kind_for
+from pararealize.cost import BlockCost, Costs, count_costs
+from pararealize.errors import CoarseError, CutError, DeviceError, FieldError, PararealizeError, PlanError, SourceError
+from pararealize.field import receptive_fields
+from pararealize.models import resnet20, resnet1001
+from pararealize.planning import plan_segments
+
+
+def known(model: nn.Module, x: torch.Tensor):
+    """All that a plan is made from."""
+    chain = find_blocks(capture(model, x, check=False))
+    return chain, receptive_fields(chain), count_costs(chain)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    with torch.device("meta"):
+        return known(resnet1001(), torch.randn(2, 3, 32, 32, device="meta"))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return known(resnet20(), torch.randn(2, 3, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(4)]
+    return known(nn.Sequential(nn.Embedding(10, 8), *layers), torch.randint(10, (2, 5)))
+
+
+@pytest.mark.parametrize(
+    "n, units, coarse, total",
+    [(3, 4, 5.58, 15.93), (6, 2, 5.72, 16.08), (12, 1, 5.80, 16.15), (18, 1, 8.90, 19.26), (24, 1, 12.00, 22.36)],
+)
+def test_parameters_of_the_paper(deep, n, units, coarse, total):
+    """Table 1 of Lee, Lee and Park; the original is 10.33M here, 10.35M with a bias or two more."""
+    plan = plan_segments(*deep, n, cuts="paper")
+    assert {row.units for row in plan.coarse_blocks} == {units}
+    assert plan.parameters.coarse / 1e6 == pytest.approx(coarse, abs=0.005)
+    assert plan.parameters.total / 1e6 == pytest.approx(total, abs=0.03)
+    assert [row.blocks for row in plan.segments[: n // 3]] == sorted([row.blocks for row in plan.segments[: n // 3]])[
+        ::-1
+    ]
+    assert not plan.notes
+
+
+def test_the_cheapest_cut_beats_the_papers(deep):
+    for n in (3, 6, 12):
+        paper, cheapest = plan_segments(*deep, n, cuts="paper"), plan_segments(*deep, n)
+        assert cheapest.critical_path < paper.critical_path
+        assert cheapest.serial == pytest.approx(paper.serial)
+
+
+def test_cuts_by_cost_are_the_best_of_all(small):
+    chain, fields, costs = small
+    names = [block.name for block in chain.blocks]
+    for coarse, source in itertools.product(("paper", "linear", "exact", "depthwise"), ("input", "stem")):
+        best = plan_segments(chain, fields, costs, 3, coarse=coarse, source=source)
+        every = [
+            plan_segments(chain, fields, costs, 3, coarse=coarse, source=source, cuts=list(cuts)).critical_path
+            for cuts in itertools.combinations(names[1:], 2)
+        ]
+        if coarse == "depthwise":  # its kernel depends on the segment: planned at the largest
+            assert best.critical_path <= 1.1 * min(every)
+        else:
+            assert best.critical_path == pytest.approx(min(every))
+
+
+def test_costs_in_seconds_price_what_was_only_counted(small):
+    chain, fields, costs = small
+
+    def timed(cost: BlockCost) -> BlockCost:
+        return dataclasses.replace(cost, seconds_forward=cost.work * 1e-12, seconds_backward=cost.work * 1e-12)
+
+    seconds = Costs(
+        unit="seconds", stem=timed(costs.stem), blocks=tuple(map(timed, costs.blocks)), head=timed(costs.head)
+    )
+    counted, measured = plan_segments(chain, fields, costs, 3), plan_segments(chain, fields, seconds, 3)
+    assert measured.virtual_speedup == pytest.approx(counted.virtual_speedup)
+    assert measured.serial == pytest.approx(2e-12 * counted.serial)
+    assert "seconds a batch of 2" in str(measured)
+
+
+@pytest.mark.parametrize("n", [0, -1, 10, 2.0, True])
+def test_n_out_of_range(small, n):
+    with pytest.raises(
+        PlanError, match=r"n = .* is out of range: PreActResNet has 9 blocks.*; pass an integer n from 1 to 9"
+    ):
+        plan_segments(*small, n)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"coarse": "papr"}, CoarseError, "'paper'"),
+        ({"cuts": "equal"}, CutError, 'pass "cost", "paper", or a list of names'),
+        ({"cuts": ["stage2.9"]}, CutError, "close ones: stage2."),
+        ({"source": "head"}, SourceError, 'pass "input" or "stem"'),
+        ({"devices": ["gpu9"]}, DeviceError, "device 'gpu9' is unknown"),
+        ({"devices": ["cuda:77"]}, DeviceError, "device 'cuda:77' is not there"),
+        ({"devices": []}, DeviceError, "devices is empty"),
+    ],
+)
+def test_arguments_that_do_not_fit(small, options, error, message):
+    with pytest.raises(error) as raised:
+        plan_segments(*small, 2, **options)
+    assert message in str(raised.value)
+
+
+def test_every_fault_at_once(small):
+    with pytest.raises(PararealizeError) as raised:
+        plan_segments(*small, 99, coarse="papr", cuts=["nowhere"], source="head", devices=["gpu9"])
+    for word in ("papr", "nowhere", "source = 'head'", "gpu9", "n = 99"):
+        assert word in str(raised.value)
+
+
+def test_token_ids_need_the_stem_as_source(tokens):
+    assert plan_segments(*tokens, 2).source == "stem"
+    with pytest.raises(SourceError, match='pass source="stem"'):
+        plan_segments(*tokens, 2, source="input")
+
+
+def test_networks_without_convolutions_fall_back_to_their_blocks(tokens):
+    plan = plan_segments(*tokens, 2, coarse="paper")
+    assert plan.coarse_blocks[0].kind == "block"
+    assert kind_for("paper", plan.segments[0].y, plan.segments[1].y)[1] in plan.notes
+    assert plan.coarse_blocks[0].parameters == tokens[0].blocks[0].parameters
+
+
+def test_adapters_that_read_the_stem_wait_for_it(small):
+    plan = plan_segments(*small, 2, source="stem")
+    assert plan.adapters[0].x == plan.segments[0].x
+    assert plan.critical_path >= plan.stem.cost + plan.adapters[0].cost + plan.segments[1].cost
+
+
+def test_devices_wrap_round(small):
+    plan = plan_segments(*small, 3, devices=["cpu", "meta"])
+    assert [segment.device for segment in plan.segments] == ["cpu", "meta", "cpu"]
+
+
+def test_exact_and_custom_blocks_have_no_parameters_of_their_own(small):
+    exact = plan_segments(*small, 3, coarse="exact")
+    assert exact.parameters.coarse == 0
+    assert exact.coarse_blocks[0].flops_forward == exact.segments[1].flops_forward
+    custom = plan_segments(*small, 3, coarse=lambda *_: nn.Identity())
+    assert custom.coarse_blocks[0].kind == "custom"
+    assert "not counted" in custom.notes[0]
+
+
+class Strange(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return torch.renorm(self.conv(x), 2, 0, 1.0)
+
+
+def test_an_unknown_operation_stops_only_what_needs_its_field():
+    what = known(nn.Sequential(*[Strange() for _ in range(4)]), torch.randn(2, 4, 8, 8))
+    assert plan_segments(*what, 2, coarse="linear").n == 2
+    with pytest.raises(FieldError, match=r"torch.renorm \(node .*\); pass leaf_modules=\[Strange\]"):
+        plan_segments(*what, 2, coarse="paper")
