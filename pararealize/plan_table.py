@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan
 
-__all__ = ["plan_text"]
+__all__ = ["count", "plan_text"]
 
 _NAME = 22  # characters of a block's name; longer ones lose their middle
 
@@ -43,7 +43,7 @@ def _part(name: str, part: PartPlan) -> tuple[str, ...]:
         "",
         "",
         "",
-        _count(part.parameters),
+        count(part.parameters),
         _giga(part.flops_forward),
         _giga(part.flops_backward),
         "",
@@ -52,18 +52,18 @@ def _part(name: str, part: PartPlan) -> tuple[str, ...]:
 
 def _segment(row: SegmentPlan) -> tuple[str, ...]:
     names = _short(row.first_block), _short(row.last_block)
-    sizes = _count(row.parameters), _giga(row.flops_forward), _giga(row.flops_backward)
+    sizes = count(row.parameters), _giga(row.flops_forward), _giga(row.flops_backward)
     return (str(row.j), *names, str(row.blocks), str(row.x), str(row.y), *sizes, row.device)
 
 
 def _adapter(row: AdapterPlan) -> tuple[str, ...]:
-    return str(row.j), str(row.x), str(row.y), row.recipe, _count(row.parameters), f"{row.flops_forward / 1e6:.2f}"
+    return str(row.j), str(row.x), str(row.y), row.recipe, count(row.parameters), f"{row.flops_forward / 1e6:.2f}"
 
 
 def _coarse(row: CoarsePlan) -> tuple[str, ...]:
     units = f"× {row.units}" if row.units else ""
     kernel = f", {row.kernel} wide" if row.kernel else ""
-    sizes = _count(row.parameters), _giga(row.flops_forward), _giga(row.flops_backward)
+    sizes = count(row.parameters), _giga(row.flops_forward), _giga(row.flops_backward)
     return (str(row.j), row.kind, units + kernel, str(row.x), str(row.y), *sizes)
 
 
@@ -71,8 +71,8 @@ def _totals(plan: Plan) -> str:
     p = plan.parameters
     unit = "operations a sample" if plan.unit == "flops" else f"seconds a batch of {plan.batch}"
     return (
-        f"parameters: {_count(p.original)} original + {_count(p.adapters)} adapters + {_count(p.coarse)} coarse "
-        f"= {_count(p.total)}\n"
+        f"parameters: {count(p.original)} original + {count(p.adapters)} adapters + {count(p.coarse)} coarse "
+        f"= {count(p.total)}\n"
         f"one step:   {plan.serial:.4g} {unit} in sequence, {plan.critical_path:.4g} on the longest path of the plan\n"
         f"speed-up:   {plan.virtual_speedup:.2f}×, with a device for each segment and free messages"
     )
@@ -95,12 +95,18 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}…{name[-_NAME // 2 :]}"
 
 
-def _count(number: int) -> str:
-    """Parameters as people write them: 640, 41.2k, 10.35M."""
-    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.{1 if letter == 'k' else 2}f}{letter}"
-    return str(number)
+def count(number: float) -> str:
+    """A number as people write it: three digits or so, and a letter.
+
+    Example:
+        >>> count(640), count(41_200), count(10_351_044), count(2.5e9)
+        ('640', '41.2k', '10.35M', '2.50G')
+    """
+    scales = [(1e12, "T", 2, 5e6), (1e9, "G", 2, 5e3), (1e6, "M", 2, 50), (1e3, "k", 1, 0.5)]
+    for size, letter, digits, half in scales:
+        if number >= size - half:  # what the smaller scale would round up to 1000
+            return f"{number / size:.{digits}f}{letter}"
+    return f"{number:.0f}"
 
 
 def _giga(flops: int) -> str:

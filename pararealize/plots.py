@@ -27,7 +27,7 @@ from matplotlib.patches import Circle, FancyBboxPatch
 
 from .errors import OutputError
 from .plan import Plan
-from .report import count
+from .plan_table import count
 
 __all__ = ["draw_losses", "draw_plan"]
 

@@ -18,10 +18,10 @@ from .cost import BlockCost, Costs, count_costs
 from .errors import FieldError
 from .field import Fields, receptive_fields
 from .plan import Plan
+from .plan_table import count
 
 __all__ = [
     "Inspection",
-    "count",
     "inspection",
     "inspection_json",
     "inspection_tables",
@@ -30,20 +30,6 @@ __all__ = [
     "text",
     "training_summary",
 ]
-
-
-def count(number: float) -> str:
-    """A number as people write it: three digits or so, and a letter.
-
-    Example:
-        >>> count(640), count(41_200), count(10_351_044), count(2.5e9)
-        ('640', '41.2k', '10.35M', '2.50G')
-    """
-    scales = [(1e12, "T", 2, 5e6), (1e9, "G", 2, 5e3), (1e6, "M", 2, 50), (1e3, "k", 1, 0.5)]
-    for size, letter, digits, half in scales:
-        if number >= size - half:  # what the smaller scale would round up to 1000
-            return f"{number / size:.{digits}f}{letter}"
-    return f"{number:.0f}"
 
 
 def text(renderable: RenderableType, width: int = 160) -> str:
