@@ -97,10 +97,12 @@ def _exact(node: fx.Node, module: nn.Module | None) -> Any:
 
 
 def _shape(node: fx.Node) -> Any:
-    value = node.meta.get("val")
-    if isinstance(value, torch.Tensor):
-        return (*value.shape, str(value.dtype))
-    return type(value).__name__
+    """The shape and type of a value; of a size that grows with the batch, how much it grows by a sample."""
+    value, other = node.meta.get("val"), node.meta.get("other")
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    grown = other.shape if isinstance(other, torch.Tensor) and other.ndim == value.ndim else value.shape
+    return *(a if a == b else f"+{b - a}" for a, b in zip(value.shape, grown, strict=True)), str(value.dtype)
 
 
 def _digest(value: Any) -> str:

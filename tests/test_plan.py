@@ -14,7 +14,7 @@ from pararealize.capture import capture
 from pararealize.cost import count_costs
 from pararealize.errors import PlanError
 from pararealize.field import receptive_fields
-from pararealize.plan import Plan
+from pararealize.plan import Plan, fingerprint
 from pararealize.planning import plan_segments
 
 
@@ -115,3 +115,15 @@ def test_a_plan_for_another_network(layers):
         PlanError, match=r"another network: Sequential with 4 blocks from 0 to 3 .*, not Sequential with 5 blocks"
     ):
         plan.check(other)
+
+
+def test_fingerprints_depend_on_structure_and_not_on_weights_or_the_batch(layers):
+    def linear(out=4):
+        return nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, out))
+
+    again = fingerprint(chain_of(linear(), torch.randn(7, 4)))
+    assert fingerprint(layers) == again
+    assert len(again) == 16
+    assert int(again, 16) >= 0
+    assert fingerprint(chain_of(linear(5), torch.randn(2, 4))) != again
+    assert fingerprint(chain_of(nn.Sequential(linear()), torch.randn(2, 4))) != again, "other names"

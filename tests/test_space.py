@@ -17,12 +17,13 @@ from pararealize.space import Space, space_of
         (Space(shape=(56, 56, 96), channel=2), 96, (56, 56), True),
         (Space(shape=(197, 768), channel=1), 768, (197,), True),
         (Space(shape=(512,), channel=0), 512, (), False),
+        (Space(shape=(), channel=0), 1, (), False),
     ],
 )
 def test_parts_of_a_shape(space: Space, channels: int, extent: tuple[int, ...], last: bool) -> None:
     assert (space.channels, space.extent, space.channels_last) == (channels, extent, last)
     assert space.numel == torch.empty(space.shape).numel()
-    assert str(space) == "×".join(map(str, space.shape))
+    assert str(space) == ("×".join(map(str, space.shape)) or "scalar")
 
 
 class Mixed(nn.Module):
