@@ -96,3 +96,45 @@ def test_attention_is_read_on_every_device() -> None:
     captured = capture(nn.Sequential(Attending(), Attending()), torch.randn(2, 3, 4))
     assert captured.opaque == {}
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_gradients_switched_off_where_none_would_flow() -> None:
+    """Around a buffer or a constant ``no_grad`` changes nothing; around a parameter a graph could not say it."""
+
+    class Still(nn.Module):
+        def __init__(self, kind: str) -> None:
+            super().__init__()
+            self.linear, self.kind = nn.Linear(4, 4), kind
+            self.weight = nn.Parameter(torch.randn(4))
+            self.register_buffer("buffer", torch.randn(4))
+            self.constant = torch.randn(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                factor = getattr(self, self.kind) * 2
+            return self.linear(x) * factor
+
+    x = torch.randn(2, 4)
+    for kind in ("buffer", "constant", "weight"):
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)), Still(kind))
+        captured = capture(model, x)
+        assert list(captured.opaque) == (["4"] if kind == "weight" else [])
+        assert torch.equal(captured.graph_module(x), model(x))
+
+
+def test_values_know_whether_parameters_made_them() -> None:
+    """What is made of buffers and constants alone is no parameter's value, whatever reads it."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+            self.register_buffer("buffer", torch.randn(4))
+            self.constant = torch.randn(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.exp(self.weight) + torch.cos(self.buffer) + torch.sin(self.constant)
+
+    nodes = {node.name: node.meta.get("trainable") for node in capture(Mixed(), torch.randn(2, 4)).graph.nodes}
+    assert (nodes["exp"], nodes["cos"], nodes["sin"]) == (True, False, False)
+    assert (nodes["weight"], nodes["buffer"], nodes["constant"]) == (True, False, False)

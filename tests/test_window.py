@@ -102,3 +102,14 @@ def test_modules_shared_across_devices_are_borrowed() -> None:
     assert net.get_parameter("layer.linear.weight").device.type == "cpu"
     assert net.segments["g2"](torch.randn(2, 4, device="meta")).device.type == "meta"
     assert "Borrowed" in repr(net.segments["g2"])
+
+
+def test_a_piece_has_the_tensors_that_it_reads_and_no_others() -> None:
+    """Containers on the way to a layer lend it their name, not their own parameters."""
+    net = pararealize(SharedBias(), n=2, example_inputs=torch.randn(3, 6), coarse="linear")
+    read = {name: sorted(key for key, _ in net.segments[name].named_parameters()) for name in net.segments}
+    assert "table" not in {key for keys in read.values() for key in keys}, "the context alone reads it"
+    assert net.context is not None
+    assert [key for key, _ in net.context.named_parameters()] == ["table"]
+    layers = [f"layers.{i}.{kind}" for i in range(4) for kind in ("bias", "weight")]
+    assert sorted([*read["g1"], *read["g2"]]) == ["last.bias", "last.weight", *layers]
