@@ -74,5 +74,5 @@ def digests(module: nn.Module) -> dict[str, str]:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if not tensor.is_meta:
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            found[name] = hashlib.blake2b(data, digest_size=6).hexdigest()
+            found[name] = hashlib.blake2b(data.tobytes(), digest_size=6).hexdigest()
     return found

@@ -137,8 +137,15 @@ class _Groups:
 
 
 def new_group(ranks: Sequence[int], limit: timedelta, backend: str | None = None) -> dist.ProcessGroup:
-    """A group that its own ranks alone have to ask for."""
-    group = dist.new_group(ranks=list(ranks), timeout=limit, backend=backend, use_local_synchronization=True)
+    """A group that its own ranks alone have to ask for; all ranks have to ask for equally many."""
+    try:
+        group = dist.new_group(ranks=list(ranks), timeout=limit, backend=backend, use_local_synchronization=True)
+    except RuntimeError as error:
+        raise DistributedError(
+            f"rank {dist.get_rank()} waited for the ranks {list(ranks)} to distribute the network, and not all of them "
+            f"did within {limit.total_seconds():g} s: {str(error).splitlines()[0]}; every rank of the mesh has to call "
+            "distribute equally often"
+        ) from error
     assert isinstance(group, dist.ProcessGroup)
     return group
 
@@ -268,13 +275,11 @@ def _ties(
             mine.setdefault(ranks, {})[id(parameter)] = parameter
             if own.rank != ranks[0]:
                 counted.discard(id(parameter))
-    globally = own.wire.globally
-    shared = [
-        (new_group([globally[rank] for rank in ranks], limit), _in_order(list(found.values()), named, aliases))
-        for ranks, found in sorted(mine.items())
-    ]
-    for group, parameters in shared:
-        broadcast_tensors(group, parameters)
+    sharers = Sharers(
+        {ranks: _in_order(list(found.values()), named, aliases) for ranks, found in sorted(mine.items())},
+        own.wire.exchange,
+    )
+    sharers.equalise()
     replicas = None
     if groups.dp is not None:
         tensors = [*tree.parameters(), *tree.buffers()]
@@ -282,7 +287,7 @@ def _ties(
         agree(groups.dp, _weights(tree), what="copy weights over dp", remedy=_SEED, timeout=limit)
         phases = _last_phases(own, tree)
         replicas = Replicas(groups.dp, phases, size, lambda work: own.wire.wait(work, "averages over dp", own.rank))
-    return Ties(Sharers(shared), replicas, frozenset(counted), aliases, undefined)
+    return Ties(sharers, replicas, frozenset(counted), aliases, undefined)
 
 
 def _holders(net: PararealModule, layout: Layout) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]:

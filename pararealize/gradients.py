@@ -6,7 +6,7 @@ as its last gradient is there, in an order that all ranks keep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,21 +16,21 @@ __all__ = ["Bucket", "Replicas", "Sharers", "broadcast_tensors"]
 
 
 class Bucket:
-    """Gradients of one element type that are summed over a group in one piece.
+    """Gradients of one element type, packed into one tensor and taken out of it again.
 
     Behind the gradients stands one number a parameter, 1 where this rank has a gradient, so that a parameter which no
     rank used keeps none.
     """
 
-    def __init__(self, group: dist.ProcessGroup, parameters: Sequence[nn.Parameter], *, mean: bool) -> None:
-        self.group, self.parameters, self.mean = group, list(parameters), mean
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
         self.missing = len(self.parameters)
+        self.flat: torch.Tensor | None = None
+        self.work: dist.Work | None = None
         self._sizes = [parameter.numel() for parameter in self.parameters]
-        self._flat: torch.Tensor | None = None
-        self._work: dist.Work | None = None
 
-    def start(self) -> None:
-        """Begin to sum."""
+    def pack(self) -> torch.Tensor:
+        """All gradients, and which there are."""
         first = self.parameters[0]
         used = [0.0 if parameter.grad is None else 1.0 for parameter in self.parameters]
         parts = [
@@ -38,19 +38,12 @@ class Bucket:
             for parameter in self.parameters
         ]
         with torch.no_grad():
-            self._flat = torch.cat([*parts, torch.tensor(used, dtype=first.dtype, device=first.device)])
-            if self.mean:
-                self._flat[: sum(self._sizes)].div_(dist.get_world_size(self.group))
-        self._work = dist.all_reduce(self._flat, group=self.group, async_op=True)
+            return torch.cat([*parts, torch.tensor(used, dtype=first.dtype, device=first.device)])
 
-    def finish(self, wait: Callable[[dist.Work], None]) -> None:
-        """Wait for the sums and write them into the gradients."""
-        assert self._work is not None
-        assert self._flat is not None
-        wait(self._work)
-        *sums, used = self._flat.split([*self._sizes, len(self.parameters)])
-        unused = [i for i, parameter in enumerate(self.parameters) if parameter.grad is None]
-        counts = used.tolist() if unused else []
+    def unpack(self, flat: torch.Tensor) -> None:
+        """Put sums of such tensors where the gradients are."""
+        *sums, used = flat.split([*self._sizes, len(self.parameters)])
+        counts = used.tolist() if any(parameter.grad is None for parameter in self.parameters) else []
         for i, (parameter, value) in enumerate(zip(self.parameters, sums, strict=True)):
             if parameter.grad is None and counts[i] > 0:
                 parameter.grad = torch.empty_like(parameter, requires_grad=False)
@@ -58,14 +51,13 @@ class Bucket:
                 if parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.to_dense()
                 parameter.grad.copy_(value.view(parameter.shape))
-        self._flat = self._work = None
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def buckets(group: dist.ProcessGroup, parameters: Sequence[nn.Parameter], size: int, *, mean: bool) -> list[Bucket]:
+def _buckets(parameters: Sequence[nn.Parameter], size: int) -> list[Bucket]:
     """Consecutive parameters of one type in buckets of about ``size`` bytes."""
     made: list[Bucket] = []
     waiting: dict[torch.dtype, list[nn.Parameter]] = {}
@@ -73,8 +65,8 @@ def buckets(group: dist.ProcessGroup, parameters: Sequence[nn.Parameter], size: 
         run = waiting.setdefault(parameter.dtype, [])
         run.append(parameter)
         if sum(p.numel() * p.element_size() for p in run) >= size:
-            made.append(Bucket(group, waiting.pop(parameter.dtype), mean=mean))
-    return [*made, *(Bucket(group, run, mean=mean) for run in waiting.values())]
+            made.append(Bucket(waiting.pop(parameter.dtype)))
+    return [*made, *(Bucket(run) for run in waiting.values())]
 
 
 class Replicas:
@@ -132,7 +124,11 @@ class Replicas:
     def finish(self) -> None:
         """Wait for all averages."""
         for bucket in self._buckets:
-            bucket.finish(self.wait)
+            assert bucket.work is not None
+            assert bucket.flat is not None
+            self.wait(bucket.work)
+            bucket.unpack(bucket.flat)
+            bucket.work = bucket.flat = None
 
     def _arrange(self) -> None:
         inner: dict[int, list[nn.Parameter]] = {}
@@ -143,7 +139,7 @@ class Replicas:
                     self._hooked.add(parameter)
                     parameter.register_post_accumulate_grad_hook(self._arrived)
         order = [parameter for phase in sorted(inner) for parameter in reversed(inner[phase])]
-        self._buckets = buckets(self.group, order, self.size, mean=True)
+        self._buckets = _buckets(order, self.size)
         last = dict(self._phases)
         self._place = {p: (bucket, last[p]) for bucket in self._buckets for p in bucket.parameters}
 
@@ -158,41 +154,58 @@ class Replicas:
         self._ready.add(parameter)
         self._place[parameter][0].missing -= 1
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
-            self._buckets[self._next].start()
+            bucket = self._buckets[self._next]
+            bucket.flat = bucket.pack().div_(dist.get_world_size(self.group))
+            bucket.work = dist.all_reduce(bucket.flat, group=self.group, async_op=True)
             self._next += 1
 
 
 class Sharers:
-    """Sums over the ranks whose parts share a parameter: each holds a copy.
+    """Sums over the ranks whose parts share a parameter: each holds a copy, and adds up all in the order of the ranks.
 
     Gradients that were summed before are divided by the number of sharers before new ones are added to them, so that
     the next sum leaves them as they were.
+
+    Args:
+        shared: for each set of ranks that this one belongs to, the parameters that exactly these share.
+        exchange: gives a tensor to other ranks, and all of theirs with it, in the order of the ranks.
     """
 
-    def __init__(self, shared: Sequence[tuple[dist.ProcessGroup, Sequence[nn.Parameter]]]) -> None:
-        self._shared = [(group, list(parameters)) for group, parameters in shared]
+    def __init__(
+        self,
+        shared: Mapping[tuple[int, ...], Sequence[nn.Parameter]],
+        exchange: Callable[[torch.Tensor, tuple[int, ...]], list[torch.Tensor]],
+    ) -> None:
+        self._shared, self._exchange = dict(shared), exchange
         self._summed = False
 
     def begin(self) -> None:
         """Before the backward calls of a step."""
         if self._summed:
-            for group, parameters in self._shared:
+            for ranks, parameters in self._shared.items():
                 for parameter in parameters:
                     if parameter.grad is not None:
-                        parameter.grad.div_(dist.get_world_size(group))
+                        parameter.grad.div_(len(ranks))
         self._summed = False
 
-    def finish(self, wait: Callable[[dist.Work], None]) -> None:
+    def finish(self) -> None:
         """Sum what was accumulated."""
-        made = []
-        for group, parameters in self._shared:
-            trained = [parameter for parameter in parameters if parameter.requires_grad]
-            made += buckets(group, trained, 1 << 62, mean=False)
-        for bucket in made:
-            bucket.start()
-        for bucket in made:
-            bucket.finish(wait)
+        for ranks, parameters in self._shared.items():
+            for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad], 1 << 62):
+                first, *others = self._exchange(bucket.pack(), ranks)
+                total = first.clone()
+                for other in others:
+                    total += other
+                bucket.unpack(total)
         self._summed = True
+
+    def equalise(self) -> None:
+        """Take the values of the first rank of each set."""
+        for ranks, parameters in self._shared.items():
+            for parameter in parameters:
+                value = self._exchange(parameter.detach().contiguous(), ranks)[0]
+                with torch.no_grad():
+                    parameter.detach().copy_(value)
 
 
 def broadcast_tensors(group: dist.ProcessGroup, tensors: Sequence[torch.Tensor]) -> None:

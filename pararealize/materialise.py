@@ -52,13 +52,19 @@ def share_of(net: PararealModule, names: Sequence[str], device: torch.device, ta
         called, read = tensors_of(net, name)
         calls.update(dict.fromkeys(called))
         attributes.update(dict.fromkeys(read))
+    others = _unnamed(net)
     if "stem" in names:
-        attributes.update(dict.fromkeys(_unused(net)))
+        attributes.update((name, None) for name, used in others.items() if not used)
     memo: dict[int, Any] = {}
     for path in calls:
         memo.update(computed_tensors(module_at(net, path)))
     for tensor in _tensors(net, calls, attributes):
-        memo.setdefault(id(tensor), _copied(tensor, device))
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _copied(tensor, device)
+    for name, used in others.items():  # further names of what is shared, as the whole network's state dict has them
+        (tensor,) = _tensors(net, {}, {name: None})
+        if used and id(tensor) in memo:
+            attributes[name] = None
     tree = nn.Module()
     tree.training = net.training
     for path in sorted(calls, key=lambda path: path.count(".")):
@@ -115,14 +121,22 @@ def _tensors(net: nn.Module, calls: Mapping[str, None], attributes: Mapping[str,
                 yield tensor
 
 
-def _unused(net: PararealModule) -> list[str]:
-    """Names of tensors that no part reads: the first rank keeps them, so that all ranks' states make the whole."""
+def _unnamed(net: PararealModule) -> dict[str, bool]:
+    """Names of tensors by which no part reads them, and whether a part reads them by another name."""
     used: set[int] = set()
-    for name in (*net._pieces, *net.adapters, *net.coarse):
+    paths: set[str] = set()
+    for name in (*net._pieces, *module_at(net, "adapters")._modules, *module_at(net, "coarse")._modules):
         calls, attributes = tensors_of(net, name)
         used.update(id(t) for t in _tensors(net, dict.fromkeys(calls), dict.fromkeys(attributes)))
+        paths.update(calls, attributes)
     every = (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False))
-    return [name for name, tensor in every if id(tensor) not in used]
+    return {name: id(tensor) in used for name, tensor in every if paths.isdisjoint(_prefixes(name))}
+
+
+def _prefixes(path: str) -> list[str]:
+    """The path itself, its owner's, and so on."""
+    names = path.split(".")
+    return [".".join(names[:end]) for end in range(len(names), 0, -1)]
 
 
 def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -160,7 +160,7 @@ class Stage(nn.Module):
             if own.replicas is not None:
                 own.replicas.finish()
             if self._synchronised:
-                ties.sharers.finish(self._wait)
+                ties.sharers.finish()
         ((value, work),) = shared
         own.wire.wait(work, "the loss", own.layout.ranks - 1)
         own.wire.flush()
@@ -238,9 +238,6 @@ class Stage(nn.Module):
             )
             known[signature] = Kinds()
         return known[signature]
-
-    def _wait(self, work: dist.Work) -> None:
-        self._own.wire.wait(work, "gradients", self.rank)
 
     # Around steps ----------------------------------------------------------------------------------------------------
 

@@ -306,7 +306,8 @@ def _uncorrect(own: Own, run: Pass, loss: torch.Tensor | None) -> None:
     if own.recording is None:
         torch.autograd.backward(run.z if loss is None else loss, gradient)
         return
-    recording, times = own.recording, {}  # one call differentiates all of it; hooks say when it passed each z_j
+    recording = own.recording
+    times: dict[int, float] = {}  # one call differentiates all of it; hooks say when it passed each z_j
     for j, z in run.corrected.items():
         z.register_hook(lambda _, j=j: times.__setitem__(j, recording.now()))
     start = recording.now()

@@ -21,6 +21,8 @@ from .errors import DistributedError
 
 __all__ = ["Incoming", "Kind", "Kinds", "Unwatched", "Watching", "Wire"]
 
+_EXCHANGE = 1 << 20  # a tag that no message between segments has
+
 
 class Watching(Protocol):
     """What is told of each action and each wait, so that a death or a hang can be named."""
@@ -258,6 +260,19 @@ class Wire:
             else:
                 here.append(kind.value)
         return value if self.rank == owner else pytree.tree_unflatten(here, spec)
+
+    def exchange(self, tensor: torch.Tensor, ranks: tuple[int, ...]) -> list[torch.Tensor]:
+        """What each of these ranks has, in their order; this rank is one of them."""
+        found = {rank: tensor if rank == self.rank else torch.empty_like(tensor) for rank in ranks}
+        others = [rank for rank in ranks if rank != self.rank]
+        ends = [
+            dist.P2POp(action, value, self.globally[rank], self.group, tag=_EXCHANGE)
+            for rank in others
+            for action, value in ((dist.isend, tensor), (dist.irecv, found[rank]))
+        ]
+        for work in dist.batch_isend_irecv(ends):
+            self._wait(work, "what ranks share", others[0], "waiting for")
+        return [found[rank] for rank in ranks]
 
     def wait(self, work: dist.Work, name: str, peer: int) -> None:
         """Wait for what :meth:`share` began."""
