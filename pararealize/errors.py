@@ -10,6 +10,7 @@ __all__ = [
     "CoarseError",
     "CutError",
     "DeviceError",
+    "DistributedError",
     "ExampleError",
     "FieldError",
     "ModelError",
@@ -50,6 +51,10 @@ class PlanError(PararealizeError, ValueError):
 
 class DeviceError(PararealizeError, ValueError):
     """A device is unknown or not there."""
+
+
+class DistributedError(PararealizeError, RuntimeError):
+    """A network cannot be distributed so, ranks disagree, or one of them did not answer in time."""
 
 
 class SourceError(PararealizeError, ValueError):
