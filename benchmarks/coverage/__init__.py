@@ -1,0 +1,1 @@
+"""What converts, and what does not: torchvision, timm and Hugging Face, model by model."""

@@ -1,0 +1,69 @@
+"""The command: ``python -m benchmarks.coverage``.
+
+Rows that ``results.json`` has already are kept, so a run that was stopped goes on; ``table.md`` is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Results, run_cases
+
+from . import cases
+from .check import measure
+from .tables import markdown, summary
+
+FOLDER = Path(__file__).parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="such as 'torchvision:vit_*' 'hf:*'")
+    parser.add_argument(
+        "--again", nargs="?", const="*", metavar="PATTERN", help="measure these anew ('failed': what failed)"
+    )
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json and table.md")
+    parser.add_argument("--seconds", type=float, default=600, help="limit for one model")
+    parser.add_argument("--gibibytes", type=float, default=14, help="memory limit for one model")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    given = parser.parse_args(arguments)
+
+    results = Results(given.out / "results.json")
+    wanted = [name for name in cases.names() if _matches(name, given.only)]
+    for name in [n for n in wanted if n in results.rows and _is_due(n, results.rows[n], given.again)]:
+        del results.rows[name]
+    run_cases(wanted, measure, results, seconds=given.seconds, gibibytes=given.gibibytes, show=show)
+    order = [name for name in cases.names() if name in results.rows]
+    results.rows = {name: results.rows[name] for name in order}
+    results.save()
+    (given.out / "table.md").write_text(markdown(results))
+    rows = {name: results.rows[name] for name in wanted if name in results.rows}
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else summary(results.rows))
+    return 1 if any(row.get("failed") in ("wrong", "crash") for row in rows.values()) else 0
+
+
+def _matches(name: str, patterns: list[str] | None) -> bool:
+    return patterns is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_due(name: str, row: dict[str, Any], again: str | None) -> bool:
+    if again is None:
+        return False
+    return "failed" in row if again == "failed" else fnmatch.fnmatchcase(name, again)
+
+
+def show(row: dict[str, Any]) -> str:
+    """A row in one line of progress."""
+    if "failed" in row:
+        return f"{row['failed']} at {row.get('stage', '?')}: {row['error'][:300]} ({row['seconds']} s)"
+    meta = " on the meta device" if row["meta"] else ""
+    return f"n = {row['n']} of {row['blocks']} blocks ({row['kinds']}){meta}, {row['seconds']} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
