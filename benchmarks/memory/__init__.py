@@ -1,0 +1,1 @@
+"""What one rank holds, by the number of ranks."""

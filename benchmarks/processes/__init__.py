@@ -1,0 +1,1 @@
+"""Step time and latency on two processes, against what the same machine does without layer parallelism."""

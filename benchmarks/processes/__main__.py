@@ -1,0 +1,100 @@
+"""The command: ``python -m benchmarks.processes``.
+
+Two processes of one thread each make every method once and time them in turn; medians are taken over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing as multiprocessing
+
+from benchmarks.harness import Results, median
+
+from .methods import METHODS
+from .tables import draw, markdown
+from .worker import run
+
+FOLDER = Path(__file__).parent
+RANKS = 2
+NETWORKS = {"resnet1001": (1, 8, 32), "resnet110": (1, 8, 64), "vit24": (1, 8, 32)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--batches", nargs="+", type=int, help="instead of each network's own")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and speedup.svg")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    given = parser.parse_args(arguments)
+
+    results = Results(given.out / "results.json")
+    for network in given.networks:
+        asked = {
+            "network": network,
+            "batches": given.batches or NETWORKS[network],
+            "rounds": given.rounds,
+            "methods": given.methods,
+            "cores": os.cpu_count(),
+        }
+        for batch, row in _measured(asked).items():
+            results.add(f"{network}, batch {batch}", row)
+    (given.out / "table.md").write_text(markdown(results))
+    draw(results.rows, given.out / "speedup.svg")
+    print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
+    return 0
+
+
+def _measured(asked: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Medians, least and most of every method and quantity by batch."""
+    report: Any = multiprocessing.get_context("spawn").Queue()
+    started = multiprocessing.start_processes(
+        run, (RANKS, _free_port(), asked, report), nprocs=RANKS, join=False, start_method="spawn"
+    )
+    times: dict[int, dict[str, dict[str, list[float]]]] = {}
+    done, shown = False, time.monotonic()
+    while not done or not report.empty():
+        done = done or started.join(timeout=0.1)
+        while (measured := _next(report)) is not None:
+            batch, method, quantity, seconds = measured
+            times.setdefault(batch, {}).setdefault(method, {}).setdefault(quantity, []).append(seconds)
+            if time.monotonic() - shown > 10:
+                shown = time.monotonic()
+                print(
+                    f"{asked['network']}, batch {batch}: {method} {seconds * 1e3:.0f} ms", file=sys.stderr, flush=True
+                )
+    return {batch: {method: _summary(found) for method, found in row.items()} for batch, row in times.items()}
+
+
+def _next(report: Any) -> Any:
+    try:
+        return report.get(timeout=0.2)
+    except queue.Empty:
+        return None
+
+
+def _summary(found: dict[str, list[float]]) -> dict[str, Any]:
+    return {
+        quantity: {"median": round(median(s), 5), "range": [round(min(s), 5), round(max(s), 5)], "runs": len(s)}
+        for quantity, s in found.items()
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

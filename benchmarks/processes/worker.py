@@ -1,0 +1,110 @@
+"""One rank of the experiment: methods made once, then timed in turn, round after round.
+
+All ranks wait for each other before a measurement; its time is that of the rank that is done last.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+
+from pararealize import pararealize
+
+from .methods import METHODS, Method, Setting
+from .networks import build, example
+
+__all__ = ["KINDS", "run"]
+
+KINDS = ("linear", "depthwise", "paper")  # of coarse blocks
+WARM = 2
+
+
+def run(rank: int, ranks: int, port: int, asked: dict[str, Any], report: Any) -> None:
+    """Measure one network: puts ``(batch, method, quantity, seconds)`` into ``report`` on the first rank."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks, timeout=timedelta(minutes=5)
+    )
+    try:
+        for measured in _measure(asked["network"], asked["batches"], asked["rounds"], asked["methods"], asked["cores"]):
+            if rank == 0:
+                report.put(measured)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _measure(
+    network: str, batches: Sequence[int], rounds: int, names: Sequence[str], cores: int
+) -> Iterator[tuple[int, str, str, float]]:
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("parareal",))
+    model = build(network)
+    setting = Setting(model=model, nets=_convert(model, network), mesh=mesh, cores=cores)
+    methods = {name: METHODS[name](setting) for name in names}
+    del setting
+    for batch in batches:
+        fitting = {name: method for name, method in methods.items() if method.fits(batch)}
+        x, target = example(network, batch)
+        for i in range(-WARM, rounds):
+            for name, method in fitting.items():
+                for quantity, seconds in _once(method, x, target):
+                    if i >= 0:
+                        yield batch, name, quantity, seconds
+        if batch == 1:
+            yield from _latencies(fitting, x, rounds)
+
+
+def _convert(model: torch.nn.Module, network: str) -> dict[str, Any]:
+    """Converted networks by kind of coarse block, cut by seconds that the first rank has measured."""
+    plans: list[Any] = [None] * len(KINDS)
+    x = example(network, 1)[0]
+    if distributed.get_rank() == 0:
+        ranks = distributed.get_world_size()
+        plans = [pararealize(model, ranks, example_inputs=x, coarse=kind, cost="seconds").plan for kind in KINDS]
+    distributed.broadcast_object_list(plans)
+    return {
+        kind: pararealize(model, example_inputs=x, coarse=kind, plan=plan)
+        for kind, plan in zip(KINDS, plans, strict=True)
+    }
+
+
+def _once(method: Method, x: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, float]]:
+    """A step of forward and backward, and then its update."""
+    method.module.train()
+    method.optimiser.zero_grad(set_to_none=True)
+    yield "step", _timed(method, lambda: method.step(x, target))
+    yield "update", _timed(method, method.optimiser.step)
+
+
+def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iterator[tuple[int, str, str, float]]:
+    """Answers to one request; pipelines answer as the network on one rank does, with a message more."""
+    asked = {name: method for name, method in methods.items() if not hasattr(method, "schedule")}
+    for method in asked.values():
+        method.module.eval()
+    for i in range(-WARM, rounds):
+        for name, method in asked.items():
+            with torch.no_grad():
+                seconds = _timed(method, lambda method=method: method.infer(x))
+            if i >= 0:
+                yield len(x), name, "latency", seconds
+
+
+def _timed(method: Method, work: Callable[[], None]) -> float:
+    """Seconds until the last rank is done; the ranks that a method does not need only wait."""
+    gc.collect()
+    gc.disable()
+    distributed.barrier()
+    began = time.perf_counter()
+    if method.needs_both or distributed.get_rank() == 0:
+        with method.with_threads():
+            work()
+    passed = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+    gc.enable()
+    distributed.all_reduce(passed, distributed.ReduceOp.MAX)
+    return float(passed)
