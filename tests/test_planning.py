@@ -175,3 +175,15 @@ def test_an_unknown_operation_stops_only_what_needs_its_field():
     assert plan_segments(*what, 2, coarse="linear").n == 2
     with pytest.raises(FieldError, match=r"torch.renorm \(node .*\); pass leaf_modules=\[Strange\]"):
         plan_segments(*what, 2, coarse="paper")
+
+
+def test_adapters_that_wait_for_a_heavy_stem_are_in_the_cheapest_cut():
+    chain, fields, costs = known(nn.Sequential(*(nn.Linear(4, 4) for _ in range(7))), torch.randn(2, 4))
+    heavy = dataclasses.replace(costs, stem=dataclasses.replace(costs.blocks[0], flops_forward=300))
+    chain = dataclasses.replace(chain, stem=dataclasses.replace(chain.stem, nodes=chain.blocks[0].nodes))
+    best = plan_segments(chain, fields, heavy, 3, coarse="linear", source="stem")
+    every = [
+        plan_segments(chain, fields, heavy, 3, coarse="linear", source="stem", cuts=[f"{a}", f"{b}"]).critical_path
+        for a, b in itertools.combinations(range(1, 7), 2)
+    ]
+    assert best.critical_path == pytest.approx(min(every))
