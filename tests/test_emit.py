@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 from models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
+from torch import Tensor, nn
 
 from pararealize import PararealModule, pararealize
 from pararealize.errors import CheckpointError, ModelError
@@ -140,3 +141,17 @@ def test_transfers_are_written_out_and_devices_wrap_round() -> None:
 def test_it_is_not_pickled() -> None:
     with pytest.raises(ModelError, match=r"saved by its parts.*state_dict"):
         pickle.dumps(small(1))
+
+
+def test_an_input_that_nothing_reads_feeds_no_adapter() -> None:
+    class Unread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Perceptron()
+
+        def forward(self, unread: Tensor, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    net = pararealize(Unread(), n=2, example_inputs=(torch.randn(4, 3, 5), torch.randn(4, 8)), coarse="linear")
+    assert "adapters.C2(x)" in net.code
+    assert net(torch.randn(2, 3, 5), torch.randn(2, 8)).shape == (2, 2)

@@ -76,3 +76,41 @@ def test_networks_without_a_chain_are_refused() -> None:
             make_plan(chain, 3)
     with pytest.raises(CutError, match=r"no blocks between cut points: .*leaf_modules"):
         chain_of(nn.LSTM(4, 4), torch.randn(2, 3, 4))
+
+
+def test_what_nothing_reads_is_not_alive_and_makes_no_cut() -> None:
+    """A norm that is there for its running statistics alone: cuts stand before and behind it, none after it."""
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.watch, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            self.watch(y)
+            return torch.tanh(self.last(y))
+
+    flow = flow_of(capture(Watching(), torch.randn(2, 4)))
+    assert [flow.order[i].name for i in flow.cuts] == ["first", "last", "tanh"]
+    assert [cut.after for cut in flow.refused()] == ["watch"]
+
+
+def test_values_that_cannot_be_interfaces_say_why() -> None:
+    class Unfit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = (self.first(x) > 0).sum(1)
+            turned = self.last(chosen[:, None] * torch.ones(4)).t()
+            return turned.contiguous().t().split(1, 1)[0].sum(1)
+
+    flow = flow_of(capture(Unfit(), torch.randn(3, 4)))
+    why = {cut.after: cut.why for cut in flow.refused()}
+    assert why["gt"] == "an interface of torch.bool cannot be corrected"
+    assert why["sum_1"] == "an interface of torch.int64 cannot be corrected"
+    assert why["t"] == why["contiguous"] == "the batch is not its leading dimension"
+    assert why["split"] == "a tuple is alive, not one tensor"
+    assert {"first", "last"} <= {flow.order[i].name for i in flow.cuts}
