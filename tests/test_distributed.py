@@ -491,5 +491,5 @@ def test_a_rank_that_leaves_is_named():
 
 
 def test_it_needs_process_groups():
-    with pytest.raises(DistributedError, match="torch.distributed is not initialised; start with torchrun"):
+    with pytest.raises(DistributedError, match=r"torch\.distributed is not initialised; start with torchrun"):
         converted("perceptron")[0].distribute(None)
