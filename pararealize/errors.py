@@ -10,12 +10,14 @@ __all__ = [
     "CoarseError",
     "CutError",
     "DeviceError",
+    "DistributedError",
     "ExampleError",
     "FieldError",
     "ModelError",
     "OutputError",
     "PararealizeError",
     "PlanError",
+    "RankError",
     "SourceError",
 ]
 
@@ -66,3 +68,22 @@ class CheckpointError(PararealizeError, ValueError):
 
 class OutputError(PararealizeError, OSError):
     """An output folder exists already or cannot be written."""
+
+
+class DistributedError(PararealizeError, RuntimeError):
+    """The processes of a distributed run do not fit together, or cannot reach each other."""
+
+
+class RankError(DistributedError):
+    """A rank failed, died or hung; the message says which, at what, and why.
+
+    Attributes:
+        rank: the one at fault, as the group that was watched counts.
+    """
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message, rank)  # both, so that a copy can be made of ``args``
+        self.rank = rank
+
+    def __str__(self) -> str:
+        return str(self.args[0])
