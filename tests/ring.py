@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,10 @@ def strike(kind: str) -> None:
         ctypes.PyDLL(None).sleep(1000)
     if kind == "exit":
         os._exit(3)
-    if kind == "leave":
-        sys.exit(0)
 
 
 def line(rank: int, n: int, folder: str, kind: str, culprit: int, point: str, timeout: float, store: str) -> None:
     """A rank's life: steps until something happens; what it saw goes to a file of its own."""
-    os.setpgid(0, 0)
-    sys.stderr = (Path(folder) / f"stderr{rank}").open("w")
     torch.set_num_threads(1)
     wait = dt.timedelta(seconds=timeout)
     if store == "file":
@@ -66,6 +61,9 @@ def line(rank: int, n: int, folder: str, kind: str, culprit: int, point: str, ti
             began = time.time()
             if (rank, place) == (culprit, point):
                 result.with_suffix(".struck").write_text(str(began))
+                if kind == "close":
+                    watch.close()
+                    time.sleep(1000)
                 strike(kind)
 
     error: BaseException | None = None
@@ -109,18 +107,50 @@ def pass_through(watch: Watch, rank: int, n: int, step: int, wait: dt.timedelta,
     dist.all_reduce(z)
 
 
-def launch(n: int, folder: Path, *arguments: Any, seconds: float, target: Any = line) -> list[dict[str, Any]]:
-    """Run one process a rank; for each: how it ended (``code``, None where it had to be killed) and what it wrote."""
+def grid(rank: int, n: int, folder: str, kind: str, culprit: int, point: str, timeout: float, store: str) -> None:
+    """Three ranks, two groups: 0 and 1 are segments of one network, 0 and 2 replicas; 1 and 2 never speak."""
+    torch.set_num_threads(1)
+    meeting = dist.FileStore(f"{folder}/store", n)
+    dist.init_process_group("gloo", store=meeting, rank=rank, world_size=n, timeout=dt.timedelta(seconds=60))
+    segments, replicas = dist.new_group([0, 1]), dist.new_group([0, 2])
+    watch = Watch(meeting, rank=rank, who=WHO[:n], timeout=timeout)
+    error: BaseException | None = None
+    try:
+        for step in range(STEPS):
+            with watch.step():
+                watch.doing("g forward")
+                if (rank, step) == (culprit, FAULTY_STEP):
+                    strike(kind)
+                for group in (segments, replicas):
+                    if dist.get_rank(group) >= 0:
+                        watch.waiting("a sum")
+                        dist.all_reduce(torch.zeros(1000), group=group)
+    except (PararealizeError, ValueError, RuntimeError) as caught:
+        error = caught
+    done = {"error": str(error), "type": type(error).__name__, "rank": getattr(error, "rank", None)}
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(done))
+
+
+def launch(
+    n: int, folder: Path, *arguments: Any, seconds: float, target: Any = line, after: Any = None
+) -> list[dict[str, Any]]:
+    """Run one process a rank; for each: how it ended (``code``, None where it had to be killed) and what it wrote.
+
+    One that is meant to hang is left alone when the others have ended, or handed to ``after``, by its process number.
+    """
     context = multiprocessing.get_context("forkserver")  # children that have imported torch, of one that has not run it
     context.set_forkserver_preload(["torch", "torch.distributed", "pararealize.watch"])
     ranks = [context.Process(target=target, args=(rank, n, str(folder), *arguments)) for rank in range(n)]
     for process in ranks:
         process.start()
     until = time.monotonic() + seconds
-    while time.monotonic() < until and (left := [p for p in ranks if p.exitcode is None]):
-        left[0].join(0.05)
-        if [i for i, p in enumerate(ranks) if p.exitcode is None] == list(_hanging(folder, arguments)):
-            break
+    while time.monotonic() < until and (left := [rank for rank in range(n) if ranks[rank].exitcode is None]):
+        if left == _hanging(folder, arguments):
+            if after is not None:
+                after(ranks[left[0]].pid)
+            else:
+                break
+        time.sleep(0.02)
     codes = [process.exitcode for process in ranks]
     for process in ranks:
         process.kill()
@@ -133,7 +163,9 @@ def launch(n: int, folder: Path, *arguments: Any, seconds: float, target: Any = 
 def _hanging(folder: Path, arguments: tuple[Any, ...]) -> list[int]:
     """Who is meant to hang for ever, once it does."""
     kind, culprit = arguments[:2]
-    return [culprit] if kind in ("stop", "sleep", "hold") and (folder / f"rank{culprit}.struck").exists() else []
+    return (
+        [culprit] if kind in ("stop", "sleep", "hold", "close") and (folder / f"rank{culprit}.struck").exists() else []
+    )
 
 
 def free_port() -> int:
