@@ -54,7 +54,7 @@ __all__ = ["Watch"]
 _GRACE = 2.0  # seconds that an error of communication waits for its cause
 _TOLD = 1.0  # seconds that a rank's last words may take
 _LEFT = 1.0  # seconds in which what a rank sent before it left must have come
-_COMMUNICATION = ("gloo", "nccl", "connection", "pair closure", "timed out", "socket", "broken pipe", "store")
+_COMMUNICATION = ("gloo", "nccl", "connection", "pair closure", "timed out", "socket", "broken pipe")
 _TAG = 2**31 - 9  # of the receives that end waits; no message has it
 _meetings: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
@@ -79,6 +79,8 @@ class Watch:
         rank: this rank, counted as ``who`` is; a group knows it.
         who: a description of every rank, such as ``"rank 2 (segment 3: layer2.4 to layer3.1)"``.
         timeout: seconds after which a wait means that the other side hangs, and that ranks have to come here.
+        peers: which ranks callers of :meth:`waiting` mean by 0, 1, …, where these count otherwise: those of one
+            replica's group, for instance, in a watch over all replicas.
 
     Raises:
         DistributedError: some rank did not come, or cannot be reached.
@@ -97,6 +99,7 @@ class Watch:
         who: Sequence[str],
         rank: int | None = None,
         timeout: float = 30.0,
+        peers: Sequence[int] | None = None,
     ) -> None:
         if isinstance(store, dist.ProcessGroup):
             rank = dist.get_rank(store)
@@ -107,6 +110,7 @@ class Watch:
                 "pass a rank from 0 to their number less 1, and a time-out in seconds above 0"
             )
         self.rank, self.who, self.timeout = rank, list(who), timeout
+        self._peers = peers
         self._beat = min(0.5, timeout / 8)
         self._quiet = 4 * self._beat
         self._state = _State("")
@@ -160,8 +164,10 @@ class Watch:
             self._raise_known()
 
     def waiting(self, what: str, peer: int | None = None) -> None:
-        """Say that this rank now waits for ``what`` of rank ``peer``, or of all where no one is named."""
-        self._state = _State(what, peer, waits=True)
+        """Say that this rank now waits for ``what`` of rank ``peer``, or of all where no other one is named."""
+        if peer is not None and self._peers is not None:
+            peer = self._peers[peer]
+        self._state = _State(what, None if peer == self.rank else peer, waits=True)
         if self._failure is not None:
             self._raise_known()
 
@@ -186,22 +192,26 @@ class Watch:
         if isinstance(error, RankError) or self._links is None:
             return
         if _is_consequence(error, self._state):
-            if not self._known.wait(_GRACE) and self._state.waits:
+            if not self._known.wait(_GRACE):
                 self._suspect(error)
             if self._failure is not None:
                 self._done.wait(_TOLD)
                 raise RankError(self._failure.message, self._failure.rank) from error
-        if self._failure is not None:
-            error.add_note(f"besides, {self._failure.message}")
-        else:
+        if self._failure is None:
             self._tell_own(error)
+        elif str(error) not in self._failure.message:  # as it is where all ranks find the same fault at once
+            error.add_note(f"besides, {self._failure.message}")
 
     def _suspect(self, error: BaseException) -> None:
         """A wait failed though nobody is known to have failed: out of time, or for one that has left."""
         sights = self._sights()
-        failure = find_culprit(sights, self.rank, quiet=self._quiet)
-        if sights[failure.rank].left or "timed out" in str(error).lower():
-            self._fail(failure)
+        late = "timed out" in f"{error} {error.__cause__}".lower()
+        if late and not sights[self.rank].waits:  # it did not say that it waits, but it did
+            sights[self.rank] = dataclasses.replace(sights[self.rank], waits=True)
+        if sights[self.rank].waits:
+            failure = find_culprit(sights, self.rank, quiet=self._quiet)
+            if late or sights[failure.rank].left:
+                self._fail(failure)
 
     def _tell_own(self, error: BaseException) -> None:
         text = str(error).strip()
@@ -334,7 +344,9 @@ def _is_consequence(error: BaseException, state: _State) -> bool:
     if isinstance(error, dist.DistError | ConnectionError | TimeoutError):
         return True
     text = str(error).lower()
-    return type(error) is RuntimeError and (state.waits or any(word in text for word in _COMMUNICATION))
+    if type(error) is RuntimeError and (state.waits or any(word in text for word in _COMMUNICATION)):
+        return True
+    return error.__cause__ is not None and _is_consequence(error.__cause__, state)  # as the runtime's own errors are
 
 
 def _break_waits() -> None:

@@ -139,7 +139,7 @@ def launch(
     One that is meant to hang is left alone when the others have ended, or handed to ``after``, by its process number.
     """
     context = multiprocessing.get_context("forkserver")  # children that have imported torch, of one that has not run it
-    context.set_forkserver_preload(["torch", "torch.distributed", "pararealize.watch"])
+    context.set_forkserver_preload(["pararealize.watch", "pararealize.sharded", "torch.distributed.device_mesh"])
     ranks = [context.Process(target=target, args=(rank, n, str(folder), *arguments)) for rank in range(n)]
     for process in ranks:
         process.start()
@@ -162,7 +162,7 @@ def launch(
 
 def _hanging(folder: Path, arguments: tuple[Any, ...]) -> list[int]:
     """Who is meant to hang for ever, once it does."""
-    kind, culprit = arguments[:2]
+    kind, culprit = (*arguments, None)[:2]
     return (
         [culprit] if kind in ("stop", "sleep", "hold", "close") and (folder / f"rank{culprit}.struck").exists() else []
     )
