@@ -139,7 +139,7 @@ def launch(
     One that is meant to hang is left alone when the others have ended, or handed to ``after``, by its process number.
     """
     context = multiprocessing.get_context("forkserver")  # children that have imported torch, of one that has not run it
-    context.set_forkserver_preload(["pararealize.watch", "pararealize.sharded", "torch.distributed.device_mesh"])
+    context.set_forkserver_preload(["pararealize.watch", "pararealize.sharded", "torch._dynamo"])
     ranks = [context.Process(target=target, args=(rank, n, str(folder), *arguments)) for rank in range(n)]
     for process in ranks:
         process.start()
