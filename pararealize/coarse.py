@@ -38,6 +38,7 @@ __all__ = [
     "build_coarse",
     "coarse_cost",
     "coarse_name",
+    "draw_coarse",
     "kernel_for",
     "kind_for",
     "takes_context",
@@ -186,6 +187,14 @@ def build_coarse(
         if plan.kind == "custom":
             assert callable(coarse)
             return _custom(coarse, plan, chain, first, last)
+        return _make(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
+
+
+def draw_coarse(plan: "CoarsePlan", *, seed: int) -> nn.Module | None:
+    """What :func:`build_coarse` makes, for the kinds that need no network to look at; ``None`` for the others."""
+    if plan.kind not in ("linear", "paper", "depthwise"):
+        return None
+    with seeded(seed, f"F{plan.j}"):
         return _make(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
 
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -32,6 +33,11 @@ from .pieces import Pieces
 from .plan import Plan
 from .tree import CONTENTS, own_tree
 from .window import SHADOWED, Piece
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from .stage import Stage
 
 __all__ = ["PararealModule", "emit"]
 
@@ -129,6 +135,58 @@ class PararealModule(fx.GraphModule):
                 "load one that was saved from this model"
             )
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
+
+    def distribute(
+        self,
+        mesh: DeviceMesh,
+        *,
+        assignment: Sequence[int] | None = None,
+        timeout: timedelta | float = 600.0,
+        checkpoint_activations: bool = False,
+        seed: int = 0,
+        bucket_bytes: int = 25 << 20,
+    ) -> Stage:
+        """Take one rank's share of the network, to run over :mod:`torch.distributed` with the other ranks of the mesh.
+
+        Every rank builds the same network and calls this. Consecutive segments stand on each rank, the stem on the
+        first and the head on the last; one tensor an interface crosses in each direction. The ranks agree on the plan
+        and the weights before the first message. Nothing of the result refers to this network.
+
+        Args:
+            mesh: a device mesh with the dimension ``"parareal"``, and ``"dp"`` before it where there are several
+                copies of the network; or one dimension without a name.
+            assignment: how many segments each rank takes, in order; the smallest critical path when left out.
+            timeout: of every message, in seconds.
+            checkpoint_activations: keep the activations between runs of operations only, about as many runs as each
+                has points where one value is alive, and compute the others anew in backward.
+            seed: of weights that are drawn here, where the network is on the meta device.
+            bucket_bytes: of the buckets in which gradients are averaged over dp.
+
+        Raises:
+            DistributedError: the mesh or the assignment does not fit, the ranks do not agree, or one did not answer.
+
+        Example:
+            >>> import torch.distributed as dist
+            >>> from torch.distributed.device_mesh import init_device_mesh
+            >>> from pararealize import pararealize
+            >>> from pararealize.models import resnet20
+            >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            >>> stage = pararealize(resnet20(), n=3).distribute(init_device_mesh("cpu", (1,)))
+            >>> stage(torch.randn(5, 3, 32, 32)).shape
+            torch.Size([5, 10])
+            >>> dist.destroy_process_group()
+        """
+        from .distributed import distribute  # it reads this file's class
+
+        return distribute(
+            self,
+            mesh,
+            assignment=assignment,
+            timeout=timeout,
+            checkpoint_activations=checkpoint_activations,
+            seed=seed,
+            bucket_bytes=bucket_bytes,
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
         tree = nn.Module()

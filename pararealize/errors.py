@@ -54,6 +54,10 @@ class DeviceError(PararealizeError, ValueError):
     """A device is unknown or not there."""
 
 
+class DistributedError(PararealizeError, RuntimeError):
+    """A network cannot be distributed so, ranks disagree, or one of them did not answer in time."""
+
+
 class SourceError(PararealizeError, ValueError):
     """Adapters cannot read from the requested source, such as token ids with ``source="input"``."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import keyword
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from .errors import ModelError
 
-__all__ = ["CONTENTS", "check_model", "own_tree"]
+__all__ = ["CONTENTS", "check_model", "computed_tensors", "own_tree"]
 
 CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _RESERVED = ("adapters", "coarse", "segments")
@@ -57,15 +58,8 @@ def own_tree(model: nn.Module, constants: Mapping[str, torch.Tensor]) -> tuple[n
             f"{type(model).__name__} has top-level names {taken}, which a parareal module needs for itself; "
             "rename them, or wrap the model in a module that holds it as an attribute"
         )
-    computed = {  # by a hook, as of the old weight_norm, and so again before the next forward
-        id(value): value.detach().clone()
-        for module in model.modules()
-        if module._forward_pre_hooks
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
     try:
-        owned = copy.deepcopy(model, computed)
+        owned = copy.deepcopy(model, computed_tensors(model))
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); make it deep-copyable, for "
@@ -78,6 +72,17 @@ def own_tree(model: nn.Module, constants: Mapping[str, torch.Tensor]) -> tuple[n
         owner.__dict__.pop(name, None)
         owner.register_buffer(name, constant.detach().clone(), persistent=False)
     return owned, keys
+
+
+def computed_tensors(model: nn.Module) -> dict[int, Any]:
+    """Copies, by the originals' ids, of attributes that a hook computes anew before each forward: old weight norms."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        if module._forward_pre_hooks
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
 
 
 def _bare(module: nn.Module) -> nn.Module:

@@ -126,6 +126,47 @@ class DropPath(nn.Module):
         return x * x.new_empty(x.shape[0], 1).bernoulli_(1 - self.drop) / (1 - self.drop)
 
 
+class CausalLayer(nn.Module):
+    """Pre-norm causal attention with rotary tables that every layer reads, and an MLP."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: Tensor, cos: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (self.qkv(self.norm(x)) * cos.repeat(1, 3)).chunk(3, -1)
+        attention = (q @ k.transpose(-1, -2)).masked_fill(mask, -1e4).softmax(-1)
+        x = x + self.out(attention @ v)
+        return x + self.mlp(x)
+
+
+class LanguageModel(nn.Module):
+    """Token ids in and out: embedding tied to the head, tables from a buffer and a parameter, layers perhaps shared."""
+
+    def __init__(self, depth: int = 4, width: int = 8, vocabulary: int = 11, shared: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.gain = nn.Parameter(torch.ones(width))
+        self.register_buffer("causal", torch.ones(16, 16).triu(1).bool(), persistent=False)
+        self.register_buffer("angles", torch.linspace(0, 1, 16 * width).view(16, width))
+        layers = [CausalLayer(width)] * depth if shared else [CausalLayer(width) for _ in range(depth)]
+        self.layers = nn.ModuleList(layers)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        length = ids.size(1)
+        x = self.embed(ids)
+        table = self.angles[:length].to(x.dtype).cos() * self.gain
+        mask = self.causal[:length, :length]
+        for layer in self.layers:
+            x = layer(x, table, mask)
+        return {"logits": self.head(self.norm(x))}
+
+
 class UNet(nn.Module):
     """Skips across every cut: no chain of blocks."""
 
