@@ -74,10 +74,6 @@ class OutputError(PararealizeError, OSError):
     """An output folder exists already or cannot be written."""
 
 
-class DistributedError(PararealizeError, RuntimeError):
-    """The processes of a distributed run do not fit together, or cannot reach each other."""
-
-
 class RankError(DistributedError):
     """A rank failed, died or hung; the message says which, at what, and why.
 

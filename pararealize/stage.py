@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils import _pytree as pytree
 
@@ -57,6 +58,7 @@ class Stage(nn.Module):
         rank: this one, in the parareal group.
         segments: the first and the last of its segments, from 1.
         device: where it computes; inputs are moved there.
+        mesh: the ranks of all copies of the network.
         group: the ranks of one network, as ``ShardedGradScaler(process_group=stage.group)`` takes it.
     """
 
@@ -66,12 +68,14 @@ class Stage(nn.Module):
     _synchronised: bool
     _signatures: dict[Any, Kinds]
 
-    def __init__(self, tree: nn.Module, own: Own, ties: Ties, described: str) -> None:
+    mesh: DeviceMesh
+
+    def __init__(self, tree: nn.Module, own: Own, ties: Ties, described: str, mesh: DeviceMesh) -> None:
         super().__init__()
         for contents in CONTENTS:
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
-        self.__dict__.update(_own=own, _ties=ties, _described=described, _synchronised=True, _signatures={})
+        self.__dict__.update(_own=own, _ties=ties, _described=described, mesh=mesh, _synchronised=True, _signatures={})
 
     @property
     def rank(self) -> int:
@@ -228,6 +232,7 @@ class Stage(nn.Module):
                     "meta device, and no module draws them; load a checkpoint with stage.load_state_dict(...)"
                 )
             own = self._own
+            own.watch.waiting("the beginning of a step")
             agree(
                 own.wire.control,
                 facts,

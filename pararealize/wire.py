@@ -33,8 +33,8 @@ class Watching(Protocol):
     def doing(self, what: str) -> None:
         """Before an action, such as ``"g^3 forward"``."""
 
-    def waiting(self, what: str, peer: int) -> None:
-        """Before a wait for a message of a rank of the group, such as ``"z_2"``."""
+    def waiting(self, what: str, peer: int | None = None) -> None:
+        """Before a wait for a message of a rank of the group, such as ``"z_2"``, or for all of them."""
 
 
 class Unwatched:
@@ -47,7 +47,7 @@ class Unwatched:
     def doing(self, what: str) -> None:
         """Nobody listens."""
 
-    def waiting(self, what: str, peer: int) -> None:
+    def waiting(self, what: str, peer: int | None = None) -> None:
         """Nobody listens."""
 
 
