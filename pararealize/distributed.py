@@ -202,6 +202,12 @@ def _layout(net: PararealModule, groups: _Groups, assignment: Sequence[int] | No
             "the network was converted with devices=[...], for one process; leave devices out: the mesh says where "
             "each segment runs"
         )
+    synchronised = [name for name, module in net.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if synchronised:
+        raise DistributedError(
+            f"{len(synchronised)} synchronised batch norms ({synchronised[0]}) would wait for ranks that never come to "
+            "them; build the model with nn.BatchNorm layers"
+        )
     layout = Layout.of(net, assign(net.plan, dist.get_world_size(groups.parareal), assignment))
     owners: dict[int, tuple[str, set[int]]] = {}
     for rank in range(layout.ranks):

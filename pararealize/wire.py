@@ -144,7 +144,7 @@ class Wire:
         self.who, self.watch = who, watch
         self.rank: int = dist.get_rank(group)
         self.globally = dist.get_process_group_ranks(group)
-        self._waitable = dist.get_backend(group) == "gloo"  # elsewhere the group's own time-out holds
+        self._waitable = device.type == "cpu"  # elsewhere the group's own time-out holds
         self._sent: list[tuple[str, int, dist.Work, torch.Tensor]] = []
 
     # Messages whose kinds are learnt ------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def on_ranks(size: int, function: Callable[..., Any], *args: Any, seconds: float
     with tempfile.TemporaryDirectory() as folder:
         ends = [_CONTEXT.Pipe(duplex=False) for _ in range(size)]
         processes = [
-            _CONTEXT.Process(target=_rank, args=(rank, size, os.path.join(folder, "store"), ours[1], function, args))
+            _CONTEXT.Process(target=_rank, args=(rank, size, f"{folder}/store", ours[1], function, args))
             for rank, ours in enumerate(ends)
         ]
         try:
@@ -75,7 +75,7 @@ def _rank(rank: int, size: int, store: str, result: Any, function: Callable[...,
         dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=limit)
         value = function(*args)
         result.send((True, value))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the parent reports it
         result.send((False, traceback.format_exc()))
         result.close()
         os._exit(1)  # without waiting for the others
