@@ -5,6 +5,7 @@ kept for our own bugs.
 """
 
 __all__ = [
+    "AgreedError",
     "CaptureError",
     "CheckpointError",
     "CoarseError",
@@ -72,6 +73,10 @@ class CheckpointError(PararealizeError, ValueError):
 
 class OutputError(PararealizeError, OSError):
     """An output folder exists already or cannot be written."""
+
+
+class AgreedError(DistributedError):
+    """What all ranks of a network raise together before the first message: they may go on."""
 
 
 class RankError(DistributedError):

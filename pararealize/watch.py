@@ -46,7 +46,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from .culprit import Failure, Sight, find_culprit, silent
-from .errors import DistributedError, RankError
+from .errors import AgreedError, DistributedError, RankError
 from .links import Links, Message, meet
 
 __all__ = ["Watch"]
@@ -189,7 +189,7 @@ class Watch:
 
     def _leave(self, error: BaseException) -> None:
         """Tell of an error that starts here; raise the cause of one that does not."""
-        if isinstance(error, RankError) or self._links is None:
+        if isinstance(error, RankError | AgreedError) or self._links is None:  # known to all
             return
         if _is_consequence(error, self._state):
             if not self._known.wait(_GRACE):

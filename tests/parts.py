@@ -149,3 +149,40 @@ def limit_files(part: Network, rank: int) -> None:
         part.stem = nn.Linear(300, 300)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def real(seed: int = 0) -> Any:
+    """A network with shared weights between segments and a tied embedding, converted."""
+    from models import LanguageModel
+
+    from pararealize import pararealize
+
+    torch.manual_seed(seed)
+    return pararealize(LanguageModel(), n=3, coarse="linear", example_inputs=torch.randint(0, 11, (2, 5)), seed=seed)
+
+
+def real_stages(rank: int, ranks: int, folder: str, dp: int, saved: str) -> None:
+    """Train a real network on ranks, save it in every way, and load what another number of ranks saved."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    mesh = init_device_mesh("cpu", (dp, ranks // dp), mesh_dim_names=("dp", "parareal"))
+    stage = real(seed=1).distribute(mesh, timeout=60.0)
+    optimizer = torch.optim.Adam(stage.parameters(), lr=0.01)
+    if saved:
+        load_sharded(stage, f"{saved}/many")
+        load_state(stage, f"{saved}/one.safetensors")
+        load_optimizer_state(stage, optimizer, torch.load(f"{saved}/optimizer", weights_only=True))
+    x = torch.arange(10).reshape(2, 5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        stage.step(x, target=torch.zeros(2, 5, 11), loss_fn=square)
+        optimizer.step()
+    save_sharded(stage, f"{folder}/many")
+    save_state(stage, f"{folder}/one.safetensors")
+    if (state := gather_optimizer_state(stage, optimizer)) and rank == 0:
+        torch.save(state, f"{folder}/optimizer")
+
+
+def square(output: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    return (output["logits"] - target).square().mean()

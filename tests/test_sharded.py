@@ -116,3 +116,28 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_text("no tensors")
     with pytest.raises(CheckpointError, match="damaged"):
         load_sharded(parts.Network(), tmp_path)
+
+
+def test_real_stages_of_any_number_of_ranks_go_on_with_each_others_checkpoints(tmp_path: Path) -> None:
+    """Training that changes its number of ranks in the middle, against one process that trains all along."""
+    folders = [tmp_path / name for name in ("two", "three", "four")]
+    saved = ""
+    for folder, ranks, dp in zip(folders, (2, 3, 4), (1, 1, 2), strict=True):
+        folder.mkdir()
+        ends = ring.launch(ranks, folder, dp, str(saved), seconds=100, target=parts.real_stages)
+        assert [end["code"] for end in ends] == [0] * ranks
+        saved = folder
+    network = parts.real(seed=1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(6):
+        optimizer.zero_grad()
+        output = network(torch.arange(10).reshape(2, 5))
+        parts.square(output, torch.zeros(2, 5, 11)).backward()
+        optimizer.step()
+    expected = network.state_dict()
+    one, many = parts.real(), parts.real()
+    load_state(one, folders[-1] / "one.safetensors")
+    load_sharded(many, folders[-1] / "many")
+    for key, value in expected.items():
+        assert torch.equal(one.state_dict()[key], many.state_dict()[key]), key
+        assert torch.allclose(one.state_dict()[key], value, rtol=1e-4, atol=1e-5), key
