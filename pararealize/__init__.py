@@ -10,8 +10,9 @@ The stages, each a function from one value to the next, in order::
     build_adapter     Plan -> adapter modules         adapters.py
     build_coarse      Plan -> coarse modules          coarse.py
     emit              ... -> PararealModule           emit.py
+    distribute        ..., DeviceMesh -> Stage        distributed.py
 
-and :func:`pararealize`, their composition.
+and :func:`pararealize`, the composition of all but the last.
 """
 
 from .adapters import build_adapter
@@ -25,6 +26,7 @@ from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
 from .plan import Plan
 from .planning import plan_segments
+from .stage import Stage
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,7 @@ __all__ = [
     "Plan",
     "ReceptiveField",
     "Space",
+    "Stage",
     "build_adapter",
     "build_coarse",
     "capture",

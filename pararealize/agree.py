@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .errors import DistributedError
+from .errors import AgreedError, DistributedError
 
 __all__ = ["agree", "digests"]
 
@@ -40,7 +40,8 @@ def agree(
         who: what to call a rank of the group.
 
     Raises:
-        DistributedError: on every rank, where a rank has a fault, facts differ, or a rank did not answer.
+        AgreedError: on every rank, where a rank has a fault or facts differ.
+        DistributedError: a rank did not answer.
     """
     everyone: list[Any] = [None] * dist.get_world_size(group)
     try:
@@ -53,7 +54,7 @@ def agree(
         ) from error
     faults = [f"rank {who(i)}: {found[FAULT]}" for i, found in enumerate(everyone) if found.get(FAULT)]
     if faults:
-        raise DistributedError("; ".join(faults))
+        raise AgreedError("; ".join(faults))
     names = dict.fromkeys(name for found in everyone for name in found)
     differing = []
     for name in names:
@@ -65,7 +66,7 @@ def agree(
             differing.append(f"{name} is {told}")
     if differing:
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise DistributedError(f"the ranks do not agree on how to {what}: {'; '.join(differing[:4])}{more}; {remedy}")
+        raise AgreedError(f"the ranks do not agree on how to {what}: {'; '.join(differing[:4])}{more}; {remedy}")
 
 
 def digests(module: nn.Module) -> dict[str, str]:

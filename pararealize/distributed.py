@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,9 @@ from .materialise import Undefined, draw, share_of
 from .recompute import recomputed
 from .stage import Stage, Ties
 from .step import Own
+from .watch import Watch
 from .window import Piece
-from .wire import Unwatched, Watching, Wire
+from .wire import Wire
 
 if TYPE_CHECKING:
     from .emit import PararealModule
@@ -69,7 +71,7 @@ def distribute(
     meta = any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
     undefined = draw(share, net, names, groups.device, seed) if meta else Undefined({})
     describe = _describer(net, layout)
-    watch: Watching = Unwatched()
+    watch = _watch(mesh, groups, describe)
     wire = Wire(groups.parareal, groups.control, groups.device, limit, describe, watch)
     calls: dict[str, Callable[..., Any]] = dict(share.parts)
     if checkpoint_activations:
@@ -81,7 +83,9 @@ def distribute(
                 calls[name] = calls[layout.parts[name].target.removeprefix("segments.")]
     own = Own(layout, groups.rank, net.plan.n, net.plan.source, share.parts, calls, wire, watch)
     ties = _ties(net, own, share.tree, groups, undefined, bucket_bytes, limit)
-    return Stage(share.tree, own, ties, f"{net.plan.model}: {describe(groups.rank)} of {layout.ranks}")
+    stage = Stage(share.tree, own, ties, f"{net.plan.model}: {describe(groups.rank)} of {layout.ranks}", mesh)
+    weakref.finalize(stage, watch.close).atexit = False  # at exit, the watch itself looks at how the script ended
+    return stage
 
 
 # Groups --------------------------------------------------------------------------------------------------------------
@@ -198,6 +202,12 @@ def _layout(net: PararealModule, groups: _Groups, assignment: Sequence[int] | No
             "the network was converted with devices=[...], for one process; leave devices out: the mesh says where "
             "each segment runs"
         )
+    synchronised = [name for name, module in net.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if synchronised:
+        raise DistributedError(
+            f"{len(synchronised)} synchronised batch norms ({synchronised[0]}) would wait for ranks that never come to "
+            "them; build the model with nn.BatchNorm layers"
+        )
     layout = Layout.of(net, assign(net.plan, dist.get_world_size(groups.parareal), assignment))
     owners: dict[int, tuple[str, set[int]]] = {}
     for rank in range(layout.ranks):
@@ -288,6 +298,21 @@ def _ties(
         phases = _last_phases(own, tree)
         replicas = Replicas(groups.dp, phases, size, lambda work: own.wire.wait(work, "averages over dp", own.rank))
     return Ties(sharers, replicas, frozenset(counted), aliases, undefined)
+
+
+def _watch(mesh: DeviceMesh, groups: _Groups, describe: Callable[[int], str]) -> Watch:
+    """Over all ranks of the mesh: what befalls one copy of the network ends the others too."""
+    rows = mesh.mesh if (mesh.mesh_dim_names or ("parareal",))[-1] == "parareal" else mesh.mesh.T
+    rows = rows.reshape(-1, rows.shape[-1])
+    ranks = dist.get_process_group_ranks(groups.everyone)
+    who = {}
+    for i, row in enumerate(rows.tolist(), start=1):
+        replica = f"replica {i}, " if len(rows) > 1 else ""
+        for k, rank in enumerate(row):
+            who[rank] = f"rank {rank} ({replica}{describe(k).partition('(')[2]}"
+    peers = [ranks.index(rank) for rank in dist.get_process_group_ranks(groups.parareal)]
+    described = [who[rank] for rank in ranks]
+    return Watch(groups.everyone, who=described, timeout=groups.limit.total_seconds(), peers=peers)
 
 
 def _holders(net: PararealModule, layout: Layout) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]:

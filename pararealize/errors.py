@@ -5,6 +5,7 @@ kept for our own bugs.
 """
 
 __all__ = [
+    "AgreedError",
     "CaptureError",
     "CheckpointError",
     "CoarseError",
@@ -17,6 +18,7 @@ __all__ = [
     "OutputError",
     "PararealizeError",
     "PlanError",
+    "RankError",
     "SourceError",
 ]
 
@@ -71,3 +73,22 @@ class CheckpointError(PararealizeError, ValueError):
 
 class OutputError(PararealizeError, OSError):
     """An output folder exists already or cannot be written."""
+
+
+class AgreedError(DistributedError):
+    """What all ranks of a network raise together before the first message: they may go on."""
+
+
+class RankError(DistributedError):
+    """A rank failed, died or hung; the message says which, at what, and why.
+
+    Attributes:
+        rank: the one at fault, as the group that was watched counts.
+    """
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message, rank)  # both, so that a copy can be made of ``args``
+        self.rank = rank
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils import _pytree as pytree
 
 from .agree import agree
 from .calls import as_captured
-from .errors import CheckpointError
+from .errors import CheckpointError, DistributedError
 from .gradients import Replicas, Sharers
 from .materialise import Undefined
 from .recording import Recording
@@ -57,6 +58,7 @@ class Stage(nn.Module):
         rank: this one, in the parareal group.
         segments: the first and the last of its segments, from 1.
         device: where it computes; inputs are moved there.
+        mesh: the ranks of all copies of the network.
         group: the ranks of one network, as ``ShardedGradScaler(process_group=stage.group)`` takes it.
     """
 
@@ -65,13 +67,17 @@ class Stage(nn.Module):
     _described: str
     _synchronised: bool
     _signatures: dict[Any, Kinds]
+    _failure: str
+    mesh: DeviceMesh
 
-    def __init__(self, tree: nn.Module, own: Own, ties: Ties, described: str) -> None:
+    def __init__(self, tree: nn.Module, own: Own, ties: Ties, described: str, mesh: DeviceMesh) -> None:
         super().__init__()
         for contents in CONTENTS:
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
-        self.__dict__.update(_own=own, _ties=ties, _described=described, _synchronised=True, _signatures={})
+        self.__dict__.update(
+            _own=own, _ties=ties, _described=described, mesh=mesh, _synchronised=True, _signatures={}, _failure=""
+        )
 
     @property
     def rank(self) -> int:
@@ -128,11 +134,8 @@ class Stage(nn.Module):
             inputs = self._inputs(args, kwargs)
             kinds = self._kinds(inputs, "step")
             own.replicas = self._ties.replicas if self._synchronised else None
-            try:
+            with self._whole():
                 return self._step(inputs, kinds, target, loss_fn, scaler)
-            except BaseException:
-                own.wire.forget()
-                raise
 
     def _step(
         self,
@@ -182,17 +185,29 @@ class Stage(nn.Module):
         with own.watch.step(), torch.no_grad():
             inputs = self._inputs(args, kwargs)
             kinds = self._kinds(inputs, "inference, everywhere" if everywhere else "inference")
-            try:
+            with self._whole():
                 output = forward(own, inputs, kinds, graph=False).output
                 own.wire.flush()
-            except BaseException:
-                own.wire.forget()
-                raise
-            kinds.complete = True
-            return own.wire.copied(output, own.layout.ranks - 1) if everywhere else output
+                kinds.complete = True
+                return own.wire.copied(output, own.layout.ranks - 1) if everywhere else output
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is begun inside has to end well: messages that were left behind would be taken for later ones."""
+        try:
+            yield
+        except BaseException as error:
+            self.__dict__["_failure"] = f"{type(error).__name__}: {str(error)[:200]}"
+            self._own.wire.forget()
+            raise
 
     def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs by the names that parts read, detached and on this rank's device."""
+        if self._failure:
+            raise DistributedError(
+                f"rank {self._own.wire.who(self.rank)} cannot run another step after one that failed "
+                f"({self._failure}); start the processes again from a checkpoint"
+            )
         layout = self._own.layout
         bound = layout.signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -228,6 +243,7 @@ class Stage(nn.Module):
                     "meta device, and no module draws them; load a checkpoint with stage.load_state_dict(...)"
                 )
             own = self._own
+            own.watch.waiting("the beginning of a step")
             agree(
                 own.wire.control,
                 facts,

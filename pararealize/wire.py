@@ -33,8 +33,8 @@ class Watching(Protocol):
     def doing(self, what: str) -> None:
         """Before an action, such as ``"g^3 forward"``."""
 
-    def waiting(self, what: str, peer: int) -> None:
-        """Before a wait for a message of a rank of the group, such as ``"z_2"``."""
+    def waiting(self, what: str, peer: int | None = None) -> None:
+        """Before a wait for a message of a rank of the group, such as ``"z_2"``, or for all of them."""
 
 
 class Unwatched:
@@ -47,7 +47,7 @@ class Unwatched:
     def doing(self, what: str) -> None:
         """Nobody listens."""
 
-    def waiting(self, what: str, peer: int) -> None:
+    def waiting(self, what: str, peer: int | None = None) -> None:
         """Nobody listens."""
 
 
@@ -144,7 +144,7 @@ class Wire:
         self.who, self.watch = who, watch
         self.rank: int = dist.get_rank(group)
         self.globally = dist.get_process_group_ranks(group)
-        self._waitable = dist.get_backend(group) == "gloo"  # elsewhere the group's own time-out holds
+        self._waitable = device.type == "cpu"  # elsewhere the group's own time-out holds
         self._sent: list[tuple[str, int, dist.Work, torch.Tensor]] = []
 
     # Messages whose kinds are learnt ------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What befalls one rank during training -> how soon the others end, and whom they name."""

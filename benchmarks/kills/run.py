@@ -1,0 +1,122 @@
+"""A number -> one training run, at a random moment of which a random thing befalls a random rank."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import tempfile
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # optimisers import it with their first step: seconds, in every forked process
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from pararealize import pararealize as convert
+from pararealize.models import resnet20
+
+KINDS = {"kill": 2, "raise": 1, "stop": 1, "hang": 1}  # and how often each comes
+SETTING_UP, OVER = 120.0, 20.0  # seconds that ranks get until they train, and beyond the time-out until they are stuck
+
+
+class Injected(Exception):  # noqa: N818 (no error of anyone's)
+    """What the struck rank raises."""
+
+
+def _raise(*_: Any) -> None:
+    raise Injected("struck by the benchmark")
+
+
+def _hang(*_: Any) -> None:
+    time.sleep(100_000)
+
+
+def case(i: int, seed: int) -> dict[str, Any]:
+    """What run ``i`` is to be."""
+    chance = random.Random(f"{seed} {i}")
+    n = chance.choice([2, 3])
+    kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
+    return {"n": n, "kind": kind, "rank": chance.randrange(n), "after": round(chance.uniform(0.0, 1.0), 3)}
+
+
+def strike(n: int, kind: str, rank: int, after: float, *, timeout: float) -> dict[str, Any]:
+    """Train on ``n`` ranks; ``after`` seconds from when all of them train, let ``kind`` befall ``rank``.
+
+    Returns:
+        ``ended``: seconds from then until each survivor's process had ended (``None``: it was stuck, and killed);
+        ``named``: the rank that each survivor's error names; ``errors``: of all ranks that could tell; ``steps``: how
+        many the struck rank had done.
+    """
+    context = multiprocessing.get_context("fork")  # this process has imported torch, and has not run it
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [context.Process(target=_train, args=(k, n, folder, timeout), daemon=True) for k in range(n)]
+        for process in ranks:
+            process.start()
+        try:
+            _until_all_train(ranks, Path(folder))
+            time.sleep(after)
+            steps = int((Path(folder) / f"training{rank}").stat().st_size)
+            sent = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUSR1, "hang": signal.SIGUSR2}
+            os.kill(ranks[rank].pid or 0, sent[kind])
+            ended = _ends({k: ranks[k] for k in range(n) if k != rank}, timeout + OVER)
+        finally:
+            for process in ranks:
+                process.kill()  # a stopped one too
+                process.join()
+        told = {k: json.loads(path.read_text()) for k in range(n) if (path := Path(folder) / f"error{k}").exists()}
+    return {
+        "steps": steps,
+        "ended": ended,
+        "named": {k: told.get(k, {}).get("rank") for k in ended},
+        "errors": {k: row["error"] for k, row in told.items()},
+    }
+
+
+def _until_all_train(ranks: list[Any], folder: Path) -> None:
+    until = time.monotonic() + SETTING_UP
+    while not all((folder / f"training{k}").exists() for k in range(len(ranks))):
+        if time.monotonic() > until or any(process.exitcode is not None for process in ranks):
+            raise RuntimeError(f"the ranks did not come to train: {[process.exitcode for process in ranks]}")
+        time.sleep(0.005)
+
+
+def _ends(survivors: dict[int, Any], seconds: float) -> dict[int, float | None]:
+    """When each process ended, in seconds from now."""
+    began = time.monotonic()
+    ended: dict[int, float | None] = dict.fromkeys(survivors)
+    open_ = {process.sentinel: k for k, process in survivors.items()}
+    while open_ and (left := began + seconds - time.monotonic()) > 0:
+        for sentinel in wait(list(open_), timeout=left):
+            ended[open_.pop(sentinel)] = round(time.monotonic() - began, 4)  # type: ignore[index]
+    return ended
+
+
+def _train(rank: int, n: int, folder: str, timeout: float) -> None:
+    """Steps until something happens; a byte a step into a file, and the error into another one."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    signal.signal(signal.SIGUSR1, _raise)
+    signal.signal(signal.SIGUSR2, _hang)
+    store = dist.FileStore(f"{folder}/store", n)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=n)
+    mesh = init_device_mesh("cpu", (n,), mesh_dim_names=("parareal",))
+    stage = convert(resnet20(), n=n, coarse="linear").distribute(mesh, timeout=timeout)
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.01)
+    x, target = torch.randn(2, 3, 32, 32), torch.randint(0, 10, (2,))
+    try:
+        stage.step(x, target=target, loss_fn=torch.nn.functional.cross_entropy)
+        with (Path(folder) / f"training{rank}").open("ab", buffering=0) as done:
+            while True:
+                optimizer.zero_grad()
+                stage.step(x, target=target, loss_fn=torch.nn.functional.cross_entropy)
+                optimizer.step()
+                done.write(b".")
+    except Exception as error:  # noqa: BLE001 (it is what is looked at)
+        told = {"error": f"{type(error).__name__}: {error}", "rank": getattr(error, "rank", None)}
+        (Path(folder) / f"error{rank}").write_text(json.dumps(told))

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import parts
+import pytest
+import ring
+import torch
+from torch import nn
+
+from pararealize.errors import CheckpointError
+from pararealize.optimizer_state import gather_optimizer_state, load_optimizer_state
+
+
+def make(order: list[str], lr: float = 0.1, momentum: float = 0.9) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Two groups, whose parameters stand in any order."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    found = dict(network.named_parameters())
+    groups = [{"params": [found[name] for name in order if name.startswith(i)], "lr": lr} for i in "01"]
+    return network, torch.optim.SGD(groups, lr=lr, momentum=momentum)
+
+
+NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+
+
+def test_the_order_of_parameters_does_not_matter() -> None:
+    network, optimizer = make(NAMES)
+    step(network, optimizer)
+    state = gather_optimizer_state(network, optimizer)
+    assert [group["params"] for group in state["groups"]] == [NAMES[:2], NAMES[2:]]
+    other, again = make(NAMES[::-1], lr=7.0)
+    other.load_state_dict(network.state_dict())
+    load_optimizer_state(other, again, state)
+    step(network, optimizer)
+    step(other, again)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    network, optimizer = make(NAMES)
+    step(network, optimizer)
+    state = gather_optimizer_state(network, optimizer)
+    one = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.raises(CheckpointError, match="the state has 2 groups of parameters and the optimiser 1"):
+        load_optimizer_state(network, one, state)
+    with pytest.raises(CheckpointError, match="no state of gather_optimizer_state"):
+        load_optimizer_state(network, optimizer, optimizer.state_dict())
+    swapped = {**state, "groups": state["groups"][::-1]}
+    with pytest.raises(CheckpointError, match=r"2 parameters of group 0 are not in it there \(0.weight, 0.bias\)"):
+        load_optimizer_state(network, optimizer, swapped)
+    state["state"]["0.weight"]["momentum_buffer"] = torch.zeros(9)
+    with pytest.raises(CheckpointError, match=r"momentum_buffer of 0.weight: \(9,\) there, \(3, 2\) here"):
+        load_optimizer_state(network, optimizer, state)
+
+
+@pytest.mark.parametrize("way, told", [
+    ("settings", "rank 1 has groups of parameters"), ("strangers", "rank 1: 2 of the optimiser's parameters are not")
+])  # fmt: skip
+def test_what_is_wrong_on_one_rank_is_told_by_all(tmp_path: Path, way: str, told: str) -> None:
+    for end in ring.launch(2, tmp_path, way, seconds=60, target=parts.fail):
+        assert (end["code"], end["type"]) == (0, "CheckpointError"), end
+        assert told in end["error"]
