@@ -104,6 +104,23 @@ class SharedBias(nn.Module):
         return self.last(x)
 
 
+class InPlace(nn.Module):
+    """What begins and ends the layers works in place, on what the stem gives and on what the head is given."""
+
+    def __init__(self, depth: int = 4, width: int = 6) -> None:
+        super().__init__()
+        self.first, self.condition = nn.Linear(width, width), nn.Linear(width, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        condition = self.condition(x)
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x.sin_()) * 2 + condition
+        return self.last(x.tanh_())
+
+
 class StochasticDepth(nn.Module):
     """A block whose structure depends on the mode."""
 
