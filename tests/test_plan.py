@@ -13,7 +13,7 @@ from torch import nn
 from pararealize.blocks import find_blocks
 from pararealize.capture import capture
 from pararealize.coarse import kind_for
-from pararealize.cost import BlockCost, Costs, count_costs
+from pararealize.cost import BlockCost, Costs, count_costs, count_module
 from pararealize.errors import CoarseError, CutError, DeviceError, FieldError, PararealizeError, PlanError, SourceError
 from pararealize.field import receptive_fields
 from pararealize.models import resnet20, resnet1001
@@ -85,20 +85,34 @@ def test_cuts_by_cost_are_the_best_of_all(small):
 def test_critical_path_by_hand(small):
     plan = plan_segments(*small, 3)
     (s1, s2, s3), (c1, c2), (a2, a3) = plan.segments, plan.coarse_blocks, plan.adapters
-    t1 = plan.stem.cost + s1.cost
-    t2 = max(a2.cost + s2.cost, t1) + c1.cost
-    t3 = max(a3.cost + s3.cost, t2) + c2.cost
-    assert plan.critical_path == t3 + plan.head.cost
+    t1 = plan.stem.cost_forward + s1.cost_forward
+    t2 = max(a2.cost_forward + s2.cost_forward, t1) + c1.cost_forward
+    t3 = max(a3.cost_forward + s3.cost_forward, t2) + c2.cost_forward
+    ready = plan.head.cost_backward  # the gradient of z_3
+    ends = [
+        ready + c2.cost_backward + s3.cost_backward + a3.cost_backward,
+        ready + c2.cost_backward + c1.cost_backward + s2.cost_backward + a2.cost_backward,
+        ready + c2.cost_backward + c1.cost_backward + s1.cost_backward + plan.stem.cost_backward,
+    ]
+    assert plan.critical_path == pytest.approx(t3 + plan.head.cost_forward + max(ends))
     assert plan.virtual_speedup == plan.serial / plan.critical_path
     assert plan_segments(*small, 1).virtual_speedup == 1
 
 
-def test_costs_in_seconds_price_what_was_only_counted(small):
+def test_costs_in_seconds_measure_adapters_and_coarse_blocks_too(small, monkeypatch):
     chain, fields, costs = small
 
     def timed(cost: BlockCost) -> BlockCost:
-        return dataclasses.replace(cost, seconds_forward=cost.work * 1e-12, seconds_backward=cost.work * 1e-12)
+        return dataclasses.replace(
+            cost, seconds_forward=cost.work_forward * 2e-12, seconds_backward=cost.work_backward * 2e-12
+        )
 
+    def measure(module, x, batch, *, first=False):
+        assert batch == 2
+        cost = timed(count_module(module, x, first=first))
+        return cost.seconds_forward, cost.seconds_backward
+
+    monkeypatch.setattr("pararealize.planning.measure_module", measure)
     seconds = Costs(
         unit="seconds", stem=timed(costs.stem), blocks=tuple(map(timed, costs.blocks)), head=timed(costs.head)
     )
