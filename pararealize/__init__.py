@@ -11,7 +11,10 @@ The stages, each a function from one value to the next, in order::
     build_coarse      Plan -> coarse modules          coarse.py
     emit              ... -> PararealModule           emit.py
 
-and :func:`pararealize`, their composition.
+and :func:`pararealize`, their composition. What a step of it looks like in time::
+
+    simulate          Plan, Times -> Timeline         schedule.py
+    measure_network   PararealModule -> Times         times.py
 """
 
 from .adapters import build_adapter
@@ -25,6 +28,9 @@ from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
 from .plan import Plan
 from .planning import plan_segments
+from .schedule import simulate
+from .timeline import Timeline
+from .times import Times, measure_network, plan_times
 
 __version__ = "0.1.0"
 
@@ -38,6 +44,8 @@ __all__ = [
     "Plan",
     "ReceptiveField",
     "Space",
+    "Timeline",
+    "Times",
     "build_adapter",
     "build_coarse",
     "capture",
@@ -46,7 +54,10 @@ __all__ = [
     "find_blocks",
     "make_plan",
     "measure_costs",
+    "measure_network",
     "pararealize",
     "plan_segments",
+    "plan_times",
     "receptive_fields",
+    "simulate",
 ]

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from .space import Space
     from .trial import StandIn
 
-__all__ = ["NOTHING", "PER_ELEMENT", "BlockCost", "Costs", "Unit", "count_costs", "count_module", "measure_costs", "measure_module"]
+__all__ = [
+    "NOTHING",
+    "PER_ELEMENT",
+    "BlockCost",
+    "Costs",
+    "Unit",
+    "count_costs",
+    "count_module",
+    "measure_costs",
+    "measure_module",
+]
 
 PER_ELEMENT = 100  # operations that writing one element is worth
 Unit = Literal["flops", "seconds"]

@@ -17,8 +17,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from .errors import PlanError
-from .times import RATE, Seconds, Times, plan_times
 from .timeline import Action, Direction, Kind, Timeline
+from .times import RATE, Seconds, Times, plan_times
 from .waits import Key, waits_for
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def simulate(
 ) -> Timeline:
     r"""Simulate one step of a parareal network.
 
-    With fine times :math:`s_j` (adapter and, for j = 1, stem included), coarse times :math:`c_j` and one device for each
-    segment, messages free, the interface values are there at
+    With fine times :math:`s_j` (adapter and, for j = 1, stem included), coarse times :math:`c_j`, one device for
+    each segment and messages that cost nothing, the interface values are there at
 
     .. math:: t_1 = s_1, \quad t_{j+1} = \max(s_{j+1}, t_j) + c_j,
 
@@ -93,6 +93,8 @@ def simulate(
     notes = [f"batch {batch}, latency {latency:g} s, bandwidth {bandwidth:g} bytes/s"]
     if costs is None and plan.unit == "flops":
         notes.append(f"counted work at {rate:g} operations a second")
+    if costs is not None or plan.unit == "seconds":
+        notes.append("measured seconds")
     if not overlap:
         step.wait_for_all()
         notes.append("no overlap: the coarse chain waits for all segments, and they for it")

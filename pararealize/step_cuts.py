@@ -1,4 +1,4 @@
-"""Forward costs and backward costs -> the cut with the smallest step: forward pass and backward pass, one after the other.
+"""Forward costs and backward costs -> the cut with the smallest step, which is one pass after the other.
 
 A cut that is best for the sum of both directions need not be best for the step: the longest path forward may lead
 through one segment, the longest path backward through another. Here both are kept, as pairs.
@@ -104,9 +104,7 @@ def _moved(problem: StepProblem, starts: tuple[int, ...]) -> tuple[int, ...]:
     while stride:
         better = False
         for j, by, whole in itertools.product(range(1, len(starts)), (-stride, stride), (False, True)):
-            moved = tuple(
-                start + by if i == j or (whole and i > j) else start for i, start in enumerate(starts)
-            )
+            moved = tuple(start + by if i == j or (whole and i > j) else start for i, start in enumerate(starts))
             if not all(a < b for a, b in itertools.pairwise((*moved, count))):
                 continue
             step = problem.step(moved)
@@ -145,7 +143,7 @@ class _Table:
 
 
 def _search(problem: StepProblem, n: int, bound: float) -> tuple[int, ...] | None:
-    """A cut whose step is the smallest of all and below ``bound``; nothing where there is none, or too much to look at."""
+    """The cut with the smallest step below ``bound``; nothing where there is none, or too much to look at."""
     forward, backward, sums = _Table(problem.forward, n), _Table(problem.backward, n), _Table(problem.sums, n)
 
     def promising(t: Numbers, u: Numbers, j: int) -> NDArray[np.bool_]:

@@ -1,8 +1,9 @@
 """Actions of every rank, with start and end -> Timeline: who does what when. Simulated by ``schedule.py``, or recorded.
 
-An action is named as in the mathematics: ``stem``, ``C3``, ``g3``, ``F2`` (on segment 3's rank), ``head``; a transfer by
-what it carries: ``z2`` from segment 2 to segment 3, and its gradient back; ``x3``, the stem's output for ``C3``. Where
-linear coarse blocks are reduced, ``d3`` is segment 3's difference ``y_3 - x_3`` and ``s3`` a sum of several.
+An action is named as in the mathematics: ``stem``, ``C3``, ``g3``, ``F2`` (on segment 3's rank), ``head``; a
+transfer by what it carries: ``z2`` from segment 2 to segment 3, and its gradient back; ``x3``, the stem's output for
+``C3``. Where linear coarse blocks are reduced, ``d3`` is segment 3's difference ``y_3 - x_3``, ``t3`` a transfer of it
+or of a sum, ``s2.1`` a sum on segment 2's rank.
 """
 
 from __future__ import annotations
@@ -166,12 +167,12 @@ class Timeline:
     ) -> Timeline:
         """The timeline of a real step.
 
-        A record is a plain tuple ``(rank, j, action, direction, start, end)``: the rank that did it, the segment that it
-        was for (from 1), ``"stem"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"`` or ``"receive"``,
-        ``"forward"`` or ``"backward"``, and seconds of one clock. The coarse block on segment j's rank is
-        :math:`F^{j-1}`. ``send`` and ``receive`` are of interface values: forward from j to j + 1, backward from j to
-        j - 1, each with the segment on whose rank it was recorded; a transfer lasts from the start of the one to the end
-        of the other. Several records of one thing, of micro-batches say, become one action from first start to last end.
+        A record is a plain tuple ``(rank, j, action, direction, start, end)``: the rank that did it; the segment that
+        it was for, from 1; ``"stem"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"`` or
+        ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock. The coarse block on segment j's rank
+        is :math:`F^{j-1}`. ``send`` and ``receive`` are of interface values, forward from j to j + 1 and backward from
+        j to j - 1, each with the segment on whose rank it was recorded; a transfer lasts from the start of the one to
+        the end of the other. Several records of one thing become one action from first start to last end.
 
         Args:
             records: of one step, in any order.

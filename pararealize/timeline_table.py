@@ -17,7 +17,7 @@ def timeline_text(timeline: Timeline) -> str:
     """A row a rank, the step, its efficiency, and its critical path."""
     step = timeline.step
     unit, scale = _unit(step)
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     for rank in range(timeline.ranks):
         own = sorted({action.j for action in timeline.of(rank)})
         segments = "–".join(dict.fromkeys(map(str, (own[0], own[-1])))) if own else ""

@@ -105,8 +105,8 @@ def measure_network(
     """Measure every part of a parareal network by itself, forward and backward, in turn.
 
     One round runs stem, adapters, segments, coarse blocks and head once each, on what enters them in a forward pass
-    with the example; the medians of ``repeats`` rounds after ``warmup`` are taken. Everything happens on a copy: values,
-    gradients, running statistics and the random state of the network stay as found.
+    with the example; the medians of ``repeats`` rounds after ``warmup`` are taken. Everything happens on a copy:
+    values, gradients, running statistics and the random state of the network stay as found.
 
     Args:
         net: the network, in the mode and on the devices of interest.
@@ -130,7 +130,9 @@ def measure_network(
         (3, 2)
     """
     if any(tensor.is_meta for tensor in net.parameters()):
-        raise ModelError("the network is on the meta device, where nothing runs; give it memory with to_empty(device=…)")
+        raise ModelError(
+            "the network is on the meta device, where nothing runs; give it memory with to_empty(device=…)"
+        )
     home = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     others = dict(beside or {})
     with random_state_kept(home), torch.inference_mode(False), torch.enable_grad():
@@ -196,25 +198,32 @@ class _Parts(fx.Interpreter):
     """Runs a parareal network and keeps a :class:`Run` of every part, on what enters it."""
 
     def __init__(self, net: PararealModule) -> None:
-        super().__init__(net)  # type: ignore[no-untyped-call]
+        super().__init__(net)
+        self.net = net
         self.n = net.plan.n
         self.runs: dict[str, Runnable] = {}
 
     def names(self) -> list[str]:
         """The parts, in the order of the equation."""
         every = range(1, self.n + 1)
-        return ["stem", *(f"C{j}" for j in every[1:]), *(f"g{j}" for j in every), *(f"F{j}" for j in every[:-1]), "head"]
+        return [
+            "stem",
+            *(f"C{j}" for j in every[1:]),
+            *(f"g{j}" for j in every),
+            *(f"F{j}" for j in every[:-1]),
+            "head",
+        ]
 
     def follow(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """One forward pass."""
-        placeholders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        placeholders = [node for node in self.net.graph.nodes if node.op == "placeholder"]
         values = [
             arguments[i] if i < len(arguments) else keywords.get(str(node.target), node.args[0] if node.args else None)
             for i, node in enumerate(placeholders)
         ]
         self.env: dict[fx.Node, Any] = {}
         given = dict(zip(placeholders, values, strict=True))
-        for node in self.module.graph.nodes:
+        for node in self.net.graph.nodes:
             self.env[node] = given[node] if node in given else self.run_node(node)
             self._keep(node)
 
