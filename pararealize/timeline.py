@@ -2,8 +2,8 @@
 
 An action is named as in the mathematics: ``stem``, ``C3``, ``g3``, ``F2`` (on segment 3's rank), ``head``; a
 transfer by what it carries: ``z2`` from segment 2 to segment 3, and its gradient back; ``x3``, the stem's output for
-``C3``. Where linear coarse blocks are reduced, ``d3`` is segment 3's difference ``y_3 - x_3``, ``t3`` a transfer of it
-or of a sum, ``s2.1`` a sum on segment 2's rank.
+``C3``. ``c3`` is what segment 3 reads besides (masks, tables). Where linear coarse blocks are reduced, ``d3`` is
+segment 3's difference ``y_3 - x_3``, ``t3`` a transfer of it or of a sum, ``s2.1`` a sum on segment 2's rank.
 """
 
 from __future__ import annotations
@@ -168,9 +168,9 @@ class Timeline:
         """The timeline of a real step.
 
         A record is a plain tuple ``(rank, j, action, direction, start, end)``: the rank that did it; the segment that
-        it was for, from 1; ``"stem"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"`` or
-        ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock. The coarse block on segment j's rank
-        is :math:`F^{j-1}`. ``send`` and ``receive`` are of interface values, forward from j to j + 1 and backward from
+        it was for, from 1; ``"stem"``, ``"context"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"``
+        or ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock: a row of
+        ``pararealize.recording``. The coarse block on segment j's rank is :math:`F^{j-1}`. ``send`` and ``receive`` are of interface values, forward from j to j + 1 and backward from
         j to j - 1, each with the segment on whose rank it was recorded; a transfer lasts from the start of the one to
         the end of the other. Several records of one thing become one action from first start to last end.
 
@@ -251,13 +251,21 @@ def _adapter() -> TypeAdapter[Timeline]:
 _KINDS: dict[str, Kind] = {
     "stem": "stem",
     "C": "adapter",
+    "c": "adapter",
     "g": "fine",
     "F": "coarse",
     "head": "head",
     "z": "transfer",
     "x": "transfer",
 }
-_NAMES = {"stem": "stem", "adapter": "C{j}", "fine": "g{j}", "coarse": "F{before}", "head": "head"}
+_NAMES = {
+    "stem": "stem",
+    "context": "c{j}",
+    "adapter": "C{j}",
+    "fine": "g{j}",
+    "coarse": "F{before}",
+    "head": "head",
+}
 Span = tuple[int, int, float, float, int | None]  # rank, j, start, end, to
 
 
@@ -275,6 +283,7 @@ def _spans(records: list[Record], n: int) -> dict[Key, Span]:
             )
         way: Direction = "forward" if direction == "forward" else "backward"
         if action in _NAMES:
+            action = "adapter" if action == "stem" and j > 1 else action  # done once more, for C^j to read
             key: Key = (_NAMES[action].format(j=j, before=j - 1), way)
             found[key] = _joined(found.get(key), (rank, j, start, end, None))
             continue

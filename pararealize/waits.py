@@ -1,6 +1,7 @@
 """An action of one step -> the actions whose results it needs: equation (3) as a graph, forward and backward.
 
 Names are those of ``timeline.py``: ``stem``, ``C3``, ``g3``, ``F2``, ``head``, and the transfers ``z2`` and ``x3``.
+What segment 3 reads besides, ``c3``, comes from the inputs and waits for nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ __all__ = ["Key", "waits_for"]
 
 Key: TypeAlias = tuple[str, Literal["forward", "backward"]]
 
-_NAME = re.compile(r"(stem|head|C|g|F|z|x)(\d*)")
+_NAME = re.compile(r"(stem|head|C|c|g|F|z|x)(\d*)")
 
 
 def waits_for(key: Key, n: int, source: str = "input") -> list[Key]:

@@ -19,7 +19,7 @@ numbers = st.integers(0, 12)
 
 @st.composite
 def step_problems(draw) -> StepProblem:
-    """Up to eight blocks between spaces of up to three kinds; costs forward and backward that have nothing in common."""
+    """Up to eight blocks between spaces of up to three kinds; forward and backward have nothing in common."""
     blocks, count = draw(st.integers(1, 8)), draw(st.integers(1, 3))
     kinds = draw(st.lists(st.integers(0, count - 1), min_size=blocks + 1, max_size=blocks + 1))
     share = draw(st.sampled_from([0, 1]))
