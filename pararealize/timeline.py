@@ -170,9 +170,10 @@ class Timeline:
         A record is a plain tuple ``(rank, j, action, direction, start, end)``: the rank that did it; the segment that
         it was for, from 1; ``"stem"``, ``"context"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"``
         or ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock: a row of
-        ``pararealize.recording``. The coarse block on segment j's rank is :math:`F^{j-1}`. ``send`` and ``receive`` are of interface values, forward from j to j + 1 and backward from
-        j to j - 1, each with the segment on whose rank it was recorded; a transfer lasts from the start of the one to
-        the end of the other. Several records of one thing become one action from first start to last end.
+        ``pararealize.recording``. The coarse block on segment j's rank is :math:`F^{j-1}`. ``send`` and ``receive`` are
+        of interface values, forward from j to j + 1 and backward from j to j - 1, each with the segment on whose rank
+        it was recorded; a transfer lasts from the start of the one to the end of the other. Several records of one
+        thing become one action from first start to last end.
 
         Args:
             records: of one step, in any order.
