@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from .adapters import adapter_cost, build_adapter, describe_adapter, seeded
-from .blocks import why_no_more
 from .coarse import (
     LARGEST_KERNEL,
     Coarse,
@@ -25,9 +24,9 @@ from .coarse import (
     units_for,
 )
 from .cost import NOTHING, BlockCost, Costs, measure_module
-from .cuts import CutProblem, equal_cuts, named_cuts
-from .errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
+from .cuts import CutProblem, equal_cuts
 from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
+from .request import Faults, adapter_source, check_count, device_names, named_starts
 from .step_cuts import StepProblem, cheapest_step
 
 if TYPE_CHECKING:
@@ -38,9 +37,8 @@ if TYPE_CHECKING:
     from .blocks import Block, BlockChain, Space
     from .field import Fields
 
-__all__ = ["device_fault", "plan_segments"]
+__all__ = ["plan_segments"]
 
-T = TypeVar("T")
 Split: TypeAlias = tuple[float, float]  # forward and backward
 
 _MADE_OF_BLOCKS = ("block", "exact", "custom")  # coarse kinds whose cost is not a matter of shapes alone
@@ -85,102 +83,16 @@ def plan_segments(
         CoarseError: there is no such coarse kind.
         FieldError: coarse units depend on the field of an operation that has no rule.
     """
-    found = _Faults()
+    found = Faults()
     kind = found.of(lambda: coarse_name(coarse)) or ""
-    reads = found.of(lambda: _source(chain, source)) or "stem"
-    places = found.of(lambda: _devices(chain, devices, n)) or ()
-    found.of(lambda: _check_count(chain, n))
-    named = found.of(lambda: _named(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
+    reads = found.of(lambda: adapter_source(chain, source)) or "stem"
+    places = found.of(lambda: device_names(chain, devices, n)) or ()
+    found.of(lambda: check_count(chain, n))
+    named = found.of(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
     found.stop()
     planner = _Planner(chain, fields, costs, n, coarse, reads)
     starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
     return planner.plan(starts, places, kind, cuts if isinstance(cuts, str) else tuple(cuts), notes)
-
-
-# Arguments ----------------------------------------------------------------------------------------------------------
-
-
-class _Faults:
-    """Collects errors, to report all of them as one of the first one's kind."""
-
-    def __init__(self) -> None:
-        self.errors: list[PararealizeError] = []
-
-    def of(self, check: Callable[[], T]) -> T | None:
-        try:
-            return check()
-        except PararealizeError as error:
-            self.errors.append(error)
-            return None
-
-    def stop(self) -> None:
-        if self.errors:
-            raise type(self.errors[0])("\n".join(map(str, self.errors))) from self.errors[0]
-
-
-def _check_count(chain: BlockChain, n: int) -> None:
-    blocks = len(chain.blocks)
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= blocks:
-        model = type(chain.capture.model).__name__
-        why = f" ({why_no_more(chain.flow)})" if isinstance(n, int) and n > blocks else ""
-        raise PlanError(
-            f"n = {n!r} is out of range: {model} has {blocks} blocks{why}; pass an integer n from 1 to {blocks}"
-        )
-
-
-def _source(chain: BlockChain, source: str | None) -> str:
-    if source is None:
-        return "stem" if chain.source is None else "input"
-    if source not in ("input", "stem"):
-        raise SourceError(f'source = {source!r} is unknown; pass "input" or "stem"')
-    if source == "input" and chain.source is None:
-        raise SourceError(
-            'source = "input" needs one floating-point input with a batch, and this model reads '
-            f'{chain.capture.example}; pass source="stem"'
-        )
-    return source
-
-
-def _devices(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:
-    """The name of each segment's device."""
-    if devices is None:
-        home = next((parameter.device for parameter in chain.capture.model.parameters()), torch.device("cpu"))
-        return (str(home),) * max(n if isinstance(n, int) else 1, 1)
-    if isinstance(devices, str | torch.device):
-        devices = [devices]
-    if not devices:
-        raise DeviceError("devices is empty; pass at least one, or leave it out to stay where the model is")
-    faults = [fault for device in dict.fromkeys(devices) if (fault := device_fault(device))]
-    if faults:
-        raise DeviceError("\n".join(faults))
-    return tuple(str(torch.device(devices[j % len(devices)])) for j in range(max(n if isinstance(n, int) else 1, 1)))
-
-
-def device_fault(device: str | int | torch.device) -> str:
-    """What is wrong with a device; nothing where it is there."""
-    try:
-        asked = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        return f"device {device!r} is unknown: {str(error).splitlines()[0]}"
-    if asked.type in ("cpu", "meta"):
-        return ""
-    module = getattr(torch, asked.type, None)
-    count = module.device_count() if module is not None and module.is_available() else 0
-    if (asked.index or 0) < count:
-        return ""
-    return f"device {str(asked)!r} is not there: this machine has {count} of {asked.type}; pass others, or fewer"
-
-
-def _named(chain: BlockChain, cuts: str | Sequence[str], n: int) -> tuple[int, ...] | None:
-    """The starts where cuts are names of blocks."""
-    if isinstance(cuts, str):
-        if cuts not in ("cost", "paper"):
-            raise CutError(f'cuts = {cuts!r} is unknown; pass "cost", "paper", or a list of names of blocks')
-        return None
-    return named_cuts(list(cuts), n, [block.name for block in chain.blocks])
-
-
-# Decisions ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
