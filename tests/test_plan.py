@@ -82,6 +82,28 @@ def test_cuts_by_cost_are_the_best_of_all(small):
             assert best.critical_path == pytest.approx(min(every))
 
 
+@pytest.mark.parametrize("source", ["input", "stem"])
+def test_cuts_weigh_both_directions(small, monkeypatch, source):
+    """Early blocks are dear forward and late ones backward: neither direction alone gives the cut."""
+    chain, fields, costs = small
+    monkeypatch.setattr("pararealize.planning.measure_module", lambda *_, **__: (0.5, 0.25))
+    count = len(costs.blocks)
+
+    def timed(cost: BlockCost, i: int) -> BlockCost:
+        return dataclasses.replace(cost, seconds_forward=1.0 + (count - i) ** 2, seconds_backward=2.0 + i**2)
+
+    blocks = tuple(timed(cost, i) for i, cost in enumerate(costs.blocks))
+    seconds = Costs(unit="seconds", stem=timed(costs.stem, count), blocks=blocks, head=timed(costs.head, 0))
+    best = plan_segments(chain, fields, seconds, 4, source=source, coarse="linear")
+    names = [block.name for block in chain.blocks]
+    every = [
+        plan_segments(chain, fields, seconds, 4, source=source, coarse="linear", cuts=list(cuts)).critical_path
+        for cuts in itertools.combinations(names[1:], 3)
+    ]
+    assert best.critical_path == pytest.approx(min(every))
+    assert best.cuts == "cost"
+
+
 def test_critical_path_by_hand(small):
     plan = plan_segments(*small, 3)
     (s1, s2, s3), (c1, c2), (a2, a3) = plan.segments, plan.coarse_blocks, plan.adapters

@@ -217,6 +217,10 @@ def test_a_reduction_has_logarithmic_depth(n, depth):
     reduced = simulate(plan, times, latency=latency, reduce_linear=True)
     assert in_chain.step == 20 + 2 * (n - 1)
     assert reduced.step == 20 + 2 * max(depth, 1)
+    sums = [a for a in reduced.actions if a.name.startswith("s") and a.name != "stem"]
+    sent = [a for a in reduced.actions if a.name.startswith("t")]
+    assert len(sums) == len(sent) == n - 2  # of n - 1 differences, each but the last is sent once
+    assert len({a.rank for a in sent}) == n - 2
     gradients = [a for a in reduced.actions if a.kind == "transfer" and a.direction == "backward"]
     assert sorted(a.to for a in gradients) == list(range(n - 1))  # each of the others gets it once
 

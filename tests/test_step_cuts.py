@@ -50,6 +50,26 @@ def test_cheapest_step_equals_brute_force(problem, data):
     assert problem.step(found) == min(problem.step(starts) for starts in every)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_many_pairs_equal_brute_force(seed):
+    """Costs that no two blocks share, so that many pairs (t, u) are beaten by no other."""
+    draw = random.Random(seed)
+    blocks, n = 13, 6
+    kinds = [draw.randrange(2) for _ in range(blocks + 1)]
+
+    def one_way() -> CutProblem:
+        return CutProblem(
+            work=[draw.expovariate(1) for _ in range(blocks)],
+            kinds=kinds,
+            adapter=[draw.random(), draw.random()],
+            coarse=[[draw.random(), draw.random()], [draw.random(), draw.random()]],
+        )
+
+    problem = StepProblem(forward=one_way(), backward=one_way())
+    every = ((0, *rest) for rest in itertools.combinations(range(1, blocks), n - 1))
+    assert problem.step(cheapest_step(problem, n)) == pytest.approx(min(map(problem.step, every)))
+
+
 @settings(max_examples=100)
 @given(step_problems(), st.data())
 def test_without_the_search_it_is_never_worse_than_for_sums(problem, data):

@@ -22,6 +22,26 @@ def test_every_name_is_defined_and_nothing_waits_for_itself(n, source):
         done.update(ready)
 
 
+def test_the_backward_rules_by_hand():
+    """Of four segments whose adapters read the stem."""
+    rules = {
+        "head": ["head"],
+        "F3": ["head"],
+        "z3": ["F3"],
+        "g4": ["head"],
+        "F2": ["z3"],
+        "g3": ["z3"],
+        "C3": ["g3", "F2"],
+        "x3": ["C3"],
+        "g1": ["z1"],
+        "stem": ["g1", "x2", "x3", "x4"],
+    }
+    for name, needs in rules.items():
+        assert [other for other, _ in waits_for((name, "backward"), 4, "stem")] == needs
+    assert waits_for(("head", "backward"), 4) == [("head", "forward")]
+    assert waits_for(("stem", "backward"), 4) == [("g1", "backward")]
+
+
 @pytest.mark.parametrize("source", ["input", "stem"])
 def test_gradients_flow_backward_along_the_same_edges(source):
     """Tensors named as actions are: the gradient functions that autograd visits are those the rules reach."""
