@@ -172,8 +172,9 @@ class Timeline:
         or ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock: a row of
         ``pararealize.recording``. The coarse block on segment j's rank is :math:`F^{j-1}`. ``send`` and ``receive`` are
         of interface values, forward from j to j + 1 and backward from j to j - 1, each with the segment on whose rank
-        it was recorded; a transfer lasts from the start of the one to the end of the other. Several records of one
-        thing become one action from first start to last end.
+        it was recorded; a transfer lasts from the start of the one to the end of the other. Where the stem's output or
+        other shared values are sent as well, they go before the interface value forward, and after it backward; those
+        messages are left out. Several records of another thing become one action from first start to last end.
 
         Args:
             records: of one step, in any order.
@@ -292,7 +293,9 @@ def _spans(records: list[Record], n: int) -> dict[Key, Span]:
         interface = j if sends == forward else j - 1
         key = (f"z{interface}", way)
         sides = ends.setdefault(key, {})
-        sides[action] = _joined(sides.get(action), (rank, j, start, end, None))
+        known_so_far = sides.get(action)
+        if known_so_far is None or (start > known_so_far[2]) == forward:
+            sides[action] = (rank, j, start, end, None)
     for key, sides in ends.items():
         send, receive = sides.get("send"), sides.get("receive")
         if send is not None and receive is not None:

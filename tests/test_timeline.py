@@ -109,6 +109,32 @@ def test_what_ranks_compute_for_themselves_is_theirs():
     assert timeline.serial == 2.0
 
 
+def test_messages_of_shared_values_are_told_from_interface_values():
+    """Sent under the same names: before z_1 forward, after its gradient backward."""
+    records = [
+        (0, 1, "stem", "forward", 0.0, 1.0),
+        (0, 1, "send", "forward", 1.0, 1.1),
+        (1, 2, "receive", "forward", 0.0, 1.2),
+        (0, 1, "fine", "forward", 1.1, 3.0),
+        (1, 2, "fine", "forward", 1.2, 2.5),
+        (0, 1, "send", "forward", 3.0, 3.1),
+        (1, 2, "receive", "forward", 2.5, 3.5),
+        (1, 2, "coarse", "forward", 3.5, 4.0),
+        (1, 2, "coarse", "backward", 4.0, 5.0),
+        (1, 2, "send", "backward", 5.0, 5.1),
+        (0, 1, "receive", "backward", 4.0, 5.5),
+        (0, 1, "fine", "backward", 5.5, 7.0),
+        (1, 2, "fine", "backward", 5.1, 6.0),
+        (1, 2, "send", "backward", 6.0, 6.1),
+        (0, 1, "receive", "backward", 7.0, 7.2),
+    ]
+    for shuffled in (records, records[::-1]):
+        timeline = Timeline.recorded(shuffled, model="Made", n=2, source="stem")
+        sent = {str(a): (a.rank, a.to, a.start, a.end) for a in timeline.actions if a.kind == "transfer"}
+        assert sent == {"z1": (0, 1, 3.0, 3.5), "z1'": (1, 0, 5.0, 5.5)}
+        assert [str(a) for a in timeline.critical_path] == ["stem", "g1", "z1", "F1", "F1'", "z1'", "g1'"]
+
+
 def test_several_records_of_one_thing_are_joined():
     records = [
         (0, 1, "fine", "forward", 3.0, 4.0),
