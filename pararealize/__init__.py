@@ -12,7 +12,10 @@ The stages, each a function from one value to the next, in order::
     emit              ... -> PararealModule           emit.py
     distribute        ..., DeviceMesh -> Stage        distributed.py
 
-and :func:`pararealize`, the composition of all but the last.
+and :func:`pararealize`, the composition of all but the last. What a step looks like in time::
+
+    simulate          Plan, Times -> Timeline         schedule.py
+    measure_network   PararealModule -> Times         times.py
 """
 
 from .adapters import build_adapter
@@ -26,7 +29,10 @@ from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
 from .plan import Plan
 from .planning import plan_segments
+from .schedule import simulate
 from .stage import Stage
+from .timeline import Timeline
+from .times import Times, measure_network, plan_times
 
 __version__ = "0.1.0"
 
@@ -41,6 +47,8 @@ __all__ = [
     "ReceptiveField",
     "Space",
     "Stage",
+    "Timeline",
+    "Times",
     "build_adapter",
     "build_coarse",
     "capture",
@@ -49,7 +57,10 @@ __all__ = [
     "find_blocks",
     "make_plan",
     "measure_costs",
+    "measure_network",
     "pararealize",
     "plan_segments",
+    "plan_times",
     "receptive_fields",
+    "simulate",
 ]

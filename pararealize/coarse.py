@@ -38,6 +38,7 @@ __all__ = [
     "build_coarse",
     "coarse_cost",
     "coarse_name",
+    "coarse_units",
     "draw_coarse",
     "kernel_for",
     "kind_for",
@@ -128,7 +129,7 @@ def coarse_cost(kind: str, x: Space, y: Space, units: int, kernel: int = LARGEST
         (p, cost), (q, more) = (coarse_cost(kind, x, y, count, kernel) for count in (few, few + 1))
         return p + (units - few) * (q - p), cost.plus(more, times=units - few)
     with torch.device("meta"):
-        module = _make(kind, x, y, units, kernel)
+        module = coarse_units(kind, x, y, units, kernel)
     return sum(parameter.numel() for parameter in module.parameters()), count_module(module, x)
 
 
@@ -187,7 +188,7 @@ def build_coarse(
         if plan.kind == "custom":
             assert callable(coarse)
             return _custom(coarse, plan, chain, first, last)
-        return _make(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
+        return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
 
 
 def draw_coarse(plan: "CoarsePlan", *, seed: int) -> nn.Module | None:
@@ -195,7 +196,7 @@ def draw_coarse(plan: "CoarsePlan", *, seed: int) -> nn.Module | None:
     if plan.kind not in ("linear", "paper", "depthwise"):
         return None
     with seeded(seed, f"F{plan.j}"):
-        return _make(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
+        return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
 
 
 def takes_context(module: nn.Module) -> bool:
@@ -209,7 +210,8 @@ def takes_context(module: nn.Module) -> bool:
 # ------------------------------------------------------------------------------------------------ making and counting
 
 
-def _make(kind: str, x: Space, y: Space, units: int, kernel: int) -> nn.Module:
+def coarse_units(kind: str, x: Space, y: Space, units: int, kernel: int) -> nn.Module:
+    """A ``"paper"``, ``"depthwise"`` or ``"linear"`` block of so many units, its weights drawn as they come."""
     if kind == "linear":
         return linear_map(x, y)
     if kind == "paper":

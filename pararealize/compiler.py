@@ -29,7 +29,8 @@ from .emit import PararealModule, emit
 from .errors import DeviceError, PararealizeError, PlanError, SourceError
 from .field import receptive_fields
 from .plan import Plan
-from .planning import device_fault, plan_segments
+from .planning import plan_segments
+from .request import device_fault
 from .restore import left_as_found, ordinary_mode
 
 __all__ = ["build_modules", "make_plan", "pararealize"]

@@ -10,35 +10,43 @@ authors' GPU and five to twelve on a CPU core. Where that matters, measure: ``co
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 import math
-import statistics
-import time
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import ModelError
+from .stopwatch import random_state_kept, stopwatch
 from .trial import Trial, named_tensors, trial_inputs, with_gradient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from .blocks import Block, BlockChain
     from .space import Space
     from .trial import StandIn
 
-__all__ = ["PER_ELEMENT", "BlockCost", "Costs", "Unit", "count_costs", "count_module", "measure_costs"]
+__all__ = [
+    "NOTHING",
+    "PER_ELEMENT",
+    "BlockCost",
+    "Costs",
+    "Unit",
+    "count_costs",
+    "count_module",
+    "measure_costs",
+    "measure_module",
+]
 
 PER_ELEMENT = 100  # operations that writing one element is worth
 Unit = Literal["flops", "seconds"]
+InputsOf: TypeAlias = "Callable[[StandIn], list[Any]]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +80,19 @@ class BlockCost:
         return BlockCost(**{name: ours[name] + times * (theirs[name] - ours[name]) for name in counted})
 
     @property
+    def work_forward(self) -> int:
+        """Operations of the forward pass of one sample, ``flops + PER_ELEMENT * elements``."""
+        return self.flops_forward + PER_ELEMENT * self.elements_forward
+
+    @property
+    def work_backward(self) -> int:
+        """The same of the backward pass."""
+        return self.flops_backward + PER_ELEMENT * self.elements_backward
+
+    @property
     def work(self) -> int:
-        """Operations of one training step of one sample, ``flops + PER_ELEMENT * elements``, forward and backward."""
-        return self.flops_forward + self.flops_backward + PER_ELEMENT * (self.elements_forward + self.elements_backward)
+        """Operations of one training step of one sample, forward and backward."""
+        return self.work_forward + self.work_backward
 
     @property
     def seconds(self) -> float | None:
@@ -82,6 +100,16 @@ class BlockCost:
         if self.seconds_forward is None or self.seconds_backward is None:
             return None
         return self.seconds_forward + self.seconds_backward
+
+
+NOTHING = BlockCost(
+    flops_forward=0,
+    flops_backward=0,
+    elements_forward=0,
+    elements_backward=0,
+    bytes_activations=0,
+    bytes_parameters=0,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,30 +129,51 @@ class Costs:
     blocks: tuple[BlockCost, ...]
     head: BlockCost
     notes: tuple[str, ...] = ()
-    _before: tuple[float, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    _rates: tuple[float, float] = dataclasses.field(init=False, repr=False, compare=False)
+    _before: tuple[tuple[float, float], ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_before", tuple(itertools.accumulate(map(self.of, self.blocks), initial=0)))
+        object.__setattr__(self, "_rates", self._blocks_rates())
+        before = [(0.0, 0.0) if self.unit == "seconds" else (0, 0)]
+        for forward, backward in map(self.split, self.blocks):
+            before.append((before[-1][0] + forward, before[-1][1] + backward))
+        object.__setattr__(self, "_before", tuple(before))
+
+    def _blocks_rates(self) -> tuple[float, float]:
+        """Seconds an operation of the network's own blocks, forward and backward; 1 where operations are the unit."""
+        timed = [block for block in self.blocks if block.seconds is not None]
+        if self.unit == "flops" or not timed:
+            return 1, 1
+        forward = sum(block.seconds_forward or 0 for block in timed) / max(sum(b.work_forward for b in timed), 1)
+        backward = sum(block.seconds_backward or 0 for block in timed) / max(sum(b.work_backward for b in timed), 1)
+        return forward, backward
+
+    def split(self, cost: BlockCost) -> tuple[float, float]:
+        """Forward and backward cost of one training step, in this unit.
+
+        What was only counted costs what its work takes at the rate of the network's own blocks.
+        """
+        if self.unit == "seconds" and cost.seconds_forward is not None and cost.seconds_backward is not None:
+            return cost.seconds_forward, cost.seconds_backward
+        return cost.work_forward * self._rates[0], cost.work_backward * self._rates[1]
 
     def of(self, cost: BlockCost) -> float:
-        """The cost of one training step of one block, in this unit."""
-        seconds = cost.seconds
-        return cost.work if self.unit == "flops" or seconds is None else seconds
+        """The cost of one training step of one block, forward and backward, in this unit."""
+        return sum(self.split(cost))
 
     def step(self, first: int, last: int) -> float:
         """Forward and backward of blocks ``first`` to ``last`` (0-based, inclusive)."""
-        return self._before[last + 1] - self._before[first]
+        return sum(self.split_step(first, last))
+
+    def split_step(self, first: int, last: int) -> tuple[float, float]:
+        """The same, forward and backward by themselves."""
+        (a, b), (c, d) = self._before[first], self._before[last + 1]
+        return c - a, d - b
 
     @property
     def total(self) -> float:
         """One training step of the whole network."""
-        return self.of(self.stem) + self._before[-1] + self.of(self.head)
-
-    def price(self, work: int) -> float:
-        """What work that was only counted costs in this unit: at the rate of the network's own blocks."""
-        if self.unit == "flops":
-            return work
-        return work * self._before[-1] / sum(cost.work for cost in self.blocks)
+        return self.of(self.stem) + sum(self._before[-1]) + self.of(self.head)
 
     def __str__(self) -> str:
         unit = "work per sample" if self.unit == "flops" else "seconds"
@@ -220,7 +269,8 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
             return dataclasses.replace(cost, seconds_forward=0.0, seconds_backward=0.0)
         key = block.name if block in (chain.stem, chain.head) else block.exact_signature
         if key not in seen:
-            seen[key] = _seconds(chain.piece(block), repeats, warmup, first=block is chain.stem)
+            piece, first = chain.piece(block), block is chain.stem
+            seen[key] = _seconds(piece, partial(trial_inputs, piece, first=first), repeats, warmup)
         forward, backward = seen[key]
         return dataclasses.replace(cost, seconds_forward=forward, seconds_backward=backward)
 
@@ -233,23 +283,36 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
     )
 
 
+def measure_module(
+    module: nn.Module, x: Space, batch: int, *, first: bool = False, repeats: int = 5, warmup: int = 2
+) -> tuple[float, float]:
+    """Forward and backward seconds of one module ``(batch, *x.shape) -> ...``, as :func:`measure_costs` does blocks.
+
+    Args:
+        module: an adapter or a coarse block, where it is to run.
+        x: the space that it reads.
+        batch: the batch size.
+        first: whether it reads the network's input, into which no gradient flows.
+        repeats: measured runs.
+        warmup: runs before those.
+    """
+    home = next((parameter.device for parameter in module.parameters()), torch.get_default_device())
+
+    def inputs(_: StandIn) -> list[Any]:
+        return [with_gradient(torch.randn(batch, *x.shape, device=home).to(x.torch_dtype), not first)]
+
+    return _seconds(module, inputs, repeats, warmup)
+
+
 # Counting -----------------------------------------------------------------------------------------------------------
 
 _SAMPLES = 2  # batch norm refuses to normalise a single value
-_NOTHING = BlockCost(
-    flops_forward=0,
-    flops_backward=0,
-    elements_forward=0,
-    elements_backward=0,
-    bytes_activations=0,
-    bytes_parameters=0,
-)
 
 
 def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost:
     """The cost of a block per sample; one that does not run on fake tensors is estimated, with a note."""
     if not block.nodes:
-        return _NOTHING
+        return NOTHING
     piece, batch = chain.piece(block), max(chain.capture.batch, 1)
     results = [
         leaf
@@ -340,11 +403,11 @@ _FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
-def _seconds(piece: fx.GraphModule, repeats: int, warmup: int, *, first: bool) -> tuple[float, float]:
+def _seconds(piece: nn.Module, inputs: InputsOf, repeats: int, warmup: int) -> tuple[float, float]:
     """Median seconds of a forward and a backward pass, on copies."""
     homes = {tensor.device for _, tensor in named_tensors(piece)} or {torch.get_default_device()}
     home = min(homes, key=str)
-    with _random_state_kept(home), torch.inference_mode(False), torch.enable_grad():
+    with random_state_kept(home), torch.inference_mode(False), torch.enable_grad():
 
         def value(tensor: torch.Tensor) -> torch.Tensor:
             if type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter):
@@ -352,27 +415,6 @@ def _seconds(piece: fx.GraphModule, repeats: int, warmup: int, *, first: bool) -
             made = torch.zeros(tensor.shape, dtype=tensor.dtype, device=home)
             return made.normal_() if made.is_floating_point() else made
 
-        run = Trial(piece, trial_inputs(piece, value, first=first), value)
-        forward, backward = [], []
-        for _ in range(warmup + repeats):
-            run.again()
-            start = _now(home)
-            outputs = run.forward()
-            middle = _now(home)
-            run.backward(outputs)
-            forward.append(middle - start)
-            backward.append(_now(home) - middle)
-        return max(statistics.median(forward[warmup:]), 1e-9), max(statistics.median(backward[warmup:]), 0.0)
-
-
-def _now(device: torch.device) -> float:
-    """The time at which a device has done all it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-@contextlib.contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-        yield
+        run = Trial(piece, inputs(value), value)
+        [(forward, backward)] = stopwatch([run], home, repeats=repeats, warmup=warmup)
+        return max(forward, 1e-9), max(backward, 0.0)

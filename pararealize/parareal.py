@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 
 from .errors import PlanError
 
-__all__ = ["compose", "correction", "corrections", "difference", "fine", "iterate", "messages"]
+__all__ = ["compose", "correction", "corrections", "difference", "fine", "iterate", "messages", "reduction"]
 
 Value: TypeAlias = Any  # whatever has + and -: the spaces X_0 … X_N differ, so no one type fits all
 Map: TypeAlias = Callable[[Value], Value]
@@ -120,6 +120,47 @@ def corrections(x_: Sequence[Value], y_: Sequence[Value], coarse: Sequence[Map])
     for x_next, y_next, F in zip(x_[1:], y_[1:], coarse, strict=True):
         z.append(y_next + F(z[-1] - x_next))
     return z
+
+
+def reduction(x_: Sequence[Value], y_: Sequence[Value], coarse: Sequence[Map | None]) -> Value:
+    r"""The last of :func:`corrections`, ``z_N``, where neighbouring coarse maps that are the identity form one sum.
+
+    With ``F^j = id`` for j = p … q the chain telescopes into
+
+    .. math:: z_{q+1} = z_p + \sum_{i=p+1}^{q+1} (y_i - x_i),
+
+    whose terms are there as soon as their segments are: a reduction of depth ``⌈log_2⌉`` over the devices, and one
+    addition when ``z_p`` arrives. Only the other coarse maps wait for one another. Backward, each ``y_i`` gets the
+    gradient of ``z_{q+1}``, each ``x_i`` its negative: a broadcast.
+
+    Any linear coarse maps compose likewise, :math:`z_N = y_N + \sum_j (F^{N-1} \circ \dots \circ F^j)(r_j)`; but the
+    compositions have to be known, and only those of identities cost nothing.
+
+    Args:
+        x_: ``[x_1 … x_N]``.
+        y_: ``[y_1 … y_N]``.
+        coarse: ``[F^1 … F^{N-1}]``, ``None`` for the identity.
+
+    Example:
+        >>> reduction([0.0, 1.0, 2.0], [5.0, 6.0, 7.0], [None, None])
+        15.0
+    """
+    z, terms = y_[0], []
+    for x_next, y_next, F in zip(x_[1:], y_[1:], coarse, strict=True):
+        if F is None:
+            terms.append(y_next - x_next)
+        else:
+            z = y_next + F(_plus_all(z, terms) - x_next)
+            terms = []
+    return _plus_all(z, terms)
+
+
+def _plus_all(z: Value, terms: Sequence[Value]) -> Value:
+    """``z`` and all terms, the terms added in pairs, then pairs of pairs."""
+    while len(terms) > 1:
+        pairs = [a + b for a, b in zip(terms[::2], terms[1::2], strict=False)]
+        terms = [*pairs, *terms[2 * len(pairs) :]]
+    return z + terms[0] if terms else z
 
 
 def difference(g: Map, x: Value) -> Map:

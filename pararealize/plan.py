@@ -22,27 +22,39 @@ from .space import Space
 if TYPE_CHECKING:
     from .blocks import BlockChain
 
-__all__ = ["VERSION", "AdapterPlan", "CoarsePlan", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
+__all__ = ["VERSION", "AdapterPlan", "CoarsePlan", "Cost", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
 
 VERSION = 1
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class PartPlan:
-    """The stem or the head: parameters, FLOPs per sample, and the cost of one step in the plan's unit."""
+class Cost:
+    """The cost of one step of a row, in the plan's unit."""
+
+    cost_forward: float
+    cost_backward: float
+
+    @property
+    def cost(self) -> float:
+        """Forward and backward."""
+        return self.cost_forward + self.cost_backward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class PartPlan(Cost):
+    """The stem or the head: parameters and FLOPs per sample."""
 
     parameters: int
     flops_forward: int
     flops_backward: int
-    cost: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class SegmentPlan:
+class SegmentPlan(Cost):
     """g^j, j from 1: blocks ``first`` to ``last`` (0-based, inclusive), from X_{j-1} (``x``) to X_j (``y``).
 
-    FLOPs are per sample; ``cost`` is one step forward and backward, in the plan's unit.
+    FLOPs are per sample.
     """
 
     j: int
@@ -56,12 +68,11 @@ class SegmentPlan:
     parameters: int
     flops_forward: int
     flops_backward: int
-    cost: float
     device: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class AdapterPlan:
+class AdapterPlan(Cost):
     """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``."""
 
     j: int
@@ -71,12 +82,11 @@ class AdapterPlan:
     parameters: int
     flops_forward: int
     flops_backward: int
-    cost: float
     recipe: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class CoarsePlan:
+class CoarsePlan(Cost):
     """F^j, j from 1 to n - 1: from X_j (``x``) to X_{j+1} (``y``), on segment j + 1's device.
 
     ``units`` and ``kernel`` are 0 where the kind has none; ``note`` says where the kind is not the one asked for.
@@ -91,7 +101,6 @@ class CoarsePlan:
     parameters: int
     flops_forward: int
     flops_backward: int
-    cost: float
     note: str
 
 
@@ -118,7 +127,7 @@ class Plan:
         cuts: ``"cost"``, ``"paper"``, or the names of the blocks at which segments begin.
         source: what adapters read.
         batch: the batch size of the example.
-        unit: of every ``cost``: ``"flops"``, work per sample, or ``"seconds"``, measured at that batch size.
+        unit: of every cost: ``"flops"``, work per sample, or ``"seconds"``, measured at that batch size.
         stem: the part before the first segment.
         head: the part after the last.
         segments: g^1 to g^n.
@@ -161,16 +170,21 @@ class Plan:
     def critical_path(self) -> float:
         """The cost of one step with a device for each segment.
 
-        ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j``, then the head; ``s_j`` is a segment with its adapter (and
-        the stem, where it is what the adapter reads), ``c_j`` the coarse block F^j. Both hold forward and backward
-        together, so that it is exact where one segment is critical both ways, and a lower bound otherwise.
+        Forward, ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j``, then the head; ``s_j`` is a segment with its
+        adapter (and the stem, where it is what the adapter reads), ``c_j`` the coarse block F^j. Backward is the mirror
+        image: the head, and the same recursion on the backward costs. Messages are free; see
+        :func:`~pararealize.schedule.simulate` for those that are not.
         """
-        time = self.stem.cost + self.segments[0].cost
-        wait = self.stem.cost if self.source == "stem" else 0
-        rows = zip(self.segments[1:], self.adapters, self.coarse_blocks, strict=True)
-        for segment, adapter, coarse in rows:
-            time = max(wait + adapter.cost + segment.cost, time) + coarse.cost
-        return time + self.head.cost
+        return self._path("cost_forward") + self._path("cost_backward")
+
+    def _path(self, way: str) -> float:
+        """The longest path in one direction."""
+        stem: float = getattr(self.stem, way)
+        time, wait = stem + getattr(self.segments[0], way), stem if self.source == "stem" else 0
+        for segment, adapter, coarse in zip(self.segments[1:], self.adapters, self.coarse_blocks, strict=True):
+            own = wait + getattr(adapter, way) + getattr(segment, way)
+            time = max(own, time) + getattr(coarse, way)
+        return float(time + getattr(self.head, way))
 
     @property
     def virtual_speedup(self) -> float:

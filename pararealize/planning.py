@@ -6,27 +6,40 @@ Every fault of the arguments is found before any is reported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from .adapters import adapter_cost, describe_adapter
-from .blocks import why_no_more
-from .coarse import LARGEST_KERNEL, Coarse, block_choice, coarse_cost, coarse_name, kernel_for, kind_for, units_for
-from .cost import PER_ELEMENT, BlockCost, Costs
-from .cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
-from .errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
+from .adapters import adapter_cost, build_adapter, describe_adapter, seeded
+from .coarse import (
+    LARGEST_KERNEL,
+    Coarse,
+    block_choice,
+    coarse_cost,
+    coarse_name,
+    coarse_units,
+    kernel_for,
+    kind_for,
+    units_for,
+)
+from .cost import NOTHING, BlockCost, Costs, measure_module
+from .cuts import CutProblem, equal_cuts
 from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
+from .request import Faults, adapter_source, check_count, device_names, named_starts
+from .step_cuts import StepProblem, cheapest_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import nn
+
     from .blocks import Block, BlockChain, Space
     from .field import Fields
 
-__all__ = ["device_fault", "plan_segments"]
+__all__ = ["plan_segments"]
 
-T = TypeVar("T")
+Split: TypeAlias = tuple[float, float]  # forward and backward
 
 _MADE_OF_BLOCKS = ("block", "exact", "custom")  # coarse kinds whose cost is not a matter of shapes alone
 
@@ -44,10 +57,10 @@ def plan_segments(
 ) -> Plan:
     """Decide where to cut, what adapters and coarse blocks there are, and what it all costs.
 
-    With ``cuts="cost"`` the cut has the smallest critical path ``t_n`` of all, where ``s_j`` is the cost of segment j
-    with its adapter (of the first, with the stem) and ``c_j`` that of F^j, forward and backward::
+    With ``cuts="cost"`` the cut has the smallest step ``t_n + t'_n`` of all, where ``s_j`` is the forward cost of
+    segment j with its adapter (of the first, with the stem), ``c_j`` that of F^j, and ``'`` means backward::
 
-        t_1 = s_1,    t_{j+1} = max(s_{j+1}, t_j) + c_j
+        t_1 = s_1,    t_{j+1} = max(s_{j+1}, t_j) + c_j,    t'_{j+1} = max(s'_{j+1}, t'_j) + c'_j
 
     It is exact for coarse blocks whose cost depends on their two spaces; ``"block"`` is judged by the commonest block
     between two stages, and a callable, whose cost is not known before it builds, by the correction alone.
@@ -55,7 +68,7 @@ def plan_segments(
     Args:
         chain: the network's blocks.
         fields: their receptive fields, which say how many coarse units there are.
-        costs: their costs; adapters and coarse blocks, which are only counted, are priced at the same rate.
+        costs: their costs. Where they are seconds, adapters and coarse blocks are measured too, at the same batch.
         n: the number of segments, from 1 to the number of blocks.
         coarse: ``"paper"``, ``"depthwise"``, ``"linear"``, ``"block"``, ``"exact"`` or a callable.
         cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
@@ -70,102 +83,16 @@ def plan_segments(
         CoarseError: there is no such coarse kind.
         FieldError: coarse units depend on the field of an operation that has no rule.
     """
-    found = _Faults()
+    found = Faults()
     kind = found.of(lambda: coarse_name(coarse)) or ""
-    reads = found.of(lambda: _source(chain, source)) or "stem"
-    places = found.of(lambda: _devices(chain, devices, n)) or ()
-    found.of(lambda: _check_count(chain, n))
-    named = found.of(lambda: _named(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
+    reads = found.of(lambda: adapter_source(chain, source)) or "stem"
+    places = found.of(lambda: device_names(chain, devices, n)) or ()
+    found.of(lambda: check_count(chain, n))
+    named = found.of(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
     found.stop()
     planner = _Planner(chain, fields, costs, n, coarse, reads)
     starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
     return planner.plan(starts, places, kind, cuts if isinstance(cuts, str) else tuple(cuts), notes)
-
-
-# Arguments ----------------------------------------------------------------------------------------------------------
-
-
-class _Faults:
-    """Collects errors, to report all of them as one of the first one's kind."""
-
-    def __init__(self) -> None:
-        self.errors: list[PararealizeError] = []
-
-    def of(self, check: Callable[[], T]) -> T | None:
-        try:
-            return check()
-        except PararealizeError as error:
-            self.errors.append(error)
-            return None
-
-    def stop(self) -> None:
-        if self.errors:
-            raise type(self.errors[0])("\n".join(map(str, self.errors))) from self.errors[0]
-
-
-def _check_count(chain: BlockChain, n: int) -> None:
-    blocks = len(chain.blocks)
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= blocks:
-        model = type(chain.capture.model).__name__
-        why = f" ({why_no_more(chain.flow)})" if isinstance(n, int) and n > blocks else ""
-        raise PlanError(
-            f"n = {n!r} is out of range: {model} has {blocks} blocks{why}; pass an integer n from 1 to {blocks}"
-        )
-
-
-def _source(chain: BlockChain, source: str | None) -> str:
-    if source is None:
-        return "stem" if chain.source is None else "input"
-    if source not in ("input", "stem"):
-        raise SourceError(f'source = {source!r} is unknown; pass "input" or "stem"')
-    if source == "input" and chain.source is None:
-        raise SourceError(
-            'source = "input" needs one floating-point input with a batch, and this model reads '
-            f'{chain.capture.example}; pass source="stem"'
-        )
-    return source
-
-
-def _devices(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:
-    """The name of each segment's device."""
-    if devices is None:
-        home = next((parameter.device for parameter in chain.capture.model.parameters()), torch.device("cpu"))
-        return (str(home),) * max(n if isinstance(n, int) else 1, 1)
-    if isinstance(devices, str | torch.device):
-        devices = [devices]
-    if not devices:
-        raise DeviceError("devices is empty; pass at least one, or leave it out to stay where the model is")
-    faults = [fault for device in dict.fromkeys(devices) if (fault := device_fault(device))]
-    if faults:
-        raise DeviceError("\n".join(faults))
-    return tuple(str(torch.device(devices[j % len(devices)])) for j in range(max(n if isinstance(n, int) else 1, 1)))
-
-
-def device_fault(device: str | int | torch.device) -> str:
-    """What is wrong with a device; nothing where it is there."""
-    try:
-        asked = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        return f"device {device!r} is unknown: {str(error).splitlines()[0]}"
-    if asked.type in ("cpu", "meta"):
-        return ""
-    module = getattr(torch, asked.type, None)
-    count = module.device_count() if module is not None and module.is_available() else 0
-    if (asked.index or 0) < count:
-        return ""
-    return f"device {str(asked)!r} is not there: this machine has {count} of {asked.type}; pass others, or fewer"
-
-
-def _named(chain: BlockChain, cuts: str | Sequence[str], n: int) -> tuple[int, ...] | None:
-    """The starts where cuts are names of blocks."""
-    if isinstance(cuts, str):
-        if cuts not in ("cost", "paper"):
-            raise CutError(f'cuts = {cuts!r} is unknown; pass "cost", "paper", or a list of names of blocks')
-        return None
-    return named_cuts(list(cuts), n, [block.name for block in chain.blocks])
-
-
-# Decisions ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +106,7 @@ class _Planner:
     coarse: Coarse
     source: str
     units: dict[str, int] = field(default_factory=dict)  # known so far, by kind
+    measured: dict[tuple[Any, ...], Split] = field(default_factory=dict)  # of adapters and coarse units, likewise
 
     def starts(self, cuts: str) -> tuple[tuple[int, ...], list[str]]:
         """The first block of each segment, and notes."""
@@ -187,10 +115,10 @@ class _Planner:
         if cuts == "paper":
             starts, note = equal_cuts(self.chain.stages, self.n)
             return starts, [note] if note else []
-        return cheapest_cuts(self.problem(), self.n), []
+        return cheapest_step(self.problem(), self.n), []
 
-    def problem(self) -> CutProblem:
-        """The costs as a function of the cut, for boundaries by the number of changes of space before them."""
+    def problem(self) -> StepProblem:
+        """The costs as functions of the cut, for boundaries by the number of changes of space before them."""
         blocks = self.chain.blocks
         kinds, spaces, edges = [0], [blocks[0].x], [[0, 0]]
         for i, block in enumerate(blocks, 1):
@@ -199,37 +127,70 @@ class _Planner:
                 edges.append([i, i])
             edges[-1][1] = i
             kinds.append(len(spaces) - 1)
-        wait = self.costs.of(self.costs.stem) if self.source == "stem" else 0
-        return CutProblem(
-            work=[self.costs.of(cost) for cost in self.costs.blocks],
-            kinds=kinds,
-            adapter=[wait + self.costs.price(self._counted_adapter(space)[1].work) for space in spaces],
-            coarse=[
-                [
-                    self._between(spaces[a], spaces[b], edges[a][0], edges[b][1]) if a <= b else 0
-                    for b in range(len(spaces))
-                ]
-                for a in range(len(spaces))
-            ],
-            first=self.costs.of(self.costs.stem),
-            share=1 if self.coarse == "exact" else 0,
+        stem = self.costs.split(self.costs.stem) if self.chain.stem.nodes else (0, 0)
+        wait = stem if self.source == "stem" else (0, 0)
+        work = list(map(self.costs.split, self.costs.blocks))
+        adapters = [_plus(wait, self._adapter_cost(space)) for space in spaces]
+        every = range(len(spaces))
+        coarse = [
+            [self._between(spaces[a], spaces[b], edges[a][0], edges[b][1]) if a <= b else (0, 0) for b in every]
+            for a in every
+        ]
+        forward, backward = (
+            CutProblem(
+                work=[cost[way] for cost in work],
+                kinds=kinds,
+                adapter=[cost[way] for cost in adapters],
+                coarse=[[cost[way] for cost in row] for row in coarse],
+                first=stem[way],
+                share=1 if self.coarse == "exact" else 0,
+            )
+            for way in (0, 1)
         )
+        return StepProblem(forward=forward, backward=backward)
 
-    def _between(self, x: Space, y: Space, first: int, stop: int) -> float:
+    def _between(self, x: Space, y: Space, first: int, stop: int) -> Split:
         """The cost of a coarse block from one space to another; of ``"block"``, for all blocks between the two."""
         kind, _ = kind_for(self.coarse, x, y)
         if first >= stop:
-            return 0
+            return 0, 0
         if kind == "block":
             chosen = block_choice(self.chain.blocks[first:stop], self._units(kind))
-            own = sum(self.costs.of(self.costs.blocks[first + i]) for i in chosen)
-            return own + self._correction(x, y)
-        work = 0 if kind in _MADE_OF_BLOCKS else coarse_cost(kind, x, y, self._units(kind), LARGEST_KERNEL)[1].work
-        return self.costs.price(work) + self._correction(x, y)
+            own = [self.costs.split(self.costs.blocks[first + i]) for i in chosen]
+            return _plus(*own, self._correction(x, y))
+        if kind in _MADE_OF_BLOCKS:
+            return self._correction(x, y)
+        return _plus(self._module_cost(kind, x, y, self._units(kind), LARGEST_KERNEL), self._correction(x, y))
 
-    def _correction(self, x: Space, y: Space) -> float:
-        """The subtraction and the addition around F^j, forward and backward."""
-        return self.costs.price(3 * PER_ELEMENT * (x.numel + y.numel))
+    def _correction(self, x: Space, y: Space) -> Split:
+        """The subtraction and the addition around F^j: each element is written once forward and twice backward."""
+        written = x.numel + y.numel
+        return self.costs.split(replace(NOTHING, elements_forward=written, elements_backward=2 * written))
+
+    def _adapter_cost(self, target: Space) -> Split:
+        """What an adapter into a space costs: counted, or measured where costs are."""
+        key = ("adapter", target)
+        if key not in self.measured:
+            origin, stem = self._origin(), self.source == "stem"
+            made = partial(build_adapter, origin, target, from_stem=stem)
+            self.measured[key] = self._cost_of(self._counted_adapter(target)[1], made, origin, first=not stem)
+        return self.measured[key]
+
+    def _module_cost(self, kind: str, x: Space, y: Space, units: int, kernel: int) -> Split:
+        """The same for a coarse block made of units."""
+        key = (kind, x, y, units, kernel)
+        if key not in self.measured:
+            made = partial(coarse_units, kind, x, y, units, kernel)
+            self.measured[key] = self._cost_of(coarse_cost(kind, x, y, units, kernel)[1], made, x)
+        return self.measured[key]
+
+    def _cost_of(self, counted: BlockCost, made: Callable[[], nn.Module], x: Space, *, first: bool = False) -> Split:
+        if self.costs.unit == "flops":
+            return self.costs.split(counted)
+        home = next((p.device for p in self.chain.capture.model.parameters()), torch.device("cpu"))
+        with seeded(0, "measured"):
+            module = made().train(self.chain.capture.model.training)
+        return measure_module(module.to(home), x, max(self.chain.capture.batch, 1), first=first)
 
     def _units(self, kind: str) -> int:
         if kind not in self.units:
@@ -288,15 +249,18 @@ class _Planner:
         return replace(plan, notes=(*plan.notes, warning))
 
     def part(self, block: Block, cost: BlockCost) -> PartPlan:
+        forward, backward = self.costs.split(cost) if block.nodes else (0, 0)
         return PartPlan(
             parameters=block.parameters,
             flops_forward=cost.flops_forward,
             flops_backward=cost.flops_backward,
-            cost=self.costs.of(cost) if block.nodes else 0,
+            cost_forward=forward,
+            cost_backward=backward,
         )
 
     def segment(self, j: int, first: int, last: int, device: str) -> SegmentPlan:
         blocks, costs = self.chain.blocks[first : last + 1], self.costs.blocks[first : last + 1]
+        forward, backward = self.costs.split_step(first, last)
         return SegmentPlan(
             j=j,
             first=first,
@@ -309,12 +273,14 @@ class _Planner:
             parameters=sum(block.parameters for block in blocks),
             flops_forward=sum(cost.flops_forward for cost in costs),
             flops_backward=sum(cost.flops_backward for cost in costs),
-            cost=self.costs.step(first, last),
+            cost_forward=forward,
+            cost_backward=backward,
             device=device,
         )
 
     def adapter(self, j: int, target: Space) -> AdapterPlan:
         parameters, counted = self._counted_adapter(target)
+        forward, backward = self._adapter_cost(target)
         return AdapterPlan(
             j=j,
             source="input" if self.source == "input" else "stem",
@@ -323,7 +289,8 @@ class _Planner:
             parameters=parameters,
             flops_forward=counted.flops_forward,
             flops_backward=counted.flops_backward,
-            cost=self.costs.price(counted.work),
+            cost_forward=forward,
+            cost_backward=backward,
             recipe=describe_adapter(self._origin(), target, from_stem=self.source == "stem"),
         )
 
@@ -333,7 +300,8 @@ class _Planner:
         kind, note = kind_for(self.coarse, x, y)
         units = self._units(kind)
         kernel = kernel_for(x, self.fields.of(first, last)) if kind == "depthwise" else 0
-        parameters, forward, backward, work = self._coarse_cost(kind, x, y, units, kernel, first, last)
+        parameters, flops, own = self._coarse_cost(kind, x, y, units, kernel, first, last)
+        forward, backward = _plus(own, self._correction(x, y))
         return CoarsePlan(
             j=j,
             kind=kind,
@@ -342,27 +310,33 @@ class _Planner:
             x=x,
             y=y,
             parameters=parameters,
-            flops_forward=forward,
-            flops_backward=backward,
-            cost=work + self._correction(x, y),
+            flops_forward=flops[0],
+            flops_backward=flops[1],
+            cost_forward=forward,
+            cost_backward=backward,
             note=note,
         )
 
     def _coarse_cost(
         self, kind: str, x: Space, y: Space, units: int, kernel: int, first: int, last: int
-    ) -> tuple[int, int, int, float]:
-        """Parameters, FLOPs forward and backward, and cost of a coarse block."""
+    ) -> tuple[int, tuple[int, int], Split]:
+        """Parameters, FLOPs and cost of a coarse block, both forward and backward."""
         if kind == "custom":
-            return 0, 0, 0, 0
+            return 0, (0, 0), (0, 0)
         if kind not in _MADE_OF_BLOCKS:
             parameters, counted = coarse_cost(kind, x, y, units, kernel)
-            return parameters, counted.flops_forward, counted.flops_backward, self.costs.price(counted.work)
+            flops = counted.flops_forward, counted.flops_backward
+            return parameters, flops, self._module_cost(kind, x, y, units, kernel)
         blocks = self.chain.blocks[first : last + 1]
         chosen = block_choice(blocks, units) if kind == "block" else tuple(range(len(blocks)))
         costs = [self.costs.blocks[first + i] for i in chosen]
         return (
             sum(blocks[i].parameters for i in chosen) if kind == "block" else 0,
-            sum(cost.flops_forward for cost in costs),
-            sum(cost.flops_backward for cost in costs),
-            sum(map(self.costs.of, costs)),
+            (sum(cost.flops_forward for cost in costs), sum(cost.flops_backward for cost in costs)),
+            _plus(*map(self.costs.split, costs)),
         )
+
+
+def _plus(*costs: Split) -> Split:
+    """The sum of forward costs and that of backward costs."""
+    return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)

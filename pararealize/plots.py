@@ -1,4 +1,4 @@
-"""A Plan, or losses -> a picture in a file. The only file that imports matplotlib; no window, no global state.
+"""A Plan, or losses -> a picture in a file. Only this file and ``plots_timeline.py`` import matplotlib; no window.
 
 The picture of a plan is the paper's figure 1(b), to scale (n = 3):
 
@@ -29,7 +29,7 @@ from .errors import OutputError
 from .plan import Plan
 from .plan_table import count
 
-__all__ = ["draw_losses", "draw_plan"]
+__all__ = ["FAINT", "INK", "LINE", "draw_losses", "draw_plan", "save_figure"]
 
 # All lengths are in inches. One column a segment; rows from the top: input, adapters, segments, sums, coarse blocks.
 MARGIN = 0.35
@@ -105,7 +105,7 @@ def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
     for j in range(1, plan.n):
         _draw_coarse(axes, layout, plan, j)
     _draw_head(axes, layout, plan)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", window: int = 10) -> Path:
@@ -132,7 +132,7 @@ def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", w
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e4e7eb")
     axes.legend(frameon=False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _lay_out(plan: Plan) -> Layout:
@@ -331,7 +331,7 @@ def _draw_head(axes: Axes, layout: Layout, plan: Plan) -> None:
     _lines(axes, left + HEAD / 2, y + ADAPTER / 2 - 0.04, lines, layout.font)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write beside the file and rename: a reader sees the old picture or the new one, never half of one."""
     path = Path(path)
     kind: Literal["svg", "png"]

@@ -8,7 +8,12 @@ IMAGE = Space(shape=(3, 32, 32), channel=0, dtype="float32")
 
 
 def cost(amount):
-    return {"flops_forward": int(amount), "flops_backward": int(2 * amount), "cost": 3.0 * amount}
+    return {
+        "flops_forward": int(amount),
+        "flops_backward": int(2 * amount),
+        "cost_forward": float(amount),
+        "cost_backward": 2.0 * amount,
+    }
 
 
 def make_plan(n=3, *, source="input", uneven=False, unit="flops", name="stage{stage}.{i}", notes=()):

@@ -416,6 +416,6 @@ def test_many_units_are_counted_as_if_all_were_built(kind, y):
     x = space(8, 16, 16)
     for units in (1, 4, 7, 12):
         with torch.device("meta"):
-            built = coarse._make(kind, x, y, units, 5)
+            built = coarse.coarse_units(kind, x, y, units, 5)
         expected = sum(parameter.numel() for parameter in built.parameters()), count_module(built, x)
         assert coarse.coarse_cost(kind, x, y, units, 5) == expected

@@ -157,8 +157,9 @@ def test_sums_and_prices():
     costs = Costs(unit="flops", stem=cost(1), blocks=(cost(10), cost(20), cost(30)), head=cost(2))
     assert costs.step(1, 2) == costs.blocks[1].work + costs.blocks[2].work
     assert costs.total == sum(part.work for part in (costs.stem, *costs.blocks, costs.head))
-    assert costs.price(7) == 7
+    assert costs.split(cost(7)) == (cost(7).work_forward, cost(7).work_backward)
     timed = Costs(unit="seconds", stem=cost(), blocks=(cost(100, seconds=0.5), cost(100, seconds=1.5)), head=cost())
     assert timed.step(0, 1) == 4
-    assert timed.price(timed.blocks[0].work) == 2
+    assert timed.split(cost(200, elements=2)) == (2, 2)  # only counted: at the rate of the blocks
+    assert timed.split(timed.blocks[0]) == (0.5, 0.5)
     assert "seconds" in str(timed)

@@ -158,3 +158,37 @@ def test_iterate_numbers_that_do_not_fit(coarse, k, start):
     maps = [lambda u: u] * 2
     with pytest.raises(PlanError, match=f"2 segments, {coarse} coarse propagators, k = {k}"):
         parareal.iterate(0.0, maps, maps[:coarse], k, start=start)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(["identity", "linear"]), max_size=9), st.integers(0, 2**32 - 1))
+def test_a_reduction_is_the_chain(kinds, seed):
+    """Outputs and every gradient, for any pattern of identities and other linear maps."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def values():
+        return [
+            torch.randn(2, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(len(kinds) + 1)
+        ]
+
+    x_, y_ = values(), values()
+    weights = [torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in kinds]
+    coarse = [None if kind == "identity" else linear(weight) for kind, weight in zip(kinds, weights, strict=True)]
+    chain = parareal.corrections(x_, y_, [F or (lambda r: r) for F in coarse])[-1]
+    reduced = parareal.reduction(x_, y_, coarse)
+    assert close(reduced, chain)
+    ours, theirs = (torch.autograd.grad(z.square().sum(), [*x_[1:], *y_]) for z in (reduced, chain))
+    assert all(close(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_reduction_adds_in_pairs():
+    """Its depth is logarithmic: 8 differences, 3 additions deep, and one more for z_1."""
+
+    class Depth(int):
+        def __add__(self, other):
+            return Depth(max(int(self), int(other)) + 1)
+
+        def __sub__(self, other):
+            return self
+
+    assert parareal.reduction([Depth(0)] * 9, [Depth(0)] * 9, [None] * 8) == 4

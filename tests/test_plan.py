@@ -36,12 +36,19 @@ def test_critical_path_by_hand(source):
     """Uneven segments, so that the maximum of the recursion is now the one and now the other."""
     plan = make_plan(3, source=source, uneven=True)
     (s1, s2, s3), (c1, c2), (a2, a3) = plan.segments, plan.coarse_blocks, plan.adapters
-    wait = plan.stem.cost if source == "stem" else 0
-    t1 = plan.stem.cost + s1.cost
-    t2 = max(wait + a2.cost + s2.cost, t1) + c1.cost
-    t3 = max(wait + a3.cost + s3.cost, t2) + c2.cost
-    assert wait + a2.cost + s2.cost > t1
-    assert plan.critical_path == t3 + plan.head.cost
+    wait = plan.stem.cost_forward if source == "stem" else 0
+    t1 = plan.stem.cost_forward + s1.cost_forward
+    t2 = max(wait + a2.cost_forward + s2.cost_forward, t1) + c1.cost_forward
+    t3 = max(wait + a3.cost_forward + s3.cost_forward, t2) + c2.cost_forward
+    assert wait + a2.cost_forward + s2.cost_forward > t1
+    ready = plan.head.cost_backward + c2.cost_backward  # when the gradients of z_2 and y_3 are there
+    last = plan.stem.cost_backward if source == "stem" else 0
+    ends = [
+        ready + s3.cost_backward + a3.cost_backward + last,
+        ready + c1.cost_backward + s2.cost_backward + a2.cost_backward + last,
+        ready + c1.cost_backward + s1.cost_backward + plan.stem.cost_backward,
+    ]
+    assert plan.critical_path == pytest.approx(t3 + plan.head.cost_forward + max(ends))
     assert plan.serial == plan.stem.cost + s1.cost + s2.cost + s3.cost + plan.head.cost
     assert plan.virtual_speedup == plan.serial / plan.critical_path
     assert make_plan(1).virtual_speedup == 1

@@ -12,7 +12,7 @@ from torch import nn
 from pararealize.blocks import find_blocks
 from pararealize.capture import capture
 from pararealize.coarse import kind_for
-from pararealize.cost import BlockCost, Costs, count_costs
+from pararealize.cost import BlockCost, Costs, count_costs, count_module
 from pararealize.errors import CoarseError, CutError, DeviceError, FieldError, PararealizeError, PlanError, SourceError
 from pararealize.field import receptive_fields
 from pararealize.models import resnet20, resnet1001
@@ -80,12 +80,42 @@ def test_cuts_by_cost_are_the_best_of_all(small):
             assert best.critical_path == pytest.approx(min(every))
 
 
-def test_costs_in_seconds_price_what_was_only_counted(small):
+@pytest.mark.parametrize("source", ["input", "stem"])
+def test_cuts_weigh_both_directions(small, monkeypatch, source):
+    """Early blocks are dear forward and late ones backward: neither direction alone gives the cut."""
+    chain, fields, costs = small
+    monkeypatch.setattr("pararealize.planning.measure_module", lambda *_, **__: (0.5, 0.25))
+    count = len(costs.blocks)
+
+    def timed(cost: BlockCost, i: int) -> BlockCost:
+        return dataclasses.replace(cost, seconds_forward=1.0 + (count - i) ** 2, seconds_backward=2.0 + i**2)
+
+    blocks = tuple(timed(cost, i) for i, cost in enumerate(costs.blocks))
+    seconds = Costs(unit="seconds", stem=timed(costs.stem, count), blocks=blocks, head=timed(costs.head, 0))
+    best = plan_segments(chain, fields, seconds, 4, source=source, coarse="linear")
+    names = [block.name for block in chain.blocks]
+    every = [
+        plan_segments(chain, fields, seconds, 4, source=source, coarse="linear", cuts=list(cuts)).critical_path
+        for cuts in itertools.combinations(names[1:], 3)
+    ]
+    assert best.critical_path == pytest.approx(min(every))
+    assert best.cuts == "cost"
+
+
+def test_costs_in_seconds_measure_adapters_and_coarse_blocks_too(small, monkeypatch):
     chain, fields, costs = small
 
     def timed(cost: BlockCost) -> BlockCost:
-        return dataclasses.replace(cost, seconds_forward=cost.work * 1e-12, seconds_backward=cost.work * 1e-12)
+        return dataclasses.replace(
+            cost, seconds_forward=cost.work_forward * 2e-12, seconds_backward=cost.work_backward * 2e-12
+        )
 
+    def measure(module, x, batch, *, first=False):
+        assert batch == 2
+        cost = timed(count_module(module, x, first=first))
+        return cost.seconds_forward, cost.seconds_backward
+
+    monkeypatch.setattr("pararealize.planning.measure_module", measure)
     seconds = Costs(
         unit="seconds", stem=timed(costs.stem), blocks=tuple(map(timed, costs.blocks)), head=timed(costs.head)
     )

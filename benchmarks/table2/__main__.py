@@ -1,0 +1,133 @@
+"""The command: ``python -m benchmarks.table2``. What was stopped goes on where it was; ``--again`` starts anew."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Results, run_cases, table
+
+from .measure import KINDS, PAPER, PUBLISHED, case, measure, original, parts, recipe_of
+from .plot import draw
+
+FOLDER = Path(__file__).parent
+NUMBERS = (3, 6, 12, 18, 24)
+GOAL = {3: 2.9, 6: 5.7, 12: 11.0, 18: 16.0, 24: 21.0}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table2", description=__doc__)
+    parser.add_argument("--model", default="resnet1001")
+    parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, metavar="N", help="numbers of segments")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each case")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and speedup.svg")
+    parser.add_argument(
+        "--quick", action="store_true", help="resnet110, batch 2, N = 3 and 6, one round, to try it out"
+    )
+    parser.add_argument("--again", action="store_true", help="forget the rows that are there")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    given = parser.parse_args(arguments)
+    if given.quick:
+        given.model, given.batch, given.numbers, given.rounds = "resnet110", 2, (3, 6), 1
+        given.out = given.out if given.out != FOLDER else FOLDER / "quick"
+
+    setting = {"model": given.model, "batch": given.batch, "repeats": given.rounds, "warmup": min(2, given.rounds)}
+    path = given.out / "results.json"
+    if given.again:
+        path.unlink(missing_ok=True)
+    results = Results(path)
+    if others := {name for name, row in results.rows.items() if row.get("setting", setting) != setting}:
+        parser.error(f"{path} has {len(others)} rows of another setting than {setting}; pass --again, or another --out")
+    cases = [case(n, recipe) for n in given.numbers for recipe in (PAPER, *KINDS)]
+    run_cases(cases, functools.partial(_row, setting=setting), results, seconds=1800, gibibytes=24, show=_shown)
+    done = {name: row for name, row in results.rows.items() if "failed" not in row}
+    (given.out / "table.md").write_text(markdown(done, setting))
+    draw(curves(done), given.out / "speedup.svg", title=f"{given.model}, batch {given.batch}, one thread")
+    print(json.dumps(results.rows, indent=1) if given.json else markdown(done, setting))
+    return 0 if len(done) == len(results.rows) else 1
+
+
+def _row(name: str, *, setting: dict[str, Any]) -> dict[str, Any]:
+    return measure(name, **setting) | {"setting": setting}
+
+
+def _shown(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['failed']}: {row['error']}"
+    found = {way: f"{_speedup(row, step):.2f}×" for way, step in row["steps"].items()}
+    return f"{', '.join(f'{way} {value}' for way, value in found.items())} in {row['seconds']:.0f} s"
+
+
+def _speedup(row: dict[str, Any], step: tuple[float, float]) -> float:
+    """Against the original of the same rounds."""
+    return float(sum(row["original"]) / sum(step))
+
+
+def curves(rows: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Speed-ups by N, for each line of the plot."""
+    found: dict[str, dict[int, float]] = {"published": {}, PAPER: {}}
+    for name, row in rows.items():
+        n, recipe = recipe_of(name)
+        taken = row["steps"]
+        if n in PUBLISHED:
+            found["published"][n] = PUBLISHED[n]["speedup"]
+        found.setdefault(recipe, {})[n] = _speedup(row, taken["waiting" if recipe == PAPER else "overlapped"])
+        if "reduced" in taken:
+            found.setdefault("linear, reduced", {})[n] = _speedup(row, taken["reduced"])
+    return {name: curve for name, curve in found.items() if curve}
+
+
+def markdown(rows: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
+    speedups = curves(rows)
+    numbers = sorted({row["n"] for row in rows.values()})
+    first = [
+        [n, *(f"{speedups[name][n]:.2f}" if n in speedups[name] else "" for name in speedups), GOAL.get(n, "")]
+        for n in numbers
+    ]
+    whole = original(list(rows.values()))
+    second = [(1, "original", "", "", "", "", _ms(whole), "1")]
+    for row in rows.values():
+        part, taken = parts(row), row["steps"]
+        named = [_ms(part[name]) for name in ("stem", "slowest", "coarse", "head")]
+        for way in ("waiting",) if row["recipe"] == PAPER else tuple(taken):
+            label = PAPER if row["recipe"] == PAPER else f"{row['recipe']}, {way}"
+            second.append((row["n"], label, *named, _ms(taken[way]), f"{_speedup(row, taken[way]):.2f}"))
+    published = [
+        (n, "published", *(_pair(p[name]) for name in ("stem", "slowest", "coarse", "head")), "", f"{p['speedup']:.2f}")
+        for n, p in PUBLISHED.items()
+    ]
+    about = (
+        f"{setting['model']}, 100 classes, 32×32 pixels, batch {setting['batch']}, one thread; medians of "
+        f"{setting['repeats']} rounds after {setting['warmup']}; milliseconds forward / backward."
+    )
+    head = ("N", "recipe", "stem", "slowest segment", "coarse chain", "head", "step", "speed-up")
+    return "\n\n".join(
+        (
+            "# One step with a device for each segment",
+            "Written by `python -m benchmarks.table2`; see [README.md](README.md).",
+            about,
+            "Speed-ups over the original of the same rounds, forward and backward:",
+            table(("N", *speedups, "goal"), first),
+            "What a step consists of:",
+            table(head, second),
+            "Published (Lee, Lee and Park, table 2; batch 128, one Titan RTX):",
+            table(head, published) + "\n",
+        )
+    )
+
+
+def _ms(pair: tuple[float, float]) -> str:
+    return f"{1e3 * pair[0]:.2f} / {1e3 * pair[1]:.2f}"
+
+
+def _pair(pair: tuple[float, float] | None) -> str:
+    return "" if pair is None else f"{pair[0]:.2f} / {pair[1]:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""Actions of every rank, with start and end -> Timeline: who does what when. Simulated by ``schedule.py``, or recorded.
+
+An action is named as in the mathematics: ``stem``, ``C3``, ``g3``, ``F2`` (on segment 3's rank), ``head``; a
+transfer by what it carries: ``z2`` from segment 2 to segment 3, and its gradient back; ``x3``, the stem's output for
+``C3``. ``c3`` is what segment 3 reads besides (masks, tables). Where linear coarse blocks are reduced, ``d3`` is
+segment 3's difference ``y_3 - x_3``, ``t3`` a transfer of it or of a sum, ``s2.1`` a sum on segment 2's rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from .errors import PlanError
+from .waits import Key, waits_for
+
+__all__ = ["VERSION", "Action", "Direction", "Kind", "Record", "Timeline"]
+
+VERSION = 1
+Kind = Literal["stem", "adapter", "fine", "coarse", "head", "transfer"]
+Direction = Literal["forward", "backward"]
+Record = tuple[int, int, str, str, float, float]
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Action:
+    """One thing that one rank does.
+
+    Attributes:
+        name: ``"g3"`` and so on, as above; with ``direction``, unique within a timeline.
+        kind: what sort of thing it is; a transfer does not occupy the rank.
+        direction: of the pass that it belongs to.
+        j: the segment that it belongs to, from 1; of a transfer, the one that sends.
+        rank: the device, from 0; of a transfer, the one that sends.
+        to: of a transfer, the rank that receives; otherwise ``None``.
+        start: seconds since the step began.
+        end: likewise.
+        after: positions in the timeline of the actions whose results it needs.
+    """
+
+    name: str
+    kind: Kind
+    direction: Direction
+    j: int
+    rank: int
+    to: int | None = None
+    start: float
+    end: float
+    after: tuple[int, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes."""
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        """``g3`` forward, ``g3'`` backward."""
+        return self.name + ("'" if self.direction == "backward" else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Timeline:
+    """One step of a parareal network: every action of every rank.
+
+    Attributes:
+        version: of this format.
+        model: the class name of the model.
+        n: the number of segments.
+        ranks: the number of devices.
+        origin: ``"simulated"`` or ``"recorded"``.
+        actions: in order of start.
+        notes: what it was made with: latency, bandwidth, batch and so on.
+    """
+
+    version: int = VERSION
+    model: str
+    n: int
+    ranks: int
+    origin: Literal["simulated", "recorded"]
+    actions: tuple[Action, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = _inconsistencies(self)
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    # What follows from it -------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> float:
+        """Seconds from the first start to the last end."""
+        if not self.actions:
+            return 0.0
+        return max(action.end for action in self.actions) - min(action.start for action in self.actions)
+
+    @property
+    def serial(self) -> float:
+        """Seconds of the original's own work: stem, segments and head, one after the other."""
+        return sum(action.seconds for action in self.actions if action.kind in ("stem", "fine", "head"))
+
+    @property
+    def speedup(self) -> float:
+        """``serial / step``."""
+        return self.serial / self.step if self.step else 1.0
+
+    @property
+    def efficiency(self) -> float:
+        """``serial / (ranks * step)``: the share of all devices' time that goes into the original's own work."""
+        return self.speedup / self.ranks
+
+    def busy(self, rank: int, kind: Kind | None = None, direction: Direction | None = None) -> float:
+        """Seconds that a rank computes, all in all or in actions of one kind or direction."""
+        return sum(
+            action.seconds
+            for action in self.of(rank)
+            if kind in (None, action.kind) and direction in (None, action.direction)
+        )
+
+    def idle(self, rank: int) -> float:
+        """Seconds of the step in which a rank waits."""
+        return max(self.step - self.busy(rank), 0.0)
+
+    def of(self, rank: int) -> tuple[Action, ...]:
+        """What a rank computes, in order; transfers left out."""
+        return tuple(action for action in self.actions if action.rank == rank and action.kind != "transfer")
+
+    @property
+    def critical_path(self) -> tuple[Action, ...]:
+        """Actions that each waited for the one before and the last of which ends the step, in order of time.
+
+        From the last action backwards: of what it needed and of what its rank did before, the one that ended last.
+        """
+        if not self.actions:
+            return ()
+        before: dict[int, int] = {}
+        for rank in range(self.ranks):
+            own = [i for i, action in enumerate(self.actions) if action.rank == rank and action.kind != "transfer"]
+            before.update(zip(own[1:], own, strict=False))
+        at = max(range(len(self.actions)), key=lambda i: self.actions[i].end)
+        path = [at]
+        while True:
+            candidates = [*self.actions[at].after, *([before[at]] if at in before else [])]
+            if not candidates:
+                return tuple(self.actions[i] for i in reversed(path))
+            at = max(candidates, key=lambda i: self.actions[i].end)  # of equals, a need before an order
+            path.append(at)
+
+    # Making, reading and writing ------------------------------------------------------------------------------------
+
+    @classmethod
+    def recorded(
+        cls,
+        records: Iterable[Record],
+        *,
+        model: str,
+        n: int,
+        source: Literal["input", "stem"] = "input",
+        notes: Iterable[str] = (),
+    ) -> Timeline:
+        """The timeline of a real step.
+
+        A record is a plain tuple ``(rank, j, action, direction, start, end)``: the rank that did it; the segment that
+        it was for, from 1; ``"stem"``, ``"context"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"``
+        or ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock: a row of
+        ``pararealize.recording``. The coarse block on segment j's rank is :math:`F^{j-1}`. ``send`` and ``receive`` are
+        of interface values, forward from j to j + 1 and backward from j to j - 1, each with the segment on whose rank
+        it was recorded; a transfer lasts from the start of the one to the end of the other. Where the stem's output or
+        other shared values are sent as well, they go before the interface value forward, and after it backward; those
+        messages are left out. Several records of another thing become one action from first start to last end.
+
+        Args:
+            records: of one step, in any order.
+            model: the class name of the model.
+            n: the number of segments.
+            source: what adapters read, which says what they wait for.
+            notes: what else to know.
+
+        Raises:
+            PlanError: a record is of no known form.
+        """
+        spans = _spans(list(records), n)
+        if not spans:
+            raise PlanError("there are no records; record one step at least")
+        zero = min(start for _, _, start, _, _ in spans.values())
+        order = sorted(spans, key=lambda key: (spans[key][2], spans[key][3]))
+        place = {key: i for i, key in enumerate(order)}
+        actions = []
+        for key in order:
+            rank, j, start, end, to = spans[key]
+            needs = tuple(sorted(place[other] for other in _present(key, place, n, source)))
+            name, direction = key
+            actions.append(
+                Action(
+                    name=name,
+                    kind=_KINDS[name.rstrip("0123456789")],
+                    direction=direction,
+                    j=j,
+                    rank=rank,
+                    to=to,
+                    start=start - zero,
+                    end=end - zero,
+                    after=needs,
+                )
+            )
+        ranks = 1 + max(max(action.rank, action.to or 0) for action in actions)
+        return cls(model=model, n=n, ranks=ranks, origin="recorded", actions=tuple(actions), notes=tuple(notes))
+
+    def to_json(self) -> str:
+        """The timeline as JSON text; :meth:`from_json` gives an equal one."""
+        return _adapter().dump_json(self, indent=1).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Timeline:
+        """The timeline of a JSON text.
+
+        Raises:
+            PlanError: it is no JSON, of another version, incomplete, or contradicts itself; names every fault.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"this is not JSON: {error}; pass the text that Timeline.to_json() wrote") from error
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise PlanError(
+                f"this is no timeline of version {VERSION} (its version is {version!r}); make it again with simulate()"
+            )
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, fault['loc'])) or 'timeline'}: {fault['msg']}" for fault in error.errors()]
+            raise PlanError("this timeline cannot be read:\n" + "\n".join(faults)) from error
+
+    def __str__(self) -> str:
+        from .timeline_table import timeline_text  # it reads this file's classes
+
+        return timeline_text(self)
+
+
+@cache
+def _adapter() -> TypeAdapter[Timeline]:
+    return TypeAdapter(Timeline)
+
+
+_KINDS: dict[str, Kind] = {
+    "stem": "stem",
+    "C": "adapter",
+    "c": "adapter",
+    "g": "fine",
+    "F": "coarse",
+    "head": "head",
+    "z": "transfer",
+    "x": "transfer",
+}
+_NAMES = {
+    "stem": "stem",
+    "context": "c{j}",
+    "adapter": "C{j}",
+    "fine": "g{j}",
+    "coarse": "F{before}",
+    "head": "head",
+}
+Span = tuple[int, int, float, float, int | None]  # rank, j, start, end, to
+
+
+def _spans(records: list[Record], n: int) -> dict[Key, Span]:
+    """One span an action; sends and receives of one interface joined."""
+    found: dict[Key, Span] = {}
+    ends: dict[Key, dict[str, Span]] = {}
+    for record in records:
+        rank, j, action, direction, start, end = record
+        known = action in _NAMES or action in ("send", "receive")
+        if not known or direction not in ("forward", "backward") or not 1 <= j <= n or rank < 0 or end < start:
+            raise PlanError(
+                f"the record {record!r} cannot be read for n = {n}; a record is (rank, segment from 1 to n, "
+                f"{', '.join(map(repr, (*_NAMES, 'send', 'receive')))}, 'forward' or 'backward', start, end)"
+            )
+        way: Direction = "forward" if direction == "forward" else "backward"
+        if action in _NAMES:
+            action = "adapter" if action == "stem" and j > 1 else action  # done once more, for C^j to read
+            key: Key = (_NAMES[action].format(j=j, before=j - 1), way)
+            found[key] = _joined(found.get(key), (rank, j, start, end, None))
+            continue
+        sends, forward = action == "send", way == "forward"
+        interface = j if sends == forward else j - 1
+        key = (f"z{interface}", way)
+        sides = ends.setdefault(key, {})
+        known_so_far = sides.get(action)
+        if known_so_far is None or (start > known_so_far[2]) == forward:
+            sides[action] = (rank, j, start, end, None)
+    for key, sides in ends.items():
+        send, receive = sides.get("send"), sides.get("receive")
+        if send is not None and receive is not None:
+            found[key] = (send[0], send[1], send[2], max(receive[3], send[2]), receive[0])
+    return found
+
+
+def _joined(one: Span | None, other: Span) -> Span:
+    if one is None:
+        return other
+    return other[0], other[1], min(one[2], other[2]), max(one[3], other[3]), other[4]
+
+
+def _present(key: Key, place: dict[Key, int], n: int, source: str) -> set[Key]:
+    """What an action waits for among those that are there; through those that are not."""
+    found: set[Key] = set()
+    for other in waits_for(key, n, source):
+        found |= {other} if other in place else _present(other, place, n, source)
+    return found
+
+
+def _inconsistencies(timeline: Timeline) -> list[str]:
+    """What a timeline says about itself that cannot be."""
+    faults = []
+    slack = _ROUNDING * max((abs(action.end) for action in timeline.actions), default=0)
+    seen: set[Key] = set()
+    for i, action in enumerate(timeline.actions):
+        ranks = [action.rank] if action.to is None else [action.rank, action.to]
+        if not all(0 <= rank < timeline.ranks for rank in ranks):
+            faults.append(f"action {i}, {action}, is on rank {ranks[-1]} of {timeline.ranks}")
+        if action.end < action.start:
+            faults.append(f"action {i}, {action}, ends before it starts")
+        if (action.name, action.direction) in seen:
+            faults.append(f"there are two actions {action}")
+        seen.add((action.name, action.direction))
+        if any(not 0 <= other < len(timeline.actions) or other == i for other in action.after):
+            faults.append(f"action {i}, {action}, comes after actions that are not there")
+        elif timeline.origin == "simulated" and any(
+            timeline.actions[other].end > action.start + slack for other in action.after
+        ):
+            faults.append(f"action {i}, {action}, starts before what it needs is there")
+    return faults

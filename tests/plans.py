@@ -1,0 +1,44 @@
+"""Plans made by hand, of any number of segments, without a network."""
+
+from __future__ import annotations
+
+from pararealize.plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan
+from pararealize.space import Space
+
+__all__ = ["BYTES", "plan_of"]
+
+BYTES = 4 * 2  # of one float32 value of each of two samples
+
+
+def plan_of(stages: list[int], *, kind: str = "paper", source: str = "input") -> Plan:
+    """A plan of segments in stages: interface spaces have as many channels as the stage's number, from 1."""
+    spaces = [Space(shape=(stage,), channel=0) for stage, count in enumerate(stages, 1) for _ in range(count)]
+    n = len(spaces)
+    nothing = {"parameters": 0, "flops_forward": 0, "flops_backward": 0, "cost_forward": 1, "cost_backward": 2}
+    into = [spaces[0], *spaces]
+    return Plan(
+        model="Made",
+        fingerprint="",
+        n=n,
+        coarse=kind,
+        cuts="cost",
+        source=source,
+        batch=2,
+        unit="flops",
+        stem=PartPlan(**nothing),
+        head=PartPlan(**nothing),
+        segments=tuple(
+            SegmentPlan(
+                j=j, first=j - 1, last=j - 1, first_block="", last_block="", blocks=1, x=into[j - 1], y=into[j],
+                device="", **nothing,
+            )
+            for j in range(1, n + 1)
+        ),
+        adapters=tuple(
+            AdapterPlan(j=j, source=source, x=into[0], y=into[j - 1], recipe="", **nothing) for j in range(2, n + 1)
+        ),
+        coarse_blocks=tuple(
+            CoarsePlan(j=j, kind=kind, units=0, kernel=0, x=into[j], y=into[j + 1], note="", **nothing)
+            for j in range(1, n)
+        ),
+    )  # fmt: skip
