@@ -7,7 +7,7 @@ Two ways: ``Whole``, one graph of the forward and one of the backward, in which 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -22,7 +22,7 @@ from .errors import CaptureError, ExampleError, ModelError, PararealizeError
 from .graphs import Graphed
 from .restore import host_random, host_random_kept
 from .stacking import Stack
-from .streams import CALLER, Runner, lend, make_streams
+from .streams import CALLER, Runner, arguments_of, lend, make_streams
 from .tree import CONTENTS
 from .trial import Trial
 from .window import Borrowed
@@ -177,12 +177,11 @@ class Entering(Runner):
         super().__init__(net, graph, streams)
         self.seen: dict[fx.Node, list[Any]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Look at the arguments first."""
-        if n.op == "call_module" or isinstance(n.target, Stack):
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            self.seen[n] = [_copied(value) if isinstance(value, Tensor) else value for value in args]
-        return super().run_node(n)
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if node.op == "call_module" or isinstance(node.target, Stack):
+            args = arguments_of(node, values)
+            self.seen[node] = [_copied(value) if isinstance(value, Tensor) else value for value in args]
+        return super()._call(node, values)
 
 
 def _copied(value: Tensor) -> Tensor:
@@ -243,8 +242,8 @@ def key_of(training: bool, inputs: Sequence[Any]) -> Any:
 
 def places_of(net: PararealModule) -> list[torch.device]:
     """Where each segment is."""
-    if net._devices is not None:
-        return list(net._devices)
+    if net._devices is not None:  # torch.device("cuda") is the current GPU, which tensors call by its number
+        return [torch.empty(0, device=device).device for device in net._devices]
     return [next(net.parameters()).device] * net.plan.n
 
 

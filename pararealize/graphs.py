@@ -174,7 +174,9 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         graphed: Graphed = ctx.graphed
         graphed.replay_backward(ctx.step, list(itertools.compress(gradients, ctx.flows)))
-        return None, *(None if static is None else static.detach() for static in graphed.gradients)
+        entering, own = graphed.gradients[: len(graphed.inputs)], graphed.gradients[len(graphed.inputs) :]
+        copies = (None if static is None else static.clone() for static in entering)
+        return None, *copies, *(None if static is None else static.detach() for static in own)
 
 
 def _check_leaves(leaves: Sequence[Any]) -> None:

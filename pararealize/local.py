@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -265,7 +265,11 @@ class LocalModule(_Mirrored):
                     f"the example is on {_listed(away)} and the network on {home}; move it with .to({str(home)!r})"
                 )
         example = Example.of(self.net, example_inputs)
-        return [*self._positional(example.args, example.kwargs)]
+        contents = _contents(example_inputs)
+        given = contents if isinstance(contents, Mapping) else dict(zip(example.values, contents, strict=False))
+        for name, value in example.tensors.items():
+            value.requires_grad_(given[name].requires_grad)
+        return self._positional(example.args, example.kwargs)
 
     def _faster(self, stacks: Sequence[Stack], example_inputs: Any) -> list[Stack]:
         """Those of the stacks that take less time than their segments."""
@@ -319,7 +323,7 @@ def _listed(devices: Iterable[Any]) -> str:
 
 
 def _contents(example_inputs: Any) -> Any:
-    return example_inputs if isinstance(example_inputs, dict | list | tuple) else (example_inputs,)
+    return example_inputs if isinstance(example_inputs, Mapping | list | tuple) else (example_inputs,)
 
 
 def _check_network(net: Any) -> None:

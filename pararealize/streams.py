@@ -13,6 +13,7 @@ makes streams wait for one another where a gradient passes between them.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,12 @@ from .calls import tensors_in
 from .emit import PararealModule
 from .stacking import Stack
 
-__all__ = ["CALLER", "Runner", "lanes_of", "lend", "make_streams"]
+__all__ = ["CALLER", "Runner", "arguments_of", "lanes_of", "lend", "make_streams"]
 
 CALLER = 0  # the lane of inputs and outputs: whatever stream is current
 
 
-class Runner(fx.Interpreter):
+class Runner:
     """Runs the equation of a network node by node, each on the stream of its segment.
 
     Args:
@@ -45,56 +46,95 @@ class Runner(fx.Interpreter):
         streams: Sequence[torch.cuda.Stream] | None,
         parts: Mapping[fx.Node, Callable[..., Any]] | None = None,
     ) -> None:
-        super().__init__(net, graph=graph)
-        self.lanes, self.streams, self.parts = lanes_of(graph, net.plan.n), streams, parts or {}
-        self.done: dict[fx.Node, torch.cuda.Event] = {}
+        self.net, self.graph, self.streams = net, graph, streams
+        self.lanes = lanes_of(graph, net.plan.n)
+        self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        self.output = next(iter(reversed(graph.nodes)))
+        self.order = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+        self.calls = {node: (parts or {}).get(node) or self._callable(node) for node in self.order}
+        self.last = _last_uses(self.order, self.output)
 
-    def run(self, *inputs: Any) -> Any:  # type: ignore[override]
+    def run(self, *inputs: Any) -> Any:
         """The network's output for inputs in the order of the graph's placeholders."""
         callers = {stream: torch.cuda.current_stream(stream.device) for stream in self.streams or ()}
         for stream, caller in callers.items():
             stream.wait_stream(caller)
+        values: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
+        done: dict[fx.Node, torch.cuda.Event] = {}
         try:
-            output = super().run(*inputs)
+            for node in self.order:
+                if self.streams is None or self.lanes[node] == CALLER:
+                    values[node] = self._call(node, values)
+                else:
+                    values[node] = self._call_on(self.streams, node, values, done)
+                for read in self.last[node]:
+                    del values[read]
         finally:  # after an error as well: whatever was started comes before what the caller does next
             for stream, caller in callers.items():
                 caller.wait_stream(stream)
-            self.done.clear()
-            self.env = {}  # which would keep the output, and with it autograd's graph
+        output = fx.map_arg(self.output.args[0], values.__getitem__)
         for tensor in tensors_in(output):
             for caller in callers.values():
                 lend(tensor, caller)
         return output
 
-    def run_node(self, n: fx.Node) -> Any:
-        """Wait for what comes from other streams, run the node on its own, and say when its value is there."""
-        lane = self.lanes[n]
-        if self.streams is None or lane == CALLER:
-            return self._call(n)
-        stream = self.streams[lane - 1]
+    def _call_on(
+        self,
+        streams: Sequence[torch.cuda.Stream],
+        node: fx.Node,
+        values: Mapping[fx.Node, Any],
+        done: dict[fx.Node, torch.cuda.Event],
+    ) -> Any:
+        """Wait for what comes from other streams, call the node on its own, and note when its value is there."""
+        lane = self.lanes[node]
+        stream = streams[lane - 1]
         with contextlib.ExitStack() as current:
-            for argument in n.all_input_nodes:
+            for argument in node.all_input_nodes:
                 other = self.lanes[argument]
                 if other == lane:
                     continue
                 if other != CALLER:
-                    stream.wait_event(self.done[argument])
-                    if self.streams[other - 1].device != stream.device:  # a copy is issued on its source's stream
-                        current.enter_context(torch.cuda.stream(self.streams[other - 1]))
+                    stream.wait_event(done[argument])
+                    if streams[other - 1].device != stream.device:  # a copy is issued on its source's stream
+                        current.enter_context(torch.cuda.stream(streams[other - 1]))
                         continue
-                for tensor in tensors_in(self.env[argument]):
+                for tensor in tensors_in(values[argument]):
                     lend(tensor, stream)
             current.enter_context(torch.cuda.stream(stream))
-            value = self._call(n)
-            if any(self.lanes[user] not in (lane, CALLER) for user in n.users):
-                self.done[n] = stream.record_event()
+            value = self._call(node, values)
+            if any(self.lanes[user] not in (lane, CALLER) for user in node.users):
+                done[node] = stream.record_event()
         return value
 
-    def _call(self, n: fx.Node) -> Any:
-        if n in self.parts:
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            return self.parts[n](*args)
-        return super().run_node(n)
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        return self.calls[node](*arguments_of(node, values), **node.kwargs)
+
+    def _callable(self, node: fx.Node) -> Callable[..., Any]:
+        if callable(node.target):
+            return node.target
+        if node.op == "call_method":
+            return getattr(torch.Tensor, node.target)  # type: ignore[no-any-return]
+        find = operator.attrgetter(node.target)  # anew in every call, as the network's own code does
+
+        def call(*args: Any) -> Any:
+            return find(self.net)(*args)
+
+        return call
+
+
+def arguments_of(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[Any]:
+    """What a node of an equation is called with; its arguments are not nested."""
+    return [values[argument] if isinstance(argument, fx.Node) else argument for argument in node.args]
+
+
+def _last_uses(order: Sequence[fx.Node], output: fx.Node) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, the values that nothing reads after it."""
+    seen = set(output.all_input_nodes)
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(order):
+        last[node] = [read for read in (node, *node.all_input_nodes) if read not in seen]
+        seen.update((node, *node.all_input_nodes))
+    return last
 
 
 def lanes_of(graph: fx.Graph, n: int) -> dict[fx.Node, int]:

@@ -182,6 +182,24 @@ def test_what_does_not_fit_runs_eagerly(graphs: Any, device: str) -> None:
 
 @pytest.mark.parametrize("device", MACHINES)
 @pytest.mark.parametrize("graphs", ["whole", "parts"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_gradients_of_the_input_are_the_callers_to_keep(n: int, graphs: Any, device: str) -> None:
+    net, x = convert("vectors", n=n, device=device)
+    twin = copy.deepcopy(net)
+    with machine(device) as double:
+        local = capture_graphs(net, {"input": x.requires_grad_()}, graphs=graphs)
+        replays, kept = _replays(double), []
+        for network in (local, twin, local, twin):
+            x = torch.full_like(x, 1.0 + len(kept) // 2).requires_grad_()
+            network(x).square().sum().backward()
+            kept.append(x)
+        assert double is None or _replays(double) > replays
+        for a, b in zip(kept[::2], kept[1::2], strict=True):
+            assert_same(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("device", MACHINES)
+@pytest.mark.parametrize("graphs", ["whole", "parts"])
 def test_each_mode_and_size_has_its_own_capture(graphs: Any, device: str) -> None:
     net, x = convert(device=device)
     net.layer2.eval()  # a mixture of modes is kept
