@@ -59,7 +59,8 @@ class Runner:
         callers = {stream: torch.cuda.current_stream(stream.device) for stream in self.streams or ()}
         for stream, caller in callers.items():
             stream.wait_stream(caller)
-        values: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
+        given = inputs if self.streams is None else [_read_by_several(value) for value in inputs]
+        values: dict[fx.Node, Any] = dict(zip(self.inputs, given, strict=True))
         done: dict[fx.Node, torch.cuda.Event] = {}
         try:
             for node in self.order:
@@ -174,6 +175,11 @@ def _segment_of(target: str, n: int) -> int:
             return n
         case _:
             return 1  # the stem and the context
+
+
+def _read_by_several(value: Any) -> Any:
+    """An input whose gradient is summed up before it reaches a leaf: autograd warns where a leaf gets it by streams."""
+    return value.view_as(value) if isinstance(value, torch.Tensor) and value.requires_grad else value
 
 
 def lend(tensor: torch.Tensor, stream: torch.cuda.Stream) -> None:

@@ -86,7 +86,7 @@ class Machine(TorchDispatchMode):
         self.readers: dict[int, set[int]] = {}
         self.home: dict[int, Stream] = {}
         self.lent: set[tuple[int, Stream]] = set()
-        self.kept: list[Tensor] = []  # memory that is never given back has one address each
+        self.kept: list[torch.UntypedStorage] = []  # memory that is never given back has one address each
         self.faults: list[str] = []
 
     def make_stream(self, device: Any = None) -> Stream:
@@ -113,7 +113,7 @@ class Machine(TorchDispatchMode):
         declared = [argument.alias_info for argument in func._schema.arguments]
         changed = [value for value, alias in zip(args, declared, strict=False) if alias is not None and alias.is_write]
         changed += [args[3:5]] if "batch_norm" in str(func) and "backward" not in str(func) else []
-        self.kept += [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.kept += [leaf.untyped_storage() for leaf in pytree.tree_leaves(result) if type(leaf) is Tensor]
         for memory in _memories([value for value in args if isinstance(value, torch.nn.Parameter)]):
             self.home.pop(memory, None)  # it is given back between steps alone
         if not _only_looks(func):

@@ -45,6 +45,29 @@ def test_values_and_gradients_are_those_of_the_function() -> None:
         assert [graph.replays for graph in machine.graphs] == [3, 3]
 
 
+def test_backward_forks_to_the_branches_and_joins_them() -> None:
+    """Autograd runs a backward on the stream of its forward, which is emulated here for one operation."""
+    with cuda_on_the_cpu() as machine:
+        branch = machine.make_stream()
+
+        class OnBranch(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                return x * 2
+
+            @staticmethod
+            def backward(ctx: Any, gradient: Tensor) -> Tensor:
+                with machine.stream(branch):
+                    return gradient * 2
+
+        x = X.clone().requires_grad_()
+        graphed = captured(machine, OnBranch.apply, x, branches=[branch])
+        graphed(x).sum().backward()
+        assert torch.equal(x.grad, torch.full_like(X, 2))  # type: ignore[arg-type]
+        with pytest.raises(AssertionError, match="not forked from the capturing stream"):
+            captured(machine, OnBranch.apply, x)
+
+
 @pytest.mark.parametrize("to_none", [True, False])
 def test_gradients_may_be_accumulated(to_none: bool) -> None:
     """Autograd hands the graphs' own memory to ``.grad``, and the next replay overwrites it."""

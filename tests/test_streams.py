@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,16 @@ def test_after_an_error_the_caller_has_waited_all_the_same() -> None:
         with torch.no_grad():
             net.fc.weight.mul_(2)
         assert local(IMAGES).shape == (4, 3)
+
+
+def test_values_are_let_go_after_their_last_use() -> None:
+    net = pararealize(SmallResNet(), n=3, example_inputs=IMAGES)
+    seen: dict[str, Any] = {}
+    net.segments["g1"].register_forward_hook(lambda module, args, y: seen.update(y=weakref.ref(y)))
+    net.head.register_forward_pre_hook(lambda module, args: seen.update(at_the_head=seen["y"]()))
+    with torch.no_grad():
+        run_local(net)(IMAGES)
+    assert seen["at_the_head"] is None
 
 
 def test_nothing_is_kept_of_a_step() -> None:
