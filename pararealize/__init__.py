@@ -10,9 +10,10 @@ The stages, each a function from one value to the next, in order::
     build_adapter     Plan -> adapter modules         adapters.py
     build_coarse      Plan -> coarse modules          coarse.py
     emit              ... -> PararealModule           emit.py
+    run_local         ... -> LocalModule              local.py
     distribute        ..., DeviceMesh -> Stage        distributed.py
 
-and :func:`pararealize`, the composition of all but the last. What a step looks like in time::
+and :func:`pararealize`, the composition up to ``emit``. What a step looks like in time::
 
     simulate          Plan, Times -> Timeline         schedule.py
     measure_network   PararealModule -> Times         times.py
@@ -27,6 +28,7 @@ from .cost import Costs, count_costs, measure_costs
 from .emit import PararealModule, emit
 from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
+from .local import LocalModule, capture_graphs, run_local
 from .plan import Plan
 from .planning import plan_segments
 from .schedule import simulate
@@ -41,6 +43,7 @@ __all__ = [
     "BlockChain",
     "Capture",
     "Costs",
+    "LocalModule",
     "PararealModule",
     "PararealizeError",
     "Plan",
@@ -52,6 +55,7 @@ __all__ = [
     "build_adapter",
     "build_coarse",
     "capture",
+    "capture_graphs",
     "count_costs",
     "emit",
     "find_blocks",
@@ -62,5 +66,6 @@ __all__ = [
     "plan_segments",
     "plan_times",
     "receptive_fields",
+    "run_local",
     "simulate",
 ]
