@@ -104,6 +104,34 @@ class SharedBias(nn.Module):
         return self.last(x)
 
 
+class InPlaceLayer(nn.Module):
+    """Begins in place on its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.linear(x.sin_()) * 2 + condition
+
+
+class InPlace(nn.Module):
+    """What begins and ends the layers works in place, on what the stem gives and on what the head is given."""
+
+    def __init__(self, depth: int = 4, width: int = 6) -> None:
+        super().__init__()
+        self.first, self.condition = nn.Linear(width, width), nn.Linear(width, width)
+        self.layers = nn.ModuleList(InPlaceLayer(width) for _ in range(depth))
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        condition = self.condition(x)
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x, condition)
+        return self.last(x.tanh_())
+
+
 class StochasticDepth(nn.Module):
     """A block whose structure depends on the mode."""
 

@@ -79,4 +79,5 @@ def _rank(rank: int, size: int, store: str, result: Any, function: Callable[...,
         result.send((False, traceback.format_exc()))
         result.close()
         os._exit(1)  # without waiting for the others
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
