@@ -28,7 +28,7 @@ WHO = [f"rank {rank} (segment {rank + 1})" for rank in range(4)]
 
 
 def strike(kind: str) -> None:
-    if kind == "raise":
+    if kind in ("raise", "linger"):
         raise ValueError("a bad batch")
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -78,6 +78,8 @@ def line(rank: int, n: int, folder: str, kind: str, culprit: int, point: str, ti
     done = {"error": str(error), "type": type(error).__name__, "rank": getattr(error, "rank", None), "ended": ended}
     result.with_suffix(".part").write_text(json.dumps(done))
     result.with_suffix(".part").replace(result)
+    if (kind, culprit) == ("linger", rank):  # with its connections open
+        time.sleep(1000)
 
 
 def pass_through(watch: Watch, rank: int, n: int, step: int, wait: dt.timedelta, reach: Any) -> None:
@@ -164,7 +166,9 @@ def _hanging(folder: Path, arguments: tuple[Any, ...]) -> list[int]:
     """Who is meant to hang for ever, once it does."""
     kind, culprit = (*arguments, None)[:2]
     return (
-        [culprit] if kind in ("stop", "sleep", "hold", "close") and (folder / f"rank{culprit}.struck").exists() else []
+        [culprit]
+        if kind in ("stop", "sleep", "hold", "close", "linger") and (folder / f"rank{culprit}.struck").exists()
+        else []
     )
 
 

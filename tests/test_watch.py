@@ -47,6 +47,14 @@ def test_an_exception_ends_every_rank(tmp_path: Path, i: int, point: str) -> Non
     check(ends, culprit, "ValueError: a bad batch")
 
 
+@pytest.mark.parametrize("point", ["forward", "sum"])
+def test_nobody_waits_for_one_that_raised_and_lives_on(tmp_path: Path, point: str) -> None:
+    """As in a user's except clause, or a debugger: only the watch ends the others' waits then."""
+    ends = ring.launch(3, tmp_path, "linger", 1, point, 60.0, "file", seconds=SECONDS)
+    assert (ends[1]["code"], ends[1]["type"]) == (None, "ValueError")
+    check(ends, 1, "ValueError: a bad batch")
+
+
 @pytest.mark.parametrize(
     "kind, culprit, point, n, cause",
     [
