@@ -24,6 +24,7 @@ from torch import fx, nn
 from .compare import DifferentStructureError, merge
 from .errors import CaptureError
 from .example import Example
+from .extract import draws
 from .faithful import check_against_model, explain, mode_error, run_model
 from .recorder import Recording, UnreadableError, record
 from .restore import ordinary_mode
@@ -117,11 +118,14 @@ def capture(
 
 
 def _is_needed(model: nn.Module, node: fx.Node) -> bool:
-    """Whether a call is kept although nothing reads its result: it may update running statistics."""
-    if node.op != "call_module":
-        return node.op in ("placeholder", "output")
-    modules = model.get_submodule(str(node.target)).modules()
-    return any(getattr(module, "track_running_stats", False) for module in modules)
+    """Whether a call is kept although nothing reads its result: it counts, or it moves the random numbers on."""
+    if node.op in ("placeholder", "output") or draws(node, model.get_submodule):
+        return True
+    modules = model.get_submodule(str(node.target)).modules() if node.op == "call_module" else ()
+    return any(
+        getattr(module, "track_running_stats", False) or not type(module).__module__.startswith("torch.nn")
+        for module in modules
+    )
 
 
 # Recording twice ----------------------------------------------------------------------------------------------------

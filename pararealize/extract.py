@@ -74,9 +74,15 @@ def drawn_repeatedly(graphs: Mapping[str, fx.Graph], module_of: Callable[[str], 
 def draws(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
     """Whether a node draws random numbers."""
     if node.op == "call_module":
-        return any(isinstance(module, _RANDOM_MODULES) for module in module_of(str(node.target)).modules())
+        return any(map(_may_draw, module_of(str(node.target)).modules()))
     name = str(getattr(node.target, "__name__", node.target))
     return node.op in ("call_function", "call_method") and name.removesuffix("_").removesuffix("_like") in _RANDOM
+
+
+def _may_draw(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return module.dropout > 0
+    return isinstance(module, _RANDOM_MODULES)
 
 
 class _Copier:

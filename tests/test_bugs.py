@@ -158,6 +158,31 @@ def test_random_numbers_that_several_parts_read(kind: str) -> None:
         pararealize(Noisy(), n=2, example_inputs=X)
 
 
+@pytest.mark.parametrize("way", ["a layer", "a function", "attention", "noise"])
+def test_random_numbers_that_nobody_reads_move_the_others(way: str) -> None:
+    """They went with the dead code: refused, or worse, not seen where the outputs of the check were zeros anyway."""
+
+    class Wasteful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.dropout = nn.Linear(6, 6), nn.Dropout(0.5)
+            self.attention = nn.MultiheadAttention(6, 2, dropout=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if way == "a layer":
+                self.dropout(x)
+            elif way == "a function":
+                F.dropout(x, 0.5, self.training)
+            elif way == "attention":
+                self.attention(x, x, x)
+            else:
+                torch.rand_like(x)
+            return self.dropout(self.linear(x))
+
+    same_steps(Layers(Wasteful), X)
+    pararealize(Layers(Wasteful), n=3, example_inputs=X, coarse="linear")(X)
+
+
 @pytest.mark.parametrize("source", [random.random, np.random.rand])
 def test_random_numbers_from_outside_torch(source: Callable[[], float]) -> None:
     """Layers dropped by Python's random numbers were recorded once, and kept or dropped for ever after."""

@@ -21,11 +21,11 @@ def with_costs(fine: list[float], coarse: list[float]) -> Plan:
     """A plan whose segments and coarse blocks cost this, and its adapters nothing."""
     plan = json.loads(make_plan(len(fine)).to_json())
     for row, cost in zip(plan["segments"], fine, strict=True):
-        row["cost"] = cost
+        row["cost_forward"], row["cost_backward"] = cost, 0.0
     for row, cost in zip(plan["coarse_blocks"], coarse, strict=True):
-        row["cost"] = cost
+        row["cost_forward"], row["cost_backward"] = cost, 0.0
     for row in plan["adapters"]:
-        row["cost"] = 0.0
+        row["cost_forward"] = row["cost_backward"] = 0.0
     return Plan.from_json(json.dumps(plan))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pararealize.blocks import BlockChain, find_blocks
 from pararealize.capture import Capture, capture
 from pararealize.compiler import make_plan
-from pararealize.errors import CaptureError, CutError, PlanError
+from pararealize.errors import CutError, PlanError
 from pararealize.liveness import dependencies, flow_of
 
 
@@ -44,12 +44,9 @@ def dominating(captured: Capture) -> set[str]:
 @given(random_graphs())
 def test_cuts_are_the_dominators_of_the_output(case: tuple[RandomGraph, Tensor]) -> None:
     model, x = case
-    try:
-        captured = capture(model, x)
-    except CaptureError:  # a dropout whose result nobody reads: the random numbers go another way
-        assume(False)
+    captured = capture(model, x)
     flow = flow_of(captured)
-    assume(all(node.users for node in flow.order))  # no batch norm is kept for its running statistics alone
+    assume(all(node.users for node in flow.order))  # nothing is kept for its running statistics or random numbers alone
     assert {flow.order[i].name for i in flow.cuts} == dominating(captured)
 
 
