@@ -313,8 +313,10 @@ class Watch:
     def _judge(self, state: _State, now: float) -> None:
         """Every half second: has patience run out?"""
         if self._failure is not None:
-            if self._inside and now - self._failed_at > self.timeout:
-                self._end_process()
+            if self._inside:  # it may have begun a wait, or a group, that was not there before
+                _break_waits()
+                if now - self._failed_at > self.timeout:
+                    self._end_process()
             return
         waited = now - state.since if state.waits else 0.0
         awaited = self._left if state.peer is None else {state.peer} & self._left.keys()
@@ -352,12 +354,22 @@ def _is_consequence(error: BaseException, state: _State) -> bool:
 def _break_waits() -> None:
     """Let every wait of this process on a process group raise, whichever thread stands in it."""
     for group in list(c10d._world.pg_map):
-        if group.size() == 1:
-            continue
-        with contextlib.suppress(RuntimeError, ValueError):  # the time-out itself, or a group that is gone already
+        with contextlib.suppress(RuntimeError, ValueError):  # a group that is gone already
             kinds = dist.get_backend_config(group)
             if "nccl" in kinds:
                 group.abort()
             if "gloo" in kinds:
-                nobody = (group.rank() + 1) % group.size()
-                group.recv([torch.empty(1)], nobody, _TAG).wait(dt.timedelta(milliseconds=1))
+                others = [peer for peer in range(group.size()) if peer != group.rank()]
+                any(_runs_out(group, peer) for peer in others)
+
+
+def _runs_out(group: dist.ProcessGroup, peer: int) -> bool:
+    """Whether a wait for a rank ran out of time, and with that closed the connections to all ranks of the group.
+
+    Where the connection to this one is closed already, the wait fails at once and closes no other.
+    """
+    try:
+        group.recv([torch.empty(1)], peer, _TAG).wait(dt.timedelta(milliseconds=1))
+    except RuntimeError as error:
+        return "timed out" in str(error).lower()
+    return False
