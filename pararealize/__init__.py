@@ -11,7 +11,8 @@ The stages, each a function from one value to the next, in order::
     build_coarse      Plan -> coarse modules          coarse.py
     emit              ... -> PararealModule           emit.py
 
-and :func:`pararealize`, their composition.
+and :func:`pararealize`, their composition. Beside it, :func:`restack` rewires residual blocks as Runge-Kutta steps
+(``tableaux.py``, ``residual.py``, ``restack.py``); what it gives can be converted too.
 """
 
 from .adapters import build_adapter
@@ -25,6 +26,9 @@ from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
 from .plan import Plan
 from .planning import plan_segments
+from .recalibrate import recalibrate_batchnorm
+from .restack import RestackedModule, restack
+from .tableaux import Tableau
 
 __version__ = "0.1.0"
 
@@ -37,7 +41,9 @@ __all__ = [
     "PararealizeError",
     "Plan",
     "ReceptiveField",
+    "RestackedModule",
     "Space",
+    "Tableau",
     "build_adapter",
     "build_coarse",
     "capture",
@@ -48,5 +54,7 @@ __all__ = [
     "measure_costs",
     "pararealize",
     "plan_segments",
+    "recalibrate_batchnorm",
     "receptive_fields",
+    "restack",
 ]

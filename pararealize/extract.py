@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from .compare import size_of
 
-__all__ = ["device_of", "drawn_repeatedly", "subgraph"]
+__all__ = ["device_of", "drawn_repeatedly", "draws", "subgraph"]
 
 _RANDOM = {
     "rand", "randn", "randint", "randperm", "random", "uniform", "normal", "log_normal", "exponential", "cauchy",
@@ -64,14 +64,15 @@ def drawn_repeatedly(graphs: Mapping[str, fx.Graph], module_of: Callable[[str], 
     pieces: dict[int, list[tuple[str, fx.Node]]] = {}
     for name, graph in graphs.items():
         for node in graph.nodes:
-            if _draws(node, module_of):
+            if draws(node, module_of):
                 pieces.setdefault(id(node.meta["val"]), []).append((name, node))
     return [
         f"{found[0][1].name} in {', '.join(name for name, _ in found)}" for found in pieces.values() if len(found) > 1
     ]
 
 
-def _draws(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
+def draws(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
+    """Whether a node draws random numbers."""
     if node.op == "call_module":
         return any(isinstance(module, _RANDOM_MODULES) for module in module_of(str(node.target)).modules())
     name = str(getattr(node.target, "__name__", node.target))

@@ -1,0 +1,169 @@
+"""A node of a captured graph -> x + f(x), where it is such a sum, or the reason why it is none.
+
+x ──┬── f ──(+)── [ReLU] ──       every path back from f's value ends in x, in parameters or in context;
+└────────┘                    x, f(x) and the sum are of one shape; nothing inside f is read elsewhere
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .liveness import Flow
+
+__all__ = ["Part", "adds", "name_of", "part_of"]
+
+_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_RELUS = {torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}
+_RELU_MODULES = (nn.ReLU,)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """One addition x + f(x) of a captured graph.
+
+    Attributes:
+        x: the node that is added to f of it.
+        nodes: f's operations, in execution order.
+        branch: the node of f's value.
+        addition: the node of the sum.
+        post: the ReLU that alone reads the sum, where there is one.
+        output: the last of them.
+    """
+
+    x: fx.Node
+    nodes: tuple[fx.Node, ...]
+    branch: fx.Node
+    addition: fx.Node
+    post: fx.Node | None
+
+    @property
+    def output(self) -> fx.Node:
+        """What follows reads this node."""
+        return self.post or self.addition
+
+
+def adds(node: fx.Node) -> bool:
+    """Whether a node is a plain sum of two values, in place or not."""
+    if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
+        return False
+    operands = [*node.args, *(value for key, value in node.kwargs.items() if key == "other")]
+    others = {key for key in node.kwargs if key not in ("other", "alpha")}
+    plain = not others and bool(node.kwargs.get("alpha", 1) == 1)
+    return plain and len(operands) == 2 and all(isinstance(operand, fx.Node) for operand in operands)
+
+
+def part_of(
+    flow: Flow,
+    addition: fx.Node,
+    position: Mapping[fx.Node, int],
+    state: set[fx.Node],
+    module_of: Callable[[str], nn.Module],
+) -> Part | str:
+    """The addition as x + f(x), or why it is none."""
+    x, branch = sorted(addition.all_input_nodes, key=position.__getitem__)
+    above = _descendants(x, addition)
+    if branch not in above:
+        return f"its shortcut is not the identity but {_named(branch if _is_short(branch, x) else x)}"
+    shapes = [_shape(node) for node in (x, branch, addition)]
+    if None in shapes or len(set(shapes)) > 1:
+        words = ["×".join(map(str, shape[0][1:])) if shape else "no tensor" for shape in shapes]
+        return f"x, f(x) and their sum are of different shapes or types: {', '.join(words)}"
+    nodes = _inside(x, addition, above)
+    if branch not in nodes:
+        return f"f's value {branch.name} is read elsewhere, by {_others(branch, addition)}"
+    inside = set(nodes)
+    for node in nodes:
+        for argument in node.all_input_nodes:
+            if argument is x or argument in inside:
+                continue
+            if argument in above:
+                return f"{argument.name} inside f is read elsewhere, by {_others(argument, node)}"
+            if argument in state and argument not in flow.broadcast:
+                return f"f reads another activation besides x, {_named(argument)}"
+    memories = x.meta.get("memories", (None, None))
+    for node in nodes:
+        if any(memory in changed for memory, changed in zip(memories, node.meta.get("changed", ()), strict=False)):
+            return f"{_named(node)} changes x in place; build it with inplace=False"
+    return Part(x=x, nodes=nodes, branch=branch, addition=addition, post=_relu(addition, module_of))
+
+
+def _descendants(x: fx.Node, end: fx.Node) -> set[fx.Node]:
+    """Everything between x and an addition that depends on x."""
+    found = {x}
+    node = x.next
+    while node is not end:
+        if any(argument in found for argument in node.all_input_nodes):
+            found.add(node)
+        node = node.next
+    return found - {x}
+
+
+def _inside(x: fx.Node, addition: fx.Node, above: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """The nodes between x and an addition that serve the addition alone, and those that nothing reads."""
+    inside: set[fx.Node] = {addition}
+    node = addition.prev
+    found: list[fx.Node] = []
+    while node is not x:
+        serves = all(user in inside for user in node.users) if node.users else node in above
+        if serves and node.op not in ("placeholder", "get_attr"):
+            inside.add(node)
+            found.append(node)
+        node = node.prev
+    return tuple(reversed(found))
+
+
+def _relu(addition: fx.Node, module_of: Callable[[str], nn.Module]) -> fx.Node | None:
+    """The ReLU that alone reads a sum."""
+    if len(addition.users) != 1:
+        return None
+    (user,) = addition.users
+    if user.op == "call_module":
+        return user if isinstance(module_of(str(user.target)), _RELU_MODULES) else None
+    return user if user.target in _RELUS else None
+
+
+def _shape(node: fx.Node) -> tuple[Any, ...] | None:
+    value, other = node.meta.get("val"), node.meta.get("other")
+    if not isinstance(value, torch.Tensor):
+        return None
+    return tuple(value.shape), None if other is None else tuple(other.shape), value.dtype
+
+
+def _is_short(a: fx.Node, b: fx.Node) -> bool:
+    """Whether the way back from ``a`` to where it was branched off is shorter than that from ``b``."""
+    return _length(a) < _length(b)
+
+
+def _length(node: fx.Node) -> int:
+    """How many operations back the nearest value is that others read too."""
+    steps = 0
+    while len(node.users) <= 1 or steps == 0:
+        states = [a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor) and a.op != "get_attr"]
+        if not states:
+            break
+        node, steps = states[0], steps + 1
+    return steps
+
+
+def _others(node: fx.Node, reader: fx.Node) -> str:
+    return ", ".join(_named(user) for user in node.users if user is not reader) or "the output"
+
+
+def _named(node: fx.Node) -> str:
+    """The module a node calls, or the node with the module that it stands in."""
+    if node.op == "call_module":
+        return str(node.target)
+    path = name_of(node)
+    return f"{node.name} in {path}" if path else node.name
+
+
+def name_of(node: fx.Node) -> str:
+    """The qualified name of the module that a node stands in."""
+    return str(next(reversed(node.meta.get("nn_module_stack", {"": None}))))
