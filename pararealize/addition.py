@@ -33,20 +33,34 @@ class Part:
         nodes: f's operations, in execution order.
         branch: the node of f's value.
         addition: the node of the sum.
-        post: the ReLU that alone reads the sum, where there is one.
-        output: the last of them.
+        tail: what alone reads the sum: a ReLU, identities before and after it, or nothing.
+        post: that ReLU, where there is one.
+        shortcut: identities that x passes on its way to the sum.
     """
 
     x: fx.Node
     nodes: tuple[fx.Node, ...]
     branch: fx.Node
     addition: fx.Node
+    tail: tuple[fx.Node, ...]
     post: fx.Node | None
+    shortcut: tuple[fx.Node, ...]
 
     @property
     def output(self) -> fx.Node:
         """What follows reads this node."""
-        return self.post or self.addition
+        return self.tail[-1] if self.tail else self.addition
+
+    @property
+    def every(self) -> tuple[fx.Node, ...]:
+        """All nodes: shortcut, f, sum and tail."""
+        return (*self.shortcut, *self.nodes, self.addition, *self.tail)
+
+    def without_post(self) -> Part:
+        """The same addition, ending before its ReLU."""
+        if self.post is None:
+            return self
+        return dataclasses.replace(self, post=None, tail=self.tail[: self.tail.index(self.post)])
 
 
 def adds(node: fx.Node) -> bool:
@@ -67,15 +81,16 @@ def part_of(
     module_of: Callable[[str], nn.Module],
 ) -> Part | str:
     """The addition as x + f(x), or why it is none."""
-    x, branch = sorted(addition.all_input_nodes, key=position.__getitem__)
-    above = _descendants(x, addition)
-    if branch not in above:
-        return f"its shortcut is not the identity but {_named(branch if _is_short(branch, x) else x)}"
+    found = _x_and_branch(addition, position, module_of)
+    if found is None:
+        first, second = sorted(addition.all_input_nodes, key=position.__getitem__)
+        return f"its shortcut is not the identity but {_named(second if _is_short(second, first) else first)}"
+    x, branch, shortcut, above = found
     shapes = [_shape(node) for node in (x, branch, addition)]
     if None in shapes or len(set(shapes)) > 1:
         words = ["×".join(map(str, shape[0][1:])) if shape else "no tensor" for shape in shapes]
         return f"x, f(x) and their sum are of different shapes or types: {', '.join(words)}"
-    nodes = _inside(x, addition, above)
+    nodes = tuple(node for node in _inside(x, addition, above) if node not in shortcut)
     if branch not in nodes:
         return f"f's value {branch.name} is read elsewhere, by {_others(branch, addition)}"
     inside = set(nodes)
@@ -91,7 +106,31 @@ def part_of(
     for node in nodes:
         if any(memory in changed for memory, changed in zip(memories, node.meta.get("changed", ()), strict=False)):
             return f"{_named(node)} changes x in place; build it with inplace=False"
-    return Part(x=x, nodes=nodes, branch=branch, addition=addition, post=_relu(addition, module_of))
+    if any(user is not addition and user not in shortcut for node in shortcut for user in node.users):
+        return f"its shortcut {shortcut[-1].name} is read elsewhere"
+    tail, post = _tail(addition, module_of)
+    return Part(x=x, nodes=nodes, branch=branch, addition=addition, tail=tail, post=post, shortcut=shortcut)
+
+
+def _x_and_branch(
+    addition: fx.Node, position: Mapping[fx.Node, int], module_of: Callable[[str], nn.Module]
+) -> tuple[fx.Node, fx.Node, tuple[fx.Node, ...], set[fx.Node]] | None:
+    """The operand that the other one comes from, back through identities; these; and all that comes from it."""
+    first, second = sorted(addition.all_input_nodes, key=position.__getitem__)
+    for x, branch in ((first, second), (second, first)):
+        shortcut: tuple[fx.Node, ...] = ()
+        while True:
+            above = _descendants(x, addition)
+            if branch in above:
+                return x, branch, shortcut, above
+            if not _is_identity(x, module_of):
+                break
+            shortcut, x = (x, *shortcut), x.all_input_nodes[0]
+    return None
+
+
+def _is_identity(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
+    return node.op == "call_module" and type(module_of(str(node.target))) is nn.Identity
 
 
 def _descendants(x: fx.Node, end: fx.Node) -> set[fx.Node]:
@@ -119,14 +158,25 @@ def _inside(x: fx.Node, addition: fx.Node, above: set[fx.Node]) -> tuple[fx.Node
     return tuple(reversed(found))
 
 
-def _relu(addition: fx.Node, module_of: Callable[[str], nn.Module]) -> fx.Node | None:
-    """The ReLU that alone reads a sum."""
-    if len(addition.users) != 1:
-        return None
-    (user,) = addition.users
-    if user.op == "call_module":
-        return user if isinstance(module_of(str(user.target)), _RELU_MODULES) else None
-    return user if user.target in _RELUS else None
+def _tail(addition: fx.Node, module_of: Callable[[str], nn.Module]) -> tuple[tuple[fx.Node, ...], fx.Node | None]:
+    """The ReLU that alone reads a sum, with identities before and after it."""
+    tail: list[fx.Node] = []
+    post = None
+    node = addition
+    while len(node.users) == 1:
+        (node,) = node.users
+        if post is None and _is_relu(node, module_of):
+            post = node
+        elif not _is_identity(node, module_of):
+            break
+        tail.append(node)
+    return tuple(tail), post
+
+
+def _is_relu(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(module_of(str(node.target)), _RELU_MODULES)
+    return node.target in _RELUS
 
 
 def _shape(node: fx.Node) -> tuple[Any, ...] | None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .addition import Part
+from .compare import size_of
 from .extract import draws
 from .residual import Residual
 from .tableaux import Tableau
@@ -61,9 +62,7 @@ def normalised_first(part: Part, module_of: Callable[[str], nn.Module]) -> bool:
     queue, seen = [part.x], {part.x}
     while queue:
         for user in queue.pop().users:
-            if user not in inside or user in seen or not isinstance(user.meta.get("val"), torch.Tensor):
-                if user is part.addition and part.x is not user and part.branch in seen:
-                    return False
+            if user not in inside or user in seen or user.target is size_of:
                 continue
             seen.add(user)
             if _is_norm(user, module_of):

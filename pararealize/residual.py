@@ -51,12 +51,8 @@ class Residual:
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
-        """Every node of the block, additions and ReLU included."""
-        return tuple(
-            node
-            for part in self.parts
-            for node in (*part.nodes, part.addition, *([part.post] if part.post is not None else []))
-        )
+        """Every node of the block, additions and shortcut and ReLU included."""
+        return tuple(node for part in self.parts for node in part.every)
 
     @property
     def context(self) -> tuple[fx.Node, ...]:
@@ -194,7 +190,7 @@ def residual_of(chain: BlockChain, block: Block, residuals: Residuals | None = N
 def _row(start: fx.Node, end: fx.Node, starting: Mapping[fx.Node, list[Residual]]) -> tuple[Part, ...] | None:
     """Residuals that lead from one node to another, each beginning where the one before ends."""
     for residual in starting.get(start, ()):
-        for part in (residual.parts[0], dataclasses.replace(residual.parts[0], post=None)):
+        for part in (residual.parts[0], residual.parts[0].without_post()):
             if part.output is end:
                 return (part,)
         rest = _row(residual.output, end, starting)
@@ -231,13 +227,12 @@ def chains_of(residuals: tuple[Residual, ...]) -> Iterator[tuple[Residual, ...]]
             continue
         run = [residual]
         while (then := following.get((run[-1].output, depth[residual]))) is not None and then not in taken:
-            readers = {*(node for part in then.parts for node in part.nodes), *(p.addition for p in then.parts)}
+            readers = set(then.nodes)
             if not readers.issuperset(run[-1].output.users) or (run[-1].post is not None and then.post is None):
                 break
             taken.add(then)
             if run[-1].post is None and then.post is not None:
-                last = dataclasses.replace(then.parts[-1], post=None)
-                then = dataclasses.replace(then, parts=(*then.parts[:-1], last))
+                then = dataclasses.replace(then, parts=(*then.parts[:-1], then.parts[-1].without_post()))
             run.append(then)
         yield tuple(run)
 

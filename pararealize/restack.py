@@ -348,8 +348,7 @@ class _Writer:
         post = group[-1].post
         if post is None:
             return y
-        self.known[group[-1].parts[-1].addition] = y
-        return self.graph.node_copy(post, self.known.__getitem__)
+        return self.graph.node_copy(post, lambda _: y)
 
     def _add(self, x: fx.Node, summed: fx.Node | None, weight: Coefficient, k: fx.Node, h: fx.Node | None) -> fx.Node:
         """One term more: of x + h·Σ for a fixed h, of Σ alone for a learnable one."""

@@ -328,8 +328,8 @@ def tableau(name: str) -> Tableau:
         case "rk8":
             return verner(8)
     close = difflib.get_close_matches(str(name), SCHEMES, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
-    raise TableauError(f"there is no scheme {name!r}{meant} Take one of {', '.join(SCHEMES)}, or pass a Tableau")
+    meant = f"; did you mean {close[0]!r}?" if close else ";"
+    raise TableauError(f"there is no scheme {name!r}{meant} take one of {', '.join(SCHEMES)}, or pass a Tableau")
 
 
 def stacked_euler(stages: int) -> Tableau:
