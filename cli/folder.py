@@ -9,22 +9,23 @@ from pathlib import Path
 
 from pararealize.errors import OutputError
 
-__all__ = ["FILES", "output_folder"]
+__all__ = ["FILES", "RESTACK_FILES", "output_folder"]
 
 FILES = frozenset({"plan.json", "weights.safetensors", "model.py", "network.svg", "network.png", "__pycache__"})
+RESTACK_FILES = frozenset({"restacking.json", "weights.safetensors", "model.py", "__pycache__"})
 
 
 @contextmanager
-def output_folder(path: Path, *, force: bool) -> Iterator[Path]:
+def output_folder(path: Path, *, force: bool, files: frozenset[str] = FILES) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` to write into, and move it to ``path`` if all goes well.
 
     It is made before any work is done, so that a folder that cannot be written is known early. An existing folder is
-    replaced only with ``force``, and only if it holds nothing but what the command writes.
+    replaced only with ``force``, and only if it holds nothing but ``files``, which the command writes.
 
     Raises:
         OutputError: ``path`` is there already or cannot be written.
     """
-    _check_free(path, force)
+    _check_free(path, force, files)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -34,20 +35,20 @@ def output_folder(path: Path, *, force: bool) -> Iterator[Path]:
         ) from error
     try:
         yield temporary
-        _check_free(path, force)
+        _check_free(path, force, files)
         _move(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_free(path: Path, force: bool) -> None:
+def _check_free(path: Path, force: bool, files: frozenset[str]) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_dir():
         raise OutputError(f"{str(path)!r} is a file and not a folder; name another folder with --out")
     if not force:
         raise OutputError(f"{str(path)!r} is there already; name another folder with --out, or replace it with --force")
-    others = sorted(entry.name for entry in path.iterdir() if entry.name not in FILES)
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in files)
     if others:
         listed = ", ".join(others[:3] + ["…"] * (len(others) > 3))
         raise OutputError(

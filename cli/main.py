@@ -1,14 +1,33 @@
-"""The ``pararealize`` command: ``convert``, ``inspect``, ``ls`` and ``demo``."""
+"""The ``pararealize`` command: ``convert``, ``inspect``, ``restack``, ``ls`` and ``demo``."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .console import one_message, out, print_json, working
+from .options import (
+    AsJson,
+    Batch,
+    Coarse,
+    Cost,
+    Cuts,
+    Force,
+    InputShape,
+    InputType,
+    Leaf,
+    Model,
+    N,
+    NumClasses,
+    Picture,
+    PictureFormat,
+    Seed,
+    SourceOfAdapters,
+)
+from .restack import EXAMPLES as RESTACK_EXAMPLES
+from .restack import restack
 
 __all__ = ["app", "main"]
 
@@ -23,64 +42,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-class Source(StrEnum):
-    """Where adapters read from."""
-
-    input = "input"
-    stem = "stem"
-
-
-class Cost(StrEnum):
-    """What cuts are balanced by."""
-
-    flops = "flops"
-    seconds = "seconds"
-
-
-class Picture(StrEnum):
-    """The format of the picture."""
-
-    svg = "svg"
-    png = "png"
-
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A name that [bold]pararealize ls[/] lists, [bold]torchvision:NAME[/], [bold]timm:NAME[/], "
-        "[bold]package.module:callable[/] or [bold]file.py:callable[/].",
-        show_default=False,
-    ),
-]
-NumClasses = Annotated[
-    int | None, typer.Option("--num-classes", help="Passed to the model's constructor.", min=1, show_default=False)
-]
-Batch = Annotated[int, typer.Option("--batch", help="Batch size of the example, for which costs are counted.")]
-InputShape = Annotated[
-    str | None,
-    typer.Option(
-        "--input-shape",
-        metavar="SIZES",
-        help="One input without the batch dimension, such as 3,224,224. [dim]\\[default: from the model][/]",
-        show_default=False,
-    ),
-]
-InputType = Annotated[
-    str, typer.Option("--input-dtype", metavar="TYPE", help="float32, bfloat16, int64 (token ids), …")
-]
-Leaf = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--leaf",
-        metavar="CLASS",
-        help="package.module:Class of a submodule not to look into; may be repeated.",
-        show_default=False,
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Of the model's weights and of what conversion adds.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
 CONVERT_EXAMPLES = """
 [bold]Examples[/]
@@ -97,32 +58,10 @@ CONVERT_EXAMPLES = """
 @one_message
 def convert(
     model: Model,
-    n: Annotated[int, typer.Option("--n", "-n", help="How many segments run at the same time.", show_default=False)],
-    coarse: Annotated[
-        str,
-        typer.Option(
-            "--coarse",
-            metavar="KIND",
-            help="paper, depthwise, linear, block, exact, or file.py:function (segment, x_shape, y_shape) -> module.",
-        ),
-    ] = "paper",
-    cuts: Annotated[
-        str,
-        typer.Option(
-            "--cuts",
-            metavar="WHERE",
-            help="cost (the shortest step), paper (equally many blocks in each stage), or the names of the blocks at "
-            "which segments begin, separated by commas.",
-        ),
-    ] = "cost",
-    source: Annotated[
-        Source | None,
-        typer.Option(
-            "--source",
-            help="Adapters read the network's input or its stem's output. [dim]\\[default: what the input allows][/]",
-            show_default=False,
-        ),
-    ] = None,
+    n: N,
+    coarse: Coarse = "paper",
+    cuts: Cuts = "cost",
+    source: SourceOfAdapters = None,
     cost: Annotated[
         Cost, typer.Option("--cost", help="Balance the cuts by FLOPs counted or seconds measured.")
     ] = Cost.flops,
@@ -151,8 +90,8 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an output folder that is there already.")] = False,
-    picture: Annotated[Picture, typer.Option("--picture", help="Format of the picture.")] = Picture.svg,
+    force: Force = False,
+    picture: PictureFormat = Picture.svg,
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Plan and print only, without memory for the weights.")
     ] = False,
@@ -246,6 +185,9 @@ def inspect(
         print_json(report.inspection_json(found))
     else:
         out().print(report.inspection_tables(found, every=every))
+
+
+app.command(epilog=RESTACK_EXAMPLES)(one_message(restack))
 
 
 @app.command(name="ls")
