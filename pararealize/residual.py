@@ -62,7 +62,7 @@ class Residual:
         return tuple(dict.fromkeys(read))
 
     def graph(self) -> fx.Graph:
-        """A graph of f alone, called as f(x, *context); parameters that are read as such stay ``get_attr``."""
+        """A graph of f alone, called with x and its context; parameters that are read as such stay ``get_attr``."""
         graph = fx.Graph()
         z = graph.placeholder("x")
         known = {}

@@ -287,11 +287,11 @@ def _warn_if_trained(captured: Capture, table: Tableau, h: float, groups: Sequen
 
 def _steps(groups: Sequence[tuple[Residual, ...]], h: float) -> nn.ParameterDict:
     """One learnable scalar a step, of the type and on the device of its map."""
-    made = {}
+    steps = nn.ParameterDict()
     for g, group in enumerate(groups, start=1):
         value = group[0].x.meta["val"]
-        made[f"h{g}"] = nn.Parameter(torch.full((), h, dtype=value.dtype, device=value.device))
-    return nn.ParameterDict(made)
+        steps[f"h{g}"] = nn.Parameter(torch.full((), h, dtype=value.dtype, device=value.device))
+    return steps
 
 
 # The graph ----------------------------------------------------------------------------------------------------------
