@@ -140,7 +140,7 @@ class Tableau:
 
     @property
     def amplification(self) -> float:
-        """The largest sum of the absolute values of a row of a: how much of f's size reaches a later f; 2307 for ``rk8``."""
+        """The largest sum of absolute values in a row of a: how much of f reaches a later f; 2307 for ``rk8``."""
         return max(sum(abs(float(entry)) for entry in row) for row in self.a)
 
     @property
@@ -351,8 +351,8 @@ def stacked_euler(stages: int) -> Tableau:
 def verner(order: int) -> Tableau:
     """Verner's formulas of 1978: order 8 with 14 stages, or the embedded one of order 9 with 16.
 
-    Coefficients are in ℚ(√6) and exact. Those of row 12 of a are large, 2307 in absolute value together: where f has no normalisation at its head, the
-    stages blow up.
+    Coefficients are in ℚ(√6) and exact. Those in row 12 of a are large, 2307 in absolute value together: where f has
+    no normalisation at its head, the stages blow up.
 
     Raises:
         TableauError: the order is neither 8 nor 9.
