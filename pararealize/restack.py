@@ -216,24 +216,31 @@ def _residuals(captured: Capture, per: str) -> Residuals:
 
 
 def _groups(residuals: Residuals, table: Tableau) -> tuple[list[tuple[Residual, ...]], list[NotResidual]]:
-    """Groups of s in a row, none within another, and what is left with the reason."""
+    """Groups of s in a row, none within another, and what is left with the reason.
+
+    Where blocks lie within blocks, those in the longer chain are taken, and the outer ones where both are as long.
+    """
     s = table.stages
     groups: list[tuple[Residual, ...]] = []
     left = list(residuals.refused)
-    taken: set[fx.Node] = set()
-    for chain in sorted(chains_of(residuals.found), key=lambda run: len(run[0].nodes)):  # the innermost first
-        if any(not taken.isdisjoint(residual.nodes) for residual in chain):
+    taken: dict[fx.Node, Residual] = {}
+    chains = list(chains_of(residuals.found))
+    for chain in sorted(chains, key=lambda run: (-len(run), -len(run[0].nodes))):
+        outer = next((taken[r.output] for r in chain if r.output in taken), None)
+        if outer is not None:
+            left += [NotResidual(name=r.name, reason=f"it lies within the f of {outer.name}") for r in chain]
+        elif any(node in taken for residual in chain for node in residual.nodes):
             left += [NotResidual(name=r.name, reason="it contains blocks that are rewired") for r in chain]
-            continue
-        whole = len(chain) // s * s
-        groups += [chain[i : i + s] for i in range(0, whole, s)]
-        taken.update(node for residual in chain[:whole] for node in residual.nodes)
-        why = (
-            f"the rest of a chain of {len(chain)}, fewer than the {s} stages of {table.name}"
-            if whole
-            else f"its chain of {len(chain)} is shorter than the {s} stages of {table.name}"
-        )
-        left += [NotResidual(name=residual.name, reason=why) for residual in chain[whole:]]
+        else:
+            whole = len(chain) // s * s
+            groups += [chain[i : i + s] for i in range(0, whole, s)]
+            taken.update((node, residual) for residual in chain[:whole] for node in residual.nodes)
+            why = (
+                f"the rest of a chain of {len(chain)}, fewer than the {s} stages of {table.name}"
+                if whole
+                else f"its chain of {len(chain)} is shorter than the {s} stages of {table.name}"
+            )
+            left += [NotResidual(name=residual.name, reason=why) for residual in chain[whole:]]
     return sorted(groups, key=lambda group: group[-1].output._sort_key), left
 
 

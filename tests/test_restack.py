@@ -576,21 +576,38 @@ def test_what_is_left_is_listed() -> None:
     assert json.loads(json.dumps(short.to_dict()))["groups"][0]["blocks"][0] == "stage1.0"
 
 
-def test_blocks_that_contain_rewired_ones_are_left() -> None:
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Sequential(*(Tanh(4) for _ in range(2)))
+class Outer(nn.Module):
+    """x + f(x), where f is a chain of residual blocks itself."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return x + torch.tanh(self.inner(x))
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*(Tanh(4) for _ in range(inner)))
 
-    model, x = nn.Sequential(nn.Linear(4, 4), Outer(), Outer()), torch.randn(3, 4)
-    net = restack(model, "midpoint", example_inputs=x)
-    assert [group.blocks for group in net.restacking.groups] == [(f"{i}.inner.0", f"{i}.inner.1") for i in (1, 2)]
-    assert {(other.name, other.reason) for other in net.restacking.left} == {
-        (f"{i}", "it contains blocks that are rewired") for i in (1, 2)
-    }
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    "inner, scheme, rewired, reason",
+    [
+        (
+            3,
+            "midpoint",
+            [("1.inner.0", "1.inner.1"), ("2.inner.0", "2.inner.1")],
+            "it contains blocks that are rewired",
+        ),
+        (2, "midpoint", [("1", "2")], "it lies within the f of 1"),
+        (1, "euler", [("1",), ("2",)], "it lies within the f of 2"),
+    ],
+)
+def test_blocks_within_blocks(inner: int, scheme: str, rewired: list, reason: str) -> None:
+    """Those in the longer chain are rewired, the outer ones where both are as long."""
+    model, x = nn.Sequential(nn.Linear(4, 4), Outer(inner), Outer(inner)), torch.randn(3, 4)
+    net = restack(model, scheme, example_inputs=x)
+    assert [group.blocks for group in net.restacking.groups] == rewired
+    assert reason in {other.reason for other in net.restacking.left}
+    if scheme == "euler":
+        assert torch.equal(net(x), model(x))
 
 
 def test_a_users_table() -> None:
