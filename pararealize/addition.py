@@ -102,6 +102,8 @@ def part_of(
                 return f"{argument.name} inside f is read elsewhere, by {_others(argument, node)}"
             if argument in state and argument not in flow.broadcast:
                 return f"f reads another activation besides x, {_named(argument)}"
+    if not _has_parameters(nodes, inside, flow, module_of):
+        return "f has no parameters"
     memories = x.meta.get("memories", (None, None))
     for node in nodes:
         if any(memory in changed for memory, changed in zip(memories, node.meta.get("changed", ()), strict=False)):
@@ -131,6 +133,18 @@ def _x_and_branch(
 
 def _is_identity(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
     return node.op == "call_module" and type(module_of(str(node.target))) is nn.Identity
+
+
+def _has_parameters(
+    nodes: tuple[fx.Node, ...], inside: set[fx.Node], flow: Flow, module_of: Callable[[str], nn.Module]
+) -> bool:
+    """Whether f is a layer, and not the formula of an activation function such as x + 0.04·x³."""
+    for node in nodes:
+        if node.op == "call_module" and next(module_of(str(node.target)).parameters(), None) is not None:
+            return True
+        if any(flow.depends[argument] == (False, True) for argument in node.all_input_nodes if argument not in inside):
+            return True
+    return False
 
 
 def _descendants(x: fx.Node, end: fx.Node) -> set[fx.Node]:

@@ -176,7 +176,7 @@ def residual_of(chain: BlockChain, block: Block, residuals: Residuals | None = N
     inside = set(block.nodes)
     starting: dict[fx.Node, list[Residual]] = {}
     for residual in known.found:
-        if inside.issuperset(residual.nodes):
+        if residual.parts[0].addition in inside:
             starting.setdefault(residual.x, []).append(residual)
     parts = _row(block.input, block.output, starting)
     if parts is None:
@@ -204,7 +204,7 @@ def _why_not(block: Block, residuals: Residuals) -> str:
     named = [r.reason for r in residuals.refused if r.name == block.name or r.name.startswith(f"{block.name}.")]
     if named:
         return named[-1]
-    within = [residual for residual in residuals.found if inside.issuperset(residual.nodes)]
+    within = [residual for residual in residuals.found if residual.parts[0].addition in inside]
     if within:
         last = within[-1]
         what = "what enters the block" if last.x is not block.input else "what leaves it"
@@ -215,21 +215,18 @@ def _why_not(block: Block, residuals: Residuals) -> str:
 def chains_of(residuals: tuple[Residual, ...]) -> Iterator[tuple[Residual, ...]]:
     """Maximal runs of residual blocks, each of which alone reads what the one before gives.
 
-    All blocks of a run are post-activation, or none is. Blocks that contain others are in no run with those.
+    All blocks of a run are post-activation, or none is. Of a block and another within it, that begin at one value, the
+    outer one continues a run, since it reads that value too.
     """
-    depth = _depths(residuals)
-    following: dict[tuple[fx.Node, int], Residual] = {}
+    starting: dict[fx.Node, list[Residual]] = {}
     for residual in residuals:
-        following.setdefault((residual.x, depth[residual]), residual)
+        starting.setdefault(residual.x, []).append(residual)
     taken: set[Residual] = set()
     for residual in residuals:
         if residual in taken:
             continue
         run = [residual]
-        while (then := following.get((run[-1].output, depth[residual]))) is not None and then not in taken:
-            readers = set(then.nodes)
-            if not readers.issuperset(run[-1].output.users) or (run[-1].post is not None and then.post is None):
-                break
+        while (then := _next(run[-1], starting)) is not None and then not in taken:
             taken.add(then)
             if run[-1].post is None and then.post is not None:
                 then = dataclasses.replace(then, parts=(*then.parts[:-1], then.parts[-1].without_post()))
@@ -237,15 +234,13 @@ def chains_of(residuals: tuple[Residual, ...]) -> Iterator[tuple[Residual, ...]]
         yield tuple(run)
 
 
-def _depths(residuals: tuple[Residual, ...]) -> dict[Residual, int]:
-    """For each block, how many others are nested in it."""
-    of_addition = {part.addition: residual for residual in residuals for part in residual.parts}
-    depth: dict[Residual, int] = {}
-    for residual in residuals:  # in execution order, so that what is inside comes before
-        own = {part.addition for part in residual.parts}
-        inner = [of_addition[node] for node in residual.nodes if node in of_addition and node not in own]
-        depth[residual] = 1 + max((depth[other] for other in inner), default=0)
-    return depth
+def _next(residual: Residual, starting: Mapping[fx.Node, list[Residual]]) -> Residual | None:
+    """The block that alone reads what this one gives, and is post-activation where this one is."""
+    for then in starting.get(residual.output, ()):
+        alone = set(then.nodes).issuperset(residual.output.users)
+        if alone and not (residual.post is not None and then.post is None):
+            return then
+    return None
 
 
 def _copy(graph: fx.Graph, part: Part, known: dict[fx.Node, fx.Node], name: str | None) -> fx.Node:

@@ -79,6 +79,7 @@ def read_outside(m: One, x: Tensor) -> Tensor:
         (lambda m, x: m.a(x) + m.norm(x), "its shortcut is not the identity"),
         (lambda m, x: x + m.b(x), "of different shapes or types: 4, 1, 4"),
         (read_inside, "norm inside f is read elsewhere, by mul"),
+        (lambda m, x: x + 0.04 * x**3, "f has no parameters"),
         (read_outside, "f's value a is read elsewhere, by mul"),
     ],
 )
@@ -144,6 +145,24 @@ def test_both_residuals_of_a_transformers_layer() -> None:
     names = [f"encoder.layers.encoder_layer_{i}{second}" for i in range(3) for second in ("", "#2")]
     assert [residual.name for residual in result.found] == names
     assert [len(chain) for chain in chains_of(result.found)] == [6]
+
+
+def test_formulas_of_activations_are_no_blocks() -> None:
+    """GPT-2's GELU is x + 0.04·x³ within an MLP: no block, and no end of the chain of attention and MLP."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.a(x)
+            h = self.up(x)
+            return x + self.down(torch.tanh(h + 0.04 * h**3))
+
+    result = found(nn.Sequential(nn.Linear(4, 4), Layer(), Layer()), torch.randn(3, 4))
+    assert [len(run) for run in chains_of(result.found)] == [4]
+    assert {refusal.reason for refusal in result.refused} == {"f has no parameters"}
 
 
 def test_masks_are_context() -> None:
