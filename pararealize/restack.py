@@ -277,19 +277,18 @@ def _warn_if_trained(captured: Capture, table: Tableau, h: float, groups: Sequen
     """Say that the function changes, where batch norms have counted batches."""
     if table.stages == 1 and h == 1 and not any(table.a[0]):
         return
-    for residual in (residual for group in groups for residual in group):
-        for node in residual.nodes:
-            module = captured.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_batches_tracked:
-                warnings.warn(
-                    f"{type(captured.model).__name__} has seen batches already ({node.target} counted "
-                    f"{int(module.num_batches_tracked)}), and {table.name} with h = {h:g} is another function than it "
-                    "was: recalibrate_batchnorm(net, loader) and fine-tune, or train from scratch; "
-                    f"h={table.stages} keeps the total step and starts closer",
-                    RestackWarning,
-                    stacklevel=3,
-                )
-                return
+    for node in (node for group in groups for residual in group for node in residual.nodes):
+        module = captured.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        counted = getattr(module, "num_batches_tracked", None)
+        if isinstance(counted, torch.Tensor) and not counted.is_meta and counted > 0:
+            warnings.warn(
+                f"{type(captured.model).__name__} has seen batches already ({node.target} counted {int(counted)}), and "
+                f"{table.name} with h = {h:g} is another function than it was: recalibrate_batchnorm(net, loader) and "
+                f"fine-tune, or train from scratch; h={table.stages} keeps the total step and starts closer",
+                RestackWarning,
+                stacklevel=3,
+            )
+            return
 
 
 def _steps(groups: Sequence[tuple[Residual, ...]], h: float) -> nn.ParameterDict:

@@ -67,7 +67,7 @@ conv = lambda: nn.Conv1d(4, 4, 3, padding=1)  # noqa: E731
         (lambda: nn.Sequential(conv(), nn.ReLU(), conv()), False),
         (lambda: nn.Sequential(nn.Sigmoid(), nn.BatchNorm1d(4)), False),
         (Gated, False),
-        (Split, False),
+        (lambda: nn.Sequential(Split(), conv()), False),
     ],
 )
 def test_normalised_first(f, expected: bool) -> None:

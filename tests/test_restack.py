@@ -438,6 +438,23 @@ def test_it_is_an_ordinary_module() -> None:
         pickle.dumps(net)
 
 
+def test_on_the_meta_device_and_in_double_precision() -> None:
+    meta = restack(Stack(4).to("meta"), "rk4", adaptive=True, example_inputs=torch.empty(2, 3, 6, 6, device="meta"))
+    assert all(p.is_meta for p in meta.parameters())
+    double = restack(Stack(4).double(), "rk4", adaptive=True, example_inputs=images(6).double())
+    assert double.steps.h1.dtype == F64
+
+
+def test_export_compile_and_autocast() -> None:
+    net, x = restack(models.resnet20(), "midpoint", adaptive=True).eval(), images()
+    with torch.no_grad():
+        expected = net(x)
+        torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.compile(net, backend="eager")(x), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(net(x).float(), expected, rtol=0.1, atol=0.1)
+
+
 def test_printed_code_reads_as_the_scheme() -> None:
     code = restack(Stack(4), "rk4").code
     for line in (
