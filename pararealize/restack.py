@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -24,7 +23,6 @@ import torch
 from torch import fx, nn
 
 from .blocks import find_blocks
-from .calls import as_captured
 from .capture import Capture, capture
 from .errors import ModelError, RestackError, RestackWarning
 from .growth import dangers
@@ -32,13 +30,11 @@ from .liveness import flow_of
 from .residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
 from .restacking import Group, Restacking
 from .restore import ordinary_mode
-from .tableaux import Coefficient, Tableau, tableau
+from .rewire import STEPS, Adaptive, rewire
+from .tableaux import Tableau, tableau
 from .tree import CONTENTS, own_tree
 
 __all__ = ["RestackedModule", "restack"]
-
-Adaptive = Literal["all", "output"]
-_STEPS = "steps"  # the top-level name under which adaptive steps stand
 
 
 class RestackedModule(fx.GraphModule):
@@ -84,7 +80,7 @@ class RestackedModule(fx.GraphModule):
             >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
             [(61, 0.0001), (3, 0.0)]
         """
-        steps = [value for name, value in self.named_parameters() if name.startswith(f"{_STEPS}.h")]
+        steps = [value for name, value in self.named_parameters() if name.startswith(f"{STEPS}.h")]
         ours = {id(value) for value in steps} if self.restacking.adaptive else set()
         others = [value for value in self.parameters() if id(value) not in ours]
         if not ours:
@@ -180,10 +176,10 @@ def restack(
             groups=tuple(names),
             left=tuple(left),
         )
-        tree, _ = own_tree(model, captured.constants, [_STEPS] if kind else [])
+        tree, _ = own_tree(model, captured.constants, [STEPS] if kind else [])
         if kind:
-            tree._modules[_STEPS] = _steps(groups, float(h)).train(model.training)
-        return RestackedModule(tree, _Writer(captured, groups, table, float(h), kind).graph, restacking)
+            tree._modules[STEPS] = _steps(groups, float(h)).train(model.training)
+        return RestackedModule(tree, rewire(captured, groups, table, float(h), kind), restacking)
 
 
 def _check_arguments(scheme: str | Tableau, h: float, adaptive: object, per: str) -> Tableau:
@@ -298,84 +294,3 @@ def _steps(groups: Sequence[tuple[Residual, ...]], h: float) -> nn.ParameterDict
         value = group[0].x.meta["val"]
         steps[f"h{g}"] = nn.Parameter(torch.full((), h, dtype=value.dtype, device=value.device))
     return steps
-
-
-# The graph ----------------------------------------------------------------------------------------------------------
-
-
-class _Writer:
-    """The captured graph anew, with each group as one step; g is the group, i and j are stages, all from 1."""
-
-    def __init__(
-        self,
-        captured: Capture,
-        groups: Sequence[tuple[Residual, ...]],
-        table: Tableau,
-        h: float,
-        adaptive: Adaptive | None,
-    ) -> None:
-        self.table, self.h, self.adaptive = table, h, adaptive
-        self.graph = fx.Graph()
-        self.known: dict[fx.Node, fx.Node] = {}
-        ending = {group[-1].output: (g, group) for g, group in enumerate(groups, start=1)}
-        replaced = {node for group in groups for residual in group for node in residual.nodes}
-        for node in captured.graph.nodes:
-            if node in ending:
-                self.known[node] = self._step(*ending[node])
-            elif node not in replaced:
-                self.known[node] = self._copy(node)
-        for node in self.graph.nodes:
-            node.meta.clear()
-
-    def _copy(self, node: fx.Node) -> fx.Node:
-        copied = self.graph.node_copy(node, self.known.__getitem__)
-        if node.op == "placeholder" and "plain" in node.meta:
-            self.graph.call_function(as_captured, (copied, node.meta["plain"], str(node.target)))
-        return copied
-
-    def _step(self, g: int, group: tuple[Residual, ...]) -> fx.Node:
-        """One step: y from x."""
-        x = self.known[group[0].x]
-        h = self.graph.get_attr(f"{_STEPS}.h{g}") if self.adaptive else None
-        stage_h = h if self.adaptive == "all" else None
-        k: dict[int, fx.Node] = {}
-        summed: fx.Node | None = None
-        for i, residual in enumerate(group, start=1):
-            terms = {j: a for j, a in enumerate(self.table.a[i - 1], start=1) if a}
-            z: fx.Node | None = None
-            for j, a in terms.items():
-                z = self._add(x, z, a, k[j], stage_h)
-            z = self._finish(x, z, stage_h, f"z{g}_{i}") if z is not None else x
-            k[i] = residual.write(self.graph, z, self.known, f"k{g}_{i}")
-            if b := self.table.b[i - 1]:
-                summed = self._add(x, summed, b, k[i], h)
-        assert summed is not None
-        y = self._finish(x, summed, h, f"y{g}")
-        post = group[-1].post
-        if post is None:
-            return y
-        return self.graph.node_copy(post, lambda _: y)
-
-    def _add(self, x: fx.Node, summed: fx.Node | None, weight: Coefficient, k: fx.Node, h: fx.Node | None) -> fx.Node:
-        """One term more: of x + h·Σ for a fixed h, of Σ alone for a learnable one."""
-        if h is not None:
-            if summed is None:
-                return k if weight == 1 else self._call(operator.mul, k, float(weight))
-            return self._plus(summed, float(weight), k)
-        return self._plus(x if summed is None else summed, self.h * float(weight), k)
-
-    def _plus(self, a: fx.Node, weight: float, k: fx.Node) -> fx.Node:
-        if weight == 1:
-            return self._call(operator.add, a, k)
-        return self.graph.call_function(torch.add, (a, k), {"alpha": weight})
-
-    def _finish(self, x: fx.Node, summed: fx.Node, h: fx.Node | None, name: str) -> fx.Node:
-        """The sum as x + h·Σ under its name."""
-        if h is None:
-            summed._rename(name)
-            return summed
-        scaled = self._call(operator.mul, h, summed)
-        return self.graph.create_node("call_function", operator.add, (x, scaled), name=name)
-
-    def _call(self, function: Any, *args: Any) -> fx.Node:
-        return self.graph.call_function(function, args)

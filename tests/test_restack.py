@@ -624,3 +624,21 @@ def test_a_users_table() -> None:
     u = u + (k1 + two.f(u + k1)) / 2
     torch.testing.assert_close(restack(model, heun, example_inputs=x)(x), model.head(u.mean((2, 3))))
     assert np.isclose(float(heun.b[0]), 0.5)
+
+
+def test_random_numbers_and_shared_statistics_keep_their_order() -> None:
+    """Dropout and a norm beside f run between f's own and the sum: their turns stay as they were."""
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.drop, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            f = self.norm(self.drop(self.b(x)))
+            beside = self.drop(self.norm(x))
+            return (x + f) * beside
+
+    model, x = Beside(), torch.randn(6, 4)
+    assert_same(restack(model, "euler", example_inputs=x), model, x, exact=True)
