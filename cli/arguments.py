@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pararealize.errors import CoarseError, DeviceError, ExampleError
+from pararealize.errors import CoarseError, DeviceError, ExampleError, TableauError
 from pararealize.lookup import find
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["coarse", "cuts", "devices", "example", "leaf_modules", "model", "shape"]
+    from pararealize.tableaux import Tableau
+
+__all__ = ["coarse", "cuts", "devices", "example", "leaf_modules", "model", "scheme", "shape"]
 
 
 def model(name: str, *, num_classes: int | None, seed: int, meta: bool = False) -> nn.Module:
@@ -90,6 +92,20 @@ def devices(text: str | None) -> list[str] | None:
     if not names:
         raise DeviceError(f"--devices {text!r} names no device; write for instance --devices cuda:0,cuda:1")
     return names
+
+
+def scheme(text: str) -> str | Tableau:
+    """A scheme's name, or the tableau that ``package.module:name`` or ``file.py:name`` stands for or gives."""
+    if ":" not in text:
+        return text
+    from pararealize.tableaux import Tableau
+
+    found = find(text)
+    if callable(found):
+        found = found()
+    if not isinstance(found, Tableau):
+        raise TableauError(f"--scheme {text!r} is a {type(found).__name__} and no Tableau; name one, or a function")
+    return found
 
 
 def leaf_modules(names: list[str] | None) -> tuple[type, ...]:

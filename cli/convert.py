@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pararealize import PararealModule
 
-__all__ = ["Recipe", "source_code", "write"]
+__all__ = ["Recipe", "anywhere", "quoted", "source_code", "write"]
 
 HEADER = '''\
 """{name} as a parareal network of {n} segments, written by pararealize {version}.
@@ -85,16 +85,16 @@ def write(pnet: PararealModule, folder: Path, recipe: Recipe, *, picture: str) -
 
 def source_code(pnet: PararealModule, recipe: Recipe) -> str:
     """An importable file: ``load()``, which makes the network from the other files, and its forward pass as printed."""
-    model = _quoted(_anywhere(recipe.model))
+    model = quoted(anywhere(recipe.model))
     if recipe.num_classes is not None:
         model += f", num_classes={recipe.num_classes}"
     arguments = {}
     if recipe.example is not None:
         arguments["example_inputs"] = f"torch.zeros({tuple(recipe.example.shape)}, dtype={recipe.example.dtype})"
     if ":" in recipe.coarse:
-        arguments["coarse"] = f"find({_quoted(_anywhere(recipe.coarse))})"
+        arguments["coarse"] = f"find({quoted(anywhere(recipe.coarse))})"
     if recipe.leaf:
-        arguments["leaf_modules"] = f"[{', '.join(f'find({_quoted(_anywhere(name))})' for name in recipe.leaf)}]"
+        arguments["leaf_modules"] = f"[{', '.join(f'find({quoted(anywhere(name))})' for name in recipe.leaf)}]"
     found = any("find(" in value for value in arguments.values())
     header = HEADER.format(
         name=pnet.plan.model,
@@ -107,11 +107,12 @@ def source_code(pnet: PararealModule, recipe: Recipe) -> str:
     return header + pnet.code.strip() + "\n"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A string as Python writes it."""
     return json.dumps(text, ensure_ascii=False)
 
 
-def _anywhere(name: str) -> str:
+def anywhere(name: str) -> str:
     """The same name, ``file.py:callable`` with the whole path, so that it holds in every working directory."""
     path, _, attribute = name.rpartition(":")
     return f"{Path(path).resolve()}:{attribute}" if path.endswith(".py") else name

@@ -1,4 +1,4 @@
-"""The ``pararealize`` command: ``convert``, ``inspect``, ``schedule``, ``ls`` and ``demo``."""
+"""The ``pararealize`` command: ``convert``, ``inspect``, ``schedule``, ``restack``, ``ls`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from .options import (
     Seed,
     SourceOfAdapters,
 )
+from .restack import EXAMPLES as RESTACK_EXAMPLES
+from .restack import restack
 from .schedule import EXAMPLES as SCHEDULE_EXAMPLES
 from .schedule import schedule
 
@@ -188,6 +190,7 @@ def inspect(
 
 
 app.command(epilog=SCHEDULE_EXAMPLES)(one_message(schedule))
+app.command(epilog=RESTACK_EXAMPLES)(one_message(restack))
 
 
 @app.command(name="ls")

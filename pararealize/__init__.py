@@ -17,6 +17,9 @@ and :func:`pararealize`, the composition up to ``emit``. What a step looks like 
 
     simulate          Plan, Times -> Timeline         schedule.py
     measure_network   PararealModule -> Times         times.py
+
+Beside it, :func:`restack` rewires residual blocks as Runge-Kutta steps (``tableaux.py``, ``residual.py``,
+``restack.py``); what it gives can be converted too.
 """
 
 from .adapters import build_adapter
@@ -31,8 +34,11 @@ from .field import ReceptiveField, receptive_fields
 from .local import LocalModule, capture_graphs, run_local
 from .plan import Plan
 from .planning import plan_segments
+from .recalibrate import recalibrate_batchnorm
+from .restack import RestackedModule, restack
 from .schedule import simulate
 from .stage import Stage
+from .tableaux import Tableau
 from .timeline import Timeline
 from .times import Times, measure_network, plan_times
 
@@ -48,8 +54,10 @@ __all__ = [
     "PararealizeError",
     "Plan",
     "ReceptiveField",
+    "RestackedModule",
     "Space",
     "Stage",
+    "Tableau",
     "Timeline",
     "Times",
     "build_adapter",
@@ -65,7 +73,9 @@ __all__ = [
     "pararealize",
     "plan_segments",
     "plan_times",
+    "recalibrate_batchnorm",
     "receptive_fields",
+    "restack",
     "run_local",
     "simulate",
 ]

@@ -19,7 +19,10 @@ __all__ = [
     "PararealizeError",
     "PlanError",
     "RankError",
+    "RestackError",
+    "RestackWarning",
     "SourceError",
+    "TableauError",
 ]
 
 
@@ -69,6 +72,18 @@ class CoarseError(PararealizeError, ValueError):
 
 class CheckpointError(PararealizeError, ValueError):
     """A checkpoint does not fit the module that is to load it."""
+
+
+class TableauError(PararealizeError, ValueError):
+    """A Runge-Kutta table is unknown, implicit, does not sum, or has not the order that it claims."""
+
+
+class RestackError(PararealizeError, ValueError):
+    """A network has no chain of residual blocks that a scheme could rewire, or the scheme would make it blow up."""
+
+
+class RestackWarning(UserWarning):
+    """Restacking gives another function than the network had, or one that may not be trainable."""
 
 
 class OutputError(PararealizeError, OSError):

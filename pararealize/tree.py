@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import keyword
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from .errors import ModelError
 
-__all__ = ["CONTENTS", "check_model", "computed_tensors", "own_tree"]
+__all__ = ["CONTENTS", "RESERVED", "check_model", "computed_tensors", "own_tree"]
 
 CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-_RESERVED = ("adapters", "coarse", "segments")
+RESERVED = ("adapters", "coarse", "segments")
 
 
 def check_model(model: nn.Module) -> None:
@@ -46,16 +46,23 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(f"{name} has submodules with keywords of Python as names, which no code can call: {words}")
 
 
-def own_tree(model: nn.Module, constants: Mapping[str, torch.Tensor]) -> tuple[nn.Module, list[str]]:
+def own_tree(
+    model: nn.Module, constants: Mapping[str, torch.Tensor], reserved: Sequence[str] = RESERVED
+) -> tuple[nn.Module, list[str]]:
     """A copy of the model, whose constants are non-persistent buffers, and the original's keys in a state dict.
+
+    Args:
+        model: the model.
+        constants: by their names.
+        reserved: top-level names that the result needs for itself.
 
     Raises:
         ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
     """
-    taken = [name for name in _RESERVED if name in {*model._modules, *model._parameters, *model._buffers}]
+    taken = [name for name in reserved if name in {*model._modules, *model._parameters, *model._buffers}]
     if taken:
         raise ModelError(
-            f"{type(model).__name__} has top-level names {taken}, which a parareal module needs for itself; "
+            f"{type(model).__name__} has top-level names {taken}, which the result needs for itself; "
             "rename them, or wrap the model in a module that holds it as an attribute"
         )
     try:
