@@ -48,6 +48,9 @@ def _sections(rows: Rows) -> Iterator[str]:
     if goals := list(_goals(rows)):
         yield "## Goals"
         yield table(("", "against", "goal", "here"), goals)
+    if predictions := list(_predictions(rows)):
+        yield "## What the timeline predicts"
+        yield table(("", "way", "predicted ms", "real ms", "predicted / real"), predictions)
     for quantity, title in {
         "step": "Forward and backward",
         "update": "The optimiser's update",
@@ -73,6 +76,14 @@ def _goals(rows: Rows) -> Iterator[tuple[str, ...]]:
     for case, goals in _GOALS.items():
         here = ratios(rows.get(case, {}))
         yield from ((case, rival, f"{goal:g}", f"{here[rival]:.2f}") for rival, goal in goals.items() if rival in here)
+
+
+def _predictions(rows: Rows) -> Iterator[tuple[str, ...]]:
+    for case, row in rows.items():
+        for name, found in row.items():
+            if "predicted" in found and "step" in found:
+                guess, real = found["predicted"]["median"], found["step"]["median"]
+                yield case, name, f"{guess * 1e3:.1f}", f"{real * 1e3:.1f}", f"{guess / real:.2f}"
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:

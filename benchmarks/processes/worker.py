@@ -15,7 +15,8 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
-from pararealize import pararealize
+from benchmarks.harness import median
+from pararealize import measure_network, pararealize, simulate
 
 from .methods import METHODS, Method, Setting
 from .networks import build, example
@@ -47,7 +48,8 @@ def _measure(
     model = build(network)
     setting = Setting(model=model, nets=_convert(model, network), mesh=mesh, cores=cores)
     methods = {name: METHODS[name](setting) for name in names}
-    del setting
+    predicted = {kind: net for kind, net in setting.nets.items() if f"parareal {kind}" in names}
+    latency, bandwidth = _messages()
     for batch in batches:
         fitting = {name: method for name, method in methods.items() if method.fits(batch)}
         x, target = example(network, batch)
@@ -58,6 +60,10 @@ def _measure(
                         yield batch, name, quantity, seconds
         if batch == 1:
             yield from _latencies(fitting, x, rounds)
+        for kind, net in predicted.items():
+            times, _ = measure_network(net.train(), x, repeats=rounds)  # on all ranks at once, as in a step
+            found = simulate(net.plan, times, latency=latency, bandwidth=bandwidth, batch=batch)
+            yield batch, f"parareal {kind}", "predicted", found.step
 
 
 def _convert(model: torch.nn.Module, network: str) -> dict[str, Any]:
@@ -72,6 +78,24 @@ def _convert(model: torch.nn.Module, network: str) -> dict[str, Any]:
         kind: pararealize(model, example_inputs=x, coarse=kind, plan=plan)
         for kind, plan in zip(KINDS, plans, strict=True)
     }
+
+
+def _messages(rounds: int = 20) -> tuple[float, float]:
+    """Seconds of a small message between the first two ranks, and bytes a second of a large one."""
+    seconds = []
+    for elements in (1, 2**20):
+        tensor, taken = torch.zeros(elements), []
+        for _ in range(rounds):
+            distributed.barrier()
+            began = time.perf_counter()
+            for sender in (0, 1):
+                if distributed.get_rank() == sender:
+                    distributed.send(tensor, 1 - sender)
+                else:
+                    distributed.recv(tensor, sender)
+            taken.append((time.perf_counter() - began) / 2)
+        seconds.append(median(taken))
+    return seconds[0], 4 * 2**20 / max(seconds[1] - seconds[0], 1e-9)
 
 
 def _once(method: Method, x: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, float]]:
