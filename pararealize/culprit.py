@@ -6,6 +6,7 @@ in ``g^1 forward``. So the rank at the end of the chain is named, not the neighb
     2 ──z_2──▸ 1 ──z_1──▸ 0   in 'g^1 forward' for 31 s        rank 0
     2 ──z_2──▸ 1   no sign of life for 30 s                    rank 1, whatever it was waiting for
     1 ──z_1──▸ 0 ──its gradient──▸ 1                           they wait for each other
+    1 ──z_1──▸ 0 ──the loss──▸ all, a step behind 1            rank 0, which hangs where its wait was over
 
 Only lengths of time are compared, each measured by one clock; times of day of different machines are not.
 """
@@ -38,6 +39,7 @@ class Sight:
         peer: for which one, where one is known.
         quiet: seconds since its last sign of life.
         left: it closed its watch in good order.
+        step: how many steps it has begun.
     """
 
     who: str
@@ -47,6 +49,7 @@ class Sight:
     peer: int | None = None
     quiet: float = 0.0
     left: bool = False
+    step: int = 0
 
     def __str__(self) -> str:
         if not self.waits:
@@ -70,8 +73,11 @@ def find_culprit(sights: Mapping[int, Sight], me: int, *, quiet: float) -> Failu
             return _blame(chain[-1], sights[chain[-1]], sights[me], waited, quiet)
         following = last.peer if last.peer is not None else _not_waiting(sights, chain[-1], quiet)
         if following is None or following in chain:
-            start = 0 if following is None else chain.index(following)
-            return _circle(chain[start:] if following is not None else sorted(sights), sights, waited)
+            circle = sorted(sights) if following is None else chain[chain.index(following) :]
+            behind = _behind(circle, sights)
+            if behind is not None:
+                return _blame(behind, sights[behind], sights[me], waited, quiet)
+            return _circle(circle, sights, waited)
         chain.append(following)
 
 
@@ -96,6 +102,13 @@ def _not_waiting(sights: Mapping[int, Sight], me: int, quiet: float) -> int | No
         return max(busy, key=lambda rank: others[rank].seconds)
     named = [rank for rank, sight in others.items() if sight.peer is not None]
     return named[0] if named else None
+
+
+def _behind(circle: list[int], sights: Mapping[int, Sight]) -> int | None:
+    """The one rank that has begun fewer steps than the rest: they have ended the one that it still waits in."""
+    least = min(sights[rank].step for rank in circle)
+    found = [rank for rank in circle if sights[rank].step == least]
+    return found[0] if len(found) == 1 and len(circle) > 1 else None
 
 
 def _blame(rank: int, sight: Sight, waiting: Sight, waited: float, quiet: float) -> Failure:

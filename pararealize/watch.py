@@ -114,7 +114,7 @@ class Watch:
         self._beat = min(0.5, timeout / 8)
         self._quiet = 4 * self._beat
         self._state = _State("")
-        self._inside = False
+        self._inside, self._step = False, 0
         self._failure: Failure | None = None
         self._failed_at = 0.0
         self._known, self._done = threading.Event(), threading.Event()  # a failure is known; told, and waits ended
@@ -126,7 +126,7 @@ class Watch:
         self._seen: dict[int, tuple[Message, float]] = {}  # each rank's last message, and when it came
         for j in range(len(who)):
             if j != rank:
-                self._seen[j] = {"doing": "", "seconds": 0.0, "waits": False, "peer": None}, now
+                self._seen[j] = {"doing": "", "seconds": 0.0, "waits": False, "peer": None, "step": 0}, now
         self._links: Links | None = None
         if len(who) > 1:
             place = f"pararealize/watch/{' '.join(who)}"
@@ -147,6 +147,7 @@ class Watch:
             RankError: another rank failed, before or during the step.
         """
         self._raise_known()
+        self._step += 1
         self._state, self._inside = _State("the start of a step"), True
         try:
             yield
@@ -245,6 +246,7 @@ class Watch:
                 seconds=now - state.since,
                 waits=state.waits,
                 peer=state.peer,
+                step=self._step,
             )
         }
         for rank, (beat, heard) in list(self._seen.items()):
@@ -256,6 +258,7 @@ class Watch:
                 peer=beat["peer"],
                 quiet=now - heard,
                 left=rank in self._left,
+                step=beat["step"],
             )
         return sights
 
@@ -295,6 +298,7 @@ class Watch:
                         "seconds": now - state.since,
                         "waits": state.waits,
                         "peer": state.peer,
+                        "step": self._step,
                     }
                 )
                 self._judge(state, now)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from pararealize.culprit import Sight, find_culprit, silent
@@ -52,6 +54,21 @@ def test_ranks_that_wait_for_each_other() -> None:
 def test_everyone_in_a_sum_but_not_in_the_same() -> None:
     failure = find_culprit({0: waits(0, None), 1: waits(1, None)}, 1, quiet=2)
     assert "waited for each other" in failure.message
+
+
+def test_one_that_hangs_where_its_wait_was_over_is_a_step_behind() -> None:
+    """It still says that it waits, for the last thing of a step that the others have ended."""
+    sights = {
+        0: Sight(who="rank 0", doing="dz_1", seconds=30, waits=True, peer=1, step=8),
+        1: Sight(who="rank 1", doing="dz_2", seconds=30, waits=True, peer=2, step=8),
+        2: Sight(who="rank 2", doing="the loss", seconds=30.4, waits=True, step=7),
+    }
+    for me in (0, 1):
+        failure = find_culprit(sights, me, quiet=2)
+        assert failure.rank == 2
+        assert "rank 2 has not answered for 30 s: it was last seen waiting for the loss" in failure.message
+    level = {rank: dataclasses.replace(sight, step=8) for rank, sight in sights.items()}
+    assert "waited for each other" in find_culprit(level, 0, quiet=2).message
 
 
 def test_one_that_left() -> None:
