@@ -39,6 +39,9 @@ def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere
         CheckpointError: a parameter is not the stage's, or the ranks' groups differ; on every rank.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pararealize.optimizer_state import gather_optimizer_state
         >>> model = nn.Linear(2, 1)
         >>> state = gather_optimizer_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
         >>> state["groups"][0]["params"], state["groups"][0]["lr"]

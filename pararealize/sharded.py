@@ -46,9 +46,11 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
         CheckpointError: a part cannot be saved.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import mkdtemp
         >>> from pararealize import pararealize
         >>> from pararealize.models import resnet20
+        >>> from pararealize.sharded import save_sharded
         >>> net = pararealize(resnet20(), n=2)
         >>> save_sharded(net, Path(mkdtemp()) / "step-1000")
     """

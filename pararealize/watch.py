@@ -86,7 +86,9 @@ class Watch:
         DistributedError: some rank did not come, or cannot be reached.
 
     Example:
-        >>> watch = Watch(dist.HashStore(), rank=0, who=["rank 0 (segment 1)"], timeout=30)
+        >>> from torch import distributed
+        >>> from pararealize.watch import Watch
+        >>> watch = Watch(distributed.HashStore(), rank=0, who=["rank 0 (segment 1)"], timeout=30)
         >>> with watch.step():
         ...     watch.doing("g^1 forward")
         >>> watch.close()
