@@ -7,6 +7,7 @@ in ``g^1 forward``. So the rank at the end of the chain is named, not the neighb
     2 ──z_2──▸ 1   no sign of life for 30 s                    rank 1, whatever it was waiting for
     1 ──z_1──▸ 0 ──its gradient──▸ 1                           they wait for each other
     1 ──z_1──▸ 0 ──the loss──▸ all, a step behind 1            rank 0, which hangs where its wait was over
+    2 ──z_2──▸ 1 ──z_1──▸ 0, which has sent it                 rank 1, for the same reason
 
 Only lengths of time are compared, each measured by one clock; times of day of different machines are not.
 """
@@ -40,6 +41,8 @@ class Sight:
         quiet: seconds since its last sign of life.
         left: it closed its watch in good order.
         step: how many steps it has begun.
+        sent: how many messages it has sent, by the rank that they are for.
+        took: how many messages it has taken, by the rank that they are of.
     """
 
     who: str
@@ -50,6 +53,8 @@ class Sight:
     quiet: float = 0.0
     left: bool = False
     step: int = 0
+    sent: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    took: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         if not self.waits:
@@ -69,7 +74,8 @@ def find_culprit(sights: Mapping[int, Sight], me: int, *, quiet: float) -> Failu
     chain = [me]
     while True:
         last = sights[chain[-1]]
-        if len(chain) > 1 and (last.quiet > quiet or last.left or not last.waits):
+        over = last.peer is not None and last.seconds > quiet and _has_come(chain[-1], last.peer, sights)
+        if len(chain) > 1 and (last.quiet > quiet or last.left or not last.waits or over):
             return _blame(chain[-1], sights[chain[-1]], sights[me], waited, quiet)
         following = last.peer if last.peer is not None else _not_waiting(sights, chain[-1], quiet)
         if following is None or following in chain:
@@ -102,6 +108,11 @@ def _not_waiting(sights: Mapping[int, Sight], me: int, quiet: float) -> int | No
         return max(busy, key=lambda rank: others[rank].seconds)
     named = [rank for rank, sight in others.items() if sight.peer is not None]
     return named[0] if named else None
+
+
+def _has_come(rank: int, peer: int, sights: Mapping[int, Sight]) -> bool:
+    """Whether what a rank waits for was sent: it hangs where its wait was over."""
+    return sights[peer].sent.get(rank, 0) > sights[rank].took.get(peer, 0)
 
 
 def _behind(circle: list[int], sights: Mapping[int, Sight]) -> int | None:

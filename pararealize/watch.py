@@ -56,6 +56,7 @@ _TOLD = 1.0  # seconds that a rank's last words may take
 _LEFT = 1.0  # seconds in which what a rank sent before it left must have come
 _COMMUNICATION = ("gloo", "nccl", "connection", "pair closure", "timed out", "socket", "broken pipe")
 _TAG = 2**31 - 9  # of the receives that end waits; no message has it
+_UNSEEN: Message = {"doing": "", "seconds": 0.0, "waits": False, "peer": None, "step": 0, "sent": [], "took": []}
 _meetings: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
 
@@ -117,6 +118,8 @@ class Watch:
         self._quiet = 4 * self._beat
         self._state = _State("")
         self._inside, self._step = False, 0
+        self._sent: dict[int, int] = {}
+        self._took: dict[int, int] = {}
         self._failure: Failure | None = None
         self._failed_at = 0.0
         self._known, self._done = threading.Event(), threading.Event()  # a failure is known; told, and waits ended
@@ -128,7 +131,7 @@ class Watch:
         self._seen: dict[int, tuple[Message, float]] = {}  # each rank's last message, and when it came
         for j in range(len(who)):
             if j != rank:
-                self._seen[j] = {"doing": "", "seconds": 0.0, "waits": False, "peer": None, "step": 0}, now
+                self._seen[j] = dict(_UNSEEN), now
         self._links: Links | None = None
         if len(who) > 1:
             place = f"pararealize/watch/{' '.join(who)}"
@@ -173,6 +176,18 @@ class Watch:
         self._state = _State(what, None if peer == self.rank else peer, waits=True)
         if self._failure is not None:
             self._raise_known()
+
+    def sent(self, peer: int) -> None:
+        """Count a message to a rank; every one that it gets by :meth:`took` is to be counted."""
+        self._count(self._sent, peer)
+
+    def took(self, peer: int) -> None:
+        """Count a message that has come from a rank."""
+        self._count(self._took, peer)
+
+    def _count(self, counts: dict[int, int], peer: int) -> None:
+        rank = peer if self._peers is None else self._peers[peer]
+        counts[rank] = counts.get(rank, 0) + 1
 
     def close(self) -> None:
         """Leave in good order: the others are told, and do not take it for a death. May be called again."""
@@ -249,6 +264,8 @@ class Watch:
                 waits=state.waits,
                 peer=state.peer,
                 step=self._step,
+                sent=dict(self._sent),
+                took=dict(self._took),
             )
         }
         for rank, (beat, heard) in list(self._seen.items()):
@@ -261,6 +278,8 @@ class Watch:
                 quiet=now - heard,
                 left=rank in self._left,
                 step=beat["step"],
+                sent=dict(beat["sent"]),
+                took=dict(beat["took"]),
             )
         return sights
 
@@ -301,6 +320,8 @@ class Watch:
                         "waits": state.waits,
                         "peer": state.peer,
                         "step": self._step,
+                        "sent": list(self._sent.items()),  # JSON has no numbers as keys
+                        "took": list(self._took.items()),
                     }
                 )
                 self._judge(state, now)

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import DistributedError
 
-__all__ = ["Incoming", "Kind", "Kinds", "Unwatched", "Watching", "Wire"]
+__all__ = ["Incoming", "Kind", "Kinds", "Watching", "Wire"]
 
 _EXCHANGE = 1 << 20  # a tag that no message between segments has
 
@@ -36,19 +36,11 @@ class Watching(Protocol):
     def waiting(self, what: str, peer: int | None = None) -> None:
         """Before a wait for a message of a rank of the group, such as ``"z_2"``, or for all of them."""
 
+    def sent(self, peer: int) -> None:
+        """After a message to a rank of the group."""
 
-class Unwatched:
-    """Nobody is told."""
-
-    def step(self) -> contextlib.AbstractContextManager[None]:
-        """Nothing is done around a step."""
-        return contextlib.nullcontext()
-
-    def doing(self, what: str) -> None:
-        """Nobody listens."""
-
-    def waiting(self, what: str, peer: int | None = None) -> None:
-        """Nobody listens."""
+    def took(self, peer: int) -> None:
+        """After one of a rank of the group has come."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -192,6 +184,7 @@ class Wire:
         assert incoming.works is not None
         for work in incoming.works:
             self._wait(work, incoming.name, incoming.peer, "waiting for")
+            self.watch.took(incoming.peer)
         found, rest, spec = kinds.learnt[incoming.name]
         arrived = iter(incoming.tensors)
         leaves = [leaf if kind is None else next(arrived) for kind, leaf in zip(found, rest, strict=True)]
@@ -221,6 +214,7 @@ class Wire:
         assert incoming.works is not None
         for work in incoming.works:
             self._wait(work, incoming.name, incoming.peer, "waiting for")
+            self.watch.took(incoming.peer)
         return incoming.tensors
 
     # The loss ------------------------------------------------------------------------------------------------------
@@ -295,6 +289,7 @@ class Wire:
         work = dist.isend(_flat(tensor), dst=self.globally[to], group=self.group, tag=tag)
         assert work is not None
         self._sent.append((name, to, work, tensor))
+        self.watch.sent(to)
 
     def _receive(self, tensor: torch.Tensor, peer: int, tag: int) -> dist.Work:
         work = dist.irecv(_flat(tensor), src=self.globally[peer], group=self.group, tag=tag)

@@ -71,6 +71,18 @@ def test_one_that_hangs_where_its_wait_was_over_is_a_step_behind() -> None:
     assert "waited for each other" in find_culprit(level, 0, quiet=2).message
 
 
+def test_one_that_hangs_where_its_wait_was_over_has_been_sent_what_it_waits_for() -> None:
+    sights = {
+        0: waits(0, 1, what="dz_1"),
+        1: dataclasses.replace(waits(1, 2, what="dz_2"), took={2: 4}),
+        2: dataclasses.replace(waits(2, None, what="the loss"), sent={1: 5}),
+    }
+    for me in (0, 2):
+        assert find_culprit(sights, me, quiet=2).rank == 1
+    sights[2] = dataclasses.replace(sights[2], sent={1: 4})
+    assert "waited for each other" in find_culprit(sights, 0, quiet=2).message
+
+
 def test_one_that_left() -> None:
     left = Sight(who="rank 1", doing="", seconds=3, left=True)
     failure = find_culprit({0: waits(0, 1, what="z_2"), 1: left}, 0, quiet=2)
