@@ -17,7 +17,8 @@ from benchmarks.compile import __main__ as compiling
 from benchmarks.compile import measure as compile_measure
 from benchmarks.coverage import cases, check, tables
 from benchmarks.coverage.hugging_face import HUGGING_FACE
-from benchmarks.memory import __main__ as memory
+from benchmarks.memory import __main__ as memory_command
+from benchmarks.memory import measure as memory
 from benchmarks.processes import tables as process_tables
 
 ROOT = Path(__file__).parents[1]
@@ -200,3 +201,16 @@ def test_what_autograd_keeps_is_counted_once():
     with memory.Kept(layer) as kept:
         torch.tanh(layer(x)) + layer(x)  # keeps x once, and the tanh; the weight is the layer's own
     assert kept.bytes == 2 * 8 * 4 * 4
+
+
+def test_memory_of_each_rank(tmp_path):
+    words = ["--network", "resnet20", "--ranks", "1", "2", "--coarse", "linear", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.memory", *words]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    one, two = rows["resnet20, linear, 1 ranks"], rows["resnet20, linear, 2 ranks"]
+    assert sum(two["parameters"]) > one["parameters"][0] > max(two["parameters"])
+    assert max(two["kept_mib"]) < one["kept_mib"][0]
+    assert "| linear | 2 |" in memory_command.markdown(harness.Results(tmp_path / "results.json"))
+    assert "<svg" in (tmp_path / "memory.svg").read_text()
