@@ -27,8 +27,9 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[data,zoo,test,lint,docs]'
 	@touch $@ $(VENV)/.demo
 
+# waiting threads spin for a moment and then sleep: sleeping at once doubles the time, spinning on hurts busy machines
 demo: $(VENV)/.demo  ## convert ResNet-1001 with n = 12 and train it for some steps on the digits
-	@OMP_NUM_THREADS=$(WORKERS) OMP_WAIT_POLICY=passive $(BIN)/pararealize demo
+	@OMP_NUM_THREADS=$(WORKERS) GOMP_SPINCOUNT=20000 $(BIN)/pararealize demo
 
 test: $(VENV)/.test  ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
