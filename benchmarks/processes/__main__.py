@@ -40,40 +40,42 @@ def main(arguments: list[str] | None = None) -> int:
 
     results = Results(given.out / "results.json")
     for network in given.networks:
-        asked = {
-            "network": network,
-            "batches": given.batches or NETWORKS[network],
-            "rounds": given.rounds,
-            "methods": given.methods,
-            "cores": os.cpu_count(),
-        }
-        for batch, row in _measured(asked).items():
-            results.add(f"{network}, batch {batch}", row)
+        for batch in given.batches or NETWORKS[network]:
+            asked = {
+                "network": network,
+                "batch": batch,
+                "rounds": given.rounds,
+                "methods": given.methods,
+                "cores": os.cpu_count(),
+            }
+            results.add(f"{network}, batch {batch}", _measured(asked))
     (given.out / "table.md").write_text(markdown(results))
     draw(results.rows, given.out / "speedup.svg")
     print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
     return 0
 
 
-def _measured(asked: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Medians, least and most of every method and quantity by batch."""
+def _measured(asked: dict[str, Any]) -> dict[str, Any]:
+    """Median, least and most of every method and quantity."""
     report: Any = multiprocessing.get_context("spawn").Queue()
     started = multiprocessing.start_processes(
         run, (RANKS, _free_port(), asked, report), nprocs=RANKS, join=False, start_method="spawn"
     )
-    times: dict[int, dict[str, dict[str, list[float]]]] = {}
+    times: dict[str, dict[str, list[float]]] = {}
     done, shown = False, time.monotonic()
     while not done or not report.empty():
         done = done or started.join(timeout=0.1)
         while (measured := _next(report)) is not None:
-            batch, method, quantity, seconds = measured
-            times.setdefault(batch, {}).setdefault(method, {}).setdefault(quantity, []).append(seconds)
+            method, quantity, seconds = measured
+            times.setdefault(method, {}).setdefault(quantity, []).append(seconds)
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()
                 print(
-                    f"{asked['network']}, batch {batch}: {method} {seconds * 1e3:.0f} ms", file=sys.stderr, flush=True
+                    f"{asked['network']}, batch {asked['batch']}: {method} {seconds * 1e3:.0f} ms",
+                    file=sys.stderr,
+                    flush=True,
                 )
-    return {batch: {method: _summary(found) for method, found in row.items()} for batch, row in times.items()}
+    return {method: _summary(found) for method, found in times.items()}
 
 
 def _next(report: Any) -> Any:

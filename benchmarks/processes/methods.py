@@ -108,6 +108,13 @@ class Parareal(Method):
         self.module.step(x, target=target, loss_fn=F.cross_entropy)
 
 
+class _Contiguous(nn.Module):
+    """torch's pipelines receive a gradient in the strides of what was sent, and gloo wants them contiguous."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """What methods are made of on this rank: the network, its conversions by coarse kind, the ranks, the cores."""
@@ -123,7 +130,10 @@ class Setting:
     def half(self) -> nn.Sequential:
         """This rank's half of the original, cut where the parareal network is: by measured seconds."""
         net = self.nets["linear"]
-        parts = [net.stem, net.segments["g1"]] if distributed.get_rank() == 0 else [net.segments["g2"], net.head]
+        if distributed.get_rank() == 0:
+            parts: list[nn.Module] = [net.stem, net.segments["g1"], _Contiguous()]
+        else:
+            parts = [net.segments["g2"], net.head]
         return nn.Sequential(*(copy.deepcopy(part) for part in parts))
 
 

@@ -28,13 +28,13 @@ WARM = 2
 
 
 def run(rank: int, ranks: int, port: int, asked: dict[str, Any], report: Any) -> None:
-    """Measure one network: puts ``(batch, method, quantity, seconds)`` into ``report`` on the first rank."""
+    """Measure one network at one batch: puts ``(method, quantity, seconds)`` into ``report`` on the first rank."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks, timeout=timedelta(minutes=5)
     )
     try:
-        for measured in _measure(asked["network"], asked["batches"], asked["rounds"], asked["methods"], asked["cores"]):
+        for measured in _measure(asked["network"], asked["batch"], asked["rounds"], asked["methods"], asked["cores"]):
             if rank == 0:
                 report.put(measured)
     finally:
@@ -42,34 +42,32 @@ def run(rank: int, ranks: int, port: int, asked: dict[str, Any], report: Any) ->
 
 
 def _measure(
-    network: str, batches: Sequence[int], rounds: int, names: Sequence[str], cores: int
-) -> Iterator[tuple[int, str, str, float]]:
+    network: str, batch: int, rounds: int, names: Sequence[str], cores: int
+) -> Iterator[tuple[str, str, float]]:
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("parareal",))
     model = build(network)
-    setting = Setting(model=model, nets=_convert(model, network), mesh=mesh, cores=cores)
+    x, target = example(network, batch)
+    setting = Setting(model=model, nets=_convert(model, x), mesh=mesh, cores=cores)
     methods = {name: METHODS[name](setting) for name in names}
+    methods = {name: method for name, method in methods.items() if method.fits(batch)}
     predicted = {kind: net for kind, net in setting.nets.items() if f"parareal {kind}" in names}
     latency, bandwidth = _messages()
-    for batch in batches:
-        fitting = {name: method for name, method in methods.items() if method.fits(batch)}
-        x, target = example(network, batch)
-        for i in range(-WARM, rounds):
-            for name, method in fitting.items():
-                for quantity, seconds in _once(method, x, target):
-                    if i >= 0:
-                        yield batch, name, quantity, seconds
-        if batch == 1:
-            yield from _latencies(fitting, x, rounds)
-        for kind, net in predicted.items():
-            times, _ = measure_network(net.train(), x, repeats=rounds)  # on all ranks at once, as in a step
-            found = simulate(net.plan, times, latency=latency, bandwidth=bandwidth, batch=batch)
-            yield batch, f"parareal {kind}", "predicted", found.step
+    for i in range(-WARM, rounds):
+        for name, method in methods.items():
+            for quantity, seconds in _once(method, x, target):
+                if i >= 0:
+                    yield name, quantity, seconds
+    if batch == 1:
+        yield from _latencies(methods, x, rounds)
+    for kind, net in predicted.items():
+        times, _ = measure_network(net.train(), x, repeats=rounds)  # on all ranks at once, as in a step
+        found = simulate(net.plan, times, latency=latency, bandwidth=bandwidth, batch=batch)
+        yield f"parareal {kind}", "predicted", found.step
 
 
-def _convert(model: torch.nn.Module, network: str) -> dict[str, Any]:
-    """Converted networks by kind of coarse block, cut by seconds that the first rank has measured."""
+def _convert(model: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:
+    """Converted networks by kind of coarse block, cut by seconds that the first rank has measured on this batch."""
     plans: list[Any] = [None] * len(KINDS)
-    x = example(network, 1)[0]
     if distributed.get_rank() == 0:
         ranks = distributed.get_world_size()
         plans = [pararealize(model, ranks, example_inputs=x, coarse=kind, cost="seconds").plan for kind in KINDS]
@@ -106,7 +104,7 @@ def _once(method: Method, x: torch.Tensor, target: torch.Tensor) -> Iterator[tup
     yield "update", _timed(method, method.optimiser.step)
 
 
-def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iterator[tuple[int, str, str, float]]:
+def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iterator[tuple[str, str, float]]:
     """Answers to one request; pipelines answer as the network on one rank does, with a message more."""
     asked = {name: method for name, method in methods.items() if not hasattr(method, "schedule")}
     for method in asked.values():
@@ -116,7 +114,7 @@ def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iter
             with torch.no_grad():
                 seconds = _timed(method, lambda method=method: method.infer(x))
             if i >= 0:
-                yield len(x), name, "latency", seconds
+                yield name, "latency", seconds
 
 
 def _timed(method: Method, work: Callable[[], None]) -> float:
