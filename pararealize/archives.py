@@ -60,7 +60,7 @@ def read(name: str, folder: Path) -> Pictures:
     load = getattr(datasets, CALLS[name])
     try:
         with warnings.catch_warnings():
-            # numpy of 2.4 on, about how Python 2's numpy wrote arrays of bytes into the CIFAR files
+            # numpy 2.4.0 to 2.4.4, of how arrays were written into the CIFAR files; github.com/numpy/numpy/pull/31177
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
             if name == "svhn":
                 train, test = (load(folder, split=part) for part in ("train", "test"))

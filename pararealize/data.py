@@ -185,16 +185,17 @@ def _peaks(wanted: _Wanted, augment: bool | None) -> Dataset:
     if augment or wanted.image_size is not None or wanted.channels is not None:
         raise DataError("peaks has points and no images; leave out augment, image_size and channels")
     train, test = wanted.count or PEAKS
-    x, labels = peaks.points(train + test, seed=wanted.data_seed)
+    x, labels = peaks.points(train, seed=wanted.data_seed)
+    test_x, test_labels = peaks.points(test, seed=wanted.data_seed, part="test")
     return Dataset(
         name="peaks",
         classes=peaks.CLASSES,
         batch_size=wanted.batch_size,
         seed=wanted.seed,
-        images=x[:train],
-        labels=labels[:train],
-        test_images=x[train:],
-        test_labels=labels[train:],
+        images=x,
+        labels=labels,
+        test_images=test_x,
+        test_labels=test_labels,
     )
 
 
