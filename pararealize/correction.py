@@ -71,8 +71,11 @@ def _summed(own: Own, run: Pass) -> torch.Tensor:
     for rank, incoming in zip(own.crossing.sums_from, run.sums_coming, strict=True):
         with own.doing("receive sum", own.layout.runs[rank][1]):
             value = own.wire.take(incoming, run.kinds)
+        if received is None:
+            received = value
+            continue
         with own.doing("sum", own.last):
-            received = value if received is None else received + value
+            received = received + value
     if received is not None:
         run.sums_in = leaf_of(received) if run.graph else received
         with own.doing("sum", own.last):

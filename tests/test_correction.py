@@ -25,6 +25,7 @@ from ranks import RanksFailed, on_ranks
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from pararealize.errors import DistributedError
+from pararealize.timeline import Timeline
 from pararealize.wire import Wire
 
 
@@ -108,6 +109,8 @@ def around():
     stage.step(inputs, target=torch.ones(4, 8), loss_fn=mean_square, scaler=scaler)
     scaler.unscale_(torch.optim.SGD(stage.parameters()))
     found["scaled"] = {"grad": furthest(stage, net, "grad")}
+    with stage.record() as recording:
+        stage.step(inputs, target=torch.ones(4, 8), loss_fn=mean_square)
     net, batch = converted("mask from the inputs", n=3, coarse="linear")
     net, inputs = net.float(), batch(4)
     stage = net.distribute(mesh_of(3), timeout=30, reduce_linear=True)
@@ -115,7 +118,23 @@ def around():
         mean_square(net(inputs), torch.zeros(())).backward()
         stage.step(inputs, target=torch.zeros(()), loss_fn=mean_square)
     found["in_bfloat16"] = {"grad": furthest(stage, net, "grad")}
-    return found
+    return found, recording.actions
+
+
+def check_timeline(timeline):
+    """What three ranks recorded: the sum's actions, each after what it needs, and a path from end to beginning."""
+    needs = {str(a): {str(timeline.actions[i]) for i in a.after} for a in timeline.actions}
+    assert needs["d2"] == {"g2"}
+    assert needs["t2"] == {"d2"}
+    assert needs["s3.1"] == {"d3", "t2"}
+    assert needs["F2"] == {"s3.1", "z1"}
+    assert needs["head"] == {"F2"}
+    assert needs["z1'"] == needs["z2'"] == {"F2'"}  # the additions are differentiated first, and both leave
+    assert needs["g1'"] == {"z1'"}
+    assert needs["g2'"] == {"z2'"}
+    sent = {str(a): (a.rank, a.to) for a in timeline.actions if a.kind == "transfer"}
+    assert sent == {"t2": (1, 2), "z1": (0, 2), "z1'": (2, 0), "z2'": (2, 1)}
+    assert str(timeline.critical_path[0]) in ("stem", "C2", "C3")
 
 
 def average():
@@ -144,7 +163,9 @@ def test_three_ranks_in_sums_compute_what_one_process_does():
     followed, kept, refused = zip(*on_ranks(3, all_of_it), strict=True)
     messages, chosen = zip(*refused, strict=True)
     check(followed, [name for name, *_ in IN_SUMS])
+    kept, rows = zip(*kept, strict=True)
     assert largest(kept) == {}
+    check_timeline(Timeline.recorded([row for some in rows for row in some], model="alike", n=3))
     for message in messages:
         assert "send sums (reduce_linear) is [None, None, None] on rank 0, [None, 2, None] on rank 1, 2" in message
     assert chosen == (((), None), ((), 2), ((1,), None))
