@@ -129,7 +129,7 @@ def check_timeline(timeline):
     assert needs["s3.1"] == {"d3", "t2"}
     assert needs["F2"] == {"s3.1", "z1"}
     assert needs["head"] == {"F2"}
-    assert needs["z1'"] == needs["z2'"] == {"F2'"}  # the additions are differentiated first, and both leave
+    assert needs["z1'"] == needs["z2'"] == {"head'"}
     assert needs["g1'"] == {"z1'"}
     assert needs["g2'"] == {"z2'"}
     sent = {str(a): (a.rank, a.to) for a in timeline.actions if a.kind == "transfer"}
