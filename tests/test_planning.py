@@ -104,8 +104,8 @@ def test_cuts_weigh_messages(small, coarse, source):
         "cut for messages of latency 0.0002 s, bandwidth 1e+08 bytes/s, counted work at 1e+11 operations a second"
     )
     free = plan_segments(chain, fields, costs, 4, **how)
-    assert free.notes == ()
-    assert coarse == "linear" or step(best) < step(free)
+    assert not any("messages" in note for note in free.notes)
+    assert coarse != "paper" or step(best) < step(free)
 
 
 @pytest.mark.parametrize("source", ["input", "stem"])
