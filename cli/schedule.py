@@ -115,7 +115,7 @@ def schedule(
             from .folder import SCHEDULE_FILES, output_folder
 
             folder = stack.enter_context(output_folder(output, force=force, files=SCHEDULE_FILES))
-        from pararealize import simulate
+        from pararealize import Transfer, simulate
 
         from . import arguments
 
@@ -123,17 +123,20 @@ def schedule(
         example = arguments.example(model, input_shape, input_dtype, batch, meta=not seconds)
         leaves = arguments.leaf_modules(leaf)
         progress(f"measuring {model}" if seconds else f"planning {model}")
-        options = {
+        options: dict[str, Any] = {
             "coarse": arguments.coarse(coarse),
             "cuts": arguments.cuts(cuts),
             "source": None if source is None else source.value,
         }
+        link = Transfer(latency * 1e-6, float("inf") if bandwidth is None else bandwidth * 1e9)
+        options["transfer"] = link if latency or bandwidth is not None else None
+        options |= {} if seconds else {"rate": rate * 1e12}
         made, times = _planned(net, n, plan, example, leaves, options, seconds=seconds)
         timeline = simulate(
             made,
             times,
-            latency=latency * 1e-6,
-            bandwidth=float("inf") if bandwidth is None else bandwidth * 1e9,
+            latency=link.latency,
+            bandwidth=link.bandwidth,
             batch=batch,
             ranks=ranks,
             overlap=not no_overlap,

@@ -41,6 +41,7 @@ from .stage import Stage
 from .tableaux import Tableau
 from .timeline import Timeline
 from .times import Times, measure_network, plan_times
+from .transfer import Transfer
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "Tableau",
     "Timeline",
     "Times",
+    "Transfer",
     "build_adapter",
     "build_coarse",
     "capture",

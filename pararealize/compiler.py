@@ -32,6 +32,8 @@ from .plan import Plan
 from .planning import plan_segments
 from .request import device_fault
 from .restore import left_as_found, ordinary_mode
+from .times import RATE
+from .transfer import Transfer
 
 __all__ = ["build_modules", "make_plan", "pararealize"]
 
@@ -49,6 +51,7 @@ def pararealize(
     source: Literal["input", "stem"] | None = None,
     seed: int = 0,
     cost: Literal["flops", "seconds"] = "flops",
+    transfer: Transfer | None = None,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
     plan: Plan | None = None,
 ) -> PararealModule:
@@ -77,6 +80,8 @@ def pararealize(
         source: what adapters read: the raw ``"input"`` (images) or the ``"stem"``'s output; chosen when left out.
         seed: of the new weights. The caller's random state stays as found.
         cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
+        transfer: what a message between segments takes, for the cut; they are free when left out. Counted work is
+            compared with it at 10¹² operations a second; :func:`make_plan` takes another rate.
         leaf_modules: classes or qualified names to keep as single nodes.
         plan: a plan made before, for this same model.
 
@@ -102,7 +107,9 @@ def pararealize(
     with _garbage_kept(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
         if plan is None:
-            plan = make_plan(chain, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost)
+            plan = make_plan(
+                chain, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost, transfer=transfer
+            )
         else:
             plan.check(chain)
         adapters, blocks = build_modules(chain, plan, coarse=coarse, seed=seed)
@@ -153,10 +160,13 @@ def make_plan(
     source: Literal["input", "stem"] | None = None,
     devices: Sequence[torch.device] | None = None,
     cost: Literal["flops", "seconds"] = "flops",
+    transfer: Transfer | None = None,
+    rate: float = RATE,
 ) -> Plan:
     """Decide where a chain of blocks is cut: the stages between :func:`find_blocks` and the building of modules.
 
-    The arguments are those of :func:`pararealize`.
+    The arguments are those of :func:`pararealize`, and ``rate``: the operations a second of a device, with which
+    counted work and ``transfer`` are compared.
 
     Returns:
         The plan: plain data that prints as a table and survives JSON.
@@ -178,7 +188,18 @@ def make_plan(
         fields = receptive_fields(chain)
         costs = measure_costs(chain) if cost == "seconds" else count_costs(chain)
     names = None if devices is None else [str(device) for device in devices]
-    return plan_segments(chain, fields, costs, n, coarse=coarse, cuts=cuts, source=source, devices=names)
+    return plan_segments(
+        chain,
+        fields,
+        costs,
+        n,
+        coarse=coarse,
+        cuts=cuts,
+        source=source,
+        devices=names,
+        transfer=transfer,
+        rate=rate,
+    )
 
 
 def _check_arguments(

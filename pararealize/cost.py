@@ -11,18 +11,15 @@ authors' GPU and five to twelve on a CPU core. Where that matters, measure: ``co
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from .counter import count
 from .errors import ModelError
 from .stopwatch import random_state_kept, stopwatch
 from .trial import Trial, named_tensors, trial_inputs, with_gradient
@@ -230,7 +227,7 @@ def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCo
         value = torch.empty((_SAMPLES, *x.shape), dtype=x.torch_dtype, device=home)  # fake: allocates nothing
         return [with_gradient(value, not first)]
 
-    flops, elements = _count(module, inputs)
+    flops, elements = count(module, inputs)
     return BlockCost(
         flops_forward=flops[0] // _SAMPLES,
         flops_backward=flops[1] // _SAMPLES,
@@ -321,7 +318,7 @@ def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost
         if isinstance(leaf, torch.Tensor) and node.op.startswith("call")
     ]
     try:
-        flops, elements = _count(piece, lambda fake: trial_inputs(piece, fake, first=block is chain.stem))
+        flops, elements = count(piece, lambda fake: trial_inputs(piece, fake, first=block is chain.stem))
     except (RuntimeError, TypeError, ValueError) as error:
         written = sum(leaf.numel() for leaf in results)
         flops, elements = (2 * block.parameters * batch, 4 * block.parameters * batch), (written, 2 * written)
@@ -335,69 +332,6 @@ def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost
         bytes_activations=sum(leaf.numel() * leaf.element_size() for leaf in results) // batch,
         bytes_parameters=sum(p.numel() * p.element_size() for p in piece.parameters()),
     )
-
-
-def _count(module: nn.Module, inputs: Callable[[StandIn], list[Any]]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(forward, backward) FLOPs and elements written, for the whole batch, on fake tensors."""
-    with torch.inference_mode(False), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-
-        def fake(tensor: torch.Tensor) -> torch.Tensor:
-            return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-
-        run = Trial(module, inputs(fake), fake)
-        with _Written() as written, _flop_counter() as counter:
-            outputs = run.forward()
-            flops, elements = counter.get_total_flops(), written.elements
-            run.backward(outputs)
-            weights = sum(p.numel() for p in set(run.tensors.values()) if p.requires_grad)
-            back = max(written.elements - elements - weights, 0)
-            return (flops, counter.get_total_flops() - flops), (elements, back)
-
-
-def _flop_counter() -> FlopCounterMode:
-    """Torch's counter without its hooks on modules, which are not needed here and clash with some autograd nodes."""
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    return counter
-
-
-class _NoModules:
-    """Stands in for torch's module tracker: everything happens in one place."""
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None:
-        """Nothing to hook into."""
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to undo."""
-
-
-class _Written(TorchDispatchMode):
-    """Counts the elements that operations write: results that are not views of their arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        returns = func._schema.returns
-        values = result if len(returns) > 1 else (result,)
-        for declared, value in zip(returns, values, strict=False):
-            if declared.alias_info is None or declared.alias_info.is_write:
-                self.elements += sum(t.numel() for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor))
-        return result
-
-
-def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *args: Any, **_: Any) -> int:
-    """Once the forward count for each gradient asked for; torch's own formula forgets the groups (2.15)."""
-    transposed, mask = args[4], args[7]
-    positions = (x_shape if transposed else grad_shape)[2:]
-    return int(2 * grad_shape[0] * math.prod(positions) * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1])))
-
-
-_FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------

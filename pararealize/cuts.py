@@ -29,12 +29,14 @@ class CutProblem:
 
         s_1 = first + work(0, b),    s_j = adapter[kind a] + work(a, b)    for j > 1
         c_{j-1} = coarse[kind a][kind b] + share * work(a, b)
+        m_{j-1} = message[kind a]
 
     Attributes:
         work: the cost of each block.
         kinds: the kind of the space at each boundary, one more than blocks.
         adapter: the cost of an adapter into a space of each kind (with the stem, where adapters wait for it).
         coarse: the cost of a coarse block from a space of one kind to one of another, ``coarse[from][to]``.
+        message: the cost of sending a value of a space of each kind to the next segment; nothing when left out.
         first: the cost of the stem.
         share: the part of a segment's own work that its coarse block repeats: 1 for ``"exact"``, otherwise 0.
     """
@@ -43,16 +45,22 @@ class CutProblem:
     kinds: Sequence[int]
     adapter: Sequence[float]
     coarse: Sequence[Sequence[float]]
+    message: Sequence[float] = ()
     first: float = 0
     share: float = 0
 
+    def messages(self) -> list[float]:
+        """The cost of a message, by kind."""
+        return list(self.message) or [0] * len(self.adapter)
+
     def critical_path(self, starts: Sequence[int]) -> float:
-        """The time at which the last interface value is there: ``t_1 = s_1``, ``t_j = max(s_j, t_{j-1}) + c_{j-1}``."""
+        """When the last interface value is there: ``t_1 = s_1``, ``t_j = max(s_j, t_{j-1} + m_{j-1}) + c_{j-1}``."""
+        message = self.messages()
         ends = [*starts[1:], len(self.work)]
         time = self.first + sum(self.work[: ends[0]])
         for a, b in itertools.islice(zip(starts, ends, strict=True), 1, None):
             own, start, end = sum(self.work[a:b]), self.kinds[a], self.kinds[b]
-            time = max(self.adapter[start] + own, time) + self.coarse[start][end] + self.share * own
+            time = max(self.adapter[start] + own, time + message[start]) + self.coarse[start][end] + self.share * own
         return time
 
 
@@ -61,7 +69,7 @@ def cheapest_cuts(problem: CutProblem, n: int) -> tuple[int, ...]:
 
     Dynamic programming over boundaries: the best time at which segment j can end at b is ::
 
-        t_j(b) = min over a of  max(adapter + work(a, b), t_{j-1}(a)) + coarse + share * work(a, b)
+        t_j(b) = min over a of  max(adapter + work(a, b), t_{j-1}(a) + message) + coarse + share * work(a, b)
 
     Among the boundaries a of one kind, ``t_{j-1}(a)`` need not grow with a, but one that is later and no dearer is
     always better; of the others, the first term falls with a and the second grows, so the best a moves only forward as
@@ -96,12 +104,13 @@ def _one_segment_more(
 ) -> tuple[list[float], array[int]]:
     """``t_j`` at every boundary and the start of segment j that gives it, from ``t_{j-1}``."""
     kinds, adapter, coarse, share = problem.kinds, problem.adapter, problem.coarse, problem.share
+    message = problem.messages()
     times: list[float] = [0] * len(done)
     begins = array("l", bytes(array("l").itemsize * len(done)))
     queues: dict[int, deque[tuple[float, float, int]]] = {}
     for b in range(j, stop + 1):
         a = b - 1
-        ready = before[a] - share * done[a]
+        ready = before[a] + message[kinds[a]] - share * done[a]
         queue = queues.setdefault(kinds[a], deque())
         while queue and queue[-1][1] >= ready:
             queue.pop()  # later and no dearer: always better

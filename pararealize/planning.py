@@ -27,7 +27,10 @@ from .cost import NOTHING, BlockCost, Costs, measure_module
 from .cuts import CutProblem, equal_cuts
 from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
 from .request import Faults, adapter_source, check_count, device_names, named_starts
+from .schedule import simulate
 from .step_cuts import StepProblem, cheapest_step
+from .times import RATE
+from .transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,16 +57,22 @@ def plan_segments(
     cuts: str | Sequence[str] = "cost",
     source: str | None = None,
     devices: Sequence[str | torch.device] | None = None,
+    transfer: Transfer | None = None,
+    rate: float = RATE,
 ) -> Plan:
     """Decide where to cut, what adapters and coarse blocks there are, and what it all costs.
 
     With ``cuts="cost"`` the cut has the smallest step ``t_n + t'_n`` of all, where ``s_j`` is the forward cost of
-    segment j with its adapter (of the first, with the stem), ``c_j`` that of F^j, and ``'`` means backward::
+    segment j with its adapter (of the first, with the stem), ``c_j`` that of F^j, ``m_j`` that of the message in front
+    of it, and ``'`` means backward::
 
-        t_1 = s_1,    t_{j+1} = max(s_{j+1}, t_j) + c_j,    t'_{j+1} = max(s'_{j+1}, t'_j) + c'_j
+        t_1 = s_1,    t_{j+1} = max(s_{j+1}, t_j + m_j) + c_j,    t'_{j+1} = max(s'_{j+1}, t'_j + m_j) + c'_j
 
-    It is exact for coarse blocks whose cost depends on their two spaces; ``"block"`` is judged by the commonest block
-    between two stages, and a callable, whose cost is not known before it builds, by the correction alone.
+    Messages are free unless ``transfer`` says what they take. It is exact for coarse blocks whose cost depends on their
+    two spaces; ``"block"`` is judged by the commonest block between two stages, and a callable, whose cost is not known
+    before it builds, by the correction alone. Where linear coarse blocks are summed over ranks, messages do not wait
+    for one another as above: of the best cut by this recursion and the best for free messages, the one with the
+    shorter simulated step is taken, which need not be the best of all.
 
     Args:
         chain: the network's blocks.
@@ -74,6 +83,8 @@ def plan_segments(
         cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
         source: what adapters read, ``"input"`` or ``"stem"``; the input where it is floating-point when left out.
         devices: one a segment; fewer wrap round. Where the model is, when left out.
+        transfer: what messages between segments take, at the example's batch.
+        rate: operations a second, with which messages are compared where costs are counted.
 
     Raises:
         PlanError: n is out of range.
@@ -90,7 +101,7 @@ def plan_segments(
     found.of(lambda: check_count(chain, n))
     named = found.of(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
     found.stop()
-    planner = _Planner(chain, fields, costs, n, coarse, reads)
+    planner = _Planner(chain, fields, costs, n, coarse, reads, transfer, rate)
     starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
     return planner.plan(starts, places, kind, cuts if isinstance(cuts, str) else tuple(cuts), notes)
 
@@ -105,6 +116,8 @@ class _Planner:
     n: int
     coarse: Coarse
     source: str
+    transfer: Transfer | None
+    rate: float
     units: dict[str, int] = field(default_factory=dict)  # known so far, by kind
     measured: dict[tuple[Any, ...], Split] = field(default_factory=dict)  # of adapters and coarse units, likewise
 
@@ -115,7 +128,29 @@ class _Planner:
         if cuts == "paper":
             starts, note = equal_cuts(self.chain.stages, self.n)
             return starts, [note] if note else []
-        return cheapest_step(self.problem(), self.n), []
+        if self.transfer is None:
+            return cheapest_step(self.problem(), self.n), []
+        found = [cheapest_step(self.problem(), self.n)]
+        if self.coarse == "linear":
+            found.append(cheapest_step(replace(self, transfer=None).problem(), self.n))
+        work = "" if self.costs.unit == "seconds" else f", counted work at {self.rate:g} operations a second"
+        return min(found, key=self._simulated), [f"cut for messages of {self.transfer}{work}"]
+
+    def _simulated(self, starts: tuple[int, ...]) -> float:
+        """The step of a cut, with messages and with sums of linear coarse blocks."""
+        assert self.transfer is not None
+        plan = self.plan(starts, ("",) * self.n, "", "cost", [])
+        latency, bandwidth = self.transfer.latency, self.transfer.bandwidth
+        return simulate(plan, latency=latency, bandwidth=bandwidth, reduce_linear=True, rate=self.rate).step
+
+    def _message(self, space: Space) -> Split:
+        """What sending a batch of values takes, in the unit of costs; the same both ways."""
+        if self.transfer is None:
+            return 0, 0
+        batch = max(self.chain.capture.batch, 1)
+        taken = self.transfer.seconds(space.numel * space.torch_dtype.itemsize * batch)
+        taken *= 1 if self.costs.unit == "seconds" else self.rate / batch
+        return taken, taken
 
     def problem(self) -> StepProblem:
         """The costs as functions of the cut, for boundaries by the number of changes of space before them."""
@@ -128,7 +163,7 @@ class _Planner:
             edges[-1][1] = i
             kinds.append(len(spaces) - 1)
         stem = self.costs.split(self.costs.stem) if self.chain.stem.nodes else (0, 0)
-        wait = stem if self.source == "stem" else (0, 0)
+        wait = _plus(stem, self._message(spaces[0])) if self.source == "stem" else (0, 0)
         work = list(map(self.costs.split, self.costs.blocks))
         adapters = [_plus(wait, self._adapter_cost(space)) for space in spaces]
         every = range(len(spaces))
@@ -142,6 +177,7 @@ class _Planner:
                 kinds=kinds,
                 adapter=[cost[way] for cost in adapters],
                 coarse=[[cost[way] for cost in row] for row in coarse],
+                message=[self._message(space)[way] for space in spaces],
                 first=stem[way],
                 share=1 if self.coarse == "exact" else 0,
             )

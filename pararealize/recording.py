@@ -13,17 +13,18 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Action", "Recording"]
+__all__ = ["Recording", "Row"]
 
 
-class Action(NamedTuple):
+class Row(NamedTuple):
     """What a rank did.
 
     Attributes:
         rank: in the parareal group.
         j: the segment; a coarse block counts to the segment behind it, F^1 to segment 2.
         action: ``"context"``, ``"stem"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"`` or
-            ``"receive"``. Backward, ``"fine"`` holds the adapter. ``"send"`` is its beginning, ``"receive"`` the wait.
+            ``"receive"``; where coarse blocks are summed over ranks, ``"difference"``, ``"sum"``, ``"send sum"`` or
+            ``"receive sum"``. Backward, ``"fine"`` holds the adapter. A send is its beginning, a receive the wait.
         direction: ``"forward"`` or ``"backward"``.
         start: seconds since the recording began.
         end: seconds since the recording began.
@@ -45,7 +46,7 @@ class Recording:
     """
 
     def __init__(self, rank: int, device: torch.device) -> None:
-        self.actions: list[Action] = []
+        self.actions: list[Row] = []
         self._rank, self._device, self._zero = rank, device, perf_counter()
 
     def now(self) -> float:
@@ -56,7 +57,7 @@ class Recording:
 
     def add(self, j: int, action: str, direction: str, start: float, end: float) -> None:
         """Write one row."""
-        self.actions.append(Action(self._rank, j, action, direction, start, end))
+        self.actions.append(Row(self._rank, j, action, direction, start, end))
 
     @contextlib.contextmanager
     def during(self, j: int, action: str, direction: str) -> Iterator[None]:

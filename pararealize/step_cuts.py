@@ -37,7 +37,7 @@ class StepProblem:
     """What the two directions of a step cost, as functions of where it is cut; both over the same blocks.
 
     Attributes:
-        forward: the costs of the forward pass, ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j``.
+        forward: the costs of the forward pass, ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j + m_j) + c_j``.
         backward: those of the backward pass, whose mirror image obeys the same recursion.
     """
 
@@ -57,6 +57,7 @@ class StepProblem:
             work=list(map(add, f.work, b.work)),
             adapter=list(map(add, f.adapter, b.adapter)),
             coarse=[list(map(add, *rows)) for rows in zip(f.coarse, b.coarse, strict=True)],
+            message=list(map(add, f.messages(), b.messages())),
             first=f.first + b.first,
         )
 
@@ -71,9 +72,9 @@ def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
 
     .. math:: \max(t + C^t, V^t) + \max(u + C^u, V^u), \quad V^{t+u},
 
-    where :math:`C` is the least sum of coarse blocks still to come and :math:`V` the shortest path through the rest if
-    it waited for nothing. A search that would become large (thousands of blocks, hundreds of segments) is left out; the
-    result is then never worse than the best for summed costs, and need not be the best of all.
+    where :math:`C` is the least sum of messages and coarse blocks still to come and :math:`V` the shortest path through
+    the rest if it waited for nothing. A search that would become large (thousands of blocks, hundreds of segments) is
+    left out; the result is then never worse than the best for summed costs, and need not be the best of all.
 
     Args:
         problem: the costs of both directions.
@@ -127,19 +128,21 @@ class _Table:
         self.own: Numbers = np.where(behind, np.array(problem.adapter, dtype=float)[kinds][:, None] + work, np.inf)
         coarse = np.array(problem.coarse, dtype=float)[kinds[:, None], kinds[None, :]]
         self.coarse: Numbers = coarse + problem.share * work
-        # what segments j … n cost at least, from boundary a on: C[j][a] of coarse blocks alone, V[j][a] without waiting
+        self.message: Numbers = np.array(problem.messages(), dtype=float)[kinds]
+        # what segments j … n cost at least, from boundary a on: C[j][a] of messages and coarse blocks alone, V[j][a]
+        # without waiting
         end = np.full(len(done), np.inf)
         end[-1] = 0
         self.C: dict[int, Numbers] = {n + 1: end}
         self.V: dict[int, Numbers] = {n + 1: np.where(np.isinf(end), np.inf, -np.inf)}
         for j in range(n, 1, -1):
             rest = np.where(behind, self.coarse + self.C[j + 1][None, :], np.inf)
-            self.C[j] = rest.min(axis=1)
+            self.C[j] = self.message + rest.min(axis=1)
             self.V[j] = np.maximum(self.own + rest, self.V[j + 1][None, :]).min(axis=1)
 
     def after(self, time: Numbers, a: Indices) -> Numbers:
         """The times at every boundary, one segment after ``time`` at boundary ``a``."""
-        return np.maximum(self.own[a], time[:, None]) + self.coarse[a]
+        return np.maximum(self.own[a], (time + self.message[a])[:, None]) + self.coarse[a]
 
 
 def _search(problem: StepProblem, n: int, bound: float) -> tuple[int, ...] | None:

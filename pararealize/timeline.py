@@ -17,14 +17,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .errors import PlanError
-from .waits import Key, waits_for
+from .recorded import Record, needs_of, spans_of
+from .waits import Key
 
 __all__ = ["VERSION", "Action", "Direction", "Kind", "Record", "Timeline"]
 
 VERSION = 1
 Kind = Literal["stem", "adapter", "fine", "coarse", "head", "transfer"]
 Direction = Literal["forward", "backward"]
-Record = tuple[int, int, str, str, float, float]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ROUNDING = 1e-9
 
@@ -172,7 +172,10 @@ class Timeline:
         or ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock: a row of
         ``pararealize.recording``. The coarse block on segment j's rank is :math:`F^{j-1}`. ``send`` and ``receive`` are
         of interface values, forward from j to j + 1 and backward from j to j - 1, each with the segment on whose rank
-        it was recorded; a transfer lasts from the start of the one to the end of the other. Where the stem's output or
+        it was recorded; a transfer lasts from the start of the one to the end of the other. Where linear coarse blocks
+        are summed over ranks, ``"difference"`` is that of segment j, ``"sum"`` an addition on the rank whose last
+        segment is j, and ``"send sum"`` and ``"receive sum"`` are of what that rank sends, and backward of the
+        gradient that it gets. Where the stem's output or
         other shared values are sent as well, they go before the interface value forward, and after it backward; those
         messages are left out. Several records of another thing become one action from first start to last end.
 
@@ -186,21 +189,19 @@ class Timeline:
         Raises:
             PlanError: a record is of no known form.
         """
-        spans = _spans(list(records), n)
-        if not spans:
-            raise PlanError("there are no records; record one step at least")
+        spans = spans_of(records, n)
         zero = min(start for _, _, start, _, _ in spans.values())
         order = sorted(spans, key=lambda key: (spans[key][2], spans[key][3]))
         place = {key: i for i, key in enumerate(order)}
         actions = []
         for key in order:
             rank, j, start, end, to = spans[key]
-            needs = tuple(sorted(place[other] for other in _present(key, place, n, source)))
+            needs = tuple(sorted(place[other] for other in needs_of(key, spans, n, source)))
             name, direction = key
             actions.append(
                 Action(
                     name=name,
-                    kind=_KINDS[name.rstrip("0123456789")],
+                    kind=_KINDS[name.rstrip("0123456789.")],
                     direction=direction,
                     j=j,
                     rank=rank,
@@ -259,62 +260,10 @@ _KINDS: dict[str, Kind] = {
     "head": "head",
     "z": "transfer",
     "x": "transfer",
+    "d": "coarse",
+    "s": "coarse",
+    "t": "transfer",
 }
-_NAMES = {
-    "stem": "stem",
-    "context": "c{j}",
-    "adapter": "C{j}",
-    "fine": "g{j}",
-    "coarse": "F{before}",
-    "head": "head",
-}
-Span = tuple[int, int, float, float, int | None]  # rank, j, start, end, to
-
-
-def _spans(records: list[Record], n: int) -> dict[Key, Span]:
-    """One span an action; sends and receives of one interface joined."""
-    found: dict[Key, Span] = {}
-    ends: dict[Key, dict[str, Span]] = {}
-    for record in records:
-        rank, j, action, direction, start, end = record
-        known = action in _NAMES or action in ("send", "receive")
-        if not known or direction not in ("forward", "backward") or not 1 <= j <= n or rank < 0 or end < start:
-            raise PlanError(
-                f"the record {record!r} cannot be read for n = {n}; a record is (rank, segment from 1 to n, "
-                f"{', '.join(map(repr, (*_NAMES, 'send', 'receive')))}, 'forward' or 'backward', start, end)"
-            )
-        way: Direction = "forward" if direction == "forward" else "backward"
-        if action in _NAMES:
-            action = "adapter" if action == "stem" and j > 1 else action  # done once more, for C^j to read
-            key: Key = (_NAMES[action].format(j=j, before=j - 1), way)
-            found[key] = _joined(found.get(key), (rank, j, start, end, None))
-            continue
-        sends, forward = action == "send", way == "forward"
-        interface = j if sends == forward else j - 1
-        key = (f"z{interface}", way)
-        sides = ends.setdefault(key, {})
-        known_so_far = sides.get(action)
-        if known_so_far is None or (start > known_so_far[2]) == forward:
-            sides[action] = (rank, j, start, end, None)
-    for key, sides in ends.items():
-        send, receive = sides.get("send"), sides.get("receive")
-        if send is not None and receive is not None:
-            found[key] = (send[0], send[1], send[2], max(receive[3], send[2]), receive[0])
-    return found
-
-
-def _joined(one: Span | None, other: Span) -> Span:
-    if one is None:
-        return other
-    return other[0], other[1], min(one[2], other[2]), max(one[3], other[3]), other[4]
-
-
-def _present(key: Key, place: dict[Key, int], n: int, source: str) -> set[Key]:
-    """What an action waits for among those that are there; through those that are not."""
-    found: set[Key] = set()
-    for other in waits_for(key, n, source):
-        found |= {other} if other in place else _present(other, place, n, source)
-    return found
 
 
 def _inconsistencies(timeline: Timeline) -> list[str]:

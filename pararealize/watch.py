@@ -10,9 +10,8 @@ Each rank has a thread that tells the others twice a second what its rank is doi
     its machine vanishes          no heartbeats                                          timeout
 
 To know is not enough: the main thread of a survivor stands in a wait of gloo that nothing can interrupt, for up to its
-own time-out. But a time-out of any wait on a gloo group closes all its connections, and every other wait on it then
-raises at once. So the thread ends the waits of its rank by one of its own that lasts a millisecond
-(:func:`_break_waits`). The main thread leaves its wait with gloo's error, and :meth:`Watch.step` gives it the true one.
+own time-out. So the watching thread ends the waits of its rank (interrupt.py). The main thread leaves its wait with
+gloo's error, and :meth:`Watch.step` gives it the true one.
 
 An error of communication is a consequence: it is held back for a moment until the cause has come. Any other error is
 a cause: it is told to the others and passes on unchanged. The first failure that a rank learns of is the one it keeps
@@ -31,7 +30,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import datetime as dt
 import faulthandler
 import itertools
 import os
@@ -41,12 +39,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from .culprit import Failure, Sight, find_culprit, silent
 from .errors import AgreedError, DistributedError, RankError
+from .interrupt import break_waits
 from .links import Links, Message, meet
 
 __all__ = ["Watch"]
@@ -55,7 +53,6 @@ _GRACE = 2.0  # seconds that an error of communication waits for its cause
 _TOLD = 1.0  # seconds that a rank's last words may take
 _LEFT = 1.0  # seconds in which what a rank sent before it left must have come
 _COMMUNICATION = ("gloo", "nccl", "connection", "pair closure", "timed out", "socket", "broken pipe")
-_TAG = 2**31 - 9  # of the receives that end waits; no message has it
 _UNSEEN: Message = {"doing": "", "seconds": 0.0, "waits": False, "peer": None, "step": 0, "sent": [], "took": []}
 _meetings: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
@@ -292,7 +289,7 @@ class Watch:
         except Exception as error:  # noqa: BLE001 (whatever it is: without a watch, the rank must not go on)
             name = type(error).__name__
             self._fail(Failure(rank=self.rank, message=f"{self.who[self.rank]}: its watch failed: {name}: {error}"))
-            _break_waits()
+            break_waits()
             self._done.set()
         links.close()
 
@@ -307,7 +304,7 @@ class Watch:
             last = now
             if self._failure is not None and not self._done.is_set():
                 links.send({"is": "failure", "rank": self._failure.rank, "message": self._failure.message})
-                _break_waits()
+                break_waits()
                 self._done.set()
             if now >= beat_at:
                 beat_at = now + self._beat
@@ -341,7 +338,7 @@ class Watch:
         """Every half second: has patience run out?"""
         if self._failure is not None:
             if self._inside:  # it may have begun a wait, or a group, that was not there before
-                _break_waits()
+                break_waits()
                 if now - self._failed_at > self.timeout:
                     self._end_process()
             return
@@ -376,27 +373,3 @@ def _is_consequence(error: BaseException, state: _State) -> bool:
     if type(error) is RuntimeError and (state.waits or any(word in text for word in _COMMUNICATION)):
         return True
     return error.__cause__ is not None and _is_consequence(error.__cause__, state)  # as the runtime's own errors are
-
-
-def _break_waits() -> None:
-    """Let every wait of this process on a process group raise, whichever thread stands in it."""
-    for group in list(c10d._world.pg_map):
-        with contextlib.suppress(RuntimeError, ValueError):  # a group that is gone already
-            kinds = dist.get_backend_config(group)
-            if "nccl" in kinds:
-                group.abort()
-            if "gloo" in kinds:
-                others = [peer for peer in range(group.size()) if peer != group.rank()]
-                any(_runs_out(group, peer) for peer in others)
-
-
-def _runs_out(group: dist.ProcessGroup, peer: int) -> bool:
-    """Whether a wait for a rank ran out of time, and with that closed the connections to all ranks of the group.
-
-    Where the connection to this one is closed already, the wait fails at once and closes no other.
-    """
-    try:
-        group.recv([torch.empty(1)], peer, _TAG).wait(dt.timedelta(milliseconds=1))
-    except RuntimeError as error:
-        return "timed out" in str(error).lower()
-    return False

@@ -10,7 +10,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pararealize import Plan, Timeline, models, pararealize, restack, simulate
+from pararealize import (
+    Plan,
+    Timeline,
+    Transfer,
+    capture,
+    find_blocks,
+    make_plan,
+    models,
+    pararealize,
+    restack,
+    simulate,
+)
 from pararealize.errors import CoarseError, DeviceError, ExampleError, ModelError, OutputError
 from pararealize.trace import chrome_trace
 from pararealize_cli import arguments
@@ -357,6 +368,15 @@ def test_schedule_as_json_with_every_option():
     expected = simulate(plan, **how)
     assert value["timeline"] == json.loads(expected.to_json())
     assert value["speedup"] == expected.speedup
+
+
+def test_schedule_cuts_with_messages():
+    words = ["schedule", "resnet20", "-n", 4, "--json", "--latency", 200, "--bandwidth", 0.1, "--rate", 0.1]
+    value = json.loads(run(*words).stdout)
+    plan = make_plan(
+        find_blocks(capture(models.resnet20(), torch.randn(2, 3, 32, 32))), 4, transfer=Transfer(2e-4, 1e8), rate=1e11
+    )
+    assert value["timeline"] == json.loads(simulate(plan, latency=2e-4, bandwidth=1e8, rate=1e11).to_json())
 
 
 def test_schedule_of_a_plan(tmp_path):

@@ -26,6 +26,7 @@ def problems(draw) -> CutProblem:
         adapter=draw(row),
         coarse=draw(st.lists(row, min_size=kinds, max_size=kinds)),
         first=draw(numbers),
+        message=draw(st.one_of(st.just([]), row)),
         share=draw(st.sampled_from([0, 1])),
     )
 

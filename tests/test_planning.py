@@ -17,6 +17,8 @@ from pararealize.errors import CoarseError, CutError, DeviceError, FieldError, P
 from pararealize.field import receptive_fields
 from pararealize.models import resnet20, resnet1001
 from pararealize.planning import plan_segments
+from pararealize.schedule import simulate
+from pararealize.transfer import Transfer
 
 
 def known(model: nn.Module, x: torch.Tensor):
@@ -78,6 +80,32 @@ def test_cuts_by_cost_are_the_best_of_all(small):
             assert best.critical_path <= 1.1 * min(every)
         else:
             assert best.critical_path == pytest.approx(min(every))
+
+
+@pytest.mark.parametrize("coarse, source", [("paper", "stem"), ("exact", "input"), ("linear", "input")])
+def test_cuts_weigh_messages(small, coarse, source):
+    """The step that is simulated for the cut, with messages of 200 µs and 0.1 GB/s, is the shortest of all cuts'."""
+    chain, fields, costs = small
+    slow = Transfer(latency=2e-4, bandwidth=1e8)
+    how = {"coarse": coarse, "source": source}
+
+    def step(plan, *, summed=False):
+        return simulate(plan, latency=slow.latency, bandwidth=slow.bandwidth, rate=1e11, reduce_linear=summed).step
+
+    best = plan_segments(chain, fields, costs, 4, transfer=slow, rate=1e11, **how)
+    names = [block.name for block in chain.blocks]
+    cuts = [list(cut) for cut in itertools.combinations(names[1:], 3)]
+    every = [plan_segments(chain, fields, costs, 4, cuts=cut, **how) for cut in cuts]
+    if coarse == "linear":  # sums over ranks: no worse than the best for messages in a row
+        assert step(best, summed=True) <= step(min(every, key=step), summed=True)
+    else:
+        assert step(best) == pytest.approx(min(map(step, every)))
+    assert best.notes[0] == (
+        "cut for messages of latency 0.0002 s, bandwidth 1e+08 bytes/s, counted work at 1e+11 operations a second"
+    )
+    free = plan_segments(chain, fields, costs, 4, **how)
+    assert not any("messages" in note for note in free.notes)
+    assert coarse != "paper" or step(best) < step(free)
 
 
 @pytest.mark.parametrize("source", ["input", "stem"])

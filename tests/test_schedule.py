@@ -249,6 +249,10 @@ def test_fewer_ranks_hold_consecutive_runs():
     held = [sorted({a.j for a in timeline.of(rank)}) for rank in range(3)]
     assert held == [[1, 2, 3], [4, 5], [6, 7]]
     assert [a.name for a in timeline.actions if a.kind == "transfer" and a.direction == "forward"] == ["z3", "z5"]
+    chosen = simulate(plan_of([7], kind="linear"), assignment=[1, 4, 2], reduce_linear=True)
+    assert [sorted({a.j for a in chosen.of(rank)}) for rank in range(3)] == [[1], [2, 3, 4, 5], [6, 7]]
+    sent = [(a.name, a.rank, a.to) for a in chosen.actions if a.kind == "transfer" and a.direction == "forward"]
+    assert sorted(sent) == [("t5", 1, 2), ("z1", 0, 2)]
     alone = simulate(plan_of([7]), ranks=1)
     assert alone.step == alone.busy(0)
 
@@ -266,6 +270,8 @@ def test_batch_and_rate_scale_a_counted_plan():
     [
         ({"ranks": 4}, "ranks is 4; pass 1 to 3"),
         ({"ranks": 0}, "ranks is 0"),
+        ({"assignment": [2, 2]}, "assignment is [2, 2]; pass how many of the 3 segments each device has"),
+        ({"assignment": [3, 0]}, "assignment is [3, 0]"),
         ({"latency": -1.0}, "latency is -1 s"),
         ({"latency": math.nan}, "latency is nan s"),
         ({"bandwidth": 0.0}, "bandwidth 0 bytes/s"),

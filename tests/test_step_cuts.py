@@ -32,6 +32,7 @@ def step_problems(draw) -> StepProblem:
             adapter=draw(row),
             coarse=draw(st.lists(row, min_size=count, max_size=count)),
             first=draw(numbers),
+            message=draw(st.one_of(st.just([]), row)),
             share=share,
         )
 
@@ -63,6 +64,7 @@ def test_many_pairs_equal_brute_force(seed):
             kinds=kinds,
             adapter=[draw.random(), draw.random()],
             coarse=[[draw.random(), draw.random()], [draw.random(), draw.random()]],
+            message=[draw.random(), draw.random()],
         )
 
     problem = StepProblem(forward=one_way(), backward=one_way())
@@ -92,6 +94,7 @@ def test_proportional_directions_are_cut_as_their_sum(problem, ratio, data):
         adapter=[ratio * a for a in f.adapter],
         coarse=[[ratio * c for c in row] for row in f.coarse],
         first=ratio * f.first,
+        message=[ratio * m for m in f.message],
         share=f.share,
     )
     both = StepProblem(forward=f, backward=backward)

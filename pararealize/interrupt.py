@@ -1,0 +1,42 @@
+"""Waits of this process on process groups -> errors, at once, whichever thread stands in them.
+
+Nothing can interrupt a wait of gloo; but a time-out of any wait on a group closes all its connections, and every other
+wait on it then raises. So a wait of a millisecond ends them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+__all__ = ["break_waits"]
+
+_TAG = 2**31 - 9  # of the receives that end waits; no message has it
+
+
+def break_waits() -> None:
+    """Let every wait of this process on a process group raise, whichever thread stands in it."""
+    for group in list(c10d._world.pg_map):
+        with contextlib.suppress(RuntimeError, ValueError):  # a group that is gone already
+            kinds = dist.get_backend_config(group)
+            if "nccl" in kinds:
+                group.abort()
+            if "gloo" in kinds:
+                others = [peer for peer in range(group.size()) if peer != group.rank()]
+                any(_runs_out(group, peer) for peer in others)
+
+
+def _runs_out(group: dist.ProcessGroup, peer: int) -> bool:
+    """Whether a wait for a rank ran out of time, and with that closed the connections to all ranks of the group.
+
+    Where the connection to this one is closed already, the wait fails at once and closes no other.
+    """
+    try:
+        group.recv([torch.empty(1)], peer, _TAG).wait(dt.timedelta(milliseconds=1))
+    except RuntimeError as error:
+        return "timed out" in str(error).lower()
+    return False
