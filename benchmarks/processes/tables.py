@@ -60,6 +60,11 @@ def _sections(rows: Rows) -> Iterator[str]:
         yield f"## {title}, milliseconds"
         lines = [(case, *(_cell(row.get(name, {}).get(quantity)) for name in names)) for case, row in rows.items()]
         yield table(("", *names), [line for line in lines if any(cell != "–" for cell in line[1:])])
+    if any("memory" in found for row in rows.values() for found in row.values()):
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        yield "## Weights, gradients, momentum and what backward needs, on the fullest rank, MiB"
+        held = [(case, *(_mebibytes(row.get(name, {}).get("memory")) for name in names)) for case, row in rows.items()]
+        yield table(("", *names), held)
 
 
 def _against(rows: Rows, quantity: str) -> list[tuple[str, ...]]:
@@ -88,6 +93,10 @@ def _predictions(rows: Rows) -> Iterator[tuple[str, ...]]:
 
 def _cell(found: Mapping[str, Any] | None) -> str:
     return "–" if found is None else f"{found['median'] * 1e3:.1f}"
+
+
+def _mebibytes(found: Mapping[str, Any] | None) -> str:
+    return "–" if found is None else f"{found['median'] / 2**20:.0f}"
 
 
 def draw(rows: Rows, path: Path) -> None:

@@ -16,7 +16,8 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.harness import median
-from pararealize import measure_network, pararealize, simulate
+from benchmarks.memory.measure import Kept
+from pararealize import Transfer, measure_network, pararealize, simulate
 
 from .methods import METHODS, Method, Setting
 from .networks import build, example
@@ -47,11 +48,11 @@ def _measure(
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("parareal",))
     model = build(network)
     x, target = example(network, batch)
-    setting = Setting(model=model, nets=_convert(model, x), mesh=mesh, cores=cores)
+    link = _messages()
+    setting = Setting(model=model, nets=_convert(model, x, link), mesh=mesh, cores=cores)
     methods = {name: METHODS[name](setting) for name in names}
     methods = {name: method for name, method in methods.items() if method.fits(batch)}
     predicted = {kind: net for kind, net in setting.nets.items() if f"parareal {kind}" in names}
-    latency, bandwidth = _messages()
     for i in range(-WARM, rounds):
         for name, method in methods.items():
             for quantity, seconds in _once(method, x, target):
@@ -59,18 +60,23 @@ def _measure(
                     yield name, quantity, seconds
     if batch == 1:
         yield from _latencies(methods, x, rounds)
+    for name, method in methods.items():
+        yield name, "memory", _memory(method, x, target)
     for kind, net in predicted.items():
         times, _ = measure_network(net.train(), x, repeats=rounds)  # on all ranks at once, as in a step
-        found = simulate(net.plan, times, latency=latency, bandwidth=bandwidth, batch=batch)
+        found = simulate(net.plan, times, latency=link.latency, bandwidth=link.bandwidth, batch=batch)
         yield f"parareal {kind}", "predicted", found.step
 
 
-def _convert(model: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:
+def _convert(model: torch.nn.Module, x: torch.Tensor, link: Transfer) -> dict[str, Any]:
     """Converted networks by kind of coarse block, cut by seconds that the first rank has measured on this batch."""
     plans: list[Any] = [None] * len(KINDS)
     if distributed.get_rank() == 0:
         ranks = distributed.get_world_size()
-        plans = [pararealize(model, ranks, example_inputs=x, coarse=kind, cost="seconds").plan for kind in KINDS]
+        nets = [
+            pararealize(model, ranks, example_inputs=x, coarse=kind, cost="seconds", transfer=link) for kind in KINDS
+        ]
+        plans = [net.plan for net in nets]
     distributed.broadcast_object_list(plans)
     return {
         kind: pararealize(model, example_inputs=x, coarse=kind, plan=plan)
@@ -78,8 +84,8 @@ def _convert(model: torch.nn.Module, x: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _messages(rounds: int = 20) -> tuple[float, float]:
-    """Seconds of a small message between the first two ranks, and bytes a second of a large one."""
+def _messages(rounds: int = 20) -> Transfer:
+    """Seconds of a small message between the first two ranks, and bytes a second of a large one: the same on all."""
     seconds = []
     for elements in (1, 2**20):
         tensor, taken = torch.zeros(elements), []
@@ -93,7 +99,9 @@ def _messages(rounds: int = 20) -> tuple[float, float]:
                     distributed.recv(tensor, sender)
             taken.append((time.perf_counter() - began) / 2)
         seconds.append(median(taken))
-    return seconds[0], 4 * 2**20 / max(seconds[1] - seconds[0], 1e-9)
+    found = [Transfer(seconds[0], 4 * 2**20 / max(seconds[1] - seconds[0], 1e-9))]
+    distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def _once(method: Method, x: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, float]]:
@@ -102,6 +110,20 @@ def _once(method: Method, x: torch.Tensor, target: torch.Tensor) -> Iterator[tup
     method.optimiser.zero_grad(set_to_none=True)
     yield "step", _timed(method, lambda: method.step(x, target))
     yield "update", _timed(method, method.optimiser.step)
+
+
+def _memory(method: Method, x: torch.Tensor, target: torch.Tensor) -> float:
+    """Bytes of weights, gradients, momentum and what backward needs, on the rank that holds most."""
+    held = torch.zeros((), dtype=torch.float64)
+    distributed.barrier()
+    if method.needs_both or distributed.get_rank() == 0:
+        method.optimiser.zero_grad(set_to_none=True)
+        with Kept(method.module) as kept:
+            method.step(x, target)
+        weights = sum(p.numel() * p.element_size() for p in method.module.parameters())
+        held += 3 * weights + sum(b.numel() * b.element_size() for b in method.module.buffers()) + kept.bytes
+    distributed.all_reduce(held, distributed.ReduceOp.MAX)
+    return float(held)
 
 
 def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iterator[tuple[str, str, float]]:
