@@ -19,20 +19,23 @@ import torch.multiprocessing as multiprocessing
 
 from benchmarks.harness import Results, median
 
-from .methods import METHODS
+from .methods import METHODS, MULTIGRID
 from .tables import draw, markdown
 from .worker import run
 
+__all__ = ["main", "measured"]
+
 FOLDER = Path(__file__).parent
 RANKS = 2
-NETWORKS = {"resnet1001": (1, 8, 32), "resnet110": (1, 8, 64), "vit24": (1, 8, 32)}
+NETWORKS = {"resnet1001": (1, 8, 32), "resnet110": (1, 8, 64), "vit24": (1, 8, 32), "chain64": (32,)}
+USUAL = [name for name in METHODS if name not in MULTIGRID]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--batches", nargs="+", type=int, help="instead of each network's own")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=USUAL, choices=METHODS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and speedup.svg")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
@@ -48,14 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
                 "methods": given.methods,
                 "cores": os.cpu_count(),
             }
-            results.add(f"{network}, batch {batch}", _measured(asked))
+            results.add(f"{network}, batch {batch}", measured(asked))
     (given.out / "table.md").write_text(markdown(results))
     draw(results.rows, given.out / "speedup.svg")
     print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
     return 0
 
 
-def _measured(asked: dict[str, Any]) -> dict[str, Any]:
+def measured(asked: dict[str, Any]) -> dict[str, Any]:
     """Median, least and most of every method and quantity."""
     report: Any = multiprocessing.get_context("spawn").Queue()
     started = multiprocessing.start_processes(
@@ -65,8 +68,8 @@ def _measured(asked: dict[str, Any]) -> dict[str, Any]:
     done, shown = False, time.monotonic()
     while not done or not report.empty():
         done = done or started.join(timeout=0.1)
-        while (measured := _next(report)) is not None:
-            method, quantity, seconds = measured
+        while (found := _next(report)) is not None:
+            method, quantity, seconds = found
             times.setdefault(method, {}).setdefault(quantity, []).append(seconds)
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()
@@ -75,7 +78,7 @@ def _measured(asked: dict[str, Any]) -> dict[str, Any]:
                     file=sys.stderr,
                     flush=True,
                 )
-    return {method: _summary(found) for method, found in times.items()}
+    return {method: _summary(held) for method, held in times.items()}
 
 
 def _next(report: Any) -> Any:

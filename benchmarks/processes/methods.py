@@ -18,9 +18,9 @@ from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from pararealize import PararealModule
+from pararealize import PararealModule, layer_parallel
 
-__all__ = ["METHODS", "Method", "Setting"]
+__all__ = ["METHODS", "MULTIGRID", "Method", "Setting"]
 
 
 class Method:
@@ -101,8 +101,8 @@ class Pipeline(Method):
             self._made[len(x)].step(target=target, losses=[])
 
 
-class Parareal(Method):
-    """The converted network, one segment a rank."""
+class Stages(Method):
+    """The converted network, one segment a rank; or multigrid in depth, an equal share of the layers on each."""
 
     def step(self, x: Tensor, target: Tensor) -> None:
         self.module.step(x, target=target, loss_fn=F.cross_entropy)
@@ -117,9 +117,10 @@ class _Contiguous(nn.Module):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What methods are made of on this rank: the network, its conversions by coarse kind, the ranks, the cores."""
+    """What methods are made of on this rank: network, example, its conversions by coarse kind, ranks, cores."""
 
     model: nn.Module
+    example: Tensor
     nets: dict[str, PararealModule]
     mesh: DeviceMesh
     cores: int
@@ -142,7 +143,13 @@ def _pipeline(schedule: type, microbatches: int) -> Callable[[Setting], Method]:
 
 
 def _parareal(kind: str) -> Callable[[Setting], Method]:
-    return lambda given: Parareal(given.nets[kind].distribute(given.mesh))
+    return lambda given: Stages(given.nets[kind].distribute(given.mesh))
+
+
+def _multigrid(coarsening: int, forward: int, backward: int) -> Callable[[Setting], Method]:
+    return lambda given: Stages(
+        layer_parallel(given.model, 2, coarsening, forward, backward, example_inputs=given.example, mesh=given.mesh)
+    )
 
 
 METHODS: dict[str, Callable[[Setting], Method]] = {
@@ -151,7 +158,7 @@ METHODS: dict[str, Callable[[Setting], Method]] = {
     "DDP": lambda given: Replicas(given.copied()),
     **{f"GPipe {m}": _pipeline(ScheduleGPipe, m) for m in (1, 2, 4, 8)},
     **{f"1F1B {m}": _pipeline(Schedule1F1B, m) for m in (2, 4, 8)},
-    "parareal linear": _parareal("linear"),
-    "parareal depthwise": _parareal("depthwise"),
-    "parareal paper": _parareal("paper"),
+    **{f"parareal {kind}": _parareal(kind) for kind in ("linear", "depthwise", "bottleneck", "paper")},
+    **{f"multigrid {c} {k}/{b}": _multigrid(c, k, b) for c in (4, 8) for k, b in ((1, 1), (2, 1))},
 }
+MULTIGRID = tuple(name for name in METHODS if name.startswith("multigrid"))  # asked for by name

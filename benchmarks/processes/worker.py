@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,9 +22,8 @@ from pararealize import Transfer, measure_network, pararealize, simulate
 from .methods import METHODS, Method, Setting
 from .networks import build, example
 
-__all__ = ["KINDS", "run"]
+__all__ = ["run"]
 
-KINDS = ("linear", "depthwise", "paper")  # of coarse blocks
 WARM = 2
 
 
@@ -49,7 +48,8 @@ def _measure(
     model = build(network)
     x, target = example(network, batch)
     link = _messages()
-    setting = Setting(model=model, nets=_convert(model, x, link), mesh=mesh, cores=cores)
+    kinds = dict.fromkeys(["linear", *(name.split()[1] for name in names if name.startswith("parareal"))])
+    setting = Setting(model=model, example=x, nets=_convert(model, x, link, kinds), mesh=mesh, cores=cores)
     methods = {name: METHODS[name](setting) for name in names}
     methods = {name: method for name, method in methods.items() if method.fits(batch)}
     predicted = {kind: net for kind, net in setting.nets.items() if f"parareal {kind}" in names}
@@ -68,19 +68,20 @@ def _measure(
         yield f"parareal {kind}", "predicted", found.step
 
 
-def _convert(model: torch.nn.Module, x: torch.Tensor, link: Transfer) -> dict[str, Any]:
+def _convert(model: torch.nn.Module, x: torch.Tensor, link: Transfer, kinds: Iterable[str]) -> dict[str, Any]:
     """Converted networks by kind of coarse block, cut by seconds that the first rank has measured on this batch."""
-    plans: list[Any] = [None] * len(KINDS)
+    kinds = list(kinds)
+    plans: list[Any] = [None] * len(kinds)
     if distributed.get_rank() == 0:
         ranks = distributed.get_world_size()
         nets = [
-            pararealize(model, ranks, example_inputs=x, coarse=kind, cost="seconds", transfer=link) for kind in KINDS
+            pararealize(model, ranks, example_inputs=x, coarse=kind, cost="seconds", transfer=link) for kind in kinds
         ]
         plans = [net.plan for net in nets]
     distributed.broadcast_object_list(plans)
     return {
         kind: pararealize(model, example_inputs=x, coarse=kind, plan=plan)
-        for kind, plan in zip(KINDS, plans, strict=True)
+        for kind, plan in zip(kinds, plans, strict=True)
     }
 
 

@@ -1,0 +1,1 @@
+"""One network, one machine, one table: serial, pipeline, parareal network, multigrid."""

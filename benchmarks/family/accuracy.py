@@ -1,0 +1,59 @@
+"""A way to train the chain and a seed -> its error on the digits: what the time of a step buys."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.processes.networks import Chain
+from pararealize import layer_parallel, pararealize
+from pararealize.data import load
+from pararealize.mgrit import LayerParallel
+from pararealize.recipe import Recipe
+from pararealize.train import evaluate, fit
+
+__all__ = ["EPOCHS", "WAYS", "measure"]
+
+EPOCHS, BATCH, PIXELS = 8, 32, 8
+WAYS = {
+    "serial": {},
+    "parareal 2 linear": {"n": 2, "coarse": "linear"},
+    "parareal 16 linear": {"n": 16, "coarse": "linear"},
+    "parareal 2 bottleneck": {"n": 2, "coarse": "bottleneck"},
+    "parareal 16 bottleneck": {"n": 16, "coarse": "bottleneck"},
+    "multigrid 8 1/1": {"coarsening": 8, "iterations": (1, 1)},
+    "multigrid 8 2/1": {"coarsening": 8, "iterations": (2, 1)},
+}
+
+
+def measure(name: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
+    """Train in one process, which computes what the ranks compute; the error as trained, and of multigrid as serial."""
+    data = load("digits", batch_size=BATCH, seed=seed, image_size=PIXELS)
+    torch.manual_seed(seed)
+    net = _made(WAYS[name], Chain(num_classes=data.classes), data.example(2), seed)
+    steps = data.steps * epochs
+    began = time.process_time()
+    recipe = Recipe(epochs=epochs, lr=0.1, schedule="cosine", warmup=steps // 5, clip=1.0, initialise=None)
+    history = fit(net, data, recipe, seed=seed)
+    row = {
+        "error": history.epochs[-1].test_error,
+        "loss": history.epochs[-1].loss,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "train_seconds": round(time.process_time() - began, 1),
+    }
+    if isinstance(net, LayerParallel):
+        with net.serially():
+            row["serial_error"] = evaluate(net, data).error
+    return row
+
+
+def _made(asked: dict[str, Any], model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
+    if "n" in asked:
+        return pararealize(model, asked["n"], example_inputs=example, coarse=asked["coarse"], seed=seed)
+    if "coarsening" in asked:
+        forward, backward = asked["iterations"]
+        return layer_parallel(model, 2, asked["coarsening"], forward, backward, example_inputs=example)
+    return model
