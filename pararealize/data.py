@@ -44,16 +44,33 @@ class Dataset:
             yield from self._chunks(self.images, self.labels, order)
             epoch += 1
 
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return len(self._parts(torch.arange(len(self.labels))))
+
+    def epoch(self, number: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch, from 0, beginning with batch ``start``; each rank's share of them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(number + 1):
+            order = torch.randperm(len(self.labels), generator=generator)
+        for chosen in self._parts(order)[start:]:
+            own = chosen.tensor_split(world)[rank]
+            yield self.images[own], self.labels[own]
+
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part once, in a fixed order."""
         yield from self._chunks(self.test_images, self.test_labels, torch.arange(len(self.test_labels)))
 
     def _chunks(self, images: Tensor, labels: Tensor, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in self._parts(order):
+            yield images[chosen], labels[chosen]
+
+    def _parts(self, order: Tensor) -> list[Tensor]:
         chunks = list(order.split(self.batch_size))
         if len(chunks) > 1 and len(chunks[-1]) == 1:
             chunks[-2:] = [torch.cat(chunks[-2:])]
-        for chosen in chunks:
-            yield images[chosen], labels[chosen]
+        return chunks
 
     def __str__(self) -> str:
         shape = "×".join(str(size) for size in self.images.shape[1:])
