@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "CoarseError",
     "CutError",
+    "DataError",
     "DeviceError",
     "DistributedError",
     "ExampleError",
@@ -46,6 +47,10 @@ class CaptureError(PararealizeError, RuntimeError):
 
 class CutError(PararealizeError, ValueError):
     """The network has too few points at which exactly one activation is alive, or a requested cut is not one."""
+
+
+class DataError(PararealizeError, ValueError):
+    """A data set is unknown, not on disk, damaged, or cannot be had as it was asked for."""
 
 
 class FieldError(PararealizeError, NotImplementedError):
