@@ -21,7 +21,8 @@ class StepRow:
         lr: learning rate of the last of them.
         loss: mean over their samples, as trained (labels smoothed where asked for).
         error: share of their samples taken for another class.
-        gradient: norm of all gradients together in the last of them, before clipping.
+        gradient: norm of all gradients together in the last of them, before clipping; ``None`` where they were not
+            finite and a scaler passed over the step.
     """
 
     step: int
@@ -29,7 +30,7 @@ class StepRow:
     lr: float
     loss: float
     error: float
-    gradient: float
+    gradient: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from .errors import RecipeError
 
-__all__ = ["Recipe", "he_weights"]
+__all__ = ["Recipe", "he_weights", "seed_of"]
 
 Optimiser = Literal["sgd", "adamw"]
 Schedule = Literal["steps", "cosine", "constant"]
@@ -221,7 +221,7 @@ def he_weights(net: nn.Module, seed: int) -> int:
         if not isinstance(module, kinds) or name.split(".")[0] in ("adapters", "coarse"):
             continue
         weight = torch.empty(module.weight.shape, dtype=module.weight.dtype)
-        generator = torch.Generator().manual_seed(_seed_of(seed, name))
+        generator = torch.Generator().manual_seed(seed_of(seed, name))
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
         with torch.no_grad():
             module.weight.copy_(weight)
@@ -231,7 +231,8 @@ def he_weights(net: nn.Module, seed: int) -> int:
     return drawn
 
 
-def _seed_of(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
+    """A seed for each purpose, from one."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big")
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .data import Dataset
+from .dataset import Dataset
 from .errors import ExampleError
+from .stage import Stage
+from .team import team_of
 
 __all__ = ["Score", "correct", "evaluate", "logits_of"]
 
@@ -43,8 +45,11 @@ class Score:
 def evaluate(net: nn.Module, data: Dataset) -> Score:
     """The loss and the error of a network on the test part of a data set, in eval mode.
 
+    Over several ranks all of them call it, and all get the score; of several data-parallel copies, which take turns,
+    each evaluates with the first copy's running statistics.
+
     Args:
-        net: any module from inputs to logits ``(batch, classes)``; its training flags are put back.
+        net: any module from inputs to logits ``(batch, classes)``, or a rank's stage; its training flags are put back.
         data: a data set of :mod:`pararealize.data`.
 
     Raises:
@@ -57,15 +62,22 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
         >>> score.count, 0.5 < score.error <= 1
         (360, True)
     """
-    device = next(net.parameters()).device
+    team = team_of(net)
+    team.even_buffers(net)
+    device = net.device if isinstance(net, Stage) else next(net.parameters()).device
     total = torch.zeros(3, dtype=torch.float64)
     with eval_mode(net), torch.no_grad():
-        for x, labels in data.test_batches():
-            output = logits_of(net(x.to(device)), labels)
+        for i, (x, labels) in enumerate(data.test_batches()):
+            if i % team.replicas != team.replica:
+                continue
+            given = net(x.to(device))
+            if not team.is_last:
+                continue
+            output = logits_of(given, labels)
             labels = labels.to(output.device)
             loss = functional.cross_entropy(output.float(), labels, reduction="sum")
-            total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels))]).double().cpu()
-    loss_sum, right, count = total.tolist()
+            total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels)).to(loss)]).double().cpu()
+    loss_sum, right, count = team.total(total).tolist()
     return Score(loss=loss_sum / count, error=1 - right / count, count=int(count))
 
 
