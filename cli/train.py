@@ -43,7 +43,7 @@ EXAMPLES = """
 
   pararealize train resnet20 --method serial --epochs 20
 
-  torchrun --nproc-per-node 3 -m pararealize_cli train resnet20 --n 3 --epochs 20
+  torchrun --nproc-per-node 3 -m pararealize_cli train resnet20 -n 3 --epochs 20
 """
 
 STOPPED = 130  # exit status after Ctrl-C
