@@ -84,7 +84,9 @@ def test_going_on_where_nothing_was_kept_starts(tmp_path):
 
 def test_another_run_is_refused_with_the_values(tmp_path):
     folder, _ = begun(tmp_path)
-    with pytest.raises(CheckpointError, match=r"recipe.lr: 0.1 there, 0.2 here; seed: 0 there, 1 here; ask for the same"):
+    with pytest.raises(
+        CheckpointError, match=r"recipe.lr: 0.1 there, 0.2 here; seed: 0 there, 1 here; ask for the same"
+    ):
         folder.begin({"recipe": {"lr": 0.2}, "seed": 1}, resume=True, force=False)
     many = {**ASKED, **{f"value {i}": i for i in range(9)}}
     with pytest.raises(CheckpointError, match=r"value 5: None there, 5 here; and 3 more"):
