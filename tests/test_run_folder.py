@@ -36,7 +36,7 @@ def test_a_new_folder_and_an_empty_one(tmp_path):
 
 def test_a_taken_folder_is_refused(tmp_path):
     folder, _ = begun(tmp_path)
-    with pytest.raises(OutputError, match="is there already; go on with it .*--resume.*--force"):
+    with pytest.raises(OutputError, match=r"is there already; go on with it .*--resume.*--force"):
         begun(tmp_path)
     (folder.path / "thesis.tex").write_text("")
     for how in ({"resume": True}, {"force": True}):

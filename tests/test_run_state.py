@@ -45,7 +45,7 @@ def test_a_run_goes_on_to_the_bit(tmp_path, kind):
     scaler.scale(torch.ones(()))
     folder = kept(tmp_path, net, optimizer, scaler, step=3)
     advance(net, optimizer)
-    drawn = torch.rand(3), random.random(), np.random.random()  # noqa: NPY002
+    drawn = torch.rand(3), random.random(), np.random.random()
     other, its = trained(seed=1, optimizer=kind)
     its_scaler = torch.amp.GradScaler("cpu")
     plain = read_run_state(folder)
@@ -54,7 +54,7 @@ def test_a_run_goes_on_to_the_bit(tmp_path, kind):
     advance(other, its)
     assert same(net, other)
     assert torch.equal(torch.rand(3), drawn[0])
-    assert (random.random(), np.random.random()) == drawn[1:]  # noqa: NPY002
+    assert (random.random(), np.random.random()) == drawn[1:]
     assert its_scaler.get_scale() == 512.0
 
 
@@ -91,7 +91,7 @@ def test_damaged_tensors(tmp_path):
     plain = read_run_state(folder)
     whole = (folder / "state.safetensors").read_bytes()
     (folder / "state.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="cannot be read: .*remove this folder"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*remove this folder"):
         load_run_state(folder, plain, net, optimizer, None, Team())
 
 

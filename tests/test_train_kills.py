@@ -1,4 +1,4 @@
-"""Kill -9 at any moment, and a disk that is really full: the run goes on and ends with the bits of one never stopped."""
+"""Kill -9 at any moment, and a disk that is really full: the run goes on, and ends with the bits of a whole one."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""A data set and a network small enough to be trained in a test: every step draws random numbers and moves statistics."""
+"""A data set and a network small enough to be trained in a test; its steps draw random numbers and move statistics."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def samples(batch_size=8, train=40, test=13, seed=0) -> Dataset:
     )
 
 
-def chain(depth=6, dropout=0.1) -> nn.Sequential:
+def chain(depth=6, dropout=0.1, norm=nn.BatchNorm1d) -> nn.Sequential:
     """Linear layers with batch norms and dropout; from points to logits."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for _ in range(depth):
-        layers += [nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Tanh(), nn.Dropout(dropout)]
+        layers += [nn.Linear(WIDTH, WIDTH), norm(WIDTH), nn.Tanh(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
 
 
-def network(n=3, dropout=0.1, **options):
+def network(n=3, dropout=0.1, norm=nn.BatchNorm1d, **options):
     """The same, converted."""
     arguments = {"coarse": "linear", "example_inputs": torch.zeros(2, WIDTH), **options}
-    return pararealize(chain(dropout=dropout), n, **arguments)
+    return pararealize(chain(dropout=dropout, norm=norm), n, **arguments)
 
 
 def same(a, b) -> bool:
