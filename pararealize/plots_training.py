@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .history import History
 from .plots import FAINT, INK, LINE, save_figure
@@ -66,6 +66,7 @@ def draw_curves(history: History, path: str | Path, *, title: str = "") -> Path:
 def _dress(axes: Axes, what: str) -> None:
     axes.set_title(what, loc="left", fontsize=10, color=INK)
     axes.set_xlabel("epoch", fontsize=8, color=LINE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=8, colors=FAINT)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)

@@ -1,5 +1,6 @@
 """``pararealize train``: what it prints, writes and refuses; under torchrun, too."""
 
+import io
 import json
 import os
 import subprocess
@@ -21,8 +22,8 @@ from torch import nn
 
 def net(width=8):
     torch.manual_seed(0)
-    first = [nn.Flatten(), nn.Linear(192, width)]
-    return nn.Sequential(*first, *[nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(4)], nn.Linear(width, 10))
+    inner = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(4)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, width), *inner, nn.Linear(width, 10))
 """
 WORDS = [
     "train",
@@ -83,7 +84,8 @@ def test_a_run(tmp_path):
 def test_every_value_of_a_recipe_is_a_flag(tmp_path):
     words = [
         "--epochs", 1, "--lr", 0.02, "--momentum", 0.8, "--weight-decay", 0.001, "--nesterov", "--schedule", "steps",
-        "--milestones", "0.25,0.5", "--gamma", 0.5, "--warmup", 3, "--label-smoothing", 0.1, "--clip", 2, "--amp", "auto",
+        "--milestones", "0.25,0.5", "--gamma", 0.5, "--warmup", 3, "--label-smoothing", 0.1, "--clip", 2,
+        "--amp", "auto",
         "--batch-size", 200, "--seed", 3, "--log-every", 4, "--out", "there", "--json",
     ]  # fmt: skip
     result = run(*WORDS, *words)
@@ -199,7 +201,7 @@ def test_durations(seconds, told):
 
 def test_a_bar_on_a_terminal():
     display = Display(Recipe(), quiet=False, to_stderr=True)
-    display.bar.live.console = Console(force_terminal=True, width=160, file=open(os.devnull, "w"))
+    display.bar.live.console = Console(force_terminal=True, width=160, file=io.StringIO())
     display.shown = True
     with display:
         display.report(progress(step=1))
