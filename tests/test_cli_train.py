@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+import pararealize
 from pararealize import Plan, Recipe, board
 from pararealize.progress import Progress
 from pararealize.score import Score
@@ -181,7 +183,8 @@ def test_a_run_that_the_user_stops(tmp_path, monkeypatch):
 def test_torchrun(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pararealize_cli"]
     words = [("-n" if word == "--n" else word) for word in WORDS]  # torchrun takes --n for one of its own
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    root = str(Path(pararealize.__file__).resolve().parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     command = [sys.executable, *launch, *words, "--epochs", 1, "--out", "ranks", "--json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
