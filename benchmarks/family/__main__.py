@@ -47,10 +47,17 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(given.out / "results.json")
     cases = [f"{way}, seed {seed}" for seed in range(given.seeds) for way in given.ways]
     run_cases(
-        cases, lambda case: _error(case, given.epochs), results, seconds=3600, gibibytes=8, show=lambda row: str(row)[:100]
+        cases,
+        lambda case: _error(case, given.epochs),
+        results,
+        seconds=3600,
+        gibibytes=8,
+        show=lambda row: str(row)[:100],
     )
     if not given.no_times and "simulated" not in results.rows:
-        run_cases(["simulated"], lambda _: _simulated(), results, seconds=3600, gibibytes=8, show=lambda row: str(row)[:100])
+        run_cases(
+            ["simulated"], lambda _: _simulated(), results, seconds=3600, gibibytes=8, show=lambda row: str(row)[:100]
+        )
     if not given.no_times and "times" not in results.rows:
         asked = {"network": "chain64", "batch": BATCH, "rounds": given.rounds, "methods": list(METHODS)}
         results.add("times", measured({**asked, "cores": os.cpu_count()}))
