@@ -43,8 +43,8 @@ from .stage import Stage
 from .tableaux import Tableau
 from .timeline import Timeline
 from .times import Times, measure_network, plan_times
-from .transfer import Transfer
 from .train import evaluate, fit
+from .transfer import Transfer
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,7 @@
 """The command: ``python -m benchmarks.family``.
 
-Times and memory of two real ranks, errors after equal epochs, and simulated steps of more ranks, in one table. Rows that
-``results.json`` has already are kept.
+Times and memory of two real ranks, errors after equal epochs, and simulated steps of more ranks, in one table. Rows
+that ``results.json`` has already are kept.
 """
 
 from __future__ import annotations
