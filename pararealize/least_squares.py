@@ -1,0 +1,155 @@
+r"""A linear layer, inputs and targets -> its weights by ridge regression, batch after batch.
+
+Every layer here is :math:`v = W u + b` on patches u of its input: one feature vector for a linear layer, the unfolded
+window for a convolution. The normal equations
+
+.. math:: (A^T A + \lambda I)\, W^T = A^T Y, \quad \lambda = \rho \operatorname{mean} \operatorname{diag} A^T A
+
+are sums over patches, accumulated in double precision, so that memory does not grow with the data. With a bias, A and Y
+are centred by their means, and the bias is not penalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .adapters import Adapter
+from .route import Move, Resample
+from .units import Projection
+
+__all__ = ["Convolution", "LinearLayer", "NormalEquations", "linear_part"]
+
+LinearLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+CHUNK = 1 << 22  # numbers of an unfolded chunk: 32 MiB in double precision
+_CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+class NormalEquations:
+    """``AᵀA`` and ``AᵀY`` of one linear layer, one of each for every group of a convolution.
+
+    Args:
+        layer: ``nn.Linear`` or a convolution of any kernel, stride, padding, dilation and groups.
+        tail: modules behind the layer that treat every channel alike, such as a resampling of the map: the targets
+            stand behind them. They change places with the layer, which then has to be 1×1 (``T W u = W T u``).
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> equations = NormalEquations(layer)
+        >>> for chunk in x.split(20):
+        ...     equations.add(chunk, 2 * chunk[:, :2] + 1)
+        >>> equations.solve(ridge=0.0)
+        >>> (layer.weight.detach().round(decimals=4) + 0).tolist(), layer.bias.detach().round(decimals=4).tolist()
+        ([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [1.0, 1.0])
+    """
+
+    def __init__(self, layer: LinearLayer, tail: tuple[nn.Module, ...] = ()) -> None:
+        self.layer, self.tail = layer, tail
+        self.groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+        features = layer.weight[0].numel()
+        outputs = len(layer.weight) // self.groups
+        home = layer.weight.device
+        wide = {"dtype": torch.float64, "device": "cpu" if home.type == "mps" else home}  # mps has no double precision
+        self.gram = torch.zeros(self.groups, features, features, **wide)
+        self.moment = torch.zeros(self.groups, features, outputs, **wide)
+        self.mean_in = torch.zeros(self.groups, features, **wide)
+        self.mean_out = torch.zeros(self.groups, outputs, **wide)
+        self.count = 0
+
+    @torch.no_grad()
+    def add(self, u: Tensor, target: Tensor) -> None:
+        """Take in what enters the layer and what should come out behind the tail."""
+        for a, y in self._rows(u, target):
+            a, y = a.to(self.gram), y.to(self.gram)
+            self.gram += a.mT @ a
+            self.moment += a.mT @ y
+            self.mean_in += a.sum(1)
+            self.mean_out += y.sum(1)
+            self.count += a.shape[1]
+
+    @torch.no_grad()
+    def solve(self, *, ridge: float) -> None:
+        """Write the weights, and the bias where there is one, into the layer."""
+        gram, moment = self.gram, self.moment
+        if self.layer.bias is not None:
+            a, y = self.mean_in / self.count, self.mean_out / self.count
+            gram = gram - self.count * a.unsqueeze(2) * a.unsqueeze(1)
+            moment = moment - self.count * a.unsqueeze(2) * y.unsqueeze(1)
+        values, vectors = torch.linalg.eigh(gram)
+        penalty = ridge * gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+        least = values.amax(1, keepdim=True).clamp(min=0) * gram.shape[1] * torch.finfo(torch.float64).eps
+        inverse = torch.where(values > least, 1 / (values + penalty).clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        weight = (vectors * inverse.unsqueeze(1)) @ (vectors.mT @ moment)  # groups, features, outputs
+        self.layer.weight.copy_(weight.mT.reshape(self.layer.weight.shape))
+        if self.layer.bias is not None:
+            self.layer.bias.copy_((y - (a.unsqueeze(1) @ weight).squeeze(1)).flatten())
+
+    def _rows(self, u: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Design and target, ``(groups, rows, features)`` and ``(groups, rows, outputs)``, a chunk at a time."""
+        many = max(1, u[:1].numel() * self.layer.weight[0].numel() // self.layer.weight.shape[1])
+        size = max(1, CHUNK // many)
+        for some, wanted in zip(u.split(size), target.split(size), strict=True):
+            axis = some.ndim - 1 if isinstance(self.layer, nn.Linear) else 1
+            patches = some if isinstance(self.layer, nn.Linear) else unfold(self.layer, some)
+            for module in self.tail:
+                patches = module(patches)
+                axis = module.target + 1 if isinstance(module, Move) else axis
+            yield self._grouped(patches, axis), self._grouped(wanted, axis)
+
+    def _grouped(self, value: Tensor, axis: int) -> Tensor:
+        """Channels at ``axis`` last and parted into groups, every other axis a row."""
+        rows = value.movedim(axis, -1).reshape(-1, self.groups, value.shape[axis] // self.groups)
+        return rows.transpose(0, 1)
+
+
+def unfold(layer: Convolution, x: Tensor) -> Tensor:
+    """The windows that a convolution reads: ``(batch, channels · kernel, *output extent)``, the channel slowest.
+
+    It is itself a convolution, by the unit vectors of a window, so that every option means what it means there.
+    """
+    kernel = layer.weight[0, 0].numel()
+    units = torch.eye(kernel, dtype=x.dtype, device=x.device).view(kernel, 1, *layer.kernel_size)
+    weight = units.repeat(x.shape[1], *(1,) * (units.ndim - 1))
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        x, padding = functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+    convolve = _CONVOLVE[len(layer.kernel_size)]
+    return convolve(x, weight, None, layer.stride, padding, layer.dilation, x.shape[1])  # type: ignore[arg-type]
+
+
+def linear_part(module: nn.Module) -> tuple[LinearLayer, tuple[nn.Module, ...]] | None:
+    """The one linear layer that a module has parameters in, and its tail; ``None`` where it is of another form.
+
+    In front of the layer there may be anything without parameters: it makes features.
+    """
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return module, ()
+    if isinstance(module, Projection):
+        return linear_part(module.conv)
+    if type(module) not in (nn.Sequential, Adapter) and type(module).__name__ != "CoarseBlock":
+        return None
+    children = list(module.children())
+    weighted = [i for i, child in enumerate(children) if any(True for _ in child.parameters())]
+    if len(weighted) != 1:
+        return None
+    behind = tuple(children[weighted[0] + 1 :])
+    found = linear_part(children[weighted[0]])
+    if found is None:
+        return None
+    layer, tail = found
+    pointwise = isinstance(layer, nn.Linear) or layer.weight[0, 0].numel() == 1
+    alike = all(isinstance(step, Move | Resample | nn.Identity) or _merges_extent(step) for step in behind)
+    if behind and not (pointwise and alike and not isinstance(layer, nn.Linear)):
+        return None
+    return layer, tail + behind
+
+
+def _merges_extent(step: nn.Module) -> bool:
+    """Whether a step regroups the axes behind the channels only."""
+    return (isinstance(step, nn.Flatten) and step.start_dim >= 2) or (isinstance(step, nn.Unflatten) and step.dim == 2)
