@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CalibrationError
-from .least_squares import LinearLayer, NormalEquations, linear_part
+from .least_squares import LinearLayer, Regression, linear_part
 
 __all__ = ["Pair", "distil", "last_layer", "measure_norms", "solve_last"]
 
@@ -80,28 +80,16 @@ def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> None:
             norm.momentum = momentum
 
 
-@torch.no_grad()
-def solve_last(module: nn.Module, pairs: Iterable[Pair], *, ridge: float) -> bool:
+def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge: float) -> bool:
     """Solve for the last linear layer, all else as it is; False where there is no such layer."""
-    pairs = iter(pairs)
-    first = next(pairs, None)
-    found = None if first is None else last_layer(module, first[0], first[1])
-    if first is None or found is None:
+    value, context, _ = next(iter(pairs()))
+    layer = last_layer(module, value, context)
+    if layer is None:
         return False
-    equations = NormalEquations(found)
-    seen: dict[str, Tensor] = {}
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.update(input=inputs[0], output=output)
-
-    hook = found.register_forward_hook(keep)
-    try:
-        for r, context, target in _behind(first, pairs):
-            rest = module(r.clone(), *context) - seen["output"]
-            equations.add(seen["input"], target - rest)
-    finally:
-        hook.remove()
-    equations.solve(ridge=ridge)
+    regression = Regression(module, layer, rest=True)
+    for pair in pairs():
+        regression.take(*pair)
+    regression.solve(ridge=ridge)
     return True
 
 
@@ -173,11 +161,3 @@ def _rate(step: int, steps: int) -> float:
 def _order(count: int, generator: torch.Generator) -> Iterator[int]:
     while True:
         yield from torch.randperm(count, generator=generator).tolist()
-
-
-def _behind(first: Pair, rest: Iterable[Pair]) -> Iterator[Pair]:
-    yield first
-    yield from rest
-
-
-_Stream: TypeAlias = Callable[[], Iterable[Pair]]

@@ -7,7 +7,6 @@ values are those of eval mode, without gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,7 +17,7 @@ from torch.utils import _pytree as pytree
 from .emit import PararealModule
 from .errors import CalibrationError, ExampleError
 
-__all__ = ["Batches", "Crossing", "Interfaces", "evaluating", "fresh", "inputs_of", "labels_of"]
+__all__ = ["Batches", "Crossing", "Interfaces", "Record", "fresh", "inputs_of", "labels_of"]
 
 Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -141,6 +140,12 @@ class Interfaces:
             crossing.x[j] = self.adapter(j)(crossing.sources[j])
             crossing.y[j] = self.segment(j)(crossing.x[j], *crossing.context[j])
 
+    def filled(self, crossing: Crossing) -> Crossing:
+        """The crossing, with x and y."""
+        if not crossing.y:
+            self.fine(crossing)
+        return crossing
+
     @torch.no_grad()
     def residual(self, crossing: Crossing, j: int) -> Tensor:
         """r_j = z_j - x_{j+1}, from the coarse blocks in front of it; z_j is remembered."""
@@ -196,6 +201,49 @@ class Interfaces:
         return values
 
 
+class Record:
+    """The crossings of all batches: kept where they fit into ``keep`` bytes, else computed anew in every pass.
+
+    Args:
+        interfaces: of the network.
+        batches: of inputs, or of inputs and labels; read once here, and again in every pass where not all is kept.
+        keep: bytes of activations.
+
+    Raises:
+        ExampleError: there is no batch, or the batches can be read only once.
+    """
+
+    def __init__(self, interfaces: Interfaces, batches: Batches, *, keep: int) -> None:
+        self.interfaces, self.batches = interfaces, batches
+        self.kept: list[Crossing] = []
+        self.count = self.samples = 0
+        room = keep
+        for number, batch in enumerate(fresh(batches), start=1):
+            crossing = interfaces.cross(batch, number)
+            self.count, self.samples = number, self.samples + crossing.samples
+            if number == len(self.kept) + 1 and (crossing.bytes <= room or not self.kept):
+                self.kept.append(crossing)
+                room -= crossing.bytes
+        if not self.count:
+            raise ExampleError("there is no batch; pass some tens of batches of training inputs")
+
+    @property
+    def complete(self) -> bool:
+        """Whether every batch is kept."""
+        return len(self.kept) == self.count
+
+    def __iter__(self) -> Iterator[Crossing]:
+        if self.complete:
+            yield from self.kept
+        else:
+            for number, batch in enumerate(fresh(self.batches), start=1):
+                yield self.interfaces.cross(batch, number)
+
+    def fine(self) -> Iterator[Crossing]:
+        """The crossings with x and y."""
+        return map(self.interfaces.filled, self)
+
+
 def inputs_of(batch: Any, names: list[str]) -> Mapping[str, Any]:
     """The inputs of a batch by their names: a tensor, ``(input, labels)``, or a dict of keyword arguments."""
     if isinstance(batch, Mapping):
@@ -226,19 +274,6 @@ def fresh(batches: Batches) -> Iterator[Any]:
             "function that gives a new iterator, such as data.batches"
         )
     return iter(found)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and as it was behind."""
-    modes = [(module, module.training) for module in net.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _check_finite(value: Tensor, what: str, number: int) -> None:

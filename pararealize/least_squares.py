@@ -12,6 +12,7 @@ are centred by their means, and the bias is not penalised.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,9 @@ from torch.nn import functional
 
 from .adapters import Adapter
 from .route import Move, Resample
-from .units import Projection
+from .units import CoarseBlock, Projection
 
-__all__ = ["Convolution", "LinearLayer", "NormalEquations", "linear_part"]
+__all__ = ["Convolution", "LinearLayer", "NormalEquations", "Regression", "linear_part"]
 
 LinearLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -108,6 +109,42 @@ class NormalEquations:
         return rows.transpose(0, 1)
 
 
+class Regression:
+    """A module with one layer to solve for -> that layer's weights, from the module's inputs and targets.
+
+    Args:
+        module: called ``module(input, *context)``.
+        layer: the layer, somewhere in it.
+        tail: what stands behind the layer, see :class:`NormalEquations`; its output is the module's.
+        rest: the module's output is the layer's plus something else, which is taken off the targets; no tail then.
+    """
+
+    def __init__(
+        self, module: nn.Module, layer: LinearLayer, tail: tuple[nn.Module, ...] = (), *, rest: bool = False
+    ) -> None:
+        self.module, self.layer, self.rest = module, layer, rest
+        self.equations = NormalEquations(layer, tail)
+
+    @torch.no_grad()
+    def take(self, value: Tensor, context: tuple[Any, ...], target: Tensor) -> None:
+        """Take in one batch."""
+        seen: list[Tensor] = []
+
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[:] = inputs[0], output.clone()
+
+        hook = self.layer.register_forward_hook(keep)
+        try:
+            whole = self.module(value.clone(), *context)
+        finally:
+            hook.remove()
+        self.equations.add(seen[0], target - (whole - seen[1]) if self.rest else target)
+
+    def solve(self, *, ridge: float) -> None:
+        """Write the layer's weights."""
+        self.equations.solve(ridge=ridge)
+
+
 def unfold(layer: Convolution, x: Tensor) -> Tensor:
     """The windows that a convolution reads: ``(batch, channels · kernel, *output extent)``, the channel slowest.
 
@@ -128,28 +165,28 @@ def linear_part(module: nn.Module) -> tuple[LinearLayer, tuple[nn.Module, ...]] 
 
     In front of the layer there may be anything without parameters: it makes features.
     """
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return module, ()
+    if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return module, ()  # type: ignore[return-value]
     if isinstance(module, Projection):
         return linear_part(module.conv)
-    if type(module) not in (nn.Sequential, Adapter) and type(module).__name__ != "CoarseBlock":
+    if type(module) not in (nn.Sequential, Adapter, CoarseBlock):
         return None
     children = list(module.children())
     weighted = [i for i, child in enumerate(children) if any(True for _ in child.parameters())]
-    if len(weighted) != 1:
-        return None
-    behind = tuple(children[weighted[0] + 1 :])
-    found = linear_part(children[weighted[0]])
-    if found is None:
+    if len(weighted) != 1 or (found := linear_part(children[weighted[0]])) is None:
         return None
     layer, tail = found
-    pointwise = isinstance(layer, nn.Linear) or layer.weight[0, 0].numel() == 1
-    alike = all(isinstance(step, Move | Resample | nn.Identity) or _merges_extent(step) for step in behind)
-    if behind and not (pointwise and alike and not isinstance(layer, nn.Linear)):
+    behind = tuple(children[weighted[0] + 1 :])
+    pointwise = not isinstance(layer, nn.Linear) and layer.weight[0, 0].numel() == layer.groups == 1
+    if behind and not (pointwise and all(map(_treats_channels_alike, behind))):
         return None
     return layer, tail + behind
 
 
-def _merges_extent(step: nn.Module) -> bool:
-    """Whether a step regroups the axes behind the channels only."""
-    return (isinstance(step, nn.Flatten) and step.start_dim >= 2) or (isinstance(step, nn.Unflatten) and step.dim == 2)
+def _treats_channels_alike(step: nn.Module) -> bool:
+    """Whether a step commutes with a map of the channels, which stand on axis 1 until a ``Move`` takes them away."""
+    if isinstance(step, nn.Flatten):
+        return step.start_dim >= 2
+    if isinstance(step, nn.Unflatten):
+        return isinstance(step.dim, int) and step.dim >= 2
+    return isinstance(step, Resample | nn.Identity) or (isinstance(step, Move) and step.source == 0)
