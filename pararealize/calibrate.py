@@ -27,7 +27,7 @@ from .least_squares import Regression, linear_part
 from .restore import host_random_kept, ordinary_mode
 from .score import eval_mode
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "check_network", "quiet"]
 
 KEEP = 1 << 30
 
@@ -90,9 +90,10 @@ def calibrate(
         >>> calibration.stage("after").output < calibration.stage("before").output
         True
     """
-    _check(net, steps=steps, lr=lr, ridge=ridge, keep=keep)
+    check_network(net)
+    _check_options(steps=steps, lr=lr, ridge=ridge, keep=keep)
     told = report or (lambda _: None)
-    with _quiet(net, seed):
+    with quiet(net, seed):
         interfaces = Interfaces(net)
         told("running the network in sequence")
         record = Record(interfaces, batches, keep=keep)
@@ -175,9 +176,7 @@ def _fit_coarse(
         yield Fit(part=f"F{plan.j}", kind=plan.kind, method=method, seconds=time.perf_counter() - began)
 
 
-def _fit_one(
-    module: nn.Module, record: Record, j: int, *, steps: int, lr: float, ridge: float, seed: int
-) -> str:
+def _fit_one(module: nn.Module, record: Record, j: int, *, steps: int, lr: float, ridge: float, seed: int) -> str:
     interfaces = record.interfaces
 
     def pair(crossing: Crossing) -> Pair:
@@ -202,11 +201,15 @@ def _fit_one(
     return "distilled, last layer solved" if solve_last(module, pairs, ridge=ridge) else "distilled"
 
 
-def _check(net: object, *, steps: int, lr: float, ridge: float, keep: int) -> None:
+def check_network(net: object) -> None:
+    """Raise unless it is a converted network with weights."""
     if not isinstance(net, PararealModule):
-        raise ModelError(f"calibrate takes what pararealize(...) gave, and this is a {type(net).__name__}; convert first")
+        raise ModelError(f"calibration takes what pararealize(...) gives, and this is a {type(net).__name__}")
     if any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers())):
         raise ModelError("the network is on the meta device, where nothing runs; convert the model with its weights")
+
+
+def _check_options(*, steps: int, lr: float, ridge: float, keep: int) -> None:
     wrong = [
         f"{name} is {value!r}; pass {wanted}"
         for name, value, wanted, fits in (
@@ -222,7 +225,7 @@ def _check(net: object, *, steps: int, lr: float, ridge: float, keep: int) -> No
 
 
 @contextmanager
-def _quiet(net: PararealModule, seed: int) -> Iterator[None]:
+def quiet(net: PararealModule, seed: int) -> Iterator[None]:
     """In eval mode, outside the caller's autocast and no_grad, with random states that are put back."""
     cuda = sorted({p.device.index or 0 for p in net.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
