@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pararealize.calibration import Calibration
-    from pararealize.data import Dataset
 
 __all__ = ["EXAMPLES", "calibrate"]
 
@@ -135,8 +134,16 @@ def calibrate(
             seed=seed,
             leaf_modules=arguments.leaf_modules(leaf),
         )
-        options = {"steps": steps, "lr": lr, "ridge": ridge, "seed": seed}
-        calibration = fitted(pnet, samples.batches, test=samples.test_batches, report=progress, **options)
+        calibration = fitted(
+            pnet,
+            samples.batches,
+            test=samples.test_batches,
+            steps=steps,
+            lr=lr,
+            ridge=ridge,
+            seed=seed,
+            report=progress,
+        )
         if fine_tune_steps:
             told = _steps(progress, fine_tune_steps)
             calibration = fine_tune(pnet, samples, calibration, steps=fine_tune_steps, seed=seed, report=told)

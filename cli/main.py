@@ -1,4 +1,4 @@
-"""The ``pararealize`` command: ``convert``, ``inspect``, ``calibrate``, ``schedule``, ``restack``, ``ls`` and ``demo``."""
+"""``pararealize``: ``convert``, ``inspect``, ``calibrate``, ``schedule``, ``restack``, ``ls`` and ``demo``."""
 
 from __future__ import annotations
 

@@ -150,7 +150,8 @@ def _fit_adapters(record: Record, ridge: float, told: Callable[[str], None]) -> 
     share = (time.perf_counter() - began) / max(len(regressions), 1)
     for plan in interfaces.net.plan.adapters:
         solved = plan.j in regressions
-        method = "least squares" if solved else "left: not linear"
+        left = "left: not linear" if linear_part(interfaces.adapter(plan.j)) is None else "left: frozen"
+        method = "least squares" if solved else left
         yield Fit(part=f"C{plan.j}", kind=plan.recipe, method=method, seconds=share if solved else 0.0)
 
 

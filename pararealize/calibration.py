@@ -1,4 +1,4 @@
-"""What calibration found -> Calibration: the error of every adapter and interface, stage by stage, as table and JSON."""
+"""What calibration found -> Calibration: the errors of adapters and interfaces, stage by stage, as table and JSON."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def calibration_text(calibration: Calibration) -> str:
         ends.append((f"accuracy (original {_percent(calibration.accuracy)})",
                      *(_percent(errors.accuracy) for errors in calibration.stages)))  # fmt: skip
     where = f"{calibration.tested} {'other ' if calibration.held_out else ''}samples"
-    title = f"{calibration.model}: n = {calibration.n}, coarse {calibration.coarse!r}, fitted to {calibration.samples} samples"
+    title = f"{calibration.model}: n = {calibration.n}, coarse {calibration.coarse!r}"
+    title += f", fitted to {calibration.samples} samples"
     title += f", errors on {where}" if calibration.held_out else ", errors on the same"
     tables = [title]
     if calibration.n > 1:

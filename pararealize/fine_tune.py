@@ -1,4 +1,4 @@
-"""A calibrated network, a data set, K -> the same network after K steps of training everything; the Calibration goes on.
+"""A calibrated network, a data set, K -> the same after K steps of training everything; the Calibration goes on.
 
 The training loop is :func:`~pararealize.train.fit`; here stand the data of so few steps and a recipe for them.
 """
@@ -47,7 +47,9 @@ def fine_tune(
     The loss is half the cross-entropy with the labels and half that with the probabilities of the original, which runs
     beside, as it was:
 
-    .. math:: \tfrac12 H(\text{label}, \bar f(x)) + \tfrac12 H(\operatorname{softmax} f(x), \operatorname{softmax} \bar f(x)).
+    .. math:: \tfrac12 H(\text{label}, \bar f(x)) + \tfrac12 H(\sigma f(x), \sigma \bar f(x)),
+
+    with σ the softmax.
 
     A step costs one forward pass of the original more than a step of training.
 
@@ -61,9 +63,9 @@ def fine_tune(
         steps: of training, each on a batch of the data set.
         recipe: how to train; AdamW with a rate of 1e-3 that rises for a tenth of the steps and falls as a cosine, when
             left out. Its epochs do not count: the steps do.
-        norms: ``"keep"`` the statistics that batch norms have, in the original's and in the coarse blocks, or ``"train"``
-            as usual, normalising by the batch. Left out: keep, where calibration left a relative error of the output
-            below one half; beyond, little of what was fitted is worth keeping.
+        norms: ``"keep"`` the statistics that all batch norms have, or ``"train"`` as usual, normalising by the batch.
+            Left out: keep, where calibration left a relative error of the output below one half; beyond, little of what
+            was fitted is worth keeping.
         seed: of dropout and the like.
         report: called after every step.
 
@@ -119,15 +121,17 @@ class Guided(nn.Module):
     nothing was fitted.
     """
 
+    wanted: Any
+
     def __init__(self, net: PararealModule, original: Interfaces, *, keep_norms: bool) -> None:
         super().__init__()
         self.net, self.keep_norms = net, keep_norms
-        self.__dict__.update(original=original, wanted=None)  # not a module of this one: it is not trained
+        self.original, self.wanted = original, None  # Interfaces are no module: the original is not trained
 
     def forward(self, x: Tensor) -> Any:
         """The network's output; in train mode the original's is noted."""
         if self.training:
-            self.__dict__["wanted"] = self.original.cross(x).output
+            self.wanted = self.original.cross(x).output
         return self.net(x)
 
     def train(self, mode: bool = True) -> Guided:

@@ -30,7 +30,7 @@ class Crossing:
         sources: what C^j reads, by j.
         context: what g^j reads beside its input, by j; ``n + 1`` for the head.
         coarse_context: what F^j reads beside the residual, by j.
-        true: u_j, the output of segment j when all segments run in sequence, by j = 1..n: what z_j should be, and x_{j+1}.
+        true: u_j, the output of segment j where all run in sequence, by j = 1..n: what z_j should be, and x_{j+1}.
         output: of the whole network in sequence.
         labels: of the batch, where it has any.
         x: C^j's output by j = 2..n, once it was computed.
@@ -104,7 +104,7 @@ class Interfaces:
 
     def coarse(self, j: int) -> nn.Module | None:
         """F^j, ``None`` where it is g^{j+1} itself."""
-        return self.net.coarse[f"F{j}"] if f"F{j}" in self.net.coarse else None
+        return dict(self.net.coarse.items()).get(f"F{j}")
 
     @torch.no_grad()
     def cross(self, batch: Any, number: int = 1) -> Crossing:

@@ -56,11 +56,13 @@ class NormalEquations:
         features = layer.weight[0].numel()
         outputs = len(layer.weight) // self.groups
         home = layer.weight.device
-        wide = {"dtype": torch.float64, "device": "cpu" if home.type == "mps" else home}  # mps has no double precision
-        self.gram = torch.zeros(self.groups, features, features, **wide)
-        self.moment = torch.zeros(self.groups, features, outputs, **wide)
-        self.mean_in = torch.zeros(self.groups, features, **wide)
-        self.mean_out = torch.zeros(self.groups, outputs, **wide)
+
+        def zeros(*sizes: int) -> Tensor:
+            place = torch.device("cpu") if home.type == "mps" else home  # mps has no double precision
+            return torch.zeros(self.groups, *sizes, dtype=torch.float64, device=place)
+
+        self.gram, self.moment = zeros(features, features), zeros(features, outputs)
+        self.mean_in, self.mean_out = zeros(features), zeros(outputs)
         self.count = 0
 
     @torch.no_grad()
@@ -153,11 +155,11 @@ def unfold(layer: Convolution, x: Tensor) -> Tensor:
     kernel = layer.weight[0, 0].numel()
     units = torch.eye(kernel, dtype=x.dtype, device=x.device).view(kernel, 1, *layer.kernel_size)
     weight = units.repeat(x.shape[1], *(1,) * (units.ndim - 1))
-    padding = layer.padding
+    padding: Any = layer.padding
     if layer.padding_mode != "zeros":
         x, padding = functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
     convolve = _CONVOLVE[len(layer.kernel_size)]
-    return convolve(x, weight, None, layer.stride, padding, layer.dilation, x.shape[1])  # type: ignore[arg-type]
+    return convolve(x, weight, None, layer.stride, padding, layer.dilation, x.shape[1])
 
 
 def linear_part(module: nn.Module) -> tuple[LinearLayer, tuple[nn.Module, ...]] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ from .plots import FAINT, INK, LINE, save_figure
 
 __all__ = ["draw_calibration"]
 
-LOOKS = {
+LOOKS: dict[str, dict[str, Any]] = {
     "before": {"color": "#7b8794", "marker": "s", "linestyle": ":"},
     "after": {"color": "#2b77b8", "marker": "o", "linestyle": "-"},
     "fine-tuned": {"color": "#d9822b", "marker": "^", "linestyle": "--"},
@@ -75,8 +76,8 @@ def _line(axes: Axes, places: object, values: object, stage: str) -> None:
 
 
 def _summary(calibration: Calibration) -> str:
-    where = "other samples" if calibration.held_out else "the same"
-    text = f"coarse {calibration.coarse!r}, fitted to {calibration.samples} samples, errors on {calibration.tested} {where}"
+    text = f"coarse {calibration.coarse!r}, fitted to {calibration.samples} samples, errors on "
+    text += f"{calibration.tested} others" if calibration.held_out else "the same"
     if calibration.accuracy is None:
         return text
     found = ", ".join(f"{errors.stage} {100 * (errors.accuracy or 0):.1f} %" for errors in calibration.stages)

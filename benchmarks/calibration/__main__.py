@@ -57,7 +57,7 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
 
 def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "# Calibration of trained networks"
-    yield "Written by `python -m benchmarks.calibration`; see [README.md](README.md). Test accuracy in %, mean ± standard deviation."
+    yield "Written by `python -m benchmarks.calibration`; see [README.md](README.md). Test accuracy in %, mean ± deviation."
     head = ("network", "seeds", "original", "coarse", "coarse FLOPs", *STAGES, "lost", "cost of calibration", "steps")
     lines = []
     for network, kind, found in lost(rows):
@@ -78,9 +78,9 @@ def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
         )
     yield table(head, lines)
     yield (
-        "*lost*: percentage points between the original and the fine-tuned network, ✓ where at most one. *coarse FLOPs* "
-        "are of those of the segments. *cost of calibration*: processor time, of that of training the original. *steps*: "
-        "of fine-tuning, of training the original."
+        "*lost*: percentage points between the original and the fine-tuned network, ✓ where at most one. *coarse "
+        "FLOPs*: of those of the segments. *cost of calibration*: processor time, of that of training the original. "
+        "*steps*: of fine-tuning, of training the original."
     )
 
 

@@ -1,4 +1,4 @@
-"""A network, a seed -> its accuracy, and that of its parareal forms, each calibrated and fine-tuned: a row of numbers."""
+"""A network, a seed -> its accuracy, and that of its parareal forms, calibrated and fine-tuned: a row of numbers."""
 
 from __future__ import annotations
 
