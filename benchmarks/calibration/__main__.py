@@ -57,7 +57,7 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
 
 def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "# Calibration of trained networks"
-    yield "Written by `python -m benchmarks.calibration`; see [README.md](README.md). Test accuracy in %, mean ± deviation."
+    yield "Written by `python -m benchmarks.calibration`; see [README.md](README.md). Test accuracy in %."
     head = ("network", "seeds", "original", "coarse", "coarse FLOPs", *STAGES, "lost", "cost of calibration", "steps")
     lines = []
     for network, kind, found in lost(rows):
