@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pararealize.errors import OutputError
 
-__all__ = ["FILES", "RESTACK_FILES", "SCHEDULE_FILES", "output_folder"]
+__all__ = ["CALIBRATION_FILES", "FILES", "RESTACK_FILES", "SCHEDULE_FILES", "output_folder"]
 
 FILES = frozenset({"plan.json", "weights.safetensors", "model.py", "network.svg", "network.png", "__pycache__"})
+CALIBRATION_FILES = FILES | {"calibration.json", "calibration.svg", "calibration.png"}
 RESTACK_FILES = frozenset({"restacking.json", "weights.safetensors", "model.py", "__pycache__"})
 SCHEDULE_FILES = frozenset({"timeline.json", "trace.json", "timeline.svg", "timeline.png"})
 

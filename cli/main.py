@@ -1,4 +1,4 @@
-"""The ``pararealize`` command: ``convert``, ``inspect``, ``schedule``, ``restack``, ``train``, ``ls`` and ``demo``."""
+"""The command ``pararealize``: ``convert``, ``inspect``, ``train``, ``calibrate``, ``schedule``, ``restack``, ``ls``, ``demo``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .calibrate import EXAMPLES as CALIBRATE_EXAMPLES
+from .calibrate import calibrate
 from .console import one_message, out, print_json, working
 from .options import (
     AsJson,
@@ -191,6 +193,7 @@ def inspect(
         out().print(report.inspection_tables(found, every=every))
 
 
+app.command(epilog=CALIBRATE_EXAMPLES)(one_message(calibrate))
 app.command(epilog=SCHEDULE_EXAMPLES)(one_message(schedule))
 app.command(epilog=RESTACK_EXAMPLES)(one_message(restack))
 app.command(epilog=TRAIN_EXAMPLES)(one_message(train))

@@ -24,6 +24,7 @@ Beside it, :func:`restack` rewires residual blocks as Runge-Kutta steps (``table
 
 from .adapters import build_adapter
 from .blocks import Block, BlockChain, Space, find_blocks
+from .calibrate import calibrate
 from .capture import Capture, capture
 from .coarse import build_coarse
 from .compiler import make_plan, pararealize
@@ -31,6 +32,7 @@ from .cost import Costs, count_costs, measure_costs
 from .emit import PararealModule, emit
 from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
+from .fine_tune import fine_tune
 from .history import History
 from .local import LocalModule, capture_graphs, run_local
 from .plan import Plan
@@ -69,12 +71,14 @@ __all__ = [
     "Transfer",
     "build_adapter",
     "build_coarse",
+    "calibrate",
     "capture",
     "capture_graphs",
     "count_costs",
     "emit",
     "evaluate",
     "find_blocks",
+    "fine_tune",
     "fit",
     "make_plan",
     "measure_costs",

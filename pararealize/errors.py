@@ -6,6 +6,7 @@ kept for our own bugs.
 
 __all__ = [
     "AgreedError",
+    "CalibrationError",
     "CaptureError",
     "CheckpointError",
     "CoarseError",
@@ -75,6 +76,10 @@ class SourceError(PararealizeError, ValueError):
 
 class CoarseError(PararealizeError, ValueError):
     """A coarse kind is unknown, or a coarse block maps to another shape than its interface has."""
+
+
+class CalibrationError(PararealizeError, ValueError):
+    """A network cannot be calibrated: activations are not finite, labels do not fit, an option is out of range."""
 
 
 class CheckpointError(PararealizeError, ValueError):

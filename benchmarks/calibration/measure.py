@@ -1,0 +1,83 @@
+"""A network, a seed -> its accuracy, and that of its parareal forms, calibrated and fine-tuned: a row of numbers."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from pararealize import models, pararealize
+from pararealize.calibrate import calibrate
+from pararealize.data import load
+from pararealize.fine_tune import fine_tune
+from pararealize.recipe import Recipe
+from pararealize.train import evaluate, fit
+
+__all__ = ["COARSE", "measure"]
+
+N = 4
+IMAGE = 16
+COARSE = {
+    "resnet20": ("paper", "block", "depthwise", "linear"),
+    "vit": ("block", "linear"),
+}
+RECIPES = {
+    "resnet20": Recipe(epochs=40, lr=0.1, schedule="cosine", warmup=48),
+    "vit": Recipe(epochs=80, optimizer="adamw", lr=2e-3, weight_decay=0.05, schedule="cosine", warmup=96),
+}
+DISTIL = 60  # steps of Adam, each coarse block
+SHARE = 0.1  # of the original's training steps, for fine-tuning
+
+
+def build(name: str) -> nn.Module:
+    if name == "vit":
+        from torchvision.models import VisionTransformer
+
+        return VisionTransformer(
+            image_size=IMAGE, patch_size=4, num_layers=8, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10
+        )
+    return models.build(name)
+
+
+def measure(name: str, seed: int) -> dict[str, Any]:
+    """Train the original, then convert, calibrate and fine-tune with every coarse kind."""
+    torch.manual_seed(seed)
+    data = load("digits", batch_size=128, seed=seed, image_size=IMAGE)
+    model, recipe = build(name), RECIPES[name]
+    began = time.process_time()
+    fit(model, data, recipe, seed=seed)
+    spent = time.process_time() - began
+    steps = recipe.epochs * data.steps
+    row: dict[str, Any] = {
+        "network": name,
+        "seed": seed,
+        "steps": steps,
+        "train_seconds": spent,
+        "accuracy": evaluate(model, data).accuracy,
+        "kinds": {},
+    }
+    for kind in COARSE[name]:
+        row["kinds"][kind] = _calibrated(copy.deepcopy(model), name, kind, data, seed, int(steps * SHARE))
+    return row
+
+
+def _calibrated(model: nn.Module, name: str, kind: str, data: Any, seed: int, steps: int) -> dict[str, Any]:
+    source = "stem" if name == "vit" else None
+    net = pararealize(model, N, example_inputs=data.example(), coarse=kind, source=source, seed=seed)
+    marks = [time.process_time()]
+    calibration = calibrate(net, data.batches, test=data.test_batches, steps=DISTIL, seed=seed)
+    marks.append(time.process_time())
+    calibration = fine_tune(net, data, calibration, steps=steps, seed=seed)
+    marks.append(time.process_time())
+    return {
+        "share": sum(block.flops_forward for block in net.plan.coarse_blocks)
+        / sum(segment.flops_forward for segment in net.plan.segments),
+        "calibrate_seconds": marks[1] - marks[0],
+        "fine_tune_seconds": marks[2] - marks[1],
+        "fine_tune_steps": steps,
+        "stages": {errors.stage: errors.accuracy for errors in calibration.stages},
+        "errors": {errors.stage: [*errors.interfaces, errors.output] for errors in calibration.stages},
+    }
