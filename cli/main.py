@@ -1,4 +1,4 @@
-"""The command ``pararealize``: ``convert``, ``inspect``, ``train``, ``calibrate``, ``schedule``, ``restack``, ``ls``, ``demo``."""
+"""The ``pararealize`` command: ``convert``, ``inspect``, ``train``, ``calibrate``, ``schedule``, ``restack`` and more."""
 
 from __future__ import annotations
 

@@ -20,9 +20,10 @@ from .emit import PararealModule
 from .errors import CalibrationError
 from .interface_errors import measure
 from .interfaces import Interfaces, Record
+from .progress import Progress
 from .recipe import Recipe
 from .score import logits_of
-from .train import Progress, fit
+from .train import fit
 
 __all__ = ["Excerpt", "fine_tune"]
 
