@@ -1,4 +1,4 @@
-"""The ``pararealize`` command: ``convert``, ``inspect``, ``train``, ``calibrate``, ``schedule``, ``restack`` and more."""
+"""The ``pararealize`` command: ``convert``, ``inspect``, ``train``, ``calibrate``, ``schedule`` and ``restack``."""
 
 from __future__ import annotations
 
