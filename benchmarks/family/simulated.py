@@ -1,0 +1,59 @@
+"""A batch -> seconds of a step on 2 to 16 ranks by way, of parts that are measured here, one by one, on one thread.
+
+Ranks beyond the machine's cores cannot be measured; these are simulated steps, each rank with a core of its own:
+
+- pipeline: m microbatches of b/m samples on P equal stages take ``(m + P - 1)/P`` serial steps of a microbatch; the
+  best m. No pipeline is faster, whatever its schedule.
+- parareal: :func:`pararealize.simulate` of the plan for P segments with measured parts.
+- multigrid: :func:`pararealize.simulate_layers` of the levels with measured steps.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmarks.harness import median
+from benchmarks.processes.networks import build, example
+from pararealize import Transfer, measure_network, pararealize, simulate
+
+__all__ = ["LINK", "RANKS", "steps"]
+
+RANKS = (2, 4, 8, 16)
+LINK = Transfer(latency=50e-6, bandwidth=2e9)  # between processes of one machine
+ROUNDS = 5
+
+
+def steps(batch: int, network: str = "chain64") -> dict[str, Any]:
+    """Seconds by way and number of ranks."""
+    model = build(network).train()
+    x, target = example(network, batch)
+    serial = {m: _seconds(model, x[: batch // m], target[: batch // m]) for m in (1, 2, 4, 8, 16, 32) if batch % m == 0}
+    found: dict[str, Any] = {
+        "serial": {"1": serial[1]},
+        "pipeline": {},
+        "parareal linear": {},
+        "parareal bottleneck": {},
+    }
+    for P in RANKS:
+        found["pipeline"][str(P)] = min((m + P - 1) / P * seconds for m, seconds in serial.items())
+        for kind in ("linear", "bottleneck"):
+            net = pararealize(model, P, example_inputs=x, coarse=kind)
+            times, _ = measure_network(net.train(), x, repeats=ROUNDS)
+            step = simulate(net.plan, times, latency=LINK.latency, bandwidth=LINK.bandwidth, batch=batch).step
+            found[f"parareal {kind}"][str(P)] = step
+    return {"batch": batch, "latency": LINK.latency, "bandwidth": LINK.bandwidth, "steps": found}
+
+
+def _seconds(model: torch.nn.Module, x: torch.Tensor, target: torch.Tensor) -> float:
+    """Of forward and backward."""
+    taken = []
+    for i in range(-1, ROUNDS):
+        began = time.perf_counter()
+        cross_entropy(model(x), target).backward()
+        if i >= 0:
+            taken.append(time.perf_counter() - began)
+    return median(taken)
