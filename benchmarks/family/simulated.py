@@ -5,7 +5,7 @@ Ranks beyond the machine's cores cannot be measured; these are simulated steps, 
 - pipeline: m microbatches of b/m samples on P equal stages take ``(m + P - 1)/P`` serial steps of a microbatch; the
   best m. No pipeline is faster, whatever its schedule.
 - parareal: :func:`pararealize.simulate` of the plan for P segments with measured parts.
-- multigrid: :func:`pararealize.simulate_layers` of the levels with measured steps.
+- multigrid: :func:`pararealize.layer_schedule.simulate_multigrid`, two levels, with measured layers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.harness import median
-from benchmarks.processes.networks import build, example
-from pararealize import Transfer, measure_network, pararealize, simulate
+from benchmarks.processes.networks import WIDTH, build, example
+from pararealize import Transfer, layer_parallel, measure_network, pararealize, simulate
+from pararealize.layer_schedule import simulate_multigrid
+from pararealize.layer_times import measure_layers
 
 __all__ = ["LINK", "RANKS", "steps"]
 
 RANKS = (2, 4, 8, 16)
 LINK = Transfer(latency=50e-6, bandwidth=2e9)  # between processes of one machine
 ROUNDS = 5
+MULTIGRID = {"multigrid 8 1/1": (1, 1), "multigrid 8 2/1": (2, 1)}  # forward and backward iterations
 
 
 def steps(batch: int, network: str = "chain64") -> dict[str, Any]:
@@ -45,6 +48,12 @@ def steps(batch: int, network: str = "chain64") -> dict[str, Any]:
             times, _ = measure_network(net.train(), x, repeats=ROUNDS)
             step = simulate(net.plan, times, latency=LINK.latency, bandwidth=LINK.bandwidth, batch=batch).step
             found[f"parareal {kind}"][str(P)] = step
+    net = layer_parallel(model, 2, 8, example_inputs=x)
+    layers = measure_layers(net, x, repeats=ROUNDS)
+    size = 4 * batch * WIDTH * x.shape[-1] * x.shape[-2]  # bytes of one value between layers
+    for way, (forward, backward) in MULTIGRID.items():
+        settings = {"forward_iterations": forward, "backward_iterations": backward, "transfer": LINK, "size": size}
+        found[way] = {str(P): simulate_multigrid(net.hierarchy, layers, P, **settings).step for P in RANKS}
     return {"batch": batch, "latency": LINK.latency, "bandwidth": LINK.bandwidth, "steps": found}
 
 

@@ -8,9 +8,10 @@ from torchvision.models import VisionTransformer
 
 from pararealize.models import PreActBasic, resnet110, resnet1001
 
-__all__ = ["CLASSES", "Chain", "build", "example"]
+__all__ = ["CLASSES", "WIDTH", "Chain", "build", "example"]
 
 CLASSES = 100
+WIDTH = 16  # of the chain
 _SIDES = {"vit24": 64, "chain64": 8}
 
 
@@ -29,7 +30,7 @@ def build(name: str) -> nn.Module:
 class Chain(nn.Module):
     """Pre-activation units of one width and one size, such as every method of the family takes: 130 layers."""
 
-    def __init__(self, units: int = 64, width: int = 16, num_classes: int = 10) -> None:
+    def __init__(self, units: int = 64, width: int = WIDTH, num_classes: int = 10) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.units = nn.Sequential(*(PreActBasic(width, width) for _ in range(units)))
