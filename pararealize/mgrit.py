@@ -42,8 +42,8 @@ _OWN = (
     "forward_iterations",
     "hierarchy",
     "history",
-    "layers",
     "relaxation",
+    "structure",
     "tolerance",
     "warm_start",
 )  # top-level names that the result needs for itself
@@ -55,7 +55,7 @@ class LayerParallel(nn.Module):
     The number of iterations and the rest may be changed between steps.
 
     Attributes:
-        layers: stem, layers and head.
+        structure: stem, layers and head.
         hierarchy: the levels.
         forward_iterations: k of the forward solve.
         backward_iterations: k of the adjoint solve.
@@ -77,7 +77,7 @@ class LayerParallel(nn.Module):
         (2, 1)
     """
 
-    layers: Layers
+    structure: Layers
     hierarchy: Hierarchy
     history: Convergence
     forward_iterations: int
@@ -95,7 +95,7 @@ class LayerParallel(nn.Module):
         for contents in CONTENTS:
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
-        self.__dict__.update(layers=layers, hierarchy=hierarchy, history=Convergence(), **settings)
+        self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence(), **settings)
         self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), _states={})
         rows = [TimeStep(self, layer) for layer in layers.layers]
         stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
@@ -109,7 +109,7 @@ class LayerParallel(nn.Module):
             return self._whole(*args, **kwargs)
         u, *context = self._stem(*args, **kwargs)
         u = self._through(u, context)
-        return self._head(u, *(context[i] for i in self.layers.head_reads))
+        return self._head(u, *(context[i] for i in self.structure.head_reads))
 
     def _through(self, u: Tensor, context: Sequence[Any], *, serial: bool = False) -> Tensor:
         leaves, shape = pytree.tree_flatten(list(context))
@@ -154,7 +154,7 @@ class LayerParallel(nn.Module):
             tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
         tree.training = self.training
         settings = {name: self.__dict__[name] for name in self._settings}
-        copied = LayerParallel(tree, self.layers, self.hierarchy, self._graph, self._name, **settings)
+        copied = LayerParallel(tree, self.structure, self.hierarchy, self._graph, self._name, **settings)
         memo[id(self)] = copied
         return copied
 
@@ -293,7 +293,7 @@ class _Step:
                 return u
             points, self.norms.forward = self._solve("forward", u, net.hierarchy, forward, net.forward_iterations)
             arrived = [forward.sweep(j, point) for j, point in enumerate(points[:-1])]
-        self.norms.forward.append(norm([a - U for a, U in zip(arrived, points[1:], strict=True)]))
+        self._measure(self.norms.forward, arrived, points)
         net.history.append(self.norms)
         return arrived[-1]
 
@@ -307,11 +307,16 @@ class _Step:
                 gradient = adjoint.sweep(j, gradient, keep=keep)
         else:
             iterations = net.backward_iterations
-            points, norms = self._solve("backward", gradient, adjoint.hierarchy, adjoint, iterations)
+            points, self.norms.backward = self._solve("backward", gradient, adjoint.hierarchy, adjoint, iterations)
             arrived = [adjoint.sweep(j, points[j], keep=keep) for j in intervals]
-            self.norms.backward = [*norms, norm([a - U for a, U in zip(arrived, points[1:], strict=True)])]
+            self._measure(self.norms.backward, arrived, points)
             gradient = arrived[-1]
         return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self.inputs]
+
+    def _measure(self, norms: list[float], arrived: Sequence[Tensor], points: Sequence[Tensor]) -> None:
+        """Add the residual norm that the last sweep found; a solve that ended early has measured it already."""
+        if not norms or norms[-1] > self.net.tolerance:
+            norms.append(norm([a - U for a, U in zip(arrived, points[1:], strict=True)]))
 
     def _solve(
         self, way: str, u: Tensor, hierarchy: Hierarchy, maps: Forward | Adjoint, iterations: int

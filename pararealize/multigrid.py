@@ -170,9 +170,7 @@ def arrival(hierarchy: Hierarchy, step: StepMap, level: int, j: int, u: Value, r
     return u
 
 
-def arrivals(
-    hierarchy: Hierarchy, step: StepMap, level: int, points: Sequence[Value], rhs: Rhs = None
-) -> list[Value]:
+def arrivals(hierarchy: Hierarchy, step: StepMap, level: int, points: Sequence[Value], rhs: Rhs = None) -> list[Value]:
     """What arrives at C-points 1 … J; every interval for itself."""
     count = len(hierarchy.levels[level].intervals)
     return [arrival(hierarchy, step, level, j, points[j], rhs) for j in range(count)]

@@ -245,5 +245,3 @@ def uncached() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(cached)
-
-

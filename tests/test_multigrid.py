@@ -131,6 +131,26 @@ def test_a_warm_start_at_the_solution_stays_there() -> None:
     assert solution.points == [0.7, *right]
 
 
+@pytest.mark.parametrize("relaxation", ["F", "FCF"])
+@pytest.mark.parametrize("levels, k", [(2, 1), (2, 2), (2, 3), (3, 2), (3, 3)])
+def test_the_solve_backwards_is_the_transpose_of_the_solve(levels: int, k: int, relaxation: str) -> None:
+    """⟨w, U_J(v)⟩ = ⟨λ_0(w), v⟩ after any number of iterations: both sum the same products of fine and coarse maps."""
+    hierarchy = make_hierarchy([False] * 11, levels=levels, coarsening=2)
+    matrices = np.random.default_rng(0).normal(0, 0.15, (11, 3, 3))
+
+    def step(grids, level: int, s: int, u, transpose: bool):
+        it = grids.levels[level].steps[s]
+        matrix = np.eye(3) + it.width * matrices[it.layer]
+        return (matrix.T if transpose else matrix) @ u
+
+    backwards = hierarchy.reversed()
+    v, w = np.random.default_rng(1).normal(size=(2, 3))
+    settings = {"iterations": k, "relaxation": relaxation, "norm": lambda residuals: 1.0}
+    ends = solve(v, hierarchy, lambda level, s, u: step(hierarchy, level, s, u, False), **settings).points[-1]
+    starts = solve(w, backwards, lambda level, s, u: step(backwards, level, s, u, True), **settings).points[-1]
+    assert w @ ends == pytest.approx(starts @ v, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [
