@@ -19,7 +19,7 @@ from torch import fx
 from .calls import as_captured
 from .capture import Capture
 from .errors import MultigridError
-from .extract import draws, drawn_repeatedly, subgraph
+from .extract import drawn_repeatedly, draws, subgraph
 from .liveness import Flow, flow_of
 from .pieces import clone_changing_outputs, clone_overwritten
 from .reads import context_of

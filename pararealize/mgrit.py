@@ -17,19 +17,17 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.autograd.function import once_differentiable
-from torch.utils import _pytree as pytree
 
 from .capture import Capture, capture
-from .convergence import Convergence, StepNorms
+from .convergence import Convergence
 from .errors import ModelError, MultigridError
 from .hierarchy import Hierarchy, make_hierarchy
+from .layer_solve import through_layers
 from .layers import Layers, check_plain_inputs, find_layers
-from .multigrid import Cycle, Relaxation, check_iterations, solve
+from .multigrid import Cycle, Relaxation, check_iterations
 from .restore import ordinary_mode
-from .sweeps import Adjoint, Forward, TimeStep, norm, uncached
+from .sweeps import TimeStep
 from .tree import CONTENTS, own_tree
 from .window import Piece
 
@@ -43,6 +41,8 @@ _OWN = (
     "hierarchy",
     "history",
     "relaxation",
+    "rows",
+    "states",
     "structure",
     "tolerance",
     "warm_start",
@@ -65,6 +65,8 @@ class LayerParallel(nn.Module):
         warm_start: begin from the last step's states, where their shapes fit, in place of a coarse guess.
         exact: run the network as it is, bit for bit the original, and leave multigrid aside.
         history: residual norms of the last steps.
+        rows: the layers, each of which can be run.
+        states: the values at the C-points, ``"forward"`` and ``"backward"``, that a warm start begins from.
 
     Example:
         >>> import torch
@@ -87,6 +89,14 @@ class LayerParallel(nn.Module):
     tolerance: float
     warm_start: bool
     exact: bool
+    rows: list[TimeStep]
+    states: dict[str, list[Tensor]]
+    _stem: Piece
+    _head: Piece
+    _whole: Piece
+    _graph: fx.Graph
+    _name: str
+    _settings: tuple[str, ...]
 
     def __init__(
         self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, **settings: Any
@@ -96,10 +106,10 @@ class LayerParallel(nn.Module):
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
         self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence(), **settings)
-        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), _states={})
+        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), states={})
         rows = [TimeStep(self, layer) for layer in layers.layers]
         stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
-        self.__dict__.update(_stem=stem, _rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
+        self.__dict__.update(_stem=stem, rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
@@ -108,21 +118,8 @@ class LayerParallel(nn.Module):
         if self.exact:
             return self._whole(*args, **kwargs)
         u, *context = self._stem(*args, **kwargs)
-        u = self._through(u, context)
+        u = through_layers(self, u, context)
         return self._head(u, *(context[i] for i in self.structure.head_reads))
-
-    def _through(self, u: Tensor, context: Sequence[Any], *, serial: bool = False) -> Tensor:
-        leaves, shape = pytree.tree_flatten(list(context))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        parameters = list({id(p): p for row in self._rows for p in row.parameters()}.values())
-        recording = torch.is_grad_enabled() and (u.requires_grad or bool(tensors) or bool(parameters))
-        step = _Step(self, recording=recording, serial=serial)
-        if not recording:
-            return step.forward(u.detach(), list(context))
-        inner = {id(tensor): tensor.detach().requires_grad_() for tensor in tensors}
-        detached = [inner.get(id(leaf), leaf) for leaf in leaves]
-        step.inputs = [*inner.values(), *parameters]
-        return _Multigrid.apply(step, pytree.tree_unflatten(detached, shape), u, *tensors, *parameters)
 
     @contextlib.contextmanager
     def serially(self) -> Iterator[None]:
@@ -146,7 +143,7 @@ class LayerParallel(nn.Module):
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
-        self._states.clear()
+        self.states.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:
         tree = nn.Module()
@@ -265,103 +262,3 @@ def _serial(captured: Capture) -> fx.Graph:
     for node in graph.nodes:
         node.meta.clear()
     return graph
-
-
-# One step -----------------------------------------------------------------------------------------------------------
-
-
-class _Step:
-    """One forward solve and its adjoint."""
-
-    def __init__(self, net: LayerParallel, *, recording: bool, serial: bool) -> None:
-        self.net, self.recording, self.serial = net, recording, serial
-        self.inputs: list[Tensor] = []
-        self.norms = StepNorms(forward=[])
-        self.made: Forward | None = None
-
-    def forward(self, u: Tensor, context: Sequence[Any]) -> Tensor:
-        """The value behind the last layer."""
-        net = self.net
-        random = any(row.layer.random and _trains(row.f) for row in net._rows)
-        seed = int(torch.randint(1 << 62, ())) if random else 0
-        forward = Forward(net._rows, net.hierarchy, context, seed, recording=self.recording)
-        self.made = forward
-        with uncached():
-            if self.serial:
-                for j in range(len(net.hierarchy.levels[0].intervals)):
-                    u = forward.sweep(j, u)
-                return u
-            points, self.norms.forward = self._solve("forward", u, net.hierarchy, forward, net.forward_iterations)
-            arrived = [forward.sweep(j, point) for j, point in enumerate(points[:-1])]
-        self._measure(self.norms.forward, arrived, points)
-        net.history.append(self.norms)
-        return arrived[-1]
-
-    def backward(self, gradient: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor | None]]:
-        """The gradients of what entered the first layer, and of ``inputs``."""
-        assert self.made is not None
-        net, adjoint = self.net, Adjoint(self.made, self.inputs)
-        intervals = range(len(net.hierarchy.levels[0].intervals))
-        if self.serial:
-            for j in intervals:
-                gradient = adjoint.sweep(j, gradient, keep=keep)
-        else:
-            iterations = net.backward_iterations
-            points, self.norms.backward = self._solve("backward", gradient, adjoint.hierarchy, adjoint, iterations)
-            arrived = [adjoint.sweep(j, points[j], keep=keep) for j in intervals]
-            self._measure(self.norms.backward, arrived, points)
-            gradient = arrived[-1]
-        return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self.inputs]
-
-    def _measure(self, norms: list[float], arrived: Sequence[Tensor], points: Sequence[Tensor]) -> None:
-        """Add the residual norm that the last sweep found; a solve that ended early has measured it already."""
-        if not norms or norms[-1] > self.net.tolerance:
-            norms.append(norm([a - U for a, U in zip(arrived, points[1:], strict=True)]))
-
-    def _solve(
-        self, way: str, u: Tensor, hierarchy: Hierarchy, maps: Forward | Adjoint, iterations: int
-    ) -> tuple[list[Tensor], list[float]]:
-        """The values at the C-points, and the residual norms."""
-        net = self.net
-        start = net._states.get(way) if net.warm_start else None
-        if start is not None and (start[0].shape, start[0].dtype) != (u.shape, u.dtype):
-            start = None
-        solution = solve(
-            u,
-            hierarchy,
-            maps.step,
-            iterations=iterations,
-            relaxation=net.relaxation,
-            cycle=net.cycle,
-            start=None if start is None else start[1:],
-            tolerance=net.tolerance,
-            norm=norm,
-        )
-        if net.warm_start:
-            net._states[way] = [point.detach() for point in solution.points]
-        return solution.points, solution.residuals
-
-
-class _Multigrid(torch.autograd.Function):
-    """The layers as one operation of autograd: gradients of parameters and contexts are those of the adjoint solve."""
-
-    @staticmethod
-    def forward(ctx: Any, step: _Step, context: Sequence[Any], u: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ARG004
-        ctx.step = step
-        ctx.save_for_backward(u)
-        return step.forward(u.detach(), context)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        _ = ctx.saved_tensors  # a second backward without retain_graph=True is refused in torch's own words
-        keep = bool(torch._C._autograd._get_current_graph_task_keep_graph())
-        step: _Step = ctx.step
-        leaving, found = step.backward(gradient, keep=keep)
-        if not keep:
-            step.made = None
-        return None, None, leaving, *found
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(part.training for part in module.modules())

@@ -222,8 +222,9 @@ class _Levels:
         if not intervals:
             return march(self.hierarchy, self.step, level, points[0], rhs)
         chosen: list[Value] = [points[0], *(points[end] for _, end in intervals)]
-        for turn in (kind, "V") if kind == "F" else ("V",):
-            chosen = self.correct(level, *self.relax(level, chosen, rhs), turn)  # type: ignore[arg-type]
+        turns: tuple[Cycle, ...] = ("F", "V") if kind == "F" else ("V",)
+        for turn in turns:
+            chosen = self.correct(level, *self.relax(level, chosen, rhs), turn)
         return self.spread(level, chosen, rhs)
 
     def spread(self, level: int, chosen: Sequence[Value], rhs: Rhs) -> list[Value]:

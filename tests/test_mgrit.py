@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 import pickle
 
@@ -44,7 +45,7 @@ class Chains(nn.Module):
             nn.ModuleList(Block(width, h, post=post, **kind) for _ in range(length))
             for length, width in zip(lengths, widths, strict=True)
         )
-        self.between = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.between = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def error(net: nn.Module, model: nn.Module, x: Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-# ---------------------------------------------------------------------------------------------- exact after J iterations
+# --------------------------------------------------------------------------------------------- exact after J iterations
 
 
 @settings(max_examples=25)
@@ -167,7 +168,7 @@ def test_each_iteration_is_closer(relaxation: str) -> None:
         net = layer_parallel(model, 2, 2, k, k, relaxation, x)
         errors.append(error(net, model, x))
     assert errors[0] > 1e-3
-    assert all(later < 0.7 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < 0.7 * earlier for earlier, later in itertools.pairwise(errors))
     if relaxation == "FCF":
         assert errors[2] < error(layer_parallel(model, 2, 2, 3, 3, "F", x), model, x)
 
