@@ -31,17 +31,20 @@ from .cost import Costs, count_costs, measure_costs
 from .emit import PararealModule, emit
 from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
+from .history import History
 from .local import LocalModule, capture_graphs, run_local
 from .mgrit import LayerParallel, layer_parallel
 from .plan import Plan
 from .planning import plan_segments
 from .recalibrate import recalibrate_batchnorm
+from .recipe import Recipe
 from .restack import RestackedModule, restack
 from .schedule import simulate
 from .stage import Stage
 from .tableaux import Tableau
 from .timeline import Timeline
 from .times import Times, measure_network, plan_times
+from .train import evaluate, fit
 
 __version__ = "0.1.0"
 
@@ -50,12 +53,14 @@ __all__ = [
     "BlockChain",
     "Capture",
     "Costs",
+    "History",
     "LayerParallel",
     "LocalModule",
     "PararealModule",
     "PararealizeError",
     "Plan",
     "ReceptiveField",
+    "Recipe",
     "RestackedModule",
     "Space",
     "Stage",
@@ -68,7 +73,9 @@ __all__ = [
     "capture_graphs",
     "count_costs",
     "emit",
+    "evaluate",
     "find_blocks",
+    "fit",
     "layer_parallel",
     "make_plan",
     "measure_costs",
