@@ -36,6 +36,7 @@ from .local import LocalModule, capture_graphs, run_local
 from .mgrit import LayerParallel, layer_parallel
 from .plan import Plan
 from .planning import plan_segments
+from .prolong import prolong
 from .recalibrate import recalibrate_batchnorm
 from .recipe import Recipe
 from .restack import RestackedModule, restack
@@ -83,6 +84,7 @@ __all__ = [
     "pararealize",
     "plan_segments",
     "plan_times",
+    "prolong",
     "recalibrate_batchnorm",
     "receptive_fields",
     "restack",

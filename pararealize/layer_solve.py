@@ -55,7 +55,7 @@ class _Step:
     def __init__(self, net: LayerParallel, *, recording: bool, serial: bool) -> None:
         self.net, self.recording, self.serial = net, recording, serial
         self.inputs: list[Tensor] = []
-        self.norms = StepNorms(forward=[])
+        self.norms = StepNorms()
         self.made: Forward | None = None
 
     def forward(self, u: Tensor, context: Sequence[Any]) -> Tensor:
@@ -73,6 +73,7 @@ class _Step:
             points, self.norms.forward = self._solve("forward", u, net.hierarchy, forward, net.forward_iterations)
             arrived = [forward.sweep(j, point) for j, point in enumerate(points[:-1])]
         self._measure(self.norms.forward, arrived, points)
+        self.norms.forward_size = norm(points)
         net.history.append(self.norms)
         return arrived[-1]
 
@@ -89,6 +90,7 @@ class _Step:
             points, self.norms.backward = self._solve("backward", gradient, adjoint.hierarchy, adjoint, iterations)
             arrived = [adjoint.sweep(j, points[j], keep=keep) for j in intervals]
             self._measure(self.norms.backward, arrived, points)
+            self.norms.backward_size = norm(points)
             gradient = arrived[-1]
         return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self.inputs]
 

@@ -73,7 +73,7 @@ class LayerParallel(nn.Module):
         >>> from pararealize import layer_parallel
         >>> from pararealize.models import resnet56
         >>> net = layer_parallel(resnet56(), forward_iterations=2)
-        >>> loss = net(torch.randn(4, 3, 32, 32)).square().mean()
+        >>> loss = net(torch.randn(4, 3, 8, 8)).square().mean()
         >>> loss.backward()
         >>> len(net.history[-1].forward), len(net.history[-1].backward)
         (2, 1)
@@ -96,6 +96,7 @@ class LayerParallel(nn.Module):
     _whole: Piece
     _graph: fx.Graph
     _name: str
+    _serial: bool
     _settings: tuple[str, ...]
 
     def __init__(
@@ -106,7 +107,7 @@ class LayerParallel(nn.Module):
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
         self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence(), **settings)
-        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), states={})
+        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), states={}, _serial=False)
         rows = [TimeStep(self, layer) for layer in layers.layers]
         stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
         self.__dict__.update(_stem=stem, rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
@@ -118,7 +119,7 @@ class LayerParallel(nn.Module):
         if self.exact:
             return self._whole(*args, **kwargs)
         u, *context = self._stem(*args, **kwargs)
-        u = through_layers(self, u, context)
+        u = through_layers(self, u, context, serial=self._serial)
         return self._head(u, *(context[i] for i in self.structure.head_reads))
 
     @contextlib.contextmanager
@@ -128,9 +129,9 @@ class LayerParallel(nn.Module):
         Example:
             >>> import torch
             >>> from pararealize import layer_parallel
-            >>> from pararealize.models import resnet56
-            >>> model = resnet56().eval()
-            >>> net, x = layer_parallel(model), torch.randn(2, 3, 32, 32)
+            >>> from pararealize.models import resnet20
+            >>> model = resnet20().eval()
+            >>> net, x = layer_parallel(model, coarsening=2), torch.randn(2, 3, 8, 8)
             >>> with net.serially():
             ...     torch.equal(net(x), model(x))
             True
@@ -140,6 +141,18 @@ class LayerParallel(nn.Module):
             yield
         finally:
             self.exact = before
+
+    @contextlib.contextmanager
+    def in_series(self) -> Iterator[None]:
+        """Within it, layer after layer as in :meth:`serially`, but with the dropout masks that a solve would have.
+
+        What differs from the multigrid network is then the multigrid alone: :class:`pararealize.monitor.Monitor`.
+        """
+        before, self._serial = self._serial, True
+        try:
+            yield
+        finally:
+            self._serial = before
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
@@ -225,9 +238,9 @@ def layer_parallel(
         >>> from pararealize.models import resnet56
         >>> net = layer_parallel(resnet56(), coarsening=3)
         >>> print(net.hierarchy)
-        level 0: 26 steps, 10 intervals of 3, 3, 3, 1, 3, 3, 2, 1, 3, 3, …
-        level 1: 10 steps
-        >>> net(torch.randn(5, 3, 32, 32)).shape
+        level 0: 27 steps, 11 intervals of 3, 3, 3, 1, 3, 3, 2, 1, 3, 3, 2
+        level 1: 11 steps
+        >>> net(torch.randn(5, 3, 8, 8)).shape
         torch.Size([5, 10])
     """
     check_iterations(forward_iterations, relaxation, cycle)
