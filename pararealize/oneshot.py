@@ -9,6 +9,7 @@ Source: Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of D
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,11 +114,11 @@ class OneShot:
             torch.autograd.backward(value)
             return value.detach()
 
-        value = self.optimizer.step(evaluate)
+        value: Any = self.optimizer.step(evaluate)  # type: ignore[arg-type]  # it hands on whatever the closure gives
         if samples is not None:
             self.states.keep(samples, self.net.states)
-        assert isinstance(value, Tensor)
-        return value
+        found: Tensor = value
+        return found
 
 
 def names_of(x: Tensor) -> list[Hashable]:

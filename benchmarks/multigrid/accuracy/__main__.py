@@ -26,7 +26,7 @@ from pararealize.oneshot import OneShot, names_of
 from .networks import DigitsNet, PeaksNet
 
 HERE = Path(__file__).resolve().parent
-RESULTS, TABLE = HERE / "accuracy.json", HERE / "accuracy.md"
+RESULTS, TABLE = HERE / "results.json", HERE / "table.md"
 SEEDS = (0, 1, 2)
 METHODS = ("exact", "1/1", "2/1", "3/2", "monitored", "one-shot 1/1")
 EVALUATED = (2, 1)  # with which iterations exact training is evaluated besides
@@ -53,7 +53,7 @@ def train(problem: str, method: str, seed: int) -> dict[str, Any]:
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     forward, backward = map(int, method.rsplit(maxsplit=1)[-1].split("/")) if "/" in method else EVALUATED
     net.forward_iterations, net.backward_iterations = forward, backward
-    monitor = Monitor(net, every=data.steps, exact_after=round(0.9 * steps)) if method == "monitored" else None
+    monitor = Monitor(net, every=data.steps, exact_after=round(0.8 * steps)) if method == "monitored" else None
     one_shot = OneShot(net, optimizer, forward, backward) if method.startswith("one-shot") else None
     begun, iterations = time.process_time(), 0
     for epoch in range(settings["epochs"]):
