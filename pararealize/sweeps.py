@@ -238,7 +238,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-    """Without autocast's cache: weights that were cast for a sweep without a graph have none in the last one either."""
+    """Without autocast's cache: no weight that was cast in one sweep, perhaps without a graph, is found in another."""
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

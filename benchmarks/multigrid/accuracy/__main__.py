@@ -115,6 +115,12 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
 
 
+def there() -> list[dict[str, Any]]:
+    """The runs that are kept; another process may have added some."""
+    found: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    return found
+
+
 def main() -> None:
     """All runs that are not there yet; ``--problem NAME`` for one problem alone."""
     torch.set_num_threads(1)
@@ -122,10 +128,10 @@ def main() -> None:
     for seed in SEEDS:
         for problem in chosen:
             for method in METHODS:
-                results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-                if any((r["problem"], r["method"], r["seed"]) == (problem, method, seed) for r in results):
+                if any((r["problem"], r["method"], r["seed"]) == (problem, method, seed) for r in there()):
                     continue
-                results.append(train(problem, method, seed))
+                made = train(problem, method, seed)
+                results = [*there(), made]
                 print({key: value for key, value in results[-1].items() if key != "cosines"}, flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                 TABLE.write_text(table(results))
