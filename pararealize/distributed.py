@@ -3,6 +3,7 @@
 groups      of the ranks of one network, of its copies      here
 agree       plan, weights, versions                         agree.py
 Layout      who owns what, what crosses                     layout.py
+Crossing    who passes z or sums to whom                    crossing.py
 share_of    a rank's own modules, with memory               materialise.py
 Wire        messages                                        wire.py
 Stage       a module with a step                            stage.py, step.py
@@ -15,7 +16,7 @@ import platform
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -23,13 +24,16 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from .agree import FAULT, agree, digests
+from .crossing import Crossing, cross
 from .errors import DistributedError
 from .gradients import Replicas, Sharers, broadcast_tensors
 from .layout import Layout, assign, module_at, tensors_of
 from .materialise import Undefined, draw, share_of
+from .own import Own
 from .recompute import recomputed
+from .schedule import simulate
 from .stage import Stage, Ties
-from .step import Own
+from .transfer import Transfer
 from .watch import Watch
 from .window import Piece
 from .wire import Wire
@@ -52,15 +56,19 @@ def distribute(
     checkpoint_activations: bool = False,
     seed: int = 0,
     bucket_bytes: int = 25 << 20,
+    reduce_linear: bool | Literal["auto"] = "auto",
 ) -> Stage:
     """What :meth:`PararealModule.distribute` does."""
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
     groups = _Groups.of(mesh, limit)
     facts: dict[str, Any] = {"torch": torch.__version__, "Python": platform.python_version()}
     layout = None
+    crossings: tuple[Crossing, ...] = ()
     try:
         layout = _layout(net, groups, assignment)
+        crossings = _crossings(net, layout, reduce_linear)
         facts.update(_facts(net, layout, checkpoint_activations, seed, bucket_bytes))
+        facts["where ranks send sums (reduce_linear)"] = [crossing.sum_to for crossing in crossings]
     except DistributedError as fault:
         facts[FAULT] = str(fault)
     agree(groups.everyone, facts, what=_WHAT, remedy="start every rank from the same program", timeout=limit)
@@ -81,7 +89,7 @@ def distribute(
         for name in names:
             if layout.parts[name].target.startswith("segments."):
                 calls[name] = calls[layout.parts[name].target.removeprefix("segments.")]
-    own = Own(layout, groups.rank, net.plan.n, net.plan.source, share.parts, calls, wire, watch)
+    own = Own(layout, groups.rank, net.plan.n, net.plan.source, share.parts, calls, crossings[groups.rank], wire, watch)
     ties = _ties(net, own, share.tree, groups, undefined, bucket_bytes, limit)
     stage = Stage(share.tree, own, ties, f"{net.plan.model}: {describe(groups.rank)} of {layout.ranks}", mesh)
     weakref.finalize(stage, watch.close).atexit = False  # at exit, the watch itself looks at how the script ended
@@ -223,6 +231,25 @@ def _layout(net: PararealModule, groups: _Groups, assignment: Sequence[int] | No
             "put the segments that share them on one rank with assignment=, or build the model with norms of their own"
         )
     return layout
+
+
+def _crossings(net: PararealModule, layout: Layout, reduce_linear: bool | Literal["auto"]) -> tuple[Crossing, ...]:
+    """What passes between ranks: in a row, or in sums where coarse blocks are the identity.
+
+    What is chosen by itself is what makes the simulated step shorter, with messages as between GPUs of one machine.
+    """
+    if reduce_linear not in (True, False, "auto"):
+        raise DistributedError(f"reduce_linear is {reduce_linear!r}; pass True, False or 'auto'")
+    identities = {j for j in range(1, net.plan.n) if type(net.coarse._modules.get(f"F{j}")) is nn.Identity}
+    in_a_row, summed = cross(layout.runs), cross(layout.runs, identities)
+    if reduce_linear == "auto" and summed != in_a_row:
+        link, counts = Transfer(), [last - first + 1 for first, last in layout.runs]
+        with_sums, without = (
+            simulate(net.plan, latency=link.latency, bandwidth=link.bandwidth, assignment=counts, reduce_linear=way)
+            for way in (True, False)
+        )
+        reduce_linear = with_sums.step < without.step
+    return summed if reduce_linear else in_a_row
 
 
 def _keeps_statistics(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx, nn
@@ -181,6 +181,7 @@ class PararealModule(fx.GraphModule):
         checkpoint_activations: bool = False,
         seed: int = 0,
         bucket_bytes: int = 25 << 20,
+        reduce_linear: bool | Literal["auto"] = "auto",
     ) -> Stage:
         """Take one rank's share of the network, to run over :mod:`torch.distributed` with the other ranks of the mesh.
 
@@ -197,6 +198,9 @@ class PararealModule(fx.GraphModule):
                 has points where one value is alive, and compute the others anew in backward.
             seed: of weights that are drawn here, where the network is on the meta device.
             bucket_bytes: of the buckets in which gradients are averaged over dp.
+            reduce_linear: where neighbouring ranks have only identities as coarse blocks, add their corrections up in
+                pairs, ``⌈log2⌉`` messages deep, in place of one message after the other; ``"auto"`` where the
+                simulated step becomes shorter. Results change by rounding: additions have another order.
 
         Raises:
             DistributedError: the mesh or the assignment does not fit, the ranks do not agree, or one did not answer.
@@ -222,6 +226,7 @@ class PararealModule(fx.GraphModule):
             checkpoint_activations=checkpoint_activations,
             seed=seed,
             bucket_bytes=bucket_bytes,
+            reduce_linear=reduce_linear,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:

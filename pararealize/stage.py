@@ -19,8 +19,9 @@ from .calls import as_captured
 from .errors import CheckpointError, DistributedError
 from .gradients import Replicas, Sharers
 from .materialise import Undefined
+from .own import Own
 from .recording import Recording
-from .step import Own, backward, check_loss, forward
+from .step import backward, check_loss, forward
 from .tree import CONTENTS
 from .wire import Kinds
 
