@@ -32,6 +32,7 @@ from .emit import PararealModule, emit
 from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
 from .local import LocalModule, capture_graphs, run_local
+from .mgrit import LayerParallel, layer_parallel
 from .plan import Plan
 from .planning import plan_segments
 from .recalibrate import recalibrate_batchnorm
@@ -49,6 +50,7 @@ __all__ = [
     "BlockChain",
     "Capture",
     "Costs",
+    "LayerParallel",
     "LocalModule",
     "PararealModule",
     "PararealizeError",
@@ -67,6 +69,7 @@ __all__ = [
     "count_costs",
     "emit",
     "find_blocks",
+    "layer_parallel",
     "make_plan",
     "measure_costs",
     "measure_network",

@@ -15,6 +15,7 @@ __all__ = [
     "ExampleError",
     "FieldError",
     "ModelError",
+    "MultigridError",
     "OutputError",
     "PararealizeError",
     "PlanError",
@@ -84,6 +85,10 @@ class RestackError(PararealizeError, ValueError):
 
 class RestackWarning(UserWarning):
     """Restacking gives another function than the network had, or one that may not be trainable."""
+
+
+class MultigridError(PararealizeError, ValueError):
+    """A network has no chain of residual blocks for multigrid, or levels, coarsening or iterations do not fit it."""
 
 
 class OutputError(PararealizeError, OSError):

@@ -1,0 +1,362 @@
+r"""nn.Module -> LayerParallel: forward and backward by multigrid in depth, in place of layer after layer.
+
+    capture         nn.Module -> Capture         capture.py
+    find_layers     Capture -> Layers            layers.py: residual blocks are time steps, the rest stands as it is
+    make_hierarchy  ... -> Hierarchy             hierarchy.py: levels, intervals, who owns which
+    solve           ... -> values at C-points    multigrid.py: the mathematics, forward and adjoint alike
+    Forward, Adjoint                             sweeps.py: Φ and its transpose from the network's own blocks
+
+Relaxation and the last sweep run in every interval at once, on one value each; coarse marches are serial. This file
+runs the intervals one after the other in one process: it computes what several processes compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
+
+from .capture import Capture, capture
+from .convergence import Convergence, StepNorms
+from .errors import ModelError, MultigridError
+from .hierarchy import Hierarchy, make_hierarchy
+from .layers import Layers, check_plain_inputs, find_layers
+from .multigrid import Cycle, Relaxation, check_iterations, solve
+from .restore import ordinary_mode
+from .sweeps import Adjoint, Forward, TimeStep, norm, uncached
+from .tree import CONTENTS, own_tree
+from .window import Piece
+
+__all__ = ["LayerParallel", "layer_parallel"]
+
+_OWN = (
+    "backward_iterations",
+    "cycle",
+    "exact",
+    "forward_iterations",
+    "hierarchy",
+    "history",
+    "layers",
+    "relaxation",
+    "tolerance",
+    "warm_start",
+)  # top-level names that the result needs for itself
+
+
+class LayerParallel(nn.Module):
+    """A network whose layers are solved for by multigrid in depth; its parameters keep the original's names.
+
+    The number of iterations and the rest may be changed between steps.
+
+    Attributes:
+        layers: stem, layers and head.
+        hierarchy: the levels.
+        forward_iterations: k of the forward solve.
+        backward_iterations: k of the adjoint solve.
+        relaxation: ``"F"`` or ``"FCF"``.
+        cycle: ``"V"`` or ``"F"``.
+        tolerance: a solve ends early where its residual norm is at most this.
+        warm_start: begin from the last step's states, where their shapes fit, in place of a coarse guess.
+        exact: run the network as it is, bit for bit the original, and leave multigrid aside.
+        history: residual norms of the last steps.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import layer_parallel
+        >>> from pararealize.models import resnet56
+        >>> net = layer_parallel(resnet56(), forward_iterations=2)
+        >>> loss = net(torch.randn(4, 3, 32, 32)).square().mean()
+        >>> loss.backward()
+        >>> len(net.history[-1].forward), len(net.history[-1].backward)
+        (2, 1)
+    """
+
+    layers: Layers
+    hierarchy: Hierarchy
+    history: Convergence
+    forward_iterations: int
+    backward_iterations: int
+    relaxation: Relaxation
+    cycle: Cycle
+    tolerance: float
+    warm_start: bool
+    exact: bool
+
+    def __init__(
+        self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, **settings: Any
+    ) -> None:
+        super().__init__()
+        for contents in CONTENTS:
+            self.__dict__[contents] = tree.__dict__[contents]
+        self.training = tree.training
+        self.__dict__.update(layers=layers, hierarchy=hierarchy, history=Convergence(), **settings)
+        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), _states={})
+        rows = [TimeStep(self, layer) for layer in layers.layers]
+        stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
+        self.__dict__.update(_stem=stem, _rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
+        check_iterations(self.forward_iterations, self.relaxation, self.cycle)
+        check_iterations(self.backward_iterations)
+        if self.exact:
+            return self._whole(*args, **kwargs)
+        u, *context = self._stem(*args, **kwargs)
+        u = self._through(u, context)
+        return self._head(u, *(context[i] for i in self.layers.head_reads))
+
+    def _through(self, u: Tensor, context: Sequence[Any], *, serial: bool = False) -> Tensor:
+        leaves, shape = pytree.tree_flatten(list(context))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+        parameters = list({id(p): p for row in self._rows for p in row.parameters()}.values())
+        recording = torch.is_grad_enabled() and (u.requires_grad or bool(tensors) or bool(parameters))
+        step = _Step(self, recording=recording, serial=serial)
+        if not recording:
+            return step.forward(u.detach(), list(context))
+        inner = {id(tensor): tensor.detach().requires_grad_() for tensor in tensors}
+        detached = [inner.get(id(leaf), leaf) for leaf in leaves]
+        step.inputs = [*inner.values(), *parameters]
+        return _Multigrid.apply(step, pytree.tree_unflatten(detached, shape), u, *tensors, *parameters)
+
+    @contextlib.contextmanager
+    def serially(self) -> Iterator[None]:
+        """Within it, the network runs as it is: to evaluate what was trained, or to finish with exact steps.
+
+        Example:
+            >>> import torch
+            >>> from pararealize import layer_parallel
+            >>> from pararealize.models import resnet56
+            >>> model = resnet56().eval()
+            >>> net, x = layer_parallel(model), torch.randn(2, 3, 32, 32)
+            >>> with net.serially():
+            ...     torch.equal(net(x), model(x))
+            True
+        """
+        before, self.exact = self.exact, True
+        try:
+            yield
+        finally:
+            self.exact = before
+
+    def forget(self) -> None:
+        """Drop the states that a warm start would begin from."""
+        self._states.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:
+        tree = nn.Module()
+        for contents in CONTENTS:
+            tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
+        tree.training = self.training
+        settings = {name: self.__dict__[name] for name in self._settings}
+        copied = LayerParallel(tree, self.layers, self.hierarchy, self._graph, self._name, **settings)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise ModelError(
+            "a layer-parallel module is saved by its parameters, not pickled: net.state_dict() (safetensors), then "
+            "layer_parallel(model, ...) with the same arguments and load_state_dict"
+        )
+
+    def _get_name(self) -> str:
+        return f"LayerParallel{self._name}"
+
+
+def layer_parallel(
+    model: nn.Module,
+    levels: int = 2,
+    coarsening: int | Sequence[int] = 4,
+    forward_iterations: int = 2,
+    backward_iterations: int = 1,
+    relaxation: Relaxation = "F",
+    example_inputs: Any = None,
+    *,
+    cycle: Cycle = "V",
+    tolerance: float = 0.0,
+    warm_start: bool = False,
+    exact: bool = False,
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
+) -> LayerParallel:
+    r"""The same network, whose forward and backward passes are multigrid iterations in depth.
+
+    With residual blocks :math:`\Phi_n(u) = u + f_n(u)` the values :math:`u_{n+1} = \Phi_n(u_n)` are not computed one
+    after the other, but on levels: coarse steps :math:`u + c f_{jc}(u)` guess every c-th value, all intervals between
+    are relaxed at once, and coarse steps again carry the corrections (:func:`pararealize.multigrid.solve`). Gradients
+    come from the same iteration on the transposed derivatives, backwards in time. A post-activation block
+    :math:`\mathrm{relu}(u + f(u))` has the coarse step :math:`\mathrm{relu}(u + c f(u))`.
+
+    As many iterations as there are coarse intervals give the serial network and its gradient; few iterations give
+    something close to them that P processes compute faster, from P ≥ 4 on. Training with few iterations trains *that*
+    network: watch ``net.history``, evaluate with ``net.serially()``, see :class:`pararealize.monitor.Monitor`.
+
+    Args:
+        model: any network with chains of residual blocks; it is left as found, and the result holds copies.
+        levels: at least 2.
+        coarsening: c, for all levels or one for each but the coarsest.
+        forward_iterations: the first is a coarse guess, each further one a correction.
+        backward_iterations: the same for the adjoint.
+        relaxation: ``"F"``, or ``"FCF"``: twice the work, two intervals an iteration.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
+        cycle: ``"V"`` or ``"F"``; they differ from three levels on.
+        tolerance: of the residual norm, at which a solve ends early.
+        warm_start: begin from the last step's states; for one batch again and again.
+        exact: run the network as it is.
+        leaf_modules: classes or qualified names to keep as single nodes.
+
+    Returns:
+        A module in the model's mode with its parameter names. Batch norms count a step once, dropout has one mask a
+        step and layer.
+
+    Raises:
+        MultigridError: no chain of residual blocks, a coarsening larger than the longest one, too many levels, fewer
+            than one iteration, an unknown relaxation or cycle.
+        PararealizeError: as :func:`pararealize.capture` does.
+
+    Source:
+        Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of Deep Residual Neural Networks",
+        arXiv 1812.04352.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import layer_parallel
+        >>> from pararealize.models import resnet56
+        >>> net = layer_parallel(resnet56(), coarsening=3)
+        >>> print(net.hierarchy)
+        level 0: 26 steps, 10 intervals of 3, 3, 3, 1, 3, 3, 2, 1, 3, 3, …
+        level 1: 10 steps
+        >>> net(torch.randn(5, 3, 32, 32)).shape
+        torch.Size([5, 10])
+    """
+    check_iterations(forward_iterations, relaxation, cycle)
+    check_iterations(backward_iterations)
+    if not tolerance >= 0:
+        raise MultigridError(f"tolerance is {tolerance!r}; pass a residual norm of at least 0")
+    with ordinary_mode():
+        captured = capture(model, example_inputs, leaf_modules=leaf_modules)
+        layers = find_layers(captured)
+        hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
+        tree, _ = own_tree(model, captured.constants, _OWN)
+        return LayerParallel(
+            tree,
+            layers,
+            hierarchy,
+            _serial(captured),
+            type(model).__name__,
+            forward_iterations=forward_iterations,
+            backward_iterations=backward_iterations,
+            relaxation=relaxation,
+            cycle=cycle,
+            tolerance=tolerance,
+            warm_start=warm_start,
+            exact=exact,
+        )
+
+
+def _serial(captured: Capture) -> fx.Graph:
+    """The captured graph itself, without fake values."""
+    graph = copy.deepcopy(captured.graph)
+    check_plain_inputs(graph, [node for node in captured.graph.nodes if node.op == "placeholder"])
+    for node in graph.nodes:
+        node.meta.clear()
+    return graph
+
+
+# One step -----------------------------------------------------------------------------------------------------------
+
+
+class _Step:
+    """One forward solve and its adjoint."""
+
+    def __init__(self, net: LayerParallel, *, recording: bool, serial: bool) -> None:
+        self.net, self.recording, self.serial = net, recording, serial
+        self.inputs: list[Tensor] = []
+        self.norms = StepNorms(forward=[])
+        self.made: Forward | None = None
+
+    def forward(self, u: Tensor, context: Sequence[Any]) -> Tensor:
+        """The value behind the last layer."""
+        net = self.net
+        random = any(row.layer.random and _trains(row.f) for row in net._rows)
+        seed = int(torch.randint(1 << 62, ())) if random else 0
+        forward = Forward(net._rows, net.hierarchy, context, seed, recording=self.recording)
+        self.made = forward
+        with uncached():
+            if self.serial:
+                for j in range(len(net.hierarchy.levels[0].intervals)):
+                    u = forward.sweep(j, u)
+                return u
+            points, self.norms.forward = self._solve("forward", u, net.hierarchy, forward, net.forward_iterations)
+            arrived = [forward.sweep(j, point) for j, point in enumerate(points[:-1])]
+        self.norms.forward.append(norm([a - U for a, U in zip(arrived, points[1:], strict=True)]))
+        net.history.append(self.norms)
+        return arrived[-1]
+
+    def backward(self, gradient: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor | None]]:
+        """The gradients of what entered the first layer, and of ``inputs``."""
+        assert self.made is not None
+        net, adjoint = self.net, Adjoint(self.made, self.inputs)
+        intervals = range(len(net.hierarchy.levels[0].intervals))
+        if self.serial:
+            for j in intervals:
+                gradient = adjoint.sweep(j, gradient, keep=keep)
+        else:
+            iterations = net.backward_iterations
+            points, norms = self._solve("backward", gradient, adjoint.hierarchy, adjoint, iterations)
+            arrived = [adjoint.sweep(j, points[j], keep=keep) for j in intervals]
+            self.norms.backward = [*norms, norm([a - U for a, U in zip(arrived, points[1:], strict=True)])]
+            gradient = arrived[-1]
+        return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self.inputs]
+
+    def _solve(
+        self, way: str, u: Tensor, hierarchy: Hierarchy, maps: Forward | Adjoint, iterations: int
+    ) -> tuple[list[Tensor], list[float]]:
+        """The values at the C-points, and the residual norms."""
+        net = self.net
+        start = net._states.get(way) if net.warm_start else None
+        if start is not None and (start[0].shape, start[0].dtype) != (u.shape, u.dtype):
+            start = None
+        solution = solve(
+            u,
+            hierarchy,
+            maps.step,
+            iterations=iterations,
+            relaxation=net.relaxation,
+            cycle=net.cycle,
+            start=None if start is None else start[1:],
+            tolerance=net.tolerance,
+            norm=norm,
+        )
+        if net.warm_start:
+            net._states[way] = [point.detach() for point in solution.points]
+        return solution.points, solution.residuals
+
+
+class _Multigrid(torch.autograd.Function):
+    """The layers as one operation of autograd: gradients of parameters and contexts are those of the adjoint solve."""
+
+    @staticmethod
+    def forward(ctx: Any, step: _Step, context: Sequence[Any], u: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.step = step
+        ctx.save_for_backward(u)
+        return step.forward(u.detach(), context)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        _ = ctx.saved_tensors  # a second backward without retain_graph=True is refused in torch's own words
+        keep = bool(torch._C._autograd._get_current_graph_task_keep_graph())
+        step: _Step = ctx.step
+        leaving, found = step.backward(gradient, keep=keep)
+        if not keep:
+            step.made = None
+        return None, None, leaving, *found
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(part.training for part in module.modules())
