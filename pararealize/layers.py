@@ -158,16 +158,12 @@ def _carried(flow: Flow, position: int) -> fx.Node:
     raise AssertionError(f"nothing is alive after {flow.order[position]}")
 
 
-def _stands_alone(
-    flow: Flow, residual: Residual, alone: set[fx.Node], place: dict[fx.Node, int], latest: int
-) -> bool:
+def _stands_alone(flow: Flow, residual: Residual, alone: set[fx.Node], place: dict[fx.Node, int], latest: int) -> bool:
     """Whether one activation enters, one leaves, and nothing else is computed in between."""
     enters = place.get(residual.x, -1)
     inside = flow.order[enters + 1 : place[residual.output] + 1]
     own = {*residual.nodes}
-    return (
-        residual.x in alone and residual.output in alone and enters >= latest and all(node in own for node in inside)
-    )
+    return residual.x in alone and residual.output in alone and enters >= latest and all(node in own for node in inside)
 
 
 # Cutting ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,11 +28,16 @@ from .convergence import Convergence, StepNorms
 from .errors import ModelError, MultigridError
 from .hierarchy import Hierarchy, make_hierarchy
 from .layers import Layers, check_plain_inputs, find_layers
-from .multigrid import Cycle, Relaxation, check_iterations, solve
+from .multigrid import Cycle, Relaxation, check_iterations, solve_and_sweep
 from .restore import ordinary_mode
 from .sweeps import Adjoint, Forward, TimeStep, norm, uncached
 from .tree import CONTENTS, own_tree
 from .window import Piece
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from .layer_stage import LayerStage
 
 __all__ = ["LayerParallel", "layer_parallel"]
 
@@ -144,9 +150,37 @@ class LayerParallel(nn.Module):
         finally:
             self.exact = before
 
+    @property
+    def _pieces(self) -> dict[str, fx.Graph]:
+        """The graphs of its parts."""
+        layers = {f"f{n}": layer.graph for n, layer in enumerate(self.layers.layers)}
+        return {"stem": self.layers.stem, **layers, "head": self.layers.head}
+
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
         self._states.clear()
+
+    def distribute(
+        self, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
+    ) -> LayerStage:
+        """Take one rank's share of the layers, to run over :mod:`torch.distributed` with the other ranks of the mesh.
+
+        Every rank builds the same network and calls this. Consecutive intervals stand on each rank, the stem on the
+        first, the head on the last; values of C-points alone cross between neighbours. Relaxation and the last sweep
+        run at once on all ranks, and the result is that of one process, to rounding.
+
+        Args:
+            mesh: a device mesh with the dimension ``"parareal"``, and ``"dp"`` where there are several copies of the
+                network; or one dimension without a name.
+            timeout: of every message, in seconds.
+            bucket_bytes: of the buckets in which gradients are averaged over dp.
+
+        Raises:
+            DistributedError: the mesh does not fit, the ranks do not agree, or one did not answer.
+        """
+        from .layer_stage import distribute_layers  # it reads this file's class
+
+        return distribute_layers(self, mesh, timeout=timeout, bucket_bytes=bucket_bytes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:
         tree = nn.Module()
@@ -284,47 +318,33 @@ class _Step:
         net = self.net
         random = any(row.layer.random and _trains(row.f) for row in net._rows)
         seed = int(torch.randint(1 << 62, ())) if random else 0
-        forward = Forward(net._rows, net.hierarchy, context, seed, recording=self.recording)
-        self.made = forward
+        rows = dict(enumerate(net._rows))
+        self.made = Forward(rows, net.hierarchy, context, seed, recording=self.recording)
         with uncached():
-            if self.serial:
-                for j in range(len(net.hierarchy.levels[0].intervals)):
-                    u = forward.sweep(j, u)
-                return u
-            points, self.norms.forward = self._solve("forward", u, net.hierarchy, forward, net.forward_iterations)
-            arrived = [forward.sweep(j, point) for j, point in enumerate(points[:-1])]
-        self.norms.forward.append(norm([a - U for a, U in zip(arrived, points[1:], strict=True)]))
-        net.history.append(self.norms)
-        return arrived[-1]
+            u, self.norms.forward = self._pass("forward", u, self.made, net.forward_iterations)
+        if not self.serial:
+            net.history.append(self.norms)
+        return u
 
     def backward(self, gradient: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor | None]]:
         """The gradients of what entered the first layer, and of ``inputs``."""
         assert self.made is not None
-        net, adjoint = self.net, Adjoint(self.made, self.inputs)
-        intervals = range(len(net.hierarchy.levels[0].intervals))
-        if self.serial:
-            for j in intervals:
-                gradient = adjoint.sweep(j, gradient, keep=keep)
-        else:
-            iterations = net.backward_iterations
-            points, norms = self._solve("backward", gradient, adjoint.hierarchy, adjoint, iterations)
-            arrived = [adjoint.sweep(j, points[j], keep=keep) for j in intervals]
-            self.norms.backward = [*norms, norm([a - U for a, U in zip(arrived, points[1:], strict=True)])]
-            gradient = arrived[-1]
+        adjoint = Adjoint(self.made, self.inputs, keep=keep)
+        gradient, self.norms.backward = self._pass("backward", gradient, adjoint, self.net.backward_iterations)
         return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self.inputs]
 
-    def _solve(
-        self, way: str, u: Tensor, hierarchy: Hierarchy, maps: Forward | Adjoint, iterations: int
-    ) -> tuple[list[Tensor], list[float]]:
-        """The values at the C-points, and the residual norms."""
+    def _pass(self, way: str, u: Tensor, maps: Forward | Adjoint, iterations: int) -> tuple[Tensor, list[float]]:
+        """The value at the end, and the residual norms."""
         net = self.net
         start = net._states.get(way) if net.warm_start else None
         if start is not None and (start[0].shape, start[0].dtype) != (u.shape, u.dtype):
             start = None
-        solution = solve(
+        end, solution = solve_and_sweep(
             u,
-            hierarchy,
+            maps.hierarchy,
             maps.step,
+            maps.sweep,
+            serial=self.serial,
             iterations=iterations,
             relaxation=net.relaxation,
             cycle=net.cycle,
@@ -332,9 +352,9 @@ class _Step:
             tolerance=net.tolerance,
             norm=norm,
         )
-        if net.warm_start:
+        if net.warm_start and solution.points:
             net._states[way] = [point.detach() for point in solution.points]
-        return solution.points, solution.residuals
+        return end, solution.residuals
 
 
 class _Multigrid(torch.autograd.Function):

@@ -55,6 +55,7 @@ __all__ = [
     "check_iterations",
     "march",
     "solve",
+    "solve_and_sweep",
 ]
 
 Value: TypeAlias = Any  # whatever has + and -: the spaces differ between chains, so no one type fits all
@@ -141,6 +142,41 @@ def solve(
     return Solution(points=points, residuals=residuals)
 
 
+def solve_and_sweep(
+    u: Value,
+    hierarchy: Hierarchy,
+    step: StepMap,
+    sweep: Callable[[int, Value], Value],
+    *,
+    norm: Callable[[Sequence[Value]], float],
+    serial: bool = False,
+    **settings: Any,
+) -> tuple[Value, Solution]:
+    """A whole pass: :func:`solve`, and the last sweep from every C-point at once.
+
+    Args:
+        u: the start.
+        hierarchy: the levels.
+        step: as :func:`solve` takes it.
+        sweep: ``sweep(j, U_j)`` gives what arrives behind interval j, and records what it passes.
+        norm: of residuals.
+        serial: sweep through one interval after the other, from what arrives, instead.
+        **settings: of :func:`solve`.
+
+    Returns:
+        The value at the end; and the solution, with the residual norm that the last sweep found behind the others.
+    """
+    intervals = range(len(hierarchy.levels[0].intervals))
+    if serial:
+        for j in intervals:
+            u = sweep(j, u)
+        return u, Solution(points=[], residuals=[])
+    found = solve(u, hierarchy, step, norm=norm, **settings)
+    arrived = [sweep(j, found.points[j]) for j in reversed(intervals)][::-1]
+    last = norm([a - U for a, U in zip(arrived, found.points[1:], strict=True)])
+    return arrived[-1], Solution(points=found.points, residuals=[*found.residuals, last])
+
+
 def check_iterations(iterations: object, relaxation: object = "F", cycle: object = "V") -> None:
     """Refuse what is no number of iterations, relaxation or cycle; all faults at once."""
     faults = []
@@ -170,12 +206,13 @@ def arrival(hierarchy: Hierarchy, step: StepMap, level: int, j: int, u: Value, r
     return u
 
 
-def arrivals(
-    hierarchy: Hierarchy, step: StepMap, level: int, points: Sequence[Value], rhs: Rhs = None
-) -> list[Value]:
-    """What arrives at C-points 1 … J; every interval for itself."""
+def arrivals(hierarchy: Hierarchy, step: StepMap, level: int, points: Sequence[Value], rhs: Rhs = None) -> list[Value]:
+    """What arrives at C-points 1 … J; every interval for itself.
+
+    The last interval comes first, so that ranks pass on what others need before they begin with their own.
+    """
     count = len(hierarchy.levels[level].intervals)
-    return [arrival(hierarchy, step, level, j, points[j], rhs) for j in range(count)]
+    return [arrival(hierarchy, step, level, j, points[j], rhs) for j in reversed(range(count))][::-1]
 
 
 def march(hierarchy: Hierarchy, step: StepMap, level: int, u: Value, rhs: Rhs = None) -> list[Value]:
@@ -230,12 +267,13 @@ class _Levels:
 
     def spread(self, level: int, chosen: Sequence[Value], rhs: Rhs) -> list[Value]:
         """The values at all points of a level: those at its C-points, and F-relaxation from there."""
-        points: list[Value] = []
-        for j, (first, end) in enumerate(self.hierarchy.levels[level].intervals):
-            points.append(chosen[j])
+        points: list[Value] = [chosen[-1]]
+        for j, (first, end) in reversed(list(enumerate(self.hierarchy.levels[level].intervals))):
+            inner = [chosen[j]]
             for s in range(first, end - 1):
-                points.append(advance(self.step, level, s, points[-1], rhs))
-        return [*points, chosen[-1]]
+                inner.append(advance(self.step, level, s, inner[-1], rhs))
+            points += reversed(inner)
+        return points[::-1]
 
 
 def _norm(residuals: Sequence[Value]) -> float:
