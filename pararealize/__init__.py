@@ -31,17 +31,21 @@ from .cost import Costs, count_costs, measure_costs
 from .emit import PararealModule, emit
 from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
+from .history import History
 from .local import LocalModule, capture_graphs, run_local
 from .mgrit import LayerParallel, layer_parallel
 from .plan import Plan
 from .planning import plan_segments
+from .prolong import prolong
 from .recalibrate import recalibrate_batchnorm
+from .recipe import Recipe
 from .restack import RestackedModule, restack
 from .schedule import simulate
 from .stage import Stage
 from .tableaux import Tableau
 from .timeline import Timeline
 from .times import Times, measure_network, plan_times
+from .train import evaluate, fit
 
 __version__ = "0.1.0"
 
@@ -50,12 +54,14 @@ __all__ = [
     "BlockChain",
     "Capture",
     "Costs",
+    "History",
     "LayerParallel",
     "LocalModule",
     "PararealModule",
     "PararealizeError",
     "Plan",
     "ReceptiveField",
+    "Recipe",
     "RestackedModule",
     "Space",
     "Stage",
@@ -68,7 +74,9 @@ __all__ = [
     "capture_graphs",
     "count_costs",
     "emit",
+    "evaluate",
     "find_blocks",
+    "fit",
     "layer_parallel",
     "make_plan",
     "measure_costs",
@@ -76,6 +84,7 @@ __all__ = [
     "pararealize",
     "plan_segments",
     "plan_times",
+    "prolong",
     "recalibrate_batchnorm",
     "receptive_fields",
     "restack",

@@ -17,10 +17,19 @@ class StepNorms:
     Attributes:
         forward: before each correction, and after the last one, as the last sweep found it.
         backward: the same of the adjoint; empty where there was none.
+        forward_size: the norm of all values at the C-points, ``sqrt(Σ_j ‖U_j‖²)``, which residuals are measured by.
+        backward_size: of the adjoint's.
     """
 
-    forward: list[float]
+    forward: list[float] = dataclasses.field(default_factory=list)
     backward: list[float] = dataclasses.field(default_factory=list)
+    forward_size: float = 0.0
+    backward_size: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """The forward solve's last residual norm in terms of its values' norm."""
+        return self.forward[-1] / self.forward_size if self.forward_size else self.forward[-1]
 
     def __str__(self) -> str:
         words = [f"forward {_row(self.forward)}"] + ([f"adjoint {_row(self.backward)}"] if self.backward else [])

@@ -123,9 +123,11 @@ class Line:
         elif self.rank == to:
             value.tensor = self._take(value.place, value.owner)
 
-    def norm(self, residuals: Sequence[Difference]) -> float:
+    def norm(self, residuals: Sequence[Difference | Held]) -> float:
         """``sqrt(Σ_j ‖r_j‖²)`` over all ranks: at once with a tolerance, else by :meth:`norms`; infinite till then."""
-        here = [residual.tensor() for residual in residuals]
+        here = [
+            r.tensor() if isinstance(r, Difference) else r.tensor if r.owner == self.rank else None for r in residuals
+        ]
         norms = [torch.linalg.vector_norm(r).double() for r in here if r is not None]
         zero = torch.zeros((), dtype=torch.float64, device=self.wire.device)
         square = torch.stack(norms).square().sum() if norms else zero

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import MultigridError
 
@@ -143,11 +144,11 @@ def make_hierarchy(fixed: Sequence[bool], levels: int = 2, coarsening: int | Seq
 
 
 def _factors(levels: object, coarsening: object) -> list[int]:
-    """c of every level but the coarsest."""
+    """How many steps make one of the next level, for every level but the coarsest."""
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
         raise MultigridError(f"levels is {levels!r}; pass a whole number of at least 2, the layers themselves included")
     several = isinstance(coarsening, Sequence) and not isinstance(coarsening, str)
-    factors = list(coarsening) if several else [coarsening] * (levels - 1)  # type: ignore[call-overload]
+    factors: list[Any] = list(coarsening) if several else [coarsening] * (levels - 1)  # type: ignore[call-overload]
     if any(isinstance(c, bool) or not isinstance(c, int) or c < 2 for c in factors):
         raise MultigridError(f"coarsening is {coarsening!r}; pass a whole number of at least 2, or one for each level")
     if len(factors) != levels - 1:

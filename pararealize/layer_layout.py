@@ -50,7 +50,7 @@ class LayerLayout:
     @classmethod
     def of(cls, net: LayerParallel, ranks: int) -> LayerLayout:
         """Share a network's intervals among so many ranks."""
-        layers, hierarchy = net.layers, net.hierarchy
+        layers, hierarchy = net.structure, net.hierarchy
         owners = [0] * hierarchy.layers
         runs = []
         for rank, share in enumerate(hierarchy.share(ranks)):

@@ -134,7 +134,7 @@ def distribute_layers(
             )
         layout = LayerLayout.of(net, dist.get_world_size(groups.parareal))
         refuse_norms(net, layout)
-        facts |= {"the layers": str(net.layers), "the levels": str(net.hierarchy), "the settings": str(settings)}
+        facts |= {"the layers": str(net.structure), "the levels": str(net.hierarchy), "the settings": str(settings)}
         facts |= {"mode": "train" if net.training else "eval", "bucket_bytes": bucket_bytes}
         facts["the trained parameters"] = sum(parameter.requires_grad for parameter in net.parameters())
     except DistributedError as fault:
@@ -147,8 +147,8 @@ def distribute_layers(
     describe = _describer(net, layout)
     watch = watch_over(mesh, groups, describe)
     wire = Wire(groups.parareal, groups.control, groups.device, limit, describe, watch)
-    rows = {n: TimeStep(share.tree, net.layers.layers[n]) for n in layout.layers(groups.rank)}
-    own = OwnLayers(layout, groups.rank, share.parts, rows, net.layers.head_reads, wire, watch)
+    rows = {n: TimeStep(share.tree, net.structure.layers[n]) for n in layout.layers(groups.rank)}
+    own = OwnLayers(layout, groups.rank, share.parts, rows, net.structure.head_reads, wire, watch)
     ties = ties_of(net, own, share.tree, groups, Undefined({}), bucket_bytes, limit)
     described = f"{net._get_name()}: {describe(groups.rank)} of {layout.ranks}"
     stage = LayerStage(share.tree, own, ties, described, mesh, settings)
@@ -163,7 +163,7 @@ def _describer(net: LayerParallel, layout: LayerLayout) -> Callable[[int], str]:
         own = layout.layers(rank)
         if not own:
             return f"{rank} (no layers)"
-        first, last = net.layers.layers[own[0]].name, net.layers.layers[own[-1]].name
+        first, last = net.structure.layers[own[0]].name, net.structure.layers[own[-1]].name
         return f"{rank} (layers {own[0]} to {own[-1]}, {first} to {last})"
 
     names = [describe(rank) for rank in range(layout.ranks)]

@@ -162,7 +162,7 @@ class LayerPass:
     maps: Forward | None = None
     left: Tensor | None = None
     output: Any = None
-    norms: StepNorms = dataclasses.field(default_factory=lambda: StepNorms(forward=[]))
+    norms: StepNorms = dataclasses.field(default_factory=StepNorms)
 
 
 def forward(own: OwnLayers, inputs: Mapping[str, Any], kinds: Kinds, settings: Settings, *, graph: bool) -> LayerPass:
@@ -186,7 +186,7 @@ def forward(own: OwnLayers, inputs: Mapping[str, Any], kinds: Kinds, settings: S
     entered = None if run.entered is None else run.entered.detach()
     with uncached():
         end, found = _pass(own, run, "forward", line.value(0, "u_0", entered), run.maps)
-    run.norms.forward = found.residuals
+    run.norms.forward, run.norms.forward_size = found.residuals, found.size
     value = end.on(own.layout.ranks - 1)
     if own.is_last:
         assert value is not None
@@ -220,7 +220,7 @@ def backward(own: OwnLayers, run: LayerPass, loss: Tensor | None, share: Callabl
     adjoint = Adjoint(run.maps, [*leaves.values(), *parameters.values()])
     value = run.line.value(own.layout.ranks - 1, f"λ_{own.layout.hierarchy.layers}", gradient)
     end, found = _pass(own, run, "backward", value, adjoint)
-    run.norms.backward = found.residuals
+    run.norms.backward, run.norms.backward_size = found.residuals, found.size
     with own.phase(1):
         _accumulate(parameters, adjoint.gradients)
     _accumulate(leaves, adjoint.gradients)
@@ -270,12 +270,15 @@ def _accumulate(tensors: Mapping[int, Tensor], gradients: Mapping[int, Tensor]) 
 
 def settle(run: LayerPass) -> None:
     """The ranks meet to put in norms that were not known at once, and leave out corrections after nothing was left to correct."""
-    known = iter(run.line.norms())
-    for norms in (run.norms.forward, run.norms.backward):
-        if run.settings.tolerance == 0:
-            norms[:] = [next(known) for _ in norms]
-        if 0.0 in norms[:-1]:
-            norms[:] = [*norms[: norms.index(0.0) + 1], norms[-1]]
+    if run.settings.tolerance > 0:
+        return
+    known, norms = iter(run.line.norms()), run.norms
+    for row, size in ((norms.forward, "forward_size"), (norms.backward, "backward_size")):
+        if row:
+            row[:] = [next(known) for _ in row]
+            setattr(norms, size, next(known))
+        if 0.0 in row:
+            del row[row.index(0.0) + 1 :]
 
 
 # Stem and contexts ---------------------------------------------------------------------------------------------------

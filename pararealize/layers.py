@@ -19,13 +19,13 @@ from torch import fx
 from .calls import as_captured
 from .capture import Capture
 from .errors import MultigridError
-from .extract import draws, drawn_repeatedly, subgraph
+from .extract import drawn_repeatedly, draws, subgraph
 from .liveness import Flow, flow_of
 from .pieces import clone_changing_outputs, clone_overwritten
 from .reads import context_of
 from .residual import NotResidual, Residual, Residuals, chains_of, find_residuals
 
-__all__ = ["Layer", "Layers", "check_plain_inputs", "find_layers"]
+__all__ = ["Layer", "Layers", "check_plain_inputs", "find_layers", "time_steps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Layers:
         for fixed, run in itertools.groupby(self.layers, key=lambda layer: layer.fixed):
             names = [layer.name for layer in run]
             ends = names[0] if len(names) == 1 else f"{names[0]} – {names[-1]}"
-            words.append("a transition" if fixed else f"{len(names)} blocks ({ends})")
+            words.append("a transition" if fixed else f"{len(names)} block{'s' if len(names) > 1 else ''} ({ends})")
         return f"stem, {', '.join(words)}, head"
 
 
@@ -95,6 +95,16 @@ def find_layers(captured: Capture) -> Layers:
         stem, 3 blocks (stage1.0 – stage1.2), a transition, 2 blocks (stage2.1 – stage2.2), a transition, 2 blocks \
 (stage3.1 – stage3.2), head
     """
+    flow, chosen, left = time_steps(captured, least=2)
+    return _Cutter(flow, chosen, left).layers()
+
+
+def time_steps(captured: Capture, *, least: int = 1) -> tuple[Flow, list[Residual], list[NotResidual]]:
+    """The network's values in order, the residual blocks that are time steps, and those that are none, and why.
+
+    Raises:
+        MultigridError: there are fewer than ``least``.
+    """
     flow = flow_of(captured)
     residuals = find_residuals(flow)
     chosen, left = _choose(flow, residuals)
@@ -104,9 +114,10 @@ def find_layers(captured: Capture) -> Layers:
         more, still_left = _choose(wider, others)
         if len(more) > len(chosen):
             flow, residuals, chosen, left = wider, others, more, still_left
-    if len(chosen) < 2:
-        raise MultigridError(_nothing(captured, chosen, (*residuals.refused, *left)))
-    return _Cutter(flow, chosen, (*residuals.refused, *left)).layers()
+    left = [*residuals.refused, *left]
+    if len(chosen) < least:
+        raise MultigridError(_nothing(captured, chosen, left))
+    return flow, chosen, left
 
 
 def _nothing(captured: Capture, chosen: Sequence[Residual], left: Sequence[NotResidual]) -> str:

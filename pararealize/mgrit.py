@@ -18,19 +18,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, overload
 
-import torch
 from torch import Tensor, fx, nn
-from torch.autograd.function import once_differentiable
-from torch.utils import _pytree as pytree
 
 from .capture import Capture, capture
-from .convergence import Convergence, StepNorms
+from .convergence import Convergence
 from .errors import ModelError, MultigridError
 from .hierarchy import Hierarchy, make_hierarchy
+from .layer_solve import through_layers
 from .layers import Layers, check_plain_inputs, find_layers
-from .multigrid import Cycle, Relaxation, check_iterations, solve_and_sweep
+from .multigrid import Cycle, Relaxation, check_iterations
 from .restore import ordinary_mode
-from .sweeps import Adjoint, Forward, TimeStep, norm, uncached
+from .sweeps import TimeStep
 from .tree import CONTENTS, own_tree
 from .window import Piece
 
@@ -48,8 +46,10 @@ _OWN = (
     "forward_iterations",
     "hierarchy",
     "history",
-    "layers",
     "relaxation",
+    "rows",
+    "states",
+    "structure",
     "tolerance",
     "warm_start",
 )  # top-level names that the result needs for itself
@@ -61,7 +61,7 @@ class LayerParallel(nn.Module):
     The number of iterations and the rest may be changed between steps.
 
     Attributes:
-        layers: stem, layers and head.
+        structure: stem, layers and head.
         hierarchy: the levels.
         forward_iterations: k of the forward solve.
         backward_iterations: k of the adjoint solve.
@@ -71,19 +71,21 @@ class LayerParallel(nn.Module):
         warm_start: begin from the last step's states, where their shapes fit, in place of a coarse guess.
         exact: run the network as it is, bit for bit the original, and leave multigrid aside.
         history: residual norms of the last steps.
+        rows: the layers, each of which can be run.
+        states: the values at the C-points, ``"forward"`` and ``"backward"``, that a warm start begins from.
 
     Example:
         >>> import torch
         >>> from pararealize import layer_parallel
         >>> from pararealize.models import resnet56
         >>> net = layer_parallel(resnet56(), forward_iterations=2)
-        >>> loss = net(torch.randn(4, 3, 32, 32)).square().mean()
+        >>> loss = net(torch.randn(4, 3, 8, 8)).square().mean()
         >>> loss.backward()
         >>> len(net.history[-1].forward), len(net.history[-1].backward)
         (2, 1)
     """
 
-    layers: Layers
+    structure: Layers
     hierarchy: Hierarchy
     history: Convergence
     forward_iterations: int
@@ -93,6 +95,15 @@ class LayerParallel(nn.Module):
     tolerance: float
     warm_start: bool
     exact: bool
+    rows: list[TimeStep]
+    states: dict[str, list[Tensor]]
+    _stem: Piece
+    _head: Piece
+    _whole: Piece
+    _graph: fx.Graph
+    _name: str
+    _serial: bool
+    _settings: tuple[str, ...]
 
     def __init__(
         self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, **settings: Any
@@ -101,11 +112,11 @@ class LayerParallel(nn.Module):
         for contents in CONTENTS:
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
-        self.__dict__.update(layers=layers, hierarchy=hierarchy, history=Convergence(), **settings)
-        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), _states={})
+        self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence(), **settings)
+        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), states={}, _serial=False)
         rows = [TimeStep(self, layer) for layer in layers.layers]
         stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
-        self.__dict__.update(_stem=stem, _rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
+        self.__dict__.update(_stem=stem, rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
@@ -114,21 +125,8 @@ class LayerParallel(nn.Module):
         if self.exact:
             return self._whole(*args, **kwargs)
         u, *context = self._stem(*args, **kwargs)
-        u = self._through(u, context)
-        return self._head(u, *(context[i] for i in self.layers.head_reads))
-
-    def _through(self, u: Tensor, context: Sequence[Any], *, serial: bool = False) -> Tensor:
-        leaves, shape = pytree.tree_flatten(list(context))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        parameters = list({id(p): p for row in self._rows for p in row.parameters()}.values())
-        recording = torch.is_grad_enabled() and (u.requires_grad or bool(tensors) or bool(parameters))
-        step = _Step(self, recording=recording, serial=serial)
-        if not recording:
-            return step.forward(u.detach(), list(context))
-        inner = {id(tensor): tensor.detach().requires_grad_() for tensor in tensors}
-        detached = [inner.get(id(leaf), leaf) for leaf in leaves]
-        step.inputs = [*inner.values(), *parameters]
-        return _Multigrid.apply(step, pytree.tree_unflatten(detached, shape), u, *tensors, *parameters)
+        u = through_layers(self, u, context, serial=self._serial)
+        return self._head(u, *(context[i] for i in self.structure.head_reads))
 
     @contextlib.contextmanager
     def serially(self) -> Iterator[None]:
@@ -137,9 +135,9 @@ class LayerParallel(nn.Module):
         Example:
             >>> import torch
             >>> from pararealize import layer_parallel
-            >>> from pararealize.models import resnet56
-            >>> model = resnet56().eval()
-            >>> net, x = layer_parallel(model), torch.randn(2, 3, 32, 32)
+            >>> from pararealize.models import resnet20
+            >>> model = resnet20().eval()
+            >>> net, x = layer_parallel(model, coarsening=2), torch.randn(2, 3, 8, 8)
             >>> with net.serially():
             ...     torch.equal(net(x), model(x))
             True
@@ -153,12 +151,24 @@ class LayerParallel(nn.Module):
     @property
     def _pieces(self) -> dict[str, fx.Graph]:
         """The graphs of its parts."""
-        layers = {f"f{n}": layer.graph for n, layer in enumerate(self.layers.layers)}
-        return {"stem": self.layers.stem, **layers, "head": self.layers.head}
+        layers = {f"f{n}": layer.graph for n, layer in enumerate(self.structure.layers)}
+        return {"stem": self.structure.stem, **layers, "head": self.structure.head}
+
+    @contextlib.contextmanager
+    def in_series(self) -> Iterator[None]:
+        """Within it, layer after layer as in :meth:`serially`, but with the dropout masks that a solve would have.
+
+        What differs from the multigrid network is then the multigrid alone: :class:`pararealize.monitor.Monitor`.
+        """
+        before, self._serial = self._serial, True
+        try:
+            yield
+        finally:
+            self._serial = before
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
-        self._states.clear()
+        self.states.clear()
 
     def distribute(
         self, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
@@ -188,7 +198,7 @@ class LayerParallel(nn.Module):
             tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
         tree.training = self.training
         settings = {name: self.__dict__[name] for name in self._settings}
-        copied = LayerParallel(tree, self.layers, self.hierarchy, self._graph, self._name, **settings)
+        copied = LayerParallel(tree, self.structure, self.hierarchy, self._graph, self._name, **settings)
         memo[id(self)] = copied
         return copied
 
@@ -262,9 +272,9 @@ def layer_parallel(
         >>> from pararealize.models import resnet56
         >>> net = layer_parallel(resnet56(), coarsening=3)
         >>> print(net.hierarchy)
-        level 0: 26 steps, 10 intervals of 3, 3, 3, 1, 3, 3, 2, 1, 3, 3, …
-        level 1: 10 steps
-        >>> net(torch.randn(5, 3, 32, 32)).shape
+        level 0: 27 steps, 11 intervals of 3, 3, 3, 1, 3, 3, 2, 1, 3, 3, 2
+        level 1: 11 steps
+        >>> net(torch.randn(5, 3, 8, 8)).shape
         torch.Size([5, 10])
     """
     check_iterations(forward_iterations, relaxation, cycle)
@@ -299,84 +309,3 @@ def _serial(captured: Capture) -> fx.Graph:
     for node in graph.nodes:
         node.meta.clear()
     return graph
-
-
-# One step -----------------------------------------------------------------------------------------------------------
-
-
-class _Step:
-    """One forward solve and its adjoint."""
-
-    def __init__(self, net: LayerParallel, *, recording: bool, serial: bool) -> None:
-        self.net, self.recording, self.serial = net, recording, serial
-        self.inputs: list[Tensor] = []
-        self.norms = StepNorms(forward=[])
-        self.made: Forward | None = None
-
-    def forward(self, u: Tensor, context: Sequence[Any]) -> Tensor:
-        """The value behind the last layer."""
-        net = self.net
-        random = any(row.layer.random and _trains(row.f) for row in net._rows)
-        seed = int(torch.randint(1 << 62, ())) if random else 0
-        rows = dict(enumerate(net._rows))
-        self.made = Forward(rows, net.hierarchy, context, seed, recording=self.recording)
-        with uncached():
-            u, self.norms.forward = self._pass("forward", u, self.made, net.forward_iterations)
-        if not self.serial:
-            net.history.append(self.norms)
-        return u
-
-    def backward(self, gradient: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor | None]]:
-        """The gradients of what entered the first layer, and of ``inputs``."""
-        assert self.made is not None
-        adjoint = Adjoint(self.made, self.inputs, keep=keep)
-        gradient, self.norms.backward = self._pass("backward", gradient, adjoint, self.net.backward_iterations)
-        return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self.inputs]
-
-    def _pass(self, way: str, u: Tensor, maps: Forward | Adjoint, iterations: int) -> tuple[Tensor, list[float]]:
-        """The value at the end, and the residual norms."""
-        net = self.net
-        start = net._states.get(way) if net.warm_start else None
-        if start is not None and (start[0].shape, start[0].dtype) != (u.shape, u.dtype):
-            start = None
-        end, solution = solve_and_sweep(
-            u,
-            maps.hierarchy,
-            maps.step,
-            maps.sweep,
-            serial=self.serial,
-            iterations=iterations,
-            relaxation=net.relaxation,
-            cycle=net.cycle,
-            start=None if start is None else start[1:],
-            tolerance=net.tolerance,
-            norm=norm,
-        )
-        if net.warm_start and solution.points:
-            net._states[way] = [point.detach() for point in solution.points]
-        return end, solution.residuals
-
-
-class _Multigrid(torch.autograd.Function):
-    """The layers as one operation of autograd: gradients of parameters and contexts are those of the adjoint solve."""
-
-    @staticmethod
-    def forward(ctx: Any, step: _Step, context: Sequence[Any], u: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ARG004
-        ctx.step = step
-        ctx.save_for_backward(u)
-        return step.forward(u.detach(), context)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        _ = ctx.saved_tensors  # a second backward without retain_graph=True is refused in torch's own words
-        keep = bool(torch._C._autograd._get_current_graph_task_keep_graph())
-        step: _Step = ctx.step
-        leaving, found = step.backward(gradient, keep=keep)
-        if not keep:
-            step.made = None
-        return None, None, leaving, *found
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(part.training for part in module.modules())

@@ -72,10 +72,12 @@ class Solution:
     Attributes:
         points: ``U_0 … U_J``; the last one is as the last correction left it, before the last sweep.
         residuals: ``sqrt(Σ_j ‖a_j - U_j‖²)`` before the first, the second, … correction.
+        size: ``sqrt(Σ_j ‖U_j‖²)``, where it was measured.
     """
 
     points: list[Value]
     residuals: list[float]
+    size: float = 0.0
 
 
 def solve(
@@ -164,7 +166,8 @@ def solve_and_sweep(
         **settings: of :func:`solve`.
 
     Returns:
-        The value at the end; and the solution, with the residual norm that the last sweep found behind the others.
+        The value at the end; and the solution, with the residual norm that the last sweep found behind the others, and
+        the norm of the points.
     """
     intervals = range(len(hierarchy.levels[0].intervals))
     if serial:
@@ -173,8 +176,10 @@ def solve_and_sweep(
         return u, Solution(points=[], residuals=[])
     found = solve(u, hierarchy, step, norm=norm, **settings)
     arrived = [sweep(j, found.points[j]) for j in reversed(intervals)][::-1]
-    last = norm([a - U for a, U in zip(arrived, found.points[1:], strict=True)])
-    return arrived[-1], Solution(points=found.points, residuals=[*found.residuals, last])
+    residuals = found.residuals
+    if not residuals or residuals[-1] > settings.get("tolerance", 0.0):  # else it has been measured
+        residuals.append(norm([a - U for a, U in zip(arrived, found.points[1:], strict=True)]))
+    return arrived[-1], Solution(points=found.points, residuals=residuals, size=norm(found.points))
 
 
 def check_iterations(iterations: object, relaxation: object = "F", cycle: object = "V") -> None:
@@ -261,8 +266,9 @@ class _Levels:
         if not intervals:
             return march(self.hierarchy, self.step, level, points[0], rhs)
         chosen: list[Value] = [points[0], *(points[end] for _, end in intervals)]
-        for turn in (kind, "V") if kind == "F" else ("V",):
-            chosen = self.correct(level, *self.relax(level, chosen, rhs), turn)  # type: ignore[arg-type]
+        turns: tuple[Cycle, ...] = ("F", "V") if kind == "F" else ("V",)
+        for turn in turns:
+            chosen = self.correct(level, *self.relax(level, chosen, rhs), turn)
         return self.spread(level, chosen, rhs)
 
     def spread(self, level: int, chosen: Sequence[Value], rhs: Rhs) -> list[Value]:
