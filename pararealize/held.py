@@ -202,6 +202,11 @@ class Across:
             result = self.maps.step(level, s, value)
         return Held(self.line, owner, self._names(step.layer, step.width), result)
 
+    def announce(self, j: int, u: Held) -> None:
+        """Bring the value from which interval j will be swept to where its layers stand."""
+        level = self.hierarchy.levels[0]
+        u.on(self._owners[level.steps[level.intervals[j][0]].layer])
+
     def sweep(self, j: int, u: Held) -> Held:
         """The last sweep of interval j, where its layers stand."""
         first, end = self.hierarchy.levels[0].intervals[j]

@@ -249,6 +249,7 @@ def _pass(own: OwnLayers, run: LayerPass, way: str, u: Held, maps: Forward | Adj
         across.step,
         across.sweep,
         serial=settings.exact,
+        announce=across.announce,
         iterations=settings.forward_iterations if forwards else settings.backward_iterations,
         relaxation=settings.relaxation,
         cycle=settings.cycle,
@@ -269,7 +270,7 @@ def _accumulate(tensors: Mapping[int, Tensor], gradients: Mapping[int, Tensor]) 
 
 
 def settle(run: LayerPass) -> None:
-    """The ranks meet to put in norms that were not known at once, and leave out corrections after nothing was left to correct."""
+    """The ranks meet to put in norms that were not known at once; where nothing was left to correct, rows end."""
     if run.settings.tolerance > 0:
         return
     known, norms = iter(run.line.norms()), run.norms

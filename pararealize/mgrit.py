@@ -212,6 +212,44 @@ class LayerParallel(nn.Module):
         return f"LayerParallel{self._name}"
 
 
+@overload
+def layer_parallel(
+    model: nn.Module,
+    levels: int = ...,
+    coarsening: int | Sequence[int] = ...,
+    forward_iterations: int = ...,
+    backward_iterations: int = ...,
+    relaxation: Relaxation = ...,
+    example_inputs: Any = ...,
+    *,
+    cycle: Cycle = ...,
+    tolerance: float = ...,
+    warm_start: bool = ...,
+    exact: bool = ...,
+    leaf_modules: Iterable[type[nn.Module] | str] = ...,
+    mesh: None = None,
+) -> LayerParallel: ...
+
+
+@overload
+def layer_parallel(
+    model: nn.Module,
+    levels: int = ...,
+    coarsening: int | Sequence[int] = ...,
+    forward_iterations: int = ...,
+    backward_iterations: int = ...,
+    relaxation: Relaxation = ...,
+    example_inputs: Any = ...,
+    *,
+    cycle: Cycle = ...,
+    tolerance: float = ...,
+    warm_start: bool = ...,
+    exact: bool = ...,
+    leaf_modules: Iterable[type[nn.Module] | str] = ...,
+    mesh: DeviceMesh,
+) -> LayerStage: ...
+
+
 def layer_parallel(
     model: nn.Module,
     levels: int = 2,
@@ -226,7 +264,8 @@ def layer_parallel(
     warm_start: bool = False,
     exact: bool = False,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
-) -> LayerParallel:
+    mesh: DeviceMesh | None = None,
+) -> LayerParallel | LayerStage:
     r"""The same network, whose forward and backward passes are multigrid iterations in depth.
 
     With residual blocks :math:`\Phi_n(u) = u + f_n(u)` the values :math:`u_{n+1} = \Phi_n(u_n)` are not computed one
@@ -252,9 +291,10 @@ def layer_parallel(
         warm_start: begin from the last step's states; for one batch again and again.
         exact: run the network as it is.
         leaf_modules: classes or qualified names to keep as single nodes.
+        mesh: take this rank's share alone, as :meth:`LayerParallel.distribute` does, which has a time-out besides.
 
     Returns:
-        A module in the model's mode with its parameter names. Batch norms count a step once, dropout has one mask a
+        A module in the model's mode with its parameter names; with ``mesh``, a :class:`LayerStage`. Batch norms count a step once, dropout has one mask a
         step and layer.
 
     Raises:
@@ -286,7 +326,7 @@ def layer_parallel(
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
         tree, _ = own_tree(model, captured.constants, _OWN)
-        return LayerParallel(
+        net = LayerParallel(
             tree,
             layers,
             hierarchy,
@@ -300,6 +340,7 @@ def layer_parallel(
             warm_start=warm_start,
             exact=exact,
         )
+    return net if mesh is None else net.distribute(mesh)
 
 
 def _serial(captured: Capture) -> fx.Graph:

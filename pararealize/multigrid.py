@@ -152,6 +152,7 @@ def solve_and_sweep(
     *,
     norm: Callable[[Sequence[Value]], float],
     serial: bool = False,
+    announce: Callable[[int, Value], None] | None = None,
     **settings: Any,
 ) -> tuple[Value, Solution]:
     """A whole pass: :func:`solve`, and the last sweep from every C-point at once.
@@ -163,6 +164,7 @@ def solve_and_sweep(
         sweep: ``sweep(j, U_j)`` gives what arrives behind interval j, and records what it passes.
         norm: of residuals.
         serial: sweep through one interval after the other, from what arrives, instead.
+        announce: is told of every ``U_j`` before the first sweep, so that ranks can pass on what others sweep from.
         **settings: of :func:`solve`.
 
     Returns:
@@ -175,7 +177,9 @@ def solve_and_sweep(
             u = sweep(j, u)
         return u, Solution(points=[], residuals=[])
     found = solve(u, hierarchy, step, norm=norm, **settings)
-    arrived = [sweep(j, found.points[j]) for j in reversed(intervals)][::-1]
+    for j in reversed(intervals) if announce is not None else ():
+        announce(j, found.points[j])
+    arrived = [sweep(j, found.points[j]) for j in intervals]
     residuals = found.residuals
     if not residuals or residuals[-1] > settings.get("tolerance", 0.0):  # else it has been measured
         residuals.append(norm([a - U for a, U in zip(arrived, found.points[1:], strict=True)]))

@@ -177,11 +177,11 @@ class Stage(nn.Module):
         return value
 
     def _forward(self, inputs: Mapping[str, Any], kinds: Kinds, *, graph: bool) -> Any:
-        """This rank's part of a forward pass: its result has the ``output`` on the last rank."""
+        """The rank's part of a forward pass: its result has the ``output`` on the last rank."""
         return forward(self._own, inputs, kinds, graph=graph)
 
     def _backward(self, run: Any, loss: torch.Tensor | None, share: Callable[[], None]) -> None:
-        """This rank's part of the backward pass."""
+        """The rank's part of the backward pass."""
         backward(self._own, run, loss, share)
 
     def forward(self, *args: Any, everywhere: bool = False, **kwargs: Any) -> Any:
