@@ -294,7 +294,8 @@ def layer_parallel(
         mesh: take this rank's share alone, as :meth:`LayerParallel.distribute` does, which has a time-out besides.
 
     Returns:
-        A module in the model's mode with its parameter names; with ``mesh``, a :class:`LayerStage`. Batch norms count a step once, dropout has one mask a
+        A module in the model's mode with its parameter names; with ``mesh``, a
+        :class:`~pararealize.layer_stage.LayerStage`. Batch norms count a step once, dropout has one mask a
         step and layer.
 
     Raises:
