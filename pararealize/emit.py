@@ -20,7 +20,7 @@ import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx, nn
@@ -136,6 +136,42 @@ class PararealModule(fx.GraphModule):
             )
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
 
+    def iterate(self, inputs: Any, k: int, *, errors: bool = False) -> Any:
+        r"""The original network by k iterations of parareal, with the converted network as its coarse propagator.
+
+        .. math:: U_{j+1}^{k+1} = g^{j+1}(U_j^k) + F^j(U_j^{k+1} - x_{j+1}) - F^j(U_j^k - x_{j+1}), \quad U_j^0 = z_j
+
+        Iteration 0 is this network itself; after k iterations the first k + 1 interfaces are the original's, so that
+        k = n - 1 is the original, to the bit on the CPU, and gradients to rounding. An iteration costs about one call
+        of this network, and its memory where gradients are kept.
+
+        A call counts as one step in train mode: running statistics move once, by each part's last evaluation, and
+        dropout has one mask. Randomness that does not come from torch's default generators is not held.
+
+        Args:
+            inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+            k: how many iterations; more than n - 1 change nothing.
+            errors: compare every interface with the original's, which costs one more evaluation of it.
+
+        Returns:
+            The network's output; with ``errors``, :class:`~pararealize.iterates.Iterates`, which has it.
+
+        Raises:
+            PlanError: k is no number of iterations.
+            ExampleError: the inputs are none that a network takes.
+
+        Example:
+            >>> import torch
+            >>> from pararealize import pararealize
+            >>> from pararealize.models import resnet20
+            >>> model, x = resnet20().eval(), torch.randn(2, 3, 32, 32)
+            >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
+            True
+        """
+        from .iterates import iterate_network  # it reads this file's class
+
+        return iterate_network(self, inputs, k, errors=errors)
+
     def distribute(
         self,
         mesh: DeviceMesh,
@@ -145,6 +181,7 @@ class PararealModule(fx.GraphModule):
         checkpoint_activations: bool = False,
         seed: int = 0,
         bucket_bytes: int = 25 << 20,
+        reduce_linear: bool | Literal["auto"] = "auto",
     ) -> Stage:
         """Take one rank's share of the network, to run over :mod:`torch.distributed` with the other ranks of the mesh.
 
@@ -161,6 +198,9 @@ class PararealModule(fx.GraphModule):
                 has points where one value is alive, and compute the others anew in backward.
             seed: of weights that are drawn here, where the network is on the meta device.
             bucket_bytes: of the buckets in which gradients are averaged over dp.
+            reduce_linear: where neighbouring ranks have only identities as coarse blocks, add their corrections up in
+                pairs, ``⌈log2⌉`` messages deep, in place of one message after the other; ``"auto"`` where the
+                simulated step becomes shorter. Results change by rounding: additions have another order.
 
         Raises:
             DistributedError: the mesh or the assignment does not fit, the ranks do not agree, or one did not answer.
@@ -186,6 +226,7 @@ class PararealModule(fx.GraphModule):
             checkpoint_activations=checkpoint_activations,
             seed=seed,
             bucket_bytes=bucket_bytes,
+            reduce_linear=reduce_linear,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:

@@ -15,8 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from .convergence import StepNorms
-from .hierarchy import Hierarchy
-from .multigrid import solve
+from .multigrid import Solution, solve_and_sweep
 from .sweeps import Adjoint, Forward, norm, uncached
 
 if TYPE_CHECKING:
@@ -63,54 +62,35 @@ class _Step:
         net = self.net
         random = any(row.layer.random and _trains(row.f) for row in net.rows)
         seed = int(torch.randint(1 << 62, ())) if random else 0
-        forward = Forward(net.rows, net.hierarchy, context, seed, recording=self.recording)
-        self.made = forward
+        rows = dict(enumerate(net.rows))
+        self.made = Forward(rows, net.hierarchy, context, seed, recording=self.recording)
         with uncached():
-            if self.serial:
-                for j in range(len(net.hierarchy.levels[0].intervals)):
-                    u = forward.sweep(j, u)
-                return u
-            points, self.norms.forward = self._solve("forward", u, net.hierarchy, forward, net.forward_iterations)
-            arrived = [forward.sweep(j, point) for j, point in enumerate(points[:-1])]
-        self._measure(self.norms.forward, arrived, points)
-        self.norms.forward_size = norm(points)
-        net.history.append(self.norms)
-        return arrived[-1]
+            u, found = self._pass("forward", u, self.made, net.forward_iterations)
+        if not self.serial:
+            self.norms.forward, self.norms.forward_size = found.residuals, found.size
+            net.history.append(self.norms)
+        return u
 
     def backward(self, gradient: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor | None]]:
         """The gradients of what entered the first layer, and of ``inputs``."""
         assert self.made is not None
-        net, adjoint = self.net, Adjoint(self.made, self.inputs)
-        intervals = range(len(net.hierarchy.levels[0].intervals))
-        if self.serial:
-            for j in intervals:
-                gradient = adjoint.sweep(j, gradient, keep=keep)
-        else:
-            iterations = net.backward_iterations
-            points, self.norms.backward = self._solve("backward", gradient, adjoint.hierarchy, adjoint, iterations)
-            arrived = [adjoint.sweep(j, points[j], keep=keep) for j in intervals]
-            self._measure(self.norms.backward, arrived, points)
-            self.norms.backward_size = norm(points)
-            gradient = arrived[-1]
+        adjoint = Adjoint(self.made, self.inputs, keep=keep)
+        gradient, found = self._pass("backward", gradient, adjoint, self.net.backward_iterations)
+        self.norms.backward, self.norms.backward_size = found.residuals, found.size
         return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self.inputs]
 
-    def _measure(self, norms: list[float], arrived: Sequence[Tensor], points: Sequence[Tensor]) -> None:
-        """Add the residual norm that the last sweep found; a solve that ended early has measured it already."""
-        if not norms or norms[-1] > self.net.tolerance:
-            norms.append(norm([a - U for a, U in zip(arrived, points[1:], strict=True)]))
-
-    def _solve(
-        self, way: str, u: Tensor, hierarchy: Hierarchy, maps: Forward | Adjoint, iterations: int
-    ) -> tuple[list[Tensor], list[float]]:
-        """The values at the C-points, and the residual norms."""
+    def _pass(self, way: str, u: Tensor, maps: Forward | Adjoint, iterations: int) -> tuple[Tensor, Solution]:
+        """The value at the end, and what is known of the solve."""
         net = self.net
         start = net.states.get(way) if net.warm_start else None
         if start is not None and (start[0].shape, start[0].dtype) != (u.shape, u.dtype):
             start = None
-        solution = solve(
+        end, found = solve_and_sweep(
             u,
-            hierarchy,
+            maps.hierarchy,
             maps.step,
+            maps.sweep,
+            serial=self.serial,
             iterations=iterations,
             relaxation=net.relaxation,
             cycle=net.cycle,
@@ -118,9 +98,9 @@ class _Step:
             tolerance=net.tolerance,
             norm=norm,
         )
-        if net.warm_start:
-            net.states[way] = [point.detach() for point in solution.points]
-        return solution.points, solution.residuals
+        if net.warm_start and not self.serial:
+            net.states[way] = [point.detach() for point in found.points]
+        return end, found
 
 
 class _Multigrid(torch.autograd.Function):

@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor, fx, nn
 
@@ -30,6 +31,11 @@ from .restore import ordinary_mode
 from .sweeps import TimeStep
 from .tree import CONTENTS, own_tree
 from .window import Piece
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from .layer_stage import LayerStage
 
 __all__ = ["LayerParallel", "layer_parallel"]
 
@@ -142,6 +148,12 @@ class LayerParallel(nn.Module):
         finally:
             self.exact = before
 
+    @property
+    def _pieces(self) -> dict[str, fx.Graph]:
+        """The graphs of its parts."""
+        layers = {f"f{n}": layer.graph for n, layer in enumerate(self.structure.layers)}
+        return {"stem": self.structure.stem, **layers, "head": self.structure.head}
+
     @contextlib.contextmanager
     def in_series(self) -> Iterator[None]:
         """Within it, layer after layer as in :meth:`serially`, but with the dropout masks that a solve would have.
@@ -157,6 +169,28 @@ class LayerParallel(nn.Module):
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
         self.states.clear()
+
+    def distribute(
+        self, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
+    ) -> LayerStage:
+        """Take one rank's share of the layers, to run over :mod:`torch.distributed` with the other ranks of the mesh.
+
+        Every rank builds the same network and calls this. Consecutive intervals stand on each rank, the stem on the
+        first, the head on the last; values of C-points alone cross between neighbours. Relaxation and the last sweep
+        run at once on all ranks, and the result is that of one process, to rounding.
+
+        Args:
+            mesh: a device mesh with the dimension ``"parareal"``, and ``"dp"`` where there are several copies of the
+                network; or one dimension without a name.
+            timeout: of every message, in seconds.
+            bucket_bytes: of the buckets in which gradients are averaged over dp.
+
+        Raises:
+            DistributedError: the mesh does not fit, the ranks do not agree, or one did not answer.
+        """
+        from .layer_stage import distribute_layers  # it reads this file's class
+
+        return distribute_layers(self, mesh, timeout=timeout, bucket_bytes=bucket_bytes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:
         tree = nn.Module()
@@ -178,6 +212,44 @@ class LayerParallel(nn.Module):
         return f"LayerParallel{self._name}"
 
 
+@overload
+def layer_parallel(
+    model: nn.Module,
+    levels: int = ...,
+    coarsening: int | Sequence[int] = ...,
+    forward_iterations: int = ...,
+    backward_iterations: int = ...,
+    relaxation: Relaxation = ...,
+    example_inputs: Any = ...,
+    *,
+    cycle: Cycle = ...,
+    tolerance: float = ...,
+    warm_start: bool = ...,
+    exact: bool = ...,
+    leaf_modules: Iterable[type[nn.Module] | str] = ...,
+    mesh: None = None,
+) -> LayerParallel: ...
+
+
+@overload
+def layer_parallel(
+    model: nn.Module,
+    levels: int = ...,
+    coarsening: int | Sequence[int] = ...,
+    forward_iterations: int = ...,
+    backward_iterations: int = ...,
+    relaxation: Relaxation = ...,
+    example_inputs: Any = ...,
+    *,
+    cycle: Cycle = ...,
+    tolerance: float = ...,
+    warm_start: bool = ...,
+    exact: bool = ...,
+    leaf_modules: Iterable[type[nn.Module] | str] = ...,
+    mesh: DeviceMesh,
+) -> LayerStage: ...
+
+
 def layer_parallel(
     model: nn.Module,
     levels: int = 2,
@@ -192,7 +264,8 @@ def layer_parallel(
     warm_start: bool = False,
     exact: bool = False,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
-) -> LayerParallel:
+    mesh: DeviceMesh | None = None,
+) -> LayerParallel | LayerStage:
     r"""The same network, whose forward and backward passes are multigrid iterations in depth.
 
     With residual blocks :math:`\Phi_n(u) = u + f_n(u)` the values :math:`u_{n+1} = \Phi_n(u_n)` are not computed one
@@ -218,9 +291,11 @@ def layer_parallel(
         warm_start: begin from the last step's states; for one batch again and again.
         exact: run the network as it is.
         leaf_modules: classes or qualified names to keep as single nodes.
+        mesh: take this rank's share alone, as :meth:`LayerParallel.distribute` does, which has a time-out besides.
 
     Returns:
-        A module in the model's mode with its parameter names. Batch norms count a step once, dropout has one mask a
+        A module in the model's mode with its parameter names; with ``mesh``, a
+        :class:`~pararealize.layer_stage.LayerStage`. Batch norms count a step once, dropout has one mask a
         step and layer.
 
     Raises:
@@ -252,7 +327,7 @@ def layer_parallel(
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
         tree, _ = own_tree(model, captured.constants, _OWN)
-        return LayerParallel(
+        net = LayerParallel(
             tree,
             layers,
             hierarchy,
@@ -266,6 +341,7 @@ def layer_parallel(
             warm_start=warm_start,
             exact=exact,
         )
+    return net if mesh is None else net.distribute(mesh)
 
 
 def _serial(captured: Capture) -> fx.Graph:

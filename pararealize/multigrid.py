@@ -55,6 +55,7 @@ __all__ = [
     "check_iterations",
     "march",
     "solve",
+    "solve_and_sweep",
 ]
 
 Value: TypeAlias = Any  # whatever has + and -: the spaces differ between chains, so no one type fits all
@@ -71,10 +72,12 @@ class Solution:
     Attributes:
         points: ``U_0 … U_J``; the last one is as the last correction left it, before the last sweep.
         residuals: ``sqrt(Σ_j ‖a_j - U_j‖²)`` before the first, the second, … correction.
+        size: ``sqrt(Σ_j ‖U_j‖²)``, where it was measured.
     """
 
     points: list[Value]
     residuals: list[float]
+    size: float = 0.0
 
 
 def solve(
@@ -141,6 +144,48 @@ def solve(
     return Solution(points=points, residuals=residuals)
 
 
+def solve_and_sweep(
+    u: Value,
+    hierarchy: Hierarchy,
+    step: StepMap,
+    sweep: Callable[[int, Value], Value],
+    *,
+    norm: Callable[[Sequence[Value]], float],
+    serial: bool = False,
+    announce: Callable[[int, Value], None] | None = None,
+    **settings: Any,
+) -> tuple[Value, Solution]:
+    """A whole pass: :func:`solve`, and the last sweep from every C-point at once.
+
+    Args:
+        u: the start.
+        hierarchy: the levels.
+        step: as :func:`solve` takes it.
+        sweep: ``sweep(j, U_j)`` gives what arrives behind interval j, and records what it passes.
+        norm: of residuals.
+        serial: sweep through one interval after the other, from what arrives, instead.
+        announce: is told of every ``U_j`` before the first sweep, so that ranks can pass on what others sweep from.
+        **settings: of :func:`solve`.
+
+    Returns:
+        The value at the end; and the solution, with the residual norm that the last sweep found behind the others, and
+        the norm of the points.
+    """
+    intervals = range(len(hierarchy.levels[0].intervals))
+    if serial:
+        for j in intervals:
+            u = sweep(j, u)
+        return u, Solution(points=[], residuals=[])
+    found = solve(u, hierarchy, step, norm=norm, **settings)
+    for j in reversed(intervals) if announce is not None else ():
+        announce(j, found.points[j])
+    arrived = [sweep(j, found.points[j]) for j in intervals]
+    residuals = found.residuals
+    if not residuals or residuals[-1] > settings.get("tolerance", 0.0):  # else it has been measured
+        residuals.append(norm([a - U for a, U in zip(arrived, found.points[1:], strict=True)]))
+    return arrived[-1], Solution(points=found.points, residuals=residuals, size=norm(found.points))
+
+
 def check_iterations(iterations: object, relaxation: object = "F", cycle: object = "V") -> None:
     """Refuse what is no number of iterations, relaxation or cycle; all faults at once."""
     faults = []
@@ -171,9 +216,12 @@ def arrival(hierarchy: Hierarchy, step: StepMap, level: int, j: int, u: Value, r
 
 
 def arrivals(hierarchy: Hierarchy, step: StepMap, level: int, points: Sequence[Value], rhs: Rhs = None) -> list[Value]:
-    """What arrives at C-points 1 … J; every interval for itself."""
+    """What arrives at C-points 1 … J; every interval for itself.
+
+    The last interval comes first, so that ranks pass on what others need before they begin with their own.
+    """
     count = len(hierarchy.levels[level].intervals)
-    return [arrival(hierarchy, step, level, j, points[j], rhs) for j in range(count)]
+    return [arrival(hierarchy, step, level, j, points[j], rhs) for j in reversed(range(count))][::-1]
 
 
 def march(hierarchy: Hierarchy, step: StepMap, level: int, u: Value, rhs: Rhs = None) -> list[Value]:
@@ -229,12 +277,13 @@ class _Levels:
 
     def spread(self, level: int, chosen: Sequence[Value], rhs: Rhs) -> list[Value]:
         """The values at all points of a level: those at its C-points, and F-relaxation from there."""
-        points: list[Value] = []
-        for j, (first, end) in enumerate(self.hierarchy.levels[level].intervals):
-            points.append(chosen[j])
+        points: list[Value] = [chosen[-1]]
+        for j, (first, end) in reversed(list(enumerate(self.hierarchy.levels[level].intervals))):
+            inner = [chosen[j]]
             for s in range(first, end - 1):
-                points.append(advance(self.step, level, s, points[-1], rhs))
-        return [*points, chosen[-1]]
+                inner.append(advance(self.step, level, s, inner[-1], rhs))
+            points += reversed(inner)
+        return points[::-1]
 
 
 def _norm(residuals: Sequence[Value]) -> float:

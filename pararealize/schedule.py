@@ -11,11 +11,12 @@ nobody. So the start of everything follows from what it needs and from what its 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from graphlib import TopologicalSorter
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+from .crossing import Crossing, cross
 from .errors import PlanError
 from .timeline import Action, Direction, Kind, Timeline
 from .times import RATE, Seconds, Times, plan_times
@@ -40,6 +41,7 @@ def simulate(
     bandwidth: float = math.inf,
     batch: int | None = None,
     ranks: int | None = None,
+    assignment: Sequence[int] | None = None,
     overlap: bool = True,
     reduce_linear: bool = False,
     training: bool = True,
@@ -62,6 +64,7 @@ def simulate(
         bandwidth: bytes a second of a message.
         batch: samples a step, for messages and counted plans; the plan's when left out.
         ranks: devices; fewer than segments get consecutive runs of them.
+        assignment: how many segments each device has, in order, in place of ``ranks``.
         overlap: ``False`` for the paper's way, in which the coarse chain begins when all segments are done, and
             backward, segments begin when it is.
         reduce_linear: take neighbouring coarse blocks that are the identity as one sum over their devices forward, and
@@ -82,14 +85,14 @@ def simulate(
         (2.46, ['C3', 'g3', 'F2', 'head'])
     """
     batch = plan.batch if batch is None else batch
-    ranks = plan.n if ranks is None else ranks
-    _check(plan, costs, latency, bandwidth, batch, ranks)
+    runs = _runs(plan.n, plan.n if ranks is None else ranks, assignment)
+    _check(plan, costs, latency, bandwidth, batch)
     times = plan_times(plan, batch=batch, rate=rate) if costs is None else costs
-    step = _Step(plan, times, ranks, batch)
-    reduced = _identity_runs(plan) if reduce_linear else []
-    step.forward(reduced)
+    same = {row.j for row in plan.coarse_blocks if row.kind == "linear" and row.x == row.y} if reduce_linear else ()
+    step = _Step(plan, times, runs, cross(runs, same), batch)
+    step.forward()
     if training:
-        step.backward(reduced)
+        step.backward()
     notes = [f"batch {batch}, latency {latency:g} s, bandwidth {bandwidth:g} bytes/s"]
     if costs is None and plan.unit == "flops":
         notes.append(f"counted work at {rate:g} operations a second")
@@ -101,13 +104,25 @@ def simulate(
     if reduce_linear:
         notes.append("linear coarse blocks within a stage are reduced and broadcast")
     actions = step.timed(latency, bandwidth)
-    return Timeline(model=plan.model, n=plan.n, ranks=ranks, origin="simulated", actions=actions, notes=tuple(notes))
+    return Timeline(
+        model=plan.model, n=plan.n, ranks=len(runs), origin="simulated", actions=actions, notes=tuple(notes)
+    )
 
 
-def _check(plan: Plan, costs: Times | None, latency: float, bandwidth: float, batch: int, ranks: int) -> None:
+def _runs(n: int, ranks: int, assignment: Sequence[int] | None) -> list[tuple[int, int]]:
+    """First and last segment of each rank."""
+    if not 1 <= ranks <= n:
+        raise PlanError(f"ranks is {ranks}; pass 1 to {n}, the number of segments")
+    if assignment is not None and (sum(assignment) != n or min(assignment) < 1):
+        raise PlanError(f"assignment is {list(assignment)!r}; pass how many of the {n} segments each device has")
+    held = [(j - 1) * ranks // n for j in range(1, n + 1)]
+    counts = [held.count(rank) for rank in range(ranks)] if assignment is None else assignment
+    ends = itertools.accumulate(counts)
+    return [(end - count + 1, end) for end, count in zip(ends, counts, strict=True)]
+
+
+def _check(plan: Plan, costs: Times | None, latency: float, bandwidth: float, batch: int) -> None:
     faults = []
-    if not 1 <= ranks <= plan.n:
-        faults.append(f"ranks is {ranks}; pass 1 to {plan.n}, the number of segments")
     if not (latency >= 0 and math.isfinite(latency)) or not bandwidth > 0:
         faults.append(f"latency is {latency:g} s and bandwidth {bandwidth:g} bytes/s; they cannot be")
     if batch < 1:
@@ -134,15 +149,23 @@ class _Task:
 class _Step:
     """The tasks of one step, and the order in which each rank computes its own."""
 
-    def __init__(self, plan: Plan, times: Times, ranks: int, batch: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        times: Times,
+        runs: Sequence[tuple[int, int]],
+        crossings: Sequence[Crossing],
+        batch: int,
+    ) -> None:
         self.plan, self.times, self.batch, self.n = plan, times, batch, plan.n
-        self.ranks = [(j - 1) * ranks // plan.n for j in range(1, plan.n + 1)]  # of each segment
+        self.runs, self.crossings = runs, crossings
+        self.ranks = [rank for rank, (first, last) in enumerate(runs) for _ in range(first, last + 1)]
         self.tasks: dict[Key, _Task] = {}
-        self.programs: list[list[Key]] = [[] for _ in range(ranks)]
+        self.programs: list[list[Key]] = [[] for _ in runs]
 
     # What there is to do --------------------------------------------------------------------------------------------
 
-    def forward(self, reduced: Sequence[range]) -> None:
+    def forward(self) -> None:
         """The forward pass: everything that waits for no other segment, then the coarse chain, then the head."""
         self._compute("stem", FORWARD, "stem", 1, self.times.stem)
         for j in range(1, self.n + 1):
@@ -151,25 +174,30 @@ class _Step:
                     self._send(f"x{j}", FORWARD, 1, j)
                 self._compute(f"C{j}", FORWARD, "adapter", j, self.times.adapters[j - 2])
             self._compute(f"g{j}", FORWARD, "fine", j, self.times.segments[j - 1])
-        sums = {run[-1]: self._reduce(run) for run in reduced}
-        first = {run[-1]: run[0] for run in reduced}
-        within = {j for run in reduced for j in run}
-        for j in range(1, self.n):
-            if j in sums:  # z of before the run goes straight to its last device, and is added to the sum there
-                self._send(f"z{first[j]}", FORWARD, first[j], j + 1)
-                after: list[Key] = [(f"z{first[j]}", FORWARD), sums[j]]
-                self._compute(f"F{j}", FORWARD, "coarse", j + 1, self._half(j), after)
-            elif j not in within:
-                self._send(f"z{j}", FORWARD, j, j + 1)
-                self._compute(f"F{j}", FORWARD, "coarse", j + 1, self.times.coarse[j - 1])
+        for (first, last), crossing in zip(self.runs, self.crossings, strict=True):
+            begin = max(first, 2)
+            if crossing.terms:
+                total = self._sum(last, crossing)
+                begin = last + 1
+                if crossing.z_from is not None:  # z of before the sum goes straight to its end, and is added there
+                    before, begin = self.runs[crossing.z_from][1], crossing.terms.stop
+                    self._send(f"z{before}", FORWARD, before, first)
+                    after: list[Key] = [(f"z{before}", FORWARD), total]
+                    self._compute(f"F{begin - 2}", FORWARD, "coarse", begin - 1, self._half(begin - 2), after)
+            for j in range(begin, last + 1):
+                self._send(f"z{j - 1}", FORWARD, j - 1, j)
+                self._compute(f"F{j - 1}", FORWARD, "coarse", j, self.times.coarse[j - 2])
         self._compute("head", FORWARD, "head", self.n, self.times.head)
 
-    def backward(self, reduced: Sequence[range]) -> None:
+    def backward(self) -> None:
         """The backward pass: on every rank the coarse blocks first, so that gradients leave early."""
         self._compute("head", BACKWARD, "head", self.n, self.times.head)
-        within = {j for run in reduced for j in run}
-        for run in reversed(reduced):
-            self._broadcast(run)
+        within = {
+            self.runs[rank][1] for rank, crossing in enumerate(self.crossings) if crossing.z_to != rank + 1
+        }  # interfaces behind ranks of a sum, and before one
+        for rank, crossing in reversed(list(enumerate(self.crossings))):
+            if crossing.terms:
+                self._spread(rank, crossing)
         for j in range(self.n - 1, 0, -1):
             self._compute(f"F{j}", BACKWARD, "coarse", j + 1, self.times.coarse[j - 1])
             if j not in within:
@@ -191,31 +219,32 @@ class _Step:
         for key in fine:
             self.tasks[key].after += [other for other in coarse if other[1] == key[1] == BACKWARD]
 
-    def _reduce(self, run: range) -> Key:
-        """Differences ``y - x`` on a run's devices, and their sums in pairs, until the last one has the whole."""
-        members = [j + 1 for j in reversed(run)]  # the last device gathers
-        held: dict[int, Key] = {}
-        for j in reversed(members):
-            held[j] = (f"d{j}", FORWARD)
-            self._compute(f"d{j}", FORWARD, "coarse", j, self._half(j - 1), [(f"g{j}", FORWARD)])
-        for r, pairs in enumerate(_rounds(members), 1):
-            for receiver, sender in pairs:
-                self._send(f"t{sender}", FORWARD, sender, receiver, [held[sender]])
-                after: list[Key] = [held[receiver], (f"t{sender}", FORWARD)]
-                held[receiver] = (f"s{receiver}.{r}", FORWARD)
-                self._compute(f"s{receiver}.{r}", FORWARD, "coarse", receiver, self._half(receiver - 1), after)
-        return held[members[0]]
+    def _sum(self, last: int, crossing: Crossing) -> Key:
+        """Differences ``y - x`` of a rank's segments, and the sums that others send, until it has the whole."""
+        held: list[Key] = []
+        for j in crossing.terms:
+            seconds = self.times.coarse[j - 2] if held else self._half(j - 1)
+            self._compute(f"d{j}", FORWARD, "coarse", j, seconds, [(f"g{j}", FORWARD), *held])
+            held = [(f"d{j}", FORWARD)]
+        for r, sender in enumerate(crossing.sums_from, 1):
+            sum_of: Key = (f"t{self.runs[sender][1]}", FORWARD)
+            self._compute(f"s{last}.{r}", FORWARD, "coarse", last, self._half(crossing.terms[-1] - 1), [*held, sum_of])
+            held = [(f"s{last}.{r}", FORWARD)]
+        if crossing.sum_to is not None:
+            self._send(f"t{last}", FORWARD, last, self.runs[crossing.sum_to][0], held)
+        return held[0]
 
-    def _broadcast(self, run: range) -> None:
-        """One gradient for all devices of a run: straight to the one before it, in rounds to the others."""
-        first, last = run[0], run[-1]
-        arrived = waits_for((f"F{last}", BACKWARD), self.n)
-        self._send(f"z{first}", BACKWARD, last + 1, first, arrived)
-        held = {last + 1: arrived}
-        for pairs in reversed(_rounds([j + 1 for j in reversed(run)])):
-            for sender, receiver in pairs:
-                self._send(f"z{receiver}", BACKWARD, sender, receiver, held[sender])
-                held[receiver] = [(f"z{receiver}", BACKWARD)]
+    def _spread(self, rank: int, crossing: Crossing) -> None:
+        """One gradient for all ranks of a sum: straight to the one before it, the way of the sums to the others."""
+        first, held = self.runs[rank][0], f"z{self.runs[rank][1]}"
+        arrived: list[Key] = [(held, BACKWARD)]
+        if crossing.z_from is not None:  # the sum ends here
+            arrived = waits_for((f"F{crossing.terms[-1] - 1}", BACKWARD), self.n)
+            before = self.runs[crossing.z_from][1]
+            self._send(f"z{before}", BACKWARD, first, before, arrived)
+        for sender in reversed(crossing.sums_from):
+            last = self.runs[sender][1]
+            self._send(f"z{last}", BACKWARD, first, last, arrived)
 
     def _half(self, j: int) -> Seconds:
         """One of the two operations, subtraction and addition, that an identity F^j is."""
@@ -247,7 +276,7 @@ class _Step:
     def timed(self, latency: float, bandwidth: float) -> tuple[Action, ...]:
         """Every task as early as what it needs and its rank's order allow."""
         needs = {key: self._needs(task) for key, task in self.tasks.items() if task.to != task.rank}
-        order = {key: [before] for program in self.programs for before, key in pairwise(program)}
+        order = {key: [before] for program in self.programs for before, key in itertools.pairwise(program)}
         spans: dict[Key, tuple[float, float]] = {}
         for key in TopologicalSorter({key: [*needs[key], *order.get(key, [])] for key in needs}).static_order():
             task = self.tasks[key]
@@ -278,22 +307,3 @@ class _Step:
             other = self.tasks[key]
             found.update(dict.fromkeys(self._needs(other) if other.to == other.rank else [key]))
         return list(found)
-
-
-def _identity_runs(plan: Plan) -> list[range]:
-    """Runs of two or more neighbouring interfaces whose coarse block is the identity."""
-    runs: list[range] = []
-    for row in plan.coarse_blocks:
-        if row.kind == "linear" and row.x == row.y:
-            begins = runs and runs[-1].stop == row.j
-            runs[-1:] = [range(runs[-1].start, row.j + 1)] if begins else [*runs[-1:], range(row.j, row.j + 1)]
-    return [run for run in runs if len(run) > 1]
-
-
-def _rounds(members: Sequence[int]) -> list[list[tuple[int, int]]]:
-    """Pairs (receiver, sender) of a sum of all members on the first of them, round by round; each member sends once."""
-    rounds, stride = [], 1
-    while stride < len(members):
-        rounds.append([(members[i - stride], members[i]) for i in range(stride, len(members), 2 * stride)])
-        stride *= 2
-    return rounds

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class Forward:
     """The fine and coarse maps of one step of training, or of one evaluation.
 
     Args:
-        rows: the layers.
+        rows: the layers by their numbers; of those that stand elsewhere no map is asked for.
         hierarchy: their levels.
         context: the values of the contexts, leaves where they need gradients.
         seed: of this step's random numbers: layer n draws from ``seed + n`` in every sweep.
@@ -81,13 +81,13 @@ class Forward:
     """
 
     def __init__(
-        self, rows: Sequence[TimeStep], hierarchy: Hierarchy, context: Sequence[Any], seed: int, *, recording: bool
+        self, rows: Mapping[int, TimeStep], hierarchy: Hierarchy, context: Sequence[Any], seed: int, *, recording: bool
     ) -> None:
         self.rows, self.hierarchy, self.context, self.seed, self.recording = rows, hierarchy, context, seed, recording
         self.records: dict[int, Record] = {}
         self._known: dict[int, Record] = {}
         self._kept = {level.steps[first].layer for level in hierarchy.levels[:1] for first, _ in level.intervals}
-        self._plain = {n for n in self._kept if not rows[n].has_buffers}
+        self._plain = {n for n in self._kept if n in rows and not rows[n].has_buffers}
 
     def step(self, level: int, s: int, u: Tensor) -> Tensor:
         """``Φ_s^l(u)``: the map that :func:`pararealize.multigrid.solve` is given."""
@@ -142,10 +142,11 @@ class Adjoint:
     Args:
         forward: whose records these are.
         inputs: parameters and contexts whose gradients are asked for.
+        keep: whether the graphs are to stay, for another adjoint.
     """
 
-    def __init__(self, forward: Forward, inputs: Sequence[Tensor]) -> None:
-        self.forward = forward
+    def __init__(self, forward: Forward, inputs: Sequence[Tensor], *, keep: bool = False) -> None:
+        self.forward, self._keep = forward, keep
         self.hierarchy = forward.hierarchy.reversed()
         self.gradients: dict[int, Tensor] = {}
         self._asked = {id(tensor): tensor for tensor in inputs}
@@ -160,16 +161,10 @@ class Adjoint:
             known = self._known[key] = value, self._transpose(step.layer, step.width, value)
         return known[1]
 
-    def sweep(self, j: int, value: Tensor, *, keep: bool) -> Tensor:
-        """The last sweep of interval j (counted backwards): gradients of parameters and contexts as well.
-
-        Args:
-            j: the interval.
-            value: λ at its right end.
-            keep: whether the graphs are to stay, for another adjoint.
-        """
+    def sweep(self, j: int, value: Tensor) -> Tensor:
+        """The last sweep of interval j (counted backwards) from λ at its right end: gradients of all else as well."""
         for s in range(*self.hierarchy.levels[0].intervals[j]):
-            value = self._whole(self.hierarchy.levels[0].steps[s].layer, value, keep=keep)
+            value = self._whole(self.hierarchy.levels[0].steps[s].layer, value, keep=self._keep)
         return value
 
     def _transpose(self, n: int, width: int, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Facts of ranks compared; more of it, through steps and networks, in ``test_distributed.py``."""
+"""Facts of ranks compared; more of it, through steps and networks, in ``test_step.py`` and ``test_stage.py``."""
 
 import re
 from datetime import timedelta

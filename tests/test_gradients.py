@@ -1,4 +1,4 @@
-"""Buckets of gradients, and what is averaged when; over real ranks see ``test_distributed.py``."""
+"""Buckets of gradients, and what is averaged when; over real ranks see ``test_step.py`` and ``test_stage.py``."""
 
 from __future__ import annotations
 
