@@ -169,7 +169,7 @@ def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerPar
             f"the method {method!r} trains in one process, and here are {options.mesh.size()}; start one process, or "
             "take 'parareal'"
         )
-    net = layer_parallel(
+    net: LayerParallel = layer_parallel(
         serial(model, options).net,
         example_inputs=options.example_inputs,
         leaf_modules=options.leaf_modules,
