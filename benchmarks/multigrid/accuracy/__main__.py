@@ -104,6 +104,7 @@ def table(results: list[dict[str, Any]]) -> str:
     for problem in PROBLEMS:
         for method in METHODS:
             runs = [r for r in results if (r["problem"], r["method"]) == (problem, method)]
+            runs.sort(key=lambda r: r["seed"])
             if runs:
                 cells = [_cell([r[kind] for r in runs]) for kind in ("serial", "multigrid")]
                 mean = statistics.mean(r["iterations"] for r in runs)
