@@ -18,6 +18,12 @@ and :func:`pararealize`, the composition up to ``emit``. What a step looks like 
     simulate          Plan, Times -> Timeline         schedule.py
     measure_network   PararealModule -> Times         times.py
 
+Layers solved for in parallel, by multigrid (:func:`layer_parallel`)::
+
+    find_layers       Capture -> Layers               layers.py
+    make_hierarchy    ... -> Hierarchy                hierarchy.py
+    solve             ... -> values at C-points       multigrid.py
+
 Beside it, :func:`restack` rewires residual blocks as Runge-Kutta steps (``tableaux.py``, ``residual.py``,
 ``restack.py``); what it gives can be converted too.
 """
@@ -35,8 +41,10 @@ from .field import ReceptiveField, receptive_fields
 from .fine_tune import fine_tune
 from .history import History
 from .local import LocalModule, capture_graphs, run_local
+from .mgrit import LayerParallel, layer_parallel
 from .plan import Plan
 from .planning import plan_segments
+from .prolong import prolong
 from .recalibrate import recalibrate_batchnorm
 from .recipe import Recipe
 from .restack import RestackedModule, restack
@@ -56,6 +64,7 @@ __all__ = [
     "Capture",
     "Costs",
     "History",
+    "LayerParallel",
     "LocalModule",
     "PararealModule",
     "PararealizeError",
@@ -80,12 +89,14 @@ __all__ = [
     "find_blocks",
     "fine_tune",
     "fit",
+    "layer_parallel",
     "make_plan",
     "measure_costs",
     "measure_network",
     "pararealize",
     "plan_segments",
     "plan_times",
+    "prolong",
     "recalibrate_batchnorm",
     "receptive_fields",
     "restack",

@@ -16,7 +16,7 @@ import platform
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -40,11 +40,16 @@ from .wire import Wire
 
 if TYPE_CHECKING:
     from .emit import PararealModule
+    from .layer_layout import LayerLayout
+    from .layer_step import OwnLayers
+    from .mgrit import LayerParallel
 
-__all__ = ["distribute"]
+    Network: TypeAlias = PararealModule | LayerParallel
 
-_WHAT = "distribute the network"
-_SEED = "call torch.manual_seed(...) with one seed on all ranks before the model is made, or load one checkpoint on all"
+__all__ = ["SEED", "WHAT", "Groups", "distribute", "refuse_norms", "ties_of", "watch_over", "weights_of"]
+
+WHAT = "distribute the network"
+SEED = "call torch.manual_seed(...) with one seed on all ranks before the model is made, or load one checkpoint on all"
 
 
 def distribute(
@@ -60,7 +65,7 @@ def distribute(
 ) -> Stage:
     """What :meth:`PararealModule.distribute` does."""
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
-    groups = _Groups.of(mesh, limit)
+    groups = Groups.of(mesh, limit)
     facts: dict[str, Any] = {"torch": torch.__version__, "Python": platform.python_version()}
     layout = None
     crossings: tuple[Crossing, ...] = ()
@@ -71,15 +76,15 @@ def distribute(
         facts["where ranks send sums (reduce_linear)"] = [crossing.sum_to for crossing in crossings]
     except DistributedError as fault:
         facts[FAULT] = str(fault)
-    agree(groups.everyone, facts, what=_WHAT, remedy="start every rank from the same program", timeout=limit)
+    agree(groups.everyone, facts, what=WHAT, remedy="start every rank from the same program", timeout=limit)
     assert layout is not None
-    agree(groups.control, _weights(net), what=_WHAT, remedy=_SEED, timeout=limit)
+    agree(groups.control, weights_of(net), what=WHAT, remedy=SEED, timeout=limit)
     names = layout.names(groups.rank)
     share = share_of(net, names, groups.device, {name: part.target for name, part in layout.parts.items()})
     meta = any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
     undefined = draw(share, net, names, groups.device, seed) if meta else Undefined({})
     describe = _describer(net, layout)
-    watch = _watch(mesh, groups, describe)
+    watch = watch_over(mesh, groups, describe)
     wire = Wire(groups.parareal, groups.control, groups.device, limit, describe, watch)
     calls: dict[str, Callable[..., Any]] = dict(share.parts)
     if checkpoint_activations:
@@ -90,7 +95,7 @@ def distribute(
             if layout.parts[name].target.startswith("segments."):
                 calls[name] = calls[layout.parts[name].target.removeprefix("segments.")]
     own = Own(layout, groups.rank, net.plan.n, net.plan.source, share.parts, calls, crossings[groups.rank], wire, watch)
-    ties = _ties(net, own, share.tree, groups, undefined, bucket_bytes, limit)
+    ties = ties_of(net, own, share.tree, groups, undefined, bucket_bytes, limit)
     stage = Stage(share.tree, own, ties, f"{net.plan.model}: {describe(groups.rank)} of {layout.ranks}", mesh)
     stage.plan = net.plan
     weakref.finalize(stage, watch.close).atexit = False  # at exit, the watch itself looks at how the script ended
@@ -101,7 +106,7 @@ def distribute(
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Groups:
+class Groups:
     """Groups of this rank with a time-out of their own.
 
     Attributes:
@@ -122,7 +127,7 @@ class _Groups:
     limit: timedelta
 
     @classmethod
-    def of(cls, mesh: DeviceMesh, limit: timedelta) -> _Groups:
+    def of(cls, mesh: DeviceMesh, limit: timedelta) -> Groups:
         """Make them, after checking that the mesh can be used."""
         _check_mesh(mesh)
         names = mesh.mesh_dim_names or ("parareal",)
@@ -204,20 +209,26 @@ def _names_fit(names: tuple[str, ...]) -> bool:
 # What ranks agree on -------------------------------------------------------------------------------------------------
 
 
-def _layout(net: PararealModule, groups: _Groups, assignment: Sequence[int] | None) -> Layout:
+def _layout(net: PararealModule, groups: Groups, assignment: Sequence[int] | None) -> Layout:
     """Who owns what, after refusing what cannot be distributed."""
     if net._devices is not None:
         raise DistributedError(
             "the network was converted with devices=[...], for one process; leave devices out: the mesh says where "
             "each segment runs"
         )
+    layout = Layout.of(net, assign(net.plan, dist.get_world_size(groups.parareal), assignment))
+    refuse_norms(net, layout)
+    return layout
+
+
+def refuse_norms(net: Network, layout: Layout | LayerLayout) -> None:
+    """Refuse batch norms that wait for other ranks, or of which several ranks would keep statistics."""
     synchronised = [name for name, module in net.named_modules() if isinstance(module, nn.SyncBatchNorm)]
     if synchronised:
         raise DistributedError(
             f"{len(synchronised)} synchronised batch norms ({synchronised[0]}) would wait for ranks that never come to "
             "them; build the model with nn.BatchNorm layers"
         )
-    layout = Layout.of(net, assign(net.plan, dist.get_world_size(groups.parareal), assignment))
     owners: dict[int, tuple[str, set[int]]] = {}
     for rank in range(layout.ranks):
         for name in layout.names(rank):
@@ -231,7 +242,6 @@ def _layout(net: PararealModule, groups: _Groups, assignment: Sequence[int] | No
             f"batch norms that several ranks share would each keep statistics of their own: {'; '.join(shared[:3])}; "
             "put the segments that share them on one rank with assignment=, or build the model with norms of their own"
         )
-    return layout
 
 
 def _crossings(net: PararealModule, layout: Layout, reduce_linear: bool | Literal["auto"]) -> tuple[Crossing, ...]:
@@ -275,7 +285,8 @@ def _facts(net: PararealModule, layout: Layout, checkpoints: bool, seed: int, si
     }
 
 
-def _weights(module: nn.Module) -> dict[str, str]:
+def weights_of(module: nn.Module) -> dict[str, str]:
+    """Digests of weights, as facts to agree on."""
     return {f"the digest of {name}": digest for name, digest in digests(module).items()}
 
 
@@ -293,11 +304,11 @@ def _describer(net: PararealModule, layout: Layout) -> Callable[[int], str]:
 # Parameters that others hold too -------------------------------------------------------------------------------------
 
 
-def _ties(
-    net: PararealModule,
-    own: Own,
+def ties_of(
+    net: Network,
+    own: Own | OwnLayers,
     tree: nn.Module,
-    groups: _Groups,
+    groups: Groups,
     undefined: Undefined,
     size: int,
     limit: timedelta,
@@ -322,13 +333,13 @@ def _ties(
     if groups.dp is not None:
         tensors = [*tree.parameters(), *tree.buffers()]
         broadcast_tensors(groups.dp, tensors)
-        agree(groups.dp, _weights(tree), what="copy weights over dp", remedy=_SEED, timeout=limit)
+        agree(groups.dp, weights_of(tree), what="copy weights over dp", remedy=SEED, timeout=limit)
         phases = _last_phases(own, tree)
         replicas = Replicas(groups.dp, phases, size, lambda work: own.wire.wait(work, "averages over dp", own.rank))
     return Ties(sharers, replicas, frozenset(counted), aliases, undefined)
 
 
-def _watch(mesh: DeviceMesh, groups: _Groups, describe: Callable[[int], str]) -> Watch:
+def watch_over(mesh: DeviceMesh, groups: Groups, describe: Callable[[int], str]) -> Watch:
     """Over all ranks of the mesh: what befalls one copy of the network ends the others too."""
     rows = mesh.mesh if (mesh.mesh_dim_names or ("parareal",))[-1] == "parareal" else mesh.mesh.T
     rows = rows.reshape(-1, rows.shape[-1])
@@ -343,7 +354,9 @@ def _watch(mesh: DeviceMesh, groups: _Groups, describe: Callable[[int], str]) ->
     return Watch(groups.everyone, who=described, timeout=groups.limit.total_seconds(), peers=peers)
 
 
-def _holders(net: PararealModule, layout: Layout) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]:
+def _holders(
+    net: Network, layout: Layout | LayerLayout
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]:
     """For each name of a tensor its other names, and for each name of a parameter the ranks that hold it."""
     names: dict[int, list[str]] = {}
     tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
@@ -379,7 +392,7 @@ def _in_order(
     return sorted(parameters, key=lambda parameter: first[id(parameter)])
 
 
-def _last_phases(own: Own, tree: nn.Module) -> list[tuple[nn.Parameter, int]]:
+def _last_phases(own: Own | OwnLayers, tree: nn.Module) -> list[tuple[nn.Parameter, int]]:
     """Every parameter with the number of the last backward call that reaches it."""
     numbers = own.phases()
     last: dict[int, int] = {}

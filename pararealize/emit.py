@@ -136,6 +136,42 @@ class PararealModule(fx.GraphModule):
             )
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
 
+    def iterate(self, inputs: Any, k: int, *, errors: bool = False) -> Any:
+        r"""The original network by k iterations of parareal, with the converted network as its coarse propagator.
+
+        .. math:: U_{j+1}^{k+1} = g^{j+1}(U_j^k) + F^j(U_j^{k+1} - x_{j+1}) - F^j(U_j^k - x_{j+1}), \quad U_j^0 = z_j
+
+        Iteration 0 is this network itself; after k iterations the first k + 1 interfaces are the original's, so that
+        k = n - 1 is the original, to the bit on the CPU, and gradients to rounding. An iteration costs about one call
+        of this network, and its memory where gradients are kept.
+
+        A call counts as one step in train mode: running statistics move once, by each part's last evaluation, and
+        dropout has one mask. Randomness that does not come from torch's default generators is not held.
+
+        Args:
+            inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+            k: how many iterations; more than n - 1 change nothing.
+            errors: compare every interface with the original's, which costs one more evaluation of it.
+
+        Returns:
+            The network's output; with ``errors``, :class:`~pararealize.iterates.Iterates`, which has it.
+
+        Raises:
+            PlanError: k is no number of iterations.
+            ExampleError: the inputs are none that a network takes.
+
+        Example:
+            >>> import torch
+            >>> from pararealize import pararealize
+            >>> from pararealize.models import resnet20
+            >>> model, x = resnet20().eval(), torch.randn(2, 3, 32, 32)
+            >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
+            True
+        """
+        from .iterates import iterate_network  # it reads this file's class
+
+        return iterate_network(self, inputs, k, errors=errors)
+
     def distribute(
         self,
         mesh: DeviceMesh,

@@ -17,6 +17,7 @@ __all__ = [
     "ExampleError",
     "FieldError",
     "ModelError",
+    "MultigridError",
     "OutputError",
     "PararealizeError",
     "PlanError",
@@ -96,6 +97,10 @@ class RestackError(PararealizeError, ValueError):
 
 class RestackWarning(UserWarning):
     """Restacking gives another function than the network had, or one that may not be trainable."""
+
+
+class MultigridError(PararealizeError, ValueError):
+    """A network has no chain of residual blocks for multigrid, or levels, coarsening or iterations do not fit it."""
 
 
 class RecipeError(PararealizeError, ValueError):

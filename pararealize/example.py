@@ -12,7 +12,7 @@ from torch import nn
 
 from .errors import ExampleError, ModelError
 
-__all__ = ["Example"]
+__all__ = ["Example", "as_call"]
 
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _INFERRED_BATCH = 2
@@ -76,7 +76,7 @@ class Example:
         device = _device(model)
         if example_inputs is None:
             example_inputs = infer_example(model)
-        args, kwargs = _as_call(example_inputs)
+        args, kwargs = as_call(example_inputs)
         args = tuple(_to(value, device) for value in args)
         kwargs = {name: _to(value, device) for name, value in kwargs.items()}
         try:
@@ -121,7 +121,8 @@ def _device(model: nn.Module) -> torch.device:
     return parameter.device
 
 
-def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, of a tensor, a tuple or a dict."""
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):

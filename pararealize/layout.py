@@ -23,8 +23,19 @@ from .plan import Plan
 
 if TYPE_CHECKING:
     from .emit import PararealModule
+    from .mgrit import LayerParallel
 
-__all__ = ["Layout", "Part", "SharedValue", "assign", "module_at", "part_names", "tensors_of"]
+__all__ = [
+    "Layout",
+    "Part",
+    "SharedValue",
+    "assign",
+    "differentiable",
+    "module_at",
+    "part_names",
+    "signature_of",
+    "tensors_of",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +99,7 @@ class Layout:
         for maker in ("context", "stem"):
             if maker not in parts or (maker == "context" and everywhere):
                 continue
-            flags = _differentiable(net, net._pieces[maker])
+            flags = differentiable(net, net._pieces[maker])
             for name, flag in zip(parts[maker].gives, flags, strict=True):
                 others = tuple(sorted(readers.get(name, set()) - {0}))
                 values.append(SharedValue(name=name, readers=others, differentiable=flag))
@@ -99,7 +110,7 @@ class Layout:
         }
         return cls(
             runs=tuple(runs),
-            signature=_signature(net.graph),
+            signature=signature_of(net.graph),
             inputs={str(node.target): node.name for node in net.graph.nodes if node.op == "placeholder"},
             fixed=fixed,
             parts=parts,
@@ -153,7 +164,8 @@ def _read(graph: fx.Graph) -> dict[str, Part]:
     return parts
 
 
-def _signature(graph: fx.Graph) -> inspect.Signature:
+def signature_of(graph: fx.Graph) -> inspect.Signature:
+    """That of a call with the graph's inputs by name."""
     found = []
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -230,7 +242,7 @@ def module_at(tree: nn.Module, path: str) -> nn.Module:
     return tree
 
 
-def tensors_of(net: PararealModule, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def tensors_of(net: PararealModule | LayerParallel, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a part uses of the network's tree, by qualified name: modules that it calls, attributes that it reads."""
     if name[0] in "CF" and name[1:].isdigit():
         path = f"{'adapters' if name[0] == 'C' else 'coarse'}.{name}"
@@ -261,7 +273,7 @@ def _is_free(net: nn.Module, graph: fx.Graph) -> bool:
     return True
 
 
-def _differentiable(net: nn.Module, graph: fx.Graph) -> list[bool]:
+def differentiable(net: nn.Module, graph: fx.Graph) -> list[bool]:
     """For each output of a piece, whether parameters took part in it."""
     trained: dict[fx.Node, bool] = {}
     for node in graph.nodes:

@@ -22,6 +22,7 @@ from .window import Piece
 
 if TYPE_CHECKING:
     from .emit import PararealModule
+    from .mgrit import LayerParallel
     from .plan import Plan
 
 __all__ = ["Share", "Undefined", "draw", "share_of"]
@@ -35,7 +36,9 @@ class Share:
     parts: Mapping[str, nn.Module]
 
 
-def share_of(net: PararealModule, names: Sequence[str], device: torch.device, targets: Mapping[str, str]) -> Share:
+def share_of(
+    net: PararealModule | LayerParallel, names: Sequence[str], device: torch.device, targets: Mapping[str, str]
+) -> Share:
     """Copy the parts of those names, and what else the first rank holds of the network: tensors that no part uses.
 
     Args:
@@ -121,11 +124,12 @@ def _tensors(net: nn.Module, calls: Mapping[str, None], attributes: Mapping[str,
                 yield tensor
 
 
-def _unnamed(net: PararealModule) -> dict[str, bool]:
+def _unnamed(net: PararealModule | LayerParallel) -> dict[str, bool]:
     """Names of tensors by which no part reads them, and whether a part reads them by another name."""
     used: set[int] = set()
     paths: set[str] = set()
-    for name in (*net._pieces, *module_at(net, "adapters")._modules, *module_at(net, "coarse")._modules):
+    added = [name for path in ("adapters", "coarse") if path in net._modules for name in module_at(net, path)._modules]
+    for name in (*net._pieces, *added):
         calls, attributes = tensors_of(net, name)
         used.update(id(t) for t in _tensors(net, dict.fromkeys(calls), dict.fromkeys(attributes)))
         paths.update(calls, attributes)

@@ -19,12 +19,23 @@ Network" (section 3; the longer paper is arXiv 2103.08802):
 Python counts from 0 and the paper from 1; where that would confuse, values stand in a dict with the paper's indices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 from .errors import PlanError
 
-__all__ = ["compose", "correction", "corrections", "difference", "fine", "iterate", "messages", "reduction"]
+__all__ = [
+    "compose",
+    "correction",
+    "corrections",
+    "difference",
+    "fine",
+    "iterate",
+    "iterations",
+    "messages",
+    "reduction",
+]
 
 Value: TypeAlias = Any  # whatever has + and -: the spaces X_0 … X_N differ, so no one type fits all
 Map: TypeAlias = Callable[[Value], Value]
@@ -186,9 +197,8 @@ def iterate(
         U_{j+1}^{k+1} &= g^{j+1}(U_j^k) + \left[ G^{j+1}(U_j^{k+1}) - G^{j+1}(U_j^k) \right]
 
     After k iterations the first k interfaces are the serial ones whatever G is, so ``k = N`` gives :func:`compose`
-    (finite termination). Written in this order, bracket last, they are so bit for bit wherever g and G are
-    deterministic and G's values are finite: once ``U_j`` stands still, the bracket is an exact zero. ``G_new + fine -
-    G_old`` would round twice.
+    (finite termination), bit for bit wherever g is deterministic. More iterations than N change nothing and cost
+    nothing. Interfaces that are exact are not computed again, so that N iterations call ``g^j`` j times.
 
     One iteration from ``start = [x_2 … x_N]`` is the parareal network whose coarse maps are
     ``difference(G^{j+1}, x_{j+1})``.
@@ -210,21 +220,51 @@ def iterate(
         >>> iterate(1.0, half, [lambda u: 0.0 * u] * 2, 2) == compose(1.0, half)
         True
     """
+    if k < 0:
+        raise _not_iterable(segments, coarse, start, k)
+    return next(islice(iterations(u, segments, coarse, start=start), min(k, len(segments)), None))
+
+
+def iterations(
+    u: Value, segments: Sequence[Map], coarse: Sequence[Map], *, start: Sequence[Value] | None = None
+) -> Iterator[list[Value]]:
+    """Every state of :func:`iterate`, one after the other: ``[U_0^k … U_N^k]`` for k = 0, 1, …, N, as it is asked for.
+
+    The arguments are those of :func:`iterate`.
+
+    >>> steps = iterations(16.0, [lambda u: u / 2] * 3, [lambda u: u / 4] * 3)
+    >>> [U[-1] for U in steps]
+    [0.25, 1.0, 1.75, 2.0]
+    """
     N = len(segments)
-    if N < 1 or len(coarse) != N or k < 0 or (start is not None and len(start) != N - 1):
-        message = f"{N} segments, {len(coarse)} coarse propagators, k = {k}"
-        message += "" if start is None else f", {len(start)} starting values"
-        raise PlanError(f"{message}; pass N ≥ 1 segments, N propagators, N-1 starting values if any, and k ≥ 0")
-    U = compose(u, coarse) if start is None else [u, *start, coarse[-1]([u, *start][-1])]
-    G_old = U[1:] if start is None else [G(U_j) for G, U_j in zip(coarse, U[:N], strict=True)]
-    for _ in range(k):
-        y = [g(U_j) for g, U_j in zip(segments, U[:N], strict=True)]  # in parallel
-        U_new, G_new = [u], []
-        for j in range(N):
-            G_new.append(coarse[j](U_new[j]))
+    if N < 1 or len(coarse) != N or (start is not None and len(start) != N - 1):
+        raise _not_iterable(segments, coarse, start)
+    if start is None:
+        U = compose(u, coarse)
+        G_old = dict(enumerate(U[1:]))
+    else:
+        U = [u, *start]
+        G_old = {j: coarse[j](U[j]) for j in range(1, N)} if N > 1 else {0: coarse[0](u)}
+        U.append(G_old[N - 1])
+    yield U
+    for k in range(N):  # interfaces 0 … k are exact
+        y = {j: segments[j](U[j]) for j in range(k, N)}  # in parallel
+        U_new, G_new = [*U[: k + 1], y[k]], {}  # U_k stands still, so that the bracket behind it is nought
+        for j in range(k + 1, N):
+            G_new[j] = coarse[j](U_new[j])
             U_new.append(y[j] + (G_new[j] - G_old[j]))
         U, G_old = U_new, G_new
-    return U
+        yield U
+
+
+def _not_iterable(
+    segments: Sequence[Map], coarse: Sequence[Map], start: Sequence[Value] | None, k: int | None = None
+) -> PlanError:
+    """What does not fit."""
+    facts = [f"{len(segments)} segments, {len(coarse)} coarse propagators"]
+    facts += [] if k is None else [f"k = {k}"]
+    facts += [] if start is None else [f"{len(start)} starting values"]
+    return PlanError(f"{', '.join(facts)}; pass N ≥ 1 segments, N propagators, N-1 starting values if any, and k ≥ 0")
 
 
 def _count(adapters: Sequence[Map], segments: Sequence[Map], coarse: Sequence[Map]) -> int:

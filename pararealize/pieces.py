@@ -16,7 +16,7 @@ from .errors import CutError
 from .extract import drawn_repeatedly, subgraph
 from .plan import Plan
 
-__all__ = ["Pieces"]
+__all__ = ["Pieces", "clone_changing_outputs", "clone_overwritten"]
 
 
 class Pieces:
@@ -35,8 +35,8 @@ class Pieces:
         self.graphs: dict[str, fx.Graph] = {"stem": self._stem()}
         if self.computed:
             self.graphs["context"] = graph = subgraph(self.placeholders, self.computed)
-            _clone_changing_outputs(graph)
-            _clone_overwritten(graph, first=True)
+            clone_changing_outputs(graph)
+            clone_overwritten(graph, first=True)
         for j, (first, last) in enumerate(self.spans, start=1):
             self.graphs[f"g{j}"] = self._segment(j, first, last)
         head = chain.head
@@ -54,7 +54,7 @@ class Pieces:
         outputs = (self.entry, *self.from_stem) if self.from_stem else self.entry
         graph = subgraph(self.placeholders, outputs, besides=self.chain.stem.nodes)
         if self.computed or self.plan.n > 1:
-            _clone_overwritten(graph, first=True)
+            clone_overwritten(graph, first=True)
         return graph
 
     def _segment(self, j: int, first: int, last: int) -> fx.Graph:
@@ -62,14 +62,14 @@ class Pieces:
         blocks = self.chain.blocks[first : last + 1]
         nodes = [node for block in blocks for node in block.nodes]
         graph = subgraph((x, *self.reads[j - 1]), blocks[-1].output, ("x",), besides=nodes)
-        _clone_overwritten(graph, first=j > 1 or self._is_read_elsewhere())
+        clone_overwritten(graph, first=j > 1 or self._is_read_elsewhere())
         return graph
 
     def _is_read_elsewhere(self) -> bool:
         return self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
 
 
-def _clone_overwritten(graph: fx.Graph, *, first: bool) -> None:
+def clone_overwritten(graph: fx.Graph, *, first: bool) -> None:
     """Let a piece work in place on copies of its inputs, which others read; of the first one only where asked for."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for node in inputs if first else inputs[1:]:
@@ -79,7 +79,7 @@ def _clone_overwritten(graph: fx.Graph, *, first: bool) -> None:
             node.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)
 
 
-def _clone_changing_outputs(graph: fx.Graph) -> None:
+def clone_changing_outputs(graph: fx.Graph) -> None:
     """Hand out copies of values that the piece itself changes in place later."""
     output = next(reversed(graph.nodes))
     for node in output.all_input_nodes:

@@ -1,4 +1,4 @@
-"""A Plan, or losses -> a picture in a file. Only this file and ``plots_timeline.py`` import matplotlib; no window.
+"""A Plan, or losses -> a picture in a file. Only ``plots.py`` and ``plots_*.py`` import matplotlib; no window.
 
 The picture of a plan is the paper's figure 1(b), to scale (n = 3):
 

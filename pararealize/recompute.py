@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .extract import subgraph
 from .window import Piece
 
-__all__ = ["recomputed"]
+__all__ = ["recomputed", "still"]
 
 
 def recomputed(tree: nn.Module, segment: Piece) -> Callable[..., Any]:
@@ -68,12 +68,12 @@ def _borders(graph: fx.Graph) -> list[fx.Node]:
 
 def _contexts(piece: nn.Module) -> tuple[Any, Any]:
     """Around a run in forward, and when it is computed anew."""
-    return contextlib.nullcontext(), _still(piece)
+    return contextlib.nullcontext(), still(piece)
 
 
 @contextlib.contextmanager
-def _still(piece: nn.Module) -> Iterator[None]:
-    """Work on copies of all buffers."""
+def still(piece: nn.Module) -> Iterator[None]:
+    """Work on copies of all buffers of a piece, and put the buffers themselves back on leaving."""
     owners = [module for module in piece.modules() if module._buffers]
     kept = [dict(module._buffers) for module in owners]
     for module in owners:

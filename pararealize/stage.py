@@ -150,7 +150,7 @@ class Stage(nn.Module):
         scaler: torch.amp.GradScaler | None,
     ) -> torch.Tensor:
         own, ties = self._own, self._ties
-        run = forward(own, inputs, kinds, graph=True)
+        run = self._forward(inputs, kinds, graph=True)
         loss = scaled = None
         if own.is_last:
             loss = check_loss(loss_fn(run.output) if target is _NONE else loss_fn(run.output, self._here(target)))
@@ -163,7 +163,9 @@ class Stage(nn.Module):
             own.replicas.begin()
         ties.sharers.begin()
         with torch.autocast(self.device.type, enabled=False):
-            backward(own, run, scaled, lambda: shared.append(own.wire.share("loss", loss, own.layout.ranks - 1, kinds)))
+            self._backward(
+                run, scaled, lambda: shared.append(own.wire.share("loss", loss, own.layout.ranks - 1, kinds))
+            )
             if own.replicas is not None:
                 own.replicas.finish()
             if self._synchronised:
@@ -173,6 +175,14 @@ class Stage(nn.Module):
         own.wire.flush()
         kinds.complete = True
         return value
+
+    def _forward(self, inputs: Mapping[str, Any], kinds: Kinds, *, graph: bool) -> Any:
+        """The rank's part of a forward pass: its result has the ``output`` on the last rank."""
+        return forward(self._own, inputs, kinds, graph=graph)
+
+    def _backward(self, run: Any, loss: torch.Tensor | None, share: Callable[[], None]) -> None:
+        """The rank's part of the backward pass."""
+        backward(self._own, run, loss, share)
 
     def forward(self, *args: Any, everywhere: bool = False, **kwargs: Any) -> Any:
         """The network's output, without a graph.
@@ -190,7 +200,7 @@ class Stage(nn.Module):
             inputs = self._inputs(args, kwargs)
             kinds = self._kinds(inputs, "inference, everywhere" if everywhere else "inference")
             with self._whole():
-                output = forward(own, inputs, kinds, graph=False).output
+                output = self._forward(inputs, kinds, graph=False).output
                 own.wire.flush()
                 kinds.complete = True
                 return own.wire.copied(output, own.layout.ranks - 1) if everywhere else output

@@ -1,0 +1,1 @@
+"""Layer-parallel training by multigrid: accuracy, and time per step."""

@@ -1,0 +1,96 @@
+"""One rank of the experiment: ways to take a training step, made once and timed in turn, round after round.
+
+All ranks wait for each other before a measurement; its time is that of the rank that is done last.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from pararealize import layer_parallel
+
+from .known import KnownNet, known_batch
+
+__all__ = ["SERIAL", "WAYS", "run"]
+
+SERIAL = {"one thread": 1, "two threads": 2}
+WAYS = {"c4 2/1": (4, 2, 1), "c8 2/1": (8, 2, 1), "c4 1/1": (4, 1, 1), "c8 1/1": (8, 1, 1)}
+WARM = 2
+
+
+def run(rank: int, ranks: int, port: int, asked: dict[str, Any], report: Any) -> None:
+    """Measure one depth: puts ``(way, quantity, value)`` into ``report`` on the first rank."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks, timeout=timedelta(minutes=5)
+    )
+    try:
+        for measured in _measure(asked["steps"], asked["rounds"], asked["ways"]):
+            if rank == 0:
+                report.put(measured)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _measure(steps: int, rounds: int, names: list[str]) -> Iterator[tuple[str, str, float]]:
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("parareal",))
+    x, labels = known_batch()
+    model = KnownNet(steps)
+    exact = _gradients(model, lambda: F.cross_entropy(model(x), labels).backward())
+    ways: dict[str, tuple[nn.Module, Callable[[], Any], int]] = {}
+    for name in names:
+        if name in SERIAL:
+            net = copy.deepcopy(model)
+            ways[name] = net, lambda net=net: F.cross_entropy(net(x), labels).backward(), SERIAL[name]
+        else:
+            c, k, b = WAYS[name]
+            stage = layer_parallel(model, 2, c, k, b, example_inputs=x[:2], mesh=mesh)
+            step = lambda stage=stage: stage.step(x, target=labels, loss_fn=F.cross_entropy)  # noqa: E731
+            ways[name] = stage, step, 0
+            yield name, "gradient error", _error(_gradients(stage, step), exact)
+            yield from ((name, f"residual {i}", value) for i, value in enumerate(stage.history[-1].forward))
+    for i in range(-WARM, rounds):
+        for name, (module, step, threads) in ways.items():
+            module.zero_grad()
+            seconds = _timed(step, threads)
+            if i >= 0:
+                yield name, "step", seconds
+
+
+def _gradients(module: nn.Module, step: Callable[[], Any]) -> dict[str, torch.Tensor]:
+    module.zero_grad()
+    step()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def _error(ours: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
+    """Of all ranks' gradients together, relative."""
+    wrong = torch.stack([(ours[name] - exact[name]).square().sum() for name in ours]).sum().double()
+    distributed.all_reduce(wrong)
+    return float((wrong / sum(g.double().square().sum() for g in exact.values())).sqrt())
+
+
+def _timed(work: Callable[[], Any], threads: int) -> float:
+    """Seconds until the last rank is done; of serial ways, which have threads, the first rank alone works."""
+    gc.collect()
+    gc.disable()
+    distributed.barrier()
+    torch.set_num_threads(threads or 1)
+    began = time.perf_counter()
+    if not threads or distributed.get_rank() == 0:
+        work()
+    passed = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+    torch.set_num_threads(1)
+    gc.enable()
+    distributed.all_reduce(passed, distributed.ReduceOp.MAX)
+    return float(passed)

@@ -1,0 +1,51 @@
+"""Steps of training -> how far each multigrid solve had converged: residual norms, forward and adjoint."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+__all__ = ["Convergence", "StepNorms"]
+
+KEPT = 1000  # steps
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class StepNorms:
+    """The residual norms of one step.
+
+    Attributes:
+        forward: before each correction, and after the last one, as the last sweep found it.
+        backward: the same of the adjoint; empty where there was none.
+        forward_size: the norm of all values at the C-points, ``sqrt(Σ_j ‖U_j‖²)``, which residuals are measured by.
+        backward_size: of the adjoint's.
+    """
+
+    forward: list[float] = dataclasses.field(default_factory=list)
+    backward: list[float] = dataclasses.field(default_factory=list)
+    forward_size: float = 0.0
+    backward_size: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """The forward solve's last residual norm in terms of its values' norm."""
+        return self.forward[-1] / self.forward_size if self.forward_size else self.forward[-1]
+
+    def __str__(self) -> str:
+        words = [f"forward {_row(self.forward)}"] + ([f"adjoint {_row(self.backward)}"] if self.backward else [])
+        return ", ".join(words)
+
+
+class Convergence(collections.deque[StepNorms]):
+    """The last thousand steps, the newest last; exact steps leave no entry."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=KEPT)
+
+    def __str__(self) -> str:
+        first = max(0, len(self) - 5)
+        return "\n".join([f"{len(self)} steps", *(f"  {self[i]}" for i in range(first, len(self)))])
+
+
+def _row(norms: list[float]) -> str:
+    return " → ".join(f"{value:.3g}" for value in norms)
