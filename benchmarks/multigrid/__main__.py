@@ -50,22 +50,22 @@ def _measured(asked: dict[str, Any]) -> dict[str, Any]:
         run, (RANKS, _free_port(), asked, report), nprocs=RANKS, join=False, start_method="spawn"
     )
     rows: dict[str, dict[str, Any]] = {}
-    times: dict[str, list[float]] = {}
+    times: dict[tuple[str, str], list[float]] = {}
     done, shown = False, time.monotonic()
     while not done or not report.empty():
         done = done or started.join(timeout=0.1)
         while (measured := _next(report)) is not None:
             way, quantity, value = measured
-            if quantity == "step":
-                times.setdefault(way, []).append(value)
+            if quantity in ("step", "processor"):
+                times.setdefault((way, quantity), []).append(value)
             else:
                 rows.setdefault(way, {})[quantity] = value
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()
                 print(f"N = {asked['steps']}: {way} {quantity} {value:.4g}", file=sys.stderr, flush=True)
-    for way, found in times.items():
+    for (way, quantity), found in times.items():
         summary = {"median": median(found), "least": min(found), "most": max(found)}
-        rows.setdefault(way, {})["step"] = {**{k: round(v, 5) for k, v in summary.items()}, "runs": len(found)}
+        rows.setdefault(way, {})[quantity] = {**{k: round(v, 5) for k, v in summary.items()}, "runs": len(found)}
     return rows
 
 
