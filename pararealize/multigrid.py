@@ -177,8 +177,9 @@ def solve_and_sweep(
             u = sweep(j, u)
         return u, Solution(points=[], residuals=[])
     found = solve(u, hierarchy, step, norm=norm, **settings)
-    for j in reversed(intervals) if announce is not None else ():
-        announce(j, found.points[j])
+    if announce is not None:
+        for j in reversed(intervals):
+            announce(j, found.points[j])
     arrived = [sweep(j, found.points[j]) for j in intervals]
     residuals = found.residuals
     if not residuals or residuals[-1] > settings.get("tolerance", 0.0):  # else it has been measured

@@ -22,7 +22,7 @@ from .waits import Key, waits_for
 __all__ = ["VERSION", "Action", "Direction", "Kind", "Record", "Timeline"]
 
 VERSION = 1
-Kind = Literal["stem", "adapter", "fine", "coarse", "head", "transfer"]
+Kind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "transfer"]
 Direction = Literal["forward", "backward"]
 Record = tuple[int, int, str, str, float, float]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
