@@ -1,6 +1,7 @@
 """The command: ``python -m benchmarks.multigrid``.
 
-Two processes of one thread make every way once and time them in turn; medians are taken over the rounds.
+Two processes of one thread make every way once and time them in turn; medians are taken over the rounds. Then steps on
+more ranks are simulated from measured times of single layers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.multiprocessing as multiprocessing
 
 from benchmarks.harness import Results, median
 
+from .simulated import draw, simulated
 from .tables import markdown
 from .worker import SERIAL, WAYS, run
 
@@ -38,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     for steps in given.steps:
         asked = {"steps": steps, "rounds": given.rounds, "ways": given.ways}
         results.add(f"N = {steps}", _measured(asked))
+    results.add("simulated", simulated(given.steps))
+    draw(results.rows["simulated"], given.out / "simulated.svg")
     (given.out / "table.md").write_text(markdown(results))
     print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
     return 0
