@@ -43,11 +43,14 @@ EXAMPLES = """
 
   pararealize train resnet20 --method serial --epochs 20
 
+  pararealize train resnet110 --method multigrid --coarsening 4 --iterations 3/2
+
   torchrun --nproc-per-node 3 -m pararealize_cli train resnet20 -n 3 --epochs 20
 """
 
 STOPPED = 130  # exit status after Ctrl-C
 RUN, RECIPE, DATA, NETWORK = "The run", "The recipe", "The data", "The network"
+MULTIGRID = "Methods multigrid and oneshot"
 
 
 class Optimizer(StrEnum):
@@ -85,11 +88,31 @@ def train(
     model: Model,
     n: Annotated[
         int | None,
-        typer.Option("--n", "-n", help="How many segments; not needed with --method serial.", show_default=False),
+        typer.Option("--n", "-n", help="How many segments, with --method parareal.", show_default=False),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="serial or parareal.", rich_help_panel=NETWORK)
+        str,
+        typer.Option(
+            "--method", metavar="NAME", help="serial, parareal, multigrid or oneshot.", rich_help_panel=NETWORK
+        ),
     ] = "parareal",
+    levels: Annotated[int, typer.Option("--levels", help="Of multigrid.", min=2, rich_help_panel=MULTIGRID)] = 2,
+    coarsening: Annotated[
+        int, typer.Option("--coarsening", help="Layers that a coarse step spans.", min=2, rich_help_panel=MULTIGRID)
+    ] = 4,
+    iterations: Annotated[
+        str | None,
+        typer.Option(
+            "--iterations",
+            metavar="K/L",
+            help="Forward and adjoint. [dim]\\[default: 2/1; 1/1 with oneshot][/]",
+            show_default=False,
+            rich_help_panel=MULTIGRID,
+        ),
+    ] = None,
+    relaxation: Annotated[
+        str, typer.Option("--relaxation", metavar="F|FCF", help="Of the layers.", rich_help_panel=MULTIGRID)
+    ] = "F",
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
@@ -270,18 +293,21 @@ def train(
         classes = num_classes
         if classes is None and _takes_classes(model):
             classes = samples.classes
+        more: dict[str, Any] = {}
+        if method in ("multigrid", "oneshot"):
+            more = {"levels": levels, "coarsening": coarsening, "relaxation": relaxation, **_iterations(iterations)}
         options = {
             "n": n, "coarse": arguments.coarse(coarse), "cuts": arguments.cuts(cuts), "cost": cost.value,
             "source": None if source is None else source.value, "seed": seed,
             "leaf_modules": arguments.leaf_modules(leaf), "mesh": mesh, "timeout": timeout,
-            "devices": arguments.devices(devices) if mesh is None else None,
+            "devices": arguments.devices(devices) if mesh is None else None, "more": more,
         }  # fmt: skip
         built = _build(method, model, samples, classes, options)
     first = mesh is None or mesh.get_rank() == 0
     folder = _folder(output, model, method, n, data)
     display = Display(recipe, quiet=not first, to_stderr=as_json)
     display.begin(model, method, built.net, samples, folder)
-    about = {"model": model, "method": method, "num_classes": classes, "coarse": coarse}
+    about = {"model": model, "method": method, "num_classes": classes, "coarse": coarse, **more}
     try:
         with display:
             history = fit(
@@ -313,7 +339,7 @@ def _mesh(method: str, n: int | None, ranks: int | None, devices: str | None, ti
     from pararealize.errors import PlanError
     from pararealize.torchrun import make_mesh
 
-    if n is None and method != "serial":
+    if n is None and method == "parareal":
         raise PlanError(f"the method {method!r} needs --n, the number of segments, such as --n 3")
     return make_mesh(n or 1, ranks=ranks, device=devices, timeout=timeout)
 
@@ -350,6 +376,17 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
         raise RecipeError(
             f"--milestones {text!r} are no numbers; write epochs in rising order, such as 80,120"
         ) from error
+
+
+def _iterations(text: str | None) -> dict[str, int]:
+    from pararealize.errors import MultigridError
+
+    if text is None:
+        return {}
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None:
+        raise MultigridError(f"--iterations {text!r} are no two numbers; write forward/adjoint ones, such as 2/1")
+    return {"forward_iterations": int(found[1]), "backward_iterations": int(found[2])}
 
 
 def _precision(amp: Amp, devices: str | None, mesh: DeviceMesh | None) -> Any:

@@ -18,6 +18,12 @@ and :func:`pararealize`, the composition up to ``emit``. What a step looks like 
     simulate          Plan, Times -> Timeline         schedule.py
     measure_network   PararealModule -> Times         times.py
 
+Layers solved for in parallel, by multigrid (:func:`layer_parallel`)::
+
+    find_layers       Capture -> Layers               layers.py
+    make_hierarchy    ... -> Hierarchy                hierarchy.py
+    solve             ... -> values at C-points       multigrid.py
+
 Beside it, :func:`restack` rewires residual blocks as Runge-Kutta steps (``tableaux.py``, ``residual.py``,
 ``restack.py``); what it gives can be converted too.
 """

@@ -39,6 +39,7 @@ class Layer:
         fixed: whether it is a transition.
         post: whether a ReLU follows the sum.
         random: whether it may draw random numbers.
+        opaque: whether it calls a module that was not looked into.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Layer:
     fixed: bool
     post: bool
     random: bool
+    opaque: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,16 +247,15 @@ class _Cutter:
     def _layer(self, graph: fx.Graph, residual: Residual | None, y: fx.Node, reads: tuple[int, ...]) -> Layer:
         module_of = self.flow.capture.graph_module.get_submodule
         opaque = self.flow.capture.opaque
-        may_draw = any(
-            draws(node, module_of) or (node.op == "call_module" and str(node.target) in opaque) for node in graph.nodes
-        )
+        hidden = any(node.op == "call_module" and str(node.target) in opaque for node in graph.nodes)
         return Layer(
             name=residual.name if residual is not None else f"to {y.name}",
             graph=graph,
             reads=reads,
             fixed=residual is None,
             post=residual is not None and residual.post is not None,
-            random=may_draw,
+            random=hidden or any(draws(node, module_of) for node in graph.nodes),
+            opaque=hidden,
         )
 
 

@@ -2,6 +2,8 @@
 
     serial      the model as it is: the sum over all layers
     parareal    the converted network, in this process or over the ranks of a mesh
+    multigrid   the model's layers solved for by multigrid; scored as it is, layer after layer
+    oneshot     the same, every sample's solve begun where its last one ended
 
 Another method is one more function and one more row of ``METHODS``.
 """
@@ -17,6 +19,8 @@ from torch import nn
 
 from .compiler import Device, pararealize
 from .errors import DeviceError, DistributedError, PlanError
+from .mgrit import LayerParallel, layer_parallel
+from .oneshot import one_shot_step
 from .request import device_fault
 
 if TYPE_CHECKING:
@@ -140,4 +144,50 @@ def parareal(model: nn.Module, options: Options) -> Built:
     return Built(net=net.distribute(options.mesh, timeout=options.timeout, seed=options.seed))
 
 
-METHODS: dict[str, Callable[[nn.Module, Options], Built]] = {"serial": serial, "parareal": parareal}
+def multigrid(model: nn.Module, options: Options) -> Built:
+    """The model with layers solved for in parallel; ``more`` goes to :func:`~pararealize.layer_parallel`.
+
+    In eval mode it runs as it is, so that scores are of the model itself.
+    """
+    return Built(net=_layer_parallel("multigrid", model, options))
+
+
+def oneshot(model: nn.Module, options: Options) -> Built:
+    """One-shot training: one forward and one adjoint iteration a step unless ``more`` says otherwise.
+
+    Samples are known by their values: with random augmentation none comes twice, and each solve starts anew. A run that
+    is resumed starts from coarse guesses once.
+    """
+    once = {"forward_iterations": 1, "backward_iterations": 1, **options.more, "warm_start": True}
+    net = _layer_parallel("oneshot", model, dataclasses.replace(options, more=once))
+    return Built(net=net, step=one_shot_step(net))
+
+
+def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerParallel:
+    if options.mesh is not None and options.mesh.size() > 1:
+        raise DistributedError(
+            f"the method {method!r} trains in one process, and here are {options.mesh.size()}; start one process, or "
+            "take 'parareal'"
+        )
+    net: LayerParallel = layer_parallel(
+        serial(model, options).net,
+        example_inputs=options.example_inputs,
+        leaf_modules=options.leaf_modules,
+        **options.more,
+    )
+    if not net.exact:
+        net.register_forward_pre_hook(_score_as_it_is)
+    return net
+
+
+def _score_as_it_is(net: nn.Module, inputs: Any) -> None:  # noqa: ARG001
+    assert isinstance(net, LayerParallel)
+    net.exact = not net.training
+
+
+METHODS: dict[str, Callable[[nn.Module, Options], Built]] = {
+    "serial": serial,
+    "parareal": parareal,
+    "multigrid": multigrid,
+    "oneshot": oneshot,
+}

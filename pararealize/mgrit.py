@@ -27,6 +27,7 @@ from .hierarchy import Hierarchy, make_hierarchy
 from .layer_solve import through_layers
 from .layers import Layers, check_plain_inputs, find_layers
 from .multigrid import Cycle, Relaxation, check_iterations
+from .replay import check_replay
 from .restore import ordinary_mode
 from .sweeps import TimeStep
 from .tree import CONTENTS, own_tree
@@ -300,7 +301,7 @@ def layer_parallel(
 
     Raises:
         MultigridError: no chain of residual blocks, a coarsening larger than the longest one, too many levels, fewer
-            than one iteration, an unknown relaxation or cycle.
+            than one iteration, an unknown relaxation or cycle, random numbers that torch's seeds do not reach.
         PararealizeError: as :func:`pararealize.capture` does.
 
     Source:
@@ -341,6 +342,7 @@ def layer_parallel(
             warm_start=warm_start,
             exact=exact,
         )
+        check_replay(net, captured)
     return net if mesh is None else net.distribute(mesh)
 
 

@@ -86,8 +86,8 @@ class Monitor:
         net: LayerParallel,
         *,
         every: int = 50,
-        cosine: float = 0.95,
-        residual: float = 0.05,
+        cosine: float = 0.98,
+        residual: float = 0.02,
         most: int = 5,
         exact_after: int | None = None,
     ) -> None:
@@ -102,7 +102,7 @@ class Monitor:
         if not -1 <= cosine <= 1:
             faults.append(f"cosine is {cosine!r}; pass a number from -1 to 1")
         if not residual > 0:
-            faults.append(f"residual is {residual!r}; pass a positive share, such as 0.05")
+            faults.append(f"residual is {residual!r}; pass a positive share, such as 0.02")
         if faults:
             raise MultigridError("; and ".join(faults))
         self.net, self.every, self.cosine, self.residual = net, every, cosine, residual

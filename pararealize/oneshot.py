@@ -9,6 +9,7 @@ Source: Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of D
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,21 @@ from torch import Tensor
 from .mgrit import LayerParallel
 from .multigrid import check_iterations
 
-__all__ = ["OneShot", "SampleStates", "names_of"]
+if TYPE_CHECKING:
+    from .update import Step
+
+__all__ = ["OneShot", "SampleStates", "names_of", "one_shot_step"]
 
 
 class SampleStates:
-    """The values at the C-points, forward and adjoint, of every sample that was seen: J+1 values each, twice."""
+    """The values at the C-points, forward and adjoint, of every sample that was seen: J+1 values each, twice.
 
-    def __init__(self) -> None:
+    Args:
+        most: samples; when there are more, all are forgotten.
+    """
+
+    def __init__(self, most: int = 1 << 16) -> None:
+        self._most = most
         self._row: dict[Hashable, int] = {}
         self._kept: dict[str, list[Tensor]] = {}
 
@@ -39,6 +48,10 @@ class SampleStates:
     def keep(self, samples: Sequence[Hashable], states: dict[str, list[Tensor]]) -> None:
         """Take the states that a step found; a sample that stands in a batch twice keeps the later one."""
         new = [sample for sample in dict.fromkeys(samples) if sample not in self._row]
+        if len(self._row) + len(new) > self._most:
+            self._row.clear()
+            self._kept.clear()
+            new = list(dict.fromkeys(samples))
         for sample in new:
             self._row[sample] = len(self._row)
         rows = torch.tensor([self._row[sample] for sample in samples])
@@ -113,11 +126,35 @@ class OneShot:
             torch.autograd.backward(value)
             return value.detach()
 
-        value = self.optimizer.step(evaluate)
+        value: Any = self.optimizer.step(evaluate)  # type: ignore[arg-type]  # it hands on whatever the closure gives
         if samples is not None:
             self.states.keep(samples, self.net.states)
-        assert isinstance(value, Tensor)
-        return value
+        found: Tensor = value
+        return found
+
+
+def one_shot_step(net: LayerParallel) -> Step:
+    """Forward and backward of one-shot training for :func:`pararealize.fit`, which has the optimiser's step."""
+    states = SampleStates()
+
+    def step(
+        x: Tensor,
+        /,
+        *,
+        target: Tensor,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> Tensor:
+        samples = names_of(x)
+        net.forget()
+        net.states.update(states.of(samples))
+        loss = loss_fn(net(x), target)
+        with torch.autocast(loss.device.type, enabled=False):
+            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+        states.keep(samples, net.states)
+        return loss.detach()
+
+    return step
 
 
 def names_of(x: Tensor) -> list[Hashable]:

@@ -82,7 +82,8 @@ def prolong(
         tree, _ = own_tree(model, captured.constants, [top])
         writer = _Writer(captured, blocks, tree, top, factor, linear=weights == "linear")
         deep = fx.GraphModule(tree, writer.graph, f"Prolonged{type(model).__name__}")
-        deep.training = model.training
+        for path, module in deep.named_modules():
+            module.training = tree.get_submodule(path).training if path else model.training
         return deep
 
 
@@ -215,7 +216,7 @@ def _put(tree: nn.Module, path: str, thing: nn.Module | Tensor) -> None:
     here = tree
     for part in above:
         if part not in here._modules:
-            here.add_module(part, nn.Module())
+            here.add_module(part, nn.Module().train(here.training))
         here = here.get_submodule(part)
     if isinstance(thing, nn.Module):
         here.add_module(name, thing)

@@ -36,27 +36,28 @@ class TimeStep:
     Attributes:
         layer: what it is.
         f: called with u and its context.
+        has_buffers: whether calling it may change buffers.
     """
 
     def __init__(self, tree: nn.Module, layer: Layer) -> None:
         self.layer = layer
         self.f = Piece(tree, layer.graph, f"Layer{'' if layer.fixed else 'F'}")
-        self._used = [str(node.target) for node in layer.graph.nodes if node.op in ("call_module", "get_attr")]
+        self._holders: list[tuple[nn.Module, str | None]] = []
+        for node in layer.graph.nodes:
+            if node.op == "call_module":
+                self._holders += [(part, None) for part in self.f.get_submodule(str(node.target)).modules()]
+            elif node.op == "get_attr":
+                owner, _, name = str(node.target).rpartition(".")
+                self._holders.append((self.f.get_submodule(owner), name))
+        self.has_buffers = any(module._buffers for module in self.f.modules())
 
     def parameters(self) -> list[Tensor]:
         """The parameters that it reads and that are trained; they may have been replaced since the last step."""
         found: dict[int, Tensor] = {}
-        for path in self._used:
-            owner, _, name = path.rpartition(".")
-            holder = self.f.get_submodule(owner)
-            inner = holder._modules.get(name)
-            tensors = [holder._parameters.get(name)] if inner is None else list(inner.parameters())
+        for holder, name in self._holders:
+            tensors = holder._parameters.values() if name is None else (holder._parameters.get(name),)
             found.update((id(tensor), tensor) for tensor in tensors if tensor is not None and tensor.requires_grad)
         return list(found.values())
-
-    def has_buffers(self) -> bool:
-        """Whether calling it may change buffers."""
-        return any(module._buffers for module in self.f.modules())
 
 
 @dataclasses.dataclass(slots=True)
@@ -86,7 +87,7 @@ class Forward:
         self.records: dict[int, Record] = {}
         self._known: dict[int, Record] = {}
         self._kept = {level.steps[first].layer for level in hierarchy.levels[:1] for first, _ in level.intervals}
-        self._plain = {n for n in self._kept if n in rows and not rows[n].has_buffers()}
+        self._plain = {n for n in self._kept if n in rows and not rows[n].has_buffers}
 
     def step(self, level: int, s: int, u: Tensor) -> Tensor:
         """``Φ_s^l(u)``: the map that :func:`pararealize.multigrid.solve` is given."""
@@ -113,10 +114,9 @@ class Forward:
         known = self._known.get(n)
         if known is not None and known.u is u:
             return known
-        keep = n in self._kept
-        with still(self.rows[n].f):
+        with still(self.rows[n].f) if self.rows[n].has_buffers else _AS_IT_IS:
             found = self._evaluate(n, u, graph=self.recording and n in self._plain)
-        if keep:
+        if n in self._kept:
             self._known[n] = found
         return found
 
@@ -233,7 +233,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncached() -> Iterator[None]:
-    """Without autocast's cache: weights that were cast for a sweep without a graph have none in the last one either."""
+    """Without autocast's cache: no weight that was cast in one sweep, perhaps without a graph, is found in another."""
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

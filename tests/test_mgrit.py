@@ -436,7 +436,7 @@ def test_backward_twice_as_in_plain_torch() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*autocast.*:UserWarning")
 def test_autocast_keeps_gradients() -> None:
-    """Weights cast while nothing is recorded must not be found again, without their graph, when something is."""
+    """Layers are called several times a step, with and without a graph: every weight has its gradient."""
     torch.manual_seed(0)
     model, x = Chains((6,), (8,)), torch.randn(5, 3)
     net = converged(model, x)

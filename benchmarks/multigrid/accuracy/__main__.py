@@ -26,7 +26,7 @@ from pararealize.oneshot import OneShot, names_of
 from .networks import DigitsNet, PeaksNet
 
 HERE = Path(__file__).resolve().parent
-RESULTS, TABLE = HERE / "accuracy.json", HERE / "accuracy.md"
+RESULTS, TABLE = HERE / "results.json", HERE / "table.md"
 SEEDS = (0, 1, 2)
 METHODS = ("exact", "1/1", "2/1", "3/2", "monitored", "one-shot 1/1")
 EVALUATED = (2, 1)  # with which iterations exact training is evaluated besides
@@ -36,7 +36,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "digits": {
         "net": DigitsNet,
         "data": {"image_size": 8, "channels": 1, "batch_size": 128},
-        "epochs": 15,
+        "epochs": 10,
         "lr": 0.01,
     },
 }
@@ -53,7 +53,7 @@ def train(problem: str, method: str, seed: int) -> dict[str, Any]:
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     forward, backward = map(int, method.rsplit(maxsplit=1)[-1].split("/")) if "/" in method else EVALUATED
     net.forward_iterations, net.backward_iterations = forward, backward
-    monitor = Monitor(net, every=data.steps, exact_after=round(0.9 * steps)) if method == "monitored" else None
+    monitor = Monitor(net, every=data.steps, exact_after=round(0.8 * steps)) if method == "monitored" else None
     one_shot = OneShot(net, optimizer, forward, backward) if method.startswith("one-shot") else None
     begun, iterations = time.process_time(), 0
     for epoch in range(settings["epochs"]):
@@ -104,6 +104,7 @@ def table(results: list[dict[str, Any]]) -> str:
     for problem in PROBLEMS:
         for method in METHODS:
             runs = [r for r in results if (r["problem"], r["method"]) == (problem, method)]
+            runs.sort(key=lambda r: r["seed"])
             if runs:
                 cells = [_cell([r[kind] for r in runs]) for kind in ("serial", "multigrid")]
                 mean = statistics.mean(r["iterations"] for r in runs)
@@ -115,17 +116,23 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
 
 
+def there() -> list[dict[str, Any]]:
+    """The runs that are kept; another process may have added some."""
+    found: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    return found
+
+
 def main() -> None:
     """All runs that are not there yet; ``--problem NAME`` for one problem alone."""
     torch.set_num_threads(1)
     chosen = sys.argv[sys.argv.index("--problem") + 1 :] if "--problem" in sys.argv else list(PROBLEMS)
-    for problem in chosen:
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for problem in chosen:
             for method in METHODS:
-                results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-                if any((r["problem"], r["method"], r["seed"]) == (problem, method, seed) for r in results):
+                if any((r["problem"], r["method"], r["seed"]) == (problem, method, seed) for r in there()):
                     continue
-                results.append(train(problem, method, seed))
+                made = train(problem, method, seed)
+                results = [*there(), made]
                 print({key: value for key, value in results[-1].items() if key != "cosines"}, flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                 TABLE.write_text(table(results))
