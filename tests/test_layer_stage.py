@@ -16,6 +16,7 @@ from torch import nn
 from pararealize import layer_parallel
 from pararealize.errors import AgreedError, DistributedError, MultigridError, RankError
 from pararealize.layer_stage import LayerStage
+from pararealize.methods import Options, build
 
 TIGHT = 1e-11
 
@@ -297,3 +298,22 @@ def test_it_is_asked_for_with_a_mesh():
     assert {key.split(".")[0] for key in keys} | {key.split(".")[0] for key in others} == {str(i) for i in range(7)}
     assert not set(keys) & set(others)
     assert norms == norms2
+
+
+def built():
+    """As the command line trains it: by multigrid, and scored as the model is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), *(StochasticDepth(6) for _ in range(7))).eval()
+    more = {"coarsening": 3, "forward_iterations": 1}
+    example, x = torch.ones(2, 6), torch.linspace(-1, 1, 18).view(3, 6)
+    stage = build("multigrid", model, Options(mesh=mesh_of(2), example_inputs=example, more=more)).net
+    exact, _ = stage(x, everywhere=True), stage.train().step(x, loss_fn=torch.Tensor.mean)
+    assert torch.equal(exact, model(x))
+    assert len(stage.history) == 1
+    assert not stage.exact
+    with pytest.raises(DistributedError, match="trains in one process"):
+        build("oneshot", model, Options(mesh=mesh_of(2), example_inputs=example))
+
+
+def test_the_method_of_the_command_line():
+    on_ranks(2, built)
