@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pararealize import layer_parallel
+from pararealize.hierarchy import make_hierarchy
 from pararealize.layer_schedule import simulate_multigrid
 from pararealize.layer_times import LayerTimes, measure_layers
 from pararealize.plots import FAINT, INK, STAGES, save_figure
@@ -22,7 +23,7 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 def simulated(depths: list[int]) -> dict[str, Any]:
     """For every depth and way, the time of a step on P ranks in terms of the serial step's."""
     x, _ = known_batch()
-    net = layer_parallel(KnownNet(16), example_inputs=x[:2])
+    net = layer_parallel(KnownNet(8), example_inputs=x[:2])
     measured = measure_layers(net, x)
     forward, backward, alone = (min(column) for column in zip(*measured.layers, strict=True))
     link = Transfer()
@@ -30,7 +31,7 @@ def simulated(depths: list[int]) -> dict[str, Any]:
     for steps in depths:
         times = LayerTimes(layers=((forward, backward, alone),) * steps, stem=measured.stem, head=measured.head)
         for way, (c, k, b) in WAYS.items():
-            hierarchy = layer_parallel(KnownNet(steps), 2, c, example_inputs=x[:2]).hierarchy
+            hierarchy = make_hierarchy([False] * steps, coarsening=c)
             size = 4 * BATCH * CHANNELS * SIDE * SIDE
             found = [
                 simulate_multigrid(
