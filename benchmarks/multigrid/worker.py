@@ -77,7 +77,8 @@ def _gradients(module: nn.Module, step: Callable[[], Any]) -> dict[str, torch.Te
 def _error(ours: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
     """Of the steps' gradients on all ranks together, relative."""
     inner = [name for name in exact if name.startswith("steps")]
-    wrong = torch.stack([(ours[name] - exact[name]).double().square().sum() for name in inner if name in ours]).sum()
+    squares = ((ours[name] - exact[name]).double().square().sum() for name in inner if name in ours)
+    wrong = sum(squares, start=torch.zeros((), dtype=torch.float64))
     distributed.all_reduce(wrong)
     return float((wrong / sum(exact[name].double().square().sum() for name in inner)).sqrt())
 
