@@ -108,6 +108,8 @@ class Line:
         self._learning = order if not order else None
         self._posted: collections.deque[Incoming] = collections.deque()
         self._next = 0
+        self._unmeasured: list[list[tuple[Tensor, Tensor | None]]] = []
+        self._scratch: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         self._squares: list[Tensor] = []
         self._post()
 
@@ -125,24 +127,38 @@ class Line:
 
     def norm(self, residuals: Sequence[Difference | Held]) -> float:
         """``sqrt(Σ_j ‖r_j‖²)`` over all ranks: at once with a tolerance, else by :meth:`norms`; infinite till then."""
-        here = [
-            r.tensor() if isinstance(r, Difference) else r.tensor if r.owner == self.rank else None for r in residuals
-        ]
-        norms = [torch.linalg.vector_norm(r).double() for r in here if r is not None]
-        zero = torch.zeros((), dtype=torch.float64, device=self.wire.device)
-        square = torch.stack(norms).square().sum() if norms else zero
+        pairs = [(r.v, r.old.on(r.owner)) if isinstance(r, Difference) else (r, None) for r in residuals]
+        own = [(v.tensor, old) for v, old in pairs if v.owner == self.rank and v.tensor is not None]
         if self.tolerance > 0:
-            return float(self._summed(square).sqrt())
-        self._squares.append(square)
+            return float(self._summed(self._square(own)).sqrt())
+        self._unmeasured.append(own)
         return float("inf")
 
     def norms(self) -> list[float]:
         """All norms that were not known at once, in their order; the ranks meet here."""
+        self._measure()
         if not self._squares:
             return []
         found: list[float] = self._summed(torch.stack(self._squares)).sqrt().tolist()
         self._squares.clear()
         return found
+
+    def _measure(self) -> None:
+        """What waits for a moment in which nothing else is to be done."""
+        self._squares += map(self._square, self._unmeasured)
+        self._unmeasured.clear()
+
+    def _square(self, pairs: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """``Σ ‖v - old‖²`` of values that are here."""
+        norms = []
+        for v, old in pairs:
+            if old is not None:
+                key = v.shape, v.dtype
+                v = self._scratch[key] = torch.sub(v, old, out=self._scratch.get(key))
+            norms.append(torch.linalg.vector_norm(v).double())
+        if not norms:
+            return torch.zeros((), dtype=torch.float64, device=self.wire.device)
+        return torch.stack(norms).square().sum()
 
     def _summed(self, value: Tensor) -> Tensor:
         work = dist.all_reduce(value, group=self.wire.group, async_op=True)
@@ -158,6 +174,7 @@ class Line:
         else:
             incoming = self._posted.popleft()
             assert (incoming.name, incoming.peer) == (name, peer)
+        self._measure()
         taken: Tensor = self.wire.take(incoming, self.kinds)
         self._post()
         return taken

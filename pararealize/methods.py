@@ -19,6 +19,7 @@ from torch import nn
 
 from .compiler import Device, pararealize
 from .errors import DeviceError, DistributedError, PlanError
+from .layer_stage import LayerStage
 from .mgrit import LayerParallel, layer_parallel
 from .oneshot import one_shot_step
 from .request import device_fault
@@ -147,9 +148,20 @@ def parareal(model: nn.Module, options: Options) -> Built:
 def multigrid(model: nn.Module, options: Options) -> Built:
     """The model with layers solved for in parallel; ``more`` goes to :func:`~pararealize.layer_parallel`.
 
-    In eval mode it runs as it is, so that scores are of the model itself.
+    Over a mesh, this rank's layers. In eval mode it runs as it is, so that scores are of the model itself.
     """
-    return Built(net=_layer_parallel("multigrid", model, options))
+    if options.mesh is None or options.mesh.size() == 1:
+        return Built(net=_layer_parallel("multigrid", model, options))
+    if options.devices:
+        raise DeviceError(
+            f"a mesh says where layers run, and devices were named too ({', '.join(map(str, options.devices))})"
+        )
+    more = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules, **options.more}
+    stage = layer_parallel(model, **more).distribute(options.mesh, timeout=options.timeout)
+    if not stage.exact:
+        stage.register_forward_pre_hook(_score_stage_as_it_is)
+        stage.register_forward_hook(_train_stage_by_multigrid)
+    return Built(net=stage)
 
 
 def oneshot(model: nn.Module, options: Options) -> Built:
@@ -183,6 +195,16 @@ def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerPar
 def _score_as_it_is(net: nn.Module, inputs: Any) -> None:  # noqa: ARG001
     assert isinstance(net, LayerParallel)
     net.exact = not net.training
+
+
+def _score_stage_as_it_is(stage: nn.Module, inputs: Any) -> None:  # noqa: ARG001
+    assert isinstance(stage, LayerStage)
+    stage.exact = not stage.training
+
+
+def _train_stage_by_multigrid(stage: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+    assert isinstance(stage, LayerStage)
+    stage.exact = False  # a step is no call
 
 
 METHODS: dict[str, Callable[[nn.Module, Options], Built]] = {

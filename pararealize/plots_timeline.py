@@ -29,10 +29,12 @@ STYLES = {
     "fine": (0.78, "#d3e9fb", "#eef6fd", "", INK),
     "coarse": (0.78, "#b35806", "#b35806", "", "white"),
     "adapter": (0.4, "#cdd6e0", "#e9edf2", "", INK),
+    "relax": (0.4, "#cdd6e0", "#e9edf2", "", INK),
     "stem": (0.78, "#d5f2e3", "#eefaf3", "..", INK),
     "head": (0.78, "#d5f2e3", "#eefaf3", "..", INK),
 }
 NAMES = {"fine": "segment $g^j$", "coarse": "coarse block $F^j$", "adapter": "adapter $C^j$", "head": "stem, head"}
+OF_LAYERS = {"fine": "layer, last sweep", "coarse": "coarse step", "relax": "relaxation", "head": "stem, head"}
 BACKWARD_HATCH = "///"
 
 
@@ -70,7 +72,7 @@ def draw_timeline(timeline: Timeline, path: str | Path, *, title: str = "") -> P
     figure.text(LEFT / WIDTH, 1 - 0.28 / height, f"{title or timeline.model}, n = {timeline.n}", fontsize=13, color=INK,
                 weight="bold", va="center")  # fmt: skip
     figure.text(LEFT / WIDTH, 1 - 0.55 / height, _summary(timeline), fontsize=8.5, color=FAINT, va="center")
-    figure.legend(handles=_legend(), loc="lower left", bbox_to_anchor=(LEFT / WIDTH, 0.02), ncols=7, fontsize=8,
+    figure.legend(handles=_legend(timeline), loc="lower left", bbox_to_anchor=(LEFT / WIDTH, 0.02), ncols=7, fontsize=8,
                   frameon=False, handlelength=2.4, handleheight=1.3, columnspacing=1.4)  # fmt: skip
     return save_figure(figure, path)
 
@@ -139,12 +141,17 @@ def _arrow(axes: Axes, action: Action, scale: float) -> None:
     axes.annotate("", (action.end * scale, action.to - down * 0.36), begin, arrowprops=style, zorder=5)
 
 
-def _legend() -> list[Patch]:
+def _legend(timeline: Timeline) -> list[Patch]:
     """A patch a kind, one for the backward pass, and a word on arrows."""
+    layered = any(action.kind == "relax" for action in timeline.actions)
     patches = [
         Patch(facecolor=STYLES[kind][1], edgecolor=_edge(kind), hatch=STYLES[kind][3], linewidth=0.6, label=name)
-        for kind, name in NAMES.items()
+        for kind, name in (OF_LAYERS if layered else NAMES).items()
     ]
     hatched = Patch(facecolor="white", edgecolor=LINE, hatch=BACKWARD_HATCH, linewidth=0.6, label="hatched: backward")
-    arrow = Patch(facecolor="none", edgecolor="none", label="arrow: a message; adapters are low bars")
+    arrow = Patch(
+        facecolor="none",
+        edgecolor="none",
+        label=f"arrow: a message; {'relaxations' if layered else 'adapters'} are low bars",
+    )
     return [*patches, hatched, arrow]

@@ -132,7 +132,7 @@ class Forward:
         layer = self.rows[n].layer
         if layer.fixed:
             return k
-        moved = u + k if width == 1 else u + width * k
+        moved = torch.add(u, k, alpha=width)
         return torch.relu_(moved) if layer.post else moved
 
 
@@ -195,7 +195,7 @@ class Adjoint:
             return torch.zeros_like(self.forward.records[n].leaf) if pulled is None else pulled
         if pulled is None:
             return passed
-        return passed + pulled if width == 1 else passed + width * pulled
+        return torch.add(passed, pulled, alpha=width)
 
 
 def _pull(record: Record, inputs: Sequence[Tensor], value: Tensor, *, keep: bool) -> Sequence[Tensor | None]:

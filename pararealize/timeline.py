@@ -23,7 +23,7 @@ from .waits import Key
 __all__ = ["VERSION", "Action", "Direction", "Kind", "Record", "Timeline"]
 
 VERSION = 1
-Kind = Literal["stem", "adapter", "fine", "coarse", "head", "transfer"]
+Kind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "transfer"]
 Direction = Literal["forward", "backward"]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ROUNDING = 1e-9

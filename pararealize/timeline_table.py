@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .timeline import Timeline
+    from .timeline import Kind, Timeline
 
 __all__ = ["seconds_text", "timeline_text"]
 
@@ -17,7 +17,8 @@ def timeline_text(timeline: Timeline) -> str:
     """A row a rank, the step, its efficiency, and its critical path."""
     step = timeline.step
     unit, scale = _unit(step)
-    rows: list[tuple[str, ...]] = [_HEAD]
+    third: Kind = "relax" if any(action.kind == "relax" for action in timeline.actions) else "adapter"
+    rows: list[tuple[str, ...]] = [tuple(third if name == "adapter" else name for name in _HEAD)]
     for rank in range(timeline.ranks):
         own = sorted({action.j for action in timeline.of(rank)})
         segments = "–".join(dict.fromkeys(map(str, (own[0], own[-1])))) if own else ""
@@ -25,7 +26,7 @@ def timeline_text(timeline: Timeline) -> str:
         busy, idle = timeline.busy(rank), timeline.idle(rank)
         parts = (
             timeline.busy(rank, "fine"),
-            timeline.busy(rank, "adapter"),
+            timeline.busy(rank, third),
             timeline.busy(rank, "coarse"),
             ends,
             timeline.busy(rank, direction="forward"),

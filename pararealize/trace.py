@@ -21,6 +21,7 @@ _COLOURS = {  # names that the format reserves
     "fine": "thread_state_running",
     "coarse": "thread_state_runnable",
     "adapter": "rail_idle",
+    "relax": "rail_idle",
     "stem": "rail_response",
     "head": "rail_response",
     "transfer": "rail_load",

@@ -1,6 +1,7 @@
 """The command: ``python -m benchmarks.multigrid``.
 
-Two processes of one thread make every way once and time them in turn; medians are taken over the rounds.
+Two processes of one thread make every way once and time them in turn; medians are taken over the rounds. Then steps on
+more ranks are simulated from measured times of single layers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.multiprocessing as multiprocessing
 
 from benchmarks.harness import Results, median
 
+from .simulated import draw, simulated
 from .tables import markdown
 from .worker import SERIAL, WAYS, run
 
@@ -38,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     for steps in given.steps:
         asked = {"steps": steps, "rounds": given.rounds, "ways": given.ways}
         results.add(f"N = {steps}", _measured(asked))
+    results.add("simulated", simulated(given.steps))
+    draw(results.rows["simulated"], given.out / "simulated.svg")
     (given.out / "table.md").write_text(markdown(results))
     print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
     return 0
@@ -50,22 +54,22 @@ def _measured(asked: dict[str, Any]) -> dict[str, Any]:
         run, (RANKS, _free_port(), asked, report), nprocs=RANKS, join=False, start_method="spawn"
     )
     rows: dict[str, dict[str, Any]] = {}
-    times: dict[str, list[float]] = {}
+    times: dict[tuple[str, str], list[float]] = {}
     done, shown = False, time.monotonic()
     while not done or not report.empty():
         done = done or started.join(timeout=0.1)
         while (measured := _next(report)) is not None:
             way, quantity, value = measured
-            if quantity == "step":
-                times.setdefault(way, []).append(value)
+            if quantity in ("step", "processor"):
+                times.setdefault((way, quantity), []).append(value)
             else:
                 rows.setdefault(way, {})[quantity] = value
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()
                 print(f"N = {asked['steps']}: {way} {quantity} {value:.4g}", file=sys.stderr, flush=True)
-    for way, found in times.items():
+    for (way, quantity), found in times.items():
         summary = {"median": median(found), "least": min(found), "most": max(found)}
-        rows.setdefault(way, {})["step"] = {**{k: round(v, 5) for k, v in summary.items()}, "runs": len(found)}
+        rows.setdefault(way, {})[quantity] = {**{k: round(v, 5) for k, v in summary.items()}, "runs": len(found)}
     return rows
 
 

@@ -47,9 +47,8 @@ def _sections(rows: Rows) -> Iterator[str]:
     yield table(("", *names), [(case, *(_cell(row.get(way)) for way in names)) for case, row in measured.items()])
     if simulated := rows.get("simulated"):
         yield "## Simulated, not measured"
-        yield "Seconds of the parts are those of one rank here; messages as between processes of one machine. " + str(
-            simulated.get("note", "")
-        )
+        yield f"Time of a step on P ranks in terms of the serial step: a model, no measurement. {simulated['note']}"
+        yield "![simulated steps](simulated.svg)"
         yield table(("N", "way", *(f"P = {p}" for p in simulated["ranks"])), _simulated(simulated))
 
 
