@@ -31,16 +31,19 @@ from .cost import Costs, count_costs, measure_costs
 from .emit import PararealModule, emit
 from .errors import PararealizeError
 from .field import ReceptiveField, receptive_fields
+from .history import History
 from .local import LocalModule, capture_graphs, run_local
 from .plan import Plan
 from .planning import plan_segments
 from .recalibrate import recalibrate_batchnorm
+from .recipe import Recipe
 from .restack import RestackedModule, restack
 from .schedule import simulate
 from .stage import Stage
 from .tableaux import Tableau
 from .timeline import Timeline
 from .times import Times, measure_network, plan_times
+from .train import evaluate, fit
 
 __version__ = "0.1.0"
 
@@ -49,11 +52,13 @@ __all__ = [
     "BlockChain",
     "Capture",
     "Costs",
+    "History",
     "LocalModule",
     "PararealModule",
     "PararealizeError",
     "Plan",
     "ReceptiveField",
+    "Recipe",
     "RestackedModule",
     "Space",
     "Stage",
@@ -66,7 +71,9 @@ __all__ = [
     "capture_graphs",
     "count_costs",
     "emit",
+    "evaluate",
     "find_blocks",
+    "fit",
     "make_plan",
     "measure_costs",
     "measure_network",

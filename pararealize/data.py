@@ -1,66 +1,120 @@
-"""A name -> a data set: small tensors of real images in memory, split into training and test parts.
+"""A name -> a data set: what ``--data`` of the commands takes, and ``load`` in Python."""
 
-One set so far: the handwritten digits that scikit-learn ships, so that nothing needs to be downloaded.
-"""
-
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .errors import ExampleError
+from . import peaks
+from .augment import Augmentation
+from .dataset import Dataset
+from .errors import DataError
 
-__all__ = ["Dataset", "digits"]
+__all__ = ["Dataset", "digits", "load", "names"]
 
-TEST_SHARE = 5  # every fifth image of the shuffled set is a test image
+TEST_SHARE = 5  # every fifth image of the shuffled digits is a test image
+PEAKS = (5000, 1000)  # points for training and for the test, where no count is given
+PADDING_SHARE = 8  # the margin of random crops is an eighth of the side: 4 pixels of 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
-    """Images ``(count, channels, height, width)`` and labels ``(count,)`` in two parts, and the batches of them."""
+def names() -> list[str]:
+    """What :func:`load` takes."""
+    return ["digits", "peaks"]
 
-    name: str
-    classes: int
-    batch_size: int
-    seed: int
-    images: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-    test_images: Tensor = field(repr=False)
-    test_labels: Tensor = field(repr=False)
 
-    def batches(self, epochs: int | None = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches, each epoch in another random order; without end where ``epochs`` is None.
+def load(
+    name: str,
+    *,
+    batch_size: int = 128,
+    seed: int = 0,
+    data_dir: str | Path | None = None,  # noqa: ARG001
+    augment: bool | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    count: tuple[int, int] | None = None,
+    data_seed: int = 0,
+) -> Dataset:
+    """The data set of this name.
 
-        The order follows from ``seed`` alone, so two runs see the same batches. The last batch of an epoch is smaller
-        where the batch size does not divide the number of images, but never a single image, which batch norm cannot
-        take: that one joins the batch before it.
-        """
-        generator = torch.Generator().manual_seed(self.seed)
-        epoch = 0
-        while epochs is None or epoch < epochs:
-            order = torch.randperm(len(self.labels), generator=generator)
-            yield from self._chunks(self.images, self.labels, order)
-            epoch += 1
+    Args:
+        name: one of :func:`names`.
+        batch_size: samples in a batch.
+        seed: of the order of the batches and of the augmentation. Which samples there are does not depend on it.
+        data_dir: where the set lies on disk.
+        augment: random crops of images with a margin of an eighth of their side, and mirror images where a mirror image
+            is still of its class; None for what the set's name stands for in the literature.
+        image_size: pixels of a side; None for the set's own.
+        channels: 1 or 3; None for the set's own.
+        count: how many training and test samples at most; a smaller set is a part of a larger one.
+        data_seed: of the samples themselves, where they are made and not collected.
 
-    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test part once, in a fixed order."""
-        yield from self._chunks(self.test_images, self.test_labels, torch.arange(len(self.test_labels)))
+    Raises:
+        DataError: the name is unknown, something is missing on disk, or the set cannot be had so.
 
-    def _chunks(self, images: Tensor, labels: Tensor, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        chunks = list(order.split(self.batch_size))
-        if len(chunks) > 1 and len(chunks[-1]) == 1:
-            chunks[-2:] = [torch.cat(chunks[-2:])]
-        for chosen in chunks:
-            yield images[chosen], labels[chosen]
+    Example:
+        >>> print(load("peaks"))
+        peaks: 5000 training and 1000 test points of 2, 5 classes, batches of 128
+        >>> x, labels = next(load("peaks").epoch(0))
+        >>> x.shape, labels.shape
+        (torch.Size([128, 2]), torch.Size([128]))
+    """
+    if count is not None and min(count) < 1:
+        raise DataError(f"count = {count} leaves a part empty; write two positive numbers, for training and test")
+    if name == "peaks":
+        return _peaks(batch_size, seed, augment, image_size, channels, count or PEAKS, data_seed)
+    if name == "digits":
+        data = digits(batch_size, seed, image_size=image_size or 32, channels=channels or 3)
+        return _augmented(_subset(data, count), flip=False) if augment else _subset(data, count)
+    raise DataError(f"no data set is called {name!r}; there are {', '.join(names())}")
 
-    def __str__(self) -> str:
-        shape = "×".join(str(size) for size in self.images.shape[1:])
-        return (
-            f"{self.name}: {len(self.labels)} training and {len(self.test_labels)} test images of {shape}, "
-            f"{self.classes} classes, batches of {self.batch_size}"
-        )
+
+def _augmented(data: Dataset, *, flip: bool) -> Dataset:
+    padding = max(1, data.shape[-1] // PADDING_SHARE)
+    return replace(data, augmentation=Augmentation(padding=padding, flip=flip))
+
+
+def _subset(data: Dataset, count: tuple[int, int] | None) -> Dataset:
+    """The same samples for the same count, and samples of a smaller count among those of a larger one."""
+    if count is None:
+        return data
+    train, test = _some(data.train_count, count[0]), _some(data.test_count, count[1])
+    return replace(
+        data,
+        images=data.images[train],
+        labels=data.labels[train],
+        test_images=data.test_images[test],
+        test_labels=data.test_labels[test],
+    )
+
+
+def _some(there: int, wanted: int) -> Tensor:
+    return torch.randperm(there, generator=torch.Generator().manual_seed(0))[:wanted]
+
+
+def _peaks(
+    batch_size: int,
+    seed: int,
+    augment: bool | None,
+    image_size: int | None,
+    channels: int | None,
+    count: tuple[int, int],
+    data_seed: int,
+) -> Dataset:
+    if augment or image_size is not None or channels is not None:
+        raise DataError("peaks has points and no images; leave out augment, image_size and channels")
+    x, labels = peaks.points(sum(count), seed=data_seed)
+    return Dataset(
+        name="peaks",
+        classes=peaks.CLASSES,
+        batch_size=batch_size,
+        seed=seed,
+        images=x[: count[0]],
+        labels=labels[: count[0]],
+        test_images=x[count[0] :],
+        test_labels=labels[count[0] :],
+    )
 
 
 def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channels: int = 3) -> Dataset:
@@ -75,7 +129,7 @@ def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channel
     The training images have mean 0 and standard deviation 1; the test images are shifted and scaled alike.
 
     Raises:
-        ExampleError: scikit-learn is not installed, or a number is not positive.
+        DataError: scikit-learn is not installed, or a number is not positive.
 
     Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998.
 
@@ -84,14 +138,14 @@ def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channel
         digits: 1437 training and 360 test images of 3×32×32, 10 classes, batches of 64
     """
     if min(batch_size, image_size, channels) < 1:
-        raise ExampleError(
+        raise DataError(
             f"digits needs positive numbers, but batch_size = {batch_size}, image_size = {image_size} and "
             f"channels = {channels}"
         )
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise ExampleError(
+        raise DataError(
             "the digits come with scikit-learn, which is not installed; say pip install 'pararealize[data]' "
             "(or pip install scikit-learn)"
         ) from error

@@ -84,6 +84,7 @@ def distribute(
     own = Own(layout, groups.rank, net.plan.n, net.plan.source, share.parts, calls, wire, watch)
     ties = _ties(net, own, share.tree, groups, undefined, bucket_bytes, limit)
     stage = Stage(share.tree, own, ties, f"{net.plan.model}: {describe(groups.rank)} of {layout.ranks}", mesh)
+    stage.plan = net.plan
     weakref.finalize(stage, watch.close).atexit = False  # at exit, the watch itself looks at how the script ended
     return stage
 

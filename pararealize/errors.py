@@ -10,6 +10,7 @@ __all__ = [
     "CheckpointError",
     "CoarseError",
     "CutError",
+    "DataError",
     "DeviceError",
     "DistributedError",
     "ExampleError",
@@ -19,10 +20,12 @@ __all__ = [
     "PararealizeError",
     "PlanError",
     "RankError",
+    "RecipeError",
     "RestackError",
     "RestackWarning",
     "SourceError",
     "TableauError",
+    "TrainingError",
 ]
 
 
@@ -44,6 +47,10 @@ class CaptureError(PararealizeError, RuntimeError):
 
 class CutError(PararealizeError, ValueError):
     """The network has too few points at which exactly one activation is alive, or a requested cut is not one."""
+
+
+class DataError(PararealizeError, ValueError):
+    """A data set is unknown, not on disk, damaged, or cannot be had as it was asked for."""
 
 
 class FieldError(PararealizeError, NotImplementedError):
@@ -84,6 +91,26 @@ class RestackError(PararealizeError, ValueError):
 
 class RestackWarning(UserWarning):
     """Restacking gives another function than the network had, or one that may not be trainable."""
+
+
+class RecipeError(PararealizeError, ValueError):
+    """A value of a training recipe is unknown or out of range."""
+
+
+class TrainingError(PararealizeError, RuntimeError):
+    """Training cannot go on: a loss or a gradient is not finite any more.
+
+    Attributes:
+        step: the number of the step, from 1.
+        where: the part of the network in which it began, or what else is at fault.
+    """
+
+    def __init__(self, message: str, step: int, where: str) -> None:
+        super().__init__(message, step, where)
+        self.step, self.where = step, where
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class OutputError(PararealizeError, OSError):

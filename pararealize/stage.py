@@ -19,6 +19,7 @@ from .calls import as_captured
 from .errors import CheckpointError, DistributedError
 from .gradients import Replicas, Sharers
 from .materialise import Undefined
+from .plan import Plan
 from .recording import Recording
 from .step import Own, backward, check_loss, forward
 from .tree import CONTENTS
@@ -60,6 +61,7 @@ class Stage(nn.Module):
         device: where it computes; inputs are moved there.
         mesh: the ranks of all copies of the network.
         group: the ranks of one network, as ``ShardedGradScaler(process_group=stage.group)`` takes it.
+        plan: of the whole network.
     """
 
     _own: Own
@@ -69,6 +71,7 @@ class Stage(nn.Module):
     _signatures: dict[Any, Kinds]
     _failure: str
     mesh: DeviceMesh
+    plan: Plan
 
     def __init__(self, tree: nn.Module, own: Own, ties: Ties, described: str, mesh: DeviceMesh) -> None:
         super().__init__()

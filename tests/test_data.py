@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from pararealize.data import digits
-from pararealize.errors import ExampleError
+from pararealize.augment import Augmentation
+from pararealize.data import digits, load
+from pararealize.errors import DataError
 
 
 def test_shapes_and_normalisation():
@@ -60,11 +61,38 @@ def test_endless_batches_and_no_batch_of_one():
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"image_size": -1}, {"channels": 0}])
 def test_numbers_must_be_positive(wrong):
-    with pytest.raises(ExampleError, match="positive numbers"):
+    with pytest.raises(DataError, match="positive numbers"):
         digits(**wrong)
 
 
 def test_scikit_learn_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ExampleError, match=r"scikit-learn, which is not installed; say pip install"):
+    with pytest.raises(DataError, match=r"scikit-learn, which is not installed; say pip install"):
         digits()
+
+
+def test_load_gives_the_same_digits():
+    plain, loaded = digits(128, 5), load("digits", seed=5)
+    for (x, labels), (y, others) in zip(plain.batches(), loaded.epoch(0), strict=True):
+        assert torch.equal(x, y)
+        assert torch.equal(labels, others)
+
+
+def test_a_smaller_set_is_part_of_a_larger_one():
+    small, large = (load("digits", count=count, image_size=8, channels=1) for count in ((10, 5), (100, 50)))
+    assert (small.train_count, small.test_count) == (10, 5)
+    assert torch.equal(large.images[:10], small.images)
+    assert torch.equal(large.test_labels[:5], small.test_labels)
+
+
+def test_augmented_digits_are_not_mirrored():
+    data = load("digits", augment=True)
+    assert data.augmentation == Augmentation(padding=4, flip=False)
+    assert load("digits").augmentation is None
+
+
+def test_unknown_names_and_empty_parts():
+    with pytest.raises(DataError, match="no data set is called 'imagenet'; there are digits, "):
+        load("imagenet")
+    with pytest.raises(DataError, match=r"count = \(0, 5\) leaves a part empty"):
+        load("digits", count=(0, 5))

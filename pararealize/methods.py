@@ -1,0 +1,144 @@
+"""A method's name, a model -> the network that is trained, and its own way to take a step where it has one.
+
+    serial      the model as it is: the sum over all layers
+    parareal    the converted network, in this process or over the ranks of a mesh
+
+Another method is one more function and one more row of ``METHODS``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .compiler import Device, pararealize
+from .errors import DeviceError, DistributedError, PlanError
+from .request import device_fault
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from .coarse import Coarse
+    from .plan import Plan
+    from .update import Step
+
+__all__ = ["METHODS", "Built", "Options", "build"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What methods are told; each takes what concerns it.
+
+    Args:
+        n: segments.
+        example_inputs: as :func:`~pararealize.pararealize` takes them, and so the next ones.
+        coarse: kind of the coarse blocks.
+        cuts: where segments begin.
+        source: what adapters read.
+        cost: what cuts are balanced by.
+        devices: where to run, in one process.
+        seed: of new weights.
+        leaf_modules: not to be looked into.
+        plan: made before.
+        mesh: the ranks to run on, instead of this process alone.
+        timeout: seconds that a rank waits for the others.
+        more: options that one method alone knows, by name.
+    """
+
+    n: int | None = None
+    example_inputs: Any = None
+    coarse: Coarse = "paper"
+    cuts: Any = "cost"
+    source: Any = None
+    cost: Any = "flops"
+    devices: Sequence[Device] | None = None
+    seed: int = 0
+    leaf_modules: Iterable[type[nn.Module] | str] = ()
+    plan: Plan | None = None
+    mesh: DeviceMesh | None = None
+    timeout: float = 600.0
+    more: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What is trained.
+
+    Attributes:
+        net: the network, for :func:`~pararealize.fit`.
+        step: its own forward and backward; ``None`` for the usual ones.
+    """
+
+    net: nn.Module
+    step: Step | None = None
+
+
+def build(method: str, model: nn.Module, options: Options) -> Built:
+    """The network that a method trains instead of a model.
+
+    Args:
+        method: a name of ``METHODS``.
+        model: left as found; ``"serial"`` trains it itself.
+        options: for the method.
+
+    Raises:
+        PlanError: the method is unknown.
+        PararealizeError: the model cannot be trained so.
+
+    Example:
+        >>> from pararealize.models import resnet20
+        >>> build("parareal", resnet20(), Options(n=3, coarse="linear")).net.plan.n
+        3
+    """
+    if method not in METHODS:
+        raise PlanError(f"no method is called {method!r}; there are {', '.join(METHODS)}")
+    return METHODS[method](model, options)
+
+
+def serial(model: nn.Module, options: Options) -> Built:
+    """The model itself, on one device."""
+    if options.mesh is not None and options.mesh.size() > 1:
+        raise DistributedError(
+            f"the method 'serial' trains one network in one process, and here are {options.mesh.size()}; take "
+            "'parareal' (with n = 1 for data-parallel copies of the original), or start one process"
+        )
+    devices = options.devices or ()
+    if len(devices) > 1:
+        raise DeviceError(
+            f"the method 'serial' runs on one device, and {len(devices)} were named ({', '.join(map(str, devices))})"
+        )
+    for device in devices:
+        if fault := device_fault(device):
+            raise DeviceError(fault)
+        model = model.to(torch.device(device))
+    return Built(net=model)
+
+
+def parareal(model: nn.Module, options: Options) -> Built:
+    """The converted network; over a mesh, this rank's stage."""
+    if options.n is None and options.plan is None:
+        raise PlanError("the method 'parareal' needs n, the number of segments (--n 3), or a plan")
+    net = pararealize(
+        model,
+        options.n,
+        devices=options.devices,
+        example_inputs=options.example_inputs,
+        coarse=options.coarse,
+        cuts=options.cuts,
+        source=options.source,
+        seed=options.seed,
+        cost=options.cost,
+        leaf_modules=options.leaf_modules,
+        plan=options.plan,
+    )
+    if options.mesh is None:
+        return Built(net=net)
+    return Built(net=net.distribute(options.mesh, timeout=options.timeout, seed=options.seed))
+
+
+METHODS: dict[str, Callable[[nn.Module, Options], Built]] = {"serial": serial, "parareal": parareal}
