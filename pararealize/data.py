@@ -1,16 +1,17 @@
 """A name -> a data set: what ``--data`` of the commands takes, and ``load`` in Python."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
-from . import peaks
+from . import glyphs, peaks
 from .augment import Augmentation
-from .dataset import Dataset
+from .dataset import Dataset, Scale
 from .errors import DataError
+from .pixels import Pictures, chosen, fitted
 
 __all__ = ["Dataset", "digits", "load", "names"]
 
@@ -21,7 +22,7 @@ PADDING_SHARE = 8  # the margin of random crops is an eighth of the side: 4 pixe
 
 def names() -> list[str]:
     """What :func:`load` takes."""
-    return ["digits", "peaks"]
+    return ["digits", "glyphs", "glyphs:system", "peaks"]
 
 
 def load(
@@ -29,12 +30,13 @@ def load(
     *,
     batch_size: int = 128,
     seed: int = 0,
-    data_dir: str | Path | None = None,  # noqa: ARG001
+    data_dir: str | Path | None = None,
     augment: bool | None = None,
     image_size: int | None = None,
     channels: int | None = None,
     count: tuple[int, int] | None = None,
     data_seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """The data set of this name.
 
@@ -42,13 +44,14 @@ def load(
         name: one of :func:`names`.
         batch_size: samples in a batch.
         seed: of the order of the batches and of the augmentation. Which samples there are does not depend on it.
-        data_dir: where the set lies on disk.
+        data_dir: where the set lies on disk, or is to be kept once it is made.
         augment: random crops of images with a margin of an eighth of their side, and mirror images where a mirror image
             is still of its class; None for what the set's name stands for in the literature.
         image_size: pixels of a side; None for the set's own.
         channels: 1 or 3; None for the set's own.
         count: how many training and test samples at most; a smaller set is a part of a larger one.
         data_seed: of the samples themselves, where they are made and not collected.
+        progress: called with the number of samples made so far and of all, while samples are made.
 
     Raises:
         DataError: the name is unknown, something is missing on disk, or the set cannot be had so.
@@ -67,6 +70,15 @@ def load(
     if name == "digits":
         data = digits(batch_size, seed, image_size=image_size or 32, channels=channels or 3)
         return _augmented(_subset(data, count), flip=False) if augment else _subset(data, count)
+    if name in ("glyphs", "glyphs:system"):
+        pictures = glyphs.kept_or_made(
+            count or glyphs.FULL,
+            seed=data_seed,
+            system_fonts=name == "glyphs:system",
+            data_dir=data_dir,
+            progress=progress,
+        )
+        return _scaled(name, pictures, batch_size, seed, augment, image_size, channels)
     raise DataError(f"no data set is called {name!r}; there are {', '.join(names())}")
 
 
@@ -79,7 +91,7 @@ def _subset(data: Dataset, count: tuple[int, int] | None) -> Dataset:
     """The same samples for the same count, and samples of a smaller count among those of a larger one."""
     if count is None:
         return data
-    train, test = _some(data.train_count, count[0]), _some(data.test_count, count[1])
+    train, test = chosen(data.train_count, count[0]), chosen(data.test_count, count[1])
     return replace(
         data,
         images=data.images[train],
@@ -89,8 +101,30 @@ def _subset(data: Dataset, count: tuple[int, int] | None) -> Dataset:
     )
 
 
-def _some(there: int, wanted: int) -> Tensor:
-    return torch.randperm(there, generator=torch.Generator().manual_seed(0))[:wanted]
+def _scaled(
+    name: str,
+    pictures: Pictures,
+    batch_size: int,
+    seed: int,
+    augment: bool | None,
+    image_size: int | None,
+    channels: int | None,
+    *,
+    flip: bool = False,
+) -> Dataset:
+    images = fitted(pictures.images, image_size=image_size, channels=channels)
+    data = Dataset(
+        name=name,
+        classes=pictures.classes,
+        batch_size=batch_size,
+        seed=seed,
+        images=images,
+        labels=pictures.labels,
+        test_images=fitted(pictures.test_images, image_size=image_size, channels=channels),
+        test_labels=pictures.test_labels,
+        scale=Scale.of(images),
+    )
+    return _augmented(data, flip=flip) if augment else data
 
 
 def _peaks(

@@ -4,7 +4,6 @@ What comes is a function of (seed, epoch, number of the batch) alone, so two int
 stands in its data, and what follows is bit-identical to a run that never stopped.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from .augment import Augmentation
 from .errors import DataError
+from .seeding import generator
 
 __all__ = ["Dataset", "Samples", "Scale"]
 
@@ -144,10 +144,10 @@ class Dataset:
     def _epoch(
         self, number: int, start: int, rank: int, world: int, sizes: list[int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed)
+        orders = torch.Generator().manual_seed(self.seed)
         for _ in range(number):
-            torch.randperm(self.train_count, generator=generator)
-        order = torch.randperm(self.train_count, generator=generator)
+            torch.randperm(self.train_count, generator=orders)
+        order = torch.randperm(self.train_count, generator=orders)
         for batch, chosen in enumerate(order.split(sizes)):
             if batch < start:
                 continue
@@ -155,7 +155,7 @@ class Dataset:
             mine = chosen[shares[rank]]
             x = self.images[mine]
             if self.augmentation is not None:
-                draws = self.augmentation.draw(len(chosen), _generator(self.seed, number, batch))
+                draws = self.augmentation.draw(len(chosen), generator(self.seed, number, batch))
                 x = self.augmentation.apply(x, draws[shares[rank]])
             yield self._ready(x), self.labels[mine]
 
@@ -209,9 +209,3 @@ def _sizes(count: int, batch_size: int, world: int = 1) -> list[int]:
         both = batch_size + rest
         sizes[-2:] = [both - both // 2, both // 2]
     return sizes
-
-
-def _generator(*key: int) -> torch.Generator:
-    """A stream of random numbers for this key and no other."""
-    digest = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
