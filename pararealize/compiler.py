@@ -70,7 +70,7 @@ def pararealize(
         devices: where segments run, in order, wrapping round when there are fewer than ``n``; ``None`` for where the
             model is.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
-        coarse: ``"paper"``, ``"depthwise"``, ``"linear"``, ``"block"``, ``"exact"``, or a callable
+        coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, or a callable
             ``(segment, x_shape, y_shape) -> nn.Module``.
         cuts: ``"cost"`` for the smallest critical path, ``"paper"`` for equal units in each stage, or the names of the
             blocks at which segments begin.

@@ -70,7 +70,7 @@ def plan_segments(
         fields: their receptive fields, which say how many coarse units there are.
         costs: their costs. Where they are seconds, adapters and coarse blocks are measured too, at the same batch.
         n: the number of segments, from 1 to the number of blocks.
-        coarse: ``"paper"``, ``"depthwise"``, ``"linear"``, ``"block"``, ``"exact"`` or a callable.
+        coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"`` or a callable.
         cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
         source: what adapters read, ``"input"`` or ``"stem"``; the input where it is floating-point when left out.
         devices: one a segment; fewer wrap round. Where the model is, when left out.
@@ -299,7 +299,7 @@ class _Planner:
         x, y = self.chain.blocks[first].x, self.chain.blocks[last].y
         kind, note = kind_for(self.coarse, x, y)
         units = self._units(kind)
-        kernel = kernel_for(x, self.fields.of(first, last)) if kind == "depthwise" else 0
+        kernel = kernel_for(x, self.fields.of(first, last)) if kind in ("depthwise", "bottleneck") else 0
         parameters, flops, own = self._coarse_cost(kind, x, y, units, kernel, first, last)
         forward, backward = _plus(own, self._correction(x, y))
         return CoarsePlan(
