@@ -3,7 +3,7 @@
 Kinds, by name: ``"paper"``, the unit of Lee, Lee and Park (section 4); ``"depthwise"``, the same with a large-kernel
 depthwise convolution; ``"bottleneck"``, the linear map and a narrow unit whose step is learnt from zero; ``"linear"``,
 the identity or one strided 1×1 convolution; ``"block"``, made of the segment's own blocks; ``"exact"``, ``g^{j+1}``
-itself; or a callable. The units themselves stand in ``units.py`` and ``bottleneck.py``.
+itself; or a callable. ``"auto"`` is one of these, chosen in ``evidence.py``. The units themselves stand in ``units.py`` and ``bottleneck.py``.
 """
 
 import copy
@@ -62,16 +62,16 @@ def coarse_name(coarse: Coarse) -> str:
     """The name of a coarse kind as a plan shows it, after checking that there is such a kind.
 
     Raises:
-        CoarseError: neither one of ``KINDS`` nor callable; says which kinds come close.
+        CoarseError: neither one of ``KINDS`` nor ``"auto"`` nor callable; says which kinds come close.
     """
-    if isinstance(coarse, str) and coarse in KINDS:
+    if isinstance(coarse, str) and coarse in (*KINDS, "auto"):
         return coarse
     if not isinstance(coarse, str) and callable(coarse):
         return str(getattr(coarse, "__qualname__", type(coarse).__qualname__))
-    close = difflib.get_close_matches(str(coarse), KINDS, n=2)
+    close = difflib.get_close_matches(str(coarse), (*KINDS, "auto"), n=2)
     meant = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
     raise CoarseError(
-        f"no coarse kind {coarse!r}{meant}; pass one of {', '.join(map(repr, KINDS))}, "
+        f"no coarse kind {coarse!r}{meant}; pass one of {', '.join(map(repr, KINDS))}, 'auto', "
         "or a callable (segment, x_shape, y_shape) -> nn.Module"
     )
 

@@ -25,6 +25,7 @@ from .coarse import (
 )
 from .cost import NOTHING, BlockCost, Costs, measure_module
 from .cuts import CutProblem, equal_cuts
+from .evidence import choose
 from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
 from .request import Faults, adapter_source, check_count, device_names, named_starts
 from .step_cuts import StepProblem, cheapest_step
@@ -70,9 +71,11 @@ def plan_segments(
         fields: their receptive fields, which say how many coarse units there are.
         costs: their costs. Where they are seconds, adapters and coarse blocks are measured too, at the same batch.
         n: the number of segments, from 1 to the number of blocks.
-        coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"`` or a callable.
+        coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable, or
+            ``"auto"``: what was seen to learn as well as networks like this one (:mod:`pararealize.evidence`).
         cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
-        source: what adapters read, ``"input"`` or ``"stem"``; the input where it is floating-point when left out.
+        source: what adapters read, ``"input"`` or ``"stem"``. When left out: with ``"auto"``, what the evidence is of;
+            otherwise the input where it is floating-point, of as many axes as the blocks' values.
         devices: one a segment; fewer wrap round. Where the model is, when left out.
 
     Raises:
@@ -90,8 +93,14 @@ def plan_segments(
     found.of(lambda: check_count(chain, n))
     named = found.of(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
     found.stop()
+    why = []
+    if coarse == "auto":
+        choice = choose(chain, n)
+        coarse, why = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
+        reads = adapter_source(chain, source or choice.source)
     planner = _Planner(chain, fields, costs, n, coarse, reads)
     starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
+    notes = [*why, *notes] if n > 1 else notes
     return planner.plan(starts, places, kind, cuts if isinstance(cuts, str) else tuple(cuts), notes)
 
 
