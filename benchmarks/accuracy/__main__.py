@@ -1,6 +1,7 @@
 """The command: ``python -m benchmarks.accuracy table1``. What was stopped goes on where it was.
 
-``table1`` are the errors, ``table3`` the time to a fixed error, ``ablations`` what happens when a part is taken away.
+``table1`` are the errors, ``table3`` the time to a fixed error, ``ablations`` what happens when a part is taken away; ``draw``
+writes tables and pictures of the rows that are there, ``evidence`` also the table behind ``coarse="auto"``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from benchmarks.harness import Results, isolated
 
 from .measure import DATA, case, measure
 from .networks import FAMILIES
-from .tables import write
+from .tables import groups, write, write_evidence
 
 FOLDER = Path(__file__).parent
+EVIDENCE = FOLDER.parents[1] / "pararealize" / "coarse_evidence.json"
 KINDS = {False: ("linear", "bottleneck", "depthwise", "paper"), True: ("linear", "bottleneck", "block")}
 FROM_INPUT = ("linear",)  # kinds that are tried with adapters that read the images, too
 ABLATED = ("linear", "bottleneck")
@@ -29,7 +31,7 @@ ABLATED = ("linear", "bottleneck")
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("table", choices=("table1", "table3", "ablations", "draw"))
+    parser.add_argument("table", choices=("table1", "table3", "ablations", "draw", "evidence"))
     parser.add_argument("--data", nargs="+", default=["digits"], choices=tuple(DATA))
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=tuple(FAMILIES))
     parser.add_argument("--n", type=int, nargs="+", default=[12, 6, 3], help="numbers of segments")
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     results = Results(given.out / "results.json")
-    if given.table != "draw":
+    if given.table not in ("draw", "evidence"):
         methods = ablations if given.table == "ablations" else table1
         cases = [
             case(data, family, method, seed)
@@ -52,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         run(cases, functools.partial(measure, epochs=given.epochs), results, workers=given.workers)
     write(results, given.out)
+    if given.table == "evidence":
+        write_evidence(groups(results.rows), EVIDENCE)
     return 0 if all("failed" not in row for row in results.rows.values()) else 1
 
 

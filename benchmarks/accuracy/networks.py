@@ -173,18 +173,22 @@ class Mixer(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A family of networks: how one is built, what it is called, and how it is trained."""
+    """A family of networks: how one is built, what it is called, and how it is trained.
+
+    ``evidence`` is what :func:`pararealize.evidence.family_of` takes its networks for.
+    """
 
     title: str
+    evidence: str
     make: Callable[..., nn.Module]
     tokens: bool  # of transformers and mixers, which are trained by AdamW
 
 
 FAMILIES: dict[str, Family] = {
-    "resnet": Family(title="pre-activation ResNet-38", make=ResNet, tokens=False),
-    "vgg": Family(title="VGG-16 with batch norm", make=Vgg, tokens=False),
-    "vit": Family(title="ViT, 12 layers", make=VisionTransformer, tokens=True),
-    "mixer": Family(title="MLP-Mixer, 12 layers", make=Mixer, tokens=True),
+    "resnet": Family(title="pre-activation ResNet-38", evidence="residual convolutions", make=ResNet, tokens=False),
+    "vgg": Family(title="VGG-16 with batch norm", evidence="plain convolutions", make=Vgg, tokens=False),
+    "vit": Family(title="ViT, 12 layers", evidence="attention", make=VisionTransformer, tokens=True),
+    "mixer": Family(title="MLP-Mixer, 12 layers", evidence="residual mixing", make=Mixer, tokens=True),
 }
 
 
