@@ -1,4 +1,4 @@
-"""The ``pararealize`` command: ``convert``, ``inspect``, ``schedule``, ``restack``, ``ls`` and ``demo``."""
+"""The ``pararealize`` command: ``convert``, ``inspect``, ``schedule``, ``restack``, ``train``, ``ls`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ from .restack import EXAMPLES as RESTACK_EXAMPLES
 from .restack import restack
 from .schedule import EXAMPLES as SCHEDULE_EXAMPLES
 from .schedule import schedule
+from .train import EXAMPLES as TRAIN_EXAMPLES
+from .train import train
 
 __all__ = ["app", "main"]
 
@@ -191,6 +193,7 @@ def inspect(
 
 app.command(epilog=SCHEDULE_EXAMPLES)(one_message(schedule))
 app.command(epilog=RESTACK_EXAMPLES)(one_message(restack))
+app.command(epilog=TRAIN_EXAMPLES)(one_message(train))
 
 
 @app.command(name="ls")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,7 +61,7 @@ class Options:
     plan: Plan | None = None
     mesh: DeviceMesh | None = None
     timeout: float = 600.0
-    more: Mapping[str, Any] = MappingProxyType({})
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

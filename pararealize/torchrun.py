@@ -1,4 +1,4 @@
-"""The processes that torchrun started, n -> the mesh of a distributed network: its ranks, and its data-parallel copies."""
+"""The processes that torchrun started, n -> the mesh of a distributed network: its ranks, its copies."""
 
 from __future__ import annotations
 

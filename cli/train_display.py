@@ -1,0 +1,96 @@
+"""The progress of a training run -> a bar on a terminal, a line an epoch everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pararealize import Recipe
+    from pararealize.dataset import Dataset
+    from pararealize.progress import Progress
+
+__all__ = ["Display", "duration"]
+
+
+class Display:
+    """Shows a run; a context around it.
+
+    Args:
+        recipe: of the run.
+        quiet: show nothing, as on all ranks but the first.
+        to_stderr: leave stdout to the result.
+    """
+
+    def __init__(self, recipe: Recipe, *, quiet: bool, to_stderr: bool) -> None:
+        self.recipe = recipe
+        self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self.bar = Bar(
+            TextColumn("{task.description}"), BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}  {task.fields[told]}"),
+            console=Console(stderr=True, quiet=quiet), transient=True,
+        )  # fmt: skip
+        self.shown = self.bar.console.is_terminal and not quiet
+        self.task: TaskID | None = None
+
+    def begin(self, model: str, method: str, net: nn.Module, data: Dataset, folder: Path) -> None:
+        """Say what is done."""
+        plan = getattr(net, "plan", None)
+        how = f"{method}, n = {plan.n}" if plan is not None else method
+        self.say(f"{model} ({how}) on {data}")
+        self.say(f"{self.recipe}; files in {folder}")
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(escape(text))
+
+    def __enter__(self) -> Display:
+        if self.shown:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.shown:
+            self.bar.stop()
+
+    def report(self, now: Progress) -> None:
+        """Show a step; an epoch that has ended gets a line."""
+        told = f"loss {now.loss:.4f}  accuracy {1 - now.error:7.2%}  {now.rate:.0f} images/s"
+        if self.shown:
+            if self.task is None:
+                self.task = self.bar.add_task("", total=now.steps, told="")
+            line = f"{told}  {duration(now.left)} left"
+            self.bar.update(
+                self.task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}/{now.epochs}", told=line
+            )
+        if now.score is not None:
+            width = len(str(now.epochs))
+            self.say(
+                f"epoch {now.epoch:{width}}/{now.epochs}  {told}  test loss {now.score.loss:.4f}  "
+                f"test accuracy {now.score.accuracy:7.2%}  lr {now.lr:.3g}  {duration(now.left)} left"
+            )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    Example:
+        >>> duration(4.2), duration(75), duration(7384)
+        ('4 s', '1 min 15 s', '2 h 03 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

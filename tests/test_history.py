@@ -1,0 +1,21 @@
+"""Rows of a run: to a line of JSON and back, and as a table."""
+
+import pytest
+
+from pararealize.history import EpochRow, History, StepRow, from_line, to_line
+
+STEP = StepRow(step=10, epoch=1, lr=0.1, loss=1 / 3, error=0.25, gradient=None)
+EPOCH = EpochRow(step=12, epoch=1, lr=0.1, loss=0.1 + 0.2, error=0.5, test_loss=2.0, test_error=0.75)
+
+
+@pytest.mark.parametrize("row", [STEP, EPOCH])
+def test_there_and_back(row):
+    assert from_line(to_line(row)) == row
+    assert "\n" not in to_line(row)
+
+
+def test_a_history_sorts_its_rows():
+    history = History(rows=[STEP, EPOCH])
+    assert history.steps == [STEP]
+    assert history.epochs == [EPOCH]
+    assert str(history).splitlines()[1].split() == ["1", "12", "0.1", "0.3000", "50.00%", "2.0000", "75.00%"]
