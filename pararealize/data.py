@@ -1,13 +1,13 @@
 """A name -> a data set: what ``--data`` of the commands takes, and ``load`` in Python."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch.nn import functional
 
-from . import glyphs, peaks
+from . import archives, glyphs, image_folder, peaks
 from .augment import Augmentation
 from .dataset import Dataset, Scale
 from .errors import DataError
@@ -17,12 +17,15 @@ __all__ = ["Dataset", "digits", "load", "names"]
 
 TEST_SHARE = 5  # every fifth image of the shuffled digits is a test image
 PEAKS = (5000, 1000)  # points for training and for the test, where no count is given
+FOLDER = "data"  # where files are looked for that no data_dir is given for
 PADDING_SHARE = 8  # the margin of random crops is an eighth of the side: 4 pixels of 32
+AUGMENTED = ("cifar10", "cifar100")  # where nothing else is said, as in the papers
+MIRRORED = (*AUGMENTED, "imagefolder")  # a mirror image of a digit or a letter is none
 
 
 def names() -> list[str]:
-    """What :func:`load` takes."""
-    return ["digits", "glyphs", "glyphs:system", "peaks"]
+    """What :func:`load` takes; ``DIR`` stands for a folder."""
+    return [*archives.NAMES, "digits", "glyphs", "glyphs:system", "imagefolder:DIR", "peaks"]
 
 
 def load(
@@ -44,12 +47,14 @@ def load(
         name: one of :func:`names`.
         batch_size: samples in a batch.
         seed: of the order of the batches and of the augmentation. Which samples there are does not depend on it.
-        data_dir: where the set lies on disk, or is to be kept once it is made.
-        augment: random crops of images with a margin of an eighth of their side, and mirror images where a mirror image
-            is still of its class; None for what the set's name stands for in the literature.
-        image_size: pixels of a side; None for the set's own.
+        data_dir: where the set lies on disk, ``data`` by default; for glyphs, which are made, where they are kept, by
+            default the user's cache.
+        augment: random crops of images with a margin of an eighth of their side, and mirror images of CIFAR and of
+            image folders; None for what is usual, which is True for CIFAR and False for all others.
+        image_size: pixels of a side; None for the set's own. An image folder has none.
         channels: 1 or 3; None for the set's own.
-        count: how many training and test samples at most; a smaller set is a part of a larger one.
+        count: how many training and test samples at most; a smaller set is a part of a larger one. Of glyphs and
+            peaks so many are made.
         data_seed: of the samples themselves, where they are made and not collected.
         progress: called with the number of samples made so far and of all, while samples are made.
 
@@ -63,91 +68,149 @@ def load(
         >>> x.shape, labels.shape
         (torch.Size([128, 2]), torch.Size([128]))
     """
+    kind, colon, place = name.partition(":")
+    known = {known.partition(":")[0]: known for known in names()}
+    if kind not in known or (colon and name not in names() and known[kind] != f"{kind}:DIR"):
+        raise DataError(f"no data set is called {name!r}; there are {', '.join(names())}")
     if count is not None and min(count) < 1:
         raise DataError(f"count = {count} leaves a part empty; write two positive numbers, for training and test")
-    if name == "peaks":
-        return _peaks(batch_size, seed, augment, image_size, channels, count or PEAKS, data_seed)
-    if name == "digits":
-        data = digits(batch_size, seed, image_size=image_size or 32, channels=channels or 3)
-        return _augmented(_subset(data, count), flip=False) if augment else _subset(data, count)
-    if name in ("glyphs", "glyphs:system"):
-        pictures = glyphs.kept_or_made(
-            count or glyphs.FULL,
-            seed=data_seed,
-            system_fonts=name == "glyphs:system",
-            data_dir=data_dir,
-            progress=progress,
+    wanted = _Wanted(
+        name=name,
+        place=place,
+        batch_size=batch_size,
+        seed=seed,
+        data_dir=data_dir,
+        image_size=image_size,
+        channels=channels,
+        count=count,
+        data_seed=data_seed,
+        progress=progress,
+    )
+    if kind == "peaks":
+        return _peaks(wanted, augment)
+    make = {"digits": _digits, "glyphs": _glyphs, "imagefolder": _image_folder}.get(kind, _archive)
+    data = make(wanted)
+    if augment if augment is not None else kind in AUGMENTED:
+        padding = max(1, data.shape[-1] // PADDING_SHARE)
+        return replace(data, augmentation=Augmentation(padding=padding, flip=kind in MIRRORED))
+    return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What :func:`load` was asked for."""
+
+    name: str
+    place: str
+    batch_size: int
+    seed: int
+    data_dir: str | Path | None
+    image_size: int | None
+    channels: int | None
+    count: tuple[int, int] | None
+    data_seed: int
+    progress: Callable[[int, int], None] | None
+
+    def of_bytes(self, pictures: Pictures) -> Dataset:
+        """A data set of pictures in memory, as large and as colourful as wanted."""
+        images, test_images = (
+            fitted(part, image_size=self.image_size, channels=self.channels)
+            for part in (pictures.images, pictures.test_images)
         )
-        return _scaled(name, pictures, batch_size, seed, augment, image_size, channels)
-    raise DataError(f"no data set is called {name!r}; there are {', '.join(names())}")
+        return Dataset(
+            name=self.name,
+            classes=pictures.classes,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            images=images,
+            labels=pictures.labels,
+            test_images=test_images,
+            test_labels=pictures.test_labels,
+            scale=Scale.of(images),
+        )
 
 
-def _augmented(data: Dataset, *, flip: bool) -> Dataset:
-    padding = max(1, data.shape[-1] // PADDING_SHARE)
-    return replace(data, augmentation=Augmentation(padding=padding, flip=flip))
+def _archive(wanted: _Wanted) -> Dataset:
+    pictures = archives.read(wanted.name, Path(wanted.data_dir or FOLDER))
+    if wanted.count is not None:
+        train, test = chosen(len(pictures.labels), wanted.count[0]), chosen(len(pictures.test_labels), wanted.count[1])
+        pictures = Pictures(
+            classes=pictures.classes,
+            images=pictures.images[train],
+            labels=pictures.labels[train],
+            test_images=pictures.test_images[test],
+            test_labels=pictures.test_labels[test],
+        )
+    return wanted.of_bytes(pictures)
 
 
-def _subset(data: Dataset, count: tuple[int, int] | None) -> Dataset:
-    """The same samples for the same count, and samples of a smaller count among those of a larger one."""
-    if count is None:
+def _glyphs(wanted: _Wanted) -> Dataset:
+    pictures = glyphs.kept_or_made(
+        wanted.count or glyphs.FULL,
+        seed=wanted.data_seed,
+        system_fonts=wanted.place == "system",
+        data_dir=wanted.data_dir,
+        progress=wanted.progress,
+    )
+    return wanted.of_bytes(pictures)
+
+
+def _image_folder(wanted: _Wanted) -> Dataset:
+    if wanted.image_size is None or not wanted.place:
+        raise DataError(
+            f"{wanted.name} needs a folder and the size that its images are to have; write 'imagefolder:DIR' and "
+            f"image_size = 224, for example"
+        )
+    channels = 3 if wanted.channels is None else wanted.channels
+    found = image_folder.read(
+        Path(wanted.data_dir or "", wanted.place),
+        image_size=wanted.image_size,
+        channels=channels,
+        count=wanted.count,
+    )
+    return Dataset(
+        name=wanted.name,
+        classes=len(found.classes),
+        batch_size=wanted.batch_size,
+        seed=wanted.seed,
+        images=found.images,
+        labels=found.labels,
+        test_images=found.test_images,
+        test_labels=found.test_labels,
+        scale=image_folder.scale(channels),
+    )
+
+
+def _peaks(wanted: _Wanted, augment: bool | None) -> Dataset:
+    if augment or wanted.image_size is not None or wanted.channels is not None:
+        raise DataError("peaks has points and no images; leave out augment, image_size and channels")
+    train, test = wanted.count or PEAKS
+    x, labels = peaks.points(train, seed=wanted.data_seed)
+    test_x, test_labels = peaks.points(test, seed=wanted.data_seed, part="test")
+    return Dataset(
+        name="peaks",
+        classes=peaks.CLASSES,
+        batch_size=wanted.batch_size,
+        seed=wanted.seed,
+        images=x,
+        labels=labels,
+        test_images=test_x,
+        test_labels=test_labels,
+    )
+
+
+def _digits(wanted: _Wanted) -> Dataset:
+    image_size, channels = (32 if wanted.image_size is None else wanted.image_size), wanted.channels
+    data = digits(wanted.batch_size, wanted.seed, image_size=image_size, channels=3 if channels is None else channels)
+    if wanted.count is None:
         return data
-    train, test = chosen(data.train_count, count[0]), chosen(data.test_count, count[1])
+    train, test = chosen(data.train_count, wanted.count[0]), chosen(data.test_count, wanted.count[1])
     return replace(
         data,
         images=data.images[train],
         labels=data.labels[train],
         test_images=data.test_images[test],
         test_labels=data.test_labels[test],
-    )
-
-
-def _scaled(
-    name: str,
-    pictures: Pictures,
-    batch_size: int,
-    seed: int,
-    augment: bool | None,
-    image_size: int | None,
-    channels: int | None,
-    *,
-    flip: bool = False,
-) -> Dataset:
-    images = fitted(pictures.images, image_size=image_size, channels=channels)
-    data = Dataset(
-        name=name,
-        classes=pictures.classes,
-        batch_size=batch_size,
-        seed=seed,
-        images=images,
-        labels=pictures.labels,
-        test_images=fitted(pictures.test_images, image_size=image_size, channels=channels),
-        test_labels=pictures.test_labels,
-        scale=Scale.of(images),
-    )
-    return _augmented(data, flip=flip) if augment else data
-
-
-def _peaks(
-    batch_size: int,
-    seed: int,
-    augment: bool | None,
-    image_size: int | None,
-    channels: int | None,
-    count: tuple[int, int],
-    data_seed: int,
-) -> Dataset:
-    if augment or image_size is not None or channels is not None:
-        raise DataError("peaks has points and no images; leave out augment, image_size and channels")
-    x, labels = peaks.points(sum(count), seed=data_seed)
-    return Dataset(
-        name="peaks",
-        classes=peaks.CLASSES,
-        batch_size=batch_size,
-        seed=seed,
-        images=x[: count[0]],
-        labels=labels[: count[0]],
-        test_images=x[count[0] :],
-        test_labels=labels[count[0] :],
     )
 
 

@@ -141,7 +141,7 @@ def make(
         seed: of everything. The first images of a larger count are those of a smaller one.
         progress: called with the number of images made so far and of all.
 
-    Cost: about 0.6 ms an image on one core.
+    Cost: about 0.5 ms an image on one core.
     """
     difficulty = difficulty or Difficulty()
     seen = training_fonts(len(faces.names))

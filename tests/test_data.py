@@ -92,7 +92,7 @@ def test_augmented_digits_are_not_mirrored():
 
 
 def test_unknown_names_and_empty_parts():
-    with pytest.raises(DataError, match="no data set is called 'imagenet'; there are digits, "):
+    with pytest.raises(DataError, match="no data set is called 'imagenet'; there are cifar10, cifar100"):
         load("imagenet")
     with pytest.raises(DataError, match=r"count = \(0, 5\) leaves a part empty"):
         load("digits", count=(0, 5))

@@ -1,6 +1,7 @@
 """Any part of any epoch, for any rank, is what a whole run sees there."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,8 +98,15 @@ def test_augmentation_differs_between_epochs_batches_and_seeds():
     assert alike(first, moved(found, 0)) == 1
     assert alike(first, moved(found, 1)) < 0.3  # a sixth of the crops of a 4×4 image holds none of it
     assert alike(first, moved(numbered(200, 100, seed=1, augmentation=Augmentation()), 0)) < 0.3
-    batches = [x for x, _ in numbered(2, 1, augmentation=Augmentation(padding=40)).epoch(0)]
-    assert len(batches) == 2
+
+
+def test_every_batch_of_every_epoch_draws_anew():
+    """All images are the same one, so batches are equal where the draws are."""
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(60, 1, 16, 16)
+    found = replace(numbered(60, 20, augmentation=Augmentation()), images=pixels)
+    others = replace(found, seed=1)
+    drawn = [x for number in range(3) for x, _ in found.epoch(number)] + [x for x, _ in others.epoch(0)]
+    assert len(torch.stack(drawn).unique(dim=0)) == 12
 
 
 def test_test_batches_are_in_order_and_as_they_are():

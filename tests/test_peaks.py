@@ -52,6 +52,9 @@ def test_seeds_and_parts():
     assert (data.train_count, data.test_count, data.classes) == (100, 50, 5)
     assert torch.equal(data.images, load("peaks", count=(100, 50), data_seed=1, seed=7).images)
     assert not torch.equal(data.images, load("peaks", count=(100, 50), data_seed=2).images)
+    assert data.labels.bincount().tolist() == [20] * 5
+    assert data.test_labels.bincount().tolist() == [10] * 5
+    assert len(torch.cat([data.images, data.test_images]).unique(dim=0)) == 150
 
 
 def test_refusals():
