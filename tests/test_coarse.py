@@ -403,7 +403,9 @@ def test_names_and_fall_back():
 
 @pytest.mark.parametrize("wrong", ["papr", "depth", 3, None, ""])
 def test_unknown_kind(wrong):
-    with pytest.raises(CoarseError, match=r"no coarse kind .*; pass one of 'paper', 'depthwise', 'bottleneck', 'linear', 'block'"):
+    with pytest.raises(
+        CoarseError, match=r"no coarse kind .*; pass one of 'paper', 'depthwise', 'bottleneck', 'linear', 'block'"
+    ):
         coarse.coarse_name(wrong)
     if wrong == "papr":
         with pytest.raises(CoarseError, match="did you mean 'paper'"):
