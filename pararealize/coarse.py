@@ -1,9 +1,10 @@
 """A coarse plan in, one coarse module out: ``F^j : X_j → X_{j+1}``, close to ``g^{j+1}`` and much cheaper.
 
 Kinds, by name: ``"paper"``, the unit of Lee, Lee and Park (section 4); ``"depthwise"``, the same with a large-kernel
-depthwise convolution; ``"bottleneck"``, the linear map and a narrow unit whose step is learnt from zero; ``"linear"``,
-the identity or one strided 1×1 convolution; ``"block"``, made of the segment's own blocks; ``"exact"``, ``g^{j+1}``
-itself; or a callable. ``"auto"`` is one of these, chosen in ``evidence.py``. The units themselves stand in ``units.py`` and ``bottleneck.py``.
+depthwise convolution; ``"bottleneck"``, the linear map and a narrow residual unit behind it; ``"linear"``, the identity
+or one strided 1×1 convolution; ``"block"``, made of the segment's own blocks; ``"exact"``, ``g^{j+1}`` itself; or a
+callable. ``"auto"`` is one of these, chosen in ``evidence.py``. The units themselves stand in ``units.py`` and
+``bottleneck.py``.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""BlockChain and n in, a coarse kind and what adapters read out: ``coarse="auto"``, the cheapest that was seen to learn.
+"""BlockChain and n in, a coarse kind and a source of adapters out: ``coarse="auto"``, the cheapest seen to learn well.
 
-The evidence is a table, ``coarse_evidence.json``, that the accuracy benchmark writes: for each family of networks, number
-of segments and kind, the mean error over some seeds, the original's, and what the coarse blocks cost.
+The evidence is a table, ``coarse_evidence.json``, that the accuracy benchmark writes: for each family of networks,
+number of segments and kind, the mean error over some seeds, the original's, and what the coarse blocks cost.
 """
 
 from __future__ import annotations

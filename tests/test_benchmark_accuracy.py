@@ -1,4 +1,4 @@
-"""The accuracy benchmark: networks, methods, tables by hand, the evidence in the package, and the prepared CIFAR runs."""
+"""The accuracy benchmark: networks, methods, tables by hand, the evidence in the package, the prepared CIFAR runs."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no installed package
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import measure, methods, networks, tables
+from benchmarks.accuracy import groups, measure, methods, networks, tables
 from benchmarks.harness import Results
 from cli.main import app
 from pararealize import capture, find_blocks
@@ -70,7 +70,7 @@ def test_a_case_is_trained_and_shown(tmp_path):
         results.add(name, row)
     assert command.main(["table1", *given, "--out", str(tmp_path)]) == 0  # nothing is left to do
     assert json.loads((tmp_path / "results.json").read_text())["rows"].keys() == results.rows.keys()
-    assert "| VGG-16 with batch norm |" in (tmp_path / "table1.md").read_text()
+    assert "| VGG-16 with batch norm |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "trade.svg").stat().st_size > 1000
 
 
@@ -83,7 +83,7 @@ def rows_by_hand():
 
 
 def test_means_and_evidence_by_hand():
-    original, linear = tables.groups(rows_by_hand())
+    original, linear = groups.groups(rows_by_hand())
     assert tables.percent(original.errors) == "20.00 ± 10.00"
     assert linear.excess == pytest.approx(0.0)
     assert tables.percent(linear.errors) == "37.50 ± 37.75"
@@ -94,20 +94,19 @@ def test_means_and_evidence_by_hand():
         )
     ]  # fmt: skip
     fewer = {name: row for name, row in rows_by_hand().items() if not name.endswith("original/2")}
-    assert tables.evidence_of(tables.groups(fewer)) == []
+    assert tables.evidence_of(groups.groups(fewer)) == []
 
 
 def test_the_evidence_in_the_package_is_that_of_the_results():
-    found = tables.evidence_of(tables.groups(Results(FOLDER / "results.json").rows))
+    found = tables.evidence_of(groups.groups(Results(FOLDER / "results.json").rows))
     assert list(evidence()) == found
 
 
 def commands(out, data, *flags, **environment):
     """What ``cifar.sh`` would run."""
     words = ["sh", str(FOLDER / "cifar.sh"), str(data), str(out), *map(str, flags)]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=True, env={"PARAREALIZE": "echo", "PATH": "/usr/bin:/bin"} | environment
-    )  # fmt: skip
+    variables = {"PARAREALIZE": "echo", "PATH": "/usr/bin:/bin"} | environment
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=variables)
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 

@@ -61,6 +61,10 @@ class Silence(nn.Module):
         return r.new_zeros(len(r), *self.shape)
 
 
+def _silence(_segment: nn.Module, _x: tuple[int, ...], y: tuple[int, ...]) -> nn.Module:
+    return Silence(y)
+
+
 def make(method: Method, family: str, shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Module:
     """The network, drawn from the seed: the original's weights are the same for every method of one seed."""
     torch.manual_seed(seed)
@@ -69,7 +73,7 @@ def make(method: Method, family: str, shape: tuple[int, int, int], classes: int,
         return original
     coarse: Any = method.kind
     if method.ablation == "none":
-        coarse = lambda segment, x, y: Silence(y)  # noqa: E731
+        coarse = _silence
     images = torch.randn(2, *shape)
     net = pararealize(original, method.n, example_inputs=images, coarse=coarse, source=method.source, seed=seed)
     if method.ablation == "wide":

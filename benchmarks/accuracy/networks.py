@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pararealize.models import PreActBasic
 
-__all__ = ["FAMILIES", "Family", "Mixer", "ResNet", "VisionTransformer", "Vgg", "build"]
+__all__ = ["FAMILIES", "Family", "Mixer", "ResNet", "Vgg", "VisionTransformer", "build"]
 
 
 class ResNet(nn.Module):

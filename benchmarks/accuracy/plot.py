@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .networks import FAMILIES
 
 if TYPE_CHECKING:
-    from .tables import Group
+    from .groups import Group
 
 __all__ = ["draw"]
 
