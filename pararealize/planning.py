@@ -25,7 +25,7 @@ from .coarse import (
 )
 from .cost import NOTHING, BlockCost, Costs, measure_module
 from .cuts import CutProblem, equal_cuts
-from .evidence import choose
+from .evidence import choose, family_of
 from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
 from .request import Faults, adapter_source, check_count, device_names, named_starts
 from .step_cuts import StepProblem, cheapest_step
@@ -116,6 +116,7 @@ class _Planner:
     source: str
     units: dict[str, int] = field(default_factory=dict)  # known so far, by kind
     measured: dict[tuple[Any, ...], Split] = field(default_factory=dict)  # of adapters and coarse units, likewise
+    found: dict[str, str | None] = field(default_factory=dict)  # the family of the network
 
     def starts(self, cuts: str) -> tuple[tuple[int, ...], list[str]]:
         """The first block of each segment, and notes."""
@@ -169,7 +170,8 @@ class _Planner:
             return _plus(*own, self._correction(x, y))
         if kind in _MADE_OF_BLOCKS:
             return self._correction(x, y)
-        return _plus(self._module_cost(kind, x, y, self._units(kind), LARGEST_KERNEL), self._correction(x, y))
+        kernel = 0 if kind == "bottleneck" and self._without_kernel(y) else LARGEST_KERNEL
+        return _plus(self._module_cost(kind, x, y, self._units(kind), kernel), self._correction(x, y))
 
     def _correction(self, x: Space, y: Space) -> Split:
         """The subtraction and the addition around F^j: each element is written once forward and twice backward."""
@@ -308,7 +310,7 @@ class _Planner:
         x, y = self.chain.blocks[first].x, self.chain.blocks[last].y
         kind, note = kind_for(self.coarse, x, y)
         units = self._units(kind)
-        kernel = kernel_for(x, self.fields.of(first, last)) if kind in ("depthwise", "bottleneck") else 0
+        kernel = self._kernel(kind, x, y, first, last)
         parameters, flops, own = self._coarse_cost(kind, x, y, units, kernel, first, last)
         forward, backward = _plus(own, self._correction(x, y))
         return CoarsePlan(
@@ -325,6 +327,22 @@ class _Planner:
             cost_backward=backward,
             note=note,
         )
+
+    def _kernel(self, kind: str, x: Space, y: Space, first: int, last: int) -> int:
+        """How wide a depthwise convolution is, where there is one."""
+        has_one = kind == "depthwise" or (kind == "bottleneck" and not self._without_kernel(y))
+        return kernel_for(x, self.fields.of(first, last)) if has_one else 0
+
+    def _without_kernel(self, y: Space) -> bool:
+        """Where a bottleneck has none: on maps and vectors, and on tokens that the network mixes by matrices."""
+        return y.channel == 0 or (len(y.extent) == 1 and self.family == "residual mixing")
+
+    @property
+    def family(self) -> str | None:
+        """What the blocks are, found once."""
+        if "family" not in self.found:
+            self.found["family"] = family_of(self.chain)
+        return self.found["family"]
 
     def _coarse_cost(
         self, kind: str, x: Space, y: Space, units: int, kernel: int, first: int, last: int
