@@ -217,3 +217,24 @@ def test_adapters_that_wait_for_a_heavy_stem_are_in_the_cheapest_cut():
         for a, b in itertools.combinations(range(1, 7), 2)
     ]
     assert best.critical_path == pytest.approx(min(every))
+
+
+def test_bottlenecks_mix_tokens_as_the_network_does():
+    """By a matrix where the network has one, which asks for as many tokens; else by a convolution, which does not."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+
+    def kernels(*layers):
+        chain = find_blocks(capture(nn.Sequential(*layers), torch.randn(2, 5, 8)))
+        plan = plan_segments(chain, receptive_fields(chain), count_costs(chain), 3, coarse="bottleneck")
+        return [block.kernel for block in plan.coarse_blocks]
+
+    attention = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(4)]
+    assert kernels(*(Layer() for _ in range(4))) == [0, 0]
+    assert kernels(*attention) == [5, 5]
