@@ -99,17 +99,18 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A small ViT: two convolutions, learnt positions, ``depth`` pre-norm layers, the mean over the tokens.
+    """A small ViT: two convolutions to 4×4 tokens, learnt positions, ``depth`` pre-norm layers, the mean over the tokens.
 
     Dosovitskiy et al., "An image is worth 16x16 words" (2021); the mean in place of a class token, and a stem after
     Xiao et al., "Early convolutions help transformers see better" (2021), without which so few images teach it little.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, *, patch: int = 2, width: int = 32, depth: int = 12
+        self, shape: tuple[int, int, int], classes: int, *, width: int = 32, depth: int = 12
     ) -> None:
         super().__init__()
-        tokens = shape[1] // patch * (shape[2] // patch)
+        patch = shape[1] // 4
+        tokens = 4 * (shape[2] // patch)
         self.patches = nn.Sequential(
             nn.Conv2d(shape[0], width // 2, 3, padding=1, bias=False),
             nn.BatchNorm2d(width // 2),
@@ -149,16 +150,17 @@ class MixerLayer(nn.Module):
 
 
 class Mixer(nn.Module):
-    """A small MLP-Mixer: patches, ``depth`` layers, the mean over the tokens.
+    """A small MLP-Mixer: 4×4 patches, ``depth`` layers, the mean over the tokens.
 
     Tolstikhin et al., "MLP-Mixer: an all-MLP architecture for vision" (2021).
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, *, patch: int = 2, width: int = 32, depth: int = 12
+        self, shape: tuple[int, int, int], classes: int, *, width: int = 32, depth: int = 12
     ) -> None:
         super().__init__()
-        tokens = shape[1] // patch * (shape[2] // patch)
+        patch = shape[1] // 4
+        tokens = 4 * (shape[2] // patch)
         self.patches = nn.Conv2d(shape[0], width, patch, stride=patch)
         self.layers = nn.Sequential(*(MixerLayer(tokens, width, ratio=2) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
