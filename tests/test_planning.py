@@ -238,3 +238,23 @@ def test_bottlenecks_mix_tokens_as_the_network_does():
     attention = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(4)]
     assert kernels(*(Layer() for _ in range(4))) == [0, 0]
     assert kernels(*attention) == [5, 5]
+
+
+def test_adapters_read_the_stem_where_it_makes_tokens_of_images(small):
+    """Pooling an image down to as many pixels as there are patches would leave little of it, and no positions."""
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cut, self.layers = nn.Conv2d(3, 8, 4, stride=4), nn.Sequential(*(nn.LayerNorm(8) for _ in range(3)))
+
+        def forward(self, x):
+            return self.layers(self.cut(x).flatten(2).transpose(1, 2))
+
+    def source(model, shape):
+        chain = find_blocks(capture(model, torch.randn(shape)))
+        return plan_segments(chain, receptive_fields(chain), count_costs(chain), 2, coarse="linear").source
+
+    assert plan_segments(*small, 2).source == "input"
+    assert source(Patches(), (2, 3, 8, 8)) == "stem"
+    assert source(nn.Sequential(nn.Linear(6, 8), *(nn.Linear(8, 8) for _ in range(3))), (2, 5, 6)) == "input"
