@@ -99,15 +99,13 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A small ViT: two convolutions to 4×4 tokens, learnt positions, ``depth`` pre-norm layers, the mean over the tokens.
+    """A small ViT: two convolutions to 4×4 tokens, learnt positions, ``depth`` pre-norm layers, the mean of the tokens.
 
     Dosovitskiy et al., "An image is worth 16x16 words" (2021); the mean in place of a class token, and a stem after
     Xiao et al., "Early convolutions help transformers see better" (2021), without which so few images teach it little.
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], classes: int, *, width: int = 32, depth: int = 12
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int = 32, depth: int = 12) -> None:
         super().__init__()
         patch = shape[1] // 4
         tokens = 4 * (shape[2] // patch)
@@ -155,9 +153,7 @@ class Mixer(nn.Module):
     Tolstikhin et al., "MLP-Mixer: an all-MLP architecture for vision" (2021).
     """
 
-    def __init__(
-        self, shape: tuple[int, int, int], classes: int, *, width: int = 32, depth: int = 12
-    ) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, width: int = 32, depth: int = 12) -> None:
         super().__init__()
         patch = shape[1] // 4
         tokens = 4 * (shape[2] // patch)
