@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is no installed package
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import groups, measure, methods, networks, tables
+from benchmarks.accuracy import groups, measure, methods, networks, tables, times
 from benchmarks.harness import Results
 from cli.main import app
 from pararealize import capture, find_blocks
@@ -95,6 +95,21 @@ def test_means_and_evidence_by_hand():
     ]  # fmt: skip
     fewer = {name: row for name, row in rows_by_hand().items() if not name.endswith("original/2")}
     assert tables.evidence_of(groups.groups(fewer)) == []
+
+
+def test_time_to_a_fixed_error_by_hand():
+    """The original reaches 5% after 4 of 4 epochs of 2 s; the method after 2 and 3, at twice the speed a step."""
+    original = {"errors": [0.5, 0.3, 0.2, 0.05], "train_seconds": 8.0, "error": 0.05}
+    fast = {"train_seconds": 12.0, "speedup": 2.0, "coarse_share": 0.0, "error": 0.04}
+    rows = {
+        "digits/vit/original/0": original,
+        "digits/vit/6-linear/0": fast | {"errors": [0.5, 0.04, 0.04, 0.04]},
+        "digits/vit/6-linear/1": fast | {"errors": [0.5, 0.2, 0.05, 0.06]},
+        "digits/vit/6-linear/2": fast | {"errors": [0.5, 0.4, 0.4, 0.4]},
+    }
+    *_, first, second = times.time_table(groups.groups(rows)).splitlines()
+    assert first.endswith("| 5% | 1/1 | 4.0 | 8.0 | 8.0 | 1.00× |")
+    assert second.endswith("| 5% | 2/3 | 2.5 | 7.5 | 2.5 | 3.20× |")
 
 
 def test_the_evidence_in_the_package_is_that_of_the_results():
