@@ -91,7 +91,8 @@ Coarse = Annotated[
     typer.Option(
         "--coarse",
         metavar="KIND",
-        help="paper, depthwise, linear, block, exact, or file.py:function (segment, x_shape, y_shape) -> module.",
+        help="paper, depthwise, bottleneck, linear, block, exact, auto (by evidence), or file.py:function "
+        "(segment, x_shape, y_shape) -> module.",
     ),
 ]
 Cuts = Annotated[

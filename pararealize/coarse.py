@@ -1,8 +1,10 @@
 """A coarse plan in, one coarse module out: ``F^j : X_j → X_{j+1}``, close to ``g^{j+1}`` and much cheaper.
 
 Kinds, by name: ``"paper"``, the unit of Lee, Lee and Park (section 4); ``"depthwise"``, the same with a large-kernel
-depthwise convolution; ``"linear"``, the identity or one strided 1×1 convolution; ``"block"``, made of the segment's own
-blocks; ``"exact"``, ``g^{j+1}`` itself; or a callable. The units themselves stand in ``units.py``.
+depthwise convolution; ``"bottleneck"``, the linear map and a narrow residual unit behind it; ``"linear"``, the identity
+or one strided 1×1 convolution; ``"block"``, made of the segment's own blocks; ``"exact"``, ``g^{j+1}`` itself; or a
+callable. ``"auto"`` is one of these, chosen in ``evidence.py``. The units themselves stand in ``units.py`` and
+``bottleneck.py``.
 """
 
 import copy
@@ -20,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from .adapters import seeded
+from .bottleneck import bottleneck
 from .cost import BlockCost, count_module
 from .errors import CoarseError
 from .route import halvings
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "UNITS",
     "Coarse",
     "block_choice",
     "build_coarse",
@@ -46,7 +50,8 @@ __all__ = [
     "units_for",
 ]
 
-KINDS = ("paper", "depthwise", "linear", "block", "exact")
+KINDS = ("paper", "depthwise", "bottleneck", "linear", "block", "exact")
+UNITS = ("paper", "depthwise", "bottleneck", "linear")  # kinds that follow from the two spaces, whatever the network
 LARGEST_KERNEL = 7
 SHARE_OF_BLOCKS = 4  # F^j copies at most one in so many of a segment's blocks: it has to be much cheaper
 
@@ -58,16 +63,16 @@ def coarse_name(coarse: Coarse) -> str:
     """The name of a coarse kind as a plan shows it, after checking that there is such a kind.
 
     Raises:
-        CoarseError: neither one of ``KINDS`` nor callable; says which kinds come close.
+        CoarseError: neither one of ``KINDS`` nor ``"auto"`` nor callable; says which kinds come close.
     """
-    if isinstance(coarse, str) and coarse in KINDS:
+    if isinstance(coarse, str) and coarse in (*KINDS, "auto"):
         return coarse
     if not isinstance(coarse, str) and callable(coarse):
         return str(getattr(coarse, "__qualname__", type(coarse).__qualname__))
-    close = difflib.get_close_matches(str(coarse), KINDS, n=2)
+    close = difflib.get_close_matches(str(coarse), (*KINDS, "auto"), n=2)
     meant = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
     raise CoarseError(
-        f"no coarse kind {coarse!r}{meant}; pass one of {', '.join(map(repr, KINDS))}, "
+        f"no coarse kind {coarse!r}{meant}; pass one of {', '.join(map(repr, KINDS))}, 'auto', "
         "or a callable (segment, x_shape, y_shape) -> nn.Module"
     )
 
@@ -82,6 +87,8 @@ def kind_for(coarse: Coarse, x: Space, y: Space) -> tuple[str, str]:
         return "custom", ""
     if name in ("paper", "depthwise") and not (_is_map(x) and _is_map(y) and len(x.extent) == len(y.extent)):
         return "block", f'"{name}" needs maps on both sides, {x} → {y} is not: "block" instead'
+    if name == "bottleneck" and not _has_narrow_unit(y):
+        return "linear", f'"bottleneck" needs channels at an end and at most three axes, {y} is not: "linear" instead'
     return name, ""
 
 
@@ -119,7 +126,7 @@ def kernel_for(x: Space, field: "ReceptiveField") -> int:
 
 @lru_cache(maxsize=4096)
 def coarse_cost(kind: str, x: Space, y: Space, units: int, kernel: int = LARGEST_KERNEL) -> tuple[int, BlockCost]:
-    """Parameters and cost of a ``"paper"``, ``"depthwise"`` or ``"linear"`` block, counted on the meta device.
+    """Parameters and cost of a block of one of ``UNITS``, counted on the meta device.
 
     What ``"block"`` costs are the blocks of :func:`block_choice`; ``"exact"`` costs what the segment does and has no
     parameters of its own. Units behind those that change the space are all alike, so that only the first are counted.
@@ -193,7 +200,7 @@ def build_coarse(
 
 def draw_coarse(plan: "CoarsePlan", *, seed: int) -> nn.Module | None:
     """What :func:`build_coarse` makes, for the kinds that need no network to look at; ``None`` for the others."""
-    if plan.kind not in ("linear", "paper", "depthwise"):
+    if plan.kind not in UNITS:
         return None
     with seeded(seed, f"F{plan.j}"):
         return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
@@ -211,14 +218,16 @@ def takes_context(module: nn.Module) -> bool:
 
 
 def coarse_units(kind: str, x: Space, y: Space, units: int, kernel: int) -> nn.Module:
-    """A ``"paper"``, ``"depthwise"`` or ``"linear"`` block of so many units, its weights drawn as they come."""
+    """A block of one of ``UNITS``, of so many units where it has any, its weights drawn as they come."""
     if kind == "linear":
         return linear_map(x, y)
     if kind == "paper":
         return CoarseBlock(x, y, paper_units(x, y, units))
     if kind == "depthwise":
         return CoarseBlock(x, y, depthwise_units(x, y, units, kernel))
-    raise CoarseError(f"a {kind!r} block has no cost of its own; there are costs of 'paper', 'depthwise' and 'linear'")
+    if kind == "bottleneck":
+        return bottleneck(x, y, kernel)
+    raise CoarseError(f"a {kind!r} block has no cost of its own; there are costs of {', '.join(map(repr, UNITS))}")
 
 
 def _copy_blocks(chain: "BlockChain", first: int, last: int, units: int) -> "Copies":
@@ -285,6 +294,11 @@ def _is_map(space: Space) -> bool:
     """A map of one to three axes; (tokens, channels) is not one."""
     axes = len(space.extent)
     return 1 <= axes <= 3 and not (axes == 1 and space.channel == 1)
+
+
+def _has_narrow_unit(space: Space) -> bool:
+    """What :class:`~pararealize.bottleneck.Bottleneck` works on: a vector, or one to three axes and channels."""
+    return bool(space.shape) and len(space.extent) <= 3 and (space.channel == 0 or space.channels_last)
 
 
 def _map_stages(chain: "BlockChain") -> tuple[tuple[int, int], ...]:

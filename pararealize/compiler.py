@@ -73,8 +73,9 @@ def pararealize(
         devices: where segments run, in order, wrapping round when there are fewer than ``n``; ``None`` for where the
             model is.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
-        coarse: ``"paper"``, ``"depthwise"``, ``"linear"``, ``"block"``, ``"exact"``, or a callable
-            ``(segment, x_shape, y_shape) -> nn.Module``.
+        coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable
+            ``(segment, x_shape, y_shape) -> nn.Module``, or ``"auto"``: the cheapest kind that learnt as well as
+            networks like this one; the plan's notes say which, and why.
         cuts: ``"cost"`` for the smallest critical path, ``"paper"`` for equal units in each stage, or the names of the
             blocks at which segments begin.
         source: what adapters read: the raw ``"input"`` (images) or the ``"stem"``'s output; chosen when left out.

@@ -25,6 +25,7 @@ from .coarse import (
 )
 from .cost import NOTHING, BlockCost, Costs, measure_module
 from .cuts import CutProblem, equal_cuts
+from .evidence import choose, family_of
 from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
 from .request import Faults, adapter_source, check_count, device_names, named_starts
 from .schedule import simulate
@@ -79,9 +80,11 @@ def plan_segments(
         fields: their receptive fields, which say how many coarse units there are.
         costs: their costs. Where they are seconds, adapters and coarse blocks are measured too, at the same batch.
         n: the number of segments, from 1 to the number of blocks.
-        coarse: ``"paper"``, ``"depthwise"``, ``"linear"``, ``"block"``, ``"exact"`` or a callable.
+        coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable, or
+            ``"auto"``: what was seen to learn as well as networks like this one (:mod:`pararealize.evidence`).
         cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
-        source: what adapters read, ``"input"`` or ``"stem"``; the input where it is floating-point when left out.
+        source: what adapters read, ``"input"`` or ``"stem"``. When left out: with ``"auto"``, what the evidence is of;
+            otherwise the input where it is floating-point, of as many axes as the blocks' values.
         devices: one a segment; fewer wrap round. Where the model is, when left out.
         transfer: what messages between segments take, at the example's batch.
         rate: operations a second, with which messages are compared where costs are counted.
@@ -101,8 +104,14 @@ def plan_segments(
     found.of(lambda: check_count(chain, n))
     named = found.of(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
     found.stop()
+    why = []
+    if coarse == "auto":
+        choice = choose(chain, n)
+        coarse, why = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
+        reads = adapter_source(chain, source or choice.source)
     planner = _Planner(chain, fields, costs, n, coarse, reads, transfer, rate)
     starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
+    notes = [*why, *notes] if n > 1 else notes
     return planner.plan(starts, places, kind, cuts if isinstance(cuts, str) else tuple(cuts), notes)
 
 
@@ -120,6 +129,7 @@ class _Planner:
     rate: float
     units: dict[str, int] = field(default_factory=dict)  # known so far, by kind
     measured: dict[tuple[Any, ...], Split] = field(default_factory=dict)  # of adapters and coarse units, likewise
+    found: dict[str, str | None] = field(default_factory=dict)  # the family of the network
 
     def starts(self, cuts: str) -> tuple[tuple[int, ...], list[str]]:
         """The first block of each segment, and notes."""
@@ -196,7 +206,8 @@ class _Planner:
             return _plus(*own, self._correction(x, y))
         if kind in _MADE_OF_BLOCKS:
             return self._correction(x, y)
-        return _plus(self._module_cost(kind, x, y, self._units(kind), LARGEST_KERNEL), self._correction(x, y))
+        kernel = 0 if kind == "bottleneck" and self._without_kernel(y) else LARGEST_KERNEL
+        return _plus(self._module_cost(kind, x, y, self._units(kind), kernel), self._correction(x, y))
 
     def _correction(self, x: Space, y: Space) -> Split:
         """The subtraction and the addition around F^j: each element is written once forward and twice backward."""
@@ -335,7 +346,7 @@ class _Planner:
         x, y = self.chain.blocks[first].x, self.chain.blocks[last].y
         kind, note = kind_for(self.coarse, x, y)
         units = self._units(kind)
-        kernel = kernel_for(x, self.fields.of(first, last)) if kind == "depthwise" else 0
+        kernel = self._kernel(kind, x, y, first, last)
         parameters, flops, own = self._coarse_cost(kind, x, y, units, kernel, first, last)
         forward, backward = _plus(own, self._correction(x, y))
         return CoarsePlan(
@@ -352,6 +363,22 @@ class _Planner:
             cost_backward=backward,
             note=note,
         )
+
+    def _kernel(self, kind: str, x: Space, y: Space, first: int, last: int) -> int:
+        """How wide a depthwise convolution is, where there is one."""
+        has_one = kind == "depthwise" or (kind == "bottleneck" and not self._without_kernel(y))
+        return kernel_for(x, self.fields.of(first, last)) if has_one else 0
+
+    def _without_kernel(self, y: Space) -> bool:
+        """Where a bottleneck has none: on maps and vectors, and on tokens that the network mixes by matrices."""
+        return y.channel == 0 or (len(y.extent) == 1 and self.family == "residual mixing")
+
+    @property
+    def family(self) -> str | None:
+        """What the blocks are, found once."""
+        if "family" not in self.found:
+            self.found["family"] = family_of(self.chain)
+        return self.found["family"]
 
     def _coarse_cost(
         self, kind: str, x: Space, y: Space, units: int, kernel: int, first: int, last: int

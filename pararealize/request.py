@@ -52,9 +52,16 @@ def check_count(chain: BlockChain, n: int) -> None:
 
 
 def adapter_source(chain: BlockChain, source: str | None) -> str:
-    """What adapters read: as asked, or the input where it is floating-point."""
+    """What adapters read: as asked, or the input where it is floating-point and of as many axes as most blocks' values.
+
+    An adapter from images to tokens or vectors would average axes away which the stem cuts into patches, or unrolls.
+    """
     if source is None:
-        return "stem" if chain.source is None else "input"
+        if chain.source is None:
+            return "stem"
+        axes = len(chain.source.extent)
+        alike = sum(len(block.x.extent) == axes for block in chain.blocks)
+        return "input" if 2 * alike >= len(chain.blocks) else "stem"
     if source not in ("input", "stem"):
         raise SourceError(f'source = {source!r} is unknown; pass "input" or "stem"')
     if source == "input" and chain.source is None:

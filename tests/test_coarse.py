@@ -153,7 +153,7 @@ def maps(draw, axes):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.data(), st.integers(1, 3), st.integers(1, 3), st.sampled_from(["paper", "depthwise", "linear"]))
+@given(st.data(), st.integers(1, 3), st.integers(1, 3), st.sampled_from(coarse.UNITS))
 def test_every_kind_on_every_pair_of_maps(data, axes, count, kind):
     x, y = data.draw(maps(axes)), data.draw(maps(axes))
     module = coarse.build_coarse(plan(kind, x, y, count=count, kernel=5), None, first=0, last=0, seed=0)
@@ -403,7 +403,9 @@ def test_names_and_fall_back():
 
 @pytest.mark.parametrize("wrong", ["papr", "depth", 3, None, ""])
 def test_unknown_kind(wrong):
-    with pytest.raises(CoarseError, match=r"no coarse kind .*; pass one of 'paper', 'depthwise', 'linear', 'block'"):
+    with pytest.raises(
+        CoarseError, match=r"no coarse kind .*; pass one of 'paper', 'depthwise', 'bottleneck', 'linear', 'block'"
+    ):
         coarse.coarse_name(wrong)
     if wrong == "papr":
         with pytest.raises(CoarseError, match="did you mean 'paper'"):

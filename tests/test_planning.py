@@ -245,3 +245,47 @@ def test_adapters_that_wait_for_a_heavy_stem_are_in_the_cheapest_cut():
         for a, b in itertools.combinations(range(1, 7), 2)
     ]
     assert best.critical_path == pytest.approx(min(every))
+
+
+def test_bottlenecks_mix_tokens_as_the_network_does():
+    """By a matrix where the network has one, which asks for as many tokens; else by a convolution, which does not."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+
+    def kernels(*layers):
+        chain = find_blocks(capture(nn.Sequential(*layers), torch.randn(2, 5, 8)))
+        plan = plan_segments(chain, receptive_fields(chain), count_costs(chain), 3, coarse="bottleneck")
+        return [block.kernel for block in plan.coarse_blocks]
+
+    attention = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(4)]
+    assert kernels(*(Layer() for _ in range(4))) == [0, 0]
+    assert kernels(*attention) == [5, 5]
+
+
+def test_adapters_read_the_stem_where_it_makes_tokens_of_images(small):
+    """Pooling an image down to as many pixels as there are patches would leave little of it, and no positions."""
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cut, self.layers = nn.Conv2d(3, 8, 4, stride=4), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            x = self.cut(x).flatten(2).transpose(1, 2)
+            for layer in self.layers:
+                x = x + layer(x)
+            return x
+
+    def source(model, shape):
+        chain = find_blocks(capture(model, torch.randn(shape)))
+        return plan_segments(chain, receptive_fields(chain), count_costs(chain), 2, coarse="linear").source
+
+    assert plan_segments(*small, 2).source == "input"
+    assert source(Patches(), (2, 3, 8, 8)) == "stem"
+    assert source(nn.Sequential(nn.Linear(6, 8), *(nn.Linear(8, 8) for _ in range(3))), (2, 5, 6)) == "input"

@@ -1,0 +1,1 @@
+"""Accuracy: parareal networks against the originals they were made from."""

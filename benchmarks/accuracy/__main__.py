@@ -1,0 +1,111 @@
+"""The command: ``python -m benchmarks.accuracy table1``. What was stopped goes on where it was.
+
+``table1`` are the errors, ``ablations`` what happens when a part is taken away. ``table3``, the time to a fixed error,
+``draw`` and ``evidence`` train nothing: they make tables and pictures of the rows that are there, and the last of them
+the table behind ``coarse="auto"`` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Results, isolated
+
+from .groups import groups
+from .measure import DATA, case, measure
+from .networks import FAMILIES
+from .tables import write, write_evidence
+
+FOLDER = Path(__file__).parent
+EVIDENCE = FOLDER.parents[1] / "pararealize" / "coarse_evidence.json"
+KINDS = {False: ("linear", "bottleneck", "depthwise", "paper"), True: ("linear", "bottleneck", "block")}
+FROM_INPUT = ("linear",)  # kinds that are tried with adapters that read the images, too
+ABLATED = ("bottleneck",)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument("table", choices=("table1", "table3", "ablations", "draw", "evidence"))
+    parser.add_argument("--data", nargs="+", default=["digits"], choices=tuple(DATA))
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=tuple(FAMILIES))
+    parser.add_argument("--n", type=int, nargs="+", default=[12, 6, 3], help="numbers of segments")
+    parser.add_argument("--kinds", nargs="+", help="coarse kinds; all that suit the family where left out")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, help="instead of the data set's own, to try it out")
+    parser.add_argument("--workers", type=int, default=2, help="cases at once")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, tables and pictures")
+    given = parser.parse_args(arguments)
+
+    results = Results(given.out / "results.json")
+    if given.table in ("table1", "ablations"):
+        methods = ablations if given.table == "ablations" else table1
+        cases = [
+            case(data, family, method, seed)
+            for data in given.data
+            for seed in range(given.seeds)
+            for family in given.families
+            for method in methods(family, given.n, given.kinds)
+        ]
+        run(cases, functools.partial(measure, epochs=given.epochs), results, workers=given.workers)
+    write(results, given.out)
+    if given.table == "evidence":
+        write_evidence(groups(results.rows), EVIDENCE)
+    return 0 if all("failed" not in row for row in results.rows.values()) else 1
+
+
+def table1(family: str, numbers: Sequence[int], kinds: Sequence[str] | None) -> list[str]:
+    """The original, and every n and kind."""
+    asked = kinds or [*KINDS[FAMILIES[family].tokens], *(f"{kind}@input" for kind in FROM_INPUT)]
+    return ["original", *(f"{n}-{kind}" for n in numbers for kind in asked)]
+
+
+def ablations(_family: str, numbers: Sequence[int], kinds: Sequence[str] | None) -> list[str]:
+    """The original, its wider sister, and every n and kind with one part taken away."""
+    methods = ["original"]
+    for n in numbers:
+        for kind in kinds or ABLATED:
+            name = f"{n}-{kind}"
+            methods += [name, f"{name}+adapters", f"{name}+wide", *([f"{name}+coarse"] if kind != "linear" else [])]
+        methods.append(f"{n}-linear+none")
+    return methods
+
+
+def run(cases: Sequence[str], work: Any, results: Results, *, workers: int) -> None:
+    """Measure what has no row yet, each case in a process of its own, so many at once."""
+    _import_early()
+    missing = [name for name in dict.fromkeys(cases) if name not in results.rows]
+    lock, done = threading.Lock(), iter(range(1, len(missing) + 1))
+
+    def one(name: str) -> None:
+        row = isolated(lambda: work(name), seconds=1800, gibibytes=8)
+        with lock:
+            results.add(name, row)
+            print(f"[{next(done)}/{len(missing)}] {name}: {_shown(row)}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(one, name) for name in missing]:
+            future.result()
+
+
+def _import_early() -> None:
+    """What every case would import for itself, seconds at a time."""
+    for name in ("sklearn.datasets", "torch._dynamo", "torch._subclasses.fake_tensor", "sympy"):
+        importlib.import_module(name)
+
+
+def _shown(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['failed']}: {row['error']}"
+    return f"error {100 * row['error']:.2f}% in {row['seconds']:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Rows of results -> groups: the runs of one method of one family on one data set, by seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from .methods import Method, method_of
+
+__all__ = ["Group", "groups"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The runs of one method of one family on one data set, by seed, next to the original's of the same seeds."""
+
+    data: str
+    family: str
+    name: str
+    rows: Mapping[int, Mapping[str, Any]]
+    originals: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def method(self) -> Method:
+        """The method of its name."""
+        return method_of(self.name)
+
+    @property
+    def errors(self) -> list[float]:
+        """By seed."""
+        return [row["error"] for row in self.rows.values()]
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """Any run: what does not depend on the seed."""
+        return next(iter(self.rows.values()))
+
+    @property
+    def excess(self) -> float | None:
+        """Mean error above the original's, over the seeds that both have."""
+        both = [seed for seed in self.rows if seed in self.originals]
+        if not both:
+            return None
+        return statistics.mean(self.rows[s]["error"] - self.originals[s]["error"] for s in both)
+
+
+def groups(rows: Mapping[str, Mapping[str, Any]]) -> list[Group]:
+    """The rows by data set, family and method, in the order of the cases."""
+    found: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
+    for name, row in rows.items():
+        if "failed" not in row:
+            data, family, method, seed = name.split("/")
+            found.setdefault((data, family, method), {})[int(seed)] = row
+    return [
+        Group(data=d, family=f, name=m, rows=dict(sorted(g.items())), originals=found.get((d, f, "original"), {}))
+        for (d, f, m), g in found.items()
+    ]

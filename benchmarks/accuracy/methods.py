@@ -1,0 +1,113 @@
+"""The name of a method and a family -> the network to train, and what it costs beside the original.
+
+``original`` is the family's own network; ``12-linear`` a parareal network of twelve segments with coarse blocks of that
+kind, whose adapters read the stem; ``12-linear@input`` one whose adapters read the images, as the paper's do. Ablations
+have a word behind a plus sign: see :data:`ABLATIONS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pararealize import Plan, pararealize
+
+from .networks import FAMILIES, build
+
+__all__ = ["ABLATIONS", "Method", "count", "make", "method_of", "shares"]
+
+ABLATIONS = {
+    "none": "no coarse network: z_{j+1} = y_{j+1}, so that only the last segment is heard",
+    "adapters": "adapters stay as they were drawn",
+    "coarse": "coarse blocks stay as they were drawn",
+    "wide": "the original, widened to as many parameters",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How a network is made from an original: n segments (0: not at all), a coarse kind, a source, an ablation."""
+
+    n: int
+    kind: str
+    source: str
+    ablation: str
+
+
+def method_of(name: str) -> Method:
+    """The method of a name such as ``original``, ``12-linear@input`` or ``6-bottleneck+adapters``."""
+    if name == "original":
+        return Method(n=0, kind="", source="", ablation="")
+    name, _, ablation = name.partition("+")
+    name, _, source = name.partition("@")
+    n, _, kind = name.partition("-")
+    if ablation and ablation not in ABLATIONS:
+        raise SystemExit(f"{ablation}: no such ablation; there are {', '.join(ABLATIONS)}")
+    return Method(n=int(n), kind=kind, source=source or "stem", ablation=ablation)
+
+
+class Silence(nn.Module):
+    """``r ↦ 0``, of the next interface's shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, r: Tensor) -> Tensor:
+        """``(batch, *any) -> (batch, *shape)``, zeros."""
+        return r.new_zeros(len(r), *self.shape)
+
+
+def _silence(_segment: nn.Module, _x: tuple[int, ...], y: tuple[int, ...]) -> nn.Module:
+    return Silence(y)
+
+
+def make(method: Method, family: str, shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Module:
+    """The network, drawn from the seed: the original's weights are the same for every method of one seed."""
+    torch.manual_seed(seed)
+    original = build(family, shape, classes)
+    if not method.n:
+        return original
+    coarse: Any = method.kind
+    if method.ablation == "none":
+        coarse = _silence
+    images = torch.randn(2, *shape)
+    net = pararealize(original, method.n, example_inputs=images, coarse=coarse, source=method.source, seed=seed)
+    if method.ablation == "wide":
+        return _widened(family, shape, classes, count(net), seed)
+    if method.ablation in ("adapters", "coarse"):
+        getattr(net, method.ablation).requires_grad_(False)
+    return net
+
+
+def count(net: nn.Module) -> int:
+    """Parameters."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _widened(family: str, shape: tuple[int, int, int], classes: int, wanted: int, seed: int) -> nn.Module:
+    """The narrowest original of at least so many parameters, in steps that the heads of attention divide."""
+    step = 4 if FAMILIES[family].tokens else 1
+    for width in range(step, 1024, step):
+        torch.manual_seed(seed)
+        net = build(family, shape, classes, width=width)
+        if count(net) >= wanted:
+            return net
+    raise AssertionError(f"no {family} has {wanted} parameters")
+
+
+def shares(plan: Plan) -> dict[str, float]:
+    """FLOPs of all coarse blocks and of all adapters, of the original's; the speed-up of a step by FLOPs."""
+    whole = [plan.stem, *plan.segments, plan.head]
+    flops = {
+        name: sum(row.flops_forward + row.flops_backward for row in rows)  # type: ignore[attr-defined]
+        for name, rows in (("original", whole), ("coarse", plan.coarse_blocks), ("adapters", plan.adapters))
+    }
+    return {
+        "coarse_share": flops["coarse"] / flops["original"],
+        "adapter_share": flops["adapters"] / flops["original"],
+        "speedup": plan.virtual_speedup,
+    }
