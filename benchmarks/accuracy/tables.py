@@ -113,10 +113,11 @@ def _verdict(here: list[Group]) -> str:
 def _ablations(every: list[Group]) -> str:
     """What happens when a part is taken away."""
     lines = []
-    bases = {group.name.partition("+")[0] for group in every if group.method.ablation}
+    ablated = [group for group in every if group.method.ablation]
+    bases = {(g.data, g.family, name) for g in ablated for name in ("original", g.name.partition("+")[0])}
     for group in sorted(every, key=lambda g: (g.data, _order(g), g.name)):
         method = group.method
-        if method.ablation or group.name in bases or not method.n:
+        if method.ablation or (group.data, group.family, group.name) in bases:
             what = ABLATIONS.get(method.ablation, "as it is")
             n, kind = (method.n or "", method.kind if method.n and method.ablation not in ("none", "wide") else "")
             lines.append(
