@@ -95,6 +95,7 @@ def build(method: str, model: nn.Module, options: Options) -> Built:
         PararealizeError: the model cannot be trained so.
 
     Example:
+        >>> from pararealize.methods import Options, build
         >>> from pararealize.models import resnet20
         >>> build("parareal", resnet20(), Options(n=3, coarse="linear")).net.plan.n
         3

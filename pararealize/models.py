@@ -239,6 +239,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
             something else than a module when called.
 
     Example:
+        >>> from pararealize.models import build
         >>> net = build("resnet20", num_classes=100)
         >>> sum(p.numel() for p in net.parameters())
         278132
