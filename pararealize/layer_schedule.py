@@ -70,6 +70,7 @@ def simulate_multigrid(
 
     Example:
         >>> from pararealize.hierarchy import make_hierarchy
+        >>> from pararealize.layer_schedule import simulate_multigrid
         >>> from pararealize.layer_times import LayerTimes
         >>> hierarchy = make_hierarchy([False] * 64, coarsening=8)
         >>> times = LayerTimes.equal(64, forward=1.0, backward=2.0, input_only=1.0)
