@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +22,7 @@ from .options import (
     Seed,
     SourceOfAdapters,
 )
+from .train_options import Amp, Initialise, Optimizer, Schedule
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -51,37 +50,6 @@ EXAMPLES = """
 STOPPED = 130  # exit status after Ctrl-C
 RUN, RECIPE, DATA, NETWORK = "The run", "The recipe", "The data", "The network"
 MULTIGRID = "Methods multigrid and oneshot"
-
-
-class Optimizer(StrEnum):
-    """Optimisers."""
-
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class Schedule(StrEnum):
-    """Schedules of the learning rate."""
-
-    steps = "steps"
-    cosine = "cosine"
-    constant = "constant"
-
-
-class Amp(StrEnum):
-    """Precisions of autocast."""
-
-    off = "off"
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Initialise(StrEnum):
-    """How weights start."""
-
-    he = "he"
-    none = "none"
 
 
 def train(
@@ -273,7 +241,7 @@ def train(
         from pararealize.data import load
         from pararealize.torchrun import started_by_torchrun
 
-        from . import arguments
+        from . import arguments, train_arguments
         from .train_display import Display
 
         _check_folder(resume=resume, force=force)
@@ -282,20 +250,21 @@ def train(
         )
         mesh = None
         if started_by_torchrun():
-            mesh = _mesh(method, n, ranks, devices, timeout)
+            mesh = train_arguments.mesh(method, n, ranks, devices, timeout)
         recipe = Recipe(
             epochs=epochs, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov,
-            optimizer=optimizer.value, schedule=schedule.value, milestones=_numbers(milestones), gamma=gamma,
-            warmup=warmup, label_smoothing=label_smoothing, clip=clip,
-            amp=_precision(amp, devices, mesh), initialise="he" if initialise is Initialise.he else None,
+            optimizer=optimizer.value, schedule=schedule.value, gamma=gamma, warmup=warmup,
+            milestones=train_arguments.milestones(milestones), label_smoothing=label_smoothing, clip=clip,
+            amp=train_arguments.precision(amp, devices, mesh), initialise="he" if initialise is Initialise.he else None,
         )  # fmt: skip
         progress(f"building the network of {model}")
         classes = num_classes
-        if classes is None and _takes_classes(model):
+        if classes is None and train_arguments.takes_classes(model):
             classes = samples.classes
         more: dict[str, Any] = {}
         if method in ("multigrid", "oneshot"):
-            more = {"levels": levels, "coarsening": coarsening, "relaxation": relaxation, **_iterations(iterations)}
+            more = {"levels": levels, "coarsening": coarsening, "relaxation": relaxation}
+            more |= train_arguments.iterations(iterations)
         options = {
             "n": n, "coarse": arguments.coarse(coarse), "cuts": arguments.cuts(cuts), "cost": cost.value,
             "source": None if source is None else source.value, "seed": seed,
@@ -304,7 +273,7 @@ def train(
         }  # fmt: skip
         built = _build(method, model, samples, classes, options)
     first = mesh is None or mesh.get_rank() == 0
-    folder = _folder(output, model, method, n, data)
+    folder = train_arguments.folder(output, model, method, n, data)
     display = Display(recipe, quiet=not first, to_stderr=as_json)
     display.begin(model, method, built.net, samples, folder)
     about = {"model": model, "method": method, "num_classes": classes, "coarse": coarse, **more}
@@ -314,7 +283,7 @@ def train(
                 built.net, samples, recipe,
                 step=built.step, folder=folder, resume=resume, force=force, seed=seed, report=display.report,
                 log_every=log_every, checkpoint_every=checkpoint_every, keep=keep,
-                tensorboard=_tensorboard(tensorboard, display), about=about,
+                tensorboard=train_arguments.tensorboard(tensorboard, display), about=about,
             )  # fmt: skip
     except KeyboardInterrupt:
         display.say(f"stopped; the same command with --resume goes on from the last checkpoint in {folder}")
@@ -335,15 +304,6 @@ def _check_folder(*, resume: bool, force: bool) -> None:
         raise OutputError("--resume goes on with the run that is there and --force replaces it; give one of the two")
 
 
-def _mesh(method: str, n: int | None, ranks: int | None, devices: str | None, timeout: float) -> DeviceMesh:
-    from pararealize.errors import PlanError
-    from pararealize.torchrun import make_mesh
-
-    if n is None and method == "parareal":
-        raise PlanError(f"the method {method!r} needs --n, the number of segments, such as --n 3")
-    return make_mesh(n or 1, ranks=ranks, device=devices, timeout=timeout)
-
-
 def _leave(mesh: DeviceMesh | None) -> None:
     if mesh is not None:
         import torch.distributed as dist
@@ -358,62 +318,6 @@ def _build(method: str, model: str, data: Dataset, classes: int | None, options:
 
     net = arguments.model(model, num_classes=classes, seed=options["seed"])
     return build(method, net, Options(example_inputs=data.example(), **options))
-
-
-def _takes_classes(model: str) -> bool:
-    """Whether a model by name can be told the number of classes; what a file gives may not."""
-    return ":" not in model or model.startswith(("timm:", "torchvision:"))
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    from pararealize.errors import RecipeError
-
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise RecipeError(
-            f"--milestones {text!r} are no numbers; write epochs in rising order, such as 80,120"
-        ) from error
-
-
-def _iterations(text: str | None) -> dict[str, int]:
-    from pararealize.errors import MultigridError
-
-    if text is None:
-        return {}
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None:
-        raise MultigridError(f"--iterations {text!r} are no two numbers; write forward/adjoint ones, such as 2/1")
-    return {"forward_iterations": int(found[1]), "backward_iterations": int(found[2])}
-
-
-def _precision(amp: Amp, devices: str | None, mesh: DeviceMesh | None) -> Any:
-    if amp is Amp.off:
-        return None
-    if amp is not Amp.auto:
-        return amp.value
-    on_gpu = mesh.device_type == "cuda" if mesh is not None else (devices or "").startswith("cuda")
-    return "float16" if on_gpu else "bfloat16"
-
-
-def _tensorboard(wanted: bool | None, display: Any) -> bool:
-    from pararealize.board import has_tensorboard
-
-    if wanted is None and not has_tensorboard():
-        display.say(
-            "no files for TensorBoard, which is not installed: pip install 'pararealize[train]', or say "
-            "--no-tensorboard"
-        )
-    return has_tensorboard() if wanted is None else wanted
-
-
-def _folder(output: Path | None, model: str, method: str, n: int | None, data: str) -> Path:
-    if output is not None:
-        return output
-    parts = [model, method if method != "parareal" else f"n{n}", data]
-    return Path("-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts))
 
 
 def _result(history: History, recipe: Recipe, data: Dataset, folder: Path, files: list[str]) -> dict[str, Any]:
