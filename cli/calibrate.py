@@ -23,6 +23,8 @@ from .options import (
     PictureFormat,
     Seed,
     SourceOfAdapters,
+    on_devices,
+    to_folder,
 )
 
 if TYPE_CHECKING:
@@ -76,27 +78,12 @@ def calibrate(
     fine_tune_steps: Annotated[
         int, typer.Option("--fine-tune-steps", min=0, help="Then train everything, the original's weights too.")
     ] = 0,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            "--devices",
-            metavar="LIST",
-            help="Such as cuda:0,cuda:1; fewer than segments wrap round.",
-            show_default=False,
-        ),
-    ] = None,
+    devices: Annotated[str | None, on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")] = None,
     num_classes: NumClasses = None,
     leaf: Leaf = None,
     seed: Seed = 0,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Write what convert writes, calibration.json and its picture into a new folder.",
-            show_default=False,
-        ),
+        Path | None, to_folder(help="Write what convert writes, calibration.json and its picture into a new folder.")
     ] = None,
     force: Force = False,
     picture: PictureFormat = Picture.svg,

@@ -14,6 +14,7 @@ from .options import (
     AsJson,
     Coarse,
     Cost,
+    CostOfCuts,
     Cuts,
     Force,
     Leaf,
@@ -21,6 +22,8 @@ from .options import (
     NumClasses,
     Seed,
     SourceOfAdapters,
+    on_devices,
+    to_folder,
 )
 from .train_options import Amp, Initialise, Optimizer, Schedule
 
@@ -84,17 +87,12 @@ def train(
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
-    cost: Annotated[
-        Cost, typer.Option("--cost", help="Balance the cuts by FLOPs counted or seconds measured.")
-    ] = Cost.flops,
+    cost: CostOfCuts = Cost.flops,
     devices: Annotated[
         str | None,
-        typer.Option(
-            "--devices",
-            metavar="LIST",
+        on_devices(
             help="Such as cuda:0,cuda:1; with torchrun, cpu or cuda. [dim]\\[default: the CPU; with torchrun, a GPU "
-            "each where there are enough][/]",
-            show_default=False,
+            "each where there are enough][/]"
         ),
     ] = None,
     ranks: Annotated[
@@ -197,13 +195,9 @@ def train(
     seed: Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            show_default=False,
-            rich_help_panel=RUN,
+        to_folder(
             help="The run's folder, a new one. [dim]\\[default: named after model, method and data][/]",
+            rich_help_panel=RUN,
         ),
     ] = None,
     resume: Annotated[
