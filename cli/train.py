@@ -25,7 +25,7 @@ from .options import (
     on_devices,
     to_folder,
 )
-from .train_options import Amp, Initialise, Optimizer, Schedule
+from .train_options import RUN, Amp, Initialise, Optimizer, Schedule, of_data, of_multigrid, of_recipe, of_run
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -51,8 +51,6 @@ EXAMPLES = """
 """
 
 STOPPED = 130  # exit status after Ctrl-C
-RUN, RECIPE, DATA, NETWORK = "The run", "The recipe", "The data", "The network"
-MULTIGRID = "Methods multigrid and oneshot"
 
 
 def train(
@@ -64,26 +62,21 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            "--method", metavar="NAME", help="serial, parareal, multigrid or oneshot.", rich_help_panel=NETWORK
+            "--method", metavar="NAME", help="serial, parareal, multigrid or oneshot.", rich_help_panel="The network"
         ),
     ] = "parareal",
-    levels: Annotated[int, typer.Option("--levels", help="Of multigrid.", min=2, rich_help_panel=MULTIGRID)] = 2,
-    coarsening: Annotated[
-        int, typer.Option("--coarsening", help="Layers that a coarse step spans.", min=2, rich_help_panel=MULTIGRID)
-    ] = 4,
+    levels: Annotated[int, of_multigrid("--levels", help="Of multigrid.", min=2)] = 2,
+    coarsening: Annotated[int, of_multigrid("--coarsening", help="Layers that a coarse step spans.", min=2)] = 4,
     iterations: Annotated[
         str | None,
-        typer.Option(
+        of_multigrid(
             "--iterations",
             metavar="K/L",
             help="Forward and adjoint. [dim]\\[default: 2/1; 1/1 with oneshot][/]",
             show_default=False,
-            rich_help_panel=MULTIGRID,
         ),
     ] = None,
-    relaxation: Annotated[
-        str, typer.Option("--relaxation", metavar="F|FCF", help="Of the layers.", rich_help_panel=MULTIGRID)
-    ] = "F",
+    relaxation: Annotated[str, of_multigrid("--relaxation", metavar="F|FCF", help="Of the layers.")] = "F",
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
@@ -109,88 +102,54 @@ def train(
     ] = 600.0,
     num_classes: NumClasses = None,
     leaf: Leaf = None,
-    data: Annotated[
-        str, typer.Option("--data", metavar="NAME", help="A data set by name.", rich_help_panel=DATA)
-    ] = "digits",
+    data: Annotated[str, of_data("--data", metavar="NAME", help="A data set by name.")] = "digits",
     data_dir: Annotated[
-        Path | None,
-        typer.Option("--data-dir", metavar="FOLDER", help="Where it lies.", show_default=False, rich_help_panel=DATA),
+        Path | None, of_data("--data-dir", metavar="FOLDER", help="Where it lies.", show_default=False)
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Samples a step, of all copies together.", min=1, rich_help_panel=DATA)
-    ] = 128,
+    batch_size: Annotated[int, of_data("--batch-size", help="Samples a step, of all copies together.", min=1)] = 128,
     image_size: Annotated[
         int | None,
-        typer.Option(
-            "--image-size",
-            help="Pixels of a side. [dim]\\[default: the data set's][/]",
-            min=1,
-            show_default=False,
-            rich_help_panel=DATA,
+        of_data(
+            "--image-size", help="Pixels of a side. [dim]\\[default: the data set's][/]", min=1, show_default=False
         ),
     ] = None,
     augment: Annotated[
         bool | None,
-        typer.Option(
+        of_data(
             "--augment/--no-augment",
             help="Random crops and flips. [dim]\\[default: as is usual for the data set][/]",
             show_default=False,
-            rich_help_panel=DATA,
         ),
     ] = None,
-    epochs: Annotated[
-        int, typer.Option("--epochs", help="How often every sample is seen.", min=1, rich_help_panel=RECIPE)
-    ] = 200,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate.", rich_help_panel=RECIPE)] = 0.1,
-    schedule: Annotated[
-        Schedule, typer.Option("--schedule", help="How the learning rate falls.", rich_help_panel=RECIPE)
-    ] = Schedule.steps,
+    epochs: Annotated[int, of_recipe("--epochs", help="How often every sample is seen.", min=1)] = 200,
+    lr: Annotated[float, of_recipe("--lr", help="Learning rate.")] = 0.1,
+    schedule: Annotated[Schedule, of_recipe("--schedule", help="How the learning rate falls.")] = Schedule.steps,
     milestones: Annotated[
         str | None,
-        typer.Option(
+        of_recipe(
             "--milestones",
             metavar="EPOCHS",
             show_default=False,
-            rich_help_panel=RECIPE,
             help="After which the learning rate is multiplied by --gamma, such as 80,120. [dim]\\[default: two and "
             "three fifths of the epochs][/]",
         ),
     ] = None,
-    gamma: Annotated[float, typer.Option("--gamma", help="See --milestones.", rich_help_panel=RECIPE)] = 0.1,
-    warmup: Annotated[
-        int, typer.Option("--warmup", help="Steps in which the learning rate rises.", min=0, rich_help_panel=RECIPE)
-    ] = 0,
-    optimizer: Annotated[
-        Optimizer, typer.Option("--optimizer", help="Which one.", rich_help_panel=RECIPE)
-    ] = Optimizer.sgd,
-    momentum: Annotated[float, typer.Option("--momentum", help="Of SGD.", rich_help_panel=RECIPE)] = 0.9,
-    nesterov: Annotated[
-        bool, typer.Option("--nesterov", help="Nesterov's form of it.", rich_help_panel=RECIPE)
-    ] = False,
-    weight_decay: Annotated[
-        float, typer.Option("--weight-decay", help="Of all parameters.", rich_help_panel=RECIPE)
-    ] = 5e-4,
-    label_smoothing: Annotated[
-        float, typer.Option("--label-smoothing", help="Share of the target spread evenly.", rich_help_panel=RECIPE)
-    ] = 0.0,
+    gamma: Annotated[float, of_recipe("--gamma", help="See --milestones.")] = 0.1,
+    warmup: Annotated[int, of_recipe("--warmup", help="Steps in which the learning rate rises.", min=0)] = 0,
+    optimizer: Annotated[Optimizer, of_recipe("--optimizer", help="Which one.")] = Optimizer.sgd,
+    momentum: Annotated[float, of_recipe("--momentum", help="Of SGD.")] = 0.9,
+    nesterov: Annotated[bool, of_recipe("--nesterov", help="Nesterov's form of it.")] = False,
+    weight_decay: Annotated[float, of_recipe("--weight-decay", help="Of all parameters.")] = 5e-4,
+    label_smoothing: Annotated[float, of_recipe("--label-smoothing", help="Share of the target spread evenly.")] = 0.0,
     clip: Annotated[
         float | None,
-        typer.Option(
-            "--clip",
-            help="Largest norm of the gradients. [dim]\\[default: any][/]",
-            show_default=False,
-            rich_help_panel=RECIPE,
-        ),
+        of_recipe("--clip", help="Largest norm of the gradients. [dim]\\[default: any][/]", show_default=False),
     ] = None,
     amp: Annotated[
-        Amp,
-        typer.Option(
-            "--amp", help="Mixed precision; auto is float16 on GPUs, bfloat16 on the CPU.", rich_help_panel=RECIPE
-        ),
+        Amp, of_recipe("--amp", help="Mixed precision; auto is float16 on GPUs, bfloat16 on the CPU.")
     ] = Amp.off,
     initialise: Annotated[
-        Initialise,
-        typer.Option("--initialise", help="He's weights for convolutions, or the model's own.", rich_help_panel=RECIPE),
+        Initialise, of_recipe("--initialise", help="He's weights for convolutions, or the model's own.")
     ] = Initialise.he,
     seed: Seed = 0,
     output: Annotated[
@@ -200,30 +159,24 @@ def train(
             rich_help_panel=RUN,
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.", rich_help_panel=RUN)
-    ] = False,
+    resume: Annotated[bool, of_run("--resume", help="Go on from the folder's last checkpoint.")] = False,
     force: Force = False,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(
+        of_run(
             "--checkpoint-every",
             help="Steps. [dim]\\[default: at the end of every epoch only][/]",
             min=1,
             show_default=False,
-            rich_help_panel=RUN,
         ),
     ] = None,
-    keep: Annotated[int, typer.Option("--keep", help="How many checkpoints.", min=1, rich_help_panel=RUN)] = 2,
-    log_every: Annotated[
-        int, typer.Option("--log-every", help="Steps in a row of the metrics.", min=1, rich_help_panel=RUN)
-    ] = 10,
+    keep: Annotated[int, of_run("--keep", help="How many checkpoints.", min=1)] = 2,
+    log_every: Annotated[int, of_run("--log-every", help="Steps in a row of the metrics.", min=1)] = 10,
     tensorboard: Annotated[
         bool | None,
-        typer.Option(
+        of_run(
             "--tensorboard/--no-tensorboard",
             show_default=False,
-            rich_help_panel=RUN,
             help="Event files for TensorBoard. [dim]\\[default: where it is installed][/]",
         ),
     ] = None,
@@ -252,9 +205,8 @@ def train(
             amp=train_arguments.precision(amp, devices, mesh), initialise="he" if initialise is Initialise.he else None,
         )  # fmt: skip
         progress(f"building the network of {model}")
-        classes = num_classes
-        if classes is None and train_arguments.takes_classes(model):
-            classes = samples.classes
+        told = num_classes is not None or not train_arguments.takes_classes(model)
+        classes = num_classes if told else samples.classes
         more: dict[str, Any] = {}
         if method in ("multigrid", "oneshot"):
             more = {"levels": levels, "coarsening": coarsening, "relaxation": relaxation}
