@@ -23,12 +23,16 @@ from .options import (
     PictureFormat,
     Seed,
     SourceOfAdapters,
+    on_devices,
+    to_folder,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pararealize import PararealModule
     from pararealize.calibration import Calibration
+    from pararealize.dataset import Dataset
 
 __all__ = ["EXAMPLES", "calibrate"]
 
@@ -76,27 +80,12 @@ def calibrate(
     fine_tune_steps: Annotated[
         int, typer.Option("--fine-tune-steps", min=0, help="Then train everything, the original's weights too.")
     ] = 0,
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            "--devices",
-            metavar="LIST",
-            help="Such as cuda:0,cuda:1; fewer than segments wrap round.",
-            show_default=False,
-        ),
-    ] = None,
+    devices: Annotated[str | None, on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")] = None,
     num_classes: NumClasses = None,
     leaf: Leaf = None,
     seed: Seed = 0,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Write what convert writes, calibration.json and its picture into a new folder.",
-            show_default=False,
-        ),
+        Path | None, to_folder(help="Write what convert writes, calibration.json and its picture into a new folder.")
     ] = None,
     force: Force = False,
     picture: PictureFormat = Picture.svg,
@@ -112,9 +101,7 @@ def calibrate(
 
             folder = stack.enter_context(output_folder(output, force=force, files=CALIBRATION_FILES))
         from pararealize import pararealize
-        from pararealize.calibrate import calibrate as fitted
         from pararealize.data import load
-        from pararealize.fine_tune import fine_tune
 
         from . import arguments
 
@@ -134,19 +121,9 @@ def calibrate(
             seed=seed,
             leaf_modules=arguments.leaf_modules(leaf),
         )
-        calibration = fitted(
-            pnet,
-            samples.batches,
-            test=samples.test_batches,
-            steps=steps,
-            lr=lr,
-            ridge=ridge,
-            seed=seed,
-            report=progress,
+        calibration = _fitted(
+            pnet, samples, progress, steps=steps, lr=lr, ridge=ridge, fine_tune_steps=fine_tune_steps, seed=seed
         )
-        if fine_tune_steps:
-            told = _steps(progress, fine_tune_steps)
-            calibration = fine_tune(pnet, samples, calibration, steps=fine_tune_steps, seed=seed, report=told)
         written: list[str] = []
         if folder is not None:
             from .convert import Recipe, write
@@ -185,6 +162,30 @@ def _load(net: nn.Module, path: Path) -> None:
             f"{str(path)!r} does not fit the model: {first}; name the weights that were saved from this model, with "
             f"its --num-classes"
         ) from error
+
+
+def _fitted(
+    pnet: PararealModule,
+    samples: Dataset,
+    progress: Callable[[str], None],
+    *,
+    steps: int,
+    lr: float,
+    ridge: float,
+    fine_tune_steps: int,
+    seed: int,
+) -> Calibration:
+    """Fit adapters and coarse blocks in place; then train everything, where steps of that are asked for."""
+    from pararealize.calibrate import calibrate
+    from pararealize.fine_tune import fine_tune
+
+    calibration = calibrate(
+        pnet, samples.batches, test=samples.test_batches, steps=steps, lr=lr, ridge=ridge, seed=seed, report=progress
+    )
+    if not fine_tune_steps:
+        return calibration
+    told = _steps(progress, fine_tune_steps)
+    return fine_tune(pnet, samples, calibration, steps=fine_tune_steps, seed=seed, report=told)
 
 
 def _steps(progress: Callable[[str], None], steps: int) -> Callable[..., None]:

@@ -15,6 +15,7 @@ from .options import (
     Batch,
     Coarse,
     Cost,
+    CostOfCuts,
     Cuts,
     Force,
     InputShape,
@@ -27,6 +28,8 @@ from .options import (
     PictureFormat,
     Seed,
     SourceOfAdapters,
+    on_devices,
+    to_folder,
 )
 from .restack import EXAMPLES as RESTACK_EXAMPLES
 from .restack import restack
@@ -68,16 +71,11 @@ def convert(
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
-    cost: Annotated[
-        Cost, typer.Option("--cost", help="Balance the cuts by FLOPs counted or seconds measured.")
-    ] = Cost.flops,
+    cost: CostOfCuts = Cost.flops,
     devices: Annotated[
         str | None,
-        typer.Option(
-            "--devices",
-            metavar="LIST",
-            help="Such as cuda:0,cuda:1; fewer than segments wrap round. [dim]\\[default: where the model is][/]",
-            show_default=False,
+        on_devices(
+            help="Such as cuda:0,cuda:1; fewer than segments wrap round. [dim]\\[default: where the model is][/]"
         ),
     ] = None,
     batch: Batch = 2,
@@ -87,14 +85,7 @@ def convert(
     leaf: Leaf = None,
     seed: Seed = 0,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Write plan.json, weights.safetensors, model.py and a picture into a new folder.",
-            show_default=False,
-        ),
+        Path | None, to_folder(help="Write plan.json, weights.safetensors, model.py and a picture into a new folder.")
     ] = None,
     force: Force = False,
     picture: PictureFormat = Picture.svg,

@@ -1,8 +1,12 @@
-"""Options that several commands have: their names, types and help."""
+"""Options that several commands have: their names, types and help.
+
+Where each command has something of its own to say of an option, what is shared is a function, which takes the ``help``.
+"""
 
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,6 +16,7 @@ __all__ = [
     "Batch",
     "Coarse",
     "Cost",
+    "CostOfCuts",
     "Cuts",
     "Force",
     "InputShape",
@@ -25,6 +30,8 @@ __all__ = [
     "Seed",
     "Source",
     "SourceOfAdapters",
+    "on_devices",
+    "to_folder",
 ]
 
 
@@ -104,6 +111,7 @@ Cuts = Annotated[
         "which segments begin, separated by commas.",
     ),
 ]
+CostOfCuts = Annotated[Cost, typer.Option("--cost", help="Balance the cuts by FLOPs counted or seconds measured.")]
 SourceOfAdapters = Annotated[
     Source | None,
     typer.Option(
@@ -114,3 +122,6 @@ SourceOfAdapters = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that is there already.")]
 PictureFormat = Annotated[Picture, typer.Option("--picture", help="Format of the picture.")]
+
+on_devices = partial(typer.Option, "--devices", metavar="LIST", show_default=False)
+to_folder = partial(typer.Option, "--out", "-o", metavar="FOLDER", show_default=False)

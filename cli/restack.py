@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import out, print_json, working
-from .options import AsJson, Batch, Force, InputShape, InputType, Leaf, Model, NumClasses, Seed
+from .options import AsJson, Batch, Force, InputShape, InputType, Leaf, Model, NumClasses, Seed, to_folder
 
 if TYPE_CHECKING:
     from pararealize import RestackedModule
@@ -104,14 +104,7 @@ def restack(
     leaf: Leaf = None,
     seed: Seed = 0,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Write restacking.json, weights.safetensors and model.py into a new folder.",
-            show_default=False,
-        ),
+        Path | None, to_folder(help="Write restacking.json, weights.safetensors and model.py into a new folder.")
     ] = None,
     force: Force = False,
     as_json: AsJson = False,

@@ -24,6 +24,7 @@ from .options import (
     PictureFormat,
     Seed,
     SourceOfAdapters,
+    to_folder,
 )
 
 if TYPE_CHECKING:
@@ -94,13 +95,7 @@ def schedule(
     seed: Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Write timeline.json, trace.json (for ui.perfetto.dev) and a picture into a new folder.",
-            show_default=False,
-        ),
+        to_folder(help="Write timeline.json, trace.json (for ui.perfetto.dev) and a picture into a new folder."),
     ] = None,
     force: Force = False,
     picture: PictureFormat = Picture.svg,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +14,7 @@ from .options import (
     AsJson,
     Coarse,
     Cost,
+    CostOfCuts,
     Cuts,
     Force,
     Leaf,
@@ -23,7 +22,10 @@ from .options import (
     NumClasses,
     Seed,
     SourceOfAdapters,
+    on_devices,
+    to_folder,
 )
+from .train_options import RUN, Amp, Initialise, Optimizer, Schedule, of_data, of_multigrid, of_recipe, of_run
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -49,39 +51,6 @@ EXAMPLES = """
 """
 
 STOPPED = 130  # exit status after Ctrl-C
-RUN, RECIPE, DATA, NETWORK = "The run", "The recipe", "The data", "The network"
-MULTIGRID = "Methods multigrid and oneshot"
-
-
-class Optimizer(StrEnum):
-    """Optimisers."""
-
-    sgd = "sgd"
-    adamw = "adamw"
-
-
-class Schedule(StrEnum):
-    """Schedules of the learning rate."""
-
-    steps = "steps"
-    cosine = "cosine"
-    constant = "constant"
-
-
-class Amp(StrEnum):
-    """Precisions of autocast."""
-
-    off = "off"
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Initialise(StrEnum):
-    """How weights start."""
-
-    he = "he"
-    none = "none"
 
 
 def train(
@@ -93,40 +62,30 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            "--method", metavar="NAME", help="serial, parareal, multigrid or oneshot.", rich_help_panel=NETWORK
+            "--method", metavar="NAME", help="serial, parareal, multigrid or oneshot.", rich_help_panel="The network"
         ),
     ] = "parareal",
-    levels: Annotated[int, typer.Option("--levels", help="Of multigrid.", min=2, rich_help_panel=MULTIGRID)] = 2,
-    coarsening: Annotated[
-        int, typer.Option("--coarsening", help="Layers that a coarse step spans.", min=2, rich_help_panel=MULTIGRID)
-    ] = 4,
+    levels: Annotated[int, of_multigrid("--levels", help="Of multigrid.", min=2)] = 2,
+    coarsening: Annotated[int, of_multigrid("--coarsening", help="Layers that a coarse step spans.", min=2)] = 4,
     iterations: Annotated[
         str | None,
-        typer.Option(
+        of_multigrid(
             "--iterations",
             metavar="K/L",
             help="Forward and adjoint. [dim]\\[default: 2/1; 1/1 with oneshot][/]",
             show_default=False,
-            rich_help_panel=MULTIGRID,
         ),
     ] = None,
-    relaxation: Annotated[
-        str, typer.Option("--relaxation", metavar="F|FCF", help="Of the layers.", rich_help_panel=MULTIGRID)
-    ] = "F",
+    relaxation: Annotated[str, of_multigrid("--relaxation", metavar="F|FCF", help="Of the layers.")] = "F",
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
-    cost: Annotated[
-        Cost, typer.Option("--cost", help="Balance the cuts by FLOPs counted or seconds measured.")
-    ] = Cost.flops,
+    cost: CostOfCuts = Cost.flops,
     devices: Annotated[
         str | None,
-        typer.Option(
-            "--devices",
-            metavar="LIST",
+        on_devices(
             help="Such as cuda:0,cuda:1; with torchrun, cpu or cuda. [dim]\\[default: the CPU; with torchrun, a GPU "
-            "each where there are enough][/]",
-            show_default=False,
+            "each where there are enough][/]"
         ),
     ] = None,
     ranks: Annotated[
@@ -143,125 +102,81 @@ def train(
     ] = 600.0,
     num_classes: NumClasses = None,
     leaf: Leaf = None,
-    data: Annotated[
-        str, typer.Option("--data", metavar="NAME", help="A data set by name.", rich_help_panel=DATA)
-    ] = "digits",
+    data: Annotated[str, of_data("--data", metavar="NAME", help="A data set by name.")] = "digits",
     data_dir: Annotated[
-        Path | None,
-        typer.Option("--data-dir", metavar="FOLDER", help="Where it lies.", show_default=False, rich_help_panel=DATA),
+        Path | None, of_data("--data-dir", metavar="FOLDER", help="Where it lies.", show_default=False)
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Samples a step, of all copies together.", min=1, rich_help_panel=DATA)
-    ] = 128,
+    batch_size: Annotated[int, of_data("--batch-size", help="Samples a step, of all copies together.", min=1)] = 128,
     image_size: Annotated[
         int | None,
-        typer.Option(
-            "--image-size",
-            help="Pixels of a side. [dim]\\[default: the data set's][/]",
-            min=1,
-            show_default=False,
-            rich_help_panel=DATA,
+        of_data(
+            "--image-size", help="Pixels of a side. [dim]\\[default: the data set's][/]", min=1, show_default=False
         ),
     ] = None,
     augment: Annotated[
         bool | None,
-        typer.Option(
+        of_data(
             "--augment/--no-augment",
             help="Random crops and flips. [dim]\\[default: as is usual for the data set][/]",
             show_default=False,
-            rich_help_panel=DATA,
         ),
     ] = None,
-    epochs: Annotated[
-        int, typer.Option("--epochs", help="How often every sample is seen.", min=1, rich_help_panel=RECIPE)
-    ] = 200,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate.", rich_help_panel=RECIPE)] = 0.1,
-    schedule: Annotated[
-        Schedule, typer.Option("--schedule", help="How the learning rate falls.", rich_help_panel=RECIPE)
-    ] = Schedule.steps,
+    epochs: Annotated[int, of_recipe("--epochs", help="How often every sample is seen.", min=1)] = 200,
+    lr: Annotated[float, of_recipe("--lr", help="Learning rate.")] = 0.1,
+    schedule: Annotated[Schedule, of_recipe("--schedule", help="How the learning rate falls.")] = Schedule.steps,
     milestones: Annotated[
         str | None,
-        typer.Option(
+        of_recipe(
             "--milestones",
             metavar="EPOCHS",
             show_default=False,
-            rich_help_panel=RECIPE,
             help="After which the learning rate is multiplied by --gamma, such as 80,120. [dim]\\[default: two and "
             "three fifths of the epochs][/]",
         ),
     ] = None,
-    gamma: Annotated[float, typer.Option("--gamma", help="See --milestones.", rich_help_panel=RECIPE)] = 0.1,
-    warmup: Annotated[
-        int, typer.Option("--warmup", help="Steps in which the learning rate rises.", min=0, rich_help_panel=RECIPE)
-    ] = 0,
-    optimizer: Annotated[
-        Optimizer, typer.Option("--optimizer", help="Which one.", rich_help_panel=RECIPE)
-    ] = Optimizer.sgd,
-    momentum: Annotated[float, typer.Option("--momentum", help="Of SGD.", rich_help_panel=RECIPE)] = 0.9,
-    nesterov: Annotated[
-        bool, typer.Option("--nesterov", help="Nesterov's form of it.", rich_help_panel=RECIPE)
-    ] = False,
-    weight_decay: Annotated[
-        float, typer.Option("--weight-decay", help="Of all parameters.", rich_help_panel=RECIPE)
-    ] = 5e-4,
-    label_smoothing: Annotated[
-        float, typer.Option("--label-smoothing", help="Share of the target spread evenly.", rich_help_panel=RECIPE)
-    ] = 0.0,
+    gamma: Annotated[float, of_recipe("--gamma", help="See --milestones.")] = 0.1,
+    warmup: Annotated[int, of_recipe("--warmup", help="Steps in which the learning rate rises.", min=0)] = 0,
+    optimizer: Annotated[Optimizer, of_recipe("--optimizer", help="Which one.")] = Optimizer.sgd,
+    momentum: Annotated[float, of_recipe("--momentum", help="Of SGD.")] = 0.9,
+    nesterov: Annotated[bool, of_recipe("--nesterov", help="Nesterov's form of it.")] = False,
+    weight_decay: Annotated[float, of_recipe("--weight-decay", help="Of all parameters.")] = 5e-4,
+    label_smoothing: Annotated[float, of_recipe("--label-smoothing", help="Share of the target spread evenly.")] = 0.0,
     clip: Annotated[
         float | None,
-        typer.Option(
-            "--clip",
-            help="Largest norm of the gradients. [dim]\\[default: any][/]",
-            show_default=False,
-            rich_help_panel=RECIPE,
-        ),
+        of_recipe("--clip", help="Largest norm of the gradients. [dim]\\[default: any][/]", show_default=False),
     ] = None,
     amp: Annotated[
-        Amp,
-        typer.Option(
-            "--amp", help="Mixed precision; auto is float16 on GPUs, bfloat16 on the CPU.", rich_help_panel=RECIPE
-        ),
+        Amp, of_recipe("--amp", help="Mixed precision; auto is float16 on GPUs, bfloat16 on the CPU.")
     ] = Amp.off,
     initialise: Annotated[
-        Initialise,
-        typer.Option("--initialise", help="He's weights for convolutions, or the model's own.", rich_help_panel=RECIPE),
+        Initialise, of_recipe("--initialise", help="He's weights for convolutions, or the model's own.")
     ] = Initialise.he,
     seed: Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            show_default=False,
-            rich_help_panel=RUN,
+        to_folder(
             help="The run's folder, a new one. [dim]\\[default: named after model, method and data][/]",
+            rich_help_panel=RUN,
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.", rich_help_panel=RUN)
-    ] = False,
+    resume: Annotated[bool, of_run("--resume", help="Go on from the folder's last checkpoint.")] = False,
     force: Force = False,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(
+        of_run(
             "--checkpoint-every",
             help="Steps. [dim]\\[default: at the end of every epoch only][/]",
             min=1,
             show_default=False,
-            rich_help_panel=RUN,
         ),
     ] = None,
-    keep: Annotated[int, typer.Option("--keep", help="How many checkpoints.", min=1, rich_help_panel=RUN)] = 2,
-    log_every: Annotated[
-        int, typer.Option("--log-every", help="Steps in a row of the metrics.", min=1, rich_help_panel=RUN)
-    ] = 10,
+    keep: Annotated[int, of_run("--keep", help="How many checkpoints.", min=1)] = 2,
+    log_every: Annotated[int, of_run("--log-every", help="Steps in a row of the metrics.", min=1)] = 10,
     tensorboard: Annotated[
         bool | None,
-        typer.Option(
+        of_run(
             "--tensorboard/--no-tensorboard",
             show_default=False,
-            rich_help_panel=RUN,
             help="Event files for TensorBoard. [dim]\\[default: where it is installed][/]",
         ),
     ] = None,
@@ -273,7 +188,7 @@ def train(
         from pararealize.data import load
         from pararealize.torchrun import started_by_torchrun
 
-        from . import arguments
+        from . import arguments, train_arguments
         from .train_display import Display
 
         _check_folder(resume=resume, force=force)
@@ -282,20 +197,20 @@ def train(
         )
         mesh = None
         if started_by_torchrun():
-            mesh = _mesh(method, n, ranks, devices, timeout)
+            mesh = train_arguments.mesh(method, n, ranks, devices, timeout)
         recipe = Recipe(
             epochs=epochs, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov,
-            optimizer=optimizer.value, schedule=schedule.value, milestones=_numbers(milestones), gamma=gamma,
-            warmup=warmup, label_smoothing=label_smoothing, clip=clip,
-            amp=_precision(amp, devices, mesh), initialise="he" if initialise is Initialise.he else None,
+            optimizer=optimizer.value, schedule=schedule.value, gamma=gamma, warmup=warmup,
+            milestones=train_arguments.milestones(milestones), label_smoothing=label_smoothing, clip=clip,
+            amp=train_arguments.precision(amp, devices, mesh), initialise="he" if initialise is Initialise.he else None,
         )  # fmt: skip
         progress(f"building the network of {model}")
-        classes = num_classes
-        if classes is None and _takes_classes(model):
-            classes = samples.classes
+        told = num_classes is not None or not train_arguments.takes_classes(model)
+        classes = num_classes if told else samples.classes
         more: dict[str, Any] = {}
         if method in ("multigrid", "oneshot"):
-            more = {"levels": levels, "coarsening": coarsening, "relaxation": relaxation, **_iterations(iterations)}
+            more = {"levels": levels, "coarsening": coarsening, "relaxation": relaxation}
+            more |= train_arguments.iterations(iterations)
         options = {
             "n": n, "coarse": arguments.coarse(coarse), "cuts": arguments.cuts(cuts), "cost": cost.value,
             "source": None if source is None else source.value, "seed": seed,
@@ -304,7 +219,7 @@ def train(
         }  # fmt: skip
         built = _build(method, model, samples, classes, options)
     first = mesh is None or mesh.get_rank() == 0
-    folder = _folder(output, model, method, n, data)
+    folder = train_arguments.folder(output, model, method, n, data)
     display = Display(recipe, quiet=not first, to_stderr=as_json)
     display.begin(model, method, built.net, samples, folder)
     about = {"model": model, "method": method, "num_classes": classes, "coarse": coarse, **more}
@@ -314,7 +229,7 @@ def train(
                 built.net, samples, recipe,
                 step=built.step, folder=folder, resume=resume, force=force, seed=seed, report=display.report,
                 log_every=log_every, checkpoint_every=checkpoint_every, keep=keep,
-                tensorboard=_tensorboard(tensorboard, display), about=about,
+                tensorboard=train_arguments.tensorboard(tensorboard, display), about=about,
             )  # fmt: skip
     except KeyboardInterrupt:
         display.say(f"stopped; the same command with --resume goes on from the last checkpoint in {folder}")
@@ -335,15 +250,6 @@ def _check_folder(*, resume: bool, force: bool) -> None:
         raise OutputError("--resume goes on with the run that is there and --force replaces it; give one of the two")
 
 
-def _mesh(method: str, n: int | None, ranks: int | None, devices: str | None, timeout: float) -> DeviceMesh:
-    from pararealize.errors import PlanError
-    from pararealize.torchrun import make_mesh
-
-    if n is None and method == "parareal":
-        raise PlanError(f"the method {method!r} needs --n, the number of segments, such as --n 3")
-    return make_mesh(n or 1, ranks=ranks, device=devices, timeout=timeout)
-
-
 def _leave(mesh: DeviceMesh | None) -> None:
     if mesh is not None:
         import torch.distributed as dist
@@ -358,62 +264,6 @@ def _build(method: str, model: str, data: Dataset, classes: int | None, options:
 
     net = arguments.model(model, num_classes=classes, seed=options["seed"])
     return build(method, net, Options(example_inputs=data.example(), **options))
-
-
-def _takes_classes(model: str) -> bool:
-    """Whether a model by name can be told the number of classes; what a file gives may not."""
-    return ":" not in model or model.startswith(("timm:", "torchvision:"))
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    from pararealize.errors import RecipeError
-
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise RecipeError(
-            f"--milestones {text!r} are no numbers; write epochs in rising order, such as 80,120"
-        ) from error
-
-
-def _iterations(text: str | None) -> dict[str, int]:
-    from pararealize.errors import MultigridError
-
-    if text is None:
-        return {}
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None:
-        raise MultigridError(f"--iterations {text!r} are no two numbers; write forward/adjoint ones, such as 2/1")
-    return {"forward_iterations": int(found[1]), "backward_iterations": int(found[2])}
-
-
-def _precision(amp: Amp, devices: str | None, mesh: DeviceMesh | None) -> Any:
-    if amp is Amp.off:
-        return None
-    if amp is not Amp.auto:
-        return amp.value
-    on_gpu = mesh.device_type == "cuda" if mesh is not None else (devices or "").startswith("cuda")
-    return "float16" if on_gpu else "bfloat16"
-
-
-def _tensorboard(wanted: bool | None, display: Any) -> bool:
-    from pararealize.board import has_tensorboard
-
-    if wanted is None and not has_tensorboard():
-        display.say(
-            "no files for TensorBoard, which is not installed: pip install 'pararealize[train]', or say "
-            "--no-tensorboard"
-        )
-    return has_tensorboard() if wanted is None else wanted
-
-
-def _folder(output: Path | None, model: str, method: str, n: int | None, data: str) -> Path:
-    if output is not None:
-        return output
-    parts = [model, method if method != "parareal" else f"n{n}", data]
-    return Path("-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts))
 
 
 def _result(history: History, recipe: Recipe, data: Dataset, folder: Path, files: list[str]) -> dict[str, Any]:

@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 import pararealize
 from pararealize import Plan, Recipe, board
+from pararealize.errors import MultigridError, PlanError, RecipeError
 from pararealize.progress import Progress
 from pararealize.score import Score
+from pararealize_cli import train_arguments
 from pararealize_cli.main import app
 from pararealize_cli.train_display import Display, duration
+from pararealize_cli.train_options import Amp
 
 NETWORK = """
 import torch
@@ -193,6 +196,35 @@ def test_torchrun(tmp_path):
     assert told["score"]["error"] == alone["score"]["error"]
     assert told["score"]["loss"] == pytest.approx(alone["score"]["loss"], rel=1e-4)
     assert (tmp_path / "ranks" / "run.json").read_bytes() == (tmp_path / "alone" / "run.json").read_bytes()
+
+
+def test_words_of_the_recipe():
+    assert train_arguments.milestones(None) is None
+    assert train_arguments.milestones("80, 120,") == (80.0, 120.0)
+    with pytest.raises(RecipeError, match=r"--milestones 'late'.*such as 80,120"):
+        train_arguments.milestones("late")
+    assert train_arguments.iterations(None) == {}
+    assert train_arguments.iterations("12/3") == {"forward_iterations": 12, "backward_iterations": 3}
+    with pytest.raises(MultigridError, match=r"--iterations '2/1/1'.*such as 2/1"):
+        train_arguments.iterations("2/1/1")
+
+
+@pytest.mark.parametrize("amp, devices, expected", [
+    (Amp.off, "cuda:0", None), (Amp.float16, None, "float16"), (Amp.bfloat16, "cuda:0", "bfloat16"),
+    (Amp.auto, None, "bfloat16"), (Amp.auto, "cpu", "bfloat16"), (Amp.auto, "cuda:0,cuda:1", "float16"),
+])  # fmt: skip
+def test_precisions(amp, devices, expected):
+    assert train_arguments.precision(amp, devices, None) == expected
+
+
+def test_what_goes_by_the_name_of_the_model():
+    names = ["resnet20", "torchvision:resnet18", "timm:convnext_atto", "nets.py:net", "nets:net"]
+    assert [train_arguments.takes_classes(name) for name in names] == [True, True, True, False, False]
+    assert train_arguments.folder(None, "a/nets.py:net", "parareal", 3, "digits") == Path("a-nets.py-net-n3-digits")
+    assert train_arguments.folder(None, "resnet20", "serial", 3, "digits") == Path("resnet20-serial-digits")
+    assert train_arguments.folder(Path("there"), "resnet20", "serial", 3, "digits") == Path("there")
+    with pytest.raises(PlanError, match=r"'parareal' needs --n"):
+        train_arguments.mesh("parareal", None, None, None, 60.0)
 
 
 @pytest.mark.parametrize("seconds, told", [

@@ -1,0 +1,107 @@
+"""Words of ``pararealize train`` -> what training takes. Nothing here imports torch before it is needed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pararealize.errors import MultigridError, PlanError, RecipeError
+
+from .train_options import Amp
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from .train_display import Display
+
+__all__ = ["folder", "iterations", "mesh", "milestones", "precision", "takes_classes", "tensorboard"]
+
+
+def mesh(method: str, n: int | None, ranks: int | None, devices: str | None, timeout: float) -> DeviceMesh:
+    """The processes that torchrun started, with those that hold one network side by side."""
+    from pararealize.torchrun import make_mesh
+
+    if n is None and method == "parareal":
+        raise PlanError(f"the method {method!r} needs --n, the number of segments, such as --n 3")
+    return make_mesh(n or 1, ranks=ranks, device=devices, timeout=timeout)
+
+
+def takes_classes(model: str) -> bool:
+    """Whether a model by name can be told the number of classes; what a file gives may not.
+
+    Example:
+        >>> takes_classes("timm:convnext_atto"), takes_classes("mynets.py:deep")
+        (True, False)
+    """
+    return ":" not in model or model.startswith(("timm:", "torchvision:"))
+
+
+def milestones(text: str | None) -> tuple[float, ...] | None:
+    """Epochs, separated by commas.
+
+    Example:
+        >>> milestones("80,120")
+        (80.0, 120.0)
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise RecipeError(
+            f"--milestones {text!r} are no numbers; write epochs in rising order, such as 80,120"
+        ) from error
+
+
+def iterations(text: str | None) -> dict[str, int]:
+    """``K/L``, forward and adjoint, as options of multigrid; none where nothing is said.
+
+    Example:
+        >>> iterations("2/1")
+        {'forward_iterations': 2, 'backward_iterations': 1}
+    """
+    if text is None:
+        return {}
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None:
+        raise MultigridError(f"--iterations {text!r} are no two numbers; write forward/adjoint ones, such as 2/1")
+    return {"forward_iterations": int(found[1]), "backward_iterations": int(found[2])}
+
+
+def precision(amp: Amp, devices: str | None, mesh: DeviceMesh | None) -> Any:
+    """The precision of autocast, None for none; ``auto`` goes by where the network lies."""
+    if amp is Amp.off:
+        return None
+    if amp is not Amp.auto:
+        return amp.value
+    on_gpu = mesh.device_type == "cuda" if mesh is not None else (devices or "").startswith("cuda")
+    return "float16" if on_gpu else "bfloat16"
+
+
+def tensorboard(wanted: bool | None, display: Display) -> bool:
+    """Whether to write event files: as wanted, otherwise where TensorBoard is installed, and said where it is not."""
+    from pararealize.board import has_tensorboard
+
+    if wanted is not None:
+        return wanted
+    found = has_tensorboard()
+    if not found:
+        display.say(
+            "no files for TensorBoard, which is not installed: pip install 'pararealize[train]', or say "
+            "--no-tensorboard"
+        )
+    return found
+
+
+def folder(output: Path | None, model: str, method: str, n: int | None, data: str) -> Path:
+    """The run's folder, named after model, method and data where no name is given.
+
+    Example:
+        >>> str(folder(None, "mynets.py:deep", "parareal", 3, "digits"))
+        'mynets.py-deep-n3-digits'
+    """
+    if output is not None:
+        return output
+    parts = [model, method if method != "parareal" else f"n{n}", data]
+    return Path("-".join(re.sub(r"[^\w.]+", "-", part).strip("-.") for part in parts))
