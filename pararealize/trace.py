@@ -2,21 +2,22 @@
 
 Each rank is a process with one thread for what it computes and one or more for what it sends; arrows lead from a
 message to what waited for it. Fields are those of the Trace Event Format: complete events (``X``), metadata (``M``) and
-flows (``s`` to ``f``), times in microseconds.
+flows (``s`` to ``f``), times in microseconds, of whole nanoseconds: Perfetto rounds starts and lengths one by one, and
+drops a slice that then ends in the next. It also takes process 0 and thread 0 for those of an idle system, and a number
+of a thread for one thread of the whole machine: so rank r is process r + 1, and no two threads share a number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .timeline import Action, Timeline
 
 __all__ = ["chrome_trace"]
 
-_MICRO = 1e6
-_INSIDE = 1e-3  # the share of a slice before whose end an arrow leaves
-_COMPUTE = 0  # thread id; threads of messages follow
+_NANO = 1e9
+_COMPUTE = 0  # lane of a rank; those of messages follow
 _COLOURS = {  # names that the format reserves
     "fine": "thread_state_running",
     "coarse": "thread_state_runnable",
@@ -41,73 +42,95 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
         ['rank 0: segment 1', 'rank 1: segment 2']
     """
     lanes = _lanes(timeline)
+    threads = _threads(timeline, lanes)
     return {
         "displayTimeUnit": "ms",
         "otherData": {"model": timeline.model, "origin": timeline.origin, "notes": "; ".join(timeline.notes)},
         "traceEvents": [
-            *_names(timeline, lanes),
-            *(_slice(i, action, lanes) for i, action in enumerate(timeline.actions)),
-            *_flows(timeline, lanes),
+            *_names(timeline, threads),
+            *(_slice(action, threads[action.rank, lane]) for action, lane in zip(timeline.actions, lanes, strict=True)),
+            *_flows(timeline, lanes, threads),
         ],
     }
 
 
-def _lanes(timeline: Timeline) -> dict[int, int]:
-    """The thread of every transfer: those of one rank that overlap stand in different ones."""
-    free: dict[tuple[int, int], float] = {}
-    lanes: dict[int, int] = {}
-    for i, action in enumerate(timeline.actions):
+def _lanes(timeline: Timeline) -> list[int]:
+    """The lane of every action, within its rank: transfers of one rank that overlap stand in different ones."""
+    free: dict[tuple[int, int], int] = {}
+    lanes = []
+    for action in timeline.actions:
+        lane = _COMPUTE
         if action.kind == "transfer":
-            lane = 1
-            while free.get((action.rank, lane), action.start) > action.start:
+            lane, (start, end) = 1, _span(action)
+            while free.get((action.rank, lane), start) > start:
                 lane += 1
-            free[action.rank, lane] = action.end
-            lanes[i] = lane
+            free[action.rank, lane] = end
+        lanes.append(lane)
     return lanes
 
 
-def _names(timeline: Timeline, lanes: dict[int, int]) -> Iterator[dict[str, Any]]:
+def _threads(timeline: Timeline, lanes: Sequence[int]) -> dict[tuple[int, int], int]:
+    """A number for each lane of each rank, beyond those of the processes."""
+    used = {(rank, _COMPUTE) for rank in range(timeline.ranks)}
+    used |= {(action.rank, lane) for action, lane in zip(timeline.actions, lanes, strict=True)}
+    return {place: timeline.ranks + i for i, place in enumerate(sorted(used), 1)}
+
+
+def _span(action: Action) -> tuple[int, int]:
+    """From when to when, in nanoseconds."""
+    return round(action.start * _NANO), round(action.end * _NANO)
+
+
+def _names(timeline: Timeline, threads: Mapping[tuple[int, int], int]) -> Iterator[dict[str, Any]]:
     for rank in range(timeline.ranks):
         own = sorted({action.j for action in timeline.of(rank)})
         held = f"segments {own[0]}–{own[-1]}" if len(own) > 1 else f"segment {own[0]}" if own else "idle"
-        threads = {lanes[i] for i, action in enumerate(timeline.actions) if i in lanes and action.rank == rank}
-        yield _about("process_name", rank, _COMPUTE, name=f"rank {rank}: {held}")
-        yield _about("process_sort_index", rank, _COMPUTE, sort_index=rank)
-        for thread in (_COMPUTE, *sorted(threads)):
-            yield _about("thread_name", rank, thread, name="communication" if thread else "compute")
-            yield _about("thread_sort_index", rank, thread, sort_index=thread)
+        first = threads[rank, _COMPUTE]
+        yield _about("process_name", rank, first, name=f"rank {rank}: {held}")
+        yield _about("process_sort_index", rank, first, sort_index=rank)
+        for (owner, lane), thread in threads.items():
+            if owner == rank:
+                yield _about("thread_name", rank, thread, name="communication" if lane else "compute")
+                yield _about("thread_sort_index", rank, thread, sort_index=lane)
 
 
 def _about(what: str, rank: int, thread: int, **arguments: Any) -> dict[str, Any]:
-    return {"name": what, "ph": "M", "pid": rank, "tid": thread, "args": arguments}
+    return {"name": what, "ph": "M"} | _place(rank, thread) | {"args": arguments}
 
 
-def _slice(i: int, action: Action, lanes: dict[int, int]) -> dict[str, Any]:
+def _place(rank: int, thread: int) -> dict[str, Any]:
+    return {"pid": rank + 1, "tid": thread}
+
+
+def _slice(action: Action, thread: int) -> dict[str, Any]:
     to = {} if action.to is None else {"to": f"rank {action.to}"}
+    start, end = _span(action)
     return {
         "name": str(action),
         "cat": f"{action.kind},{action.direction}",
         "ph": "X",
-        "pid": action.rank,
-        "tid": lanes.get(i, _COMPUTE),
-        "ts": action.start * _MICRO,
-        "dur": action.seconds * _MICRO,
+        **_place(action.rank, thread),
+        "ts": start / 1000,
+        "dur": (end - start) / 1000,
         "cname": _COLOURS[action.kind],
         "args": {"segment": action.j, "direction": action.direction, "kind": action.kind} | to,
     }
 
 
-def _flows(timeline: Timeline, lanes: dict[int, int]) -> Iterator[dict[str, Any]]:
+def _flows(
+    timeline: Timeline, lanes: Sequence[int], threads: Mapping[tuple[int, int], int]
+) -> Iterator[dict[str, Any]]:
     """An arrow from what is sent to the transfer, and one from the transfer to each action that waits for it."""
     number = 0
     for i, action in enumerate(timeline.actions):
         for other in action.after:
-            if i in lanes or other in lanes:
-                number += 1
-                source = timeline.actions[other]
-                flow = {"name": str(source if other in lanes else action), "cat": "message", "id": number}
-                inside = source.end - _INSIDE * source.seconds  # at its very end, the next slice would be meant
-                begin = max(min(inside, action.start), source.start)
-                yield flow | {"ph": "s", "pid": source.rank, "tid": lanes.get(other, _COMPUTE), "ts": begin * _MICRO}
-                place = {"pid": action.rank, "tid": lanes.get(i, _COMPUTE), "ts": max(action.start, begin) * _MICRO}
-                yield flow | {"ph": "f", "bp": "e"} | place
+            if not lanes[i] and not lanes[other]:
+                continue
+            number += 1
+            source = timeline.actions[other]
+            flow = {"name": str(source if lanes[other] else action), "cat": "message", "id": number}
+            (begin, end), (start, _) = _span(source), _span(action)
+            leaves = max(min(end - 1, start), begin)  # at its very end, the next slice would be meant
+            yield flow | {"ph": "s", **_place(source.rank, threads[source.rank, lanes[other]]), "ts": leaves / 1000}
+            place = _place(action.rank, threads[action.rank, lanes[i]])
+            yield flow | {"ph": "f", "bp": "e", **place, "ts": max(start, leaves) / 1000}

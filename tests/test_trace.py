@@ -29,6 +29,10 @@ def slices(trace: dict) -> list[dict]:
     return [event for event in trace["traceEvents"] if event["ph"] == "X"]
 
 
+def nanoseconds(microseconds: float) -> int:
+    return round(microseconds * 1000)
+
+
 def test_fields(timeline):
     trace = json.loads(json.dumps(chrome_trace(timeline)))
     assert trace["displayTimeUnit"] in ("ms", "ns")
@@ -49,20 +53,41 @@ def test_fields(timeline):
 
 
 def test_a_slice_an_action_in_microseconds(timeline):
-    found = {event["name"]: event for event in slices(chrome_trace(timeline))}
+    trace = chrome_trace(timeline)
+    threads = {e["tid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
+    found = {event["name"]: event for event in slices(trace)}
     assert len(found) == len(timeline.actions)
     for action in timeline.actions:
         event = found[str(action)]
-        assert (event["ts"], event["dur"]) == (action.start * 1e6, action.seconds * 1e6)
-        assert event["pid"] == action.rank
-        assert (event["tid"] == 0) == (action.kind != "transfer")
+        assert event["ts"] == pytest.approx(action.start * 1e6, abs=6e-4)
+        assert event["dur"] == pytest.approx(action.seconds * 1e6, abs=1.1e-3)
+        assert event["pid"] == action.rank + 1
+        assert threads[event["tid"]] == ("communication" if action.kind == "transfer" else "compute")
         assert action.direction in event["cat"].split(",")
+
+
+def test_processes_and_threads_have_numbers_that_perfetto_takes(timeline):
+    """It takes 0 for the idle system, and a thread's number for one thread of the machine."""
+    events = chrome_trace(timeline)["traceEvents"]
+    processes = {event["pid"] for event in events}
+    owners = {(event["tid"], event["pid"]) for event in events}
+    assert processes == set(range(1, timeline.ranks + 1))
+    assert len({thread for thread, _ in owners}) == len(owners)
+    assert not processes & {thread for thread, _ in owners}
+
+
+def test_times_are_whole_nanoseconds(timeline):
+    for event in chrome_trace(timeline)["traceEvents"]:
+        for time in (event.get("ts", 0), event.get("dur", 0)):
+            assert time * 1000 == pytest.approx(round(time * 1000), rel=1e-12)
 
 
 def test_slices_of_a_thread_do_not_overlap(timeline):
     by_thread = sorted(slices(chrome_trace(timeline)), key=lambda e: (e["pid"], e["tid"], e["ts"], e["dur"]))
     for a, b in itertools.pairwise(by_thread):
-        assert (a["pid"], a["tid"]) != (b["pid"], b["tid"]) or a["ts"] + a["dur"] <= b["ts"] * (1 + 1e-12) + 1e-9
+        assert (a["pid"], a["tid"]) != (b["pid"], b["tid"]) or nanoseconds(a["ts"]) + nanoseconds(
+            a["dur"]
+        ) <= nanoseconds(b["ts"])
 
 
 def test_arrows_lead_from_a_slice_into_a_slice(timeline):
