@@ -32,7 +32,7 @@ demo: $(VENV)/.demo  ## convert ResNet-1001 with n = 12 and train it for some st
 	@OMP_NUM_THREADS=$(WORKERS) GOMP_SPINCOUNT=20000 $(BIN)/pararealize demo
 
 test: $(VENV)/.test  ## the tests
-	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/ruff format --check .

@@ -152,7 +152,7 @@ def maps(draw, axes):
     return space(*extent, channels, channel=axes) if last else space(channels, *extent)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(st.data(), st.integers(1, 3), st.integers(1, 3), st.sampled_from(coarse.UNITS))
 def test_every_kind_on_every_pair_of_maps(data, axes, count, kind):
     x, y = data.draw(maps(axes)), data.draw(maps(axes))

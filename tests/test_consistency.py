@@ -41,7 +41,7 @@ def test_other_coarse_blocks_do_not() -> None:
     assert not torch.allclose(net(x), model(x))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(random_graphs(), st.integers(1, 4))
 def test_random_networks_are_converted_right_or_refused(case: tuple[RandomGraph, Tensor], n: int) -> None:
     model, x = case
