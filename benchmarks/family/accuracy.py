@@ -17,7 +17,7 @@ from pararealize.train import evaluate, fit
 
 __all__ = ["EPOCHS", "WAYS", "measure"]
 
-EPOCHS, BATCH, PIXELS = 8, 32, 8
+EPOCHS, BATCH, PIXELS = 6, 32, 8
 WAYS = {
     "serial": {},
     "parareal 2 linear": {"n": 2, "coarse": "linear"},
