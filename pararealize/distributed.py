@@ -91,7 +91,17 @@ def distribute(
         for name in names:
             if layout.parts[name].target.startswith("segments."):
                 calls[name] = calls[layout.parts[name].target.removeprefix("segments.")]
-    own = Own(layout, groups.rank, net.plan.n, net.plan.source, share.parts, calls, crossings[groups.rank], wire, watch)
+    own = Own(
+        layout=layout,
+        rank=groups.rank,
+        n=net.plan.n,
+        source=net.plan.source,
+        parts=share.parts,
+        calls=calls,
+        crossing=crossings[groups.rank],
+        wire=wire,
+        watch=watch,
+    )
     ties = ties_of(net, own, share.tree, groups, undefined, bucket_bytes)
     stage = Stage(share.tree, own, ties, f"{net.plan.model}: {describe(groups.rank)} of {layout.ranks}", mesh)
     stage.plan = net.plan

@@ -152,7 +152,15 @@ def distribute_layers(
     watch = watch_over(mesh, groups, describe)
     wire = Wire(groups.parareal, groups.control, groups.device, limit, describe, watch)
     rows = {n: TimeStep(share.tree, net.structure.layers[n]) for n in layout.layers(groups.rank)}
-    own = OwnLayers(layout, groups.rank, share.parts, rows, net.structure.head_reads, wire, watch)
+    own = OwnLayers(
+        layout=layout,
+        rank=groups.rank,
+        parts=share.parts,
+        rows=rows,
+        head_reads=net.structure.head_reads,
+        wire=wire,
+        watch=watch,
+    )
     ties = ties_of(net, own, share.tree, groups, Undefined({}), bucket_bytes)
     described = f"{net._get_name()}: {describe(groups.rank)} of {layout.ranks}"
     stage = LayerStage(share.tree, own, ties, described, mesh, settings)
