@@ -13,7 +13,7 @@ from torch import nn
 
 from .errors import AgreedError, DistributedError
 
-__all__ = ["agree", "digests"]
+__all__ = ["FAULT", "agree", "agree_on_weights", "digests"]
 
 FAULT = "fault"
 
@@ -67,6 +67,15 @@ def agree(
     if differing:
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise AgreedError(f"the ranks do not agree on how to {what}: {'; '.join(differing[:4])}{more}; {remedy}")
+
+
+def agree_on_weights(group: dist.ProcessGroup, module: nn.Module, *, what: str, timeout: timedelta) -> None:
+    """Compare parameters and buffers, by their digests, as :func:`agree` does facts."""
+    facts = {f"the digest of {name}": digest for name, digest in digests(module).items()}
+    remedy = (
+        "call torch.manual_seed(...) with one seed on all ranks before the model is made, or load one checkpoint on all"
+    )
+    agree(group, facts, what=what, remedy=remedy, timeout=timeout)
 
 
 def digests(module: nn.Module) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """PararealModule, inputs, k -> k iterations of parareal: the original's output, evaluated from all segments at once.
 
 The loop is :func:`pararealize.parareal.iterate`. Its propagators come from the converted network, whose coarse blocks
-carry differences: with x_j, y_j and z_j as in ``emit.py``,
+carry differences: with x_j, y_j and z_j as in ``equation.py``,
 
     G^1(u)     = y_1                                 asked at u = x_1 alone, where it is exact
     G^{j+1}(u) = y_{j+1} + F^j(u - x_{j+1})          F^j carries what u differs by from the adapter's x_{j+1}

@@ -1,9 +1,11 @@
 """LayerParallel, DeviceMesh -> LayerStage: each rank with its own layers, the ranks agreed before the first message.
 
+Groups        of the ranks of one network, of its copies      groups.py
 agree         settings, weights, versions                     agree.py
 LayerLayout   who owns what, what crosses                     layer_layout.py
 share_of      a rank's own modules                            materialise.py
 Wire          messages                                        wire.py
+Ties          parameters that other ranks hold too            ties.py
 LayerStage    a module with a step                            here, layer_step.py
 """
 
@@ -21,17 +23,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from .agree import FAULT, agree
+from .agree import FAULT, agree, agree_on_weights
 from .convergence import Convergence
-from .distributed import SEED, WHAT, Groups, refuse_norms, ties_of, watch_over, weights_of
+from .distributed import WHAT, refuse_norms, watch_over
 from .errors import DistributedError
+from .groups import Groups
 from .hierarchy import Hierarchy
 from .layer_layout import LayerLayout
 from .layer_step import LayerPass, OwnLayers, Settings, backward, forward, settle
 from .materialise import Undefined, share_of
 from .multigrid import Cycle, Relaxation, check_iterations
-from .stage import Stage, Ties
+from .stage import Stage
 from .sweeps import TimeStep
+from .ties import Ties, ties_of
 from .wire import Kinds, Wire
 
 if TYPE_CHECKING:
@@ -141,15 +145,23 @@ def distribute_layers(
         facts[FAULT] = str(fault)
     agree(groups.everyone, facts, what=WHAT, remedy="start every rank from the same program", timeout=limit)
     assert layout is not None
-    agree(groups.control, weights_of(net), what=WHAT, remedy=SEED, timeout=limit)
+    agree_on_weights(groups.control, net, what=WHAT, timeout=limit)
     names = layout.names(groups.rank)
     share = share_of(net, names, groups.device, {name: name for name in names})
     describe = _describer(net, layout)
     watch = watch_over(mesh, groups, describe)
     wire = Wire(groups.parareal, groups.control, groups.device, limit, describe, watch)
     rows = {n: TimeStep(share.tree, net.structure.layers[n]) for n in layout.layers(groups.rank)}
-    own = OwnLayers(layout, groups.rank, share.parts, rows, net.structure.head_reads, wire, watch)
-    ties = ties_of(net, own, share.tree, groups, Undefined({}), bucket_bytes, limit)
+    own = OwnLayers(
+        layout=layout,
+        rank=groups.rank,
+        parts=share.parts,
+        rows=rows,
+        head_reads=net.structure.head_reads,
+        wire=wire,
+        watch=watch,
+    )
+    ties = ties_of(net, own, share.tree, groups, Undefined({}), bucket_bytes)
     described = f"{net._get_name()}: {describe(groups.rank)} of {layout.ranks}"
     stage = LayerStage(share.tree, own, ties, described, mesh, settings)
     weakref.finalize(stage, watch.close).atexit = False  # at exit, the watch itself looks at how the script ended

@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .convergence import StepNorms
-from .gradients import Replicas
 from .held import Across, Held, Line
 from .layer_layout import LayerLayout
 from .multigrid import Solution, solve_and_sweep
-from .own import leaf_of, tensors_with_gradients
-from .recording import Recording
+from .own import OwnParts, leaf_of, tensors_with_gradients
 from .sweeps import Adjoint, Forward, TimeStep, uncached
-from .wire import Kinds, Watching, Wire
+from .wire import Kinds
 
 __all__ = ["LayerPass", "OwnLayers", "Settings", "backward", "forward", "settle"]
 
@@ -57,80 +55,36 @@ class Settings:
     exact: bool
 
 
-@dataclasses.dataclass(slots=True)
-class OwnLayers:
-    """What a rank owns, and how it reaches the others.
+@dataclasses.dataclass(slots=True, kw_only=True)
+class OwnLayers(OwnParts):
+    """What a rank owns of a layer-parallel network.
 
     Attributes:
         layout: who owns what.
-        rank: this one.
-        parts: modules by name.
         rows: the layers that stand here.
         head_reads: the contexts that the head reads.
-        reads: for each rank, the contexts that its layers and its head read.
-        wire: messages.
-        watch: is told of each action.
-        replicas: averages over dp ranks, where there are any and they are to be averaged.
-        recording: is written to, where there is one.
         orders: for each kind of step, the values that come, in their order.
         states: of each direction, the shapes of the last step's inputs, and owner, place and tensor of its C-points.
     """
 
     layout: LayerLayout
-    rank: int
-    parts: Mapping[str, nn.Module]
     rows: Mapping[int, TimeStep]
     head_reads: tuple[int, ...]
-    wire: Wire
-    watch: Watching
-    replicas: Replicas | None = None
-    recording: Recording | None = None
     orders: dict[tuple[int, ...], list[tuple[str, int]]] = dataclasses.field(default_factory=dict)
     states: dict[str, tuple[tuple[Any, ...], list[tuple[int, str, Tensor | None]]]] = dataclasses.field(
         default_factory=dict
     )
 
-    @property
-    def first(self) -> int:
-        """The first interval of this rank."""
-        return self.layout.runs[self.rank][0]
-
-    @property
-    def last(self) -> int:
-        """The last interval of this rank."""
-        return self.layout.runs[self.rank][1]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the head is here."""
-        return self.rank == self.layout.ranks - 1
-
     def begins(self, direction: str) -> Callable[[str, int], None]:
         """What is told of each action of a pass."""
         return lambda action, n: self.watch.doing(f"{_ACTIONS[action].format(j=n)} {direction}")
 
-    @contextlib.contextmanager
-    def doing(self, action: str, direction: str = "forward") -> Iterator[None]:
+    def doing(self, action: str, direction: str = "forward") -> contextlib.AbstractContextManager[None]:
         """Around an action."""
-        self.watch.doing(f"{action} {direction}")
-        if self.recording is None:
-            yield
-        else:
-            with self.recording.during(self.first, action, direction):
-                yield
-
-    @contextlib.contextmanager
-    def phase(self, number: int) -> Iterator[None]:
-        """Around one backward call: of the head, the layers, the stem."""
-        if self.replicas is None:
-            yield
-            return
-        self.replicas.begin_phase(number)
-        yield
-        self.replicas.end_phase()
+        return self.telling(action, action, self.first, direction)
 
     def phases(self) -> dict[str, int]:
-        """For each part, the number of the backward call that reaches it."""
+        """For each part, the number of the backward call that reaches it: of the head, the layers, the stem."""
         return {name: {"head": 0, "stem": 2}.get(name, 1) for name in self.parts}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,7 +17,10 @@ from .layout import Layout
 from .recording import Recording
 from .wire import Incoming, Kinds, Watching, Wire
 
-__all__ = ["Own", "Pass", "leaf_of", "tensors_with_gradients"]
+if TYPE_CHECKING:
+    from .layer_layout import LayerLayout
+
+__all__ = ["Own", "OwnParts", "Pass", "leaf_of", "tensors_with_gradients"]
 
 _LETTERS = {
     "adapter": "C^{j}",
@@ -32,31 +35,23 @@ _LETTERS = {
 }
 
 
-@dataclasses.dataclass(slots=True)
-class Own:
-    """What a rank owns, and how it reaches the others.
+@dataclasses.dataclass(slots=True, kw_only=True)
+class OwnParts:
+    """What a rank owns of whatever network, how it reaches the others, and who looks on.
 
     Attributes:
         layout: who owns what.
         rank: this one, in the parareal group.
-        n: segments of the network.
-        source: what adapters read.
         parts: modules by name.
-        calls: how parts are called: the modules themselves, or their recomputing forms.
-        crossing: what passes between this rank and others.
         wire: messages.
         watch: is told of each action.
         replicas: averages over dp ranks, where there are any and they are to be averaged.
         recording: is written to, where there is one.
     """
 
-    layout: Layout
+    layout: Layout | LayerLayout
     rank: int
-    n: int
-    source: str
     parts: Mapping[str, nn.Module]
-    calls: Mapping[str, Callable[..., Any]]
-    crossing: Crossing
     wire: Wire
     watch: Watching
     replicas: Replicas | None = None
@@ -64,12 +59,12 @@ class Own:
 
     @property
     def first(self) -> int:
-        """The first segment of this rank."""
+        """The first segment, or interval, of this rank."""
         return self.layout.runs[self.rank][0]
 
     @property
     def last(self) -> int:
-        """The last segment of this rank."""
+        """The last segment, or interval, of this rank."""
         return self.layout.runs[self.rank][1]
 
     @property
@@ -77,23 +72,10 @@ class Own:
         """Whether the head is here."""
         return self.rank == self.layout.ranks - 1
 
-    def tag(self, name: str) -> int:
-        """A number for each message, even forward; the next odd one is its gradient's. A rank sends z_j or s_j."""
-        names = [value.name for value in self.layout.values]
-        return 2 * (names.index(name) if name in names else len(names) + int(name[2:]))
-
-    def call(self, name: str, *args: Any) -> Any:
-        """Call a part."""
-        return self.calls[name](*args)
-
-    def context(self, run: Pass, name: str) -> list[Any]:
-        """What a part reads beside its activation."""
-        return [run.known[read] for read in self.layout.parts[name].reads]
-
     @contextlib.contextmanager
-    def doing(self, action: str, j: int, direction: str = "forward") -> Iterator[None]:
-        """Around an action: who watches and who records are told."""
-        self.watch.doing(f"{_LETTERS.get(action, action).format(j=j, i=j - 1)} {direction}")
+    def telling(self, words: str, action: str, j: int, direction: str) -> Iterator[None]:
+        """Around an action: who watches is told in words, who records by its kind and j."""
+        self.watch.doing(f"{words} {direction}")
         if self.recording is None:
             yield
         else:
@@ -109,6 +91,42 @@ class Own:
         self.replicas.begin_phase(number)
         yield
         self.replicas.end_phase()
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Own(OwnParts):
+    """What a rank owns of a parareal network.
+
+    Attributes:
+        layout: who owns what.
+        n: segments of the network.
+        source: what adapters read.
+        calls: how parts are called: the modules themselves, or their recomputing forms.
+        crossing: what passes between this rank and others.
+    """
+
+    layout: Layout
+    n: int
+    source: str
+    calls: Mapping[str, Callable[..., Any]]
+    crossing: Crossing
+
+    def tag(self, name: str) -> int:
+        """A number for each message, even forward; the next odd one is its gradient's. A rank sends z_j or s_j."""
+        names = [value.name for value in self.layout.values]
+        return 2 * (names.index(name) if name in names else len(names) + int(name[2:]))
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a part."""
+        return self.calls[name](*args)
+
+    def context(self, run: Pass, name: str) -> list[Any]:
+        """What a part reads beside its activation."""
+        return [run.known[read] for read in self.layout.parts[name].reads]
+
+    def doing(self, action: str, j: int, direction: str = "forward") -> contextlib.AbstractContextManager[None]:
+        """Around an action on segment j."""
+        return self.telling(_LETTERS.get(action, action).format(j=j, i=j - 1), action, j, direction)
 
     def phases(self) -> dict[str, int]:
         """For each part, the number of the last backward call that reaches it: coarse and head, segments, stem."""

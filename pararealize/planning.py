@@ -5,28 +5,18 @@ Every fault of the arguments is found before any is reported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from .adapters import adapter_cost, build_adapter, describe_adapter, seeded
-from .coarse import (
-    LARGEST_KERNEL,
-    Coarse,
-    block_choice,
-    coarse_cost,
-    coarse_name,
-    coarse_units,
-    kernel_for,
-    kind_for,
-    units_for,
-)
-from .cost import NOTHING, BlockCost, Costs, measure_module
+from .adapters import describe_adapter
+from .coarse import Coarse, coarse_name, kind_for
+from .cost import BlockCost, Costs
 from .cuts import CutProblem, equal_cuts
-from .evidence import choose, family_of
+from .evidence import choose
 from .plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
+from .prices import Prices, Split, plus
 from .request import Faults, adapter_source, check_count, device_names, named_starts
 from .schedule import simulate
 from .step_cuts import StepProblem, cheapest_step
@@ -34,18 +24,12 @@ from .times import RATE
 from .transfer import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import nn
+    from collections.abc import Sequence
 
     from .blocks import Block, BlockChain, Space
     from .field import Fields
 
 __all__ = ["plan_segments"]
-
-Split: TypeAlias = tuple[float, float]  # forward and backward
-
-_MADE_OF_BLOCKS = ("block", "exact", "custom")  # coarse kinds whose cost is not a matter of shapes alone
 
 
 def plan_segments(
@@ -109,7 +93,7 @@ def plan_segments(
         choice = choose(chain, n)
         coarse, why = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
         reads = adapter_source(chain, source or choice.source)
-    planner = _Planner(chain, fields, costs, n, coarse, reads, transfer, rate)
+    planner = _Planner(chain, costs, n, coarse, Prices(chain, fields, costs, n, reads), transfer, rate)
     starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
     notes = [*why, *notes] if n > 1 else notes
     return planner.plan(starts, places, kind, cuts if isinstance(cuts, str) else tuple(cuts), notes)
@@ -120,16 +104,12 @@ class _Planner:
     """What is decided, with all that the decisions depend on."""
 
     chain: BlockChain
-    fields: Fields
     costs: Costs
     n: int
     coarse: Coarse
-    source: str
+    prices: Prices
     transfer: Transfer | None
     rate: float
-    units: dict[str, int] = field(default_factory=dict)  # known so far, by kind
-    measured: dict[tuple[Any, ...], Split] = field(default_factory=dict)  # of adapters and coarse units, likewise
-    found: dict[str, str | None] = field(default_factory=dict)  # the family of the network
 
     def starts(self, cuts: str) -> tuple[tuple[int, ...], list[str]]:
         """The first block of each segment, and notes."""
@@ -173,12 +153,12 @@ class _Planner:
             edges[-1][1] = i
             kinds.append(len(spaces) - 1)
         stem = self.costs.split(self.costs.stem) if self.chain.stem.nodes else (0, 0)
-        wait = _plus(stem, self._message(spaces[0])) if self.source == "stem" else (0, 0)
+        wait = plus(stem, self._message(spaces[0])) if self.prices.source == "stem" else (0, 0)
         work = list(map(self.costs.split, self.costs.blocks))
-        adapters = [_plus(wait, self._adapter_cost(space)) for space in spaces]
+        adapters = [plus(wait, self.prices.adapter(space).cost) for space in spaces]
         every = range(len(spaces))
         coarse = [
-            [self._between(spaces[a], spaces[b], edges[a][0], edges[b][1]) if a <= b else (0, 0) for b in every]
+            [self.prices.between(self.coarse, edges[a][0], edges[b][1]) if a <= b else (0, 0) for b in every]
             for a in every
         ]
         forward, backward = (
@@ -194,63 +174,6 @@ class _Planner:
             for way in (0, 1)
         )
         return StepProblem(forward=forward, backward=backward)
-
-    def _between(self, x: Space, y: Space, first: int, stop: int) -> Split:
-        """The cost of a coarse block from one space to another; of ``"block"``, for all blocks between the two."""
-        kind, _ = kind_for(self.coarse, x, y)
-        if first >= stop:
-            return 0, 0
-        if kind == "block":
-            chosen = block_choice(self.chain.blocks[first:stop], self._units(kind))
-            own = [self.costs.split(self.costs.blocks[first + i]) for i in chosen]
-            return _plus(*own, self._correction(x, y))
-        if kind in _MADE_OF_BLOCKS:
-            return self._correction(x, y)
-        kernel = 0 if kind == "bottleneck" and self._without_kernel(y) else LARGEST_KERNEL
-        return _plus(self._module_cost(kind, x, y, self._units(kind), kernel), self._correction(x, y))
-
-    def _correction(self, x: Space, y: Space) -> Split:
-        """The subtraction and the addition around F^j: each element is written once forward and twice backward."""
-        written = x.numel + y.numel
-        return self.costs.split(replace(NOTHING, elements_forward=written, elements_backward=2 * written))
-
-    def _adapter_cost(self, target: Space) -> Split:
-        """What an adapter into a space costs: counted, or measured where costs are."""
-        key = ("adapter", target)
-        if key not in self.measured:
-            origin, stem = self._origin(), self.source == "stem"
-            made = partial(build_adapter, origin, target, from_stem=stem)
-            self.measured[key] = self._cost_of(self._counted_adapter(target)[1], made, origin, first=not stem)
-        return self.measured[key]
-
-    def _module_cost(self, kind: str, x: Space, y: Space, units: int, kernel: int) -> Split:
-        """The same for a coarse block made of units."""
-        key = (kind, x, y, units, kernel)
-        if key not in self.measured:
-            made = partial(coarse_units, kind, x, y, units, kernel)
-            self.measured[key] = self._cost_of(coarse_cost(kind, x, y, units, kernel)[1], made, x)
-        return self.measured[key]
-
-    def _cost_of(self, counted: BlockCost, made: Callable[[], nn.Module], x: Space, *, first: bool = False) -> Split:
-        if self.costs.unit == "flops":
-            return self.costs.split(counted)
-        home = next((p.device for p in self.chain.capture.model.parameters()), torch.device("cpu"))
-        with seeded(0, "measured"):
-            module = made().train(self.chain.capture.model.training)
-        return measure_module(module.to(home), x, max(self.chain.capture.batch, 1), first=first)
-
-    def _units(self, kind: str) -> int:
-        if kind not in self.units:
-            counted = kind in ("paper", "depthwise", "block")
-            self.units[kind] = units_for(kind, self.chain, self.fields, self.n) if counted else 0
-        return self.units[kind]
-
-    def _origin(self) -> Space:
-        """The space that adapters read from."""
-        return self.chain.source if self.source == "input" and self.chain.source is not None else self.chain.blocks[0].x
-
-    def _counted_adapter(self, target: Space) -> tuple[int, BlockCost]:
-        return adapter_cost(self._origin(), target, from_stem=self.source == "stem")
 
     # Rows -----------------------------------------------------------------------------------------------------------
 
@@ -276,7 +199,7 @@ class _Planner:
             n=self.n,
             coarse=coarse,
             cuts=cuts,
-            source="input" if self.source == "input" else "stem",
+            source="input" if self.prices.source == "input" else "stem",
             batch=self.chain.capture.batch,
             unit=self.costs.unit,
             stem=self.part(self.chain.stem, self.costs.stem),
@@ -326,29 +249,27 @@ class _Planner:
         )
 
     def adapter(self, j: int, target: Space) -> AdapterPlan:
-        parameters, counted = self._counted_adapter(target)
-        forward, backward = self._adapter_cost(target)
+        prices = self.prices
+        price = prices.adapter(target)
         return AdapterPlan(
             j=j,
-            source="input" if self.source == "input" else "stem",
-            x=self._origin(),
+            source="input" if prices.source == "input" else "stem",
+            x=prices.origin,
             y=target,
-            parameters=parameters,
-            flops_forward=counted.flops_forward,
-            flops_backward=counted.flops_backward,
-            cost_forward=forward,
-            cost_backward=backward,
-            recipe=describe_adapter(self._origin(), target, from_stem=self.source == "stem"),
+            parameters=price.parameters,
+            flops_forward=price.flops[0],
+            flops_backward=price.flops[1],
+            cost_forward=price.cost[0],
+            cost_backward=price.cost[1],
+            recipe=describe_adapter(prices.origin, target, from_stem=prices.source == "stem"),
         )
 
     def coarse_block(self, j: int, first: int, last: int) -> CoarsePlan:
         """F^j, which stands for segment j + 1: blocks ``first`` to ``last``."""
         x, y = self.chain.blocks[first].x, self.chain.blocks[last].y
         kind, note = kind_for(self.coarse, x, y)
-        units = self._units(kind)
-        kernel = self._kernel(kind, x, y, first, last)
-        parameters, flops, own = self._coarse_cost(kind, x, y, units, kernel, first, last)
-        forward, backward = _plus(own, self._correction(x, y))
+        units, kernel = self.prices.units(kind), self.prices.kernel(kind, first, last)
+        price = self.prices.coarse_block(kind, units, kernel, first, last)
         return CoarsePlan(
             j=j,
             kind=kind,
@@ -356,50 +277,10 @@ class _Planner:
             kernel=kernel,
             x=x,
             y=y,
-            parameters=parameters,
-            flops_forward=flops[0],
-            flops_backward=flops[1],
-            cost_forward=forward,
-            cost_backward=backward,
+            parameters=price.parameters,
+            flops_forward=price.flops[0],
+            flops_backward=price.flops[1],
+            cost_forward=price.cost[0],
+            cost_backward=price.cost[1],
             note=note,
         )
-
-    def _kernel(self, kind: str, x: Space, y: Space, first: int, last: int) -> int:
-        """How wide a depthwise convolution is, where there is one."""
-        has_one = kind == "depthwise" or (kind == "bottleneck" and not self._without_kernel(y))
-        return kernel_for(x, self.fields.of(first, last)) if has_one else 0
-
-    def _without_kernel(self, y: Space) -> bool:
-        """Where a bottleneck has none: on maps and vectors, and on tokens that the network mixes by matrices."""
-        return y.channel == 0 or (len(y.extent) == 1 and self.family == "residual mixing")
-
-    @property
-    def family(self) -> str | None:
-        """What the blocks are, found once."""
-        if "family" not in self.found:
-            self.found["family"] = family_of(self.chain)
-        return self.found["family"]
-
-    def _coarse_cost(
-        self, kind: str, x: Space, y: Space, units: int, kernel: int, first: int, last: int
-    ) -> tuple[int, tuple[int, int], Split]:
-        """Parameters, FLOPs and cost of a coarse block, both forward and backward."""
-        if kind == "custom":
-            return 0, (0, 0), (0, 0)
-        if kind not in _MADE_OF_BLOCKS:
-            parameters, counted = coarse_cost(kind, x, y, units, kernel)
-            flops = counted.flops_forward, counted.flops_backward
-            return parameters, flops, self._module_cost(kind, x, y, units, kernel)
-        blocks = self.chain.blocks[first : last + 1]
-        chosen = block_choice(blocks, units) if kind == "block" else tuple(range(len(blocks)))
-        costs = [self.costs.blocks[first + i] for i in chosen]
-        return (
-            sum(blocks[i].parameters for i in chosen) if kind == "block" else 0,
-            (sum(cost.flops_forward for cost in costs), sum(cost.flops_backward for cost in costs)),
-            _plus(*map(self.costs.split, costs)),
-        )
-
-
-def _plus(*costs: Split) -> Split:
-    """The sum of forward costs and that of backward costs."""
-    return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,37 +16,17 @@ from torch.utils import _pytree as pytree
 from .agree import agree
 from .calls import as_captured
 from .errors import CheckpointError, DistributedError
-from .gradients import Replicas, Sharers
-from .materialise import Undefined
 from .own import Own
 from .plan import Plan
 from .recording import Recording
 from .step import backward, check_loss, forward
+from .ties import Ties
 from .tree import CONTENTS
 from .wire import Kinds
 
 __all__ = ["Stage"]
 
 _NONE = object()
-
-
-@dataclasses.dataclass(slots=True)
-class Ties:
-    """What binds a rank's parameters to those of others.
-
-    Attributes:
-        sharers: sums over the ranks that share parameters.
-        replicas: averages over the dp ranks, where there are several.
-        counted: the parameters whose norm this rank counts: a shared one on the first rank that holds it.
-        keys: of the whole network's state dict, each with its other names (tied tensors).
-        undefined: tensors without values, from the meta device.
-    """
-
-    sharers: Sharers
-    replicas: Replicas | None
-    counted: frozenset[int]
-    keys: Mapping[str, tuple[str, ...]]
-    undefined: Undefined
 
 
 class Stage(nn.Module):

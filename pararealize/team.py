@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import nn
 
 from .checkpoints import is_first, together
-from .distributed import new_group
 from .gradients import broadcast_tensors
+from .groups import new_group
 from .stage import Stage
 from .watch import Watch
 

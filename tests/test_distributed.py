@@ -15,7 +15,6 @@ from beside import converted, mean_square, mesh_of
 from models import SmallResNet
 from ranks import on_ranks
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from pararealize import pararealize
 from pararealize.errors import DistributedError
@@ -70,8 +69,6 @@ def refusals():
             step(batch(2))()
 
     found = {
-        "dimension": refused(lambda: net.distribute(init_device_mesh("cpu", (2,), mesh_dim_names=("tp",)))),
-        "mesh": refused(lambda: net.distribute("cpu")),
         "assignment": refused(lambda: net.distribute(mesh, assignment=[4, 1], timeout=20)),
         "one rank's assignment": refused(lambda: net.distribute(mesh, assignment=[[2, 2], [9]][rank], timeout=20)),
         "cuts": refused(lambda: net.distribute(mesh, assignment=[[2, 2], [1, 3]][rank], timeout=20)),
@@ -95,8 +92,6 @@ def refusals():
 
 
 EXPECTED = {
-    "dimension": "dimensions .'tp',.; pass one with mesh_dim_names=",
-    "mesh": "mesh is str; pass torch.distributed.device_mesh.init_device_mesh",
     "assignment": r"assignment is \[4, 1\]; pass how many of the 4 segments each of the 2 ranks takes",
     "one rank's assignment": r"^rank 1: assignment is \[9\]",
     "cuts": r"segments of the ranks is \(\(1, 2\), \(3, 4\)\) on rank 0, \(\(1, 1\), \(2, 4\)\) on rank 1",
@@ -137,8 +132,3 @@ def abandoned(seconds):
 def test_a_rank_that_leaves_is_named():
     message, _ = on_ranks(2, abandoned, 3)
     assert re.search(r"^rank 1 \(segments 3 to 4, .*\) has left", message)
-
-
-def test_it_needs_process_groups():
-    with pytest.raises(DistributedError, match=r"torch\.distributed is not initialised; start with torchrun"):
-        converted("perceptron")[0].distribute(None)

@@ -7,24 +7,19 @@ import itertools
 
 import pytest
 import torch
+from known import known
 from torch import nn
 
 from pararealize.blocks import find_blocks
 from pararealize.capture import capture
 from pararealize.coarse import kind_for
-from pararealize.cost import BlockCost, Costs, count_costs, count_module
-from pararealize.errors import CoarseError, CutError, DeviceError, FieldError, PararealizeError, PlanError, SourceError
+from pararealize.cost import BlockCost, Costs, count_costs
+from pararealize.errors import CoarseError, CutError, DeviceError, PararealizeError, PlanError, SourceError
 from pararealize.field import receptive_fields
 from pararealize.models import resnet20, resnet1001
 from pararealize.planning import plan_segments
 from pararealize.schedule import simulate
 from pararealize.transfer import Transfer
-
-
-def known(model: nn.Module, x: torch.Tensor):
-    """All that a plan is made from."""
-    chain = find_blocks(capture(model, x, check=False))
-    return chain, receptive_fields(chain), count_costs(chain)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +107,7 @@ def test_cuts_weigh_messages(small, coarse, source):
 def test_cuts_weigh_both_directions(small, monkeypatch, source):
     """Early blocks are dear forward and late ones backward: neither direction alone gives the cut."""
     chain, fields, costs = small
-    monkeypatch.setattr("pararealize.planning.measure_module", lambda *_, **__: (0.5, 0.25))
+    monkeypatch.setattr("pararealize.prices.measure_module", lambda *_, **__: (0.5, 0.25))
     count = len(costs.blocks)
 
     def timed(cost: BlockCost, i: int) -> BlockCost:
@@ -128,29 +123,6 @@ def test_cuts_weigh_both_directions(small, monkeypatch, source):
     ]
     assert best.critical_path == pytest.approx(min(every))
     assert best.cuts == "cost"
-
-
-def test_costs_in_seconds_measure_adapters_and_coarse_blocks_too(small, monkeypatch):
-    chain, fields, costs = small
-
-    def timed(cost: BlockCost) -> BlockCost:
-        return dataclasses.replace(
-            cost, seconds_forward=cost.work_forward * 2e-12, seconds_backward=cost.work_backward * 2e-12
-        )
-
-    def measure(module, x, batch, *, first=False):
-        assert batch == 2
-        cost = timed(count_module(module, x, first=first))
-        return cost.seconds_forward, cost.seconds_backward
-
-    monkeypatch.setattr("pararealize.planning.measure_module", measure)
-    seconds = Costs(
-        unit="seconds", stem=timed(costs.stem), blocks=tuple(map(timed, costs.blocks)), head=timed(costs.head)
-    )
-    counted, measured = plan_segments(chain, fields, costs, 3), plan_segments(chain, fields, seconds, 3)
-    assert measured.virtual_speedup == pytest.approx(counted.virtual_speedup)
-    assert measured.serial == pytest.approx(2e-12 * counted.serial)
-    assert "seconds a batch of 2" in str(measured)
 
 
 @pytest.mark.parametrize("n", [0, -1, 10, 2.0, True])
@@ -210,31 +182,6 @@ def test_devices_wrap_round(small):
     assert [segment.device for segment in plan.segments] == ["cpu", "meta", "cpu"]
 
 
-def test_exact_and_custom_blocks_have_no_parameters_of_their_own(small):
-    exact = plan_segments(*small, 3, coarse="exact")
-    assert exact.parameters.coarse == 0
-    assert exact.coarse_blocks[0].flops_forward == exact.segments[1].flops_forward
-    custom = plan_segments(*small, 3, coarse=lambda *_: nn.Identity())
-    assert custom.coarse_blocks[0].kind == "custom"
-    assert "not counted" in custom.notes[0]
-
-
-class Strange(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, x):
-        return torch.renorm(self.conv(x), 2, 0, 1.0)
-
-
-def test_an_unknown_operation_stops_only_what_needs_its_field():
-    what = known(nn.Sequential(*[Strange() for _ in range(4)]), torch.randn(2, 4, 8, 8))
-    assert plan_segments(*what, 2, coarse="linear").n == 2
-    with pytest.raises(FieldError, match=r"torch.renorm \(node .*\); pass leaf_modules=\[Strange\]"):
-        plan_segments(*what, 2, coarse="paper")
-
-
 def test_adapters_that_wait_for_a_heavy_stem_are_in_the_cheapest_cut():
     chain, fields, costs = known(nn.Sequential(*(nn.Linear(4, 4) for _ in range(7))), torch.randn(2, 4))
     heavy = dataclasses.replace(costs, stem=dataclasses.replace(costs.blocks[0], flops_forward=300))
@@ -245,27 +192,6 @@ def test_adapters_that_wait_for_a_heavy_stem_are_in_the_cheapest_cut():
         for a, b in itertools.combinations(range(1, 7), 2)
     ]
     assert best.critical_path == pytest.approx(min(every))
-
-
-def test_bottlenecks_mix_tokens_as_the_network_does():
-    """By a matrix where the network has one, which asks for as many tokens; else by a convolution, which does not."""
-
-    class Layer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.mix = nn.Linear(5, 5)
-
-        def forward(self, x):
-            return x + self.mix(x.transpose(1, 2)).transpose(1, 2)
-
-    def kernels(*layers):
-        chain = find_blocks(capture(nn.Sequential(*layers), torch.randn(2, 5, 8)))
-        plan = plan_segments(chain, receptive_fields(chain), count_costs(chain), 3, coarse="bottleneck")
-        return [block.kernel for block in plan.coarse_blocks]
-
-    attention = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(4)]
-    assert kernels(*(Layer() for _ in range(4))) == [0, 0]
-    assert kernels(*attention) == [5, 5]
 
 
 def test_adapters_read_the_stem_where_it_makes_tokens_of_images(small):
