@@ -11,7 +11,8 @@ authors' GPU and five to twelve on a CPU core. Where that matters, measure: ``co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -41,6 +42,7 @@ __all__ = [
     "measure_module",
 ]
 
+TOGETHER = 8  # interchangeable blocks that are measured as one
 PER_ELEMENT = 100  # operations that writing one element is worth
 Unit = Literal["flops", "seconds"]
 InputsOf: TypeAlias = "Callable[[StandIn], list[Any]]"
@@ -241,14 +243,17 @@ def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCo
 def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Costs:
     """Measure forward and backward seconds of every block where the model is, once for interchangeable blocks.
 
-    The median of ``repeats`` runs after ``warmup``, on random inputs of the captured batch size, in the mode that the
-    model is in. It runs on copies of parameters and buffers, so values, gradients, running statistics and the random
-    state stay as found; a GPU is waited for before and after each run.
+    Blocks that follow each other and are interchangeable are run together, up to eight, and share their seconds
+    equally: one block by itself finds everything in the cache, as it does not between its neighbours, and its launches
+    hide behind nothing. All such runs take turns; the medians of ``repeats`` rounds after ``warmup`` are taken, on
+    random inputs of the captured batch size, in the mode that the model is in. Parameters and buffers are copied, so
+    values, gradients, running statistics and the random state stay as found; a GPU is waited for before and after each
+    run.
 
     Args:
         chain: the network's blocks.
-        repeats: measured runs of each block.
-        warmup: runs before those.
+        repeats: measured rounds.
+        warmup: rounds before those.
 
     Raises:
         ModelError: the model is on the meta device, where nothing runs.
@@ -259,23 +264,24 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
             "memory first with model.to_empty(device=...)"
         )
     counted = count_costs(chain)
-    seen: dict[str, tuple[float, float]] = {}
+    runs = _runs(chain)
+    pieces = {signature: (chain.module(first, last), last - first + 1) for signature, (first, last) in runs.items()}
+    ends = {name: block for name, block in (("stem", chain.stem), ("head", chain.head)) if block.nodes}
+    pieces |= {name: (chain.piece(block), 1) for name, block in ends.items()}
+    asked = [(piece, partial(trial_inputs, piece, first=name == "stem")) for name, (piece, _) in pieces.items()]
+    taken = dict(zip(pieces, _seconds(asked, repeats, warmup), strict=True))
 
-    def measured(block: Block, cost: BlockCost) -> BlockCost:
-        if not block.nodes:
-            return dataclasses.replace(cost, seconds_forward=0.0, seconds_backward=0.0)
-        key = block.name if block in (chain.stem, chain.head) else block.exact_signature
-        if key not in seen:
-            piece, first = chain.piece(block), block is chain.stem
-            seen[key] = _seconds(piece, partial(trial_inputs, piece, first=first), repeats, warmup)
-        forward, backward = seen[key]
-        return dataclasses.replace(cost, seconds_forward=forward, seconds_backward=backward)
+    def measured(key: str, cost: BlockCost) -> BlockCost:
+        (forward, backward), together = taken.get(key, (0.0, 0.0)), pieces[key][1] if key in pieces else 1
+        return dataclasses.replace(cost, seconds_forward=forward / together, seconds_backward=backward / together)
 
     return Costs(
         unit="seconds",
-        stem=measured(chain.stem, counted.stem),
-        blocks=tuple(measured(block, cost) for block, cost in zip(chain.blocks, counted.blocks, strict=True)),
-        head=measured(chain.head, counted.head),
+        stem=measured("stem", counted.stem),
+        blocks=tuple(
+            measured(block.exact_signature, cost) for block, cost in zip(chain.blocks, counted.blocks, strict=True)
+        ),
+        head=measured("head", counted.head),
         notes=counted.notes,
     )
 
@@ -298,7 +304,8 @@ def measure_module(
     def inputs(_: StandIn) -> list[Any]:
         return [with_gradient(torch.randn(batch, *x.shape, device=home).to(x.torch_dtype), not first)]
 
-    return _seconds(module, inputs, repeats, warmup)
+    [taken] = _seconds([(module, inputs)], repeats, warmup)
+    return taken
 
 
 # Counting -----------------------------------------------------------------------------------------------------------
@@ -337,10 +344,22 @@ def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
-def _seconds(piece: nn.Module, inputs: InputsOf, repeats: int, warmup: int) -> tuple[float, float]:
-    """Median seconds of a forward and a backward pass, on copies."""
-    homes = {tensor.device for _, tensor in named_tensors(piece)} or {torch.get_default_device()}
-    home = min(homes, key=str)
+def _runs(chain: BlockChain) -> dict[str, tuple[int, int]]:
+    """The first and the last of the blocks to be run together, for each kind of interchangeable blocks."""
+    found: dict[str, tuple[int, int]] = {}
+    last = -1
+    for signature, group in itertools.groupby(block.exact_signature for block in chain.blocks):
+        first, last = last + 1, last + len(list(group))
+        known_first, known_last = found.get(signature, (0, -1))
+        if last - first > known_last - known_first:
+            found[signature] = first, last
+    return {signature: (first, min(last, first + TOGETHER - 1)) for signature, (first, last) in found.items()}
+
+
+def _seconds(asked: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: int) -> list[tuple[float, float]]:
+    """Median seconds of a forward and a backward pass of each module, on copies, in turn."""
+    homes = {tensor.device for piece, _ in asked for _, tensor in named_tensors(piece)}
+    home = min(homes or {torch.get_default_device()}, key=str)
     with random_state_kept(home), torch.inference_mode(False), torch.enable_grad():
 
         def value(tensor: torch.Tensor) -> torch.Tensor:
@@ -349,6 +368,6 @@ def _seconds(piece: nn.Module, inputs: InputsOf, repeats: int, warmup: int) -> t
             made = torch.zeros(tensor.shape, dtype=tensor.dtype, device=home)
             return made.normal_() if made.is_floating_point() else made
 
-        run = Trial(piece, inputs(value), value)
-        [(forward, backward)] = stopwatch([run], home, repeats=repeats, warmup=warmup)
-        return max(forward, 1e-9), max(backward, 0.0)
+        trials = [Trial(piece, inputs(value), value) for piece, inputs in asked]
+        taken = stopwatch(trials, home, repeats=repeats, warmup=warmup)
+    return [(max(forward, 1e-9), max(backward, 0.0)) for forward, backward in taken]

@@ -97,6 +97,23 @@ def test_counting_leaves_no_trace(small):
     assert costs.blocks[0].seconds == costs.blocks[1].seconds  # interchangeable: measured once
 
 
+def test_interchangeable_neighbours_are_measured_together(monkeypatch):
+    """Each of a run has an equal share of its seconds, however long the run that was measured is."""
+    layers: list[nn.Module] = [nn.Linear(6, 6) for _ in range(23)]
+    layers[3] = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    chain = find_blocks(capture(nn.Sequential(*layers), torch.randn(2, 6)))
+    products: list[int] = []
+
+    def seconds(runs, *_, **__):
+        products.extend(len(list(run.module.parameters())) // 2 for run in runs)
+        return [(float(count), 2.0 * count) for count in products]
+
+    monkeypatch.setattr("pararealize.cost.stopwatch", seconds)
+    costs = measure_costs(chain)
+    assert max(products) == 8  # of the run of 19, not of that of 3, and not the whole of it
+    assert {costs.split(block) for block in costs.blocks} == {(1.0, 2.0)}
+
+
 def test_measuring_works_with_operations_in_place_and_gradients_off():
     model = nn.Sequential(*[nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 6)) for _ in range(3)])
     chain = find_blocks(capture(model, torch.randn(2, 6)))
