@@ -9,6 +9,7 @@ from models import SharedBias, SmallResNet, StochasticDepth
 from torch import Tensor, nn
 
 from pararealize import PararealModule, pararealize
+from pararealize.window import Piece, Window
 
 IMAGES = torch.randn(4, 3, 8, 8)
 
@@ -27,6 +28,15 @@ def test_a_piece_can_be_copied_alone() -> None:
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in net.parameters()}
     twin.eval()
     assert segment.training
+
+
+def test_a_child_is_found_without_a_search() -> None:
+    segment = small().segments["g2"]
+    for piece in (segment, copy.deepcopy(segment)):
+        windows = [module for module in piece.modules() if isinstance(module, Window | Piece)]
+        children = [(window, name, child) for window in windows for name, child in window._modules.items()]
+        assert len(children) > len(windows) > 1
+        assert all(window.__dict__[name] is child for window, name, child in children)
 
 
 def test_modes_reach_every_piece() -> None:
