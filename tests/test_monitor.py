@@ -87,16 +87,17 @@ def test_a_monitored_step_gives_the_exact_steps_gradient_in_any_precision(amp) -
     torch.manual_seed(0)
     x, target = torch.randn(8, 3), torch.randn(8, 2)
     net = layer_parallel(Chains((12,), (6,), h=0.5), 2, 3, 1, 1, example_inputs=x)
-    exact = copy.deepcopy(net)
+    exact, series = copy.deepcopy(net), copy.deepcopy(net)
     exact.exact = True
     monitor = Monitor(net, every=1, cosine=1.0, residual=1e9)
     scaler = torch.amp.GradScaler("cpu") if amp is torch.float16 else None
     losses = []
-    for step in (MonitoredStep(monitor), one_process_step(exact)):
-        with torch.autocast("cpu", amp, enabled=amp is not None):
+    for step in (MonitoredStep(monitor), one_process_step(exact), one_process_step(series)):
+        with torch.autocast("cpu", amp, enabled=amp is not None), series.in_series():
             losses.append(step(x, target=target, loss_fn=torch.nn.functional.mse_loss, scaler=scaler))
-    assert not torch.equal(*losses)  # the one that was trained with, not the exact one
-    for ours, theirs in zip(net.parameters(), exact.parameters(), strict=True):
+    assert not torch.equal(*losses[:2])  # the one that was trained with, not the exact one
+    for ours, theirs, third in zip(net.parameters(), exact.parameters(), series.parameters(), strict=True):
+        assert torch.equal(ours.grad, third.grad)
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5 if amp is None else 2e-2, atol=1e-4)
     assert monitor.cosines[0][1] < 1
 
