@@ -45,7 +45,7 @@ EXAMPLES = """
 
   pararealize train resnet20 --method serial --epochs 20
 
-  pararealize train resnet110 --method multigrid --coarsening 4 --iterations 3/2
+  pararealize train resnet110 --method multigrid --coarsening 4 --iterations 2/1 --monitor
 
   torchrun --nproc-per-node 3 -m pararealize_cli train resnet20 -n 3 --epochs 20
 """
@@ -77,6 +77,32 @@ def train(
         ),
     ] = None,
     relaxation: Annotated[str, of_multigrid("--relaxation", metavar="F|FCF", help="Of the layers.")] = "F",
+    monitor: Annotated[
+        bool,
+        of_multigrid(
+            "--monitor",
+            help="Raise the iterations, at last to exact, where the residual or the gradient says so; multigrid only.",
+        ),
+    ] = False,
+    monitor_every: Annotated[
+        int | None,
+        of_multigrid(
+            "--monitor-every",
+            min=1,
+            show_default=False,
+            help="Steps between exact gradients to compare with. [dim]\\[default: an epoch's, at most 50][/]",
+        ),
+    ] = None,
+    monitor_exact: Annotated[
+        float | None,
+        of_multigrid(
+            "--monitor-exact",
+            min=0.0,
+            max=1.0,
+            show_default=False,
+            help="Share of the steps, at the end, that are exact in any case. [dim]\\[default: 0.2][/]",
+        ),
+    ] = None,
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
@@ -211,11 +237,14 @@ def train(
         if method in ("multigrid", "oneshot"):
             more = {"levels": levels, "coarsening": coarsening, "relaxation": relaxation}
             more |= train_arguments.iterations(iterations)
+        watched = train_arguments.monitor(
+            monitor, monitor_every, monitor_exact, method=method, each=samples.steps, epochs=epochs
+        )
         options = {
             "n": n, "coarse": arguments.coarse(coarse), "cuts": arguments.cuts(cuts), "cost": cost.value,
             "source": None if source is None else source.value, "seed": seed,
             "leaf_modules": arguments.leaf_modules(leaf), "mesh": mesh, "timeout": timeout,
-            "devices": arguments.devices(devices) if mesh is None else None, "more": more,
+            "devices": arguments.devices(devices) if mesh is None else None, "more": more | watched,
         }  # fmt: skip
         built = _build(method, model, samples, classes, options)
     first = mesh is None or mesh.get_rank() == 0
@@ -272,6 +301,7 @@ def _result(history: History, recipe: Recipe, data: Dataset, folder: Path, files
         "data": str(data),
         "score": None if history.score is None else dataclasses.asdict(history.score),
         "epochs": [dataclasses.asdict(row) for row in history.epochs],
+        "events": [dataclasses.asdict(event) for event in history.events],
         "out": str(folder),
         "files": files,
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .train_display import Display
 
-__all__ = ["folder", "iterations", "mesh", "milestones", "precision", "takes_classes", "tensorboard"]
+__all__ = ["folder", "iterations", "mesh", "milestones", "monitor", "precision", "takes_classes", "tensorboard"]
 
 
 def mesh(method: str, n: int | None, ranks: int | None, devices: str | None, timeout: float) -> DeviceMesh:
@@ -67,6 +67,40 @@ def iterations(text: str | None) -> dict[str, int]:
     if found is None:
         raise MultigridError(f"--iterations {text!r} are no two numbers; write forward/adjoint ones, such as 2/1")
     return {"forward_iterations": int(found[1]), "backward_iterations": int(found[2])}
+
+
+def monitor(
+    wanted: bool, every: int | None, exact: float | None, *, method: str, each: int, epochs: int
+) -> dict[str, dict[str, Any]]:
+    """The monitor's settings as an option of multigrid; none where none is wanted.
+
+    Args:
+        wanted: whether there is to be one.
+        every: steps between exact gradients, where told.
+        exact: share of the steps, at the end, that are exact, where told.
+        method: that trains.
+        each: steps of an epoch.
+        epochs: so many.
+
+    Example:
+        >>> monitor(True, None, None, method="multigrid", each=12, epochs=20)
+        {'monitor': {'every': 12, 'exact_after': 192}}
+    """
+    if not wanted:
+        if every is not None or exact is not None:
+            option = "--monitor-exact" if every is None else "--monitor-every"
+            raise MultigridError(f"{option} says how to monitor, and nothing is monitored; add --monitor")
+        return {}
+    if method != "multigrid":
+        raise MultigridError(
+            f"--monitor watches layers that are solved for by multigrid, and the method is {method!r}; add "
+            "--method multigrid, or leave it out"
+        )
+    share = 0.2 if exact is None else exact
+    found: dict[str, Any] = {"every": min(each, 50) if every is None else every}
+    if share > 0:
+        found["exact_after"] = max(1, round((1 - share) * each * epochs))
+    return {"monitor": found}
 
 
 def precision(amp: Amp, devices: str | None, mesh: DeviceMesh | None) -> Any:

@@ -64,7 +64,7 @@ class Display:
             self.bar.stop()
 
     def report(self, now: Progress) -> None:
-        """Show a step; an epoch that has ended gets a line."""
+        """Show a step; an epoch that has ended gets a line, and so does what a monitor changed."""
         told = f"loss {now.loss:.4f}  accuracy {1 - now.error:7.2%}  {now.rate:.0f} images/s"
         if self.shown:
             if self.task is None:
@@ -73,6 +73,8 @@ class Display:
             self.bar.update(
                 self.task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}/{now.epochs}", told=line
             )
+        for event in now.events:
+            self.say(f"monitor: {event}")
         if now.score is not None:
             width = len(str(now.epochs))
             self.say(

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OutputError
-from .history import EpochRow, StepRow
+from .history import Row, StepRow
+from .monitor import Event
 
 __all__ = ["Board", "has_tensorboard"]
 
@@ -42,8 +43,11 @@ class Board:
         except OSError as error:
             raise OutputError(f"cannot write TensorBoard's files into {str(folder)!r}: {error.strerror}") from error
 
-    def add(self, row: StepRow | EpochRow, rate: float) -> None:
+    def add(self, row: Row, rate: float) -> None:
         """Show a row; ``rate`` is samples a second."""
+        if isinstance(row, Event):
+            self._writer.add_text("monitor", str(row), row.step)
+            return
         kind = "step" if isinstance(row, StepRow) else "epoch"
         values: dict[str, float | None] = {"loss": row.loss, "error": row.error, "lr": row.lr}
         if isinstance(row, StepRow):

@@ -6,9 +6,10 @@ import dataclasses
 import json
 from typing import Any
 
+from .monitor import Event
 from .score import Score
 
-__all__ = ["EpochRow", "History", "StepRow"]
+__all__ = ["EpochRow", "History", "Row", "StepRow"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +57,20 @@ class EpochRow:
     test_error: float
 
 
+Row = StepRow | EpochRow | Event
+KINDS: dict[str, type[Row]] = {"step": StepRow, "epoch": EpochRow, "event": Event}
+
+
 @dataclasses.dataclass(slots=True)
 class History:
     """The rows of a run, in order.
 
     Attributes:
-        rows: of steps and of epochs.
+        rows: of steps, of epochs, and what a monitor of multigrid iterations changed.
         score: on the test part after the last epoch; ``None`` before the first has ended.
     """
 
-    rows: list[StepRow | EpochRow] = dataclasses.field(default_factory=list)
+    rows: list[Row] = dataclasses.field(default_factory=list)
     score: Score | None = None
 
     @property
@@ -78,6 +83,11 @@ class History:
         """The rows of epochs."""
         return [row for row in self.rows if isinstance(row, EpochRow)]
 
+    @property
+    def events(self) -> list[Event]:
+        """What a monitor changed."""
+        return [row for row in self.rows if isinstance(row, Event)]
+
     def __str__(self) -> str:
         lines = ["epoch    step        lr    loss   error   test loss  test error"]
         lines += [
@@ -88,7 +98,7 @@ class History:
         return "\n".join(lines)
 
 
-def to_line(row: StepRow | EpochRow) -> str:
+def to_line(row: Row) -> str:
     """A row as a line of JSON.
 
     Example:
@@ -98,11 +108,11 @@ def to_line(row: StepRow | EpochRow) -> str:
         >>> from_line(to_line(row)) == row
         True
     """
-    kind = "step" if isinstance(row, StepRow) else "epoch"
+    kind = next(kind for kind, of in KINDS.items() if isinstance(row, of))
     return json.dumps({"kind": kind, **dataclasses.asdict(row)})
 
 
-def from_line(line: str) -> StepRow | EpochRow:
+def from_line(line: str) -> Row:
     """The row that a line of :func:`to_line` holds."""
     values: dict[str, Any] = json.loads(line)
-    return StepRow(**values) if values.pop("kind") == "step" else EpochRow(**values)
+    return KINDS[values.pop("kind")](**values)

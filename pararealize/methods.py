@@ -2,7 +2,7 @@
 
     serial      the model as it is: the sum over all layers
     parareal    the converted network, in this process or over the ranks of a mesh
-    multigrid   the model's layers solved for by multigrid; scored as it is, layer after layer
+    multigrid   the model's layers solved for by multigrid; scored as it is, layer after layer; monitored on request
     oneshot     the same, every sample's solve begun where its last one ended
 
 Another method is one more function and one more row of ``METHODS``.
@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from .compiler import Device, pararealize
-from .errors import DeviceError, DistributedError, PlanError
+from .errors import DeviceError, DistributedError, MultigridError, PlanError
 from .layer_stage import LayerStage
 from .mgrit import LayerParallel, layer_parallel
+from .monitor import SETTINGS, Monitor, MonitoredStep
 from .oneshot import one_shot_step
 from .request import device_fault
 
@@ -150,14 +151,25 @@ def multigrid(model: nn.Module, options: Options) -> Built:
     """The model with layers solved for in parallel; ``more`` goes to :func:`~pararealize.layer_parallel`.
 
     Over a mesh, this rank's layers. In eval mode it runs as it is, so that scores are of the model itself.
+
+    In one process, ``more["monitor"]`` is ``True``, or arguments of :class:`~pararealize.monitor.Monitor` by name: the
+    step is then a :class:`~pararealize.monitor.MonitoredStep`.
     """
+    settings = _monitor_settings(options.more.get("monitor"))
+    more = {name: value for name, value in options.more.items() if name != "monitor"}
     if options.mesh is None or options.mesh.size() == 1:
-        return Built(net=_layer_parallel("multigrid", model, options))
+        net = _layer_parallel("multigrid", model, dataclasses.replace(options, more=more))
+        return Built(net=net, step=None if settings is None else MonitoredStep(Monitor(net, **settings)))
+    if settings is not None:
+        raise DistributedError(
+            f"a monitor watches layers of one process, and here are {options.mesh.size()}; start one process, or leave "
+            "the monitor out and take more iterations (--iterations 3/2)"
+        )
     if options.devices:
         raise DeviceError(
             f"a mesh says where layers run, and devices were named too ({', '.join(map(str, options.devices))})"
         )
-    more = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules, **options.more}
+    more = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules, **more}
     stage = layer_parallel(model, **more).distribute(options.mesh, timeout=options.timeout)
     if not stage.exact:
         stage.register_forward_pre_hook(_score_stage_as_it_is)
@@ -171,6 +183,10 @@ def oneshot(model: nn.Module, options: Options) -> Built:
     Samples are known by their values: with random augmentation none comes twice, and each solve starts anew. A run that
     is resumed starts from coarse guesses once.
     """
+    if options.more.get("monitor"):
+        raise MultigridError(
+            "the method 'oneshot' keeps its few iterations and has no monitor; take 'multigrid', or leave monitor out"
+        )
     once = {"forward_iterations": 1, "backward_iterations": 1, **options.more, "warm_start": True}
     net = _layer_parallel("oneshot", model, dataclasses.replace(options, more=once))
     return Built(net=net, step=one_shot_step(net))
@@ -188,14 +204,39 @@ def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerPar
         leaf_modules=options.leaf_modules,
         **options.more,
     )
-    if not net.exact:
-        net.register_forward_pre_hook(_score_as_it_is)
+    _score_as_it_is(net)
     return net
 
 
-def _score_as_it_is(net: nn.Module, inputs: Any) -> None:  # noqa: ARG001
-    assert isinstance(net, LayerParallel)
-    net.exact = not net.training
+def _score_as_it_is(net: LayerParallel) -> None:
+    """Have it run as it is in eval mode; what ``net.exact`` was set to, by a monitor too, stands after every call."""
+    before: list[bool] = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:  # noqa: ARG001
+        before.append(net.exact)
+        net.exact = net.exact or not net.training
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+        net.exact = before.pop()
+
+    net.register_forward_pre_hook(enter)
+    net.register_forward_hook(leave, always_call=True)
+
+
+def _monitor_settings(asked: Any) -> dict[str, Any] | None:
+    """Arguments of a monitor; ``None`` for none."""
+    if asked is None or asked is False:
+        return None
+    if asked is not True and not isinstance(asked, Mapping):
+        raise MultigridError(
+            f"monitor is {asked!r}; pass True, or a mapping of some of {', '.join(SETTINGS)}, such as {{'every': 50}}"
+        )
+    settings = {} if asked is True else dict(asked)
+    if unknown := sorted(set(settings) - set(SETTINGS), key=str):
+        raise MultigridError(
+            f"a monitor has no setting {', '.join(map(repr, unknown))}; there are {', '.join(SETTINGS)}"
+        )
+    return settings
 
 
 def _score_stage_as_it_is(stage: nn.Module, inputs: Any) -> None:  # noqa: ARG001

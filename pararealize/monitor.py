@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import MultigridError
+from .errors import CheckpointError, MultigridError
 from .mgrit import LayerParallel
 from .recompute import still
+from .update import one_process_step
 
-__all__ = ["Event", "Monitor", "cosine"]
+__all__ = ["Event", "Monitor", "MonitoredStep", "cosine"]
+
+
+SETTINGS = ("every", "cosine", "residual", "most", "exact_after")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +117,20 @@ class Monitor:
         self._random: tuple[Tensor, list[Tensor]] | None = None
         net.register_forward_pre_hook(self._remember)
 
-    def check(self, loss: Callable[[], Tensor]) -> None:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it goes by: its arguments, by name."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
+    def check(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None = None) -> None:
         """Look at the step that was just computed; call it between ``backward()`` and ``optimizer.step()``.
 
+        With a scaler, call it before ``scaler.unscale_``; clip gradients after it.
+
         Args:
-            loss: computes the step's loss anew, from the network's call on.
+            loss: computes the step's loss anew, from the network's call on; under autocast where the step was.
+            scaler: of the loss, where gradients are scaled: so is the exact one then. Where one of the two overflowed
+                or vanished, that says something of the scale alone, and nothing is raised for it.
         """
         self.steps += 1
         net = self.net
@@ -129,12 +142,49 @@ class Monitor:
         share = net.history[-1].relative
         why = "" if share <= self.residual else f"the residual is {share:.2g} of the values"
         if self.steps % self.every == 0:
-            found = self._compare(loss)
-            self.cosines.append((self.steps, found))
-            if not found >= self.cosine:
-                why = f"the gradient's cosine with the exact one is {found:.3f}"
+            found = self._compare(loss, scaler)
+            if scaler is None or not math.isnan(found):
+                self.cosines.append((self.steps, found))
+                if not found >= self.cosine:
+                    why = f"the gradient's cosine with the exact one is {found:.3f}"
         if why:
             self._raise(why)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has counted, found and raised, the network's iterations included, as JSON knows it.
+
+        Example:
+            >>> from pararealize import layer_parallel
+            >>> from pararealize.models import resnet20
+            >>> from pararealize.monitor import Monitor
+            >>> Monitor(layer_parallel(resnet20(), coarsening=2)).state_dict()
+            {'steps': 0, 'forward': 2, 'backward': 1, 'exact': False, 'events': [], 'cosines': []}
+        """
+        return {
+            "steps": self.steps,
+            "forward": self.net.forward_iterations,
+            "backward": self.net.backward_iterations,
+            "exact": self.net.exact,
+            "events": [dataclasses.asdict(event) for event in self.events],
+            "cosines": [list(pair) for pair in self.cosines],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of :meth:`state_dict`: the network takes its iterations from it, too.
+
+        Raises:
+            CheckpointError: it is no such state.
+        """
+        try:
+            events = [Event(**event) for event in state["events"]]
+            cosines = [(step, found) for step, found in state["cosines"]]
+            steps, forward, backward, exact = (state[name] for name in ("steps", "forward", "backward", "exact"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"this is no state of a monitor ({type(error).__name__}: {error}); pass what state_dict() gave"
+            ) from error
+        self.steps, self.events, self.cosines = steps, events, cosines
+        self.net.forward_iterations, self.net.backward_iterations, self.net.exact = forward, backward, exact
 
     def _remember(self, net: nn.Module, inputs: Any) -> None:  # noqa: ARG002
         """Before each forward pass: the random states that it begins from."""
@@ -142,7 +192,7 @@ class Monitor:
             devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
             self._random = torch.get_rng_state(), devices
 
-    def _compare(self, loss: Callable[[], Tensor]) -> float:
+    def _compare(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None) -> float:
         """The cosine with the exact gradient, which takes the place of the other one."""
         assert self._random is not None
         parameters = [p for p in self.net.parameters() if p.requires_grad and p.grad is not None]
@@ -151,7 +201,10 @@ class Monitor:
             torch.set_rng_state(here)
             if devices:
                 torch.cuda.set_rng_state_all(devices)
-            exact = torch.autograd.grad(loss(), parameters, allow_unused=True)
+            value = loss()
+            with torch.autocast(value.device.type, enabled=False):
+                scaled = value if scaler is None else scaler.scale(value)
+                exact = torch.autograd.grad(scaled, parameters, allow_unused=True)
         layers = {id(p) for row in self.net.rows for p in row.parameters()}
         pairs = [(p, g) for p, g in zip(parameters, exact, strict=True) if g is not None]
         ours = [p.grad for p, _ in pairs if id(p) in layers and p.grad is not None]
@@ -179,6 +232,45 @@ class Monitor:
 
     def __str__(self) -> str:
         return "\n".join([f"{self.steps} steps, {len(self.cosines)} exact gradients", *map(str, self.events)])
+
+
+class MonitoredStep:
+    """Forward, backward and a monitor's check, for :func:`pararealize.fit`, which has the optimiser's step.
+
+    ``fit`` keeps the monitor's state in its checkpoints, and what it raised in the history and the metrics.
+
+    Args:
+        monitor: of the network that is trained.
+
+    Example:
+        >>> from pararealize import Recipe, fit, layer_parallel
+        >>> from pararealize.data import digits
+        >>> from pararealize.models import resnet20
+        >>> from pararealize.monitor import Monitor, MonitoredStep
+        >>> net = layer_parallel(resnet20(), coarsening=2)
+        >>> step = MonitoredStep(Monitor(net, exact_after=2))
+        >>> history = fit(net, digits(image_size=8, batch_size=479), Recipe(epochs=1, lr=0.05), step=step)
+        >>> print(history.events[-1])
+        step 2: 2 steps are done: exact from here on
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._step = one_process_step(monitor.net)
+
+    def __call__(
+        self,
+        x: Tensor,
+        /,
+        *,
+        target: Tensor,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> Tensor:
+        """Add the gradients, those that the monitor corrected where it did; give the loss before that, detached."""
+        loss = self._step(x, target=target, loss_fn=loss_fn, scaler=scaler)
+        self.monitor.check(lambda: loss_fn(self.monitor.net(x), target), scaler)
+        return loss
 
 
 def cosine(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from .monitor import Event
 from .score import Score
 
 __all__ = ["Clock", "Progress"]
@@ -26,6 +27,7 @@ class Progress:
         rate: samples a second over the last steps, evaluations and checkpoints not counted.
         left: seconds to go, evaluations and checkpoints counted as they have been so far.
         score: on the test part, where the step was the last of an epoch.
+        events: what a monitor of multigrid iterations changed after the step.
     """
 
     step: int
@@ -38,6 +40,7 @@ class Progress:
     rate: float
     left: float
     score: Score | None = None
+    events: tuple[Event, ...] = ()
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """A folder -> the files of one training run: what it is, its metrics, its checkpoints, each whole or not there.
 
 run.json                      what was asked for; schema and version
-metrics.jsonl                 a line for some steps, a line for an epoch: the same in every run of one seed
+metrics.jsonl                 a line for some steps, an epoch, what a monitor changed: the same in every run of one seed
 times.jsonl                   samples a second
 checkpoints/step-00000024/    see run_state.py; the last two are kept
 """

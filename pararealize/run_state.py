@@ -2,7 +2,8 @@
 
     weights.safetensors   the network's state dict, by the names of the one-process network
     state.safetensors     what the optimiser keeps of each parameter; each rank's random states
-    state.json            the step, sums of the epoch, the optimiser's settings, other random states; schema and version
+    state.json            the step, sums of the epoch, the optimiser's settings, other random states, a monitor's state
+                          where there is one; schema and version
 
 Nothing is pickled.
 """

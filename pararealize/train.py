@@ -32,8 +32,9 @@ from torch import nn
 from .board import Board
 from .checkpoints import save_state
 from .dataset import Dataset
-from .errors import RecipeError, TrainingError
-from .history import EpochRow, History, StepRow, from_line, to_line
+from .errors import MultigridError, RecipeError, TrainingError
+from .history import EpochRow, History, Row, StepRow, from_line, to_line
+from .monitor import MonitoredStep
 from .nonfinite import backward_fault, forward_fault
 from .plan import Plan
 from .progress import Clock, Progress
@@ -83,7 +84,9 @@ def fit(
         seed: of random numbers drawn in training (dropout) and of weights that the recipe draws. The caller's random
             state stays as found.
         report: called after every step, on the rank that writes.
-        step: forward and backward, where a network has a way of its own; a stage has.
+        step: forward and backward, where a network has a way of its own; a stage has. Of a
+            :class:`~pararealize.monitor.MonitoredStep` the monitor's state is in the checkpoints, and what it changed
+            in the history and the metrics.
         log_every: steps in a row of the metrics.
         checkpoint_every: steps between checkpoints; one at the end of every epoch is written in any case.
         keep: how many checkpoints are kept.
@@ -99,6 +102,7 @@ def fit(
         OutputError: the folder is there, or a file cannot be written; the last checkpoint stays.
         RankError: another rank failed, died or hung.
         ExampleError: the network gives no logits.
+        MultigridError: the step's monitor watches another network.
 
     Example:
         >>> from pararealize import Recipe, pararealize
@@ -136,12 +140,20 @@ class _Run:
     Attributes:
         taken: steps behind.
         recent, whole: sums since the last row and since the epoch began.
+        told: events of the monitor that are in the history, or were there before.
     """
 
     def __init__(self, net: nn.Module, data: Dataset, recipe: Recipe, seed: int, step: Step | None) -> None:
         self.net, self.data, self.recipe, self.seed = net, data, recipe, seed
         self.team = team_of(net)
         self.update = Update(net, recipe, self.team, step)
+        self.monitor = step.monitor if isinstance(step, MonitoredStep) else None
+        if self.monitor is not None and self.monitor.net is not net:
+            raise MultigridError(
+                f"the step's monitor watches a {type(self.monitor.net).__name__} that is not the network to be trained "
+                f"({type(net).__name__}); pass monitor.net to fit"
+            )
+        self.told = 0 if self.monitor is None else len(self.monitor.events)
         self.steps = recipe.epochs * data.steps
         self.taken = 0
         self.recent, self.whole = Sums(), Sums()
@@ -213,6 +225,7 @@ class _Run:
                 "coarse blocks": [row.kind for row in plan.coarse_blocks],
                 "adapters read": plan.source,
             },
+            **({} if self.monitor is None else {"monitor": self.monitor.settings}),
         }
 
     def _write_plan(self, folder: RunFolder) -> None:
@@ -231,6 +244,9 @@ class _Run:
         self.recent, self.whole = Sums(*plain["recent"]), Sums(*plain["whole"])
         if not load_run_state(last, plain, self.net, self.update.optimizer, self.update.scaler, self.team):
             self.seed_random("step", self.taken)  # other ranks than before: new random numbers
+        if self.monitor is not None:
+            self.monitor.load_state_dict(plain.get("monitor", {}))
+            self.told = len(self.monitor.events)
         self.share_files(lambda: folder.cut(plain["bytes"]))
         self.history.rows = [from_line(line) for line in folder.lines(METRICS)]
         self.history.score = None if plain["score"] is None else Score(**plain["score"])
@@ -256,6 +272,7 @@ class _Run:
             "whole": list(dataclasses.astuple(self.whole)),
             "score": None if self.history.score is None else dataclasses.asdict(self.history.score),
             "bytes": self.team.share(self.net, folder.sizes),
+            **({} if self.monitor is None else {"monitor": self.monitor.state_dict()}),
         }
         with self.team.waiting("the parts of a checkpoint"):
             state = gather_run_state(self.net, self.update.optimizer, self.update.scaler, self.team, facts)
@@ -283,7 +300,9 @@ class _Run:
         self.recent.add(got.sums)
         self.whole.add(got.sums)
         loss, error = self.whole.means
-        rows: list[StepRow | EpochRow] = []
+        events = () if self.monitor is None else tuple(self.monitor.events[self.told :])
+        self.told += len(events)
+        rows: list[Row] = list(events)
         if self.taken % self.log_every == 0:
             recent, wrong = self.recent.means
             norm = got.gradient if math.isfinite(got.gradient) else None
@@ -320,10 +339,11 @@ class _Run:
                     rate=self.clock.rate,
                     left=self.clock.left(self.steps - self.taken),
                     score=score,
+                    events=events,
                 )
             )
 
-    def keep_rows(self, rows: list[StepRow | EpochRow]) -> None:
+    def keep_rows(self, rows: list[Row]) -> None:
         """Add rows to the history and to the files."""
         self.history.rows += rows
         if rows and self.folder is not None and self.team.is_first:

@@ -8,6 +8,7 @@ from pararealize import board
 from pararealize.board import Board, has_tensorboard
 from pararealize.errors import OutputError
 from pararealize.history import EpochRow, StepRow
+from pararealize.monitor import Event
 
 
 def scalars(folder):
@@ -26,6 +27,7 @@ def test_rows_come_back(tmp_path):
     made.add(step(1), 100.0)
     made.add(step(2, None), 100.0)
     made.add(EpochRow(step=2, epoch=1, lr=0.5, loss=2.0, error=0.25, test_loss=4.0, test_error=0.5), 100.0)
+    made.add(Event(step=2, why="too few", forward=3, backward=2), 100.0)  # as text
     made.close()
     assert scalars(tmp_path) == {
         **{f"step/{name}": [(1, value), (2, value)] for name, value in

@@ -30,6 +30,22 @@ def net(width=8):
     inner = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(4)]
     return nn.Sequential(nn.Flatten(), nn.Linear(192, width), *inner, nn.Linear(width, 10))
 """
+RESIDUAL = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+    def forward(self, u):
+        return u + 0.5 * self.f(u)
+
+def deep():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), *[Block() for _ in range(6)], nn.Linear(8, 10))
+"""
 WORDS = [
     "train",
     "nets.py:net",
@@ -52,7 +68,7 @@ def run(*words):
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "nets.py").write_text(NETWORK)
+    (tmp_path / "nets.py").write_text(NETWORK + RESIDUAL)
 
 
 def test_a_run(tmp_path):
@@ -138,6 +154,7 @@ def test_serial():
     (["--data", "moons"], "no data set is called 'moons'"),
     (["--method", "euler"], "no method is called 'euler'"),
     (["--devices", "gpu"], "gpu"),
+    (["--monitor"], "--monitor watches layers that are solved for by multigrid, and the method is 'parareal'"),
 ])  # fmt: skip
 def test_refusals(tmp_path, words, told):
     result = run(*WORDS, *words)
@@ -183,6 +200,36 @@ def test_a_run_that_the_user_stops(tmp_path, monkeypatch):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+MONITORED = [
+    "train", "nets.py:deep", "--method", "multigrid", "--coarsening", 2, "--iterations", "1/1", "--image-size", 8,
+    "--batch-size", 360, "--epochs", 3, "--no-tensorboard", "--monitor", "--monitor-every", 2,
+]  # fmt: skip
+
+
+def test_a_monitored_run(tmp_path, monkeypatch):
+    result = run(*MONITORED, "--out", "whole", "--json")
+    assert result.exit_code == 0, result.output
+    events = json.loads(result.stdout)["events"]
+    assert events[-1] == {"step": 10, "why": "10 steps are done", "forward": 0, "backward": 0}  # of 12
+    assert len(events) > 1
+    assert f"monitor: step {events[0]['step']}: {events[0]['why']}: 2/1 iterations from here on" in result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [row for row in rows if row["kind"] == "event"] == [{"kind": "event", **event} for event in events]
+    asked = json.loads((tmp_path / "whole" / "run.json").read_text())["monitor"]
+    assert asked == {"every": 2, "cosine": 0.98, "residual": 0.02, "most": 5, "exact_after": 10}
+
+    def report(self, now):
+        if now.step == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "report", report)
+        assert run(*MONITORED, "--out", "run").exit_code == 130
+    assert json.loads(run(*MONITORED, "--out", "run", "--resume", "--json").stdout)["events"] == events
+    for name in ("metrics.jsonl", "weights.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_torchrun(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pararealize_cli"]
     words = [("-n" if word == "--n" else word) for word in WORDS]  # torchrun takes --n for one of its own
@@ -207,6 +254,19 @@ def test_words_of_the_recipe():
     assert train_arguments.iterations("12/3") == {"forward_iterations": 12, "backward_iterations": 3}
     with pytest.raises(MultigridError, match=r"--iterations '2/1/1'.*such as 2/1"):
         train_arguments.iterations("2/1/1")
+
+
+def test_words_of_the_monitor():
+    run = {"method": "multigrid", "each": 100, "epochs": 10}
+    assert train_arguments.monitor(False, None, None, **run) == {}
+    assert train_arguments.monitor(True, None, None, **run) == {"monitor": {"every": 50, "exact_after": 800}}
+    assert train_arguments.monitor(True, 7, 0.0, **run) == {"monitor": {"every": 7}}
+    assert train_arguments.monitor(True, 7, 1.0, **run) == {"monitor": {"every": 7, "exact_after": 1}}
+    with pytest.raises(MultigridError, match=r"the method is 'serial'; add --method multigrid"):
+        train_arguments.monitor(True, None, None, **run | {"method": "serial"})
+    for every, exact, option in ((3, None, "--monitor-every"), (None, 0.5, "--monitor-exact")):
+        with pytest.raises(MultigridError, match=rf"{option} says how to monitor.*add --monitor"):
+            train_arguments.monitor(False, every, exact, **run)
 
 
 @pytest.mark.parametrize("amp, devices, expected", [

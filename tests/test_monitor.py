@@ -7,8 +7,9 @@ import torch
 from test_mgrit import F64, Chains, example
 
 from pararealize import layer_parallel
-from pararealize.errors import MultigridError
-from pararealize.monitor import Monitor, cosine
+from pararealize.errors import CheckpointError, MultigridError
+from pararealize.monitor import Event, Monitor, MonitoredStep, cosine
+from pararealize.update import one_process_step
 
 
 def made(h: float = 0.5, **kind):
@@ -79,6 +80,62 @@ def test_exact_steps_at_the_end() -> None:
         monitor.check(lambda: net(x).square().mean())
         assert net.exact is expected
     assert len(monitor.events) == 1
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16])
+def test_a_monitored_step_gives_the_exact_steps_gradient_in_any_precision(amp) -> None:
+    torch.manual_seed(0)
+    x, target = torch.randn(8, 3), torch.randn(8, 2)
+    net = layer_parallel(Chains((12,), (6,), h=0.5), 2, 3, 1, 1, example_inputs=x)
+    exact, series = copy.deepcopy(net), copy.deepcopy(net)
+    exact.exact = True
+    monitor = Monitor(net, every=1, cosine=1.0, residual=1e9)
+    scaler = torch.amp.GradScaler("cpu") if amp is torch.float16 else None
+    losses = []
+    for step in (MonitoredStep(monitor), one_process_step(exact), one_process_step(series)):
+        with torch.autocast("cpu", amp, enabled=amp is not None), series.in_series():
+            losses.append(step(x, target=target, loss_fn=torch.nn.functional.mse_loss, scaler=scaler))
+    assert not torch.equal(*losses[:2])  # the one that was trained with, not the exact one
+    for ours, theirs, third in zip(net.parameters(), exact.parameters(), series.parameters(), strict=True):
+        assert torch.equal(ours.grad, third.grad)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5 if amp is None else 2e-2, atol=1e-4)
+    assert monitor.cosines[0][1] < 1
+
+
+def test_what_a_scale_made_overflow_raises_nothing() -> None:
+    net, x = made()
+    net, x = net.float(), x.float()
+    monitor, scaler = Monitor(net, every=1, residual=1e9), torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = net.forward_iterations
+    for count in (0, 1):
+        with torch.autocast("cpu", torch.float16):
+            MonitoredStep(monitor)(x, target=x[:, :2], loss_fn=torch.nn.functional.mse_loss, scaler=scaler)
+        assert (net.forward_iterations, monitor.events, len(monitor.cosines)) == (before, [], count)
+        net.zero_grad()
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        monitor.cosine = -1.0
+
+
+def test_a_state_goes_to_another_monitor() -> None:
+    net, x = made()
+    monitor = Monitor(net, every=2, residual=1e-9, most=2)
+    step(net, x)
+    monitor.check(lambda: net(x).square().mean())
+    other, _ = made()
+    again = Monitor(other, every=2, residual=1e-9, most=2)
+    again.load_state_dict(monitor.state_dict())
+    assert other.forward_iterations == 2
+    for _ in range(2):
+        for mine, each in ((net, monitor), (other, again)):
+            step(mine, x)
+            each.check(lambda mine=mine: mine(x).square().mean())
+    assert again.events == monitor.events
+    assert again.events[1] == Event(step=2, why=again.events[1].why, forward=0, backward=0)
+    assert again.state_dict() == monitor.state_dict()
+    assert other.exact
+    with pytest.raises(CheckpointError, match=r"no state of a monitor \(KeyError: 'events'\)"):
+        again.load_state_dict({"steps": 1})
+    assert again.state_dict() == monitor.state_dict()
 
 
 def test_cosine_of_parts() -> None:

@@ -40,6 +40,20 @@ def test_a_step_is_that_written_out(clip):
     assert clip is None or norm > clip
 
 
+def test_a_step_that_computes_its_loss_once_more_counts_the_first():
+    net = network(dropout=0.0)
+
+    def step(x, /, *, target, loss_fn, scaler=None):
+        loss = loss_fn(nn.functional.one_hot(target, 3).float().requires_grad_(), target)
+        loss.backward()
+        loss_fn(-nn.functional.one_hot(target, 3).float(), target)
+        return loss.detach()
+
+    x, labels = batch()
+    net(x).sum().backward()
+    assert Update(net, Recipe(), Team(), step)(x, labels, 0.1).sums.right == 8
+
+
 def test_autocast_runs_forward_in_its_type():
     net = network()
     seen = []
