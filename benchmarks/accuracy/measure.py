@@ -35,7 +35,7 @@ class Setting:
 
 DATA = {
     "digits": Setting(image_size=8, channels=1, counts=None, batch_size=64, epochs=10),
-    "glyphs": Setting(image_size=16, channels=1, counts=(8000, 2000), batch_size=64, epochs=8),
+    "glyphs": Setting(image_size=16, channels=1, counts=(5000, 2000), batch_size=64, epochs=6),
 }
 RATES = {"resnet": 0.1, "vgg": 0.05, "vit": 3e-3, "mixer": 2e-3}
 

@@ -21,8 +21,8 @@ __all__ = ["COARSE", "measure"]
 N = 4
 IMAGE = 16
 COARSE = {
-    "resnet20": ("paper", "block", "depthwise", "linear"),
-    "vit": ("block", "linear"),
+    "resnet20": ("paper", "block", "bottleneck", "depthwise", "linear"),
+    "vit": ("block", "bottleneck", "linear"),
 }
 RECIPES = {
     "resnet20": Recipe(epochs=40, lr=0.1, schedule="cosine", warmup=48),
