@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import out, print_json, working
+from .console import print_result, working
+from .folder import CALIBRATION_FILES, output_folder
 from .options import (
     AsJson,
     Coarse,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "calibrate"]
 
+SECONDS = 10.0  # between lines in a log
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -92,14 +94,10 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Convert a trained MODEL and fit its adapters and coarse blocks, so that it works without training anew."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack, working(f"building {model}") as progress:
-        folder: Path | None = None
-        if output is not None:
-            from .folder import CALIBRATION_FILES, output_folder
-
-            folder = stack.enter_context(output_folder(output, force=force, files=CALIBRATION_FILES))
+    with (
+        working(f"building {model}", every=SECONDS) as progress,
+        output_folder(output, force=force, files=CALIBRATION_FILES) as folder,
+    ):
         from pararealize import pararealize
         from pararealize.data import load
 
@@ -134,13 +132,8 @@ def calibrate(
             )
             written = write(pnet, folder, recipe, picture=picture.value)
             written += _write(calibration, folder, model, picture.value)
-    if as_json:
-        where = {"out": None if output is None else str(output), "files": written}
-        print_json({"calibration": json.loads(calibration.to_json())} | where)
-        return
-    out().print(str(calibration), markup=False)
-    if output is not None:
-        out().print(f"written to {output}: {', '.join(written)}", markup=False)
+    found = {"calibration": json.loads(calibration.to_json())}
+    print_result(found, str(calibration), output, written, as_json=as_json)
 
 
 def _load(net: nn.Module, path: Path) -> None:

@@ -3,14 +3,16 @@
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.markup import escape
 
-__all__ = ["one_message", "out", "print_json", "working"]
+__all__ = ["one_message", "out", "print_json", "print_result", "working"]
 
 PIPE_WIDTH = 160  # columns of a table where nobody says how wide the page is
 FAILED = 2  # exit status of every error that the user can mend, as of a wrong option
@@ -23,19 +25,47 @@ def out(*, quiet: bool = False) -> Console:
 
 
 @contextmanager
-def working(what: str) -> Iterator[Callable[[str], None]]:
-    """Show a spinner and ``what`` is going on, on stderr and only on a terminal. The value given changes the text."""
-    console = Console(stderr=True)
+def working(what: str, *, every: float | None = None) -> Iterator[Callable[[str], None]]:
+    """Show a spinner and ``what`` is going on, on stderr. The value given changes the text.
+
+    Where stderr is no terminal, a text becomes a line, so many seconds behind the last one at the earliest; never where
+    ``every`` is left out.
+    """
+    console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda _: None
+        yield _lines(console, float("inf") if every is None else every)
         return
     with console.status(escape(what)) as status:
         yield lambda text: status.update(escape(text))
 
 
+def _lines(console: Console, every: float) -> Callable[[str], None]:
+    next_at = time.monotonic() + every
+
+    def say(text: str) -> None:
+        nonlocal next_at
+        if time.monotonic() >= next_at:
+            next_at = time.monotonic() + every
+            console.print(text, markup=False, soft_wrap=True)
+
+    return say
+
+
 def print_json(value: object) -> None:
     """Print one JSON document on stdout."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_result(
+    found: dict[str, Any], shown: ConsoleRenderable | str, folder: Path | None, files: Sequence[str], *, as_json: bool
+) -> None:
+    """Print what a command found, for people or as one JSON document, and which files are in which folder."""
+    if as_json:
+        print_json(found | {"out": None if folder is None else str(folder), "files": list(files)})
+        return
+    out().print(shown, markup=False)
+    if folder is not None:
+        out().print(f"written to {folder}: {', '.join(files)}", markup=False)
 
 
 def one_message(command: Callable[..., None]) -> Callable[..., None]:

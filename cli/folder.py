@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pararealize.errors import OutputError
-
 __all__ = ["CALIBRATION_FILES", "FILES", "RESTACK_FILES", "SCHEDULE_FILES", "output_folder"]
 
 FILES = frozenset({"plan.json", "weights.safetensors", "model.py", "network.svg", "network.png", "__pycache__"})
@@ -18,8 +16,8 @@ SCHEDULE_FILES = frozenset({"timeline.json", "trace.json", "timeline.svg", "time
 
 
 @contextmanager
-def output_folder(path: Path, *, force: bool, files: frozenset[str] = FILES) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` to write into, and move it to ``path`` if all goes well.
+def output_folder(path: Path | None, *, force: bool, files: frozenset[str] = FILES) -> Iterator[Path | None]:
+    """Give a temporary folder beside ``path`` to write into, and move it to ``path`` if all goes well; none for none.
 
     It is made before any work is done, so that a folder that cannot be written is known early. An existing folder is
     replaced only with ``force``, and only if it holds nothing but ``files``, which the command writes.
@@ -27,6 +25,11 @@ def output_folder(path: Path, *, force: bool, files: frozenset[str] = FILES) -> 
     Raises:
         OutputError: ``path`` is there already or cannot be written.
     """
+    if path is None:
+        yield None
+        return
+    from pararealize.errors import OutputError
+
     _check_free(path, force, files)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +47,8 @@ def output_folder(path: Path, *, force: bool, files: frozenset[str] = FILES) -> 
 
 
 def _check_free(path: Path, force: bool, files: frozenset[str]) -> None:
+    from pararealize.errors import OutputError
+
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_dir():
@@ -61,6 +66,8 @@ def _check_free(path: Path, force: bool, files: frozenset[str]) -> None:
 
 def _move(temporary: Path, path: Path) -> None:
     """Put the new folder in place of the old one; the old one comes back if that fails."""
+    from pararealize.errors import OutputError
+
     mask = os.umask(0)
     os.umask(mask)
     old = Path(f"{temporary}.old")

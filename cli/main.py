@@ -9,7 +9,8 @@ import typer
 
 from .calibrate import EXAMPLES as CALIBRATE_EXAMPLES
 from .calibrate import calibrate
-from .console import one_message, out, print_json, working
+from .console import one_message, out, print_json, print_result, working
+from .folder import output_folder
 from .options import (
     AsJson,
     Batch,
@@ -95,14 +96,7 @@ def convert(
     as_json: AsJson = False,
 ) -> None:
     """Cut MODEL into N segments, print the plan, and write the parareal network into a folder."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack, working(f"building {model}") as progress:
-        folder: Path | None = None
-        if output is not None:
-            from .folder import output_folder
-
-            folder = stack.enter_context(output_folder(output, force=force))
+    with working(f"building {model}") as progress, output_folder(output, force=force) as folder:
         from pararealize import pararealize, report
 
         from . import arguments
@@ -131,12 +125,7 @@ def convert(
                 model=model, num_classes=num_classes, example=example, coarse=coarse, leaf=tuple(leaf or ())
             )
             written = write(pnet, folder, recipe, picture=picture.value)
-    if as_json:
-        print_json(report.plan_json(pnet.plan) | {"out": None if output is None else str(output), "files": written})
-        return
-    out().print(report.plan_tables(pnet.plan, model))
-    if output is not None:
-        out().print(f"written to {output}: {', '.join(written)}", markup=False)
+    print_result(report.plan_json(pnet.plan), report.plan_tables(pnet.plan, model), output, written, as_json=as_json)
 
 
 INSPECT_EXAMPLES = """

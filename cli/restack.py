@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import out, print_json, working
+from .console import print_result, working
+from .folder import RESTACK_FILES, output_folder
 from .options import AsJson, Batch, Force, InputShape, InputType, Leaf, Model, NumClasses, Seed, to_folder
 
 if TYPE_CHECKING:
@@ -110,14 +111,7 @@ def restack(
     as_json: AsJson = False,
 ) -> None:
     """Rewire the residual blocks of MODEL as steps of a Runge-Kutta method, with no new parameters."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack, working(f"building {model}") as progress:
-        folder: Path | None = None
-        if output is not None:
-            from .folder import RESTACK_FILES, output_folder
-
-            folder = stack.enter_context(output_folder(output, force=force, files=RESTACK_FILES))
+    with working(f"building {model}") as progress, output_folder(output, force=force, files=RESTACK_FILES) as folder:
         import pararealize
 
         from . import arguments
@@ -143,13 +137,8 @@ def restack(
             progress("writing the files")
             words = {"model": model, "scheme": scheme, "num_classes": num_classes, "leaf": leaf or []}
             written = _write(restacked, folder, words, options, example)
-    if as_json:
-        where = {"out": None if output is None else str(output), "files": written}
-        print_json({"restacking": restacked.restacking.to_dict(), "parameters": _parameters(restacked)} | where)
-        return
-    out().print(str(restacked.restacking), markup=False)
-    if output is not None:
-        out().print(f"written to {output}: {', '.join(written)}", markup=False)
+    found = {"restacking": restacked.restacking.to_dict(), "parameters": _parameters(restacked)}
+    print_result(found, str(restacked.restacking), output, written, as_json=as_json)
 
 
 def _parameters(net: RestackedModule) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import out, print_json, working
+from .console import print_result, working
+from .folder import SCHEDULE_FILES, output_folder
 from .options import (
     AsJson,
     Batch,
@@ -102,14 +103,7 @@ def schedule(
     as_json: AsJson = False,
 ) -> None:
     """Simulate one step of MODEL in N segments: who computes, sends and waits, and when."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack, working(f"building {model}") as progress:
-        folder: Path | None = None
-        if output is not None:
-            from .folder import SCHEDULE_FILES, output_folder
-
-            folder = stack.enter_context(output_folder(output, force=force, files=SCHEDULE_FILES))
+    with working(f"building {model}") as progress, output_folder(output, force=force, files=SCHEDULE_FILES) as folder:
         from pararealize import Transfer, simulate
 
         from . import arguments
@@ -140,15 +134,9 @@ def schedule(
             rate=rate * 1e12,
         )
         written = [] if folder is None else _write(timeline, folder, model, picture.value)
-    if as_json:
-        found = {"step": timeline.step, "serial": timeline.serial, "speedup": timeline.speedup}
-        found["efficiency"] = timeline.efficiency
-        where = {"out": None if output is None else str(output), "files": written}
-        print_json({"timeline": json.loads(timeline.to_json())} | found | where)
-        return
-    out().print(str(timeline), markup=False)
-    if output is not None:
-        out().print(f"written to {output}: {', '.join(written)}", markup=False)
+    found = {"timeline": json.loads(timeline.to_json()), "step": timeline.step, "serial": timeline.serial}
+    found |= {"speedup": timeline.speedup, "efficiency": timeline.efficiency}
+    print_result(found, str(timeline), output, written, as_json=as_json)
 
 
 def _planned(

@@ -25,6 +25,7 @@ from pararealize import (
 from pararealize.errors import CoarseError, DeviceError, ExampleError, ModelError, OutputError
 from pararealize.trace import chrome_trace
 from pararealize_cli import arguments
+from pararealize_cli.console import working
 from pararealize_cli.folder import output_folder
 from pararealize_cli.main import app
 
@@ -467,3 +468,10 @@ def test_restack_refuses_in_one_message(tmp_path, words, error):
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["type"] == error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("every, told", [(None, ""), (0.0, "fitting F1\n"), (3600.0, "")])
+def test_a_log_is_told_of_long_work_now_and_then(every, told, capsys):
+    with working("building a model", every=every) as progress:
+        progress("fitting F1")
+    assert capsys.readouterr().err == told

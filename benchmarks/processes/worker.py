@@ -62,6 +62,8 @@ def _measure(
         yield from _latencies(methods, x, rounds)
     for name, method in methods.items():
         yield name, "memory", _memory(method, x, target)
+    methods.clear()  # and their memory: the parts of every network come on top of it
+    gc.collect()
     for kind, net in predicted.items():
         times, _ = measure_network(net.train(), x, repeats=rounds)  # on all ranks at once, as in a step
         found = simulate(net.plan, times, latency=link.latency, bandwidth=link.bandwidth, batch=batch)
