@@ -44,7 +44,7 @@ def steps(batch: int, network: str = "chain64") -> dict[str, Any]:
     for P in RANKS:
         found["pipeline"][str(P)] = min((m + P - 1) / P * seconds for m, seconds in serial.items())
         for kind in ("linear", "bottleneck"):
-            net = pararealize(model, P, example_inputs=x, coarse=kind)
+            net = pararealize(model, P, example_inputs=x, coarse=kind, cost="seconds")
             times, _ = measure_network(net.train(), x, repeats=ROUNDS)
             step = simulate(net.plan, times, latency=LINK.latency, bandwidth=LINK.bandwidth, batch=batch).step
             found[f"parareal {kind}"][str(P)] = step
