@@ -33,7 +33,18 @@ def ratios(row: Mapping[str, Any], quantity: str = "step") -> dict[str, float]:
 
 def markdown(results: Results) -> str:
     """Everything, one table a quantity."""
-    return "\n\n".join(_sections(results.rows)) + "\n"
+    return "\n\n".join(_sections(_in_order(results.rows))) + "\n"
+
+
+def _in_order(rows: Rows) -> Rows:
+    """By network, as they came, and within by batch."""
+    networks = list(dict.fromkeys(case.split(", batch ")[0] for case in rows))
+
+    def place(case: str) -> tuple[int, int]:
+        network, _, batch = case.partition(", batch ")
+        return networks.index(network), int(batch)
+
+    return {case: rows[case] for case in sorted(rows, key=place)}
 
 
 def _sections(rows: Rows) -> Iterator[str]:
@@ -108,7 +119,7 @@ def draw(rows: Rows, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     rivals = {"one thread": "", "all threads": "//", "DDP": "..", "pipelining": "xx"}
-    cases = [case for case in rows if ratios(rows[case])]
+    cases = [case for case in _in_order(rows) if ratios(rows[case])]
     figure, axes = plt.subplots(figsize=(max(6.0, 1.3 * len(cases)), 4), layout="constrained")
     for i, (rival, hatch) in enumerate(rivals.items()):
         places = [k + 0.2 * (i - 1.5) for k in range(len(cases))]
@@ -118,6 +129,6 @@ def draw(rows: Rows, path: Path) -> None:
     axes.set_xticks(range(len(cases)), [case.replace(", ", "\n") for case in cases])
     axes.set_ylabel("times faster, forward and backward")
     axes.set_title("parareal on two processes of one thread")
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(fontsize=8, ncols=4, loc="outside lower center")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
