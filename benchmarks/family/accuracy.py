@@ -12,12 +12,14 @@ from benchmarks.processes.networks import Chain
 from pararealize import layer_parallel, pararealize
 from pararealize.data import load
 from pararealize.mgrit import LayerParallel
+from pararealize.monitor import Monitor, MonitoredStep
 from pararealize.recipe import Recipe
 from pararealize.train import evaluate, fit
 
 __all__ = ["EPOCHS", "WAYS", "measure"]
 
 EPOCHS, BATCH, PIXELS = 6, 32, 8
+EXACT = 0.2  # the share of steps, at the end, that a monitor makes exact whatever it saw
 WAYS = {
     "serial": {},
     "parareal 2 linear": {"n": 2, "coarse": "linear"},
@@ -26,6 +28,7 @@ WAYS = {
     "parareal 16 bottleneck": {"n": 16, "coarse": "bottleneck"},
     "multigrid 8 1/1": {"coarsening": 8, "iterations": (1, 1)},
     "multigrid 8 2/1": {"coarsening": 8, "iterations": (2, 1)},
+    "multigrid monitored": {"coarsening": 8, "iterations": (2, 1), "monitor": True},
 }
 
 
@@ -37,8 +40,11 @@ def measure(name: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
     steps = data.steps * epochs
     began = time.process_time()
     recipe = Recipe(epochs=epochs, lr=0.1, schedule="cosine", warmup=steps // 5, clip=1.0, initialise=None)
-    history = fit(net, data, recipe, seed=seed)
-    row = {
+    step = None
+    if isinstance(net, LayerParallel) and "monitor" in WAYS[name]:
+        step = MonitoredStep(Monitor(net, every=data.steps, exact_after=round((1 - EXACT) * steps)))
+    history = fit(net, data, recipe, seed=seed, step=step)
+    row: dict[str, Any] = {
         "error": history.epochs[-1].test_error,
         "loss": history.epochs[-1].loss,
         "parameters": sum(p.numel() for p in net.parameters()),
@@ -47,6 +53,7 @@ def measure(name: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
     if isinstance(net, LayerParallel):
         with net.serially():
             row["serial_error"] = evaluate(net, data).error
+        row["events"] = [str(event) for event in history.events]
     return row
 
 

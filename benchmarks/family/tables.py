@@ -22,6 +22,7 @@ SYSTEMS = {  # the line of the table -> its real ways, the best of which counts;
     "parareal, bottleneck": (("parareal bottleneck",), "parareal bottleneck", "parareal {} bottleneck"),
     "multigrid, 1/1": (("multigrid 8 1/1",), "multigrid 8 1/1", "multigrid 8 1/1"),
     "multigrid, 2/1": (("multigrid 8 2/1",), "multigrid 8 2/1", "multigrid 8 2/1"),
+    "multigrid, monitored": ((), "", "multigrid monitored"),  # between 2/1 and serial: as many iterations as it takes
 }
 
 
