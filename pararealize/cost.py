@@ -287,7 +287,14 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
 
 
 def measure_module(
-    module: nn.Module, x: Space, batch: int, *, first: bool = False, repeats: int = 5, warmup: int = 2
+    module: nn.Module,
+    x: Space,
+    batch: int,
+    *,
+    first: bool = False,
+    inputs: int = 1,
+    repeats: int = 5,
+    warmup: int = 2,
 ) -> tuple[float, float]:
     """Forward and backward seconds of one module ``(batch, *x.shape) -> ...``, as :func:`measure_costs` does blocks.
 
@@ -296,15 +303,17 @@ def measure_module(
         x: the space that it reads.
         batch: the batch size.
         first: whether it reads the network's input, into which no gradient flows.
+        inputs: how many values of that space it reads.
         repeats: measured runs.
         warmup: runs before those.
     """
     home = next((parameter.device for parameter in module.parameters()), torch.get_default_device())
 
-    def inputs(_: StandIn) -> list[Any]:
-        return [with_gradient(torch.randn(batch, *x.shape, device=home).to(x.torch_dtype), not first)]
+    def values(_: StandIn) -> list[Any]:
+        drawn = (torch.randn(batch, *x.shape, device=home).to(x.torch_dtype) for _ in range(inputs))
+        return [with_gradient(value, not first) for value in drawn]
 
-    [taken] = _seconds([(module, inputs)], repeats, warmup)
+    [taken] = _seconds([(module, values)], repeats, warmup)
     return taken
 
 

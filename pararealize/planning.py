@@ -56,8 +56,8 @@ def plan_segments(
     Messages are free unless ``transfer`` says what they take. It is exact for coarse blocks whose cost depends on their
     two spaces; ``"block"`` is judged by the commonest block between two stages, and a callable, whose cost is not known
     before it builds, by the correction alone. Where linear coarse blocks are summed over ranks, messages do not wait
-    for one another as above: of the best cut by this recursion and the best for free messages, the one with the
-    shorter simulated step is taken, which need not be the best of all.
+    for one another as above: of the best cut by this recursion, the best for free messages and the best for free sums,
+    the one with the shortest simulated step is taken, which need not be the best of all.
 
     Args:
         chain: the network's blocks.
@@ -122,7 +122,8 @@ class _Planner:
             return cheapest_step(self.problem(), self.n), []
         found = [cheapest_step(self.problem(), self.n)]
         if self.coarse == "linear":
-            found.append(cheapest_step(replace(self, transfer=None).problem(), self.n))
+            free = replace(self, transfer=None)
+            found += [cheapest_step(problem, self.n) for problem in (free.problem(), free.problem(summed=True))]
         work = "" if self.costs.unit == "seconds" else f", counted work at {self.rate:g} operations a second"
         return min(found, key=self._simulated), [f"cut for messages of {self.transfer}{work}"]
 
@@ -142,8 +143,12 @@ class _Planner:
         taken *= 1 if self.costs.unit == "seconds" else self.rate / batch
         return taken, taken
 
-    def problem(self) -> StepProblem:
-        """The costs as functions of the cut, for boundaries by the number of changes of space before them."""
+    def problem(self, *, summed: bool = False) -> StepProblem:
+        """The costs as functions of the cut, for boundaries by the number of changes of space before them.
+
+        With ``summed``, coarse blocks from a space to itself are free: as identities are, summed over infinitely many
+        ranks at once. The best cut is then the one whose slowest segments are the fastest.
+        """
         blocks = self.chain.blocks
         kinds, spaces, edges = [0], [blocks[0].x], [[0, 0]]
         for i, block in enumerate(blocks, 1):
@@ -158,7 +163,7 @@ class _Planner:
         adapters = [plus(wait, self.prices.adapter(space).cost) for space in spaces]
         every = range(len(spaces))
         coarse = [
-            [self.prices.between(self.coarse, edges[a][0], edges[b][1]) if a <= b else (0, 0) for b in every]
+            [self.prices.between(self.coarse, edges[a][0], edges[b][1]) if a + summed <= b else (0, 0) for b in every]
             for a in every
         ]
         forward, backward = (

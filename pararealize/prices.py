@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import nn
 
 from .adapters import adapter_cost, build_adapter, seeded
 from .coarse import LARGEST_KERNEL, Coarse, block_choice, coarse_cost, coarse_units, kernel_for, kind_for, units_for
@@ -20,8 +21,6 @@ from .cost import NOTHING, BlockCost, Costs, measure_module
 from .evidence import family_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from .blocks import BlockChain, Space
     from .field import Fields
 
@@ -63,6 +62,7 @@ class Prices:
     n: int
     source: str
     _units: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # known so far, by kind
+    _sums: dict[tuple[Space, bool], Split] = field(default_factory=dict, init=False, repr=False)  # likewise
     _modules: dict[tuple[Any, ...], Price] = field(default_factory=dict, init=False, repr=False)  # likewise, as asked
 
     # Adapters --------------------------------------------------------------------------------------------------------
@@ -131,9 +131,17 @@ class Prices:
         return self.coarse_block(kind, self.units(kind), kernel, first, stop - 1).cost
 
     def _correction(self, x: Space, y: Space) -> Split:
-        """The subtraction and the addition around F^j: each element is written once forward and twice backward."""
-        written = x.numel + y.numel
-        return self.costs.split(replace(NOTHING, elements_forward=written, elements_backward=2 * written))
+        """The subtraction before F^j and the addition behind it: an element is written once forward, twice backward."""
+        return plus(self._sum(x, difference=True), self._sum(y, difference=False))
+
+    def _sum(self, space: Space, *, difference: bool) -> Split:
+        """Of two values of a space, or their difference; measured where the network's costs are."""
+        key = space, difference
+        if key not in self._sums:
+            elements = replace(NOTHING, elements_forward=space.numel, elements_backward=2 * space.numel)
+            made = partial(_Sum, -1 if difference else 1)
+            self._sums[key] = self._cost(elements, made, space, inputs=2)
+        return self._sums[key]
 
     def _without_kernel(self, y: Space) -> bool:
         """Where a bottleneck has none: on maps and vectors, and on tokens that the network mixes by matrices."""
@@ -162,14 +170,27 @@ class Prices:
             self._modules[key] = Price(parameters, flops, self._cost(cost, made, x, first=first))
         return self._modules[key]
 
-    def _cost(self, counted: BlockCost, made: Callable[[], nn.Module], x: Space, *, first: bool) -> Split:
+    def _cost(
+        self, counted: BlockCost, made: Callable[[], nn.Module], x: Space, *, first: bool = False, inputs: int = 1
+    ) -> Split:
         """As counted, or measured where the network's costs are."""
         if self.costs.unit == "flops":
             return self.costs.split(counted)
         home = next((p.device for p in self.chain.capture.model.parameters()), torch.device("cpu"))
         with seeded(0, "measured"):
             module = made().train(self.chain.capture.model.training)
-        return measure_module(module.to(home), x, max(self.chain.capture.batch, 1), first=first)
+        return measure_module(module.to(home), x, max(self.chain.capture.batch, 1), first=first, inputs=inputs)
+
+
+class _Sum(nn.Module):
+    """``(a, b) -> a + sign · b``."""
+
+    def __init__(self, sign: int) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a + b if self.sign > 0 else a - b
 
 
 def plus(*costs: Split) -> Split:

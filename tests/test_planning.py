@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pararealize.coarse import kind_for
 from pararealize.cost import BlockCost, Costs, count_costs
 from pararealize.errors import CoarseError, CutError, DeviceError, PararealizeError, PlanError, SourceError
 from pararealize.field import receptive_fields
-from pararealize.models import resnet20, resnet1001
+from pararealize.models import resnet20, resnet164, resnet1001
 from pararealize.planning import plan_segments
 from pararealize.schedule import simulate
 from pararealize.transfer import Transfer
@@ -75,6 +76,18 @@ def test_cuts_by_cost_are_the_best_of_all(small):
             assert best.critical_path <= 1.1 * min(every)
         else:
             assert best.critical_path == pytest.approx(min(every))
+
+
+def test_cuts_for_sums_have_segments_of_one_length():
+    """Where identities are added up in pairs, nothing is gained by starting a long chain of them early."""
+    chain, fields, costs = known(resnet164(), torch.randn(2, 3, 32, 32))
+    free = Transfer(latency=0.0, bandwidth=math.inf)
+    in_a_row = plan_segments(chain, fields, costs, 12, coarse="linear")
+    in_pairs = plan_segments(chain, fields, costs, 12, coarse="linear", transfer=free)
+    assert simulate(in_pairs, reduce_linear=True).speedup > 1.15 * simulate(in_a_row, reduce_linear=True).speedup
+    assert simulate(in_pairs).speedup < simulate(in_a_row).speedup
+    first_stage = [segment.last - segment.first for segment in in_pairs.segments[:6]]
+    assert len(set(first_stage)) == 1
 
 
 @pytest.mark.parametrize("coarse, source", [("paper", "stem"), ("exact", "input"), ("linear", "input")])

@@ -9,7 +9,7 @@ import torch
 from known import known
 from torch import nn
 
-from pararealize.cost import BlockCost, Costs, count_module
+from pararealize.cost import PER_ELEMENT, BlockCost, Costs, count_module
 from pararealize.errors import FieldError
 from pararealize.models import resnet20
 from pararealize.planning import plan_segments
@@ -28,8 +28,13 @@ def test_costs_in_seconds_measure_adapters_and_coarse_blocks_too(small, monkeypa
             cost, seconds_forward=cost.work_forward * 2e-12, seconds_backward=cost.work_backward * 2e-12
         )
 
-    def measure(module, x, batch, *, first=False):
+    def measure(module, x, batch, *, first=False, inputs=1):
         assert batch == 2
+        if inputs == 2:
+            a, b = torch.rand(2, *x.shape), torch.rand(2, *x.shape)
+            assert any(torch.equal(module(a, b), sums) for sums in (a - b, a + b))
+            written = x.numel * PER_ELEMENT * 2e-12
+            return written, 2 * written
         cost = timed(count_module(module, x, first=first))
         return cost.seconds_forward, cost.seconds_backward
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.harness import Results, run_cases, table
 
-from .measure import KINDS, PAPER, PUBLISHED, case, measure, original, parts, recipe_of
+from .measure import KINDS, PAPER, PUBLISHED, SUMMED, case, measure, original, parts, recipe_of
 from .plot import draw
 
 FOLDER = Path(__file__).parent
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.table2", description=__doc__)
     parser.add_argument("--model", default="resnet1001")
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, metavar="N", help="numbers of segments")
+    parser.add_argument("--recipes", nargs="+", default=(PAPER, *KINDS), choices=(PAPER, *KINDS), metavar="RECIPE")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each case")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and speedup.svg")
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(path)
     if others := {name for name, row in results.rows.items() if row.get("setting", setting) != setting}:
         parser.error(f"{path} has {len(others)} rows of another setting than {setting}; pass --again, or another --out")
-    cases = [case(n, recipe) for n in given.numbers for recipe in (PAPER, *KINDS)]
+    cases = [case(n, recipe) for n in given.numbers for recipe in given.recipes]
     run_cases(cases, functools.partial(_row, setting=setting), results, seconds=1800, gibibytes=24, show=_shown)
     done = {name: row for name, row in results.rows.items() if "failed" not in row}
     (given.out / "table.md").write_text(markdown(done, setting))
@@ -76,9 +77,8 @@ def curves(rows: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
         taken = row["steps"]
         if n in PUBLISHED:
             found["published"][n] = PUBLISHED[n]["speedup"]
-        found.setdefault(recipe, {})[n] = _speedup(row, taken["waiting" if recipe == PAPER else "overlapped"])
-        if "reduced" in taken:
-            found.setdefault("linear, reduced", {})[n] = _speedup(row, taken["reduced"])
+        way = {PAPER: "waiting", SUMMED: "reduced"}.get(recipe, "overlapped")
+        found.setdefault(recipe, {})[n] = _speedup(row, taken[way])
     return {name: curve for name, curve in found.items() if curve}
 
 

@@ -1,12 +1,14 @@
 """One case -> its row: a network cut one way, every part measured by itself beside the original.
 
 A case is ``N-recipe``: ``12-paper's recipe`` has the paper's cuts and coarse units and waits for all segments,
-``12-linear`` the best cuts by measured seconds and coarse blocks of that kind.
+``12-linear`` the best cuts by measured seconds and coarse blocks of that kind; ``12-linear, summed`` those for linear
+coarse blocks that are added up in pairs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import median
@@ -14,10 +16,11 @@ from benchmarks.harness import median
 if TYPE_CHECKING:
     from pararealize import Plan, Times
 
-__all__ = ["KINDS", "PAPER", "PUBLISHED", "case", "measure", "original", "parts", "recipe_of"]
+__all__ = ["KINDS", "PAPER", "PUBLISHED", "SUMMED", "case", "measure", "original", "parts", "recipe_of"]
 
 PAPER = "paper's recipe"
-KINDS = ("paper", "depthwise", "linear", "block")
+SUMMED = "linear, summed"
+KINDS = ("paper", "depthwise", "linear", SUMMED, "block")
 
 
 def _row(stem: Any, slowest: Any, coarse: Any, head: Any, speedup: float) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def measure(name: str, *, model: str, batch: int, repeats: int, warmup: int) -> 
     """Medians of forward and backward seconds of stem, adapters, segments, coarse blocks, head, and the original."""
     import torch
 
-    from pararealize import measure_network, models, pararealize
+    from pararealize import Transfer, measure_network, models, pararealize
 
     n, recipe = recipe_of(name)
     torch.manual_seed(0)
@@ -58,6 +61,9 @@ def measure(name: str, *, model: str, batch: int, repeats: int, warmup: int) -> 
     x = torch.randn(batch, 3, 32, 32)
     if recipe == PAPER:
         net = pararealize(network, n, example_inputs=x, coarse="paper", cuts="paper")
+    elif recipe == SUMMED:
+        free = Transfer(latency=0.0, bandwidth=math.inf)
+        net = pararealize(network, n, example_inputs=x, coarse="linear", cuts="cost", cost="seconds", transfer=free)
     else:
         net = pararealize(network, n, example_inputs=x, coarse=recipe, cuts="cost", cost="seconds")
     times, beside = measure_network(net, x, repeats=repeats, warmup=warmup, beside={"original": (network, x)})
@@ -69,7 +75,7 @@ def measure(name: str, *, model: str, batch: int, repeats: int, warmup: int) -> 
         "predicted": net.plan.virtual_speedup,
         "original": beside["original"],
         "times": dataclasses.asdict(times),
-        "steps": _steps(net.plan, times, reduced=recipe == "linear"),
+        "steps": _steps(net.plan, times, reduced=recipe == SUMMED),
     }
 
 

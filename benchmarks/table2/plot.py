@@ -14,7 +14,7 @@ STYLES = {  # told apart by marker and line as well
     "depthwise": ("#2b77b8", "^", "-"),
     "linear": ("#2f8f63", "D", "-"),
     "block": ("#7753b8", "v", "-"),
-    "linear, reduced": ("#2f8f63", "D", ":"),
+    "linear, summed": ("#2f8f63", "D", ":"),
 }
 LABELS = {
     "published": "published (batch 128, GPU)",
@@ -23,7 +23,7 @@ LABELS = {
     "depthwise": "ours, depthwise",
     "linear": "ours, linear",
     "block": "ours, the network's own block",
-    "linear, reduced": "ours, linear, reduced",
+    "linear, summed": "ours, linear, summed in pairs",
 }
 
 
