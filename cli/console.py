@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleRenderable
+from rich.console import Console, RenderableType
 from rich.markup import escape
 
 __all__ = ["one_message", "out", "print_json", "print_result", "working"]
@@ -57,7 +57,7 @@ def print_json(value: object) -> None:
 
 
 def print_result(
-    found: dict[str, Any], shown: ConsoleRenderable | str, folder: Path | None, files: Sequence[str], *, as_json: bool
+    found: dict[str, Any], shown: RenderableType, folder: Path | None, files: Sequence[str], *, as_json: bool
 ) -> None:
     """Print what a command found, for people or as one JSON document, and which files are in which folder."""
     if as_json:
