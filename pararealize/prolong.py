@@ -15,17 +15,18 @@ import collections
 import copy
 import operator
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from .calls import as_captured
 from .capture import Capture, capture
 from .errors import MultigridError
 from .layers import time_steps
 from .residual import Residual
 from .restore import ordinary_mode
+from .transcript import Transcript
 from .tree import own_tree
 
 __all__ = ["prolong"]
@@ -95,7 +96,7 @@ def _free_name(model: nn.Module) -> str:
     return name
 
 
-class _Writer:
+class _Writer(Transcript):
     """Writes the graph, and adds the copies' modules and parameters to the tree on the way; i is the copy."""
 
     def __init__(
@@ -109,26 +110,12 @@ class _Writer:
         linear: bool,
     ) -> None:
         self.blocks, self.tree, self.top, self.factor, self.linear = list(blocks), tree, top, factor, linear
-        self.graph = fx.Graph()
-        self.known: dict[fx.Node, fx.Node] = {}
+        super().__init__()
         self._owned = [_owned(residual, tree) for residual in blocks]
         counts = collections.Counter(path for owned in self._owned for path in owned)
         self._shared = {path for path, count in counts.items() if count > 1}
-        sums = {residual.parts[0].addition: n for n, residual in enumerate(blocks)}
-        dropped = {node for r in blocks for part in r.parts for node in (*part.shortcut, *part.tail)}
-        for node in captured.graph.nodes:
-            if node in sums:
-                self._block(sums[node])
-            elif node not in dropped:
-                self.known[node] = self._copy(node)
-        for node in self.graph.nodes:
-            node.meta.clear()
-
-    def _copy(self, node: fx.Node) -> fx.Node:
-        copied = self.graph.node_copy(node, self.known.__getitem__)
-        if node.op == "placeholder" and "plain" in node.meta:
-            self.graph.call_function(as_captured, (copied, node.meta["plain"], str(node.target)))
-        return copied
+        sums = {residual.parts[0].addition: partial(self._block, n) for n, residual in enumerate(blocks)}
+        self.write(captured, sums, {node for r in blocks for part in r.parts for node in (*part.shortcut, *part.tail)})
 
     def _block(self, n: int) -> None:
         residual = self.blocks[n]

@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from .addition import Part
-from .calls import as_captured
 from .capture import Capture
 from .residual import Residual
 from .tableaux import Coefficient, Tableau
+from .transcript import Transcript
 
 __all__ = ["STEPS", "Adaptive", "rewire"]
 
@@ -59,7 +60,7 @@ class _Step:
                 yield i, p, part
 
 
-class _Writer:
+class _Writer(Transcript):
     """Writes the graph; g is the group, i and j are stages, all from 1."""
 
     def __init__(
@@ -71,24 +72,11 @@ class _Writer:
         adaptive: Adaptive | None,
     ) -> None:
         self.table, self.h, self.adaptive = table, h, adaptive
-        self.graph = fx.Graph()
-        self.known: dict[fx.Node, fx.Node] = {}
+        super().__init__()
         steps = [_Step(g, group) for g, group in enumerate(groups, start=1)]
-        sums = {part.addition: (step, i, p) for step in steps for i, p, part in step.parts()}
+        sums = {part.addition: partial(self._sum, step, i, p) for step in steps for i, p, part in step.parts()}
         dropped = {node for step in steps for _, _, part in step.parts() for node in (*part.shortcut, *part.tail)}
-        for node in captured.graph.nodes:
-            if node in sums:
-                self._sum(*sums[node])
-            elif node not in dropped:
-                self.known[node] = self._copy(node)
-        for node in self.graph.nodes:
-            node.meta.clear()
-
-    def _copy(self, node: fx.Node) -> fx.Node:
-        copied = self.graph.node_copy(node, self.known.__getitem__)
-        if node.op == "placeholder" and "plain" in node.meta:
-            self.graph.call_function(as_captured, (copied, node.meta["plain"], str(node.target)))
-        return copied
+        self.write(captured, sums, dropped)
 
     def _sum(self, step: _Step, i: int, p: int) -> None:
         """What stands in the place of the p-th sum of stage i: in the end z_{i+1}, or y."""
