@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import queue
-import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as multiprocessing
-
 from benchmarks.harness import Results, median
+from benchmarks.ranks import on_ranks
 
 from .simulated import draw, simulated
 from .tables import markdown
-from .worker import SERIAL, WAYS, run
+from .worker import SERIAL, WAYS, measure
 
 FOLDER = Path(__file__).parent
 RANKS = 2
@@ -49,41 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _measured(asked: dict[str, Any]) -> dict[str, Any]:
     """Times of every way, and how far its gradient is from the exact one."""
-    report: Any = multiprocessing.get_context("spawn").Queue()
-    started = multiprocessing.start_processes(
-        run, (RANKS, _free_port(), asked, report), nprocs=RANKS, join=False, start_method="spawn"
-    )
     rows: dict[str, dict[str, Any]] = {}
     times: dict[tuple[str, str], list[float]] = {}
-    done, shown = False, time.monotonic()
-    while not done or not report.empty():
-        done = done or started.join(timeout=0.1)
-        while (measured := _next(report)) is not None:
-            way, quantity, value = measured
-            if quantity in ("step", "processor"):
-                times.setdefault((way, quantity), []).append(value)
-            else:
-                rows.setdefault(way, {})[quantity] = value
-            if time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                print(f"N = {asked['steps']}: {way} {quantity} {value:.4g}", file=sys.stderr, flush=True)
+    shown = f"N = {asked['steps']}: {{0[0]}} {{0[1]}} {{0[2]:.4g}}".format
+    for way, quantity, value in on_ranks(measure, RANKS, asked, shown):
+        if quantity in ("step", "processor"):
+            times.setdefault((way, quantity), []).append(value)
+        else:
+            rows.setdefault(way, {})[quantity] = value
     for (way, quantity), found in times.items():
         summary = {"median": median(found), "least": min(found), "most": max(found)}
         rows.setdefault(way, {})[quantity] = {**{k: round(v, 5) for k, v in summary.items()}, "runs": len(found)}
     return rows
-
-
-def _next(report: Any) -> Any:
-    try:
-        return report.get(timeout=0.2)
-    except queue.Empty:
-        return None
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 if __name__ == "__main__":

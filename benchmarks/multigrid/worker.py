@@ -9,7 +9,6 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,32 +16,24 @@ import torch.nn.functional as F
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from benchmarks.ranks import Measured
 from pararealize import layer_parallel
 
 from .known import KnownNet, known_batch
 
-__all__ = ["SERIAL", "WAYS", "run"]
+__all__ = ["SERIAL", "WAYS", "measure"]
 
 SERIAL = {"one thread": 1, "two threads": 2}
 WAYS = {"c4 2/1": (4, 2, 1), "c8 2/1": (8, 2, 1), "c4 1/1": (4, 1, 1), "c8 1/1": (8, 1, 1)}
 WARM = 2
 
 
-def run(rank: int, ranks: int, port: int, asked: dict[str, Any], report: Any) -> None:
-    """Measure one depth: puts ``(way, quantity, value)`` into ``report`` on the first rank."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks, timeout=timedelta(minutes=5)
-    )
-    try:
-        for measured in _measure(asked["steps"], asked["rounds"], asked["ways"]):
-            if rank == 0:
-                report.put(measured)
-    finally:
-        distributed.destroy_process_group()
+def measure(asked: dict[str, Any]) -> Iterator[Measured]:
+    """Measure one depth, on this rank."""
+    return _measure(asked["steps"], asked["rounds"], asked["ways"])
 
 
-def _measure(steps: int, rounds: int, names: list[str]) -> Iterator[tuple[str, str, float]]:
+def _measure(steps: int, rounds: int, names: list[str]) -> Iterator[Measured]:
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("parareal",))
     x, labels = known_batch()
     model = KnownNet(steps)

@@ -8,20 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
-import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as multiprocessing
-
 from benchmarks.harness import Results, median
+from benchmarks.ranks import Measured, on_ranks
 
 from .methods import METHODS, MULTIGRID
 from .tables import draw, markdown
-from .worker import run
+from .worker import measure
 
 __all__ = ["main", "measured"]
 
@@ -60,32 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measured(asked: dict[str, Any]) -> dict[str, Any]:
     """Median, least and most of every method and quantity."""
-    report: Any = multiprocessing.get_context("spawn").Queue()
-    started = multiprocessing.start_processes(
-        run, (RANKS, _free_port(), asked, report), nprocs=RANKS, join=False, start_method="spawn"
-    )
     times: dict[str, dict[str, list[float]]] = {}
-    done, shown = False, time.monotonic()
-    while not done or not report.empty():
-        done = done or started.join(timeout=0.1)
-        while (found := _next(report)) is not None:
-            method, quantity, seconds = found
-            times.setdefault(method, {}).setdefault(quantity, []).append(seconds)
-            if time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                print(
-                    f"{asked['network']}, batch {asked['batch']}: {method} {seconds * 1e3:.0f} ms",
-                    file=sys.stderr,
-                    flush=True,
-                )
+    for method, quantity, value in on_ranks(measure, RANKS, asked, lambda found: _shown(asked, found)):
+        times.setdefault(method, {}).setdefault(quantity, []).append(value)
     return {method: _summary(held) for method, held in times.items()}
 
 
-def _next(report: Any) -> Any:
-    try:
-        return report.get(timeout=0.2)
-    except queue.Empty:
-        return None
+def _shown(asked: dict[str, Any], found: Measured) -> str:
+    method, quantity, value = found
+    told = f"{value / 2**20:.0f} MiB" if quantity == "memory" else f"{value * 1e3:.0f} ms"
+    return f"{asked['network']}, batch {asked['batch']}: {method}, {quantity} {told}"
 
 
 def _summary(found: dict[str, list[float]]) -> dict[str, Any]:
@@ -93,12 +73,6 @@ def _summary(found: dict[str, list[float]]) -> dict[str, Any]:
         quantity: {"median": round(median(s), 5), "range": [round(min(s), 5), round(max(s), 5)], "runs": len(s)}
         for quantity, s in found.items()
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,33 +16,23 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.harness import median
 from benchmarks.memory.measure import Kept
+from benchmarks.ranks import Measured
 from pararealize import Transfer, measure_network, pararealize, simulate
 
 from .methods import METHODS, Method, Setting
 from .networks import build, example
 
-__all__ = ["run"]
+__all__ = ["measure"]
 
 WARM = 2
 
 
-def run(rank: int, ranks: int, port: int, asked: dict[str, Any], report: Any) -> None:
-    """Measure one network at one batch: puts ``(method, quantity, seconds)`` into ``report`` on the first rank."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks, timeout=timedelta(minutes=5)
-    )
-    try:
-        for measured in _measure(asked["network"], asked["batch"], asked["rounds"], asked["methods"], asked["cores"]):
-            if rank == 0:
-                report.put(measured)
-    finally:
-        distributed.destroy_process_group()
+def measure(asked: dict[str, Any]) -> Iterator[Measured]:
+    """Measure one network at one batch, on this rank."""
+    return _measure(asked["network"], asked["batch"], asked["rounds"], asked["methods"], asked["cores"])
 
 
-def _measure(
-    network: str, batch: int, rounds: int, names: Sequence[str], cores: int
-) -> Iterator[tuple[str, str, float]]:
+def _measure(network: str, batch: int, rounds: int, names: Sequence[str], cores: int) -> Iterator[Measured]:
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("parareal",))
     model = build(network)
     x, target = example(network, batch)
@@ -129,7 +118,7 @@ def _memory(method: Method, x: torch.Tensor, target: torch.Tensor) -> float:
     return float(held)
 
 
-def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iterator[tuple[str, str, float]]:
+def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iterator[Measured]:
     """Answers to one request; pipelines answer as the network on one rank does, with a message more."""
     asked = {name: method for name, method in methods.items() if not hasattr(method, "schedule")}
     for method in asked.values():
