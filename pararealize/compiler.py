@@ -82,7 +82,8 @@ def pararealize(
         seed: of the new weights. The caller's random state stays as found.
         cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
         transfer: what a message between segments takes, for the cut; they are free when left out. Counted work is
-            compared with it at 10¹² operations a second; :func:`make_plan` takes another rate.
+            compared with it at 10¹² operations a second; :func:`make_plan` takes another rate. With linear coarse
+            blocks, the cut is then for sums over ranks (:meth:`PararealModule.distribute`), where those are faster.
         leaf_modules: classes or qualified names to keep as single nodes.
         plan: a plan made before, for this same model.
 
