@@ -1,5 +1,6 @@
 """``docs/benchmarks/NAME.md`` shows ``benchmarks/NAME/README.md`` and ``table.md`` once they are there, not before."""
 
+import posixpath
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def show(_app, docname, source):
 def from_here(name, link):
     """Pictures are shown from where they are; other files of the repository are named."""
     if not link["image"]:
-        return f"`benchmarks/{name}/{link['path']}`"
+        return f"`{posixpath.normpath(posixpath.join('benchmarks', name, link['path']))}`"
     there = (FOLDER / name / link["path"]).exists()
     return f"![{link['text']}](../../benchmarks/{name}/{link['path']})" if there else ""
 
