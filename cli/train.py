@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import out, print_json, working
+from .console import print_result, working
 from .options import (
     AsJson,
     Coarse,
@@ -266,10 +266,7 @@ def train(
     _leave(mesh)
     if first:
         files = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        if as_json:
-            print_json(_result(history, recipe, samples, folder, files))
-        else:
-            out().print(f"{history.score}\nwritten to {folder}: {', '.join(files)}", markup=False)
+        print_result(_result(history, recipe, samples), str(history.score), folder, files, as_json=as_json)
 
 
 def _check_folder(*, resume: bool, force: bool) -> None:
@@ -295,13 +292,11 @@ def _build(method: str, model: str, data: Dataset, classes: int | None, options:
     return build(method, net, Options(example_inputs=data.example(), **options))
 
 
-def _result(history: History, recipe: Recipe, data: Dataset, folder: Path, files: list[str]) -> dict[str, Any]:
+def _result(history: History, recipe: Recipe, data: Dataset) -> dict[str, Any]:
     return {
         "recipe": recipe.to_dict(),
         "data": str(data),
         "score": None if history.score is None else dataclasses.asdict(history.score),
         "epochs": [dataclasses.asdict(row) for row in history.epochs],
         "events": [dataclasses.asdict(event) for event in history.events],
-        "out": str(folder),
-        "files": files,
     }

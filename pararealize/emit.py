@@ -24,7 +24,7 @@ from .errors import CheckpointError, ModelError
 from .pieces import Pieces
 from .plan import Plan
 from .tree import CONTENTS, own_tree
-from .window import SHADOWED, Piece
+from .window import SHADOWED, Piece, borrow
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -95,7 +95,7 @@ class PararealModule(fx.GraphModule):
         assert self._devices is not None
         for name, piece in pieces.items():
             j = {"stem": 1, "context": 1, "head": self.plan.n}.get(name) or int(name[1:])
-            piece.borrow(self._devices[j - 1])
+            borrow(piece, self._devices[j - 1])
 
     def original_state_dict(self) -> dict[str, Any]:
         """The state of the original network alone, under exactly its own keys.

@@ -37,7 +37,7 @@ from .example import Example
 from .stacking import Stack, pays, stacked_graph, stacks_of
 from .streams import Runner, make_streams
 from .tree import CONTENTS
-from .window import _Mirrored
+from .window import _Mirrored, mirror
 
 __all__ = ["LocalModule", "capture_graphs", "run_local"]
 
@@ -150,7 +150,7 @@ class LocalModule(_Mirrored):
 
     def __init__(self, net: PararealModule, *, streams: bool = True, stacks: Sequence[Stack] = ()) -> None:
         super().__init__()
-        self.mirror(net, tensors=True)
+        mirror(self, net, tensors=True)
         for contents in CONTENTS:
             self.__dict__[contents] = net.__dict__[contents]
         self.__dict__.update(net=net, stacks=tuple(stacks), _streams=streams, _captures={})

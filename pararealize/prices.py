@@ -139,7 +139,7 @@ class Prices:
         key = space, difference
         if key not in self._sums:
             elements = replace(NOTHING, elements_forward=space.numel, elements_backward=2 * space.numel)
-            made = partial(_Sum, -1 if difference else 1)
+            made = partial(_Sum, difference=difference)
             self._sums[key] = self._cost(elements, made, space, inputs=2)
         return self._sums[key]
 
@@ -183,14 +183,14 @@ class Prices:
 
 
 class _Sum(nn.Module):
-    """``(a, b) -> a + sign · b``."""
+    """``(a, b) -> a + b``, or their difference."""
 
-    def __init__(self, sign: int) -> None:
+    def __init__(self, *, difference: bool) -> None:
         super().__init__()
-        self.sign = sign
+        self.difference = difference
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return a + b if self.sign > 0 else a - b
+        return a - b if self.difference else a + b
 
 
 def plus(*costs: Split) -> Split:

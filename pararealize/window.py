@@ -23,29 +23,16 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["SHADOWED", "Borrowed", "Piece", "Window"]
+__all__ = ["SHADOWED", "Borrowed", "Piece", "Window", "borrow", "mirror"]
 
 _ORIGIN, SHADOWED = "_mirrored_origin", "_shadowed_child"  # attributes; no submodule of a user's is called so
 
 
 class _Mirrored(nn.Module):
-    """A module whose training flag, parameters and buffers are those of an ``origin``, when it has one."""
+    """A module whose training flag, parameters and buffers are those of an ``origin``, when it has one.
 
-    def mirror(self, origin: nn.Module, *, tensors: bool) -> None:
-        self.__dict__[_ORIGIN] = origin
-        if tensors:
-            self.__dict__["_parameters"] = origin._parameters
-            self.__dict__["_buffers"] = origin._buffers
-            self.__dict__["_non_persistent_buffers_set"] = origin._non_persistent_buffers_set
-
-    def adopt(self, name: str, child: nn.Module | None) -> None:
-        """Make a child known by a name: as a submodule, and where nothing else is called so as a plain attribute too.
-
-        Printed graphs name every module by its whole path at every call, and looking a submodule up takes some 0.5 µs.
-        """
-        self._modules[name] = child
-        if not hasattr(type(self), name):
-            self.__dict__[name] = child
+    What is done to it are functions below, not methods: a name here would be taken from the modules of users.
+    """
 
     @property
     def training(self) -> bool:
@@ -110,7 +97,7 @@ class Piece(_Mirrored, fx.GraphModule):
         constants: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), class_name)
-        self.mirror(tree, tensors=False)
+        mirror(self, tree, tensors=False)
         for node in graph.nodes:
             if node.op == "call_module":
                 self._open(tree, node.target.split("."))
@@ -127,27 +114,6 @@ class Piece(_Mirrored, fx.GraphModule):
                 raise
             return getattr(shadowed, name)
 
-    def borrow(self, device: torch.device) -> None:
-        """Let modules and tensors that live on other devices take part through copies made on the way."""
-        for node in list(self.graph.nodes):
-            if node.op == "call_module":
-                owner, _, name = node.target.rpartition(".")
-                module = self.get_submodule(node.target)
-                if any(tensor.device != device for tensor in (*module.parameters(), *module.buffers())):
-                    window = self.get_submodule(owner)
-                    assert isinstance(window, _Mirrored)
-                    window.adopt(name, Borrowed(module, device))
-            elif node.op == "get_attr" and self._is_foreign(node.target, device):
-                with self.graph.inserting_after(node):
-                    moved = self.graph.call_method("to", (node, device))
-                node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)
-        self.recompile()
-
-    def _is_foreign(self, target: str, device: torch.device) -> bool:
-        owner, _, name = target.rpartition(".")
-        value = getattr(self.get_submodule(owner), name)
-        return isinstance(value, torch.Tensor) and value.device != device
-
     def _open(
         self, tree: nn.Module, path: list[str], *, attribute: bool = False, constant: torch.Tensor | None = None
     ) -> None:
@@ -163,15 +129,15 @@ class Piece(_Mirrored, fx.GraphModule):
                 return
             if child is None:
                 child = Window()
-                child.mirror(there, tensors=False)
-                here.adopt(name, child)
+                mirror(child, there, tensors=False)
+                _adopt(here, name, child)
             assert isinstance(child, _Mirrored)
             here = child
         name = path[-1]
         if not attribute:
-            here.adopt(name, there._modules[name])
+            _adopt(here, name, there._modules[name])
         elif name in there._parameters or name in there._buffers:
-            here.mirror(there, tensors=True)
+            mirror(here, there, tensors=True)
         elif constant is not None:
             here.__dict__[name] = constant
 
@@ -184,10 +150,52 @@ class Piece(_Mirrored, fx.GraphModule):
         return copied
 
 
+def mirror(window: _Mirrored, origin: nn.Module, *, tensors: bool) -> None:
+    """Let a module have the mode of another, and its parameters and buffers too."""
+    window.__dict__[_ORIGIN] = origin
+    if tensors:
+        window.__dict__["_parameters"] = origin._parameters
+        window.__dict__["_buffers"] = origin._buffers
+        window.__dict__["_non_persistent_buffers_set"] = origin._non_persistent_buffers_set
+
+
+def _adopt(window: _Mirrored, name: str, child: nn.Module | None) -> None:
+    """Make a child known by a name: as a submodule, and where nothing else is called so as a plain attribute too.
+
+    Printed graphs name every module by its whole path at every call, and looking a submodule up takes some 0.5 µs.
+    """
+    window._modules[name] = child
+    if not hasattr(type(window), name):
+        window.__dict__[name] = child
+
+
+def borrow(piece: Piece, device: torch.device) -> None:
+    """Let modules and tensors that live on other devices take part through copies made on the way."""
+    for node in list(piece.graph.nodes):
+        if node.op == "call_module":
+            owner, _, name = node.target.rpartition(".")
+            module = piece.get_submodule(node.target)
+            if any(tensor.device != device for tensor in (*module.parameters(), *module.buffers())):
+                window = piece.get_submodule(owner)
+                assert isinstance(window, _Mirrored)
+                _adopt(window, name, Borrowed(module, device))
+        elif node.op == "get_attr" and _is_foreign(piece, node.target, device):
+            with piece.graph.inserting_after(node):
+                moved = piece.graph.call_method("to", (node, device))
+            node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)
+    piece.recompile()
+
+
+def _is_foreign(piece: Piece, target: str, device: torch.device) -> bool:
+    owner, _, name = target.rpartition(".")
+    value = getattr(piece.get_submodule(owner), name)
+    return isinstance(value, torch.Tensor) and value.device != device
+
+
 def _copy_contents(source: _Mirrored, target: _Mirrored, memo: dict[int, Any]) -> None:
     target.training = source.training
     target.__dict__["_parameters"] = copy.deepcopy(source._parameters, memo)
     target.__dict__["_buffers"] = copy.deepcopy(source._buffers, memo)
     for name, child in source._modules.items():
-        target.adopt(name, copy.deepcopy(child, memo))
+        _adopt(target, name, copy.deepcopy(child, memo))
     target.__dict__["_non_persistent_buffers_set"] = set(source._non_persistent_buffers_set)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import fx, nn
 
 from pararealize.capture import capture
+from pararealize.errors import ExampleError
 from pararealize.transcript import Transcript
 
 X = torch.randn(3, 4)
@@ -48,3 +50,18 @@ def test_something_stands_in_the_place_of_a_node_and_a_branch_is_left_out():
     assert len(called) == 1
     assert gate not in transcript.known
     assert torch.equal(fx.GraphModule(model, transcript.graph)(X), torch.relu(model.a(X)))
+
+
+class Scaled(Gated):
+    def forward(self, x: torch.Tensor, scale: int = 2) -> torch.Tensor:
+        return super().forward(x) * scale
+
+
+def test_plain_values_are_checked_as_in_the_captured_graph():
+    model = Scaled()
+    transcript = Transcript()
+    transcript.write(capture(model, (X, 3)), {}, ())
+    written = fx.GraphModule(model, transcript.graph)
+    assert torch.equal(written(X, 3), model(X, 3))
+    with pytest.raises(ExampleError, match="scale"):
+        written(X, 4)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from models import SharedBias, SmallResNet, StochasticDepth
 from torch import Tensor, nn
 
 from pararealize import PararealModule, pararealize
+from pararealize.errors import ModelError
 from pararealize.window import Piece, Window
 
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -37,6 +39,38 @@ def test_a_child_is_found_without_a_search() -> None:
         children = [(window, name, child) for window in windows for name, child in window._modules.items()]
         assert len(children) > len(windows) > 1
         assert all(window.__dict__[name] is child for window, name, child in children)
+
+
+class Named(nn.Module):
+    """A block whose layer has a given name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.add_module(name, nn.Linear(6, 6))
+        self._name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.get_submodule(self._name)(x))
+
+
+@pytest.mark.parametrize("name", ["adopt", "mirror", "borrow", "recompile", "graph", "code", "lender", "origin"])
+def test_modules_may_have_any_name(name: str) -> None:
+    model = nn.Sequential(*(Named(name) for _ in range(4)))
+    x = torch.randn(3, 6)
+    assert torch.equal(pararealize(model, n=1, example_inputs=x)(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["adopt", "mirror", "borrow"])
+def test_modules_at_the_top_too(name: str) -> None:
+    model = Named(name)
+    x = torch.randn(3, 6)
+    assert torch.equal(pararealize(model, n=1, example_inputs=x)(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["recompile", "graph", "code"])
+def test_but_for_names_of_graph_modules_there(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"top-level names \['{name}'\]"):
+        pararealize(Named(name), n=1, example_inputs=torch.randn(3, 6))
 
 
 def test_modes_reach_every_piece() -> None:
