@@ -160,13 +160,11 @@ def mirror(window: _Mirrored, origin: nn.Module, *, tensors: bool) -> None:
 
 
 def _adopt(window: _Mirrored, name: str, child: nn.Module | None) -> None:
-    """Make a child known by a name: as a submodule, and where nothing else is called so as a plain attribute too.
+    """Make a child known by a name: as a submodule, and as a plain attribute too.
 
     Printed graphs name every module by its whole path at every call, and looking a submodule up takes some 0.5 µs.
     """
-    window._modules[name] = child
-    if not hasattr(type(window), name):
-        window.__dict__[name] = child
+    window._modules[name] = window.__dict__[name] = child
 
 
 def borrow(piece: Piece, device: torch.device) -> None:
