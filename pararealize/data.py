@@ -25,7 +25,7 @@ MIRRORED = (*AUGMENTED, "imagefolder")  # a mirror image of a digit or a letter 
 
 def names() -> list[str]:
     """What :func:`load` takes; ``DIR`` stands for a folder."""
-    return [*archives.NAMES, "digits", "glyphs", "glyphs:system", "imagefolder:DIR", "peaks"]
+    return [*archives.NAMES, "digits", "glyphs", "glyphs:clean", "glyphs:system", "imagefolder:DIR", "peaks"]
 
 
 def load(
@@ -149,6 +149,7 @@ def _glyphs(wanted: _Wanted) -> Dataset:
         wanted.count or glyphs.FULL,
         seed=wanted.data_seed,
         system_fonts=wanted.place == "system",
+        difficulty=glyphs.CLEAN if wanted.place == "clean" else None,
         data_dir=wanted.data_dir,
         progress=wanted.progress,
     )

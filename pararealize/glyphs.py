@@ -18,7 +18,7 @@ from .pixels import Pictures
 from .seeding import generator
 from .typefaces import CHARACTERS, Typefaces, find_fonts, render
 
-__all__ = ["PIXELS", "Difficulty", "kept_or_made", "make", "training_fonts"]
+__all__ = ["CLEAN", "PIXELS", "Difficulty", "kept_or_made", "make", "training_fonts"]
 
 VERSION = 1  # of the recipe: another number wherever the same seed gives other images
 PIXELS = 32  # of a side
@@ -75,6 +75,25 @@ class Difficulty:
     noise: float = 0.08
 
 
+CLEAN = Difficulty(
+    turn=0.05,
+    slant=0.1,
+    size=1.3,
+    scale=0.1,
+    shift=0.06,
+    bend=0.005,
+    neighbour=0,
+    stroke=0,
+    strokes_over=0,
+    contrast=(0.5, 0.9),
+    tint=0.06,
+    rough=0.03,
+    blur=0.4,
+    noise=0.03,
+)
+"""Letters of the data set "glyphs:clean": alone, hardly moved, and easy to see."""
+
+
 def training_fonts(count: int) -> list[int]:
     """Which of ``count`` fonts training images are drawn with; test images are drawn with all of them."""
     kept = [number for number in range(count) if number % HELD_OUT != HELD_OUT - 1]
@@ -86,6 +105,7 @@ def kept_or_made(
     *,
     seed: int = 0,
     system_fonts: bool = False,
+    difficulty: Difficulty | None = None,
     data_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pictures:
@@ -95,6 +115,7 @@ def kept_or_made(
         count: of training and of test images.
         seed: of all images.
         system_fonts: draw also with the system's fonts, which differ between machines, and not with matplotlib's alone.
+        difficulty: as in :func:`make`.
         data_dir: the folder of the file; None for the user's cache.
         progress: as in :func:`make`.
 
@@ -104,9 +125,10 @@ def kept_or_made(
     Raises:
         DataError: the folder cannot be written.
     """
+    difficulty = difficulty or Difficulty()
     faces = render(find_fonts(system=system_fonts))
     made_from = {
-        "recipe": f"glyphs {VERSION} {Difficulty()}",
+        "recipe": f"glyphs {VERSION} {difficulty}",
         "seed": str(seed),
         "fonts": " ".join(faces.names),
         "shapes": hashlib.sha256(faces.masks.numpy().data).hexdigest(),
@@ -119,7 +141,7 @@ def kept_or_made(
             if found is not None and set(found) == set(PARTS):
                 cut = {part: found[part][: count[part.startswith("test")]] for part in PARTS}
                 return Pictures(classes=len(CHARACTERS), **cut)
-    made = make(faces, count, seed=seed, progress=progress)
+    made = make(faces, count, seed=seed, difficulty=difficulty, progress=progress)
     keep(folder(data_dir) / names[count], {part: getattr(made, part) for part in PARTS}, made_from)
     return made
 

@@ -64,10 +64,11 @@ def markdown(every: list[Group]) -> str:
 
 def _about(data: str, here: list[Group]) -> str:
     setting = DATA[data]
-    size, epochs = setting.image_size, len(here[0].first.get("errors", ()))
+    size = setting.image_size
+    epochs = sorted({len(group.first["errors"]) for group in here if "errors" in group.first})
     return (
-        f"{size}×{size} pixels, {here[0].first.get('test_images', 0)} test images, {epochs} epochs of batches of "
-        f"{setting.batch_size}"
+        f"{size}×{size} pixels, {here[0].first.get('test_images', 0)} test images, "
+        f"{' or '.join(map(str, epochs))} epochs of batches of {setting.batch_size}"
     )
 
 

@@ -24,7 +24,12 @@ DROPS = (100 / 260, 150 / 260, 200 / 260, 230 / 260)  # of the run: the learning
 FACTORS = (1, 2, 4, 8)  # of the learning rate, for robustness
 CHECKS = 4  # of the test accuracy, an epoch, for the speed of convergence
 COST_LAYERS = 58
-DATA = {"digits": lambda seed: data.digits(BATCH, seed, image_size=PIXELS)}
+DATA = {
+    "digits": lambda seed: data.digits(BATCH, seed, image_size=PIXELS),
+    "glyphs:clean": lambda seed: data.load(
+        "glyphs:clean", batch_size=BATCH, seed=seed, image_size=12, count=(4000, 1000)
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +79,7 @@ def cases(
 def train(case: Case) -> dict[str, Any]:
     """Train with SGD as the paper does, with its schedule scaled to fewer epochs."""
     scheme, found = SCHEMES[case.scheme], DATA[case.data](case.seed)
-    net = build(scheme, case.layers, width=WIDTH, classes=found.classes, seed=case.seed, pixels=PIXELS)
+    net = build(scheme, case.layers, width=WIDTH, classes=found.classes, seed=case.seed, pixels=found.shape[-1])
     optimizer = torch.optim.SGD(
         groups(net, lr=LR * case.factor, weight_decay=DECAY), lr=LR * case.factor, momentum=MOMENTUM
     )
