@@ -7,7 +7,7 @@ from pararealize import glyphs, typefaces
 from pararealize.data import load
 from pararealize.glyphs import Difficulty
 
-CLEAN = Difficulty(
+PRINT = Difficulty(
     turn=0,
     slant=0,
     scale=0,
@@ -33,7 +33,7 @@ def faces() -> typefaces.Typefaces:
 
 def test_without_difficulty_images_are_the_masks(faces):
     """Each image, black on white or white on black, is the half-size mask of its label in one of the fonts."""
-    made = glyphs.make(faces, (100, 20), difficulty=CLEAN)
+    made = glyphs.make(faces, (100, 20), difficulty=PRINT)
     assert made.images.shape == (100, 3, 32, 32)
     assert made.images.dtype == torch.uint8
     half = torch.nn.functional.avg_pool2d(faces.masks.flatten(0, 1)[:, None].float(), 2).view(3, 62, 32, 32)
@@ -46,8 +46,8 @@ def test_without_difficulty_images_are_the_masks(faces):
 
 def test_turning_and_moving_keep_the_ink(faces):
     """Turned, slanted, moved and bent letters have about as much ink as straight ones, but lie elsewhere."""
-    moved = Difficulty(**{name: getattr(CLEAN, name) for name in Difficulty.__slots__} | {"turn": 0.5, "shift": 0.1})
-    one, other = (glyphs.make(faces, (300, 1), difficulty=difficulty) for difficulty in (CLEAN, moved))
+    moved = Difficulty(**{name: getattr(PRINT, name) for name in Difficulty.__slots__} | {"turn": 0.5, "shift": 0.1})
+    one, other = (glyphs.make(faces, (300, 1), difficulty=difficulty) for difficulty in (PRINT, moved))
 
     def ink(made):
         images = made.images[:, 0].double() / 255
@@ -80,7 +80,7 @@ def test_some_fonts_are_for_the_test_alone():
     masks = torch.zeros(5, 62, 64, 64, dtype=torch.uint8)
     masks[4, :, 20:44, 20:44] = 255
     faces = typefaces.Typefaces(names=tuple("abcde"), masks=masks)
-    made = glyphs.make(faces, (200, 200), difficulty=CLEAN)
+    made = glyphs.make(faces, (200, 200), difficulty=PRINT)
     assert glyphs.training_fonts(5) == [0, 1, 2, 3]
     assert glyphs.training_fonts(1) == [0]
     flat = (made.images.flatten(1).double().std(1) == 0).double().mean()
@@ -117,6 +117,27 @@ def test_the_whole_set_serves_smaller_counts(tmp_path, monkeypatch):
     part = glyphs.kept_or_made((50, 7), data_dir=tmp_path)
     assert torch.equal(part.images, whole.images[:50])
     assert torch.equal(part.test_labels, whole.test_labels[:7])
+
+
+def test_clean_letters_are_like_print(faces):
+    """The shape that an image resembles most, in any font, is its letter's far more often than among the clutter."""
+    shapes = torch.nn.functional.avg_pool2d(faces.masks.flatten(0, 1)[:, None].double(), 4).flatten(1)
+
+    def right(difficulty):
+        made = glyphs.make(faces, (300, 1), difficulty=difficulty)
+        images = torch.nn.functional.avg_pool2d(made.images.double().mean(1, keepdim=True), 2).flatten(1)
+        alike = torch.corrcoef(torch.cat([images, shapes]))[:300, 300:].abs()
+        return (alike.argmax(1) % 62 == made.labels).double().mean().item()
+
+    assert right(PRINT) > 0.9
+    assert right(glyphs.CLEAN) > 1.5 * right(Difficulty())
+
+
+def test_clean_is_a_set_of_its_own(tmp_path):
+    clean, plain = (load(name, count=(20, 10), data_dir=tmp_path) for name in ("glyphs:clean", "glyphs"))
+    assert torch.equal(clean.labels, plain.labels)
+    assert not torch.equal(clean.images, plain.images)
+    assert torch.equal(load("glyphs:clean", count=(20, 10), data_dir=tmp_path).images, clean.images)
 
 
 def test_what_a_network_takes(tmp_path):

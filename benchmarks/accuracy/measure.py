@@ -39,7 +39,7 @@ class Setting:
 
 
 DATA = {
-    "digits": Setting(image_size=8, channels=1, counts=None, batch_size=64, epochs=10, token_epochs=10),
+    "digits": Setting(image_size=8, channels=1, counts=None, batch_size=64, epochs=10, token_epochs=20),
     "glyphs:clean": Setting(image_size=16, channels=1, counts=(10_000, 2000), batch_size=64, epochs=6, token_epochs=15),
 }
 RATES = {"resnet": 0.1, "vgg": 0.05, "vit": 3e-3, "mixer": 2e-3}
