@@ -27,7 +27,7 @@ COST_LAYERS = 58
 DATA = {
     "digits": lambda seed: data.digits(BATCH, seed, image_size=PIXELS),
     "glyphs:clean": lambda seed: data.load(
-        "glyphs:clean", batch_size=BATCH, seed=seed, image_size=12, count=(4000, 1000)
+        "glyphs:clean", batch_size=BATCH, seed=seed, image_size=12, count=(8000, 1000)
     ),
 }
 
