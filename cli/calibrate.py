@@ -24,6 +24,7 @@ from .options import (
     PictureFormat,
     Seed,
     SourceOfAdapters,
+    StemBlocks,
     on_devices,
     to_folder,
 )
@@ -72,6 +73,7 @@ def calibrate(
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
+    stem_blocks: StemBlocks = 0,
     steps: Annotated[
         int, typer.Option("--steps", min=0, help="Of distillation, for each coarse block that is not linear.")
     ] = 200,
@@ -116,6 +118,7 @@ def calibrate(
             coarse=arguments.coarse(coarse),
             cuts=arguments.cuts(cuts),
             source=None if source is None else source.value,
+            stem_blocks=stem_blocks,
             seed=seed,
             leaf_modules=arguments.leaf_modules(leaf),
         )

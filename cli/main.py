@@ -29,6 +29,7 @@ from .options import (
     PictureFormat,
     Seed,
     SourceOfAdapters,
+    StemBlocks,
     on_devices,
     to_folder,
 )
@@ -72,6 +73,7 @@ def convert(
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
+    stem_blocks: StemBlocks = 0,
     cost: CostOfCuts = Cost.flops,
     devices: Annotated[
         str | None,
@@ -112,6 +114,7 @@ def convert(
             coarse=arguments.coarse(coarse),
             cuts=arguments.cuts(cuts),
             source=None if source is None else source.value,
+            stem_blocks=stem_blocks,
             seed=seed,
             cost=cost.value,
             leaf_modules=arguments.leaf_modules(leaf),

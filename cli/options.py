@@ -30,6 +30,7 @@ __all__ = [
     "Seed",
     "Source",
     "SourceOfAdapters",
+    "StemBlocks",
     "on_devices",
     "to_folder",
 ]
@@ -118,6 +119,12 @@ SourceOfAdapters = Annotated[
         "--source",
         help="Adapters read the network's input or its stem's output. [dim]\\[default: what the input allows][/]",
         show_default=False,
+    ),
+]
+StemBlocks = Annotated[
+    int,
+    typer.Option(
+        "--stem-blocks", metavar="K", help="The first K blocks belong to the stem, which adapters then read.", min=0
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that is there already.")]

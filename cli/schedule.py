@@ -25,6 +25,7 @@ from .options import (
     PictureFormat,
     Seed,
     SourceOfAdapters,
+    StemBlocks,
     to_folder,
 )
 
@@ -59,6 +60,7 @@ def schedule(
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
+    stem_blocks: StemBlocks = 0,
     seconds: Annotated[
         bool, typer.Option("--seconds", help="Measure every part here and now; otherwise count operations.")
     ] = False,
@@ -116,6 +118,7 @@ def schedule(
             "coarse": arguments.coarse(coarse),
             "cuts": arguments.cuts(cuts),
             "source": None if source is None else source.value,
+            "stem_blocks": stem_blocks,
         }
         link = Transfer(latency * 1e-6, float("inf") if bandwidth is None else bandwidth * 1e9)
         options["transfer"] = link if latency or bandwidth is not None else None
@@ -154,13 +157,18 @@ def _planned(
     from pararealize.errors import PlanError
 
     given = None if path is None else _read(path)
+    stem = options["stem_blocks"]
+    if given is not None and stem not in (0, given.stem_blocks):
+        raise PlanError(f"--stem-blocks is {stem} and {path} has {given.stem_blocks}; give one of them")
     if given is None and n is None:
         raise PlanError("neither --n nor --plan is given; write --n 12, or --plan plan.json")
     if not seconds:
-        chain = find_blocks(capture(net, example, leaf_modules=leaves))
+        stem = stem if given is None else given.stem_blocks
+        chain = find_blocks(capture(net, example, leaf_modules=leaves), stem_blocks=stem)
         if given is None:
             assert n is not None
-            return make_plan(chain, n, **options), None
+            decided = {name: value for name, value in options.items() if name != "stem_blocks"}
+            return make_plan(chain, n, **decided), None
         given.check(chain)
         return given, None
     if example is None:

@@ -22,6 +22,7 @@ from .options import (
     NumClasses,
     Seed,
     SourceOfAdapters,
+    StemBlocks,
     on_devices,
     to_folder,
 )
@@ -106,6 +107,7 @@ def train(
     coarse: Coarse = "paper",
     cuts: Cuts = "cost",
     source: SourceOfAdapters = None,
+    stem_blocks: StemBlocks = 0,
     cost: CostOfCuts = Cost.flops,
     devices: Annotated[
         str | None,
@@ -242,7 +244,7 @@ def train(
         )
         options = {
             "n": n, "coarse": arguments.coarse(coarse), "cuts": arguments.cuts(cuts), "cost": cost.value,
-            "source": None if source is None else source.value, "seed": seed,
+            "source": None if source is None else source.value, "stem_blocks": stem_blocks, "seed": seed,
             "leaf_modules": arguments.leaf_modules(leaf), "mesh": mesh, "timeout": timeout,
             "devices": arguments.devices(devices) if mesh is None else None, "more": more | watched,
         }  # fmt: skip

@@ -76,6 +76,7 @@ class BlockChain:
         stem: what comes before the first block; may be empty.
         blocks: the chain.
         head: what comes after the last block; may be empty.
+        stem_blocks: how many further blocks, in front of these, went to the stem.
     """
 
     capture: Capture
@@ -84,6 +85,7 @@ class BlockChain:
     stem: Block
     blocks: tuple[Block, ...]
     head: Block
+    stem_blocks: int = 0
 
     @property
     def refused(self) -> tuple[RefusedCut, ...]:
@@ -124,11 +126,16 @@ class BlockChain:
         return f"{type(self.capture.model).__name__}: {len(self.blocks)} blocks ({runs})"
 
 
-def find_blocks(capture: Capture) -> BlockChain:
+def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
     """Cut a captured network into stem, blocks and head.
 
+    Args:
+        capture: the network.
+        stem_blocks: how many of the first blocks are to belong to the stem.
+
     Raises:
-        CutError: fewer than one block lies between cuts; the message says which tensors are alive and where.
+        CutError: fewer than one block lies between cuts; the message says which tensors are alive and where. Or so many
+            blocks for the stem leave none.
 
     Example:
         >>> import torch
@@ -151,10 +158,16 @@ def find_blocks(capture: Capture) -> BlockChain:
             flow, runs = wider, found
     if not runs:
         raise _no_blocks(flow)
-    return _chain(flow, runs)
+    if isinstance(stem_blocks, bool) or not isinstance(stem_blocks, int) or not 0 <= stem_blocks < len(runs):
+        raise CutError(
+            f"stem_blocks = {stem_blocks!r} is out of range: {type(capture.model).__name__} has {len(runs)} blocks, and "
+            f"one must remain; pass an integer from 0 to {len(runs) - 1}"
+        )
+    return _chain(flow, runs, stem_blocks)
 
 
-def _chain(flow: Flow, runs: list[Run]) -> BlockChain:
+def _chain(flow: Flow, every: list[Run], stem_blocks: int) -> BlockChain:
+    runs = every[stem_blocks:]
     module_of = flow.capture.graph_module.get_submodule
     maker = _Maker(flow, shared_values(flow, runs))
     first = _first_input(flow, runs[0])
@@ -177,6 +190,7 @@ def _chain(flow: Flow, runs: list[Run]) -> BlockChain:
         stem=maker.part(("stem", "stem", before), first, first, (start, start), ()),
         blocks=tuple(blocks),
         head=maker.part(("head", "head", behind), entering, output, (x, x), (*behind, output)),
+        stem_blocks=stem_blocks,
     )
 
 

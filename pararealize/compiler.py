@@ -49,6 +49,7 @@ def pararealize(
     coarse: Coarse = "paper",
     cuts: Literal["cost", "paper"] | Sequence[str] = "cost",
     source: Literal["input", "stem"] | None = None,
+    stem_blocks: int = 0,
     seed: int = 0,
     cost: Literal["flops", "seconds"] = "flops",
     transfer: Transfer | None = None,
@@ -79,6 +80,8 @@ def pararealize(
         cuts: ``"cost"`` for the smallest critical path, ``"paper"`` for equal units in each stage, or the names of the
             blocks at which segments begin.
         source: what adapters read: the raw ``"input"`` (images) or the ``"stem"``'s output; chosen when left out.
+        stem_blocks: how many of the first blocks are to belong to the stem. They run before everything else, and
+            adapters read what they give: slower, and nearer to the original.
         seed: of the new weights. The caller's random state stays as found.
         cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
         transfer: what a message between segments takes, for the cut; they are free when left out. Counted work is
@@ -105,9 +108,13 @@ def pararealize(
         torch.Size([5, 10])
     """
     n = _check_arguments(n, devices, coarse, source, cost, plan)
+    if plan is not None:
+        if stem_blocks not in (0, plan.stem_blocks):
+            raise PlanError(f"stem_blocks is {stem_blocks} and the plan has {plan.stem_blocks}; pass one of them")
+        stem_blocks = plan.stem_blocks
     places = _devices(devices, n)
     with _garbage_kept(), ordinary_mode():
-        chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
+        chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules), stem_blocks=stem_blocks)
         if plan is None:
             plan = make_plan(
                 chain, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost, transfer=transfer

@@ -45,6 +45,7 @@ class Options:
         coarse: kind of the coarse blocks.
         cuts: where segments begin.
         source: what adapters read.
+        stem_blocks: blocks that belong to the stem.
         cost: what cuts are balanced by.
         devices: where to run, in one process.
         seed: of new weights.
@@ -60,6 +61,7 @@ class Options:
     coarse: Coarse = "paper"
     cuts: Any = "cost"
     source: Any = None
+    stem_blocks: int = 0
     cost: Any = "flops"
     devices: Sequence[Device] | None = None
     seed: int = 0
@@ -137,6 +139,7 @@ def parareal(model: nn.Module, options: Options) -> Built:
         coarse=options.coarse,
         cuts=options.cuts,
         source=options.source,
+        stem_blocks=options.stem_blocks,
         seed=options.seed,
         cost=options.cost,
         leaf_modules=options.leaf_modules,

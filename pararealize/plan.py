@@ -129,6 +129,7 @@ class Plan:
         batch: the batch size of the example.
         unit: of every cost: ``"flops"``, work per sample, or ``"seconds"``, measured at that batch size.
         stem: the part before the first segment.
+        stem_blocks: how many blocks of the chain are in it, because the user wanted them there.
         head: the part after the last.
         segments: g^1 to g^n.
         adapters: C^2 to C^n.
@@ -151,6 +152,7 @@ class Plan:
     coarse_blocks: tuple[CoarsePlan, ...]
     head: PartPlan
     notes: tuple[str, ...] = ()
+    stem_blocks: int = 0
 
     WIDTH: ClassVar[int] = 120
 
@@ -277,6 +279,8 @@ def _inconsistencies(plan: Plan) -> list[str]:
             faults.append(f"segment {after.j} begins at block {after.first}, segment {before.j} ends at {before.last}")
         if after.x != before.y:
             faults.append(f"segment {after.j} reads {after.x}, segment {before.j} gives {before.y}")
+    if plan.stem_blocks < 0 or (plan.stem_blocks and plan.source == "input"):
+        faults.append(f"{plan.stem_blocks} blocks in the stem, and adapters that read the {plan.source}")
     if plan.segments[0].first != 0:
         faults.append(f"segment 1 begins at block {plan.segments[0].first}, not 0")
     faults += [

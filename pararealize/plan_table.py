@@ -19,7 +19,15 @@ def plan_text(plan: Plan) -> str:
     cuts = plan.cuts if isinstance(plan.cuts, str) else "by name"
     title = f"{plan.model}: n = {plan.n}, coarse {plan.coarse!r}, cuts {cuts!r}, adapters read the {plan.source}"
     tables = [
-        _aligned([_SEGMENTS, _part("stem", plan.stem), *map(_segment, plan.segments), _part("head", plan.head)], 3)
+        _aligned(
+            [
+                _SEGMENTS,
+                _part("stem", plan.stem, plan.stem_blocks),
+                *map(_segment, plan.segments),
+                _part("head", plan.head),
+            ],
+            3,
+        )
     ]
     if plan.n > 1:
         tables.append(_aligned([_ADAPTERS, *map(_adapter, plan.adapters)], 4))
@@ -35,12 +43,12 @@ _ADAPTERS = ("C", "input", "output", "recipe", "params", "MFLOPs")
 _COARSE = ("F", "kind", "", "input", "output", "params", "GFLOPs", "backward")
 
 
-def _part(name: str, part: PartPlan) -> tuple[str, ...]:
+def _part(name: str, part: PartPlan, blocks: int = 0) -> tuple[str, ...]:
     return (
         name,
         "",
         "",
-        "",
+        str(blocks or ""),
         "",
         "",
         count(part.parameters),

@@ -92,7 +92,7 @@ def plan_segments(
     if coarse == "auto":
         choice = choose(chain, n)
         coarse, why = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
-        reads = adapter_source(chain, source or choice.source)
+        reads = adapter_source(chain, source or (None if chain.stem_blocks else choice.source))
     planner = _Planner(chain, costs, n, coarse, Prices(chain, fields, costs, n, reads), transfer, rate)
     starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
     notes = [*why, *notes] if n > 1 else notes
@@ -213,6 +213,7 @@ class _Planner:
             coarse_blocks=coarse_blocks,
             head=self.part(self.chain.head, self.costs.head),
             notes=tuple(notes),
+            stem_blocks=self.chain.stem_blocks,
         )
         if plan.n == 1 or plan.virtual_speedup >= 1:
             return plan

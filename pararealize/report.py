@@ -100,7 +100,10 @@ def _segment_table(plan: Plan, title: str) -> Table:
         ["blocks", "input", "output", "params", "GFLOPs", "backward"],
         ["device"],
     )
-    table.add_row("stem", "", "", "", "", str(plan.segments[0].x), count(plan.stem.parameters), *_flops(plan.stem), "")
+    table.add_row(
+        "stem", "", "", str(plan.stem_blocks or ""), "", str(plan.segments[0].x), count(plan.stem.parameters),
+        *_flops(plan.stem), "",
+    )  # fmt: skip
     for s in plan.segments:
         table.add_row(
             f"g{s.j}", s.first_block, s.last_block, str(s.blocks), str(s.x), str(s.y), count(s.parameters), *_flops(s),

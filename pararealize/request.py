@@ -46,8 +46,9 @@ def check_count(chain: BlockChain, n: int) -> None:
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= blocks:
         model = type(chain.capture.model).__name__
         why = f" ({why_no_more(chain.flow)})" if isinstance(n, int) and n > blocks else ""
+        behind = f" behind the {chain.stem_blocks} of its stem" if chain.stem_blocks else ""
         raise PlanError(
-            f"n = {n!r} is out of range: {model} has {blocks} blocks{why}; pass an integer n from 1 to {blocks}"
+            f"n = {n!r} is out of range: {model} has {blocks} blocks{behind}{why}; pass an integer n from 1 to {blocks}"
         )
 
 
@@ -55,15 +56,21 @@ def adapter_source(chain: BlockChain, source: str | None) -> str:
     """What adapters read: as asked, or the input where it is floating-point and of as many axes as most blocks' values.
 
     An adapter from images to tokens or vectors would average axes away which the stem cuts into patches, or unrolls.
+    A stem that was given blocks is for adapters to read.
     """
     if source is None:
-        if chain.source is None:
+        if chain.source is None or chain.stem_blocks:
             return "stem"
         axes = len(chain.source.extent)
         alike = sum(len(block.x.extent) == axes for block in chain.blocks)
         return "input" if 2 * alike >= len(chain.blocks) else "stem"
     if source not in ("input", "stem"):
         raise SourceError(f'source = {source!r} is unknown; pass "input" or "stem"')
+    if source == "input" and chain.stem_blocks:
+        raise SourceError(
+            f'source = "input" and stem_blocks = {chain.stem_blocks} contradict each other: blocks in the stem are '
+            'there for adapters to read; pass source="stem", or leave one of them out'
+        )
     if source == "input" and chain.source is None:
         raise SourceError(
             'source = "input" needs one floating-point input with a batch, and this model reads '
