@@ -160,8 +160,8 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
         raise _no_blocks(flow)
     if isinstance(stem_blocks, bool) or not isinstance(stem_blocks, int) or not 0 <= stem_blocks < len(runs):
         raise CutError(
-            f"stem_blocks = {stem_blocks!r} is out of range: {type(capture.model).__name__} has {len(runs)} blocks, and "
-            f"one must remain; pass an integer from 0 to {len(runs) - 1}"
+            f"stem_blocks = {stem_blocks!r} is out of range: {type(capture.model).__name__} has {len(runs)} blocks, "
+            f"and one must remain; pass an integer from 0 to {len(runs) - 1}"
         )
     return _chain(flow, runs, stem_blocks)
 

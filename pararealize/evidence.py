@@ -51,6 +51,7 @@ class Evidence:
         original_deviation: its standard deviation.
         seeds: how many.
         coarse_share: FLOPs of all coarse blocks, of the original's.
+        stem_share: how many of the network's blocks were in the stem, from 0 to 1.
     """
 
     family: str
@@ -64,6 +65,7 @@ class Evidence:
     original_deviation: float
     seeds: int
     coarse_share: float
+    stem_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,35 +98,53 @@ def choose(chain: BlockChain, n: int) -> Choice:
         >>> choice.kind in ("linear", "bottleneck"), choice.source
         (True, 'stem')
     """
-    return choose_from(evidence(), family_of(chain), n)
+    share = chain.stem_blocks / (chain.stem_blocks + len(chain.blocks))
+    return choose_from(evidence(), family_of(chain), n, stem_share=share)
 
 
-def choose_from(rows: Iterable[Evidence], family: str | None, n: int) -> Choice:
+def choose_from(rows: Iterable[Evidence], family: str | None, n: int, *, stem_share: float = 0.0) -> Choice:
     """The cheapest kind of a family whose mean error was not above the original's, on every data set.
 
     More segments are harder, so what counts is the smallest n tried that is no smaller than this one, or else the
     largest. Where no kind did as well as the original, the one with the smallest excess is taken, and ``why`` says so;
-    where the family is unknown or was not tried, ``DEFAULT``.
+    where the family is unknown or was not tried, ``DEFAULT``. A deeper stem makes it easier: of networks with some of
+    their blocks in it, those count that had no larger share there; and where another had, and learnt, ``why`` says so.
     """
-    known = [row for row in rows if row.family == family]
+    every = [row for row in rows if row.family == family]
+    known = [row for row in every if row.stem_share <= stem_share]
     if not known:
         what = f"no network of {family} was tried" if family else "its blocks are of no family that was tried"
         return Choice(kind=DEFAULT, source=None, why=f"the default, since {what}")
     tried = sorted({row.n for row in known})
     at = next((m for m in tried if m >= n), tried[-1])
-    kinds: dict[tuple[str, str], list[Evidence]] = {}
-    for row in known:
-        if row.n == at:
-            kinds.setdefault((row.kind, row.source), []).append(row)
+    kinds = _by_kind(row for row in known if row.n == at)
     enough = {key: found for key, found in kinds.items() if _excess(found) <= 0}
     if enough:
-        (kind, source), found = min(enough.items(), key=lambda item: (_share(item[1]), item[0]))
-        verdict = "the cheapest that learnt as well as the original"
+        (kind, source, _), found = min(enough.items(), key=lambda item: (_share(item[1]), item[0]))
+        verdict, advice = "the cheapest that learnt as well as the original", ""
     else:
-        (kind, source), found = min(kinds.items(), key=lambda item: (_excess(item[1]), item[0]))
+        (kind, source, _), found = min(kinds.items(), key=lambda item: (_excess(item[1]), item[0]))
         verdict = "the nearest to the original, which none reached,"
+        advice = _advice(row for row in every if row.n == at and row.stem_share > stem_share)
     seen = "; ".join(_seen(row) for row in found)
-    return Choice(kind=kind, source=source, why=f"{verdict} for {family} at n = {at} ({seen})")
+    return Choice(kind=kind, source=source, why=f"{verdict} for {family} at n = {at} ({seen}){advice}")
+
+
+def _by_kind(rows: Iterable[Evidence]) -> dict[tuple[str, str, float], list[Evidence]]:
+    """Rows of one kind, source and stem, over the data sets."""
+    found: dict[tuple[str, str, float], list[Evidence]] = {}
+    for row in rows:
+        found.setdefault((row.kind, row.source, row.stem_share), []).append(row)
+    return found
+
+
+def _advice(deeper: Iterable[Evidence]) -> str:
+    """The shallowest of the stems with which a kind learnt as well as the original, if any did."""
+    enough = [found for found in _by_kind(deeper).values() if _excess(found) <= 0]
+    if not enough:
+        return ""
+    best = min((found[0].stem_share, _share(found), found[0].kind) for found in enough)
+    return f'; with {best[0]:.0%} of the blocks in the stem (stem_blocks), "{best[2]}" reached it'
 
 
 def _excess(rows: Iterable[Evidence]) -> float:

@@ -1,8 +1,9 @@
 """The name of a method and a family -> the network to train, and what it costs beside the original.
 
 ``original`` is the family's own network; ``12-linear`` a parareal network of twelve segments with coarse blocks of that
-kind, whose adapters read the stem; ``12-linear@input`` one whose adapters read the images, as the paper's do. Ablations
-have a word behind a plus sign: see :data:`ABLATIONS`.
+kind, whose adapters read the stem; ``12-linear@input`` one whose adapters read the images, as the paper's do;
+``6-linear~4`` one with the first four blocks in the stem, and so in front of the adapters. Ablations have a word behind
+a plus sign: see :data:`ABLATIONS`.
 """
 
 from __future__ import annotations
@@ -35,18 +36,25 @@ class Method:
     kind: str
     source: str
     ablation: str
+    stem_blocks: int = 0
+
+    @property
+    def reads(self) -> str:
+        """What adapters read, in words."""
+        return f"{self.source}, {self.stem_blocks} blocks" if self.stem_blocks else self.source
 
 
 def method_of(name: str) -> Method:
-    """The method of a name such as ``original``, ``12-linear@input`` or ``6-bottleneck+adapters``."""
+    """The method of a name such as ``original``, ``12-linear@input``, ``6-linear~4`` or ``6-bottleneck+adapters``."""
     if name == "original":
         return Method(n=0, kind="", source="", ablation="")
     name, _, ablation = name.partition("+")
     name, _, source = name.partition("@")
+    name, _, stem = name.partition("~")
     n, _, kind = name.partition("-")
     if ablation and ablation not in ABLATIONS:
         raise SystemExit(f"{ablation}: no such ablation; there are {', '.join(ABLATIONS)}")
-    return Method(n=int(n), kind=kind, source=source or "stem", ablation=ablation)
+    return Method(n=int(n), kind=kind, source=source or "stem", ablation=ablation, stem_blocks=int(stem or 0))
 
 
 class Silence(nn.Module):
@@ -75,7 +83,10 @@ def make(method: Method, family: str, shape: tuple[int, int, int], classes: int,
     if method.ablation == "none":
         coarse = _silence
     images = torch.randn(2, *shape)
-    net = pararealize(original, method.n, example_inputs=images, coarse=coarse, source=method.source, seed=seed)
+    net = pararealize(
+        original, method.n, example_inputs=images, coarse=coarse, source=method.source, stem_blocks=method.stem_blocks,
+        seed=seed,
+    )  # fmt: skip
     if method.ablation == "wide":
         return _widened(family, shape, classes, count(net), seed)
     if method.ablation in ("adapters", "coarse"):
@@ -100,7 +111,7 @@ def _widened(family: str, shape: tuple[int, int, int], classes: int, wanted: int
 
 
 def shares(plan: Plan) -> dict[str, float]:
-    """FLOPs of all coarse blocks and of all adapters, of the original's; the speed-up of a step by FLOPs."""
+    """Of the original's FLOPs, all coarse blocks and all adapters; of its blocks, those in the stem; the speed-up by FLOPs."""
     whole = [plan.stem, *plan.segments, plan.head]
     flops = {
         name: sum(row.flops_forward + row.flops_backward for row in rows)  # type: ignore[attr-defined]
@@ -109,5 +120,6 @@ def shares(plan: Plan) -> dict[str, float]:
     return {
         "coarse_share": flops["coarse"] / flops["original"],
         "adapter_share": flops["adapters"] / flops["original"],
+        "stem_share": plan.stem_blocks / (plan.stem_blocks + sum(segment.blocks for segment in plan.segments)),
         "speedup": plan.virtual_speedup,
     }

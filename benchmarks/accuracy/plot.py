@@ -56,6 +56,7 @@ def _panel(axes: Any, here: Sequence[Group]) -> None:
         axes.errorbar(
             share * (1 + 0.06 * (group.method.n - 6) / 6), mean, deviation, fmt=MARKS.get(group.method.kind, "x"),
             color=colour, markerfacecolor="none" if from_input else colour, ms=6, lw=1, capsize=2,
+            markeredgecolor="black" if group.method.stem_blocks else colour,
         )  # fmt: skip
     axes.axvline(0.1, color="black", ls=":", lw=1)
     axes.set(xscale="log", xlim=(LEAST_SHARE / 1.5, 2))
@@ -76,6 +77,7 @@ def _legend(plt: Any) -> list[Any]:
     others = [
         line([], [], color="grey", lw=1, label="original"),
         line([], [], color="black", marker="o", ls="", markerfacecolor="none", label="adapters read the input"),
+        line([], [], color="grey", marker="o", ls="", markeredgecolor="black", label="blocks in the stem"),
         line([], [], color="black", ls=":", label="10% of the original"),
     ]
     return [*shapes, *numbers, *others]

@@ -73,7 +73,11 @@ def _about(data: str, here: list[Group]) -> str:
 
 
 def _order(group: Group) -> tuple[int, int, float]:
-    return list(FAMILIES).index(group.family), group.method.n, group.first.get("coarse_share", 0.0)
+    return (
+        list(FAMILIES).index(group.family),
+        group.method.n,
+        group.method.stem_blocks + group.first.get("coarse_share", 0.0),
+    )
 
 
 def _table(here: list[Group]) -> str:
@@ -86,7 +90,7 @@ def _table(here: list[Group]) -> str:
         if method.n:
             excess = "" if group.excess is None else f"{100 * group.excess:+.2f}"
             cells = (
-                "", method.n, method.kind, method.source, percent(group.errors), len(group.rows), excess,
+                "", method.n, method.kind, method.reads, percent(group.errors), len(group.rows), excess,
                 f"{first['parameters']:,}", f"{100 * first['coarse_share']:.1f}%", f"{first['speedup']:.2f}",
             )  # fmt: skip
         lines.append(cells)
@@ -104,7 +108,7 @@ def _verdict(here: list[Group]) -> str:
                 best = min(cheap, key=lambda g: g.excess or 0.0)
                 met = "met" if (best.excess or 0.0) <= 0 else "missed"
                 lines.append(
-                    (FAMILIES[family].title, n, met, f"{best.method.kind}, {best.method.source}",
+                    (FAMILIES[family].title, n, met, f"{best.method.kind}, {best.method.reads}",
                      f"{100 * (best.excess or 0.0):+.2f}", f"{100 * best.first['coarse_share']:.1f}%", len(best.rows))
                 )  # fmt: skip
     head = ("network", "N", "goal", "best kind", "excess", "coarse", "seeds")
@@ -153,9 +157,12 @@ def evidence_of(every: list[Group]) -> list[Evidence]:
                 original_deviation=round(statistics.stdev(others), 5),
                 seeds=len(both),
                 coarse_share=round(group.first["coarse_share"], 5),
+                stem_share=round(group.first.get("stem_share", 0.0), 5),
             )
         )
-    return sorted(found, key=lambda row: (row.family, row.data, row.n, row.coarse_share, row.kind, row.source))
+    return sorted(
+        found, key=lambda row: (row.family, row.data, row.n, row.stem_share, row.coarse_share, row.kind, row.source)
+    )
 
 
 def write_evidence(every: list[Group], path: Path) -> None:

@@ -39,11 +39,13 @@ def time_table(here: Sequence[Group]) -> str:
     lines = []
     originals = {group.family: group for group in here if not group.method.n}
     order = list(FAMILIES)
-    for group in sorted(here, key=lambda g: (order.index(g.family), g.method.n, g.first.get("coarse_share", 0))):
+    for group in sorted(
+        here, key=lambda g: (order.index(g.family), g.method.n, g.method.stem_blocks + g.first.get("coarse_share", 0))
+    ):
         base, target = originals.get(group.family), TARGETS[group.data]
         reached = _epochs(group, target)
         cells: list[object] = [
-            FAMILIES[group.family].title, group.method.n or "", group.method.kind or "original", group.method.source,
+            FAMILIES[group.family].title, group.method.n or "", group.method.kind or "original", group.method.reads,
             f"{100 * target:g}%", f"{len(reached)}/{len(group.rows)}",
         ]  # fmt: skip
         if not reached or base is None or not _epochs(base, target):
