@@ -111,7 +111,7 @@ def _widened(family: str, shape: tuple[int, int, int], classes: int, wanted: int
 
 
 def shares(plan: Plan) -> dict[str, float]:
-    """Of the original's FLOPs, all coarse blocks and all adapters; of its blocks, those in the stem; the plan's speed-up."""
+    """Coarse blocks' and adapters' FLOPs, of the original's; its share of blocks in the stem; the plan's speed-up."""
     whole = [plan.stem, *plan.segments, plan.head]
     flops = {
         name: sum(row.flops_forward + row.flops_backward for row in rows)  # type: ignore[attr-defined]
