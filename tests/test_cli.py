@@ -392,6 +392,19 @@ def test_schedule_of_a_plan(tmp_path):
         assert json.loads(value.stdout)["error"]["type"] == "PlanError"
 
 
+def test_blocks_in_the_stem(tmp_path):
+    words = ("convert", "resnet20", "--n", "2", "--stem-blocks", "3", "--no-weights", "--json")
+    plan = json.loads(run(*words).stdout)["plan"]
+    assert (plan["stem_blocks"], plan["source"], plan["segments"][0]["first_block"]) == (3, "stem", "stage2.0")
+    words = ["schedule", "resnet20", "--json"]
+    direct = json.loads(run(*words, "--n", "2", "--stem-blocks", "3").stdout)
+    file = tmp_path / "plan.json"
+    file.write_text(pararealize(models.resnet20(), 2, stem_blocks=3).plan.to_json())
+    assert json.loads(run(*words, "--plan", file).stdout) == direct
+    assert json.loads(run(*words, "--n", "2").stdout) != direct
+    assert run(*words, "--plan", file, "--stem-blocks", "2").exit_code == 2
+
+
 def test_schedule_measures():
     value = json.loads(run("schedule", "resnet20", "--n", 2, "--seconds", "--batch", 4, "--json").stdout)
     assert "measured seconds" in value["timeline"]["notes"]

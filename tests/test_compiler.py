@@ -57,6 +57,37 @@ def test_sources() -> None:
         pararealize(MaskedTransformer(), n=2, example_inputs=IDS, source="input")
 
 
+def test_adapters_read_what_the_blocks_in_the_stem_give() -> None:
+    """Slower than without, for the same n; and the plan alone makes the same network again."""
+    model = SmallResNet().eval()
+    net = pararealize(model, n=3, example_inputs=IMAGES, stem_blocks=2, coarse="linear").eval()
+    assert (net.plan.source, net.plan.stem_blocks, net.plan.segments[0].first_block) == ("stem", 2, "layer1.2")
+    x = model.layer1[:2](model.conv(IMAGES))
+    assert torch.equal(net.stem(IMAGES), x)
+    y_1, x_2 = net.segments["g1"](x), net.adapters["C2"](x)
+    assert torch.equal(y_1, model.layer1[2](x.clone()))
+    assert x_2.shape == y_1.shape
+    again = pararealize(model, example_inputs=IMAGES, plan=Plan.from_json(net.plan.to_json())).eval()
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(IMAGES), net(IMAGES))
+    flat = pararealize(model, n=3, example_inputs=IMAGES, source="stem", coarse="linear")
+    assert net.plan.virtual_speedup < flat.plan.virtual_speedup
+
+
+def test_blocks_in_the_stem_that_cannot_be() -> None:
+    plan = pararealize(SmallResNet(), n=2, example_inputs=IMAGES, stem_blocks=2).plan
+    with pytest.raises(PlanError, match="stem_blocks is 1 and the plan has 2"):
+        pararealize(SmallResNet(), example_inputs=IMAGES, plan=plan, stem_blocks=1)
+    with pytest.raises(SourceError, match="contradict each other"):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, source="input", stem_blocks=1)
+    with pytest.raises(PlanError, match="has 4 blocks behind the 2 of its stem"):
+        pararealize(SmallResNet(), n=5, example_inputs=IMAGES, stem_blocks=2)
+    with pytest.raises(CutError, match=r"layer1\.1.*layer1\.2"):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, cuts=["layer1.1"], stem_blocks=2)
+    with pytest.raises(PlanError, match="2 blocks in the stem, and adapters that read the input"):
+        Plan.from_json(plan.to_json().replace('"source": "stem"', '"source": "input"'))
+
+
 def test_a_callable_makes_coarse_blocks() -> None:
     seen = []
 

@@ -20,12 +20,15 @@ def gradients(model: nn.Module, x: Tensor, names: list[str]) -> list[Tensor]:
 
 
 @settings(max_examples=40)
-@given(linear_networks(), st.integers(1, 6), st.sampled_from(["cost", "paper"]))
-def test_exact_coarse_blocks_leave_a_linear_network_as_it_is(case: tuple[nn.Module, Tensor], n: int, cuts: str) -> None:
+@given(linear_networks(), st.integers(1, 6), st.sampled_from(["cost", "paper"]), st.integers(0, 2))
+def test_exact_coarse_blocks_leave_a_linear_network_as_it_is(
+    case: tuple[nn.Module, Tensor], n: int, cuts: str, deeper: int
+) -> None:
     model, x = case
     blocks = len(find_blocks(capture(model, x)).blocks)
-    n = min(n, blocks)
-    net = pararealize(model, n=n, example_inputs=x, coarse="exact", cuts=cuts)
+    deeper = min(deeper, blocks - 1)
+    n = min(n, blocks - deeper)
+    net = pararealize(model, n=n, example_inputs=x, coarse="exact", cuts=cuts, stem_blocks=deeper)
     expected, got = model(x), net(x)
     assert (got - expected).norm() <= 1e-10 * expected.norm() + 1e-14
     names = [name for name, _ in model.named_parameters()]
@@ -42,19 +45,19 @@ def test_other_coarse_blocks_do_not() -> None:
 
 
 @settings(max_examples=40)
-@given(random_graphs(), st.integers(1, 4))
-def test_random_networks_are_converted_right_or_refused(case: tuple[RandomGraph, Tensor], n: int) -> None:
+@given(random_graphs(), st.integers(1, 4), st.integers(0, 2))
+def test_random_networks_are_converted_right_or_refused(case: tuple[RandomGraph, Tensor], n: int, deeper: int) -> None:
     model, x = case
     try:
-        net = pararealize(model, n=n, example_inputs=x, coarse="linear")
+        net = pararealize(model, n=n, example_inputs=x, coarse="linear", stem_blocks=deeper)
     except PararealizeError:
         return
-    single = net if n == 1 else pararealize(model, n=1, example_inputs=x)
+    single = net if n == 1 else pararealize(model, n=1, example_inputs=x, stem_blocks=deeper)
     for training in (True, False):
         for rows in (x, x[:3].repeat(3, 1)):
             model.train(training)
             single.train(training)
-            twins = [pararealize(model, n=1, example_inputs=x).train(training), model]
+            twins = [pararealize(model, n=1, example_inputs=x, stem_blocks=deeper).train(training), model]
             outputs = []
             for network in twins:
                 torch.manual_seed(1)

@@ -14,10 +14,10 @@ from pararealize.models import resnet20
 from pararealize.plan import Plan
 
 
-def row(kind, error, share, *, n=6, original=0.05, data="digits", family="attention", source="stem"):
+def row(kind, error, share, *, n=6, original=0.05, data="digits", family="attention", source="stem", stem=0.0):
     return Evidence(
         family=family, data=data, n=n, kind=kind, source=source, error=error, deviation=0.01, original=original,
-        original_deviation=0.01, seeds=5, coarse_share=share,
+        original_deviation=0.01, seeds=5, coarse_share=share, stem_share=stem,
     )  # fmt: skip
 
 
@@ -52,6 +52,20 @@ def test_where_none_did_as_well_the_nearest_is_taken_and_said():
 def test_evidence_of_as_many_segments_or_more(n, at):
     rows = [row("linear", 0.05, 0.0, n=m, original=0.05) for m in (12, 3, 6)]
     assert f"at n = {at} " in choose_from(rows, "attention", n).why
+
+
+def test_a_deeper_stem_is_advised_and_counts_where_there_is_one():
+    rows = [row("linear", 0.09, 0.0), row("bottleneck", 0.07, 0.05)]
+    deeper = [row("linear", 0.06, 0.0, stem=0.25), row("bottleneck", 0.05, 0.05, stem=0.25)]
+    deepest = [row("linear", 0.05, 0.0, stem=0.5)]
+    without = choose_from(rows, "attention", 6)
+    assert (without.kind, "in the stem" in without.why) == ("bottleneck", False)
+    advised = choose_from(rows + deeper + deepest, "attention", 6)
+    assert advised.kind == "bottleneck"
+    assert advised.why.endswith('; with 25% of the blocks in the stem (stem_blocks), "bottleneck" reached it')
+    assert choose_from(rows + deeper, "attention", 6, stem_share=0.3).why.startswith("the cheapest that learnt")
+    assert choose_from(rows + deeper + deepest, "attention", 6, stem_share=0.5).kind == "linear"
+    assert "in the stem" not in choose_from([*rows, row("linear", 0.06, 0.0, stem=0.5)], "attention", 6).why
 
 
 def test_no_evidence():
