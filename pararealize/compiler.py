@@ -107,11 +107,8 @@ def pararealize(
         >>> net(torch.randn(5, 3, 32, 32)).shape
         torch.Size([5, 10])
     """
-    n = _check_arguments(n, devices, coarse, source, cost, plan)
-    if plan is not None:
-        if stem_blocks not in (0, plan.stem_blocks):
-            raise PlanError(f"stem_blocks is {stem_blocks} and the plan has {plan.stem_blocks}; pass one of them")
-        stem_blocks = plan.stem_blocks
+    n = _check_arguments(n, devices, coarse, source, stem_blocks, cost, plan)
+    stem_blocks = stem_blocks if plan is None else plan.stem_blocks
     places = _devices(devices, n)
     with _garbage_kept(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules), stem_blocks=stem_blocks)
@@ -216,6 +213,7 @@ def _check_arguments(
     devices: Sequence[Device] | None,
     coarse: Coarse,
     source: str | None,
+    stem_blocks: int,
     cost: str,
     plan: Plan | None,
 ) -> int:
@@ -229,6 +227,8 @@ def _check_arguments(
         )
     elif plan is not None and n != plan.n:
         faults.append(PlanError(f"n is {n} and the plan is for {plan.n} segments; pass one of them"))
+    if plan is not None and stem_blocks not in (0, plan.stem_blocks):
+        faults.append(PlanError(f"stem_blocks is {stem_blocks} and the plan has {plan.stem_blocks}; pass one of them"))
     if source not in (None, "input", "stem"):
         faults.append(SourceError(f"source is {source!r}; pass 'input', 'stem' or None"))
     if cost not in ("flops", "seconds"):

@@ -10,7 +10,7 @@ from benchmarks.calibration import __main__ as calibration
 
 def row(seed: int, accuracy: float, tuned: float) -> dict:
     kind = {
-        "share": 0.25, "calibrate_seconds": 5.0, "fine_tune_seconds": 9.0, "fine_tune_steps": 48,
+        "share": 0.25, "speedup": 2.0, "calibrate_seconds": 5.0, "fine_tune_seconds": 9.0, "fine_tune_steps": 48,
         "stages": {"before": 0.1, "after": 0.9, "fine-tuned": tuned},
     }  # fmt: skip
     return {"network": "net", "seed": seed, "steps": 480, "train_seconds": 50.0, "accuracy": accuracy,
@@ -19,7 +19,9 @@ def row(seed: int, accuracy: float, tuned: float) -> dict:
 
 def test_the_mean_over_seeds_decides() -> None:
     rows = {"net, seed 0": row(0, 0.98, 0.96), "net, seed 1": row(1, 0.96, 0.962), "net, seed 2": {"failed": "crash"}}
-    line = "| net | 2 | 97.0 ± 1.4 | block | 25 % | 10.0 ± 0.0 | 90.0 ± 0.0 | 96.1 ± 0.1 | 0.9 ✓ | 10 % | 48 of 480 |"
+    line = (
+        "| net | 2 | 97.0 ± 1.4 | block | 25 % | 2.00 | 10.0 ± 0.0 | 90.0 ± 0.0 | 96.1 ± 0.1 | 0.9 ✓ | 10 % | 48 of 480"
+    )
     assert line in calibration.markdown(rows)
     rows["net, seed 1"] = row(1, 0.96, 0.95)
     assert "1.5 |" in calibration.markdown(rows)

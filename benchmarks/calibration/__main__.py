@@ -58,7 +58,18 @@ def markdown(rows: dict[str, dict[str, Any]]) -> str:
 def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "# Calibration of trained networks"
     yield "Written by `python -m benchmarks.calibration`; see [README.md](README.md). Test accuracy in %."
-    head = ("network", "seeds", "original", "coarse", "coarse FLOPs", *STAGES, "lost", "cost of calibration", "steps")
+    head = (
+        "network",
+        "seeds",
+        "original",
+        "coarse",
+        "coarse FLOPs",
+        "speed-up",
+        *STAGES,
+        "lost",
+        "cost of calibration",
+        "steps",
+    )
     lines = []
     for network, kind, found in lost(rows):
         own = found["rows"]
@@ -70,6 +81,7 @@ def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
                 _several([row["accuracy"] for row in own]),
                 kind,
                 f"{100 * own[0]['kinds'][kind]['share']:.0f} %",
+                f"{own[0]['kinds'][kind]['speedup']:.2f}",
                 *(_several([row["kinds"][kind]["stages"][stage] for row in own]) for stage in STAGES),
                 f"{100 * found['fine-tuned']:.1f}" + (" ✓" if found["fine-tuned"] <= GOAL else ""),
                 f"{100 * mean(calibrated):.0f} %",
@@ -78,9 +90,10 @@ def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
         )
     yield table(head, lines)
     yield (
-        "*lost*: percentage points between the original and the fine-tuned network, ✓ where at most one. *coarse "
-        "FLOPs*: of those of the segments. *cost of calibration*: processor time, of that of training the original. "
-        "*steps*: of fine-tuning, of training the original."
+        "*lost*: percentage points between the original and the fine-tuned network, ✓ where at most one. *coarse*: "
+        "behind ~, how many blocks are in the stem. *coarse FLOPs*: of those of the segments. *speed-up*: of a step "
+        "with a device a segment, by the plan's count. *cost of calibration*: processor time, of that of training the "
+        "original. *steps*: of fine-tuning, of training the original."
     )
 
 
@@ -105,7 +118,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     found = list(lost(rows))
-    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")
     looks = {"after": ("calibrated", "", "#9fb3c8"), "fine-tuned": ("and fine-tuned", "//", "#d9822b")}
     for i, (stage, (label, hatch, colour)) in enumerate(looks.items()):
         places = [k + 0.38 * (i - 0.5) for k in range(len(found))]
@@ -115,7 +128,9 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     axes.axhline(100 * GOAL, color="black", lw=1, ls="--", label="one percentage point")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(top=200)
-    axes.set_xticks(range(len(found)), [f"{network}\n{kind}" for network, kind, _ in found])
+    kinds = [kind.replace("~", "\nstem + ") for _, kind, _ in found]
+    names = [f"{network}\n{kind}" for (network, _, _), kind in zip(found, kinds, strict=True)]
+    axes.set_xticks(range(len(found)), names, fontsize=7)
     axes.set_ylabel("percentage points of test accuracy lost")
     axes.set_title("a trained network as 4 segments")
     axes.legend()

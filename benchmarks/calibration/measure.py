@@ -20,9 +20,9 @@ __all__ = ["COARSE", "measure"]
 
 N = 4
 IMAGE = 16
-COARSE = {
-    "resnet20": ("paper", "block", "bottleneck", "depthwise", "linear"),
-    "vit": ("block", "bottleneck", "linear"),
+COARSE = {  # behind ~, how many blocks are in the stem
+    "resnet20": ("paper", "block", "depthwise", "bottleneck", "linear", "depthwise~2", "bottleneck~2", "linear~2"),
+    "vit": ("block", "bottleneck", "linear", "bottleneck~2", "linear~2"),
 }
 RECIPES = {
     "resnet20": Recipe(epochs=40, lr=0.1, schedule="cosine", warmup=48),
@@ -60,13 +60,15 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         "kinds": {},
     }
     for kind in COARSE[name]:
-        row["kinds"][kind] = _calibrated(copy.deepcopy(model), name, kind, data, seed, int(steps * SHARE))
+        row["kinds"][kind] = _calibrated(copy.deepcopy(model), kind, data, seed, int(steps * SHARE))
     return row
 
 
-def _calibrated(model: nn.Module, name: str, kind: str, data: Any, seed: int, steps: int) -> dict[str, Any]:
-    source = "stem" if name == "vit" else None
-    net = pararealize(model, N, example_inputs=data.example(), coarse=kind, source=source, seed=seed)
+def _calibrated(model: nn.Module, kind: str, data: Any, seed: int, steps: int) -> dict[str, Any]:
+    coarse, _, stem = kind.partition("~")
+    net = pararealize(
+        model, N, example_inputs=data.example(), coarse=coarse, source="stem", stem_blocks=int(stem or 0), seed=seed
+    )
     marks = [time.process_time()]
     calibration = calibrate(net, data.batches, test=data.test_batches, steps=DISTIL, seed=seed)
     marks.append(time.process_time())
@@ -75,6 +77,7 @@ def _calibrated(model: nn.Module, name: str, kind: str, data: Any, seed: int, st
     return {
         "share": sum(block.flops_forward for block in net.plan.coarse_blocks)
         / sum(segment.flops_forward for segment in net.plan.segments),
+        "speedup": net.plan.virtual_speedup,
         "calibrate_seconds": marks[1] - marks[0],
         "fine_tune_seconds": marks[2] - marks[1],
         "fine_tune_steps": steps,
