@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -103,7 +103,7 @@ def choose(chain: BlockChain, n: int) -> Choice:
 
 
 def choose_from(rows: Iterable[Evidence], family: str | None, n: int, *, stem_share: float = 0.0) -> Choice:
-    """The cheapest kind of a family whose mean error was not above the original's, on every data set.
+    """The cheapest kind of a family whose mean error was not above the original's, on every data set tried at that n.
 
     More segments are harder, so what counts is the smallest n tried that is no smaller than this one, or else the
     largest. Where no kind did as well as the original, the one with the smallest excess is taken, and ``why`` says so;
@@ -117,7 +117,7 @@ def choose_from(rows: Iterable[Evidence], family: str | None, n: int, *, stem_sh
         return Choice(kind=DEFAULT, source=None, why=f"the default, since {what}")
     tried = sorted({row.n for row in known})
     at = next((m for m in tried if m >= n), tried[-1])
-    kinds = _by_kind(row for row in known if row.n == at)
+    kinds = _by_kind([row for row in known if row.n == at])
     enough = {key: found for key, found in kinds.items() if _excess(found) <= 0}
     if enough:
         (kind, source, _), found = min(enough.items(), key=lambda item: (_share(item[1]), item[0]))
@@ -125,22 +125,23 @@ def choose_from(rows: Iterable[Evidence], family: str | None, n: int, *, stem_sh
     else:
         (kind, source, _), found = min(kinds.items(), key=lambda item: (_excess(item[1]), item[0]))
         verdict = "the nearest to the original, which none reached,"
-        advice = _advice(row for row in every if row.n == at and row.stem_share > stem_share)
+        advice = _advice([row for row in every if row.n == at], stem_share)
     seen = "; ".join(_seen(row) for row in found)
     return Choice(kind=kind, source=source, why=f"{verdict} for {family} at n = {at} ({seen}){advice}")
 
 
-def _by_kind(rows: Iterable[Evidence]) -> dict[tuple[str, str, float], list[Evidence]]:
-    """Rows of one kind, source and stem, over the data sets."""
+def _by_kind(rows: Sequence[Evidence]) -> dict[tuple[str, str, float], list[Evidence]]:
+    """Rows of one kind, source and stem, of those that were tried on the most data sets."""
     found: dict[tuple[str, str, float], list[Evidence]] = {}
     for row in rows:
         found.setdefault((row.kind, row.source, row.stem_share), []).append(row)
-    return found
+    most = max(map(len, found.values()))
+    return {key: own for key, own in found.items() if len(own) == most}
 
 
-def _advice(deeper: Iterable[Evidence]) -> str:
-    """The shallowest of the stems with which a kind learnt as well as the original, if any did."""
-    enough = [found for found in _by_kind(deeper).values() if _excess(found) <= 0]
+def _advice(rows: Sequence[Evidence], stem_share: float) -> str:
+    """The shallowest of the deeper stems with which a kind learnt as well as the original, if any did."""
+    enough = [own for own in _by_kind(rows).values() if own[0].stem_share > stem_share and _excess(own) <= 0]
     if not enough:
         return ""
     best = min((found[0].stem_share, _share(found), found[0].kind) for found in enough)

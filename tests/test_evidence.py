@@ -32,8 +32,15 @@ def test_the_cheapest_that_did_as_well():
 
 
 def test_on_every_data_set():
-    rows = [row("linear", 0.04, 0.0), row("linear", 0.31, 0.0, data="glyphs", original=0.3), row("paper", 0.04, 0.4)]
+    """What was tried on one of two data sets does not count beside what was tried on both."""
+    rows = [row("linear", 0.04, 0.0), row("linear", 0.31, 0.0, data="glyphs", original=0.3), row("block", 0.04, 0.3)]
+    rows += [row("paper", 0.04, 0.4), row("paper", 0.3, 0.4, data="glyphs", original=0.3)]
     assert choose_from(rows, "attention", 6).kind == "paper"
+    assert choose_from(rows[:3], "attention", 6).kind == "linear"
+    deeper = row("linear", 0.01, 0.0, stem=0.5)
+    assert "in the stem" not in choose_from([*rows[:3], deeper], "attention", 6).why
+    deeper_too = row("linear", 0.29, 0.0, data="glyphs", original=0.3, stem=0.5)
+    assert "with 50% of the blocks" in choose_from([*rows[:3], deeper, deeper_too], "attention", 6).why
 
 
 def test_sources_are_told_apart():
