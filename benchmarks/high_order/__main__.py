@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.harness import Results, run_cases
 
 from .measure import DATA, EPOCHS, FACTORS, SEEDS, cases, cost, train
-from .networks import DEPTHS
+from .networks import DEPTHS, SCHEMES
 from .tables import markdown
 
 FOLDER = Path(__file__).parent
@@ -26,17 +26,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.high_order", description=__doc__)
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--layers", type=int, nargs="+", default=DEPTHS)
+    parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=list(SCHEMES))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--factors", type=int, nargs="+", default=FACTORS, help="multiples of the learning rate")
-    parser.add_argument("--quick", action="store_true", help="30 layers, one seed, one epoch; not kept")
+    parser.add_argument("--quick", action="store_true", help="the digits, 30 layers, one seed, one epoch; not kept")
     parser.add_argument("--out", type=Path, help="folder of results.json and table.md; this one when left out")
     parser.add_argument("--seconds", type=float, default=3600, help="limit for one run")
     parser.add_argument("--gibibytes", type=float, default=8, help="memory limit for one run")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     given = parser.parse_args(arguments)
     if given.quick:
-        given.layers, given.seeds, given.epochs, given.factors = (30,), 1, 1, (1,)
+        given.data, given.layers, given.seeds, given.epochs, given.factors = ["digits"], (30,), 1, 1, (1,)
     folder = given.out or (Path(tempfile.mkdtemp(prefix="high_order.")) if given.quick else FOLDER)
 
     runs = cases(given.data, given.layers, given.seeds, given.epochs, given.factors)
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     results = Results(folder / "results.json")
     run_cases(
-        list(measures),
+        [name for name in measures if name not in runs or runs[name].scheme in given.schemes],
         lambda name: measures[name](),
         results,
         seconds=given.seconds,

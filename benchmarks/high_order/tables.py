@@ -42,9 +42,9 @@ def markdown(cases: Mapping[str, Case], rows: Rows) -> str:
     parts = ["# High-order stacking", "Written by `python -m benchmarks.high_order`; see [README.md](README.md)."]
     for data in dict.fromkeys(case.data for case in done.values()):
         ours = {name: case for name, case in done.items() if case.data == data}
-        parts += [f"## Accuracy on the {data}, and table 3", _accuracies(ours, rows)]
-        parts += [f"## Speed of convergence on the {data}, and table 4", _speeds(ours, rows)]
-        parts += [f"## Learning rates on the {data}", _rates(ours, rows)]
+        parts += [f"## Accuracy, {data}, and table 3", _accuracies(ours, rows)]
+        parts += [f"## Speed of convergence, {data}, and table 4", _speeds(ours, rows)]
+        parts += [f"## Learning rates, {data}", _rates(ours, rows)]
     if "cost" in rows and "schemes" in rows["cost"]:
         parts += [f"## Memory and time, {rows['cost']['layers']} layers, and table 2", _costs(rows["cost"]["schemes"])]
     failed = [f"- {name}: {row['error']}" for name, row in rows.items() if "failed" in row]
