@@ -75,6 +75,14 @@ def test_a_deeper_stem_is_advised_and_counts_where_there_is_one():
     assert "in the stem" not in choose_from([*rows, row("linear", 0.06, 0.0, stem=0.5)], "attention", 6).why
 
 
+def test_a_network_with_blocks_in_its_stem_is_told_by_their_share(monkeypatch):
+    told = []
+    monkeypatch.setattr("pararealize.evidence.choose_from", lambda *_, stem_share: told.append(stem_share))
+    for deeper in (0, 3):
+        choose(find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)), stem_blocks=deeper), 3)
+    assert told == [0, 3 / 9]
+
+
 def test_no_evidence():
     for family in ("plain convolutions", None):
         choice = choose_from([row("linear", 0.01, 0.0)], family, 6)

@@ -26,6 +26,7 @@ def test_parareal_converts():
     assert [row.kind for row in net.plan.coarse_blocks] == ["linear", "linear"]
     again = build("parareal", chain(), options(plan=net.plan, coarse="linear")).net
     assert again.plan == net.plan
+    assert build("parareal", chain(), options(n=2, coarse="linear", stem_blocks=3)).net.plan.stem_blocks == 3
 
 
 def test_seeds_draw_what_is_added():
