@@ -1,5 +1,6 @@
 """The accuracy benchmark: networks, methods, tables by hand, the evidence in the package, the prepared CIFAR runs."""
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -85,7 +86,11 @@ def rows_by_hand():
 def test_means_and_evidence_by_hand():
     original, linear = groups.groups(rows_by_hand())
     assert tables.percent(original.errors) == "20.00 ± 10.00"
+    assert linear.excesses == pytest.approx([0.0, -0.1, 0.1])
     assert linear.excess == pytest.approx(0.0)
+    assert tables.excess_of(linear).lstrip("+-") == "0.00 ± 5.77"  # 10 / √3
+    assert tables.excess_of(dataclasses.replace(linear, originals={})) == ""
+    assert tables.excess_of(dataclasses.replace(linear, originals={2: {"error": 0.3}})) == "+10.00"
     assert tables.percent(linear.errors) == "37.50 ± 37.75"
     assert tables.evidence_of([original, linear]) == [
         Evidence(

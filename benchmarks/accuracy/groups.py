@@ -38,12 +38,16 @@ class Group:
         return next(iter(self.rows.values()))
 
     @property
+    def excesses(self) -> list[float]:
+        """Errors above the original's, a seed that both have each: the same weights, batches and order."""
+        return [
+            row["error"] - self.originals[seed]["error"] for seed, row in self.rows.items() if seed in self.originals
+        ]
+
+    @property
     def excess(self) -> float | None:
         """Mean error above the original's, over the seeds that both have."""
-        both = [seed for seed in self.rows if seed in self.originals]
-        if not both:
-            return None
-        return statistics.mean(self.rows[s]["error"] - self.originals[s]["error"] for s in both)
+        return statistics.mean(self.excesses) if self.excesses else None
 
 
 def groups(rows: Mapping[str, Mapping[str, Any]]) -> list[Group]:

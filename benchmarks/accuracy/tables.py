@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,9 +24,10 @@ __all__ = ["evidence_of", "markdown", "write", "write_evidence"]
 MOST = 0.1  # of the original's FLOPs, in all coarse blocks
 ABOUT = (
     "Written by `python -m benchmarks.accuracy draw`. Error rates on the test images in per cent, mean ± standard "
-    "deviation over the seeds. *Excess*: the mean error minus the original's of the same seeds, in percentage points. "
-    "*Coarse*: FLOPs of all coarse blocks, forward and backward, of the original's. *Speed-up*: of a step with a "
-    "device for each segment and free messages, by the plan's own count."
+    "deviation over the seeds. *Excess*: the mean error minus the original's of the same seeds, in percentage points, "
+    "± the standard error of that mean: an excess of less than twice that may be chance. *Coarse*: FLOPs of all coarse "
+    "blocks, forward and backward, of the original's. *Speed-up*: of a step with a device for each segment and free "
+    "messages, by the plan's own count."
 )
 ROUNDING = 1e-9  # of sums of error rates
 FEWEST = 3  # seeds without which a mean is no evidence
@@ -47,6 +49,15 @@ def percent(values: Iterable[float], digits: int = 2) -> str:
     each = [100 * value for value in values]
     mean = f"{statistics.mean(each):.{digits}f}"
     return f"{mean} ± {statistics.stdev(each):.{digits}f}" if len(each) > 1 else mean
+
+
+def excess_of(group: Group) -> str:
+    """``+0.28 ± 0.20``: the mean excess in percentage points and, of two seeds or more, its standard error."""
+    each = [100 * value for value in group.excesses]
+    if not each:
+        return ""
+    mean = f"{statistics.mean(each):+.2f}"
+    return f"{mean} ± {statistics.stdev(each) / math.sqrt(len(each)):.2f}" if len(each) > 1 else mean
 
 
 def markdown(every: list[Group]) -> str:
@@ -89,9 +100,8 @@ def _table(here: list[Group]) -> str:
         cells: tuple[Any, ...] = (FAMILIES[group.family].title, "", "original", "", percent(group.errors))
         cells += (len(group.rows), "", f"{first['parameters']:,}", "", "1")
         if method.n:
-            excess = "" if group.excess is None else f"{100 * group.excess:+.2f}"
             cells = (
-                "", method.n, method.kind, method.reads, percent(group.errors), len(group.rows), excess,
+                "", method.n, method.kind, method.reads, percent(group.errors), len(group.rows), excess_of(group),
                 f"{first['parameters']:,}", f"{100 * first['coarse_share']:.1f}%", f"{first['speedup']:.2f}",
             )  # fmt: skip
         lines.append(cells)
@@ -111,7 +121,7 @@ def _verdict(here: list[Group]) -> str:
                 met = "met" if (best.excess or 0.0) <= ROUNDING else "missed"
                 lines.append(
                     (FAMILIES[family].title, n, met, f"{best.method.kind}, {best.method.reads}",
-                     f"{100 * (best.excess or 0.0):+.2f}", f"{100 * best.first['coarse_share']:.1f}%", len(best.rows))
+                     excess_of(best), f"{100 * best.first['coarse_share']:.1f}%", len(best.rows))
                 )  # fmt: skip
     head = ("network", "N", "goal", "best kind", "excess", "coarse", "seeds")
     return table(head, lines)
