@@ -180,7 +180,7 @@ def _chain(flow: Flow, every: list[Run], stem_blocks: int) -> BlockChain:
         block = maker.part((run.name, run.kind, nodes), entering, leaving, (x, y), nodes)
         blocks.append(dataclasses.replace(block, signature=_canonical(block, same, module_of)))
         entering, x = leaving, y
-    output = next(node for node in reversed(flow.capture.graph.nodes) if node.op == "output")
+    output = flow.capture.graph.output_node()
     before, behind = flow.order[: runs[0].first], flow.order[runs[-1].last + 1 :]
     start = blocks[0].x
     return BlockChain(

@@ -194,7 +194,7 @@ class _Cutter:
         place = {node: i for i, node in enumerate(self.flow.order)}
         parts = list(self._parts(place))
         last = self.blocks[-1].output
-        output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        output = graph.output_node()
         behind = self.flow.order[place[last] + 1 :]
         nothing: frozenset[fx.Node] = frozenset()
         reads = [context_of(self.flow, nodes, x, nothing) for x, _, nodes, _ in parts]

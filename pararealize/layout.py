@@ -282,6 +282,6 @@ def differentiable(net: nn.Module, graph: fx.Graph) -> list[bool]:
             trained[node] |= any(True for _ in module_at(net, str(node.target)).parameters())
         elif node.op == "get_attr":
             trained[node] |= isinstance(_tensor(net, str(node.target)), nn.Parameter)
-    output = next(reversed(graph.nodes)).args[0]
+    output = graph.output_node().args[0]
     outputs: Iterable[Any] = output if isinstance(output, list | tuple) else (output,)
     return [trained[node] for node in outputs]

@@ -81,7 +81,7 @@ def clone_overwritten(graph: fx.Graph, *, first: bool) -> None:
 
 def clone_changing_outputs(graph: fx.Graph) -> None:
     """Hand out copies of values that the piece itself changes in place later."""
-    output = next(reversed(graph.nodes))
+    output = graph.output_node()
     for node in output.all_input_nodes:
         if _is_changed_after(node):
             with graph.inserting_after(node):

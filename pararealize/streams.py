@@ -49,7 +49,7 @@ class Runner:
         self.net, self.graph, self.streams = net, graph, streams
         self.lanes = lanes_of(graph, net.plan.n)
         self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
-        self.output = next(iter(reversed(graph.nodes)))
+        self.output = graph.output_node()
         self.order = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
         self.calls = {node: (parts or {}).get(node) or self._callable(node) for node in self.order}
         self.last = _last_uses(self.order, self.output)
