@@ -143,15 +143,13 @@ class Wire:
 
     def send(self, name: str, value: Any, to: int, tag: int, kinds: Kinds) -> None:
         """Begin to send a value; it must not change until :meth:`flush`."""
-        leaves, spec = pytree.tree_flatten(value)
         if not kinds.complete:
-            made = tuple(Kind.of(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in leaves)
-            rest = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-            kinds.learnt[name] = made, rest, spec
+            described = _described(value)
+            kinds.learnt[name] = _read(described)
             with self._bounded(name, to, "sending"):
-                dist.send_object_list([(name, *kinds.learnt[name])], dst=self.globally[to], group=self.control)
+                dist.send_object_list([(name, described)], dst=self.globally[to], group=self.control)
         found = kinds.learnt[name][0]
-        for leaf, kind in zip(leaves, found, strict=True):
+        for leaf, kind in zip(pytree.tree_leaves(value), found, strict=True):
             if kind is None:
                 continue
             if tuple(leaf.shape) != kind.shape or leaf.dtype != kind.dtype:
@@ -171,11 +169,11 @@ class Wire:
     def take(self, incoming: Incoming, kinds: Kinds) -> Any:
         """Wait for a message."""
         if incoming.works is None:
-            described: list[Any] = [None]
+            sent: list[Any] = [None]
             with self._bounded(incoming.name, incoming.peer, "waiting for"):
-                dist.recv_object_list(described, src=self.globally[incoming.peer], group=self.control)
-            name, found, rest, spec = described[0]
-            kinds.learnt[incoming.name] = found, rest, spec
+                dist.recv_object_list(sent, src=self.globally[incoming.peer], group=self.control)
+            name, described = sent[0]
+            kinds.learnt[incoming.name] = _read(described)
             if name != incoming.name:
                 raise DistributedError(
                     f"{self.who(self.rank)} expected {incoming.name} from {self.who(incoming.peer)}, which sent {name}"
@@ -235,24 +233,20 @@ class Wire:
 
     def copied(self, value: Any, owner: int) -> Any:
         """A value of one rank, on all of them: tensors anywhere within it are copied to this device."""
-        leaves, spec = pytree.tree_flatten(value)
-        described: list[Any] = [None]
-        if self.rank == owner:
-            rest = [Kind.of(leaf) if isinstance(leaf, torch.Tensor) else _Plain(leaf) for leaf in leaves]
-            described = [(rest, spec)]
+        sent: list[Any] = [_described(value) if self.rank == owner else None]
         with self._bounded("the output", owner, "waiting for"):
-            dist.broadcast_object_list(described, src=self.globally[owner], group=self.control)
-        rest, spec = described[0]
-        here = []
-        for i, kind in enumerate(rest):
-            if isinstance(kind, Kind):
-                tensor = kind.packed(leaves[i]) if self.rank == owner else kind.empty(self.device)
-                work = dist.broadcast(_flat(tensor), src=self.globally[owner], group=self.group, async_op=True)
-                assert work is not None
-                self._wait(work, "the output", owner, "waiting for")
-                here.append(tensor)
-            else:
-                here.append(kind.value)
+            dist.broadcast_object_list(sent, src=self.globally[owner], group=self.control)
+        found, rest, spec = _read(sent[0])
+        leaves, here = pytree.tree_leaves(value), []
+        for i, kind in enumerate(found):
+            if kind is None:
+                here.append(rest[i])
+                continue
+            tensor = kind.packed(leaves[i]) if self.rank == owner else kind.empty(self.device)
+            work = dist.broadcast(_flat(tensor), src=self.globally[owner], group=self.group, async_op=True)
+            assert work is not None
+            self._wait(work, "the output", owner, "waiting for")
+            here.append(tensor)
         return value if self.rank == owner else pytree.tree_unflatten(here, spec)
 
     def exchange(self, tensor: torch.Tensor, ranks: tuple[int, ...]) -> list[torch.Tensor]:
@@ -315,6 +309,18 @@ class Wire:
                 f"{self.timeout.total_seconds():g} s: {str(error).splitlines()[0]}; look at that rank's own error, or "
                 "pass distribute(..., timeout=) more seconds where a step takes longer"
             ) from error
+
+
+def _described(value: Any) -> Any:
+    """The value with each tensor's kind in its place: nested alike, and what of it can travel as an object."""
+    return pytree.tree_map(lambda leaf: Kind.of(leaf) if isinstance(leaf, torch.Tensor) else _Plain(leaf), value)
+
+
+def _read(described: Any) -> tuple[tuple[Kind | None, ...], list[Any], pytree.TreeSpec]:
+    """What :func:`_described` gave, as kinds of tensors, other leaves, and how all are nested."""
+    leaves, spec = pytree.tree_flatten(described)
+    found = tuple(leaf if isinstance(leaf, Kind) else None for leaf in leaves)
+    return found, [leaf.value if isinstance(leaf, _Plain) else None for leaf in leaves], spec
 
 
 def _floating(kinds: Kinds, name: str) -> list[Kind]:
