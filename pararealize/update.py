@@ -129,14 +129,17 @@ class Update:
         return torch.autocast(self.device.type, kind, enabled=name is not None)
 
     def _clip(self) -> float:
-        """The norm of all gradients together, which are clipped where the recipe says so."""
+        """The norm of all gradients together, which are clipped where the recipe says so.
+
+        Where it is not finite they stay as they are, so that those that it comes from can be told from the others.
+        """
         limit = self.recipe.clip
         if isinstance(self.net, Stage):
             with self.team.waiting("the gradients' norm"):
                 return self.net.clip_grad_norm_(math.inf if limit is None else limit).item()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if limit is not None:
+        if limit is not None and bool(norm.isfinite()):
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm.item()
 

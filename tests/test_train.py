@@ -295,6 +295,15 @@ def test_gradients_that_are_not_finite_stop_before_the_weights(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), kept[-1], strict=True))
 
 
+def test_clipping_does_not_hide_where_gradients_became_non_finite():
+    net = network()
+    net.get_parameter("0.weight").register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(
+        TrainingError, match=r"gradients became non-finite first, beginning in segment 1 .*, at 0.weight"
+    ):
+        fit(net, samples(), Recipe(epochs=1, clip=1.0))
+
+
 def test_a_learning_rate_that_is_too_large_is_seen():
     with pytest.raises(TrainingError, match=r"(loss|gradients' norm) of step \d+ .* lower the learning rate"):
         fit(nn.Sequential(*[nn.Linear(8, 8) for _ in range(6)]), samples(), Recipe(epochs=9, lr=1e9))
