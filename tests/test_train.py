@@ -132,6 +132,24 @@ def test_a_second_run_needs_leave(tmp_path):
     assert len(history.epochs) == 3
 
 
+class Counting(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 0}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_state_that_cannot_be_kept_is_refused_before_the_first_step(tmp_path):
+    net = nn.Sequential(Counting(8, 3))
+    steps = []
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint: 0\._extra_state no tensors"):
+        fit(net, samples(), RECIPE, folder=tmp_path / "run", report=steps.append)
+    assert steps == []
+    assert not (tmp_path / "run").exists()
+    assert fit(net, samples(), RECIPE).score.count == 13  # without a folder nothing is kept
+
+
 CHANGES = {
     "recipe.lr: 0.05 there, 0.1 here": lambda: (network(), samples(), Recipe(epochs=3, clip=1.0), {}),
     "seed: 0 there, 1 here": lambda: (network(), samples(), RECIPE, {"seed": 1}),
