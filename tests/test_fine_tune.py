@@ -62,6 +62,15 @@ def test_without_a_step_that_moves_the_errors_stay(net: nn.Module) -> None:
     assert last == calibration.stage("after")
 
 
+def test_errors_are_on_the_samples_of_the_stages_before(net: nn.Module) -> None:
+    calibration = calibrate(net, DATA.batches)
+    tuned = fine_tune(
+        net, DATA, calibration, steps=1, norms="keep", recipe=Recipe(lr=1e-20, momentum=0, weight_decay=0)
+    )
+    last = dataclasses.replace(tuned.stage("fine-tuned"), stage="after")
+    assert last == calibration.stage("after")
+
+
 def test_the_loss_is_half_of_each(net: nn.Module) -> None:
     guided = Guided(net, Interfaces(net.eval()), keep_norms=True)
     x, labels = next(DATA.epoch(0))
