@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CalibrationError
-from .least_squares import LinearLayer, Regression, linear_part
+from .least_squares import LinearLayer, Regression, is_trained, linear_part
 
 __all__ = ["Pair", "distil", "last_layer", "measure_norms", "solve_last"]
 
@@ -81,10 +81,10 @@ def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> None:
 
 
 def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge: float) -> bool:
-    """Solve for the last linear layer, all else as it is; False where there is no such layer."""
+    """Solve for the last linear layer, all else as it is; False where there is no such layer, or it is frozen."""
     value, context, _ = next(iter(pairs()))
     layer = last_layer(module, value, context)
-    if layer is None:
+    if layer is None or not is_trained(layer):
         return False
     regression = Regression(module, layer, rest=True)
     for pair in pairs():

@@ -111,6 +111,14 @@ def test_frozen_parameters_stay() -> None:
     assert torch.equal(module.unit1.conv1.weight, before)
 
 
+def test_a_frozen_last_layer_is_not_solved_for() -> None:
+    module = block()
+    module.unit2.conv2.requires_grad_(False)
+    before = module.unit2.conv2.weight.clone()
+    assert not solve_last(module, pairs, ridge=1e-4)
+    assert torch.equal(module.unit2.conv2.weight, before)
+
+
 def test_a_loss_that_blows_up_is_an_error() -> None:
     with pytest.raises(CalibrationError, match=r"in step . of 9 of a distillation; pass a smaller lr than 1e\+30"):
         distil(block(), pairs(), steps=9, lr=1e30, seed=0)
