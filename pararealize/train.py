@@ -103,6 +103,7 @@ def fit(
         OutputError: the folder is there, or a file cannot be written; the last checkpoint stays.
         RankError: another rank failed, died or hung.
         ExampleError: the network gives no logits.
+        ModelError: there is nothing to train.
         MultigridError: the step's monitor watches another network.
 
     Example:
