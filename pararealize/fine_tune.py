@@ -58,7 +58,7 @@ def fine_tune(
     trained, so only the output and the accuracy have to improve.
 
     Args:
-        net: the network, calibrated; trained where it is.
+        net: the network, calibrated; trained where it is, and its training flags left as found.
         data: the training part is trained on, the test part measured on; the training part is measured on, too, where
             the calibration's errors are on what was fitted to, so that the stages can be compared.
         calibration: the report so far.
@@ -101,9 +101,12 @@ def fine_tune(
     guided = Guided(net, Interfaces(before), keep_norms=keep)
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
     recipe = GuidedRecipe(**values | {"epochs": 1}, guide=guided)
-    mode = net.training
-    fit(guided, Excerpt.of(data, steps), recipe, seed=seed, report=report)
-    net.train(mode)
+    flags = [(module, module.training) for module in net.modules()]
+    try:
+        fit(guided, Excerpt.of(data, steps), recipe, seed=seed, report=report)
+    finally:
+        for module, flag in flags:
+            module.training = flag
     with quiet(net, seed), quiet(before, seed):
         batches = data.test_batches if calibration.held_out else data.batches
         record = Record(Interfaces(net), batches, keep=0)
