@@ -23,7 +23,7 @@ from .emit import PararealModule
 from .errors import CalibrationError, ModelError
 from .interface_errors import Measured, measure
 from .interfaces import Batches, Crossing, Interfaces, Record
-from .least_squares import Regression, linear_part
+from .least_squares import Regression, is_trained, linear_part
 from .restore import host_random_kept, ordinary_mode
 from .score import eval_mode
 
@@ -139,7 +139,7 @@ def _fit_adapters(record: Record, ridge: float, told: Callable[[str], None]) -> 
     regressions = {}
     for plan in interfaces.net.plan.adapters:
         module = interfaces.adapter(plan.j)
-        if (found := linear_part(module)) is not None and found[0].weight.requires_grad:
+        if (found := linear_part(module)) is not None and is_trained(found[0]):
             regressions[plan.j] = Regression(module, *found)
     told(f"fitting {len(regressions)} adapters")
     for crossing in record:
@@ -189,7 +189,7 @@ def _fit_one(module: nn.Module, record: Record, j: int, *, steps: int, lr: float
     def pairs() -> Iterator[Pair]:
         return iter(sample) if record.complete else map(pair, record.fine())
 
-    if (found := linear_part(module)) is not None:
+    if (found := linear_part(module)) is not None and is_trained(found[0]):
         regression = Regression(module, *found)
         for one in pairs():
             regression.take(*one)

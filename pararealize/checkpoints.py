@@ -239,13 +239,27 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: it holds something else than tensors, or tensors without values.
     """
-    state = module.state_dict()
-    others = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    empty = [key for key, value in state.items() if isinstance(value, torch.Tensor) and value.is_meta]
-    if others or empty:
-        fault = f"{', '.join(others[:3])} no tensors" if others else f"{', '.join(empty[:3])} on the meta device"
-        raise CheckpointError(f"cannot write a checkpoint: {fault}; only tensors with values can be saved")
+    state = check_tensors(module)
+    if empty := [key for key, value in state.items() if value.is_meta]:
+        raise CheckpointError(
+            f"cannot write a checkpoint: {', '.join(empty[:3])} on the meta device; only tensors with values can be "
+            "saved"
+        )
     return {key: value.detach() for key, value in state.items()}
+
+
+def check_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's state dict, with values or without.
+
+    Raises:
+        CheckpointError: it holds something else than tensors.
+    """
+    state: dict[str, torch.Tensor] = module.state_dict()
+    if others := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(
+            f"cannot write a checkpoint: {', '.join(others[:3])} no tensors; only tensors with values can be saved"
+        )
+    return state
 
 
 def collect(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CalibrationError
-from .least_squares import LinearLayer, Regression, linear_part
+from .least_squares import LinearLayer, Regression, is_trained, linear_part
 
 __all__ = ["Pair", "distil", "last_layer", "measure_norms", "solve_last"]
 
@@ -41,7 +41,8 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters or not steps:
         return
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    least = max(torch.finfo(parameter.dtype).tiny for parameter in parameters)
+    optimizer = torch.optim.Adam(parameters, lr=lr, eps=max(1e-8, least))
     order = _order(len(pairs), torch.Generator().manual_seed(seed))
     with norms_training(module), torch.enable_grad():
         for step in range(steps):
@@ -49,8 +50,10 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
             for group in optimizer.param_groups:
                 group["lr"] = lr * _rate(step, steps)
             optimizer.zero_grad()
-            error = module(r.clone(), *context) - target
-            loss = error.square().mean() / target.square().mean().clamp(min=torch.finfo(target.dtype).tiny)
+            wide = torch.promote_types(target.dtype, torch.float32)
+            true = target.to(wide)
+            error = module(r.clone(), *context).to(wide) - true
+            loss = error.square().mean() / true.square().mean().clamp(min=torch.finfo(wide).tiny)
             if not bool(torch.isfinite(loss)):
                 raise CalibrationError(
                     f"the loss is {loss.item()} in step {step + 1} of {steps} of a distillation; pass a smaller lr "
@@ -81,10 +84,10 @@ def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> None:
 
 
 def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge: float) -> bool:
-    """Solve for the last linear layer, all else as it is; False where there is no such layer."""
+    """Solve for the last linear layer, all else as it is; False where there is no such layer, or it is frozen."""
     value, context, _ = next(iter(pairs()))
     layer = last_layer(module, value, context)
-    if layer is None:
+    if layer is None or not is_trained(layer):
         return False
     regression = Regression(module, layer, rest=True)
     for pair in pairs():
@@ -128,7 +131,9 @@ def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> L
     moved = after - before
     if moved.shape != changes[-1].shape:
         return None
-    same = (moved - changes[-1]).norm() <= 1e-3 * changes[-1].norm() + 1e-5 * before.norm()
+    rounding = torch.finfo(moved.dtype).eps
+    least = max(1e-3, rounding) * changes[-1].norm() + max(1e-5, rounding) * before.norm()
+    same = (moved - changes[-1]).norm() <= least
     return called[-1] if bool(same) else None
 
 

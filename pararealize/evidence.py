@@ -29,6 +29,8 @@ __all__ = ["DEFAULT", "FAMILIES", "Choice", "Evidence", "choose", "choose_from",
 FAMILIES = ("residual convolutions", "plain convolutions", "attention", "residual mixing")
 DEFAULT = "bottleneck"  # where no network of the kind was tried: it learnt in all families that were
 
+ROUNDING = 1e-4  # of shares, which stand in the table with five digits
+
 _ATTENTION = {functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention}
 _SOFTMAX = {torch.softmax, functional.softmax}
 _PRODUCTS = {torch.matmul, torch.bmm, torch.einsum, operator.matmul}
@@ -111,7 +113,7 @@ def choose_from(rows: Iterable[Evidence], family: str | None, n: int, *, stem_sh
     their blocks in it, those count that had no larger share there; and where another had, and learnt, ``why`` says so.
     """
     every = [row for row in rows if row.family == family]
-    known = [row for row in every if row.stem_share <= stem_share]
+    known = [row for row in every if row.stem_share <= stem_share + ROUNDING]
     if not known:
         what = f"no network of {family} was tried" if family else "its blocks are of no family that was tried"
         return Choice(kind=DEFAULT, source=None, why=f"the default, since {what}")
@@ -141,7 +143,7 @@ def _by_kind(rows: Sequence[Evidence]) -> dict[tuple[str, str, float], list[Evid
 
 def _advice(rows: Sequence[Evidence], stem_share: float) -> str:
     """The shallowest of the deeper stems with which a kind learnt as well as the original, if any did."""
-    enough = [own for own in _by_kind(rows).values() if own[0].stem_share > stem_share and _excess(own) <= 0]
+    enough = [own for own in _by_kind(rows).values() if own[0].stem_share > stem_share + ROUNDING and _excess(own) <= 0]
     if not enough:
         return ""
     best = min((found[0].stem_share, _share(found), found[0].kind) for found in enough)

@@ -22,7 +22,7 @@ from .adapters import Adapter
 from .route import Move, Resample
 from .units import CoarseBlock, Projection
 
-__all__ = ["Convolution", "LinearLayer", "NormalEquations", "Regression", "linear_part"]
+__all__ = ["Convolution", "LinearLayer", "NormalEquations", "Regression", "is_trained", "linear_part"]
 
 LinearLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -160,6 +160,11 @@ def unfold(layer: Convolution, x: Tensor) -> Tensor:
         x, padding = functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
     convolve = _CONVOLVE[len(layer.kernel_size)]
     return convolve(x, weight, None, layer.stride, padding, layer.dilation, x.shape[1])
+
+
+def is_trained(layer: LinearLayer) -> bool:
+    """Whether all parameters of a layer may change."""
+    return all(parameter.requires_grad for parameter in layer.parameters())
 
 
 def linear_part(module: nn.Module) -> tuple[LinearLayer, tuple[nn.Module, ...]] | None:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from .checkpoints import collect, group_of
 from .errors import CheckpointError
 
-__all__ = ["gather_optimizer_state", "load_optimizer_state"]
+__all__ = ["gather_optimizer_state", "load_optimizer_state", "parameter_names"]
 
 
 def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere: bool = False) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere
 def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Give an optimiser its part of what :func:`gather_optimizer_state` gave.
 
-    Each rank calls it for itself. A parameter that the state knows nothing of, as one that never had a gradient, starts
-    anew.
+    Each rank calls it for itself. A tied parameter is found under any of its names. A parameter that the state knows
+    nothing of, as one that never had a gradient, starts anew.
 
     Raises:
         CheckpointError: another number of groups, a parameter in another group or in none, or another shape.
@@ -96,17 +96,21 @@ def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[
     if not {"state", "groups"} <= set(state):
         raise CheckpointError("this is no state of gather_optimizer_state; pass what that returned")
     names, fault = _names(stage, optimizer)
-    groups = state["groups"]
+    groups, known_names = state["groups"], parameter_names(stage)
+    given_states: dict[str, Mapping[str, Any]] = {
+        name: next((state["state"][other] for other in others if other in state["state"]), {})
+        for name, others in known_names.items()
+    }
     if not fault and len(groups) != len(optimizer.param_groups):
         fault = f"the state has {len(groups)} groups of parameters and the optimiser {len(optimizer.param_groups)}"
     faults = [fault] if fault else []
     for i, (given, own) in enumerate(zip(groups, optimizer.param_groups, strict=False)):
         known = set(given["params"])
-        others = [names[id(p)] for p in own["params"] if not fault and names[id(p)] not in known]
+        others = [names[id(p)] for p in own["params"] if not fault and known.isdisjoint(known_names[names[id(p)]])]
         if others:
             faults.append(f"{len(others)} parameters of group {i} are not in it there ({', '.join(others[:3])})")
     for parameter in (p for own in optimizer.param_groups for p in own["params"]) if not fault else ():
-        for key, value in state["state"].get(names[id(parameter)], {}).items():
+        for key, value in given_states[names[id(parameter)]].items():
             if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
                 shapes = f"{tuple(value.shape)} there, {tuple(parameter.shape)} here"
                 faults.append(f"{key} of {names[id(parameter)]}: {shapes}")
@@ -118,13 +122,24 @@ def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[
     numbers = {id(parameter): i for i, parameter in enumerate(numbered)}
     optimizer.load_state_dict(
         {
-            "state": {i: dict(found) for i, p in enumerate(numbered) if (found := state["state"].get(names[id(p)]))},
+            "state": {i: dict(found) for i, p in enumerate(numbered) if (found := given_states[names[id(p)]])},
             "param_groups": [
                 {**given, "params": [numbers[id(p)] for p in own["params"]]}
                 for given, own in zip(groups, optimizer.param_groups, strict=True)
             ],
         }
     )
+
+
+def parameter_names(stage: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For each parameter's name on this rank all that it has in the one-process network: tied ones have several."""
+    ties = getattr(stage, "_ties", None)
+    if ties is not None:
+        return {name: (name, *ties.keys.get(name, ())) for name, _ in stage.named_parameters()}
+    names: dict[int, list[str]] = {}
+    for name, parameter in stage.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {found[0]: tuple(found) for found in names.values()}
 
 
 def _names(stage: nn.Module, optimizer: Optimizer) -> tuple[dict[int, str], str]:

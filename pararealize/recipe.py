@@ -156,11 +156,12 @@ class Recipe:
         return rate * min(1.0, (step + 1) / self.warmup) if self.warmup else rate
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over these parameters."""
+        """The optimiser over these parameters, which may be none: of several ranks, one may have nothing to train."""
+        groups = [{"params": list(parameters)}]
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
         return torch.optim.SGD(
-            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
 
     def loss(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

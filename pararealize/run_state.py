@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from .checkpoints import collect, first_replica, group_of, load_state, own_tensors, sync
 from .errors import CheckpointError
-from .optimizer_state import gather_optimizer_state, load_optimizer_state
+from .optimizer_state import gather_optimizer_state, load_optimizer_state, parameter_names
 from .team import Team
 
 __all__ = ["RunState", "gather_run_state", "load_run_state", "read_run_state", "write_run_state"]
@@ -135,11 +135,10 @@ def load_run_state(
         CheckpointError: something is missing or has another shape.
     """
     load_state(net, folder / WEIGHTS)
-    names = [name for name, _ in net.named_parameters()]
+    wanted = {name for names in parameter_names(net).values() for name in names}
     state: dict[str, dict[str, Any]] = {
-        name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in set(names)
+        name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in wanted
     }
-    wanted = set(names)
     same: bool = plain["world"] == team.world
     try:
         with safe_open(str(folder / TENSORS), framework="pt") as file:

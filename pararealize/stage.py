@@ -268,7 +268,8 @@ class Stage(nn.Module):
     ) -> torch.Tensor:
         """Scale all gradients so that their norm over all ranks of the network is at most ``max_norm``.
 
-        Parameters that several ranks share count once. Every rank calls it.
+        Parameters that several ranks share count once. Every rank calls it. Where the norm is not finite, gradients
+        stay as they are.
 
         Returns:
             The norm before, the same on every rank.
@@ -286,7 +287,7 @@ class Stage(nn.Module):
         norm = norm if norm_type == float("inf") else norm ** (1 / norm_type)
         if error_if_nonfinite and not norm.isfinite():
             raise RuntimeError(f"the gradients' norm of order {norm_type} is {norm.item()}, so they cannot be clipped")
-        clip_grads_with_norm_(self.parameters(), max_norm, norm)
+        clip_grads_with_norm_(self.parameters(), max_norm, norm.where(norm.isfinite(), 0.0))
         return norm
 
     @contextlib.contextmanager

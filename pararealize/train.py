@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from .board import Board
-from .checkpoints import save_state
+from .checkpoints import check_tensors, save_state
 from .dataset import Dataset
 from .errors import MultigridError, RecipeError, TrainingError
 from .history import EpochRow, History, Row, StepRow, from_line, to_line
@@ -98,10 +98,12 @@ def fit(
 
     Raises:
         TrainingError: the loss or the gradients are not finite any more; it says at which step and where it began.
-        CheckpointError: a run is to be resumed that was asked for something else, or a checkpoint is damaged.
+        CheckpointError: a run is to be resumed that was asked for something else, a checkpoint is damaged, or the
+            network's state is more than tensors and cannot be kept.
         OutputError: the folder is there, or a file cannot be written; the last checkpoint stays.
         RankError: another rank failed, died or hung.
         ExampleError: the network gives no logits.
+        ModelError: there is nothing to train.
         MultigridError: the step's monitor watches another network.
 
     Example:
@@ -193,7 +195,7 @@ class _Run:
     def asked(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """What the run is asked for: what has to be the same where it goes on."""
         shapes: dict[str, list[int]] = {}
-        for found in self.team.gather({name: list(value.shape) for name, value in self.net.state_dict().items()}):
+        for found in self.team.gather({name: list(value.shape) for name, value in check_tensors(self.net).items()}):
             shapes |= found
         data, plan = self.data, _plan(self.net)
         labels = hashlib.sha256(data.labels.numpy().tobytes() + data.test_labels.numpy().tobytes()).hexdigest()[:16]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .errors import ModelError
 from .recipe import Recipe
 from .score import correct, logits_of
 from .stage import Stage
@@ -75,6 +76,9 @@ class Update:
         team: who trains it.
         step: forward and backward, where the network has a way of its own.
 
+    Raises:
+        ModelError: there is nothing to train.
+
     Attributes:
         optimizer: over the network's parameters.
         scaler: of the loss in float16.
@@ -83,9 +87,15 @@ class Update:
 
     def __init__(self, net: nn.Module, recipe: Recipe, team: Team, step: Step | None = None) -> None:
         self.net, self.recipe, self.team = net, recipe, team
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        if team.group is None and not trained:
+            raise ModelError(
+                f"nothing of this {type(net).__name__} can be trained: it has no parameters, or all are frozen; call "
+                "requires_grad_() on those that are to be trained"
+            )
         self.device = net.device if isinstance(net, Stage) else next(net.parameters()).device
         self.step: Step = step or (net.step if isinstance(net, Stage) else one_process_step(net))
-        self.optimizer = recipe.make_optimizer([p for p in net.parameters() if p.requires_grad])
+        self.optimizer = recipe.make_optimizer(trained)
         self.scaler = _scaler(net, self.device) if recipe.amp == "float16" else None
 
     def __call__(self, x: torch.Tensor, labels: torch.Tensor, lr: float) -> Taken:
@@ -129,14 +139,17 @@ class Update:
         return torch.autocast(self.device.type, kind, enabled=name is not None)
 
     def _clip(self) -> float:
-        """The norm of all gradients together, which are clipped where the recipe says so."""
+        """The norm of all gradients together, which are clipped where the recipe says so.
+
+        Where it is not finite they stay as they are, so that those that it comes from can be told from the others.
+        """
         limit = self.recipe.clip
         if isinstance(self.net, Stage):
             with self.team.waiting("the gradients' norm"):
                 return self.net.clip_grad_norm_(math.inf if limit is None else limit).item()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if limit is not None:
+        if limit is not None and bool(norm.isfinite()):
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm.item()
 

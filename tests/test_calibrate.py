@@ -192,6 +192,25 @@ def test_coarse_blocks_that_are_one_module_are_fitted_once() -> None:
     assert methods == ["least squares", "left: shared with one before"]
 
 
+def test_what_is_frozen_stays() -> None:
+    """A linear coarse block of which only the bias may change is trained; an adapter with a frozen bias is left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(6))).double()
+    batch = torch.randn(40, 5, dtype=torch.float64)
+    net = pararealize(
+        model, 2, example_inputs=batch, coarse=lambda *_: nn.Linear(5, 5, dtype=torch.float64), source="stem"
+    )
+    frozen = [net.get_parameter(name) for name in ("coarse.F1.weight", "adapters.C2.project.bias")]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [parameter.clone() for parameter in frozen]
+    bias = net.get_parameter("coarse.F1.bias").clone()
+    methods = [fit.method for fit in calibrate(net, [batch], steps=5).fits]
+    assert methods == ["left: frozen", "distilled"]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
+    assert not torch.equal(net.get_parameter("coarse.F1.bias"), bias)
+
+
 def test_one_segment_has_nothing_to_fit() -> None:
     calibration = calibrate(small(n=1), images())
     assert calibration.fits == ()

@@ -26,7 +26,7 @@ def pairs(count: int = 3) -> list[tuple[Tensor, tuple[()], Tensor]]:
 
 def error(module: nn.Module, data: list[tuple[Tensor, tuple[()], Tensor]]) -> float:
     with torch.no_grad():
-        return sum((module(x) - t).square().sum().item() for x, _, t in data)
+        return sum((module(x) - t).double().square().sum().item() for x, _, t in data)
 
 
 def test_training_reduces_the_error_and_nothing_else_changes() -> None:
@@ -50,6 +50,20 @@ def test_one_seed_gives_one_result() -> None:
         states.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Squares of errors and of gradients are smaller or larger than float16 has; bfloat16 rounds in the third digit."""
+    data = [(x.to(dtype), c, 300 * t.to(dtype)) for x, c, t in pairs()]
+    module = block().to(dtype)
+    before = error(module, data)
+    distil(module, data, steps=30, lr=1e-1, seed=0)
+    measure_norms(module, data)
+    trained = error(module, data)
+    assert trained < 0.95 * before
+    assert solve_last(module, lambda: data, ridge=1e-4)
+    assert error(module, data) < trained
 
 
 def test_the_last_layer_is_at_its_minimum() -> None:
@@ -109,6 +123,14 @@ def test_frozen_parameters_stay() -> None:
     before = module.unit1.conv1.weight.clone()
     distil(module, pairs(), steps=3, lr=1e-2, seed=0)
     assert torch.equal(module.unit1.conv1.weight, before)
+
+
+def test_a_frozen_last_layer_is_not_solved_for() -> None:
+    module = block()
+    module.unit2.conv2.requires_grad_(False)
+    before = module.unit2.conv2.weight.clone()
+    assert not solve_last(module, pairs, ridge=1e-4)
+    assert torch.equal(module.unit2.conv2.weight, before)
 
 
 def test_a_loss_that_blows_up_is_an_error() -> None:

@@ -75,6 +75,14 @@ def test_a_deeper_stem_is_advised_and_counts_where_there_is_one():
     assert "in the stem" not in choose_from([*rows, row("linear", 0.06, 0.0, stem=0.5)], "attention", 6).why
 
 
+def test_a_share_of_the_stem_that_the_table_rounds_up_is_the_networks_own():
+    rows = [row("linear", 0.09, 0.0), row("bottleneck", 0.05, 0.05, stem=round(2 / 12, 5))]
+    assert choose_from(rows, "attention", 6, stem_share=2 / 12).why.startswith("the cheapest that learnt")
+    rows = [row("linear", 0.09, 0.0), row("bottleneck", 0.06, 0.05, stem=round(2 / 12, 5))]
+    rows += [row("block", 0.05, 0.5, stem=round(2 / 12, 5))]
+    assert "stem_blocks" not in choose_from(rows, "attention", 6, stem_share=2 / 12).why
+
+
 def test_a_network_with_blocks_in_its_stem_is_told_by_their_share(monkeypatch):
     told = []
     monkeypatch.setattr("pararealize.evidence.choose_from", lambda *_, stem_share: told.append(stem_share))

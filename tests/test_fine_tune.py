@@ -1,5 +1,6 @@
 """Fine-tuning: so many batches, better than before, batch norms as asked for, the original as teacher."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from pararealize import pararealize
 from pararealize.calibrate import calibrate
 from pararealize.data import load
-from pararealize.errors import CalibrationError
+from pararealize.errors import CalibrationError, TrainingError
 from pararealize.fine_tune import Excerpt, Guided, GuidedRecipe, fine_tune
 from pararealize.interfaces import Interfaces
 from pararealize.recipe import Recipe
@@ -60,6 +61,25 @@ def test_without_a_step_that_moves_the_errors_stay(net: nn.Module) -> None:
     )
     last = dataclasses.replace(tuned.stage("fine-tuned"), stage="after")
     assert last == calibration.stage("after")
+
+
+def test_errors_are_on_the_samples_of_the_stages_before(net: nn.Module) -> None:
+    calibration = calibrate(net, DATA.batches)
+    tuned = fine_tune(
+        net, DATA, calibration, steps=1, norms="keep", recipe=Recipe(lr=1e-20, momentum=0, weight_decay=0)
+    )
+    last = dataclasses.replace(tuned.stage("fine-tuned"), stage="after")
+    assert last == calibration.stage("after")
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e30])
+def test_training_flags_stay(net: nn.Module, lr: float) -> None:
+    calibration = calibrate(net, DATA.batches, test=DATA.test_batches)
+    list(net.train().modules())[-1].eval()
+    modes = [module.training for module in net.modules()]
+    with contextlib.suppress(TrainingError):
+        fine_tune(net, DATA, calibration, steps=3, recipe=Recipe(lr=lr))
+    assert [module.training for module in net.modules()] == modes
 
 
 def test_the_loss_is_half_of_each(net: nn.Module) -> None:

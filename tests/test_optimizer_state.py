@@ -1,9 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import parts
 import pytest
 import ring
 import torch
+from beside import converted, distance, mean_square, mesh_of
+from ranks import on_ranks
 from torch import nn
 
 from pararealize.errors import CheckpointError
@@ -65,3 +68,27 @@ def test_what_is_wrong_on_one_rank_is_told_by_all(tmp_path: Path, way: str, told
     for end in ring.launch(2, tmp_path, way, seconds=60, target=parts.fail):
         assert (end["code"], end["type"]) == (0, "CheckpointError"), end
         assert told in end["error"]
+
+
+def taken_over(state: dict[str, Any]) -> dict[str, float]:
+    """How far the momenta of this rank are from those of the one-process network."""
+    stage = converted("tied embedding")[0].distribute(mesh_of(2), timeout=30)
+    optimizer = torch.optim.SGD(stage.parameters(), lr=0.1, momentum=0.9)
+    load_optimizer_state(stage, optimizer, state)
+    momenta = {name: optimizer.state[p].get("momentum_buffer") for name, p in stage.named_parameters()}
+    one = {"head.weight": "embed.weight"}
+    return {name: distance(m, state["state"][one.get(name, name)]["momentum_buffer"]) for name, m in momenta.items()}
+
+
+def test_a_tied_parameter_is_found_under_another_of_its_names() -> None:
+    """In one process the embedding has the first name; the second of two ranks knows it by the head's alone."""
+    net, batch = converted("tied embedding")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    mean_square(net(batch(2)), torch.zeros(())).backward()
+    optimizer.step()
+    state = gather_optimizer_state(net, optimizer)
+    assert "head.weight" not in state["state"]
+    first, last = on_ranks(2, taken_over, state)
+    assert "embed.weight" in first
+    assert "head.weight" in last
+    assert {*first.values(), *last.values()} == {0.0}

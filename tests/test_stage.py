@@ -19,8 +19,21 @@ from pararealize.errors import CheckpointError, DistributedError
 def aspects(names):
     """Every check for two ranks that needs no launch of its own."""
     found = {name: accumulate(name, dp=False) for name in names}
-    checks = (in_bfloat16, frozen, without_target, scaled, from_meta)
+    checks = (in_bfloat16, frozen, without_target, scaled, not_finite, from_meta)
     return {**found, **{check.__name__: check() for check in checks}}
+
+
+def not_finite():
+    """Where the norm is not finite, no gradient changes, so that the one at fault can be told from the others."""
+    net, batch = converted("perceptron")
+    stage = net.distribute(mesh_of(2), timeout=30)
+    stage.step(batch(4), target=torch.zeros(()), loss_fn=mean_square)
+    others = list(stage.parameters())
+    if stage.rank == 1:
+        others.pop().grad.fill_(float("nan"))
+    before = [parameter.grad.clone() for parameter in others]
+    assert not stage.clip_grad_norm_(1e-3).isfinite()
+    return {"grad": max(distance(p.grad, old) for p, old in zip(others, before, strict=True))}
 
 
 def in_bfloat16():

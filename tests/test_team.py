@@ -85,6 +85,33 @@ def copies(recipe):
     return arrays(stage.state_dict()), history.rows, arrays(normed.state_dict())
 
 
+def partly_frozen(recipe):
+    """All that the first of two ranks holds stays as it is; the one-process network beside."""
+    net = network(dropout=0.0)
+    mesh = init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("dp", "parareal"))
+    stage = net.distribute(mesh, timeout=30)
+    if stage.rank == 0:
+        stage.requires_grad_(False)
+    names = [None, None]
+    dist.all_gather_object(names, [name for name, _ in stage.named_parameters()])
+    for name in names[0]:
+        net.get_parameter(name).requires_grad_(False)
+    history, expected = fit(stage, samples(), recipe), fit(net, samples(), recipe)
+    whole = net.state_dict()
+    return (
+        history.score.error,
+        expected.score.error,
+        close(stage.state_dict(), {k: whole[k] for k in stage.state_dict()}),
+    )
+
+
+@pytest.mark.parametrize("amp", [None, "float16"])
+def test_a_rank_may_have_nothing_to_train(amp):
+    for error, expected, alike in on_ranks(2, partly_frozen, Recipe(epochs=1, lr=0.05, clip=1.0, amp=amp)):
+        assert error == expected
+        assert alike or amp
+
+
 class Stopped(Exception):
     pass
 

@@ -132,6 +132,24 @@ def test_a_second_run_needs_leave(tmp_path):
     assert len(history.epochs) == 3
 
 
+class Counting(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 0}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_state_that_cannot_be_kept_is_refused_before_the_first_step(tmp_path):
+    net = nn.Sequential(Counting(8, 3))
+    steps = []
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint: 0\._extra_state no tensors"):
+        fit(net, samples(), RECIPE, folder=tmp_path / "run", report=steps.append)
+    assert steps == []
+    assert not (tmp_path / "run").exists()
+    assert fit(net, samples(), RECIPE).score.count == 13  # without a folder nothing is kept
+
+
 CHANGES = {
     "recipe.lr: 0.05 there, 0.1 here": lambda: (network(), samples(), Recipe(epochs=3, clip=1.0), {}),
     "seed: 0 there, 1 here": lambda: (network(), samples(), RECIPE, {"seed": 1}),
@@ -293,6 +311,15 @@ def test_gradients_that_are_not_finite_stop_before_the_weights(tmp_path):
                        r"became non-finite first, beginning in segment 3 .*; there is no checkpoint"):  # fmt: skip
         fit(net, samples(), RECIPE, report=lambda _: kept.append([p.clone() for p in net.parameters()]))
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), kept[-1], strict=True))
+
+
+def test_clipping_does_not_hide_where_gradients_became_non_finite():
+    net = network()
+    net.get_parameter("0.weight").register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(
+        TrainingError, match=r"gradients became non-finite first, beginning in segment 1 .*, at 0.weight"
+    ):
+        fit(net, samples(), Recipe(epochs=1, clip=1.0))
 
 
 def test_a_learning_rate_that_is_too_large_is_seen():

@@ -9,7 +9,7 @@ from torch import nn
 from training import network, same, samples
 
 from pararealize import Recipe
-from pararealize.errors import ExampleError
+from pararealize.errors import ExampleError, ModelError
 from pararealize.team import Team
 from pararealize.update import Sums, Update, one_process_step
 
@@ -114,6 +114,12 @@ def test_no_logits_are_refused():
     x, labels = batch()
     with pytest.raises(ExampleError, match="gives a tensor of shape"):
         Update(nn.Sequential(nn.Linear(8, 8), nn.Flatten(0)), Recipe(), Team())(x, labels, 0.1)
+
+
+@pytest.mark.parametrize("net", [nn.Flatten(), nn.Linear(8, 3).requires_grad_(False)])
+def test_nothing_to_train_is_refused(net):
+    with pytest.raises(ModelError, match=r"nothing of this (Flatten|Linear) can be trained"):
+        Update(net, Recipe(), Team())
 
 
 def test_sums():
