@@ -55,6 +55,7 @@ STOPPED = 130  # exit status after Ctrl-C
 
 
 def train(
+    context: typer.Context,
     model: Model,
     n: Annotated[
         int | None,
@@ -220,6 +221,7 @@ def train(
         from .train_display import Display
 
         _check_folder(resume=resume, force=force)
+        train_arguments.check_used(_given(context), method=method, by_torchrun=started_by_torchrun())
         samples = load(
             data, batch_size=batch_size, seed=seed, data_dir=data_dir, augment=augment, image_size=image_size
         )
@@ -276,6 +278,12 @@ def _check_folder(*, resume: bool, force: bool) -> None:
 
     if resume and force:
         raise OutputError("--resume goes on with the run that is there and --force replaces it; give one of the two")
+
+
+def _given(context: typer.Context) -> list[str]:
+    """The options that stand on the command line, by the names of their parameters."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _leave(mesh: DeviceMesh | None) -> None:

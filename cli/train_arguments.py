@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,52 @@ if TYPE_CHECKING:
 
     from .train_display import Display
 
-__all__ = ["folder", "iterations", "mesh", "milestones", "monitor", "precision", "takes_classes", "tensorboard"]
+__all__ = [
+    "check_used",
+    "folder",
+    "iterations",
+    "mesh",
+    "milestones",
+    "monitor",
+    "precision",
+    "takes_classes",
+    "tensorboard",
+]
+
+
+OF_METHODS = {  # options that only some methods read
+    ("parareal",): ("n", "coarse", "cuts", "source", "stem_blocks", "cost"),
+    ("multigrid", "oneshot"): ("levels", "coarsening", "iterations", "relaxation"),
+}
+
+
+def check_used(given: Collection[str], *, method: str, by_torchrun: bool) -> None:
+    """Refuse options of the network that were given and would change nothing.
+
+    Args:
+        given: names of the options on the command line, as parameters of the command.
+        method: that trains.
+        by_torchrun: whether torchrun started this process.
+
+    Raises:
+        PlanError: it names them, and what they belong to.
+
+    Example:
+        >>> check_used(["n", "epochs"], method="parareal", by_torchrun=False)
+    """
+    known = {"serial", *(name for methods in OF_METHODS for name in methods)}
+    for methods, options in OF_METHODS.items():
+        unused = [f"--{name.replace('_', '-')}" for name in options if name in given]
+        if unused and method in known.difference(methods):
+            raise PlanError(
+                f"{', '.join(unused)}: nothing that --method {method} reads, but of --method {' or '.join(methods)}; "
+                f"leave {'it' if len(unused) == 1 else 'them'} out, or choose that method"
+            )
+    if "ranks" in given and not by_torchrun:
+        raise PlanError(
+            "--ranks says how torchrun's processes share a network, and torchrun did not start this one; start with "
+            "torchrun --nproc-per-node N -m pararealize_cli train, or leave it out"
+        )
 
 
 def mesh(method: str, n: int | None, ranks: int | None, devices: str | None, timeout: float) -> DeviceMesh:

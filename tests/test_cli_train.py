@@ -256,6 +256,24 @@ def test_words_of_the_recipe():
         train_arguments.iterations("2/1/1")
 
 
+@pytest.mark.parametrize("given, method, told", [
+    (["n"], "serial", "--n: nothing that --method serial reads, but of --method parareal; leave it out"),
+    (["seed", "stem_blocks", "coarse"], "multigrid", "--coarse, --stem-blocks: .*of --method parareal; leave them out"),
+    (["levels", "n"], "parareal", "--levels: .*of --method multigrid or oneshot"),
+    (["ranks"], "parareal", "--ranks says how torchrun's processes share.*start with torchrun"),
+])  # fmt: skip
+def test_options_that_would_change_nothing_are_refused(given, method, told):
+    with pytest.raises(PlanError, match=told):
+        train_arguments.check_used(given, method=method, by_torchrun=False)
+
+
+def test_options_are_told_from_defaults(tmp_path):
+    refused = run("train", "resnet20", "--method", "serial", "--coarse", "paper", "--out", tmp_path / "run")
+    assert refused.exit_code == 2
+    assert "--coarse: nothing that --method serial reads" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_words_of_the_monitor():
     run = {"method": "multigrid", "each": 100, "epochs": 10}
     assert train_arguments.monitor(False, None, None, **run) == {}

@@ -2,7 +2,7 @@
 # The paper's runs: ResNet-1001 and its parareal networks on CIFAR-10 and CIFAR-100, 200 epochs each, and the same
 # network with the coarse blocks that "auto" chooses.
 #
-#   sh benchmarks/accuracy/cifar.sh DATA_DIR OUT [flags of `pararealize train`, which win over those below]
+#   sh benchmarks/accuracy/cifar.sh DATA_DIR OUT [flags of `pararealize train` that serial and parareal runs take; they win over those below]
 #
 # DATA_DIR holds torchvision's files (cifar-10-batches-py, cifar-100-python). Every run has a folder of its own in OUT;
 # what was finished is left, what was stopped goes on from its last checkpoint. On a GPU, add for instance
