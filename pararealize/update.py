@@ -74,6 +74,7 @@ class Update:
         recipe: which optimiser, loss and precision.
         team: who trains it.
         step: forward and backward, where the network has a way of its own.
+        classes: how many logits it has to give at least.
 
     Attributes:
         optimizer: over the network's parameters.
@@ -81,8 +82,8 @@ class Update:
         device: where batches go.
     """
 
-    def __init__(self, net: nn.Module, recipe: Recipe, team: Team, step: Step | None = None) -> None:
-        self.net, self.recipe, self.team = net, recipe, team
+    def __init__(self, net: nn.Module, recipe: Recipe, team: Team, step: Step | None = None, classes: int = 1) -> None:
+        self.net, self.recipe, self.team, self.classes = net, recipe, team, classes
         self.device = net.device if isinstance(net, Stage) else next(net.parameters()).device
         self.step: Step = step or (net.step if isinstance(net, Stage) else one_process_step(net))
         self.optimizer = recipe.make_optimizer([p for p in net.parameters() if p.requires_grad])
@@ -96,7 +97,7 @@ class Update:
         right: list[torch.Tensor] = []
 
         def loss_fn(output: Any, target: torch.Tensor) -> torch.Tensor:
-            logits = logits_of(output, target)
+            logits = logits_of(output, target, self.classes)
             target = target.to(logits.device)
             right.append(correct(logits.detach(), target))
             return self.recipe.loss(logits, target)
