@@ -101,6 +101,7 @@ def fit(
         CheckpointError: a run is to be resumed that was asked for something else, or a checkpoint is damaged.
         OutputError: the folder is there, or a file cannot be written; the last checkpoint stays.
         RankError: another rank failed, died or hung.
+        ModelError: the network has no parameter to train.
         ExampleError: the network gives no logits, or of fewer classes than the data has.
         MultigridError: the step's monitor watches another network.
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .errors import ModelError
 from .recipe import Recipe
 from .score import correct, logits_of
 from .stage import Stage
@@ -84,6 +85,11 @@ class Update:
 
     def __init__(self, net: nn.Module, recipe: Recipe, team: Team, step: Step | None = None, classes: int = 1) -> None:
         self.net, self.recipe, self.team, self.classes = net, recipe, team, classes
+        if not isinstance(net, Stage) and not any(p.requires_grad for p in net.parameters()):
+            raise ModelError(
+                f"{type(net).__name__} has no parameter that requires a gradient, so nothing can be trained; unfreeze "
+                "some with requires_grad_()"
+            )
         self.device = net.device if isinstance(net, Stage) else next(net.parameters()).device
         self.step: Step = step or (net.step if isinstance(net, Stage) else one_process_step(net))
         self.optimizer = recipe.make_optimizer([p for p in net.parameters() if p.requires_grad])

@@ -9,7 +9,7 @@ from torch import nn
 from training import network, same, samples
 
 from pararealize import Recipe
-from pararealize.errors import ExampleError
+from pararealize.errors import ExampleError, ModelError
 from pararealize.team import Team
 from pararealize.update import Sums, Update, one_process_step
 
@@ -120,3 +120,9 @@ def test_sums():
     sums = Sums(loss=3.0, right=1, count=2)
     sums.add(Sums(loss=1.0, right=1, count=2))
     assert sums.means == (1.0, 0.5)
+
+
+def test_a_network_with_nothing_to_train_is_refused():
+    for net in (nn.Flatten(), nn.Linear(8, 3).requires_grad_(False)):
+        with pytest.raises(ModelError, match=f"{type(net).__name__} has no parameter that requires a gradient"):
+            Update(net, Recipe(), Team())
