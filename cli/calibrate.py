@@ -44,8 +44,7 @@ EXAMPLES = """
 
   pararealize calibrate resnet56 --weights trained.safetensors --n 4 --data digits --out resnet56-n4
 
-  pararealize calibrate mynets.py:deep --weights trained.safetensors --n 8 --data cifar10 --data-dir ~/data \\\\
-      --coarse block --fine-tune-steps 500 --out deep-n8
+  pararealize calibrate mynets.py:deep --weights trained.safetensors --n 8 --coarse block --fine-tune-steps 500
 """
 
 

@@ -262,7 +262,7 @@ def _source(flow: Flow) -> Space | None:
         for node in flow.capture.graph.nodes
         if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor) and node.users
     ]
-    if not tensors or not tensors[0].meta["val"].is_floating_point() or tensors[0].meta["val"].ndim < 2:
+    if len(tensors) != 1 or not tensors[0].meta["val"].is_floating_point() or tensors[0].meta["val"].ndim < 2:
         return None
     return space_of(tensors[0], flow.capture.graph_module.get_submodule)
 

@@ -1,7 +1,8 @@
 """A name -> a data set: what ``--data`` of the commands takes, and ``load`` in Python."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -72,6 +73,8 @@ def load(
     known = {known.partition(":")[0]: known for known in names()}
     if kind not in known or (colon and name not in names() and known[kind] != f"{kind}:DIR"):
         raise DataError(f"no data set is called {name!r}; there are {', '.join(names())}")
+    if count is not None and not _is_pair(count):
+        raise DataError(f"count = {count!r} is no pair of integers; write (train, test), such as (1000, 200)")
     if count is not None and min(count) < 1:
         raise DataError(f"count = {count} leaves a part empty; write two positive numbers, for training and test")
     wanted = _Wanted(
@@ -94,6 +97,10 @@ def load(
         padding = max(1, data.shape[-1] // PADDING_SHARE)
         return replace(data, augmentation=Augmentation(padding=padding, flip=kind in MIRRORED))
     return data
+
+
+def _is_pair(count: object) -> bool:
+    return isinstance(count, Sequence) and len(count) == 2 and all(isinstance(part, Integral) for part in count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

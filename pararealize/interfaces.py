@@ -186,7 +186,10 @@ class Interfaces:
         for node in placeholders:
             name = str(node.target)
             if name not in given and not node.args:
-                raise ExampleError(f"the batch has no input {name!r}, which {self.net.plan.model} needs")
+                raise ExampleError(
+                    f"the batch has no input {name!r}, which {self.net.plan.model} needs; pass a dict of its inputs by "
+                    f"name ({', '.join(str(node.target) for node in placeholders)}), with its labels as 'labels'"
+                )
             value = given.get(name, node.args[0] if node.args else None)
             values[node] = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(home), value)
         for node in self._early:

@@ -69,7 +69,7 @@ class RunFolder:
                 self._check_own()
                 if force and not resume:
                     self._clear()
-            self._folder(CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            self._make()
             for left in self._folder(CHECKPOINTS).glob(".*.part"):  # of a run that was killed while it wrote one
                 shutil.rmtree(left)
             last = self.last_checkpoint()
@@ -89,6 +89,14 @@ class RunFolder:
                     (self.path / name).write_bytes(b"")
             sync(self.path)
             return last
+
+    def _make(self) -> None:
+        try:
+            self._folder(CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot make the run's folder {str(self.path)!r}: {error.strerror or error}; name another folder"
+            ) from error
 
     def _folder(self, name: str) -> Path:
         return self.path / name

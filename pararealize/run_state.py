@@ -10,6 +10,7 @@ Nothing is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -134,31 +135,40 @@ def load_run_state(
     Raises:
         CheckpointError: something is missing or has another shape.
     """
+    with _opened(folder, WEIGHTS):  # a damaged file is told as the checkpoint's, not as one that the caller named
+        pass
     load_state(net, folder / WEIGHTS)
     wanted = {name for names in parameter_names(net).values() for name in names}
     state: dict[str, dict[str, Any]] = {
         name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in wanted
     }
     same: bool = plain["world"] == team.world
-    try:
-        with safe_open(str(folder / TENSORS), framework="pt") as file:
-            for entry in file.keys():  # noqa: SIM118 (it is no mapping)
-                kind, key, name = entry.split("/", 2)
-                if kind == "optimizer" and name in wanted:
-                    state.setdefault(name, {})[key] = file.get_tensor(entry)
-                elif kind == "random" and same and key == str(team.rank):
-                    _set_torch_random(name, file.get_tensor(entry))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the checkpoint {str(folder)!r} cannot be read: {error}; remove this folder, and the run goes on from the "
-            "one before"
-        ) from error
+    with _opened(folder, TENSORS) as file:
+        for entry in file.keys():  # noqa: SIM118 (it is no mapping)
+            kind, key, name = entry.split("/", 2)
+            if kind == "optimizer" and name in wanted:
+                state.setdefault(name, {})[key] = file.get_tensor(entry)
+            elif kind == "random" and same and key == str(team.rank):
+                _set_torch_random(name, file.get_tensor(entry))
     load_optimizer_state(net, optimizer, {"state": state, "groups": plain["optimizer"]["groups"]})
     if scaler is not None and plain["scaler"] is not None:
         scaler.load_state_dict(plain["scaler"])
     if same:
         _set_host_random(plain["random"][team.rank])
     return same
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, name: str) -> Iterator[Any]:
+    """A file of tensors; what is wrong with it, as what is wrong with the checkpoint."""
+    try:
+        with safe_open(str(folder / name), framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint {str(folder)!r} cannot be read ({name}: {error}); remove this folder, and the run goes on "
+            "from the one before"
+        ) from error
 
 
 # Random states -------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
         data: a data set of :mod:`pararealize.data`.
 
     Raises:
-        ExampleError: the output is no tensor of logits.
+        ExampleError: the output is no tensor of logits, or of fewer classes than the data has.
 
     Example:
         >>> from pararealize.data import digits
@@ -73,7 +73,7 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
             given = net(x.to(device))
             if not team.is_last:
                 continue
-            output = logits_of(given, labels)
+            output = logits_of(given, labels, data.classes)
             labels = labels.to(output.device)
             loss = functional.cross_entropy(output.float(), labels, reduction="sum")
             total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels)).to(loss)]).double().cpu()
@@ -81,11 +81,11 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
     return Score(loss=loss_sum / count, error=1 - right / count, count=int(count))
 
 
-def logits_of(output: Any, labels: torch.Tensor) -> torch.Tensor:
+def logits_of(output: Any, labels: torch.Tensor, classes: int = 1) -> torch.Tensor:
     """The logits among what a network gives: the tensor itself, or its ``logits``.
 
     Raises:
-        ExampleError: it is no tensor ``(batch, classes)``.
+        ExampleError: it is no tensor ``(batch, classes)``, or one of fewer classes than there are.
     """
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(labels):
@@ -93,6 +93,11 @@ def logits_of(output: Any, labels: torch.Tensor) -> torch.Tensor:
         raise ExampleError(
             f"for {len(labels)} samples the network gives {given}; to be trained on classes it has to give logits of "
             f"shape ({len(labels)}, classes)"
+        )
+    if found.shape[1] < classes:
+        raise ExampleError(
+            f"the network gives logits of {found.shape[1]} classes and the data has {classes}; build it with at least "
+            f"as many outputs (num_classes={classes})"
         )
     return found
 

@@ -102,7 +102,7 @@ def fit(
             network's state is more than tensors and cannot be kept.
         OutputError: the folder is there, or a file cannot be written; the last checkpoint stays.
         RankError: another rank failed, died or hung.
-        ExampleError: the network gives no logits.
+        ExampleError: the network gives no logits, or of fewer classes than the data has.
         ModelError: there is nothing to train.
         MultigridError: the step's monitor watches another network.
 
@@ -148,7 +148,7 @@ class _Run:
     def __init__(self, net: nn.Module, data: Dataset, recipe: Recipe, seed: int, step: Step | None) -> None:
         self.net, self.data, self.recipe, self.seed = net, data, recipe, seed
         self.team = team_of(net)
-        self.update = Update(net, recipe, self.team, step)
+        self.update = Update(net, recipe, self.team, step, data.classes)
         self.monitor = step.monitor if isinstance(step, MonitoredStep) else None
         if self.monitor is not None and self.monitor.net is not net:
             raise MultigridError(

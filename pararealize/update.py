@@ -75,6 +75,7 @@ class Update:
         recipe: which optimiser, loss and precision.
         team: who trains it.
         step: forward and backward, where the network has a way of its own.
+        classes: how many logits it has to give at least.
 
     Raises:
         ModelError: there is nothing to train.
@@ -85,8 +86,8 @@ class Update:
         device: where batches go.
     """
 
-    def __init__(self, net: nn.Module, recipe: Recipe, team: Team, step: Step | None = None) -> None:
-        self.net, self.recipe, self.team = net, recipe, team
+    def __init__(self, net: nn.Module, recipe: Recipe, team: Team, step: Step | None = None, classes: int = 1) -> None:
+        self.net, self.recipe, self.team, self.classes = net, recipe, team, classes
         trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
         if team.group is None and not trained:
             raise ModelError(
@@ -106,7 +107,7 @@ class Update:
         right: list[torch.Tensor] = []
 
         def loss_fn(output: Any, target: torch.Tensor) -> torch.Tensor:
-            logits = logits_of(output, target)
+            logits = logits_of(output, target, self.classes)
             target = target.to(logits.device)
             right.append(correct(logits.detach(), target))
             return self.recipe.loss(logits, target)

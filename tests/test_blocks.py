@@ -68,6 +68,13 @@ def test_token_ids_are_no_source_and_an_input_that_nothing_reads_is_passed_over(
     source = find_blocks(capture(Unread(), (torch.randn(2, 3, 4), torch.randn(2, 8)))).source
     assert source is not None
     assert source.shape == (8,)
+
+    class Two(Unread):
+        def forward(self, unread: Tensor, x: Tensor) -> Tensor:
+            return self.net(x + unread)
+
+    two = capture(Two(), (torch.randn(2, 8), torch.randn(2, 8)))
+    assert find_blocks(two).source is None, "adapters that read one of the inputs would never see the other"
     with_scalars = nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 4), *(nn.Linear(4, 4) for _ in range(3)))
     assert chain_of(with_scalars, torch.randn(5)).source is None, "there is a number a sample, and no space"
 

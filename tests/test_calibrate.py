@@ -235,6 +235,8 @@ def test_refusals() -> None:
         calibrate(net, iter(batches))
     with pytest.raises(ExampleError, match="does not take this batch"):
         calibrate(net, [torch.randn(4, 5, 8, 8)])
+    with pytest.raises(ExampleError, match=r"no input 'x', .*pass a dict of its inputs by name \(x\), with its labels"):
+        calibrate(net, [{"image": x}])
     with pytest.raises(CalibrationError, match=r"segment 1 .* is not finite in batch 2"):
         calibrate(net, [x, x * float("nan")])
     with pytest.raises(CalibrationError, match="labels go from 0 to 7, and the network tells 3 classes"):

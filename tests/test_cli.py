@@ -155,10 +155,11 @@ def test_help_is_quick_and_has_examples():
     """Help must not wait for torch to be imported."""
     code = "import sys, pararealize_cli.main; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-    for command in ("convert", "inspect", "demo"):
+    for command in ("convert", "inspect", "calibrate", "train", "demo"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert f"pararealize {command}" in result.stdout
+        assert "\\" not in result.stdout  # examples are lines to be copied
 
 
 def test_ls():

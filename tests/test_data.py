@@ -96,3 +96,9 @@ def test_unknown_names_and_empty_parts():
         load("imagenet")
     with pytest.raises(DataError, match=r"count = \(0, 5\) leaves a part empty"):
         load("digits", count=(0, 5))
+
+
+@pytest.mark.parametrize("count", [10, (2.5, 3), ("a", 3), (1, 2, 3), "12"])
+def test_a_count_is_a_pair(count):
+    with pytest.raises(DataError, match=r"is no pair of integers; write \(train, test\)"):
+        load("digits", count=count)

@@ -165,7 +165,7 @@ def test_lines_after_a_checkpoint_are_cut(tmp_path):
 
 def test_nothing_can_be_made_in_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"Not a directory"):
+    with pytest.raises(OutputError, match=r"cannot make the run's folder .*Not a directory; name another folder"):
         RunFolder(tmp_path / "file" / "run").begin(ASKED, resume=False, force=False)
 
 

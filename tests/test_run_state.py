@@ -2,10 +2,12 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from training import WIDTH, network, same
 
@@ -85,13 +87,27 @@ def test_damaged_states(tmp_path, text, told):
         read_run_state(folder)
 
 
-def test_damaged_tensors(tmp_path):
+def cut_off(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def nameless(file):
+    save_file({"momentum": torch.zeros(3)}, file)
+
+
+@pytest.mark.parametrize("name, damage", [
+    ("state.safetensors", cut_off),
+    ("state.safetensors", nameless),
+    ("state.safetensors", Path.unlink),
+    ("weights.safetensors", cut_off),
+    ("weights.safetensors", Path.unlink),
+])  # fmt: skip
+def test_damaged_tensors(tmp_path, name, damage):
     net, optimizer = trained()
     folder = kept(tmp_path, net, optimizer)
     plain = read_run_state(folder)
-    whole = (folder / "state.safetensors").read_bytes()
-    (folder / "state.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"cannot be read: .*remove this folder"):
+    damage(folder / name)
+    with pytest.raises(CheckpointError, match=rf"state' cannot be read \({name}: .*remove this folder"):
         load_run_state(folder, plain, net, optimizer, None, Team())
 
 

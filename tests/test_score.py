@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from training import chain, network, samples
 
-from pararealize import evaluate
+from pararealize import Recipe, evaluate, fit
 from pararealize.errors import ExampleError
 from pararealize.score import logits_of
 
@@ -66,3 +66,12 @@ def test_logits_of_an_object():
         logits = torch.zeros(2, 3)
 
     assert logits_of(Output(), torch.zeros(2)) is Output.logits
+
+
+def test_too_few_classes():
+    few, data = Wrapped(lambda y: y[:, :2]), samples()
+    told = r"logits of 2 classes and the data has 3; build it with at least as many outputs \(num_classes=3\)"
+    with pytest.raises(ExampleError, match=told):
+        evaluate(few, data)
+    with pytest.raises(ExampleError, match=told):
+        fit(few, data, Recipe(epochs=1))
