@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,21 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
-__all__ = ["one_message", "out", "print_json", "print_result", "working"]
+__all__ = ["keep_stdout", "one_message", "out", "print_json", "print_result", "working"]
 
 PIPE_WIDTH = 160  # columns of a table where nobody says how wide the page is
 FAILED = 2  # exit status of every error that the user can mend, as of a wrong option
+
+
+def keep_stdout() -> None:
+    """Leave stdout to the command's results, for the life of this process.
+
+    What libraries write to it below Python, as Gloo of torch 2.10 does when ranks connect, goes to stderr instead.
+    """
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def out(*, quiet: bool = False) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from .calibrate import EXAMPLES as CALIBRATE_EXAMPLES
 from .calibrate import calibrate
-from .console import one_message, out, print_json, print_result, working
+from .console import keep_stdout, one_message, out, print_json, print_result, working
 from .folder import output_folder
 from .options import (
     AsJson,
@@ -281,4 +282,6 @@ def demo(
 
 def main() -> None:
     """Run the command."""
+    if "WORLD_SIZE" in os.environ:
+        keep_stdout()
     app()

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map
 
 from .calls import after, describe, fields_of, is_computed, storage_of, tensors_in
 from .leaves import Leaves
-from .restore import host_random, left_as_found
+from .restore import as_written, host_random, left_as_found
 
 __all__ = ["Recording", "UnreadableError", "record"]
 
@@ -179,7 +179,7 @@ class _Recorder(TorchFunctionMode):
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # a fused attention for eval mode alone is another structure
         try:
-            with self:
+            with self, as_written():
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["host_random", "host_random_kept", "left_as_found", "ordinary_mode"]
+__all__ = ["as_written", "host_random", "host_random_kept", "left_as_found", "ordinary_mode"]
 
 
 @contextlib.contextmanager
@@ -67,6 +68,14 @@ def ordinary_mode() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def as_written() -> contextlib.AbstractContextManager[None]:
+    """Run what torch.compile made as the Python that it was made of."""
+    if "torch._dynamo" not in sys.modules:  # then nothing was compiled, and it takes long to import
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _inner(module: nn.Module) -> list[tuple[Any, Any]]:
