@@ -41,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.was_there, self.was_taken = True, True  # before this run
 
     # Beginning and going on ------------------------------------------------------------------------------------------
 
@@ -69,6 +70,7 @@ class RunFolder:
                 self._check_own()
                 if force and not resume:
                     self._clear()
+            self.was_there, self.was_taken = self.path.exists(), self._is_taken()
             self._make()
             for left in self._folder(CHECKPOINTS).glob(".*.part"):  # of a run that was killed while it wrote one
                 shutil.rmtree(left)
@@ -89,6 +91,14 @@ class RunFolder:
                     (self.path / name).write_bytes(b"")
             sync(self.path)
             return last
+
+    def undo(self) -> None:
+        """Remove what this run wrote, where it found nothing; for one that came to nothing."""
+        if not self.was_taken:
+            with contextlib.suppress(OSError):
+                self._clear()
+                if not self.was_there:
+                    self.path.rmdir()
 
     def _make(self) -> None:
         try:

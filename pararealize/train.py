@@ -123,6 +123,7 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=cuda_devices(net)))
         stack.enter_context(host_random_kept())
+        stack.push(run.forget)
         try:
             run.begin(folder, about or {}, resume=resume, force=force)
             if run.folder is not None and tensorboard and run.team.is_first:
@@ -260,6 +261,11 @@ class _Run:
             with self.team.waiting("the weights", works=True):
                 save_state(self.net, folder.path / "weights.safetensors")
             self.share_files(lambda: _draw(self.history, folder))
+
+    def forget(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Leave no folder of a run that failed before its first step was taken."""
+        if error is not None and self.folder is not None and self.taken == 0 and self.team.is_first:
+            self.folder.undo()
 
     def save(self) -> None:
         """Write a checkpoint."""

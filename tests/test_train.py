@@ -13,7 +13,7 @@ from torch import nn
 from training import chain, network, same, samples
 
 from pararealize import Recipe, evaluate, fit, run_local
-from pararealize.errors import CheckpointError, OutputError, RecipeError, TrainingError
+from pararealize.errors import CheckpointError, ExampleError, OutputError, RecipeError, TrainingError
 from pararealize.history import from_line
 
 RECIPE = Recipe(epochs=3, lr=0.05, clip=1.0)
@@ -148,6 +148,26 @@ def test_a_state_that_cannot_be_kept_is_refused_before_the_first_step(tmp_path):
     assert steps == []
     assert not (tmp_path / "run").exists()
     assert fit(net, samples(), RECIPE).score.count == 13  # without a folder nothing is kept
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_fails_in_its_first_step_leaves_nothing(tmp_path, there):
+    folder = tmp_path / "run"
+    if there:
+        folder.mkdir()
+    with pytest.raises(ExampleError, match=r"logits of 2 classes and the data has 3"):
+        fit(nn.Sequential(nn.Linear(8, 2)), samples(), RECIPE, folder=folder, tensorboard=True)
+    assert folder.exists() == there
+    assert not there or list(folder.iterdir()) == []
+
+
+def test_a_run_that_was_there_stays_whatever_comes_of_going_on(tmp_path):
+    folder = tmp_path / "run"
+    fit(network(), samples(), RECIPE, folder=folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"asked for something else"):
+        fit(network(), samples(), Recipe(epochs=3, lr=0.2), folder=folder, resume=True)
+    assert sorted(folder.rglob("*")) == before
 
 
 CHANGES = {
