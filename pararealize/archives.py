@@ -98,7 +98,7 @@ def _check(name: str, folder: Path) -> None:
 def _how(name: str, folder: Path) -> str:
     parts = ("split='train', ", "split='test', ") if name == "svhn" else ("",)
     calls = " and ".join(f"torchvision.datasets.{CALLS[name]}({str(folder)!r}, {part}download=True)" for part in parts)
-    return f"name the folder that has it by data_dir, or get the files once with {calls}"
+    return f"name the folder that has it (data_dir=, --data-dir), or get the files once with {calls}"
 
 
 def _tensors(name: str, part: Any) -> tuple[Tensor, Tensor]:

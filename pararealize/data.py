@@ -164,10 +164,12 @@ def _glyphs(wanted: _Wanted) -> Dataset:
 
 
 def _image_folder(wanted: _Wanted) -> Dataset:
-    if wanted.image_size is None or not wanted.place:
+    if not wanted.place:
+        raise DataError(f"{wanted.name} needs a folder; write imagefolder:DIR")
+    if wanted.image_size is None:
         raise DataError(
-            f"{wanted.name} needs a folder and the size that its images are to have; write 'imagefolder:DIR' and "
-            f"image_size = 224, for example"
+            f"{wanted.name} needs the size that its images are to have; pass image_size=224 (--image-size 224), for "
+            "example"
         )
     channels = 3 if wanted.channels is None else wanted.channels
     found = image_folder.read(

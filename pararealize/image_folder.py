@@ -91,7 +91,9 @@ def read(
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if not train.is_dir() or test is None:
         raise DataError(
-            f"imagefolder: {folder} has not the folders train and val (or test) with one folder of images a class"
+            f"imagefolder: the folder {str(folder)!r} "
+            + ("has not the folders train and val (or test)" if folder.is_dir() else "is not there")
+            + "; it has to hold train and val (or test), each with one folder of images a class"
         )
     (names, paths, labels), (test_names, test_paths, test_labels) = _listed(train), _listed(test)
     if names != test_names:

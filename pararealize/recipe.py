@@ -200,7 +200,8 @@ class Recipe:
             f"gradients clipped at {self.clip:g}" if self.clip else "",
             f"autocast to {self.amp}" if self.amp else "",
         ]
-        first = f"{self.epochs} epochs of {method}, weight decay {self.weight_decay:g}, lr {self.lr:g}{falling}"
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        first = f"{epochs} of {method}, weight decay {self.weight_decay:g}, lr {self.lr:g}{falling}"
         return "; ".join([first, *filter(None, others)])
 
 

@@ -82,10 +82,12 @@ def test_fewer(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(DataError, match="has not the folders train and val"):
         load(f"imagefolder:{tmp_path}", image_size=8)
-    with pytest.raises(DataError, match="needs a folder and the size"):
+    with pytest.raises(DataError, match="is not there; it has to hold train and val"):
+        load(f"imagefolder:{tmp_path / 'nowhere'}", image_size=8)
+    with pytest.raises(DataError, match=r"needs the size .*--image-size 224"):
         load(f"imagefolder:{tmp_path}")
-    with pytest.raises(DataError, match="needs a folder and the size"):
-        load("imagefolder", image_size=8)
+    with pytest.raises(DataError, match="needs a folder; write imagefolder:DIR"):
+        load("imagefolder")
     write(tmp_path, {"a": 1, "b": 1})
     with pytest.raises(DataError, match="image_size = 0 and channels = 3"):
         load(f"imagefolder:{tmp_path}", image_size=0)
