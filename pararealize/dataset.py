@@ -187,6 +187,12 @@ class Dataset:
                 f"a batch of {min(self.batch_size, self.train_count)} is too small for {world} ranks; "
                 f"batch_size has to be at least {2 * world}, two samples a rank"
             )
+        elif world > 1 and min(sizes := _sizes(self.train_count, self.batch_size, world)) < 2 * world:
+            wrong.append(
+                f"the last two batches of an epoch have {sum(sizes[-2:])} samples together, too few for {world} ranks "
+                f"with two samples each; write a batch_size of at least {4 * world - 2}, or one that divides "
+                f"{self.train_count}"
+            )
         if wrong:
             raise DataError(f"{self.name}: " + "; ".join(wrong))
         return _sizes(self.train_count, self.batch_size, world)

@@ -45,11 +45,15 @@ def test_the_rest_of_an_epoch_and_the_shares_of_ranks(data):
     world = data.draw(st.integers(1, max(1, min(batch_size, count) // 2)))
     seed, number = data.draw(st.integers(-5, 5)), data.draw(st.integers(0, 3))
     found = numbered(count, batch_size, seed=seed, augmentation=data.draw(st.sampled_from([None, Augmentation()])))
+    if world > 1 and batch_size < 4 * world - 2 and 1 < count % batch_size < min(2 * world, 4 * world - batch_size):
+        with pytest.raises(DataError, match=f"the last two batches .* at least {4 * world - 2}, or one that divides"):
+            found.epoch(number, world=world)
+        return
     ranks = [list(found.epoch(number, rank=rank, world=world)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {found.steps}
     whole = [tuple(map(torch.cat, zip(*shares, strict=True))) for shares in zip(*ranks, strict=True)]
     assert torch.cat([labels for _, labels in whole]).sort().values.equal(torch.arange(count))
-    assert min(len(labels) for batches in ranks for _, labels in batches) >= 1
+    assert min(len(labels) for batches in ranks for _, labels in batches) >= min(world, 2)
     start = data.draw(st.integers(0, found.steps))
     rank = data.draw(st.integers(0, world - 1))
     assert same(found.epoch(number, start=start, rank=rank, world=world), ranks[rank][start:])
@@ -139,13 +143,17 @@ def test_the_scale_is_of_the_training_images():
         ({"number": 0, "rank": 2, "world": 2}, "rank 2 is none of 2"),
         ({"number": 0, "world": 0}, "rank 0 is none of 0"),
         ({"number": 0, "world": 6}, "batch of 10 is too small for 6 ranks.*at least 12"),
+        (
+            {"number": 0, "world": 4},
+            "the last two batches of an epoch have 12 samples .* at least 14, or .* divides 42",
+        ),
         ({"number": -1, "start": -1}, "epoch -1.*; start = -1"),
     ],
 )
 def test_what_is_out_of_range(wanted, message):
     """Refused when it is asked for, and not when the first batch is."""
     with pytest.raises(DataError, match=message):
-        numbered(50, 10).epoch(**wanted)
+        numbered(42 if wanted.get("world") == 4 else 50, 10).epoch(**wanted)
 
 
 def test_empty_parts():
