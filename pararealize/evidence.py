@@ -160,7 +160,11 @@ def _share(rows: list[Evidence]) -> float:
 
 
 def _seen(row: Evidence) -> str:
-    return f"{row.data}: {100 * row.error:.1f}% against {100 * row.original:.1f}%, {row.seeds} seeds"
+    own, original = (
+        f"{100 * error:.1f} ± {100 * deviation:.1f}%"
+        for error, deviation in ((row.error, row.deviation), (row.original, row.original_deviation))
+    )
+    return f"{row.data}: {own} against {original}, {row.seeds} seeds"
 
 
 # ------------------------------------------------------------------------------------------------------------ families

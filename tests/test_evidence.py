@@ -28,7 +28,7 @@ def test_the_cheapest_that_did_as_well():
     rows = [row("linear", 0.06, 0.0), row("bottleneck", 0.05, 0.05), row("block", 0.01, 0.5)]
     choice = choose_from(rows, "attention", 6)
     assert (choice.kind, choice.source) == ("bottleneck", "stem")
-    assert "digits: 5.0% against 5.0%, 5 seeds" in choice.why
+    assert "digits: 5.0 ± 1.0% against 5.0 ± 1.0%, 5 seeds" in choice.why
 
 
 def test_on_every_data_set():
