@@ -97,7 +97,7 @@ def choose(chain: BlockChain, n: int) -> Choice:
         >>> from pararealize import capture, find_blocks
         >>> from pararealize.models import resnet20
         >>> choice = choose(find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32))), 3)
-        >>> choice.kind in ("linear", "bottleneck"), choice.source
+        >>> choice.kind in ("linear", "bottleneck", "depthwise"), choice.source
         (True, 'stem')
     """
     share = chain.stem_blocks / (chain.stem_blocks + len(chain.blocks))
