@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 MARKS = {"linear": "o", "bottleneck": "s", "depthwise": "^", "block": "D", "paper": "P"}
-COLOURS = {3: "tab:green", 6: "tab:orange", 12: "tab:red", 18: "tab:purple"}
+COLOURS = {3: "tab:green", 6: "tab:orange", 12: "tab:red"}
 LEAST_SHARE = 1e-3  # what costs nothing stands here on the logarithmic axis
 
 
@@ -59,7 +59,7 @@ def _panel(axes: Any, here: Sequence[Group]) -> None:
             markeredgecolor="black" if group.method.stem_blocks else colour,
         )  # fmt: skip
     axes.axvline(0.1, color="black", ls=":", lw=1)
-    axes.set(xscale="log", xlim=(LEAST_SHARE / 1.5, 2))
+    axes.set(xscale="log", xlim=(LEAST_SHARE / 1.5, 4))
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.set_xticks([1e-3, 1e-2, 1e-1, 1], ["0", "1%", "10%", "100%"])
     axes.grid(visible=True, alpha=0.3)
