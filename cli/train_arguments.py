@@ -41,7 +41,7 @@ def check_used(given: Collection[str], *, method: str, by_torchrun: bool) -> Non
     Args:
         given: names of the options on the command line, as parameters of the command.
         method: that trains.
-        by_torchrun: whether torchrun started this process.
+        by_torchrun: whether torchrun started several processes.
 
     Raises:
         PlanError: it names them, and what they belong to.
@@ -59,7 +59,7 @@ def check_used(given: Collection[str], *, method: str, by_torchrun: bool) -> Non
             )
     if "ranks" in given and not by_torchrun:
         raise PlanError(
-            "--ranks says how torchrun's processes share a network, and torchrun did not start this one; start with "
+            "--ranks says how several processes share a network, and this one is alone; start them with "
             "torchrun --nproc-per-node N -m pararealize_cli train, or leave it out"
         )
 

@@ -260,7 +260,7 @@ def test_words_of_the_recipe():
     (["n"], "serial", "--n: nothing that --method serial reads, but of --method parareal; leave it out"),
     (["seed", "stem_blocks", "coarse"], "multigrid", "--coarse, --stem-blocks: .*of --method parareal; leave them out"),
     (["levels", "n"], "parareal", "--levels: .*of --method multigrid or oneshot"),
-    (["ranks"], "parareal", "--ranks says how torchrun's processes share.*start with torchrun"),
+    (["ranks"], "parareal", "--ranks says how several processes share.*this one is alone; start them with torchrun"),
 ])  # fmt: skip
 def test_options_that_would_change_nothing_are_refused(given, method, told):
     with pytest.raises(PlanError, match=told):

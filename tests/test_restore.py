@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize.capture import capture
-from pararealize.restore import left_as_found
+from pararealize.restore import as_written, left_as_found
 
 
 def test_the_model_is_left_as_found() -> None:
@@ -66,3 +66,18 @@ def test_left_as_found_puts_values_and_random_states_back() -> None:
     assert model.hooks == {"a": 1}
     assert model.training
     assert model[0].training
+
+
+def test_what_is_compiled_runs_as_it_was_written() -> None:
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    double = torch.compile(lambda x: 2 * x, backend=backend)
+    with as_written():
+        assert double(torch.ones(())).item() == 2
+        assert compiled == []
+    assert double(torch.ones(())).item() == 2
+    assert len(compiled) == 1
