@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pararealize.tableaux import Tableau
+    from pararealize.restacking.tableaux import Tableau
 
 __all__ = ["coarse", "cuts", "devices", "example", "leaf_modules", "model", "scheme", "shape"]
 
@@ -98,7 +98,7 @@ def scheme(text: str) -> str | Tableau:
     """A scheme's name, or the tableau that ``package.module:name`` or ``file.py:name`` stands for or gives."""
     if ":" not in text:
         return text
-    from pararealize.tableaux import Tableau
+    from pararealize.restacking.tableaux import Tableau
 
     found = find(text)
     if callable(found):

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pararealize import PararealModule
-    from pararealize.calibration import Calibration
-    from pararealize.dataset import Dataset
+    from pararealize.calibration.report import Calibration
+    from pararealize.data.dataset import Dataset
 
 __all__ = ["EXAMPLES", "calibrate"]
 
@@ -100,7 +100,7 @@ def calibrate(
         output_folder(output, force=force, files=CALIBRATION_FILES) as folder,
     ):
         from pararealize import pararealize
-        from pararealize.data import load
+        from pararealize.data.catalogue import load
 
         from . import arguments
 
@@ -171,8 +171,8 @@ def _fitted(
     seed: int,
 ) -> Calibration:
     """Fit adapters and coarse blocks in place; then train everything, where steps of that are asked for."""
-    from pararealize.calibrate import calibrate
-    from pararealize.fine_tune import fine_tune
+    from pararealize.calibration.fine_tuning import fine_tune
+    from pararealize.calibration.fitting import calibrate
 
     calibration = calibrate(
         pnet, samples.batches, test=samples.test_batches, steps=steps, lr=lr, ridge=ridge, seed=seed, report=progress
@@ -191,7 +191,7 @@ def _steps(progress: Callable[[str], None], steps: int) -> Callable[..., None]:
 
 
 def _write(calibration: Calibration, folder: Path, title: str, picture: str) -> list[str]:
-    from pararealize.plots_calibration import draw_calibration
+    from pararealize.calibration.figure import draw_calibration
 
     whole = folder / "calibration.json"
     whole.write_text(calibration.to_json(), encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from pararealize.data import Dataset
+    from pararealize.data.catalogue import Dataset
 
 __all__ = ["Step", "progress_lines", "train"]
 

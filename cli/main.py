@@ -100,9 +100,9 @@ def convert(
 ) -> None:
     """Cut MODEL into N segments, print the plan, and write the parareal network into a folder."""
     with working(f"building {model}") as progress, output_folder(output, force=force) as folder:
-        from pararealize import pararealize, report
+        from pararealize import pararealize
 
-        from . import arguments
+        from . import arguments, report
 
         net = arguments.model(model, num_classes=num_classes, seed=seed, meta=no_weights)
         example = arguments.example(model, input_shape, input_dtype, batch, meta=no_weights)
@@ -160,9 +160,7 @@ def inspect(
 ) -> None:
     """Show MODEL's blocks with shapes, receptive fields and costs, and every cut point refused and why."""
     with working(f"building {model}") as progress:
-        from pararealize import report
-
-        from . import arguments
+        from . import arguments, report
 
         net = arguments.model(model, num_classes=num_classes, seed=seed)
         progress(f"reading {model}")
@@ -249,9 +247,9 @@ def demo(
 
     console = out(quiet=as_json)
     with working(f"building and converting {model}"):
-        from pararealize import data, pararealize, report
+        from pararealize import data, pararealize
 
-        from . import arguments
+        from . import arguments, report
         from .demo import progress_lines, train
 
         started = time.perf_counter()

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pararealize import Plan
-    from pararealize.timeline import Timeline
-    from pararealize.times import Times
+    from pararealize.plan.timeline import Timeline
+    from pararealize.plan.times import Times
 
 __all__ = ["EXAMPLES", "schedule"]
 
@@ -188,8 +188,8 @@ def _read(path: Path) -> Plan:
 
 
 def _write(timeline: Timeline, folder: Path, title: str, picture: str) -> list[str]:
-    from pararealize.plots_timeline import draw_timeline
-    from pararealize.trace import chrome_trace
+    from pararealize.plan.timeline_figure import draw_timeline
+    from pararealize.plan.trace import chrome_trace
 
     whole, trace = folder / "timeline.json", folder / "trace.json"
     whole.write_text(timeline.to_json(), encoding="utf-8")

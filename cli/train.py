@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from pararealize import History, Recipe
-    from pararealize.dataset import Dataset
-    from pararealize.methods import Built
+    from pararealize.data.dataset import Dataset
+    from pararealize.train.methods import Built
 
 __all__ = ["EXAMPLES", "train"]
 
@@ -214,8 +214,8 @@ def train(
     """Train MODEL on a data set by name, as a parareal network or as it is; the defaults are the paper's protocol."""
     with working(f"building {model}") as progress:
         from pararealize import Recipe, fit
-        from pararealize.data import load
-        from pararealize.torchrun import started_by_torchrun
+        from pararealize.data.catalogue import load
+        from pararealize.distributed.mesh import started_by_torchrun
 
         from . import arguments, train_arguments
         from .train_display import Display
@@ -294,7 +294,7 @@ def _leave(mesh: DeviceMesh | None) -> None:
 
 
 def _build(method: str, model: str, data: Dataset, classes: int | None, options: dict[str, Any]) -> Built:
-    from pararealize.methods import Options, build
+    from pararealize.train.methods import Options, build
 
     from . import arguments
 

@@ -66,7 +66,7 @@ def check_used(given: Collection[str], *, method: str, by_torchrun: bool) -> Non
 
 def mesh(method: str, n: int | None, ranks: int | None, devices: str | None, timeout: float) -> DeviceMesh:
     """The processes that torchrun started, with those that hold one network side by side."""
-    from pararealize.torchrun import make_mesh
+    from pararealize.distributed.mesh import make_mesh
 
     if n is None and method == "parareal":
         raise PlanError(f"the method {method!r} needs --n, the number of segments, such as --n 3")
@@ -161,7 +161,7 @@ def precision(amp: Amp, devices: str | None, mesh: DeviceMesh | None) -> Any:
 
 def tensorboard(wanted: bool | None, display: Display) -> bool:
     """Whether to write event files: as wanted, otherwise where TensorBoard is installed, and said where it is not."""
-    from pararealize.board import has_tensorboard
+    from pararealize.train.run.tensorboard import has_tensorboard
 
     if wanted is not None:
         return wanted

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pararealize import Recipe
-    from pararealize.dataset import Dataset
-    from pararealize.progress import Progress
+    from pararealize.data.dataset import Dataset
+    from pararealize.train.run.progress import Progress
 
 __all__ = ["Display", "duration"]
 

@@ -28,33 +28,34 @@ Beside it, :func:`restack` rewires residual blocks as Runge-Kutta steps (``table
 ``restack.py``); what it gives can be converted too.
 """
 
-from .adapters import build_adapter
-from .blocks import Block, BlockChain, Space, find_blocks
-from .calibrate import calibrate
-from .capture import Capture, capture
-from .coarse import build_coarse
+from pararealize.analysis.blocks import Block, BlockChain, Space, find_blocks
+from pararealize.analysis.cost import Costs, count_costs, measure_costs
+from pararealize.analysis.fields.field import ReceptiveField, receptive_fields
+from pararealize.calibration.fine_tuning import fine_tune
+from pararealize.calibration.fitting import calibrate
+from pararealize.coarse.adapter import build_adapter
+from pararealize.coarse.coarse_block import build_coarse
+from pararealize.distributed.stage import Stage
+from pararealize.multigrid.module import LayerParallel, layer_parallel
+from pararealize.multigrid.prolongation import prolong
+from pararealize.network.local.module import LocalModule, capture_graphs, run_local
+from pararealize.network.module import PararealModule, emit
+from pararealize.plan.plan import Plan
+from pararealize.plan.simulation import simulate
+from pararealize.plan.timeline import Timeline
+from pararealize.plan.times import Times, measure_network, plan_times
+from pararealize.plan.transfer import Transfer
+from pararealize.planning.search import plan_segments
+from pararealize.restacking.batchnorm import recalibrate_batchnorm
+from pararealize.restacking.module import RestackedModule, restack
+from pararealize.restacking.tableaux import Tableau
+from pararealize.tracing.front_end import Capture, capture
+from pararealize.train.loop import evaluate, fit
+from pararealize.train.recipe import Recipe
+from pararealize.train.run.history import History
+
 from .compiler import make_plan, pararealize
-from .cost import Costs, count_costs, measure_costs
-from .emit import PararealModule, emit
 from .errors import PararealizeError
-from .field import ReceptiveField, receptive_fields
-from .fine_tune import fine_tune
-from .history import History
-from .local import LocalModule, capture_graphs, run_local
-from .mgrit import LayerParallel, layer_parallel
-from .plan import Plan
-from .planning import plan_segments
-from .prolong import prolong
-from .recalibrate import recalibrate_batchnorm
-from .recipe import Recipe
-from .restack import RestackedModule, restack
-from .schedule import simulate
-from .stage import Stage
-from .tableaux import Tableau
-from .timeline import Timeline
-from .times import Times, measure_network, plan_times
-from .train import evaluate, fit
-from .transfer import Transfer
 
 __version__ = "0.1.0"
 

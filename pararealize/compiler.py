@@ -20,20 +20,21 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .adapters import build_adapter
-from .blocks import BlockChain, find_blocks
-from .capture import capture
-from .coarse import Coarse, build_coarse, coarse_name
-from .cost import count_costs, measure_costs
-from .emit import PararealModule, emit
+from pararealize.analysis.blocks import BlockChain, find_blocks
+from pararealize.analysis.cost import count_costs, measure_costs
+from pararealize.analysis.fields.field import receptive_fields
+from pararealize.coarse.adapter import build_adapter
+from pararealize.coarse.coarse_block import Coarse, build_coarse, coarse_name
+from pararealize.network.module import PararealModule, emit
+from pararealize.plan.plan import Plan
+from pararealize.plan.times import RATE
+from pararealize.plan.transfer import Transfer
+from pararealize.planning.arguments import device_fault
+from pararealize.planning.search import plan_segments
+from pararealize.tracing.front_end import capture
+
 from .errors import DeviceError, PararealizeError, PlanError, SourceError
-from .field import receptive_fields
-from .plan import Plan
-from .planning import plan_segments
-from .request import device_fault
 from .restore import left_as_found, ordinary_mode
-from .times import RATE
-from .transfer import Transfer
 
 __all__ = ["build_modules", "make_plan", "pararealize"]
 

@@ -6,12 +6,12 @@ import contextlib
 
 import torch
 import torch.distributed as dist
-from models import InPlace, LanguageModel, MaskedTransformer, Perceptron, SharedBias, SmallResNet
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from pararealize import pararealize
 from pararealize.models import resnet20
+from tests.models import InPlace, LanguageModel, MaskedTransformer, Perceptron, SharedBias, SmallResNet
 
 TIGHT = 1e-11
 

@@ -206,10 +206,10 @@ def cuda_on_the_cpu() -> Iterator[Machine]:
         "torch.cuda.graph_pool_handle": object,
         "torch.cuda.synchronize": machine.synchronize,
         "torch.cuda.device": lambda device: contextlib.nullcontext(),
-        "pararealize.streams.lend": machine.lend,
-        "pararealize.captures.lend": machine.lend,
-        "pararealize.graphs.lend": machine.lend,
-        "pararealize.local._is_gpu": lambda device: device.type == "cpu",
+        "pararealize.network.local.streams.lend": machine.lend,
+        "pararealize.network.local.captured.lend": machine.lend,
+        "pararealize.network.local.cuda_graph.lend": machine.lend,
+        "pararealize.network.local.module._is_gpu": lambda device: device.type == "cpu",
     }
     with contextlib.ExitStack() as stack:
         for name, double in doubles.items():

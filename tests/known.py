@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pararealize.blocks import BlockChain, find_blocks
-from pararealize.capture import capture
-from pararealize.cost import Costs, count_costs
-from pararealize.field import Fields, receptive_fields
+from pararealize.analysis.blocks import BlockChain, find_blocks
+from pararealize.analysis.cost import Costs, count_costs
+from pararealize.analysis.fields.field import Fields, receptive_fields
+from pararealize.tracing.front_end import capture
 
 
 def known(model: nn.Module, x: torch.Tensor) -> tuple[BlockChain, Fields, Costs]:

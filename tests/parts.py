@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from pararealize.checkpoints import gather_state_dict, load_state, save_state
-from pararealize.optimizer_state import gather_optimizer_state, load_optimizer_state
-from pararealize.sharded import load_sharded, save_sharded
+from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state, load_optimizer_state
+from pararealize.distributed.checkpoint.sharded import load_sharded, save_sharded
+from pararealize.distributed.checkpoint.state import gather_state_dict, load_state, save_state
 
 
 class Network(nn.Module):
@@ -118,10 +118,10 @@ def break_it(part: Network, rank: int, folder: Path, way: str) -> None:
         limit_files(part, rank)
         save_state(part, folder / "one.safetensors")
     elif way == "kill":
-        import pararealize.sharded
+        import pararealize.distributed.checkpoint.sharded
 
         if rank == 1:
-            pararealize.sharded.save = lambda *arguments, **keywords: os._exit(1)
+            pararealize.distributed.checkpoint.sharded.save = lambda *arguments, **keywords: os._exit(1)
         save_sharded(part, folder / "many")
     elif way == "nowhere":
         save_state(part, folder / "no" / "one.safetensors")
@@ -153,9 +153,8 @@ def limit_files(part: Network, rank: int) -> None:
 
 def real(seed: int = 0) -> Any:
     """A network with shared weights between segments and a tied embedding, converted."""
-    from models import LanguageModel
-
     from pararealize import pararealize
+    from tests.models import LanguageModel
 
     torch.manual_seed(seed)
     return pararealize(LanguageModel(), n=3, coarse="linear", example_inputs=torch.randint(0, 11, (2, 5)), seed=seed)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pararealize.plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan
-from pararealize.space import Space
+from pararealize.analysis.space import Space
+from pararealize.plan.plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan
 
 __all__ = ["BYTES", "plan_of"]
 

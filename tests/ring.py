@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import PararealizeError
-from pararealize.watch import Watch
 
 POINTS = ("forward", "receive", "send", "backward", "sum", "between")  # of a step, where a fault can strike
 STEPS, FAULTY_STEP = 1000, 3
@@ -141,7 +141,9 @@ def launch(
     One that is meant to hang is left alone when the others have ended, or handed to ``after``, by its process number.
     """
     context = multiprocessing.get_context("forkserver")  # children that have imported torch, of one that has not run it
-    context.set_forkserver_preload(["pararealize.watch", "pararealize.sharded", "torch._dynamo"])
+    context.set_forkserver_preload(
+        ["pararealize.distributed.watchdog.watchdog", "pararealize.distributed.checkpoint.sharded", "torch._dynamo"]
+    )
     ranks = [context.Process(target=target, args=(rank, n, str(folder), *arguments)) for rank in range(n)]
     for process in ranks:
         process.start()

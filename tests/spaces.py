@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from pararealize.space import Space
+from pararealize.analysis.space import Space
 
 
 def space(*shape, channel=0, dtype="float32"):

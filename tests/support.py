@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from pararealize.field import ReceptiveField, receptive_field
+from pararealize.analysis.fields.field import ReceptiveField, receptive_field
 
 
 def field_of(module: nn.Module, x: torch.Tensor, enter_axes=None, leave_axes=None, **options) -> ReceptiveField:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm, weight_norm
 
 from pararealize import pararealize
-from pararealize.capture import capture
 from pararealize.errors import CaptureError, CutError, ExampleError, ModelError
+from pararealize.tracing.front_end import capture
 
 X = torch.randn(4, 6)
 

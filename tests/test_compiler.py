@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from models import MaskedTransformer, Perceptron, SmallResNet, UNet
 from torch import Tensor, nn
 
 from pararealize import Plan, pararealize
 from pararealize.errors import CoarseError, CutError, DeviceError, ExampleError, ModelError, PlanError, SourceError
 from pararealize.models import resnet20
+from tests.models import MaskedTransformer, Perceptron, SmallResNet, UNet
 
 IMAGES = torch.randn(4, 3, 8, 8)
 IDS = torch.randint(0, 11, (4, 5))

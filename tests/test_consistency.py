@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Perceptron, RandomGraph, SmallResNet, linear_networks, random_graphs
 from torch import Tensor, nn
 
 from pararealize import PararealizeError, find_blocks, pararealize
-from pararealize.capture import capture
+from pararealize.tracing.front_end import capture
+from tests.models import Perceptron, RandomGraph, SmallResNet, linear_networks, random_graphs
 
 
 def gradients(model: nn.Module, x: Tensor, names: list[str]) -> list[Tensor]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pararealize.capture import capture
 from pararealize.restore import as_written, left_as_found
+from pararealize.tracing.front_end import capture
 
 
 def test_the_model_is_left_as_found() -> None:

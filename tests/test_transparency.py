@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import SmallResNet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pararealize import PararealModule, Plan, pararealize
+from tests.models import SmallResNet
 
 IMAGES = torch.randn(4, 3, 8, 8)
 

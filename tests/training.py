@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pararealize import pararealize
-from pararealize.dataset import Dataset
+from pararealize.data.dataset import Dataset
 
 WIDTH, CLASSES = 8, 3
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pararealize import PararealModule
-from pararealize.data import load
+from pararealize.data.catalogue import load
 from pararealize.errors import TrainingError
-from pararealize.recipe import Recipe
-from pararealize.train import fit
+from pararealize.train.loop import fit
+from pararealize.train.recipe import Recipe
 
 from .methods import count, make, method_of, shares
 from .networks import FAMILIES

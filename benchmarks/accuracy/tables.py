@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Results, table
-from pararealize.evidence import Evidence
+from pararealize.coarse.evidence_table import Evidence
 
 from .groups import Group, groups
 from .measure import DATA

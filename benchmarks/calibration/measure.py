@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from pararealize import models, pararealize
-from pararealize.calibrate import calibrate
-from pararealize.data import load
-from pararealize.fine_tune import fine_tune
-from pararealize.recipe import Recipe
-from pararealize.train import evaluate, fit
+from pararealize.calibration.fine_tuning import fine_tune
+from pararealize.calibration.fitting import calibrate
+from pararealize.data.catalogue import load
+from pararealize.train.loop import evaluate, fit
+from pararealize.train.recipe import Recipe
 
 __all__ = ["COARSE", "measure"]
 

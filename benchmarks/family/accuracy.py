@@ -10,11 +10,11 @@ from torch import nn
 
 from benchmarks.processes.networks import Chain
 from pararealize import layer_parallel, pararealize
-from pararealize.data import load
-from pararealize.mgrit import LayerParallel
-from pararealize.monitor import Monitor, MonitoredStep
-from pararealize.recipe import Recipe
-from pararealize.train import evaluate, fit
+from pararealize.data.catalogue import load
+from pararealize.multigrid.module import LayerParallel
+from pararealize.multigrid.monitor import Monitor, MonitoredStep
+from pararealize.train.loop import evaluate, fit
+from pararealize.train.recipe import Recipe
 
 __all__ = ["EPOCHS", "WAYS", "measure"]
 

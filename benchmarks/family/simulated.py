@@ -5,7 +5,7 @@ Ranks beyond the machine's cores cannot be measured; these are simulated steps, 
 - pipeline: m microbatches of b/m samples on P equal stages take ``(m + P - 1)/P`` serial steps of a microbatch; the
   best m. No pipeline is faster, whatever its schedule.
 - parareal: :func:`pararealize.simulate` of the plan for P segments with measured parts.
-- multigrid: :func:`pararealize.layer_schedule.simulate_multigrid`, two levels, with measured layers.
+- multigrid: :func:`pararealize.multigrid.simulation.simulate_multigrid`, two levels, with measured layers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks.harness import median
 from benchmarks.processes.networks import WIDTH, build, example
 from pararealize import Transfer, layer_parallel, measure_network, pararealize, simulate
-from pararealize.layer_schedule import simulate_multigrid
-from pararealize.layer_times import measure_layers
+from pararealize.multigrid.simulation import simulate_multigrid
+from pararealize.multigrid.times import measure_layers
 
 __all__ = ["LINK", "RANKS", "steps"]
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 from benchmarks.harness import median
 from pararealize import pararealize
 from pararealize.errors import PlanError
-from pararealize.local import capture_graphs, run_local
 from pararealize.models import resnet1001
+from pararealize.network.local.module import capture_graphs, run_local
 
 __all__ = ["ORIGINAL", "PARAREAL", "measure"]
 

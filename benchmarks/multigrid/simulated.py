@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pararealize import layer_parallel
-from pararealize.hierarchy import make_hierarchy
-from pararealize.layer_schedule import simulate_multigrid
-from pararealize.layer_times import LayerTimes, measure_layers
-from pararealize.plots import FAINT, INK, STAGES, save_figure
-from pararealize.transfer import Transfer
+from pararealize.multigrid.simulation import simulate_multigrid
+from pararealize.multigrid.solver.hierarchy import make_hierarchy
+from pararealize.multigrid.times import LayerTimes, measure_layers
+from pararealize.plan.figure import FAINT, INK, STAGES, save_figure
+from pararealize.plan.transfer import Transfer
 
 from .known import BATCH, CHANNELS, SIDE, KnownNet, known_batch
 from .worker import WAYS

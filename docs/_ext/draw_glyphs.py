@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pararealize import glyphs, typefaces
+from pararealize.data import glyphs, typefaces
 
 COLUMNS, SAMPLES, ZOOM = 21, 2, 2
 OUT = Path(__file__).resolve().parent.parent / "_static" / "glyphs.png"

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pararealize import layer_parallel
-from pararealize.data import load
-from pararealize.monitor import Monitor
-from pararealize.oneshot import OneShot, names_of
+from pararealize.data.catalogue import load
+from pararealize.multigrid.monitor import Monitor
+from pararealize.multigrid.oneshot import OneShot, names_of
 
 from .networks import DigitsNet, PeaksNet
 

@@ -1,0 +1,287 @@
+"""Capture -> BlockChain: the stem, the repeated blocks that a person would name, and the head.
+
+Blocks fill the graph from cut to cut. The module hierarchy names them: modules whose operations lie exactly between two
+cuts are grouped by class; among the classes that do most of the work, the one with the most instances is the block.
+What lies between such blocks (patch merging, transition layers) is treated alike, or becomes one block. A flat network,
+whose layers stand side by side in one container, is split before each weighted layer instead:
+
+    stem │ block │ block │ transition │ block │ … │ head          │ = cut: one activation is alive
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+
+from pararealize.errors import CutError
+from pararealize.tracing.front_end import Capture
+from pararealize.tracing.module_view import Piece
+from pararealize.tracing.subgraph import subgraph
+
+from .context import context_of, count_parameters, shared_values
+from .finder import ENOUGH, Finder, Run, entry_of, share_of
+from .flow import Flow, RefusedCut, flow_of
+from .signature import isomorphic, signatures
+from .space import Space, space_of
+
+__all__ = ["Block", "BlockChain", "RefusedCut", "Space", "find_blocks", "why_no_more"]
+_FEW = 4  # blocks: with fewer, values that are read throughout are tried as context
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A part of the network between two cuts.
+
+    Attributes:
+        name: the qualified name that a person would use.
+        kind: its module's class, or its layers' classes.
+        nodes: its operations, in execution order.
+        input: the one activation that enters.
+        output: the one activation that leaves.
+        context: values it reads besides (masks, position tables).
+        x: the space of the input.
+        y: the space of the output.
+        signature: equal for blocks of one structure.
+        exact_signature: equal for interchangeable blocks.
+        parameters: the number of parameters that it reads.
+    """
+
+    name: str
+    kind: str
+    nodes: tuple[fx.Node, ...]
+    input: fx.Node
+    output: fx.Node
+    context: tuple[fx.Node, ...]
+    x: Space
+    y: Space
+    signature: str
+    exact_signature: str
+    parameters: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.kind}: {self.x} → {self.y}, {self.parameters:,} parameters"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BlockChain:
+    """A network as stem, blocks and head.
+
+    Attributes:
+        capture: where it comes from.
+        flow: the state in execution order, with its cut points.
+        source: the space of the raw input, where that is one floating-point tensor; otherwise ``None``.
+        stem: what comes before the first block; may be empty.
+        blocks: the chain.
+        head: what comes after the last block; may be empty.
+        stem_blocks: how many further blocks, in front of these, went to the stem.
+    """
+
+    capture: Capture
+    flow: Flow
+    source: Space | None
+    stem: Block
+    blocks: tuple[Block, ...]
+    head: Block
+    stem_blocks: int = 0
+
+    @property
+    def refused(self) -> tuple[RefusedCut, ...]:
+        """Every point at which the network cannot be cut, and why."""
+        return tuple(self.flow.refused())
+
+    @property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """Maximal runs (first, last) of blocks whose outputs have one shape."""
+        runs = itertools.groupby(range(len(self.blocks)), key=lambda i: self.blocks[i].y.shape)
+        return tuple((run[0], run[-1]) for run in (list(group) for _, group in runs))
+
+    def module(self, first: int, last: int) -> Piece:
+        """Blocks ``first`` to ``last`` (both included, from 0) as one module over the model's own parameters.
+
+        It is called as ``module(x, *context)`` with the context of :meth:`context`.
+        """
+        inputs = (self.blocks[first].input, *self.context(first, last))
+        return self._piece(inputs, self.blocks[last].output)
+
+    def context(self, first: int, last: int) -> tuple[fx.Node, ...]:
+        """What the blocks of a run read besides their input, without repetition."""
+        return tuple(dict.fromkeys(node for block in self.blocks[first : last + 1] for node in block.context))
+
+    def piece(self, block: Block) -> Piece:
+        """Any one block, or the head, as a module; the stem as a module of the network's own inputs."""
+        if block is self.stem:
+            placeholders = [node for node in self.capture.graph.nodes if node.op == "placeholder"]
+            return self._piece(tuple(placeholders), block.output)
+        return self._piece((block.input, *block.context), block.output)
+
+    def _piece(self, inputs: tuple[fx.Node, ...], output: fx.Node) -> Piece:
+        return Piece(self.capture.model, subgraph(inputs, output), "Piece", self.capture.constants)
+
+    def __str__(self) -> str:
+        kinds = itertools.groupby(self.blocks, key=lambda block: block.kind)
+        runs = ", ".join(f"{kind} × {len(list(group))}" for kind, group in kinds)
+        return f"{type(self.capture.model).__name__}: {len(self.blocks)} blocks ({runs})"
+
+
+def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
+    """Cut a captured network into stem, blocks and head.
+
+    Args:
+        capture: the network.
+        stem_blocks: how many of the first blocks are to belong to the stem.
+
+    Raises:
+        CutError: fewer than one block lies between cuts; the message says which tensors are alive and where. Or so many
+            blocks for the stem leave none.
+
+    Example:
+        >>> import torch
+        >>> from pararealize.tracing.front_end import capture
+        >>> from pararealize.models import resnet20
+        >>> chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
+        >>> print(chain)
+        PreActResNet: 9 blocks (PreActBasic × 9)
+        >>> print(chain.blocks[3])
+        stage2.0 PreActBasic: 16×32×32 → 32×16×16, 14,432 parameters
+        >>> chain.module(0, 2)(torch.randn(5, 16, 32, 32)).shape
+        torch.Size([5, 16, 32, 32])
+    """
+    flow = flow_of(capture)
+    runs = Finder(flow).runs()
+    if len(runs) < _FEW or share_of(flow, runs) < ENOUGH:
+        wider = flow_of(capture, broadcast=True)
+        found = Finder(wider).runs() if len(wider.cuts) else []
+        if len(found) > len(runs) and share_of(wider, found) > ENOUGH:
+            flow, runs = wider, found
+    if not runs:
+        raise _no_blocks(flow)
+    if isinstance(stem_blocks, bool) or not isinstance(stem_blocks, int) or not 0 <= stem_blocks < len(runs):
+        raise CutError(
+            f"stem_blocks = {stem_blocks!r} is out of range: {type(capture.model).__name__} has {len(runs)} blocks, "
+            f"and one must remain; pass an integer from 0 to {len(runs) - 1}"
+        )
+    return _chain(flow, runs, stem_blocks)
+
+
+def _chain(flow: Flow, every: list[Run], stem_blocks: int) -> BlockChain:
+    runs = every[stem_blocks:]
+    module_of = flow.capture.graph_module.get_submodule
+    maker = _Maker(flow, shared_values(flow, runs))
+    first = _first_input(flow, runs[0])
+    same: dict[str, list[tuple[fx.Node, ...]]] = {}
+    blocks: list[Block] = []
+    entering, x = first, space_of(first, module_of)
+    for run in runs:
+        nodes, leaving = flow.order[run.first : run.last + 1], _alive_after(flow, run.last)
+        y = space_of(leaving, module_of)
+        block = maker.part((run.name, run.kind, nodes), entering, leaving, (x, y), nodes)
+        blocks.append(dataclasses.replace(block, signature=_canonical(block, same, module_of)))
+        entering, x = leaving, y
+    output = flow.capture.graph.output_node()
+    before, behind = flow.order[: runs[0].first], flow.order[runs[-1].last + 1 :]
+    start = blocks[0].x
+    return BlockChain(
+        capture=flow.capture,
+        flow=flow,
+        source=_source(flow),
+        stem=maker.part(("stem", "stem", before), first, first, (start, start), ()),
+        blocks=tuple(blocks),
+        head=maker.part(("head", "head", behind), entering, output, (x, x), (*behind, output)),
+        stem_blocks=stem_blocks,
+    )
+
+
+def _first_input(flow: Flow, run: Run) -> fx.Node:
+    if run.first == 0:
+        entry = entry_of(flow)
+        assert entry is not None
+        return entry
+    return _alive_after(flow, run.first - 1)
+
+
+def _alive_after(flow: Flow, position: int) -> fx.Node:
+    """The one activation that is alive after a position; the last of all where nothing follows."""
+    for i in range(position, -1, -1):
+        node = flow.order[i]
+        if node not in flow.broadcast and flow.last_read[i] > position:
+            return node
+    return flow.order[position]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes parts of a network from runs of its nodes; ``shared`` are parameters' values that several parts read."""
+
+    flow: Flow
+    shared: frozenset[fx.Node]
+
+    def part(
+        self,
+        run: tuple[str, str, tuple[fx.Node, ...]],
+        entering: fx.Node,
+        leaving: fx.Node,
+        spaces: tuple[Space, Space],
+        reading: tuple[fx.Node, ...],
+    ) -> Block:
+        """A block of the given name, kind and nodes; its context is what ``reading`` reads from outside."""
+        name, kind, nodes = run
+        signature, exact = signatures(nodes, self.flow.capture.graph_module.get_submodule)
+        return Block(
+            name=name,
+            kind=kind,
+            nodes=nodes,
+            input=entering,
+            output=leaving,
+            context=context_of(self.flow, reading, entering, self.shared),
+            x=spaces[0],
+            y=spaces[1],
+            signature=signature,
+            exact_signature=exact,
+            parameters=count_parameters(self.flow, nodes),
+        )
+
+
+def _canonical(block: Block, same: dict[str, list[tuple[fx.Node, ...]]], module_of: Callable[[str], nn.Module]) -> str:
+    """The signature, or that of an earlier block which is the same graph run in another order."""
+    if block.signature in same:
+        return block.signature
+    for signature, (nodes, *_) in same.items():
+        if len(nodes) == len(block.nodes) and isomorphic(nodes, block.nodes, module_of):
+            return signature
+    same[block.signature] = [block.nodes]
+    return block.signature
+
+
+def _source(flow: Flow) -> Space | None:
+    """The space of the raw input, where it is one floating-point tensor with a batch."""
+    tensors = [
+        node
+        for node in flow.capture.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor) and node.users
+    ]
+    if len(tensors) != 1 or not tensors[0].meta["val"].is_floating_point() or tensors[0].meta["val"].ndim < 2:
+        return None
+    return space_of(tensors[0], flow.capture.graph_module.get_submodule)
+
+
+def why_no_more(flow: Flow) -> str:
+    """A sentence that says where a network cannot be cut, for those who asked for more segments than it has blocks."""
+    widest = sorted(flow.refused(), key=lambda cut: len(cut.alive), reverse=True)[:3]
+    name = type(flow.capture.model).__name__
+    if not widest:
+        return f"{name} has no further operation to cut after"
+    return (
+        f"{name} has {len(flow.cuts)} cut points (places where one activation is alive) among {len(flow.order)} "
+        f"operations, and none, for instance, {'; '.join(str(cut) for cut in widest)}"
+    )
+
+
+def _no_blocks(flow: Flow) -> CutError:
+    return CutError(
+        f"no blocks between cut points: {why_no_more(flow)}. Convert a part of the model that is a chain, or pass "
+        "leaf_modules=[...] with the classes that hold the long skips"
+    )

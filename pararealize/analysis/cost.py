@@ -1,0 +1,383 @@
+"""BlockChain -> Costs: operations and bytes of every block, counted on shapes; or seconds, measured.
+
+Convolutions and matrix products are counted as ``torch.utils.flop_counter`` does (a multiply-add is two operations).
+Everything else moves memory rather than computes, and small convolutions do too. So each element that an operation
+writes, views left out, is charged ``PER_ELEMENT`` operations, those that a processor could have done while it reads and
+writes one: eight bytes at some twelve operations a byte. *Work* is the sum of both, and what a plan adds up. FLOPs
+alone would call the paper's coarse unit seventeen bottleneck units of ResNet-1001; measured, it is three on its
+authors' GPU and five to twelve on a CPU core. Where that matters, measure: ``cost="seconds"``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from pararealize.errors import ModelError
+
+from .counter import count
+from .dry_run import Trial, named_tensors, trial_inputs, with_gradient
+from .stopwatch import random_state_kept, stopwatch
+
+if TYPE_CHECKING:
+    from .blocks import Block, BlockChain
+    from .dry_run import StandIn
+    from .space import Space
+
+__all__ = [
+    "NOTHING",
+    "PER_ELEMENT",
+    "BlockCost",
+    "Costs",
+    "Unit",
+    "count_costs",
+    "count_module",
+    "measure_costs",
+    "measure_module",
+]
+
+TOGETHER = 8  # interchangeable blocks that are measured as one
+PER_ELEMENT = 100  # operations that writing one element is worth
+Unit = Literal["flops", "seconds"]
+InputsOf: TypeAlias = "Callable[[StandIn], list[Any]]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCost:
+    """What one block costs in one training step.
+
+    Attributes:
+        flops_forward: operations of convolutions and matrix products, a multiply-add being two, per sample.
+        flops_backward: the same of the backward pass, for the parameters that require a gradient.
+        elements_forward: elements that its operations write, views left out, per sample.
+        elements_backward: the same of the backward pass; gradients of weights, written once a batch, are left out.
+        bytes_activations: bytes of its operations' results, per sample.
+        bytes_parameters: bytes of its parameters.
+        seconds_forward: measured at the captured batch size; ``None`` where costs were counted.
+        seconds_backward: likewise.
+    """
+
+    flops_forward: int
+    flops_backward: int
+    elements_forward: int
+    elements_backward: int
+    bytes_activations: int
+    bytes_parameters: int
+    seconds_forward: float | None = None
+    seconds_backward: float | None = None
+
+    def plus(self, more: BlockCost, times: int) -> BlockCost:
+        """The cost with ``times`` the difference to ``more`` added, field by field; seconds are not extrapolated."""
+        counted = [field.name for field in dataclasses.fields(self) if not field.name.startswith("seconds")]
+        ours, theirs = ({name: getattr(cost, name) for name in counted} for cost in (self, more))
+        return BlockCost(**{name: ours[name] + times * (theirs[name] - ours[name]) for name in counted})
+
+    @property
+    def work_forward(self) -> int:
+        """Operations of the forward pass of one sample, ``flops + PER_ELEMENT * elements``."""
+        return self.flops_forward + PER_ELEMENT * self.elements_forward
+
+    @property
+    def work_backward(self) -> int:
+        """The same of the backward pass."""
+        return self.flops_backward + PER_ELEMENT * self.elements_backward
+
+    @property
+    def work(self) -> int:
+        """Operations of one training step of one sample, forward and backward."""
+        return self.work_forward + self.work_backward
+
+    @property
+    def seconds(self) -> float | None:
+        """Forward and backward."""
+        if self.seconds_forward is None or self.seconds_backward is None:
+            return None
+        return self.seconds_forward + self.seconds_backward
+
+
+NOTHING = BlockCost(
+    flops_forward=0,
+    flops_backward=0,
+    elements_forward=0,
+    elements_backward=0,
+    bytes_activations=0,
+    bytes_parameters=0,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """The cost of every block of a chain, in one unit.
+
+    Attributes:
+        unit: ``"flops"``, work per sample; or ``"seconds"`` at the captured batch size.
+        stem: what comes before the blocks.
+        blocks: the blocks, in order.
+        head: what comes after the blocks.
+        notes: blocks that could not be counted, and what was taken instead.
+    """
+
+    unit: Unit
+    stem: BlockCost
+    blocks: tuple[BlockCost, ...]
+    head: BlockCost
+    notes: tuple[str, ...] = ()
+    _rates: tuple[float, float] = dataclasses.field(init=False, repr=False, compare=False)
+    _before: tuple[tuple[float, float], ...] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_rates", self._blocks_rates())
+        before = [(0.0, 0.0) if self.unit == "seconds" else (0, 0)]
+        for forward, backward in map(self.split, self.blocks):
+            before.append((before[-1][0] + forward, before[-1][1] + backward))
+        object.__setattr__(self, "_before", tuple(before))
+
+    def _blocks_rates(self) -> tuple[float, float]:
+        """Seconds an operation of the network's own blocks, forward and backward; 1 where operations are the unit."""
+        timed = [block for block in self.blocks if block.seconds is not None]
+        if self.unit == "flops" or not timed:
+            return 1, 1
+        forward = sum(block.seconds_forward or 0 for block in timed) / max(sum(b.work_forward for b in timed), 1)
+        backward = sum(block.seconds_backward or 0 for block in timed) / max(sum(b.work_backward for b in timed), 1)
+        return forward, backward
+
+    def split(self, cost: BlockCost) -> tuple[float, float]:
+        """Forward and backward cost of one training step, in this unit.
+
+        What was only counted costs what its work takes at the rate of the network's own blocks.
+        """
+        if self.unit == "seconds" and cost.seconds_forward is not None and cost.seconds_backward is not None:
+            return cost.seconds_forward, cost.seconds_backward
+        return cost.work_forward * self._rates[0], cost.work_backward * self._rates[1]
+
+    def of(self, cost: BlockCost) -> float:
+        """The cost of one training step of one block, forward and backward, in this unit."""
+        return sum(self.split(cost))
+
+    def step(self, first: int, last: int) -> float:
+        """Forward and backward of blocks ``first`` to ``last`` (0-based, inclusive)."""
+        return sum(self.split_step(first, last))
+
+    def split_step(self, first: int, last: int) -> tuple[float, float]:
+        """The same, forward and backward by themselves."""
+        (a, b), (c, d) = self._before[first], self._before[last + 1]
+        return c - a, d - b
+
+    @property
+    def total(self) -> float:
+        """One training step of the whole network."""
+        return self.of(self.stem) + sum(self._before[-1]) + self.of(self.head)
+
+    def __str__(self) -> str:
+        unit = "work per sample" if self.unit == "flops" else "seconds"
+        rows = [("stem", self.stem), *((str(i), cost) for i, cost in enumerate(self.blocks)), ("head", self.head)]
+        lines = [f"{'':>6} {'flops forward':>14} {'backward':>14} {'activations':>12} {'parameters':>12} {unit:>15}"]
+        for name, c in rows:
+            counted = f"{name:>6} {c.flops_forward:>14,} {c.flops_backward:>14,}"
+            size = f"{c.bytes_activations / 1024:>8.0f} KiB {c.bytes_parameters / 1024:>8.0f} KiB"
+            lines.append(f"{counted} {size} {self.of(c):>15.6g}")
+        return "\n".join(lines)
+
+
+def count_costs(chain: BlockChain) -> Costs:
+    """Count operations and bytes of every block on fake tensors, once for each group of interchangeable blocks.
+
+    Nothing is computed and nothing allocated: it works on the meta device, and takes time in proportion to the number
+    of different blocks. Operations are per sample, in the mode that the model is in. A block that does not run on fake
+    tensors (its own C++ kernel) is taken as two operations a parameter, and named in ``notes``.
+
+    Example:
+        >>> import torch
+        >>> from pararealize.analysis.blocks import find_blocks
+        >>> from pararealize.tracing.front_end import capture
+        >>> layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()) for _ in range(3)]
+        >>> costs = count_costs(find_blocks(capture(torch.nn.Sequential(*layers), torch.randn(4, 8))))
+        >>> costs.blocks[1].flops_forward, costs.blocks[1].flops_backward, costs.blocks[1].elements_forward
+        (128, 256, 16)
+    """
+    notes: list[str] = []
+    seen: dict[str, BlockCost] = {}
+    for block in chain.blocks:
+        if block.exact_signature not in seen:
+            seen[block.exact_signature] = _count_block(chain, block, notes)
+    return Costs(
+        unit="flops",
+        stem=_count_block(chain, chain.stem, notes),
+        blocks=tuple(seen[block.exact_signature] for block in chain.blocks),
+        head=_count_block(chain, chain.head, notes),
+        notes=tuple(notes),
+    )
+
+
+def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCost:
+    """Count one module ``(batch, *x.shape) -> ...`` on fake tensors, as :func:`count_costs` does blocks.
+
+    Args:
+        module: an adapter or a coarse block; on the meta device as well.
+        x: the space that it reads.
+        first: whether it reads the network's input, into which no gradient flows.
+    """
+    home = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+    def inputs(_: StandIn) -> list[Any]:
+        value = torch.empty((_SAMPLES, *x.shape), dtype=x.torch_dtype, device=home)  # fake: allocates nothing
+        return [with_gradient(value, not first)]
+
+    flops, elements = count(module, inputs)
+    return BlockCost(
+        flops_forward=flops[0] // _SAMPLES,
+        flops_backward=flops[1] // _SAMPLES,
+        elements_forward=elements[0] // _SAMPLES,
+        elements_backward=elements[1] // _SAMPLES,
+        bytes_activations=elements[0] // _SAMPLES * x.torch_dtype.itemsize,
+        bytes_parameters=sum(p.numel() * p.element_size() for p in module.parameters()),
+    )
+
+
+def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Costs:
+    """Measure forward and backward seconds of every block where the model is, once for interchangeable blocks.
+
+    Blocks that follow each other and are interchangeable are run together, up to eight, and share their seconds
+    equally: one block by itself finds everything in the cache, as it does not between its neighbours, and its launches
+    hide behind nothing. All such runs take turns; the medians of ``repeats`` rounds after ``warmup`` are taken, on
+    random inputs of the captured batch size, in the mode that the model is in. Parameters and buffers are copied, so
+    values, gradients, running statistics and the random state stay as found; a GPU is waited for before and after each
+    run.
+
+    Args:
+        chain: the network's blocks.
+        repeats: measured rounds.
+        warmup: rounds before those.
+
+    Raises:
+        ModelError: the model is on the meta device, where nothing runs.
+    """
+    if any(parameter.is_meta for parameter in chain.capture.model.parameters()):
+        raise ModelError(
+            'cost="seconds" runs the model, but its parameters are on the meta device; pass cost="flops", or give it '
+            "memory first with model.to_empty(device=...)"
+        )
+    counted = count_costs(chain)
+    runs = _runs(chain)
+    pieces = {signature: (chain.module(first, last), last - first + 1) for signature, (first, last) in runs.items()}
+    ends = {name: block for name, block in (("stem", chain.stem), ("head", chain.head)) if block.nodes}
+    pieces |= {name: (chain.piece(block), 1) for name, block in ends.items()}
+    asked = [(piece, partial(trial_inputs, piece, first=name == "stem")) for name, (piece, _) in pieces.items()]
+    taken = dict(zip(pieces, _seconds(asked, repeats, warmup), strict=True))
+
+    def measured(key: str, cost: BlockCost) -> BlockCost:
+        (forward, backward), together = taken.get(key, (0.0, 0.0)), pieces[key][1] if key in pieces else 1
+        return dataclasses.replace(cost, seconds_forward=forward / together, seconds_backward=backward / together)
+
+    return Costs(
+        unit="seconds",
+        stem=measured("stem", counted.stem),
+        blocks=tuple(
+            measured(block.exact_signature, cost) for block, cost in zip(chain.blocks, counted.blocks, strict=True)
+        ),
+        head=measured("head", counted.head),
+        notes=counted.notes,
+    )
+
+
+def measure_module(
+    module: nn.Module,
+    x: Space,
+    batch: int,
+    *,
+    first: bool = False,
+    inputs: int = 1,
+    repeats: int = 5,
+    warmup: int = 2,
+) -> tuple[float, float]:
+    """Forward and backward seconds of one module ``(batch, *x.shape) -> ...``, as :func:`measure_costs` does blocks.
+
+    Args:
+        module: an adapter or a coarse block, where it is to run.
+        x: the space that it reads.
+        batch: the batch size.
+        first: whether it reads the network's input, into which no gradient flows.
+        inputs: how many values of that space it reads.
+        repeats: measured runs.
+        warmup: runs before those.
+    """
+    home = next((parameter.device for parameter in module.parameters()), torch.get_default_device())
+
+    def values(_: StandIn) -> list[Any]:
+        drawn = (torch.randn(batch, *x.shape, device=home).to(x.torch_dtype) for _ in range(inputs))
+        return [with_gradient(value, not first) for value in drawn]
+
+    [taken] = _seconds([(module, values)], repeats, warmup)
+    return taken
+
+
+# Counting -----------------------------------------------------------------------------------------------------------
+
+_SAMPLES = 2  # batch norm refuses to normalise a single value
+
+
+def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost:
+    """The cost of a block per sample; one that does not run on fake tensors is estimated, with a note."""
+    if not block.nodes:
+        return NOTHING
+    piece, batch = chain.piece(block), max(chain.capture.batch, 1)
+    results = [
+        leaf
+        for node in block.nodes
+        for leaf in pytree.tree_leaves(node.meta.get("val"))
+        if isinstance(leaf, torch.Tensor) and node.op.startswith("call")
+    ]
+    try:
+        flops, elements = count(piece, lambda fake: trial_inputs(piece, fake, first=block is chain.stem))
+    except (RuntimeError, TypeError, ValueError) as error:
+        written = sum(leaf.numel() for leaf in results)
+        flops, elements = (2 * block.parameters * batch, 4 * block.parameters * batch), (written, 2 * written)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        notes.append(f"{block.name} cannot be counted ({reason}); taken as 2 operations a parameter")
+    return BlockCost(
+        flops_forward=round(flops[0] / batch),
+        flops_backward=round(flops[1] / batch),
+        elements_forward=max(1, elements[0] // batch),
+        elements_backward=elements[1] // batch,
+        bytes_activations=sum(leaf.numel() * leaf.element_size() for leaf in results) // batch,
+        bytes_parameters=sum(p.numel() * p.element_size() for p in piece.parameters()),
+    )
+
+
+# Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def _runs(chain: BlockChain) -> dict[str, tuple[int, int]]:
+    """The first and the last of the blocks to be run together, for each kind of interchangeable blocks."""
+    found: dict[str, tuple[int, int]] = {}
+    last = -1
+    for signature, group in itertools.groupby(block.exact_signature for block in chain.blocks):
+        first, last = last + 1, last + len(list(group))
+        known_first, known_last = found.get(signature, (0, -1))
+        if last - first > known_last - known_first:
+            found[signature] = first, last
+    return {signature: (first, min(last, first + TOGETHER - 1)) for signature, (first, last) in found.items()}
+
+
+def _seconds(asked: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: int) -> list[tuple[float, float]]:
+    """Median seconds of a forward and a backward pass of each module, on copies, in turn."""
+    homes = {tensor.device for piece, _ in asked for _, tensor in named_tensors(piece)}
+    home = min(homes or {torch.get_default_device()}, key=str)
+    with random_state_kept(home), torch.inference_mode(False), torch.enable_grad():
+
+        def value(tensor: torch.Tensor) -> torch.Tensor:
+            if type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter):
+                return tensor.clone()
+            made = torch.zeros(tensor.shape, dtype=tensor.dtype, device=home)
+            return made.normal_() if made.is_floating_point() else made
+
+        trials = [Trial(piece, inputs(value), value) for piece, inputs in asked]
+        taken = stopwatch(trials, home, repeats=repeats, warmup=warmup)
+    return [(max(forward, 1e-9), max(backward, 0.0)) for forward, backward in taken]

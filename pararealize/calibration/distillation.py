@@ -1,0 +1,169 @@
+r"""A module, its inputs and the outputs it should have -> the module, its weights fitted to them by a short training.
+
+Adam on the relative squared error :math:`\|F(r) - t\|^2 / \|t\|^2` of one batch after another. Then, with the features
+in front of it as they are now, the last linear layer is solved for in closed form, where the module is *that layer plus
+the rest*, as residual units are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pararealize.errors import CalibrationError
+
+from .least_squares import LinearLayer, Regression, is_trained, linear_part
+
+__all__ = ["Pair", "distil", "last_layer", "measure_norms", "solve_last"]
+
+Pair: TypeAlias = tuple[Tensor, tuple[Any, ...], Tensor]  # input, context, target
+
+WARMUP = 0.1  # of the steps: the rate rises linearly, and then falls as a cosine does
+
+
+def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, seed: int) -> None:
+    """So many steps of Adam; batch norms normalise by the batch, all else is in eval mode.
+
+    Args:
+        module: called ``module(input, *context)``.
+        pairs: batches, taken in a new random order in every round.
+        steps: of Adam.
+        lr: the largest rate.
+        seed: of the order.
+
+    Raises:
+        CalibrationError: the loss is not finite.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters or not steps:
+        return
+    least = max(torch.finfo(parameter.dtype).tiny for parameter in parameters)
+    optimizer = torch.optim.Adam(parameters, lr=lr, eps=max(1e-8, least))
+    order = _order(len(pairs), torch.Generator().manual_seed(seed))
+    with norms_training(module), torch.enable_grad():
+        for step in range(steps):
+            r, context, target = pairs[next(order)]
+            for group in optimizer.param_groups:
+                group["lr"] = lr * _rate(step, steps)
+            optimizer.zero_grad()
+            wide = torch.promote_types(target.dtype, torch.float32)
+            true = target.to(wide)
+            error = module(r.clone(), *context).to(wide) - true
+            loss = error.square().mean() / true.square().mean().clamp(min=torch.finfo(wide).tiny)
+            if not bool(torch.isfinite(loss)):
+                raise CalibrationError(
+                    f"the loss is {loss.item()} in step {step + 1} of {steps} of a distillation; pass a smaller lr "
+                    f"than {lr:g}"
+                )
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> None:
+    """Set the running statistics of the module's batch norms to their averages over all pairs."""
+    norms = _norms(module)
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        with norms_training(module):
+            for r, context, _ in pairs:
+                module(r.clone(), *context)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge: float) -> bool:
+    """Solve for the last linear layer, all else as it is; False where there is no such layer, or it is frozen."""
+    value, context, _ = next(iter(pairs()))
+    layer = last_layer(module, value, context)
+    if layer is None or not is_trained(layer):
+        return False
+    regression = Regression(module, layer, rest=True)
+    for pair in pairs():
+        regression.take(*pair)
+    regression.solve(ridge=ridge)
+    return True
+
+
+@torch.no_grad()
+def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> LinearLayer | None:
+    """The last linear layer, where the module is that layer's output plus what does not depend on it.
+
+    Found by experiment: a change of the layer's output has to appear in the module's output as it is.
+    """
+    called: list[LinearLayer] = []
+
+    def note(layer: Any, _: Any, __: Any) -> None:
+        called.append(layer)
+
+    hooks = [layer.register_forward_hook(note) for layer in module.modules() if linear_part(layer) == (layer, ())]
+    try:
+        before = module(r.clone(), *context)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not called or called.count(called[-1]) != 1:
+        return None
+    changes = []
+
+    def change(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+        changes.append(noise * output.std().clamp(min=1e-6))
+        return output + changes[-1]
+
+    hook = called[-1].register_forward_hook(change)
+    try:
+        after = module(r.clone(), *context)
+    finally:
+        hook.remove()
+    moved = after - before
+    if moved.shape != changes[-1].shape:
+        return None
+    rounding = torch.finfo(moved.dtype).eps
+    least = max(1e-3, rounding) * changes[-1].norm() + max(1e-5, rounding) * before.norm()
+    same = (moved - changes[-1]).norm() <= least
+    return called[-1] if bool(same) else None
+
+
+@contextmanager
+def norms_training(module: nn.Module) -> Iterator[None]:
+    """Batch norms in train mode, all else in eval mode, and every flag as it was behind."""
+    modes = [(part, part.training) for part in module.modules()]
+    norms = set(_norms(module))
+    try:
+        for part, _ in modes:
+            part.training = part in norms
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    found = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in found if norm.track_running_stats]
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = WARMUP * steps
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def _order(count: int, generator: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()

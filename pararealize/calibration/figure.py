@@ -1,0 +1,93 @@
+"""A Calibration -> a picture in a file: the error of every adapter and interface, stage by stage.
+
+Stages can be told without colour: each has a marker and a line of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pararealize.plan.figure import FAINT, INK, LINE, save_figure
+
+from .report import Calibration
+
+__all__ = ["draw_calibration"]
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "before": {"color": "#7b8794", "marker": "s", "linestyle": ":"},
+    "after": {"color": "#2b77b8", "marker": "o", "linestyle": "-"},
+    "fine-tuned": {"color": "#d9822b", "marker": "^", "linestyle": "--"},
+}
+LEAST = 1e-16  # what an exact value is drawn at
+
+
+def draw_calibration(calibration: Calibration, path: str | Path, *, title: str = "") -> Path:
+    """Draw a calibration into an SVG or PNG file, which appears only when it is complete.
+
+    Args:
+        calibration: what :func:`~pararealize.calibration.fitting.calibrate` gave.
+        path: where to; what it ends in, ``.svg`` or ``.png``, is the format. An existing file is replaced.
+        title: what stands above; the model's class name when left out.
+
+    Raises:
+        OutputError: another ending, or the file cannot be written.
+    """
+    n = calibration.n
+    figure = Figure(figsize=(max(7.5, 4.5 + 0.35 * n), 3.9))
+    left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
+    figure.subplots_adjust(left=0.09, right=0.98, top=0.71, bottom=0.2)
+    for errors in calibration.stages:
+        _line(left, range(2, n + 1), errors.adapters, errors.stage)
+        _line(right, [*range(2, n + 1), n + 1], [*errors.interfaces[1:], errors.output], errors.stage)
+    left.set_title("inputs $x_j$, from adapters $C^j$", fontsize=9.5, color=INK)
+    right.set_title("corrected outputs $z_j$, by coarse blocks $F^{j-1}$", fontsize=9.5, color=INK)
+    left.set_ylabel("relative error", fontsize=9, color=INK)
+    step = max(1, math.ceil(n / 16))
+    segments = list(range(2, n + 1, step))
+    left.set_xticks(segments, [f"$x_{{{j}}}$" for j in segments])
+    right.set_xticks([*segments, n + 1], [*(f"$z_{{{j}}}$" for j in segments), "output"])
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_plain)
+        axes.yaxis.set_minor_formatter(_plain)
+        axes.axhline(1, color=LINE, linewidth=0.8)
+        axes.grid(axis="y", which="major", color="#e4e7eb", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(which="both", labelsize=8.5, colors=LINE)
+        axes.set_xlim(1.6, n + (1.4 if axes is right else 0.4))
+    figure.text(0.09, 0.93, f"{title or calibration.model}, n = {n}: calibrated", fontsize=13, color=INK, weight="bold")
+    figure.text(0.09, 0.825, _summary(calibration), fontsize=8.5, color=FAINT, linespacing=1.4)
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.08, 0.005), ncols=3, fontsize=9, frameon=False)
+    return save_figure(figure, path)
+
+
+def _line(axes: Axes, places: object, values: object, stage: str) -> None:
+    points = [
+        (place, max(value, LEAST))
+        for place, value in zip(places, values, strict=True)  # type: ignore[call-overload]
+        if math.isfinite(value)
+    ]
+    look = LOOKS.get(stage, LOOKS["after"])
+    if points:
+        axes.plot(*zip(*points, strict=True), label=stage, linewidth=1.6, markersize=5.5, **look)
+
+
+def _plain(value: float, _: int) -> str:
+    """Powers of ten and their doubles, triples and fives as people write them; nothing at other ticks."""
+    lead = f"{value:e}"[0]
+    return f"{value:g}" if lead in "1235" else ""
+
+
+def _summary(calibration: Calibration) -> str:
+    text = f"coarse {calibration.coarse!r}, fitted to {calibration.samples} samples, errors on "
+    text += f"{calibration.tested} others" if calibration.held_out else "the same"
+    if calibration.accuracy is None:
+        return text
+    found = ", ".join(f"{errors.stage} {100 * (errors.accuracy or 0):.1f} %" for errors in calibration.stages)
+    return f"{text}\naccuracy: original {100 * calibration.accuracy:.1f} %, {found}"

@@ -1,0 +1,141 @@
+"""What calibration found -> Calibration: the errors of adapters and interfaces, stage by stage, as table and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from pararealize.errors import CalibrationError
+
+from .table import calibration_text
+
+__all__ = ["VERSION", "Calibration", "Errors", "Fit"]
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How one part was fitted.
+
+    Attributes:
+        part: ``"C2"``, ``"F1"``, …
+        kind: the adapter's recipe or the coarse block's kind.
+        method: ``"least squares"``, ``"distilled"``, ``"distilled, last layer solved"``, or why it was left.
+        seconds: it took.
+    """
+
+    part: str
+    kind: str
+    method: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """How far the parareal network is from the network in sequence, at one stage of the calibration.
+
+    Errors are relative, ‖value − true value‖ / ‖true value‖ over all samples.
+
+    Attributes:
+        stage: ``"before"``, ``"after"``, ``"fine-tuned"``.
+        adapters: of x_j, the input of segment j, by j = 2..n.
+        interfaces: of z_j, the corrected output of segment j, by j = 1..n; z_1 has none.
+        output: of the network's output.
+        agreement: share of the samples that both networks put into one class; None where the output is no logits.
+        accuracy: share of the samples put into the right class; None without labels.
+    """
+
+    stage: str
+    adapters: tuple[float, ...]
+    interfaces: tuple[float, ...]
+    output: float
+    agreement: float | None = None
+    accuracy: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """The report of a calibration; it prints as a table.
+
+    Attributes:
+        model: the class name of the model.
+        n: segments.
+        coarse: the kind of coarse blocks.
+        samples: that were fitted to.
+        tested: samples that the errors are measured on.
+        held_out: whether these are others than those fitted to.
+        accuracy: of the network in sequence on them; None without labels.
+        fits: of every part.
+        stages: the errors, in order.
+        fine_tune_steps: of training everything afterwards.
+    """
+
+    model: str
+    n: int
+    coarse: str
+    samples: int
+    tested: int
+    held_out: bool
+    accuracy: float | None
+    fits: tuple[Fit, ...]
+    stages: tuple[Errors, ...]
+    fine_tune_steps: int = 0
+    version: int = VERSION
+
+    def stage(self, name: str) -> Errors:
+        """The errors of one stage: ``"before"``, ``"after"`` or ``"fine-tuned"``.
+
+        Raises:
+            CalibrationError: there is no such stage.
+        """
+        for errors in self.stages:
+            if errors.stage == name:
+                return errors
+        known = ", ".join(repr(errors.stage) for errors in self.stages)
+        raise CalibrationError(f"there is no stage {name!r} of this calibration; there are {known}")
+
+    def to_json(self) -> str:
+        """A JSON document; numbers that are not finite become null."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Calibration:
+        """What :meth:`to_json` gave; errors that are null become NaN.
+
+        Raises:
+            CalibrationError: it is no such document, or of another version.
+        """
+        try:
+            values = json.loads(text)
+            version = values.get("version")
+            if version != VERSION:
+                raise CalibrationError(f"the calibration is of version {version!r}, and this reads version {VERSION}")
+            values["fits"] = tuple(Fit(**fit) for fit in values["fits"])
+            values["stages"] = tuple(_errors(stage) for stage in values["stages"])
+            return Calibration(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, CalibrationError):
+                raise
+            raise CalibrationError(f"this is no calibration: {error}; pass what to_json gave") from error
+
+    def __str__(self) -> str:
+        return calibration_text(self)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _errors(values: dict[str, Any]) -> Errors:
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    several = {name: tuple(map(number, values[name])) for name in ("adapters", "interfaces")}
+    return Errors(**values | several | {"output": number(values["output"])})

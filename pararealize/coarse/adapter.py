@@ -1,0 +1,118 @@
+"""Two spaces in, one adapter out: ``C^j : X → X_{j-1}``, the cheap map that gives segment j its own input.
+
+An adapter follows a :func:`~pararealize.coarse.resampling.route`, a short list of steps decided first; it is described, counted and
+built from that one list. The recipe is that of Lee, Lee and Park, section 4, for images, and its like for the rest.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from pararealize.analysis.cost import BlockCost, count_module
+from pararealize.analysis.space import Space
+
+from .resampling import route
+
+__all__ = ["Adapter", "adapter_cost", "build_adapter", "describe_adapter", "seeded"]
+
+
+def describe_adapter(source: Space, target: Space, *, from_stem: bool = False) -> str:
+    """What :func:`build_adapter` would build, in one line: ``"2 × max_pool 3×3/2 → conv 1×1 3→64"``."""
+    runs = [(text, len(list(run))) for text, run in groupby(step.text for step in route(source, target))]
+    recipe = " → ".join(text if times == 1 else f"{times} × {text}" for text, times in runs)
+    return f"{recipe}, from the identity" if _starts_as_identity(source, target, from_stem) else recipe
+
+
+def build_adapter(source: Space, target: Space, *, from_stem: bool, seed: int = 0, name: str = "adapter") -> "Adapter":
+    """The adapter from one space to another, for any pair of maps, token sequences and vectors.
+
+    Weights are drawn with variance 1 / fan-in, as nothing rectifies their input, and biases start at zero; where the
+    source is the stem and the shapes agree, the adapter starts as the exact identity. The caller's random state stays
+    as found. Inside ``with torch.device("meta")`` nothing is allocated; otherwise it is built on the CPU.
+
+    Args:
+        source: the space of the raw input or of the stem's output, without the batch dimension.
+        target: the space X_{j-1} of the segment's input; its dtype is the adapter's.
+        from_stem: whether the source is the stem's output.
+        seed: with ``name``, fixes the weights: equal ones give equal bits on the CPU.
+        name: the adapter's name, such as ``"C2"``, so that adapters of one seed differ.
+
+    Returns:
+        A module ``(batch, *source.shape) -> (batch, *target.shape)``. It follows other image sizes as strided layers
+        do; the numbers of a token grid, and sizes next to a vector, are those of the spaces.
+
+    Example:
+        ``build_adapter(image, interface, from_stem=False)`` for 3×32×32 and 128×16×16 is one 3×3 max pool of stride 2
+        and a 1×1 convolution with 3·128 parameters.
+    """
+    with seeded(seed, name):
+        adapter = Adapter(source, target)
+        project = adapter.project
+        with torch.no_grad():
+            if not _starts_as_identity(source, target, from_stem):
+                nn.init.kaiming_normal_(project.weight, nonlinearity="linear")
+            elif isinstance(project, nn.Linear):
+                nn.init.eye_(project.weight)
+            else:
+                nn.init.dirac_(project.weight)
+            if project.bias is not None:
+                nn.init.zeros_(project.bias)
+    adapter.recipe = describe_adapter(source, target, from_stem=from_stem)
+    return adapter
+
+
+@lru_cache(maxsize=4096)
+def adapter_cost(source: Space, target: Space, *, from_stem: bool) -> tuple[int, BlockCost]:
+    """Parameters and cost of an adapter, counted on the meta device; no gradient flows into a raw input."""
+    with torch.device("meta"):
+        adapter = Adapter(source, target)
+    parameters = sum(parameter.numel() for parameter in adapter.parameters())
+    return parameters, count_module(adapter, source, first=not from_stem)
+
+
+class Adapter(nn.Sequential):
+    """``C^j``: steps in order, exactly one of which, ``project``, has parameters."""
+
+    project: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+    def __init__(self, source: Space, target: Space) -> None:
+        super().__init__()
+        for step in route(source, target):
+            self.add_module(step.name, step.make())
+        self.spaces = f"{source} → {target}"
+        self.recipe = describe_adapter(source, target)
+        self.cast = source.dtype != target.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, *source.shape) -> (batch, *target.shape)``."""
+        if self.cast:
+            x = x.to(self.project.weight.dtype)
+        for step in self:
+            x = step(x)
+        return x
+
+    def extra_repr(self) -> str:
+        """The spaces and the recipe, printed before the steps."""
+        return f"{self.spaces}: {self.recipe}"
+
+
+@contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Build under a random state fixed by seed and name, on the CPU (or meta), and leave the caller's as found."""
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    state = random.Random(f"{seed} {name}").getrandbits(63)  # noqa: S311  (not for secrets)
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(state)  # torch.manual_seed would also set devices not yet started
+        if cuda:
+            torch.cuda.manual_seed_all(state)
+        with torch.device("meta" if torch.get_default_device().type == "meta" else "cpu"):
+            yield
+
+
+def _starts_as_identity(source: Space, target: Space, from_stem: bool) -> bool:
+    return from_stem and source.shape == target.shape and source.channel == target.channel

@@ -1,0 +1,291 @@
+"""Two spaces in, the steps between them out: what adapters and linear coarse blocks are made of.
+
+Maps (images, signals, volumes) are halved by 3×3 max pools of stride 2, then a 1×1 convolution sets the channels;
+adaptive average pooling does what halving cannot (odd ratios, enlarging, tokens); tokens and vectors are mapped by a
+linear layer on their channels. Exactly one step, ``project``, has parameters.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pararealize.analysis.space import Space
+
+__all__ = ["Move", "Resample", "Step", "halvings", "route"]
+
+_CONVOLUTION: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_MAX_POOL: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_AVERAGE_POOL: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+_RESAMPLE: dict[int, Callable[..., Tensor]] = {
+    1: functional.adaptive_avg_pool1d,
+    2: functional.adaptive_avg_pool2d,
+    3: functional.adaptive_avg_pool3d,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of an adapter: the submodule's name, what a person would call it, and how to make it."""
+
+    name: str
+    text: str
+    make: Callable[[], nn.Module]
+
+
+def route(source: Space, target: Space, *, linear: bool = False) -> tuple[Step, ...]:
+    """The steps from one space to another; ``linear`` takes averages for maxima and leaves the bias out."""
+    path = _Path(source, target, linear=linear)
+    if not source.shape:
+        path.add("unsqueeze", "as one channel", lambda: nn.Unflatten(0, (-1, 1)))
+    if not target.extent:
+        path.to_vector()
+    elif not source.extent:
+        path.from_vector()
+    else:
+        path.between_maps()
+    if not target.shape:
+        path.add("squeeze", "as a scalar", lambda: nn.Flatten(0))
+    return tuple(path.steps)
+
+
+def halvings(source: int, target: int) -> tuple[int, ...]:
+    """The paddings of the 3-wide windows of stride 2 that bring a size as near to a smaller one as halving can.
+
+    Padding 1 turns L into ⌈L/2⌉, padding 0 into ⌈L/2⌉ - 1 = ⌊(L-1)/2⌋; both follow other image sizes as the network's
+    own strided layers do. Where no path ends at the target, the paddings are 1 and the end lies above it.
+
+    >>> halvings(32, 8), halvings(224, 55), halvings(27, 13), halvings(24, 8), halvings(8, 16)
+    ((1, 1), (1, 0), (0,), (1,), ())
+    """
+    steps, size = 0, source
+    while size > target and -(-size // 2) >= target:
+        size = -(-size // 2)
+        steps += 1
+    exact = _paddings(source, target, steps)
+    return (1,) * steps if exact is None else exact
+
+
+def _paddings(size: int, target: int, steps: int) -> tuple[int, ...] | None:
+    """The path of exactly so many halvings from size to target, padding 1 as early as possible, or None."""
+    if steps == 0:
+        return () if size == target else None
+    for padding in (1, 0):
+        rest = _paddings((size + 2 * padding - 3) // 2 + 1, target, steps - 1) if size + 2 * padding >= 3 else None
+        if rest is not None:
+            return (padding, *rest)
+    return None
+
+
+class Move(nn.Module):
+    """Move the channels of a batch from one axis of its samples to another: ``movedim`` as a module."""
+
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        self.source, self.target = source, target
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same values with axis ``source`` of each sample at ``target``."""
+        return x.movedim(self.source + 1, self.target + 1)
+
+    def extra_repr(self) -> str:
+        """Where from and where to."""
+        return f"axis {self.source} → {self.target}"
+
+
+class Resample(nn.Module):
+    """Adaptive average pooling in a ratio: ``source`` becomes ``target``, and other sizes scale with them.
+
+    ``(batch, channels, *extent)`` with one to three spatial axes; where the target is larger, values are repeated.
+    """
+
+    def __init__(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+        super().__init__()
+        self.source, self.target = source, target
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average or repeat neighbours until the extent is ``target`` (for an extent of ``source``)."""
+        # round(size·t/s), in integers so that symbolic sizes stay symbolic
+        sizes = [(size * t + s // 2) // s for size, s, t in zip(x.shape[2:], self.source, self.target, strict=True)]
+        return _RESAMPLE[len(sizes)](x, sizes)
+
+    def extra_repr(self) -> str:
+        """Source and target extent."""
+        return f"{_times(self.source)} → {_times(self.target)}"
+
+
+class _Path:
+    """The steps found so far, and the layout (channels and their axis, extent) that they lead to."""
+
+    def __init__(self, source: Space, target: Space, *, linear: bool) -> None:
+        self.source, self.target, self.linear = source, target, linear
+        self.channels, self.extent, self.channel = source.channels, source.extent, source.channel
+        self.goal = _at_most_three_axes(target.extent)
+        self.steps: list[Step] = []
+        self.projected = False
+
+    def to_vector(self) -> None:
+        """Average over the finest grid that has no more numbers than the target, then one linear layer."""
+        if self.extent:
+            self.move(0)
+            self.fold()
+            grid = _finest_grid(self.extent, self.channels, self.target.channels)
+            if grid != self.extent:
+                pool = _AVERAGE_POOL[len(grid)]
+                self.add("pool", f"average to {_times(grid)}", lambda: pool(grid))
+            self.add("flatten", "flatten", nn.Flatten)
+            self.channels, self.extent = self.channels * math.prod(grid), ()
+        self.project(self.target.channels)
+
+    def from_vector(self) -> None:
+        """One linear layer to the finest grid that has no more numbers than the source, then repeat."""
+        channels = self.target.channels
+        grid = _finest_grid(self.goal, channels, self.channels)
+        self.project(channels * math.prod(grid))
+        self.add("unflatten", f"to {channels}×{_times(grid)}", lambda: nn.Unflatten(1, (channels, *grid)))
+        self.channels, self.extent = channels, grid
+        self.resample(self.goal)
+        self.unfold()
+        self.move(self.target.channel)
+
+    def between_maps(self) -> None:
+        """Halve, set the channels where the map is smallest, resample; a linear layer where channels stand last."""
+        source, target = self.source, self.target
+        grows = math.prod(target.extent) >= math.prod(source.extent)
+        if grows and source.channel == len(source.extent):
+            self.project(target.channels)
+        if source.extent != target.extent or target.channel != len(target.extent):
+            self.move(0)
+            self.fold()
+            self.align()
+            if not (_is_tokens(source) or _is_tokens(target)):
+                self.halve(self.goal)
+            if grows:
+                self.project(target.channels)
+            self.resample(self.goal)
+            if target.channel != len(target.extent):
+                self.project(target.channels)
+            self.unfold()
+        self.move(target.channel)
+        self.project(target.channels)
+
+    def align(self) -> None:
+        """The number of axes: a token sequence is a grid row by row, other maps lose or gain leading axes."""
+        axes = len(self.goal)
+        extra = len(self.extent) - axes
+        if extra > 0 and _is_tokens(self.target):
+            grid = _scaled(self.extent, self.goal[0])
+            self.halve(grid)
+            self.resample(grid)
+        elif extra > 0:
+            self.resample((1,) * extra + self.extent[extra:])
+        if extra > 0:
+            self.add("flatten", "flatten", lambda: nn.Flatten(2, 2 + extra))
+            self.extent = (math.prod(self.extent[: extra + 1]), *self.extent[extra + 1 :])
+        elif extra < 0:
+            grid = (1,) * -extra + self.extent[:1]
+            if _is_tokens(self.source):
+                grid = _scaled(self.goal, self.extent[0])
+                self.resample((math.prod(grid),))
+            sizes = (*grid[:-1], -1)
+            self.add("unflatten", f"to {_times(grid)}", lambda: nn.Unflatten(2, sizes))
+            self.extent = (*grid, *self.extent[1:])
+
+    def halve(self, goal: tuple[int, ...]) -> None:
+        """3×3 max pools of stride 2, an axis at a time where the axes differ; averages will do it if linear."""
+        paddings = [() if self.linear else halvings(size, g) for size, g in zip(self.extent, goal, strict=True)]
+        for i in range(max(map(len, paddings))):
+            active = [len(path) > i for path in paddings]
+            kernel, stride = _choose(active, 3, 1), _choose(active, 2, 1)
+            padding = tuple(path[i] if on else 0 for path, on in zip(paddings, active))
+            self.add(
+                "pool",
+                f"max_pool {_times(kernel)}/{stride[0] if len(set(stride)) == 1 else _times(stride)}",
+                partial(_MAX_POOL[len(active)], kernel, stride=stride, padding=padding),
+            )
+            self.extent = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(self.extent, padding, kernel, stride))
+
+    def resample(self, goal: tuple[int, ...]) -> None:
+        """Adaptive average pooling for the ratio that is left, if any."""
+        if self.extent != goal:
+            extent = self.extent
+            verb = "average" if math.prod(goal) < math.prod(extent) else "repeat"
+            self.add("resample", f"{verb} {_times(extent)} to {_times(goal)}", lambda: Resample(extent, goal))
+            self.extent = goal
+
+    def project(self, channels: int) -> None:
+        """The one step with parameters: a 1×1 convolution without bias, or a linear layer where channels stand last."""
+        if self.projected:
+            return
+        dtype = self.target.torch_dtype
+        before, axes = self.channels, len(self.extent)
+        if self.channel == axes:
+            text = f"linear {before}→{channels}"
+            self.add("project", text, lambda: nn.Linear(before, channels, bias=not self.linear, dtype=dtype))
+        else:
+            make = _CONVOLUTION[axes]
+            text = f"conv {_times((1,) * max(axes, 2))} {before}→{channels}"
+            self.add("project", text, lambda: make(before, channels, 1, bias=False, dtype=dtype))
+        self.channels, self.projected = channels, True
+
+    def move(self, channel: int) -> None:
+        """Bring the channels to another axis."""
+        if channel != self.channel:
+            before = self.channel
+            text = "channels first" if channel == 0 else "channels last" if channel == len(self.extent) else "move axes"
+            self.add("move", text, lambda: Move(before, channel))
+            self.channel = channel
+
+    def fold(self) -> None:
+        """Merge the leading axes of a map of more than three."""
+        folded = _at_most_three_axes(self.extent)
+        if folded != self.extent:
+            last = 2 + len(self.extent) - 3
+            self.add("fold", f"fold to {_times(folded)}", lambda: nn.Flatten(2, last))
+            self.extent = folded
+
+    def unfold(self) -> None:
+        """The inverse of :meth:`fold` for the target's map."""
+        if self.extent != self.target.extent:
+            leading = self.target.extent[:-2]
+            self.add("unfold", f"unfold to {_times(self.target.extent)}", lambda: nn.Unflatten(2, leading))
+            self.extent = self.target.extent
+
+    def add(self, name: str, text: str, make: Callable[[], nn.Module]) -> None:
+        """Append a step under a name of its own: pool, pool2, …"""
+        times = sum(step.name.rstrip("0123456789") == name for step in self.steps) + 1
+        self.steps.append(Step(name=name if times == 1 else f"{name}{times}", text=text, make=make))
+
+
+def _is_tokens(space: Space) -> bool:
+    """(tokens, channels): one axis besides the channels, which stand last."""
+    return len(space.extent) == 1 and space.channel == 1
+
+
+def _at_most_three_axes(extent: tuple[int, ...]) -> tuple[int, ...]:
+    return extent if len(extent) <= 3 else (math.prod(extent[:-2]), *extent[-2:])
+
+
+def _finest_grid(extent: tuple[int, ...], channels: int, limit: int) -> tuple[int, ...]:
+    """Halve the extent until channels × grid has no more than ``limit`` numbers, or one a channel."""
+    while channels * math.prod(extent) > limit and max(extent) > 1:
+        extent = tuple(-(-size // 2) for size in extent)
+    return extent
+
+
+def _scaled(extent: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+    """The grid of this shape with about so many points: (224, 224) and 197 give (14, 14)."""
+    factor = (tokens / math.prod(extent)) ** (1 / len(extent))
+    return tuple(max(1, round(size * factor)) for size in extent)
+
+
+def _choose(active: list[bool], yes: int, no: int) -> tuple[int, ...]:
+    return tuple(yes if on else no for on in active)
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "×".join(map(str, sizes))

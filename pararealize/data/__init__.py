@@ -1,0 +1,5 @@
+"""."""
+
+from .catalogue import Dataset, digits, load, names
+
+__all__ = ["Dataset", "digits", "load", "names"]

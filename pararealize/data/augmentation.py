@@ -1,0 +1,62 @@
+"""Images and random draws, one for each -> images: the crops and flips of a training batch, all at once.
+
+The draws are made for the whole batch and then shared out, so a rank's images are those that one process would have.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pararealize.errors import DataError
+
+__all__ = ["Augmentation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Random crops of the size that the images have, out of images with a black margin, and random mirror images.
+
+    The augmentation of CIFAR-10 in the residual networks' paper and in the parareal one: a margin of 4 pixels, and
+    ``flip``.
+
+    Args:
+        padding: pixels of the margin, on each side.
+        flip: whether every second image, on average, is mirrored from left to right.
+
+    Source: K. He, X. Zhang, S. Ren and J. Sun, "Deep residual learning for image recognition", CVPR 2016, section 4.2.
+
+    Example:
+        >>> augmentation = Augmentation(padding=1, flip=False)
+        >>> image = torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8)
+        >>> augmentation.apply(image, torch.tensor([[0, 2, 0]]))[0, 0]  # the crop at the top right
+        tensor([[0, 0],
+                [2, 0]], dtype=torch.uint8)
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise DataError(f"padding = {self.padding} is negative; write 0 or more pixels")
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """For each of ``count`` images the crop's first row and column in the padded one, and 1 for a mirror image.
+
+        Always three numbers an image, so that one setting does not change the draws of another. ``(count, 3)`` int64.
+        """
+        draws = torch.rand(count, 3, dtype=torch.float64, generator=generator)
+        corners = (draws[:, :2] * (2 * self.padding + 1)).long()
+        mirrored = (draws[:, 2:] < 0.5).long() if self.flip else torch.zeros(count, 1, dtype=torch.long)
+        return torch.cat([corners, mirrored], dim=1)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Crop and mirror ``(count, channels, height, width)`` as ``draws`` (count, 3) say; no pixel is mixed."""
+        count, _, height, width = images.shape
+        padded = torch.nn.functional.pad(images, (self.padding,) * 4)
+        rows = draws[:, 0, None] + torch.arange(height)
+        columns = torch.arange(width).expand(count, width)
+        columns = torch.where(draws[:, 2, None] > 0, columns.flip(1), columns) + draws[:, 1, None]
+        chosen = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        return chosen.permute(0, 3, 1, 2).contiguous()

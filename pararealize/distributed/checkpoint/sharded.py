@@ -1,0 +1,156 @@
+"""A rank's part of a network -> its file in a folder that all ranks write together, and back at any number of ranks.
+
+The folder is one of torch.distributed.checkpoint with safetensors inside, a file a rank: each rank writes its own
+tensors and reads only its own, so that nowhere more memory is needed than for the part itself. Nothing is pickled.
+
+    step-1000/
+        shard-00001-model-00001-of-00001.safetensors      rank 0: stem, g^1, …
+        shard-00002-model-00001-of-00001.safetensors      rank 1: C^2, F^1, g^2, …
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from pararealize.errors import CheckpointError, OutputError
+
+from .state import check_fit, everyone, group_of, is_first, own_tensors, sync, together
+
+__all__ = ["load_sharded", "save_sharded"]
+
+
+def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Write the network's state dict into a new folder, each rank its own part, on a disk that all of them see.
+
+    All ranks call it, those of all replicas; one replica writes. The folder gets its name when everything is in it and
+    on the disk, so that a crash at any time leaves earlier checkpoints as they are, and at most a folder
+    ``.NAME.….part``.
+
+    Raises:
+        OutputError: the folder is there already or cannot be written; on every rank.
+        CheckpointError: a part cannot be saved.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> from pararealize import pararealize
+        >>> from pararealize.models import resnet20
+        >>> from pararealize.distributed.checkpoint.sharded import save_sharded
+        >>> net = pararealize(resnet20(), n=2)
+        >>> save_sharded(net, Path(mkdtemp()) / "step-1000")
+    """
+    target = Path(folder)
+    name = f".{target.name}.{secrets.token_hex(4)}.part" if is_first(stage) else ""
+    names = everyone(stage, name)
+    part = target.parent / names[0]
+    try:
+        own = together(stage, lambda: _begin(stage, target, part))
+        together(stage, lambda: _write(own, part, group_of(stage)))
+        together(stage, lambda: _finish(target, part) if is_first(stage) else None)
+    finally:
+        if is_first(stage):
+            shutil.rmtree(part, ignore_errors=True)  # what is left of a save that failed
+
+
+def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bool = True) -> None:
+    """Take this rank's part from a folder of :func:`save_sharded`; nothing else is read.
+
+    Each rank calls it for itself, whatever the number of ranks that wrote the folder.
+
+    Args:
+        stage: this rank's part, or the whole network in one process.
+        folder: of one checkpoint.
+        strict: refuse a checkpoint in which tensors are missing; otherwise these stay as they are.
+
+    Raises:
+        CheckpointError: it is no such folder, tensors are missing, or one has another shape. Nothing is changed then.
+    """
+    path = Path(folder)
+    if not any(path.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{str(path)!r} holds no checkpoint: no safetensors file is in it; name a folder that save_sharded wrote, "
+            "or use load_state for a single file"
+        )
+    try:
+        there = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}; it is damaged, take an earlier one") from error
+    own = stage.state_dict()
+    kinds = {key: kind for key, kind in there.items() if key in own and isinstance(kind, TensorStorageMetadata)}
+    check_fit(own, {key: kind.size for key, kind in kinds.items()}, f"{str(path)!r}", strict=strict)
+    wanted = {key: torch.empty(kind.size, dtype=kind.properties.dtype) for key, kind in kinds.items()}
+    with _one_process():
+        load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    stage.load_state_dict(wanted, strict=False)
+
+
+def _begin(stage: nn.Module, target: Path, part: Path) -> dict[str, torch.Tensor]:
+    own = own_tensors(stage)
+    if is_first(stage):
+        _check_free(target)
+        with _refused(target):
+            part.mkdir(parents=True)
+    return own
+
+
+def _write(own: dict[str, torch.Tensor], part: Path, group: dist.ProcessGroup | None) -> None:
+    with _refused(part), _one_process():
+        writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
+        packed = {key: tensor.contiguous() for key, tensor in own.items()}
+        save(packed, storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def _finish(target: Path, part: Path) -> None:
+    _check_free(target)
+    with _refused(target):
+        sync(part)
+        part.rename(target)
+        sync(target.parent)
+
+
+def _check_free(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise OutputError(f"{str(target)!r} is there already; name another folder, such as one with the step's number")
+
+
+@contextlib.contextmanager
+def _one_process() -> Iterator[None]:
+    """Without the remark that a process which works alone does so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+@contextlib.contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """What the system refuses, as our own error."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointException) as error:
+        reasons = {str(e) for e in _failures(error)}
+        raise OutputError(
+            f"cannot write the checkpoint {str(path)!r}: {'; '.join(sorted(reasons))}; earlier checkpoints are as they "
+            "were; free the disk, or name another folder"
+        ) from error
+
+
+def _failures(error: BaseException) -> list[BaseException]:
+    if isinstance(error, CheckpointException):
+        return [cause for cause, _ in error.failures.values()]
+    return [error]

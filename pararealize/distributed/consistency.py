@@ -1,0 +1,88 @@
+"""Facts of each rank -> nothing, where all ranks have the same; an error that names ranks and values otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pararealize.errors import AgreedError, DistributedError
+
+__all__ = ["FAULT", "agree", "agree_on_weights", "digests"]
+
+FAULT = "fault"
+
+
+def agree(
+    group: dist.ProcessGroup,
+    facts: Mapping[str, Any],
+    *,
+    what: str,
+    remedy: str,
+    timeout: timedelta,
+    who: Callable[[int], str] = str,
+) -> None:
+    """Compare facts over a group: one exchange of objects.
+
+    A fact called ``"fault"`` is what a rank found wrong by itself; all ranks raise it.
+
+    Args:
+        group: for objects.
+        facts: by name; values that compare and print.
+        what: what the ranks do, such as ``"distribute"``.
+        remedy: what to do where they differ.
+        timeout: of the group, for the error.
+        who: what to call a rank of the group.
+
+    Raises:
+        AgreedError: on every rank, where a rank has a fault or facts differ.
+        DistributedError: a rank did not answer.
+    """
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    try:
+        dist.all_gather_object(everyone, dict(facts), group=group)
+    except RuntimeError as error:
+        raise DistributedError(
+            f"rank {who(dist.get_rank(group))} waited for the others to begin to {what}, and not all of them did "
+            f"within {timeout.total_seconds():g} s: {str(error).splitlines()[0]}; every rank has to call it equally "
+            "often, with inputs of the same shapes, types and mode"
+        ) from error
+    faults = [f"rank {who(i)}: {found[FAULT]}" for i, found in enumerate(everyone) if found.get(FAULT)]
+    if faults:
+        raise AgreedError("; ".join(faults))
+    names = dict.fromkeys(name for found in everyone for name in found)
+    differing = []
+    for name in names:
+        ranks: dict[str, list[int]] = {}
+        for i, found in enumerate(everyone):
+            ranks.setdefault(str(found.get(name, "nothing")), []).append(i)
+        if len(ranks) > 1:
+            told = ", ".join(f"{value} on rank {', '.join(map(who, own))}" for value, own in ranks.items())
+            differing.append(f"{name} is {told}")
+    if differing:
+        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise AgreedError(f"the ranks do not agree on how to {what}: {'; '.join(differing[:4])}{more}; {remedy}")
+
+
+def agree_on_weights(group: dist.ProcessGroup, module: nn.Module, *, what: str, timeout: timedelta) -> None:
+    """Compare parameters and buffers, by their digests, as :func:`agree` does facts."""
+    facts = {f"the digest of {name}": digest for name, digest in digests(module).items()}
+    remedy = (
+        "call torch.manual_seed(...) with one seed on all ranks before the model is made, or load one checkpoint on all"
+    )
+    agree(group, facts, what=what, remedy=remedy, timeout=timeout)
+
+
+def digests(module: nn.Module) -> dict[str, str]:
+    """A digest of each parameter and buffer that has memory, by name."""
+    found = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if not tensor.is_meta:
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            found[name] = hashlib.blake2b(data.tobytes(), digest_size=6).hexdigest()
+    return found

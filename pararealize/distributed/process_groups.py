@@ -1,0 +1,116 @@
+"""DeviceMesh -> Groups: the process groups of one network's ranks and of its copies, with a time-out of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from pararealize.errors import DistributedError
+
+__all__ = ["Groups", "new_group"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Groups of this rank with a time-out of their own.
+
+    Attributes:
+        everyone: of all ranks of the mesh, for objects.
+        parareal: of the ranks of one network, for tensors.
+        control: of the same ranks, for objects.
+        dp: of the ranks with the same segments, where there are several.
+        rank: in ``parareal``.
+        device: of this rank.
+    """
+
+    everyone: dist.ProcessGroup
+    parareal: dist.ProcessGroup
+    control: dist.ProcessGroup
+    dp: dist.ProcessGroup | None
+    rank: int
+    device: torch.device
+    limit: timedelta
+
+    @classmethod
+    def of(cls, mesh: DeviceMesh, limit: timedelta) -> Groups:
+        """Make them, after checking that the mesh can be used."""
+        _check_mesh(mesh)
+        names = mesh.mesh_dim_names or ("parareal",)
+        row = dist.get_process_group_ranks(mesh.get_group("parareal") if mesh.ndim > 1 else mesh.get_group())
+        every = sorted(int(rank) for rank in mesh.mesh.flatten())
+        everyone = new_group(every, limit, "gloo")
+        control = everyone if len(row) == len(every) else new_group(row, limit, "gloo")
+        parareal = new_group(row, limit)
+        dp = None
+        if "dp" in names and mesh.size(names.index("dp")) > 1:
+            dp = new_group(dist.get_process_group_ranks(mesh.get_group("dp")), limit)
+        kind = mesh.device_type
+        device = (
+            torch.device("cpu") if kind == "cpu" else torch.device(kind, torch.get_device_module(kind).current_device())
+        )
+        return cls(
+            everyone=everyone,
+            parareal=parareal,
+            control=control,
+            dp=dp,
+            rank=dist.get_rank(parareal),
+            device=device,
+            limit=limit,
+        )
+
+
+def new_group(ranks: Sequence[int], limit: timedelta, backend: str | None = None) -> dist.ProcessGroup:
+    """A group that its own ranks alone have to ask for; all ranks have to ask for equally many."""
+    try:
+        group = dist.new_group(ranks=list(ranks), timeout=limit, backend=backend, use_local_synchronization=True)
+    except RuntimeError as error:
+        raise DistributedError(
+            f"rank {dist.get_rank()} waited for the ranks {list(ranks)} to distribute the network, and not all of them "
+            f"did within {limit.total_seconds():g} s: {str(error).splitlines()[0]}; every rank of the mesh has to call "
+            "distribute equally often"
+        ) from error
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def _check_mesh(mesh: DeviceMesh) -> None:
+    """Refuse what is no mesh of one network's ranks, perhaps in several copies."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise DistributedError(
+            "torch.distributed is not initialised; start with torchrun --nproc-per-node N script.py, and call "
+            "init_device_mesh(...) or torch.distributed.init_process_group() first"
+        )
+    if not isinstance(mesh, DeviceMesh):
+        raise DistributedError(
+            f"mesh is {type(mesh).__name__}; pass torch.distributed.device_mesh.init_device_mesh('cpu' or 'cuda', "
+            "(ranks,), mesh_dim_names=('parareal',))"
+        )
+    names = mesh.mesh_dim_names
+    if mesh.ndim > 2 or (names is None and mesh.ndim > 1) or (names is not None and not _names_fit(names)):
+        shape = "×".join(map(str, mesh.mesh.shape))
+        raise DistributedError(
+            f"the mesh has shape {shape} and dimensions {names or 'without names'}; pass one with "
+            "mesh_dim_names=('parareal',) or ('dp', 'parareal')"
+        )
+    if mesh.get_coordinate() is None:
+        raise DistributedError(
+            f"rank {dist.get_rank()} is not in the mesh {mesh.mesh.tolist()}; call distribute in it only"
+        )
+    if mesh.device_type != "cpu" and not torch.get_device_module(mesh.device_type).is_available():
+        raise DistributedError(f"the mesh is of {mesh.device_type!r} devices, and this rank has none")
+    group = mesh.get_group("parareal") if mesh.ndim > 1 else mesh.get_group()
+    backend = dist.get_backend(group)
+    if mesh.device_type != "cpu" and backend == "gloo":
+        raise DistributedError(
+            f"the mesh is of {mesh.device_type!r} devices, and its backend is gloo, which sends between CPUs only; "
+            "call torch.distributed.init_process_group() without a backend, or with 'nccl'"
+        )
+
+
+def _names_fit(names: tuple[str, ...]) -> bool:
+    return names == ("parareal",) or set(names) == {"dp", "parareal"}

@@ -1,0 +1,356 @@
+r"""nn.Module -> LayerParallel: forward and backward by multigrid in depth, in place of layer after layer.
+
+    capture         nn.Module -> Capture         capture.py
+    find_layers     Capture -> Layers            layers.py: residual blocks are time steps, the rest stands as it is
+    make_hierarchy  ... -> Hierarchy             hierarchy.py: levels, intervals, who owns which
+    solve           ... -> values at C-points    multigrid.py: the mathematics, forward and adjoint alike
+    Forward, Adjoint                             sweeps.py: Φ and its transpose from the network's own blocks
+
+Relaxation and the last sweep run in every interval at once, on one value each; coarse marches are serial. This file
+runs the intervals one after the other in one process: it computes what several processes compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, overload
+
+from torch import Tensor, fx, nn
+
+from pararealize.errors import ModelError, MultigridError
+from pararealize.multigrid.solver.convergence import Convergence
+from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
+from pararealize.multigrid.solver.layers import Layers, check_plain_inputs, find_layers
+from pararealize.multigrid.solver.propagators import TimeStep
+from pararealize.multigrid.solver.solver import Cycle, Relaxation, check_iterations
+from pararealize.restore import ordinary_mode
+from pararealize.tracing.front_end import Capture, capture
+from pararealize.tracing.module_copy import CONTENTS, own_tree
+from pararealize.tracing.module_view import Piece
+
+from .autograd import through_layers
+from .replay import check_replay
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from pararealize.multigrid.distributed.stage import LayerStage
+
+__all__ = ["LayerParallel", "layer_parallel"]
+
+_OWN = (
+    "backward_iterations",
+    "cycle",
+    "exact",
+    "forward_iterations",
+    "hierarchy",
+    "history",
+    "relaxation",
+    "rows",
+    "states",
+    "structure",
+    "tolerance",
+    "warm_start",
+)  # top-level names that the result needs for itself
+
+
+class LayerParallel(nn.Module):
+    """A network whose layers are solved for by multigrid in depth; its parameters keep the original's names.
+
+    The number of iterations and the rest may be changed between steps.
+
+    Attributes:
+        structure: stem, layers and head.
+        hierarchy: the levels.
+        forward_iterations: k of the forward solve.
+        backward_iterations: k of the adjoint solve.
+        relaxation: ``"F"`` or ``"FCF"``.
+        cycle: ``"V"`` or ``"F"``.
+        tolerance: a solve ends early where its residual norm is at most this.
+        warm_start: begin from the last step's states, where their shapes fit, in place of a coarse guess.
+        exact: run the network as it is, bit for bit the original, and leave multigrid aside.
+        history: residual norms of the last steps.
+        rows: the layers, each of which can be run.
+        states: the values at the C-points, ``"forward"`` and ``"backward"``, that a warm start begins from.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import layer_parallel
+        >>> from pararealize.models import resnet56
+        >>> net = layer_parallel(resnet56(), forward_iterations=2)
+        >>> loss = net(torch.randn(4, 3, 8, 8)).square().mean()
+        >>> loss.backward()
+        >>> len(net.history[-1].forward), len(net.history[-1].backward)
+        (2, 1)
+    """
+
+    structure: Layers
+    hierarchy: Hierarchy
+    history: Convergence
+    forward_iterations: int
+    backward_iterations: int
+    relaxation: Relaxation
+    cycle: Cycle
+    tolerance: float
+    warm_start: bool
+    exact: bool
+    rows: list[TimeStep]
+    states: dict[str, list[Tensor]]
+    _stem: Piece
+    _head: Piece
+    _whole: Piece
+    _graph: fx.Graph
+    _name: str
+    _serial: bool
+    _settings: tuple[str, ...]
+
+    def __init__(
+        self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, **settings: Any
+    ) -> None:
+        super().__init__()
+        for contents in CONTENTS:
+            self.__dict__[contents] = tree.__dict__[contents]
+        self.training = tree.training
+        self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence(), **settings)
+        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), states={}, _serial=False)
+        rows = [TimeStep(self, layer) for layer in layers.layers]
+        stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
+        self.__dict__.update(_stem=stem, rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
+        check_iterations(self.forward_iterations, self.relaxation, self.cycle)
+        check_iterations(self.backward_iterations)
+        if self.exact:
+            return self._whole(*args, **kwargs)
+        u, *context = self._stem(*args, **kwargs)
+        u = through_layers(self, u, context, serial=self._serial)
+        return self._head(u, *(context[i] for i in self.structure.head_reads))
+
+    @contextlib.contextmanager
+    def serially(self) -> Iterator[None]:
+        """Within it, the network runs as it is: to evaluate what was trained, or to finish with exact steps.
+
+        Example:
+            >>> import torch
+            >>> from pararealize import layer_parallel
+            >>> from pararealize.models import resnet20
+            >>> model = resnet20().eval()
+            >>> net, x = layer_parallel(model, coarsening=2), torch.randn(2, 3, 8, 8)
+            >>> with net.serially():
+            ...     torch.equal(net(x), model(x))
+            True
+        """
+        before, self.exact = self.exact, True
+        try:
+            yield
+        finally:
+            self.exact = before
+
+    @property
+    def _pieces(self) -> dict[str, fx.Graph]:
+        """The graphs of its parts."""
+        layers = {f"f{n}": layer.graph for n, layer in enumerate(self.structure.layers)}
+        return {"stem": self.structure.stem, **layers, "head": self.structure.head}
+
+    @contextlib.contextmanager
+    def in_series(self) -> Iterator[None]:
+        """Within it, layer after layer as in :meth:`serially`, but with the dropout masks that a solve would have.
+
+        What differs from the multigrid network is then the multigrid alone: :class:`pararealize.multigrid.monitor.Monitor`.
+        """
+        before, self._serial = self._serial, True
+        try:
+            yield
+        finally:
+            self._serial = before
+
+    def forget(self) -> None:
+        """Drop the states that a warm start would begin from."""
+        self.states.clear()
+
+    def distribute(
+        self, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
+    ) -> LayerStage:
+        """Take one rank's share of the layers, to run over :mod:`torch.distributed` with the other ranks of the mesh.
+
+        Every rank builds the same network and calls this. Consecutive intervals stand on each rank, the stem on the
+        first, the head on the last; values of C-points alone cross between neighbours. Relaxation and the last sweep
+        run at once on all ranks, and the result is that of one process, to rounding.
+
+        Args:
+            mesh: a device mesh with the dimension ``"parareal"``, and ``"dp"`` where there are several copies of the
+                network; or one dimension without a name.
+            timeout: of every message, in seconds.
+            bucket_bytes: of the buckets in which gradients are averaged over dp.
+
+        Raises:
+            DistributedError: the mesh does not fit, the ranks do not agree, or one did not answer.
+        """
+        from pararealize.multigrid.distributed.stage import distribute_layers  # it reads this file's class
+
+        return distribute_layers(self, mesh, timeout=timeout, bucket_bytes=bucket_bytes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:
+        tree = nn.Module()
+        for contents in CONTENTS:
+            tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
+        tree.training = self.training
+        settings = {name: self.__dict__[name] for name in self._settings}
+        copied = LayerParallel(tree, self.structure, self.hierarchy, self._graph, self._name, **settings)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise ModelError(
+            "a layer-parallel module is saved by its parameters, not pickled: net.state_dict() (safetensors), then "
+            "layer_parallel(model, ...) with the same arguments and load_state_dict"
+        )
+
+    def _get_name(self) -> str:
+        return f"LayerParallel{self._name}"
+
+
+@overload
+def layer_parallel(
+    model: nn.Module,
+    levels: int = ...,
+    coarsening: int | Sequence[int] = ...,
+    forward_iterations: int = ...,
+    backward_iterations: int = ...,
+    relaxation: Relaxation = ...,
+    example_inputs: Any = ...,
+    *,
+    cycle: Cycle = ...,
+    tolerance: float = ...,
+    warm_start: bool = ...,
+    exact: bool = ...,
+    leaf_modules: Iterable[type[nn.Module] | str] = ...,
+    mesh: None = None,
+) -> LayerParallel: ...
+
+
+@overload
+def layer_parallel(
+    model: nn.Module,
+    levels: int = ...,
+    coarsening: int | Sequence[int] = ...,
+    forward_iterations: int = ...,
+    backward_iterations: int = ...,
+    relaxation: Relaxation = ...,
+    example_inputs: Any = ...,
+    *,
+    cycle: Cycle = ...,
+    tolerance: float = ...,
+    warm_start: bool = ...,
+    exact: bool = ...,
+    leaf_modules: Iterable[type[nn.Module] | str] = ...,
+    mesh: DeviceMesh,
+) -> LayerStage: ...
+
+
+def layer_parallel(
+    model: nn.Module,
+    levels: int = 2,
+    coarsening: int | Sequence[int] = 4,
+    forward_iterations: int = 2,
+    backward_iterations: int = 1,
+    relaxation: Relaxation = "F",
+    example_inputs: Any = None,
+    *,
+    cycle: Cycle = "V",
+    tolerance: float = 0.0,
+    warm_start: bool = False,
+    exact: bool = False,
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
+    mesh: DeviceMesh | None = None,
+) -> LayerParallel | LayerStage:
+    r"""The same network, whose forward and backward passes are multigrid iterations in depth.
+
+    With residual blocks :math:`\Phi_n(u) = u + f_n(u)` the values :math:`u_{n+1} = \Phi_n(u_n)` are not computed one
+    after the other, but on levels: coarse steps :math:`u + c f_{jc}(u)` guess every c-th value, all intervals between
+    are relaxed at once, and coarse steps again carry the corrections (:func:`pararealize.multigrid.solver.solver.solve`). Gradients
+    come from the same iteration on the transposed derivatives, backwards in time. A post-activation block
+    :math:`\mathrm{relu}(u + f(u))` has the coarse step :math:`\mathrm{relu}(u + c f(u))`.
+
+    As many iterations as there are coarse intervals give the serial network and its gradient; few iterations give
+    something close to them that P processes compute faster, from P ≥ 4 on. Training with few iterations trains *that*
+    network: watch ``net.history``, evaluate with ``net.serially()``, see :class:`pararealize.multigrid.monitor.Monitor`.
+
+    Args:
+        model: any network with chains of residual blocks; it is left as found, and the result holds copies.
+        levels: at least 2.
+        coarsening: c, for all levels or one for each but the coarsest.
+        forward_iterations: the first is a coarse guess, each further one a correction.
+        backward_iterations: the same for the adjoint.
+        relaxation: ``"F"``, or ``"FCF"``: twice the work, two intervals an iteration.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
+        cycle: ``"V"`` or ``"F"``; they differ from three levels on.
+        tolerance: of the residual norm, at which a solve ends early.
+        warm_start: begin from the last step's states; for one batch again and again.
+        exact: run the network as it is.
+        leaf_modules: classes or qualified names to keep as single nodes.
+        mesh: take this rank's share alone, as :meth:`LayerParallel.distribute` does, which has a time-out besides.
+
+    Returns:
+        A module in the model's mode with its parameter names; with ``mesh``, a
+        :class:`~pararealize.multigrid.distributed.stage.LayerStage`. Batch norms count a step once, dropout has one mask a
+        step and layer.
+
+    Raises:
+        MultigridError: no chain of residual blocks, a coarsening larger than the longest one, too many levels, fewer
+            than one iteration, an unknown relaxation or cycle, random numbers that torch's seeds do not reach.
+        PararealizeError: as :func:`pararealize.capture` does.
+
+    Source:
+        Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of Deep Residual Neural Networks",
+        arXiv 1812.04352.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import layer_parallel
+        >>> from pararealize.models import resnet56
+        >>> net = layer_parallel(resnet56(), coarsening=3)
+        >>> print(net.hierarchy)
+        level 0: 27 steps, 11 intervals of 3, 3, 3, 1, 3, 3, 2, 1, 3, 3, 2
+        level 1: 11 steps
+        >>> net(torch.randn(5, 3, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+    check_iterations(forward_iterations, relaxation, cycle)
+    check_iterations(backward_iterations)
+    if not tolerance >= 0:
+        raise MultigridError(f"tolerance is {tolerance!r}; pass a residual norm of at least 0")
+    with ordinary_mode():
+        captured = capture(model, example_inputs, leaf_modules=leaf_modules)
+        layers = find_layers(captured)
+        hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
+        tree, _ = own_tree(model, captured.constants, _OWN)
+        net = LayerParallel(
+            tree,
+            layers,
+            hierarchy,
+            _serial(captured),
+            type(model).__name__,
+            forward_iterations=forward_iterations,
+            backward_iterations=backward_iterations,
+            relaxation=relaxation,
+            cycle=cycle,
+            tolerance=tolerance,
+            warm_start=warm_start,
+            exact=exact,
+        )
+        check_replay(net, captured)
+    return net if mesh is None else net.distribute(mesh)
+
+
+def _serial(captured: Capture) -> fx.Graph:
+    """The captured graph itself, without fake values."""
+    graph = copy.deepcopy(captured.graph)
+    check_plain_inputs(graph, [node for node in captured.graph.nodes if node.op == "placeholder"])
+    for node in graph.nodes:
+        node.meta.clear()
+    return graph

@@ -1,0 +1,281 @@
+"""A layer-parallel network that is trained -> enough iterations: more, or none at all, when they prove too few.
+
+Training with few iterations trains the multigrid network, not the serial one, and makes the two drift apart. Two signs
+are watched: the forward residual, at every step, and now and then the angle between the gradient and the exact one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pararealize.distributed.activation_checkpoint import still
+from pararealize.errors import CheckpointError, MultigridError
+from pararealize.train.update import one_process_step
+
+from .module import LayerParallel
+
+__all__ = ["Event", "Monitor", "MonitoredStep", "cosine"]
+
+
+SETTINGS = ("every", "cosine", "residual", "most", "exact_after")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A change that the monitor made.
+
+    Attributes:
+        step: after which step, from 1.
+        why: what it saw.
+        forward: iterations from then on; 0 for exact.
+        backward: likewise.
+    """
+
+    step: int
+    why: str
+    forward: int
+    backward: int
+
+    def __str__(self) -> str:
+        what = f"{self.forward}/{self.backward} iterations" if self.forward else "exact"
+        return f"step {self.step}: {self.why}: {what} from here on"
+
+
+class Monitor:
+    r"""Raises the iterations of a network, one by one and at last to exact, when the residual or the gradient says so.
+
+    After each backward pass call :meth:`check`. It raises the iterations
+
+    - where the forward residual that the last sweep found, :math:`\sqrt{\sum_j \|r_j\|^2}`, is more than ``residual``
+      times the norm of the values at the C-points;
+    - at every ``every``-th step, where the cosine between the layers' gradient and the exact one, computed anew on the
+      same batch with the same dropout masks, is less than ``cosine``. The exact gradient then takes the other's place.
+
+    Args:
+        net: whose iterations are raised.
+        every: steps from one exact gradient to the next; each costs a serial step.
+        cosine: the least that is good enough.
+        residual: the largest that is good enough, as a share of the values.
+        most: forward iterations beyond which exact steps are taken instead.
+        exact_after: steps after which all are exact, whatever was seen; ``None`` for never.
+
+    Attributes:
+        events: what was raised, when, and why.
+        cosines: (step, cosine) of every exact gradient.
+
+    Raises:
+        MultigridError: a number is out of range; or the network draws random numbers that torch's seeds do not reach.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import layer_parallel
+        >>> from pararealize.models import resnet20
+        >>> net = layer_parallel(resnet20().eval(), coarsening=2, forward_iterations=1)
+        >>> monitor, x = Monitor(net, every=1, cosine=0.999), torch.randn(4, 3, 8, 8)
+        >>> for _ in range(3):
+        ...     net.zero_grad()
+        ...     net(x).square().mean().backward()
+        ...     monitor.check(lambda: net(x).square().mean())
+        >>> net.forward_iterations > 1, len(monitor.events) > 0
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        net: LayerParallel,
+        *,
+        every: int = 50,
+        cosine: float = 0.98,
+        residual: float = 0.02,
+        most: int = 5,
+        exact_after: int | None = None,
+    ) -> None:
+        faults = []
+        for name, value in (
+            ("every", every),
+            ("most", most),
+            ("exact_after", 1 if exact_after is None else exact_after),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                faults.append(f"{name} is {value!r}; pass a whole number of at least 1")
+        if not -1 <= cosine <= 1:
+            faults.append(f"cosine is {cosine!r}; pass a number from -1 to 1")
+        if not residual > 0:
+            faults.append(f"residual is {residual!r}; pass a positive share, such as 0.02")
+        if faults:
+            raise MultigridError("; and ".join(faults))
+        self.net, self.every, self.cosine, self.residual = net, every, cosine, residual
+        self.most, self.exact_after = most, exact_after
+        self.events: list[Event] = []
+        self.cosines: list[tuple[int, float]] = []
+        self.steps = 0
+        self._random: tuple[Tensor, list[Tensor]] | None = None
+        net.register_forward_pre_hook(self._remember)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it goes by: its arguments, by name."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
+    def check(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None = None) -> None:
+        """Look at the step that was just computed; call it between ``backward()`` and ``optimizer.step()``.
+
+        With a scaler, call it before ``scaler.unscale_``; clip gradients after it.
+
+        Args:
+            loss: computes the step's loss anew, from the network's call on; under autocast where the step was.
+            scaler: of the loss, where gradients are scaled: so is the exact one then. Where one of the two overflowed
+                or vanished, that says something of the scale alone, and nothing is raised for it.
+        """
+        self.steps += 1
+        net = self.net
+        if net.exact:
+            return
+        if self.exact_after is not None and self.steps >= self.exact_after:
+            self._go_exact(f"{self.steps} steps are done")
+            return
+        share = net.history[-1].relative
+        why = "" if share <= self.residual else f"the residual is {share:.2g} of the values"
+        if self.steps % self.every == 0:
+            found = self._compare(loss, scaler)
+            if scaler is None or not math.isnan(found):
+                self.cosines.append((self.steps, found))
+                if not found >= self.cosine:
+                    why = f"the gradient's cosine with the exact one is {found:.3f}"
+        if why:
+            self._raise(why)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has counted, found and raised, the network's iterations included, as JSON knows it.
+
+        Example:
+            >>> from pararealize import layer_parallel
+            >>> from pararealize.models import resnet20
+            >>> from pararealize.multigrid.monitor import Monitor
+            >>> Monitor(layer_parallel(resnet20(), coarsening=2)).state_dict()
+            {'steps': 0, 'forward': 2, 'backward': 1, 'exact': False, 'events': [], 'cosines': []}
+        """
+        return {
+            "steps": self.steps,
+            "forward": self.net.forward_iterations,
+            "backward": self.net.backward_iterations,
+            "exact": self.net.exact,
+            "events": [dataclasses.asdict(event) for event in self.events],
+            "cosines": [list(pair) for pair in self.cosines],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of :meth:`state_dict`: the network takes its iterations from it, too.
+
+        Raises:
+            CheckpointError: it is no such state.
+        """
+        try:
+            events = [Event(**event) for event in state["events"]]
+            cosines = [(step, found) for step, found in state["cosines"]]
+            steps, forward, backward, exact = (state[name] for name in ("steps", "forward", "backward", "exact"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"this is no state of a monitor ({type(error).__name__}: {error}); pass what state_dict() gave"
+            ) from error
+        self.steps, self.events, self.cosines = steps, events, cosines
+        self.net.forward_iterations, self.net.backward_iterations, self.net.exact = forward, backward, exact
+
+    def _remember(self, net: nn.Module, inputs: Any) -> None:  # noqa: ARG002
+        """Before each forward pass: the random states that it begins from."""
+        if not net._serial and (self.steps + 1) % self.every == 0:
+            devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+            self._random = torch.get_rng_state(), devices
+
+    def _compare(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None) -> float:
+        """The cosine with the exact gradient, which takes the place of the other one."""
+        assert self._random is not None
+        parameters = [p for p in self.net.parameters() if p.requires_grad and p.grad is not None]
+        here, devices = self._random
+        with torch.random.fork_rng(devices=range(len(devices))), still(self.net), self.net.in_series():
+            torch.set_rng_state(here)
+            if devices:
+                torch.cuda.set_rng_state_all(devices)
+            value = loss()
+            with torch.autocast(value.device.type, enabled=False):
+                scaled = value if scaler is None else scaler.scale(value)
+                exact = torch.autograd.grad(scaled, parameters, allow_unused=True)
+        layers = {id(p) for row in self.net.rows for p in row.parameters()}
+        pairs = [(p, g) for p, g in zip(parameters, exact, strict=True) if g is not None]
+        ours = [p.grad for p, _ in pairs if id(p) in layers and p.grad is not None]
+        found = cosine(ours, [g for p, g in pairs if id(p) in layers])
+        with torch.no_grad():
+            for parameter, gradient in pairs:
+                assert parameter.grad is not None
+                parameter.grad.copy_(gradient)
+        return found
+
+    def _raise(self, why: str) -> None:
+        net = self.net
+        if net.forward_iterations >= self.most:
+            self._go_exact(why)
+            return
+        net.forward_iterations += 1
+        net.backward_iterations = max(net.backward_iterations, net.forward_iterations - 1)
+        self.events.append(
+            Event(step=self.steps, why=why, forward=net.forward_iterations, backward=net.backward_iterations)
+        )
+
+    def _go_exact(self, why: str) -> None:
+        self.net.exact = True
+        self.events.append(Event(step=self.steps, why=why, forward=0, backward=0))
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.steps} steps, {len(self.cosines)} exact gradients", *map(str, self.events)])
+
+
+class MonitoredStep:
+    """Forward, backward and a monitor's check, for :func:`pararealize.fit`, which has the optimiser's step.
+
+    ``fit`` keeps the monitor's state in its checkpoints, and what it raised in the history and the metrics.
+
+    Args:
+        monitor: of the network that is trained.
+
+    Example:
+        >>> from pararealize import Recipe, fit, layer_parallel
+        >>> from pararealize.data.catalogue import digits
+        >>> from pararealize.models import resnet20
+        >>> from pararealize.multigrid.monitor import Monitor, MonitoredStep
+        >>> net = layer_parallel(resnet20(), coarsening=2)
+        >>> step = MonitoredStep(Monitor(net, exact_after=2))
+        >>> history = fit(net, digits(image_size=8, batch_size=479), Recipe(epochs=1, lr=0.05), step=step)
+        >>> print(history.events[-1])
+        step 2: 2 steps are done: exact from here on
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._step = one_process_step(monitor.net)
+
+    def __call__(
+        self,
+        x: Tensor,
+        /,
+        *,
+        target: Tensor,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> Tensor:
+        """Add the gradients, those that the monitor corrected where it did; give the loss before that, detached."""
+        loss = self._step(x, target=target, loss_fn=loss_fn, scaler=scaler)
+        self.monitor.check(lambda: loss_fn(self.monitor.net(x), target), scaler)
+        return loss
+
+
+def cosine(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Of the angle between two gradients, each in parts; not a number where one is zero or not finite."""
+    dot = sum(float((a.double() * b.double()).sum()) for a, b in zip(ours, theirs, strict=True))
+    norms = [math.sqrt(sum(float(g.double().square().sum()) for g in parts)) for parts in (ours, theirs)]
+    return dot / (norms[0] * norms[1]) if min(norms) > 0 else math.nan

@@ -1,0 +1,163 @@
+"""A layer-parallel network and an optimiser -> one-shot training: states, adjoints and weights converge together.
+
+Each step of the optimiser spends a few iterations, begun from what the last ones found for the same samples, and takes
+the inexact gradient. States belong to samples, so batches may be drawn anew in every epoch.
+
+Source: Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of Deep Residual Neural Networks", section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pararealize.multigrid.solver.solver import check_iterations
+
+from .module import LayerParallel
+
+if TYPE_CHECKING:
+    from pararealize.train.update import Step
+
+__all__ = ["OneShot", "SampleStates", "names_of", "one_shot_step"]
+
+
+class SampleStates:
+    """The values at the C-points, forward and adjoint, of every sample that was seen: J+1 values each, twice.
+
+    Args:
+        most: samples; when there are more, all are forgotten.
+    """
+
+    def __init__(self, most: int = 1 << 16) -> None:
+        self._most = most
+        self._row: dict[Hashable, int] = {}
+        self._kept: dict[str, list[Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def of(self, samples: Sequence[Hashable]) -> dict[str, list[Tensor]]:
+        """The states of a batch; none where a sample is new."""
+        if not self._kept or any(sample not in self._row for sample in samples):
+            return {}
+        rows = torch.tensor([self._row[sample] for sample in samples])
+        return {way: [kept[rows.to(kept.device)] for kept in points] for way, points in self._kept.items()}
+
+    def keep(self, samples: Sequence[Hashable], states: dict[str, list[Tensor]]) -> None:
+        """Take the states that a step found; a sample that stands in a batch twice keeps the later one."""
+        new = [sample for sample in dict.fromkeys(samples) if sample not in self._row]
+        if len(self._row) + len(new) > self._most:
+            self._row.clear()
+            self._kept.clear()
+            new = list(dict.fromkeys(samples))
+        for sample in new:
+            self._row[sample] = len(self._row)
+        rows = torch.tensor([self._row[sample] for sample in samples])
+        for way, points in states.items():
+            kept = self._kept.setdefault(way, [point.new_empty(0, *point.shape[1:]) for point in points])
+            for i, point in enumerate(points):
+                missing = len(self._row) - len(kept[i])
+                if missing > 0:
+                    kept[i] = torch.cat([kept[i], kept[i].new_zeros(missing, *point.shape[1:])])
+                kept[i][rows.to(point.device)] = point
+
+
+class OneShot:
+    """Steps of simultaneous training: warm-started iterations, an inexact gradient, an update.
+
+    Args:
+        net: its iterations and its warm start are set here.
+        optimizer: any of torch's, over the network's parameters. Its :meth:`step` is given a closure, which L-BFGS
+            evaluates several times: every evaluation begins from the states that the step began from, so that a line
+            search sees a function of the weights alone (leave out dropout, which draws anew).
+        iterations: forward iterations a step.
+        backward_iterations: as many as forward ones where left out.
+
+    Raises:
+        MultigridError: fewer than one iteration.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import layer_parallel
+        >>> from pararealize.models import resnet20
+        >>> net = layer_parallel(resnet20().eval(), coarsening=2)
+        >>> one_shot = OneShot(net, torch.optim.SGD(net.parameters(), lr=1e-6))
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> losses = [one_shot.step(lambda: net(x).square().mean()) for _ in range(6)]
+        >>> net.history[-1].forward[0] < 0.01 * net.history[0].forward[0]
+        True
+    """
+
+    def __init__(
+        self,
+        net: LayerParallel,
+        optimizer: torch.optim.Optimizer,
+        iterations: int = 1,
+        backward_iterations: int | None = None,
+    ) -> None:
+        backward_iterations = iterations if backward_iterations is None else backward_iterations
+        check_iterations(iterations)
+        check_iterations(backward_iterations)
+        self.net, self.optimizer, self.states = net, optimizer, SampleStates()
+        net.forward_iterations, net.backward_iterations, net.warm_start = iterations, backward_iterations, True
+        net.forget()
+
+    def step(self, loss: Callable[[], Tensor], samples: Sequence[Hashable] | None = None) -> Tensor:
+        """One update of the weights.
+
+        Args:
+            loss: computes the loss of a batch, from the network's call on.
+            samples: what the batch's samples are called, in order, such as their numbers in the data set or
+                :func:`names_of` them. Left out: every step has the same batch.
+
+        Returns:
+            The loss before the update, detached.
+        """
+        begin = self.net.states if samples is None else self.states.of(samples)
+        begin = dict(begin)
+
+        def evaluate() -> Tensor:
+            self.net.states.clear()
+            self.net.states.update(begin)
+            self.optimizer.zero_grad()
+            value = loss()
+            torch.autograd.backward(value)
+            return value.detach()
+
+        value: Any = self.optimizer.step(evaluate)  # type: ignore[arg-type]  # it hands on whatever the closure gives
+        if samples is not None:
+            self.states.keep(samples, self.net.states)
+        found: Tensor = value
+        return found
+
+
+def one_shot_step(net: LayerParallel) -> Step:
+    """Forward and backward of one-shot training for :func:`pararealize.fit`, which has the optimiser's step."""
+    states = SampleStates()
+
+    def step(
+        x: Tensor,
+        /,
+        *,
+        target: Tensor,
+        loss_fn: Callable[[Any, Tensor], Tensor],
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> Tensor:
+        samples = names_of(x)
+        net.forget()
+        net.states.update(states.of(samples))
+        loss = loss_fn(net(x), target)
+        with torch.autocast(loss.device.type, enabled=False):
+            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+        states.keep(samples, net.states)
+        return loss.detach()
+
+    return step
+
+
+def names_of(x: Tensor) -> list[Hashable]:
+    """A name for every sample of a batch, from its values: the same sample has the same name in any batch."""
+    return [row.contiguous().numpy().tobytes() for row in x.detach().cpu()]

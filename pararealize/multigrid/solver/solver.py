@@ -1,0 +1,292 @@
+r"""Multigrid reduction in time on plain callables: a start, levels and their steps in, values at the C-points out.
+
+Written once for forward and adjoint; every runtime must reproduce it. Nothing here knows of modules, graphs or devices:
+a value is whatever can be added and subtracted. The adjoint is the same solve with time running backwards
+(``Hierarchy.reversed``), whose steps are transposed derivatives.
+
+Glossary of indices and letters, as in Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of Deep
+Residual Neural Networks" (arXiv 1812.04352):
+
+- ``l``: level, 0 the finest; ``s``: step of a level, from its point s to its point s+1.
+- ``Φ_s^l``: ``step(l, s, u)``; on level 0 the layer itself, on others ``u + c·h·F(u)`` with the first layer's weights.
+- ``j``: interval of a level, which is step j of the next; interval j begins at C-point j.
+- ``U_j``: value at C-point j of level 0, j = 0 … J; ``U_0`` is the start; ``U_J`` the end.
+- ``a_{j+1}``: what arrives at the right end of interval j after F-relaxation from U_j; ``r_j = a_j - U_j``.
+- ``k``: iteration; the first one is the coarse guess, each further one corrects it once.
+
+Who needs what, where ranks own consecutive intervals of level 0:
+
+==================  ====================================  =====================================================
+operation           independent (parallel)                crosses from the owner of interval j to that of j+1
+==================  ====================================  =====================================================
+arrival(j)          in j: it needs U_j alone              nothing
+C-relaxation (FCF)  in j                                  a_{j+1}, which becomes U_{j+1}
+residual at j+1     in j                                  nothing where owner j keeps U_{j+1}, which it made itself
+old_j = Φ^1_j(U_j)  in j; the same f(U_j) that relaxation nothing
+                    begins with
+march, correction   no: serial in j, J cheap steps        V_{j+1} = a_{j+1} + (Φ^1_j(V_j) - old_j)
+last sweep          in j: it needs U_j alone              nothing
+==================  ====================================  =====================================================
+
+The right-hand side (a_{j+1}, old_j) stays with interval j. On levels above, an interval may lie on several ranks, and
+its relaxation passes the value on at their border.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from pararealize.errors import MultigridError
+
+from .hierarchy import Hierarchy
+
+__all__ = [
+    "Cycle",
+    "Relaxation",
+    "Rhs",
+    "Solution",
+    "StepMap",
+    "Value",
+    "advance",
+    "arrival",
+    "arrivals",
+    "check_iterations",
+    "march",
+    "solve",
+    "solve_and_sweep",
+]
+
+Value: TypeAlias = Any  # whatever has + and -: the spaces differ between chains, so no one type fits all
+StepMap: TypeAlias = Callable[[int, int, Value], Value]
+Rhs: TypeAlias = Sequence[tuple[Value, Value]] | None  # (a_{s+1}, old_s) for every step s of a level
+Relaxation = Literal["F", "FCF"]
+Cycle = Literal["V", "F"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """The values at the C-points, and the residual norms on the way.
+
+    Attributes:
+        points: ``U_0 … U_J``; the last one is as the last correction left it, before the last sweep.
+        residuals: ``sqrt(Σ_j ‖a_j - U_j‖²)`` before the first, the second, … correction.
+        size: ``sqrt(Σ_j ‖U_j‖²)``, where it was measured.
+    """
+
+    points: list[Value]
+    residuals: list[float]
+    size: float = 0.0
+
+
+def solve(
+    u: Value,
+    hierarchy: Hierarchy,
+    step: StepMap,
+    *,
+    iterations: int,
+    relaxation: Relaxation = "F",
+    cycle: Cycle = "V",
+    start: Sequence[Value] | None = None,
+    tolerance: float = 0.0,
+    norm: Callable[[Sequence[Value]], float] | None = None,
+) -> Solution:
+    r"""Values at the C-points of the finest level after some iterations of multigrid.
+
+    .. math::
+
+        V_{j+1} &= \Phi^c_j(V_j) && \text{iteration 1} \\
+        a_{j+1} &= \Phi_{(j+1)c-1} \circ \dots \circ \Phi_{jc} (U_j) && \text{iterations } 2 \dots k \\
+        V_{j+1} &= a_{j+1} + \big(\Phi^c_j(V_j) - \Phi^c_j(U_j)\big), \quad U \leftarrow V
+
+    With a_{j+1} = r_{j+1} + U_{j+1} this is the full approximation scheme; the bracket stands last, so that k = J
+    iterations give the serial values bit for bit where steps are deterministic: once U_j stands still the bracket is
+    zero. On more levels the correction is found by the same cycle one level up.
+
+    Args:
+        u: the start, ``U_0``.
+        hierarchy: the levels.
+        step: ``Φ_s^l`` as ``step(l, s, u)``.
+        iterations: k of them; the first is the coarse guess, so that there are k-1 corrections.
+        relaxation: ``"F"``, or ``"FCF"``, which costs another relaxation and carries values two intervals further.
+        cycle: ``"V"``, or ``"F"``: after each return to a level another V-cycle from there.
+        start: ``U_1 … U_J`` of an earlier solve; they take the place of the coarse guess, and all k iterations correct.
+        tolerance: corrections end where the residual norm is at most this.
+        norm: of residuals; the Euclidean norm of numbers where it is left out.
+
+    Raises:
+        MultigridError: an argument is none of the sort.
+
+    Example:
+        >>> from pararealize.multigrid.solver.hierarchy import make_hierarchy
+        >>> levels = make_hierarchy([False] * 8, coarsening=2)
+        >>> decay = lambda l, s, u: u - 0.1 * 2**l * u  # Φ(u) = u + h F(u) with F(u) = -u
+        >>> solution = solve(1.0, levels, decay, iterations=4)
+        >>> [f"{r:.1e}" for r in solution.residuals]
+        ['1.5e-02', '2.7e-04', '2.6e-06']
+        >>> round(arrival(levels, decay, 0, 3, solution.points[3]), 8), round(0.9**8, 8)  # the last sweep
+        (0.43046721, 0.43046721)
+    """
+    check_iterations(iterations, relaxation, cycle)
+    measure = norm or _norm
+    levels = _Levels(hierarchy, step, relaxation, cycle)
+    points = levels.guess(u) if start is None else [u, *start]
+    if len(points) != len(hierarchy.levels[1].steps) + 1:
+        raise MultigridError(f"{len(points) - 1} starting values for {len(hierarchy.levels[1].steps)} C-points")
+    residuals: list[float] = []
+    for _ in range(iterations - (start is None)):
+        relaxed, arrived = levels.relax(0, points, None)
+        residuals.append(measure([a - U for a, U in zip(arrived, relaxed[1:], strict=True)]))
+        if residuals[-1] <= tolerance:
+            return Solution(points=relaxed, residuals=residuals)
+        points = levels.correct(0, relaxed, arrived, cycle)
+    return Solution(points=points, residuals=residuals)
+
+
+def solve_and_sweep(
+    u: Value,
+    hierarchy: Hierarchy,
+    step: StepMap,
+    sweep: Callable[[int, Value], Value],
+    *,
+    norm: Callable[[Sequence[Value]], float],
+    serial: bool = False,
+    announce: Callable[[int, Value], None] | None = None,
+    **settings: Any,
+) -> tuple[Value, Solution]:
+    """A whole pass: :func:`solve`, and the last sweep from every C-point at once.
+
+    Args:
+        u: the start.
+        hierarchy: the levels.
+        step: as :func:`solve` takes it.
+        sweep: ``sweep(j, U_j)`` gives what arrives behind interval j, and records what it passes.
+        norm: of residuals.
+        serial: sweep through one interval after the other, from what arrives, instead.
+        announce: is told of every ``U_j`` before the first sweep, so that ranks can pass on what others sweep from.
+        **settings: of :func:`solve`.
+
+    Returns:
+        The value at the end; and the solution, with the residual norm that the last sweep found behind the others, and
+        the norm of the points.
+    """
+    intervals = range(len(hierarchy.levels[0].intervals))
+    if serial:
+        for j in intervals:
+            u = sweep(j, u)
+        return u, Solution(points=[], residuals=[])
+    found = solve(u, hierarchy, step, norm=norm, **settings)
+    if announce is not None:
+        for j in reversed(intervals):
+            announce(j, found.points[j])
+    arrived = [sweep(j, found.points[j]) for j in intervals]
+    residuals = found.residuals
+    if not residuals or residuals[-1] > settings.get("tolerance", 0.0):  # else it has been measured
+        residuals.append(norm([a - U for a, U in zip(arrived, found.points[1:], strict=True)]))
+    return arrived[-1], Solution(points=found.points, residuals=residuals, size=norm(found.points))
+
+
+def check_iterations(iterations: object, relaxation: object = "F", cycle: object = "V") -> None:
+    """Refuse what is no number of iterations, relaxation or cycle; all faults at once."""
+    faults = []
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        faults.append(f"iterations are {iterations!r}; pass a whole number of at least 1")
+    if relaxation not in ("F", "FCF"):
+        faults.append(f"relaxation is {relaxation!r}; pass 'F' or 'FCF'")
+    if cycle not in ("V", "F"):
+        faults.append(f"cycle is {cycle!r}; pass 'V' or 'F'")
+    if faults:
+        raise MultigridError("; and ".join(faults))
+
+
+def advance(step: StepMap, level: int, s: int, u: Value, rhs: Rhs = None) -> Value:
+    """The value at point s+1 of a level from that at point s: ``Φ(u)``, with a right-hand side ``a + (Φ(u) - old)``."""
+    v = step(level, s, u)
+    if rhs is None:
+        return v
+    a, old = rhs[s]
+    return a + (v - old)
+
+
+def arrival(hierarchy: Hierarchy, step: StepMap, level: int, j: int, u: Value, rhs: Rhs = None) -> Value:
+    """F-relaxation of interval j from its C-point's value u, up to what arrives at the next C-point."""
+    for s in range(*hierarchy.levels[level].intervals[j]):
+        u = advance(step, level, s, u, rhs)
+    return u
+
+
+def arrivals(hierarchy: Hierarchy, step: StepMap, level: int, points: Sequence[Value], rhs: Rhs = None) -> list[Value]:
+    """What arrives at C-points 1 … J; every interval for itself.
+
+    The last interval comes first, so that ranks pass on what others need before they begin with their own.
+    """
+    count = len(hierarchy.levels[level].intervals)
+    return [arrival(hierarchy, step, level, j, points[j], rhs) for j in reversed(range(count))][::-1]
+
+
+def march(hierarchy: Hierarchy, step: StepMap, level: int, u: Value, rhs: Rhs = None) -> list[Value]:
+    """The values at all points of a level, one step after the other."""
+    points = [u]
+    for s in range(len(hierarchy.levels[level].steps)):
+        points.append(advance(step, level, s, points[-1], rhs))
+    return points
+
+
+@dataclass(frozen=True, slots=True)
+class _Levels:
+    """The cycles: each method takes values at the C-points of its level and gives better ones."""
+
+    hierarchy: Hierarchy
+    step: StepMap
+    relaxation: Relaxation
+    kind: Cycle
+
+    def guess(self, u: Value) -> list[Value]:
+        """Iteration 1: serial on the coarsest level, then relaxed on each finer one; F-cycles correct there too."""
+        coarsest = len(self.hierarchy.levels) - 1
+        points = march(self.hierarchy, self.step, coarsest, u)
+        for level in range(coarsest - 1, 0, -1):
+            if self.kind == "F":
+                points = self.correct(level, *self.relax(level, points, None), "V")
+            points = self.spread(level, points, None)
+        return points
+
+    def relax(self, level: int, points: Sequence[Value], rhs: Rhs) -> tuple[list[Value], list[Value]]:
+        """F- or FCF-relaxation: the C-points after it, and what arrives at each."""
+        arrived = arrivals(self.hierarchy, self.step, level, points, rhs)
+        if self.relaxation == "FCF":
+            points = [points[0], *arrived]
+            arrived = arrivals(self.hierarchy, self.step, level, points, rhs)
+        return list(points), arrived
+
+    def correct(self, level: int, points: Sequence[Value], arrived: Sequence[Value], kind: Cycle) -> list[Value]:
+        """Better values at the C-points, by the next level; its right-hand sides are the pairs (a, old)."""
+        old = [self.step(level + 1, j, points[j]) for j in range(len(arrived))]
+        return self.coarse(level + 1, points, list(zip(arrived, old, strict=True)), kind)
+
+    def coarse(self, level: int, points: Sequence[Value], rhs: Rhs, kind: Cycle) -> list[Value]:
+        """Better values at all points of a level with a right-hand side: serial on the coarsest, or by a cycle."""
+        intervals = self.hierarchy.levels[level].intervals
+        if not intervals:
+            return march(self.hierarchy, self.step, level, points[0], rhs)
+        chosen: list[Value] = [points[0], *(points[end] for _, end in intervals)]
+        turns: tuple[Cycle, ...] = ("F", "V") if kind == "F" else ("V",)
+        for turn in turns:
+            chosen = self.correct(level, *self.relax(level, chosen, rhs), turn)
+        return self.spread(level, chosen, rhs)
+
+    def spread(self, level: int, chosen: Sequence[Value], rhs: Rhs) -> list[Value]:
+        """The values at all points of a level: those at its C-points, and F-relaxation from there."""
+        points: list[Value] = [chosen[-1]]
+        for j, (first, end) in reversed(list(enumerate(self.hierarchy.levels[level].intervals))):
+            inner = [chosen[j]]
+            for s in range(first, end - 1):
+                inner.append(advance(self.step, level, s, inner[-1], rhs))
+            points += reversed(inner)
+        return points[::-1]
+
+
+def _norm(residuals: Sequence[Value]) -> float:
+    return math.sqrt(sum(abs(r) ** 2 for r in residuals))

@@ -1,0 +1,210 @@
+"""A function of tensors, an example of them -> the same function, its forward and its backward one CUDA graph each.
+
+A CUDA graph is a list of kernels with fixed addresses, which the GPU runs without Python. So a captured function keeps
+its inputs, outputs and gradients in memory of its own, and holds one step at a time:
+
+    call      inputs ──copy──> static inputs ─ forward graph ──> static outputs
+    backward  gradients ──copy──> static seeds ─ backward graph ──> static gradients ──> parameters' .grad
+
+It is ``torch.cuda.make_graphed_callables`` with what that leaves to its callers: the streams of parallel branches, a
+second backward and a forward in between are refused rather than wrong, and gradients may be accumulated.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils import _pytree as pytree
+
+from pararealize.errors import CaptureError
+
+from .streams import lend
+
+__all__ = ["Graphed"]
+
+WARM_UP = 3  # runs before a capture: lazy initialisation and the choice of algorithms must not be captured
+
+
+class Graphed:
+    """One function as a pair of CUDA graphs, called with tensors like those of the example.
+
+    Args:
+        function: of tensors; what it returns may be nested. Its forward must not ask the GPU for values.
+        example: its inputs; those that require a gradient get one.
+        parameters: what else it differentiates with respect to: pairs of a parameter and what stands for it, over the
+            same memory, in the function as long as it is captured.
+        stream: the stream to capture on.
+        branches: other streams that the function forks to and joins.
+        backward: whether to capture the backward pass as well.
+
+    As far as streams go, it is to be called where it is made. Buffers and random state move on during the warm-up: it
+    is the caller's to put them back.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        example: Sequence[Tensor],
+        parameters: Sequence[tuple[nn.Parameter, Tensor]],
+        *,
+        stream: torch.cuda.Stream,
+        branches: Sequence[torch.cuda.Stream] = (),
+        backward: bool = True,
+    ) -> None:
+        self.inputs = [value.detach().clone().requires_grad_(backward and value.requires_grad) for value in example]
+        self.parameters = [parameter for parameter, _ in parameters] if backward else []
+        self.step = 0  # what the static memory holds
+        self.device = stream.device
+        self.forward_graph = torch.cuda.CUDAGraph()
+        self.backward_graph: torch.cuda.CUDAGraph | None = None
+        surface = [*self.inputs, *(stand_in for _, stand_in in parameters[: len(self.parameters)])]
+        wanted = [tensor for tensor in surface if tensor.requires_grad]
+
+        def run() -> tuple[list[Any], Any]:
+            # of copies: a leaf that requires a gradient may not be worked on in place, nor may a graph be empty
+            return pytree.tree_flatten(function(*(value.clone() for value in self.inputs)))
+
+        def gradients(outputs: Sequence[Tensor], seeds: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            for branch in branches:
+                branch.wait_stream(stream)
+            found = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
+            for branch in branches:
+                stream.wait_stream(branch)
+            return found
+
+        pool = torch.cuda.graph_pool_handle()
+        for value in self.inputs:
+            lend(value, stream)
+        with torch.cuda.device(stream.device), torch.set_grad_enabled(backward):
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    outputs = _differentiable(run()[0])
+                    if outputs and wanted:
+                        gradients(outputs, [torch.ones_like(output) for output in outputs])
+                    del outputs  # and with it autograd's graph, before the next one is built
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self.forward_graph, pool=pool, stream=stream):
+                leaves, self.structure = run()
+            _check_leaves(leaves)
+            outputs = _differentiable(leaves)
+            self.seeds = [torch.zeros_like(output) for output in outputs]
+            found: Sequence[Tensor | None] = ()
+            if outputs and wanted:
+                self.backward_graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream):
+                    found = _apart(gradients(outputs, self.seeds), [*self.seeds, *self.inputs, *outputs])
+        by_tensor = dict(zip(map(id, wanted), found, strict=False))
+        self.flows = [isinstance(leaf, Tensor) and leaf.requires_grad and bool(wanted) for leaf in leaves]
+        self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.gradients = [by_tensor.get(id(tensor)) for tensor in surface]
+
+    def __call__(self, *values: Tensor) -> Any:
+        """Replay; the outputs lie in static memory, which the next call overwrites."""
+        tensors = iter(_Replay.apply(self, *values, *self.parameters))
+        leaves = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in self.outputs]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+    def release(self) -> None:
+        """Give the graphs' memory back; the object is of no use afterwards."""
+        torch.cuda.synchronize(self.device)
+        for graph in (self.forward_graph, self.backward_graph):
+            if graph is not None:
+                graph.reset()
+        self.step += 1
+        self.inputs, self.outputs, self.seeds, self.gradients = [], [], [], []
+
+    def replay_forward(self, values: Sequence[Tensor]) -> int:
+        """Fill the static outputs; returns the number of the step they belong to."""
+        for static, value in zip(self.inputs, values, strict=True):
+            static.copy_(value, non_blocking=True)
+        self.forward_graph.replay()
+        self.step += 1
+        return self.step
+
+    def replay_backward(self, step: int, seeds: Sequence[Tensor]) -> None:
+        """Fill the static gradients, if the static memory still holds what that step's forward left there."""
+        if step != self.step:
+            raise CaptureError(
+                "backward through a captured network whose memory another forward or backward has used since: it holds "
+                "one step at a time; call backward once after each forward, or release() the network and run it eagerly"
+            )
+        self.step += 1
+        self._part_from_gradients()
+        for static, seed in zip(self.seeds, seeds, strict=True):
+            static.copy_(seed)
+        assert self.backward_graph is not None
+        self.backward_graph.replay()
+
+    def _part_from_gradients(self) -> None:
+        """Where a parameter's ``.grad`` is our static memory, as autograd hands it over, let it be a copy from now on.
+
+        It is there when gradients are accumulated, or set to zero in place rather than to ``None``.
+        """
+        ours = self.gradients[len(self.inputs) :]
+        held = [
+            parameter
+            for parameter, static in zip(self.parameters, ours, strict=True)
+            if static is not None and parameter.grad is not None and parameter.grad.data_ptr() == static.data_ptr()
+        ]
+        for parameter in held:
+            assert parameter.grad is not None
+            parameter.grad = parameter.grad.clone()
+
+
+class _Replay(torch.autograd.Function):
+    """The two graphs as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, graphed: Graphed, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.graphed, ctx.step = graphed, graphed.replay_forward(tensors[: len(graphed.inputs)])
+        outputs = [
+            (leaf.detach(), flow) for leaf, flow in zip(graphed.outputs, graphed.flows, strict=True) if _is(leaf)
+        ]
+        ctx.mark_non_differentiable(*(leaf for leaf, flow in outputs if not flow))
+        ctx.flows = [flow for _, flow in outputs]
+        return tuple(leaf for leaf, _ in outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        graphed: Graphed = ctx.graphed
+        graphed.replay_backward(ctx.step, list(itertools.compress(gradients, ctx.flows)))
+        entering, own = graphed.gradients[: len(graphed.inputs)], graphed.gradients[len(graphed.inputs) :]
+        copies = (None if static is None else static.clone() for static in entering)
+        return None, *copies, *(None if static is None else static.detach() for static in own)
+
+
+def _check_leaves(leaves: Sequence[Any]) -> None:
+    kinds = {type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | int | float | str | None)}
+    if kinds:
+        raise CaptureError(
+            f"a captured function returns a {', '.join(sorted(kinds))}, in which tensors cannot be found; return "
+            "tensors in tuples, lists and dicts"
+        )
+
+
+def _apart(found: Sequence[Tensor | None], taken: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients none of which is another one or one of the taken tensors: autograd's own may share memory."""
+    addresses = {tensor.data_ptr() for tensor in taken}
+    apart: list[Tensor | None] = []
+    for gradient in found:
+        if gradient is not None and gradient.data_ptr() in addresses:
+            gradient = gradient.clone()
+        if gradient is not None:
+            addresses.add(gradient.data_ptr())
+        apart.append(gradient)
+    return apart
+
+
+def _is(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _differentiable(leaves: Sequence[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]

@@ -1,0 +1,339 @@
+"""PararealModule -> the same network run in this process: on streams, with equal segments stacked, as CUDA graphs.
+
+Three things keep one GPU from running n segments at the same time, and each has its remedy:
+
+    all kernels are issued to one stream          a stream for each segment               streams.py
+    Python issues them more slowly than they run  CUDA graphs                             graphs.py
+    each kernel is too small to fill the GPU      segments of one structure as one batch  stacking.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelError, PlanError
+from pararealize.network.module import PararealModule
+from pararealize.tracing.example import Example
+from pararealize.tracing.module_copy import CONTENTS
+from pararealize.tracing.module_view import _Mirrored, mirror
+from pararealize.tracing.operations import tensors_in
+
+from .captured import (
+    Captured,
+    Entering,
+    Parts,
+    Whole,
+    autocast_without_cache,
+    check_hooks,
+    check_static,
+    key_of,
+    not_accepted,
+    places_of,
+    state_kept,
+)
+from .stacking import Stack, pays, stacked_graph, stacks_of
+from .streams import Runner, make_streams
+
+__all__ = ["LocalModule", "capture_graphs", "run_local"]
+
+Stacking = Literal["auto"] | bool
+Graphs = Literal["whole", "parts"]
+
+
+def run_local(
+    net: PararealModule, example_inputs: Any = None, *, streams: bool = True, stack: Stacking = False
+) -> LocalModule:
+    """Run a converted network in this process, its segments on CUDA streams of their own and stacked where asked for.
+
+    On the CPU there are no streams, and segments run one after the other; stacking works there too.
+
+    Args:
+        net: the network; the result is a way to run it, not a copy.
+        example_inputs: what ``stack="auto"`` measures on: a tensor, a tuple of positional or a dict of keyword
+            arguments.
+        streams: give every segment a stream of its own on its GPU; without, all work goes to the current one.
+        stack: ``True`` to run segments of equal structure as one batched network, ``"auto"`` to do so where that is
+            faster now, forward and backward, in the network's mode; ``False`` to leave them apart.
+
+    Returns:
+        A module with the network's parameters, buffers, names and mode, and its function.
+
+    Raises:
+        ModelError: ``net`` is not a :class:`PararealModule`.
+        DeviceError: it is on the meta device.
+        PlanError: an option is unknown, or ``stack=True`` and no two segments have one structure.
+        ExampleError: ``stack="auto"`` without an example, or with one that the network does not accept.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import pararealize
+        >>> from pararealize.models import resnet20
+        >>> net = pararealize(resnet20(), n=3, cuts=["stage1.1", "stage1.2"])
+        >>> fast = run_local(net, stack=True)
+        >>> [str(stack) for stack in fast.stacks]
+        ['g1 = g2']
+        >>> x = torch.randn(2, 3, 32, 32)
+        >>> torch.allclose(fast(x), net(x), atol=1e-4)
+        True
+    """
+    _check_network(net)
+    if not (stack == "auto" or isinstance(stack, bool)):
+        raise PlanError(f"stack is {stack!r}; pass True, False or 'auto'")
+    stacks: list[Stack] = []
+    if stack:
+        stacks, left_out = stacks_of(net)
+        if stack is True and not stacks:
+            reasons = "; ".join(f"g{j}: {reason}" for j, reason in left_out.items())
+            raise PlanError(
+                f"no two segments of {net.plan.model} can be stacked: {reasons}; convert with cuts='paper', which "
+                "makes equal segments, or pass stack=False"
+            )
+    local = LocalModule(net, streams=streams, stacks=[] if stack == "auto" else stacks)
+    if stack == "auto" and stacks:
+        faster = local._faster(stacks, example_inputs)
+        local = LocalModule(net, streams=streams, stacks=faster)
+    return local
+
+
+def capture_graphs(
+    net: PararealModule,
+    example_inputs: Any,
+    *,
+    graphs: Graphs | None = None,
+    training: bool | None = None,
+    streams: bool = True,
+    stack: Stacking = False,
+) -> LocalModule:
+    """Capture a converted network on GPUs as CUDA graphs, which run without Python.
+
+    It is :func:`run_local` and :meth:`LocalModule.capture` in one.
+
+    Args:
+        net: the network, on one or several GPUs.
+        example_inputs: a batch of the size to capture.
+        graphs: ``"whole"`` for one graph of the whole forward and one of the whole backward, with the segments as
+            parallel branches (one GPU only); ``"parts"`` for one of each part, replayed on its segment's stream;
+            ``None`` for the first on one GPU, the second on several.
+        training: the mode to capture; the network's own when left out.
+        streams: as for :func:`run_local`; without, graphs have no parallel branches.
+        stack: as for :func:`run_local`.
+
+    Returns:
+        A module that replays the graphs where a call fits them, and runs eagerly elsewhere.
+
+    Raises:
+        PararealizeError: as the two do.
+    """
+    local = run_local(net, example_inputs, streams=streams, stack=stack)
+    local.capture(example_inputs, graphs=graphs, training=training)
+    return local
+
+
+class LocalModule(_Mirrored):
+    """A parareal network, run in this process by streams, stacks and CUDA graphs; made by :func:`run_local`.
+
+    Parameters, buffers, their names, ``state_dict()``, ``train()`` and ``to()`` are the network's own, so that an
+    optimiser may have been made before or after. A deep copy is one of the network, without captures.
+
+    Attributes:
+        net: the network.
+        stacks: which segments run as one.
+    """
+
+    net: PararealModule
+    stacks: tuple[Stack, ...]
+
+    def __init__(self, net: PararealModule, *, streams: bool = True, stacks: Sequence[Stack] = ()) -> None:
+        super().__init__()
+        mirror(self, net, tensors=True)
+        for contents in CONTENTS:
+            self.__dict__[contents] = net.__dict__[contents]
+        self.__dict__.update(net=net, stacks=tuple(stacks), _streams=streams, _captures={})
+        graph = stacked_graph(net, stacks) if stacks else net.graph
+        self.__dict__["_runner"] = Runner(net, graph, self._make_streams())
+        self.__dict__["_signature"] = inspect.signature(net.forward)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output: by a captured graph where one fits, eagerly elsewhere."""
+        inputs = self._positional(args, kwargs)
+        captured: Captured | None = self._captures.get(key_of(self.training, inputs)) if self._captures else None
+        if captured is None or not captured.fits(inputs):
+            return self._runner.run(*inputs)
+        return captured(inputs)
+
+    def capture(self, example_inputs: Any, *, graphs: Graphs | None = None, training: bool | None = None) -> None:
+        """Capture one mode and one size of input as CUDA graphs; what was captured before for these is replaced.
+
+        In train mode forward and backward are captured, in eval mode the forward alone, for use under ``no_grad``. The
+        state of autocast is part of what is captured. Running statistics, gradients and random states stay as found.
+
+        Calls with other sizes, types or modes run eagerly. The same holds for an input that requires a gradient where
+        the example's did not. Replayed graphs hold one step at a time: backward has to come before the next forward.
+
+        Args:
+            example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+            graphs: ``"whole"`` or ``"parts"``; see :func:`capture_graphs`.
+            training: the mode; the network's own when left out.
+
+        Raises:
+            DeviceError: the network is not on a GPU, the example on another device, or ``"whole"`` on several GPUs.
+            ExampleError: the network does not accept the example.
+            CaptureError: something in the network needs Python or values while it runs: hooks, sizes or branches that
+                depend on values, random numbers of the host.
+            PlanError: an option is unknown.
+        """
+        net, training = self.net, self.training if training is None else training
+        devices = _gpus(net)
+        graphs = graphs or ("whole" if len(set(devices)) == 1 else "parts")
+        if graphs not in ("whole", "parts"):
+            raise PlanError(f"graphs is {graphs!r}; pass 'whole', 'parts' or None")
+        if graphs == "whole" and len(set(devices)) > 1:
+            raise DeviceError(
+                f"one graph of the whole network needs one GPU, and the segments are on {_listed(devices)}; "
+                "pass graphs='parts', or convert with one device"
+            )
+        check_hooks(net)
+        inputs = self._example(example_inputs)
+        with self._in_mode(training), torch.inference_mode(False), torch.set_grad_enabled(training):
+            check_static(net, inputs)
+            key = key_of(training, inputs)
+            if old := self._captures.pop(key, None):
+                old.release()
+            with state_kept(net), autocast_without_cache():
+                try:
+                    make = Whole if graphs == "whole" else Parts
+                    self._captures[key] = make(net, self._runner, inputs, training=training)
+                except RuntimeError as error:
+                    raise CaptureError(
+                        f"{net.plan.model} cannot be captured as CUDA graphs: {error}; run it with run_local, or look "
+                        "for what in it waits for the GPU or depends on values"
+                    ) from error
+
+    def release(self) -> PararealModule:
+        """Give the memory of all captures back; returns the network, which was an ordinary module all along."""
+        for captured in self._captures.values():
+            captured.release()
+        self._captures.clear()
+        return self.net
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "net" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["net"], name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalModule:
+        net = copy.deepcopy(self.net, memo)
+        chosen = {stack.segments for stack in self.stacks}
+        stacks = [stack for stack in stacks_of(net)[0] if stack.segments in chosen] if chosen else []
+        memo[id(self)] = copied = LocalModule(net, streams=self._streams, stacks=stacks)
+        return copied
+
+    def __reduce__(self) -> Any:
+        return self.net.__reduce__()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LocalModule:
+        self.net._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._runner.streams = self._make_streams()
+        return self
+
+    def _make_streams(self) -> tuple[torch.cuda.Stream, ...] | None:
+        devices = places_of(self.net)
+        return make_streams(devices) if self._streams and all(map(_is_gpu, devices)) else None
+
+    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return [*bound.arguments.values()]
+
+    def _example(self, example_inputs: Any) -> list[Any]:
+        """Example inputs in the order of the placeholders, where the network is."""
+        if example_inputs is None:
+            raise ExampleError("no example inputs; pass a batch of the size that will be run")
+        if self.net._devices is None:
+            home = places_of(self.net)[0]
+            away = {str(t.device) for t in tensors_in(_contents(example_inputs)) if t.device != home}
+            if away:
+                raise DeviceError(
+                    f"the example is on {_listed(away)} and the network on {home}; move it with .to({str(home)!r})"
+                )
+        example = Example.of(self.net, example_inputs)
+        contents = _contents(example_inputs)
+        given = contents if isinstance(contents, Mapping) else dict(zip(example.values, contents, strict=False))
+        for name, value in example.tensors.items():
+            value.requires_grad_(given[name].requires_grad)
+        return self._positional(example.args, example.kwargs)
+
+    def _faster(self, stacks: Sequence[Stack], example_inputs: Any) -> list[Stack]:
+        """Those of the stacks that take less time than their segments."""
+        inputs = self._example(example_inputs)
+        with state_kept(self.net):
+            entering = Entering(self.net, self.net.graph, None)
+            with torch.no_grad():
+                try:
+                    entering.run(*inputs)
+                except (RuntimeError, TypeError, ValueError) as error:
+                    raise not_accepted(self.net, error) from error
+            nodes = {node.name: node for node in self.net.graph.nodes}
+            return [
+                stack
+                for stack in stacks
+                if pays(stack, [entering.seen[nodes[f"y_{j}"]][0] for j in stack.segments], backward=self.training)
+            ]
+
+    @contextlib.contextmanager
+    def _in_mode(self, training: bool) -> Iterator[None]:
+        flags = [(module, module.training) for module in self.net.modules()]
+        if training != self.training:
+            self.net.train(training)
+        try:
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _gpus(net: PararealModule) -> list[torch.device]:
+    devices = places_of(net)
+    if not all(map(_is_gpu, devices)):
+        seen = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU that torch can use"
+        raise DeviceError(
+            f"CUDA graphs need a network on GPUs, and this one is on {_listed(devices)}; this machine has {seen}: "
+            "move the network with .to('cuda') where there is one, or use run_local without capture"
+        )
+    return devices
+
+
+def _listed(devices: Iterable[Any]) -> str:
+    return ", ".join(sorted({str(device) for device in devices}))
+
+
+def _contents(example_inputs: Any) -> Any:
+    return example_inputs if isinstance(example_inputs, Mapping | list | tuple) else (example_inputs,)
+
+
+def _check_network(net: Any) -> None:
+    if isinstance(net, LocalModule):
+        raise ModelError("the network is run locally already; pass local.net, or what local.release() returns")
+    if not isinstance(net, PararealModule):
+        raise ModelError(f"{type(net).__name__} is not a parareal network; pass what pararealize(model, n) returns")
+    if any(parameter.is_meta for parameter in net.parameters()):
+        raise DeviceError(
+            f"{net.plan.model} is on the meta device, where nothing runs; give it memory first with "
+            "net.to_empty(device=...) and load its weights"
+        )

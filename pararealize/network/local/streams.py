@@ -1,0 +1,189 @@
+"""A parareal network's graph, CUDA streams -> the same network run with one stream a segment, forks and joins included.
+
+Stream j runs C^j, g^j, F^{j-1} and what is added to y_j; the first runs the stem as well, the last one the head:
+
+    caller ─┬─ stem ── g^1 ──┐                                        ┬  all streams wait for the caller
+            ├─ C^2 ─── g^2 ──┴─ r_1 ─ F^1 ─ z_2 ──┐                   ┴  one stream waits for one value of another
+            └─ C^3 ─── g^3 ───────────────────────┴─ r_2 ─ F^2 ─ z_3 ─ head ── caller, who waits for all
+
+Nothing has to be said of the backward pass: autograd runs each operation's backward on the stream of its forward, and
+makes streams wait for one another where a gradient passes between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from pararealize.network.module import PararealModule
+from pararealize.tracing.operations import tensors_in
+
+from .stacking import Stack
+
+__all__ = ["CALLER", "Runner", "arguments_of", "lanes_of", "lend", "make_streams"]
+
+CALLER = 0  # the lane of inputs and outputs: whatever stream is current
+
+
+class Runner:
+    """Runs the equation of a network node by node, each on the stream of its segment.
+
+    Args:
+        net: whose submodules the graph calls.
+        graph: the network's own, or one in which some segments are stacked.
+        streams: one for every segment, or ``None`` to run everything where it is called, as on a CPU.
+        parts: what to call in place of a node.
+    """
+
+    def __init__(
+        self,
+        net: PararealModule,
+        graph: fx.Graph,
+        streams: Sequence[torch.cuda.Stream] | None,
+        parts: Mapping[fx.Node, Callable[..., Any]] | None = None,
+    ) -> None:
+        self.net, self.graph, self.streams = net, graph, streams
+        self.lanes = lanes_of(graph, net.plan.n)
+        self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        self.output = graph.output_node()
+        self.order = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+        self.calls = {node: (parts or {}).get(node) or self._callable(node) for node in self.order}
+        self.last = _last_uses(self.order, self.output)
+
+    def run(self, *inputs: Any) -> Any:
+        """The network's output for inputs in the order of the graph's placeholders."""
+        callers = {stream: torch.cuda.current_stream(stream.device) for stream in self.streams or ()}
+        for stream, caller in callers.items():
+            stream.wait_stream(caller)
+        given = inputs if self.streams is None else [_read_by_several(value) for value in inputs]
+        values: dict[fx.Node, Any] = dict(zip(self.inputs, given, strict=True))
+        done: dict[fx.Node, torch.cuda.Event] = {}
+        try:
+            for node in self.order:
+                if self.streams is None or self.lanes[node] == CALLER:
+                    values[node] = self._call(node, values)
+                else:
+                    values[node] = self._call_on(self.streams, node, values, done)
+                for read in self.last[node]:
+                    del values[read]
+        finally:  # after an error as well: whatever was started comes before what the caller does next
+            for stream, caller in callers.items():
+                caller.wait_stream(stream)
+        output = fx.map_arg(self.output.args[0], values.__getitem__)
+        for tensor in tensors_in(output):
+            for caller in callers.values():
+                lend(tensor, caller)
+        return output
+
+    def _call_on(
+        self,
+        streams: Sequence[torch.cuda.Stream],
+        node: fx.Node,
+        values: Mapping[fx.Node, Any],
+        done: dict[fx.Node, torch.cuda.Event],
+    ) -> Any:
+        """Wait for what comes from other streams, call the node on its own, and note when its value is there."""
+        lane = self.lanes[node]
+        stream = streams[lane - 1]
+        with contextlib.ExitStack() as current:
+            for argument in node.all_input_nodes:
+                other = self.lanes[argument]
+                if other == lane:
+                    continue
+                if other != CALLER:
+                    stream.wait_event(done[argument])
+                    if streams[other - 1].device != stream.device:  # a copy is issued on its source's stream
+                        current.enter_context(torch.cuda.stream(streams[other - 1]))
+                        continue
+                for tensor in tensors_in(values[argument]):
+                    lend(tensor, stream)
+            current.enter_context(torch.cuda.stream(stream))
+            value = self._call(node, values)
+            if any(self.lanes[user] not in (lane, CALLER) for user in node.users):
+                done[node] = stream.record_event()
+        return value
+
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        return self.calls[node](*arguments_of(node, values), **node.kwargs)
+
+    def _callable(self, node: fx.Node) -> Callable[..., Any]:
+        if callable(node.target):
+            return node.target
+        if node.op == "call_method":
+            return getattr(torch.Tensor, node.target)  # type: ignore[no-any-return]
+        find = operator.attrgetter(node.target)  # anew in every call, as the network's own code does
+
+        def call(*args: Any) -> Any:
+            return find(self.net)(*args)
+
+        return call
+
+
+def arguments_of(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[Any]:
+    """What a node of an equation is called with; its arguments are not nested."""
+    return [values[argument] if isinstance(argument, fx.Node) else argument for argument in node.args]
+
+
+def _last_uses(order: Sequence[fx.Node], output: fx.Node) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, the values that nothing reads after it."""
+    seen = set(output.all_input_nodes)
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(order):
+        last[node] = [read for read in (node, *node.all_input_nodes) if read not in seen]
+        seen.update((node, *node.all_input_nodes))
+    return last
+
+
+def lanes_of(graph: fx.Graph, n: int) -> dict[fx.Node, int]:
+    """The segment, 1 to n, on whose stream each node of an equation runs; 0 for inputs and outputs.
+
+    A called part says it by its name; what is computed from several values belongs to the last segment among them (r_j
+    to segment j+1); a transfer belongs to the first segment that reads it.
+    """
+    lanes: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            lanes[node] = _segment_of(str(node.target), n)
+        elif node.op == "output":
+            lanes[node] = CALLER
+        else:
+            read = max((lanes[argument] for argument in node.all_input_nodes), default=CALLER)
+            lanes[node] = node.target.first if isinstance(node.target, Stack) else read
+    for node in reversed(graph.nodes):
+        if node.op == "call_method" and node.target == "to":
+            lanes[node] = min((lanes[user] for user in node.users if lanes[user] != CALLER), default=lanes[node])
+    return lanes
+
+
+def make_streams(devices: Sequence[torch.device]) -> tuple[torch.cuda.Stream, ...]:
+    """A new stream for every segment on its device."""
+    return tuple(torch.cuda.Stream(device=device) for device in devices)
+
+
+def _segment_of(target: str, n: int) -> int:
+    part, _, name = target.partition(".")
+    match part:
+        case "segments" | "adapters":
+            return int(name[1:])
+        case "coarse":
+            return int(name[1:]) + 1
+        case "head":
+            return n
+        case _:
+            return 1  # the stem and the context
+
+
+def _read_by_several(value: Any) -> Any:
+    """An input whose gradient is summed up before it reaches a leaf: autograd warns where a leaf gets it by streams."""
+    return value.view_as(value) if isinstance(value, torch.Tensor) and value.requires_grad else value
+
+
+def lend(tensor: torch.Tensor, stream: torch.cuda.Stream) -> None:
+    """Keep the memory of a tensor from another use until what the stream has been asked to do is done."""
+    if tensor.device == stream.device:
+        tensor.record_stream(stream)

@@ -1,0 +1,302 @@
+"""BlockChain, Plan, adapters and coarse blocks -> PararealModule: an fx module whose code is equation (3) of the paper.
+
+    Pieces        stem, segments, head and what they read     pieces.py
+    Equation      the network's own graph, equation (3)       equation.py
+    own_tree      a copy of the model                         tree.py
+    emit          put together                                here
+
+Source: Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural Network".
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import fx, nn
+
+from pararealize.analysis.blocks import BlockChain
+from pararealize.errors import CheckpointError, ModelError
+from pararealize.plan.plan import Plan
+from pararealize.tracing.module_copy import CONTENTS, own_tree
+from pararealize.tracing.module_view import SHADOWED, Piece, borrow
+
+from .equation import Equation
+from .pieces import Pieces
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from pararealize.distributed.stage import Stage
+
+__all__ = ["PararealModule", "emit"]
+
+
+class PararealModule(fx.GraphModule):
+    """A parareal network: N segments that run independently of each other, and a coarse network that corrects them.
+
+    It is an ordinary module; ``print(net.code)`` shows equation (3). The original's parameters keep their names in
+    ``state_dict()``; those of adapters and coarse blocks stand under ``adapters.C2`` … and ``coarse.F1`` ….
+
+    Attributes:
+        plan: where it was cut, as plain data.
+        stem: C^1, the original up to the first block.
+        adapters: C^j for j = 2..N, by name (``C2`` …).
+        segments: g^j for j = 1..N, by name (``g1`` …); they share the original's parameters.
+        coarse: F^j for j = 1..N-1, by name (``F1`` …), save where F^j is g^{j+1} itself.
+        head: h, the original from the last block on.
+
+    Example:
+        >>> from pararealize import pararealize
+        >>> from pararealize.models import resnet20
+        >>> net = pararealize(resnet20(), n=3)
+        >>> list(net.segments), list(net.adapters), list(net.coarse)
+        (['g1', 'g2', 'g3'], ['C2', 'C3'], ['F1', 'F2'])
+    """
+
+    plan: Plan
+    stem: Piece
+    segments: nn.ModuleDict
+    adapters: nn.ModuleDict
+    coarse: nn.ModuleDict
+    head: Piece
+    context: Piece | None
+    _original_keys: tuple[str, ...]
+    _pieces: dict[str, fx.Graph]
+    _devices: Sequence[torch.device] | None
+
+    def __init__(
+        self,
+        tree: nn.Module,
+        pieces: Mapping[str, fx.Graph],
+        graph: fx.Graph,
+        plan: Plan,
+        original_keys: Sequence[str],
+        devices: Sequence[torch.device] | None = None,
+    ) -> None:
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
+        for contents in CONTENTS:
+            self.__dict__[contents] = tree.__dict__[contents]
+        self.training = tree.training
+        self.__dict__.update(plan=plan, _original_keys=tuple(original_keys), _pieces=dict(pieces), _devices=devices)
+        made = {name: Piece(self, copy.deepcopy(piece), name) for name, piece in pieces.items()}
+        segments = nn.ModuleDict({name: piece for name, piece in made.items() if name.startswith("g")})
+        self.__dict__.update(stem=made["stem"], head=made["head"], context=made.get("context"), segments=segments)
+        for name in ("stem", "head"):
+            made[name].__dict__[SHADOWED] = self._modules.get(name)
+        self.graph = graph
+        if devices is not None:
+            self._borrow(made)
+
+    def _borrow(self, pieces: Mapping[str, Piece]) -> None:
+        """Where pieces on different devices share parameters, those away from them take copies on the way."""
+        assert self._devices is not None
+        for name, piece in pieces.items():
+            j = {"stem": 1, "context": 1, "head": self.plan.n}.get(name) or int(name[1:])
+            borrow(piece, self._devices[j - 1])
+
+    def original_state_dict(self) -> dict[str, Any]:
+        """The state of the original network alone, under exactly its own keys.
+
+        It loads into the original model, and into a conversion of it with any other n through
+        :meth:`load_original_state_dict`.
+        """
+        state = self.state_dict()
+        return {key: state[key] for key in self._original_keys}
+
+    def load_original_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load the original network's part of a checkpoint; other keys (another n's coarse blocks) are passed over.
+
+        Raises:
+            CheckpointError: keys of the original are missing, others are unknown, or a shape differs.
+        """
+        own = self.state_dict()
+        originals = [key for key in state_dict if key.split(".")[0] not in ("adapters", "coarse")]
+        shapes = {key: (tuple(state_dict[key].shape), tuple(own[key].shape)) for key in originals if key in own}
+        faults = {
+            "missing": [key for key in self._original_keys if key not in state_dict],
+            "unknown": [key for key in originals if key not in own],
+            "of another shape": [f"{key}: {a} there, {b} here" for key, (a, b) in shapes.items() if a != b],
+        }
+        found = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
+        if found:
+            raise CheckpointError(
+                f"the checkpoint does not fit {self.plan.model}: of its keys {', '.join(found)}; "
+                "load one that was saved from this model"
+            )
+        self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
+
+    def iterate(self, inputs: Any, k: int, *, errors: bool = False) -> Any:
+        r"""The original network by k iterations of parareal, with the converted network as its coarse propagator.
+
+        .. math:: U_{j+1}^{k+1} = g^{j+1}(U_j^k) + F^j(U_j^{k+1} - x_{j+1}) - F^j(U_j^k - x_{j+1}), \quad U_j^0 = z_j
+
+        Iteration 0 is this network itself; after k iterations the first k + 1 interfaces are the original's, so that
+        k = n - 1 is the original, to the bit on the CPU, and gradients to rounding. An iteration costs about one call
+        of this network, and its memory where gradients are kept.
+
+        A call counts as one step in train mode: running statistics move once, by each part's last evaluation, and
+        dropout has one mask. Randomness that does not come from torch's default generators is not held.
+
+        Args:
+            inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+            k: how many iterations; more than n - 1 change nothing.
+            errors: compare every interface with the original's, which costs one more evaluation of it.
+
+        Returns:
+            The network's output; with ``errors``, :class:`~pararealize.network.iteration.Iterates`, which has it.
+
+        Raises:
+            PlanError: k is no number of iterations.
+            ExampleError: the inputs are none that a network takes.
+
+        Example:
+            >>> import torch
+            >>> from pararealize import pararealize
+            >>> from pararealize.models import resnet20
+            >>> model, x = resnet20().eval(), torch.randn(2, 3, 32, 32)
+            >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
+            True
+        """
+        from .iteration import iterate_network  # it reads this file's class
+
+        return iterate_network(self, inputs, k, errors=errors)
+
+    def distribute(
+        self,
+        mesh: DeviceMesh,
+        *,
+        assignment: Sequence[int] | None = None,
+        timeout: timedelta | float = 600.0,
+        checkpoint_activations: bool = False,
+        seed: int = 0,
+        bucket_bytes: int = 25 << 20,
+        reduce_linear: bool | Literal["auto"] = "auto",
+    ) -> Stage:
+        """Take one rank's share of the network, to run over :mod:`torch.distributed` with the other ranks of the mesh.
+
+        Every rank builds the same network and calls this. Consecutive segments stand on each rank, the stem on the
+        first and the head on the last; one tensor an interface crosses in each direction. The ranks agree on the plan
+        and the weights before the first message. Nothing of the result refers to this network.
+
+        Args:
+            mesh: a device mesh with the dimension ``"parareal"``, and ``"dp"`` before it where there are several
+                copies of the network; or one dimension without a name.
+            assignment: how many segments each rank takes, in order; the smallest critical path when left out.
+            timeout: of every message, in seconds.
+            checkpoint_activations: keep the activations between runs of operations only, about as many runs as each
+                has points where one value is alive, and compute the others anew in backward.
+            seed: of weights that are drawn here, where the network is on the meta device.
+            bucket_bytes: of the buckets in which gradients are averaged over dp.
+            reduce_linear: where neighbouring ranks have only identities as coarse blocks, add their corrections up in
+                pairs, ``⌈log2⌉`` messages deep, in place of one message after the other; ``"auto"`` where the
+                simulated step becomes shorter. Results change by rounding: additions have another order.
+
+        Raises:
+            DistributedError: the mesh or the assignment does not fit, the ranks do not agree, or one did not answer.
+
+        Example:
+            >>> import torch.distributed as dist
+            >>> from torch.distributed.device_mesh import init_device_mesh
+            >>> from pararealize import pararealize
+            >>> from pararealize.models import resnet20
+            >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            >>> stage = pararealize(resnet20(), n=3).distribute(init_device_mesh("cpu", (1,)))
+            >>> stage(torch.randn(5, 3, 32, 32)).shape
+            torch.Size([5, 10])
+            >>> dist.destroy_process_group()
+        """
+        from pararealize.distributed.assembly import distribute  # it reads this file's class
+
+        return distribute(
+            self,
+            mesh,
+            assignment=assignment,
+            timeout=timeout,
+            checkpoint_activations=checkpoint_activations,
+            seed=seed,
+            bucket_bytes=bucket_bytes,
+            reduce_linear=reduce_linear,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
+        tree = nn.Module()
+        for contents in CONTENTS:
+            tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
+        tree.training = self.training
+        copied = PararealModule(
+            tree, self._pieces, copy.deepcopy(self.graph), self.plan, self._original_keys, self._devices
+        )
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise ModelError(
+            "a parareal module is saved by its parts, not pickled: net.state_dict() (safetensors) and "
+            "net.plan.to_json(), then pararealize(model, plan=Plan.from_json(...)) and load_state_dict"
+        )
+
+
+def emit(
+    chain: BlockChain,
+    plan: Plan,
+    adapters: Mapping[int, nn.Module],
+    coarse: Mapping[int, nn.Module | None],
+    *,
+    devices: Sequence[torch.device] | None = None,
+) -> PararealModule:
+    """Put the parts of a plan together.
+
+    Args:
+        chain: the network's blocks; its model is copied, so that training the result leaves it alone.
+        plan: where to cut.
+        adapters: C^j by j = 2..n.
+        coarse: F^j by j = 1..n-1; ``None`` where it is g^{j+1} itself.
+        devices: one for every segment, or ``None`` to stay where the model is.
+
+    Returns:
+        The network, in the model's mode.
+
+    Raises:
+        ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
+    """
+    pieces = Pieces(chain, plan)
+    tree, keys = own_tree(chain.capture.model, chain.capture.constants)
+    added = {
+        "adapters": nn.ModuleDict({f"C{j}": adapter for j, adapter in adapters.items()}),
+        "coarse": nn.ModuleDict({f"F{j}": block for j, block in coarse.items() if block is not None}),
+    }
+    for name, modules in added.items():
+        tree._modules[name] = modules.train(chain.capture.model.training)
+    graph = Equation(pieces, coarse, devices).graph
+    if devices is not None:
+        _place(PararealModule(tree, pieces.graphs, graph, plan, keys), devices)
+    return PararealModule(tree, pieces.graphs, graph, plan, keys, devices)
+
+
+def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:
+    """Move every part to its segment's device; what parts share stays with the first of them."""
+    placed: set[int] = set()
+    for part, j in _parts(net):
+        device = devices[j - 1]
+        for module in part.modules():
+            if id(module._parameters) not in placed:  # windows share this dictionary with what they look into
+                placed.add(id(module._parameters))
+                module._apply(lambda tensor, device=device: tensor.to(device), recurse=False)
+
+
+def _parts(net: PararealModule) -> Iterator[tuple[nn.Module, int]]:
+    n = net.plan.n
+    if net.context is not None:
+        yield net.context, 1
+    yield net.stem, 1
+    for j in range(1, n + 1):
+        yield net.segments[f"g{j}"], j
+    for j in range(2, n + 1):
+        yield net.adapters[f"C{j}"], j
+        if f"F{j - 1}" in net.coarse:
+            yield net.coarse[f"F{j - 1}"], j
+    yield net.head, n

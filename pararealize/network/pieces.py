@@ -1,0 +1,110 @@
+"""BlockChain, Plan -> the graphs of stem, context, segments and head, each of which can run by itself.
+
+Where a piece works in place on what others read, it works on a copy; where several pieces would draw the same random
+numbers, each anew, the network is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from torch import fx
+
+from pararealize.analysis.blocks import BlockChain
+from pararealize.errors import CutError
+from pararealize.plan.plan import Plan
+from pararealize.tracing.subgraph import drawn_repeatedly, subgraph
+
+__all__ = ["Pieces", "clone_changing_outputs", "clone_overwritten"]
+
+
+class Pieces:
+    """The graphs of stem, context, segments and head, and what they read."""
+
+    def __init__(self, chain: BlockChain, plan: Plan) -> None:
+        self.chain, self.plan = chain, plan
+        self.spans = [(segment.first, segment.last) for segment in plan.segments]
+        self.placeholders = [node for node in chain.capture.graph.nodes if node.op == "placeholder"]
+        self.reads = [chain.context(first, last) for first, last in self.spans]
+        every = dict.fromkeys(node for read in (*self.reads, chain.head.context) for node in read)
+        flow = chain.flow
+        self.entry = chain.blocks[0].input
+        self.from_stem = [node for node in every if node in flow.broadcast]
+        self.computed = [node for node in every if node not in flow.broadcast and node.op != "placeholder"]
+        self.graphs: dict[str, fx.Graph] = {"stem": self._stem()}
+        if self.computed:
+            self.graphs["context"] = graph = subgraph(self.placeholders, self.computed)
+            clone_changing_outputs(graph)
+            clone_overwritten(graph, first=True)
+        for j, (first, last) in enumerate(self.spans, start=1):
+            self.graphs[f"g{j}"] = self._segment(j, first, last)
+        head = chain.head
+        inputs = (chain.blocks[-1].output, *head.context)
+        self.graphs["head"] = subgraph(inputs, head.output, ("z",), besides=head.nodes)
+        if repeated := drawn_repeatedly(self.graphs, chain.capture.model.get_submodule):
+            raise CutError(
+                f"random numbers are read by several parts of the network, each of which would draw its own: "
+                f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
+            )
+        for graph in self.graphs.values():
+            _forget(graph)
+
+    def _stem(self) -> fx.Graph:
+        outputs = (self.entry, *self.from_stem) if self.from_stem else self.entry
+        graph = subgraph(self.placeholders, outputs, besides=self.chain.stem.nodes)
+        if self.computed or self.plan.n > 1:
+            clone_overwritten(graph, first=True)
+        return graph
+
+    def _segment(self, j: int, first: int, last: int) -> fx.Graph:
+        x = self.chain.blocks[first].input
+        blocks = self.chain.blocks[first : last + 1]
+        nodes = [node for block in blocks for node in block.nodes]
+        graph = subgraph((x, *self.reads[j - 1]), blocks[-1].output, ("x",), besides=nodes)
+        clone_overwritten(graph, first=j > 1 or self._is_read_elsewhere())
+        return graph
+
+    def _is_read_elsewhere(self) -> bool:
+        return self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
+
+
+def clone_overwritten(graph: fx.Graph, *, first: bool) -> None:
+    """Let a piece work in place on copies of its inputs, which others read; of the first one only where asked for."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in inputs if first else inputs[1:]:
+        if _is_changed_after(node):
+            with graph.inserting_after(inputs[-1]):
+                clone = graph.call_method("clone", (node,))
+            node.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)
+
+
+def clone_changing_outputs(graph: fx.Graph) -> None:
+    """Hand out copies of values that the piece itself changes in place later."""
+    output = graph.output_node()
+    for node in output.all_input_nodes:
+        if _is_changed_after(node):
+            with graph.inserting_after(node):
+                output.replace_input_with(node, graph.call_method("clone", (node,)))
+
+
+def _is_changed_after(node: fx.Node) -> bool:
+    """Whether a later operation works in place on memory that the node's value looks into, in either mode."""
+    ours = node.meta.get("memories", (None, None))
+    following = itertools.takewhile(lambda other: other.op != "output", _after(node))
+    return any(
+        memory in changed
+        for other in following
+        for memory, changed in zip(ours, other.meta.get("changed", ()), strict=False)
+    )
+
+
+def _after(node: fx.Node) -> Iterator[fx.Node]:
+    while (node := node.next).op != "root":
+        yield node
+
+
+def _forget(graph: fx.Graph) -> None:
+    """Drop fake values from a graph that is to be run, copied and saved."""
+    for node in graph.nodes:
+        node.meta.clear()

@@ -1,0 +1,364 @@
+"""A Plan, or losses -> a picture in a file. Only ``plots.py`` and ``plots_*.py`` import matplotlib; no window.
+
+The picture of a plan is the paper's figure 1(b), to scale (n = 3):
+
+    x ─┬──────────────┬──────────────┐
+      stem           C^2            C^3
+       │ x_1          │ x_2          │ x_3
+      g^1         ┌───┤          ┌───┤
+       │          │  g^2         │  g^3
+       ▼          ▼   ▼          ▼   ▼
+      y_1 ───────(−) (+) ───────(−) (+) ─── head
+                  └ F^1 ┘        └ F^2 ┘
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
+
+from pararealize.errors import OutputError
+
+from .plan import Plan
+from .table import count
+
+__all__ = ["FAINT", "INK", "LINE", "draw_losses", "draw_plan", "save_figure"]
+
+# All lengths are in inches. One column a segment; rows from the top: input, adapters, segments, sums, coarse blocks.
+MARGIN = 0.35
+TITLE = 0.85
+ADAPTER = 0.62  # height of an adapter's box
+BAR = 2.9  # height of the most expensive segment
+BAR_LEAST = 0.92  # so that four lines of text fit
+COARSE_LEAST = 0.64
+HEAD = 1.15  # width of the head's box
+RADIUS = 0.075
+
+INK = "#1f2933"
+FAINT = "#7b8794"
+LINE = "#52606d"
+ADAPTER_FILL, ADAPTER_EDGE = "#f0f4f8", "#9fb3c8"
+COARSE_FILL, COARSE_EDGE = "#ffe9c7", "#d9822b"
+# one colour a stage, that is a run of segments with the same output: light to read text on, dark for the edge
+STAGES = [
+    ("#d3e9fb", "#2b77b8"), ("#d5f2e3", "#2f8f63"), ("#e6dcf7", "#7753b8"), ("#fbdde6", "#b83d6b"),
+    ("#e0f3f5", "#2a8a94"), ("#f1ead6", "#8c7430"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where the columns and rows of a picture stand, and how large its text is."""
+
+    n: int
+    pitch: float  # from one segment's middle to the next one's
+    bar: float  # width of a segment
+    font: float  # points
+    scale: float  # inches a unit of cost
+    y_input: float
+    y_adapter: float  # top edges of the rows
+    y_bar: float
+    y_sum: float
+    y_coarse: float
+    width: float
+    height: float
+
+    def middle(self, j: int) -> float:
+        """The middle of segment ``j``'s column, ``j`` from 1."""
+        return MARGIN + self.pitch * (j - 1) + self.bar / 2 + (self.pitch - self.bar) / 2
+
+    def gap(self, j: int) -> float:
+        """The middle of the gap between the bars of segments ``j`` and ``j + 1``."""
+        return (self.middle(j) + self.middle(j + 1)) / 2
+
+
+def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
+    """Draw the cut network into an SVG or PNG file, which appears only when it is complete.
+
+    The heights of segments and coarse blocks are proportional to their forward and backward cost, small ones excepted,
+    which are as high as their text. A colour is a stage: segments whose outputs have one shape.
+
+    Args:
+        plan: the plan, of any ``n``.
+        path: where to; what it ends in, ``.svg`` or ``.png``, is the format. An existing file is replaced.
+        title: what stands above; the model's class name when left out.
+
+    Raises:
+        OutputError: another ending, or the file cannot be written.
+    """
+    layout = _lay_out(plan)
+    figure = Figure(figsize=(layout.width, layout.height))
+    axes = _blank(figure, layout)
+    _draw_title(axes, layout, plan, title or plan.model)
+    _draw_input(axes, layout, plan)
+    colours = _colours(plan)
+    for j in range(1, plan.n + 1):
+        _draw_adapter(axes, layout, plan, j)
+        _draw_segment(axes, layout, plan, j, colours[j - 1])
+    for j in range(1, plan.n):
+        _draw_coarse(axes, layout, plan, j)
+    _draw_head(axes, layout, plan)
+    return save_figure(figure, path)
+
+
+def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", window: int = 10) -> Path:
+    """Draw the losses of a training run, one a step, and their running mean, into an SVG or PNG file.
+
+    Args:
+        losses: one number a step.
+        path: where to; ``.svg`` or ``.png``. An existing file is replaced.
+        title: what stands above.
+        window: how many steps the running mean takes together.
+
+    Raises:
+        OutputError: another ending, or the file cannot be written.
+    """
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, color="#9fb3c8", linewidth=1, marker="o", markersize=2, label="loss of a step")
+    means = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
+    axes.plot(steps, means, color="#2b77b8", linewidth=2, label=f"mean of {window} steps")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(title, loc="left", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e7eb")
+    axes.legend(frameon=False)
+    return save_figure(figure, path)
+
+
+def _lay_out(plan: Plan) -> Layout:
+    n = plan.n
+    pitch = 2.2 if n == 1 else 1.5 if n <= 6 else 1.12 if n <= 14 else 0.86
+    most = max(segment.cost for segment in plan.segments)
+    scale = BAR / most if most else 0.0
+    coarse = max((max(COARSE_LEAST, scale * block.cost) for block in plan.coarse_blocks), default=0.0)
+    y_coarse = MARGIN + coarse
+    y_sum = y_coarse + 0.38 if n > 1 else MARGIN + 0.35
+    y_bar = y_sum + 0.36 + BAR
+    y_adapter = y_bar + 0.32 + ADAPTER
+    y_input = y_adapter + 0.3
+    bar = pitch * (0.76 if n <= 14 else 0.8)
+    return Layout(
+        n=n, pitch=pitch, bar=bar, font=8.5 if n <= 6 else 7.2 if n <= 14 else 6.0, scale=scale,
+        y_input=y_input, y_adapter=y_adapter, y_bar=y_bar, y_sum=y_sum, y_coarse=y_coarse,
+        width=max(2 * MARGIN + n * pitch + 0.3 + HEAD, 4.6), height=y_input + TITLE,
+    )  # fmt: skip
+
+
+def _colours(plan: Plan) -> list[tuple[str, str]]:
+    stages = list(dict.fromkeys(segment.y for segment in plan.segments))
+    return [STAGES[stages.index(segment.y) % len(STAGES)] for segment in plan.segments]
+
+
+def _blank(figure: Figure, layout: Layout) -> Axes:
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_xlim(0, layout.width)
+    axes.set_ylim(0, layout.height)
+    axes.set_axis_off()
+    return axes
+
+
+def _box(axes: Axes, x: float, top: float, width: float, height: float, fill: str, edge: str) -> None:
+    style = "round,pad=0,rounding_size=0.06"
+    axes.add_patch(
+        FancyBboxPatch((x, top - height), width, height, boxstyle=style, facecolor=fill, edgecolor=edge, linewidth=1)
+    )
+
+
+def _text(axes: Axes, x: float, y: float, text: str, size: float, **how: object) -> None:
+    settings: dict[str, object] = {"ha": "center", "va": "center", "color": INK} | how
+    axes.text(x, y, text, fontsize=size, **settings)  # type: ignore[arg-type]
+
+
+def _lines(axes: Axes, x: float, top: float, lines: Sequence[str], size: float) -> None:
+    """Lines of text below each other, the first one larger: it is a name."""
+    y = top - 0.16
+    for i, line in enumerate(lines):
+        _text(axes, x, y, line, size + 3 if i == 0 else size, color=INK if i == 0 else LINE)
+        y -= (size + 3.4) / 72 if i else 0.19
+
+
+def _path(axes: Axes, *points: tuple[float, float], arrow: bool = True, colour: str = LINE) -> None:
+    """A line through the points, with an arrow's head at its end."""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    axes.plot(xs, ys, color=colour, linewidth=1, solid_joinstyle="round", zorder=1)
+    if arrow:
+        style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7, "linewidth": 1}
+        axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=style)
+
+
+def _sign(axes: Axes, x: float, y: float, sign: str) -> None:
+    axes.add_patch(Circle((x, y), RADIUS, facecolor="white", edgecolor=LINE, linewidth=1, zorder=3))
+    half = RADIUS * 0.55
+    axes.plot([x - half, x + half], [y, y], color=INK, linewidth=1, zorder=4)
+    if sign == "+":
+        axes.plot([x, x], [y - half, y + half], color=INK, linewidth=1, zorder=4)
+
+
+def _draw_title(axes: Axes, layout: Layout, plan: Plan, title: str) -> None:
+    top = layout.height - 0.26
+    _text(axes, MARGIN, top, f"{title}, n = {plan.n}", 13, ha="left", weight="bold")
+    parts = [f"{count(plan.parameters.original)} parameters"]
+    if plan.n > 1:
+        parts[0] += (
+            f" + {count(plan.parameters.adapters)} in adapters + {count(plan.parameters.coarse)} in coarse blocks "
+            f"({plan.coarse})"
+        )
+        parts.append(f"predicted speed-up {plan.virtual_speedup:.2f}×")
+    parts.append("heights: forward and backward cost")
+    if layout.width < 9.5:
+        _text(axes, MARGIN, top - 0.21, parts[0], 7.5, ha="left", color=FAINT)
+        _text(axes, MARGIN, top - 0.36, "; ".join(parts[1:]), 7.5, ha="left", color=FAINT)
+    else:
+        _text(axes, MARGIN, top - 0.25, "; ".join(parts), 8.5, ha="left", color=FAINT)
+
+
+def _draw_input(axes: Axes, layout: Layout, plan: Plan) -> None:
+    """The input's line over all columns; it starts behind the stem where the adapters read the stem's output."""
+    y = layout.y_input
+    first, last = layout.middle(1), layout.middle(layout.n)
+    _text(axes, first - 0.1, y, "$x$", 10, ha="right")
+    if layout.n == 1 or plan.source == "input":
+        _path(axes, (first, y), (last, y), arrow=False)
+        for j in range(1, layout.n + 1):
+            _path(axes, (layout.middle(j), y), (layout.middle(j), layout.y_adapter))
+        return
+    _path(axes, (first, y), (first, layout.y_adapter))
+    edge = first + layout.bar / 2
+    y_stem = layout.y_adapter - ADAPTER / 2  # out of the stem's side, up, and along to the others
+    _path(axes, (edge, y_stem), (layout.gap(1), y_stem), (layout.gap(1), y), (last, y), arrow=False)
+    for j in range(2, layout.n + 1):
+        _path(axes, (layout.middle(j), y), (layout.middle(j), layout.y_adapter))
+
+
+def _draw_adapter(axes: Axes, layout: Layout, plan: Plan, j: int) -> None:
+    x, top = layout.middle(j), layout.y_adapter
+    name, row = ("stem", plan.stem) if j == 1 else (f"$C^{{{j}}}$", plan.adapters[j - 2])
+    _box(axes, x - layout.bar / 2, top, layout.bar, ADAPTER, ADAPTER_FILL, ADAPTER_EDGE)
+    lines = [name, str(plan.segments[j - 1].x)]
+    if row.parameters:
+        lines.append(count(row.parameters))
+    _lines(axes, x, top, lines, layout.font)
+    _path(axes, (x, top - ADAPTER), (x, layout.y_bar))
+    if layout.n <= 14:
+        _text(axes, x + 0.05, (top - ADAPTER + layout.y_bar) / 2 + 0.03, f"$x_{{{j}}}$", 9, ha="left")
+
+
+def _draw_segment(axes: Axes, layout: Layout, plan: Plan, j: int, colour: tuple[str, str]) -> None:
+    segment = plan.segments[j - 1]
+    x, top = layout.middle(j), layout.y_bar
+    height = max(BAR_LEAST, layout.scale * segment.cost)
+    _box(axes, x - layout.bar / 2, top, layout.bar, height, *colour)
+    noun = "block" if segment.blocks == 1 else "blocks"
+    lines = [f"$g^{{{j}}}$", f"{segment.blocks} {noun}", count(segment.parameters)]
+    room = height - BAR_LEAST
+    if room > 0.2 and segment.device and len({s.device for s in plan.segments}) > 1:
+        lines.append(str(segment.device))
+        room -= 0.16
+    _lines(axes, x, top, lines, layout.font)
+    bottom = top - height
+    _text(axes, x, bottom + 0.12, f"→ {segment.y}", layout.font, color=LINE)
+    below = bottom - layout.y_sum - 0.25
+    letters = layout.font * 0.0085  # inches that a letter takes
+    inside = _names(segment.first_block, segment.last_block, letters=int(room / letters))
+    if inside:
+        _text(axes, x, bottom + 0.2 + room / 2, inside, layout.font, rotation=90, color=colour[1])
+    elif beside := _names(segment.first_block, segment.last_block, letters=int(below / letters)):
+        how = {"rotation": 90, "color": colour[1], "va": "top", "ha": "left"}
+        _text(axes, x + 0.06, bottom - 0.1, beside, layout.font, **how)
+    _path(axes, (x, bottom), (x, layout.y_sum + (RADIUS if j > 1 else 0)), arrow=j > 1)
+
+
+def _names(first: str, last: str, letters: int) -> str:
+    """``first – last`` in lines of at most so many letters, without the parents they share if need be, or nothing."""
+    heads, tails = first.split("."), last.split(".")
+    while len(heads) > 1 and len(tails) > 1 and heads[0] == tails[0] and not heads[1].isdigit():
+        heads, tails = heads[1:], tails[1:]
+    head, tail = ".".join(heads), ".".join(tails)
+    if first == last:
+        choices = [first, tail]
+    else:
+        choices = [
+            f"{first} – {last}",
+            f"{first} – {tail}",
+            f"{head} – {tail}",
+            f"{first} –\n{last}",
+            f"{head} –\n{tail}",
+        ]
+    return next((text for text in choices if max(map(len, text.split("\n"))) <= letters), "")
+
+
+def _draw_coarse(axes: Axes, layout: Layout, plan: Plan, j: int) -> None:
+    """The minus sign between columns j and j + 1, F^j below, and the plus sign under segment j + 1."""
+    block = plan.coarse_blocks[j - 1]
+    here, gap, there = layout.middle(j), layout.gap(j), layout.middle(j + 1)
+    y, top = layout.y_sum, layout.y_coarse
+    y_x = layout.y_bar + 0.13  # where x_{j+1} leaves for the minus sign
+    _path(axes, (there, y_x), (gap, y_x), (gap, y + RADIUS), colour=ADAPTER_EDGE)
+    _path(axes, (here + (RADIUS if j > 1 else 0), y), (gap - RADIUS, y))
+    _sign(axes, gap, y, "-")
+    height = max(COARSE_LEAST, layout.scale * block.cost)
+    left = there - layout.bar / 2
+    _box(axes, left, top, layout.bar, height, COARSE_FILL, COARSE_EDGE)
+    what = f"{block.units} × {block.kind}" if block.units else block.kind
+    _lines(axes, there, top, [f"$F^{{{j}}}$", what, count(block.parameters)], layout.font)
+    y_in = top - 0.14
+    _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=COARSE_EDGE)
+    _path(axes, (there, top), (there, y - RADIUS), colour=COARSE_EDGE)
+    _sign(axes, there, y, "+")
+    if layout.n <= 14:
+        _text(axes, gap - 0.04, y - 0.2, f"$r_{{{j}}}$", 9, ha="right")
+
+
+def _draw_head(axes: Axes, layout: Layout, plan: Plan) -> None:
+    y = layout.y_sum
+    start = layout.middle(layout.n)
+    left = start + layout.pitch / 2 + 0.2
+    _path(axes, (start + (RADIUS if layout.n > 1 else 0), y), (left, y))
+    if layout.n > 1:
+        _text(axes, (start + left) / 2, y + 0.11, f"$z_{{{layout.n}}}$", 9)
+    _box(axes, left, y + ADAPTER / 2, HEAD, ADAPTER, ADAPTER_FILL, ADAPTER_EDGE)
+    lines = ["head"] + ([count(plan.head.parameters)] if plan.head.parameters else [])
+    _lines(axes, left + HEAD / 2, y + ADAPTER / 2 - 0.04, lines, layout.font)
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write beside the file and rename: a reader sees the old picture or the new one, never half of one."""
+    path = Path(path)
+    kind: Literal["svg", "png"]
+    if path.suffix.lower() not in {".svg", ".png"}:
+        raise OutputError(
+            f"a picture is an .svg or a .png file, and {str(path)!r} ends in {path.suffix or 'nothing'!r}"
+        )
+    kind = "svg" if path.suffix.lower() == ".svg" else "png"
+    FigureCanvasAgg(figure)
+    metadata = {"Date": None} if kind == "svg" else {}
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with (
+                os.fdopen(handle, "wb") as file,
+                mpl.rc_context({"svg.hashsalt": "pararealize", "svg.fonttype": "path"}),
+            ):
+                figure.savefig(file, format=kind, dpi=160, metadata=metadata)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the picture {str(path)!r}: {error.strerror or error}; name a folder that exists "
+            f"and that you may write to"
+        ) from error
+    return path

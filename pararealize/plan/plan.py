@@ -1,0 +1,307 @@
+"""BlockChain, fields, Costs, n -> Plan: where to cut, which adapters and which coarse blocks. Plain data, no modules.
+
+A plan prints as a table, survives JSON with a version and a schema, and knows which network it is for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass as plain_dataclass
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from pararealize.analysis.space import Space
+from pararealize.errors import PlanError
+
+if TYPE_CHECKING:
+    from pararealize.analysis.blocks import BlockChain
+
+__all__ = ["VERSION", "AdapterPlan", "CoarsePlan", "Cost", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
+
+VERSION = 1
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Cost:
+    """The cost of one step of a row, in the plan's unit."""
+
+    cost_forward: float
+    cost_backward: float
+
+    @property
+    def cost(self) -> float:
+        """Forward and backward."""
+        return self.cost_forward + self.cost_backward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class PartPlan(Cost):
+    """The stem or the head: parameters and FLOPs per sample."""
+
+    parameters: int
+    flops_forward: int
+    flops_backward: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class SegmentPlan(Cost):
+    """g^j, j from 1: blocks ``first`` to ``last`` (0-based, inclusive), from X_{j-1} (``x``) to X_j (``y``).
+
+    FLOPs are per sample.
+    """
+
+    j: int
+    first: int
+    last: int
+    first_block: str
+    last_block: str
+    blocks: int
+    x: Space
+    y: Space
+    parameters: int
+    flops_forward: int
+    flops_backward: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class AdapterPlan(Cost):
+    """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``."""
+
+    j: int
+    source: Literal["input", "stem"]
+    x: Space
+    y: Space
+    parameters: int
+    flops_forward: int
+    flops_backward: int
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class CoarsePlan(Cost):
+    """F^j, j from 1 to n - 1: from X_j (``x``) to X_{j+1} (``y``), on segment j + 1's device.
+
+    ``units`` and ``kernel`` are 0 where the kind has none; ``note`` says where the kind is not the one asked for.
+    """
+
+    j: int
+    kind: str
+    units: int
+    kernel: int
+    x: Space
+    y: Space
+    parameters: int
+    flops_forward: int
+    flops_backward: int
+    note: str
+
+
+@plain_dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Parameters of the model itself, of all adapters, of all coarse blocks, and of everything."""
+
+    original: int
+    adapters: int
+    coarse: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Plan:
+    """How a network becomes n segments with adapters and coarse blocks.
+
+    Attributes:
+        version: of this format.
+        model: the class name of the model.
+        fingerprint: of the model's chain of blocks; :meth:`check` compares it.
+        n: the number of segments.
+        coarse: the kind of coarse blocks that was asked for.
+        cuts: ``"cost"``, ``"paper"``, or the names of the blocks at which segments begin.
+        source: what adapters read.
+        batch: the batch size of the example.
+        unit: of every cost: ``"flops"``, work per sample, or ``"seconds"``, measured at that batch size.
+        stem: the part before the first segment.
+        stem_blocks: how many blocks of the chain are in it, because the user wanted them there.
+        head: the part after the last.
+        segments: g^1 to g^n.
+        adapters: C^2 to C^n.
+        coarse_blocks: F^1 to F^{n-1}.
+        notes: what the user should know.
+    """
+
+    version: int = VERSION
+    model: str
+    fingerprint: str
+    n: int
+    coarse: str
+    cuts: str | tuple[str, ...]
+    source: Literal["input", "stem"]
+    batch: int
+    unit: Literal["flops", "seconds"]
+    stem: PartPlan
+    segments: tuple[SegmentPlan, ...]
+    adapters: tuple[AdapterPlan, ...]
+    coarse_blocks: tuple[CoarsePlan, ...]
+    head: PartPlan
+    notes: tuple[str, ...] = ()
+    stem_blocks: int = 0
+
+    WIDTH: ClassVar[int] = 120
+
+    def __post_init__(self) -> None:
+        faults = _inconsistencies(self)
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    # What follows from it -------------------------------------------------------------------------------------------
+
+    @property
+    def serial(self) -> float:
+        """The cost of one step of the original network, one block after the other."""
+        return self.stem.cost + sum(segment.cost for segment in self.segments) + self.head.cost
+
+    @property
+    def critical_path(self) -> float:
+        """The cost of one step with a device for each segment.
+
+        Forward, ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j``, then the head; ``s_j`` is a segment with its
+        adapter (and the stem, where it is what the adapter reads), ``c_j`` the coarse block F^j. Backward is the mirror
+        image: the head, and the same recursion on the backward costs. Messages are free; see
+        :func:`~pararealize.plan.simulation.simulate` for those that are not.
+        """
+        return self._path("cost_forward") + self._path("cost_backward")
+
+    def _path(self, way: str) -> float:
+        """The longest path in one direction."""
+        stem: float = getattr(self.stem, way)
+        time, wait = stem + getattr(self.segments[0], way), stem if self.source == "stem" else 0
+        for segment, adapter, coarse in zip(self.segments[1:], self.adapters, self.coarse_blocks, strict=True):
+            own = wait + getattr(adapter, way) + getattr(segment, way)
+            time = max(own, time) + getattr(coarse, way)
+        return float(time + getattr(self.head, way))
+
+    @property
+    def virtual_speedup(self) -> float:
+        """``serial / critical_path``, what the plan predicts with a device for each segment and free messages."""
+        return self.serial / self.critical_path if self.critical_path else 1.0
+
+    @property
+    def parameters(self) -> Totals:
+        """Numbers of parameters."""
+        original = self.stem.parameters + sum(row.parameters for row in self.segments) + self.head.parameters
+        adapters = sum(row.parameters for row in self.adapters)
+        coarse = sum(row.parameters for row in self.coarse_blocks)
+        return Totals(original=original, adapters=adapters, coarse=coarse, total=original + adapters + coarse)
+
+    # Reading and writing --------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The plan as JSON text; :meth:`from_json` gives an equal plan."""
+        return _adapter().dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan of a JSON text.
+
+        Raises:
+            PlanError: it is no JSON, of another version, incomplete, or contradicts itself; names every fault.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"this is not JSON: {error}; pass the text that Plan.to_json() wrote") from error
+        if not isinstance(data, dict) or "version" not in data:
+            raise PlanError('this is not a plan: it has no "version"; pass the text that Plan.to_json() wrote')
+        if data["version"] != VERSION:
+            raise PlanError(
+                f"this plan has version {data['version']!r}, this release reads version {VERSION}; make the plan again "
+                "with pararealize(model, n, ...).plan"
+            )
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, fault['loc'])) or 'plan'}: {fault['msg']}" for fault in error.errors()]
+            raise PlanError("this plan cannot be read:\n" + "\n".join(faults)) from error
+
+    @staticmethod
+    def schema() -> dict[str, Any]:
+        """The JSON schema of a plan."""
+        return _adapter().json_schema()
+
+    def check(self, chain: BlockChain) -> None:
+        """Make sure that this plan was made for that network.
+
+        Raises:
+            PlanError: the network's blocks differ from those that the plan was made for.
+        """
+        found = fingerprint(chain)
+        if found == self.fingerprint:
+            return
+        count, planned = len(chain.blocks), sum(segment.blocks for segment in self.segments)
+        raise PlanError(
+            f"this plan is for another network: {self.model} with {planned} blocks from {self.segments[0].first_block} "
+            f"to {self.segments[-1].last_block} (fingerprint {self.fingerprint}), not "
+            f"{type(chain.capture.model).__name__} with {count} blocks from {chain.blocks[0].name} to "
+            f"{chain.blocks[-1].name} (fingerprint {found}); leave plan= out to make one for it"
+        )
+
+    def __str__(self) -> str:
+        from .table import plan_text  # it reads this file's classes
+
+        return plan_text(self)
+
+
+@cache
+def _adapter() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)
+
+
+def _inconsistencies(plan: Plan) -> list[str]:
+    """What a plan says about itself that cannot be."""
+    faults = []
+    counts = (len(plan.segments), len(plan.adapters) + 1, len(plan.coarse_blocks) + 1)
+    if plan.n < 1 or set(counts) != {plan.n}:
+        faults.append(
+            f"n = {plan.n} needs as many segments, one adapter and one coarse block fewer; it has {counts[0]} "
+            f"segments, {counts[1] - 1} adapters and {counts[2] - 1} coarse blocks"
+        )
+        return faults
+    for before, after in pairwise(plan.segments):
+        if after.first != before.last + 1:
+            faults.append(f"segment {after.j} begins at block {after.first}, segment {before.j} ends at {before.last}")
+        if after.x != before.y:
+            faults.append(f"segment {after.j} reads {after.x}, segment {before.j} gives {before.y}")
+    if plan.stem_blocks < 0 or (plan.stem_blocks and plan.source == "input"):
+        faults.append(f"{plan.stem_blocks} blocks in the stem, and adapters that read the {plan.source}")
+    if plan.segments[0].first != 0:
+        faults.append(f"segment 1 begins at block {plan.segments[0].first}, not 0")
+    faults += [
+        f"segment {s.j} holds blocks {s.first} to {s.last}, which is not {s.blocks}"
+        for s in plan.segments
+        if s.blocks != s.last - s.first + 1 or s.blocks < 1
+    ]
+    numbering: list[tuple[str, Sequence[Any], int]] = [
+        ("segment", plan.segments, 1),
+        ("adapter", plan.adapters, 2),
+        ("coarse block", plan.coarse_blocks, 1),
+    ]
+    for name, rows, begin in numbering:
+        faults += [f"{name} {i} is numbered {row.j}" for i, row in enumerate(rows, begin) if row.j != i]
+    return faults
+
+
+def fingerprint(chain: BlockChain) -> str:
+    """Sixteen hexadecimal digits that depend on the blocks' names, kinds and exact structure, not on weights."""
+    parts = [
+        (block.name, block.kind, block.exact_signature, str(block.x), str(block.y))
+        for block in (chain.stem, *chain.blocks, chain.head)
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

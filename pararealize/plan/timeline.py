@@ -1,0 +1,290 @@
+"""Actions of every rank, with start and end -> Timeline: who does what when. Simulated by ``schedule.py``, or recorded.
+
+An action is named as in the mathematics: ``stem``, ``C3``, ``g3``, ``F2`` (on segment 3's rank), ``head``; a
+transfer by what it carries: ``z2`` from segment 2 to segment 3, and its gradient back; ``x3``, the stem's output for
+``C3``. ``c3`` is what segment 3 reads besides (masks, tables). Where linear coarse blocks are reduced, ``d3`` is
+segment 3's difference ``y_3 - x_3``, ``t3`` a transfer of it or of a sum, ``s2.1`` a sum on segment 2's rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from pararealize.errors import PlanError
+
+from .actions import Key
+from .recorded import Record, needs_of, spans_of
+
+__all__ = ["VERSION", "Action", "Direction", "Kind", "Record", "Timeline"]
+
+VERSION = 1
+Kind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "transfer"]
+Direction = Literal["forward", "backward"]
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Action:
+    """One thing that one rank does.
+
+    Attributes:
+        name: ``"g3"`` and so on, as above; with ``direction``, unique within a timeline.
+        kind: what sort of thing it is; a transfer does not occupy the rank.
+        direction: of the pass that it belongs to.
+        j: the segment that it belongs to, from 1; of a transfer, the one that sends.
+        rank: the device, from 0; of a transfer, the one that sends.
+        to: of a transfer, the rank that receives; otherwise ``None``.
+        start: seconds since the step began.
+        end: likewise.
+        after: positions in the timeline of the actions whose results it needs.
+    """
+
+    name: str
+    kind: Kind
+    direction: Direction
+    j: int
+    rank: int
+    to: int | None = None
+    start: float
+    end: float
+    after: tuple[int, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes."""
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        """``g3`` forward, ``g3'`` backward."""
+        return self.name + ("'" if self.direction == "backward" else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+class Timeline:
+    """One step of a parareal network: every action of every rank.
+
+    Attributes:
+        version: of this format.
+        model: the class name of the model.
+        n: the number of segments.
+        ranks: the number of devices.
+        origin: ``"simulated"`` or ``"recorded"``.
+        actions: in order of start.
+        notes: what it was made with: latency, bandwidth, batch and so on.
+    """
+
+    version: int = VERSION
+    model: str
+    n: int
+    ranks: int
+    origin: Literal["simulated", "recorded"]
+    actions: tuple[Action, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = _inconsistencies(self)
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    # What follows from it -------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> float:
+        """Seconds from the first start to the last end."""
+        if not self.actions:
+            return 0.0
+        return max(action.end for action in self.actions) - min(action.start for action in self.actions)
+
+    @property
+    def serial(self) -> float:
+        """Seconds of the original's own work: stem, segments and head, one after the other."""
+        return sum(action.seconds for action in self.actions if action.kind in ("stem", "fine", "head"))
+
+    @property
+    def speedup(self) -> float:
+        """``serial / step``."""
+        return self.serial / self.step if self.step else 1.0
+
+    @property
+    def efficiency(self) -> float:
+        """``serial / (ranks * step)``: the share of all devices' time that goes into the original's own work."""
+        return self.speedup / self.ranks
+
+    def busy(self, rank: int, kind: Kind | None = None, direction: Direction | None = None) -> float:
+        """Seconds that a rank computes, all in all or in actions of one kind or direction."""
+        return sum(
+            action.seconds
+            for action in self.of(rank)
+            if kind in (None, action.kind) and direction in (None, action.direction)
+        )
+
+    def idle(self, rank: int) -> float:
+        """Seconds of the step in which a rank waits."""
+        return max(self.step - self.busy(rank), 0.0)
+
+    def of(self, rank: int) -> tuple[Action, ...]:
+        """What a rank computes, in order; transfers left out."""
+        return tuple(action for action in self.actions if action.rank == rank and action.kind != "transfer")
+
+    @property
+    def critical_path(self) -> tuple[Action, ...]:
+        """Actions that each waited for the one before and the last of which ends the step, in order of time.
+
+        From the last action backwards: of what it needed and of what its rank did before, the one that ended last.
+        """
+        if not self.actions:
+            return ()
+        before: dict[int, int] = {}
+        for rank in range(self.ranks):
+            own = [i for i, action in enumerate(self.actions) if action.rank == rank and action.kind != "transfer"]
+            before.update(zip(own[1:], own, strict=False))
+        at = max(range(len(self.actions)), key=lambda i: self.actions[i].end)
+        path = [at]
+        while True:
+            candidates = [*self.actions[at].after, *([before[at]] if at in before else [])]
+            if not candidates:
+                return tuple(self.actions[i] for i in reversed(path))
+            at = max(candidates, key=lambda i: self.actions[i].end)  # of equals, a need before an order
+            path.append(at)
+
+    # Making, reading and writing ------------------------------------------------------------------------------------
+
+    @classmethod
+    def recorded(
+        cls,
+        records: Iterable[Record],
+        *,
+        model: str,
+        n: int,
+        source: Literal["input", "stem"] = "input",
+        notes: Iterable[str] = (),
+    ) -> Timeline:
+        """The timeline of a real step.
+
+        A record is a plain tuple ``(rank, j, action, direction, start, end)``: the rank that did it; the segment that
+        it was for, from 1; ``"stem"``, ``"context"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"``
+        or ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock: a row of
+        ``pararealize.plan.recording``. The coarse block on segment j's rank is :math:`F^{j-1}`. ``send`` and ``receive`` are
+        of interface values, forward from j to j + 1 and backward from j to j - 1, each with the segment on whose rank
+        it was recorded; a transfer lasts from the start of the one to the end of the other. Where linear coarse blocks
+        are summed over ranks, ``"difference"`` is that of segment j, ``"sum"`` an addition on the rank whose last
+        segment is j, and ``"send sum"`` and ``"receive sum"`` are of what that rank sends, and backward of the
+        gradient that it gets. Where the stem's output or
+        other shared values are sent as well, they go before the interface value forward, and after it backward; those
+        messages are left out. Several records of another thing become one action from first start to last end.
+
+        Args:
+            records: of one step, in any order.
+            model: the class name of the model.
+            n: the number of segments.
+            source: what adapters read, which says what they wait for.
+            notes: what else to know.
+
+        Raises:
+            PlanError: a record is of no known form.
+        """
+        spans = spans_of(records, n)
+        zero = min(start for _, _, start, _, _ in spans.values())
+        order = sorted(spans, key=lambda key: (spans[key][2], spans[key][3]))
+        place = {key: i for i, key in enumerate(order)}
+        actions = []
+        for key in order:
+            rank, j, start, end, to = spans[key]
+            needs = tuple(sorted(place[other] for other in needs_of(key, spans, n, source)))
+            name, direction = key
+            actions.append(
+                Action(
+                    name=name,
+                    kind=_KINDS[name.rstrip("0123456789.")],
+                    direction=direction,
+                    j=j,
+                    rank=rank,
+                    to=to,
+                    start=start - zero,
+                    end=end - zero,
+                    after=needs,
+                )
+            )
+        ranks = 1 + max(max(action.rank, action.to or 0) for action in actions)
+        return cls(model=model, n=n, ranks=ranks, origin="recorded", actions=tuple(actions), notes=tuple(notes))
+
+    def to_json(self) -> str:
+        """The timeline as JSON text; :meth:`from_json` gives an equal one."""
+        return _adapter().dump_json(self, indent=1).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Timeline:
+        """The timeline of a JSON text.
+
+        Raises:
+            PlanError: it is no JSON, of another version, incomplete, or contradicts itself; names every fault.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"this is not JSON: {error}; pass the text that Timeline.to_json() wrote") from error
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise PlanError(
+                f"this is no timeline of version {VERSION} (its version is {version!r}); make it again with simulate()"
+            )
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, fault['loc'])) or 'timeline'}: {fault['msg']}" for fault in error.errors()]
+            raise PlanError("this timeline cannot be read:\n" + "\n".join(faults)) from error
+
+    def __str__(self) -> str:
+        from .timeline_table import timeline_text  # it reads this file's classes
+
+        return timeline_text(self)
+
+
+@cache
+def _adapter() -> TypeAdapter[Timeline]:
+    return TypeAdapter(Timeline)
+
+
+_KINDS: dict[str, Kind] = {
+    "stem": "stem",
+    "C": "adapter",
+    "c": "adapter",
+    "g": "fine",
+    "F": "coarse",
+    "head": "head",
+    "z": "transfer",
+    "x": "transfer",
+    "d": "coarse",
+    "s": "coarse",
+    "t": "transfer",
+}
+
+
+def _inconsistencies(timeline: Timeline) -> list[str]:
+    """What a timeline says about itself that cannot be."""
+    faults = []
+    slack = _ROUNDING * max((abs(action.end) for action in timeline.actions), default=0)
+    seen: set[Key] = set()
+    for i, action in enumerate(timeline.actions):
+        ranks = [action.rank] if action.to is None else [action.rank, action.to]
+        if not all(0 <= rank < timeline.ranks for rank in ranks):
+            faults.append(f"action {i}, {action}, is on rank {ranks[-1]} of {timeline.ranks}")
+        if action.end < action.start:
+            faults.append(f"action {i}, {action}, ends before it starts")
+        if (action.name, action.direction) in seen:
+            faults.append(f"there are two actions {action}")
+        seen.add((action.name, action.direction))
+        if any(not 0 <= other < len(timeline.actions) or other == i for other in action.after):
+            faults.append(f"action {i}, {action}, comes after actions that are not there")
+        elif timeline.origin == "simulated" and any(
+            timeline.actions[other].end > action.start + slack for other in action.after
+        ):
+            faults.append(f"action {i}, {action}, starts before what it needs is there")
+    return faults

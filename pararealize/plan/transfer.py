@@ -1,0 +1,44 @@
+"""A message's bytes -> its seconds: latency and bandwidth of what lies between two ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from pararealize.errors import PlanError
+
+__all__ = ["Transfer"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transfer:
+    """How long a message takes: ``latency + bytes / bandwidth``.
+
+    Attributes:
+        latency: seconds of the smallest message. The default is that of two GPUs of one machine.
+        bandwidth: bytes a second; likewise.
+
+    Raises:
+        PlanError: a negative or infinite latency, or no bandwidth.
+
+    Example:
+        >>> Transfer(latency=1e-5, bandwidth=1e9).seconds(10_000)
+        2e-05
+    """
+
+    latency: float = 20e-6
+    bandwidth: float = 12e9
+
+    def __post_init__(self) -> None:
+        if not (self.latency >= 0 and math.isfinite(self.latency)) or not self.bandwidth > 0:
+            raise PlanError(
+                f"latency is {self.latency:g} s and bandwidth {self.bandwidth:g} bytes/s; they cannot be: pass seconds "
+                "from 0 on, and bytes a second above 0"
+            )
+
+    def seconds(self, size: float) -> float:
+        """Of a message of so many bytes."""
+        return self.latency + size / self.bandwidth
+
+    def __str__(self) -> str:
+        return f"latency {self.latency:g} s, bandwidth {self.bandwidth:g} bytes/s"

@@ -1,0 +1,119 @@
+"""What a user asks of a plan (n, cuts, source, devices) -> what it means for a network, or every fault at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from pararealize.analysis.blocks import why_no_more
+from pararealize.errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
+
+from .cuts import named_cuts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pararealize.analysis.blocks import BlockChain
+
+__all__ = ["Faults", "adapter_source", "check_count", "device_fault", "device_names", "named_starts"]
+
+T = TypeVar("T")
+
+
+class Faults:
+    """Collects errors, to report all of them as one of the first one's kind."""
+
+    def __init__(self) -> None:
+        self.errors: list[PararealizeError] = []
+
+    def of(self, check: Callable[[], T]) -> T | None:
+        """What the check gives; nothing where it raises."""
+        try:
+            return check()
+        except PararealizeError as error:
+            self.errors.append(error)
+            return None
+
+    def stop(self) -> None:
+        """Raise what was collected, if anything."""
+        if self.errors:
+            raise type(self.errors[0])("\n".join(map(str, self.errors))) from self.errors[0]
+
+
+def check_count(chain: BlockChain, n: int) -> None:
+    """Raise a PlanError where a network cannot have n segments."""
+    blocks = len(chain.blocks)
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= blocks:
+        model = type(chain.capture.model).__name__
+        why = f" ({why_no_more(chain.flow)})" if isinstance(n, int) and n > blocks else ""
+        behind = f" behind the {chain.stem_blocks} of its stem" if chain.stem_blocks else ""
+        raise PlanError(
+            f"n = {n!r} is out of range: {model} has {blocks} blocks{behind}{why}; pass an integer n from 1 to {blocks}"
+        )
+
+
+def adapter_source(chain: BlockChain, source: str | None) -> str:
+    """What adapters read: as asked, or the input where it is floating-point and of as many axes as most blocks' values.
+
+    An adapter from images to tokens or vectors would average axes away which the stem cuts into patches, or unrolls.
+    A stem that was given blocks is for adapters to read.
+    """
+    if source is None:
+        if chain.source is None or chain.stem_blocks:
+            return "stem"
+        axes = len(chain.source.extent)
+        alike = sum(len(block.x.extent) == axes for block in chain.blocks)
+        return "input" if 2 * alike >= len(chain.blocks) else "stem"
+    if source not in ("input", "stem"):
+        raise SourceError(f'source = {source!r} is unknown; pass "input" or "stem"')
+    if source == "input" and chain.stem_blocks:
+        raise SourceError(
+            f'source = "input" and stem_blocks = {chain.stem_blocks} contradict each other: blocks in the stem are '
+            'there for adapters to read; pass source="stem", or leave one of them out'
+        )
+    if source == "input" and chain.source is None:
+        raise SourceError(
+            'source = "input" needs one floating-point input with a batch, and this model reads '
+            f'{chain.capture.example}; pass source="stem"'
+        )
+    return source
+
+
+def device_names(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:
+    """The name of each segment's device."""
+    if devices is None:
+        home = next((parameter.device for parameter in chain.capture.model.parameters()), torch.device("cpu"))
+        return (str(home),) * max(n if isinstance(n, int) else 1, 1)
+    if isinstance(devices, str | torch.device):
+        devices = [devices]
+    if not devices:
+        raise DeviceError("devices is empty; pass at least one, or leave it out to stay where the model is")
+    faults = [fault for device in dict.fromkeys(devices) if (fault := device_fault(device))]
+    if faults:
+        raise DeviceError("\n".join(faults))
+    return tuple(str(torch.device(devices[j % len(devices)])) for j in range(max(n if isinstance(n, int) else 1, 1)))
+
+
+def device_fault(device: str | int | torch.device) -> str:
+    """What is wrong with a device; nothing where it is there."""
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        return f"device {device!r} is unknown: {str(error).splitlines()[0]}"
+    if asked.type in ("cpu", "meta"):
+        return ""
+    module = getattr(torch, asked.type, None)
+    count = module.device_count() if module is not None and module.is_available() else 0
+    if (asked.index or 0) < count:
+        return ""
+    return f"device {str(asked)!r} is not there: this machine has {count} of {asked.type}; pass others, or fewer"
+
+
+def named_starts(chain: BlockChain, cuts: str | Sequence[str], n: int) -> tuple[int, ...] | None:
+    """The starts where cuts are names of blocks."""
+    if isinstance(cuts, str):
+        if cuts not in ("cost", "paper"):
+            raise CutError(f'cuts = {cuts!r} is unknown; pass "cost", "paper", or a list of names of blocks')
+        return None
+    return named_cuts(list(cuts), n, [block.name for block in chain.blocks])

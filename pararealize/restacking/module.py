@@ -1,0 +1,297 @@
+r"""nn.Module, Tableau -> RestackedModule: s residual blocks in a row become one step of a Runge-Kutta method.
+
+    x + f_1(x), x + f_2(x), ..., x + f_s(x)   in a row, each reading what the one before gives, become
+
+    z_i = x + h · Σ_{j<i} a_ij k_j        k_i = f_i(z_i)        y = post(x + h · Σ_i b_i k_i)
+
+with the same f's and no new parameters. ``post`` is the ReLU behind the last addition of post-activation blocks. The
+result's graph prints as these lines; a value is let go after its last use, and the sum over b is added to as soon as a
+k is there, so that RK4 holds three maps while an f runs, and Verner's formula of order 8 eleven.
+
+Source: "Rethinking ResNets: improved stacking strategies with high order schemes".
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from pararealize.analysis.blocks import find_blocks
+from pararealize.analysis.flow import flow_of
+from pararealize.analysis.residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
+from pararealize.errors import ModelError, RestackError, RestackWarning
+from pararealize.restore import ordinary_mode
+from pararealize.tracing.front_end import Capture, capture
+from pararealize.tracing.module_copy import CONTENTS, own_tree
+
+from .growth import dangers
+from .report import Group, Restacking
+from .rewiring import STEPS, Adaptive, rewire
+from .tableaux import Tableau, tableau
+
+__all__ = ["RestackedModule", "restack"]
+
+
+class RestackedModule(fx.GraphModule):
+    """A network whose residual blocks are wired as Runge-Kutta steps; ``print(net.code)`` shows them.
+
+    It is an ordinary module with the original's parameter names. With ``adaptive`` it has one scalar a step besides:
+    ``steps.h1``, ``steps.h2``, ….
+
+    Attributes:
+        restacking: what was rewired and what was left, as plain data.
+
+    Example:
+        >>> from pararealize import restack
+        >>> from pararealize.models import resnet20
+        >>> net = restack(resnet20(), "midpoint")
+        >>> print(net.restacking)  # doctest: +ELLIPSIS
+        PreActResNet as midpoint (2 stages, order 2), h = 1: 3 steps of 6 residual blocks
+        ...
+    """
+
+    restacking: Restacking
+
+    def __init__(self, tree: nn.Module, graph: fx.Graph, restacking: Restacking) -> None:
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Restacked{restacking.model}")
+        for contents in CONTENTS:
+            self.__dict__[contents] = tree.__dict__[contents]
+        self.training = tree.training
+        self.__dict__["restacking"] = restacking
+        self.graph = graph
+
+    def parameter_groups(self, **settings: Any) -> list[dict[str, Any]]:
+        """The parameters for an optimiser: adaptive steps, where there are any, in a group without weight decay.
+
+        Args:
+            settings: of the first group, such as ``weight_decay=1e-4``; the second gets the same, save for that.
+
+        Example:
+            >>> import torch
+            >>> from pararealize import restack
+            >>> from pararealize.models import resnet20
+            >>> net = restack(resnet20(), "midpoint", adaptive=True)
+            >>> optimizer = torch.optim.SGD(net.parameter_groups(weight_decay=1e-4), lr=0.1)
+            >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+            [(61, 0.0001), (3, 0.0)]
+        """
+        steps = [value for name, value in self.named_parameters() if name.startswith(f"{STEPS}.h")]
+        ours = {id(value) for value in steps} if self.restacking.adaptive else set()
+        others = [value for value in self.parameters() if id(value) not in ours]
+        if not ours:
+            return [{"params": others, **settings}]
+        return [{"params": others, **settings}, {"params": steps, **settings, "weight_decay": 0.0}]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RestackedModule:
+        tree = nn.Module()
+        for contents in CONTENTS:
+            tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
+        tree.training = self.training
+        copied = RestackedModule(tree, copy.deepcopy(self.graph), self.restacking)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise ModelError(
+            "a restacked module is saved by its parameters, not pickled: net.state_dict() (safetensors), then "
+            "restack(model, ...) with the same arguments and load_state_dict"
+        )
+
+
+def restack(
+    model: nn.Module,
+    scheme: str | Tableau = "rk4",
+    h: float = 1.0,
+    adaptive: bool | Adaptive = False,
+    example_inputs: Any = None,
+    *,
+    per: Literal["residual", "block"] = "residual",
+    strict: bool = True,
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
+) -> RestackedModule:
+    r"""Rewire residual blocks, s at a time, as steps of a Runge-Kutta method of s stages, with no new parameters.
+
+    .. math::
+
+        z_i = x + h \sum_{j<i} a_{ij} k_j, \quad k_i = f_i(z_i), \quad y = \text{post}\Big(x + h \sum_i b_i k_i\Big)
+
+    Blocks :math:`x + f_i(x)` of one shape, each of which alone reads what the one before gives, are taken in groups of
+    s from the front of their chain; what remains of a chain, projection blocks, and all else stay as they are.
+    ``euler`` with h = 1 is the network itself, bit for bit. Every other scheme is another function, also of a trained
+    network: train it, or :func:`recalibrate_batchnorm` and fine-tune. ``h=s`` keeps the total step and starts closer.
+
+    Args:
+        model: any network with chains of residual blocks; it is left as found, and the result holds copies.
+        scheme: ``"euler"``, ``"midpoint"``, ``"rk4"``, ``"rk4-last"``, ``"rk8"``, or a :class:`Tableau`.
+        h: the step.
+        adaptive: one learnable h a step, from ``h`` on: ``True`` or ``"all"`` scales stages and result by it,
+            ``"output"`` the result alone. Fragile at high learning rates; see
+            :meth:`RestackedModule.parameter_groups`.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
+        per: what an f is: each ``"residual"`` (attention and MLP of a transformer in turn), or each ``"block"``, with
+            f(x) = attn(x) + mlp(x + attn(x)).
+        strict: refuse tables with large coefficients (``rk8``) where an f has no normalisation at its head, or has
+            dropout; ``False`` warns instead.
+        leaf_modules: classes or qualified names to keep as single nodes.
+
+    Returns:
+        A module in the model's mode; ``net.restacking`` says what was rewired and what was not, and why.
+
+    Raises:
+        TableauError: an unknown scheme, or a table that is none.
+        RestackError: h is no positive number, no chain is as long as the scheme has stages, or ``strict`` forbids it.
+        PararealizeError: as :func:`pararealize.capture` does.
+
+    Example:
+        >>> import torch
+        >>> from pararealize.models import resnet20
+        >>> net = restack(resnet20(), "midpoint")
+        >>> net(torch.randn(5, 3, 32, 32)).shape
+        torch.Size([5, 10])
+    """
+    table = _check_arguments(scheme, h, adaptive, per)
+    kind: Adaptive | None = ("all" if adaptive is True else adaptive) or None
+    with ordinary_mode():
+        captured = capture(model, example_inputs, leaf_modules=leaf_modules)
+        residuals = _residuals(captured, per)
+        groups, left = _groups(residuals, table)
+        if not groups:
+            raise RestackError(_nothing(model, table, residuals, left))
+        _check_sizes(table, groups, captured, strict=strict)
+        _warn_if_trained(captured, table, h, groups)
+        names = [Group(blocks=tuple(residual.name for residual in group), post=_post(group)) for group in groups]
+        restacking = Restacking(
+            model=type(model).__name__,
+            scheme=table.name,
+            stages=table.stages,
+            order=table.order,
+            h=float(h),
+            adaptive=kind,
+            per=per,
+            groups=tuple(names),
+            left=tuple(left),
+        )
+        tree, _ = own_tree(model, captured.constants, [STEPS] if kind else [])
+        if kind:
+            tree._modules[STEPS] = _steps(groups, float(h)).train(model.training)
+        return RestackedModule(tree, rewire(captured, groups, table, float(h), kind), restacking)
+
+
+def _check_arguments(scheme: str | Tableau, h: float, adaptive: object, per: str) -> Tableau:
+    faults = []
+    if isinstance(h, bool) or not isinstance(h, int | float) or not math.isfinite(h) or h <= 0:
+        faults.append(f"h is {h!r}; it is the step: pass a positive number, such as 1.0 or the number of stages")
+    if adaptive not in (True, False, "all", "output"):
+        faults.append(f"adaptive is {adaptive!r}; pass True, False, 'all' or 'output'")
+    if per not in ("residual", "block"):
+        faults.append(f"per is {per!r}; pass 'residual' or 'block'")
+    if faults:
+        raise RestackError("; and ".join(faults))
+    return scheme if isinstance(scheme, Tableau) else tableau(scheme)
+
+
+def _residuals(captured: Capture, per: str) -> Residuals:
+    """The residual blocks, with values read throughout taken as context where that gives more of them."""
+    if per == "block":
+        chain = find_blocks(captured)
+        known = find_residuals(chain.flow)
+        made = [residual_of(chain, block, known) for block in chain.blocks]
+        found = tuple(residual for residual in made if isinstance(residual, Residual))
+        return Residuals(found=found, refused=tuple(other for other in made if isinstance(other, NotResidual)))
+    residuals = find_residuals(flow_of(captured))
+    if residuals.refused:
+        wider = find_residuals(flow_of(captured, broadcast=True))
+        if len(wider.found) > len(residuals.found):
+            return wider
+    return residuals
+
+
+def _groups(residuals: Residuals, table: Tableau) -> tuple[list[tuple[Residual, ...]], list[NotResidual]]:
+    """Groups of s in a row, none within another, and what is left with the reason.
+
+    Where blocks lie within blocks, those in the longer chain are taken, and the outer ones where both are as long.
+    """
+    s = table.stages
+    groups: list[tuple[Residual, ...]] = []
+    left = list(residuals.refused)
+    taken: dict[fx.Node, Residual] = {}
+    chains = list(chains_of(residuals.found))
+    for chain in sorted(chains, key=lambda run: (-len(run), -len(run[0].nodes))):
+        outer = next((taken[r.output] for r in chain if r.output in taken), None)
+        if outer is not None:
+            left += [NotResidual(name=r.name, reason=f"it lies within the f of {outer.name}") for r in chain]
+        elif any(node in taken for residual in chain for node in residual.nodes):
+            left += [NotResidual(name=r.name, reason="it contains blocks that are rewired") for r in chain]
+        else:
+            whole = len(chain) // s * s
+            groups += [chain[i : i + s] for i in range(0, whole, s)]
+            taken.update((node, residual) for residual in chain[:whole] for node in residual.nodes)
+            why = (
+                f"the rest of a chain of {len(chain)}, fewer than the {s} stages of {table.name}"
+                if whole
+                else f"its chain of {len(chain)} is shorter than the {s} stages of {table.name}"
+            )
+            left += [NotResidual(name=residual.name, reason=why) for residual in chain[whole:]]
+    return sorted(groups, key=lambda group: group[-1].output._sort_key), left
+
+
+def _post(group: Sequence[Residual]) -> bool:
+    return group[-1].post is not None
+
+
+def _nothing(model: nn.Module, table: Tableau, residuals: Residuals, left: Sequence[NotResidual]) -> str:
+    name = type(model).__name__
+    if residuals.found:
+        longest = max(len(chain) for chain in chains_of(residuals.found))
+        return (
+            f"{name} has no chain of {table.stages} residual blocks of one shape, which {table.name} needs for a step; "
+            f"its longest has {longest}: take a scheme of at most {longest} stages, such as "
+            f"{'rk4' if longest >= 4 else 'midpoint' if longest >= 2 else 'euler'}, or a deeper network"
+        )
+    reasons = f": {'; '.join(map(str, left[:3]))}" if left else ", and no addition of two activations at all"
+    return (
+        f"{name} has no residual blocks x + f(x){reasons}. Restack a network that has them; a layer that torch keeps "
+        "as one module (nn.TransformerEncoderLayer) has to be written out"
+    )
+
+
+def _check_sizes(table: Tableau, groups: Sequence[tuple[Residual, ...]], captured: Capture, *, strict: bool) -> None:
+    faults = dangers(table, groups, captured.graph_module.get_submodule)
+    if not faults:
+        return
+    if strict:
+        raise RestackError(f"{'; and '.join(faults)}; take scheme='rk4', or pass strict=False to have it all the same")
+    warnings.warn(f"{'; and '.join(faults)}; training may diverge", RestackWarning, stacklevel=3)
+
+
+def _warn_if_trained(captured: Capture, table: Tableau, h: float, groups: Sequence[tuple[Residual, ...]]) -> None:
+    """Say that the function changes, where batch norms have counted batches."""
+    if table.stages == 1 and h == 1 and not any(table.a[0]):
+        return
+    for node in (node for group in groups for residual in group for node in residual.nodes):
+        module = captured.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        counted = getattr(module, "num_batches_tracked", None)
+        if isinstance(counted, torch.Tensor) and not counted.is_meta and counted > 0:
+            warnings.warn(
+                f"{type(captured.model).__name__} has seen batches already ({node.target} counted {int(counted)}), and "
+                f"{table.name} with h = {h:g} is another function than it was: recalibrate_batchnorm(net, loader) and "
+                f"fine-tune, or train from scratch; h={table.stages} keeps the total step and starts closer",
+                RestackWarning,
+                stacklevel=3,
+            )
+            return
+
+
+def _steps(groups: Sequence[tuple[Residual, ...]], h: float) -> nn.ParameterDict:
+    """One learnable scalar a step, of the type and on the device of its map."""
+    steps = nn.ParameterDict()
+    for g, group in enumerate(groups, start=1):
+        value = group[0].x.meta["val"]
+        steps[f"h{g}"] = nn.Parameter(torch.full((), h, dtype=value.dtype, device=value.device))
+    return steps

@@ -1,0 +1,231 @@
+"""nn.Module, example inputs -> Capture: the network as one fx graph, with shapes and qualified names.
+
+The forward is recorded twice on fake tensors, in train mode with b samples and in eval mode with b + 1:
+
+    record(train, b)  ─┐
+                       ├─ compare ─> what differs depends on the mode or on the batch ─> rewritten to follow it
+    record(eval, b+1) ─┘
+
+A constant that differs as True/False, or 0.1/0.0, follows the mode of the module that it stands in; an integer that
+differs follows a tensor's size. Where the structure differs (stochastic depth), the smallest such module becomes one
+opaque node. At last the graph is run against the model itself in both modes and at two further batch sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pararealize.errors import CaptureError
+from pararealize.restore import ordinary_mode
+
+from .example import Example
+from .merging import DifferentStructureError, merge
+from .module_copy import check_model
+from .module_view import Piece
+from .subgraph import draws
+from .tracer import Recording, UnreadableError, record
+from .verification import check_against_model, explain, mode_error, run_model
+
+__all__ = ["Capture", "capture"]
+
+_MOST_RETRIES = 40
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """A network as one graph over its own modules.
+
+    Attributes:
+        graph_module: the graph as a runnable module, which shares the model's parameters.
+        model: the model, as found.
+        example: the inputs that shapes were recorded for.
+        batch: the batch size of those shapes; ``node.meta["val"]`` is each node's fake value.
+        fixed_batch: whether the model itself takes no other batch size.
+        opaque: qualified names of submodules that became one node each, and why.
+        constants: tensors of the model that are neither parameters nor buffers, by name.
+    """
+
+    graph_module: Piece
+    model: nn.Module
+    example: Example
+    batch: int
+    fixed_batch: bool
+    opaque: dict[str, str]
+    constants: dict[str, torch.Tensor]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph itself."""
+        return self.graph_module.graph
+
+    def __str__(self) -> str:
+        kinds = [node.op for node in self.graph.nodes]
+        name, calls = type(self.model).__name__, kinds.count("call_module")
+        lines = [f"{name}({self.example}): {len(kinds)} nodes, {calls} module calls"]
+        lines += [f"  opaque {name}: {reason}" for name, reason in self.opaque.items()]
+        return "\n".join(lines)
+
+
+@ordinary_mode()
+def capture(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
+    check: bool = True,
+) -> Capture:
+    """Read a network's forward pass as a graph that follows ``train()``/``eval()`` and the batch size.
+
+    Args:
+        model: any module; it is left exactly as found.
+        example_inputs: a tensor, tuple or dict; inferred where it can be when left out.
+        leaf_modules: classes, or qualified names, to keep as single nodes.
+        check: run the graph against the model in both modes (skipped on the meta device).
+
+    Raises:
+        ExampleError: the model does not accept the example inputs.
+        CaptureError: the forward depends on tensor values, its structure depends on the mode, or the graph does not
+            reproduce the model.
+
+    Example:
+        >>> import torch
+        >>> captured = capture(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()), torch.randn(2, 4))
+        >>> [str(node.target) for node in captured.graph.nodes if node.op == "call_module"]
+        ['0', '1']
+    """
+    example = Example.of(model, example_inputs)
+    check_model(model)
+    opaque = _Opaque(model, leaf_modules)
+    recording, batch, fixed = _record_and_compare(model, example, opaque)
+    recording.graph.eliminate_dead_code(is_impure_node=lambda node: _is_needed(model, node))
+    captured = Capture(
+        graph_module=Piece(model, recording.graph, f"Captured{type(model).__name__}", recording.constants),
+        model=model,
+        example=example,
+        batch=batch,
+        fixed_batch=fixed,
+        opaque=dict(opaque.reasons),
+        constants=recording.constants,
+    )
+    if check and not any(parameter.is_meta for parameter in model.parameters()):
+        check_against_model(captured)
+    return captured
+
+
+def _is_needed(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a call is kept although nothing reads its result: it counts, or it moves the random numbers on."""
+    if node.op in ("placeholder", "output") or draws(node, model.get_submodule):
+        return True
+    modules = model.get_submodule(str(node.target)).modules() if node.op == "call_module" else ()
+    return any(
+        getattr(module, "track_running_stats", False) or not type(module).__module__.startswith("torch.nn")
+        for module in modules
+    )
+
+
+# Recording twice ----------------------------------------------------------------------------------------------------
+
+
+class _Opaque:
+    """Which modules are to be one node: the user's choice, and what turned out to be unreadable."""
+
+    def __init__(self, model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str]) -> None:
+        self.model = model
+        self.classes: dict[type[nn.Module], str] = {}
+        self.paths: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+        self.total = sum(parameter.numel() for parameter in model.parameters())
+        names = dict(model.named_modules())
+        for leaf in leaf_modules:
+            if isinstance(leaf, str):
+                if leaf not in names:
+                    close = difflib.get_close_matches(leaf, names, n=3)
+                    raise CaptureError(
+                        f"leaf_modules names {leaf!r}, which {type(model).__name__} has not; close: {close}"
+                    )
+                self.paths[leaf] = "asked for"
+            else:
+                self.classes[leaf] = "asked for"
+
+    def __call__(self, path: str, module: nn.Module) -> bool:
+        why = self.paths.get(path) or self.classes.get(type(module))
+        if why is not None:
+            self.reasons[path] = why
+        return why is not None
+
+    def add(self, path: str, why: str) -> bool:
+        """Make a module opaque, and its class with it; say whether that may be done."""
+        module = self.model.get_submodule(path)
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        if not path or self(path, module) or 2 * parameters > self.total:
+            return False
+        if type(module).__module__.startswith("torch.nn"):
+            self.paths[path] = why
+        else:
+            self.classes[type(module)] = why
+        return True
+
+
+def _record_and_compare(model: nn.Module, example: Example, opaque: _Opaque) -> tuple[Recording, int, bool]:
+    """Record until every part is readable; return the recording, its batch size and whether that is fixed."""
+    found = example.batch or 1
+    batch = found if found > 1 else 2
+    fixed = example.batch is None
+    for _ in range(_MOST_RETRIES):
+        try:
+            first = _record(model, example, opaque, batch if not fixed else found, training=True)
+            second = _record(model, example, opaque, batch + 1 if not fixed else found, training=False)
+            merged = merge(first, second, sizes=None if fixed else (batch, batch + 1))
+        except DifferentStructureError as difference:
+            if any(opaque.add(path, "its structure depends on the mode") for path in difference.paths):
+                continue
+            if not fixed and _same_structure(model, example, opaque):
+                fixed = True
+                continue
+            raise mode_error(model, difference) from None
+        except CaptureError:
+            raise
+        except Exception as error:
+            if _make_opaque(opaque, error):
+                continue
+            if not fixed and not _accepts(model, example.resized(batch + 1)) and _accepts(model, example):
+                fixed = True
+                continue
+            raise explain(model, example, error) from error
+        return merged, found if fixed else batch, fixed
+    raise CaptureError(f"{type(model).__name__} still cannot be read with {sorted(opaque.reasons)} as opaque modules")
+
+
+def _record(model: nn.Module, example: Example, opaque: _Opaque, batch: int, *, training: bool) -> Recording:
+    sizes = None if example.batch is None else (example.batch, batch)
+    return record(model, example.values, (example.args, example.kwargs), batch=sizes, training=training, opaque=opaque)
+
+
+def _make_opaque(opaque: _Opaque, error: Exception) -> bool:
+    """Turn the innermost module that can be opaque among those the error was raised in into one node."""
+    why = (
+        str(error).split("\n")[0] if isinstance(error, UnreadableError) else f"{type(error).__name__} while reading it"
+    )
+    stack: tuple[tuple[str, nn.Module], ...] = getattr(error, "pararealize_stack", ())
+    return any(opaque.add(path, why) for path, _ in reversed(stack) if path)
+
+
+def _accepts(model: nn.Module, example: Example) -> bool:
+    return run_model(model, example, training=False)[1] is None
+
+
+def _same_structure(model: nn.Module, example: Example, opaque: _Opaque) -> bool:
+    """Whether train and eval mode agree at one batch size, so that it was the batch size that made the difference."""
+    found = example.batch or 1
+    try:
+        first = _record(model, example, opaque, found, training=True)
+        merge(first, _record(model, example, opaque, found, training=False), sizes=None)
+    except Exception:  # noqa: BLE001 - whatever it is, they do not agree
+        return False
+    return True

@@ -1,0 +1,106 @@
+"""Leaf modules and fake tensors -> what comes out of them, without arithmetic and without doing the same work twice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._pytree import tree_map
+
+from pararealize.restore import host_random_kept
+
+__all__ = ["Leaves"]
+
+_PURE = {
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm,
+    nn.GroupNorm, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d,
+}  # fmt: skip
+
+
+class Leaves:
+    """Makes fake tensors, and calls leaf modules on them.
+
+    Attributes:
+        mode: the fake mode that the tensors belong to.
+        real: from the ``id`` of a fake parameter or buffer to the real one.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self.mode = mode
+        self.real: dict[int, torch.Tensor] = {}
+        self._known: dict[Any, Any] = {}  # what a leaf is called on -> what comes out
+
+    def fake(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A fake tensor of the same shape, layout, type and device, with a storage of its own."""
+        if tensor.layout != torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
+            return self.mode.from_tensor(tensor.detach())
+        return self.empty(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+    def empty(self, size: Any, stride: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """A fake tensor, made without a dispatch: a network has thousands."""
+        with unset_fake_temporarily():
+            elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        return FakeTensor(self.mode, elem, device)
+
+    def call(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call a leaf; of equal leaves on equal inputs, only the first is really run."""
+        key = _pure_call(module, args, kwargs)
+        if key in self._known:
+            return self.empty(*self._known[key])
+        result = self._call_leaf(plain_call, module, args, kwargs)
+        if key is not None and isinstance(result, torch.Tensor) and not any(result is argument for argument in args):
+            self._known[key] = result.shape, result.stride(), result.dtype, result.device
+        return result
+
+    def _call_leaf(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if type(module).__module__.startswith("torch.nn"):
+            return plain_call(module, *args, **kwargs)
+        with host_random_kept():  # a layer that is one node may draw from it
+            try:
+                return plain_call(module, *args, **kwargs)
+            except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
+                return self._run_for_real(plain_call, module, args, kwargs)
+
+    def _run_for_real(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Learn an opaque module's output shapes from a run on real tensors: its parameters, inputs of zeros."""
+        with unset_fake_temporarily(), self._real_parameters(module), torch.random.fork_rng():
+            result = plain_call(module, *tree_map(_zeros, tuple(args)), **tree_map(_zeros, dict(kwargs)))
+        return tree_map(lambda t: self.fake(t) if isinstance(t, torch.Tensor) else t, result)
+
+    @contextlib.contextmanager
+    def _real_parameters(self, module: nn.Module) -> Iterator[None]:
+        """The module with copies of its real parameters and buffers in the place of the fake ones."""
+        swapped = []
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, fake in tensors.items():
+                    if fake is not None and id(fake) in self.real:
+                        swapped.append((tensors, name, fake))
+                        tensors[name] = self.real[id(fake)].detach().clone()  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for tensors, name, fake in swapped:
+                tensors[name] = fake  # type: ignore[assignment]
+
+
+def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A key equal for calls that give equal shapes, for the layers that deep networks have most of; else ``None``."""
+    if type(module) not in _PURE or kwargs or len(args) != 1 or not isinstance(args[0], torch.Tensor):
+        return None
+    if module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False):
+        return None
+    settings = tuple((k, v) for k, v in module.__dict__.items() if isinstance(v, int | float | str | tuple))
+    shapes = tuple((name, p.shape, p.dtype) for name, p in module._parameters.items() if p is not None)
+    x = args[0]
+    return type(module), settings, shapes, x.shape, x.stride(), x.dtype, x.device
+
+
+def _zeros(value: Any) -> Any:
+    return (
+        torch.zeros(value.shape, dtype=value.dtype, device=value.device) if isinstance(value, torch.Tensor) else value
+    )

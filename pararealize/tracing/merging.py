@@ -1,0 +1,150 @@
+"""Two recordings of one network -> one graph that follows the mode and the batch size."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from pararealize.errors import CaptureError
+
+from .tracer import Recording
+
+__all__ = ["DifferentStructureError", "by_mode", "merge", "size_of"]
+
+
+def by_mode(training: bool, train: Any, evaluation: Any) -> Any:
+    """The value that the mode asks for."""
+    return train if training else evaluation
+
+
+def size_of(tensor: torch.Tensor, axis: int) -> int:
+    """The size of a tensor along an axis; within a piece of a network, of that piece's own input."""
+    return tensor.shape[axis]
+
+
+class DifferentStructureError(Exception):
+    """The two recordings did not do the same; ``paths`` names the smallest modules in which they part."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(", ".join(paths))
+        self.paths = paths
+
+
+def merge(first: Recording, second: Recording, sizes: tuple[int, int] | None) -> Recording:
+    """Rewrite what differs between the recordings, in the first one, to follow the mode or the batch size."""
+    ours, theirs = list(first.graph.nodes), list(second.graph.nodes)
+    if [_kind(node) for node in ours] != [_kind(node) for node in theirs]:
+        raise DifferentStructureError(_where_they_differ(ours, theirs))
+    index = {node: i for i, node in enumerate(theirs)}
+    for node, other in zip(ours, theirs, strict=True):
+        node.meta["other"] = other.meta.get("val")
+        node.meta["memories"] = node.meta.get("memory"), other.meta.get("memory")  # in train and in eval mode
+        node.meta["changed"] = node.meta.get("changes", frozenset()), other.meta.get("changes", frozenset())
+        if node.op == "placeholder":
+            continue
+        with first.graph.inserting_before(node):
+            rewrite = _Rewrite(first.graph, node, ours, index, sizes)
+            node.args = rewrite(node.args, other.args)
+            node.kwargs = rewrite(node.kwargs, other.kwargs)
+    return first
+
+
+def _kind(node: fx.Node) -> tuple[str, Any]:
+    return node.op, node.target
+
+
+def _where_they_differ(ours: list[fx.Node], theirs: list[fx.Node]) -> list[str]:
+    """The smallest modules whose sequences of calls differ."""
+
+    def calls(nodes: list[fx.Node]) -> dict[str, list[Any]]:
+        by_module: dict[str, list[Any]] = {"": []}
+        for node in nodes:
+            for path in {"", *node.meta.get("nn_module_stack", {})}:
+                by_module.setdefault(path, []).append(_kind(node))
+        return by_module
+
+    here, there = calls(ours), calls(theirs)
+    differing = [path for path in {**here, **there} if here.get(path) != there.get(path)]
+    leaves = {node.target for node in (*ours, *theirs) if node.op == "call_module"}
+    differing = [path for path in differing if path not in leaves]
+    return [p for p in differing if not any(q != p and q.startswith(f"{p}." if p else "") for q in differing)]
+
+
+class _Rewrite:
+    """Walks the arguments of one node in both recordings at once and replaces constants that differ."""
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        node: fx.Node,
+        ours: list[fx.Node],
+        index: dict[fx.Node, int],
+        sizes: tuple[int, int] | None,
+    ) -> None:
+        self.graph, self.node, self.ours, self.index, self.sizes = graph, node, ours, index, sizes
+
+    def __call__(self, a: Any, b: Any) -> Any:
+        if isinstance(a, fx.Node) and isinstance(b, fx.Node):
+            if self.ours[self.index[b]] is not a:
+                raise DifferentStructureError([self._innermost()])
+            return a
+        if isinstance(a, tuple | list) and type(a) is type(b) and len(a) == len(b):
+            return type(a)(self(x, y) for x, y in zip(a, b, strict=True))
+        if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
+            return {key: self(a[key], b[key]) for key in a}
+        if isinstance(a, slice) and isinstance(b, slice):
+            return slice(self(a.start, b.start), self(a.stop, b.stop), self(a.step, b.step))
+        if type(a) is type(b) and (a == b or (a != a and b != b)):
+            return a
+        if isinstance(a, fx.Node) or isinstance(b, fx.Node):
+            raise DifferentStructureError([self._innermost()])
+        if self.sizes is not None and type(a) is int and type(b) is int:
+            return self._size(a, b)
+        return self._mode(a, b)
+
+    def _innermost(self) -> str:
+        """The innermost module, not itself a leaf, that the node stands in."""
+        stack = list(self.node.meta.get("nn_module_stack", {"": None}))
+        return str(stack[-2] if self.node.op == "call_module" and len(stack) > 1 else stack[-1])
+
+    def _mode(self, train: Any, evaluation: Any) -> Any:
+        path = self._innermost()
+        flag = self.graph.get_attr(f"{path}.training" if path else "training")
+        if train is True and evaluation is False:
+            return flag
+        return self.graph.call_function(by_mode, (flag, train, evaluation))
+
+    def _size(self, a: int, b: int) -> Any:
+        """``a = slope * batch + offset`` with the batch read from one of the node's own tensors, or from the input."""
+        assert self.sizes is not None
+        slope, offset = b - a, a - (b - a) * self.sizes[0]
+        for tensor in (*self.node.all_input_nodes, *self._placeholders()):
+            shapes = shape_of(tensor.meta.get("val")), shape_of(tensor.meta.get("other"))
+            for axis, (m, n) in enumerate(zip(*shapes, strict=False)):
+                if n - m == 0 or m != (n - m) * self.sizes[0]:
+                    continue
+                size: Any = self.graph.call_function(size_of, (tensor, axis))
+                if (m, n) != (a, b):
+                    size = self._scaled(size, n - m, slope, offset)
+                return size
+        raise CaptureError(f"cannot follow the batch size at {self.node.name} ({self._innermost()}): {a} became {b}")
+
+    def _scaled(self, size: Any, per_sample: int, slope: int, offset: int) -> Any:
+        if per_sample != 1:
+            size = self.graph.call_function(operator.floordiv, (size, per_sample))
+        if slope != 1:
+            size = self.graph.call_function(operator.mul, (size, slope))
+        return self.graph.call_function(operator.add, (size, offset)) if offset else size
+
+    def _placeholders(self) -> Iterator[fx.Node]:
+        return (
+            node for node in self.ours if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+        )
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()

@@ -1,0 +1,124 @@
+"""A call that ``__torch_function__`` sees -> how fx writes it down: kind, target and arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from pararealize.errors import ExampleError
+
+__all__ = ["after", "as_captured", "describe", "fields_of", "is_computed", "setitem", "storage_of", "tensors_in"]
+
+_OPERATORS = {
+    f"__{name}__": getattr(operator, function)
+    for name, function in {
+        **{n: n for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "getitem")},
+        **{n: n for n in ("lt", "le", "eq", "ne", "gt", "ge", "lshift", "rshift", "xor", "invert")},
+        **{n: n for n in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor", "imod")},
+        "and": "and_",
+        "or": "or_",
+    }.items()
+}
+_REFLECTED = {
+    f"__r{name}__": getattr(operator, function)
+    for name, function in {
+        **{
+            n: n
+            for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "xor")
+        },
+        "and": "and_",
+        "or": "or_",
+    }.items()
+}
+
+
+_FACTORIES = {
+    written for name in ("zeros", "ones", "full", "empty") for written in (f"new_{name}", f"{name}_like")
+}  # of their tensor they read the size, the type and the device
+
+
+def after(value: Any, _happened: Any) -> Any:
+    """The value itself, read after something that changed it in place."""
+    return value
+
+
+def as_captured(value: Any, captured: Any, name: str) -> None:
+    """Refuse a plain input that differs from the one the network was captured with.
+
+    Raises:
+        ExampleError: it does, and what it would change is fixed.
+    """
+    if value != captured:
+        raise ExampleError(
+            f"the input {name!r} is {value!r}, and the network was captured with {captured!r}, which is fixed in it; "
+            "pass that value, or convert again with another one in example_inputs"
+        )
+
+
+def setitem(target: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    """``target[index] = value`` as an expression: the changed target."""
+    target[index] = value
+    return target
+
+
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass or named tuple by name; ``None`` for anything else."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return dict(value._asdict())
+    return None
+
+
+def is_computed(node: fx.Node) -> bool:
+    """Whether a value comes from the inputs or the model's own tensors, and not from sizes alone."""
+    stack, seen = [node], {node}
+    while stack:
+        node = stack.pop()
+        if node.op in ("placeholder", "get_attr"):
+            return True
+        if getattr(node.target, "__name__", node.target) not in _FACTORIES:
+            found = [argument for argument in node.all_input_nodes if argument not in seen]
+            stack += found
+            seen.update(found)
+    return False
+
+
+def describe(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
+    """How fx names a call that ``__torch_function__`` saw: (op, target, args)."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":  # a property such as Tensor.T
+        return "call_function", getattr, (args[0], func.__self__.__name__)
+    if name == "__setitem__":
+        return "call_function", setitem, args
+    if name in _OPERATORS and getattr(torch.Tensor, name, None) is not None:
+        return "call_function", _OPERATORS[name], args
+    if name in _REFLECTED:
+        return "call_function", _REFLECTED[name], (args[1], args[0])
+    if getattr(torch.Tensor, name, None) is func or getattr(func, "__module__", "") == "torch._tensor":
+        return "call_method", name, args
+    return "call_function", func, args
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor within nested containers, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, slice):
+        yield from tensors_in((value.start, value.stop, value.step))
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Equal for tensors that look into one storage, while it lives."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)

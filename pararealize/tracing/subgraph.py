@@ -1,0 +1,167 @@
+"""A captured graph, values that enter and values that leave -> the graph of what lies between.
+
+What is needed besides (parameters, constants, sizes) is copied; sizes of the batch are read from the piece's own first
+input, and devices too, so that a piece runs wherever its input is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .merging import size_of
+
+__all__ = ["device_of", "drawn_repeatedly", "draws", "subgraph"]
+
+_RANDOM = {
+    "rand", "randn", "randint", "randperm", "random", "uniform", "normal", "log_normal", "exponential", "cauchy",
+    "geometric", "bernoulli", "multinomial", "poisson", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu", "gumbel_softmax",
+}  # fmt: skip
+_RANDOM_MODULES = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+def device_of(tensor: torch.Tensor) -> torch.device:
+    """The device of a tensor; within a piece, of that piece's first input."""
+    return tensor.device
+
+
+def subgraph(
+    inputs: Sequence[fx.Node],
+    outputs: Sequence[fx.Node] | fx.Node,
+    names: Sequence[str] = (),
+    *,
+    besides: Sequence[fx.Node] = (),
+) -> fx.Graph:
+    """Copy what computes ``outputs`` from ``inputs`` into a graph of its own.
+
+    Args:
+        inputs: nodes whose values become the placeholders, the activation first.
+        outputs: a node, several, or the captured graph's own output node.
+        names: names for the placeholders; those of the nodes when left out.
+        besides: nodes of which those that nothing reads are copied too: they are there for their side effects.
+    """
+    copier = _Copier(inputs, names)
+    if isinstance(outputs, fx.Node) and outputs.op == "output":
+        needed: Any = outputs.args[0]
+    elif isinstance(outputs, fx.Node):
+        needed = outputs
+    else:
+        needed = tuple(outputs)
+    sources: list[fx.Node] = []
+    fx.map_arg(needed, sources.append)
+    copier.copy([*sources, *(node for node in besides if not node.users)])
+    copier.graph.output(fx.map_arg(needed, copier.copied.__getitem__))
+    return copier.graph
+
+
+def drawn_repeatedly(graphs: Mapping[str, fx.Graph], module_of: Callable[[str], nn.Module]) -> list[str]:
+    """The random numbers that several of the pieces would draw, each anew: a sentence for each."""
+    pieces: dict[int, list[tuple[str, fx.Node]]] = {}
+    for name, graph in graphs.items():
+        for node in graph.nodes:
+            if draws(node, module_of):
+                pieces.setdefault(id(node.meta["val"]), []).append((name, node))
+    return [
+        f"{found[0][1].name} in {', '.join(name for name, _ in found)}" for found in pieces.values() if len(found) > 1
+    ]
+
+
+def draws(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
+    """Whether a node draws random numbers."""
+    if node.op == "call_module":
+        return any(map(_may_draw, module_of(str(node.target)).modules()))
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.op in ("call_function", "call_method") and name.removesuffix("_").removesuffix("_like") in _RANDOM
+
+
+def _may_draw(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return module.dropout > 0
+    return isinstance(module, _RANDOM_MODULES)
+
+
+class _Copier:
+    def __init__(self, inputs: Sequence[fx.Node], names: Sequence[str]) -> None:
+        self.graph = fx.Graph()
+        self.copied: dict[fx.Node, fx.Node] = {}
+        self.inputs = list(inputs)
+        for i, node in enumerate(inputs):
+            name = names[i] if i < len(names) else node.name
+            default = node.args if node.op == "placeholder" else ()
+            copy = self.graph.create_node("placeholder", name, args=tuple(default))
+            copy.meta = dict(node.meta)
+            self.copied[node] = copy
+        self._device: fx.Node | None = None
+
+    def copy(self, wanted: list[fx.Node]) -> None:
+        """Copy nodes and all that they need, in the order in which the original runs them."""
+        for node in sorted(self._needed(wanted), key=lambda node: node._sort_key):
+            self.copied[node] = self._copy(node)
+
+    def _needed(self, wanted: list[fx.Node]) -> set[fx.Node]:
+        needed: set[fx.Node] = set()
+        stack = list(wanted)
+        while stack:
+            node = stack.pop()
+            if node in needed or node in self.copied:
+                continue
+            needed.add(node)
+            if not self._is_local_size(node):
+                stack += node.all_input_nodes
+        return needed
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        assert node.op != "placeholder", f"{node} is read inside a piece that does not receive it"
+        if self._is_local_size(node):
+            return self._batch_size(node)
+        copy = self.graph.node_copy(node, self.copied.__getitem__)
+        if any(isinstance(value, torch.device) for value in (*node.args, *node.kwargs.values())):
+            copy.args = tuple(self._local_device(value) for value in copy.args)
+            copy.kwargs = {key: self._local_device(value) for key, value in copy.kwargs.items()}
+        return copy
+
+    def _is_local_size(self, node: fx.Node) -> bool:
+        """Whether a size can be read from the piece's first input instead: it grows with the batch, or not at all."""
+        return (
+            node.target is size_of
+            and node.args[0] not in self.inputs
+            and bool(self.inputs)
+            and _leading(self.inputs[0])
+        )
+
+    def _batch_size(self, node: fx.Node) -> fx.Node:
+        """``slope * batch + offset`` for a size of a tensor that this piece does not see."""
+        tensor, axis = node.args
+        assert isinstance(tensor, fx.Node)
+        assert isinstance(axis, int)
+        here, there = tensor.meta["val"].shape[axis], tensor.meta["other"].shape[axis]
+        slope, offset = there - here, here - (there - here) * self.inputs[0].meta["val"].shape[0]
+        size = self.graph.call_function(size_of, (self.copied[self.inputs[0]], 0))
+        if slope != 1:
+            size = self.graph.call_function(operator.mul, (size, slope))
+        return self.graph.call_function(operator.add, (size, offset)) if offset else size
+
+    def _local_device(self, value: Any) -> Any:
+        if not isinstance(value, torch.device) or not self.inputs:
+            return value
+        if self._device is None:
+            first = next(iter(self.copied.values()))
+            with self.graph.inserting_after(first):
+                self._device = self.graph.call_function(device_of, (first,))
+        return self._device
+
+
+def _leading(node: fx.Node) -> bool:
+    """Whether the leading dimension of a value is the batch."""
+    value, other = node.meta.get("val"), node.meta.get("other")
+    return (
+        isinstance(value, torch.Tensor)
+        and isinstance(other, torch.Tensor)
+        and value.ndim > 0
+        and other.shape[0] == value.shape[0] + 1
+    )

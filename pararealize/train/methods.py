@@ -1,0 +1,261 @@
+"""A method's name, a model -> the network that is trained, and its own way to take a step where it has one.
+
+    serial      the model as it is: the sum over all layers
+    parareal    the converted network, in this process or over the ranks of a mesh
+    multigrid   the model's layers solved for by multigrid; scored as it is, layer after layer; monitored on request
+    oneshot     the same, every sample's solve begun where its last one ended
+
+Another method is one more function and one more row of ``METHODS``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pararealize.compiler import Device, pararealize
+from pararealize.errors import DeviceError, DistributedError, MultigridError, PlanError
+from pararealize.multigrid.distributed.stage import LayerStage
+from pararealize.multigrid.module import LayerParallel, layer_parallel
+from pararealize.multigrid.monitor import SETTINGS, Monitor, MonitoredStep
+from pararealize.multigrid.oneshot import one_shot_step
+from pararealize.planning.arguments import device_fault
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from pararealize.coarse.coarse_block import Coarse
+    from pararealize.plan.plan import Plan
+
+    from .update import Step
+
+__all__ = ["METHODS", "Built", "Options", "build"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What methods are told; each takes what concerns it.
+
+    Args:
+        n: segments.
+        example_inputs: as :func:`~pararealize.pararealize` takes them, and so the next ones.
+        coarse: kind of the coarse blocks.
+        cuts: where segments begin.
+        source: what adapters read.
+        stem_blocks: blocks that belong to the stem.
+        cost: what cuts are balanced by.
+        devices: where to run, in one process.
+        seed: of new weights.
+        leaf_modules: not to be looked into.
+        plan: made before.
+        mesh: the ranks to run on, instead of this process alone.
+        timeout: seconds that a rank waits for the others.
+        more: options that one method alone knows, by name.
+    """
+
+    n: int | None = None
+    example_inputs: Any = None
+    coarse: Coarse = "paper"
+    cuts: Any = "cost"
+    source: Any = None
+    stem_blocks: int = 0
+    cost: Any = "flops"
+    devices: Sequence[Device] | None = None
+    seed: int = 0
+    leaf_modules: Iterable[type[nn.Module] | str] = ()
+    plan: Plan | None = None
+    mesh: DeviceMesh | None = None
+    timeout: float = 600.0
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What is trained.
+
+    Attributes:
+        net: the network, for :func:`~pararealize.fit`.
+        step: its own forward and backward; ``None`` for the usual ones.
+    """
+
+    net: nn.Module
+    step: Step | None = None
+
+
+def build(method: str, model: nn.Module, options: Options) -> Built:
+    """The network that a method trains instead of a model.
+
+    Args:
+        method: a name of ``METHODS``.
+        model: left as found; ``"serial"`` trains it itself.
+        options: for the method.
+
+    Raises:
+        PlanError: the method is unknown.
+        PararealizeError: the model cannot be trained so.
+
+    Example:
+        >>> from pararealize.train.methods import Options, build
+        >>> from pararealize.models import resnet20
+        >>> build("parareal", resnet20(), Options(n=3, coarse="linear")).net.plan.n
+        3
+    """
+    if method not in METHODS:
+        raise PlanError(f"no method is called {method!r}; there are {', '.join(METHODS)}")
+    return METHODS[method](model, options)
+
+
+def serial(model: nn.Module, options: Options) -> Built:
+    """The model itself, on one device."""
+    if options.mesh is not None and options.mesh.size() > 1:
+        raise DistributedError(
+            f"the method 'serial' trains one network in one process, and here are {options.mesh.size()}; take "
+            "'parareal' (with n = 1 for data-parallel copies of the original), or start one process"
+        )
+    devices = options.devices or ()
+    if len(devices) > 1:
+        raise DeviceError(
+            f"the method 'serial' runs on one device, and {len(devices)} were named ({', '.join(map(str, devices))})"
+        )
+    for device in devices:
+        if fault := device_fault(device):
+            raise DeviceError(fault)
+        model = model.to(torch.device(device))
+    return Built(net=model)
+
+
+def parareal(model: nn.Module, options: Options) -> Built:
+    """The converted network; over a mesh, this rank's stage."""
+    if options.n is None and options.plan is None:
+        raise PlanError("the method 'parareal' needs n, the number of segments (--n 3), or a plan")
+    net = pararealize(
+        model,
+        options.n,
+        devices=options.devices,
+        example_inputs=options.example_inputs,
+        coarse=options.coarse,
+        cuts=options.cuts,
+        source=options.source,
+        stem_blocks=options.stem_blocks,
+        seed=options.seed,
+        cost=options.cost,
+        leaf_modules=options.leaf_modules,
+        plan=options.plan,
+    )
+    if options.mesh is None:
+        return Built(net=net)
+    return Built(net=net.distribute(options.mesh, timeout=options.timeout, seed=options.seed))
+
+
+def multigrid(model: nn.Module, options: Options) -> Built:
+    """The model with layers solved for in parallel; ``more`` goes to :func:`~pararealize.layer_parallel`.
+
+    Over a mesh, this rank's layers. In eval mode it runs as it is, so that scores are of the model itself.
+
+    In one process, ``more["monitor"]`` is ``True``, or arguments of :class:`~pararealize.multigrid.monitor.Monitor` by name: the
+    step is then a :class:`~pararealize.multigrid.monitor.MonitoredStep`.
+    """
+    settings = _monitor_settings(options.more.get("monitor"))
+    more = {name: value for name, value in options.more.items() if name != "monitor"}
+    if options.mesh is None or options.mesh.size() == 1:
+        net = _layer_parallel("multigrid", model, dataclasses.replace(options, more=more))
+        return Built(net=net, step=None if settings is None else MonitoredStep(Monitor(net, **settings)))
+    if settings is not None:
+        raise DistributedError(
+            f"a monitor watches layers of one process, and here are {options.mesh.size()}; start one process, or leave "
+            "the monitor out and take more iterations (--iterations 3/2)"
+        )
+    if options.devices:
+        raise DeviceError(
+            f"a mesh says where layers run, and devices were named too ({', '.join(map(str, options.devices))})"
+        )
+    more = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules, **more}
+    stage = layer_parallel(model, **more).distribute(options.mesh, timeout=options.timeout)
+    if not stage.exact:
+        stage.register_forward_pre_hook(_score_stage_as_it_is)
+        stage.register_forward_hook(_train_stage_by_multigrid)
+    return Built(net=stage)
+
+
+def oneshot(model: nn.Module, options: Options) -> Built:
+    """One-shot training: one forward and one adjoint iteration a step unless ``more`` says otherwise.
+
+    Samples are known by their values: with random augmentation none comes twice, and each solve starts anew. A run that
+    is resumed starts from coarse guesses once.
+    """
+    if options.more.get("monitor"):
+        raise MultigridError(
+            "the method 'oneshot' keeps its few iterations and has no monitor; take 'multigrid', or leave monitor out"
+        )
+    once = {"forward_iterations": 1, "backward_iterations": 1, **options.more, "warm_start": True}
+    net = _layer_parallel("oneshot", model, dataclasses.replace(options, more=once))
+    return Built(net=net, step=one_shot_step(net))
+
+
+def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerParallel:
+    if options.mesh is not None and options.mesh.size() > 1:
+        raise DistributedError(
+            f"the method {method!r} trains in one process, and here are {options.mesh.size()}; start one process, or "
+            "take 'parareal'"
+        )
+    net: LayerParallel = layer_parallel(
+        serial(model, options).net,
+        example_inputs=options.example_inputs,
+        leaf_modules=options.leaf_modules,
+        **options.more,
+    )
+    _score_as_it_is(net)
+    return net
+
+
+def _score_as_it_is(net: LayerParallel) -> None:
+    """Have it run as it is in eval mode; what ``net.exact`` was set to, by a monitor too, stands after every call."""
+    before: list[bool] = []
+
+    def enter(module: nn.Module, inputs: Any) -> None:  # noqa: ARG001
+        before.append(net.exact)
+        net.exact = net.exact or not net.training
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+        net.exact = before.pop()
+
+    net.register_forward_pre_hook(enter)
+    net.register_forward_hook(leave, always_call=True)
+
+
+def _monitor_settings(asked: Any) -> dict[str, Any] | None:
+    """Arguments of a monitor; ``None`` for none."""
+    if asked is None or asked is False:
+        return None
+    if asked is not True and not isinstance(asked, Mapping):
+        raise MultigridError(
+            f"monitor is {asked!r}; pass True, or a mapping of some of {', '.join(SETTINGS)}, such as {{'every': 50}}"
+        )
+    settings = {} if asked is True else dict(asked)
+    if unknown := sorted(set(settings) - set(SETTINGS), key=str):
+        raise MultigridError(
+            f"a monitor has no setting {', '.join(map(repr, unknown))}; there are {', '.join(SETTINGS)}"
+        )
+    return settings
+
+
+def _score_stage_as_it_is(stage: nn.Module, inputs: Any) -> None:  # noqa: ARG001
+    assert isinstance(stage, LayerStage)
+    stage.exact = not stage.training
+
+
+def _train_stage_by_multigrid(stage: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+    assert isinstance(stage, LayerStage)
+    stage.exact = False  # a step is no call
+
+
+METHODS: dict[str, Callable[[nn.Module, Options], Built]] = {
+    "serial": serial,
+    "parareal": parareal,
+    "multigrid": multigrid,
+    "oneshot": oneshot,
+}

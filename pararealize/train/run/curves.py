@@ -1,0 +1,74 @@
+"""The history of a training run -> a picture of its curves in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from pararealize.plan.figure import FAINT, INK, LINE, save_figure
+
+from .history import History
+
+__all__ = ["draw_curves"]
+
+STEP, TRAIN, TEST = "#9fb3c8", "#2b77b8", "#d9822b"
+
+
+def draw_curves(history: History, path: str | Path, *, title: str = "") -> Path:
+    """Draw loss and error over the epochs, of the training batches and of the test part, into an SVG or PNG file.
+
+    Args:
+        history: of a run.
+        path: where to; ``.svg`` or ``.png``. An existing file is replaced.
+        title: what stands above.
+
+    Raises:
+        OutputError: another ending, or the file cannot be written.
+    """
+    figure = Figure(figsize=(9.2, 3.9), layout="constrained")
+    losses, errors = figure.subplots(1, 2)
+    epochs = history.epochs
+    each = epochs[-1].step / epochs[-1].epoch if epochs else 1.0  # steps in an epoch
+    steps = [row.step / each for row in history.steps]
+    whole = [row.epoch for row in epochs]
+    marker = "o" if len(whole) < 40 else ""
+    rows = (
+        (losses, [row.loss for row in history.steps], [row.loss for row in epochs], [row.test_loss for row in epochs]),
+        (
+            errors,
+            [row.error for row in history.steps],
+            [row.error for row in epochs],
+            [row.test_error for row in epochs],
+        ),
+    )
+    for axes, recent, train, test in rows:
+        axes.plot(steps, recent, color=STEP, linewidth=0.8, label="training, some steps")
+        axes.plot(whole, train, color=TRAIN, linewidth=1.6, marker=marker, markersize=3, label="training, an epoch")
+        axes.plot(whole, test, color=TEST, linewidth=1.6, marker=marker, markersize=3, linestyle="--", label="test")
+    if all(value > 0 for value in (*rows[0][1], *rows[0][2], *rows[0][3])):
+        losses.set_yscale("log")
+    errors.set_ylim(bottom=0)
+    errors.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if epochs:
+        last = epochs[-1]
+        errors.annotate(f"{last.test_error:.2%}", (last.epoch, last.test_error), xytext=(4, 6), color=TEST, fontsize=8,
+                        textcoords="offset points", ha="right")  # fmt: skip
+    _dress(losses, "loss")
+    _dress(errors, "error")
+    losses.legend(frameon=False, fontsize=8, labelcolor=INK)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
+    return save_figure(figure, path)
+
+
+def _dress(axes: Axes, what: str) -> None:
+    axes.set_title(what, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("epoch", fontsize=8, color=LINE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8, colors=FAINT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.grid(axis="y", color="#e4e7eb")

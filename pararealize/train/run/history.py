@@ -1,0 +1,119 @@
+"""What a training run measured -> rows, one for some steps or for an epoch: a JSON-lines file, a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from pararealize.multigrid.monitor import Event
+
+from .score import Score
+
+__all__ = ["EpochRow", "History", "Row", "StepRow"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """Means over the steps since the row before.
+
+    Attributes:
+        step: number of the last of them, from 1.
+        epoch: its number, from 1.
+        lr: learning rate of the last of them.
+        loss: mean over their samples, as trained (labels smoothed where asked for).
+        error: share of their samples taken for another class.
+        gradient: norm of all gradients together in the last of them, before clipping; ``None`` where they were not
+            finite and a scaler passed over the step.
+    """
+
+    step: int
+    epoch: int
+    lr: float
+    loss: float
+    error: float
+    gradient: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRow:
+    """One epoch: means over its training batches as they were met, and the test part after it.
+
+    Attributes:
+        step: number of its last step, from 1.
+        epoch: its number, from 1.
+        lr: learning rate of its last step.
+        loss: mean over its samples, as trained.
+        error: share of its samples taken for another class.
+        test_loss: mean cross-entropy on the test part.
+        test_error: share of the test part taken for another class.
+    """
+
+    step: int
+    epoch: int
+    lr: float
+    loss: float
+    error: float
+    test_loss: float
+    test_error: float
+
+
+Row = StepRow | EpochRow | Event
+KINDS: dict[str, type[Row]] = {"step": StepRow, "epoch": EpochRow, "event": Event}
+
+
+@dataclasses.dataclass(slots=True)
+class History:
+    """The rows of a run, in order.
+
+    Attributes:
+        rows: of steps, of epochs, and what a monitor of multigrid iterations changed.
+        score: on the test part after the last epoch; ``None`` before the first has ended.
+    """
+
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    score: Score | None = None
+
+    @property
+    def steps(self) -> list[StepRow]:
+        """The rows of steps."""
+        return [row for row in self.rows if isinstance(row, StepRow)]
+
+    @property
+    def epochs(self) -> list[EpochRow]:
+        """The rows of epochs."""
+        return [row for row in self.rows if isinstance(row, EpochRow)]
+
+    @property
+    def events(self) -> list[Event]:
+        """What a monitor changed."""
+        return [row for row in self.rows if isinstance(row, Event)]
+
+    def __str__(self) -> str:
+        lines = ["epoch    step        lr    loss   error   test loss  test error"]
+        lines += [
+            f"{row.epoch:5d} {row.step:7d} {row.lr:9.3g} {row.loss:7.4f} {row.error:7.2%} {row.test_loss:11.4f} "
+            f"{row.test_error:11.2%}"
+            for row in self.epochs
+        ]
+        return "\n".join(lines)
+
+
+def to_line(row: Row) -> str:
+    """A row as a line of JSON.
+
+    Example:
+        >>> row = StepRow(step=10, epoch=1, lr=0.1, loss=2.5, error=0.75, gradient=1.5)
+        >>> to_line(row)
+        '{"kind": "step", "step": 10, "epoch": 1, "lr": 0.1, "loss": 2.5, "error": 0.75, "gradient": 1.5}'
+        >>> from_line(to_line(row)) == row
+        True
+    """
+    kind = next(kind for kind, of in KINDS.items() if isinstance(row, of))
+    return json.dumps({"kind": kind, **dataclasses.asdict(row)})
+
+
+def from_line(line: str) -> Row:
+    """The row that a line of :func:`to_line` holds."""
+    values: dict[str, Any] = json.loads(line)
+    return KINDS[values.pop("kind")](**values)

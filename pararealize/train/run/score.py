@@ -1,0 +1,119 @@
+"""A network and a data set -> its loss and its error on the test part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pararealize.data.dataset import Dataset
+from pararealize.distributed.stage import Stage
+from pararealize.distributed.world import team_of
+from pararealize.errors import ExampleError
+
+__all__ = ["Score", "correct", "evaluate", "logits_of"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How well a network tells the test part's classes.
+
+    Attributes:
+        loss: mean cross-entropy, without label smoothing.
+        error: share of the samples that are taken for another class, from 0 to 1.
+        count: samples.
+    """
+
+    loss: float
+    error: float
+    count: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the samples whose class is told right, from 0 to 1."""
+        return 1 - self.error
+
+    def __str__(self) -> str:
+        return f"error {self.error:.2%}, loss {self.loss:.4f} on {self.count} samples"
+
+
+def evaluate(net: nn.Module, data: Dataset) -> Score:
+    """The loss and the error of a network on the test part of a data set, in eval mode.
+
+    Over several ranks all of them call it, and all get the score; of several data-parallel copies, which take turns,
+    each evaluates with the first copy's running statistics.
+
+    Args:
+        net: any module from inputs to logits ``(batch, classes)``, or a rank's stage; its training flags are put back.
+        data: a data set of :mod:`pararealize.data.catalogue`.
+
+    Raises:
+        ExampleError: the output is no tensor of logits, or of fewer classes than the data has.
+
+    Example:
+        >>> from pararealize.data.catalogue import digits
+        >>> from pararealize.models import resnet20
+        >>> score = evaluate(resnet20(), digits(image_size=8))
+        >>> score.count, 0.5 < score.error <= 1
+        (360, True)
+    """
+    team = team_of(net)
+    team.even_buffers(net)
+    device = net.device if isinstance(net, Stage) else next(net.parameters()).device
+    total = torch.zeros(3, dtype=torch.float64)
+    with eval_mode(net), torch.no_grad():
+        for i, (x, labels) in enumerate(data.test_batches()):
+            if i % team.replicas != team.replica:
+                continue
+            given = net(x.to(device))
+            if not team.is_last:
+                continue
+            output = logits_of(given, labels, data.classes)
+            labels = labels.to(output.device)
+            loss = functional.cross_entropy(output.float(), labels, reduction="sum")
+            total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels)).to(loss)]).double().cpu()
+    loss_sum, right, count = team.total(total).tolist()
+    return Score(loss=loss_sum / count, error=1 - right / count, count=int(count))
+
+
+def logits_of(output: Any, labels: torch.Tensor, classes: int = 1) -> torch.Tensor:
+    """The logits among what a network gives: the tensor itself, or its ``logits``.
+
+    Raises:
+        ExampleError: it is no tensor ``(batch, classes)``, or one of fewer classes than there are.
+    """
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(labels):
+        given = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(output).__name__
+        raise ExampleError(
+            f"for {len(labels)} samples the network gives {given}; to be trained on classes it has to give logits of "
+            f"shape ({len(labels)}, classes)"
+        )
+    if found.shape[1] < classes:
+        raise ExampleError(
+            f"the network gives logits of {found.shape[1]} classes and the data has {classes}; build it with at least "
+            f"as many outputs (num_classes={classes})"
+        )
+    return found
+
+
+def correct(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many samples have their largest logit at their label."""
+    return (output.argmax(1) == labels).sum()
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """In eval mode; every submodule's flag is put back on leaving."""
+    flags = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -1,0 +1,210 @@
+"""A training run between two steps -> tensors and plain data, one state whatever the number of ranks, and back.
+
+    weights.safetensors   the network's state dict, by the names of the one-process network
+    state.safetensors     what the optimiser keeps of each parameter; each rank's random states
+    state.json            the step, sums of the epoch, the optimiser's settings, other random states, a monitor's state
+                          where there is one; schema and version
+
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state, load_optimizer_state, parameter_names
+from pararealize.distributed.checkpoint.state import collect, first_replica, group_of, load_state, own_tensors, sync
+from pararealize.distributed.world import Team
+from pararealize.errors import CheckpointError
+
+__all__ = ["RunState", "gather_run_state", "load_run_state", "read_run_state", "write_run_state"]
+
+SCHEMA, VERSION = "pararealize.run-state", 1
+WEIGHTS, TENSORS, PLAIN = "weights.safetensors", "state.safetensors", "state.json"
+
+RunState = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]
+
+
+def gather_run_state(
+    net: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, team: Team, facts: Mapping[str, Any]
+) -> RunState:
+    """Everything that a run needs to go on; on the rank that writes, and parts of it elsewhere. All ranks call it.
+
+    Args:
+        net: the network, or this rank's part.
+        optimizer: over its parameters.
+        scaler: of the loss, where there is one.
+        team: who trains it.
+        facts: what else has to be kept, as JSON knows it: the step, sums.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    found: dict[str, Any] = {}
+    if first_replica(net):
+        weights = collect(own_tensors(net), group_of(net))
+        found = gather_optimizer_state(net, optimizer)
+    told = team.gather(_random_state(net))
+    tensors = {
+        f"random/{rank}/{name}": state for rank, (states, _) in enumerate(told) for name, state in states.items()
+    }
+    plain_states: dict[str, dict[str, Any]] = {}
+    for name, values in found.get("state", {}).items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{key}/{name}"] = value
+            else:
+                plain_states.setdefault(name, {})[key] = value
+    plain = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        **facts,
+        "world": team.world,
+        "optimizer": {"groups": found.get("groups", []), "state": plain_states},
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "random": [others for _, others in told],
+    }
+    return weights, tensors, plain
+
+
+def write_run_state(folder: Path, state: RunState) -> None:
+    """Write a state into a folder, and have it on the disk before this returns."""
+    weights, tensors, plain = state
+    for name, values in ((WEIGHTS, weights), (TENSORS, tensors)):
+        save_file(values, str(folder / name))
+        sync(folder / name)
+    with (folder / PLAIN).open("w", encoding="utf-8") as file:
+        json.dump(plain, file)
+    sync(folder / PLAIN)
+    sync(folder)
+
+
+def read_run_state(folder: Path) -> dict[str, Any]:
+    """The plain part of a state.
+
+    Raises:
+        CheckpointError: there is none, or it is of another version.
+    """
+    try:
+        plain: dict[str, Any] = json.loads((folder / PLAIN).read_text(encoding="utf-8"))
+        known = plain["schema"], plain["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the checkpoint {str(folder)!r} cannot be read ({type(error).__name__}: {error}); remove this folder, and "
+            "the run goes on from the one before"
+        ) from error
+    if known != (SCHEMA, VERSION):
+        raise CheckpointError(
+            f"the checkpoint {str(folder)!r} is of schema {known[0]!r}, version {known[1]!r}, and this is {SCHEMA!r}, "
+            f"version {VERSION}; go on with the version of pararealize that wrote it"
+        )
+    return plain
+
+
+def load_run_state(
+    folder: Path,
+    plain: Mapping[str, Any],
+    net: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    team: Team,
+) -> bool:
+    """Put a network, its optimiser and the random states where a run stood; each rank reads its own part alone.
+
+    Args:
+        folder: of one checkpoint.
+        plain: what :func:`read_run_state` read of it.
+        net: the network, or this rank's part.
+        optimizer: made as it was made before.
+        scaler: of the loss, where there is one.
+        team: who trains it.
+
+    Returns:
+        Whether random states were there for as many ranks as there are now, so that the run goes on bit for bit.
+
+    Raises:
+        CheckpointError: something is missing or has another shape.
+    """
+    with _opened(folder, WEIGHTS):  # a damaged file is told as the checkpoint's, not as one that the caller named
+        pass
+    load_state(net, folder / WEIGHTS)
+    wanted = {name for names in parameter_names(net).values() for name in names}
+    state: dict[str, dict[str, Any]] = {
+        name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in wanted
+    }
+    same: bool = plain["world"] == team.world
+    with _opened(folder, TENSORS) as file:
+        for entry in file.keys():  # noqa: SIM118 (it is no mapping)
+            kind, key, name = entry.split("/", 2)
+            if kind == "optimizer" and name in wanted:
+                state.setdefault(name, {})[key] = file.get_tensor(entry)
+            elif kind == "random" and same and key == str(team.rank):
+                _set_torch_random(name, file.get_tensor(entry))
+    load_optimizer_state(net, optimizer, {"state": state, "groups": plain["optimizer"]["groups"]})
+    if scaler is not None and plain["scaler"] is not None:
+        scaler.load_state_dict(plain["scaler"])
+    if same:
+        _set_host_random(plain["random"][team.rank])
+    return same
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, name: str) -> Iterator[Any]:
+    """A file of tensors; what is wrong with it, as what is wrong with the checkpoint."""
+    try:
+        with safe_open(str(folder / name), framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint {str(folder)!r} cannot be read ({name}: {error}); remove this folder, and the run goes on "
+            "from the one before"
+        ) from error
+
+
+# Random states -------------------------------------------------------------------------------------------------------
+
+
+def _random_state(net: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The generators of the devices that the network is on, and the states of Python and NumPy."""
+    states = {"cpu": torch.get_rng_state()}
+    for index in cuda_devices(net):
+        states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy = [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)]
+    return states, {"python": [version, list(numbers), gauss], "numpy": numpy}
+
+
+def _set_torch_random(name: str, state: torch.Tensor) -> None:
+    if name == "cpu":
+        torch.set_rng_state(state)
+    elif torch.cuda.is_available() and int(name.partition(":")[2]) < torch.cuda.device_count():
+        torch.cuda.set_rng_state(state, name)
+
+
+def _set_host_random(plain: Mapping[str, Any]) -> None:
+    version, numbers, gauss = plain["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, position, has_gauss, cached = plain["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def cuda_devices(net: nn.Module) -> list[int]:
+    """The CUDA devices that hold parameters."""
+    return sorted(set(_indices(net)))
+
+
+def _indices(net: nn.Module) -> Iterator[int]:
+    for parameter in net.parameters():
+        if parameter.device.type == "cuda":
+            yield parameter.device.index or 0

@@ -1,0 +1,145 @@
+"""One addition: what is x + f(x), in whatever way it is written, and the reason where it is not."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pararealize import capture
+from pararealize.analysis.flow import flow_of
+from pararealize.analysis.residual import Residuals, find_residuals
+
+
+def found(model: nn.Module, x: Tensor) -> Residuals:
+    return find_residuals(flow_of(capture(model, x)))
+
+
+class One(nn.Module):
+    """A stem, one step that a function writes, and a head."""
+
+    def __init__(self, step) -> None:
+        super().__init__()
+        self.stem, self.head, self.step = nn.Linear(4, 4), nn.Linear(4, 2), step
+        self.a, self.b, self.norm = nn.Linear(4, 4), nn.Linear(4, 1), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.step(self, self.stem(x)))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda m, x: x + m.a(x),
+        lambda m, x: m.a(x) + x,
+        lambda m, x: torch.add(x, m.a(x)),
+        lambda m, x: torch.add(x, m.a(x), alpha=1),
+        lambda m, x: m.a(x).add_(x),
+        lambda m, x: m.a(x).add(other=x),
+        lambda m, x: x.__iadd__(m.a(x)),
+        lambda m, x: x + m.a(x) * m.b(x),
+        lambda m, x: x + m.a(x + 1).reshape(x.shape[0], -1),
+    ],
+)
+def test_ways_to_write_one(step) -> None:
+    result = found(One(step), torch.randn(3, 4))
+    assert [residual.post for residual in result.found] == [None]
+    assert not result.refused
+
+
+def read_inside(m: One, x: Tensor) -> Tensor:
+    inside = m.norm(x)
+    return (x + m.a(inside)) * inside
+
+
+def read_outside(m: One, x: Tensor) -> Tensor:
+    branch = m.a(x)
+    return (x + branch) * branch
+
+
+@pytest.mark.parametrize(
+    "step, reason",
+    [
+        (lambda m, x: m.a(x) + m.norm(x), "its shortcut is not the identity"),
+        (lambda m, x: x + m.b(x), "of different shapes or types: 4, 1, 4"),
+        (read_inside, "norm inside f is read elsewhere, by mul"),
+        (lambda m, x: x + 0.04 * x**3, "f has no parameters"),
+        (read_outside, "f's value a is read elsewhere, by mul"),
+    ],
+)
+def test_what_is_none(step, reason: str) -> None:
+    result = found(One(step), torch.randn(3, 4))
+    assert not result.found
+    assert [refusal.name for refusal in result.refused] == [""]
+    assert reason in result.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda m, x: torch.add(x, m.a(x), alpha=2),
+        lambda m, x: x - m.a(x),
+        lambda m, x: m.a(x) + m.a.bias,
+        lambda m, x: x + x,
+        lambda m, x: m.a(x) + 1,
+    ],
+)
+def test_what_is_no_candidate(step) -> None:
+    result = found(One(step), torch.randn(3, 4))
+    assert not result.found
+    assert not result.refused
+
+
+def test_f_reads_another_activation() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.a(x)
+            second = self.b(first)
+            return second + self.c(second) * first
+
+    (refusal,) = found(Two(), torch.randn(3, 4)).refused
+    assert refusal.reason == "f reads another activation besides x, a"
+
+
+def test_in_place_change_of_x_in_one_mode_alone_is_refused() -> None:
+    """Dropout hands its input on in eval mode, so that an operation in place behind it changes x."""
+    model = One(lambda m, x: x + m.a(torch.relu_(m.drop(x))))
+    model.drop = nn.Dropout(0.5)
+    result = found(model, torch.randn(3, 4))
+    assert not result.found
+    assert "changes x in place; build it with inplace=False" in result.refused[0].reason
+
+
+def test_identities_on_the_way_are_passed_through() -> None:
+    """``self.skip(x)`` and ``self.act(sum)`` that do nothing hide no block, and end no chain."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skip, self.act, self.a = nn.Identity(), nn.Identity(), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.a(x) + self.skip(x))
+
+    result = found(nn.Sequential(nn.Linear(4, 4), Layer(), Layer()), torch.randn(3, 4))
+    first, second = (residual.parts[0] for residual in result.found)
+    assert second.x is first.output
+    assert [node.target for node in (*first.shortcut, *first.tail)] == ["1.skip", "1.act"]
+    assert first.post is None
+
+
+def test_a_shortcut_that_is_read_elsewhere() -> None:
+    model = One(lambda m, x: (lambda s: (m.a(x) + s) * s)(m.same(x)))  # noqa: PLC3002
+    model.same = nn.Identity()
+    (refusal,) = found(model, torch.randn(3, 4)).refused
+    assert refusal.reason == "its shortcut same is read elsewhere"
+
+
+@pytest.mark.parametrize("post", [torch.relu, torch.relu_, nn.functional.relu, lambda y: y.relu(), lambda y: y.relu_()])
+def test_ways_to_write_the_relu_behind_it(post) -> None:
+    (residual,) = found(One(lambda m, x: post(x + m.a(x))), torch.randn(3, 4)).found
+    part = residual.parts[0]
+    assert part.output is part.post is not None
+    assert part.without_post().output is part.addition

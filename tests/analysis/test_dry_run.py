@@ -1,0 +1,113 @@
+"""A trial run gives the gradients of the module itself, and touches nothing of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from pararealize.analysis.dry_run import Trial, named_tensors, trial_inputs, with_gradient
+
+
+class Tied(nn.Module):
+    """A parameter under two names, one that is frozen, running statistics, and a change in place of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.second.bias.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor, scale: float) -> tuple[Tensor, Tensor, int]:
+        x.mul_(scale)
+        return self.norm(self.second(torch.tanh(self.first(x)))), x.detach(), 3
+
+
+def clone(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def test_gradients_are_those_of_the_module_and_it_stays_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = Tied(), torch.randn(4, 3)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    trial = Trial(module, [with_gradient(x.clone(), True), 2.0], clone)
+    taken: list[tuple[Tensor | None, ...]] = []
+    grad = torch.autograd.grad
+
+    def taking(*args: object, **kwargs: object) -> tuple[Tensor | None, ...]:
+        taken.append(grad(*args, **kwargs))  # type: ignore[arg-type]
+        return taken[-1]
+
+    monkeypatch.setattr(torch.autograd, "grad", taking)
+    for _ in range(2):  # the second time, on inputs that the first has not changed
+        trial.again()
+        trial.backward(trial.forward())
+    monkeypatch.undo()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert trial.module is module
+    given = x.clone().requires_grad_()
+    output, _, _ = module(given * 1, 2.0)
+    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(output, [*wanted, given], torch.ones_like(output))
+    for gradients in taken:
+        assert len(gradients) == len(expected), "the frozen bias has none, and the tied weight has one"
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, expected, strict=True) if a is not None)
+        assert all(gradient is not None for gradient in gradients)
+
+
+def test_running_statistics_move_in_the_stand_ins_alone() -> None:
+    module = Tied()
+    trial = Trial(module, [torch.ones(4, 3), 1.0], clone)
+    trial.forward()
+    assert int(trial.tensors["norm.num_batches_tracked"]) == 1
+    assert int(module.norm.num_batches_tracked) == 0  # type: ignore[arg-type]
+
+
+def test_one_tensor_under_two_names_has_one_stand_in() -> None:
+    module = Tied()
+    made: list[Tensor] = []
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        made.append(tensor)
+        return tensor.clone()
+
+    trial = Trial(module, [], stand_in)
+    assert len(made) == len({id(tensor) for _, tensor in named_tensors(module)}) == 8
+    assert trial.tensors["first.weight"] is trial.tensors["second.weight"]
+    assert dict(named_tensors(module)).keys() == trial.tensors.keys() == module.state_dict().keys()
+    assert not trial.tensors["second.bias"].requires_grad
+    assert trial.tensors["first.bias"].requires_grad
+    assert not trial.tensors["norm.running_mean"].requires_grad
+
+
+def test_what_no_gradient_flows_through_is_run_forward_alone() -> None:
+    trial = Trial(nn.Linear(3, 3).requires_grad_(False), [torch.ones(2, 3)], clone)
+    outputs = trial.forward()
+    assert outputs == []
+    trial.backward(outputs)
+
+
+def test_inputs_of_a_piece() -> None:
+    graph = fx.Graph()
+    x, mask, table, _, flag = (graph.placeholder(name) for name in ("x", "mask", "table", "free", "flag"))
+    flag.args = (True,)
+    x.meta.update(val=torch.ones(2, 3))
+    mask.meta.update(val=torch.ones(2, dtype=torch.int64), trainable=True)
+    table.meta.update(val=(torch.ones(3), torch.ones(4)), trainable=True)
+    graph.output(x)
+    piece = fx.GraphModule(nn.Module(), graph)
+    seen: list[torch.Size] = []
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        seen.append(tensor.shape)
+        return tensor.clone()
+
+    activation, numbers, pair, missing, given = trial_inputs(piece, stand_in, first=False)
+    assert seen == [(2, 3), (2,), (3,), (4,)]
+    assert (activation.requires_grad, numbers.requires_grad) == (True, False)
+    assert [part.requires_grad for part in pair] == [True, True]
+    assert (given, missing) == (True, None)
+    assert [value.requires_grad for value in trial_inputs(piece, stand_in, first=True)[:2]] == [False, False]
+    assert trial_inputs(piece, stand_in, first=True)[2][0].requires_grad

@@ -1,0 +1,52 @@
+"""A space knows its channels, and where they are is told by the operations around a value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pararealize.analysis.space import Space, space_of
+from pararealize.tracing.front_end import capture
+
+
+@pytest.mark.parametrize(
+    "space, channels, extent, last",
+    [
+        (Space(shape=(64, 32, 30), channel=0), 64, (32, 30), False),
+        (Space(shape=(56, 56, 96), channel=2), 96, (56, 56), True),
+        (Space(shape=(197, 768), channel=1), 768, (197,), True),
+        (Space(shape=(512,), channel=0), 512, (), False),
+        (Space(shape=(), channel=0), 1, (), False),
+    ],
+)
+def test_parts_of_a_shape(space: Space, channels: int, extent: tuple[int, ...], last: bool) -> None:
+    assert (space.channels, space.extent, space.channels_last) == (channels, extent, last)
+    assert space.numel == torch.empty(space.shape).numel()
+    assert str(space) == ("×".join(map(str, space.shape)) or "scalar")
+
+
+class Mixed(nn.Module):
+    """Channels first, then last, then first again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(8), nn.Linear(8, 5)
+        self.back = nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x)).permute(0, 2, 3, 1)
+        return self.back(torch.tanh(self.linear(self.norm(y))).permute(0, 3, 1, 2))
+
+
+def test_operations_tell_where_the_channels_are() -> None:
+    captured = capture(Mixed(), torch.randn(2, 3, 6, 6))
+    found = {
+        node.name: space_of(node, captured.graph_module.get_submodule)
+        for node in captured.graph.nodes
+        if node.op != "output"
+    }
+    axes = {name: space.channel for name, space in found.items()}
+    assert axes["x"] == axes["conv"] == axes["relu"] == 0
+    assert axes["permute"] == axes["norm"] == axes["linear"] == axes["tanh"] == 2
+    assert axes["permute_1"] == axes["back"] == 0

@@ -1,0 +1,48 @@
+"""The stopwatch on things whose clock is ours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pararealize import stopwatch as module
+from pararealize.analysis.stopwatch import random_state_kept, stopwatch
+
+
+class Scripted:
+    """Takes the seconds that its script says."""
+
+    def __init__(self, name: str, script: list[tuple[float, float]], clock: dict, log: list[str]) -> None:
+        self.name, self.script, self.clock, self.log = name, script, clock, log
+
+    def again(self) -> None:
+        self.clock["now"] += 1000.0  # not timed
+        self.taken = self.script.pop(0)
+
+    def forward(self) -> str:
+        self.log.append(self.name)
+        self.clock["now"] += self.taken[0]
+        return self.name
+
+    def backward(self, outputs: str) -> None:
+        assert outputs == self.name
+        self.clock["now"] += self.taken[1]
+
+
+def test_medians_after_warmup_in_turn(monkeypatch):
+    clock, log = {"now": 0.0}, []
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock["now"])
+    a = Scripted("a", [(99, 99), (1, 10), (5, 20), (2, 90)], clock, log)
+    b = Scripted("b", [(99, 99), (7, 1), (7, 3), (8, 2)], clock, log)
+    assert stopwatch([a, b], torch.device("cpu"), repeats=3, warmup=1) == [(2, 20), (7, 2)]
+    assert log == ["a", "b"] * 4
+
+
+def test_the_random_state_is_kept():
+    before = torch.get_rng_state()
+    with random_state_kept(torch.device("cpu")):
+        torch.randn(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.randn(3)
+    with pytest.raises(AssertionError):
+        assert torch.equal(torch.get_rng_state(), before)

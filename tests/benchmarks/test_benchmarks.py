@@ -1,0 +1,216 @@
+"""The harness of the benchmarks: a row for what works, for what is refused, for what is wrong and for what breaks."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no installed package
+
+from benchmarks import harness
+from benchmarks.compile import __main__ as compiling
+from benchmarks.compile import measure as compile_measure
+from benchmarks.coverage import cases, check, tables
+from benchmarks.coverage.hugging_face import HUGGING_FACE
+from benchmarks.memory import __main__ as memory_command
+from benchmarks.memory import measure as memory
+from benchmarks.processes import tables as process_tables
+
+ROOT = Path(__file__).parents[2]
+
+
+class Unit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear, self.dropout = nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return x + self.dropout(self.linear(self.norm(x)))
+
+
+class ByValue(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.linear(x) if x.sum() > 0 else x
+
+
+def row_of(*layers):
+    return check.check(cases.Case(model=nn.Sequential(*layers), inputs=torch.randn(4, 6)))
+
+
+def test_a_model_that_converts():
+    row = row_of(*(Unit() for _ in range(5)))
+    assert "failed" not in row
+    assert (row["n"], row["blocks"], row["kinds"], row["exact"]) == (4, 5, "Unit × 5", True)
+    assert row["trained"] == 5 * 4 + row["new_parameters"]
+    assert row["new_parameters"] > 0
+
+
+def test_n_is_the_most_blocks_there_are():
+    assert row_of(Unit(), Unit())["n"] == 2
+
+
+def test_a_model_on_the_meta_device():
+    model = nn.Sequential(*(Unit() for _ in range(4))).to("meta")
+    row = check.check(cases.Case(model=model, inputs=torch.empty(4, 6, device="meta")))
+    assert "failed" not in row
+    assert row["meta"]
+
+
+def test_a_refusal_keeps_its_error():
+    row = check.check(cases.Case(model=ByValue(), inputs=torch.randn(4, 6)))
+    assert row["failed"] == "refused"
+    assert row["stage"] == "capture"
+    assert row["error"].startswith("CaptureError: ")
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_what_differs_in_a_mode_is_wrong(monkeypatch, mode):
+    def bent(model, n, **options):
+        net = convert(model, n, **options)
+        if n == 1:
+            net.register_forward_hook(lambda module, _, y: y + 1 if module.training == (mode == "train") else y)
+        return net
+
+    convert = check.convert
+    monkeypatch.setattr(check, "convert", bent)
+    row = row_of(*(Unit() for _ in range(4)))
+    assert row["failed"] == "wrong"
+    assert f"in {mode} mode by" in row["error"]
+
+
+def test_a_missing_gradient_is_wrong(monkeypatch):
+    def frozen(model, n, **options):
+        net = convert(model, n, **options)
+        next(net.coarse.parameters()).requires_grad_(requires_grad=False)
+        return net
+
+    convert = check.convert
+    monkeypatch.setattr(check, "convert", frozen)
+    row = row_of(*(Unit() for _ in range(4)))
+    assert row["failed"] == "wrong"
+    assert "1 of" in row["error"]
+    assert "coarse." in row["error"]
+
+
+def test_a_child_process_that_fails_becomes_a_row():
+    def fails():
+        raise KeyError("gone")
+
+    assert harness.isolated(fails, seconds=60, gibibytes=8)["error"] == "KeyError: 'gone'"
+    assert harness.isolated(lambda: sys.exit(3), seconds=60, gibibytes=8)["failed"] == "killed"
+    assert harness.isolated(lambda: time.sleep(60), seconds=0.2, gibibytes=8)["failed"] == "timeout"
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    measured = []
+
+    def once(name):
+        return {"value": len(name)}
+
+    for names in (["a"], ["a", "bb"]):
+        results = harness.Results(tmp_path / "results.json")
+        harness.run_cases(names, once, results, seconds=60, gibibytes=8, show=lambda row: measured.append(row["value"]))
+    assert measured == [1, 2]
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert list(saved["rows"]) == ["a", "bb"]
+    assert saved["about"]["machine"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_cases_are_named_once_and_counted():
+    names = cases.names()
+    assert len(set(names)) == len(names)
+    assert sum(name.startswith("hf:") for name in names) == len(HUGGING_FACE) == 30
+    assert sum(name.startswith("timm:") for name in names) == len(cases.TIMM)
+
+
+def test_coverage_command(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.coverage", "--only", "hf:GPTNeoXModel", "--out", tmp_path, "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert "hf:GPTNeoXModel: n = 4 of 6 blocks (GPTNeoXLayer × 6)" in run.stderr
+    assert json.loads(run.stdout)["hf:GPTNeoXModel"]["exact"]
+    assert "| GPTNeoXModel |" in (tmp_path / "table.md").read_text()
+
+
+def test_table_counts_what_was_reached():
+    failed = {"failed": "refused", "stage": "convert", "error": "PlanError: too few", "seconds": 1}
+    shown = tables.summary({"timm:a": {"seconds": 1, "meta": True}, "timm:b": failed})
+    assert "| timm | 2 | 2 | 1 | 1 | 1 | 1 | 0 | 0 |" in shown
+
+
+def test_exponent_and_median():
+    assert harness.exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1)
+    assert harness.exponent([1, 10, 100], [3, 300, 30000]) == pytest.approx(2)
+    assert harness.median([5, 1, 3]) == 3
+    assert harness.median([4, 1, 2, 3]) == 2.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+def test_a_conversion_is_measured_by_stage():
+    row = compile_measure.measure("chain-12", 3)
+    assert (row["blocks"], row["n"]) == (12, 3)
+    assert set(row["stages"]) == {*compile_measure.STAGES, "rest"}
+    assert sum(row["stages"].values()) == pytest.approx(row["cpu"])
+    assert min(row["stages"][stage] for stage in compile_measure.STAGES) > 0
+
+
+def test_compile_table_and_plot(tmp_path):
+    stages = dict.fromkeys([*compile_measure.STAGES, "rest"], 0.1)
+    row = {"cpu": 1.0, "wall": 1.0, "peak_mib": 5.0, "model_mib": 1.0, "stages": stages, "n": 12, "blocks": 100}
+    results = harness.Results(tmp_path / "results.json")
+    results.rows = {"resnet1001": row, "chain-100": row, "chain-1000": {**row, "cpu": 10.0}}
+    assert compiling.slopes_of(results.rows)["cpu"] == pytest.approx(1)
+    assert "| chain-1000 | 1000 |" in compiling.markdown(results)
+    compiling.draw([100, 1000], [row, results.rows["chain-1000"]], tmp_path / "growth.svg")
+    assert "<svg" in (tmp_path / "growth.svg").read_text()
+
+
+def test_ratios_are_against_the_fastest_of_ours_and_of_the_pipelines(tmp_path):
+    def taking(seconds):
+        return {"step": {"median": seconds, "range": [seconds, seconds], "runs": 3}}
+
+    row = {
+        "one thread": taking(0.3),
+        "GPipe 1": taking(0.4),
+        "1F1B 2": taking(0.2),
+        "parareal linear": taking(0.1),
+        "parareal paper": taking(0.15),
+    }
+    assert process_tables.ratios(row) == pytest.approx({"one thread": 3, "pipelining": 2})
+    assert process_tables.ratios({"one thread": taking(1)}) == {}
+    results = harness.Results(tmp_path / "results.json")
+    results.rows = {"resnet1001, batch 1": row}
+    shown = process_tables.markdown(results)
+    assert "| resnet1001, batch 1 | 3.00 | – | – | 2.00 |" in shown
+    assert "| resnet1001, batch 1 | one thread | 1.9 | 3.00 |" in shown
+    process_tables.draw(results.rows, tmp_path / "speedup.svg")
+    assert "<svg" in (tmp_path / "speedup.svg").read_text()
+
+
+def test_what_autograd_keeps_is_counted_once():
+    layer, x = nn.Linear(4, 4, bias=False), torch.randn(8, 4, requires_grad=True)
+    with memory.Kept(layer) as kept:
+        torch.tanh(layer(x)) + layer(x)  # keeps x once, and the tanh; the weight is the layer's own
+    assert kept.bytes == 2 * 8 * 4 * 4
+
+
+def test_memory_of_each_rank(tmp_path):
+    words = ["--network", "resnet20", "--ranks", "1", "2", "--coarse", "linear", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.memory", *words]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    one, two = rows["resnet20, linear, 1 ranks"], rows["resnet20, linear, 2 ranks"]
+    assert sum(two["parameters"]) > one["parameters"][0] > max(two["parameters"])
+    assert max(two["kept_mib"]) < one["kept_mib"][0]
+    assert "| linear | 2 |" in memory_command.markdown(harness.Results(tmp_path / "results.json"))
+    assert "<svg" in (tmp_path / "memory.svg").read_text()

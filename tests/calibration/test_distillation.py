@@ -1,0 +1,138 @@
+"""Short trainings: the error falls, the last layer is solved for, batch norms measure what they see."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pararealize.analysis.space import Space
+from pararealize.calibration.distillation import distil, last_layer, measure_norms, solve_last
+from pararealize.coarse.units import CoarseBlock, depthwise_units, paper_units
+from pararealize.errors import CalibrationError
+
+IMAGE, SMALL = Space(shape=(4, 8, 8), channel=0), Space(shape=(6, 4, 4), channel=0)
+
+
+def block(seed: int = 0) -> CoarseBlock:
+    torch.manual_seed(seed)
+    return CoarseBlock(IMAGE, SMALL, paper_units(IMAGE, SMALL, 2)).eval()
+
+
+def pairs(count: int = 3) -> list[tuple[Tensor, tuple[()], Tensor]]:
+    torch.manual_seed(7)
+    teacher = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+    xs = [torch.randn(16, 4, 8, 8) for _ in range(count)]
+    return [(x, (), teacher(x).tanh().detach()) for x in xs]
+
+
+def error(module: nn.Module, data: list[tuple[Tensor, tuple[()], Tensor]]) -> float:
+    with torch.no_grad():
+        return sum((module(x) - t).double().square().sum().item() for x, _, t in data)
+
+
+def test_training_reduces_the_error_and_nothing_else_changes() -> None:
+    module, data = block(), pairs()
+    modes = [part.training for part in module.modules()]
+    inputs = [x.clone() for x, _, _ in data]
+    before = error(module, data)
+    distil(module, data, steps=30, lr=1e-2, seed=0)
+    measure_norms(module, data)
+    assert error(module, data) < 0.5 * before
+    assert [part.training for part in module.modules()] == modes
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert all(torch.equal(x, y) for x, (y, _, _) in zip(inputs, data, strict=True))
+
+
+def test_one_seed_gives_one_result() -> None:
+    states = []
+    for seed in (0, 0, 1):
+        module = block()
+        distil(module, pairs(), steps=4, lr=1e-2, seed=seed)
+        states.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Squares of errors and of gradients are smaller or larger than float16 has; bfloat16 rounds in the third digit."""
+    data = [(x.to(dtype), c, 300 * t.to(dtype)) for x, c, t in pairs()]
+    module = block().to(dtype)
+    before = error(module, data)
+    distil(module, data, steps=30, lr=1e-1, seed=0)
+    measure_norms(module, data)
+    trained = error(module, data)
+    assert trained < 0.95 * before
+    assert solve_last(module, lambda: data, ridge=1e-4)
+    assert error(module, data) < trained
+
+
+def test_the_last_layer_is_at_its_minimum() -> None:
+    module, data = block().double(), [(x.double(), c, t.double()) for x, c, t in pairs()]
+    measure_norms(module, data)
+    assert solve_last(module, lambda: data, ridge=0.0)
+    loss = sum((module(x) - t).square().sum() for x, _, t in data)
+    (gradient,) = torch.autograd.grad(loss, module.unit2.conv2.weight)
+    (other,) = torch.autograd.grad(sum((module(x) - t).square().sum() for x, _, t in data), module.unit2.conv1.weight)
+    assert gradient.abs().max() < 1e-8 * other.abs().max()
+
+
+@pytest.mark.parametrize("units", [paper_units(IMAGE, SMALL, 2), depthwise_units(IMAGE, SMALL, 2, 5)])
+def test_units_have_a_last_layer(units: list[tuple[str, nn.Module]]) -> None:
+    module = CoarseBlock(IMAGE, SMALL, units).eval()
+    assert last_layer(module, torch.randn(2, 4, 8, 8)) is module.unit2.conv2
+
+
+class Post(nn.Module):
+    """Rectifies behind its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.linear(x)).relu()
+
+
+class Twice(Post):
+    """Applies one layer twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.linear(x))
+
+
+@pytest.mark.parametrize("module", [Post(), Twice(), nn.Sequential(nn.Linear(3, 3), nn.Softplus()), nn.Identity()])
+def test_where_the_last_layer_is_not_added_there_is_none(module: nn.Module) -> None:
+    x = torch.randn(5, 3)
+    assert last_layer(module, x) is None
+    before = [p.clone() for p in module.parameters()]
+    assert not solve_last(module, lambda: [(x, (), x)], ridge=0.0)
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
+
+
+def test_statistics_are_averages_over_all_pairs() -> None:
+    norm = nn.BatchNorm1d(2, momentum=0.3).eval()
+    data = [(torch.randn(8, 2) + i, (), torch.zeros(8, 2)) for i in range(3)]
+    measure_norms(norm, data)
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x, _, _ in data]).mean(0))
+    assert (norm.momentum, norm.training) == (0.3, False)
+
+
+def test_frozen_parameters_stay() -> None:
+    module = block()
+    module.unit1.requires_grad_(False)
+    before = module.unit1.conv1.weight.clone()
+    distil(module, pairs(), steps=3, lr=1e-2, seed=0)
+    assert torch.equal(module.unit1.conv1.weight, before)
+
+
+def test_a_frozen_last_layer_is_not_solved_for() -> None:
+    module = block()
+    module.unit2.conv2.requires_grad_(False)
+    before = module.unit2.conv2.weight.clone()
+    assert not solve_last(module, pairs, ridge=1e-4)
+    assert torch.equal(module.unit2.conv2.weight, before)
+
+
+def test_a_loss_that_blows_up_is_an_error() -> None:
+    with pytest.raises(CalibrationError, match=r"in step . of 9 of a distillation; pass a smaller lr than 1e\+30"):
+        distil(block(), pairs(), steps=9, lr=1e30, seed=0)

@@ -1,0 +1,28 @@
+"""The picture of a calibration."""
+
+from pathlib import Path
+
+import pytest
+from test_calibration import calibration
+
+from pararealize.calibration.figure import draw_calibration
+from pararealize.errors import OutputError
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_it_is_written_and_the_same_twice(ending: str, tmp_path: Path) -> None:
+    paths = [draw_calibration(calibration(), tmp_path / f"{i}.{ending}", title="A & B") for i in range(2)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert len(paths[0].read_bytes()) > 5000
+
+
+def test_stages_change_it(tmp_path: Path) -> None:
+    one = calibration()
+    less = calibration(stages=one.stages[:1], accuracy=None)
+    paths = [draw_calibration(each, tmp_path / f"{i}.svg") for i, each in enumerate((one, less))]
+    assert paths[0].read_bytes() != paths[1].read_bytes()
+
+
+def test_other_endings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"an \.svg or a \.png"):
+        draw_calibration(calibration(), tmp_path / "x.pdf")

@@ -1,0 +1,262 @@
+"""Calibration: exact where it must be, better everywhere, and the original as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pararealize import pararealize
+from pararealize.calibration.fitting import calibrate
+from pararealize.errors import CalibrationError, ExampleError, ModelError
+from pararealize.network.parareal import messages
+from tests.models import LanguageModel, MaskedTransformer, SmallResNet
+
+
+def images(count: int = 3, size: int = 8) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (torch.randn(24, 3, size, size, generator=generator), torch.randint(3, (24,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def trained(model: nn.Module, example: Tensor) -> nn.Module:
+    """As if trained: batch norms have seen something."""
+    with torch.no_grad():
+        for _ in range(3):
+            model(example)
+    return model.eval()
+
+
+def small(coarse: object = "paper", n: int = 3, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    batches = images()
+    return pararealize(trained(SmallResNet(), batches[0][0]), n, example_inputs=batches[0][0], coarse=coarse, **options)
+
+
+def linear_map(segment: nn.Module, x: tuple[int, ...], y: tuple[int, ...]) -> nn.Module:
+    return nn.Linear(x[0], y[0], bias=False, dtype=torch.float64)
+
+
+def test_a_linear_network_becomes_exact() -> None:
+    """Proposition 1: least squares finds F^j = g^{j+1}, whatever the adapters are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(6, 6, bias=False) for _ in range(8))).double()
+    batches = [torch.randn(30, 6, dtype=torch.float64) for _ in range(3)]
+    net = pararealize(model, 4, example_inputs=batches[0], coarse=linear_map, source="stem")
+    net.adapters.requires_grad_(False)  # fitted ones would be exact, and leave no residual to fit to
+    calibration = calibrate(net, batches, ridge=0.0)
+    assert {fit.method for fit in calibration.fits} == {"left: frozen", "least squares"}
+    x = torch.randn(5, 6, dtype=torch.float64)
+    torch.testing.assert_close(net(x), model(x), rtol=1e-9, atol=1e-12)
+    assert calibration.stage("after").output < 1e-10 < calibration.stage("before").output
+    assert max(calibration.stage("after").interfaces) < 1e-10
+
+
+def test_an_affine_network_becomes_exact_by_linear_blocks() -> None:
+    """F^j is the linear part of g^{j+1}; biases cancel in the residuals."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(6))).double()
+    batches = [torch.randn(40, 5, dtype=torch.float64)]
+    net = pararealize(model, 3, example_inputs=batches[0], coarse=linear_map, source="stem")
+    net.adapters.requires_grad_(False)
+    calibrate(net, batches, ridge=0.0)
+    x = torch.randn(9, 5, dtype=torch.float64)
+    torch.testing.assert_close(net(x), model(x), rtol=1e-8, atol=1e-10)
+    zero = torch.zeros(5, dtype=torch.float64)
+    segment = net.segments["g2"]
+    torch.testing.assert_close(net.coarse.F1(x), segment(x) - segment(zero.expand(9, 5)), rtol=1e-8, atol=1e-10)
+
+
+def test_adapters_are_least_squares_fits_to_the_true_inputs() -> None:
+    net = small("linear")
+    batches = images()
+    calibrate(net, batches, ridge=0.0)
+    net.eval()
+    x = torch.cat([batch for batch, _ in batches])
+    true = net.segments["g1"](net.stem(x))
+    adapter = net.adapters["C2"]
+    features = x
+    for step in list(adapter)[:-1]:
+        features = step(features)
+    rows = features.movedim(1, -1).flatten(0, -2).double()
+    wanted = torch.linalg.lstsq(rows, true.movedim(1, -1).flatten(0, -2).double()).solution.T
+    torch.testing.assert_close(adapter.project.weight.detach().flatten(1).double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("coarse", ["paper", "depthwise", "linear", "block", "exact"])
+def test_errors_fall_and_the_original_stays(coarse: str) -> None:
+    net = small(coarse)
+    before = {key: value.clone() for key, value in net.original_state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    calibration = calibrate(net, images(), steps=20)
+    first, last = calibration.stages
+    assert all(a < b for a, b in zip(last.adapters, first.adapters, strict=True))
+    assert last.interfaces[0] == first.interfaces[0] == 0.0
+    assert coarse == "exact" or all(a < b for a, b in zip(last.interfaces[1:], first.interfaces[1:], strict=True))
+    after = net.original_state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert [module.training for module in net.modules()] == modes
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_what_is_reported_is_what_the_network_does() -> None:
+    net, batches = small(), images()
+    calibration = calibrate(net, batches, test=batches[:1], steps=5)
+    net.eval()
+    x, labels = batches[0]
+    with torch.no_grad():
+        u = [net.stem(x)]
+        for segment in net.segments.values():
+            u.append(segment(u[-1]))
+        true = net.head(u[-1])
+        z = messages(x, [net.stem, *net.adapters.values()], list(net.segments.values()), list(net.coarse.values()))
+        output = net(x)
+    last = calibration.stage("after")
+    wanted = [((a - b).norm() / b.norm()).item() for a, b in zip(z, u[1:], strict=True)]
+    assert last.interfaces == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+    assert last.output == pytest.approx(((output - true).norm() / true.norm()).item(), rel=1e-4)
+    assert last.accuracy == pytest.approx((output.argmax(1) == labels).float().mean().item())
+    assert calibration.accuracy == pytest.approx((true.argmax(1) == labels).float().mean().item())
+    assert (calibration.samples, calibration.tested, calibration.held_out) == (72, 24, True)
+
+
+def test_one_seed_gives_one_network_and_the_random_state_stays() -> None:
+    states = []
+    for _ in range(2):
+        net = small("block")
+        torch.manual_seed(11)
+        calibrate(net, images(), steps=5, seed=4)
+        states.append((net.state_dict(), torch.get_rng_state()))
+    assert all(torch.equal(a, b) for a, b in zip(states[0][0].values(), states[1][0].values(), strict=True))
+    torch.manual_seed(11)
+    assert torch.equal(states[0][1], torch.get_rng_state())
+
+
+def test_what_is_not_kept_is_computed_again() -> None:
+    """Linear blocks: the same fit, whether activations are held in memory or not."""
+    nets = [small("linear"), small("linear")]
+    for net, keep in zip(nets, (1 << 30, 0), strict=True):
+        calibrate(net, images(), keep=keep)
+    for ours, theirs in zip(*(net.state_dict().values() for net in nets), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    calibrate(small("paper"), images(), keep=0, steps=2)
+
+
+@pytest.mark.parametrize("kind", ["list", "function", "loader", "bare", "dict"])
+def test_kinds_of_batches(kind: str) -> None:
+    batches = images()
+    x, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    given = {
+        "list": batches,
+        "function": lambda: iter(batches),
+        "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), 24),
+        "bare": [x for x, _ in batches],
+        "dict": [{"x": x, "labels": labels} for x, labels in batches],
+    }[kind]
+    net, other = small("linear"), small("linear")
+    calibration = calibrate(net, given)
+    calibrate(other, batches)
+    assert torch.equal(net.coarse.F1.project.conv.weight, other.coarse.F1.project.conv.weight)
+    assert (calibration.accuracy is None) == (kind == "bare")
+
+
+@pytest.mark.parametrize("coarse", ["block", "linear"])
+def test_context(coarse: str) -> None:
+    """Every layer reads a mask or tables, and so does a copied block."""
+    torch.manual_seed(0)
+    ids = [torch.randint(11, (6, 9)) for _ in range(3)]
+    model = LanguageModel().eval()
+    net = pararealize(model, 3, example_inputs=ids[0], coarse=coarse)
+    calibration = calibrate(net, ids, steps=20)
+    assert calibration.stage("after").output < calibration.stage("before").output
+    assert calibration.accuracy is None
+
+
+def test_devices() -> None:
+    net = small("block", devices=["cpu", "cpu"])
+    plain = small("block")
+    for each in (net, plain):
+        calibrate(each, images(), steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), plain.state_dict().values(), strict=True))
+
+
+def test_coarse_blocks_that_are_one_module_are_fitted_once() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(6))).double()
+    shared = nn.Linear(5, 5, dtype=torch.float64)
+    batch = torch.randn(40, 5, dtype=torch.float64)
+    net = pararealize(model, 3, example_inputs=batch, coarse=lambda *_: shared, source="stem")
+    methods = [fit.method for fit in calibrate(net, [batch]).fits if fit.part.startswith("F")]
+    assert methods == ["least squares", "left: shared with one before"]
+
+
+def test_what_is_frozen_stays() -> None:
+    """A linear coarse block of which only the bias may change is trained; an adapter with a frozen bias is left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(6))).double()
+    batch = torch.randn(40, 5, dtype=torch.float64)
+    net = pararealize(
+        model, 2, example_inputs=batch, coarse=lambda *_: nn.Linear(5, 5, dtype=torch.float64), source="stem"
+    )
+    frozen = [net.get_parameter(name) for name in ("coarse.F1.weight", "adapters.C2.project.bias")]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [parameter.clone() for parameter in frozen]
+    bias = net.get_parameter("coarse.F1.bias").clone()
+    methods = [fit.method for fit in calibrate(net, [batch], steps=5).fits]
+    assert methods == ["left: frozen", "distilled"]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
+    assert not torch.equal(net.get_parameter("coarse.F1.bias"), bias)
+
+
+def test_one_segment_has_nothing_to_fit() -> None:
+    calibration = calibrate(small(n=1), images())
+    assert calibration.fits == ()
+    assert calibration.stage("after").output == 0.0
+
+
+def test_inside_no_grad_and_autocast() -> None:
+    plain, odd = small(), small()
+    calibrate(plain, images(), steps=3)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        calibrate(odd, images(), steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), odd.state_dict().values(), strict=True))
+
+
+def test_refusals() -> None:
+    net, batches = small(), images()
+    state = copy.deepcopy(net.state_dict())
+    x, _ = batches[0]
+    with pytest.raises(ExampleError, match="there is no batch; pass some tens"):
+        calibrate(net, [])
+    with pytest.raises(ExampleError, match="an iterator gives them once; pass a list"):
+        calibrate(net, iter(batches))
+    with pytest.raises(ExampleError, match="does not take this batch"):
+        calibrate(net, [torch.randn(4, 5, 8, 8)])
+    with pytest.raises(ExampleError, match=r"no input 'x', .*pass a dict of its inputs by name \(x\), with its labels"):
+        calibrate(net, [{"image": x}])
+    with pytest.raises(CalibrationError, match=r"segment 1 .* is not finite in batch 2"):
+        calibrate(net, [x, x * float("nan")])
+    with pytest.raises(CalibrationError, match="labels go from 0 to 7, and the network tells 3 classes"):
+        calibrate(net, [(x, torch.arange(24) % 8)])
+    with pytest.raises(CalibrationError, match="steps is -1; pass 0 or more steps; and ridge is -2"):
+        calibrate(net, batches, steps=-1, ridge=-2.0)
+    with pytest.raises(ModelError, match="and this is a SmallResNet"):
+        calibrate(SmallResNet(), batches)
+    with torch.device("meta"):
+        meta = pararealize(SmallResNet(), 3, example_inputs=torch.empty(2, 3, 8, 8))
+    with pytest.raises(ModelError, match="on the meta device"):
+        calibrate(meta, batches)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_a_transformer_with_a_mask() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(11, (40, 6))
+    labels = torch.randint(3, (40,))
+    net = pararealize(MaskedTransformer().eval(), 2, example_inputs=ids, coarse="block")
+    calibration = calibrate(net, [(ids, labels)], steps=20)
+    assert calibration.stage("after").interfaces[1] < calibration.stage("before").interfaces[1]
+    assert calibration.accuracy is not None

@@ -1,0 +1,78 @@
+"""The report: as a table, as JSON and back."""
+
+import math
+
+import pytest
+
+from pararealize.calibration.report import Calibration, Errors, Fit
+from pararealize.errors import CalibrationError
+
+
+def calibration(**changes: object) -> Calibration:
+    fits = (
+        Fit(part="C2", kind="conv 1×1 3→4", method="least squares", seconds=0.5),
+        Fit(part="F1", kind="paper", method="distilled, last layer solved", seconds=2.0),
+    )
+    before = Errors(
+        stage="before", adapters=(1.25,), interfaces=(0.0, math.inf), output=2.0, agreement=0.1, accuracy=0.2
+    )
+    after = Errors(stage="after", adapters=(0.5,), interfaces=(0.0, 0.00012), output=0.1, agreement=0.95, accuracy=0.9)
+    values = {
+        "model": "Net", "n": 2, "coarse": "paper", "samples": 100, "tested": 20, "held_out": True, "accuracy": 0.925,
+        "fits": fits, "stages": (before, after),
+    }  # fmt: skip
+    return Calibration(**values | changes)
+
+
+def test_it_prints_as_a_table() -> None:
+    assert str(calibration()) == (
+        "Net: n = 2, coarse 'paper', fitted to 100 samples, errors on 20 other samples\n"
+        "\n"
+        "adapters, ‖x_j − true‖ / ‖true‖\n"
+        "C  fitted by      kind          before   after\n"
+        "2  least squares  conv 1×1 3→4  1.2500  0.5000\n"
+        "\n"
+        "interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{j-1}; z_1 is exact\n"
+        "z  fitted by                     kind   before     after\n"
+        "2  distilled, last layer solved  paper     inf  1.20e-04\n"
+        "\n"
+        "                              before    after\n"
+        "output, relative error        2.0000   0.1000\n"
+        "same class as the original   10.00 %  95.00 %\n"
+        "accuracy (original 92.50 %)  20.00 %  90.00 %"
+    )
+
+
+def test_without_labels_and_with_long_recipes() -> None:
+    one = calibration()
+    long = Fit(part="C2", kind="2 × max_pool 3×3/2 → " * 9, method="least squares", seconds=0.0)
+    text = str(calibration(accuracy=None, fits=(long, one.fits[1]), held_out=False, fine_tune_steps=7))
+    assert "accuracy" not in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert "errors on the same" in text
+    assert "fine-tuned for 7 steps" in text
+
+
+def test_json_there_and_back() -> None:
+    one = calibration()
+    text = one.to_json()
+    assert '"interfaces": [\n        0.0,\n        null' in text
+    again = Calibration.from_json(text)
+    assert again.fits == one.fits
+    assert again.stages[1] == one.stages[1]
+    assert math.isnan(again.stage("before").interfaces[1])
+    assert again.to_json() == text
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("[]", "no calibration"), ("{", "no calibration"), ('{"version": 9}', "of version 9"), ('{"version": 1}', "fits")],
+)
+def test_other_json_is_refused(text: str, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        Calibration.from_json(text)
+
+
+def test_unknown_stage() -> None:
+    with pytest.raises(CalibrationError, match="no stage 'later' of this calibration; there are 'before', 'after'"):
+        calibration().stage("later")

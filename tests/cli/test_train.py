@@ -1,0 +1,330 @@
+"""``pararealize train``: what it prints, writes and refuses; under torchrun, too."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import pararealize
+from pararealize import Plan, Recipe, board
+from pararealize.errors import MultigridError, PlanError, RecipeError
+from pararealize.train.run.progress import Progress
+from pararealize.train.run.score import Score
+from pararealize_cli import train_arguments
+from pararealize_cli.main import app
+from pararealize_cli.train_display import Display, duration
+from pararealize_cli.train_options import Amp
+
+NETWORK = """
+import torch
+from torch import nn
+
+def net(width=8):
+    torch.manual_seed(0)
+    inner = [nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(4)]
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, width), *inner, nn.Linear(width, 10))
+"""
+RESIDUAL = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+    def forward(self, u):
+        return u + 0.5 * self.f(u)
+
+def deep():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), *[Block() for _ in range(6)], nn.Linear(8, 10))
+"""
+WORDS = [
+    "train",
+    "nets.py:net",
+    "--n",
+    2,
+    "--image-size",
+    8,
+    "--coarse",
+    "linear",
+    "--source",
+    "stem",
+    "--no-tensorboard",
+]
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETWORK + RESIDUAL)
+
+
+def test_a_run(tmp_path):
+    result = run(*WORDS, "--epochs", 2, "--initialise", "none")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("nets.py:net (parareal, n = 2) on digits: 1437 training")
+    assert lines[1].startswith("2 epochs of SGD, momentum 0.9")
+    assert lines[2].startswith("epoch 1/2  loss ")
+    assert "test accuracy" in lines[3]
+    assert lines[4].startswith("error ")
+    assert lines[5] == (
+        "written to nets.py-net-n2-digits: checkpoints, curves.svg, metrics.jsonl, plan.json, run.json, times.jsonl, "
+        "weights.safetensors"
+    )
+    folder = tmp_path / "nets.py-net-n2-digits"
+    assert Plan.from_json((folder / "plan.json").read_text()).n == 2
+    asked = json.loads((folder / "run.json").read_text())
+    assert asked["recipe"] == Recipe(epochs=2).to_dict()
+    assert asked["about"] == {"model": "nets.py:net", "method": "parareal", "num_classes": None, "coarse": "linear"}
+
+    again = run(*WORDS, "--epochs", 2, "--initialise", "none")
+    assert again.exit_code == 2
+    assert "OutputError: 'nets.py-net-n2-digits' is there already" in again.stderr
+    other = run(*WORDS, "--epochs", 3, "--initialise", "none", "--resume", "--json")
+    assert other.exit_code == 2
+    told = json.loads(other.stdout)["error"]
+    assert told["type"] == "CheckpointError"
+    assert "recipe.epochs: 2 there, 3 here" in told["message"]
+    assert run(*WORDS, "--epochs", 2, "--initialise", "none", "--resume").exit_code == 0
+    assert run(*WORDS, "--epochs", 1, "--force").exit_code == 0
+
+
+def test_every_value_of_a_recipe_is_a_flag(tmp_path):
+    words = [
+        "--epochs", 1, "--lr", 0.02, "--momentum", 0.8, "--weight-decay", 0.001, "--nesterov", "--schedule", "steps",
+        "--milestones", "0.25,0.5", "--gamma", 0.5, "--warmup", 3, "--label-smoothing", 0.1, "--clip", 2,
+        "--amp", "auto",
+        "--batch-size", 200, "--seed", 3, "--log-every", 4, "--out", "there", "--json",
+    ]  # fmt: skip
+    result = run(*WORDS, *words)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    expected = Recipe(
+        epochs=1, lr=0.02, momentum=0.8, weight_decay=0.001, nesterov=True, milestones=(0.25, 0.5), gamma=0.5, warmup=3,
+        label_smoothing=0.1, clip=2.0, amp="bfloat16", initialise="he",
+    )  # fmt: skip
+    assert told["recipe"] == expected.to_dict()
+    assert told["out"] == "there"
+    assert told["score"]["count"] == 360
+    assert len(told["epochs"]) == 1
+    assert "batches of 200" in told["data"]
+    assert "epoch 1/1" in result.stderr
+    asked = json.loads((tmp_path / "there" / "run.json").read_text())
+    assert (asked["seed"], asked["log_every"], asked["data"]["batch_size"]) == (3, 4, 200)
+    assert run(*WORDS, "--optimizer", "adamw", "--schedule", "cosine", "--epochs", 1, "--lr", 0.01).exit_code == 0
+
+
+def test_serial():
+    words = [
+        "train",
+        "nets.py:net",
+        "--method",
+        "serial",
+        "--image-size",
+        8,
+        "--epochs",
+        1,
+        "--no-tensorboard",
+        "--json",
+    ]
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["out"] == "nets.py-net-serial-digits"
+    assert "plan.json" not in told["files"]
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--resume", "--force"], "--resume goes on with the run that is there and --force replaces it"),
+    (["--milestones", "a,b"], "--milestones 'a,b' are no numbers"),
+    (["--lr", 0], "lr is 0.0; pass a positive number"),
+    (["--data", "moons"], "no data set is called 'moons'"),
+    (["--method", "euler"], "no method is called 'euler'"),
+    (["--devices", "gpu"], "gpu"),
+    (["--monitor"], "--monitor watches layers that are solved for by multigrid, and the method is 'parareal'"),
+])  # fmt: skip
+def test_refusals(tmp_path, words, told):
+    result = run(*WORDS, *words)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+def test_n_is_needed():
+    result = run("train", "nets.py:net", "--image-size", 8)
+    assert result.exit_code == 2
+    assert "needs n, the number of segments (--n 3)" in result.stderr
+
+
+def test_without_tensorboard(monkeypatch):
+    monkeypatch.setattr(board, "has_tensorboard", lambda: False)
+    words = WORDS[:-1]
+    result = run(*words, "--epochs", 1, "--out", "a")
+    assert result.exit_code == 0
+    assert "no files for TensorBoard, which is not installed" in result.stdout
+    assert "TensorBoard" not in run(*words, "--epochs", 1, "--out", "b", "--no-tensorboard").stdout
+    refused = run(*words, "--epochs", 1, "--out", "c", "--tensorboard")
+    assert refused.exit_code == 2
+    assert "pip install 'pararealize[train]'" in refused.stderr
+
+
+def test_a_run_that_the_user_stops(tmp_path, monkeypatch):
+    seen = []
+
+    def report(self, now):
+        seen.append(now.step)
+        if len(seen) == 15:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "report", report)
+        result = run(*WORDS, "--epochs", 2, "--out", "run")
+    assert result.exit_code == 130
+    assert "the same command with --resume goes on from the last checkpoint in run" in result.stdout
+    assert run(*WORDS, "--epochs", 2, "--out", "run", "--resume").exit_code == 0
+    assert run(*WORDS, "--epochs", 2, "--out", "whole").exit_code == 0
+    for name in ("metrics.jsonl", "weights.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+MONITORED = [
+    "train", "nets.py:deep", "--method", "multigrid", "--coarsening", 2, "--iterations", "1/1", "--image-size", 8,
+    "--batch-size", 360, "--epochs", 3, "--no-tensorboard", "--monitor", "--monitor-every", 2,
+]  # fmt: skip
+
+
+def test_a_monitored_run(tmp_path, monkeypatch):
+    result = run(*MONITORED, "--out", "whole", "--json")
+    assert result.exit_code == 0, result.output
+    events = json.loads(result.stdout)["events"]
+    assert events[-1] == {"step": 10, "why": "10 steps are done", "forward": 0, "backward": 0}  # of 12
+    assert len(events) > 1
+    assert f"monitor: step {events[0]['step']}: {events[0]['why']}: 2/1 iterations from here on" in result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [row for row in rows if row["kind"] == "event"] == [{"kind": "event", **event} for event in events]
+    asked = json.loads((tmp_path / "whole" / "run.json").read_text())["monitor"]
+    assert asked == {"every": 2, "cosine": 0.98, "residual": 0.02, "most": 5, "exact_after": 10}
+
+    def report(self, now):
+        if now.step == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "report", report)
+        assert run(*MONITORED, "--out", "run").exit_code == 130
+    assert json.loads(run(*MONITORED, "--out", "run", "--resume", "--json").stdout)["events"] == events
+    for name in ("metrics.jsonl", "weights.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_torchrun(tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pararealize_cli"]
+    words = [("-n" if word == "--n" else word) for word in WORDS]  # torchrun takes --n for one of its own
+    root = str(Path(pararealize.__file__).resolve().parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    command = [sys.executable, *launch, *words, "--epochs", 1, "--out", "ranks", "--json"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    alone = json.loads(run(*WORDS, "--epochs", 1, "--out", "alone", "--json").stdout)
+    assert told["score"]["error"] == alone["score"]["error"]
+    assert told["score"]["loss"] == pytest.approx(alone["score"]["loss"], rel=1e-4)
+    assert (tmp_path / "ranks" / "run.json").read_bytes() == (tmp_path / "alone" / "run.json").read_bytes()
+
+
+def test_words_of_the_recipe():
+    assert train_arguments.milestones(None) is None
+    assert train_arguments.milestones("80, 120,") == (80.0, 120.0)
+    with pytest.raises(RecipeError, match=r"--milestones 'late'.*such as 80,120"):
+        train_arguments.milestones("late")
+    assert train_arguments.iterations(None) == {}
+    assert train_arguments.iterations("12/3") == {"forward_iterations": 12, "backward_iterations": 3}
+    with pytest.raises(MultigridError, match=r"--iterations '2/1/1'.*such as 2/1"):
+        train_arguments.iterations("2/1/1")
+
+
+@pytest.mark.parametrize("given, method, told", [
+    (["n"], "serial", "--n: nothing that --method serial reads, but of --method parareal; leave it out"),
+    (["seed", "stem_blocks", "coarse"], "multigrid", "--coarse, --stem-blocks: .*of --method parareal; leave them out"),
+    (["levels", "n"], "parareal", "--levels: .*of --method multigrid or oneshot"),
+    (["ranks"], "parareal", "--ranks says how several processes share.*this one is alone; start them with torchrun"),
+])  # fmt: skip
+def test_options_that_would_change_nothing_are_refused(given, method, told):
+    with pytest.raises(PlanError, match=told):
+        train_arguments.check_used(given, method=method, by_torchrun=False)
+
+
+def test_options_are_told_from_defaults(tmp_path):
+    refused = run("train", "resnet20", "--method", "serial", "--coarse", "paper", "--out", tmp_path / "run")
+    assert refused.exit_code == 2
+    assert "--coarse: nothing that --method serial reads" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_words_of_the_monitor():
+    run = {"method": "multigrid", "each": 100, "epochs": 10}
+    assert train_arguments.monitor(False, None, None, **run) == {}
+    assert train_arguments.monitor(True, None, None, **run) == {"monitor": {"every": 50, "exact_after": 800}}
+    assert train_arguments.monitor(True, 7, 0.0, **run) == {"monitor": {"every": 7}}
+    assert train_arguments.monitor(True, 7, 1.0, **run) == {"monitor": {"every": 7, "exact_after": 1}}
+    with pytest.raises(MultigridError, match=r"the method is 'serial'; add --method multigrid"):
+        train_arguments.monitor(True, None, None, **run | {"method": "serial"})
+    for every, exact, option in ((3, None, "--monitor-every"), (None, 0.5, "--monitor-exact")):
+        with pytest.raises(MultigridError, match=rf"{option} says how to monitor.*add --monitor"):
+            train_arguments.monitor(False, every, exact, **run)
+
+
+@pytest.mark.parametrize("amp, devices, expected", [
+    (Amp.off, "cuda:0", None), (Amp.float16, None, "float16"), (Amp.bfloat16, "cuda:0", "bfloat16"),
+    (Amp.auto, None, "bfloat16"), (Amp.auto, "cpu", "bfloat16"), (Amp.auto, "cuda:0,cuda:1", "float16"),
+])  # fmt: skip
+def test_precisions(amp, devices, expected):
+    assert train_arguments.precision(amp, devices, None) == expected
+
+
+def test_what_goes_by_the_name_of_the_model():
+    names = ["resnet20", "torchvision:resnet18", "timm:convnext_atto", "nets.py:net", "nets:net"]
+    assert [train_arguments.takes_classes(name) for name in names] == [True, True, True, False, False]
+    assert train_arguments.folder(None, "a/nets.py:net", "parareal", 3, "digits") == Path("a-nets.py-net-n3-digits")
+    assert train_arguments.folder(None, "resnet20", "serial", 3, "digits") == Path("resnet20-serial-digits")
+    assert train_arguments.folder(Path("there"), "resnet20", "serial", 3, "digits") == Path("there")
+    with pytest.raises(PlanError, match=r"'parareal' needs --n"):
+        train_arguments.mesh("parareal", None, None, None, 60.0)
+
+
+@pytest.mark.parametrize("seconds, told", [
+    (0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (75, "1 min 15 s"), (3600, "1 h 00 min"), (7384, "2 h 03 min"),
+])  # fmt: skip
+def test_durations(seconds, told):
+    assert duration(seconds) == told
+
+
+def test_a_bar_on_a_terminal():
+    display = Display(Recipe(), quiet=False, to_stderr=True)
+    display.bar.live.console = Console(force_terminal=True, width=160, file=io.StringIO())
+    display.shown = True
+    with display:
+        display.report(progress(step=1))
+        display.report(progress(step=2, score=Score(loss=1.0, error=0.25, count=4)))
+    (task,) = display.bar.tasks
+    assert (task.completed, task.total, task.description) == (2, 40, "epoch 1/20")
+    assert task.fields["told"] == "loss 0.5000  accuracy  90.00%  120 images/s  1 min 05 s left"
+
+
+def progress(step, score=None):
+    return Progress(
+        step=step, steps=40, epoch=1, epochs=20, loss=0.5, error=0.1, lr=0.1, rate=120.0, left=65.0, score=score
+    )  # fmt: skip

@@ -1,0 +1,197 @@
+"""Which coarse kind "auto" is: the family of a network, the rule by hand, and what the plan says."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pararealize import capture, find_blocks, pararealize
+from pararealize.coarse.coarse_block import KINDS
+from pararealize.coarse.evidence_table import DEFAULT, FAMILIES, Evidence, choose, choose_from, evidence, family_of
+from pararealize.compiler import make_plan
+from pararealize.errors import CoarseError
+from pararealize.models import resnet20
+from pararealize.plan.plan import Plan
+
+
+def row(kind, error, share, *, n=6, original=0.05, data="digits", family="attention", source="stem", stem=0.0):
+    return Evidence(
+        family=family, data=data, n=n, kind=kind, source=source, error=error, deviation=0.01, original=original,
+        original_deviation=0.01, seeds=5, coarse_share=share, stem_share=stem,
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- the rule
+
+
+def test_the_cheapest_that_did_as_well():
+    rows = [row("linear", 0.06, 0.0), row("bottleneck", 0.05, 0.05), row("block", 0.01, 0.5)]
+    choice = choose_from(rows, "attention", 6)
+    assert (choice.kind, choice.source) == ("bottleneck", "stem")
+    assert "digits: 5.0 ± 1.0% against 5.0 ± 1.0%, 5 seeds" in choice.why
+
+
+def test_on_every_data_set():
+    """What was tried on one of two data sets does not count beside what was tried on both."""
+    rows = [row("linear", 0.04, 0.0), row("linear", 0.31, 0.0, data="glyphs", original=0.3), row("block", 0.04, 0.3)]
+    rows += [row("paper", 0.04, 0.4), row("paper", 0.3, 0.4, data="glyphs", original=0.3)]
+    assert choose_from(rows, "attention", 6).kind == "paper"
+    assert choose_from(rows[:3], "attention", 6).kind == "linear"
+    deeper = row("linear", 0.01, 0.0, stem=0.5)
+    assert "in the stem" not in choose_from([*rows[:3], deeper], "attention", 6).why
+    deeper_too = row("linear", 0.29, 0.0, data="glyphs", original=0.3, stem=0.5)
+    assert "with 50% of the blocks" in choose_from([*rows[:3], deeper, deeper_too], "attention", 6).why
+
+
+def test_sources_are_told_apart():
+    rows = [row("linear", 0.09, 0.0, source="input"), row("linear", 0.05, 0.0, source="stem")]
+    assert choose_from(rows, "attention", 6).source == "stem"
+    assert choose_from(rows[::-1], "attention", 6).source == "stem"
+
+
+def test_where_none_did_as_well_the_nearest_is_taken_and_said():
+    choice = choose_from([row("linear", 0.09, 0.0), row("block", 0.07, 0.5)], "attention", 6)
+    assert choice.kind == "block"
+    assert "which none reached" in choice.why
+
+
+@pytest.mark.parametrize("n, at", [(2, 3), (3, 3), (4, 6), (6, 6), (7, 12), (12, 12), (50, 12)])
+def test_evidence_of_as_many_segments_or_more(n, at):
+    rows = [row("linear", 0.05, 0.0, n=m, original=0.05) for m in (12, 3, 6)]
+    assert f"at n = {at} " in choose_from(rows, "attention", n).why
+
+
+def test_a_deeper_stem_is_advised_and_counts_where_there_is_one():
+    rows = [row("linear", 0.09, 0.0), row("bottleneck", 0.07, 0.05)]
+    deeper = [row("linear", 0.06, 0.0, stem=0.25), row("bottleneck", 0.05, 0.05, stem=0.25)]
+    deepest = [row("linear", 0.05, 0.0, stem=0.5)]
+    without = choose_from(rows, "attention", 6)
+    assert (without.kind, "in the stem" in without.why) == ("bottleneck", False)
+    advised = choose_from(rows + deeper + deepest, "attention", 6)
+    assert advised.kind == "bottleneck"
+    assert advised.why.endswith('; with 25% of the blocks in the stem (stem_blocks), "bottleneck" reached it')
+    assert choose_from(rows + deeper, "attention", 6, stem_share=0.3).why.startswith("the cheapest that learnt")
+    assert choose_from(rows + deeper + deepest, "attention", 6, stem_share=0.5).kind == "linear"
+    assert "in the stem" not in choose_from([*rows, row("linear", 0.06, 0.0, stem=0.5)], "attention", 6).why
+
+
+def test_a_share_of_the_stem_that_the_table_rounds_up_is_the_networks_own():
+    rows = [row("linear", 0.09, 0.0), row("bottleneck", 0.05, 0.05, stem=round(2 / 12, 5))]
+    assert choose_from(rows, "attention", 6, stem_share=2 / 12).why.startswith("the cheapest that learnt")
+    rows = [row("linear", 0.09, 0.0), row("bottleneck", 0.06, 0.05, stem=round(2 / 12, 5))]
+    rows += [row("block", 0.05, 0.5, stem=round(2 / 12, 5))]
+    assert "stem_blocks" not in choose_from(rows, "attention", 6, stem_share=2 / 12).why
+
+
+def test_a_network_with_blocks_in_its_stem_is_told_by_their_share(monkeypatch):
+    told = []
+    monkeypatch.setattr("pararealize.coarse.evidence_table.choose_from", lambda *_, stem_share: told.append(stem_share))
+    for deeper in (0, 3):
+        choose(find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)), stem_blocks=deeper), 3)
+    assert told == [0, 3 / 9]
+
+
+def test_no_evidence():
+    for family in ("plain convolutions", None):
+        choice = choose_from([row("linear", 0.01, 0.0)], family, 6)
+        assert (choice.kind, choice.source) == (DEFAULT, None)
+        assert "default" in choice.why
+
+
+def test_the_table_is_of_known_families_and_kinds():
+    for found in evidence():
+        assert found.family in FAMILIES
+        assert found.kind in KINDS
+        assert found.source in ("stem", "input")
+        assert found.seeds >= 3
+
+
+# ------------------------------------------------------------------------------------------------------- families
+
+
+class Plain(nn.Sequential):
+    def __init__(self):
+        super().__init__(*(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(4)))
+
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mix, self.linear = nn.LayerNorm(8), nn.Linear(5, 5), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = x + self.mix(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        return x + functional.gelu(self.linear(x))
+
+
+class Attending(nn.Module):
+    def __init__(self, by_hand):
+        super().__init__()
+        self.by_hand, self.norm, self.qkv = by_hand, nn.LayerNorm(8), nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        if self.by_hand:
+            return x + (q @ k.transpose(1, 2)).softmax(-1) @ v
+        return x + functional.scaled_dot_product_attention(q, k, v)
+
+
+class Vectors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + functional.relu(self.linear(x))
+
+
+def four(block, *arguments):
+    return nn.Sequential(*(block(*arguments) for _ in range(4)))
+
+
+IMAGES, TOKENS, VECTORS = (2, 3, 16, 16), (2, 5, 8), (2, 8)
+LAYER = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+
+
+@pytest.mark.parametrize(
+    "model, shape, family",
+    [
+        (resnet20(), IMAGES, "residual convolutions"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), Plain()), IMAGES, "plain convolutions"),
+        (four(Attending, True), TOKENS, "attention"),
+        (four(Attending, False), TOKENS, "attention"),
+        (nn.TransformerEncoder(LAYER, 4, enable_nested_tensor=False), TOKENS, "attention"),
+        (four(Mixing), TOKENS, "residual mixing"),
+        (four(Vectors), VECTORS, None),
+    ],
+    ids=["resnet", "plain", "by hand", "fused", "torch's layer", "mixer", "vectors"],
+)
+def test_families(model, shape, family):
+    assert family_of(find_blocks(capture(model, torch.randn(shape)))) == family
+
+
+# ---------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_the_plan_says_what_was_chosen_and_why():
+    chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
+    plan, choice = make_plan(chain, 3, coarse="auto"), choose(chain, 3)
+    assert plan.coarse == "auto"
+    assert {block.kind for block in plan.coarse_blocks} == {choice.kind}
+    assert plan.notes[0] == f'"auto" is "{choice.kind}": {choice.why}'
+    assert plan.source == (choice.source or "input")
+    assert make_plan(chain, 3, coarse="auto", source="input").source == "input"
+    assert Plan.from_json(plan.to_json()) == plan
+    named = make_plan(chain, 3, coarse=choice.kind, source=plan.source)
+    assert plan.segments == named.segments
+
+
+def test_without_evidence_the_network_is_built_with_the_default():
+    net = pararealize(four(Vectors), 2, example_inputs=torch.randn(VECTORS), coarse="auto")
+    assert [block.kind for block in net.plan.coarse_blocks] == [DEFAULT]
+    assert net(torch.randn(3, 8)).shape == (3, 8)
+
+
+def test_a_near_name():
+    with pytest.raises(CoarseError, match="did you mean 'auto'"):
+        pararealize(four(Vectors), 2, example_inputs=torch.randn(VECTORS), coarse="autos")

@@ -1,0 +1,104 @@
+"""The digits: their shapes, their split, and the same batches for the same seed."""
+
+import itertools
+import sys
+
+import pytest
+import torch
+
+from pararealize.data.augmentation import Augmentation
+from pararealize.data.catalogue import digits, load
+from pararealize.errors import DataError
+
+
+def test_shapes_and_normalisation():
+    data = digits(image_size=16, channels=1)
+    assert data.images.shape == (1437, 1, 16, 16)
+    assert data.test_images.shape == (360, 1, 16, 16)
+    assert data.images.mean().item() == pytest.approx(0, abs=1e-4)
+    assert data.images.std().item() == pytest.approx(1, abs=1e-4)
+    assert set(data.labels.tolist()) == set(data.test_labels.tolist()) == set(range(10))
+    assert str(data) == "digits: 1437 training and 360 test images of 1×16×16, 10 classes, batches of 64"
+
+
+def test_images_are_the_originals():
+    """At the size they have, and with normalisation undone, every original image is there exactly once."""
+    from sklearn.datasets import load_digits
+
+    data = digits(image_size=8, channels=1)
+    seen = torch.cat([data.images, data.test_images]).flatten(1)
+    raw = torch.from_numpy(load_digits().images).float().flatten(1)
+    scale = raw.max() / (seen.max() - seen.min())
+    restored = ((seen - seen.min()) * scale).round()
+    assert sorted(map(tuple, restored.tolist())) == sorted(map(tuple, raw.tolist()))
+
+
+def test_an_epoch_sees_every_image_once_and_follows_the_seed():
+    data = digits(batch_size=100, seed=3, image_size=8, channels=1)
+    batches = list(data.batches())
+    assert [len(labels) for _, labels in batches] == [100] * 14 + [37]
+    assert torch.equal(
+        torch.cat([labels for _, labels in batches]).bincount(),
+        data.labels.bincount(),
+    )
+    again = next(digits(batch_size=100, seed=3, image_size=8, channels=1).batches())
+    other = next(digits(batch_size=100, seed=4, image_size=8, channels=1).batches())
+    assert torch.equal(batches[0][0], again[0])
+    assert not torch.equal(batches[0][0], other[0])
+
+
+def test_the_split_does_not_follow_the_seed():
+    assert torch.equal(
+        digits(seed=0, image_size=8, channels=1).test_images, digits(seed=1, image_size=8, channels=1).test_images
+    )
+
+
+def test_endless_batches_and_no_batch_of_one():
+    data = digits(batch_size=1436, image_size=8, channels=1)
+    assert [len(labels) for _, labels in itertools.islice(data.batches(None), 3)] == [1437] * 3
+    assert sum(len(labels) for _, labels in data.test_batches()) == 360
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"image_size": -1}, {"channels": 0}])
+def test_numbers_must_be_positive(wrong):
+    with pytest.raises(DataError, match="positive numbers"):
+        digits(**wrong)
+
+
+def test_scikit_learn_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match=r"scikit-learn, which is not installed; say pip install"):
+        digits()
+
+
+def test_load_gives_the_same_digits():
+    plain, loaded = digits(128, 5), load("digits", seed=5)
+    for (x, labels), (y, others) in zip(plain.batches(), loaded.epoch(0), strict=True):
+        assert torch.equal(x, y)
+        assert torch.equal(labels, others)
+
+
+def test_a_smaller_set_is_part_of_a_larger_one():
+    small, large = (load("digits", count=count, image_size=8, channels=1) for count in ((10, 5), (100, 50)))
+    assert (small.train_count, small.test_count) == (10, 5)
+    assert torch.equal(large.images[:10], small.images)
+    assert torch.equal(large.test_labels[:5], small.test_labels)
+
+
+def test_augmented_digits_are_not_mirrored():
+    data = load("digits", augment=True)
+    assert data.augmentation == Augmentation(padding=4, flip=False)
+    assert load("digits").augmentation is None
+
+
+def test_unknown_names_and_empty_parts():
+    with pytest.raises(DataError, match="no data set is called 'imagenet'; there are cifar10, cifar100"):
+        load("imagenet")
+    with pytest.raises(DataError, match=r"count = \(0, 5\) leaves a part empty"):
+        load("digits", count=(0, 5))
+
+
+@pytest.mark.parametrize("count", [10, (2.5, 3), ("a", 3), (1, 2, 3), "12"])
+def test_a_count_is_a_pair(count):
+    with pytest.raises(DataError, match=r"is no pair of integers; write \(train, test\)"):
+        load("digits", count=count)

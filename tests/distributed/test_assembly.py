@@ -1,0 +1,134 @@
+"""A network is taken apart for ranks, or refused on every one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pararealize import pararealize
+from pararealize.errors import DistributedError
+from tests.beside import converted, mean_square, mesh_of
+from tests.models import SmallResNet
+from tests.ranks import on_ranks
+
+
+def page():
+    """Run the script that the documentation shows; what it prints."""
+    text = (Path(__file__).resolve().parents[2] / "docs/howto/distributed.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(# train.py\n.*?)```", text, re.DOTALL)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(script, "train.py", "exec"), {})
+    return printed.getvalue()
+
+
+def test_the_script_of_the_documentation_runs():
+    first, last = on_ranks(2, page)
+    assert re.fullmatch(r"(step \d: loss \d\.\d{3}\n){5}", first)
+    assert last == "rank 1 has the output, (8, 10)\n"
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def refused(call):
+    """The message of the typed error that a call raises."""
+    with pytest.raises(DistributedError) as caught:
+        call()
+    return str(caught.value)
+
+
+def refusals():
+    """One after the other on both ranks: each ends in an error on each."""
+    rank, mesh = dist.get_rank(), mesh_of(2)
+    net, batch = converted("perceptron")
+    other, _ = converted("perceptron", n=2 + rank)
+    changed = copy.deepcopy(net)
+    with torch.no_grad():
+        next(changed.parameters()).add_(rank)
+    placed, _ = converted("perceptron", devices=["cpu"])
+    normed = SmallResNet()
+    normed.layer2[-1] = normed.layer2[-2]
+    tied = pararealize(normed, n=5, example_inputs=torch.randn(2, 3, 8, 8))
+    synchronised, _ = converted("residual, batch norm")
+    synchronised.layer1[0].bn1.__class__ = nn.SyncBatchNorm
+    stage = net.distribute(mesh, timeout=20)
+
+    def step(inputs, **arguments):
+        return lambda: stage.step(inputs, **{"target": torch.zeros(()), "loss_fn": mean_square, **arguments})
+
+    def autocast():
+        with torch.autocast("cpu", torch.bfloat16, enabled=rank == 1):
+            step(batch(2))()
+
+    found = {
+        "assignment": refused(lambda: net.distribute(mesh, assignment=[4, 1], timeout=20)),
+        "one rank's assignment": refused(lambda: net.distribute(mesh, assignment=[[2, 2], [9]][rank], timeout=20)),
+        "cuts": refused(lambda: net.distribute(mesh, assignment=[[2, 2], [1, 3]][rank], timeout=20)),
+        "n": refused(lambda: other.distribute(mesh, timeout=20)),
+        "weights": refused(lambda: changed.distribute(mesh, timeout=20)),
+        "devices": refused(lambda: placed.distribute(mesh, timeout=20)),
+        "norms": refused(lambda: tied.distribute(mesh, assignment=[4, 1], timeout=20)),
+        "synchronised": refused(lambda: synchronised.distribute(mesh, timeout=20)),
+        "shapes": refused(step(batch(3 + rank))),
+        "types": refused(step(batch(7).to([torch.float64, torch.float32][rank]))),
+        "autocast": refused(autocast),
+        "call": refused([step(batch(9)), lambda: stage(batch(9))][rank]),
+    }
+    stage.train(rank == 0)
+    found["mode"] = refused(step(batch(8)))
+    stage.train()
+    assert step(batch(2))() > 0  # it goes on after what was refused
+    single, _ = converted("perceptron", n=1)
+    found["ranks"] = refused(lambda: single.distribute(mesh, timeout=20))
+    return found
+
+
+EXPECTED = {
+    "assignment": r"assignment is \[4, 1\]; pass how many of the 4 segments each of the 2 ranks takes",
+    "one rank's assignment": r"^rank 1: assignment is \[9\]",
+    "cuts": r"segments of the ranks is \(\(1, 2\), \(3, 4\)\) on rank 0, \(\(1, 1\), \(2, 4\)\) on rank 1",
+    "n": "n is 2 on rank 0, 3 on rank 1; ",
+    "weights": "the digest of .*weight is [0-9a-f]+ on rank 0, [0-9a-f]+ on rank 1; call torch.manual_seed",
+    "devices": "converted with devices=",
+    "norms": r"batch norms that several ranks share .*: layer2.*bn1 on ranks \[0, 1\]; put the segments",
+    "synchronised": r"1 synchronised batch norms \(layer1.0.bn1\) would wait",
+    "shapes": r"input input_1 is \(3, 8\) float64 on rank 0 \(segments 1 to 2, .*\), \(4, 8\) float64 on rank 1 \(",
+    "types": r"\(7, 8\) float64 on rank 0 .*, \(7, 8\) float32 on rank 1",
+    "autocast": "autocast is off on rank 0 .*, bfloat16 on rank 1 ",
+    "call": "call is step on rank 0 .*, inference on rank 1",
+    "mode": "mode is train on rank 0 .*, eval on rank 1 .*; give every rank",
+    "ranks": "2 ranks for n = 1 segments",
+}
+
+
+def test_what_cannot_be_distributed_is_refused_on_every_rank():
+    for found in on_ranks(2, refusals):
+        assert found.keys() == EXPECTED.keys()
+        for what, message in found.items():
+            assert re.search(EXPECTED[what], message), f"{what}: {message}"
+
+
+def abandoned(seconds):
+    """The second rank leaves before the second step; the first one is not left waiting."""
+    net, batch = converted("perceptron")
+    stage = net.distribute(mesh_of(2), timeout=seconds)
+    arguments = {"target": torch.zeros(()), "loss_fn": mean_square}
+    stage.step(batch(2), **arguments)
+    if stage.rank == 1:
+        return ""
+    message = refused(lambda: stage.step(batch(2), **arguments))
+    assert refused(lambda: stage(batch(2))) == message
+    return message
+
+
+def test_a_rank_that_leaves_is_named():
+    message, _ = on_ranks(2, abandoned, 3)
+    assert re.search(r"^rank 1 \(segments 3 to 4, .*\) has left", message)

@@ -1,0 +1,86 @@
+"""One-shot training: states belong to samples, and converge together with the weights; L-BFGS searches in weights."""
+
+import pytest
+import torch
+from test_mgrit import F64, Chains, example
+
+from pararealize import layer_parallel
+from pararealize.errors import MultigridError
+from pararealize.multigrid.oneshot import OneShot, SampleStates, names_of
+
+
+def made(h: float = 0.2):
+    torch.manual_seed(0)
+    x = example(8)
+    model = Chains((12,), (6,), h=h).double()
+    return layer_parallel(model, 2, 2, example_inputs=x), model, x
+
+
+def test_states_gradients_and_weights_converge_together() -> None:
+    net, model, x = made()
+    target = torch.randn(8, 2, dtype=F64)
+    one_shot = OneShot(net, torch.optim.SGD(net.parameters(), lr=0.05))
+    losses = [float(one_shot.step(lambda: (net(x) - target).square().mean())) for _ in range(40)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert net.history[-1].forward[0] < 0.03 * net.history[0].forward[0]
+    model.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        assert float((net(x) - model(x)).norm()) < 0.01 * float(model(x).norm())
+
+
+def test_samples_keep_their_states_in_any_batch() -> None:
+    """With a learning rate of zero, shuffled batches converge to the exact gradient all the same."""
+    net, model, x = made()
+    one_shot = OneShot(net, torch.optim.SGD(net.parameters(), lr=0.0))
+    for epoch in range(16):
+        order = torch.randperm(8, generator=torch.Generator().manual_seed(epoch))
+        for rows in order.split(4):
+            one_shot.step(lambda rows=rows: net(x[rows]).square().sum(), names_of(x[rows]))
+    assert len(one_shot.states) == 8
+    assert net.history[-1].forward[0] < 1e-10
+    assert net.history[-1].backward[0] < 1e-10
+    ours = net.chains[0][3].first.weight.grad
+    model(x[rows]).square().sum().backward()
+    torch.testing.assert_close(ours, model.chains[0][3].first.weight.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_a_new_sample_starts_from_a_coarse_guess() -> None:
+    states = SampleStates()
+    assert states.of(["a"]) == {}
+    states.keep(["a", "b"], {"forward": [torch.tensor([[1.0], [2.0]])]})
+    assert states.of(["a", "c"]) == {}
+    states.keep(["c", "a"], {"forward": [torch.tensor([[3.0], [4.0]])]})
+    assert states.of(["a", "b", "c"])["forward"][0].flatten().tolist() == [4.0, 2.0, 3.0]
+    assert len(states) == 3
+
+
+def test_names_are_those_of_values() -> None:
+    x = torch.randn(4, 3)
+    assert names_of(x[[2, 0]]) == [names_of(x)[2], names_of(x)[0]]
+    assert len(set(names_of(x))) == 4
+
+
+def test_lbfgs_with_a_line_search() -> None:
+    """Every evaluation of a step begins from the same states, so that the loss is a function of the weights."""
+    net, _, x = made()
+    target = torch.randn(8, 2, dtype=F64)
+    one_shot = OneShot(net, torch.optim.LBFGS(net.parameters(), max_iter=4, line_search_fn="strong_wolfe"), 2)
+    begins = []
+    net.register_forward_pre_hook(
+        lambda module, _: begins.append([id(point) for point in module.states.get("forward", [])])
+    )
+    losses = []
+    for _ in range(8):
+        begins.clear()
+        losses.append(float(one_shot.step(lambda: (net(x) - target).square().mean())))
+        assert len(begins) > 1
+        assert all(begin == begins[0] for begin in begins)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_refusals() -> None:
+    net, _, _ = made()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for arguments in ((0,), (1, 0)):
+        with pytest.raises(MultigridError, match="iterations are 0"):
+            OneShot(net, optimizer, *arguments)

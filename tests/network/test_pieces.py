@@ -1,0 +1,172 @@
+"""Pieces compute what the network computes, each by itself, and none changes what another one reads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from pararealize.analysis.blocks import find_blocks
+from pararealize.compiler import make_plan
+from pararealize.errors import CutError
+from pararealize.network.pieces import Pieces
+from pararealize.plan.plan import Plan
+from pararealize.tracing.front_end import capture
+from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
+
+
+def pieces_of(model: nn.Module, *inputs: Tensor, n: int = 2, **options: object) -> tuple[Pieces, nn.Module]:
+    """The pieces, and the root to run them over."""
+    captured = capture(model, inputs)
+    chain = find_blocks(captured)
+    plan: Plan = make_plan(chain, n, coarse="linear", **options)  # type: ignore[arg-type]
+    return Pieces(chain, plan), captured.graph_module
+
+
+def run(root: nn.Module, graph: fx.Graph, *inputs: Tensor) -> tuple[Tensor, ...]:
+    results = fx.GraphModule(root, graph)(*inputs)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def in_sequence(pieces: Pieces, root: nn.Module, *inputs: Tensor) -> Tensor:
+    """The original network out of its pieces, one after the other."""
+    known = dict(zip(pieces.placeholders, inputs, strict=True))
+    if pieces.computed:
+        known |= dict(zip(pieces.computed, run(root, pieces.graphs["context"], *inputs), strict=True))
+    z, *more = run(root, pieces.graphs["stem"], *inputs)
+    known |= dict(zip(pieces.from_stem, more, strict=True))
+    for j in range(1, pieces.plan.n + 1):
+        (z,) = run(root, pieces.graphs[f"g{j}"], z, *(known[node] for node in pieces.reads[j - 1]))
+    (result,) = run(root, pieces.graphs["head"], z, *(known[node] for node in pieces.chain.head.context))
+    return result
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    "model, inputs",
+    [
+        (SmallResNet(), [torch.randn(2, 3, 8, 8)]),
+        (MaskedTransformer(), [torch.randint(0, 11, (2, 5))]),
+        (SharedBias(), [torch.randn(2, 6)]),
+        (Perceptron(), [torch.randn(2, 8)]),
+    ],
+)
+def test_pieces_in_sequence_are_the_network(model: nn.Module, inputs: list[Tensor], n: int) -> None:
+    model.eval()
+    pieces, root = pieces_of(model, *inputs, n=n)
+    assert list(pieces.graphs)[-1] == "head"
+    root.eval()
+    given = [value.clone() for value in inputs]
+    assert torch.equal(in_sequence(pieces, root, *given), model(*inputs))
+    assert not any(node.meta for graph in pieces.graphs.values() for node in graph.nodes)
+
+
+def changed_inputs(pieces: Pieces, root: nn.Module) -> set[str]:
+    """The pieces that change a value which they are given."""
+    entering = {"stem": pieces.placeholders, "context": pieces.placeholders}
+    for j, read in enumerate(pieces.reads, 1):
+        entering[f"g{j}"] = [pieces.chain.blocks[pieces.spans[j - 1][0]].input, *read]
+    found = set()
+    for name, nodes in entering.items():
+        if name in pieces.graphs:
+            given = [torch.randn(node.meta["val"].shape) for node in nodes]
+            kept = [value.clone() for value in given]
+            run(root, pieces.graphs[name], *given)
+            found |= {name for a, b in zip(given, kept, strict=True) if not torch.equal(a, b)}
+    return found
+
+
+class InPlaceFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.linear = nn.ReLU(inplace=True), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.relu(x))
+
+
+def test_an_interface_is_not_overwritten_in_place() -> None:
+    """Behind an adapter the input is read again for the residual; in the first segment nobody else reads it."""
+    model, x = nn.Sequential(nn.Linear(4, 4), *(InPlaceFirst() for _ in range(3))), torch.randn(2, 4)
+    pieces, root = pieces_of(model, x, n=3, source="input")
+    assert changed_inputs(pieces, root) == {"g1"}
+    assert "clone" in str(pieces.graphs["g2"])
+    from_stem, root = pieces_of(model, x, n=3, source="stem")
+    assert changed_inputs(from_stem, root) == set(), "adapters read the stem's output too"
+    alone, root = pieces_of(model, x, n=1, source="stem")
+    assert changed_inputs(alone, root) == {"g1"}
+
+
+class Scaled(nn.Module):
+    """Changes its input in place, with a parameter: the state begins with that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.linear = nn.Parameter(torch.full((4,), 2.0)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mul_(self.gain))
+
+
+def test_the_raw_input_is_not_overwritten_where_adapters_read_it() -> None:
+    for block in (Scaled, InPlaceFirst):
+        model, x = nn.Sequential(*(block() for _ in range(3))), torch.randn(2, 4)
+        pieces, root = pieces_of(model, x, n=3)
+        assert (pieces.entry.op == "placeholder") == (block is Scaled)
+        assert changed_inputs(pieces, root) == set()
+        alone, root = pieces_of(model, x, n=1)
+        assert changed_inputs(alone, root) == {"g1" if block is Scaled else "stem"}, "as the network itself does"
+
+
+class Normalising(nn.Module):
+    """Changes its input in the stem, a mask on the way, and reads a view of what it has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layers = nn.Linear(4, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        doubled = mask + mask
+        half = doubled[:, :]
+        x = self.first(x.sub_(1))
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x)) * half
+            doubled.mul_(0.5)
+        return x
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_nothing_that_is_read_twice_is_overwritten(n: int) -> None:
+    model, x, mask = Normalising(), torch.randn(2, 4), torch.rand(2, 4)
+    pieces, root = pieces_of(model, x, mask, n=n, source="stem")
+    assert changed_inputs(pieces, root) == set()
+    assert torch.equal(in_sequence(pieces, root, x.clone(), mask), model(x.clone(), mask))
+
+
+def test_context_is_handed_out_before_it_changes() -> None:
+    """The context piece makes all states of the mask; an early one is no view of the last."""
+    pieces, root = pieces_of(Normalising(), torch.randn(2, 4), torch.rand(2, 4), n=3, source="stem")
+    values = run(root, pieces.graphs["context"], torch.randn(2, 4), torch.ones(2, 4))
+    states = {float(value.flatten()[0]) for value in values}
+    assert {2.0, 1.0, 0.5} <= states
+
+
+class Noisy(nn.Module):
+    """Draws once and reads it everywhere, or draws anew in each layer."""
+
+    def __init__(self, once: bool) -> None:
+        super().__init__()
+        self.layers, self.once = nn.ModuleList(nn.Linear(4, 4) for _ in range(4)), once
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.rand_like(x) if self.once else None
+        for layer in self.layers:
+            x = torch.tanh(layer(x) + (torch.rand_like(x) if noise is None else noise))
+        return x
+
+
+def test_random_numbers_are_drawn_by_one_piece() -> None:
+    pieces, _ = pieces_of(Noisy(once=False), torch.randn(2, 4), n=3)
+    assert sum(str(graph).count("rand_like](") for graph in pieces.graphs.values()) == 4
+    with pytest.raises(CutError, match=r"random numbers are read by several parts.*rand_like in .*make them an input"):
+        pieces_of(Noisy(once=True), torch.randn(2, 4), n=3)

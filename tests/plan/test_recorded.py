@@ -1,0 +1,63 @@
+"""Records of a step with sums over ranks give the timeline that was simulated; those of none are in test_timeline."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pararealize.plan.recorded import needs_of, spans_of
+from pararealize.plan.simulation import simulate
+from pararealize.plan.timeline import Timeline
+from tests.plans import plan_of
+
+
+def records_of(timeline: Timeline) -> list[tuple]:
+    """What the ranks of that step would have recorded: coarse blocks of a sum once a rank, backward."""
+    found = []
+    for a in timeline.actions:
+        span = (a.direction, a.start, a.end)
+        if a.kind != "transfer":
+            word = {"d": "difference", "s": "sum"}.get(a.name[0] * (a.kind == "coarse"), a.kind)
+            found.append((a.rank, a.j, word, *span))
+            continue
+        j, forward = int(a.name[1:]), a.direction == "forward"
+        if a.name[0] == "t" or (not forward and (a.to != a.rank - 1 or f"t{j}" in {b.name for b in timeline.actions})):
+            found.append((a.rank, j, "send sum", a.direction, a.start, a.start))
+            found.append((a.to, j, "receive sum", *span))
+            continue
+        found.append((a.rank, j if forward else j + 1, "send", a.direction, a.start, a.start))
+        found.append((a.to, j + 1 if forward else j, "receive", *span))
+    return found
+
+
+def facts(timeline: Timeline, *, needs: bool = True) -> dict:
+    return {
+        str(a): (a.kind, a.rank, a.to, round(a.start, 6), round(a.end, 6))
+        + (({str(timeline.actions[i]) for i in a.after},) if needs else ())
+        for a in timeline.actions
+    }
+
+
+@pytest.mark.parametrize("stages", [[3], [5], [9], [4, 3], [1, 4, 1, 3]])
+def test_records_of_sums_give_the_same_timeline(stages):
+    n = sum(stages)
+    timeline = simulate(plan_of(stages, kind="linear"), latency=0.5, rate=1.0, reduce_linear=True)
+    assert any(a.name[0] == "t" for a in timeline.actions)
+    records = records_of(timeline)
+    random.Random(0).shuffle(records)
+    recorded = Timeline.recorded(records, model="Made", n=n)
+    assert facts(recorded, needs=False) == facts(timeline, needs=False)
+    theirs = facts(timeline)
+    for name, row in facts(recorded).items():
+        if name[0] == "s" and name != "stem" and name != "stem'":  # sums may wait for any that have come
+            assert theirs[name][-1] <= row[-1]
+        else:
+            assert theirs[name][-1] == row[-1], name
+    assert [str(a) for a in recorded.critical_path] == [str(a) for a in timeline.critical_path]
+
+
+def test_a_message_of_a_sum_alone_waits_for_nothing_that_is_known():
+    spans = spans_of([(0, 2, "send sum", "forward", 0.0, 0.0), (1, 2, "receive sum", "forward", 0.0, 1.0)], 3)
+    assert spans == {("t2", "forward"): (0, 2, 0.0, 1.0, 1)}
+    assert needs_of(("t2", "forward"), spans, 3, "input") == set()

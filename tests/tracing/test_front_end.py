@@ -1,0 +1,58 @@
+"""Capture reads real forward passes, follows mode and batch size, leaves the model as found, and refuses the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from pararealize.tracing.front_end import capture
+from tests.models import MaskedTransformer, SmallResNet, StochasticDepth
+
+
+def outputs(model: nn.Module, graph: nn.Module, *inputs: Tensor) -> list[Any]:
+    """What model and graph give for one random state."""
+    results = []
+    for network in (model, graph):
+        torch.manual_seed(3)
+        results.append(network(*inputs))
+    return results
+
+
+IDS = torch.randint(0, 11, (4, 7))
+NETWORKS = {
+    "convolutions": (SmallResNet(), torch.randn(4, 3, 8, 8)),
+    "functional dropout and a mask": (MaskedTransformer(), IDS),
+    "stochastic depth": (nn.Sequential(*(StochasticDepth() for _ in range(3))), torch.randn(4, 6)),
+    "lstm": (nn.LSTM(3, 5, batch_first=True), torch.randn(4, 6, 3)),
+}
+
+
+def test_modules_stay_calls_with_qualified_names() -> None:
+    captured = capture(SmallResNet(depth=1), torch.randn(2, 3, 8, 8))
+    targets = [node.target for node in captured.graph.nodes if node.op == "call_module"]
+    assert targets[:3] == ["conv", "layer1.0.conv1", "layer1.0.bn1"]
+    assert targets[-1] == "fc"
+
+
+def test_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = SmallResNet()
+    captured = capture(model, torch.empty(2, 3, 8, 8, device="meta"))
+    assert captured.graph_module(torch.empty(5, 3, 8, 8, device="meta")).shape == (5, 3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_symbolic_tracing_sees_the_same_modules_in_the_same_order(name: str) -> None:
+    """An independent reading, where there is one: these forwards have no control flow."""
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, weights=None)
+    captured = capture(model, torch.empty(2, 3, 224, 224, device="meta"))
+    ours, theirs = (
+        [node.target for node in graph.nodes if node.op == "call_module"]
+        for graph in (captured.graph, torch.fx.symbolic_trace(model).graph)
+    )
+    assert ours == theirs

@@ -1,0 +1,67 @@
+"""A graph written anew computes what the captured one does, but for what stands in the place of nodes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx, nn
+
+from pararealize.errors import ExampleError
+from pararealize.tracing.front_end import capture
+from pararealize.tracing.graph_copy import Transcript
+
+X = torch.randn(3, 4)
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.a(x)) * torch.sigmoid(self.b(x))
+
+
+def nodes(captured, name: str) -> list[fx.Node]:
+    return [node for node in captured.graph.nodes if name in str(node.target)]
+
+
+def test_nothing_replaced_is_the_same_network():
+    model = Gated()
+    captured = capture(model, X)
+    transcript = Transcript()
+    transcript.write(captured, {}, ())
+    assert len(transcript.graph.nodes) == len(captured.graph.nodes)
+    assert not any(node.meta for node in transcript.graph.nodes)
+    assert torch.equal(fx.GraphModule(model, transcript.graph)(X), model(X))
+
+
+def test_something_stands_in_the_place_of_a_node_and_a_branch_is_left_out():
+    model = Gated()
+    captured = capture(model, X)
+    (product,), (gate,) = nodes(captured, "mul"), nodes(captured, "sigmoid")
+    transcript, called = Transcript(), []
+
+    def alone() -> None:
+        called.append(len(transcript.graph.nodes))
+        transcript.known[product] = transcript.known[next(node for node in product.all_input_nodes if node is not gate)]
+
+    transcript.write(captured, {product: alone}, {gate})
+    assert len(called) == 1
+    assert gate not in transcript.known
+    assert torch.equal(fx.GraphModule(model, transcript.graph)(X), torch.relu(model.a(X)))
+
+
+class Scaled(Gated):
+    def forward(self, x: torch.Tensor, scale: int = 2) -> torch.Tensor:
+        return super().forward(x) * scale
+
+
+def test_plain_values_are_checked_as_in_the_captured_graph():
+    model = Scaled()
+    transcript = Transcript()
+    transcript.write(capture(model, (X, 3)), {}, ())
+    written = fx.GraphModule(model, transcript.graph)
+    assert torch.equal(written(X, 3), model(X, 3))
+    with pytest.raises(ExampleError, match="scale"):
+        written(X, 4)

@@ -1,0 +1,49 @@
+"""A graph that is not the model is refused, and every refusal names fact, place and remedy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pararealize.errors import CaptureError, ExampleError, ModelError
+from pararealize.tracing.front_end import capture
+from tests.models import Auxiliary, Branching, MaskedTransformer, SmallResNet
+
+
+def test_refusals_name_fact_place_and_remedy() -> None:
+    with pytest.raises(
+        CaptureError, match=r"Branching.*models\.py:\d+ `if x.sum\(\) > 0:`.*values of a tensor.*leaf_modules"
+    ):
+        capture(Branching(), torch.randn(2, 4))
+    with pytest.raises(CaptureError, match=r"depends on train\(\)/eval\(\).*aux_logits=False"):
+        capture(Auxiliary(), torch.randn(2, 4))
+    with pytest.raises(ExampleError, match=r"SmallResNet does not accept.*x \(2, 4\) float32"):
+        capture(SmallResNet(), torch.randn(2, 4))
+    with pytest.raises(ExampleError, match=r"do not fit SmallResNet.forward\(x.*\).*missing a required argument: 'x'"):
+        capture(SmallResNet(), {"y": torch.randn(2, 4)})
+    with pytest.raises(ExampleError, match=r"first layer is Embedding; pass example_inputs"):
+        capture(MaskedTransformer())
+    with pytest.raises(ExampleError, match="is a list; only tensors and plain values"):
+        capture(SmallResNet(), ([torch.randn(2, 3, 8, 8)],))
+    with pytest.raises(ModelError, match="has no parameters"):
+        capture(nn.ReLU(), torch.randn(2, 4))
+    with pytest.raises(CaptureError, match="leaf_modules names 'layer9'"):
+        capture(SmallResNet(), torch.randn(2, 3, 8, 8), leaf_modules=["layer9"])
+
+
+def test_a_wrong_graph_is_refused() -> None:
+    """The last check: a value computed where no recorder can see it is found by running the graph."""
+    hidden = [0.0]
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden[0] += 1.0
+            return self.linear(x) * hidden[0]
+
+    with pytest.raises(CaptureError, match=r"differs from the model in train mode with a batch of 2 by up to"):
+        capture(Counting(), torch.randn(2, 4))

@@ -1,0 +1,77 @@
+"""Scores against a loop by hand; training flags as found; networks that give no logits."""
+
+import pytest
+import torch
+from torch import nn
+
+from pararealize import Recipe, evaluate, fit
+from pararealize.errors import ExampleError
+from pararealize.train.run.score import logits_of
+from tests.training import chain, network, samples
+
+
+def test_a_score_is_that_of_a_loop_by_hand():
+    net, data = network(), samples()
+    score = evaluate(net, data)
+    net.eval()
+    output = net(data.test_images).double()
+    loss = nn.functional.cross_entropy(output, data.test_labels)
+    assert score.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert score.count == 13
+    assert score.error == pytest.approx((output.argmax(1) != data.test_labels).double().mean().item())
+    assert score.accuracy == 1 - score.error
+    assert str(score) == f"error {score.error:.2%}, loss {score.loss:.4f} on 13 samples"
+
+
+def test_flags_and_statistics_stay():
+    net = chain()
+    net[1].eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    flags = [module.training for module in net.modules()]
+    evaluate(net, samples())
+    assert [module.training for module in net.modules()] == flags
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+class Wrapped(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.inner, self.way = chain(), way
+
+    def forward(self, x):
+        return self.way(self.inner(x))
+
+
+def test_logits_may_be_wrapped():
+    expected = evaluate(chain(), samples())
+    assert evaluate(Wrapped(lambda y: {"logits": y}), samples()) == expected
+
+
+@pytest.mark.parametrize(
+    "way, told",
+    [
+        (lambda y: y.mean(1), r"for 8 samples the network gives a tensor of shape \(8,\)"),
+        (lambda y: y[:1], r"a tensor of shape \(1, 8\).*logits of shape \(8, classes\)"),
+        (lambda y: (y, y), "gives tuple"),
+        (lambda y: {"features": y}, "gives dict"),
+    ],
+)
+def test_no_logits(way, told):
+    with pytest.raises(ExampleError, match=told):
+        evaluate(Wrapped(way), samples())
+
+
+def test_logits_of_an_object():
+    class Output:
+        logits = torch.zeros(2, 3)
+
+    assert logits_of(Output(), torch.zeros(2)) is Output.logits
+
+
+def test_too_few_classes():
+    few, data = Wrapped(lambda y: y[:, :2]), samples()
+    told = r"logits of 2 classes and the data has 3; build it with at least as many outputs \(num_classes=3\)"
+    with pytest.raises(ExampleError, match=told):
+        evaluate(few, data)
+    with pytest.raises(ExampleError, match=told):
+        fit(few, data, Recipe(epochs=1))

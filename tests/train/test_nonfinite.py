@@ -1,0 +1,141 @@
+"""Where something became infinite: a fault put into each part in turn is found there."""
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pararealize import pararealize, run_local
+from pararealize.distributed.world import Team
+from pararealize.models import resnet20
+from pararealize.train.nonfinite import backward_fault, forward_fault
+from tests.training import WIDTH, chain, network
+
+PARTS = {
+    "the stem C^1": "stem",
+    "adapter C^2": "adapters.C2",
+    "segment 1": "segments.g1",
+    "segment 2": "segments.g2",
+    "segment 3": "segments.g3",
+    "coarse block F^1": "coarse.F1",
+    "coarse block F^2": "coarse.F2",
+    "the head": "head",
+}
+
+
+@functools.cache
+def converted():
+    torch.manual_seed(0)
+    return pararealize(resnet20(num_classes=3), 3, coarse="linear")
+
+
+def images():
+    return copy.deepcopy(converted()), torch.randn(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize("where", PARTS)
+@pytest.mark.parametrize("runtime", ["module", "local"])
+def test_forward(where, runtime):
+    net, x = images()
+    part = net.get_submodule(PARTS[where])
+    part.register_forward_hook(lambda _, __, y: y * math.inf)
+    buffers = [buffer.clone() for buffer in net.buffers()]
+    fault = forward_fault(net if runtime == "module" else run_local(net), x, Team())
+    assert fault.where.partition(" (")[0] == where
+    assert not fault.weights
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
+    assert len(part._forward_hooks) == 1
+
+
+def test_the_first_module_in_the_part_is_named():
+    net, x = images()
+    net.get_submodule("stage2.1.conv2").register_forward_hook(lambda _, __, y: y / 0)
+    fault = forward_fault(net, x, Team())
+    assert fault.where.startswith("segment 2 (stage1.2 to")
+    assert str(fault) == f"{fault.where}, at stage2.1.conv2"
+
+
+def test_weights_that_are_not_finite_are_told():
+    net, x = images()
+    with torch.no_grad():
+        net.get_parameter("stage3.1.conv1.weight")[0] = math.nan
+    fault = forward_fault(net, x, Team())
+    assert fault.where.startswith("segment 3")
+    assert str(fault).endswith("at stage3.1.conv1, whose weights are not finite")
+
+
+def test_a_batch_that_is_not_finite():
+    net, x = images()
+    x[0] = math.nan
+    assert forward_fault(net, x, Team()).where == "the batch"
+
+
+def test_a_loss_of_finite_logits():
+    net, x = images()
+    assert forward_fault(net, x, Team()).where == "the loss"
+    assert backward_fault(net, Team()).where == "the loss"
+
+
+def test_an_original_names_its_first_module():
+    net = chain()
+    net[8].register_forward_hook(lambda _, __, y: y * math.nan)
+    fault = forward_fault(net, torch.randn(4, WIDTH), Team())
+    assert str(fault) == "8"
+
+
+class Late(nn.Module):
+    """Modules that are called in another order than they were made in, and by names that parts have."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.g1 = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.head(self.g1(x))
+
+
+def test_an_originals_modules_are_taken_in_the_order_of_calls():
+    net = Late()
+    for module in (net.head, net.g1):
+        module.register_forward_hook(lambda _, __, y: y * math.nan)
+    assert forward_fault(net, torch.randn(4, WIDTH), Team()).where == "g1"
+
+
+@pytest.mark.parametrize(
+    "where, parameter",
+    [
+        ("the head", "fc.weight"),
+        ("coarse block F^2", "coarse.F2.project.conv.weight"),
+        ("segment 3", "stage3.0.conv1.weight"),
+        ("segment 1", "stage1.0.conv2.weight"),
+        ("adapter C^2", "adapters.C2.project.weight"),
+        ("the stem C^1", "conv1.weight"),
+    ],
+)
+def test_backward(where, parameter):
+    net, x = images()
+    net.get_parameter(parameter).register_hook(lambda gradient: gradient * math.inf)
+    net(x).square().mean().backward()
+    fault = backward_fault(net, Team())
+    assert fault.where.partition(" (")[0] == where
+    assert fault.module == parameter
+
+
+def test_gradients_pass_from_the_head_to_the_stem():
+    net = network(dropout=0.0)
+    for name in ("8.weight", "adapters.C2.project.weight", "16.weight"):
+        if name in dict(net.named_parameters()):
+            net.get_parameter(name).register_hook(lambda gradient: gradient * math.nan)
+    net(torch.randn(4, WIDTH)).square().mean().backward()
+    assert backward_fault(net, Team()).module == "16.weight"
+
+
+def test_an_originals_gradients():
+    net = chain()
+    for name in ("4.weight", "12.bias"):
+        net.get_parameter(name).register_hook(lambda gradient: gradient * math.nan)
+    net(torch.randn(4, WIDTH)).square().mean().backward()
+    assert str(backward_fault(net, Team())) == "12.bias"
