@@ -70,12 +70,12 @@ def write(pnet: PararealModule, folder: Path, recipe: Recipe, *, picture: str) -
     """
     from safetensors.torch import save_model
 
-    from pararealize import plots
+    from pararealize.plan.figure import draw_plan
 
     plan, code, weights = folder / "plan.json", folder / "model.py", folder / "weights.safetensors"
     plan.write_text(pnet.plan.to_json(), encoding="utf-8")
     code.write_text(source_code(pnet, recipe), encoding="utf-8")
-    drawn = plots.draw_plan(pnet.plan, folder / f"network.{picture}", title=recipe.model)
+    drawn = draw_plan(pnet.plan, folder / f"network.{picture}", title=recipe.model)
     if any(tensor.is_meta for tensor in pnet.state_dict().values()):
         return [plan.name, code.name, drawn.name]
     save_model(pnet, str(weights))

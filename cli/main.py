@@ -269,9 +269,9 @@ def demo(
                 console.print(line)
             progress(f"step {min(step.number + 1, steps)} of {steps}")
     if plot is not None:
-        from pararealize import plots
+        from pararealize.train.run.curves import draw_losses
 
-        plots.draw_losses(losses, plot, title=f"{model} on the digits, n = {n}")
+        draw_losses(losses, plot, title=f"{model} on the digits, n = {n}")
     if as_json:
         print_json(report.plan_json(pnet.plan) | {"losses": losses})
     else:

@@ -15,11 +15,10 @@ from torch import nn
 from pararealize.analysis.blocks import Block, BlockChain, RefusedCut, find_blocks
 from pararealize.analysis.cost import BlockCost, Costs, count_costs
 from pararealize.analysis.fields.field import Fields, receptive_fields
+from pararealize.errors import FieldError
 from pararealize.plan.plan import Plan
-from pararealize.plan.table import count
+from pararealize.table import count
 from pararealize.tracing.front_end import capture
-
-from .errors import FieldError
 
 __all__ = [
     "Inspection",

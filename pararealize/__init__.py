@@ -39,17 +39,19 @@ from pararealize.distributed.stage import Stage
 from pararealize.multigrid.module import LayerParallel, layer_parallel
 from pararealize.multigrid.prolongation import prolong
 from pararealize.network.local.module import LocalModule, capture_graphs, run_local
+from pararealize.network.measurement import measure_network
 from pararealize.network.module import PararealModule, emit
 from pararealize.plan.plan import Plan
 from pararealize.plan.simulation import simulate
 from pararealize.plan.timeline import Timeline
-from pararealize.plan.times import Times, measure_network, plan_times
+from pararealize.plan.times import Times, plan_times
 from pararealize.plan.transfer import Transfer
 from pararealize.planning.search import plan_segments
 from pararealize.restacking.batchnorm import recalibrate_batchnorm
 from pararealize.restacking.module import RestackedModule, restack
 from pararealize.restacking.tableaux import Tableau
-from pararealize.tracing.front_end import Capture, capture
+from pararealize.tracing.captured import Capture
+from pararealize.tracing.front_end import capture
 from pararealize.train.loop import evaluate, fit
 from pararealize.train.recipe import Recipe
 from pararealize.train.run.history import History

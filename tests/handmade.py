@@ -1,7 +1,8 @@
 """Plans written by hand, for tests of what prints and draws them: no network is captured."""
 
 from pararealize.analysis.space import Space
-from pararealize.plan.plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan
+from pararealize.plan.plan import PartPlan, Plan, SegmentPlan
 
 SPACES = [Space(shape=shape, channel=0, dtype="float32") for shape in [(64, 32, 32), (128, 16, 16), (256, 8, 8)]]
 IMAGE = Space(shape=(3, 32, 32), channel=0, dtype="float32")

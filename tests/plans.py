@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pararealize.analysis.space import Space
-from pararealize.plan.plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan
+from pararealize.plan.plan import PartPlan, Plan, SegmentPlan
 
 __all__ = ["BYTES", "plan_of"]
 

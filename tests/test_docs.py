@@ -15,7 +15,7 @@ from pararealize_cli.main import app
 
 PAGES = Path(__file__).resolve().parent.parent / "docs"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-MODULES = sorted(module.name for module in pkgutil.iter_modules(pararealize.__path__))
+MODULES = sorted(module.name for module in pkgutil.walk_packages(pararealize.__path__, "pararealize."))
 NETWORK = re.compile(r"```python\n# (?P<name>\w+\.py)\n(?P<code>.*?)```", re.DOTALL)
 CONSOLE = re.compile(r"```console\n\$ (?P<command>pararealize .*?)\n(?P<output>.*?)```", re.DOTALL)
 
@@ -23,7 +23,7 @@ CONSOLE = re.compile(r"```console\n\$ (?P<command>pararealize .*?)\n(?P<output>.
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str) -> None:
     """Every ``>>>`` of a module's docstrings gives what stands below it."""
-    module = importlib.import_module(f"pararealize.{name}")
+    module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=FLAGS)
     assert failed == 0
 

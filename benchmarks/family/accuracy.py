@@ -12,9 +12,10 @@ from benchmarks.processes.networks import Chain
 from pararealize import layer_parallel, pararealize
 from pararealize.data.catalogue import load
 from pararealize.multigrid.module import LayerParallel
-from pararealize.multigrid.monitor import Monitor, MonitoredStep
+from pararealize.multigrid.monitor import Monitor
 from pararealize.train.loop import evaluate, fit
 from pararealize.train.recipe import Recipe
+from pararealize.train.steps import MonitoredStep
 
 __all__ = ["EPOCHS", "WAYS", "measure"]
 

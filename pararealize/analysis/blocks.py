@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from pararealize.errors import CutError
-from pararealize.tracing.front_end import Capture
+from pararealize.tracing.captured import Capture
 from pararealize.tracing.module_view import Piece
 from pararealize.tracing.subgraph import subgraph
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from pararealize.tracing.front_end import Capture
+from pararealize.tracing.captured import Capture
 from pararealize.tracing.merging import size_of
 
 __all__ = ["Flow", "RefusedCut", "flow_of"]

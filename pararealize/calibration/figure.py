@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pararealize.plan.figure import FAINT, INK, LINE, save_figure
+from pararealize.figure import FAINT, INK, LINE, save_figure
 
 from .report import Calibration
 

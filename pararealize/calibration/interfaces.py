@@ -70,7 +70,7 @@ class Interfaces:
 
     def __init__(self, net: PararealModule) -> None:
         self.net, self.n = net, net.plan.n
-        self._places = net._devices
+        self._places = net.devices
         nodes = list(net.graph.nodes)
         late: set[fx.Node] = set()
         self._early: list[fx.Node] = []

@@ -33,7 +33,7 @@ from .units import CoarseBlock, Copies, depthwise_units, linear_map, paper_units
 if TYPE_CHECKING:
     from pararealize.analysis.blocks import Block, BlockChain
     from pararealize.analysis.fields.field import Fields, ReceptiveField
-    from pararealize.plan.plan import CoarsePlan
+    from pararealize.coarse.spec import CoarsePlan
 
 __all__ = [
     "KINDS",

@@ -115,7 +115,7 @@ def distribute(
 
 def _layout(net: PararealModule, groups: Groups, assignment: Sequence[int] | None) -> Layout:
     """Who owns what, after refusing what cannot be distributed."""
-    if net._devices is not None:
+    if net.devices is not None:
         raise DistributedError(
             "the network was converted with devices=[...], for one process; leave devices out: the mesh says where "
             "each segment runs"

@@ -86,8 +86,8 @@ def share_of(
             here.register_buffer(name, copy.deepcopy(there._buffers[name], memo), persistent=persistent)
     parts: dict[str, nn.Module] = {}
     for name in names:
-        if name in net._pieces:
-            parts[name] = Piece(tree, copy.deepcopy(net._pieces[name]), name)
+        if name in net.pieces:
+            parts[name] = Piece(tree, copy.deepcopy(net.pieces[name]), name)
     for name in names:
         if name not in parts:
             target = targets[name]
@@ -130,7 +130,7 @@ def _unnamed(net: PararealModule | LayerParallel) -> dict[str, bool]:
     used: set[int] = set()
     paths: set[str] = set()
     added = [name for path in ("adapters", "coarse") if path in net._modules for name in module_at(net, path)._modules]
-    for name in (*net._pieces, *added):
+    for name in (*net.pieces, *added):
         calls, attributes = tensors_of(net, name)
         used.update(id(t) for t in _tensors(net, dict.fromkeys(calls), dict.fromkeys(attributes)))
         paths.update(calls, attributes)

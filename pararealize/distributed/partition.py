@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from pararealize.errors import DistributedError
+from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.tracing.operations import as_captured
 from pararealize.tracing.subgraph import draws
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Layout",
-    "Part",
     "SharedValue",
     "assign",
     "differentiable",
@@ -36,22 +35,6 @@ __all__ = [
     "signature_of",
     "tensors_of",
 ]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One call of the network's graph.
-
-    Attributes:
-        target: ``"stem"``, ``"context"``, ``"adapters.C2"``, ``"segments.g1"``, ``"coarse.F1"``, ``"head"``; for a
-            coarse block that is g^{j+1} itself, ``"segments.g2"``.
-        reads: names of what it is called with, without the activation of a segment, a coarse block and the head.
-        gives: names of what it gives, where others read that by name.
-    """
-
-    target: str
-    reads: tuple[str, ...]
-    gives: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +71,8 @@ class Layout:
     @classmethod
     def of(cls, net: PararealModule, runs: Sequence[tuple[int, int]]) -> Layout:
         """Read the network's graph."""
-        parts = _read(net.graph)
-        everywhere = "context" in parts and _is_free(net, net._pieces["context"])
+        parts = net.parts
+        everywhere = "context" in parts and _is_free(net, net.pieces["context"])
         readers: dict[str, set[int]] = {}
         for rank in range(len(runs)):
             for name in part_names(parts, runs, rank):
@@ -99,7 +82,7 @@ class Layout:
         for maker in ("context", "stem"):
             if maker not in parts or (maker == "context" and everywhere):
                 continue
-            flags = differentiable(net, net._pieces[maker])
+            flags = differentiable(net, net.pieces[maker])
             for name, flag in zip(parts[maker].gives, flags, strict=True):
                 others = tuple(sorted(readers.get(name, set()) - {0}))
                 values.append(SharedValue(name=name, readers=others, differentiable=flag))
@@ -142,26 +125,6 @@ def part_names(
         if rank == 0 if not context else any(made.intersection(parts[name].reads) for name in names):
             names.insert(0, "context")
     return tuple(names)
-
-
-def _read(graph: fx.Graph) -> dict[str, Part]:
-    """Every part of the network with what it reads, from the graph that :func:`~pararealize.network.module.emit` wrote."""
-    parts = {}
-    for node in graph.nodes:
-        if node.op != "call_module":
-            continue
-        target = str(node.target)
-        reads = [argument.name for argument in node.args]
-        name = node.name.replace("_", "") if node.name.startswith("F_") else target.rpartition(".")[2]
-        if name in ("stem", "context"):
-            items = [user for user in node.users if user.target is operator.getitem]
-            gives = [item.name for item in sorted(items, key=lambda item: int(item.args[1]))]
-            parts[name] = Part(target=target, reads=tuple(reads), gives=tuple(gives) or (node.name,))
-        elif target.startswith("adapters."):
-            parts[name] = Part(target=target, reads=tuple(reads))
-        else:
-            parts[name] = Part(target=target, reads=tuple(reads[1:]))
-    return parts
 
 
 def signature_of(graph: fx.Graph) -> inspect.Signature:
@@ -247,7 +210,7 @@ def tensors_of(net: PararealModule | LayerParallel, name: str) -> tuple[tuple[st
     if name[0] in "CF" and name[1:].isdigit():
         path = f"{'adapters' if name[0] == 'C' else 'coarse'}.{name}"
         return ((path,), ()) if name in module_at(net, path.partition(".")[0])._modules else ((), ())
-    nodes = list(net._pieces[name].nodes)
+    nodes = list(net.pieces[name].nodes)
     calls = dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module")
     attributes = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
     return tuple(calls), tuple(attributes)

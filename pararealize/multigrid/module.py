@@ -26,8 +26,10 @@ from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import Layers, check_plain_inputs, find_layers
 from pararealize.multigrid.solver.propagators import TimeStep
 from pararealize.multigrid.solver.solver import Cycle, Relaxation, check_iterations
+from pararealize.plan.parts import Part
 from pararealize.restore import ordinary_mode
-from pararealize.tracing.front_end import Capture, capture
+from pararealize.tracing.captured import Capture
+from pararealize.tracing.front_end import capture
 from pararealize.tracing.module_copy import CONTENTS, own_tree
 from pararealize.tracing.module_view import Piece
 
@@ -151,10 +153,17 @@ class LayerParallel(nn.Module):
             self.exact = before
 
     @property
-    def _pieces(self) -> dict[str, fx.Graph]:
-        """The graphs of its parts."""
+    def pieces(self) -> dict[str, fx.Graph]:
+        """The graphs of its parts by name: ``stem``, ``f0``, ``f1`` … of the layers, ``head``."""
         layers = {f"f{n}": layer.graph for n, layer in enumerate(self.structure.layers)}
         return {"stem": self.structure.stem, **layers, "head": self.structure.head}
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Every part by its name."""
+        layers = [Part(kind="layer", j=n, target=f"f{n}") for n in range(len(self.structure.layers))]
+        every = [Part(kind="stem", target="stem"), *layers, Part(kind="head", target="head")]
+        return {part.name: part for part in every}
 
     @contextlib.contextmanager
     def in_series(self) -> Iterator[None]:

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from pararealize.distributed.activation_checkpoint import still
 from pararealize.errors import CheckpointError, MultigridError
-from pararealize.train.update import one_process_step
 
 from .module import LayerParallel
 
-__all__ = ["Event", "Monitor", "MonitoredStep", "cosine"]
+__all__ = ["Event", "Monitor", "cosine"]
 
 
 SETTINGS = ("every", "cosine", "residual", "most", "exact_after")
@@ -233,45 +232,6 @@ class Monitor:
 
     def __str__(self) -> str:
         return "\n".join([f"{self.steps} steps, {len(self.cosines)} exact gradients", *map(str, self.events)])
-
-
-class MonitoredStep:
-    """Forward, backward and a monitor's check, for :func:`pararealize.fit`, which has the optimiser's step.
-
-    ``fit`` keeps the monitor's state in its checkpoints, and what it raised in the history and the metrics.
-
-    Args:
-        monitor: of the network that is trained.
-
-    Example:
-        >>> from pararealize import Recipe, fit, layer_parallel
-        >>> from pararealize.data.catalogue import digits
-        >>> from pararealize.models import resnet20
-        >>> from pararealize.multigrid.monitor import Monitor, MonitoredStep
-        >>> net = layer_parallel(resnet20(), coarsening=2)
-        >>> step = MonitoredStep(Monitor(net, exact_after=2))
-        >>> history = fit(net, digits(image_size=8, batch_size=479), Recipe(epochs=1, lr=0.05), step=step)
-        >>> print(history.events[-1])
-        step 2: 2 steps are done: exact from here on
-    """
-
-    def __init__(self, monitor: Monitor) -> None:
-        self.monitor = monitor
-        self._step = one_process_step(monitor.net)
-
-    def __call__(
-        self,
-        x: Tensor,
-        /,
-        *,
-        target: Tensor,
-        loss_fn: Callable[[Any, Tensor], Tensor],
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> Tensor:
-        """Add the gradients, those that the monitor corrected where it did; give the loss before that, detached."""
-        loss = self._step(x, target=target, loss_fn=loss_fn, scaler=scaler)
-        self.monitor.check(lambda: loss_fn(self.monitor.net(x), target), scaler)
-        return loss
 
 
 def cosine(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:

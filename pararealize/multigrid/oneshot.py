@@ -9,7 +9,7 @@ Source: Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of D
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,7 @@ from pararealize.multigrid.solver.solver import check_iterations
 
 from .module import LayerParallel
 
-if TYPE_CHECKING:
-    from pararealize.train.update import Step
-
-__all__ = ["OneShot", "SampleStates", "names_of", "one_shot_step"]
+__all__ = ["OneShot", "SampleStates", "names_of"]
 
 
 class SampleStates:
@@ -132,30 +129,6 @@ class OneShot:
             self.states.keep(samples, self.net.states)
         found: Tensor = value
         return found
-
-
-def one_shot_step(net: LayerParallel) -> Step:
-    """Forward and backward of one-shot training for :func:`pararealize.fit`, which has the optimiser's step."""
-    states = SampleStates()
-
-    def step(
-        x: Tensor,
-        /,
-        *,
-        target: Tensor,
-        loss_fn: Callable[[Any, Tensor], Tensor],
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> Tensor:
-        samples = names_of(x)
-        net.forget()
-        net.states.update(states.of(samples))
-        loss = loss_fn(net(x), target)
-        with torch.autocast(loss.device.type, enabled=False):
-            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
-        states.keep(samples, net.states)
-        return loss.detach()
-
-    return step
 
 
 def names_of(x: Tensor) -> list[Hashable]:

@@ -25,7 +25,8 @@ from pararealize.analysis.residual import Residual
 from pararealize.errors import MultigridError
 from pararealize.multigrid.solver.layers import time_steps
 from pararealize.restore import ordinary_mode
-from pararealize.tracing.front_end import Capture, capture
+from pararealize.tracing.captured import Capture
+from pararealize.tracing.front_end import capture
 from pararealize.tracing.graph_copy import Transcript
 from pararealize.tracing.module_copy import own_tree
 

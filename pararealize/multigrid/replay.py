@@ -9,7 +9,7 @@ import torch
 from pararealize.errors import MultigridError
 from pararealize.multigrid.solver.propagators import Forward
 from pararealize.restore import left_as_found
-from pararealize.tracing.front_end import Capture
+from pararealize.tracing.captured import Capture
 
 if TYPE_CHECKING:
     from .module import LayerParallel

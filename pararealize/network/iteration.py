@@ -187,7 +187,7 @@ class _Parts:
         return lambda u: y + F(self._to(u, j + 1) - x)
 
     def _to(self, u: torch.Tensor, j: int) -> torch.Tensor:
-        devices = self.net._devices
+        devices = self.net.devices
         return u if devices is None else u.to(devices[j - 1], non_blocking=True)
 
 

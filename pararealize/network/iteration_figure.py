@@ -6,7 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pararealize.plan.figure import INK, STAGES, save_figure
+from pararealize.figure import INK, save_figure
+from pararealize.plan.figure import STAGES
 
 from .iteration import Iterates
 

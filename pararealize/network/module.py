@@ -20,11 +20,13 @@ from torch import fx, nn
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.errors import CheckpointError, ModelError
+from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.tracing.module_copy import CONTENTS, own_tree
 from pararealize.tracing.module_view import SHADOWED, Piece, borrow
 
 from .equation import Equation
+from .parts import read_parts
 from .pieces import Pieces
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class PararealModule(fx.GraphModule):
         segments: g^j for j = 1..N, by name (``g1`` …); they share the original's parameters.
         coarse: F^j for j = 1..N-1, by name (``F1`` …), save where F^j is g^{j+1} itself.
         head: h, the original from the last block on.
+        pieces: the graphs of the original's parts, by name (``stem``, ``context``, ``g1`` …, ``head``).
+        devices: one for every segment, or ``None`` where all is where the model was.
 
     Example:
         >>> from pararealize import pararealize
@@ -65,8 +69,8 @@ class PararealModule(fx.GraphModule):
     head: Piece
     context: Piece | None
     _original_keys: tuple[str, ...]
-    _pieces: dict[str, fx.Graph]
-    _devices: Sequence[torch.device] | None
+    pieces: dict[str, fx.Graph]
+    devices: Sequence[torch.device] | None
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class PararealModule(fx.GraphModule):
         for contents in CONTENTS:
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
-        self.__dict__.update(plan=plan, _original_keys=tuple(original_keys), _pieces=dict(pieces), _devices=devices)
+        self.__dict__.update(plan=plan, _original_keys=tuple(original_keys), pieces=dict(pieces), devices=devices)
         made = {name: Piece(self, copy.deepcopy(piece), name) for name, piece in pieces.items()}
         segments = nn.ModuleDict({name: piece for name, piece in made.items() if name.startswith("g")})
         self.__dict__.update(stem=made["stem"], head=made["head"], context=made.get("context"), segments=segments)
@@ -91,12 +95,17 @@ class PararealModule(fx.GraphModule):
         if devices is not None:
             self._borrow(made)
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Every part by its name, in the order of the calls, as the graph has them."""
+        return read_parts(self.graph)
+
     def _borrow(self, pieces: Mapping[str, Piece]) -> None:
         """Where pieces on different devices share parameters, those away from them take copies on the way."""
-        assert self._devices is not None
+        assert self.devices is not None
         for name, piece in pieces.items():
             j = {"stem": 1, "context": 1, "head": self.plan.n}.get(name) or int(name[1:])
-            borrow(piece, self._devices[j - 1])
+            borrow(piece, self.devices[j - 1])
 
     def original_state_dict(self) -> dict[str, Any]:
         """The state of the original network alone, under exactly its own keys.
@@ -228,7 +237,7 @@ class PararealModule(fx.GraphModule):
             tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
         tree.training = self.training
         copied = PararealModule(
-            tree, self._pieces, copy.deepcopy(self.graph), self.plan, self._original_keys, self._devices
+            tree, self.pieces, copy.deepcopy(self.graph), self.plan, self._original_keys, self.devices
         )
         memo[id(self)] = copied
         return copied

@@ -9,11 +9,54 @@ from __future__ import annotations
 import re
 from typing import Literal, TypeAlias
 
-__all__ = ["Key", "waits_for"]
+from pydantic.dataclasses import dataclass
+
+from pararealize.coarse.spec import STRICT
+
+__all__ = ["Action", "Direction", "Key", "Kind", "waits_for"]
+
+Kind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "transfer"]
+Direction = Literal["forward", "backward"]
 
 Key: TypeAlias = tuple[str, Literal["forward", "backward"]]
 
 _NAME = re.compile(r"(stem|head|C|c|g|F|z|x)(\d*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Action:
+    """One thing that one rank does.
+
+    Attributes:
+        name: ``"g3"`` and so on, as above; with ``direction``, unique within a timeline.
+        kind: what sort of thing it is; a transfer does not occupy the rank.
+        direction: of the pass that it belongs to.
+        j: the segment that it belongs to, from 1; of a transfer, the one that sends.
+        rank: the device, from 0; of a transfer, the one that sends.
+        to: of a transfer, the rank that receives; otherwise ``None``.
+        start: seconds since the step began.
+        end: likewise.
+        after: positions in the timeline of the actions whose results it needs.
+    """
+
+    name: str
+    kind: Kind
+    direction: Direction
+    j: int
+    rank: int
+    to: int | None = None
+    start: float
+    end: float
+    after: tuple[int, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes."""
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        """``g3`` forward, ``g3'`` backward."""
+        return self.name + ("'" if self.direction == "backward" else "")
 
 
 def waits_for(key: Key, n: int, source: str = "input") -> list[Key]:

@@ -1,4 +1,4 @@
-"""A Plan, or losses -> a picture in a file. Only ``plots.py`` and ``plots_*.py`` import matplotlib; no window.
+"""Plan -> a picture in a file.
 
 The picture of a plan is the paper's figure 1(b), to scale (n = 3):
 
@@ -12,25 +12,20 @@ The picture of a plan is the paper's figure 1(b), to scale (n = 3):
                   └ F^1 ┘        └ F^2 ┘
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from pararealize.errors import OutputError
+from pararealize.figure import FAINT, INK, LINE, save_figure
+from pararealize.table import count
 
 from .plan import Plan
-from .table import count
 
-__all__ = ["FAINT", "INK", "LINE", "draw_losses", "draw_plan", "save_figure"]
+__all__ = ["draw_plan"]
 
 # All lengths are in inches. One column a segment; rows from the top: input, adapters, segments, sums, coarse blocks.
 MARGIN = 0.35
@@ -42,9 +37,6 @@ COARSE_LEAST = 0.64
 HEAD = 1.15  # width of the head's box
 RADIUS = 0.075
 
-INK = "#1f2933"
-FAINT = "#7b8794"
-LINE = "#52606d"
 ADAPTER_FILL, ADAPTER_EDGE = "#f0f4f8", "#9fb3c8"
 COARSE_FILL, COARSE_EDGE = "#ffe9c7", "#d9822b"
 # one colour a stage, that is a run of segments with the same output: light to read text on, dark for the edge
@@ -106,33 +98,6 @@ def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
     for j in range(1, plan.n):
         _draw_coarse(axes, layout, plan, j)
     _draw_head(axes, layout, plan)
-    return save_figure(figure, path)
-
-
-def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", window: int = 10) -> Path:
-    """Draw the losses of a training run, one a step, and their running mean, into an SVG or PNG file.
-
-    Args:
-        losses: one number a step.
-        path: where to; ``.svg`` or ``.png``. An existing file is replaced.
-        title: what stands above.
-        window: how many steps the running mean takes together.
-
-    Raises:
-        OutputError: another ending, or the file cannot be written.
-    """
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    steps = range(1, len(losses) + 1)
-    axes.plot(steps, losses, color="#9fb3c8", linewidth=1, marker="o", markersize=2, label="loss of a step")
-    means = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
-    axes.plot(steps, means, color="#2b77b8", linewidth=2, label=f"mean of {window} steps")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.set_title(title, loc="left", color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e7eb")
-    axes.legend(frameon=False)
     return save_figure(figure, path)
 
 
@@ -330,35 +295,3 @@ def _draw_head(axes: Axes, layout: Layout, plan: Plan) -> None:
     _box(axes, left, y + ADAPTER / 2, HEAD, ADAPTER, ADAPTER_FILL, ADAPTER_EDGE)
     lines = ["head"] + ([count(plan.head.parameters)] if plan.head.parameters else [])
     _lines(axes, left + HEAD / 2, y + ADAPTER / 2 - 0.04, lines, layout.font)
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write beside the file and rename: a reader sees the old picture or the new one, never half of one."""
-    path = Path(path)
-    kind: Literal["svg", "png"]
-    if path.suffix.lower() not in {".svg", ".png"}:
-        raise OutputError(
-            f"a picture is an .svg or a .png file, and {str(path)!r} ends in {path.suffix or 'nothing'!r}"
-        )
-    kind = "svg" if path.suffix.lower() == ".svg" else "png"
-    FigureCanvasAgg(figure)
-    metadata = {"Date": None} if kind == "svg" else {}
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with (
-                os.fdopen(handle, "wb") as file,
-                mpl.rc_context({"svg.hashsalt": "pararealize", "svg.fonttype": "path"}),
-            ):
-                figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the picture {str(path)!r}: {error.strerror or error}; name a folder that exists "
-            f"and that you may write to"
-        ) from error
-    return path

@@ -11,37 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.space import Space
+from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Cost
 from pararealize.errors import PlanError
+from pararealize.table import count
 
-if TYPE_CHECKING:
-    from pararealize.analysis.blocks import BlockChain
-
-__all__ = ["VERSION", "AdapterPlan", "CoarsePlan", "Cost", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
+__all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
 
 VERSION = 1
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class Cost:
-    """The cost of one step of a row, in the plan's unit."""
-
-    cost_forward: float
-    cost_backward: float
-
-    @property
-    def cost(self) -> float:
-        """Forward and backward."""
-        return self.cost_forward + self.cost_backward
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class PartPlan(Cost):
     """The stem or the head: parameters and FLOPs per sample."""
 
@@ -50,7 +36,7 @@ class PartPlan(Cost):
     flops_backward: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SegmentPlan(Cost):
     """g^j, j from 1: blocks ``first`` to ``last`` (0-based, inclusive), from X_{j-1} (``x``) to X_j (``y``).
 
@@ -71,39 +57,6 @@ class SegmentPlan(Cost):
     device: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class AdapterPlan(Cost):
-    """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``."""
-
-    j: int
-    source: Literal["input", "stem"]
-    x: Space
-    y: Space
-    parameters: int
-    flops_forward: int
-    flops_backward: int
-    recipe: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class CoarsePlan(Cost):
-    """F^j, j from 1 to n - 1: from X_j (``x``) to X_{j+1} (``y``), on segment j + 1's device.
-
-    ``units`` and ``kernel`` are 0 where the kind has none; ``note`` says where the kind is not the one asked for.
-    """
-
-    j: int
-    kind: str
-    units: int
-    kernel: int
-    x: Space
-    y: Space
-    parameters: int
-    flops_forward: int
-    flops_backward: int
-    note: str
-
-
 @plain_dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """Parameters of the model itself, of all adapters, of all coarse blocks, and of everything."""
@@ -114,7 +67,7 @@ class Totals:
     total: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Plan:
     """How a network becomes n segments with adapters and coarse blocks.
 
@@ -254,8 +207,6 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        from .table import plan_text  # it reads this file's classes
-
         return plan_text(self)
 
 
@@ -305,3 +256,101 @@ def fingerprint(chain: BlockChain) -> str:
         for block in (chain.stem, *chain.blocks, chain.head)
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+# As text ------------------------------------------------------------------------------------------------------------
+
+_NAME = 22  # characters of a block's name; longer ones lose their middle
+
+
+def plan_text(plan: Plan) -> str:
+    """Segments, adapters, coarse blocks, totals and notes."""
+    cuts = plan.cuts if isinstance(plan.cuts, str) else "by name"
+    title = f"{plan.model}: n = {plan.n}, coarse {plan.coarse!r}, cuts {cuts!r}, adapters read the {plan.source}"
+    tables = [
+        _aligned(
+            [
+                _SEGMENTS,
+                _part("stem", plan.stem, plan.stem_blocks),
+                *map(_segment, plan.segments),
+                _part("head", plan.head),
+            ],
+            3,
+        )
+    ]
+    if plan.n > 1:
+        tables.append(_aligned([_ADAPTERS, *map(_adapter_row, plan.adapters)], 4))
+        tables.append(_aligned([_COARSE, *map(_coarse, plan.coarse_blocks)], 3))
+    tables.append(_totals(plan))
+    tables.append("\n".join(f"note: {note}" for note in plan.notes))
+    text = "\n\n".join([title, *filter(None, tables)])
+    return "\n".join(line if len(line) <= plan.WIDTH else line[: plan.WIDTH - 1] + "…" for line in text.splitlines())
+
+
+_SEGMENTS = ("g", "first block", "last block", "blocks", "input", "output", "params", "GFLOPs", "backward", "device")
+_ADAPTERS = ("C", "input", "output", "recipe", "params", "MFLOPs")
+_COARSE = ("F", "kind", "", "input", "output", "params", "GFLOPs", "backward")
+
+
+def _part(name: str, part: PartPlan, blocks: int = 0) -> tuple[str, ...]:
+    return (
+        name,
+        "",
+        "",
+        str(blocks or ""),
+        "",
+        "",
+        count(part.parameters),
+        _giga(part.flops_forward),
+        _giga(part.flops_backward),
+        "",
+    )
+
+
+def _segment(row: SegmentPlan) -> tuple[str, ...]:
+    names = _short(row.first_block), _short(row.last_block)
+    sizes = count(row.parameters), _giga(row.flops_forward), _giga(row.flops_backward)
+    return (str(row.j), *names, str(row.blocks), str(row.x), str(row.y), *sizes, row.device)
+
+
+def _adapter_row(row: AdapterPlan) -> tuple[str, ...]:
+    return str(row.j), str(row.x), str(row.y), row.recipe, count(row.parameters), f"{row.flops_forward / 1e6:.2f}"
+
+
+def _coarse(row: CoarsePlan) -> tuple[str, ...]:
+    units = f"× {row.units}" if row.units else ""
+    kernel = f", {row.kernel} wide" if row.kernel else ""
+    sizes = count(row.parameters), _giga(row.flops_forward), _giga(row.flops_backward)
+    return (str(row.j), row.kind, units + kernel, str(row.x), str(row.y), *sizes)
+
+
+def _totals(plan: Plan) -> str:
+    p = plan.parameters
+    unit = "operations a sample" if plan.unit == "flops" else f"seconds a batch of {plan.batch}"
+    return (
+        f"parameters: {count(p.original)} original + {count(p.adapters)} adapters + {count(p.coarse)} coarse "
+        f"= {count(p.total)}\n"
+        f"one step:   {plan.serial:.4g} {unit} in sequence, {plan.critical_path:.4g} on the longest path of the plan\n"
+        f"speed-up:   {plan.virtual_speedup:.2f}×, with a device for each segment and free messages"
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]], words: int) -> str:
+    """Columns as wide as their widest cell: the first ``words`` and the last word-like one to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    left = {i for i in range(len(widths)) if i < words or rows[0][i] in ("device", "input", "output")}
+    lines = []
+    for row in rows:
+        cells = [
+            f"{cell:<{w}}" if i in left else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}…{name[-_NAME // 2 :]}"
+
+
+def _giga(flops: int) -> str:
+    return f"{flops / 1e9:.3f}"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from pararealize.errors import PlanError
 
-from .actions import Key, waits_for
-
-if TYPE_CHECKING:
-    from .timeline import Direction
+from .actions import Direction, Key, waits_for
 
 __all__ = ["Record", "Span", "needs_of", "spans_of"]
 

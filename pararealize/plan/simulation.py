@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pararealize.errors import PlanError
 
-from .actions import Key, waits_for
+from .actions import Action, Direction, Key, Kind, waits_for
 from .communication import Crossing, cross
-from .timeline import Action, Direction, Kind, Timeline
+from .timeline import Timeline
 from .times import RATE, Seconds, Times, plan_times
 
 if TYPE_CHECKING:

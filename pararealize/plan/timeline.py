@@ -9,64 +9,27 @@ segment 3's difference ``y_3 - x_3``, ``t3`` a transfer of it or of a sum, ``s2.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable
 from functools import cache
 from typing import Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from pararealize.coarse.spec import STRICT
 from pararealize.errors import PlanError
 
-from .actions import Key
+from .actions import Action, Direction, Key, Kind
 from .recorded import Record, needs_of, spans_of
 
-__all__ = ["VERSION", "Action", "Direction", "Kind", "Record", "Timeline"]
+__all__ = ["VERSION", "Timeline", "seconds_text", "timeline_text"]
 
 VERSION = 1
-Kind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "transfer"]
-Direction = Literal["forward", "backward"]
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
-class Action:
-    """One thing that one rank does.
-
-    Attributes:
-        name: ``"g3"`` and so on, as above; with ``direction``, unique within a timeline.
-        kind: what sort of thing it is; a transfer does not occupy the rank.
-        direction: of the pass that it belongs to.
-        j: the segment that it belongs to, from 1; of a transfer, the one that sends.
-        rank: the device, from 0; of a transfer, the one that sends.
-        to: of a transfer, the rank that receives; otherwise ``None``.
-        start: seconds since the step began.
-        end: likewise.
-        after: positions in the timeline of the actions whose results it needs.
-    """
-
-    name: str
-    kind: Kind
-    direction: Direction
-    j: int
-    rank: int
-    to: int | None = None
-    start: float
-    end: float
-    after: tuple[int, ...] = ()
-
-    @property
-    def seconds(self) -> float:
-        """How long it takes."""
-        return self.end - self.start
-
-    def __str__(self) -> str:
-        """``g3`` forward, ``g3'`` backward."""
-        return self.name + ("'" if self.direction == "backward" else "")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Timeline:
     """One step of a parareal network: every action of every rank.
 
@@ -242,8 +205,6 @@ class Timeline:
             raise PlanError("this timeline cannot be read:\n" + "\n".join(faults)) from error
 
     def __str__(self) -> str:
-        from .timeline_table import timeline_text  # it reads this file's classes
-
         return timeline_text(self)
 
 
@@ -288,3 +249,57 @@ def _inconsistencies(timeline: Timeline) -> list[str]:
         ):
             faults.append(f"action {i}, {action}, starts before what it needs is there")
     return faults
+
+
+# As text ------------------------------------------------------------------------------------------------------------
+
+_HEAD = ("rank", "segments", "fine", "adapter", "coarse", "stem, head", "forward", "backward", "busy", "idle", "idle %")
+
+
+def timeline_text(timeline: Timeline) -> str:
+    """A row a rank, the step, its efficiency, and its critical path."""
+    step = timeline.step
+    unit, scale = _unit(step)
+    third: Kind = "relax" if any(action.kind == "relax" for action in timeline.actions) else "adapter"
+    rows: list[tuple[str, ...]] = [tuple(third if name == "adapter" else name for name in _HEAD)]
+    for rank in range(timeline.ranks):
+        own = sorted({action.j for action in timeline.of(rank)})
+        segments = "–".join(dict.fromkeys(map(str, (own[0], own[-1])))) if own else ""
+        ends = timeline.busy(rank, "stem") + timeline.busy(rank, "head")
+        busy, idle = timeline.busy(rank), timeline.idle(rank)
+        parts = (
+            timeline.busy(rank, "fine"),
+            timeline.busy(rank, third),
+            timeline.busy(rank, "coarse"),
+            ends,
+            timeline.busy(rank, direction="forward"),
+            timeline.busy(rank, direction="backward"),
+            busy,
+            idle,
+        )
+        share = f"{100 * idle / step:.0f}" if step else ""
+        rows.append((str(rank), segments, *(f"{part * scale:.2f}" for part in parts), share))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    ranks = f"{timeline.ranks} device{'s' if timeline.ranks > 1 else ''}"
+    title = f"{timeline.model}: one {timeline.origin} step, n = {timeline.n} on {ranks}, times in {unit}"
+    sums = (
+        f"step {seconds_text(step)}, the original's own work {seconds_text(timeline.serial)}: speed-up "
+        f"{timeline.speedup:.2f}×, efficiency {100 * timeline.efficiency:.0f} %"
+    )
+    path = textwrap.fill("critical path: " + " → ".join(map(str, timeline.critical_path)), 118, subsequent_indent="  ")
+    notes = [f"note: {note}" for note in timeline.notes]
+    return "\n".join([title, "", *table, "", sums, path, *notes])
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds as people write them: ``1.2 s``, ``3.45 ms``, ``12.3 µs``."""
+    unit, scale = _unit(seconds)
+    return f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:.0f} {unit}"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if seconds * scale >= 1:
+            return unit, scale
+    return "µs", 1e6

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from .figure import FAINT, INK, LINE, save_figure
-from .timeline import Action, Timeline
-from .timeline_table import seconds_text
+from pararealize.figure import FAINT, INK, LINE, save_figure
+
+from .actions import Action
+from .timeline import Timeline, seconds_text
 
 __all__ = ["draw_timeline"]
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .timeline import Action, Timeline
+from .actions import Action
+from .timeline import Timeline
 
 __all__ = ["chrome_trace"]
 

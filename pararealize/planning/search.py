@@ -14,7 +14,8 @@ from pararealize.analysis.cost import BlockCost, Costs
 from pararealize.coarse.adapter import describe_adapter
 from pararealize.coarse.coarse_block import Coarse, coarse_name, kind_for
 from pararealize.coarse.evidence_table import choose
-from pararealize.plan.plan import AdapterPlan, CoarsePlan, PartPlan, Plan, SegmentPlan, fingerprint
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan
+from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, fingerprint
 from pararealize.plan.simulation import simulate
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer

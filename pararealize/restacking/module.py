@@ -27,7 +27,8 @@ from pararealize.analysis.flow import flow_of
 from pararealize.analysis.residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
 from pararealize.errors import ModelError, RestackError, RestackWarning
 from pararealize.restore import ordinary_mode
-from pararealize.tracing.front_end import Capture, capture
+from pararealize.tracing.captured import Capture
+from pararealize.tracing.front_end import capture
 from pararealize.tracing.module_copy import CONTENTS, own_tree
 
 from .growth import dangers

@@ -17,7 +17,7 @@ from torch import fx
 
 from pararealize.analysis.addition import Part
 from pararealize.analysis.residual import Residual
-from pararealize.tracing.front_end import Capture
+from pararealize.tracing.captured import Capture
 from pararealize.tracing.graph_copy import Transcript
 
 from .tableaux import Coefficient, Tableau

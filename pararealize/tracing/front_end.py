@@ -13,17 +13,16 @@ opaque node. At last the graph is run against the model itself in both modes and
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from pararealize.errors import CaptureError
 from pararealize.restore import ordinary_mode
 
+from .captured import Capture
 from .example import Example
 from .merging import DifferentStructureError, merge
 from .module_copy import check_model
@@ -32,44 +31,9 @@ from .subgraph import draws
 from .tracer import Recording, UnreadableError, record
 from .verification import check_against_model, explain, mode_error, run_model
 
-__all__ = ["Capture", "capture"]
+__all__ = ["capture"]
 
 _MOST_RETRIES = 40
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Capture:
-    """A network as one graph over its own modules.
-
-    Attributes:
-        graph_module: the graph as a runnable module, which shares the model's parameters.
-        model: the model, as found.
-        example: the inputs that shapes were recorded for.
-        batch: the batch size of those shapes; ``node.meta["val"]`` is each node's fake value.
-        fixed_batch: whether the model itself takes no other batch size.
-        opaque: qualified names of submodules that became one node each, and why.
-        constants: tensors of the model that are neither parameters nor buffers, by name.
-    """
-
-    graph_module: Piece
-    model: nn.Module
-    example: Example
-    batch: int
-    fixed_batch: bool
-    opaque: dict[str, str]
-    constants: dict[str, torch.Tensor]
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The graph itself."""
-        return self.graph_module.graph
-
-    def __str__(self) -> str:
-        kinds = [node.op for node in self.graph.nodes]
-        name, calls = type(self.model).__name__, kinds.count("call_module")
-        lines = [f"{name}({self.example}): {len(kinds)} nodes, {calls} module calls"]
-        lines += [f"  opaque {name}: {reason}" for name, reason in self.opaque.items()]
-        return "\n".join(lines)
 
 
 @ordinary_mode()

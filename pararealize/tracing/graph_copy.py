@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from torch import fx
 
-from .front_end import Capture
+from .captured import Capture
 from .operations import as_captured
 
 __all__ = ["Transcript"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +14,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from pararealize.errors import CaptureError, ExampleError
 from pararealize.restore import left_as_found
 
+from .captured import Capture
 from .example import Example
 from .merging import DifferentStructureError
-
-if TYPE_CHECKING:
-    from .front_end import Capture
 
 __all__ = ["check_against_model", "explain", "mode_error", "run_model"]
 

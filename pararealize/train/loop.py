@@ -33,7 +33,6 @@ from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import check_tensors, save_state
 from pararealize.distributed.world import team_of
 from pararealize.errors import MultigridError, RecipeError, TrainingError
-from pararealize.multigrid.monitor import MonitoredStep
 from pararealize.plan.plan import Plan
 from pararealize.restore import host_random_kept
 from pararealize.train.run.folder import METRICS, TIMES, RunFolder
@@ -45,7 +44,8 @@ from pararealize.train.run.tensorboard import Board
 
 from .nonfinite import backward_fault, forward_fault
 from .recipe import Recipe, he_weights, seed_of
-from .update import Step, Sums, Taken, Update
+from .steps import MonitoredStep, Step
+from .update import Sums, Taken, Update
 
 __all__ = ["evaluate", "fit"]
 
@@ -86,7 +86,7 @@ def fit(
             state stays as found.
         report: called after every step, on the rank that writes.
         step: forward and backward, where a network has a way of its own; a stage has. Of a
-            :class:`~pararealize.multigrid.monitor.MonitoredStep` the monitor's state is in the checkpoints, and what it changed
+            :class:`~pararealize.train.steps.MonitoredStep` the monitor's state is in the checkpoints, and what it changed
             in the history and the metrics.
         log_every: steps in a row of the metrics.
         checkpoint_every: steps between checkpoints; one at the end of every epoch is written in any case.

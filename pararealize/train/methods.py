@@ -21,9 +21,10 @@ from pararealize.compiler import Device, pararealize
 from pararealize.errors import DeviceError, DistributedError, MultigridError, PlanError
 from pararealize.multigrid.distributed.stage import LayerStage
 from pararealize.multigrid.module import LayerParallel, layer_parallel
-from pararealize.multigrid.monitor import SETTINGS, Monitor, MonitoredStep
-from pararealize.multigrid.oneshot import one_shot_step
+from pararealize.multigrid.monitor import SETTINGS, Monitor
 from pararealize.planning.arguments import device_fault
+
+from .steps import MonitoredStep, one_shot_step
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pararealize.coarse.coarse_block import Coarse
     from pararealize.plan.plan import Plan
 
-    from .update import Step
+    from .steps import Step
 
 __all__ = ["METHODS", "Built", "Options", "build"]
 
@@ -157,7 +158,7 @@ def multigrid(model: nn.Module, options: Options) -> Built:
     Over a mesh, this rank's layers. In eval mode it runs as it is, so that scores are of the model itself.
 
     In one process, ``more["monitor"]`` is ``True``, or arguments of :class:`~pararealize.multigrid.monitor.Monitor` by name: the
-    step is then a :class:`~pararealize.multigrid.monitor.MonitoredStep`.
+    step is then a :class:`~pararealize.train.steps.MonitoredStep`.
     """
     settings = _monitor_settings(options.more.get("monitor"))
     more = {name: value for name, value in options.more.items() if name != "monitor"}

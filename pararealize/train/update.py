@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,23 +15,9 @@ from pararealize.errors import ModelError
 from pararealize.train.run.score import correct, logits_of
 
 from .recipe import Recipe
+from .steps import Step, one_process_step
 
-__all__ = ["Step", "Sums", "Taken", "Update", "one_process_step"]
-
-
-class Step(Protocol):
-    """Forward and backward, as :meth:`pararealize.Stage.step`: adds gradients and gives the loss, detached."""
-
-    def __call__(
-        self,
-        x: torch.Tensor,
-        /,
-        *,
-        target: torch.Tensor,
-        loss_fn: Callable[[Any, torch.Tensor], torch.Tensor],
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> torch.Tensor:
-        """One step."""
+__all__ = ["Sums", "Taken", "Update"]
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,25 +139,6 @@ class Update:
         if limit is not None and bool(norm.isfinite()):
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm.item()
-
-
-def one_process_step(net: nn.Module) -> Step:
-    """The step of an ordinary module: forward, loss, backward."""
-
-    def step(
-        x: torch.Tensor,
-        /,
-        *,
-        target: torch.Tensor,
-        loss_fn: Callable[[Any, torch.Tensor], torch.Tensor],
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> torch.Tensor:
-        loss = loss_fn(net(x), target)
-        with torch.autocast(loss.device.type, enabled=False):
-            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
-        return loss.detach()
-
-    return step
 
 
 def _scaler(net: nn.Module, device: torch.device) -> torch.amp.GradScaler:

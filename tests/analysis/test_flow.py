@@ -12,7 +12,8 @@ from pararealize.analysis.blocks import BlockChain, find_blocks
 from pararealize.analysis.flow import dependencies, flow_of
 from pararealize.compiler import make_plan
 from pararealize.errors import CutError, PlanError
-from pararealize.tracing.front_end import Capture, capture
+from pararealize.tracing.captured import Capture
+from pararealize.tracing.front_end import capture
 from tests.models import Growing, RandomGraph, SeveralDepths, SmallResNet, UNet, random_graphs
 
 

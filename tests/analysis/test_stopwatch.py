@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pararealize import stopwatch as module
+from pararealize.analysis import stopwatch as module
 from pararealize.analysis.stopwatch import random_state_kept, stopwatch
 
 

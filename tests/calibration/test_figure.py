@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from test_calibration import calibration
 
 from pararealize.calibration.figure import draw_calibration
 from pararealize.errors import OutputError
+from tests.calibration.test_report import calibration
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])

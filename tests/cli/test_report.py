@@ -8,7 +8,7 @@ from torch import nn
 
 from pararealize import models
 from pararealize.plan.plan import Plan
-from pararealize.plan.table import count
+from pararealize.table import count
 from pararealize_cli import report
 from tests.handmade import make_plan
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import pararealize
-from pararealize import Plan, Recipe, board
+from pararealize import Plan, Recipe
 from pararealize.errors import MultigridError, PlanError, RecipeError
+from pararealize.train.run import tensorboard
 from pararealize.train.run.progress import Progress
 from pararealize.train.run.score import Score
 from pararealize_cli import train_arguments
@@ -170,7 +171,7 @@ def test_n_is_needed():
 
 
 def test_without_tensorboard(monkeypatch):
-    monkeypatch.setattr(board, "has_tensorboard", lambda: False)
+    monkeypatch.setattr(tensorboard, "has_tensorboard", lambda: False)
     words = WORDS[:-1]
     result = run(*words, "--epochs", 1, "--out", "a")
     assert result.exit_code == 0

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from pararealize import bottleneck, coarse, units
 from pararealize.analysis.space import Space
+from pararealize.coarse import bottleneck_unit, coarse_block, units
 from pararealize.coarse.bottleneck_unit import Bottleneck
 
 
@@ -27,13 +27,13 @@ def spaces(draw):
 @given(spaces(), spaces(), st.sampled_from([0, 3, 7]))
 def test_every_pair_of_spaces(x, y, kernel):
     kernel = kernel if len(y.extent) == 1 else max(kernel, 3)
-    module = coarse.coarse_units("bottleneck", x, y, 1, kernel)
+    module = coarse_block.coarse_units("bottleneck", x, y, 1, kernel)
     r = torch.randn(4, *x.shape, requires_grad=True)
     out = module(r)
     assert out.shape == (4, *y.shape)
     out.square().sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
-    parameters, cost = coarse.coarse_cost("bottleneck", x, y, 1, kernel)
+    parameters, cost = coarse_block.coarse_cost("bottleneck", x, y, 1, kernel)
     assert parameters == sum(parameter.numel() for parameter in module.parameters())
     assert cost.flops_backward == 2 * cost.flops_forward
 
@@ -74,13 +74,13 @@ def test_a_vector_has_nothing_to_mix():
 def test_parameters_and_flops_by_hand():
     """An eighth of 64 channels, a fifth of 320."""
     x, tokens = space(64, 32, 32), space(50, 320, channel=1)
-    parameters, cost = coarse.coarse_cost("bottleneck", x, x, 1, 0)
+    parameters, cost = coarse_block.coarse_cost("bottleneck", x, x, 1, 0)
     assert parameters == 2 * 64 * 8 + 9 * 8 * 8 + 2 * 64 + 2 * 8
     assert cost.flops_forward == 2 * 32 * 32 * (2 * 64 * 8 + 9 * 8 * 8)
-    parameters, cost = coarse.coarse_cost("bottleneck", tokens, tokens, 1, 7)
+    parameters, cost = coarse_block.coarse_cost("bottleneck", tokens, tokens, 1, 7)
     assert parameters == 2 * 320 * 64 + 7 * 64 + 2 * 320 + 64
     assert cost.flops_forward == 2 * 50 * (2 * 320 * 64 + 7 * 64)
-    assert coarse.coarse_cost("bottleneck", tokens, tokens, 1, 0)[1].flops_forward == 2 * 50 * 64 * (2 * 320 + 50)
+    assert coarse_block.coarse_cost("bottleneck", tokens, tokens, 1, 0)[1].flops_forward == 2 * 50 * 64 * (2 * 320 + 50)
 
 
 def test_only_a_matrix_asks_for_as_many_tokens():
@@ -92,7 +92,7 @@ def test_only_a_matrix_asks_for_as_many_tokens():
 
 def test_a_shape_that_changes_is_mapped_first():
     x, y = space(8, 8, 8), space(16, 4, 4)
-    module = bottleneck.bottleneck(x, y, 3)
+    module = bottleneck_unit.bottleneck(x, y, 3)
     r = torch.randn(2, 8, 8, 8)
     assert isinstance(module.linear[0], units.Projection)
     torch.testing.assert_close(module(r), module.bottleneck(module.linear(r)))
@@ -100,12 +100,12 @@ def test_a_shape_that_changes_is_mapped_first():
 
 def test_where_channels_stand_in_the_middle_the_linear_map_is_left():
     x = space(4, 8, 4, channel=1)
-    assert coarse.kind_for("bottleneck", x, x) == (
+    assert coarse_block.kind_for("bottleneck", x, x) == (
         "linear",
         '"bottleneck" needs channels at an end and at most three axes, 4×8×4 is not: "linear" instead',
     )
     for y in (space(8), space(5, 8, channel=1), space(8, 4, 4), space(4, 4, 8, channel=2)):
-        assert coarse.kind_for("bottleneck", x, y) == ("bottleneck", "")
+        assert coarse_block.kind_for("bottleneck", x, y) == ("bottleneck", "")
 
 
 @pytest.mark.parametrize("shape, channel", [((64, 8, 8), 0), ((32, 64), 1), ((64,), 0)])

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional
 
-from pararealize import units
 from pararealize.analysis.space import Space
+from pararealize.coarse import units
 from pararealize.tracing.module_view import Piece
 
 

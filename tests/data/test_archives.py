@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pararealize import archives
+from pararealize.data import archives
 from pararealize.data.augmentation import Augmentation
 from pararealize.data.catalogue import load
 from pararealize.errors import DataError

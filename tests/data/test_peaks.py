@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pararealize import peaks
+from pararealize.data import peaks
 from pararealize.data.catalogue import load
 from pararealize.errors import DataError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pararealize import typefaces
+from pararealize.data import typefaces
 from pararealize.errors import DataError
 
 

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from test_mgrit import F64, Chains, example
 
 from pararealize import layer_parallel
 from pararealize.errors import CheckpointError, MultigridError
-from pararealize.multigrid.monitor import Event, Monitor, MonitoredStep, cosine
-from pararealize.train.update import one_process_step
+from pararealize.multigrid.monitor import Event, Monitor, cosine
+from pararealize.train.steps import MonitoredStep, one_process_step
+from tests.multigrid.test_module import F64, Chains, example
 
 
 def made(h: float = 0.5, **kind):

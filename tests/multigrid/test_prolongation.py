@@ -5,12 +5,12 @@ import itertools
 
 import pytest
 import torch
-from test_mgrit import Chains, example
 from torch import Tensor, nn
 
 from pararealize import layer_parallel, prolong
 from pararealize.errors import MultigridError
 from tests.models import MaskedTransformer, SmallResNet
+from tests.multigrid.test_module import Chains, example
 
 
 class Smooth(nn.Module):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pararealize import plots_iterates
 from pararealize.errors import OutputError
+from pararealize.network import iteration_figure
 from pararealize.network.iteration import Iterates
 from pararealize.network.iteration_figure import draw_iterates
 
@@ -12,7 +12,7 @@ ITERATES = Iterates(model="Made", n=3, output=None, errors=((0.0, 0.5, 2.0), (0.
 
 def test_a_line_an_interface(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(plots_iterates, "save_figure", lambda figure, path: (kept.append(figure), path)[1])
+    monkeypatch.setattr(iteration_figure, "save_figure", lambda figure, path: (kept.append(figure), path)[1])
     draw_iterates(ITERATES, tmp_path / "errors.svg")
     (axes,) = kept[0].axes
     lines = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in axes.lines]

@@ -6,15 +6,16 @@ import sys
 import matplotlib as mpl
 import pytest
 
-from pararealize import plots
 from pararealize.errors import OutputError
+from pararealize.plan import figure
+from pararealize.train.run.curves import draw_losses
 from tests.handmade import make_plan
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12, 24])
 @pytest.mark.parametrize("kind", ["svg", "png"])
 def test_a_picture_of_every_size(n, kind, tmp_path):
-    path = plots.draw_plan(make_plan(n, uneven=n == 3, source="stem" if n == 2 else "input"), tmp_path / f"net.{kind}")
+    path = figure.draw_plan(make_plan(n, uneven=n == 3, source="stem" if n == 2 else "input"), tmp_path / f"net.{kind}")
     begin = path.read_bytes()[:200]
     assert begin.startswith(b"\x89PNG") if kind == "png" else b"<svg" in path.read_bytes()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
@@ -28,7 +29,7 @@ def words(monkeypatch, plan, tmp_path):
         return context(rc | {"svg.fonttype": "none"})
 
     monkeypatch.setattr(mpl, "rc_context", as_text)
-    content = plots.draw_plan(plan, tmp_path / "net.svg", title="resnet1001").read_text()
+    content = figure.draw_plan(plan, tmp_path / "net.svg", title="resnet1001").read_text()
     return re.sub(r"<[^>]+>", "\n", content)
 
 
@@ -65,34 +66,34 @@ def test_one_segment_has_no_coarse_network(monkeypatch, tmp_path):
     ],
 )
 def test_long_names_lose_their_parents(letters, expected):
-    assert plots._names("encoder.layers.layer_0", "encoder.layers.layer_11", letters) == expected
+    assert figure._names("encoder.layers.layer_0", "encoder.layers.layer_11", letters) == expected
 
 
 def test_one_block_is_named_once():
-    assert plots._names("features.0", "features.0", 20) == "features.0"
-    assert plots._names("features.0", "features.0", 4) == ""
-    assert plots._names("net.features.0", "net.features.0", 12) == "features.0"  # a number alone says nothing
+    assert figure._names("features.0", "features.0", 20) == "features.0"
+    assert figure._names("features.0", "features.0", 4) == ""
+    assert figure._names("net.features.0", "net.features.0", 12) == "features.0"  # a number alone says nothing
 
 
 def test_the_same_plan_gives_the_same_file(tmp_path):
-    first, second = (plots.draw_plan(make_plan(3), tmp_path / f"{i}.svg").read_bytes() for i in (1, 2))
+    first, second = (figure.draw_plan(make_plan(3), tmp_path / f"{i}.svg").read_bytes() for i in (1, 2))
     assert first == second
 
 
 def test_pyplot_stays_out(tmp_path):
     """No figure is registered anywhere, so that a long run with many pictures keeps no memory."""
     before = "matplotlib.pyplot" in sys.modules
-    plots.draw_losses([3.0, 2.0, 1.5], tmp_path / "loss.png", title="digits")
+    draw_losses([3.0, 2.0, 1.5], tmp_path / "loss.png", title="digits")
     assert ("matplotlib.pyplot" in sys.modules) == before
 
 
 def test_what_cannot_be_written(tmp_path):
     with pytest.raises(OutputError, match=r"ends in '\.jpg'"):
-        plots.draw_plan(make_plan(1), tmp_path / "net.jpg")
+        figure.draw_plan(make_plan(1), tmp_path / "net.jpg")
     with pytest.raises(OutputError, match="ends in 'nothing'"):
-        plots.draw_losses([1.0], tmp_path / "net")
+        draw_losses([1.0], tmp_path / "net")
     with pytest.raises(OutputError, match="cannot write the picture"):
-        plots.draw_plan(make_plan(1), tmp_path / "missing" / "net.svg")
+        figure.draw_plan(make_plan(1), tmp_path / "missing" / "net.svg")
 
 
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
@@ -102,8 +103,8 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError
 
-    monkeypatch.setattr(plots.Figure, "savefig", fail)
+    monkeypatch.setattr(figure.Figure, "savefig", fail)
     with pytest.raises(RuntimeError):
-        plots.draw_plan(make_plan(1), path)
+        figure.draw_plan(make_plan(1), path)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["net.svg"]

@@ -9,8 +9,9 @@ import random
 import pytest
 
 from pararealize.errors import PlanError
+from pararealize.plan.actions import Action
 from pararealize.plan.simulation import simulate
-from pararealize.plan.timeline import Action, Timeline
+from pararealize.plan.timeline import Timeline
 from tests.plans import plan_of
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from matplotlib.patches import Rectangle
 
-from pararealize import plots_timeline
 from pararealize.errors import OutputError
+from pararealize.plan import timeline_figure
 from pararealize.plan.simulation import simulate
 from pararealize.plan.timeline import Timeline
 from pararealize.plan.timeline_figure import BACKWARD_HATCH, STYLES, draw_timeline
@@ -16,7 +16,7 @@ from tests.plans import plan_of
 def drawn(timeline: Timeline, tmp_path, monkeypatch):
     """The figure instead of the file."""
     kept = []
-    monkeypatch.setattr(plots_timeline, "save_figure", lambda figure, path: (kept.append(figure), path)[1])
+    monkeypatch.setattr(timeline_figure, "save_figure", lambda figure, path: (kept.append(figure), path)[1])
     draw_timeline(timeline, tmp_path / "timeline.svg", title="Made here")
     return kept[0]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pararealize import step_cuts
+from pararealize.planning import step_cuts
 from pararealize.planning.cuts import CutProblem, cheapest_cuts
 from pararealize.planning.step_cuts import StepProblem, cheapest_step
 

@@ -5,16 +5,17 @@ import json
 
 import pytest
 import torch
-from test_mgrit import Chains
 from typer.testing import CliRunner
 
 from pararealize import Recipe, evaluate, fit, layer_parallel
 from pararealize.data.catalogue import load
 from pararealize.errors import CheckpointError, DistributedError, MultigridError
-from pararealize.multigrid.monitor import Monitor, MonitoredStep
+from pararealize.multigrid.monitor import Monitor
 from pararealize.train.methods import Options, build
 from pararealize.train.run.history import from_line
+from pararealize.train.steps import MonitoredStep
 from pararealize_cli.main import app
+from tests.multigrid.test_module import Chains
 
 
 class Peaks(Chains):

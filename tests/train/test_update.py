@@ -10,7 +10,8 @@ from torch import nn
 from pararealize import Recipe
 from pararealize.distributed.world import Team
 from pararealize.errors import ExampleError, ModelError
-from pararealize.train.update import Sums, Update, one_process_step
+from pararealize.train.steps import one_process_step
+from pararealize.train.update import Sums, Update
 from tests.training import network, same, samples
 
 

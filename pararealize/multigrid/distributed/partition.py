@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pararealize.distributed.partition import Part, SharedValue, differentiable, signature_of
+from pararealize.distributed.partition import SharedValue, differentiable, signature_of
+from pararealize.plan.parts import Part
 from pararealize.tracing.operations import as_captured
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class LayerLayout:
                 for node in nodes
                 if node.op == "call_function" and node.target is as_captured
             },
-            parts={name: Part(target=name, reads=()) for name in net._pieces},
+            parts=net.parts,
             values=tuple(values),
             random=any(layer.random for layer in layers.layers),
         )

@@ -21,7 +21,7 @@ from pararealize.analysis.flow import Flow, flow_of
 from pararealize.analysis.residual import NotResidual, Residual, Residuals, chains_of, find_residuals
 from pararealize.errors import MultigridError
 from pararealize.network.pieces import clone_changing_outputs, clone_overwritten
-from pararealize.tracing.front_end import Capture
+from pararealize.tracing.captured import Capture
 from pararealize.tracing.operations import as_captured
 from pararealize.tracing.subgraph import drawn_repeatedly, draws, subgraph
 

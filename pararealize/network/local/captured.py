@@ -243,8 +243,8 @@ def key_of(training: bool, inputs: Sequence[Any]) -> Any:
 
 def places_of(net: PararealModule) -> list[torch.device]:
     """Where each segment is."""
-    if net._devices is not None:  # torch.device("cuda") is the current GPU, which tensors call by its number
-        return [torch.empty(0, device=device).device for device in net._devices]
+    if net.devices is not None:  # torch.device("cuda") is the current GPU, which tensors call by its number
+        return [torch.empty(0, device=device).device for device in net.devices]
     return [next(net.parameters()).device] * net.plan.n
 
 

@@ -258,7 +258,7 @@ class LocalModule(_Mirrored):
         """Example inputs in the order of the placeholders, where the network is."""
         if example_inputs is None:
             raise ExampleError("no example inputs; pass a batch of the size that will be run")
-        if self.net._devices is None:
+        if self.net.devices is None:
             home = places_of(self.net)[0]
             away = {str(t.device) for t in tensors_in(_contents(example_inputs)) if t.device != home}
             if away:

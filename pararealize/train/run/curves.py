@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pararealize.plan.figure import FAINT, INK, LINE, save_figure
+from pararealize.figure import FAINT, INK, LINE, save_figure
 
 from .history import History
 
@@ -72,3 +73,30 @@ def _dress(axes: Axes, what: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.grid(axis="y", color="#e4e7eb")
+
+
+def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", window: int = 10) -> Path:
+    """Draw the losses of a training run, one a step, and their running mean, into an SVG or PNG file.
+
+    Args:
+        losses: one number a step.
+        path: where to; ``.svg`` or ``.png``. An existing file is replaced.
+        title: what stands above.
+        window: how many steps the running mean takes together.
+
+    Raises:
+        OutputError: another ending, or the file cannot be written.
+    """
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, color="#9fb3c8", linewidth=1, marker="o", markersize=2, label="loss of a step")
+    means = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
+    axes.plot(steps, means, color="#2b77b8", linewidth=2, label=f"mean of {window} steps")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title(title, loc="left", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e7eb")
+    axes.legend(frameon=False)
+    return save_figure(figure, path)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from pararealize import field_tables
+from pararealize.analysis.fields import rules
 from pararealize.analysis.fields.rules import MODULES, NO_VALUES, OPERATIONS, POINTWISE_CLASSES
 from pararealize.analysis.fields.rules_shape import pointwise
 
@@ -96,4 +96,4 @@ def test_classes_named_pointwise_are_of_libraries_that_have_them():
 
 def test_two_rules_for_one_key_are_refused():
     with pytest.raises(AssertionError, match="add has two receptive-field rules"):
-        field_tables._table([(pointwise, ["add", "mul"]), (pointwise, ["add"])])
+        rules._table([(pointwise, ["add", "mul"]), (pointwise, ["add"])])

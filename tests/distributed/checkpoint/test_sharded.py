@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_checkpoints import same
 
 from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state
 from pararealize.distributed.checkpoint.sharded import load_sharded, save_sharded
 from pararealize.distributed.checkpoint.state import gather_state_dict, load_state
 from pararealize.errors import CheckpointError, OutputError
 from tests import parts, ring
+from tests.distributed.checkpoint.test_state import same
 
 
 @pytest.fixture(scope="module", params=[(2, 1), (3, 1), (4, 2)], ids=["2 ranks", "3 ranks", "2 replicas of 2 ranks"])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pararealize import PararealModule, pararealize, stacking
+from pararealize import PararealModule, pararealize
+from pararealize.network.local import stacking
 from pararealize.network.local.module import run_local
 from pararealize.network.local.stacking import Stack, pays, stacks_of
 from tests.models import MaskedTransformer, Residual, SmallResNet

@@ -67,7 +67,7 @@ def test_the_double_sees_what_is_missing(missing: str, monkeypatch: pytest.Monke
         if missing == "lend":
             monkeypatch.setattr("pararealize.network.local.streams.lend", lambda tensor, stream: None)
         else:
-            monkeypatch.setattr(f"cuda_double.Stream.{missing}", lambda stream, other: None)
+            monkeypatch.setattr(f"tests.cuda_double.Stream.{missing}", lambda stream, other: None)
         run_local(net)(x)
 
 

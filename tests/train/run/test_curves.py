@@ -3,8 +3,8 @@
 import pytest
 from matplotlib.figure import Figure
 
-from pararealize import plots_training
 from pararealize.errors import OutputError
+from pararealize.train.run import curves
 from pararealize.train.run.curves import draw_curves
 from pararealize.train.run.history import EpochRow, History, StepRow
 
@@ -20,7 +20,7 @@ def history(losses=(2.0, 1.0)):
 @pytest.fixture
 def drawn(monkeypatch):
     figures = []
-    monkeypatch.setattr(plots_training, "save_figure", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure) or path)
     return figures
 
 

@@ -73,7 +73,7 @@ def test_no_moment_of_writing_is_dangerous(tmp_path, monkeypatch, number):
     """The run ends at each call in turn that puts something on the disk or renames it, and nothing is cleaned up."""
     from pathlib import Path
 
-    from pararealize import run_folder, run_state
+    from pararealize.train.run import folder, state
 
     whole, net = network(), network()
     fit(whole, samples(), Recipe(epochs=2), folder=tmp_path / "whole")
@@ -89,10 +89,10 @@ def test_no_moment_of_writing_is_dangerous(tmp_path, monkeypatch, number):
         return call
 
     with monkeypatch.context() as patch:
-        for module in (run_folder, run_state):
-            patch.setattr(module, "sync", dying(run_folder.sync))
+        for module in (folder, state):
+            patch.setattr(module, "sync", dying(folder.sync))
         patch.setattr(Path, "rename", dying(Path.rename))
-        patch.setattr(run_folder.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(folder.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
             fit(network(), samples(), Recipe(epochs=2), folder=tmp_path / "run")
     fit(net, samples(), Recipe(epochs=2), folder=tmp_path / "run", resume=True)

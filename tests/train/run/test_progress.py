@@ -2,7 +2,7 @@
 
 import pytest
 
-from pararealize import progress
+from pararealize.train.run import progress
 from pararealize.train.run.progress import Clock
 
 

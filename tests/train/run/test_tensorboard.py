@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from pararealize import board
 from pararealize.errors import OutputError
 from pararealize.multigrid.monitor import Event
+from pararealize.train.run import tensorboard
 from pararealize.train.run.history import EpochRow, StepRow
 from pararealize.train.run.tensorboard import Board, has_tensorboard
 
@@ -51,7 +51,7 @@ def test_going_on_hides_what_came_after_the_checkpoint(tmp_path):
 
 def test_without_tensorboard(tmp_path, monkeypatch):
     assert has_tensorboard()
-    monkeypatch.setattr(board.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
     assert not has_tensorboard()
     with pytest.raises(OutputError, match=r"pip install 'pararealize\[train\]'.*--no-tensorboard"):
         Board(tmp_path, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pararealize.plan.simulation import simulate
-from pararealize.plan.timeline_table import seconds_text
+from pararealize.plan.timeline import seconds_text
 from tests.plans import plan_of
 
 

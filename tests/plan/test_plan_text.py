@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from pararealize.plan.table import count, plan_text
+from pararealize.plan.plan import plan_text
+from pararealize.table import count
 from tests.handmade import make_plan
 
 

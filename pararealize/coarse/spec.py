@@ -1,0 +1,60 @@
+"""What adapters and coarse blocks are to be: rows of a plan, plain data, decided before any module is built."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from pararealize.analysis.space import Space
+
+__all__ = ["STRICT", "AdapterPlan", "CoarsePlan", "Cost"]
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class Cost:
+    """The cost of one step of a row, in the plan's unit."""
+
+    cost_forward: float
+    cost_backward: float
+
+    @property
+    def cost(self) -> float:
+        """Forward and backward."""
+        return self.cost_forward + self.cost_backward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class AdapterPlan(Cost):
+    """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``."""
+
+    j: int
+    source: Literal["input", "stem"]
+    x: Space
+    y: Space
+    parameters: int
+    flops_forward: int
+    flops_backward: int
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class CoarsePlan(Cost):
+    """F^j, j from 1 to n - 1: from X_j (``x``) to X_{j+1} (``y``), on segment j + 1's device.
+
+    ``units`` and ``kernel`` are 0 where the kind has none; ``note`` says where the kind is not the one asked for.
+    """
+
+    j: int
+    kind: str
+    units: int
+    kernel: int
+    x: Space
+    y: Space
+    parameters: int
+    flops_forward: int
+    flops_backward: int
+    note: str
