@@ -34,10 +34,11 @@ demo: $(VENV)/.demo  ## convert ResNet-1001 with n = 12 and train it for some st
 test: $(VENV)/.test  ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-lint: $(VENV)/.test  ## ruff and mypy
+lint: $(VENV)/.test  ## ruff, mypy and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy pararealize cli
+	$(BIN)/lint-imports
 
 format: $(VENV)/.test  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
