@@ -1,31 +1,23 @@
 """Parareal neural networks: turn a deep network into segments that run at the same time.
 
-The stages, each a function from one value to the next, in order::
+The compiler, from the bottom floor to the top; each stage is a function from one value to the next, and a package
+imports only from those above it in this list::
 
-    capture           nn.Module -> Capture            capture.py
-    find_blocks       Capture -> BlockChain           blocks.py
-    receptive_fields  BlockChain -> Fields            field.py
-    count_costs       BlockChain -> Costs             cost.py
-    plan_segments     BlockChain, ... -> Plan         plan.py
-    build_adapter     Plan -> adapter modules         adapters.py
-    build_coarse      Plan -> coarse modules          coarse.py
-    emit              ... -> PararealModule           emit.py
-    run_local         ... -> LocalModule              local.py
-    distribute        ..., DeviceMesh -> Stage        distributed.py
+    tracing      capture           nn.Module -> Capture          the forward pass as one graph
+    data         load              a name -> Dataset             what networks are trained on
+    analysis     find_blocks       Capture -> BlockChain         the repeated blocks; their costs, receptive fields
+    coarse       build_adapter     Space, Space -> module        adapters C^j and coarse blocks F^j
+    restacking   restack           nn.Module -> RestackedModule  residual blocks as Runge-Kutta steps
+    plan         simulate          Plan, Times -> Timeline       what was decided, and what a step looks like in time
+    planning     plan_segments     BlockChain, ... -> Plan       where to cut, which adapters and coarse blocks
+    distributed  distribute        a network, DeviceMesh -> Stage   each rank with its own segments
+    network      emit              ... -> PararealModule         the converted network, in one process or many
+    multigrid    layer_parallel    nn.Module -> LayerParallel    layers solved for in parallel, by multigrid
+    compiler     pararealize       nn.Module -> PararealModule   the composition of the stages up to emit
+    train        fit               a network, data -> History    training, with runs that survive their process
+    calibration  calibrate         PararealModule -> Calibration    from a trained network to a parallel one
 
-and :func:`pararealize`, the composition up to ``emit``. What a step looks like in time::
-
-    simulate          Plan, Times -> Timeline         schedule.py
-    measure_network   PararealModule -> Times         times.py
-
-Layers solved for in parallel, by multigrid (:func:`layer_parallel`)::
-
-    find_layers       Capture -> Layers               layers.py
-    make_hierarchy    ... -> Hierarchy                hierarchy.py
-    solve             ... -> values at C-points       multigrid.py
-
-Beside it, :func:`restack` rewires residual blocks as Runge-Kutta steps (``tableaux.py``, ``residual.py``,
-``restack.py``); what it gives can be converted too.
+Below all of them stand the root's own files: errors, files, figure, lookup, models, random_state, restore, table.
 """
 
 from pararealize.analysis.blocks import Block, BlockChain, Space, find_blocks

@@ -1,13 +1,13 @@
 """The composition: nn.Module -> PararealModule, one line a stage.
 
-capture           the network as one graph                       capture.py
-find_blocks       stem, blocks, head                             blocks.py
-receptive_fields  what each block sees                           field.py
-count_costs       what each block costs                          cost.py
-plan_segments     where to cut, which adapters and coarse blocks plan.py
-build_adapter     C^j, j = 2..n                                  adapters.py
-build_coarse      F^j, j = 1..n-1                                coarse.py
-emit              the parareal network                           emit.py
+capture           the network as one graph                         tracing
+find_blocks       stem, blocks, head                               analysis
+receptive_fields  what each block sees                             analysis.fields
+count_costs       what each block costs                            analysis
+plan_segments     where to cut, which adapters and coarse blocks   planning
+build_adapter     C^j, j = 2..n                                    coarse
+build_coarse      F^j, j = 1..n-1                                  coarse
+emit              the parareal network                             network
 """
 
 from __future__ import annotations
