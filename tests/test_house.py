@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -79,6 +80,13 @@ def test_every_folder_of_tests_mirrors_one_of_sources() -> None:
 def test_the_wheel_has_every_package() -> None:
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert set(metadata["tool"]["setuptools"]["packages"]) == {"pararealize", "pararealize_cli", *PACKAGES}
+
+
+def test_the_library_imports_nothing_that_only_some_need() -> None:
+    """Faces leave pictures to the files that draw them (``from pararealize.plan.figure import draw_plan``)."""
+    code = "import sys, pararealize; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"matplotlib", "tensorboard", "torchvision", "sklearn", "typer"}.isdisjoint(done.stdout.split())
 
 
 def docstrings(tree: ast.AST) -> Iterator[str]:
