@@ -1,4 +1,4 @@
-"""PararealModule, names of parts, device -> Share: one rank's own modules, with memory, and no others.
+"""PartitionableNetwork, names of parts, device -> Share: one rank's own modules, with memory, and no others.
 
 From a network with weights a rank copies its own parts. From the meta device it allocates them and draws them from a
 seed; what no module knows how to draw stays undefined, and is reported, until a checkpoint is loaded.
@@ -9,22 +9,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from pararealize.coarse.adapter import build_adapter, seeded
 from pararealize.coarse.coarse_block import draw_coarse
+from pararealize.plan.plan import Plan
 from pararealize.tracing.module_copy import computed_tensors
 from pararealize.tracing.module_view import Piece
 
-from .partition import module_at, tensors_of
-
-if TYPE_CHECKING:
-    from pararealize.multigrid.module import LayerParallel
-    from pararealize.network.module import PararealModule
-    from pararealize.plan.plan import Plan
+from .partition import PartitionableNetwork, SegmentedNetwork, module_at, tensors_of
 
 __all__ = ["Share", "Undefined", "draw", "share_of"]
 
@@ -38,7 +34,7 @@ class Share:
 
 
 def share_of(
-    net: PararealModule | LayerParallel, names: Sequence[str], device: torch.device, targets: Mapping[str, str]
+    net: PartitionableNetwork, names: Sequence[str], device: torch.device, targets: Mapping[str, str]
 ) -> Share:
     """Copy the parts of those names, and what else the first rank holds of the network: tensors that no part uses.
 
@@ -125,7 +121,7 @@ def _tensors(net: nn.Module, calls: Mapping[str, None], attributes: Mapping[str,
                 yield tensor
 
 
-def _unnamed(net: PararealModule | LayerParallel) -> dict[str, bool]:
+def _unnamed(net: PartitionableNetwork) -> dict[str, bool]:
     """Names of tensors by which no part reads them, and whether a part reads them by another name."""
     used: set[int] = set()
     paths: set[str] = set()
@@ -174,7 +170,7 @@ class Undefined:
         return list(self.tensors)
 
 
-def draw(share: Share, net: PararealModule, names: Sequence[str], device: torch.device, seed: int) -> Undefined:
+def draw(share: Share, net: SegmentedNetwork, names: Sequence[str], device: torch.device, seed: int) -> Undefined:
     """Give values to a share that came from the meta device.
 
     Adapters and coarse blocks are those of a conversion with this seed. Every other module with

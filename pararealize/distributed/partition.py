@@ -1,4 +1,4 @@
-"""PararealModule, number of ranks -> Layout: which rank owns which parts, and which values cross between ranks.
+"""SegmentedNetwork, runs of segments -> SegmentPartition: which rank owns which parts, which values cross between ranks.
 
 The network's own graph, equation (3), says what each part reads. Segment j stands on one rank with its adapter C^j and
 the coarse block F^{j-1} in front of it, the stem and the context on the first rank, the head on the last.
@@ -21,12 +21,11 @@ from pararealize.plan.plan import Plan
 from pararealize.tracing.operations import as_captured
 from pararealize.tracing.subgraph import draws
 
-if TYPE_CHECKING:
-    from pararealize.multigrid.module import LayerParallel
-    from pararealize.network.module import PararealModule
-
 __all__ = [
-    "Layout",
+    "Partition",
+    "PartitionableNetwork",
+    "SegmentPartition",
+    "SegmentedNetwork",
     "SharedValue",
     "assign",
     "differentiable",
@@ -35,6 +34,42 @@ __all__ = [
     "signature_of",
     "tensors_of",
 ]
+
+
+# The attributes are declared for type checkers alone. A property that existed at run time would hide what a subclass
+# keeps in its instances under that name, and a name more in the class would be one less for the user's own modules.
+
+
+class PartitionableNetwork(nn.Module):
+    """A network that is called part by part."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def parts(self) -> Mapping[str, Part]:
+            """Every part by its name, in the order of the calls."""
+
+        @property
+        def pieces(self) -> Mapping[str, fx.Graph]:
+            """The graphs of the parts that are cut out of the original; adapters and coarse blocks have none."""
+
+
+class SegmentedNetwork(PartitionableNetwork):
+    """A parareal network: its adapters are submodules under ``adapters``, its coarse blocks under ``coarse``."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def plan(self) -> Plan:
+            """Where it was cut."""
+
+        @property
+        def graph(self) -> fx.Graph:
+            """Equation (3): the calls of all parts."""
+
+        @property
+        def devices(self) -> Sequence[torch.device] | None:
+            """One for every segment where one process runs it on several, otherwise ``None``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +82,16 @@ class SharedValue:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Who owns what.
+class Partition:
+    """Which rank owns which parts of a network, and which values of its first part other ranks read.
 
     Attributes:
-        runs: first and last segment (from 1) of each rank.
+        runs: first and last segment, or interval of layers, (from 1) of each rank.
         signature: of the network's call.
         inputs: from the names in the signature to those that parts read.
         fixed: inputs that are no tensors, with the values that the network was captured with.
-        parts: every part by its name: ``stem``, ``context``, ``C2``, ``g1``, ``F1``, ``head``.
+        parts: every part by its name.
         values: of the stem and the context, in the order in which they are sent.
-        everywhere: whether each rank computes the context for itself: it reads no parameter, buffer or random number.
     """
 
     runs: tuple[tuple[int, int], ...]
@@ -66,10 +100,29 @@ class Layout:
     fixed: Mapping[str, Any]
     parts: Mapping[str, Part]
     values: tuple[SharedValue, ...]
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks."""
+        return len(self.runs)
+
+    def names(self, rank: int) -> tuple[str, ...]:
+        """The parts that a rank owns."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentPartition(Partition):
+    """The segments of a parareal network, divided among ranks.
+
+    Attributes:
+        everywhere: whether each rank computes the context for itself: it reads no parameter, buffer or random number.
+    """
+
     everywhere: bool
 
     @classmethod
-    def of(cls, net: PararealModule, runs: Sequence[tuple[int, int]]) -> Layout:
+    def of(cls, net: SegmentedNetwork, runs: Sequence[tuple[int, int]]) -> SegmentPartition:
         """Read the network's graph."""
         parts = net.parts
         everywhere = "context" in parts and _is_free(net, net.pieces["context"])
@@ -100,11 +153,6 @@ class Layout:
             values=tuple(values),
             everywhere=everywhere,
         )
-
-    @property
-    def ranks(self) -> int:
-        """How many ranks."""
-        return len(self.runs)
 
     def names(self, rank: int) -> tuple[str, ...]:
         """The parts that a rank owns."""
@@ -205,7 +253,7 @@ def module_at(tree: nn.Module, path: str) -> nn.Module:
     return tree
 
 
-def tensors_of(net: PararealModule | LayerParallel, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def tensors_of(net: PartitionableNetwork, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a part uses of the network's tree, by qualified name: modules that it calls, attributes that it reads."""
     if name[0] in "CF" and name[1:].isdigit():
         path = f"{'adapters' if name[0] == 'C' else 'coarse'}.{name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +16,7 @@ from pararealize.plan.recording import Recording
 
 from .gradients import Replicas
 from .p2p import Incoming, Kinds, Watching, Wire
-from .partition import Layout
-
-if TYPE_CHECKING:
-    from pararealize.multigrid.distributed.partition import LayerLayout
+from .partition import Partition, SegmentPartition
 
 __all__ = ["Own", "OwnParts", "Pass", "leaf_of", "tensors_with_gradients"]
 
@@ -50,7 +47,7 @@ class OwnParts:
         recording: is written to, where there is one.
     """
 
-    layout: Layout | LayerLayout
+    layout: Partition
     rank: int
     parts: Mapping[str, nn.Module]
     wire: Wire
@@ -72,6 +69,10 @@ class OwnParts:
     def is_last(self) -> bool:
         """Whether the head is here."""
         return self.rank == self.layout.ranks - 1
+
+    def phases(self) -> dict[str, int]:
+        """For each part, the number of the last backward call that reaches it."""
+        raise NotImplementedError
 
     @contextlib.contextmanager
     def telling(self, words: str, action: str, j: int, direction: str) -> Iterator[None]:
@@ -106,7 +107,7 @@ class Own(OwnParts):
         crossing: what passes between this rank and others.
     """
 
-    layout: Layout
+    layout: SegmentPartition
     n: int
     source: str
     calls: Mapping[str, Callable[..., Any]]

@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from .consistency import agree_on_weights
 from .gradients import Replicas, Sharers, broadcast_tensors
 from .materialise import Undefined
-from .partition import Layout, module_at, tensors_of
+from .partition import Partition, PartitionableNetwork, module_at, tensors_of
 from .process_groups import Groups
-
-if TYPE_CHECKING:
-    from pararealize.multigrid.distributed.partition import LayerLayout
-    from pararealize.multigrid.distributed.step import OwnLayers
-    from pararealize.multigrid.module import LayerParallel
-    from pararealize.network.module import PararealModule
-
-    from .rank import Own
+from .rank import OwnParts
 
 __all__ = ["Ties", "ties_of"]
 
@@ -49,8 +41,8 @@ class Ties:
 
 
 def ties_of(
-    net: PararealModule | LayerParallel,
-    own: Own | OwnLayers,
+    net: PartitionableNetwork,
+    own: OwnParts,
     tree: nn.Module,
     groups: Groups,
     undefined: Undefined,
@@ -83,7 +75,7 @@ def ties_of(
 
 
 def _holders(
-    net: PararealModule | LayerParallel, layout: Layout | LayerLayout
+    net: PartitionableNetwork, layout: Partition
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]:
     """For each name of a tensor its other names, and for each name of a parameter the ranks that hold it."""
     names: dict[int, list[str]] = {}
@@ -120,7 +112,7 @@ def _in_order(
     return sorted(parameters, key=lambda parameter: first[id(parameter)])
 
 
-def _last_phases(own: Own | OwnLayers, tree: nn.Module) -> list[tuple[nn.Parameter, int]]:
+def _last_phases(own: OwnParts, tree: nn.Module) -> list[tuple[nn.Parameter, int]]:
     """Every parameter with the number of the last backward call that reaches it."""
     numbers = own.phases()
     last: dict[int, int] = {}

@@ -16,11 +16,14 @@ import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from torch import Tensor, fx, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.errors import ModelError, MultigridError
+from pararealize.multigrid.distributed.partition import LayeredNetwork
+from pararealize.multigrid.distributed.stage import LayerStage, distribute_layers
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import Layers, check_plain_inputs, find_layers
@@ -35,11 +38,6 @@ from pararealize.tracing.module_view import Piece
 
 from .autograd import through_layers
 from .replay import check_replay
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from pararealize.multigrid.distributed.stage import LayerStage
 
 __all__ = ["LayerParallel", "layer_parallel"]
 
@@ -59,7 +57,7 @@ _OWN = (
 )  # top-level names that the result needs for itself
 
 
-class LayerParallel(nn.Module):
+class LayerParallel(LayeredNetwork):
     """A network whose layers are solved for by multigrid in depth; its parameters keep the original's names.
 
     The number of iterations and the rest may be changed between steps.
@@ -199,8 +197,6 @@ class LayerParallel(nn.Module):
         Raises:
             DistributedError: the mesh does not fit, the ranks do not agree, or one did not answer.
         """
-        from pararealize.multigrid.distributed.stage import distribute_layers  # it reads this file's class
-
         return distribute_layers(self, mesh, timeout=timeout, bucket_bytes=bucket_bytes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:

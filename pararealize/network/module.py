@@ -13,12 +13,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.analysis.blocks import BlockChain
+from pararealize.distributed.distribution import distribute
+from pararealize.distributed.partition import SegmentedNetwork
+from pararealize.distributed.stage import Stage
 from pararealize.errors import CheckpointError, ModelError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
@@ -29,15 +33,10 @@ from .equation import Equation
 from .parts import read_parts
 from .pieces import Pieces
 
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from pararealize.distributed.stage import Stage
-
 __all__ = ["PararealModule", "emit"]
 
 
-class PararealModule(fx.GraphModule):
+class PararealModule(fx.GraphModule, SegmentedNetwork):
     """A parareal network: N segments that run independently of each other, and a coarse network that corrects them.
 
     It is an ordinary module; ``print(net.code)`` shows equation (3). The original's parameters keep their names in
@@ -218,8 +217,6 @@ class PararealModule(fx.GraphModule):
             torch.Size([5, 10])
             >>> dist.destroy_process_group()
         """
-        from pararealize.distributed.assembly import distribute  # it reads this file's class
-
         return distribute(
             self,
             mesh,

@@ -10,14 +10,14 @@ from torch import nn
 
 from pararealize import pararealize
 from pararealize.distributed.materialise import draw, share_of
-from pararealize.distributed.partition import Layout, assign
+from pararealize.distributed.partition import SegmentPartition, assign
 from tests.models import LanguageModel, SmallResNet
 
 CPU = torch.device("cpu")
 
 
 def shares(net, ranks):
-    layout = Layout.of(net, assign(net.plan, ranks))
+    layout = SegmentPartition.of(net, assign(net.plan, ranks))
     targets = {name: part.target for name, part in layout.parts.items()}
     return [(layout.names(rank), share_of(net, layout.names(rank), CPU, targets)) for rank in range(ranks)]
 

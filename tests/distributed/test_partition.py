@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pararealize import Plan, pararealize
-from pararealize.distributed.partition import Layout, assign, tensors_of
+from pararealize.distributed.partition import SegmentPartition, assign, tensors_of
 from pararealize.errors import DistributedError
 from tests.handmade import make_plan
 from tests.models import LanguageModel, MaskedTransformer, Perceptron, SharedBias
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def layout_of(model, inputs, n=3, **arguments):
     net = pararealize(model, n=n, example_inputs=inputs, **arguments)
-    return net, Layout.of(net, assign(net.plan, n))
+    return net, SegmentPartition.of(net, assign(net.plan, n))
 
 
 def test_a_mask_from_the_inputs_does_not_cross() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pararealize.distributed.materialise import share_of
-from pararealize.distributed.partition import Layout, assign
+from pararealize.distributed.partition import SegmentPartition, assign
 from pararealize.distributed.tied import _holders, _in_order
 from tests.beside import converted, distance, furthest, mesh_of
 from tests.ranks import on_ranks
@@ -23,7 +23,7 @@ def held(net, layout, rank):
 def test_ranks_that_share_parameters_are_known_and_see_them_in_one_order(name):
     """What the ranks' own modules hold says who shares what, and equal values which of two ranks' tensors are one."""
     net, _ = converted(name)
-    layout = Layout.of(net, assign(net.plan, 2))
+    layout = SegmentPartition.of(net, assign(net.plan, 2))
     aliases, holders = _holders(net, layout)
     parts = [held(net, layout, rank) for rank in range(2)]
     whole = dict(net.named_parameters(remove_duplicate=False))

@@ -1,4 +1,4 @@
-"""LayerParallel, number of ranks -> LayerLayout: which rank owns which layers, and what crosses besides their values.
+"""LayeredNetwork, number of ranks -> LayerPartition: which rank owns which layers, and which contexts others read.
 
 Each rank has consecutive intervals of the finest level, with all layers in them; the first has the stem as well, the
 last the head. A coarse step of any level stands where the layer stands whose weights it uses.
@@ -7,49 +7,51 @@ last the head. A coarse step of any level stands where the layer stands whose we
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pararealize.distributed.partition import SharedValue, differentiable, signature_of
-from pararealize.plan.parts import Part
+from pararealize.distributed.partition import Partition, PartitionableNetwork, SharedValue, differentiable, signature_of
+from pararealize.multigrid.solver.hierarchy import Hierarchy
+from pararealize.multigrid.solver.layers import Layers
 from pararealize.tracing.operations import as_captured
 
-if TYPE_CHECKING:
-    from pararealize.multigrid.module import LayerParallel
-    from pararealize.multigrid.solver.hierarchy import Hierarchy
+__all__ = ["LayerPartition", "LayeredNetwork"]
 
-__all__ = ["LayerLayout"]
+
+class LayeredNetwork(PartitionableNetwork):
+    """A network whose layers multigrid solves for: its parts are ``stem``, ``f0``, ``f1`` … of the layers, ``head``.
+
+    It has an attribute for every field of :class:`~pararealize.multigrid.distributed.step.Settings` besides.
+    """
+
+    if TYPE_CHECKING:  # as in PartitionableNetwork
+
+        @property
+        def structure(self) -> Layers:
+            """Stem, layers and head."""
+
+        @property
+        def hierarchy(self) -> Hierarchy:
+            """The levels of multigrid."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LayerLayout:
-    """Who owns what.
+class LayerPartition(Partition):
+    """The layers of a network, divided among ranks. A rank without any has a run that ends before it begins.
+
+    Shared values are the contexts that the stem gives and layers or the head read: ``c0``, ``c1`` ….
 
     Attributes:
         hierarchy: the levels.
-        runs: first and last interval (from 1) of each rank; one that has none ends before it begins.
         owners: the rank of every layer.
-        signature: of the network's call.
-        inputs: from the names in the signature to themselves.
-        fixed: inputs that are no tensors, with the values that the network was captured with.
-        parts: ``stem``, ``head``, and ``f0``, ``f1`` … of the layers.
-        values: contexts that the stem gives and layers or the head read, ``c0``, ``c1`` …, as they are sent.
         random: whether layers may draw random numbers.
     """
 
     hierarchy: Hierarchy
-    runs: tuple[tuple[int, int], ...]
     owners: tuple[int, ...]
-    signature: inspect.Signature
-    inputs: Mapping[str, str]
-    fixed: Mapping[str, Any]
-    parts: Mapping[str, Part]
-    values: tuple[SharedValue, ...]
     random: bool
 
     @classmethod
-    def of(cls, net: LayerParallel, ranks: int) -> LayerLayout:
+    def of(cls, net: LayeredNetwork, ranks: int) -> LayerPartition:
         """Share a network's intervals among so many ranks."""
         layers, hierarchy = net.structure, net.hierarchy
         owners = [0] * hierarchy.layers
@@ -81,11 +83,6 @@ class LayerLayout:
             values=tuple(values),
             random=any(layer.random for layer in layers.layers),
         )
-
-    @property
-    def ranks(self) -> int:
-        """How many ranks."""
-        return len(self.runs)
 
     def layers(self, rank: int) -> tuple[int, ...]:
         """The layers of a rank."""

@@ -2,7 +2,7 @@
 
 Groups        of the ranks of one network, of its copies      groups.py
 agree         settings, weights, versions                     agree.py
-LayerLayout   who owns what, what crosses                     layer_layout.py
+LayerPartitionwho owns what, what crosses                     layer_layout.py
 share_of      a rank's own modules                            materialise.py
 Wire          messages                                        wire.py
 Ties          parameters that other ranks hold too            ties.py
@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from pararealize.distributed.assembly import WHAT, refuse_norms, watch_over
 from pararealize.distributed.consistency import FAULT, agree, agree_on_weights
+from pararealize.distributed.distribution import WHAT, refuse_norms, watch_over
 from pararealize.distributed.materialise import Undefined, share_of
 from pararealize.distributed.p2p import Kinds, Wire
 from pararealize.distributed.process_groups import Groups
@@ -36,12 +36,11 @@ from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.propagators import TimeStep
 from pararealize.multigrid.solver.solver import Cycle, Relaxation, check_iterations
 
-from .partition import LayerLayout
+from .partition import LayeredNetwork, LayerPartition
 from .step import LayerPass, OwnLayers, Settings, backward, forward, settle
 
 if TYPE_CHECKING:
     from pararealize.distributed.rank import Own
-    from pararealize.multigrid.module import LayerParallel
 
 __all__ = ["LayerStage", "distribute_layers"]
 
@@ -124,7 +123,7 @@ class LayerStage(Stage):
 
 
 def distribute_layers(
-    net: LayerParallel, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
+    net: LayeredNetwork, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
 ) -> LayerStage:
     """What :meth:`LayerParallel.distribute` does."""
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
@@ -137,7 +136,7 @@ def distribute_layers(
             raise DistributedError(
                 "the network is on the meta device; give it values first: net.to_empty(...), and load"
             )
-        layout = LayerLayout.of(net, dist.get_world_size(groups.parareal))
+        layout = LayerPartition.of(net, dist.get_world_size(groups.parareal))
         refuse_norms(net, layout)
         facts |= {"the layers": str(net.structure), "the levels": str(net.hierarchy), "the settings": str(settings)}
         facts |= {"mode": "train" if net.training else "eval", "bucket_bytes": bucket_bytes}
@@ -163,13 +162,13 @@ def distribute_layers(
         watch=watch,
     )
     ties = ties_of(net, own, share.tree, groups, Undefined({}), bucket_bytes)
-    described = f"{net._get_name()}: {describe(groups.rank)} of {layout.ranks}"
+    described = f"{net._get_name()}: {describe(groups.rank)} of {layout.ranks}"  # type: ignore[no-untyped-call]
     stage = LayerStage(share.tree, own, ties, described, mesh, settings)
     weakref.finalize(stage, watch.close).atexit = False  # at exit, the watch itself looks at how the script ended
     return stage
 
 
-def _describer(net: LayerParallel, layout: LayerLayout) -> Callable[[int], str]:
+def _describer(net: LayeredNetwork, layout: LayerPartition) -> Callable[[int], str]:
     """Ranks with their layers, for errors."""
 
     def describe(rank: int) -> str:

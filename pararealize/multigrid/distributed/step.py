@@ -24,7 +24,7 @@ from pararealize.multigrid.solver.convergence import StepNorms
 from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, uncached
 from pararealize.multigrid.solver.solver import Solution, solve_and_sweep
 
-from .partition import LayerLayout
+from .partition import LayerPartition
 from .remote import Across, Held, Line
 
 __all__ = ["LayerPass", "OwnLayers", "Settings", "backward", "forward", "settle"]
@@ -68,7 +68,7 @@ class OwnLayers(OwnParts):
         states: of each direction, the shapes of the last step's inputs, and owner, place and tensor of its C-points.
     """
 
-    layout: LayerLayout
+    layout: LayerPartition
     rows: Mapping[int, TimeStep]
     head_reads: tuple[int, ...]
     orders: dict[tuple[int, ...], list[tuple[str, int]]] = dataclasses.field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 Groups      of the ranks of one network, of its copies      groups.py
 agree       plan, weights, versions                         agree.py
-Layout      who owns what, what crosses                     layout.py
+Partition   who owns what, what crosses                     layout.py
 Crossing    who passes z or sums to whom                    crossing.py
 share_of    a rank's own modules, with memory               materialise.py
 Wire        messages                                        wire.py
@@ -16,7 +16,7 @@ import platform
 import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -34,16 +34,19 @@ from .activation_checkpoint import recomputed
 from .consistency import FAULT, agree, agree_on_weights
 from .materialise import Undefined, draw, share_of
 from .p2p import Wire
-from .partition import Layout, assign, module_at, tensors_of
+from .partition import (
+    Partition,
+    PartitionableNetwork,
+    SegmentedNetwork,
+    SegmentPartition,
+    assign,
+    module_at,
+    tensors_of,
+)
 from .process_groups import Groups
 from .rank import Own
 from .stage import Stage
 from .tied import ties_of
-
-if TYPE_CHECKING:
-    from pararealize.multigrid.distributed.partition import LayerLayout
-    from pararealize.multigrid.module import LayerParallel
-    from pararealize.network.module import PararealModule
 
 __all__ = ["WHAT", "distribute", "refuse_norms", "watch_over"]
 
@@ -51,7 +54,7 @@ WHAT = "distribute the network"
 
 
 def distribute(
-    net: PararealModule,
+    net: SegmentedNetwork,
     mesh: DeviceMesh,
     *,
     assignment: Sequence[int] | None = None,
@@ -113,19 +116,19 @@ def distribute(
 # What ranks agree on -------------------------------------------------------------------------------------------------
 
 
-def _layout(net: PararealModule, groups: Groups, assignment: Sequence[int] | None) -> Layout:
+def _layout(net: SegmentedNetwork, groups: Groups, assignment: Sequence[int] | None) -> SegmentPartition:
     """Who owns what, after refusing what cannot be distributed."""
     if net.devices is not None:
         raise DistributedError(
             "the network was converted with devices=[...], for one process; leave devices out: the mesh says where "
             "each segment runs"
         )
-    layout = Layout.of(net, assign(net.plan, dist.get_world_size(groups.parareal), assignment))
+    layout = SegmentPartition.of(net, assign(net.plan, dist.get_world_size(groups.parareal), assignment))
     refuse_norms(net, layout)
     return layout
 
 
-def refuse_norms(net: PararealModule | LayerParallel, layout: Layout | LayerLayout) -> None:
+def refuse_norms(net: PartitionableNetwork, layout: Partition) -> None:
     """Refuse batch norms that wait for other ranks, or of which several ranks would keep statistics."""
     synchronised = [name for name, module in net.named_modules() if isinstance(module, nn.SyncBatchNorm)]
     if synchronised:
@@ -148,14 +151,18 @@ def refuse_norms(net: PararealModule | LayerParallel, layout: Layout | LayerLayo
         )
 
 
-def _crossings(net: PararealModule, layout: Layout, reduce_linear: bool | Literal["auto"]) -> tuple[Crossing, ...]:
+def _crossings(
+    net: SegmentedNetwork, layout: SegmentPartition, reduce_linear: bool | Literal["auto"]
+) -> tuple[Crossing, ...]:
     """What passes between ranks: in a row, or in sums where coarse blocks are the identity.
 
     What is chosen by itself is what makes the simulated step shorter, with messages as between GPUs of one machine.
     """
     if reduce_linear not in (True, False, "auto"):
         raise DistributedError(f"reduce_linear is {reduce_linear!r}; pass True, False or 'auto'")
-    identities = {j for j in range(1, net.plan.n) if type(net.coarse._modules.get(f"F{j}")) is nn.Identity}
+    identities = {
+        j for j in range(1, net.plan.n) if type(module_at(net, "coarse")._modules.get(f"F{j}")) is nn.Identity
+    }
     in_a_row, summed = cross(layout.runs), cross(layout.runs, identities)
     if reduce_linear == "auto" and summed != in_a_row:
         link, counts = Transfer(), [last - first + 1 for first, last in layout.runs]
@@ -172,7 +179,7 @@ def _keeps_statistics(module: nn.Module) -> bool:
     return normalises and getattr(module, "running_mean", None) is not None
 
 
-def _facts(net: PararealModule, layout: Layout, checkpoints: bool, seed: int, size: int) -> dict[str, Any]:
+def _facts(net: SegmentedNetwork, layout: SegmentPartition, checkpoints: bool, seed: int, size: int) -> dict[str, Any]:
     plan = net.plan
     return {
         "the plan's fingerprint": plan.fingerprint,
@@ -189,7 +196,7 @@ def _facts(net: PararealModule, layout: Layout, checkpoints: bool, seed: int, si
     }
 
 
-def _describer(net: PararealModule, layout: Layout) -> Callable[[int], str]:
+def _describer(net: SegmentedNetwork, layout: SegmentPartition) -> Callable[[int], str]:
     def describe(rank: int) -> str:
         first, last = layout.runs[rank]
         blocks = f"{net.plan.segments[first - 1].first_block} to {net.plan.segments[last - 1].last_block}"
