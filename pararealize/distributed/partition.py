@@ -1,4 +1,4 @@
-"""SegmentedNetwork, runs of segments -> SegmentPartition: which rank owns which parts, which values cross between ranks.
+"""SegmentedNetwork, runs of segments -> SegmentPartition: which rank owns which parts, what crosses between ranks.
 
 The network's own graph, equation (3), says what each part reads. Segment j stands on one rank with its adapter C^j and
 the coarse block F^{j-1} in front of it, the stem and the context on the first rank, the head on the last.
