@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["as_written", "host_random", "host_random_kept", "left_as_found", "ordinary_mode"]
+from .random_state import preserve_state
+
+__all__ = ["as_written", "left_as_found", "ordinary_mode"]
 
 
 @contextlib.contextmanager
@@ -24,9 +24,9 @@ def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
         contents: keep a copy of every parameter's and buffer's values, for what runs the model on them.
     """
     attributes = [(module, dict(module.__dict__), _inner(module)) for module in model.modules()]
-    tensors = [*model.parameters(), *model.buffers()] if contents else []
-    values = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
-    with torch.random.fork_rng(devices=_cuda_devices(model)), host_random_kept():
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors if contents and not tensor.is_meta]
+    with preserve_state(tensor.device for tensor in tensors):
         try:
             yield
         finally:
@@ -39,23 +39,6 @@ def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
                 for tensor, value in values:
                     if not torch.equal(tensor, value):
                         tensor.copy_(value)
-
-
-def host_random() -> tuple[Any, ...]:
-    """The states of Python's and NumPy's random numbers, to see whether something drew from them."""
-    kind, keys, *rest = np.random.get_state()
-    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
-
-
-@contextlib.contextmanager
-def host_random_kept() -> Iterator[None]:
-    """Put the states of Python's and NumPy's random numbers back on leaving."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 @contextlib.contextmanager
@@ -88,8 +71,3 @@ def _refill(container: Any, content: Any) -> None:
     else:
         container.clear()
         container.update(content)
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    tensors = [*model.parameters(), *model.buffers()]
-    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})

@@ -21,10 +21,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pararealize.errors import ModelError
+from pararealize.random_state import preserve_torch_state
 
 from .counter import count
 from .dry_run import Trial, named_tensors, trial_inputs, with_gradient
-from .stopwatch import random_state_kept, stopwatch
+from .stopwatch import stopwatch
 
 if TYPE_CHECKING:
     from .blocks import Block, BlockChain
@@ -370,7 +371,7 @@ def _seconds(asked: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: 
     """Median seconds of a forward and a backward pass of each module, on copies, in turn."""
     homes = {tensor.device for piece, _ in asked for _, tensor in named_tensors(piece)}
     home = min(homes or {torch.get_default_device()}, key=str)
-    with random_state_kept(home), torch.inference_mode(False), torch.enable_grad():
+    with preserve_torch_state([home]), torch.inference_mode(False), torch.enable_grad():
 
         def value(tensor: torch.Tensor) -> torch.Tensor:
             if type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter):

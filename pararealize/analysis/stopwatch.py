@@ -5,15 +5,14 @@ Each round runs every thing once, so that a machine that slows down or speeds up
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Runnable", "random_state_kept", "stopwatch"]
+__all__ = ["Runnable", "stopwatch"]
 
 
 class Runnable(Protocol):
@@ -61,10 +60,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-@contextlib.contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random state as it was, whatever is drawn within."""
-    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-        yield

@@ -19,7 +19,8 @@ from torch import nn
 
 from pararealize.errors import CalibrationError, ModelError
 from pararealize.network.module import PararealModule
-from pararealize.restore import host_random_kept, ordinary_mode
+from pararealize.random_state import preserve_state
+from pararealize.restore import ordinary_mode
 from pararealize.train.run.score import eval_mode
 
 from .distillation import Pair, distil, measure_norms, solve_last
@@ -229,11 +230,9 @@ def _check_options(*, steps: int, lr: float, ridge: float, keep: int) -> None:
 @contextmanager
 def quiet(net: PararealModule, seed: int) -> Iterator[None]:
     """In eval mode, outside the caller's autocast and no_grad, with random states that are put back."""
-    cuda = sorted({p.device.index or 0 for p in net.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(ordinary_mode())
-        stack.enter_context(torch.random.fork_rng(devices=cuda))
-        stack.enter_context(host_random_kept())
+        stack.enter_context(preserve_state(parameter.device for parameter in net.parameters()))
         torch.manual_seed(seed)
         stack.enter_context(eval_mode(net))
         yield

@@ -4,9 +4,6 @@ An adapter follows a :func:`~pararealize.coarse.resampling.route`, a short list 
 built from that one list. The recipe is that of Lee, Lee and Park, section 4, for images, and its like for the rest.
 """
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import groupby
 
@@ -15,10 +12,11 @@ from torch import Tensor, nn
 
 from pararealize.analysis.cost import BlockCost, count_module
 from pararealize.analysis.space import Space
+from pararealize.random_state import seeded_weights
 
 from .resampling import route
 
-__all__ = ["Adapter", "adapter_cost", "build_adapter", "describe_adapter", "seeded"]
+__all__ = ["Adapter", "adapter_cost", "build_adapter", "describe_adapter"]
 
 
 def describe_adapter(source: Space, target: Space, *, from_stem: bool = False) -> str:
@@ -50,7 +48,7 @@ def build_adapter(source: Space, target: Space, *, from_stem: bool, seed: int = 
         ``build_adapter(image, interface, from_stem=False)`` for 3×32×32 and 128×16×16 is one 3×3 max pool of stride 2
         and a 1×1 convolution with 3·128 parameters.
     """
-    with seeded(seed, name):
+    with seeded_weights(seed, name):
         adapter = Adapter(source, target)
         project = adapter.project
         with torch.no_grad():
@@ -99,19 +97,6 @@ class Adapter(nn.Sequential):
     def extra_repr(self) -> str:
         """The spaces and the recipe, printed before the steps."""
         return f"{self.spaces}: {self.recipe}"
-
-
-@contextmanager
-def seeded(seed: int, name: str) -> Iterator[None]:
-    """Build under a random state fixed by seed and name, on the CPU (or meta), and leave the caller's as found."""
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    state = random.Random(f"{seed} {name}").getrandbits(63)  # noqa: S311  (not for secrets)
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(state)  # torch.manual_seed would also set devices not yet started
-        if cuda:
-            torch.cuda.manual_seed_all(state)
-        with torch.device("meta" if torch.get_default_device().type == "meta" else "cpu"):
-            yield
 
 
 def _starts_as_identity(source: Space, target: Space, from_stem: bool) -> bool:

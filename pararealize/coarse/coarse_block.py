@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 from pararealize.analysis.cost import BlockCost, count_module
 from pararealize.analysis.space import Space
 from pararealize.errors import CoarseError
+from pararealize.random_state import seeded_weights
 
-from .adapter import seeded
 from .bottleneck_unit import bottleneck
 from .resampling import halvings
 from .units import CoarseBlock, Copies, depthwise_units, linear_map, paper_units, redraw
@@ -188,7 +188,7 @@ def build_coarse(
     Raises:
         CoarseError: a custom builder's module maps to another shape; a block cannot be copied.
     """
-    with seeded(seed, f"F{plan.j}"):
+    with seeded_weights(seed, f"F{plan.j}"):
         if plan.kind == "exact":
             return None
         if plan.kind == "block":
@@ -203,7 +203,7 @@ def draw_coarse(plan: "CoarsePlan", *, seed: int) -> nn.Module | None:
     """What :func:`build_coarse` makes, for the kinds that need no network to look at; ``None`` for the others."""
     if plan.kind not in UNITS:
         return None
-    with seeded(seed, f"F{plan.j}"):
+    with seeded_weights(seed, f"F{plan.j}"):
         return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
 
 

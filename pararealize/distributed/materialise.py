@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pararealize.coarse.adapter import build_adapter, seeded
+from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import draw_coarse
 from pararealize.plan.plan import Plan
+from pararealize.random_state import seeded_weights
 from pararealize.tracing.module_copy import computed_tensors
 from pararealize.tracing.module_view import Piece
 
@@ -195,7 +196,7 @@ def draw(share: Share, net: SegmentedNetwork, names: Sequence[str], device: torc
         own_tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
         if reset is None or not own_tensors or all(id(tensor) in drawn for tensor in own_tensors):
             continue
-        with seeded(seed, first[path]), device:
+        with seeded_weights(seed, first[path]), device:
             reset()
         drawn.update(id(tensor) for tensor in own_tensors)
     state = (*share.tree.named_parameters(), *share.tree.named_buffers())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pararealize.distributed.activation_checkpoint import still
 from pararealize.errors import CheckpointError, MultigridError
+from pararealize.random_state import replay_torch_state, started_cuda_devices, torch_state
 
 from .module import LayerParallel
 
@@ -114,7 +115,7 @@ class Monitor:
         self.events: list[Event] = []
         self.cosines: list[tuple[int, float]] = []
         self.steps = 0
-        self._random: tuple[Tensor, list[Tensor]] | None = None
+        self._random: dict[str, Tensor] | None = None
         net.register_forward_pre_hook(self._remember)
 
     @property
@@ -189,18 +190,13 @@ class Monitor:
     def _remember(self, net: nn.Module, inputs: Any) -> None:  # noqa: ARG002
         """Before each forward pass: the random states that it begins from."""
         if not net._serial and (self.steps + 1) % self.every == 0:
-            devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-            self._random = torch.get_rng_state(), devices
+            self._random = torch_state(started_cuda_devices())
 
     def _compare(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None) -> float:
         """The cosine with the exact gradient, which takes the place of the other one."""
         assert self._random is not None
         parameters = [p for p in self.net.parameters() if p.requires_grad and p.grad is not None]
-        here, devices = self._random
-        with torch.random.fork_rng(devices=range(len(devices))), still(self.net), self.net.in_series():
-            torch.set_rng_state(here)
-            if devices:
-                torch.cuda.set_rng_state_all(devices)
+        with replay_torch_state(self._random), still(self.net), self.net.in_series():
             value = loss()
             with torch.autocast(value.device.type, enabled=False):
                 scaled = value if scaler is None else scaler.scale(value)

@@ -25,6 +25,7 @@ import torch
 from torch import fx, nn
 
 from pararealize.errors import PlanError
+from pararealize.random_state import replay_torch_state, torch_state
 from pararealize.tracing.example import as_call
 from pararealize.tracing.module_view import Borrowed
 
@@ -203,9 +204,8 @@ class _Repeated:
         inner = [m for m in module.modules() if isinstance(m, Borrowed)]
         lent = [m for borrowed in inner for m in borrowed.__dict__["lender"].modules()]
         self._owners = [m for m in (*module.modules(), *lent) if m._buffers]
-        tensors = [*module.parameters(), *module.buffers()]
-        self._devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
-        self._random: Any = None
+        self._devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+        self._random: dict[str, torch.Tensor] | None = None
 
     def __call__(self, *args: Any) -> Any:
         self.left -= 1
@@ -213,20 +213,10 @@ class _Repeated:
             if self.left:
                 stack.enter_context(self._on_copies())
             if self._random is None:
-                self._random = self._states()
+                self._random = torch_state(self._devices)
             else:
-                stack.enter_context(torch.random.fork_rng(self._devices))
-                self._restore()
+                stack.enter_context(replay_torch_state(self._random))
             return self.module(*args)
-
-    def _states(self) -> Any:
-        return torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._devices]
-
-    def _restore(self) -> None:
-        cpu, others = self._random
-        torch.set_rng_state(cpu)
-        for device, state in zip(self._devices, others, strict=True):
-            torch.cuda.set_rng_state(state, device)
 
     @contextlib.contextmanager
     def _on_copies(self) -> Iterator[None]:

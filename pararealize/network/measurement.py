@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from pararealize.analysis.stopwatch import Runnable, random_state_kept, stopwatch
+from pararealize.analysis.stopwatch import Runnable, stopwatch
 from pararealize.errors import ModelError
 from pararealize.plan.times import Seconds, Times
+from pararealize.random_state import preserve_torch_state
 
 from .module import PararealModule
 
@@ -60,7 +61,7 @@ def measure_network(
         )
     home = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     others = dict(beside or {})
-    with random_state_kept(home), torch.inference_mode(False), torch.enable_grad():
+    with preserve_torch_state([home]), torch.inference_mode(False), torch.enable_grad():
         ours = copy.deepcopy(net)
         arguments, keywords = _called(example_inputs)
         parts = _Parts(ours)

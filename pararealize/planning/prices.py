@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pararealize.analysis.cost import NOTHING, BlockCost, Costs, measure_module
-from pararealize.coarse.adapter import adapter_cost, build_adapter, seeded
+from pararealize.coarse.adapter import adapter_cost, build_adapter
 from pararealize.coarse.coarse_block import (
     LARGEST_KERNEL,
     Coarse,
@@ -28,6 +28,7 @@ from pararealize.coarse.coarse_block import (
     units_for,
 )
 from pararealize.coarse.evidence_table import family_of
+from pararealize.random_state import seeded_weights
 
 if TYPE_CHECKING:
     from pararealize.analysis.blocks import BlockChain, Space
@@ -186,7 +187,7 @@ class Prices:
         if self.costs.unit == "flops":
             return self.costs.split(counted)
         home = next((p.device for p in self.chain.capture.model.parameters()), torch.device("cpu"))
-        with seeded(0, "measured"):
+        with seeded_weights(0, "measured"):
             module = made().train(self.chain.capture.model.training)
         return measure_module(module.to(home), x, max(self.chain.capture.batch, 1), first=first, inputs=inputs)
 

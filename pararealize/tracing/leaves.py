@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
-from pararealize.restore import host_random_kept
+from pararealize.random_state import preserve_host_state, preserve_torch_state, started_cuda_devices
 
 __all__ = ["Leaves"]
 
@@ -59,7 +59,7 @@ class Leaves:
     def _call_leaf(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if type(module).__module__.startswith("torch.nn"):
             return plain_call(module, *args, **kwargs)
-        with host_random_kept():  # a layer that is one node may draw from it
+        with preserve_host_state():  # a layer that is one node may draw from it
             try:
                 return plain_call(module, *args, **kwargs)
             except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
@@ -67,7 +67,7 @@ class Leaves:
 
     def _run_for_real(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Learn an opaque module's output shapes from a run on real tensors: its parameters, inputs of zeros."""
-        with unset_fake_temporarily(), self._real_parameters(module), torch.random.fork_rng():
+        with unset_fake_temporarily(), self._real_parameters(module), preserve_torch_state(started_cuda_devices()):
             result = plain_call(module, *tree_map(_zeros, tuple(args)), **tree_map(_zeros, dict(kwargs)))
         return tree_map(lambda t: self.fake(t) if isinstance(t, torch.Tensor) else t, result)
 

@@ -28,7 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pararealize.restore import as_written, host_random, left_as_found
+from pararealize.random_state import host_state
+from pararealize.restore import as_written, left_as_found
 
 from .leaves import Leaves
 from .operations import after, describe, fields_of, is_computed, storage_of, tensors_in
@@ -202,7 +203,7 @@ class _Recorder(TorchFunctionMode):
                     return self._emit(
                         "call_module", path, args, kwargs, lambda: self.leaves.call(plain_call, module, args, kwargs)
                     )
-            drawn = host_random()
+            drawn = host_state()
             result = plain_call(module, *args, **kwargs)
             self._check_side_effects(module, drawn)
             return result
@@ -216,7 +217,7 @@ class _Recorder(TorchFunctionMode):
 
     def _check_side_effects(self, module: nn.Module, drawn: tuple[Any, ...]) -> None:
         """Refuse what a module did besides computing with tensors, which a graph would do once and never again."""
-        if host_random() != drawn:
+        if host_state() != drawn:
             raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
         for part in [module] if module is not self.model else self.model.modules():
             for buffer in part._buffers.values():

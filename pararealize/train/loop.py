@@ -18,14 +18,12 @@ import hashlib
 import json
 import math
 import os
-import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -34,16 +32,16 @@ from pararealize.distributed.checkpoint.state import check_tensors, save_state
 from pararealize.distributed.world import team_of
 from pararealize.errors import MultigridError, RecipeError, TrainingError
 from pararealize.plan.plan import Plan
-from pararealize.restore import host_random_kept
+from pararealize.random_state import derived_seed, preserve_state, seed_all
 from pararealize.train.run.folder import METRICS, TIMES, RunFolder
 from pararealize.train.run.history import EpochRow, History, Row, StepRow, from_line, to_line
 from pararealize.train.run.progress import Clock, Progress
 from pararealize.train.run.score import Score, evaluate
-from pararealize.train.run.state import cuda_devices, gather_run_state, load_run_state, read_run_state, write_run_state
+from pararealize.train.run.state import gather_run_state, load_run_state, read_run_state, write_run_state
 from pararealize.train.run.tensorboard import Board
 
 from .nonfinite import backward_fault, forward_fault
-from .recipe import Recipe, he_weights, seed_of
+from .recipe import Recipe, he_weights
 from .steps import MonitoredStep, Step
 from .update import Sums, Taken, Update
 
@@ -122,8 +120,7 @@ def fit(
     run = _Run(net, data, Recipe() if recipe is None else recipe, seed, step)
     run.log_every, run.checkpoint_every, run.keep, run.report = log_every, checkpoint_every, keep, report
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=cuda_devices(net)))
-        stack.enter_context(host_random_kept())
+        stack.enter_context(preserve_state(parameter.device for parameter in net.parameters()))
         stack.push(run.forget)
         try:
             run.begin(folder, about or {}, resume=resume, force=force)
@@ -189,10 +186,7 @@ class _Run:
 
     def seed_random(self, *key: object) -> None:
         """Random numbers of this rank from here on."""
-        number = seed_of(self.seed, " ".join(map(str, (*key, self.team.rank))))
-        torch.manual_seed(number)
-        random.seed(number)
-        np.random.seed(number % 2**32)
+        seed_all(derived_seed(self.seed, " ".join(map(str, (*key, self.team.rank)))))
 
     def asked(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """What the run is asked for: what has to be the same where it goes on."""

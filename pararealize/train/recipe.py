@@ -7,7 +7,6 @@ momentum 0.9, weight decay 5e-4, learning rate 0.1, divided by 10 after 80 and a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Mapping
@@ -18,8 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from pararealize.errors import RecipeError
+from pararealize.random_state import derived_seed
 
-__all__ = ["Recipe", "he_weights", "seed_of"]
+__all__ = ["Recipe", "he_weights"]
 
 Optimiser = Literal["sgd", "adamw"]
 Schedule = Literal["steps", "cosine", "constant"]
@@ -223,7 +223,7 @@ def he_weights(net: nn.Module, seed: int) -> int:
         if not isinstance(module, kinds) or name.split(".")[0] in ("adapters", "coarse"):
             continue
         weight = torch.empty(module.weight.shape, dtype=module.weight.dtype)
-        generator = torch.Generator().manual_seed(seed_of(seed, name))
+        generator = torch.Generator().manual_seed(derived_seed(seed, name))
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
         with torch.no_grad():
             module.weight.copy_(weight)
@@ -231,11 +231,6 @@ def he_weights(net: nn.Module, seed: int) -> int:
                 module.bias.zero_()
         drawn += 1
     return drawn
-
-
-def seed_of(seed: int, name: str) -> int:
-    """A seed for each purpose, from one."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7], "big")
 
 
 def _is_integer(value: object, least: int) -> bool:

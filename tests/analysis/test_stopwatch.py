@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from pararealize.analysis import stopwatch as module
-from pararealize.analysis.stopwatch import random_state_kept, stopwatch
+from pararealize.analysis.stopwatch import stopwatch
 
 
 class Scripted:
@@ -36,13 +35,3 @@ def test_medians_after_warmup_in_turn(monkeypatch):
     b = Scripted("b", [(99, 99), (7, 1), (7, 3), (8, 2)], clock, log)
     assert stopwatch([a, b], torch.device("cpu"), repeats=3, warmup=1) == [(2, 20), (7, 2)]
     assert log == ["a", "b"] * 4
-
-
-def test_the_random_state_is_kept():
-    before = torch.get_rng_state()
-    with random_state_kept(torch.device("cpu")):
-        torch.randn(3)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.randn(3)
-    with pytest.raises(AssertionError):
-        assert torch.equal(torch.get_rng_state(), before)

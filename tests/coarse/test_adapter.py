@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pararealize.coarse.adapter import adapter_cost, build_adapter, describe_adapter, seeded
+from pararealize.coarse.adapter import adapter_cost, build_adapter, describe_adapter
 from tests.spaces import space, spaces
 
 
@@ -94,24 +94,12 @@ def test_variance_is_kept():
 def test_seed_and_name_fix_the_weights_and_the_callers_state_stays():
     source, target = space(3, 8, 8), space(4, 4, 4)
     before = torch.get_rng_state()
-    built = [build_adapter(source, target, from_stem=False, seed=s, name=n) for s, n in ((1, "C2"), (1, "C2"), (1, "C3"), (2, "C2"))]  # fmt: skip # noqa: E501
+    built = [build_adapter(source, target, from_stem=False, seed=s, name=n) for s, n in ((1, "C2"), (1, "C2"), (1, "C3"), (2, "C2"))]  # fmt: skip
     assert torch.equal(torch.get_rng_state(), before)
     weights = [adapter.project.weight for adapter in built]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[3])
-
-
-def test_seeded_restores_the_state_after_an_error_too():
-    def fail():
-        with seeded(0, "F1"):
-            torch.randn(3)
-            raise RuntimeError
-
-    before = torch.get_rng_state()
-    with pytest.raises(RuntimeError):
-        fail()
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_cost_of_the_papers_adapter():

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pararealize.distributed.activation_checkpoint import still
+from pararealize.random_state import seeded_state
 from pararealize.tracing.module_view import Piece
 
 from .hierarchy import Hierarchy
@@ -125,7 +126,7 @@ class Forward:
         row = self.rows[n]
         leaf = u.detach().requires_grad_(graph)
         arguments = [self.context[i] for i in row.layer.reads]
-        with torch.set_grad_enabled(graph), _seeded(self.seed + n, u.device) if row.layer.random else _AS_IT_IS:
+        with torch.set_grad_enabled(graph), seeded_state(self.seed + n, [u.device]) if row.layer.random else _AS_IT_IS:
             k = row.f(leaf, *arguments)
         return Record(u=u, leaf=leaf, k=k)
 
@@ -218,18 +219,6 @@ def norm(residuals: Sequence[Tensor]) -> float:
 # Around a call ------------------------------------------------------------------------------------------------------
 
 _AS_IT_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed, and put the random states back on leaving."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices, device_type=device.type if devices else "cuda"):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 @contextlib.contextmanager

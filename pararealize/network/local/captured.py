@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from pararealize.analysis.dry_run import Trial
 from pararealize.errors import CaptureError, ExampleError, ModelError, PararealizeError
 from pararealize.network.module import PararealModule
-from pararealize.restore import host_random, host_random_kept
+from pararealize.random_state import host_state, preserve_host_state, preserve_state
 from pararealize.tracing.module_copy import CONTENTS
 from pararealize.tracing.module_view import Borrowed
 from pararealize.tracing.operations import tensors_in
@@ -273,8 +273,8 @@ def check_static(net: PararealModule, inputs: Sequence[Any]) -> None:
         CaptureError: something does, or draws random numbers from Python or NumPy.
         ExampleError: the network does not accept the inputs.
     """
-    before = host_random()
-    with host_random_kept(), FakeTensorMode(allow_non_fake_inputs=True):
+    before = host_state()
+    with preserve_host_state(), FakeTensorMode(allow_non_fake_inputs=True):
 
         def fake(tensor: Tensor) -> Tensor:
             return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
@@ -289,7 +289,7 @@ def check_static(net: PararealModule, inputs: Sequence[Any]) -> None:
             ) from error
         except (RuntimeError, TypeError, ValueError) as error:
             raise not_accepted(net, error) from error
-        drawn = host_random() != before
+        drawn = host_state() != before
     if drawn:
         raise CaptureError(
             f"{net.plan.model} draws random numbers from Python or NumPy while it runs, of which a CUDA graph would "
@@ -320,8 +320,7 @@ def not_accepted(net: PararealModule, error: Exception) -> PararealizeError:
 def state_kept(net: PararealModule) -> Iterator[None]:
     """Put back, on leaving, what a run moves on: buffers and random states. Gradients must not be touched within."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    gpus = sorted({device.index or 0 for device in places_of(net) if device.type == "cuda"})
-    with torch.random.fork_rng(devices=gpus), host_random_kept():
+    with preserve_state(places_of(net)):
         try:
             yield
         finally:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -28,6 +26,7 @@ from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state,
 from pararealize.distributed.checkpoint.state import collect, first_replica, group_of, load_state, own_tensors, sync
 from pararealize.distributed.world import Team
 from pararealize.errors import CheckpointError
+from pararealize.random_state import host_state_as_json, set_host_state, set_torch_state, torch_state
 
 __all__ = ["RunState", "gather_run_state", "load_run_state", "read_run_state", "write_run_state"]
 
@@ -54,7 +53,7 @@ def gather_run_state(
     if first_replica(net):
         weights = collect(own_tensors(net), group_of(net))
         found = gather_optimizer_state(net, optimizer)
-    told = team.gather(_random_state(net))
+    told = team.gather((torch_state(parameter.device for parameter in net.parameters()), host_state_as_json()))
     tensors = {
         f"random/{rank}/{name}": state for rank, (states, _) in enumerate(told) for name, state in states.items()
     }
@@ -143,18 +142,20 @@ def load_run_state(
         name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in wanted
     }
     same: bool = plain["world"] == team.world
+    states: dict[str, torch.Tensor] = {}  # of this rank's random numbers
     with _opened(folder, TENSORS) as file:
         for entry in file.keys():  # noqa: SIM118 (it is no mapping)
             kind, key, name = entry.split("/", 2)
             if kind == "optimizer" and name in wanted:
                 state.setdefault(name, {})[key] = file.get_tensor(entry)
             elif kind == "random" and same and key == str(team.rank):
-                _set_torch_random(name, file.get_tensor(entry))
+                states[name] = file.get_tensor(entry)
+        set_torch_state(states)
     load_optimizer_state(net, optimizer, {"state": state, "groups": plain["optimizer"]["groups"]})
     if scaler is not None and plain["scaler"] is not None:
         scaler.load_state_dict(plain["scaler"])
     if same:
-        _set_host_random(plain["random"][team.rank])
+        set_host_state(plain["random"][team.rank])
     return same
 
 
@@ -169,42 +170,3 @@ def _opened(folder: Path, name: str) -> Iterator[Any]:
             f"the checkpoint {str(folder)!r} cannot be read ({name}: {error}); remove this folder, and the run goes on "
             "from the one before"
         ) from error
-
-
-# Random states -------------------------------------------------------------------------------------------------------
-
-
-def _random_state(net: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The generators of the devices that the network is on, and the states of Python and NumPy."""
-    states = {"cpu": torch.get_rng_state()}
-    for index in cuda_devices(net):
-        states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
-    version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    numpy = [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)]
-    return states, {"python": [version, list(numbers), gauss], "numpy": numpy}
-
-
-def _set_torch_random(name: str, state: torch.Tensor) -> None:
-    if name == "cpu":
-        torch.set_rng_state(state)
-    elif torch.cuda.is_available() and int(name.partition(":")[2]) < torch.cuda.device_count():
-        torch.cuda.set_rng_state(state, name)
-
-
-def _set_host_random(plain: Mapping[str, Any]) -> None:
-    version, numbers, gauss = plain["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, position, has_gauss, cached = plain["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-
-
-def cuda_devices(net: nn.Module) -> list[int]:
-    """The CUDA devices that hold parameters."""
-    return sorted(set(_indices(net)))
-
-
-def _indices(net: nn.Module) -> Iterator[int]:
-    for parameter in net.parameters():
-        if parameter.device.type == "cuda":
-            yield parameter.device.index or 0
