@@ -1,4 +1,4 @@
-"""A node of a captured graph -> x + f(x), where it is such a sum, or the reason why it is none.
+"""Flow -> its additions of two activations: each as x + f(x), or the reason why it is not of that form.
 
 x ──┬── f ──(+)── [ReLU] ──       every path back from f's value ends in x, in parameters or in context;
 └────────┘                    x, f(x) and the sum are of one shape; nothing inside f is read elsewhere
@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .flow import Flow
+from .flow import Flow, module_path
 
-__all__ = ["Part", "adds", "name_of", "part_of"]
+__all__ = ["Addition", "additions_of"]
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _RELUS = {torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}
-_RELU_MODULES = (nn.ReLU,)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Part:
+class Addition:
     """One addition x + f(x) of a captured graph.
 
     Attributes:
         x: the node that is added to f of it.
         nodes: f's operations, in execution order.
         branch: the node of f's value.
-        addition: the node of the sum.
+        sum: the node of x + f(x).
         tail: what alone reads the sum: a ReLU, identities before and after it, or nothing.
         post: that ReLU, where there is one.
         shortcut: identities that x passes on its way to the sum.
@@ -41,7 +40,7 @@ class Part:
     x: fx.Node
     nodes: tuple[fx.Node, ...]
     branch: fx.Node
-    addition: fx.Node
+    sum: fx.Node
     tail: tuple[fx.Node, ...]
     post: fx.Node | None
     shortcut: tuple[fx.Node, ...]
@@ -49,21 +48,31 @@ class Part:
     @property
     def output(self) -> fx.Node:
         """What follows reads this node."""
-        return self.tail[-1] if self.tail else self.addition
+        return self.tail[-1] if self.tail else self.sum
 
     @property
-    def every(self) -> tuple[fx.Node, ...]:
-        """All nodes: shortcut, f, sum and tail."""
-        return (*self.shortcut, *self.nodes, self.addition, *self.tail)
+    def all_nodes(self) -> tuple[fx.Node, ...]:
+        """Shortcut, f, sum and tail."""
+        return (*self.shortcut, *self.nodes, self.sum, *self.tail)
 
-    def without_post(self) -> Part:
+    def without_post(self) -> Addition:
         """The same addition, ending before its ReLU."""
         if self.post is None:
             return self
         return dataclasses.replace(self, post=None, tail=self.tail[: self.tail.index(self.post)])
 
 
-def adds(node: fx.Node) -> bool:
+def additions_of(flow: Flow) -> Iterator[tuple[fx.Node, Addition | str]]:
+    """Every sum of two activations in execution order, with its form x + f(x) or why it has none."""
+    reader = _Reader(flow)
+    for node in flow.order:
+        operands = node.all_input_nodes
+        # a sum with a bias or a table of positions adds no activation; x + x reads one
+        if _is_addition(node) and len(operands) == 2 and all(flow.depends[operand].inputs for operand in operands):
+            yield node, reader.addition(node)
+
+
+def _is_addition(node: fx.Node) -> bool:
     """Whether a node is a plain sum of two values, in place or not."""
     if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
         return False
@@ -73,131 +82,180 @@ def adds(node: fx.Node) -> bool:
     return plain and len(operands) == 2 and all(isinstance(operand, fx.Node) for operand in operands)
 
 
-def part_of(
-    flow: Flow,
-    addition: fx.Node,
-    position: Mapping[fx.Node, int],
-    state: set[fx.Node],
-    module_of: Callable[[str], nn.Module],
-) -> Part | str:
-    """The addition as x + f(x), or why it is none."""
-    found = _x_and_branch(addition, position, module_of)
-    if found is None:
-        first, second = sorted(addition.all_input_nodes, key=position.__getitem__)
-        return f"its shortcut is not the identity but {_named(second if _is_short(second, first) else first)}"
-    x, branch, shortcut, above = found
-    shapes = [_shape(node) for node in (x, branch, addition)]
-    if None in shapes or len(set(shapes)) > 1:
-        words = ["×".join(map(str, shape[0][1:])) if shape else "no tensor" for shape in shapes]
-        return f"x, f(x) and their sum are of different shapes or types: {', '.join(words)}"
-    nodes = tuple(node for node in _inside(x, addition, above) if node not in shortcut)
-    if branch not in nodes:
-        return f"f's value {branch.name} is read elsewhere, by {_others(branch, addition)}"
-    inside = set(nodes)
-    for node in nodes:
-        for argument in node.all_input_nodes:
-            if argument is x or argument in inside:
-                continue
-            if argument in above:
-                return f"{argument.name} inside f is read elsewhere, by {_others(argument, node)}"
-            if argument in state and argument not in flow.broadcast:
-                return f"f reads another activation besides x, {_named(argument)}"
-    if not _has_parameters(nodes, inside, flow, module_of):
-        return "f has no parameters"
-    memories = x.meta.get("memories", (None, None))
-    for node in nodes:
-        if any(memory in changed for memory, changed in zip(memories, node.meta.get("changed", ()), strict=False)):
-            return f"{_named(node)} changes x in place; build it with inplace=False"
-    if any(user is not addition and user not in shortcut for node in shortcut for user in node.users):
-        return f"its shortcut {shortcut[-1].name} is read elsewhere"
-    tail, post = _tail(addition, module_of)
-    return Part(x=x, nodes=nodes, branch=branch, addition=addition, tail=tail, post=post, shortcut=shortcut)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    """A sum whose one operand, ``branch``, is computed from the other, ``x``; ``nodes`` may be an f, or not."""
+
+    x: fx.Node
+    branch: fx.Node
+    sum: fx.Node
+    shortcut: tuple[fx.Node, ...]
+    descendants: set[fx.Node]
+    nodes: tuple[fx.Node, ...]
 
 
-def _x_and_branch(
-    addition: fx.Node, position: Mapping[fx.Node, int], module_of: Callable[[str], nn.Module]
-) -> tuple[fx.Node, fx.Node, tuple[fx.Node, ...], set[fx.Node]] | None:
-    """The operand that the other one comes from, back through identities; these; and all that comes from it."""
-    first, second = sorted(addition.all_input_nodes, key=position.__getitem__)
-    for x, branch in ((first, second), (second, first)):
-        shortcut: tuple[fx.Node, ...] = ()
-        while True:
-            above = _descendants(x, addition)
-            if branch in above:
-                return x, branch, shortcut, above
-            if not _is_identity(x, module_of):
+class _Reader:
+    """Reads the sums of one graph."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.module_of = flow.capture.graph_module.get_submodule
+        self.position = {node: i for i, node in enumerate(flow.capture.graph.nodes)}
+        self.state = set(flow.order)
+
+    def addition(self, sum_node: fx.Node) -> Addition | str:
+        """The sum as x + f(x), or why it is none."""
+        candidate = self._candidate(sum_node)
+        if candidate is None:
+            first, second = self._operands(sum_node)
+            return f"its shortcut is not the identity but {_named(second if _is_short(second, first) else first)}"
+        fault = next(self._faults(candidate), None)
+        if fault is not None:
+            return fault
+        tail, post = self._tail(sum_node)
+        return Addition(
+            x=candidate.x,
+            nodes=candidate.nodes,
+            branch=candidate.branch,
+            sum=sum_node,
+            tail=tail,
+            post=post,
+            shortcut=candidate.shortcut,
+        )
+
+    def _operands(self, sum_node: fx.Node) -> list[fx.Node]:
+        return sorted(sum_node.all_input_nodes, key=self.position.__getitem__)
+
+    def _candidate(self, sum_node: fx.Node) -> _Candidate | None:
+        """The operand that the other one is computed from, looked for behind identities on the shortcut."""
+        first, second = self._operands(sum_node)
+        for x, branch in ((first, second), (second, first)):
+            shortcut: tuple[fx.Node, ...] = ()
+            while True:
+                descendants = _descendants(x, sum_node)
+                if branch in descendants:
+                    nodes = tuple(n for n in _serving(x, sum_node, descendants) if n not in shortcut)
+                    return _Candidate(
+                        x=x, branch=branch, sum=sum_node, shortcut=shortcut, descendants=descendants, nodes=nodes
+                    )
+                if not self._is_identity(x):
+                    break
+                shortcut, x = (x, *shortcut), x.all_input_nodes[0]
+        return None
+
+    def _faults(self, candidate: _Candidate) -> Iterator[str]:
+        """What speaks against the form x + f(x), the most telling first."""
+        yield from _shape_faults(candidate)
+        yield from self._read_faults(candidate)
+        if not self._has_parameters(candidate):
+            yield "f has no parameters"
+        yield from _in_place_faults(candidate)
+        shortcut = candidate.shortcut
+        if any(user is not candidate.sum and user not in shortcut for node in shortcut for user in node.users):
+            yield f"its shortcut {shortcut[-1].name} is read elsewhere"
+
+    def _read_faults(self, candidate: _Candidate) -> Iterator[str]:
+        """Values of f that something else reads too, and activations besides x that f reads."""
+        inside = set(candidate.nodes)
+        if candidate.branch not in inside:
+            readers = _others(candidate.branch, candidate.sum)
+            yield f"f's value {candidate.branch.name} is read elsewhere, by {readers}"
+        for node in candidate.nodes:
+            for argument in node.all_input_nodes:
+                if argument is candidate.x or argument in inside:
+                    continue
+                if argument in candidate.descendants:
+                    yield f"{argument.name} inside f is read elsewhere, by {_others(argument, node)}"
+                if argument in self.state and argument not in self.flow.broadcast:
+                    yield f"f reads another activation besides x, {_named(argument)}"
+
+    def _has_parameters(self, candidate: _Candidate) -> bool:
+        """Whether f is a layer, and not the formula of an activation function such as x + 0.04·x³."""
+        inside = set(candidate.nodes)
+        return any(
+            (node.op == "call_module" and next(self.module_of(str(node.target)).parameters(), None) is not None)
+            or any(self.flow.depends[a].on_parameters_alone for a in node.all_input_nodes if a not in inside)
+            for node in candidate.nodes
+        )
+
+    def _tail(self, sum_node: fx.Node) -> tuple[tuple[fx.Node, ...], fx.Node | None]:
+        """The ReLU that alone reads a sum, with identities before and after it."""
+        tail: list[fx.Node] = []
+        post = None
+        node = sum_node
+        while len(node.users) == 1:
+            (node,) = node.users
+            if post is None and self._is_relu(node):
+                post = node
+            elif not self._is_identity(node):
                 break
-            shortcut, x = (x, *shortcut), x.all_input_nodes[0]
-    return None
+            tail.append(node)
+        return tuple(tail), post
+
+    def _is_identity(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and type(self.module_of(str(node.target))) is nn.Identity
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self.module_of(str(node.target)), nn.ReLU)
+        return node.target in _RELUS
 
 
-def _is_identity(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
-    return node.op == "call_module" and type(module_of(str(node.target))) is nn.Identity
-
-
-def _has_parameters(
-    nodes: tuple[fx.Node, ...], inside: set[fx.Node], flow: Flow, module_of: Callable[[str], nn.Module]
-) -> bool:
-    """Whether f is a layer, and not the formula of an activation function such as x + 0.04·x³."""
-    for node in nodes:
-        if node.op == "call_module" and next(module_of(str(node.target)).parameters(), None) is not None:
-            return True
-        if any(flow.depends[argument] == (False, True) for argument in node.all_input_nodes if argument not in inside):
-            return True
-    return False
+# What x and f consist of ----------------------------------------------------------------------------------------------
 
 
 def _descendants(x: fx.Node, end: fx.Node) -> set[fx.Node]:
-    """Everything between x and an addition that depends on x."""
-    found = {x}
+    """Everything between x and a sum that depends on x."""
+    descendants = {x}
     node = x.next
     while node is not end:
-        if any(argument in found for argument in node.all_input_nodes):
-            found.add(node)
+        if any(argument in descendants for argument in node.all_input_nodes):
+            descendants.add(node)
         node = node.next
-    return found - {x}
+    return descendants - {x}
 
 
-def _inside(x: fx.Node, addition: fx.Node, above: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """The nodes between x and an addition that serve the addition alone, and those that nothing reads."""
-    inside: set[fx.Node] = {addition}
-    node = addition.prev
-    found: list[fx.Node] = []
+def _serving(x: fx.Node, sum_node: fx.Node, descendants: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """The nodes between x and a sum that serve the sum alone, and those that nothing reads."""
+    inside: set[fx.Node] = {sum_node}
+    nodes: list[fx.Node] = []
+    node = sum_node.prev
     while node is not x:
-        serves = all(user in inside for user in node.users) if node.users else node in above
+        serves = all(user in inside for user in node.users) if node.users else node in descendants
         if serves and node.op not in ("placeholder", "get_attr"):
             inside.add(node)
-            found.append(node)
+            nodes.append(node)
         node = node.prev
-    return tuple(reversed(found))
+    return tuple(reversed(nodes))
 
 
-def _tail(addition: fx.Node, module_of: Callable[[str], nn.Module]) -> tuple[tuple[fx.Node, ...], fx.Node | None]:
-    """The ReLU that alone reads a sum, with identities before and after it."""
-    tail: list[fx.Node] = []
-    post = None
-    node = addition
-    while len(node.users) == 1:
-        (node,) = node.users
-        if post is None and _is_relu(node, module_of):
-            post = node
-        elif not _is_identity(node, module_of):
-            break
-        tail.append(node)
-    return tuple(tail), post
+def _shape_faults(candidate: _Candidate) -> Iterator[str]:
+    shapes = [_shape(node) for node in (candidate.x, candidate.branch, candidate.sum)]
+    if None in shapes or len(set(shapes)) > 1:
+        words = ["×".join(map(str, shape[0][1:])) if shape else "no tensor" for shape in shapes]
+        yield f"x, f(x) and their sum are of different shapes or types: {', '.join(words)}"
 
 
-def _is_relu(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
-    if node.op == "call_module":
-        return isinstance(module_of(str(node.target)), _RELU_MODULES)
-    return node.target in _RELUS
+def _in_place_faults(candidate: _Candidate) -> Iterator[str]:
+    """Operations of f that write into the memory of x: the sum is then of the new x, relu(x) + f(x) for instance.
+
+    The recorder notes the memory of every value, and which memories an operation changes, in train and in eval mode.
+    """
+    memories = candidate.x.meta.get("memories", (None, None))
+    for node in candidate.nodes:
+        if any(memory in changed for memory, changed in zip(memories, node.meta.get("changed", ()), strict=False)):
+            yield f"{_named(node)} changes x in place; build it with inplace=False"
 
 
 def _shape(node: fx.Node) -> tuple[Any, ...] | None:
+    """The shape at the example's batch and at the other one, and the element type."""
     value, other = node.meta.get("val"), node.meta.get("other")
     if not isinstance(value, torch.Tensor):
         return None
     return tuple(value.shape), None if other is None else tuple(other.shape), value.dtype
+
+
+# Words for a refusal --------------------------------------------------------------------------------------------------
 
 
 def _is_short(a: fx.Node, b: fx.Node) -> bool:
@@ -224,10 +282,5 @@ def _named(node: fx.Node) -> str:
     """The module a node calls, or the node with the module that it stands in."""
     if node.op == "call_module":
         return str(node.target)
-    path = name_of(node)
+    path = module_path(node)
     return f"{node.name} in {path}" if path else node.name
-
-
-def name_of(node: fx.Node) -> str:
-    """The qualified name of the module that a node stands in."""
-    return str(next(reversed(node.meta.get("nn_module_stack", {"": None}))))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -22,9 +23,26 @@ from torch import fx
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.merging import size_of
 
-__all__ = ["Flow", "RefusedCut", "flow_of"]
+__all__ = ["Dependence", "Flow", "RefusedCut", "dependencies", "flow_of", "module_path"]
 
 _MOST_BROADCAST = 8  # more values alive at once than this is no broadcast but a growing carry
+
+
+class Dependence(NamedTuple):
+    """What a value depends on."""
+
+    inputs: bool
+    parameters: bool
+
+    @property
+    def on_both(self) -> bool:
+        """State: computed from the network's inputs with its parameters."""
+        return self.inputs and self.parameters
+
+    @property
+    def on_parameters_alone(self) -> bool:
+        """A table of positions, a normalised weight."""
+        return self.parameters and not self.inputs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +68,7 @@ class Flow:
         cuts: positions in ``order`` after which exactly one activation is alive.
         broadcast: state that is read by many later operations and treated as context (``start`` is behind its birth).
         start: the first position that may belong to a block.
-        depends: for every node, whether it depends on (inputs, parameters).
+        depends: what every node of the graph depends on.
         last_read: for each position, the last position that reads its value.
     """
 
@@ -59,22 +77,21 @@ class Flow:
     cuts: tuple[int, ...]
     broadcast: tuple[fx.Node, ...]
     start: int
-    depends: dict[fx.Node, tuple[bool, bool]]
+    depends: dict[fx.Node, Dependence]
     last_read: tuple[int, ...]
 
     def is_state(self, node: fx.Node) -> bool:
         """Whether a node is computed from inputs and parameters both, and is not broadcast."""
-        return self.depends[node] == (True, True) and node not in self.broadcast
+        return self.depends[node].on_both and node not in self.broadcast
 
     def refused(self) -> Iterator[RefusedCut]:
         """Every point between two operations that is no cut, and why."""
         cuts = set(self.cuts)
-        for i, alive in _sweep(self.last_read):
+        for i, alive in _living(self.last_read):
             if i not in cuts and i < len(self.order) - 1:
                 names = tuple(self._describe(self.order[t]) for t in alive)
                 why = self._why(alive)
-                stack = self.order[i].meta.get("nn_module_stack", {"": None})
-                yield RefusedCut(after=self.order[i].name, module=list(stack)[-1], why=why, alive=names)
+                yield RefusedCut(after=self.order[i].name, module=module_path(self.order[i]), why=why, alive=names)
 
     def _why(self, alive: list[int]) -> str:
         if len(alive) > 1:
@@ -87,26 +104,30 @@ class Flow:
         return f"{node.name} {shape}"
 
 
-def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[bool, bool]]:
+def module_path(node: fx.Node) -> str:
+    """The qualified name of the innermost module whose forward holds a node; ``""`` for the model itself."""
+    return str(next(reversed(node.meta.get("nn_module_stack", {"": None}))))
+
+
+def dependencies(graph: fx.Graph) -> dict[fx.Node, Dependence]:
     """For every node, whether its value depends on the inputs and on parameters."""
-    depends: dict[fx.Node, tuple[bool, bool]] = {}
+    depends: dict[fx.Node, Dependence] = {}
     module_of = graph.owning_module.get_submodule  # type: ignore[union-attr]
     for node in graph.nodes:
         if node.op == "placeholder":
-            depends[node] = (isinstance(node.meta.get("val"), torch.Tensor), False)
+            depends[node] = Dependence(isinstance(node.meta.get("val"), torch.Tensor), False)
         elif node.op == "get_attr":
-            depends[node] = (False, bool(node.meta.get("trainable")))
-        elif node.target is size_of:
-            depends[node] = (False, False)
+            depends[node] = Dependence(False, bool(node.meta.get("trainable")))
+        elif node.target is size_of:  # of a shape, whatever the values
+            depends[node] = Dependence(False, False)
         else:
-            inputs = [depends[argument] for argument in node.all_input_nodes]
-            trainable = node.op == "call_module" and _has_parameters(module_of(node.target))
-            depends[node] = (any(i for i, _ in inputs), trainable or any(p for _, p in inputs))
+            arguments = [depends[argument] for argument in node.all_input_nodes]
+            trainable = node.op == "call_module" and next(module_of(node.target).parameters(), None) is not None
+            depends[node] = Dependence(
+                any(argument.inputs for argument in arguments),
+                trainable or any(argument.parameters for argument in arguments),
+            )
     return depends
-
-
-def _has_parameters(module: torch.nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def flow_of(capture: Capture, *, broadcast: bool = False) -> Flow:
@@ -117,21 +138,17 @@ def flow_of(capture: Capture, *, broadcast: bool = False) -> Flow:
         broadcast: look for a region in which values born before it may be read as context, so that more cuts appear.
     """
     depends = dependencies(capture.graph)
-    order = tuple(node for node in capture.graph.nodes if node.op != "output" and depends[node] == (True, True))
+    order = tuple(node for node in capture.graph.nodes if node.op != "output" and depends[node].on_both)
     position = {node: i for i, node in enumerate(order)}
-    last = len(order)
     last_read = tuple(
-        max((_reader(user, position, last) for user in node.users), default=i) for i, node in enumerate(order)
+        max((_read_position(user, position) for user in node.users), default=i) for i, node in enumerate(order)
     )
-    births: frozenset[int] = frozenset()
-    start = 0
-    if broadcast:
-        start, births = _best_region(order, last_read, capture)
-    cuts = tuple(_cut_positions(order, last_read, births, start, capture))
+    liveness = _Liveness(order, last_read, capture)
+    start, births = liveness.best_region() if broadcast else (0, frozenset())
     return Flow(
         capture=capture,
         order=order,
-        cuts=cuts,
+        cuts=tuple(liveness.cuts(start, births)),
         broadcast=tuple(order[i] for i in sorted(births)),
         start=start,
         depends=depends,
@@ -139,33 +156,26 @@ def flow_of(capture: Capture, *, broadcast: bool = False) -> Flow:
     )
 
 
-def _reader(user: fx.Node, position: dict[fx.Node, int], last: int) -> int:
-    """The position at which a user reads; the output and sizes computed for it read at the very end."""
-    if user.target is size_of:
-        return -1
-    return position.get(user, last)
+def _read_position(user: fx.Node, position: dict[fx.Node, int]) -> int:
+    """The position at which a user reads: never where it reads a size only, behind all where it is no state itself."""
+    return -1 if user.target is size_of else position.get(user, len(position))
 
 
-def _sweep(last_read: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
-    """For each position, the positions whose values are alive after it."""
+def _living(last_read: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
+    """For each position, the positions whose values are alive after it, in the order of their births.
+
+    One sweep, as a register allocator's linear scan: a value enters at its birth and leaves at its last read, so that
+    each step costs what changes plus the list that it gives.
+    """
     alive: dict[int, None] = {}
-    dying: dict[int, list[int]] = {}
+    deaths: dict[int, list[int]] = {}
     for i, last in enumerate(last_read):
-        for dead in dying.pop(i, ()):
+        for dead in deaths.pop(i, ()):
             alive.pop(dead, None)
         if last > i:
             alive[i] = None
-            dying.setdefault(last, []).append(i)
+            deaths.setdefault(last, []).append(i)
         yield i, list(alive)
-
-
-def _cut_positions(
-    order: tuple[fx.Node, ...], last_read: tuple[int, ...], broadcast: frozenset[int], start: int, capture: Capture
-) -> Iterator[int]:
-    for i, alive in _sweep(last_read):
-        carry = [t for t in alive if t not in broadcast] if i >= start else alive
-        if order[i].users and len(carry) == 1 and _unfit(order[carry[0]], capture) is None:
-            yield i  # what nothing reads (a norm that only counts) makes no interface
 
 
 def _unfit(node: fx.Node, capture: Capture) -> str | None:
@@ -183,24 +193,39 @@ def _unfit(node: fx.Node, capture: Capture) -> str | None:
     return None
 
 
-def _best_region(
-    order: tuple[fx.Node, ...], last_read: tuple[int, ...], capture: Capture
-) -> tuple[int, frozenset[int]]:
-    """The point whose older living values, taken as context, make the most later points cuts."""
-    candidates: dict[frozenset[int], int] = {}
-    for i, alive in _sweep(last_read):
-        if 2 <= len(alive) <= _MOST_BROADCAST:
-            candidates.setdefault(frozenset(alive[:-1]), i)
-            candidates.setdefault(frozenset(alive), i)
-    longest = sorted(candidates, key=lambda births: min(last_read[t] - t for t in births), reverse=True)[:64]
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Liveness:
+    """The state in execution order and where each value is read last; positions stand for the values born there."""
 
-    def number_of_cuts(births: frozenset[int]) -> int:
-        start = candidates[births]
-        return sum(i >= start for i in _cut_positions(order, last_read, births, start, capture))
+    order: tuple[fx.Node, ...]
+    last_read: tuple[int, ...]
+    capture: Capture
 
-    counts = {births: number_of_cuts(births) for births in longest}
-    if not counts:
-        return 0, frozenset()
-    enough = 0.6 * max(counts.values())  # one value more may always win a few cuts, within the first block
-    best = min((births for births in longest if counts[births] >= enough), key=lambda b: (len(b), candidates[b]))
-    return candidates[best], best
+    def cuts(self, start: int, births: frozenset[int]) -> Iterator[int]:
+        """Positions after which one activation is alive, ``births`` not counted from position ``start`` on."""
+        for i, alive in _living(self.last_read):
+            carry = [t for t in alive if t not in births] if i >= start else alive
+            if self.order[i].users and len(carry) == 1 and _unfit(self.order[carry[0]], self.capture) is None:
+                yield i  # what nothing reads (a norm that only counts) makes no interface
+
+    def best_region(self) -> tuple[int, frozenset[int]]:
+        """The point, and its older living values, that make the most later points cuts if those values are context.
+
+        Values read throughout (a mask computed with parameters, an encoder's output that every decoder layer reads)
+        are alive together from some point on and long after it. So the candidates are the sets of values alive at one
+        point, with and without the youngest, which may be the carry itself; the 64 of the longest life are counted.
+        """
+        candidates: dict[frozenset[int], int] = {}
+        for i, alive in _living(self.last_read):
+            if 2 <= len(alive) <= _MOST_BROADCAST:
+                candidates.setdefault(frozenset(alive[:-1]), i)
+                candidates.setdefault(frozenset(alive), i)
+        longest = sorted(candidates, key=lambda births: min(self.last_read[t] - t for t in births), reverse=True)[:64]
+        counts = {
+            births: sum(i >= candidates[births] for i in self.cuts(candidates[births], births)) for births in longest
+        }
+        if not counts:
+            return 0, frozenset()
+        enough = 0.6 * max(counts.values())  # one value more may always win a few cuts, within the first block
+        best = min((births for births in longest if counts[births] >= enough), key=lambda b: (len(b), candidates[b]))
+        return candidates[best], best

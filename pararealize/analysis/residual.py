@@ -1,4 +1,4 @@
-"""Flow, or a Block of it -> x + f(x), where it has that form, and the reason where it has not.
+"""Flow -> Residuals, its blocks of the form x + f(x); or a Block -> Residual, or the reason why it is none.
 
 An addition of two activations is a residual block when one operand dominates the other (``addition.py``). A sum that
 only a ReLU reads is a post-activation block, which ends at that ReLU. A projection shortcut makes none. A transformer's
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import fx
 
-from .addition import Part, adds, name_of, part_of
+from .addition import Addition, additions_of
 from .blocks import Block, BlockChain
-from .flow import Flow
+from .flow import Flow, module_path
 
 __all__ = ["NotResidual", "Residual", "Residuals", "chains_of", "find_residuals", "residual_of"]
 
@@ -28,67 +28,68 @@ class Residual:
 
     Attributes:
         name: the qualified name of the module it stands in, with ``#2`` for a second one there.
-        parts: its additions; with two of them, f(x) = f_1(x) + f_2(x + f_1(x)).
+        additions: in execution order; with two of them, f(x) = f_1(x) + f_2(x + f_1(x)).
     """
 
     name: str
-    parts: tuple[Part, ...]
+    additions: tuple[Addition, ...]
 
     @property
     def x(self) -> fx.Node:
         """The node that enters."""
-        return self.parts[0].x
+        return self.additions[0].x
 
     @property
     def output(self) -> fx.Node:
         """The node that leaves."""
-        return self.parts[-1].output
+        return self.additions[-1].output
 
     @property
     def post(self) -> fx.Node | None:
         """The ReLU behind the last addition of a post-activation block."""
-        return self.parts[-1].post
+        return self.additions[-1].post
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
         """Every node of the block, additions and shortcut and ReLU included."""
-        return tuple(node for part in self.parts for node in part.every)
+        return tuple(node for addition in self.additions for node in addition.all_nodes)
 
     @property
     def context(self) -> tuple[fx.Node, ...]:
         """What f reads from outside besides x: parameters, masks, sizes."""
         inside = {*self.nodes, self.x}
-        read = [a for part in self.parts for node in part.nodes for a in node.all_input_nodes if a not in inside]
-        return tuple(dict.fromkeys(read))
+        reads = (a for addition in self.additions for node in addition.nodes for a in node.all_input_nodes)
+        return tuple(dict.fromkeys(argument for argument in reads if argument not in inside))
 
     def graph(self) -> fx.Graph:
         """A graph of f alone, called with x and its context; parameters that are read as such stay ``get_attr``."""
         graph = fx.Graph()
         z = graph.placeholder("x")
-        known = {}
-        for node in self.context:
-            known[node] = graph.node_copy(node) if node.op == "get_attr" else graph.placeholder(node.name)
-        graph.output(self.write(graph, z, known))
+        copies = {
+            node: graph.node_copy(node) if node.op == "get_attr" else graph.placeholder(node.name)
+            for node in self.context
+        }
+        graph.output(self.write(graph, z, copies))
         return graph
 
-    def write(self, graph: fx.Graph, z: fx.Node, known: Mapping[fx.Node, fx.Node], name: str | None = None) -> fx.Node:
+    def write(self, graph: fx.Graph, z: fx.Node, copies: Mapping[fx.Node, fx.Node], name: str | None = None) -> fx.Node:
         """Write f(z) at the end of a graph.
 
         Args:
             graph: where to.
             z: that graph's node for f's argument.
-            known: from nodes that f reads besides, to that graph's nodes.
+            copies: from nodes that f reads besides, to that graph's nodes.
             name: a name for the node of f's value.
 
         Returns:
             The node of f(z).
         """
         u, total = z, None
-        for part in self.parts:
-            only = len(self.parts) == 1
-            k = _copy(graph, part, {**known, part.x: u} if part.nodes else {}, name if only else None)
+        for addition in self.additions:
+            alone = len(self.additions) == 1
+            k = _copy(graph, addition, {**copies, addition.x: u}, name if alone else None)
             total = k if total is None else graph.create_node("call_function", operator.add, (total, k), name=name)
-            if part is not self.parts[-1]:
+            if addition is not self.additions[-1]:
                 u = graph.call_function(operator.add, (u, k))
         assert total is not None
         return total
@@ -114,46 +115,39 @@ class NotResidual:
 class Residuals:
     """Every residual block of a network in execution order, and every other addition of activations."""
 
-    found: tuple[Residual, ...]
-    refused: tuple[NotResidual, ...]
+    blocks: tuple[Residual, ...]
+    refusals: tuple[NotResidual, ...]
 
     def __str__(self) -> str:
-        return "\n".join(map(str, (*self.found, *self.refused)))
+        return "\n".join(map(str, (*self.blocks, *self.refusals)))
 
 
 def find_residuals(flow: Flow) -> Residuals:
-    """Every residual block of a network; blocks within blocks are found too.
+    """Every residual block of a network, blocks within blocks too.
 
     Example:
         >>> import torch
         >>> from pararealize.tracing.front_end import capture
         >>> from pararealize.analysis.flow import flow_of
         >>> from pararealize.models import resnet20
-        >>> found = find_residuals(flow_of(capture(resnet20(), torch.randn(2, 3, 32, 32))))
-        >>> print(found.found[0])
+        >>> residuals = find_residuals(flow_of(capture(resnet20(), torch.randn(2, 3, 32, 32))))
+        >>> print(residuals.blocks[0])
         stage1.0: x + f(x), x 16×32×32
-        >>> print(found.refused[0])
+        >>> print(residuals.refusals[0])
         stage2.0: its shortcut is not the identity but stage2.0.projection
     """
-    found: list[Residual] = []
-    refused: list[NotResidual] = []
-    position = {node: i for i, node in enumerate(flow.capture.graph.nodes)}
-    state = set(flow.order)
-    module_of = flow.capture.graph_module.get_submodule
-    seen: dict[str, int] = {}
-    for node in flow.order:
-        if not adds(node) or len(node.all_input_nodes) != 2:
+    blocks: list[Residual] = []
+    refusals: list[NotResidual] = []
+    counts: dict[str, int] = {}
+    for node, addition in additions_of(flow):
+        name = module_path(node)
+        if isinstance(addition, str):
+            refusals.append(NotResidual(name=name, reason=addition))
             continue
-        if not all(flow.depends[argument][0] for argument in node.all_input_nodes):
-            continue  # a bias, or a table of positions
-        name = name_of(node)
-        made = part_of(flow, node, position, state, module_of)
-        if isinstance(made, str):
-            refused.append(NotResidual(name=name, reason=made))
-            continue
-        seen[name] = seen.get(name, 0) + 1
-        found.append(Residual(name=name if seen[name] == 1 else f"{name}#{seen[name]}", parts=(made,)))
-    return Residuals(found=tuple(found), refused=tuple(refused))
+        counts[name] = counts.get(name, 0) + 1
+        number = f"#{counts[name]}" if counts[name] > 1 else ""
+        blocks.append(Residual(name=name + number, additions=(addition,)))
+    return Residuals(blocks=tuple(blocks), refusals=tuple(refusals))
 
 
 def residual_of(chain: BlockChain, block: Block, residuals: Residuals | None = None) -> Residual | NotResidual:
@@ -162,7 +156,7 @@ def residual_of(chain: BlockChain, block: Block, residuals: Residuals | None = N
     Args:
         chain: the network's blocks.
         block: one of them.
-        residuals: those of ``chain.flow``, where they are known already.
+        residuals: those of ``chain.flow``, where the caller has them.
 
     Example:
         >>> import torch
@@ -172,43 +166,48 @@ def residual_of(chain: BlockChain, block: Block, residuals: Residuals | None = N
         >>> [str(residual_of(chain, block)) for block in chain.blocks[2:4]]
         ['stage1.2: x + f(x), x 16×32×32', 'stage2.0: its shortcut is not the identity but stage2.0.projection']
     """
-    known = residuals or find_residuals(chain.flow)
+    residuals = residuals or find_residuals(chain.flow)
     inside = set(block.nodes)
-    starting: dict[fx.Node, list[Residual]] = {}
-    for residual in known.found:
-        if residual.parts[0].addition in inside:
-            starting.setdefault(residual.x, []).append(residual)
-    parts = _row(block.input, block.output, starting)
-    if parts is None:
-        return NotResidual(name=block.name, reason=_why_not(block, known))
-    if any(part.post is not None for part in parts[:-1]):
-        reason = f"it is {len(parts)} residual blocks with a ReLU between them, which are no one x + f(x)"
+    beginning = _by_beginning(residual for residual in residuals.blocks if residual.additions[0].sum in inside)
+    additions = _row(block.input, block.output, beginning)
+    if additions is None:
+        return NotResidual(name=block.name, reason=_why_not(block, residuals))
+    if any(addition.post is not None for addition in additions[:-1]):
+        reason = f"it is {len(additions)} residual blocks with a ReLU between them, which are no one x + f(x)"
         return NotResidual(name=block.name, reason=reason)
-    return Residual(name=block.name, parts=parts)
+    return Residual(name=block.name, additions=additions)
 
 
-def _row(start: fx.Node, end: fx.Node, starting: Mapping[fx.Node, list[Residual]]) -> tuple[Part, ...] | None:
-    """Residuals that lead from one node to another, each beginning where the one before ends."""
-    for residual in starting.get(start, ()):
-        for part in (residual.parts[0], residual.parts[0].without_post()):
-            if part.output is end:
-                return (part,)
-        rest = _row(residual.output, end, starting)
+def _by_beginning(residuals: Iterable[Residual]) -> Mapping[fx.Node, list[Residual]]:
+    """Residual blocks by the node that enters them."""
+    beginning: dict[fx.Node, list[Residual]] = {}
+    for residual in residuals:
+        beginning.setdefault(residual.x, []).append(residual)
+    return beginning
+
+
+def _row(start: fx.Node, end: fx.Node, beginning: Mapping[fx.Node, list[Residual]]) -> tuple[Addition, ...] | None:
+    """Additions that lead from one node to another, each beginning where the one before ends."""
+    for residual in beginning.get(start, ()):
+        for addition in (residual.additions[0], residual.additions[0].without_post()):
+            if addition.output is end:
+                return (addition,)
+        rest = _row(residual.output, end, beginning)
         if rest is not None:
-            return residual.parts + rest
+            return residual.additions + rest
     return None
 
 
 def _why_not(block: Block, residuals: Residuals) -> str:
     inside = set(block.nodes)
-    named = [r.reason for r in residuals.refused if r.name == block.name or r.name.startswith(f"{block.name}.")]
-    if named:
-        return named[-1]
-    within = [residual for residual in residuals.found if residual.parts[0].addition in inside]
+    reasons = [r.reason for r in residuals.refusals if r.name == block.name or r.name.startswith(f"{block.name}.")]
+    if reasons:
+        return reasons[-1]
+    within = [residual for residual in residuals.blocks if residual.additions[0].sum in inside]
     if within:
         last = within[-1]
         what = "what enters the block" if last.x is not block.input else "what leaves it"
-        return f"the addition {last.parts[-1].addition.name} is of the form x + f(x), but {what} is another value"
+        return f"the addition {last.additions[-1].sum.name} is of the form x + f(x), but {what} is another value"
     return "it has no addition of two activations"
 
 
@@ -218,34 +217,35 @@ def chains_of(residuals: tuple[Residual, ...]) -> Iterator[tuple[Residual, ...]]
     All blocks of a run are post-activation, or none is. Of a block and another within it, that begin at one value, the
     outer one continues a run, since it reads that value too.
     """
-    starting: dict[fx.Node, list[Residual]] = {}
+    beginning = _by_beginning(residuals)
+    continuations: set[Residual] = set()
     for residual in residuals:
-        starting.setdefault(residual.x, []).append(residual)
-    taken: set[Residual] = set()
-    for residual in residuals:
-        if residual in taken:
+        if residual in continuations:
             continue
         run = [residual]
-        while (then := _next(run[-1], starting)) is not None and then not in taken:
-            taken.add(then)
-            if run[-1].post is None and then.post is not None:
-                then = dataclasses.replace(then, parts=(*then.parts[:-1], then.parts[-1].without_post()))
-            run.append(then)
+        while (successor := _successor(run[-1], beginning)) is not None and successor not in continuations:
+            continuations.add(successor)
+            if run[-1].post is None and successor.post is not None:
+                # the run ends behind its last sum: the ReLU there belongs to what follows
+                last = successor.additions[-1].without_post()
+                successor = dataclasses.replace(successor, additions=(*successor.additions[:-1], last))
+            run.append(successor)
         yield tuple(run)
 
 
-def _next(residual: Residual, starting: Mapping[fx.Node, list[Residual]]) -> Residual | None:
+def _successor(residual: Residual, beginning: Mapping[fx.Node, list[Residual]]) -> Residual | None:
     """The block that alone reads what this one gives, and is post-activation where this one is."""
-    for then in starting.get(residual.output, ()):
-        alone = set(then.nodes).issuperset(residual.output.users)
-        if alone and not (residual.post is not None and then.post is None):
-            return then
+    for successor in beginning.get(residual.output, ()):
+        alone = set(successor.nodes).issuperset(residual.output.users)
+        if alone and not (residual.post is not None and successor.post is None):
+            return successor
     return None
 
 
-def _copy(graph: fx.Graph, part: Part, known: dict[fx.Node, fx.Node], name: str | None) -> fx.Node:
-    for node in part.nodes:
-        label = name if node is part.branch and name else node.name
-        args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-        known[node] = graph.create_node(node.op, node.target, args, kwargs, name=label)
-    return known[part.branch]
+def _copy(graph: fx.Graph, addition: Addition, copies: dict[fx.Node, fx.Node], name: str | None) -> fx.Node:
+    """Append f's operations to a graph and to ``copies``; the node of f's value."""
+    for node in addition.nodes:
+        label = name if node is addition.branch and name else node.name
+        args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+        copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=label)
+    return copies[addition.branch]

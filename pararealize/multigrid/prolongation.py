@@ -115,12 +115,14 @@ class _Writer(Transcript):
         self._owned = [_owned(residual, tree) for residual in blocks]
         counts = collections.Counter(path for owned in self._owned for path in owned)
         self._shared = {path for path, count in counts.items() if count > 1}
-        sums = {residual.parts[0].addition: partial(self._block, n) for n, residual in enumerate(blocks)}
-        self.write(captured, sums, {node for r in blocks for part in r.parts for node in (*part.shortcut, *part.tail)})
+        sums = {residual.additions[0].sum: partial(self._block, n) for n, residual in enumerate(blocks)}
+        self.write(
+            captured, sums, {node for r in blocks for part in r.additions for node in (*part.shortcut, *part.tail)}
+        )
 
     def _block(self, n: int) -> None:
         residual = self.blocks[n]
-        part = residual.parts[0]
+        part = residual.additions[0]
         u = self._add(residual, self.known[part.x], self.known[part.branch])
         for i in range(1, self.factor):
             paths = self._deepen(n, i)
@@ -170,7 +172,7 @@ class _Writer(Transcript):
 
 def _owned(residual: Residual, tree: nn.Module) -> list[str]:
     """What a block reads of the tree that holds weights or statistics: modules, and parameters by themselves."""
-    called = [str(node.target) for node in residual.parts[0].nodes if node.op == "call_module"]
+    called = [str(node.target) for node in residual.additions[0].nodes if node.op == "call_module"]
     holding = [path for path in called if tree.get_submodule(path).state_dict()]
     read = [str(node.target) for node in residual.context if node.op == "get_attr" and node.meta.get("trainable")]
     return list(dict.fromkeys([*holding, *read]))

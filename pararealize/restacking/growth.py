@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from pararealize.analysis.addition import Part
+from pararealize.analysis.addition import Addition
 from pararealize.analysis.residual import Residual
 from pararealize.tracing.merging import size_of
 from pararealize.tracing.subgraph import draws
@@ -38,8 +38,8 @@ def dangers(table: Tableau, groups: Sequence[tuple[Residual, ...]], module_of: C
     if table.amplification < LARGE:
         return []
     residuals = [residual for group in groups for residual in group]
-    bare = [r.name for r in residuals if not all(normalised_first(part, module_of) for part in r.parts)]
-    noisy = [r.name for r in residuals if any(True for part in r.parts for _ in noise(part, module_of))]
+    bare = [r.name for r in residuals if not all(normalised_first(part, module_of) for part in r.additions)]
+    noisy = [r.name for r in residuals if any(True for part in r.additions for _ in noise(part, module_of))]
     size = f"{table.name} adds up to {table.amplification:.0f} times an f's value into a later f's input"
     faults = []
     if bare:
@@ -54,7 +54,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{listed} {'has' if len(names) == 1 else 'have'}"
 
 
-def normalised_first(part: Part, module_of: Callable[[str], nn.Module]) -> bool:
+def normalised_first(part: Addition, module_of: Callable[[str], nn.Module]) -> bool:
     """Whether every way into f meets a normalisation before anything that its input's size matters to.
 
     Convolutions, linear maps, ReLU, pooling and reshaping hand a factor on, and may stand before it.
@@ -88,7 +88,7 @@ def _hands_on(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
     return node.target in _FUNCTIONS_THROUGH
 
 
-def noise(part: Part, module_of: Callable[[str], nn.Module]) -> Iterator[fx.Node]:
+def noise(part: Addition, module_of: Callable[[str], nn.Module]) -> Iterator[fx.Node]:
     """The nodes of f that draw random numbers in train mode: dropout and stochastic depth that are not switched off."""
     for node in part.nodes:
         if node.op != "call_module":

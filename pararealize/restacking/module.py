@@ -204,11 +204,11 @@ def _residuals(captured: Capture, per: str) -> Residuals:
         known = find_residuals(chain.flow)
         made = [residual_of(chain, block, known) for block in chain.blocks]
         found = tuple(residual for residual in made if isinstance(residual, Residual))
-        return Residuals(found=found, refused=tuple(other for other in made if isinstance(other, NotResidual)))
+        return Residuals(blocks=found, refusals=tuple(other for other in made if isinstance(other, NotResidual)))
     residuals = find_residuals(flow_of(captured))
-    if residuals.refused:
+    if residuals.refusals:
         wider = find_residuals(flow_of(captured, broadcast=True))
-        if len(wider.found) > len(residuals.found):
+        if len(wider.blocks) > len(residuals.blocks):
             return wider
     return residuals
 
@@ -220,9 +220,9 @@ def _groups(residuals: Residuals, table: Tableau) -> tuple[list[tuple[Residual, 
     """
     s = table.stages
     groups: list[tuple[Residual, ...]] = []
-    left = list(residuals.refused)
+    left = list(residuals.refusals)
     taken: dict[fx.Node, Residual] = {}
-    chains = list(chains_of(residuals.found))
+    chains = list(chains_of(residuals.blocks))
     for chain in sorted(chains, key=lambda run: (-len(run), -len(run[0].nodes))):
         outer = next((taken[r.output] for r in chain if r.output in taken), None)
         if outer is not None:
@@ -248,8 +248,8 @@ def _post(group: Sequence[Residual]) -> bool:
 
 def _nothing(model: nn.Module, table: Tableau, residuals: Residuals, left: Sequence[NotResidual]) -> str:
     name = type(model).__name__
-    if residuals.found:
-        longest = max(len(chain) for chain in chains_of(residuals.found))
+    if residuals.blocks:
+        longest = max(len(chain) for chain in chains_of(residuals.blocks))
         return (
             f"{name} has no chain of {table.stages} residual blocks of one shape, which {table.name} needs for a step; "
             f"its longest has {longest}: take a scheme of at most {longest} stages, such as "

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from pararealize.analysis.addition import Part
+from pararealize.analysis.addition import Addition
 from pararealize.analysis.residual import Residual
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.graph_copy import Transcript
@@ -54,10 +54,10 @@ class _Step:
     k: dict[int, fx.Node] = dataclasses.field(default_factory=dict)
     summed: fx.Node | None = None
 
-    def parts(self) -> Iterator[tuple[int, int, Part]]:
+    def parts(self) -> Iterator[tuple[int, int, Addition]]:
         """(stage from 1, number of the sum from 0, sum) of every sum."""
         for i, residual in enumerate(self.group, start=1):
-            for p, part in enumerate(residual.parts):
+            for p, part in enumerate(residual.additions):
                 yield i, p, part
 
 
@@ -75,18 +75,18 @@ class _Writer(Transcript):
         self.table, self.h, self.adaptive = table, h, adaptive
         super().__init__()
         steps = [_Step(g, group) for g, group in enumerate(groups, start=1)]
-        sums = {part.addition: partial(self._sum, step, i, p) for step in steps for i, p, part in step.parts()}
+        sums = {part.sum: partial(self._sum, step, i, p) for step in steps for i, p, part in step.parts()}
         dropped = {node for step in steps for _, _, part in step.parts() for node in (*part.shortcut, *part.tail)}
         self.write(captured, sums, dropped)
 
     def _sum(self, step: _Step, i: int, p: int) -> None:
         """What stands in the place of the p-th sum of stage i: in the end z_{i+1}, or y."""
         residual = step.group[i - 1]
-        part = residual.parts[p]
+        part = residual.additions[p]
         k = self.known[part.branch]
         step.k[i] = self._call(operator.add, step.k[i], k) if p else k
-        if part is not residual.parts[-1]:
-            self.known[residual.parts[p + 1].x] = self._call(operator.add, self.known[part.x], k)
+        if part is not residual.additions[-1]:
+            self.known[residual.additions[p + 1].x] = self._call(operator.add, self.known[part.x], k)
             return
         step.k[i]._rename(f"k{step.g}_{i}")
         x = self.known[step.group[0].x] if i == 1 else step.x

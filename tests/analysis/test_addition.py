@@ -41,8 +41,8 @@ class One(nn.Module):
 )
 def test_ways_to_write_one(step) -> None:
     result = found(One(step), torch.randn(3, 4))
-    assert [residual.post for residual in result.found] == [None]
-    assert not result.refused
+    assert [residual.post for residual in result.blocks] == [None]
+    assert not result.refusals
 
 
 def read_inside(m: One, x: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ def read_outside(m: One, x: Tensor) -> Tensor:
 )
 def test_what_is_none(step, reason: str) -> None:
     result = found(One(step), torch.randn(3, 4))
-    assert not result.found
-    assert [refusal.name for refusal in result.refused] == [""]
-    assert reason in result.refused[0].reason
+    assert not result.blocks
+    assert [refusal.name for refusal in result.refusals] == [""]
+    assert reason in result.refusals[0].reason
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_what_is_none(step, reason: str) -> None:
 )
 def test_what_is_no_candidate(step) -> None:
     result = found(One(step), torch.randn(3, 4))
-    assert not result.found
-    assert not result.refused
+    assert not result.blocks
+    assert not result.refusals
 
 
 def test_f_reads_another_activation() -> None:
@@ -99,7 +99,7 @@ def test_f_reads_another_activation() -> None:
             second = self.b(first)
             return second + self.c(second) * first
 
-    (refusal,) = found(Two(), torch.randn(3, 4)).refused
+    (refusal,) = found(Two(), torch.randn(3, 4)).refusals
     assert refusal.reason == "f reads another activation besides x, a"
 
 
@@ -108,8 +108,8 @@ def test_in_place_change_of_x_in_one_mode_alone_is_refused() -> None:
     model = One(lambda m, x: x + m.a(torch.relu_(m.drop(x))))
     model.drop = nn.Dropout(0.5)
     result = found(model, torch.randn(3, 4))
-    assert not result.found
-    assert "changes x in place; build it with inplace=False" in result.refused[0].reason
+    assert not result.blocks
+    assert "changes x in place; build it with inplace=False" in result.refusals[0].reason
 
 
 def test_identities_on_the_way_are_passed_through() -> None:
@@ -124,7 +124,7 @@ def test_identities_on_the_way_are_passed_through() -> None:
             return self.act(self.a(x) + self.skip(x))
 
     result = found(nn.Sequential(nn.Linear(4, 4), Layer(), Layer()), torch.randn(3, 4))
-    first, second = (residual.parts[0] for residual in result.found)
+    first, second = (residual.additions[0] for residual in result.blocks)
     assert second.x is first.output
     assert [node.target for node in (*first.shortcut, *first.tail)] == ["1.skip", "1.act"]
     assert first.post is None
@@ -133,13 +133,13 @@ def test_identities_on_the_way_are_passed_through() -> None:
 def test_a_shortcut_that_is_read_elsewhere() -> None:
     model = One(lambda m, x: (lambda s: (m.a(x) + s) * s)(m.same(x)))  # noqa: PLC3002
     model.same = nn.Identity()
-    (refusal,) = found(model, torch.randn(3, 4)).refused
+    (refusal,) = found(model, torch.randn(3, 4)).refusals
     assert refusal.reason == "its shortcut same is read elsewhere"
 
 
 @pytest.mark.parametrize("post", [torch.relu, torch.relu_, nn.functional.relu, lambda y: y.relu(), lambda y: y.relu_()])
 def test_ways_to_write_the_relu_behind_it(post) -> None:
-    (residual,) = found(One(lambda m, x: post(x + m.a(x))), torch.randn(3, 4)).found
-    part = residual.parts[0]
+    (residual,) = found(One(lambda m, x: post(x + m.a(x))), torch.randn(3, 4)).blocks
+    part = residual.additions[0]
     assert part.output is part.post is not None
-    assert part.without_post().output is part.addition
+    assert part.without_post().output is part.sum

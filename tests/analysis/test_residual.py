@@ -33,19 +33,19 @@ def found(model: nn.Module, x: Tensor = IMAGE):
 
 def test_resnets() -> None:
     result = found(torchvision.models.resnet18())
-    assert [residual.name for residual in result.found] == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
-    assert all(residual.post is not None for residual in result.found)
-    assert [str(refusal) for refusal in result.refused] == [
+    assert [residual.name for residual in result.blocks] == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    assert all(residual.post is not None for residual in result.blocks)
+    assert [str(refusal) for refusal in result.refusals] == [
         f"layer{i}.0: its shortcut is not the identity but layer{i}.0.downsample.1" for i in (2, 3, 4)
     ]
-    assert all(residual.post is None for residual in found(resnet20()).found)
+    assert all(residual.post is None for residual in found(resnet20()).blocks)
 
 
 def test_both_residuals_of_a_transformers_layer() -> None:
     result = found(tiny_vit())
     names = [f"encoder.layers.encoder_layer_{i}{second}" for i in range(3) for second in ("", "#2")]
-    assert [residual.name for residual in result.found] == names
-    assert [len(chain) for chain in chains_of(result.found)] == [6]
+    assert [residual.name for residual in result.blocks] == names
+    assert [len(chain) for chain in chains_of(result.blocks)] == [6]
 
 
 def test_formulas_of_activations_are_no_blocks() -> None:
@@ -62,15 +62,15 @@ def test_formulas_of_activations_are_no_blocks() -> None:
             return x + self.down(torch.tanh(h + 0.04 * h**3))
 
     result = found(nn.Sequential(nn.Linear(4, 4), Layer(), Layer()), torch.randn(3, 4))
-    assert [len(run) for run in chains_of(result.found)] == [4]
-    assert {refusal.reason for refusal in result.refused} == {"f has no parameters"}
+    assert [len(run) for run in chains_of(result.blocks)] == [4]
+    assert {refusal.reason for refusal in result.refusals} == {"f has no parameters"}
 
 
 def test_masks_are_context() -> None:
     ids = torch.randint(0, 11, (2, 7))
     result = found(MaskedTransformer(), ids)
-    assert [residual.name for residual in result.found] == [f"layers.{i}" for i in range(4)]
-    assert "eq" in [node.name for node in result.found[0].context]
+    assert [residual.name for residual in result.blocks] == [f"layers.{i}" for i in range(4)]
+    assert "eq" in [node.name for node in result.blocks[0].context]
 
 
 @pytest.mark.parametrize("model", [SmallResNet(), resnet20(), tiny_vit()], ids=lambda model: type(model).__name__)
@@ -125,12 +125,12 @@ def test_blocks_within_blocks_make_chains_of_their_own() -> None:
             return x + y.tanh()
 
     result = found(nn.Sequential(nn.Linear(4, 4), Outer(), Outer()), torch.randn(3, 4))
-    assert len(result.found) == 8
-    assert sorted(len(run) for run in chains_of(result.found)) == [2, 3, 3]
+    assert len(result.blocks) == 8
+    assert sorted(len(run) for run in chains_of(result.blocks)) == [2, 3, 3]
 
 
 def test_a_unet_has_none() -> None:
-    assert not found(UNet(), torch.randn(2, 3, 8, 8)).found
+    assert not found(UNet(), torch.randn(2, 3, 8, 8)).blocks
 
 
 def test_a_value_that_leaves_between_blocks_ends_the_chain() -> None:
@@ -148,7 +148,7 @@ def test_a_value_that_leaves_between_blocks_ends_the_chain() -> None:
             return x, tap
 
     result = found(Tapped(), torch.randn(3, 4))
-    assert [len(run) for run in chains_of(result.found)] == [2, 2]
+    assert [len(run) for run in chains_of(result.blocks)] == [2, 2]
 
 
 def test_a_relu_behind_the_last_block_of_a_chain_without_is_not_part_of_it() -> None:
@@ -163,6 +163,6 @@ def test_a_relu_behind_the_last_block_of_a_chain_without_is_not_part_of_it() -> 
                 x = x + torch.tanh(layer(x))
             return torch.relu(x)
 
-    (run,) = chains_of(found(Flat(), torch.randn(3, 4)).found)
+    (run,) = chains_of(found(Flat(), torch.randn(3, 4)).blocks)
     assert [residual.post for residual in run] == [None] * 3
     assert isinstance(run[0], ResidualBlock)

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from pararealize.analysis.addition import Part
+from pararealize.analysis.addition import Addition
 from pararealize.analysis.flow import flow_of
 from pararealize.analysis.residual import find_residuals
 from pararealize.models import resnet20
@@ -49,10 +49,10 @@ class Split(nn.Module):
         return torch.cat([a.sin(), b], 1)
 
 
-def part_of(f: nn.Module) -> tuple[Part, object]:
+def addition_of(f: nn.Module) -> tuple[Addition, object]:
     captured = capture(Net(f), torch.randn(2, 3, 5))
-    (residual,) = find_residuals(flow_of(captured)).found
-    return residual.parts[0], captured.graph_module.get_submodule
+    (residual,) = find_residuals(flow_of(captured)).blocks
+    return residual.additions[0], captured.graph_module.get_submodule
 
 
 conv = lambda: nn.Conv1d(4, 4, 3, padding=1)  # noqa: E731
@@ -71,7 +71,7 @@ conv = lambda: nn.Conv1d(4, 4, 3, padding=1)  # noqa: E731
     ],
 )
 def test_normalised_first(f, expected: bool) -> None:
-    assert normalised_first(*part_of(f())) is expected
+    assert normalised_first(*addition_of(f())) is expected
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_normalised_first(f, expected: bool) -> None:
     ],
 )
 def test_noise(f, expected: int) -> None:
-    assert len(list(noise(*part_of(f())))) == expected
+    assert len(list(noise(*addition_of(f())))) == expected
 
 
 class Functional(nn.Module):
@@ -103,6 +103,6 @@ def test_models_that_are_there_have_norms_first() -> None:
     makers = (torchvision.models.resnet50, resnet20, torchvision.models.convnext_tiny)
     for model in [make() for make in makers]:
         captured = capture(model, torch.randn(2, 3, 32, 32))
-        found = find_residuals(flow_of(captured)).found
+        found = find_residuals(flow_of(captured)).blocks
         assert found
-        assert all(normalised_first(r.parts[0], captured.graph_module.get_submodule) for r in found)
+        assert all(normalised_first(r.additions[0], captured.graph_module.get_submodule) for r in found)

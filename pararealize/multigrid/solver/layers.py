@@ -110,13 +110,13 @@ def time_steps(captured: Capture, *, least: int = 1) -> tuple[Flow, list[Residua
     flow = flow_of(captured)
     residuals = find_residuals(flow)
     chosen, left = _choose(flow, residuals)
-    if residuals.refused:
+    if residuals.refusals:
         wider = flow_of(captured, broadcast=True)
         others = find_residuals(wider)
         more, still_left = _choose(wider, others)
         if len(more) > len(chosen):
             flow, residuals, chosen, left = wider, others, more, still_left
-    left = [*residuals.refused, *left]
+    left = [*residuals.refusals, *left]
     if len(chosen) < least:
         raise MultigridError(_nothing(captured, chosen, left))
     return flow, chosen, left
@@ -143,7 +143,7 @@ def _choose(flow: Flow, residuals: Residuals) -> tuple[list[Residual], list[NotR
     left: list[NotResidual] = []
     place = {node: i for i, node in enumerate(flow.order)}
     latest = max((place[node] for node in flow.broadcast), default=-1)
-    for chain in sorted(chains_of(residuals.found), key=lambda run: (-len(run), -len(run[0].nodes))):
+    for chain in sorted(chains_of(residuals.blocks), key=lambda run: (-len(run), -len(run[0].nodes))):
         for residual in chain:
             clash = next((taken[node] for node in residual.nodes if node in taken), None)
             if clash is not None:
@@ -241,7 +241,7 @@ class _Cutter:
             if residual.x is not here:
                 between = self.flow.order[place[here] + 1 : place[residual.x] + 1]
                 yield here, residual.x, tuple(between), None
-            yield residual.x, residual.parts[0].branch, residual.parts[0].nodes, residual
+            yield residual.x, residual.additions[0].branch, residual.additions[0].nodes, residual
             here = residual.output
 
     def _layer(self, graph: fx.Graph, residual: Residual | None, y: fx.Node, reads: tuple[int, ...]) -> Layer:
