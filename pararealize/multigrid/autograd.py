@@ -6,122 +6,136 @@ distributed wrappers see a network like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
-from pararealize.multigrid.solver.convergence import StepNorms
-from pararealize.multigrid.solver.propagators import Adjoint, Forward, norm, uncached
+from pararealize.multigrid.solver.convergence import Convergence, StepNorms
+from pararealize.multigrid.solver.hierarchy import Hierarchy
+from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, norm, uncached
+from pararealize.multigrid.solver.settings import Settings
 from pararealize.multigrid.solver.solver import Solution, solve_and_sweep
+from pararealize.plan.actions import Direction
 
-if TYPE_CHECKING:
-    from .module import LayerParallel
+__all__ = ["LayerPropagation", "States"]
 
-__all__ = ["through_layers"]
+States: TypeAlias = dict[Direction, list[Tensor]]  # the values at the C-points of the forward and the adjoint solve
 
 
-def through_layers(net: LayerParallel, u: Tensor, context: Sequence[Any], *, serial: bool = False) -> Tensor:
-    """Solve for the value behind the last layer.
+@dataclass(slots=True, kw_only=True)
+class LayerPropagation:
+    """One call of a network's layers: a forward solve, and its adjoint solve when autograd comes back.
 
-    Args:
-        net: whose layers, and with what settings.
-        u: the value before the first layer.
-        context: the values of the network's contexts, nested as they come.
-        serial: layer after layer, with the same random numbers as a solve has; no entry in the history.
+    Attributes:
+        rows: the layers in order.
+        hierarchy: their levels.
+        settings: gives the settings. The adjoint solve asks anew: they may change between forward and backward.
+        states: the network's values at the C-points, by direction, that warm starts begin from and each solve replaces.
+        convergence: the network's residual norms, to which those of this call are added.
+        serial: layer after layer instead, with the random numbers that a solve draws, and no entry in ``convergence``.
     """
-    leaves, shape = pytree.tree_flatten(list(context))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-    parameters = list({id(p): p for row in net.rows for p in row.parameters()}.values())
-    recording = torch.is_grad_enabled() and (u.requires_grad or bool(tensors) or bool(parameters))
-    step = _Step(net, recording=recording, serial=serial)
-    if not recording:
-        return step.forward(u.detach(), list(context))
-    inner = {id(tensor): tensor.detach().requires_grad_() for tensor in tensors}
-    detached = [inner.get(id(leaf), leaf) for leaf in leaves]
-    step.inputs = [*(inner[id(tensor)] for tensor in tensors), *parameters]
-    values = pytree.tree_unflatten(detached, shape)
-    solved: Tensor = _Multigrid.apply(step, values, u, *tensors, *parameters)
-    return solved
 
+    rows: Sequence[TimeStep]
+    hierarchy: Hierarchy
+    settings: Callable[[], Settings]
+    states: States
+    convergence: Convergence
+    serial: bool
+    _inputs: list[Tensor] = field(default_factory=list, init=False)  # whose gradients the adjoint solve collects
+    _norms: StepNorms = field(default_factory=StepNorms, init=False)
+    _maps: Forward | None = field(default=None, init=False)
 
-class _Step:
-    """One forward solve and its adjoint."""
+    def __call__(self, u: Tensor, context: Sequence[Any]) -> Tensor:
+        """The value behind the last layer, differentiable in u, in the context and in the layers' parameters.
 
-    def __init__(self, net: LayerParallel, *, recording: bool, serial: bool) -> None:
-        self.net, self.recording, self.serial = net, recording, serial
-        self.inputs: list[Tensor] = []
-        self.norms = StepNorms()
-        self.made: Forward | None = None
+        Args:
+            u: the value before the first layer.
+            context: the values of the network's contexts, nested as they come.
+        """
+        leaves, shape = pytree.tree_flatten(list(context))
+        tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad}
+        parameters = list({id(p): p for row in self.rows for p in row.parameters()}.values())
+        if not torch.is_grad_enabled() or not (u.requires_grad or tensors or parameters):
+            return self.solve(u.detach(), list(context), recording=False)
+        # The sweeps build graphs of their own, one a layer, which end at these leaves. With the caller's context in
+        # them, each would reach into the caller's graph, past the one node of autograd that stands for all layers.
+        inner = {key: tensor.detach().requires_grad_() for key, tensor in tensors.items()}
+        self._inputs = [*inner.values(), *parameters]
+        values = pytree.tree_unflatten([inner.get(id(leaf), leaf) for leaf in leaves], shape)
+        solved: Tensor = _SolveFunction.apply(self, values, u, *tensors.values(), *parameters)
+        return solved
 
-    def forward(self, u: Tensor, context: Sequence[Any]) -> Tensor:
-        """The value behind the last layer."""
-        net = self.net
-        random = any(row.layer.random and _trains(row.f) for row in net.rows)
+    def solve(self, u: Tensor, context: Sequence[Any], *, recording: bool) -> Tensor:
+        """The forward solve; ``recording`` where the adjoint solve may follow."""
+        random = any(row.layer.random and _trains(row.f) for row in self.rows)
         seed = int(torch.randint(1 << 62, ())) if random else 0
-        rows = dict(enumerate(net.rows))
-        self.made = Forward(rows, net.hierarchy, context, seed, recording=self.recording)
+        self._maps = Forward(dict(enumerate(self.rows)), self.hierarchy, context, seed, recording=recording)
         with uncached():
-            u, found = self._pass("forward", u, self.made, net.forward_iterations)
+            u, solution = self._pass("forward", u, self._maps)
         if not self.serial:
-            self.norms.forward, self.norms.forward_size = found.residuals, found.size
-            net.history.append(self.norms)
+            self._norms.forward, self._norms.forward_size = solution.residuals, solution.size
+            self.convergence.append(self._norms)
         return u
 
-    def backward(self, gradient: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor | None]]:
-        """The gradients of what entered the first layer, and of ``inputs``."""
-        assert self.made is not None
-        adjoint = Adjoint(self.made, self.inputs, keep=keep)
-        gradient, found = self._pass("backward", gradient, adjoint, self.net.backward_iterations)
-        self.norms.backward, self.norms.backward_size = found.residuals, found.size
-        return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self.inputs]
+    def solve_adjoint(self, gradient: Tensor, *, keep: bool) -> tuple[Tensor, list[Tensor | None]]:
+        """The gradients of what entered the first layer, and of the context and the parameters.
 
-    def _pass(self, way: str, u: Tensor, maps: Forward | Adjoint, iterations: int) -> tuple[Tensor, Solution]:
-        """The value at the end, and what is known of the solve."""
-        net = self.net
-        start = net.states.get(way) if net.warm_start else None
-        if start is not None and (start[0].shape, start[0].dtype) != (u.shape, u.dtype):
-            start = None
-        end, found = solve_and_sweep(
+        Args:
+            gradient: of the loss with respect to the value behind the last layer.
+            keep: whether the graphs stay, for another backward.
+        """
+        assert self._maps is not None
+        adjoint = Adjoint(self._maps, self._inputs, keep=keep)
+        gradient, solution = self._pass("backward", gradient, adjoint)
+        self._norms.backward, self._norms.backward_size = solution.residuals, solution.size
+        if not keep:
+            self._maps = None  # autograd frees what it saved once it has been used, and so do we
+        return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self._inputs]
+
+    def _pass(self, direction: Direction, u: Tensor, maps: Forward | Adjoint) -> tuple[Tensor, Solution]:
+        """The value at the end, and the values at the C-points."""
+        settings = self.settings()
+        points = self.states.get(direction) if settings.warm_start else None
+        if points is not None and (points[0].shape, points[0].dtype) != (u.shape, u.dtype):
+            points = None  # another batch size: the states say nothing of it
+        end, solution = solve_and_sweep(
             u,
             maps.hierarchy,
             maps.step,
             maps.sweep,
             serial=self.serial,
-            iterations=iterations,
-            relaxation=net.relaxation,
-            cycle=net.cycle,
-            start=None if start is None else start[1:],
-            tolerance=net.tolerance,
+            start=None if points is None else points[1:],
             norm=norm,
+            **settings.of_solve(direction),
         )
-        if net.warm_start and not self.serial:
-            net.states[way] = [point.detach() for point in found.points]
-        return end, found
+        if settings.warm_start and not self.serial:
+            self.states[direction] = [point.detach() for point in solution.points]
+        return end, solution
 
 
-class _Multigrid(torch.autograd.Function):
+class _SolveFunction(torch.autograd.Function):
     """The layers as one operation of autograd: gradients of parameters and contexts are those of the adjoint solve."""
 
     @staticmethod
-    def forward(ctx: Any, step: _Step, context: Sequence[Any], u: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ARG004
-        ctx.step = step
+    def forward(ctx: Any, layers: LayerPropagation, context: Sequence[Any], u: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.layers = layers
         ctx.save_for_backward(u)
-        return step.forward(u.detach(), context)
+        return layers.solve(u.detach(), context, recording=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         _ = ctx.saved_tensors  # a second backward without retain_graph=True is refused in torch's own words
+        # Whether retain_graph=True was passed: torch.autograd.Function does not say, and torch's own compiled
+        # backward (torch/_functorch/_aot_autograd/runtime_wrappers.py) asks the graph task in the same way.
         keep = bool(torch._C._autograd._get_current_graph_task_keep_graph())
-        step: _Step = ctx.step
-        leaving, found = step.backward(gradient, keep=keep)
-        if not keep:
-            step.made = None
-        return None, None, leaving, *found
+        entering, gradients = ctx.layers.solve_adjoint(gradient, keep=keep)
+        return None, None, entering, *gradients
 
 
 def _trains(module: nn.Module) -> bool:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, overload
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.errors import ModelError, MultigridError
@@ -28,7 +30,7 @@ from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import Layers, check_plain_inputs, find_layers
 from pararealize.multigrid.solver.propagators import TimeStep
-from pararealize.multigrid.solver.solver import Cycle, Relaxation, check_iterations
+from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 from pararealize.plan.parts import Part
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.captured import Capture
@@ -36,25 +38,15 @@ from pararealize.tracing.front_end import capture
 from pararealize.tracing.module_copy import CONTENTS, own_tree
 from pararealize.tracing.module_view import Piece
 
-from .autograd import through_layers
+from .autograd import LayerPropagation, States
 from .replay import check_replay
 
 __all__ = ["LayerParallel", "layer_parallel"]
 
-_OWN = (
-    "backward_iterations",
-    "cycle",
-    "exact",
-    "forward_iterations",
-    "hierarchy",
-    "history",
-    "relaxation",
-    "rows",
-    "states",
-    "structure",
-    "tolerance",
-    "warm_start",
-)  # top-level names that the result needs for itself
+# Top-level names that the result needs for itself, so that no submodule may have them.
+_RESERVED = sorted(
+    ["hierarchy", "history", "rows", "states", "structure", *(field.name for field in dataclasses.fields(Settings))]
+)
 
 
 class LayerParallel(LayeredNetwork):
@@ -98,37 +90,43 @@ class LayerParallel(LayeredNetwork):
     warm_start: bool
     exact: bool
     rows: list[TimeStep]
-    states: dict[str, list[Tensor]]
+    states: States
     _stem: Piece
     _head: Piece
     _whole: Piece
     _graph: fx.Graph
     _name: str
-    _serial: bool
-    _settings: tuple[str, ...]
+    _in_series: bool
 
     def __init__(
-        self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, **settings: Any
+        self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, settings: Settings
     ) -> None:
         super().__init__()
         for contents in CONTENTS:
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
-        self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence(), **settings)
-        self.__dict__.update(_name=name, _graph=whole, _settings=tuple(settings), states={}, _serial=False)
+        self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence())
+        self.__dict__.update(dataclasses.asdict(settings))
+        self.__dict__.update(_name=name, _graph=whole, states={}, _in_series=False)
         rows = [TimeStep(self, layer) for layer in layers.layers]
         stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
         self.__dict__.update(_stem=stem, rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
-        check_iterations(self.forward_iterations, self.relaxation, self.cycle)
-        check_iterations(self.backward_iterations)
+        Settings.of(self).check()
         if self.exact:
             return self._whole(*args, **kwargs)
         u, *context = self._stem(*args, **kwargs)
-        u = through_layers(self, u, context, serial=self._serial)
-        return self._head(u, *(context[i] for i in self.structure.head_reads))
+        propagate = LayerPropagation(
+            rows=self.rows,
+            hierarchy=self.hierarchy,
+            settings=partial(Settings.of, self),
+            states=self.states,
+            convergence=self.history,
+            serial=self._in_series,
+        )
+        return self._head(propagate(u, context), *(context[i] for i in self.structure.head_reads))
 
     @contextlib.contextmanager
     def serially(self) -> Iterator[None]:
@@ -169,11 +167,16 @@ class LayerParallel(LayeredNetwork):
 
         What differs from the multigrid network is then the multigrid alone: :class:`pararealize.multigrid.monitor.Monitor`.
         """
-        before, self._serial = self._serial, True
+        before, self._in_series = self._in_series, True
         try:
             yield
         finally:
-            self._serial = before
+            self._in_series = before
+
+    @property
+    def runs_in_series(self) -> bool:
+        """Whether :meth:`in_series` is in force."""
+        return self._in_series
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
@@ -204,8 +207,7 @@ class LayerParallel(LayeredNetwork):
         for contents in CONTENTS:
             tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
         tree.training = self.training
-        settings = {name: self.__dict__[name] for name in self._settings}
-        copied = LayerParallel(tree, self.structure, self.hierarchy, self._graph, self._name, **settings)
+        copied = LayerParallel(tree, self.structure, self.hierarchy, self._graph, self._name, Settings.of(self))
         memo[id(self)] = copied
         return copied
 
@@ -325,34 +327,29 @@ def layer_parallel(
         >>> net(torch.randn(5, 3, 8, 8)).shape
         torch.Size([5, 10])
     """
-    check_iterations(forward_iterations, relaxation, cycle)
-    check_iterations(backward_iterations)
+    settings = Settings(
+        forward_iterations=forward_iterations,
+        backward_iterations=backward_iterations,
+        relaxation=relaxation,
+        cycle=cycle,
+        tolerance=tolerance,
+        warm_start=warm_start,
+        exact=exact,
+    )
+    settings.check()
     if not tolerance >= 0:
         raise MultigridError(f"tolerance is {tolerance!r}; pass a residual norm of at least 0")
     with ordinary_mode():
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
-        tree, _ = own_tree(model, captured.constants, _OWN)
-        net = LayerParallel(
-            tree,
-            layers,
-            hierarchy,
-            _serial(captured),
-            type(model).__name__,
-            forward_iterations=forward_iterations,
-            backward_iterations=backward_iterations,
-            relaxation=relaxation,
-            cycle=cycle,
-            tolerance=tolerance,
-            warm_start=warm_start,
-            exact=exact,
-        )
-        check_replay(net, captured)
+        tree, _ = own_tree(model, captured.constants, _RESERVED)
+        net = LayerParallel(tree, layers, hierarchy, _whole_graph(captured), type(model).__name__, settings)
+        check_replay(net, net._stem, net.rows, hierarchy, captured)
     return net if mesh is None else net.distribute(mesh)
 
 
-def _serial(captured: Capture) -> fx.Graph:
+def _whole_graph(captured: Capture) -> fx.Graph:
     """The captured graph itself, without fake values."""
     graph = copy.deepcopy(captured.graph)
     check_plain_inputs(graph, [node for node in captured.graph.nodes if node.op == "placeholder"])

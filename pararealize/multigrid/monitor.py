@@ -189,7 +189,7 @@ class Monitor:
 
     def _remember(self, net: nn.Module, inputs: Any) -> None:  # noqa: ARG002
         """Before each forward pass: the random states that it begins from."""
-        if not net._serial and (self.steps + 1) % self.every == 0:
+        if not net.runs_in_series and (self.steps + 1) % self.every == 0:
             self._random = torch_state(started_cuda_devices())
 
     def _compare(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None) -> float:

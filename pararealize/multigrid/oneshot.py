@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pararealize.multigrid.solver.solver import check_iterations
+from pararealize.multigrid.solver.settings import check_iterations
 
+from .autograd import States
 from .module import LayerParallel
 
 __all__ = ["OneShot", "SampleStates", "names_of"]
@@ -31,19 +32,19 @@ class SampleStates:
     def __init__(self, most: int = 1 << 16) -> None:
         self._most = most
         self._row: dict[Hashable, int] = {}
-        self._kept: dict[str, list[Tensor]] = {}
+        self._kept: States = {}
 
     def __len__(self) -> int:
         return len(self._row)
 
-    def of(self, samples: Sequence[Hashable]) -> dict[str, list[Tensor]]:
+    def of(self, samples: Sequence[Hashable]) -> States:
         """The states of a batch; none where a sample is new."""
         if not self._kept or any(sample not in self._row for sample in samples):
             return {}
         rows = torch.tensor([self._row[sample] for sample in samples])
         return {way: [kept[rows.to(kept.device)] for kept in points] for way, points in self._kept.items()}
 
-    def keep(self, samples: Sequence[Hashable], states: dict[str, list[Tensor]]) -> None:
+    def keep(self, samples: Sequence[Hashable], states: States) -> None:
         """Take the states that a step found; a sample that stands in a batch twice keeps the later one."""
         new = [sample for sample in dict.fromkeys(samples) if sample not in self._row]
         if len(self._row) + len(new) > self._most:

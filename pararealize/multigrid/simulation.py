@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from pararealize.errors import PlanError
 from pararealize.multigrid.solver.hierarchy import Hierarchy
-from pararealize.multigrid.solver.solver import Cycle, Relaxation, check_iterations, solve_and_sweep
+from pararealize.multigrid.solver.settings import Cycle, Relaxation, check_iterations
+from pararealize.multigrid.solver.solver import solve_and_sweep
 from pararealize.plan.actions import Action, Direction, Kind
 from pararealize.plan.timeline import Timeline
 from pararealize.plan.transfer import Transfer

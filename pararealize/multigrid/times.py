@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import process_time
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pararealize.errors import PlanError
 from pararealize.restore import left_as_found
 from pararealize.tracing.example import as_call
+from pararealize.tracing.module_view import Piece
 
-if TYPE_CHECKING:
-    from .module import LayerParallel
+from .module import LayerParallel
 
 __all__ = ["LayerTimes", "measure_layers"]
 
@@ -64,36 +66,38 @@ def measure_layers(net: LayerParallel, inputs: Any, *, repeats: int = 3) -> Laye
     if kind != "cpu":
         raise PlanError(f"the network is on {kind}, and layers are timed on the CPU; pass LayerTimes of your own")
     args, kwargs = as_call(inputs)
+    stem, head = (Piece(net, copy.deepcopy(net.pieces[name]), name) for name in ("stem", "head"))
     with left_as_found(net), torch.enable_grad():
-        stem, (u, *context) = _timed(lambda: net._stem(*args, **kwargs), repeats)
-        rows: list[Triple] = []
+        stem_time, (u, *context) = _timed(lambda: stem(*args, **kwargs), repeats)
+        times: list[Triple] = []
         for row in net.rows:
             leaf = u.detach().requires_grad_()
             reads = [context[i].detach() if isinstance(context[i], Tensor) else context[i] for i in row.layer.reads]
             forward, k = _timed(partial(row.f, leaf, *reads), repeats)
-            own = row.parameters()
-            whole, _ = _timed(partial(_pull, k, [leaf, *own]), repeats)
-            alone, _ = _timed(partial(_pull, k, [leaf]), repeats)
-            rows.append((forward, whole, alone))
-            u = k if row.layer.fixed else u + k
-            u = torch.relu(u) if row.layer.post else u
+            backward, _ = _timed(partial(_pull, [k], [leaf, *row.parameters()]), repeats)
+            input_only, _ = _timed(partial(_pull, [k], [leaf]), repeats)
+            times.append((forward, backward, input_only))
+            u = row.advance(u, k)
         leaf = u.detach().requires_grad_()
-        head, output = _timed(lambda: net._head(leaf, *(context[i] for i in net.structure.head_reads)), repeats)
-        given = [x for x in torch.utils._pytree.tree_leaves(output) if isinstance(x, Tensor) and x.requires_grad]
-        own = [p for p in net._head.parameters() if p.requires_grad]
-        back, _ = _timed(lambda: [_pull(x, [leaf, *own]) for x in given], repeats)
-    return LayerTimes(layers=tuple(rows), stem=(stem, stem), head=(head, back))
+        head_time, output = _timed(lambda: head(leaf, *(context[i] for i in net.structure.head_reads)), repeats)
+        results = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
+        parameters = [p for p in head.parameters() if p.requires_grad]
+        head_back, _ = _timed(partial(_pull, results, [leaf, *parameters]), repeats)
+    return LayerTimes(layers=tuple(times), stem=(stem_time, stem_time), head=(head_time, head_back))
 
 
-def _pull(value: Tensor, inputs: list[Tensor]) -> Any:
-    if value.requires_grad:
-        torch.autograd.grad(value, inputs, torch.ones_like(value), retain_graph=True, allow_unused=True)
+def _pull(values: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """A backward through a part's graph from each of its results; the graph stays for the next."""
+    for value in values:
+        if value.requires_grad:
+            torch.autograd.grad(value, inputs, torch.ones_like(value), retain_graph=True, allow_unused=True)
 
 
 def _timed(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    found = []
+    """The least seconds of some runs, and the last one's result; a first run, which warms caches, does not count."""
+    seconds = []
     for _ in range(repeats + 1):
-        began = process_time()
+        start = process_time()
         result = work()
-        found.append(process_time() - began)
-    return min(found[1:]), result
+        seconds.append(process_time() - start)
+    return min(seconds[1:]), result

@@ -20,7 +20,7 @@ __all__ = ["LayerPartition", "LayeredNetwork"]
 class LayeredNetwork(PartitionableNetwork):
     """A network whose layers multigrid solves for: its parts are ``stem``, ``f0``, ``f1`` … of the layers, ``head``.
 
-    It has an attribute for every field of :class:`~pararealize.multigrid.distributed.step.Settings` besides.
+    It has an attribute for every field of :class:`~pararealize.multigrid.solver.settings.Settings` besides.
     """
 
     if TYPE_CHECKING:  # as in PartitionableNetwork

@@ -34,17 +34,15 @@ from pararealize.errors import DistributedError
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.propagators import TimeStep
-from pararealize.multigrid.solver.solver import Cycle, Relaxation, check_iterations
+from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 
 from .partition import LayeredNetwork, LayerPartition
-from .step import LayerPass, OwnLayers, Settings, backward, forward, settle
+from .step import LayerPass, OwnLayers, backward, forward, settle
 
 if TYPE_CHECKING:
     from pararealize.distributed.rank import Own
 
 __all__ = ["LayerStage", "distribute_layers"]
-
-_SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 
 
 class LayerStage(Stage):
@@ -94,20 +92,15 @@ class LayerStage(Stage):
         """Drop the states that a warm start would begin from; on all ranks."""
         self._held.states.clear()
 
-    def _settings(self) -> Settings:
-        return Settings(**{name: self.__dict__[name] for name in _SETTINGS})
-
     def _kinds(self, inputs: Mapping[str, Any], call: str) -> Kinds:
         """What messages look like; ranks whose settings differ are found out here."""
-        check_iterations(self.forward_iterations, self.relaxation, self.cycle)
-        check_iterations(self.backward_iterations)
-        settings = dataclasses.asdict(self._settings())
-        return super()._kinds(
-            inputs, f"{call} with {', '.join(f'{name} = {value}' for name, value in settings.items())}"
-        )
+        settings = Settings.of(self)
+        settings.check()
+        values = ", ".join(f"{name} = {value}" for name, value in dataclasses.asdict(settings).items())
+        return super()._kinds(inputs, f"{call} with {values}")
 
     def _forward(self, inputs: Mapping[str, Any], kinds: Kinds, *, graph: bool) -> LayerPass:
-        run = forward(self._held, inputs, kinds, self._settings(), graph=graph)
+        run = forward(self._held, inputs, kinds, Settings.of(self), graph=graph)
         if not graph:
             settle(run)
             self._remember(run)
@@ -128,7 +121,7 @@ def distribute_layers(
     """What :meth:`LayerParallel.distribute` does."""
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
     groups = Groups.of(mesh, limit)
-    settings = Settings(**{name: getattr(net, name) for name in _SETTINGS})
+    settings = Settings.of(net)
     facts: dict[str, Any] = {"torch": torch.__version__, "Python": platform.python_version()}
     layout = None
     try:

@@ -22,38 +22,17 @@ from pararealize.distributed.p2p import Kinds
 from pararealize.distributed.rank import OwnParts, leaf_of, tensors_with_gradients
 from pararealize.multigrid.solver.convergence import StepNorms
 from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, uncached
+from pararealize.multigrid.solver.settings import Settings
 from pararealize.multigrid.solver.solver import Solution, solve_and_sweep
+from pararealize.plan.actions import Direction
 
 from .partition import LayerPartition
 from .remote import Across, Held, Line
 
-__all__ = ["LayerPass", "OwnLayers", "Settings", "backward", "forward", "settle"]
+__all__ = ["LayerPass", "OwnLayers", "backward", "forward", "settle"]
 
 _SEED, _CONTEXT = 2, 3  # tags; TAG of held.py is 1
 _ACTIONS = {"relax": "f_{j}", "coarse": "the coarse step of f_{j}", "sweep": "the last sweep from f_{j}"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How a step iterates; all ranks have the same.
-
-    Attributes:
-        forward_iterations: of the forward solve.
-        backward_iterations: of the adjoint.
-        relaxation: ``"F"`` or ``"FCF"``.
-        cycle: ``"V"`` or ``"F"``.
-        tolerance: of the residual norm.
-        warm_start: begin from the last step's states.
-        exact: one layer after the other.
-    """
-
-    forward_iterations: int
-    backward_iterations: int
-    relaxation: str
-    cycle: str
-    tolerance: float
-    warm_start: bool
-    exact: bool
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -191,7 +170,7 @@ def backward(own: OwnLayers, run: LayerPass, loss: Tensor | None, share: Callabl
 # The layers ----------------------------------------------------------------------------------------------------------
 
 
-def _pass(own: OwnLayers, run: LayerPass, way: str, u: Held, maps: Forward | Adjoint) -> tuple[Held, Solution]:
+def _pass(own: OwnLayers, run: LayerPass, way: Direction, u: Held, maps: Forward | Adjoint) -> tuple[Held, Solution]:
     """A solve and the last sweep, forward or backward."""
     settings, forwards = run.settings, way == "forward"
     names = (lambda n, width: f"u_{n + width}") if forwards else (lambda n, width: f"λ_{n}")  # noqa: ARG005
@@ -205,12 +184,9 @@ def _pass(own: OwnLayers, run: LayerPass, way: str, u: Held, maps: Forward | Adj
         across.sweep,
         serial=settings.exact,
         announce=across.announce,
-        iterations=settings.forward_iterations if forwards else settings.backward_iterations,
-        relaxation=settings.relaxation,
-        cycle=settings.cycle,
         start=start,
-        tolerance=settings.tolerance,
         norm=run.line.norm,
+        **settings.of_solve(way),
     )
     if settings.warm_start and found.points:
         own.states[way] = run.shapes, [(point.owner, point.place, point.tensor) for point in found.points[1:]]

@@ -53,6 +53,13 @@ class TimeStep:
                 self._holders.append((self.f.get_submodule(owner), name))
         self.has_buffers = any(module._buffers for module in self.f.modules())
 
+    def advance(self, u: Tensor, k: Tensor, width: int = 1) -> Tensor:
+        """The value behind a step of some width, from the one before it and what ``f`` gave for that."""
+        if self.layer.fixed:
+            return k
+        moved = torch.add(u, k, alpha=width)
+        return torch.relu_(moved) if self.layer.post else moved
+
     def parameters(self) -> list[Tensor]:
         """The parameters that it reads and that are trained; they may have been replaced since the last step."""
         found: dict[int, Tensor] = {}
@@ -94,13 +101,13 @@ class Forward:
     def step(self, level: int, s: int, u: Tensor) -> Tensor:
         """``Φ_s^l(u)``: the map that :func:`pararealize.multigrid.solver.solver.solve` is given."""
         step = self.hierarchy.levels[level].steps[s]
-        return self._next(step.layer, step.width, u, self._increment(step.layer, u).k.detach())
+        return self.rows[step.layer].advance(u, self._increment(step.layer, u).k.detach(), step.width)
 
     def sweep(self, j: int, u: Tensor) -> Tensor:
         """The last sweep of interval j from its C-point: every layer is recorded; independent of other intervals."""
         for s in range(*self.hierarchy.levels[0].intervals[j]):
             record = self.record(s, u)
-            u = self._next(s, 1, u, record.k.detach())
+            u = self.rows[s].advance(u, record.k.detach())
         return u
 
     def record(self, n: int, u: Tensor) -> Record:
@@ -129,13 +136,6 @@ class Forward:
         with torch.set_grad_enabled(graph), seeded_state(self.seed + n, [u.device]) if row.layer.random else _AS_IT_IS:
             k = row.f(leaf, *arguments)
         return Record(u=u, leaf=leaf, k=k)
-
-    def _next(self, n: int, width: int, u: Tensor, k: Tensor) -> Tensor:
-        layer = self.rows[n].layer
-        if layer.fixed:
-            return k
-        moved = torch.add(u, k, alpha=width)
-        return torch.relu_(moved) if layer.post else moved
 
 
 class Adjoint:

@@ -37,15 +37,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from pararealize.errors import MultigridError
 
 from .hierarchy import Hierarchy
+from .settings import Cycle, Relaxation, check_iterations
 
 __all__ = [
-    "Cycle",
-    "Relaxation",
     "Rhs",
     "Solution",
     "StepMap",
@@ -53,7 +52,6 @@ __all__ = [
     "advance",
     "arrival",
     "arrivals",
-    "check_iterations",
     "march",
     "solve",
     "solve_and_sweep",
@@ -62,8 +60,6 @@ __all__ = [
 Value: TypeAlias = Any  # whatever has + and -: the spaces differ between chains, so no one type fits all
 StepMap: TypeAlias = Callable[[int, int, Value], Value]
 Rhs: TypeAlias = Sequence[tuple[Value, Value]] | None  # (a_{s+1}, old_s) for every step s of a level
-Relaxation = Literal["F", "FCF"]
-Cycle = Literal["V", "F"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,19 +182,6 @@ def solve_and_sweep(
     if not residuals or residuals[-1] > settings.get("tolerance", 0.0):  # else it has been measured
         residuals.append(norm([a - U for a, U in zip(arrived, found.points[1:], strict=True)]))
     return arrived[-1], Solution(points=found.points, residuals=residuals, size=norm(found.points))
-
-
-def check_iterations(iterations: object, relaxation: object = "F", cycle: object = "V") -> None:
-    """Refuse what is no number of iterations, relaxation or cycle; all faults at once."""
-    faults = []
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        faults.append(f"iterations are {iterations!r}; pass a whole number of at least 1")
-    if relaxation not in ("F", "FCF"):
-        faults.append(f"relaxation is {relaxation!r}; pass 'F' or 'FCF'")
-    if cycle not in ("V", "F"):
-        faults.append(f"cycle is {cycle!r}; pass 'V' or 'F'")
-    if faults:
-        raise MultigridError("; and ".join(faults))
 
 
 def advance(step: StepMap, level: int, s: int, u: Value, rhs: Rhs = None) -> Value:
