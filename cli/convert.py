@@ -79,7 +79,6 @@ def write(pnet: PararealModule, folder: Path, recipe: Recipe, *, picture: str) -
     if any(tensor.is_meta for tensor in pnet.state_dict().values()):
         return [plan.name, code.name, drawn.name]
     save_model(pnet, str(weights))
-    weights.chmod(plan.stat().st_mode)  # safetensors makes it private
     return [plan.name, weights.name, code.name, drawn.name]
 
 

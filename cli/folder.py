@@ -1,10 +1,7 @@
 """Files -> an output folder that appears complete or not at all."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 __all__ = ["CALIBRATION_FILES", "FILES", "RESTACK_FILES", "SCHEDULE_FILES", "output_folder"]
@@ -29,21 +26,25 @@ def output_folder(path: Path | None, *, force: bool, files: frozenset[str] = FIL
         yield None
         return
     from pararealize.errors import OutputError
+    from pararealize.files import whole_folder
 
     _check_free(path, force, files)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {str(path.parent)!r}: {error.strerror or error}; name another folder with --out"
-        ) from error
-    try:
+    with ExitStack() as writing:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = writing.enter_context(whole_folder(path, replace=True))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {str(path.parent)!r}: {error.strerror or error}; name another folder with --out"
+            ) from error
         yield temporary
         _check_free(path, force, files)
-        _move(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            writing.close()
+        except OSError as error:
+            raise OutputError(
+                f"cannot put the results at {str(path)!r}: {error.strerror or error}; name another folder with --out"
+            ) from error
 
 
 def _check_free(path: Path, force: bool, files: frozenset[str]) -> None:
@@ -62,27 +63,3 @@ def _check_free(path: Path, force: bool, files: frozenset[str]) -> None:
             f"{str(path)!r} holds what this command did not write ({listed}), so --force does not replace it; "
             f"name another folder with --out"
         )
-
-
-def _move(temporary: Path, path: Path) -> None:
-    """Put the new folder in place of the old one; the old one comes back if that fails."""
-    from pararealize.errors import OutputError
-
-    mask = os.umask(0)
-    os.umask(mask)
-    old = Path(f"{temporary}.old")
-    try:
-        temporary.chmod(0o777 & ~mask)  # mkdtemp made it private
-        if path.exists():
-            path.rename(old)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot put the results at {str(path)!r}: {error.strerror or error}; name another folder with --out"
-        ) from error
-    shutil.rmtree(old, ignore_errors=True)

@@ -154,7 +154,6 @@ def _write(
     text = json.dumps(net.restacking.to_dict(), indent=2, ensure_ascii=False)
     described.write_text(text + "\n", encoding="utf-8")
     save_model(net, str(weights))
-    weights.chmod(described.stat().st_mode)  # safetensors makes it private
     code.write_text(_source_code(net, words, options, example), encoding="utf-8")
     return [described.name, weights.name, code.name]
 

@@ -1,7 +1,5 @@
 """A matplotlib figure -> an SVG or PNG file that is whole or not there; the colours that all pictures share."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pararealize.errors import OutputError
+from pararealize.files import whole_file
 
 __all__ = ["FAINT", "INK", "LINE", "save_figure"]
 
@@ -30,18 +29,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     FigureCanvasAgg(figure)
     metadata = {"Date": None} if kind == "svg" else {}
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with (
-                os.fdopen(handle, "wb") as file,
-                mpl.rc_context({"svg.hashsalt": "pararealize", "svg.fonttype": "path"}),
-            ):
-                figure.savefig(file, format=kind, dpi=160, metadata=metadata)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with whole_file(path) as part, mpl.rc_context({"svg.hashsalt": "pararealize", "svg.fonttype": "path"}):
+            figure.savefig(part, format=kind, dpi=160, metadata=metadata)
     except OSError as error:
         raise OutputError(
             f"cannot write the picture {str(path)!r}: {error.strerror or error}; name a folder that exists "

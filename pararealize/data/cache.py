@@ -6,7 +6,6 @@ Nothing is ever unpickled: the format is safetensors.
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pararealize.errors import DataError
+from pararealize.files import whole_file
 
 __all__ = ["folder", "keep", "recall"]
 
@@ -37,19 +37,12 @@ def keep(path: Path, tensors: Mapping[str, Tensor], made_from: Mapping[str, str]
         DataError: the folder cannot be written.
     """
     metadata = dict(made_from) | {DIGEST: _digest(tensors)}
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file(dict(tensors), temporary, metadata=metadata)
-        Path(temporary).replace(path)
-        temporary = None
+        with whole_file(path) as part:
+            save_file(dict(tensors), str(part), metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot keep data in {path.parent}: {error}; name a folder that can be written") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def recall(path: Path, made_from: Mapping[str, str]) -> dict[str, Tensor] | None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,8 +27,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pararealize.errors import CheckpointError, OutputError
+from pararealize.files import whole_folder
 
-from .state import check_fit, everyone, group_of, is_first, own_tensors, sync, together
+from .state import check_fit, everyone, group_of, is_first, own_tensors, together
 
 __all__ = ["load_sharded", "save_sharded"]
 
@@ -56,16 +55,28 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
         >>> save_sharded(net, Path(mkdtemp()) / "step-1000")
     """
     target = Path(folder)
-    name = f".{target.name}.{secrets.token_hex(4)}.part" if is_first(stage) else ""
-    names = everyone(stage, name)
-    part = target.parent / names[0]
-    try:
-        own = together(stage, lambda: _begin(stage, target, part))
-        together(stage, lambda: _write(own, part, group_of(stage)))
-        together(stage, lambda: _finish(target, part) if is_first(stage) else None)
-    finally:
-        if is_first(stage):
-            shutil.rmtree(part, ignore_errors=True)  # what is left of a save that failed
+    with contextlib.ExitStack() as writing:  # of the first rank; closing it gives the folder its name
+        parts: list[str] = []
+
+        def begin() -> dict[str, torch.Tensor]:
+            tensors = own_tensors(stage)
+            if is_first(stage):
+                _check_free(target)
+                with _refused(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    parts.append(str(writing.enter_context(whole_folder(target))))
+            return tensors
+
+        def finish() -> None:
+            if is_first(stage):
+                _check_free(target)
+                with _refused(target):
+                    writing.close()
+
+        tensors = together(stage, begin)
+        part = next(path for paths in everyone(stage, parts) for path in paths)
+        together(stage, lambda: _write(tensors, Path(part), group_of(stage)))
+        together(stage, finish)
 
 
 def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bool = True) -> None:
@@ -100,28 +111,11 @@ def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bo
     stage.load_state_dict(wanted, strict=False)
 
 
-def _begin(stage: nn.Module, target: Path, part: Path) -> dict[str, torch.Tensor]:
-    own = own_tensors(stage)
-    if is_first(stage):
-        _check_free(target)
-        with _refused(target):
-            part.mkdir(parents=True)
-    return own
-
-
 def _write(own: dict[str, torch.Tensor], part: Path, group: dist.ProcessGroup | None) -> None:
     with _refused(part), _one_process():
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
         packed = {key: tensor.contiguous() for key, tensor in own.items()}
         save(packed, storage_writer=writer, process_group=group, no_dist=group is None)
-
-
-def _finish(target: Path, part: Path) -> None:
-    _check_free(target)
-    with _refused(target):
-        sync(part)
-        part.rename(target)
-        sync(target.parent)
 
 
 def _check_free(target: Path) -> None:

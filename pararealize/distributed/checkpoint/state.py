@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pararealize.errors import CheckpointError, DistributedError, OutputError, PararealizeError
+from pararealize.files import whole_file
 
 __all__ = ["collect", "gather_state_dict", "load_state", "save_state", "together"]
 
@@ -135,36 +135,14 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _write(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a file by atomic rename."""
-    part = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        part = Path(name)
-        os.close(handle)
-        save_file(state, str(part))
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)  # mkstemp made it private
-        sync(part)
-        part.replace(path)
-        sync(path.parent)
+        with whole_file(path) as part:
+            save_file(state, str(part))
     except (OSError, SafetensorError) as error:
-        if part is not None:
-            part.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write the checkpoint {str(path)!r}: {getattr(error, 'strerror', None) or error}; what was there "
             "before is as it was; free the disk, or name another file"
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Have the system put a file, or a folder's entries, on the disk."""
-    with contextlib.suppress(PermissionError):  # of folders, on some systems
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # --------------------------------------------------------------------------------------------------- between ranks

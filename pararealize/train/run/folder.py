@@ -11,15 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from pararealize.distributed.checkpoint.state import sync
 from pararealize.errors import CheckpointError, OutputError
+from pararealize.files import remove, sync, unfinished, whole_file, whole_folder
 
 __all__ = ["FILES", "RunFolder", "differences"]
 
@@ -30,6 +29,7 @@ CHECKPOINTS = "checkpoints"
 FILES = frozenset(
     {*LINES, CHECKPOINTS, "run.json", "plan.json", "weights.safetensors", "curves.svg", "curves.png", "tensorboard"}
 )
+UNFINISHED = tuple(f".{name}." for name in sorted(FILES))  # how their temporary names begin
 
 
 class RunFolder:
@@ -72,8 +72,8 @@ class RunFolder:
                     self._clear()
             self.was_there, self.was_taken = self.path.exists(), self._is_taken()
             self._make()
-            for left in self._folder(CHECKPOINTS).glob(".*.part"):  # of a run that was killed while it wrote one
-                shutil.rmtree(left)
+            for part in (*unfinished(self.path), *unfinished(self._folder(CHECKPOINTS))):  # of a run that was killed
+                remove(part)
             last = self.last_checkpoint()
             there = self._read()
             if there is not None:
@@ -120,7 +120,7 @@ class RunFolder:
         others = sorted(
             entry.name
             for entry in self.path.iterdir()
-            if entry.name not in FILES and entry.name.lstrip(".").rpartition(".")[0] not in FILES
+            if entry.name not in FILES and not entry.name.startswith(UNFINISHED)
         )
         if others:
             listed = ", ".join(others[:3] + ["…"] * (len(others) > 3))
@@ -128,10 +128,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         for entry in self.path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            remove(entry)
 
     def _read(self) -> dict[str, Any] | None:
         file = self.path / "run.json"
@@ -164,14 +161,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file that is there whole or not at all."""
-        with self._refused(name):
-            part = self.path / f".{name}.part"
-            try:
-                part.write_text(text, encoding="utf-8")
-                sync(part)
-                part.replace(self.path / name)
-            finally:
-                part.unlink(missing_ok=True)
+        with self._refused(name), whole_file(self.path / name) as part:
+            part.write_text(text, encoding="utf-8")
 
     def append(self, name: str, lines: list[str]) -> None:
         """Add lines to one of the ``.jsonl`` files.
@@ -221,19 +212,11 @@ class RunFolder:
             OutputError: it cannot be written. Earlier checkpoints are as they were.
         """
         target = self._folder(CHECKPOINTS) / f"step-{step:08d}"
-        part = target.with_name(f".{target.name}.part")
         with self._refused(f"the checkpoint of step {step}"):
-            try:
-                part.mkdir()
+            with whole_folder(target, replace=True) as part:
                 write(part)
-                if target.exists():
-                    shutil.rmtree(target)
-                part.rename(target)
-                sync(target.parent)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
             for old in self.checkpoints()[:-keep]:
-                shutil.rmtree(old)
+                remove(old)
         return target
 
     def checkpoints(self) -> list[Path]:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state, load_optimizer_state, parameter_names
-from pararealize.distributed.checkpoint.state import collect, first_replica, group_of, load_state, own_tensors, sync
+from pararealize.distributed.checkpoint.state import collect, first_replica, group_of, load_state, own_tensors
 from pararealize.distributed.world import Team
 from pararealize.errors import CheckpointError
 from pararealize.random_state import host_state_as_json, set_host_state, set_torch_state, torch_state
@@ -77,15 +77,11 @@ def gather_run_state(
 
 
 def write_run_state(folder: Path, state: RunState) -> None:
-    """Write a state into a folder, and have it on the disk before this returns."""
+    """Write a state's three files into a folder."""
     weights, tensors, plain = state
     for name, values in ((WEIGHTS, weights), (TENSORS, tensors)):
         save_file(values, str(folder / name))
-        sync(folder / name)
-    with (folder / PLAIN).open("w", encoding="utf-8") as file:
-        json.dump(plain, file)
-    sync(folder / PLAIN)
-    sync(folder)
+    (folder / PLAIN).write_text(json.dumps(plain), encoding="utf-8")
 
 
 def read_run_state(folder: Path) -> dict[str, Any]:

@@ -68,12 +68,13 @@ class Killed(BaseException):
     """In place of the process's end."""
 
 
-@pytest.mark.parametrize("number", range(1, 13, 2))
+@pytest.mark.parametrize("number", range(7, 21, 2))
 def test_no_moment_of_writing_is_dangerous(tmp_path, monkeypatch, number):
     """The run ends at each call in turn that puts something on the disk or renames it, and nothing is cleaned up."""
     from pathlib import Path
 
-    from pararealize.train.run import folder, state
+    from pararealize import files
+    from pararealize.train.run import folder
 
     whole, net = network(), network()
     fit(whole, samples(), Recipe(epochs=2), folder=tmp_path / "whole")
@@ -82,17 +83,19 @@ def test_no_moment_of_writing_is_dangerous(tmp_path, monkeypatch, number):
     def dying(work):
         def call(*args):
             calls.append(work)
-            if len(calls) == number + 5:  # the first five are of the beginning
+            if len(calls) == number:  # the first six are of the beginning; twelve and twenty end a checkpoint
                 raise Killed
             return work(*args)
 
         return call
 
     with monkeypatch.context() as patch:
-        for module in (folder, state):
-            patch.setattr(module, "sync", dying(folder.sync))
-        patch.setattr(Path, "rename", dying(Path.rename))
-        patch.setattr(folder.shutil, "rmtree", lambda *_, **__: None)
+        for module in (files, folder):
+            patch.setattr(module, "sync", dying(files.sync))
+        for name in ("rename", "replace"):
+            patch.setattr(Path, name, dying(getattr(Path, name)))
+        patch.setattr(files, "remove", lambda _: None)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
         with pytest.raises(Killed):
             fit(network(), samples(), Recipe(epochs=2), folder=tmp_path / "run")
     fit(net, samples(), Recipe(epochs=2), folder=tmp_path / "run", resume=True)
