@@ -17,7 +17,7 @@ from pararealize.analysis.cost import BlockCost, Costs, count_costs
 from pararealize.analysis.fields.field import Fields, receptive_fields
 from pararealize.errors import FieldError
 from pararealize.plan.plan import Plan
-from pararealize.table import count
+from pararealize.table import billions, count
 from pararealize.tracing.front_end import capture
 
 __all__ = [
@@ -89,7 +89,7 @@ def _table(title: str, left: Sequence[str], right: Sequence[str], more: Sequence
 
 def _flops(row: Any) -> tuple[str, str]:
     """Forward and backward, of one sample, in units of 10⁹."""
-    return f"{row.flops_forward / 1e9:.3f}", f"{row.flops_backward / 1e9:.3f}"
+    return billions(row.flops_forward), billions(row.flops_backward)
 
 
 def _segment_table(plan: Plan, title: str) -> Table:

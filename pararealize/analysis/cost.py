@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from pararealize.errors import ModelError
 from pararealize.random_state import preserve_torch_state
+from pararealize.table import aligned
 
 from .counter import count
 from .dry_run import Trial, named_tensors, trial_inputs, with_gradient
@@ -179,12 +180,12 @@ class Costs:
     def __str__(self) -> str:
         unit = "work per sample" if self.unit == "flops" else "seconds"
         rows = [("stem", self.stem), *((str(i), cost) for i, cost in enumerate(self.blocks)), ("head", self.head)]
-        lines = [f"{'':>6} {'flops forward':>14} {'backward':>14} {'activations':>12} {'parameters':>12} {unit:>15}"]
+        lines = [("", "flops forward", "backward", "activations", "parameters", unit)]
         for name, c in rows:
-            counted = f"{name:>6} {c.flops_forward:>14,} {c.flops_backward:>14,}"
-            size = f"{c.bytes_activations / 1024:>8.0f} KiB {c.bytes_parameters / 1024:>8.0f} KiB"
-            lines.append(f"{counted} {size} {self.of(c):>15.6g}")
-        return "\n".join(lines)
+            activations, parameters = (f"{size / 1024:.0f} KiB" for size in (c.bytes_activations, c.bytes_parameters))
+            flops = f"{c.flops_forward:,}", f"{c.flops_backward:,}"
+            lines.append((name, *flops, activations, parameters, f"{self.of(c):.6g}"))
+        return aligned(lines, gap=1, least=(6, 14, 14, 12, 12, 15))
 
 
 def count_costs(chain: BlockChain) -> Costs:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pararealize.figure import FAINT, INK, LINE, save_figure
+from pararealize.table import share
 
 from .report import Calibration
 
@@ -89,5 +90,5 @@ def _summary(calibration: Calibration) -> str:
     text += f"{calibration.tested} others" if calibration.held_out else "the same"
     if calibration.accuracy is None:
         return text
-    found = ", ".join(f"{errors.stage} {100 * (errors.accuracy or 0):.1f} %" for errors in calibration.stages)
-    return f"{text}\naccuracy: original {100 * calibration.accuracy:.1f} %, {found}"
+    found = ", ".join(f"{errors.stage} {share(errors.accuracy or 0, 1)}" for errors in calibration.stages)
+    return f"{text}\naccuracy: original {share(calibration.accuracy, 1)}, {found}"

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from pararealize.errors import CalibrationError
+from pararealize.table import aligned, share
 
 __all__ = ["VERSION", "Calibration", "Errors", "Fit"]
 
@@ -157,12 +158,12 @@ def calibration_text(calibration: Calibration) -> str:
         ):
             fit = fits[part]
             rows.append((str(j), fit.method, fit.kind, *map(_error, values)))
-    ends = [("", *stages)]
+    ends: list[tuple[str | None, ...]] = [("", *stages)]
     ends.append(("output, relative error", *(_error(errors.output) for errors in calibration.stages)))
     if all(errors.agreement is not None for errors in calibration.stages):
         ends.append(("same class as the original", *(_percent(errors.agreement) for errors in calibration.stages)))
     if calibration.accuracy is not None:
-        ends.append((f"accuracy (original {_percent(calibration.accuracy)})",
+        ends.append((f"accuracy (original {share(calibration.accuracy, 2)})",
                      *(_percent(errors.accuracy) for errors in calibration.stages)))  # fmt: skip
     where = f"{calibration.tested} {'other ' if calibration.held_out else ''}samples"
     title = f"{calibration.model}: n = {calibration.n}, coarse {calibration.coarse!r}"
@@ -170,9 +171,13 @@ def calibration_text(calibration: Calibration) -> str:
     title += f", errors on {where}" if calibration.held_out else ", errors on the same"
     tables = [title]
     if calibration.n > 1:
-        tables += ["adapters, ‖x_j − true‖ / ‖true‖\n" + _aligned(adapters, 3)]
-        tables += ["interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{j-1}; z_1 is exact\n" + _aligned(interfaces, 3)]
-    tables.append(_aligned(ends, 1))
+        headings = (
+            "adapters, ‖x_j − true‖ / ‖true‖",
+            "interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{j-1}; z_1 is exact",
+        )
+        for heading, rows in zip(headings, (adapters, interfaces), strict=True):
+            tables.append(f"{heading}\n{aligned(rows, 'lll', width=WIDTH)}")
+    tables.append(aligned(ends, "l", missing="–"))
     if calibration.fine_tune_steps:
         tables.append(f"fine-tuned for {calibration.fine_tune_steps} steps; errors against the original before that")
     return "\n\n".join(tables)
@@ -182,25 +187,5 @@ def _error(value: float) -> str:
     return f"{value:.2e}" if value and (value < 1e-3 or value >= 1e4) else f"{value:.4f}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f} %"
-
-
-def _aligned(rows: list[tuple[str, ...]], words: int) -> str:
-    rows = [(*row[:words], *row[words:]) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    spare = WIDTH - sum(widths) - 2 * (len(widths) - 1)
-    if spare < 0 and words > 1:
-        widths[words - 1] += spare
-    lines = []
-    for row in rows:
-        cells = [
-            f"{_short(cell, width):<{width}}" if i < words else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _percent(value: float | None) -> str | None:
+    return None if value is None else share(value, 2)

@@ -26,6 +26,7 @@ from torch import fx, nn
 
 from pararealize.errors import PlanError
 from pararealize.random_state import replay_torch_state, torch_state
+from pararealize.table import aligned
 from pararealize.tracing.example import as_call
 from pararealize.tracing.module_view import Borrowed
 
@@ -66,10 +67,8 @@ class Iterates:
             [str(i), *(f"{row[j - 1]:.1e}" if row[j - 1] else "exact" for j in shown)]
             for i, row in enumerate(self.errors)
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         title = f"{self.model}: relative errors of the interfaces after k iterations, n = {self.n}"
-        return "\n".join([title, "", *lines])
+        return "\n".join([title, "", aligned(rows)])
 
 
 def iterate_network(net: PararealModule, inputs: Any, k: int, *, errors: bool = False) -> Any:

@@ -20,7 +20,7 @@ from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.space import Space
 from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Cost
 from pararealize.errors import PlanError
-from pararealize.table import count
+from pararealize.table import aligned, billions, count, shortened
 
 __all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
 
@@ -268,23 +268,23 @@ def plan_text(plan: Plan) -> str:
     cuts = plan.cuts if isinstance(plan.cuts, str) else "by name"
     title = f"{plan.model}: n = {plan.n}, coarse {plan.coarse!r}, cuts {cuts!r}, adapters read the {plan.source}"
     tables = [
-        _aligned(
+        aligned(
             [
                 _SEGMENTS,
                 _part("stem", plan.stem, plan.stem_blocks),
                 *map(_segment, plan.segments),
                 _part("head", plan.head),
             ],
-            3,
+            "lllrllrrrl",
         )
     ]
     if plan.n > 1:
-        tables.append(_aligned([_ADAPTERS, *map(_adapter_row, plan.adapters)], 4))
-        tables.append(_aligned([_COARSE, *map(_coarse, plan.coarse_blocks)], 3))
+        tables.append(aligned([_ADAPTERS, *map(_adapter_row, plan.adapters)], "llll"))
+        tables.append(aligned([_COARSE, *map(_coarse, plan.coarse_blocks)], "lllll"))
     tables.append(_totals(plan))
     tables.append("\n".join(f"note: {note}" for note in plan.notes))
     text = "\n\n".join([title, *filter(None, tables)])
-    return "\n".join(line if len(line) <= plan.WIDTH else line[: plan.WIDTH - 1] + "…" for line in text.splitlines())
+    return "\n".join(shortened(line, plan.WIDTH) for line in text.splitlines())
 
 
 _SEGMENTS = ("g", "first block", "last block", "blocks", "input", "output", "params", "GFLOPs", "backward", "device")
@@ -292,25 +292,17 @@ _ADAPTERS = ("C", "input", "output", "recipe", "params", "MFLOPs")
 _COARSE = ("F", "kind", "", "input", "output", "params", "GFLOPs", "backward")
 
 
-def _part(name: str, part: PartPlan, blocks: int = 0) -> tuple[str, ...]:
-    return (
-        name,
-        "",
-        "",
-        str(blocks or ""),
-        "",
-        "",
-        count(part.parameters),
-        _giga(part.flops_forward),
-        _giga(part.flops_backward),
-        "",
-    )
+def _part(name: str, part: PartPlan, blocks: int = 0) -> tuple[str | None, ...]:
+    return name, None, None, str(blocks or ""), None, None, *_sizes(part), None
+
+
+def _sizes(row: PartPlan | SegmentPlan | CoarsePlan) -> tuple[str, str, str]:
+    return count(row.parameters), billions(row.flops_forward), billions(row.flops_backward)
 
 
 def _segment(row: SegmentPlan) -> tuple[str, ...]:
     names = _short(row.first_block), _short(row.last_block)
-    sizes = count(row.parameters), _giga(row.flops_forward), _giga(row.flops_backward)
-    return (str(row.j), *names, str(row.blocks), str(row.x), str(row.y), *sizes, row.device)
+    return (str(row.j), *names, str(row.blocks), str(row.x), str(row.y), *_sizes(row), row.device)
 
 
 def _adapter_row(row: AdapterPlan) -> tuple[str, ...]:
@@ -320,8 +312,7 @@ def _adapter_row(row: AdapterPlan) -> tuple[str, ...]:
 def _coarse(row: CoarsePlan) -> tuple[str, ...]:
     units = f"× {row.units}" if row.units else ""
     kernel = f", {row.kernel} wide" if row.kernel else ""
-    sizes = count(row.parameters), _giga(row.flops_forward), _giga(row.flops_backward)
-    return (str(row.j), row.kind, units + kernel, str(row.x), str(row.y), *sizes)
+    return (str(row.j), row.kind, units + kernel, str(row.x), str(row.y), *_sizes(row))
 
 
 def _totals(plan: Plan) -> str:
@@ -335,22 +326,5 @@ def _totals(plan: Plan) -> str:
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]], words: int) -> str:
-    """Columns as wide as their widest cell: the first ``words`` and the last word-like one to the left."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    left = {i for i in range(len(widths)) if i < words or rows[0][i] in ("device", "input", "output")}
-    lines = []
-    for row in rows:
-        cells = [
-            f"{cell:<{w}}" if i in left else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def _short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}…{name[-_NAME // 2 :]}"
-
-
-def _giga(flops: int) -> str:
-    return f"{flops / 1e9:.3f}"

@@ -19,11 +19,12 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.coarse.spec import STRICT
 from pararealize.errors import PlanError
+from pararealize.table import aligned, duration, share, time_unit
 
 from .actions import Action, Direction, Key, Kind
 from .recorded import Record, needs_of, spans_of
 
-__all__ = ["VERSION", "Timeline", "seconds_text", "timeline_text"]
+__all__ = ["VERSION", "Timeline", "timeline_text"]
 
 VERSION = 1
 _ROUNDING = 1e-9
@@ -259,9 +260,9 @@ _HEAD = ("rank", "segments", "fine", "adapter", "coarse", "stem, head", "forward
 def timeline_text(timeline: Timeline) -> str:
     """A row a rank, the step, its efficiency, and its critical path."""
     step = timeline.step
-    unit, scale = _unit(step)
+    unit, scale = time_unit(step)
     third: Kind = "relax" if any(action.kind == "relax" for action in timeline.actions) else "adapter"
-    rows: list[tuple[str, ...]] = [tuple(third if name == "adapter" else name for name in _HEAD)]
+    rows: list[tuple[str | None, ...]] = [tuple(third if name == "adapter" else name for name in _HEAD)]
     for rank in range(timeline.ranks):
         own = sorted({action.j for action in timeline.of(rank)})
         segments = "–".join(dict.fromkeys(map(str, (own[0], own[-1])))) if own else ""
@@ -277,29 +278,14 @@ def timeline_text(timeline: Timeline) -> str:
             busy,
             idle,
         )
-        share = f"{100 * idle / step:.0f}" if step else ""
-        rows.append((str(rank), segments, *(f"{part * scale:.2f}" for part in parts), share))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+        percent = f"{100 * idle / step:.0f}" if step else None
+        rows.append((str(rank), segments, *(f"{part * scale:.2f}" for part in parts), percent))
     ranks = f"{timeline.ranks} device{'s' if timeline.ranks > 1 else ''}"
     title = f"{timeline.model}: one {timeline.origin} step, n = {timeline.n} on {ranks}, times in {unit}"
     sums = (
-        f"step {seconds_text(step)}, the original's own work {seconds_text(timeline.serial)}: speed-up "
-        f"{timeline.speedup:.2f}×, efficiency {100 * timeline.efficiency:.0f} %"
+        f"step {duration(step)}, the original's own work {duration(timeline.serial)}: speed-up "
+        f"{timeline.speedup:.2f}×, efficiency {share(timeline.efficiency)}"
     )
     path = textwrap.fill("critical path: " + " → ".join(map(str, timeline.critical_path)), 118, subsequent_indent="  ")
     notes = [f"note: {note}" for note in timeline.notes]
-    return "\n".join([title, "", *table, "", sums, path, *notes])
-
-
-def seconds_text(seconds: float) -> str:
-    """Seconds as people write them: ``1.2 s``, ``3.45 ms``, ``12.3 µs``."""
-    unit, scale = _unit(seconds)
-    return f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:.0f} {unit}"
-
-
-def _unit(seconds: float) -> tuple[str, float]:
-    for unit, scale in (("s", 1.0), ("ms", 1e3)):
-        if seconds * scale >= 1:
-            return unit, scale
-    return "µs", 1e6
+    return "\n".join([title, "", aligned(rows), "", sums, path, *notes])

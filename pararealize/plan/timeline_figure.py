@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from pararealize.figure import FAINT, INK, LINE, save_figure
+from pararealize.table import duration, share, time_unit
 
 from .actions import Action
-from .timeline import Timeline, seconds_text
+from .timeline import Timeline
 
 __all__ = ["draw_timeline"]
 
@@ -55,7 +56,7 @@ def draw_timeline(timeline: Timeline, path: str | Path, *, title: str = "") -> P
     box = (LEFT / WIDTH, BOTTOM / height, (WIDTH - LEFT - RIGHT) / WIDTH, ROW * timeline.ranks / height)
     axes = figure.add_axes(box)
     end = max((action.end for action in timeline.actions), default=0.0) or 1.0
-    unit, scale = ("s", 1.0) if end >= 1 else ("ms", 1e3) if end >= 1e-3 else ("µs", 1e6)
+    unit, scale = time_unit(end)
     axes.set_xlim(0, end * scale)
     axes.set_ylim(timeline.ranks - 0.5, -0.5)
     for action in timeline.actions:
@@ -80,9 +81,9 @@ def draw_timeline(timeline: Timeline, path: str | Path, *, title: str = "") -> P
 
 def _summary(timeline: Timeline) -> str:
     ranks = f"{timeline.ranks} device{'s' if timeline.ranks > 1 else ''}"
-    gain = f"speed-up {timeline.speedup:.2f}×, efficiency {100 * timeline.efficiency:.0f} %"
-    own = f"the original's own work {seconds_text(timeline.serial)}"
-    return f"one {timeline.origin} step on {ranks}: {seconds_text(timeline.step)}; {own}; {gain}"
+    gain = f"speed-up {timeline.speedup:.2f}×, efficiency {share(timeline.efficiency)}"
+    own = f"the original's own work {duration(timeline.serial)}"
+    return f"one {timeline.origin} step on {ranks}: {duration(timeline.step)}; {own}; {gain}"
 
 
 def _row(timeline: Timeline, rank: int) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 
 from pararealize.plan.plan import plan_text
-from pararealize.table import count
 from tests.handmade import make_plan
 
 
@@ -84,14 +83,3 @@ def test_long_lines_are_cut_off_and_long_names_lose_their_middle():
     exact = plan_text(make_plan(2, name="b" * 22))
     assert "b" * 22 in exact
     assert "…" not in exact
-
-
-@pytest.mark.parametrize(
-    "number, expected",
-    [
-        (0, "0"), (999, "999"), (999.6, "1.0k"), (1000, "1.0k"), (41_249, "41.2k"), (999_949, "999.9k"),
-        (999_951, "1.00M"), (10_351_044, "10.35M"), (999_995_001, "1.00G"), (2.5e9, "2.50G"), (3e12, "3.00T"),
-    ],
-)  # fmt: skip
-def test_counts_as_people_write_them(number, expected):
-    assert count(number) == expected

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from pararealize.plan.simulation import simulate
-from pararealize.plan.timeline import seconds_text
 from tests.plans import plan_of
 
 
@@ -27,10 +24,3 @@ def test_a_row_a_rank_and_what_follows():
 
 def test_no_line_is_wider_than_120():
     assert max(map(len, str(simulate(plan_of([8, 8, 8]), latency=1e-5)).splitlines())) <= 120
-
-
-@pytest.mark.parametrize(
-    "seconds, text", [(1.234, "1.23 s"), (0.0123, "12.3 ms"), (4e-6, "4 µs"), (0.0, "0 µs"), (1234.5, "1234 s")]
-)
-def test_seconds(seconds, text):
-    assert seconds_text(seconds) == text

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from pararealize.multigrid.monitor import Event
+from pararealize.table import aligned
 
 from .score import Score
 
@@ -90,13 +91,11 @@ class History:
         return [row for row in self.rows if isinstance(row, Event)]
 
     def __str__(self) -> str:
-        lines = ["epoch    step        lr    loss   error   test loss  test error"]
-        lines += [
-            f"{row.epoch:5d} {row.step:7d} {row.lr:9.3g} {row.loss:7.4f} {row.error:7.2%} {row.test_loss:11.4f} "
-            f"{row.test_error:11.2%}"
-            for row in self.epochs
-        ]
-        return "\n".join(lines)
+        rows: list[tuple[str, ...]] = [("epoch", "step", "lr", "loss", "error", "test loss", "test error")]
+        for row in self.epochs:
+            scores = f"{row.loss:.4f}", f"{row.error:.2%}", f"{row.test_loss:.4f}", f"{row.test_error:.2%}"
+            rows.append((str(row.epoch), str(row.step), f"{row.lr:.3g}", *scores))
+        return aligned(rows, gap=1, least=(5, 7, 9, 7, 7, 11, 11))
 
 
 def to_line(row: Row) -> str:
