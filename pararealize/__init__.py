@@ -30,9 +30,10 @@ from pararealize.coarse.coarse_block import build_coarse
 from pararealize.distributed.stage import Stage
 from pararealize.multigrid.module import LayerParallel, layer_parallel
 from pararealize.multigrid.prolongation import prolong
+from pararealize.network.emitter import emit
 from pararealize.network.local.module import LocalModule, capture_graphs, run_local
 from pararealize.network.measurement import measure_network
-from pararealize.network.module import PararealModule, emit
+from pararealize.network.module import PararealModule
 from pararealize.plan.plan import Plan
 from pararealize.plan.simulation import simulate
 from pararealize.plan.timeline import Timeline

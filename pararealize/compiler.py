@@ -25,7 +25,8 @@ from pararealize.analysis.cost import count_costs, measure_costs
 from pararealize.analysis.fields.field import receptive_fields
 from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import Coarse, build_coarse, coarse_name
-from pararealize.network.module import PararealModule, emit
+from pararealize.network.emitter import emit
+from pararealize.network.module import PararealModule
 from pararealize.plan.plan import Plan
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer

@@ -1,7 +1,7 @@
-"""PararealModule, inputs, k -> k iterations of parareal: the original's output, evaluated from all segments at once.
+"""A converted network, inputs, k -> k iterations of parareal: the original's output, from all segments at once.
 
-The loop is :func:`pararealize.network.parareal.iterate`. Its propagators come from the converted network, whose coarse blocks
-carry differences: with x_j, y_j and z_j as in ``equation.py``,
+The loop is that of :mod:`pararealize.network.parareal`. Its propagators come from the converted network, whose coarse
+blocks carry differences: with x_j, y_j and z_j as in ``equation.py``,
 
     G^1(u)     = y_1                                 asked at u = x_1 alone, where it is exact
     G^{j+1}(u) = y_{j+1} + F^j(u - x_{j+1})          F^j carries what u differs by from the adapter's x_{j+1}
@@ -16,24 +16,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from pararealize.errors import PlanError
+from pararealize.plan.plan import Plan
 from pararealize.random_state import replay_torch_state, torch_state
 from pararealize.table import aligned
 from pararealize.tracing.example import as_call
 from pararealize.tracing.module_view import Borrowed
 
-from .parareal import compose, iterations
-
-if TYPE_CHECKING:
-    from .module import PararealModule
+from .parareal import Map, compose, iterations
+from .parts import read_equation
 
 __all__ = ["Iterates", "iterate_network"]
 
@@ -71,30 +69,37 @@ class Iterates:
         return "\n".join([title, "", aligned(rows)])
 
 
-def iterate_network(net: PararealModule, inputs: Any, k: int, *, errors: bool = False) -> Any:
-    """What :meth:`PararealModule.iterate` does."""
-    n = net.plan.n
+def iterate_network(
+    net: fx.GraphModule,
+    plan: Plan,
+    devices: Sequence[torch.device] | None,
+    inputs: Any,
+    k: int,
+    *,
+    errors: bool = False,
+) -> Any:
+    """What :meth:`PararealModule.iterate` does, for a network of that plan with its segments on those devices."""
+    n = plan.n
     if isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise PlanError(
             f"k is {k!r}; it is the number of iterations: pass an integer from 0, the parareal network, to {n - 1}, "
             f"the original (n = {n}); more change nothing"
         )
-    args, kwargs = as_call(inputs)
-    parts = _Parts(net, min(k, n), args, kwargs)
+    maps = _NetworkMaps(net, n, devices, min(k, n), *as_call(inputs))
     reference: list[torch.Tensor] = []
     if errors:
-        with torch.no_grad(), parts.uncounted():
-            reference = compose(parts.x_1, parts.segments)
-    kept: list[tuple[float, ...]] = []
+        with torch.no_grad(), maps.uncounted():
+            reference = compose(maps.x_1, maps.segments)
+    rows: list[tuple[float, ...]] = []
     U: list[torch.Tensor] = []
-    for U in islice(iterations(parts.x_1, parts.segments, parts.coarse), min(k, n) + 1):
+    for U in islice(iterations(maps.x_1, maps.segments, maps.coarse), min(k, n) + 1):
         if errors:
-            kept.append(tuple(_error(a, b) for a, b in zip(U[1:], reference[1:], strict=True)))
-    output = parts.head(U[-1])
+            rows.append(tuple(_error(a, b) for a, b in zip(U[1:], reference[1:], strict=True)))
+    output = maps.head(U[-1])
     if not errors:
         return output
-    kept += [kept[-1]] * (k - min(k, n))
-    return Iterates(model=net.plan.model, n=n, output=output, errors=tuple(kept))
+    rows += [rows[-1]] * (k - min(k, n))
+    return Iterates(model=plan.model, n=n, output=output, errors=tuple(rows))
 
 
 def _error(value: torch.Tensor, exact: torch.Tensor) -> float:
@@ -103,128 +108,129 @@ def _error(value: torch.Tensor, exact: torch.Tensor) -> float:
         return float((value.double() - exact.double()).norm()) / (size or 1.0)
 
 
-class _Parts:
+class _NetworkMaps:
     """The maps of a converted network for one batch: what they read besides their argument is computed once.
+
+    Args:
+        net: the network.
+        n: number of its segments.
+        devices: one for every segment, or ``None``.
+        k: number of iterations to come, at most n: how often each map will be called follows from it.
+        args: positional inputs.
+        kwargs: inputs by keyword.
 
     Attributes:
         x_1: what the stem gives.
         segments: ``[g^1 … g^n]`` as maps of an interface's value.
         coarse: ``[G^1 … G^n]`` likewise.
+        head: h likewise.
     """
 
-    def __init__(self, net: PararealModule, k: int, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        self.net, self.n = net, net.plan.n
+    def __init__(
+        self,
+        net: fx.GraphModule,
+        n: int,
+        devices: Sequence[torch.device] | None,
+        k: int,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.devices = devices
+        nodes = read_equation(net.graph)
         bound = inspect.signature(net.forward).bind(*args, **kwargs)
         bound.apply_defaults()
         self._interpreter = fx.Interpreter(net, garbage_collect_values=False)
         self._interpreter.args_iter = iter(bound.args)
-        calls = [node for node in net.graph.nodes if node.op == "call_module"]
-        fine = {str(node.target): node for node in reversed(calls)}  # the first call is y_j's
-        self._y = {j: fine[f"segments.g{j}"] for j in range(1, self.n + 1)}
-        rest = [node for node in calls if node not in self._y.values()]
-        named = {str(node.target): node for node in rest}
-        exact = {j: f"segments.g{j + 1}" for j in range(1, self.n)}
-        self._F = {j: named.get(f"coarse.F{j}") or named[exact[j]] for j in range(1, self.n)}
-        self._head = named["head"]
-        times = {j: 1 + min(k, j) for j in range(1, self.n + 1)}  # a segment's calls, and those of F^j
-        self._g = {
-            j: _Repeated(net.get_submodule(f"segments.g{j}"), times[j] if j > 1 else 1) for j in range(1, self.n + 1)
-        }
-        self._coarse = {
-            j: _Repeated(net.get_submodule(str(node.target)), 0 if node.target == exact[j] else times[j])
-            for j, node in self._F.items()
-        }
-        self._run()
-        x_ = [self._value(self._y[j].args[0]) for j in range(1, self.n + 1)]
-        y_ = [self._value(self._y[j]) for j in range(1, self.n + 1)]
-        self.x_1 = x_[0]
-        self.segments: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda _: y_[0]]
-        self.coarse: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda _: y_[0]]
-        for j in range(1, self.n):
-            self.segments.append(self._map(self._g[j + 1], self._y[j + 1], j + 1))
-            self.coarse.append(self._propagator(j, x_[j], y_[j]))
 
-    def head(self, u: torch.Tensor) -> Any:
-        """What the network gives for an output of the last segment."""
-        return self._map(self.net.head, self._head, self.n)(u)
+        def repeated(name: str, times: int) -> _RepeatedModule:
+            return _RepeatedModule(net.get_submodule(nodes.parts[name].target), times)
+
+        # g^j runs once in equation (2) and in each of the iterations 1 … min(k, j), after which its input is exact; so
+        # does F^j. Where F^j is g^{j+1} itself, buffers move by the calls for y_{j+1}, and not by those for F^j.
+        times = {j: 1 + min(k, j) for j in range(1, n + 1)}
+        g = {j: repeated(f"g{j}", times[j] if j > 1 else 1) for j in range(1, n + 1)}
+        F = {j: repeated(f"F{j}", 0 if nodes.parts[f"F{j}"].is_segment_itself else times[j]) for j in range(1, n)}
+        self._repeated = [*g.values(), *F.values()]
+        segment_calls = {node: g[j] for j, node in nodes.y.items()}
+        # Equation (2): everything that does not wait for a residual.
+        for node in nodes.before([*nodes.r.values(), nodes.calls["head"]]):
+            if node in segment_calls:
+                self._interpreter.env[node] = segment_calls[node](*map(self._value, node.args))
+            else:
+                self._interpreter.env[node] = self._interpreter.run_node(node)
+        self.x_1 = self._value(nodes.x[1])
+        y_1 = self._value(nodes.y[1])
+        self.segments: list[Map] = [lambda _: y_1]
+        self.coarse: list[Map] = [lambda _: y_1]
+        for j in range(1, n):
+            self.segments.append(self._map(g[j + 1], nodes.calls[f"g{j + 1}"], j + 1))
+            F_j = self._map(F[j], nodes.calls[f"F{j}"], j + 1)
+            self.coarse.append(self._propagator(F_j, j, self._value(nodes.x[j + 1]), self._value(nodes.y[j + 1])))
+        self.head = self._map(net.get_submodule("head"), nodes.calls["head"], n)
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
         """Calls that move no statistics, with the random numbers of all others."""
-        parts = [*self._g.values(), *self._coarse.values()]
-        before = [part.left for part in parts]
-        for part in parts:
-            part.left = 1 << 62
+        remaining = [module.remaining for module in self._repeated]
+        for module in self._repeated:
+            module.remaining = 1 << 62
         try:
             yield
         finally:
-            for part, left in zip(parts, before, strict=True):
-                part.left = left
-
-    def _run(self) -> None:
-        """Equation (2): everything that does not wait for a residual."""
-        segments = {node: self._g[j] for j, node in self._y.items()}
-        late: set[fx.Node] = set()
-        for node in self.net.graph.nodes:
-            if node.op == "output" or node.target in ("head", operator.sub) or late & set(node.all_input_nodes):
-                late.add(node)
-            elif node in segments:
-                self._interpreter.env[node] = segments[node](*map(self._value, node.args))
-            else:
-                self._interpreter.env[node] = self._interpreter.run_node(node)
+            for module, calls in zip(self._repeated, remaining, strict=True):
+                module.remaining = calls
 
     def _value(self, node: Any) -> Any:
         return self._interpreter.env[node]
 
-    def _map(self, part: Callable[..., Any], node: fx.Node, j: int) -> Callable[[torch.Tensor], Any]:
+    def _map(self, module: Callable[..., Any], call: fx.Node, j: int) -> Map:
         """A part as a map of its first argument, on the device of segment j."""
-        context = [self._value(argument) for argument in node.args[1:]]
-        return lambda u: part(self._to(u, j), *context)
+        context = [self._value(argument) for argument in call.args[1:]]
+        return lambda u: module(self._to(u, j), *context)
 
-    def _propagator(self, j: int, x: torch.Tensor, y: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _propagator(self, F: Map, j: int, x: torch.Tensor, y: torch.Tensor) -> Map:
         """``G^{j+1}(u) = y_{j+1} + F^j(u - x_{j+1})``."""
-        F = self._map(self._coarse[j], self._F[j], j + 1)
         return lambda u: y + F(self._to(u, j + 1) - x)
 
     def _to(self, u: torch.Tensor, j: int) -> torch.Tensor:
-        devices = self.net.devices
-        return u if devices is None else u.to(devices[j - 1], non_blocking=True)
+        return u if self.devices is None else u.to(self.devices[j - 1], non_blocking=True)
 
 
-class _Repeated:
-    """A part that is called several times in one step, and is to have run once: the same random numbers in each call.
+class _RepeatedModule:
+    """A module that is called several times in one step, as if it ran once: the same random numbers in each call.
 
     Its buffers move in the last of ``times`` calls, and in none where that is 0: running statistics are then those of
     a single pass. Other calls work on copies.
     """
 
     def __init__(self, module: nn.Module, times: int) -> None:
-        self.module, self.left = module, times
-        inner = [m for m in module.modules() if isinstance(m, Borrowed)]
-        lent = [m for borrowed in inner for m in borrowed.__dict__["lender"].modules()]
-        self._owners = [m for m in (*module.modules(), *lent) if m._buffers]
+        self.module, self.remaining = module, times
+        lenders = [m.__dict__["lender"] for m in module.modules() if isinstance(m, Borrowed)]
+        inner = (*module.modules(), *(m for lender in lenders for m in lender.modules()))
+        self._owners = [m for m in inner if m._buffers]
         self._devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-        self._random: dict[str, torch.Tensor] | None = None
+        self._random_state: dict[str, torch.Tensor] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        self.left -= 1
+        self.remaining -= 1
         with contextlib.ExitStack() as stack:
-            if self.left:
+            if self.remaining:
                 stack.enter_context(self._on_copies())
-            if self._random is None:
-                self._random = torch_state(self._devices)
+            if self._random_state is None:
+                self._random_state = torch_state(self._devices)
             else:
-                stack.enter_context(replay_torch_state(self._random))
+                stack.enter_context(replay_torch_state(self._random_state))
             return self.module(*args)
 
     @contextlib.contextmanager
     def _on_copies(self) -> Iterator[None]:
-        kept = [dict(owner._buffers) for owner in self._owners]
+        """Buffers are exchanged, not put back by value: autograd may have saved them for backward."""
+        originals = [dict(owner._buffers) for owner in self._owners]
         for owner in self._owners:
             for name, buffer in owner._buffers.items():
                 owner._buffers[name] = None if buffer is None else buffer.clone()
         try:
             yield
         finally:
-            for owner, buffers in zip(self._owners, kept, strict=True):
+            for owner, buffers in zip(self._owners, originals, strict=True):
                 owner._buffers.update(buffers)

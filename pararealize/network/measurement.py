@@ -16,8 +16,9 @@ from pararealize.plan.times import Seconds, Times
 from pararealize.random_state import preserve_torch_state
 
 from .module import PararealModule
+from .parts import read_equation
 
-__all__ = ["Run", "measure_network"]
+__all__ = ["PartRun", "measure_network"]
 
 
 def measure_network(
@@ -62,48 +63,44 @@ def measure_network(
     home = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     others = dict(beside or {})
     with preserve_torch_state([home]), torch.inference_mode(False), torch.enable_grad():
-        ours = copy.deepcopy(net)
-        arguments, keywords = _called(example_inputs)
-        parts = _Parts(ours)
-        parts.follow(arguments, keywords)
-        runs = {name: parts.runs[name] for name in parts.names()}
+        runs = _part_runs(copy.deepcopy(net), *_as_call(example_inputs))
         for name, (module, inputs) in others.items():
-            values, named = _called(inputs)
-            runs[f"beside {name}"] = Run(copy.deepcopy(module), values, named)
-        taken = dict(zip(runs, stopwatch(list(runs.values()), home, repeats=repeats, warmup=warmup), strict=True))
+            runs[f"beside {name}"] = PartRun(copy.deepcopy(module), *_as_call(inputs))
+        medians = stopwatch(list(runs.values()), home, repeats=repeats, warmup=warmup)
+    seconds = dict(zip(runs, medians, strict=True))
     n = net.plan.n
     times = Times(
-        stem=taken["stem"],
-        segments=tuple(taken[f"g{j}"] for j in range(1, n + 1)),
-        adapters=tuple(taken[f"C{j}"] for j in range(2, n + 1)),
-        coarse=tuple(taken[f"F{j}"] for j in range(1, n)),
-        head=taken["head"],
+        stem=seconds["stem"],
+        segments=tuple(seconds[f"g{j}"] for j in range(1, n + 1)),
+        adapters=tuple(seconds[f"C{j}"] for j in range(2, n + 1)),
+        coarse=tuple(seconds[f"F{j}"] for j in range(1, n)),
+        head=seconds["head"],
     )
-    return times, {name: taken[f"beside {name}"] for name in others}
+    return times, {name: seconds[f"beside {name}"] for name in others}
 
 
-def _called(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
-class Run(Runnable):
+class PartRun(Runnable):
     """A module on fixed inputs, forward and backward, as a training step runs it."""
 
-    def __init__(self, module: Any, inputs: Iterable[Any], named: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, module: nn.Module, inputs: Iterable[Any], named: Mapping[str, Any] | None = None) -> None:
         self.module = module
         self.inputs, self.named = pytree.tree_map_only(torch.Tensor, _leaf, (tuple(inputs), dict(named or {})))
-        self.parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+        self.parameters = list(module.parameters())
         self.arguments, self.keywords = self.inputs, self.named
 
     def again(self) -> None:
-        """Without gradients, and with fresh copies of inputs that the module may change in place."""
+        """Drop the gradients, and take fresh copies of the inputs, which the module may change in place."""
         for leaf in (*self.parameters, *pytree.tree_leaves((self.inputs, self.named))):
             if isinstance(leaf, torch.Tensor):
                 leaf.grad = None
-        fresh = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.clone(), (self.inputs, self.named))
-        self.arguments, self.keywords = fresh
+        copies = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.clone(), (self.inputs, self.named))
+        self.arguments, self.keywords = copies
 
     def forward(self) -> list[torch.Tensor]:
         """The outputs through which a gradient can flow."""
@@ -120,61 +117,39 @@ def _leaf(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-class _Parts(fx.Interpreter):
-    """Runs a parareal network and keeps a :class:`Run` of every part, on what enters it."""
+def _part_runs(net: PararealModule, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Runnable]:
+    """Run the network once; every part by its name, in the order of the equation, on what entered it.
 
-    def __init__(self, net: PararealModule) -> None:
-        super().__init__(net)
-        self.net = net
-        self.n = net.plan.n
-        self.runs: dict[str, Runnable] = {}
-
-    def names(self) -> list[str]:
-        """The parts, in the order of the equation."""
-        every = range(1, self.n + 1)
-        return [
-            "stem",
-            *(f"C{j}" for j in every[1:]),
-            *(f"g{j}" for j in every),
-            *(f"F{j}" for j in every[:-1]),
-            "head",
-        ]
-
-    def follow(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        """One forward pass."""
-        placeholders = [node for node in self.net.graph.nodes if node.op == "placeholder"]
-        values = [
-            arguments[i] if i < len(arguments) else keywords.get(str(node.target), node.args[0] if node.args else None)
-            for i, node in enumerate(placeholders)
-        ]
-        self.env: dict[fx.Node, Any] = {}
-        given = dict(zip(placeholders, values, strict=True))
-        for node in self.net.graph.nodes:
-            self.env[node] = given[node] if node in given else self.run_node(node)
-            self._keep(node)
-
-    def _keep(self, node: fx.Node) -> None:
-        if node.op == "call_module":
-            module = self.fetch_attr(str(node.target))
-            inputs = pytree.tree_map_only(fx.Node, self.env.__getitem__, node.args)
-            name = str(node.target).rpartition(".")[2]
-            if not node.name.startswith("F_"):
-                self.runs[name] = Run(module, inputs)
-        elif node.name.startswith("z_"):
-            self._correct(node)
-
-    def _correct(self, node: fx.Node) -> None:
-        """F^j with its subtraction and addition: ``y + F(z - x, *context)``."""
-        y, correction = node.args
-        assert isinstance(correction, fx.Node)
-        residual, *context = correction.args
-        assert isinstance(residual, fx.Node)
-        values = pytree.tree_map_only(fx.Node, self.env.__getitem__, (*residual.args, y, *context))
-        block = _Correction(self.fetch_attr(str(correction.target)))
-        self.runs[f"F{correction.name.removeprefix('F_')}"] = Run(block, values)
+    F^j stands with its subtraction and addition, ``y_{j+1} + F^j(z_j - x_{j+1})``, since that is what one interface
+    costs. The context, which each device computes once, is not a part that is measured.
+    """
+    nodes = read_equation(net.graph)
+    interpreter = fx.Interpreter(net, garbage_collect_values=False)
+    values = interpreter.env
+    inputs = {
+        node: arguments[i] if i < len(arguments) else keywords.get(str(node.target), *node.args)
+        for i, node in enumerate(nodes.placeholders)
+    }
+    runs: dict[str, Runnable] = {}
+    names = {call: name for name, call in nodes.calls.items()}
+    for node in net.graph.nodes:
+        values[node] = inputs[node] if node in inputs else interpreter.run_node(node)
+        part = nodes.parts[names[node]] if node in names else None
+        if part is None or part.kind == "context":
+            continue
+        module = net.get_submodule(part.target)
+        reads = node.args
+        if part.kind == "coarse":
+            module = _Correction(module)
+            reads = (*nodes.r[part.j].args, nodes.y[part.j + 1], *node.args[1:])
+        # as soon as the node has run: an input that a later part changes in place is copied before that
+        runs[part.name] = PartRun(module, pytree.tree_map_only(fx.Node, values.__getitem__, reads))
+    return dict(sorted(runs.items(), key=lambda item: nodes.parts[item[0]].order))
 
 
 class _Correction(nn.Module):
+    """A coarse block with the subtraction before it and the addition behind it."""
+
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block

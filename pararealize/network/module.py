@@ -1,9 +1,4 @@
-"""BlockChain, Plan, adapters and coarse blocks -> PararealModule: an fx module whose code is equation (3) of the paper.
-
-    Pieces        stem, segments, head and what they read     pieces.py
-    Equation      the network's own graph, equation (3)       equation.py
-    own_tree      a copy of the model                         tree.py
-    emit          put together                                here
+"""A tree of modules, graphs of the pieces, equation (3) as a graph -> PararealModule, which runs and owns them.
 
 Source: Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural Network".
 """
@@ -11,7 +6,7 @@ Source: Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -19,21 +14,19 @@ import torch
 from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from pararealize.analysis.blocks import BlockChain
 from pararealize.distributed.distribution import distribute
 from pararealize.distributed.partition import SegmentedNetwork
 from pararealize.distributed.stage import Stage
 from pararealize.errors import CheckpointError, ModelError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
-from pararealize.tracing.module_copy import CONTENTS, own_tree
+from pararealize.tracing.module_copy import CONTENTS
 from pararealize.tracing.module_view import SHADOWED, Piece, borrow
 
-from .equation import Equation
+from .iteration import iterate_network
 from .parts import read_parts
-from .pieces import Pieces
 
-__all__ = ["PararealModule", "emit"]
+__all__ = ["PararealModule"]
 
 
 class PararealModule(fx.GraphModule, SegmentedNetwork):
@@ -85,26 +78,22 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
             self.__dict__[contents] = tree.__dict__[contents]
         self.training = tree.training
         self.__dict__.update(plan=plan, _original_keys=tuple(original_keys), pieces=dict(pieces), devices=devices)
-        made = {name: Piece(self, copy.deepcopy(piece), name) for name, piece in pieces.items()}
-        segments = nn.ModuleDict({name: piece for name, piece in made.items() if name.startswith("g")})
-        self.__dict__.update(stem=made["stem"], head=made["head"], context=made.get("context"), segments=segments)
-        for name in ("stem", "head"):
-            made[name].__dict__[SHADOWED] = self._modules.get(name)
         self.graph = graph
-        if devices is not None:
-            self._borrow(made)
+        parts = self.parts
+        runs = {name: Piece(self, copy.deepcopy(piece), name) for name, piece in pieces.items()}
+        segments = nn.ModuleDict({name: piece for name, piece in runs.items() if parts[name].kind == "segment"})
+        # Plain attributes, not submodules: the pieces share the tree's parameters, which must be listed once.
+        self.__dict__.update(stem=runs["stem"], head=runs["head"], context=runs.get("context"), segments=segments)
+        for name in ("stem", "head"):  # the model may have submodules of these names, whose attributes users read
+            runs[name].__dict__[SHADOWED] = self._modules.get(name)
+        if devices is not None:  # pieces that share parameters with one elsewhere take copies of them on the way
+            for name, piece in runs.items():
+                borrow(piece, devices[parts[name].home_segment(plan.n) - 1])
 
     @property
     def parts(self) -> dict[str, Part]:
         """Every part by its name, in the order of the calls, as the graph has them."""
         return read_parts(self.graph)
-
-    def _borrow(self, pieces: Mapping[str, Piece]) -> None:
-        """Where pieces on different devices share parameters, those away from them take copies on the way."""
-        assert self.devices is not None
-        for name, piece in pieces.items():
-            j = {"stem": 1, "context": 1, "head": self.plan.n}.get(name) or int(name[1:])
-            borrow(piece, self.devices[j - 1])
 
     def original_state_dict(self) -> dict[str, Any]:
         """The state of the original network alone, under exactly its own keys.
@@ -121,18 +110,18 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
         Raises:
             CheckpointError: keys of the original are missing, others are unknown, or a shape differs.
         """
-        own = self.state_dict()
+        ours = self.state_dict()
         originals = [key for key in state_dict if key.split(".")[0] not in ("adapters", "coarse")]
-        shapes = {key: (tuple(state_dict[key].shape), tuple(own[key].shape)) for key in originals if key in own}
-        faults = {
+        shapes = {key: (tuple(state_dict[key].shape), tuple(ours[key].shape)) for key in originals if key in ours}
+        misfits = {
             "missing": [key for key in self._original_keys if key not in state_dict],
-            "unknown": [key for key in originals if key not in own],
+            "unknown": [key for key in originals if key not in ours],
             "of another shape": [f"{key}: {a} there, {b} here" for key, (a, b) in shapes.items() if a != b],
         }
-        found = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
-        if found:
+        faults = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in misfits.items() if keys]
+        if faults:
             raise CheckpointError(
-                f"the checkpoint does not fit {self.plan.model}: of its keys {', '.join(found)}; "
+                f"the checkpoint does not fit {self.plan.model}: of its keys {', '.join(faults)}; "
                 "load one that was saved from this model"
             )
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
@@ -147,7 +136,7 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
         of this network, and its memory where gradients are kept.
 
         A call counts as one step in train mode: running statistics move once, by each part's last evaluation, and
-        dropout has one mask. Randomness that does not come from torch's default generators is not held.
+        dropout has one mask. Randomness that does not come from torch's default generators differs between calls.
 
         Args:
             inputs: a tensor, a tuple of positional or a dict of keyword arguments.
@@ -169,9 +158,7 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
             >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
             True
         """
-        from .iteration import iterate_network  # it reads this file's class
-
-        return iterate_network(self, inputs, k, errors=errors)
+        return iterate_network(self, self.plan, self.devices, inputs, k, errors=errors)
 
     def distribute(
         self,
@@ -194,11 +181,11 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
             mesh: a device mesh with the dimension ``"parareal"``, and ``"dp"`` before it where there are several
                 copies of the network; or one dimension without a name.
             assignment: how many segments each rank takes, in order; the smallest critical path when left out.
-            timeout: of every message, in seconds.
+            timeout: time limit of every message, in seconds.
             checkpoint_activations: keep the activations between runs of operations only, about as many runs as each
                 has points where one value is alive, and compute the others anew in backward.
-            seed: of weights that are drawn here, where the network is on the meta device.
-            bucket_bytes: of the buckets in which gradients are averaged over dp.
+            seed: fixes the weights that are drawn here, where the network is on the meta device.
+            bucket_bytes: size of the buckets in which gradients are averaged over dp.
             reduce_linear: where neighbouring ranks have only identities as coarse blocks, add their corrections up in
                 pairs, ``⌈log2⌉`` messages deep, in place of one message after the other; ``"auto"`` where the
                 simulated step becomes shorter. Results change by rounding: additions have another order.
@@ -244,65 +231,3 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
             "a parareal module is saved by its parts, not pickled: net.state_dict() (safetensors) and "
             "net.plan.to_json(), then pararealize(model, plan=Plan.from_json(...)) and load_state_dict"
         )
-
-
-def emit(
-    chain: BlockChain,
-    plan: Plan,
-    adapters: Mapping[int, nn.Module],
-    coarse: Mapping[int, nn.Module | None],
-    *,
-    devices: Sequence[torch.device] | None = None,
-) -> PararealModule:
-    """Put the parts of a plan together.
-
-    Args:
-        chain: the network's blocks; its model is copied, so that training the result leaves it alone.
-        plan: where to cut.
-        adapters: C^j by j = 2..n.
-        coarse: F^j by j = 1..n-1; ``None`` where it is g^{j+1} itself.
-        devices: one for every segment, or ``None`` to stay where the model is.
-
-    Returns:
-        The network, in the model's mode.
-
-    Raises:
-        ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
-    """
-    pieces = Pieces(chain, plan)
-    tree, keys = own_tree(chain.capture.model, chain.capture.constants)
-    added = {
-        "adapters": nn.ModuleDict({f"C{j}": adapter for j, adapter in adapters.items()}),
-        "coarse": nn.ModuleDict({f"F{j}": block for j, block in coarse.items() if block is not None}),
-    }
-    for name, modules in added.items():
-        tree._modules[name] = modules.train(chain.capture.model.training)
-    graph = Equation(pieces, coarse, devices).graph
-    if devices is not None:
-        _place(PararealModule(tree, pieces.graphs, graph, plan, keys), devices)
-    return PararealModule(tree, pieces.graphs, graph, plan, keys, devices)
-
-
-def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:
-    """Move every part to its segment's device; what parts share stays with the first of them."""
-    placed: set[int] = set()
-    for part, j in _parts(net):
-        device = devices[j - 1]
-        for module in part.modules():
-            if id(module._parameters) not in placed:  # windows share this dictionary with what they look into
-                placed.add(id(module._parameters))
-                module._apply(lambda tensor, device=device: tensor.to(device), recurse=False)
-
-
-def _parts(net: PararealModule) -> Iterator[tuple[nn.Module, int]]:
-    n = net.plan.n
-    if net.context is not None:
-        yield net.context, 1
-    yield net.stem, 1
-    for j in range(1, n + 1):
-        yield net.segments[f"g{j}"], j
-    for j in range(2, n + 1):
-        yield net.adapters[f"C{j}"], j
-        if f"F{j - 1}" in net.coarse:
-            yield net.coarse[f"F{j - 1}"], j
-    yield net.head, n

@@ -1,42 +1,116 @@
-"""The emitted graph -> its parts: which calls are stem, adapters, segments, coarse blocks and head, and what they read.
+"""The emitted graph -> its parts and values: the nodes that call C^j, g^j, F^j and h, and those of x_j, y_j, r_j, z_j.
 
-The only file that knows how :class:`~pararealize.network.equation.Equation` names nodes.
+The only file that reads what :class:`~pararealize.network.equation.Equation` wrote. Parts are told by the modules that
+are called and by what they are called with, not by the names of nodes: an input of the user's may be called ``y_1``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import operator
+from collections.abc import Iterable
 
-from torch import fx
+from torch import fx, nn
 
 from pararealize.plan.parts import Part, PartKind
 
-__all__ = ["read_parts"]
+__all__ = ["EquationNodes", "part_modules", "part_of", "read_equation", "read_parts"]
 
-_FOLDERS: dict[str, PartKind] = {"adapters": "adapter", "segments": "segment"}
+_FOLDERS: dict[str, PartKind] = {"adapters": "adapter", "segments": "segment", "coarse": "coarse"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EquationNodes:
+    """The nodes of an emitted graph by the letters of equation (3); j counts from 1.
+
+    Attributes:
+        graph: the graph.
+        parts: every part by its name, in the order of the calls.
+        calls: the node that calls each part, by the part's name.
+        x: the inputs of the segments, j = 1..n.
+        y: their outputs, j = 1..n.
+        r: the residuals that F^j is called with, j = 1..n-1.
+        z: the corrected outputs, j = 1..n; z_1 is y_1.
+    """
+
+    graph: fx.Graph
+    parts: dict[str, Part]
+    calls: dict[str, fx.Node]
+    x: dict[int, fx.Node]
+    y: dict[int, fx.Node]
+    r: dict[int, fx.Node]
+    z: dict[int, fx.Node]
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The network's inputs, in the order of its signature."""
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    def context_of(self, name: str) -> list[fx.Node]:
+        """What a segment, a coarse block or the head reads beside its activation or residual."""
+        return [read for read in self.calls[name].args[1:] if isinstance(read, fx.Node)]
+
+    def before(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """The nodes whose values depend on none of these, in the order of the graph."""
+        late = set(nodes)
+        early = []
+        for node in self.graph.nodes:
+            if node in late or late.intersection(node.all_input_nodes):
+                late.add(node)
+            else:
+                early.append(node)
+        return early
+
+
+def read_equation(graph: fx.Graph) -> EquationNodes:
+    """Find the parts and values of equation (3) in the graph of a network."""
+    calls, parts = {}, {}
+    for node in graph.nodes:
+        if (part := part_of(node)) is not None:
+            calls[part.name], parts[part.name] = node, part
+    y = {part.j: calls[name] for name, part in parts.items() if part.kind == "segment"}
+    F = {part.j: calls[name] for name, part in parts.items() if part.kind == "coarse"}
+    return EquationNodes(
+        graph=graph,
+        parts=parts,
+        calls=calls,
+        x={j: node.all_input_nodes[0] for j, node in y.items()},
+        y=y,
+        r={j: node.all_input_nodes[0] for j, node in F.items()},
+        z={1: y[1], **{j + 1: next(iter(node.users)) for j, node in F.items()}},  # z_{j+1} = y_{j+1} + F^j(r_j)
+    )
 
 
 def read_parts(graph: fx.Graph) -> dict[str, Part]:
     """Every part of a network by its name, in the order of the calls."""
-    parts = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            part = _part(node)
-            parts[part.name] = part
-    return parts
+    parts = filter(None, map(part_of, graph.nodes))
+    return {part.name: part for part in parts}
 
 
-def _part(node: fx.Node) -> Part:
+def part_of(node: fx.Node) -> Part | None:
+    """The part that a node of an emitted graph calls; ``None`` where it calls none."""
+    if node.op != "call_module":
+        return None
     target = str(node.target)
     reads = tuple(map(str, node.args))
-    if node.name.startswith("F_"):  # by the node, not by the target: F^j may be g^{j+1} itself
-        return Part(kind="coarse", j=int(node.name.removeprefix("F_")), target=target, reads=reads[1:])
     folder, _, name = target.rpartition(".")
     if folder:
-        kind = _FOLDERS[folder]
-        return Part(kind=kind, j=int(name[1:]), target=target, reads=reads if kind == "adapter" else reads[1:])
+        kind, j = _FOLDERS[folder], int(name[1:])
+        if kind == "segment" and node.all_input_nodes[0].target is operator.sub:  # of a residual: F^{j-1} is g^j itself
+            kind, j = "coarse", j - 1
+        return Part(kind=kind, j=j, target=target, reads=reads if kind == "adapter" else reads[1:])
     if target == "head":
         return Part(kind="head", target=target, reads=reads[1:])
     items = [user for user in node.users if user.target is operator.getitem]
     gives = tuple(item.name for item in sorted(items, key=lambda item: int(item.args[1]))) or (node.name,)  # type: ignore[arg-type]
     return Part(kind="context" if target == "context" else "stem", target=target, reads=reads, gives=gives)
+
+
+def part_modules(net: nn.Module, parts: Iterable[Part]) -> dict[str, nn.Module]:
+    """The module of each part by the part's name; an F^j that is g^{j+1} itself has none of its own.
+
+    Args:
+        net: a module with the names of the network: the network itself, or one that runs it.
+        parts: its parts.
+    """
+    return {part.name: net.get_submodule(part.target) for part in parts if not part.is_segment_itself}

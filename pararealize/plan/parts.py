@@ -16,11 +16,13 @@ layer        f_n          ``f0``      not in a parareal network: a layer that mu
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
+
+from .plan import Plan
 
 __all__ = ["Part", "PartKind"]
 
-PartKind = Literal["stem", "context", "adapter", "segment", "coarse", "head", "layer"]
+PartKind = Literal["stem", "context", "adapter", "segment", "coarse", "layer", "head"]  # in forward order
 _LETTERS: dict[PartKind, str] = {"adapter": "C", "segment": "g", "coarse": "F", "layer": "f"}
 
 
@@ -51,3 +53,31 @@ class Part:
     def is_segment_itself(self) -> bool:
         """Whether this coarse block is g^{j+1} itself, and has no modules of its own."""
         return self.kind == "coarse" and self.target.startswith("segments.")
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts parts as a forward pass meets them: stem, context, adapters, segments, coarse blocks, layers, head."""
+        return get_args(PartKind).index(self.kind), self.j
+
+    def home_segment(self, n: int) -> int:
+        """The segment, of n, on whose device the part is called: F^j belongs to segment j+1, the head to segment n."""
+        if self.kind == "head":
+            return n
+        return self.j + 1 if self.kind == "coarse" else max(self.j, 1)
+
+    def label(self, plan: Plan | None = None) -> str:
+        """What people call it: ``segment 2 (layer1.1 to layer2.0)``, with its blocks where the plan is given."""
+        match self.kind:
+            case "segment" if plan is not None:
+                segment = plan.segments[self.j - 1]
+                return f"segment {self.j} ({segment.first_block} to {segment.last_block})"
+            case "segment" | "layer":
+                return f"{self.kind} {self.j}"
+            case "adapter":
+                return f"adapter C^{self.j}"
+            case "coarse":
+                return f"coarse block F^{self.j}"
+            case "stem":
+                return "the stem C^1"
+            case _:
+                return f"the {self.kind}"

@@ -64,11 +64,11 @@ def test_parts_see_what_enters_them(monkeypatch):
 
 
 def test_gradients_of_a_run_are_those_of_training():
-    from pararealize.network.measurement import Run
+    from pararealize.network.measurement import PartRun
 
     layer = nn.Linear(3, 2)
     x = torch.randn(4, 3)
-    run = Run(layer, (x,))
+    run = PartRun(layer, (x,))
     for _ in range(2):  # again() forgets the gradients of the first
         run.again()
         run.backward(run.forward())

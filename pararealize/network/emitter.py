@@ -1,0 +1,75 @@
+"""BlockChain, Plan, adapters and coarse blocks -> PararealModule: an fx module whose code is equation (3) of the paper.
+
+Pieces            graphs of stem, context, segments, head       pieces.py
+own_tree          a copy of the model                           tracing/module_copy.py
+Equation          the network's own graph, equation (3)         equation.py
+PararealModule    the three put together                        module.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from pararealize.analysis.blocks import BlockChain
+from pararealize.plan.plan import Plan
+from pararealize.tracing.module_copy import own_tree
+
+from .equation import Equation
+from .module import PararealModule
+from .parts import part_modules
+from .pieces import Pieces
+
+__all__ = ["emit"]
+
+
+def emit(
+    chain: BlockChain,
+    plan: Plan,
+    adapters: Mapping[int, nn.Module],
+    coarse: Mapping[int, nn.Module | None],
+    *,
+    devices: Sequence[torch.device] | None = None,
+) -> PararealModule:
+    """Put the parts of a plan together.
+
+    Args:
+        chain: the network's blocks; its model is copied, so that training the result leaves it alone.
+        plan: where to cut.
+        adapters: C^j by j = 2..n.
+        coarse: F^j by j = 1..n-1; ``None`` where it is g^{j+1} itself.
+        devices: one for every segment, or ``None`` to stay where the model is.
+
+    Returns:
+        The network, in the model's mode.
+
+    Raises:
+        ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
+    """
+    pieces = Pieces(chain, plan)
+    tree, keys = own_tree(chain.capture.model, chain.capture.constants)
+    added = {
+        "adapters": nn.ModuleDict({f"C{j}": adapter for j, adapter in adapters.items()}),
+        "coarse": nn.ModuleDict({f"F{j}": block for j, block in coarse.items() if block is not None}),
+    }
+    for name, modules in added.items():
+        tree._modules[name] = modules.train(chain.capture.model.training)
+    graph = Equation(pieces, coarse, devices).graph
+    if devices is not None:  # a first network places the modules; which of them pieces borrow is then known
+        _place(PararealModule(tree, pieces.graphs, graph, plan, keys), devices)
+    return PararealModule(tree, pieces.graphs, graph, plan, keys, devices)
+
+
+def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:
+    """Move every part to its segment's device; what parts share stays with the first of them."""
+    n = net.plan.n
+    parts = net.parts
+    placed: set[int] = set()
+    for name, part in part_modules(net, sorted(parts.values(), key=lambda part: part.home_segment(n))).items():
+        device = devices[parts[name].home_segment(n) - 1]
+        for module in part.modules():
+            if id(module._parameters) not in placed:  # views of modules share this dictionary with the modules
+                placed.add(id(module._parameters))
+                module._apply(lambda tensor, device=device: tensor.to(device), recurse=False)
