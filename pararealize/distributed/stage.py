@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from pararealize.errors import CheckpointError, DistributedError
 from pararealize.plan.plan import Plan
 from pararealize.plan.recording import Recording
-from pararealize.tracing.module_copy import CONTENTS
+from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.operations import as_captured
 
 from .consistency import agree
@@ -56,9 +56,7 @@ class Stage(nn.Module):
 
     def __init__(self, tree: nn.Module, own: Own, ties: Ties, described: str, mesh: DeviceMesh) -> None:
         super().__init__()
-        for contents in CONTENTS:
-            self.__dict__[contents] = tree.__dict__[contents]
-        self.training = tree.training
+        share_contents(self, tree)
         self.__dict__.update(
             _own=own, _ties=ties, _described=described, mesh=mesh, _synchronised=True, _signatures={}, _failure=""
         )

@@ -35,7 +35,7 @@ from pararealize.plan.parts import Part
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
-from pararealize.tracing.module_copy import CONTENTS, own_tree
+from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
 from pararealize.tracing.module_view import Piece
 
 from .autograd import LayerPropagation, States
@@ -102,9 +102,7 @@ class LayerParallel(LayeredNetwork):
         self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, settings: Settings
     ) -> None:
         super().__init__()
-        for contents in CONTENTS:
-            self.__dict__[contents] = tree.__dict__[contents]
-        self.training = tree.training
+        share_contents(self, tree)
         self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence())
         self.__dict__.update(dataclasses.asdict(settings))
         self.__dict__.update(_name=name, _graph=whole, states={}, _in_series=False)
@@ -203,10 +201,7 @@ class LayerParallel(LayeredNetwork):
         return distribute_layers(self, mesh, timeout=timeout, bucket_bytes=bucket_bytes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:
-        tree = nn.Module()
-        for contents in CONTENTS:
-            tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
-        tree.training = self.training
+        tree = copy_contents(self, memo)
         copied = LayerParallel(tree, self.structure, self.hierarchy, self._graph, self._name, Settings.of(self))
         memo[id(self)] = copied
         return copied
@@ -343,7 +338,7 @@ def layer_parallel(
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
-        tree, _ = own_tree(model, captured.constants, _RESERVED)
+        tree, _ = copy_model(model, captured.constants, _RESERVED)
         net = LayerParallel(tree, layers, hierarchy, _whole_graph(captured), type(model).__name__, settings)
         check_replay(net, net._stem, net.rows, hierarchy, captured)
     return net if mesh is None else net.distribute(mesh)

@@ -28,7 +28,7 @@ from pararealize.restore import ordinary_mode
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.graph_copy import Transcript
-from pararealize.tracing.module_copy import own_tree
+from pararealize.tracing.module_copy import copy_model
 
 __all__ = ["prolong"]
 
@@ -81,7 +81,7 @@ def prolong(
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
         _, blocks, _ = time_steps(captured)
         top = _free_name(model)
-        tree, _ = own_tree(model, captured.constants, [top])
+        tree, _ = copy_model(model, captured.constants, [top])
         writer = _Writer(captured, blocks, tree, top, factor, linear=weights == "linear")
         deep = fx.GraphModule(tree, writer.graph, f"Prolonged{type(model).__name__}")
         for path, module in deep.named_modules():

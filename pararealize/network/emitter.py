@@ -1,7 +1,7 @@
 """BlockChain, Plan, adapters and coarse blocks -> PararealModule: an fx module whose code is equation (3) of the paper.
 
 Pieces            graphs of stem, context, segments, head       pieces.py
-own_tree          a copy of the model                           tracing/module_copy.py
+copy_model          a copy of the model                           tracing/module_copy.py
 Equation          the network's own graph, equation (3)         equation.py
 PararealModule    the three put together                        module.py
 """
@@ -15,7 +15,7 @@ from torch import nn
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.plan.plan import Plan
-from pararealize.tracing.module_copy import own_tree
+from pararealize.tracing.module_copy import copy_model
 
 from .equation import Equation
 from .module import PararealModule
@@ -49,7 +49,7 @@ def emit(
         ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
     """
     pieces = Pieces(chain, plan)
-    tree, keys = own_tree(chain.capture.model, chain.capture.constants)
+    tree, keys = copy_model(chain.capture.model, chain.capture.constants)
     added = {
         "adapters": nn.ModuleDict({f"C{j}": adapter for j, adapter in adapters.items()}),
         "coarse": nn.ModuleDict({f"F{j}": block for j, block in coarse.items() if block is not None}),

@@ -20,7 +20,7 @@ from pararealize.distributed.stage import Stage
 from pararealize.errors import CheckpointError, ModelError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
-from pararealize.tracing.module_copy import CONTENTS
+from pararealize.tracing.module_copy import copy_contents, share_contents
 from pararealize.tracing.module_view import SHADOWED, Piece, borrow
 
 from .iteration import iterate_network
@@ -74,9 +74,7 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
         devices: Sequence[torch.device] | None = None,
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
-        for contents in CONTENTS:
-            self.__dict__[contents] = tree.__dict__[contents]
-        self.training = tree.training
+        share_contents(self, tree)
         self.__dict__.update(plan=plan, _original_keys=tuple(original_keys), pieces=dict(pieces), devices=devices)
         self.graph = graph
         parts = self.parts
@@ -216,10 +214,7 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
-        tree = nn.Module()
-        for contents in CONTENTS:
-            tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
-        tree.training = self.training
+        tree = copy_contents(self, memo)
         copied = PararealModule(
             tree, self.pieces, copy.deepcopy(self.graph), self.plan, self._original_keys, self.devices
         )

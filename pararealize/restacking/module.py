@@ -29,7 +29,7 @@ from pararealize.errors import ModelError, RestackError, RestackWarning
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
-from pararealize.tracing.module_copy import CONTENTS, own_tree
+from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
 
 from .growth import dangers
 from .report import Group, Restacking
@@ -61,9 +61,7 @@ class RestackedModule(fx.GraphModule):
 
     def __init__(self, tree: nn.Module, graph: fx.Graph, restacking: Restacking) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Restacked{restacking.model}")
-        for contents in CONTENTS:
-            self.__dict__[contents] = tree.__dict__[contents]
-        self.training = tree.training
+        share_contents(self, tree)
         self.__dict__["restacking"] = restacking
         self.graph = graph
 
@@ -90,10 +88,7 @@ class RestackedModule(fx.GraphModule):
         return [{"params": others, **settings}, {"params": steps, **settings, "weight_decay": 0.0}]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RestackedModule:
-        tree = nn.Module()
-        for contents in CONTENTS:
-            tree.__dict__[contents] = copy.deepcopy(self.__dict__[contents], memo)
-        tree.training = self.training
+        tree = copy_contents(self, memo)
         copied = RestackedModule(tree, copy.deepcopy(self.graph), self.restacking)
         memo[id(self)] = copied
         return copied
@@ -178,7 +173,7 @@ def restack(
             groups=tuple(names),
             left=tuple(left),
         )
-        tree, _ = own_tree(model, captured.constants, [STEPS] if kind else [])
+        tree, _ = copy_model(model, captured.constants, [STEPS] if kind else [])
         if kind:
             tree._modules[STEPS] = _steps(groups, float(h)).train(model.training)
         return RestackedModule(tree, rewire(captured, groups, table, float(h), kind), restacking)

@@ -1,4 +1,8 @@
-"""A model -> the copy of it that a parareal module owns, and what about a model forbids to make one."""
+"""A model -> the copy of it that a converted network owns; what about a model forbids to make one; shared contents.
+
+A converted network carries the model's parameters, buffers and submodules under the model's own names, but none of its
+class: no ``forward``, no properties, no extra state. ``CONTENTS`` names the dictionaries that this comes down to.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ from torch.nn.parameter import is_lazy
 
 from pararealize.errors import ModelError
 
-__all__ = ["CONTENTS", "RESERVED", "check_model", "computed_tensors", "own_tree"]
+__all__ = ["RESERVED", "check_model", "computed_tensors", "copy_contents", "copy_model", "share_contents"]
 
-CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-RESERVED = ("adapters", "coarse", "segments")
+CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")  # of every nn.Module's ``__dict__``
+RESERVED = ("adapters", "coarse", "segments")  # top-level names of a parareal network's own
 
 
 def check_model(model: nn.Module) -> None:
@@ -34,55 +38,61 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(
             f"{name} has parameters without a shape yet ({', '.join(lazy[:3])}); run it once on an example"
         )
-    own = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys() | vars(fx.GraphModule).keys()
-    top = [attribute for attribute in (*model._modules, *model._parameters, *model._buffers) if attribute in own]
-    if top:
+    attributes = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys() | vars(fx.GraphModule).keys()
+    clashes = [name for name in (*model._modules, *model._parameters, *model._buffers) if name in attributes]
+    if clashes:
         raise ModelError(
-            f"{name} has top-level names {top}, which torch.fx's modules need for themselves; rename them, or wrap the "
+            f"{name} has top-level names {clashes}, which torch.fx's modules need for themselves; rename them, or wrap the "
             "model in a module that holds it as an attribute"
         )
-    words = [path for path, _ in model.named_modules() if any(map(keyword.iskeyword, path.split(".")))]
-    if words:
-        raise ModelError(f"{name} has submodules with keywords of Python as names, which no code can call: {words}")
+    keywords = [path for path, _ in model.named_modules() if any(map(keyword.iskeyword, path.split(".")))]
+    if keywords:
+        raise ModelError(f"{name} has submodules with keywords of Python as names, which no code can call: {keywords}")
 
 
-def own_tree(
+def copy_model(
     model: nn.Module, constants: Mapping[str, torch.Tensor], reserved: Sequence[str] = RESERVED
 ) -> tuple[nn.Module, list[str]]:
     """A copy of the model, whose constants are non-persistent buffers, and the original's keys in a state dict.
 
     Args:
         model: the model.
-        constants: by their names.
+        constants: tensors that are neither parameters nor buffers, by qualified name. As buffers they follow ``to``.
         reserved: top-level names that the result needs for itself.
 
     Raises:
         ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
     """
-    taken = [name for name in reserved if name in {*model._modules, *model._parameters, *model._buffers}]
-    if taken:
+    clashes = [name for name in reserved if name in {*model._modules, *model._parameters, *model._buffers}]
+    if clashes:
         raise ModelError(
-            f"{type(model).__name__} has top-level names {taken}, which the result needs for itself; "
+            f"{type(model).__name__} has top-level names {clashes}, which the result needs for itself; "
             "rename them, or wrap the model in a module that holds it as an attribute"
         )
     try:
-        owned = copy.deepcopy(model, computed_tensors(model))
+        tree = copy.deepcopy(model, computed_tensors(model))
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); make it deep-copyable, for "
             "instance by not keeping computed tensors as attributes"
         ) from error
-    keys = list(_bare(owned).state_dict())
+    bare = nn.Module()  # without the model's class, whose extra state and hooks would add keys
+    share_contents(bare, tree)
+    keys = list(bare.state_dict())
     for path, constant in constants.items():
         owner_path, _, name = path.rpartition(".")
-        owner = owned.get_submodule(owner_path)
+        owner = tree.get_submodule(owner_path)
         owner.__dict__.pop(name, None)
         owner.register_buffer(name, constant.detach().clone(), persistent=False)
-    return owned, keys
+    return tree, keys
 
 
 def computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Copies, by the originals' ids, of attributes that a hook computes anew before each forward: old weight norms."""
+    """Copies, by the originals' ids, of attributes that a hook computes anew before each forward.
+
+    ``torch.nn.utils.weight_norm`` sets ``weight`` so, as a tensor with a gradient function, which ``copy.deepcopy``
+    refuses; as a memo for it these copies stand in.
+    """
     return {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -92,9 +102,17 @@ def computed_tensors(model: nn.Module) -> dict[int, Any]:
     }
 
 
-def _bare(module: nn.Module) -> nn.Module:
-    """The module's parameters, buffers and submodules without its class."""
-    bare = nn.Module()
+def share_contents(module: nn.Module, tree: nn.Module) -> None:
+    """Give a module the parameters, buffers and submodules of ``tree``, which both then have in common, and its mode."""
     for contents in CONTENTS:
-        bare.__dict__[contents] = module.__dict__[contents]
-    return bare
+        module.__dict__[contents] = tree.__dict__[contents]
+    module.training = tree.training
+
+
+def copy_contents(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A plain module with deep copies of a module's parameters, buffers and submodules, and its mode."""
+    tree = nn.Module()
+    for contents in CONTENTS:
+        tree.__dict__[contents] = copy.deepcopy(module.__dict__[contents], memo)
+    tree.training = module.training
+    return tree

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize.errors import ModelError
-from pararealize.tracing.module_copy import check_model, own_tree
+from pararealize.tracing.module_copy import check_model, copy_contents, copy_model, share_contents
 
 
 class Parts(nn.Module):
@@ -32,7 +32,7 @@ class Parts(nn.Module):
 
 def test_a_copy_shares_nothing_and_keeps_what_is_tied() -> None:
     model = Parts()
-    owned, keys = own_tree(model, {})
+    owned, keys = copy_model(model, {})
     assert keys == [key for key in model.state_dict() if key != "_extra_state"]
     ours, theirs = dict(owned.named_parameters()), dict(model.named_parameters())
     assert list(ours) == list(theirs)
@@ -45,7 +45,7 @@ def test_a_copy_shares_nothing_and_keeps_what_is_tied() -> None:
 def test_constants_are_buffers_that_no_checkpoint_holds() -> None:
     model = Parts()
     constants = {"second.table": model.second.table, "_constant_0": torch.tensor([7.0])}
-    owned, keys = own_tree(model, constants)
+    owned, keys = copy_model(model, constants)
     buffers = dict(owned.named_buffers())
     for name, value in constants.items():
         assert torch.equal(buffers[name], value)
@@ -69,15 +69,15 @@ def test_names_that_the_result_needs_for_itself(name: str, kind: str) -> None:
         model.register_buffer(name, torch.zeros(2))
     check_model(model)
     with pytest.raises(ModelError, match=rf"top-level names \['{name}'\].*wrap the model"):
-        own_tree(model, {})
-    assert own_tree(nn.Sequential(model), {})[1] == list(nn.Sequential(model).state_dict())
+        copy_model(model, {})
+    assert copy_model(nn.Sequential(model), {})[1] == list(nn.Sequential(model).state_dict())
 
 
 def test_what_cannot_be_copied_says_why() -> None:
     model = Parts()
     model.seen = model.first.weight * 2  # type: ignore[assignment]
     with pytest.raises(ModelError, match=r"Parts cannot be copied \(RuntimeError: .*computed tensors as attributes"):
-        own_tree(model, {})
+        copy_model(model, {})
 
 
 def test_a_weight_that_a_hook_computes_is_copied_as_a_value() -> None:
@@ -89,7 +89,7 @@ def test_a_weight_that_a_hook_computes_is_copied_as_a_value() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].register_forward_pre_hook(double)
     model(torch.ones(1, 2))
-    owned, _ = own_tree(model, {})
+    owned, _ = copy_model(model, {})
     copied = owned.get_submodule("0").doubled
     assert isinstance(copied, Tensor)
     assert torch.equal(copied, model[0].doubled)  # type: ignore[arg-type]
@@ -124,3 +124,34 @@ def test_names_that_mean_something_to_torch_fx_or_python(name: str) -> None:
             check_model(nn.Sequential(model))
     else:
         check_model(nn.Sequential(model))
+
+
+class Styled(Parts):
+    """A class with an attribute lookup of its own, which a tree of contents does not take over."""
+
+    def __getattr__(self, name: str) -> Any:
+        return "answered" if name == "unknown" else super().__getattr__(name)
+
+
+def test_contents_are_shared_without_the_class() -> None:
+    model = Styled().eval()
+    bare = nn.Module()
+    share_contents(bare, model)
+    assert not bare.training
+    assert model.unknown == "answered"
+    assert not hasattr(bare, "unknown")
+    assert list(bare.state_dict()) == [key for key in model.state_dict() if key != "_extra_state"]
+    bare.register_buffer("later", torch.zeros(1))
+    assert model.later is bare.later
+    assert all(a is b for a, b in zip(bare.parameters(), model.parameters(), strict=True))
+
+
+def test_contents_are_copied_with_what_is_tied() -> None:
+    model = Styled().eval()
+    memo: dict[int, Any] = {}
+    tree = copy_contents(model, memo)
+    assert type(tree) is nn.Module
+    assert not tree.training
+    assert memo[id(model.first.weight)] is tree.first.weight is tree.second[0].weight  # type: ignore[index, union-attr]
+    assert tree.first.weight is not model.first.weight  # type: ignore[union-attr]
+    assert list(tree.state_dict()) == [key for key in model.state_dict() if key != "_extra_state"]

@@ -20,7 +20,7 @@ from pararealize.analysis.dry_run import Trial
 from pararealize.errors import CaptureError, ExampleError, ModelError, PararealizeError
 from pararealize.network.module import PararealModule
 from pararealize.random_state import host_state, preserve_host_state, preserve_state
-from pararealize.tracing.module_copy import CONTENTS
+from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.module_view import Borrowed
 from pararealize.tracing.operations import tensors_in
 
@@ -302,8 +302,7 @@ class _Plain(nn.Module):
 
     def __init__(self, net: PararealModule) -> None:
         super().__init__()
-        for contents in CONTENTS:
-            self.__dict__[contents] = net.__dict__[contents]
+        share_contents(self, net)
         self.__dict__["run"] = Runner(net, net.graph, None).run
 
     def forward(self, *inputs: Any) -> Any:

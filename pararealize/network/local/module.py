@@ -20,7 +20,7 @@ import torch
 from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelError, PlanError
 from pararealize.network.module import PararealModule
 from pararealize.tracing.example import Example
-from pararealize.tracing.module_copy import CONTENTS
+from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.module_view import _Mirrored, mirror
 from pararealize.tracing.operations import tensors_in
 
@@ -152,8 +152,7 @@ class LocalModule(_Mirrored):
     def __init__(self, net: PararealModule, *, streams: bool = True, stacks: Sequence[Stack] = ()) -> None:
         super().__init__()
         mirror(self, net, tensors=True)
-        for contents in CONTENTS:
-            self.__dict__[contents] = net.__dict__[contents]
+        share_contents(self, net)
         self.__dict__.update(net=net, stacks=tuple(stacks), _streams=streams, _captures={})
         graph = stacked_graph(net, stacks) if stacks else net.graph
         self.__dict__["_runner"] = Runner(net, graph, self._make_streams())
