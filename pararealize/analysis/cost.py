@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -24,17 +24,14 @@ from pararealize.errors import ModelError
 from pararealize.random_state import preserve_torch_state
 from pararealize.table import aligned
 
-from .counter import count
-from .dry_run import Trial, named_tensors, trial_inputs, with_gradient
-from .stopwatch import stopwatch
-
-if TYPE_CHECKING:
-    from .blocks import Block, BlockChain
-    from .dry_run import StandIn
-    from .space import Space
+from .blocks import Block, BlockChain
+from .counter import count_operations
+from .dry_run import DryRun, StandIn, named_tensors, stand_in_inputs, with_gradient
+from .space import Space
+from .stopwatch import median_seconds
 
 __all__ = [
-    "NOTHING",
+    "NO_COST",
     "PER_ELEMENT",
     "BlockCost",
     "Costs",
@@ -48,7 +45,7 @@ __all__ = [
 TOGETHER = 8  # interchangeable blocks that are measured as one
 PER_ELEMENT = 100  # operations that writing one element is worth
 Unit = Literal["flops", "seconds"]
-InputsOf: TypeAlias = "Callable[[StandIn], list[Any]]"
+InputsOf: TypeAlias = Callable[[StandIn], list[Any]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +101,7 @@ class BlockCost:
         return self.seconds_forward + self.seconds_backward
 
 
-NOTHING = BlockCost(
+NO_COST = BlockCost(
     flops_forward=0,
     flops_backward=0,
     elements_forward=0,
@@ -123,7 +120,7 @@ class Costs:
         stem: what comes before the blocks.
         blocks: the blocks, in order.
         head: what comes after the blocks.
-        notes: blocks that could not be counted, and what was taken instead.
+        notes: blocks that could not be counted, and what stands for them.
     """
 
     unit: Unit
@@ -136,6 +133,7 @@ class Costs:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_rates", self._blocks_rates())
+        # prefix sums, so that the cost of any run of blocks is one subtraction
         before = [(0.0, 0.0) if self.unit == "seconds" else (0, 0)]
         for forward, backward in map(self.split, self.blocks):
             before.append((before[-1][0] + forward, before[-1][1] + backward))
@@ -232,7 +230,7 @@ def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCo
         value = torch.empty((_SAMPLES, *x.shape), dtype=x.torch_dtype, device=home)  # fake: allocates nothing
         return [with_gradient(value, not first)]
 
-    flops, elements = count(module, inputs)
+    flops, elements = count_operations(module, inputs)
     return BlockCost(
         flops_forward=flops[0] // _SAMPLES,
         flops_backward=flops[1] // _SAMPLES,
@@ -268,15 +266,16 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
         )
     counted = count_costs(chain)
     runs = _runs(chain)
-    pieces = {signature: (chain.module(first, last), last - first + 1) for signature, (first, last) in runs.items()}
-    ends = {name: block for name, block in (("stem", chain.stem), ("head", chain.head)) if block.nodes}
-    pieces |= {name: (chain.piece(block), 1) for name, block in ends.items()}
-    asked = [(piece, partial(trial_inputs, piece, first=name == "stem")) for name, (piece, _) in pieces.items()]
-    taken = dict(zip(pieces, _seconds(asked, repeats, warmup), strict=True))
+    pieces = {signature: chain.module(*run) for signature, run in runs.items()}
+    pieces |= {block.name: chain.piece(block) for block in (chain.stem, chain.head) if block.nodes}
+    calls = [(piece, partial(stand_in_inputs, piece, first=name == "stem")) for name, piece in pieces.items()]
+    seconds = dict(zip(pieces, _seconds(calls, repeats, warmup), strict=True))
 
     def measured(key: str, cost: BlockCost) -> BlockCost:
-        (forward, backward), together = taken.get(key, (0.0, 0.0)), pieces[key][1] if key in pieces else 1
-        return dataclasses.replace(cost, seconds_forward=forward / together, seconds_backward=backward / together)
+        forward, backward = seconds.get(key, (0.0, 0.0))
+        first, last = runs.get(key, (0, 0))
+        alike = last - first + 1
+        return dataclasses.replace(cost, seconds_forward=forward / alike, seconds_backward=backward / alike)
 
     return Costs(
         unit="seconds",
@@ -316,8 +315,8 @@ def measure_module(
         drawn = (torch.randn(batch, *x.shape, device=home).to(x.torch_dtype) for _ in range(inputs))
         return [with_gradient(value, not first) for value in drawn]
 
-    [taken] = _seconds([(module, values)], repeats, warmup)
-    return taken
+    [seconds] = _seconds([(module, values)], repeats, warmup)
+    return seconds
 
 
 # Counting -----------------------------------------------------------------------------------------------------------
@@ -328,7 +327,7 @@ _SAMPLES = 2  # batch norm refuses to normalise a single value
 def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost:
     """The cost of a block per sample; one that does not run on fake tensors is estimated, with a note."""
     if not block.nodes:
-        return NOTHING
+        return NO_COST
     piece, batch = chain.piece(block), max(chain.capture.batch, 1)
     results = [
         leaf
@@ -337,7 +336,7 @@ def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost
         if isinstance(leaf, torch.Tensor) and node.op.startswith("call")
     ]
     try:
-        flops, elements = count(piece, lambda fake: trial_inputs(piece, fake, first=block is chain.stem))
+        flops, elements = count_operations(piece, lambda fake: stand_in_inputs(piece, fake, first=block is chain.stem))
     except (RuntimeError, TypeError, ValueError) as error:
         written = sum(leaf.numel() for leaf in results)
         flops, elements = (2 * block.parameters * batch, 4 * block.parameters * batch), (written, 2 * written)
@@ -358,28 +357,28 @@ def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost
 
 def _runs(chain: BlockChain) -> dict[str, tuple[int, int]]:
     """The first and the last of the blocks to be run together, for each kind of interchangeable blocks."""
-    found: dict[str, tuple[int, int]] = {}
+    longest: dict[str, tuple[int, int]] = {}
     last = -1
     for signature, group in itertools.groupby(block.exact_signature for block in chain.blocks):
         first, last = last + 1, last + len(list(group))
-        known_first, known_last = found.get(signature, (0, -1))
-        if last - first > known_last - known_first:
-            found[signature] = first, last
-    return {signature: (first, min(last, first + TOGETHER - 1)) for signature, (first, last) in found.items()}
+        other_first, other_last = longest.get(signature, (0, -1))
+        if last - first > other_last - other_first:
+            longest[signature] = first, last
+    return {signature: (first, min(last, first + TOGETHER - 1)) for signature, (first, last) in longest.items()}
 
 
-def _seconds(asked: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: int) -> list[tuple[float, float]]:
+def _seconds(calls: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: int) -> list[tuple[float, float]]:
     """Median seconds of a forward and a backward pass of each module, on copies, in turn."""
-    homes = {tensor.device for piece, _ in asked for _, tensor in named_tensors(piece)}
+    homes = {tensor.device for piece, _ in calls for _, tensor in named_tensors(piece)}
     home = min(homes or {torch.get_default_device()}, key=str)
     with preserve_torch_state([home]), torch.inference_mode(False), torch.enable_grad():
 
         def value(tensor: torch.Tensor) -> torch.Tensor:
             if type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter):
                 return tensor.clone()
-            made = torch.zeros(tensor.shape, dtype=tensor.dtype, device=home)
-            return made.normal_() if made.is_floating_point() else made
+            zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device=home)  # for a fake: an activation's value
+            return zeros.normal_() if zeros.is_floating_point() else zeros
 
-        trials = [Trial(piece, inputs(value), value) for piece, inputs in asked]
-        taken = stopwatch(trials, home, repeats=repeats, warmup=warmup)
-    return [(max(forward, 1e-9), max(backward, 0.0)) for forward, backward in taken]
+        dry_runs = [DryRun(piece, inputs(value), value) for piece, inputs in calls]
+        medians = median_seconds(dry_runs, home, repeats=repeats, warmup=warmup)
+    return [(max(forward, 1e-9), max(backward, 0.0)) for forward, backward in medians]

@@ -1,10 +1,10 @@
-"""A module and inputs -> operations and elements written, forward and backward, counted on fake tensors."""
+"""A module and its inputs -> operations and elements written, forward and backward, counted on fake tensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,39 +13,44 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from .dry_run import Trial
+from .dry_run import DryRun, StandIn
 
-if TYPE_CHECKING:
-    from .dry_run import StandIn
-
-__all__ = ["count"]
+__all__ = ["OperationCount", "count_operations"]
 
 
-def count(module: nn.Module, inputs: Callable[[StandIn], list[Any]]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """``((FLOPs forward, backward), (elements written forward, backward))`` of a call, for the whole batch.
+class OperationCount(NamedTuple):
+    """Of one call, for the whole batch: ``(forward, backward)`` of each."""
+
+    flops: tuple[int, int]
+    elements: tuple[int, int]
+
+
+def count_operations(module: nn.Module, inputs: Callable[[StandIn], list[Any]]) -> OperationCount:
+    """The operations of a call and of its backward pass, and the elements that both write.
 
     Args:
         module: what is called; it is not changed, and nothing is allocated.
         inputs: makes its arguments, given what makes a fake of a tensor.
 
     Example:
-        >>> from pararealize.analysis.counter import count
-        >>> count(nn.Linear(8, 4), lambda fake: [torch.empty(2, 8)])
-        ((128, 128), (8, 8))
+        >>> from pararealize.analysis.counter import count_operations
+        >>> count_operations(nn.Linear(8, 4), lambda fake: [torch.empty(2, 8)])
+        OperationCount(flops=(128, 128), elements=(8, 8))
     """
     with torch.inference_mode(False), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
 
         def fake(tensor: torch.Tensor) -> torch.Tensor:
             return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
-        run = Trial(module, inputs(fake), fake)
+        dry_run = DryRun(module, inputs(fake), fake)
         with _Written() as written, _flop_counter() as counter:
-            outputs = run.forward()
+            outputs = dry_run.forward()
             flops, elements = counter.get_total_flops(), written.elements
-            run.backward(outputs)
-            weights = sum(p.numel() for p in set(run.tensors.values()) if p.requires_grad)
+            dry_run.backward(outputs)
+            weights = sum(p.numel() for p in set(dry_run.tensors.values()) if p.requires_grad)
+            # the gradient of a weight is written once a batch, not once a sample
             back = max(written.elements - elements - weights, 0)
-            return (flops, counter.get_total_flops() - flops), (elements, back)
+            return OperationCount((flops, counter.get_total_flops() - flops), (elements, back))
 
 
 def _flop_counter() -> FlopCounterMode:
@@ -56,7 +61,7 @@ def _flop_counter() -> FlopCounterMode:
 
 
 class _NoModules:
-    """Stands in for torch's module tracker: everything happens in one place."""
+    """In the place of torch's ``ModuleTracker``: every operation counts for ``Global``."""
 
     parents = frozenset({"Global"})
 

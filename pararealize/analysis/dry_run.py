@@ -1,6 +1,7 @@
-"""One module -> a run forward and backward on stand-ins for its parameters, buffers and inputs: to count, or to time.
+"""Module, inputs -> DryRun: forward and backward on stand-ins for its parameters and buffers, to count or to time.
 
-The module itself stays as found: neither values, gradients nor running statistics of its own are touched.
+Stand-ins are fake tensors where operations are counted, copies where they are timed. The module stays as found: neither
+values, gradients nor running statistics of its own are touched.
 """
 
 from __future__ import annotations
@@ -13,31 +14,29 @@ from torch import fx, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-__all__ = ["StandIn", "Trial", "named_tensors", "trial_inputs", "with_gradient"]
+__all__ = ["DryRun", "StandIn", "named_tensors", "stand_in_inputs", "with_gradient"]
 
 StandIn: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
-class Trial:
+class DryRun:
     """One module with stand-ins for its parameters and buffers, to run forward and backward."""
 
     def __init__(self, module: nn.Module, inputs: list[Any], stand_in: StandIn) -> None:
         self.module, self.inputs = module, inputs
         self.tensors: dict[str, torch.Tensor] = {}
-        made: dict[int, torch.Tensor] = {}
+        stand_ins: dict[int, torch.Tensor] = {}  # one for a tensor, so that tied parameters stay tied
         for name, tensor in named_tensors(module):
-            if id(tensor) not in made:
-                made[id(tensor)] = stand_in(tensor.detach()).requires_grad_(tensor.requires_grad)
-            self.tensors[name] = made[id(tensor)]
-        leaves = (*made.values(), *pytree.tree_leaves(inputs))
+            if id(tensor) not in stand_ins:
+                stand_ins[id(tensor)] = stand_in(tensor.detach()).requires_grad_(tensor.requires_grad)
+            self.tensors[name] = stand_ins[id(tensor)]
+        leaves = (*stand_ins.values(), *pytree.tree_leaves(inputs))
         self.leaves = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-        self.copies = self._copied()
+        self.reset()
 
-    def _copied(self) -> tuple[Any, ...]:
-        """Inputs that a module may change in place."""
-        return tuple(
-            pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, self.inputs)
-        )
+    def reset(self) -> None:
+        """Copy the inputs for the next forward pass, which may change them in place."""
+        self.copies = pytree.tree_map_only(torch.Tensor, torch.clone, tuple(self.inputs))
 
     def forward(self) -> list[torch.Tensor]:
         """The outputs through which a gradient can flow."""
@@ -50,18 +49,14 @@ class Trial:
             seeds = [torch.ones_like(output) for output in outputs]
             torch.autograd.grad(outputs, self.leaves, seeds, allow_unused=True)
 
-    def again(self) -> None:
-        """Ready for one more forward."""
-        self.copies = self._copied()
 
-
-def trial_inputs(piece: fx.GraphModule, stand_in: StandIn, *, first: bool) -> list[Any]:
+def stand_in_inputs(piece: fx.GraphModule, stand_in: StandIn, *, first: bool) -> list[Any]:
     """Values for a piece's inputs; a gradient flows into the activation, unless it is the network's first piece."""
 
-    def value(node: fx.Node, inner: bool) -> Any:
+    def value(node: fx.Node, activation: bool) -> Any:
         if "val" not in node.meta:
             return node.args[0] if node.args else None
-        flows = inner or bool(node.meta.get("trainable"))
+        flows = activation or bool(node.meta.get("trainable"))
         return pytree.tree_map_only(
             torch.Tensor, lambda leaf: with_gradient(stand_in(leaf.detach()), flows), node.meta["val"]
         )

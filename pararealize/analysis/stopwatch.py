@@ -1,6 +1,6 @@
-"""Things that run forward and backward -> the median seconds of each, measured in turn.
+"""Runnables, each a forward and a backward pass -> the median seconds of both passes of each, measured in turn.
 
-Each round runs every thing once, so that a machine that slows down or speeds up does so for all of them.
+Each round runs every one of them once, so that a machine that slows down or speeds up does so for all alike.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Runnable", "stopwatch"]
+__all__ = ["Runnable", "median_seconds"]
 
 
 class Runnable(Protocol):
-    """A forward pass and its backward pass; ``again`` makes ready for one more, and is not timed."""
+    """A forward pass and its backward pass; ``reset`` prepares the next run, and is not timed."""
 
-    def again(self) -> None:
+    def reset(self) -> None:
         """Forget the last run."""
 
     def forward(self) -> Any:
@@ -28,7 +28,7 @@ class Runnable(Protocol):
         """Gradients of everything that requires one."""
 
 
-def stopwatch(
+def median_seconds(
     runs: Sequence[Runnable], device: torch.device, *, repeats: int = 5, warmup: int = 2
 ) -> list[tuple[float, float]]:
     """Median seconds forward and backward of each run.
@@ -39,24 +39,24 @@ def stopwatch(
         repeats: measured rounds.
         warmup: rounds before those.
     """
-    taken: list[list[tuple[float, float]]] = [[] for _ in runs]
+    seconds: list[list[tuple[float, float]]] = [[] for _ in runs]
     for i in range(warmup + repeats):
-        for run, times in zip(runs, taken, strict=True):
-            run.again()
+        for run, times in zip(runs, seconds, strict=True):
+            run.reset()
             start = _now(device)
             outputs = run.forward()
             middle = _now(device)
             run.backward(outputs)
             end = _now(device)
-            del outputs
+            del outputs  # a graph kept alive would be freed within the next run's time
             if i >= warmup:
                 times.append((middle - start, end - middle))
-    medians = [tuple(map(statistics.median, zip(*times, strict=True))) for times in taken]
+    medians = [tuple(map(statistics.median, zip(*times, strict=True))) for times in seconds]
     return [(forward, backward) for forward, backward in medians]
 
 
 def _now(device: torch.device) -> float:
-    """The time at which a device has done all it was asked to."""
+    """The time at which a device has finished its queue: kernels run behind Python, which only launches them."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from pararealize.analysis.stopwatch import Runnable, stopwatch
+from pararealize.analysis.stopwatch import Runnable, median_seconds
 from pararealize.errors import ModelError
 from pararealize.plan.times import Seconds, Times
 from pararealize.random_state import preserve_torch_state
@@ -66,7 +66,7 @@ def measure_network(
         runs = _part_runs(copy.deepcopy(net), *_as_call(example_inputs))
         for name, (module, inputs) in others.items():
             runs[f"beside {name}"] = PartRun(copy.deepcopy(module), *_as_call(inputs))
-        medians = stopwatch(list(runs.values()), home, repeats=repeats, warmup=warmup)
+        medians = median_seconds(list(runs.values()), home, repeats=repeats, warmup=warmup)
     seconds = dict(zip(runs, medians, strict=True))
     n = net.plan.n
     times = Times(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
-from pararealize.analysis.cost import NOTHING, BlockCost, Costs, measure_module
+from pararealize.analysis.cost import NO_COST, BlockCost, Costs, measure_module
 from pararealize.coarse.adapter import adapter_cost, build_adapter
 from pararealize.coarse.coarse_block import (
     LARGEST_KERNEL,
@@ -148,7 +148,7 @@ class Prices:
         """Of two values of a space, or their difference; measured where the network's costs are."""
         key = space, difference
         if key not in self._sums:
-            elements = replace(NOTHING, elements_forward=space.numel, elements_backward=2 * space.numel)
+            elements = replace(NO_COST, elements_forward=space.numel, elements_backward=2 * space.numel)
             made = partial(_Sum, difference=difference)
             self._sums[key] = self._cost(elements, made, space, inputs=2)
         return self._sums[key]

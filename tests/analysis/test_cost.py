@@ -108,7 +108,7 @@ def test_interchangeable_neighbours_are_measured_together(monkeypatch):
         products.extend(len(list(run.module.parameters())) // 2 for run in runs)
         return [(float(count), 2.0 * count) for count in products]
 
-    monkeypatch.setattr("pararealize.analysis.cost.stopwatch", seconds)
+    monkeypatch.setattr("pararealize.analysis.cost.median_seconds", seconds)
     costs = measure_costs(chain)
     assert max(products) == 8  # of the run of 19, not of that of 3, and not the whole of it
     assert {costs.split(block) for block in costs.blocks} == {(1.0, 2.0)}
@@ -144,7 +144,7 @@ def test_what_cannot_be_counted_is_estimated_and_named(small, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("no kernel\nfor fake tensors")
 
-    monkeypatch.setattr("pararealize.analysis.cost.count", fails)
+    monkeypatch.setattr("pararealize.analysis.cost.count_operations", fails)
     costs = count_costs(chain)
     assert costs.blocks[1].flops_forward == 2 * chain.blocks[1].parameters
     assert f"{chain.blocks[0].name} cannot be counted (no kernel); taken as 2 operations a parameter" in costs.notes
@@ -154,7 +154,9 @@ def test_interchangeable_blocks_are_counted_once(monkeypatch):
     with torch.device("meta"):
         chain = find_blocks(capture(resnet164(), torch.randn(2, 3, 32, 32, device="meta")))
     calls = []
-    monkeypatch.setattr("pararealize.analysis.cost.count", lambda *_: (calls.append(1), ((8, 16), (4, 8)))[1])
+    monkeypatch.setattr(
+        "pararealize.analysis.cost.count_operations", lambda *_: (calls.append(1), ((8, 16), (4, 8)))[1]
+    )
     costs = count_costs(chain)
     assert len(costs.blocks) == 54
     assert len(calls) <= 6 + 2  # kinds of blocks, the stem and the head

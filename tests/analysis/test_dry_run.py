@@ -1,4 +1,4 @@
-"""A trial run gives the gradients of the module itself, and touches nothing of it."""
+"""A dry run gives the gradients of the module itself, and touches nothing of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from pararealize.analysis.dry_run import Trial, named_tensors, trial_inputs, with_gradient
+from pararealize.analysis.dry_run import DryRun, named_tensors, stand_in_inputs, with_gradient
 
 
 class Tied(nn.Module):
@@ -31,7 +31,7 @@ def clone(tensor: Tensor) -> Tensor:
 def test_gradients_are_those_of_the_module_and_it_stays_as_found(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = Tied(), torch.randn(4, 3)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    trial = Trial(module, [with_gradient(x.clone(), True), 2.0], clone)
+    dry_run = DryRun(module, [with_gradient(x.clone(), True), 2.0], clone)
     taken: list[tuple[Tensor | None, ...]] = []
     grad = torch.autograd.grad
 
@@ -41,12 +41,12 @@ def test_gradients_are_those_of_the_module_and_it_stays_as_found(monkeypatch: py
 
     monkeypatch.setattr(torch.autograd, "grad", taking)
     for _ in range(2):  # the second time, on inputs that the first has not changed
-        trial.again()
-        trial.backward(trial.forward())
+        dry_run.reset()
+        dry_run.backward(dry_run.forward())
     monkeypatch.undo()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
-    assert trial.module is module
+    assert dry_run.module is module
     given = x.clone().requires_grad_()
     output, _, _ = module(given * 1, 2.0)
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -59,9 +59,9 @@ def test_gradients_are_those_of_the_module_and_it_stays_as_found(monkeypatch: py
 
 def test_running_statistics_move_in_the_stand_ins_alone() -> None:
     module = Tied()
-    trial = Trial(module, [torch.ones(4, 3), 1.0], clone)
-    trial.forward()
-    assert int(trial.tensors["norm.num_batches_tracked"]) == 1
+    dry_run = DryRun(module, [torch.ones(4, 3), 1.0], clone)
+    dry_run.forward()
+    assert int(dry_run.tensors["norm.num_batches_tracked"]) == 1
     assert int(module.norm.num_batches_tracked) == 0  # type: ignore[arg-type]
 
 
@@ -73,20 +73,20 @@ def test_one_tensor_under_two_names_has_one_stand_in() -> None:
         made.append(tensor)
         return tensor.clone()
 
-    trial = Trial(module, [], stand_in)
+    dry_run = DryRun(module, [], stand_in)
     assert len(made) == len({id(tensor) for _, tensor in named_tensors(module)}) == 8
-    assert trial.tensors["first.weight"] is trial.tensors["second.weight"]
-    assert dict(named_tensors(module)).keys() == trial.tensors.keys() == module.state_dict().keys()
-    assert not trial.tensors["second.bias"].requires_grad
-    assert trial.tensors["first.bias"].requires_grad
-    assert not trial.tensors["norm.running_mean"].requires_grad
+    assert dry_run.tensors["first.weight"] is dry_run.tensors["second.weight"]
+    assert dict(named_tensors(module)).keys() == dry_run.tensors.keys() == module.state_dict().keys()
+    assert not dry_run.tensors["second.bias"].requires_grad
+    assert dry_run.tensors["first.bias"].requires_grad
+    assert not dry_run.tensors["norm.running_mean"].requires_grad
 
 
 def test_what_no_gradient_flows_through_is_run_forward_alone() -> None:
-    trial = Trial(nn.Linear(3, 3).requires_grad_(False), [torch.ones(2, 3)], clone)
-    outputs = trial.forward()
+    dry_run = DryRun(nn.Linear(3, 3).requires_grad_(False), [torch.ones(2, 3)], clone)
+    outputs = dry_run.forward()
     assert outputs == []
-    trial.backward(outputs)
+    dry_run.backward(outputs)
 
 
 def test_inputs_of_a_piece() -> None:
@@ -104,10 +104,10 @@ def test_inputs_of_a_piece() -> None:
         seen.append(tensor.shape)
         return tensor.clone()
 
-    activation, numbers, pair, missing, given = trial_inputs(piece, stand_in, first=False)
+    activation, numbers, pair, missing, given = stand_in_inputs(piece, stand_in, first=False)
     assert seen == [(2, 3), (2,), (3,), (4,)]
     assert (activation.requires_grad, numbers.requires_grad) == (True, False)
     assert [part.requires_grad for part in pair] == [True, True]
     assert (given, missing) == (True, None)
-    assert [value.requires_grad for value in trial_inputs(piece, stand_in, first=True)[:2]] == [False, False]
-    assert trial_inputs(piece, stand_in, first=True)[2][0].requires_grad
+    assert [value.requires_grad for value in stand_in_inputs(piece, stand_in, first=True)[:2]] == [False, False]
+    assert stand_in_inputs(piece, stand_in, first=True)[2][0].requires_grad

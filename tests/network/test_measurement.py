@@ -49,11 +49,11 @@ def test_parts_see_what_enters_them(monkeypatch):
 
     def look(runs, device, *, repeats, warmup):
         for run in runs:
-            run.again()
+            run.reset()
         seen["outputs"] = [run.forward()[0] for run in runs]
         return [(1.0, 1.0)] * len(runs)
 
-    monkeypatch.setattr("pararealize.network.measurement.stopwatch", look)
+    monkeypatch.setattr("pararealize.network.measurement.median_seconds", look)
     measure_network(net, x)
     names = ["stem", "C2", "C3", "g1", "g2", "g3", "F1", "F2", "head"]
     outputs = dict(zip(names, seen["outputs"], strict=True))
@@ -70,7 +70,7 @@ def test_gradients_of_a_run_are_those_of_training():
     x = torch.randn(4, 3)
     run = PartRun(layer, (x,))
     for _ in range(2):  # again() forgets the gradients of the first
-        run.again()
+        run.reset()
         run.backward(run.forward())
     expected = torch.autograd.grad(layer(x).sum(), layer.weight)[0]
     assert torch.allclose(layer.weight.grad, expected)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from pararealize.analysis.dry_run import Trial
+from pararealize.analysis.dry_run import DryRun
 from pararealize.errors import CaptureError, ExampleError, ModelError, PararealizeError
 from pararealize.network.module import PararealModule
 from pararealize.random_state import host_state, preserve_host_state, preserve_state
@@ -281,7 +281,7 @@ def check_static(net: PararealModule, inputs: Sequence[Any]) -> None:
 
         values = [fake(value) if isinstance(value, Tensor) else value for value in inputs]
         try:
-            Trial(_Plain(net), values, fake).forward()
+            DryRun(_Plain(net), values, fake).forward()
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(
                 f"{net.plan.model} asks the GPU for values while it runs ({error}), which a CUDA graph cannot; run it "
