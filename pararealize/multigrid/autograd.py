@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pararealize.multigrid.solver.convergence import Convergence, StepNorms
 from pararealize.multigrid.solver.hierarchy import Hierarchy
-from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, norm, uncached
+from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, norm, without_autocast_cache
 from pararealize.multigrid.solver.settings import Settings
 from pararealize.multigrid.solver.solver import Solution, solve_and_sweep
 from pararealize.plan.actions import Direction
@@ -75,7 +75,7 @@ class LayerPropagation:
         random = any(row.layer.random and _trains(row.f) for row in self.rows)
         seed = int(torch.randint(1 << 62, ())) if random else 0
         self._maps = Forward(dict(enumerate(self.rows)), self.hierarchy, context, seed, recording=recording)
-        with uncached():
+        with without_autocast_cache():
             u, solution = self._pass("forward", u, self._maps)
         if not self.serial:
             self._norms.forward, self._norms.forward_size = solution.residuals, solution.size

@@ -21,7 +21,7 @@ from torch import Tensor
 from pararealize.distributed.p2p import Kinds
 from pararealize.distributed.rank import OwnParts, leaf_of, tensors_with_gradients
 from pararealize.multigrid.solver.convergence import StepNorms
-from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, uncached
+from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, without_autocast_cache
 from pararealize.multigrid.solver.settings import Settings
 from pararealize.multigrid.solver.solver import Solution, solve_and_sweep
 from pararealize.plan.actions import Direction
@@ -118,7 +118,7 @@ def forward(own: OwnLayers, inputs: Mapping[str, Any], kinds: Kinds, settings: S
     context = [run.context.get(i) for i in range(len(own.layout.values))]
     run.maps = Forward(own.rows, own.layout.hierarchy, context, seed, recording=graph)
     entered = None if run.entered is None else run.entered.detach()
-    with uncached():
+    with without_autocast_cache():
         end, found = _pass(own, run, "forward", line.value(0, "u_0", entered), run.maps)
     run.norms.forward, run.norms.forward_size = found.residuals, found.size
     value = end.on(own.layout.ranks - 1)

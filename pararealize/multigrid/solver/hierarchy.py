@@ -18,11 +18,11 @@ from typing import Any
 
 from pararealize.errors import MultigridError
 
-__all__ = ["Hierarchy", "Level", "Step", "make_hierarchy"]
+__all__ = ["Hierarchy", "Level", "LevelStep", "make_hierarchy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class LevelStep:
     """A step of a level: from the value before ``layer`` to the one before ``layer + width``, by that layer alone."""
 
     layer: int
@@ -39,7 +39,7 @@ class Level:
             of every interval is a C-point, the points within it are F-points. Empty on the coarsest level.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[LevelStep, ...]
     intervals: tuple[tuple[int, int], ...]
 
 
@@ -121,26 +121,24 @@ def make_hierarchy(fixed: Sequence[bool], levels: int = 2, coarsening: int | Seq
             f"coarsening = {factors[0]} is larger than the longest chain, which has {longest} residual blocks; "
             f"pass coarsening={max(2, round(longest**0.5))}, or at most {longest}"
         )
-    steps = tuple(Step(layer=n, width=1) for n in range(len(fixed)))
-    still = tuple(fixed)
-    made: list[Level] = []
+    steps = tuple(LevelStep(layer=n, width=1) for n in range(len(fixed)))
+    finer: list[Level] = []
     for number, c in enumerate(factors, start=1):
-        runs = [len(list(run)) for is_fixed, run in itertools.groupby(still) if not is_fixed]
+        runs = [len(list(run)) for is_fixed, run in itertools.groupby(fixed) if not is_fixed]
         if max(runs) < 2:
             raise MultigridError(
                 f"levels = {levels} are too many: at level {number - 1} no chain has two steps left to coarsen "
                 f"(longest chain {longest}, coarsening {', '.join(map(str, factors))}); pass levels={number}, or a "
                 "smaller coarsening"
             )
-        intervals = tuple(_intervals(still, c))
-        made.append(Level(steps=steps, intervals=intervals))
-        joined = tuple(
-            Step(layer=steps[first].layer, width=sum(step.width for step in steps[first:end]))
+        intervals = _intervals(fixed, c)
+        finer.append(Level(steps=steps, intervals=intervals))
+        fixed = [fixed[first] for first, _ in intervals]
+        steps = tuple(
+            LevelStep(layer=steps[first].layer, width=sum(step.width for step in steps[first:end]))
             for first, end in intervals
         )
-        still = tuple(still[first] for first, _ in intervals)
-        steps = joined
-    return Hierarchy(levels=(*made, Level(steps=steps, intervals=())))
+    return Hierarchy(levels=(*finer, Level(steps=steps, intervals=())))
 
 
 def _factors(levels: object, coarsening: object) -> list[int]:
@@ -159,13 +157,13 @@ def _factors(levels: object, coarsening: object) -> list[int]:
     return factors
 
 
-def _intervals(fixed: Sequence[bool], c: int) -> list[tuple[int, int]]:
+def _intervals(fixed: Sequence[bool], c: int) -> tuple[tuple[int, int], ...]:
     """Every fixed step alone, and what lies between in runs of c."""
-    found: list[tuple[int, int]] = []
+    intervals: list[tuple[int, int]] = []
     begin = 0
     for is_fixed, run in itertools.groupby(fixed):
         end = begin + len(list(run))
         size = 1 if is_fixed else c
-        found += [(first, min(first + size, end)) for first in range(begin, end, size)]
+        intervals += [(first, min(first + size, end)) for first in range(begin, end, size)]
         begin = end
-    return found
+    return tuple(intervals)

@@ -1,13 +1,11 @@
-r"""Layers and the values of a step -> the maps Φ and their transposes that multigrid in depth is made of.
+r"""Layers and the values of one step -> the maps Φ and their transposes that the solver iterates with.
 
-    f(n, u)             k, the increment of layer n at u; remembered while u stays the same tensor
+    f_n(u)              k, the increment of layer n at u
     Φ_n^w(u)            u + w·k, or relu(u + w·k)          w = 1 on the finest level; a fixed layer is its own map
-    record(n, u)        the same with an autograd graph, in the last sweep: buffers are committed here and only here
-    (Φ_n^w)ᵀ(λ)         μ + w·(∂f/∂u)ᵀμ,  μ = λ, or λ where relu passes it on
+    (Φ_n^w)ᵀ(λ)         μ + w·(∂f_n/∂u)ᵀμ,  μ = λ, or λ where relu passes it on
 
-The last sweep starts from every U_jc, so the graph of f at U_jc serves the coarse transposes as well: they recompute
-nothing. The coarse step, the first step of F-relaxation and the last sweep's first layer all read f at one U_jc: it is
-computed once, with a graph, and found again by the identity of U_jc.
+The last sweep builds one autograd graph a layer. It starts from every U_jc, so the graph of f at U_jc serves the coarse
+transposes as well: they recompute nothing.
 """
 
 from __future__ import annotations
@@ -29,28 +27,31 @@ from pararealize.tracing.module_view import Piece
 from .hierarchy import Hierarchy
 from .layers import Layer
 
-__all__ = ["Adjoint", "Forward", "Record", "TimeStep", "norm", "uncached"]
+__all__ = ["Adjoint", "Forward", "LayerEvaluation", "TimeStep", "norm", "without_autocast_cache"]
+
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class TimeStep:
     """A layer that can be run: its graph over the network's own modules.
 
     Attributes:
-        layer: what it is.
-        f: called with u and its context.
+        layer: its description.
+        f: the map, called with u and its context.
         has_buffers: whether calling it may change buffers.
     """
 
     def __init__(self, tree: nn.Module, layer: Layer) -> None:
         self.layer = layer
         self.f = Piece(tree, layer.graph, f"Layer{'' if layer.fixed else 'F'}")
-        self._holders: list[tuple[nn.Module, str | None]] = []
+        # Where parameters are looked up anew in each step: modules with all they have, or with one tensor that f reads.
+        self._owners: list[tuple[nn.Module, str | None]] = []
         for node in layer.graph.nodes:
             if node.op == "call_module":
-                self._holders += [(part, None) for part in self.f.get_submodule(str(node.target)).modules()]
+                self._owners += [(part, None) for part in self.f.get_submodule(str(node.target)).modules()]
             elif node.op == "get_attr":
                 owner, _, name = str(node.target).rpartition(".")
-                self._holders.append((self.f.get_submodule(owner), name))
+                self._owners.append((self.f.get_submodule(owner), name))
         self.has_buffers = any(module._buffers for module in self.f.modules())
 
     def advance(self, u: Tensor, k: Tensor, width: int = 1) -> Tensor:
@@ -62,16 +63,22 @@ class TimeStep:
 
     def parameters(self) -> list[Tensor]:
         """The parameters that it reads and that are trained; they may have been replaced since the last step."""
-        found: dict[int, Tensor] = {}
-        for holder, name in self._holders:
-            tensors = holder._parameters.values() if name is None else (holder._parameters.get(name),)
-            found.update((id(tensor), tensor) for tensor in tensors if tensor is not None and tensor.requires_grad)
-        return list(found.values())
+        parameters: dict[int, Tensor] = {}
+        for owner, name in self._owners:
+            tensors = owner._parameters.values() if name is None else (owner._parameters.get(name),)
+            parameters.update((id(tensor), tensor) for tensor in tensors if tensor is not None and tensor.requires_grad)
+        return list(parameters.values())
 
 
 @dataclasses.dataclass(slots=True)
-class Record:
-    """f at u: the value as it was given, the leaf of the graph, and what f gave (for a fixed layer, the next value)."""
+class LayerEvaluation:
+    """f at a value u.
+
+    Attributes:
+        u: the value, the very tensor that the solver passed: an evaluation is found again by its identity.
+        leaf: u as the leaf of f's autograd graph.
+        k: what f gave: the increment, or a fixed layer's next value.
+    """
 
     u: Tensor
     leaf: Tensor
@@ -81,131 +88,132 @@ class Record:
 class Forward:
     """The fine and coarse maps of one step of training, or of one evaluation.
 
+    Within it each Φ_n is one and the same function, however often the iteration calls it: random numbers are drawn
+    anew from one seed, and buffers stay what they were before the step until the last sweep moves them.
+
     Args:
-        rows: the layers by their numbers; of those that stand elsewhere no map is asked for.
+        rows: the layers by their numbers; no map is asked for those that another rank owns.
         hierarchy: their levels.
         context: the values of the contexts, leaves where they need gradients.
         seed: of this step's random numbers: layer n draws from ``seed + n`` in every sweep.
         recording: whether an adjoint will follow.
+
+    Attributes:
+        evaluations: of every layer in the last sweep, with its autograd graph, where ``recording``.
     """
 
     def __init__(
         self, rows: Mapping[int, TimeStep], hierarchy: Hierarchy, context: Sequence[Any], seed: int, *, recording: bool
     ) -> None:
         self.rows, self.hierarchy, self.context, self.seed, self.recording = rows, hierarchy, context, seed, recording
-        self.records: dict[int, Record] = {}
-        self._known: dict[int, Record] = {}
-        self._kept = {level.steps[first].layer for level in hierarchy.levels[:1] for first, _ in level.intervals}
-        self._plain = {n for n in self._kept if n in rows and not rows[n].has_buffers}
+        self.evaluations: dict[int, LayerEvaluation] = {}
+        # At a C-point three readers want f of one value: the coarse step, the first step of F-relaxation, and the last
+        # sweep. The first layer of every interval therefore keeps its latest evaluation for the others. The last sweep
+        # may take it over only from layers without buffers: relaxation runs the rest on copies of them, so that it is
+        # their evaluation in the last sweep alone that a batch norm counts.
+        finest = hierarchy.levels[0]
+        self._first_layers = {finest.steps[first].layer for first, _ in finest.intervals}
+        self._reusable = {n for n in self._first_layers if n in rows and not rows[n].has_buffers}
+        self._latest: dict[int, LayerEvaluation] = {}
 
     def step(self, level: int, s: int, u: Tensor) -> Tensor:
-        """``Φ_s^l(u)``: the map that :func:`pararealize.multigrid.solver.solver.solve` is given."""
+        """``Φ_s^l(u)``, as :func:`~pararealize.multigrid.solver.solver.solve` takes it; buffers stay as they are."""
         step = self.hierarchy.levels[level].steps[s]
-        return self.rows[step.layer].advance(u, self._increment(step.layer, u).k.detach(), step.width)
+        n, row = step.layer, self.rows[step.layer]
+        evaluation = self._latest.get(n)
+        if evaluation is None or evaluation.u is not u:
+            with still(row.f) if row.has_buffers else _NOTHING:
+                evaluation = self._evaluate(n, u, graph=self.recording and n in self._reusable)
+            if n in self._first_layers:
+                self._latest[n] = evaluation
+        return row.advance(u, evaluation.k.detach(), step.width)
 
     def sweep(self, j: int, u: Tensor) -> Tensor:
-        """The last sweep of interval j from its C-point: every layer is recorded; independent of other intervals."""
-        for s in range(*self.hierarchy.levels[0].intervals[j]):
-            record = self.record(s, u)
-            u = self.rows[s].advance(u, record.k.detach())
+        """The last sweep of interval j from its C-point: moves buffers, once a step, and builds the graphs."""
+        for n in range(*self.hierarchy.levels[0].intervals[j]):
+            evaluation = self._latest.pop(n, None)
+            if evaluation is None or evaluation.u is not u or n not in self._reusable:
+                evaluation = self._evaluate(n, u, graph=self.recording)
+            if self.recording:
+                self.evaluations[n] = evaluation
+            u = self.rows[n].advance(u, evaluation.k.detach())
         return u
 
-    def record(self, n: int, u: Tensor) -> Record:
-        """Layer n at u as the last sweep leaves it: buffers move, once."""
-        known = self._known.pop(n, None)
-        if known is None or known.u is not u or n not in self._plain:
-            known = self._evaluate(n, u, graph=self.recording)
-        if self.recording:
-            self.records[n] = known
-        return known
-
-    def _increment(self, n: int, u: Tensor) -> Record:
-        known = self._known.get(n)
-        if known is not None and known.u is u:
-            return known
-        with still(self.rows[n].f) if self.rows[n].has_buffers else _AS_IT_IS:
-            found = self._evaluate(n, u, graph=self.recording and n in self._plain)
-        if n in self._kept:
-            self._known[n] = found
-        return found
-
-    def _evaluate(self, n: int, u: Tensor, *, graph: bool) -> Record:
+    def _evaluate(self, n: int, u: Tensor, *, graph: bool) -> LayerEvaluation:
         row = self.rows[n]
         leaf = u.detach().requires_grad_(graph)
         arguments = [self.context[i] for i in row.layer.reads]
-        with torch.set_grad_enabled(graph), seeded_state(self.seed + n, [u.device]) if row.layer.random else _AS_IT_IS:
+        # One seed a layer and step, so that each sweep drops what the others drop: otherwise the iteration would chase
+        # a network that is another in every sweep, and the adjoint would differentiate a third.
+        with torch.set_grad_enabled(graph), seeded_state(self.seed + n, [u.device]) if row.layer.random else _NOTHING:
             k = row.f(leaf, *arguments)
-        return Record(u=u, leaf=leaf, k=k)
+        return LayerEvaluation(u=u, leaf=leaf, k=k)
 
 
 class Adjoint:
-    """The transposes of the fine and coarse maps, at the values that the last sweep recorded.
+    """The transposes of the fine and coarse maps, at the values of the forward pass's last sweep.
+
+    The derivatives are those of one linearisation, at the values that the forward solve ended with, so that the adjoint
+    solve is a linear problem: with as many iterations as intervals its result is the gradient of the last sweep itself.
 
     Args:
-        forward: whose records these are.
+        forward: the maps, whose last sweep has run.
         inputs: parameters and contexts whose gradients are asked for.
         keep: whether the graphs are to stay, for another adjoint.
+
+    Attributes:
+        gradients: of ``inputs``, by their ids, added up over the layers by the last sweep.
     """
 
     def __init__(self, forward: Forward, inputs: Sequence[Tensor], *, keep: bool = False) -> None:
-        self.forward, self._keep = forward, keep
+        self.forward, self.keep = forward, keep
         self.hierarchy = forward.hierarchy.reversed()
         self.gradients: dict[int, Tensor] = {}
-        self._asked = {id(tensor): tensor for tensor in inputs}
-        self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._inputs = {id(tensor) for tensor in inputs}
+        self._latest: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # (layer, width) -> λ, and its transpose
 
     def step(self, level: int, s: int, value: Tensor) -> Tensor:
-        """``(Φ_s^l)ᵀ λ`` with time running backwards; input-only."""
+        """``(Φ_s^l)ᵀ λ`` with time running backwards; no gradients of parameters, and the graph stays for the sweep."""
         step = self.hierarchy.levels[level].steps[s]
         key = step.layer, step.width
-        known = self._known.get(key)
-        if known is None or known[0] is not value:
-            known = self._known[key] = value, self._transpose(step.layer, step.width, value)
-        return known[1]
+        latest = self._latest.get(key)
+        if latest is None or latest[0] is not value:
+            result = self._transpose(step.layer, step.width, value, {}, keep=True)
+            latest = self._latest[key] = value, result
+        return latest[1]
 
     def sweep(self, j: int, value: Tensor) -> Tensor:
         """The last sweep of interval j (counted backwards) from λ at its right end: gradients of all else as well."""
         for s in range(*self.hierarchy.levels[0].intervals[j]):
-            value = self._whole(self.hierarchy.levels[0].steps[s].layer, value, keep=self._keep)
+            n = self.hierarchy.levels[0].steps[s].layer
+            row = self.forward.rows[n]
+            contexts = pytree.tree_leaves([self.forward.context[i] for i in row.layer.reads])
+            inputs = {id(tensor): tensor for tensor in (*row.parameters(), *contexts) if id(tensor) in self._inputs}
+            value = self._transpose(n, 1, value, inputs, keep=self.keep)
         return value
 
-    def _transpose(self, n: int, width: int, value: Tensor) -> Tensor:
-        record = self.forward.records[n]
-        passed = self._passed(record, n, width, value)
-        pulled = _pull(record, [record.leaf], passed, keep=True)[0]
-        return self._sum(n, width, passed, pulled)
-
-    def _whole(self, n: int, value: Tensor, *, keep: bool) -> Tensor:
-        record, row = self.forward.records[n], self.forward.rows[n]
-        passed = self._passed(record, n, 1, value)
-        contexts = pytree.tree_leaves([self.forward.context[i] for i in row.layer.reads])
-        others = {id(tensor): tensor for tensor in (*row.parameters(), *contexts) if id(tensor) in self._asked}
-        pulled, *found = _pull(record, [record.leaf, *others.values()], passed, keep=keep)
-        for key, gradient in zip(others, found, strict=True):
+    def _transpose(self, n: int, width: int, value: Tensor, inputs: Mapping[int, Tensor], *, keep: bool) -> Tensor:
+        """λ before layer n from λ behind a step of some width; gradients of ``inputs`` are added to the others."""
+        evaluation, layer = self.forward.evaluations[n], self.forward.rows[n].layer
+        if layer.post:  # μ, what the ReLU behind the sum lets through; it ran in place, so its sign is computed anew
+            value = value * (evaluation.u + width * evaluation.k.detach() > 0)
+        pullback, *gradients = _pull(evaluation, [evaluation.leaf, *inputs.values()], value, keep=keep)
+        for key, gradient in zip(inputs, gradients, strict=True):
             if gradient is not None:
                 self.gradients[key] = self.gradients[key] + gradient if key in self.gradients else gradient
-        return self._sum(n, 1, passed, pulled)
-
-    def _passed(self, record: Record, n: int, width: int, value: Tensor) -> Tensor:
-        """μ: what the ReLU behind the sum passes on of λ."""
-        if not self.forward.rows[n].layer.post:
-            return value
-        return value * (record.u + width * record.k.detach() > 0)
-
-    def _sum(self, n: int, width: int, passed: Tensor, pulled: Tensor | None) -> Tensor:
-        if self.forward.rows[n].layer.fixed:
-            return torch.zeros_like(self.forward.records[n].leaf) if pulled is None else pulled
-        if pulled is None:
-            return passed
-        return torch.add(passed, pulled, alpha=width)
+        if layer.fixed:
+            return torch.zeros_like(evaluation.leaf) if pullback is None else pullback
+        return value if pullback is None else torch.add(value, pullback, alpha=width)
 
 
-def _pull(record: Record, inputs: Sequence[Tensor], value: Tensor, *, keep: bool) -> Sequence[Tensor | None]:
+def _pull(
+    evaluation: LayerEvaluation, inputs: Sequence[Tensor], value: Tensor, *, keep: bool
+) -> Sequence[Tensor | None]:
     """The vector-Jacobian products of f with respect to some inputs; ``None`` where it does not depend on one."""
-    if not record.k.requires_grad:
+    if not evaluation.k.requires_grad:
         return [None] * len(inputs)
-    value = value.to(record.k.dtype)
-    return torch.autograd.grad(record.k, inputs, value, retain_graph=keep, allow_unused=True)
+    value = value.to(evaluation.k.dtype)  # under autocast f may give another type than the values between layers have
+    return torch.autograd.grad(evaluation.k, inputs, value, retain_graph=keep, allow_unused=True)
 
 
 def norm(residuals: Sequence[Tensor]) -> float:
@@ -216,17 +224,16 @@ def norm(residuals: Sequence[Tensor]) -> float:
     return math.sqrt(float(sum(value.to(norms[0].device) ** 2 for value in norms)))
 
 
-# Around a call ------------------------------------------------------------------------------------------------------
-
-_AS_IT_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-
-
 @contextlib.contextmanager
-def uncached() -> Iterator[None]:
-    """Without autocast's cache: no weight that was cast in one sweep, perhaps without a graph, is found in another."""
-    cached = torch.is_autocast_cache_enabled()
+def without_autocast_cache() -> Iterator[None]:
+    """Within it, autocast casts every weight anew.
+
+    A weight that a sweep without a graph has cast would be found by one that builds a graph, and cut off from it
+    (https://github.com/pytorch/pytorch/issues/65766).
+    """
+    enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
-        torch.set_autocast_cache_enabled(cached)
+        torch.set_autocast_cache_enabled(enabled)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pararealize.errors import MultigridError
-from pararealize.multigrid.solver.hierarchy import Hierarchy, Step, make_hierarchy
+from pararealize.multigrid.solver.hierarchy import Hierarchy, LevelStep, make_hierarchy
 
 
 @st.composite
@@ -74,9 +74,9 @@ def test_uneven_intervals_and_a_transition() -> None:
     assert hierarchy.levels[0].intervals == ((0, 4), (4, 6), (6, 7), (7, 10))
     assert [(step.layer, step.width) for step in hierarchy.levels[1].steps] == [(0, 4), (4, 2), (6, 1), (7, 3)]
     assert hierarchy.levels[2].steps == (
-        Step(layer=0, width=6),
-        Step(layer=6, width=1),
-        Step(layer=7, width=3),
+        LevelStep(layer=0, width=6),
+        LevelStep(layer=6, width=1),
+        LevelStep(layer=7, width=3),
     )
     assert str(hierarchy) == (
         "level 0: 10 steps, 4 intervals of 4, 2, 1, 3\nlevel 1: 4 steps, 3 intervals of 2, 1, 1\nlevel 2: 3 steps"
