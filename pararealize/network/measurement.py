@@ -94,7 +94,7 @@ class PartRun(Runnable):
         self.parameters = list(module.parameters())
         self.arguments, self.keywords = self.inputs, self.named
 
-    def again(self) -> None:
+    def reset(self) -> None:
         """Drop the gradients, and take fresh copies of the inputs, which the module may change in place."""
         for leaf in (*self.parameters, *pytree.tree_leaves((self.inputs, self.named))):
             if isinstance(leaf, torch.Tensor):

@@ -69,7 +69,7 @@ def test_gradients_of_a_run_are_those_of_training():
     layer = nn.Linear(3, 2)
     x = torch.randn(4, 3)
     run = PartRun(layer, (x,))
-    for _ in range(2):  # again() forgets the gradients of the first
+    for _ in range(2):  # reset() forgets the gradients of the first
         run.reset()
         run.backward(run.forward())
     expected = torch.autograd.grad(layer(x).sum(), layer.weight)[0]
