@@ -27,7 +27,7 @@ from pararealize.multigrid.solver.layers import time_steps
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
-from pararealize.tracing.graph_copy import Transcript
+from pararealize.tracing.graph_copy import GraphCopy
 from pararealize.tracing.module_copy import copy_model
 
 __all__ = ["prolong"]
@@ -97,7 +97,7 @@ def _free_name(model: nn.Module) -> str:
     return name
 
 
-class _Writer(Transcript):
+class _Writer(GraphCopy):
     """Writes the graph, and adds the copies' modules and parameters to the tree on the way; i is the copy."""
 
     def __init__(
@@ -123,10 +123,10 @@ class _Writer(Transcript):
     def _block(self, n: int) -> None:
         residual = self.blocks[n]
         part = residual.additions[0]
-        u = self._add(residual, self.known[part.x], self.known[part.branch])
+        u = self._add(residual, self.copies[part.x], self.copies[part.branch])
         for i in range(1, self.factor):
             paths = self._deepen(n, i)
-            known = {**self.known, part.x: u}
+            known = {**self.copies, part.x: u}
             for node in residual.context:
                 if node.op == "get_attr" and str(node.target) in paths:
                     known[node] = self.graph.get_attr(paths[str(node.target)])
@@ -135,7 +135,7 @@ class _Writer(Transcript):
                 target = paths.get(str(node.target), node.target) if node.op == "call_module" else node.target
                 known[node] = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
             u = self._add(residual, u, known[part.branch])
-        self.known[residual.output] = u
+        self.copies[residual.output] = u
 
     def _add(self, residual: Residual, u: fx.Node, k: fx.Node) -> fx.Node:
         """U + k/m, and the ReLU that follows the sum."""

@@ -23,7 +23,7 @@ import torch
 from torch import fx, nn
 
 from pararealize.coarse.coarse_block import takes_context
-from pararealize.tracing.operations import as_captured
+from pararealize.tracing.operations import check_plain
 
 from .pieces import Pieces
 
@@ -51,8 +51,7 @@ class Equation:
         self._moved: dict[tuple[fx.Node, str], fx.Node] = {}
         self.inputs = [self._placeholder(node) for node in pieces.placeholders]
         for node, source in zip(self.inputs, pieces.placeholders, strict=True):
-            if "plain" in source.meta:
-                self.graph.call_function(as_captured, (node, source.meta["plain"], str(node.target)))
+            check_plain(self.graph, source, node)
         self.known = self._context()
         self._write()
 

@@ -28,7 +28,7 @@ from pararealize.plan.plan import Plan
 from pararealize.random_state import replay_torch_state, torch_state
 from pararealize.table import aligned
 from pararealize.tracing.example import as_call
-from pararealize.tracing.module_view import Borrowed
+from pararealize.tracing.module_view import BorrowedModule
 
 from .parareal import Map, compose, iterations
 from .parts import read_equation
@@ -205,7 +205,7 @@ class _RepeatedModule:
 
     def __init__(self, module: nn.Module, times: int) -> None:
         self.module, self.remaining = module, times
-        lenders = [m.__dict__["lender"] for m in module.modules() if isinstance(m, Borrowed)]
+        lenders = [m.lender for m in module.modules() if isinstance(m, BorrowedModule)]
         inner = (*module.modules(), *(m for lender in lenders for m in lender.modules()))
         self._owners = [m for m in inner if m._buffers]
         self._devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}

@@ -18,7 +18,7 @@ from torch import fx
 from pararealize.analysis.addition import Addition
 from pararealize.analysis.residual import Residual
 from pararealize.tracing.captured import Capture
-from pararealize.tracing.graph_copy import Transcript
+from pararealize.tracing.graph_copy import GraphCopy
 
 from .tableaux import Coefficient, Tableau
 
@@ -61,7 +61,7 @@ class _Step:
                 yield i, p, part
 
 
-class _Writer(Transcript):
+class _Writer(GraphCopy):
     """Writes the graph; g is the group, i and j are stages, all from 1."""
 
     def __init__(
@@ -83,13 +83,13 @@ class _Writer(Transcript):
         """What stands in the place of the p-th sum of stage i: in the end z_{i+1}, or y."""
         residual = step.group[i - 1]
         part = residual.additions[p]
-        k = self.known[part.branch]
+        k = self.copies[part.branch]
         step.k[i] = self._call(operator.add, step.k[i], k) if p else k
         if part is not residual.additions[-1]:
-            self.known[residual.additions[p + 1].x] = self._call(operator.add, self.known[part.x], k)
+            self.copies[residual.additions[p + 1].x] = self._call(operator.add, self.copies[part.x], k)
             return
         step.k[i]._rename(f"k{step.g}_{i}")
-        x = self.known[step.group[0].x] if i == 1 else step.x
+        x = self.copies[step.group[0].x] if i == 1 else step.x
         if i == 1:
             step.x = x
             step.h = self.graph.get_attr(f"{STEPS}.h{step.g}") if self.adaptive else None
@@ -97,12 +97,12 @@ class _Writer(Transcript):
         if b := self.table.b[i - 1]:
             step.summed = self._add(x, step.summed, b, step.k[i], step.h)
         if i < self.table.stages:
-            self.known[step.group[i].x] = self._stage(step, x, i + 1)
+            self.copies[step.group[i].x] = self._stage(step, x, i + 1)
             return
         assert step.summed is not None
         y = self._finish(x, step.summed, step.h, f"y{step.g}")
         post = step.group[-1].post
-        self.known[step.group[-1].output] = y if post is None else self.graph.node_copy(post, lambda _: y)
+        self.copies[step.group[-1].output] = y if post is None else self.graph.node_copy(post, lambda _: y)
 
     def _stage(self, step: _Step, x: fx.Node, i: int) -> fx.Node:
         """The input of stage i, from the k's before it."""

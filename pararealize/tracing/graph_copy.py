@@ -1,4 +1,4 @@
-"""A captured graph -> the same graph written anew, with some nodes replaced by others and some left out."""
+"""A captured graph -> the same graph written anew, with some nodes replaced by others and some omitted."""
 
 from __future__ import annotations
 
@@ -7,38 +7,36 @@ from collections.abc import Callable, Collection, Mapping
 from torch import fx
 
 from .captured import Capture
-from .operations import as_captured
+from .operations import check_plain
 
-__all__ = ["Transcript"]
+__all__ = ["GraphCopy"]
 
 
-class Transcript:
-    """A graph that is written after a captured one.
+class GraphCopy:
+    """A graph that follows a captured one node by node.
 
     Attributes:
-        graph: what is written.
-        known: the node of ``graph`` that stands for each node of the captured one, as far as it is written.
+        graph: the graph that is written.
+        copies: from nodes of the captured graph to the nodes of ``graph`` that stand for them, as far as it is written.
     """
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
-        self.known: dict[fx.Node, fx.Node] = {}
+        self.copies: dict[fx.Node, fx.Node] = {}
 
     def write(
-        self, captured: Capture, replaced: Mapping[fx.Node, Callable[[], None]], left_out: Collection[fx.Node]
+        self, captured: Capture, replacements: Mapping[fx.Node, Callable[[], None]], omitted: Collection[fx.Node]
     ) -> None:
-        """Copy every node, but for those that are left out and those in whose place something is called."""
+        """Copy every node that is not omitted, or call its replacement.
+
+        A replacement writes nodes of its own into ``graph`` and says in ``copies`` which of them stands for the value.
+        The captured nodes' ``meta`` is dropped at the end: shapes recorded there need not be true of the new graph.
+        """
         for node in captured.graph.nodes:
-            if node in replaced:
-                replaced[node]()
-            elif node not in left_out:
-                self.known[node] = self._copy(node)
+            if node in replacements:
+                replacements[node]()
+            elif node not in omitted:
+                self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
+                check_plain(self.graph, node, self.copies[node])
         for node in self.graph.nodes:
             node.meta.clear()
-
-    def _copy(self, node: fx.Node) -> fx.Node:
-        """The same node; a plain value that was captured as it was is still checked when the graph runs."""
-        copied = self.graph.node_copy(node, self.known.__getitem__)
-        if node.op == "placeholder" and "plain" in node.meta:
-            self.graph.call_function(as_captured, (copied, node.meta["plain"], str(node.target)))
-        return copied

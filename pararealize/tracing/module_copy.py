@@ -42,8 +42,8 @@ def check_model(model: nn.Module) -> None:
     clashes = [name for name in (*model._modules, *model._parameters, *model._buffers) if name in attributes]
     if clashes:
         raise ModelError(
-            f"{name} has top-level names {clashes}, which torch.fx's modules need for themselves; rename them, or wrap the "
-            "model in a module that holds it as an attribute"
+            f"{name} has top-level names {clashes}, which torch.fx's modules need for themselves; rename them, or wrap "
+            "the model in a module that holds it as an attribute"
         )
     keywords = [path for path, _ in model.named_modules() if any(map(keyword.iskeyword, path.split(".")))]
     if keywords:
@@ -103,7 +103,7 @@ def computed_tensors(model: nn.Module) -> dict[int, Any]:
 
 
 def share_contents(module: nn.Module, tree: nn.Module) -> None:
-    """Give a module the parameters, buffers and submodules of ``tree``, which both then have in common, and its mode."""
+    """Give a module the parameters, buffers and submodules of ``tree``, shared from then on, and its mode."""
     for contents in CONTENTS:
         module.__dict__[contents] = tree.__dict__[contents]
     module.training = tree.training

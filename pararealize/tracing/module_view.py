@@ -4,8 +4,8 @@ A piece of a network (stem, segment, head) is a graph over modules that live els
 it becomes an ordinary module without a second set of parameters:
 
     tree (owner)                     Piece (not registered in the owner)
-    └── layer1                       └── layer1   Window: the same parameter and buffer dictionaries, the same mode
-        └── 0                            └── 0    Window
+    └── layer1                       └── layer1   ContainerView: the same dictionaries of tensors, the same mode
+        └── 0                            └── 0    ContainerView
             ├── conv1  <───────────────────  ├── conv1   the very same module object
             └── gamma  <───────────────────  └── gamma   read through the shared dictionary
 
@@ -23,19 +23,23 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["SHADOWED", "Borrowed", "Piece", "Window", "borrow", "mirror"]
+__all__ = ["SHADOWED", "BorrowedModule", "ContainerView", "ModuleView", "Piece", "borrow", "mirror"]
 
-_ORIGIN, SHADOWED = "_mirrored_origin", "_shadowed_child"  # attributes; no submodule of a user's is called so
+# Attributes of views, called as no submodule of a user's is. Where a piece takes the name of a module of the user's (a
+# model may have a ``stem`` or a ``head``), SHADOWED holds that module, and what the piece has not is looked up in it.
+_ORIGIN, SHADOWED = "_mirrored_origin", "_shadowed_child"
 
 
-class _Mirrored(nn.Module):
+class ModuleView(nn.Module):
     """A module whose training flag, parameters and buffers are those of an ``origin``, when it has one.
 
-    What is done to it are functions below, not methods: a name here would be taken from the modules of users.
+    What is done to it are functions below, not methods: a piece holds the user's modules under their own names as plain
+    attributes, and any of them may be called as a method would be.
     """
 
     @property
     def training(self) -> bool:
+        """The mode of the origin; one of its own where there is none."""
         origin = self.__dict__.get(_ORIGIN)
         return bool(self.__dict__.get("_mode", True)) if origin is None else bool(origin.training)
 
@@ -48,18 +52,25 @@ class _Mirrored(nn.Module):
             origin.training = mode
 
 
-class Window(_Mirrored):
-    """A container of the tree as a piece sees it: only the children that the piece uses."""
+class ContainerView(ModuleView):
+    """A module of the tree as a piece sees it: only the children that the piece uses, and no ``forward``."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        copied = Window()
+        copied = ContainerView()
         memo[id(self)] = copied
         _copy_contents(self, copied, memo)
         return copied
 
 
-class Borrowed(nn.Module):
-    """A module that lives on another device, called here with copies of its parameters; gradients flow back to it."""
+class BorrowedModule(nn.Module):
+    """A module that lives on another device, called here with copies of its parameters; gradients flow back to it.
+
+    Attributes:
+        lender: the module itself; no submodule, since its parameters belong to the tree that registers it.
+        device: where it is called.
+    """
+
+    lender: nn.Module
 
     def __init__(self, lender: nn.Module, device: torch.device) -> None:
         super().__init__()
@@ -68,16 +79,16 @@ class Borrowed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the lender with its parameters and buffers on this device; changed buffers are written back."""
-        lender: nn.Module = self.__dict__["lender"]
-        moved = {name: tensor.to(self.device) for name, tensor in (*lender.named_parameters(), *lender.named_buffers())}
-        result = torch.func.functional_call(lender, moved, args, kwargs)
+        parameters, buffers = self.lender.named_parameters(), dict(self.lender.named_buffers())
+        copies = {name: tensor.to(self.device) for name, tensor in (*parameters, *buffers.items())}
+        result = torch.func.functional_call(self.lender, copies, args, kwargs)
         with torch.no_grad():
-            for name, buffer in lender.named_buffers():
-                buffer.copy_(moved[name])
+            for name, buffer in buffers.items():
+                buffer.copy_(copies[name])
         return result
 
 
-class Piece(_Mirrored, fx.GraphModule):
+class Piece(ModuleView, fx.GraphModule):
     """A graph module over the modules and parameters of ``tree``, which it shares and does not own.
 
     Args:
@@ -99,10 +110,8 @@ class Piece(_Mirrored, fx.GraphModule):
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), class_name)
         mirror(self, tree, tensors=False)
         for node in graph.nodes:
-            if node.op == "call_module":
-                self._open(tree, node.target.split("."))
-            elif node.op == "get_attr":
-                self._open(tree, node.target.split("."), attribute=True, constant=constants.get(node.target))
+            if node.op in ("call_module", "get_attr"):
+                self._open(tree, node.target, is_module=node.op == "call_module", constant=constants.get(node.target))
         self.graph = graph
 
     def __getattr__(self, name: str) -> Any:
@@ -114,32 +123,30 @@ class Piece(_Mirrored, fx.GraphModule):
                 raise
             return getattr(shadowed, name)
 
-    def _open(
-        self, tree: nn.Module, path: list[str], *, attribute: bool = False, constant: torch.Tensor | None = None
-    ) -> None:
-        """Open windows along ``path`` and put the module itself, or its owner's tensors, at the end."""
-        here: _Mirrored = self
-        there = tree
-        for name in path[:-1]:
-            child_there = there._modules[name]
-            assert child_there is not None
-            there = child_there
-            child = here._modules.get(name)
-            if child is there:  # the owner itself is called somewhere in this piece: all below it is within reach
+    def _open(self, tree: nn.Module, path: str, *, is_module: bool, constant: torch.Tensor | None) -> None:
+        """Make views of the containers along ``path`` and put the module itself, or its owner's tensors, at the end."""
+        view: ModuleView = self
+        origin = tree
+        *containers, name = path.split(".")
+        for container in containers:
+            child = origin._modules[container]
+            assert child is not None
+            origin = child
+            child_view = view._modules.get(container)
+            if child_view is origin:  # the container itself is called in this piece: all below it is within reach
                 return
-            if child is None:
-                child = Window()
-                mirror(child, there, tensors=False)
-                _adopt(here, name, child)
-            assert isinstance(child, _Mirrored)
-            here = child
-        name = path[-1]
-        if not attribute:
-            _adopt(here, name, there._modules[name])
-        elif name in there._parameters or name in there._buffers:
-            mirror(here, there, tensors=True)
+            if child_view is None:
+                child_view = ContainerView()
+                mirror(child_view, origin, tensors=False)
+                _adopt(view, container, child_view)
+            assert isinstance(child_view, ModuleView)
+            view = child_view
+        if is_module:
+            _adopt(view, name, origin._modules[name])
+        elif name in origin._parameters or name in origin._buffers:
+            mirror(view, origin, tensors=True)
         elif constant is not None:
-            here.__dict__[name] = constant
+            view.__dict__[name] = constant
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Piece:
         copied = Piece(nn.Module(), fx.Graph(), type(self).__name__)
@@ -150,21 +157,24 @@ class Piece(_Mirrored, fx.GraphModule):
         return copied
 
 
-def mirror(window: _Mirrored, origin: nn.Module, *, tensors: bool) -> None:
-    """Let a module have the mode of another, and its parameters and buffers too."""
-    window.__dict__[_ORIGIN] = origin
+def mirror(view: ModuleView, origin: nn.Module, *, tensors: bool) -> None:
+    """Give a view the mode of a module, and where asked for its parameters and buffers.
+
+    The dictionaries are shared and not their entries alone: ``to`` may put other tensors into the tree's.
+    """
+    view.__dict__[_ORIGIN] = origin
     if tensors:
-        window.__dict__["_parameters"] = origin._parameters
-        window.__dict__["_buffers"] = origin._buffers
-        window.__dict__["_non_persistent_buffers_set"] = origin._non_persistent_buffers_set
+        view.__dict__["_parameters"] = origin._parameters
+        view.__dict__["_buffers"] = origin._buffers
+        view.__dict__["_non_persistent_buffers_set"] = origin._non_persistent_buffers_set
 
 
-def _adopt(window: _Mirrored, name: str, child: nn.Module | None) -> None:
+def _adopt(view: ModuleView, name: str, child: nn.Module | None) -> None:
     """Make a child known by a name: as a submodule, and as a plain attribute too.
 
     Printed graphs name every module by its whole path at every call, and looking a submodule up takes some 0.5 µs.
     """
-    window._modules[name] = window.__dict__[name] = child
+    view._modules[name] = view.__dict__[name] = child
 
 
 def borrow(piece: Piece, device: torch.device) -> None:
@@ -174,9 +184,9 @@ def borrow(piece: Piece, device: torch.device) -> None:
             owner, _, name = node.target.rpartition(".")
             module = piece.get_submodule(node.target)
             if any(tensor.device != device for tensor in (*module.parameters(), *module.buffers())):
-                window = piece.get_submodule(owner)
-                assert isinstance(window, _Mirrored)
-                _adopt(window, name, Borrowed(module, device))
+                view = piece.get_submodule(owner)
+                assert isinstance(view, ModuleView)
+                _adopt(view, name, BorrowedModule(module, device))
         elif node.op == "get_attr" and _is_foreign(piece, node.target, device):
             with piece.graph.inserting_after(node):
                 moved = piece.graph.call_method("to", (node, device))
@@ -190,7 +200,7 @@ def _is_foreign(piece: Piece, target: str, device: torch.device) -> bool:
     return isinstance(value, torch.Tensor) and value.device != device
 
 
-def _copy_contents(source: _Mirrored, target: _Mirrored, memo: dict[int, Any]) -> None:
+def _copy_contents(source: ModuleView, target: ModuleView, memo: dict[int, Any]) -> None:
     target.training = source.training
     target.__dict__["_parameters"] = copy.deepcopy(source._parameters, memo)
     target.__dict__["_buffers"] = copy.deepcopy(source._buffers, memo)

@@ -12,7 +12,17 @@ from torch import fx
 
 from pararealize.errors import ExampleError
 
-__all__ = ["after", "as_captured", "describe", "fields_of", "is_computed", "setitem", "storage_of", "tensors_in"]
+__all__ = [
+    "after",
+    "as_captured",
+    "check_plain",
+    "describe",
+    "fields_of",
+    "is_computed",
+    "setitem",
+    "storage_of",
+    "tensors_in",
+]
 
 _OPERATORS = {
     f"__{name}__": getattr(operator, function)
@@ -58,6 +68,12 @@ def as_captured(value: Any, captured: Any, name: str) -> None:
             f"the input {name!r} is {value!r}, and the network was captured with {captured!r}, which is fixed in it; "
             "pass that value, or convert again with another one in example_inputs"
         )
+
+
+def check_plain(graph: fx.Graph, source: fx.Node, copied: fx.Node) -> None:
+    """Where ``source`` is a plain input of a captured graph, have its copy in another graph checked when that runs."""
+    if source.op == "placeholder" and "plain" in source.meta:
+        graph.call_function(as_captured, (copied, source.meta["plain"], str(source.target)))
 
 
 def setitem(target: torch.Tensor, index: Any, value: Any) -> torch.Tensor:

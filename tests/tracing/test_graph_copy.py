@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from pararealize.errors import ExampleError
 from pararealize.tracing.front_end import capture
-from pararealize.tracing.graph_copy import Transcript
+from pararealize.tracing.graph_copy import GraphCopy
 
 X = torch.randn(3, 4)
 
@@ -29,27 +29,27 @@ def nodes(captured, name: str) -> list[fx.Node]:
 def test_nothing_replaced_is_the_same_network():
     model = Gated()
     captured = capture(model, X)
-    transcript = Transcript()
-    transcript.write(captured, {}, ())
-    assert len(transcript.graph.nodes) == len(captured.graph.nodes)
-    assert not any(node.meta for node in transcript.graph.nodes)
-    assert torch.equal(fx.GraphModule(model, transcript.graph)(X), model(X))
+    copy = GraphCopy()
+    copy.write(captured, {}, ())
+    assert len(copy.graph.nodes) == len(captured.graph.nodes)
+    assert not any(node.meta for node in copy.graph.nodes)
+    assert torch.equal(fx.GraphModule(model, copy.graph)(X), model(X))
 
 
 def test_something_stands_in_the_place_of_a_node_and_a_branch_is_left_out():
     model = Gated()
     captured = capture(model, X)
     (product,), (gate,) = nodes(captured, "mul"), nodes(captured, "sigmoid")
-    transcript, called = Transcript(), []
+    copy, called = GraphCopy(), []
 
     def alone() -> None:
-        called.append(len(transcript.graph.nodes))
-        transcript.known[product] = transcript.known[next(node for node in product.all_input_nodes if node is not gate)]
+        called.append(len(copy.graph.nodes))
+        copy.copies[product] = copy.copies[next(node for node in product.all_input_nodes if node is not gate)]
 
-    transcript.write(captured, {product: alone}, {gate})
+    copy.write(captured, {product: alone}, {gate})
     assert len(called) == 1
-    assert gate not in transcript.known
-    assert torch.equal(fx.GraphModule(model, transcript.graph)(X), torch.relu(model.a(X)))
+    assert gate not in copy.copies
+    assert torch.equal(fx.GraphModule(model, copy.graph)(X), torch.relu(model.a(X)))
 
 
 class Scaled(Gated):
@@ -59,9 +59,9 @@ class Scaled(Gated):
 
 def test_plain_values_are_checked_as_in_the_captured_graph():
     model = Scaled()
-    transcript = Transcript()
-    transcript.write(capture(model, (X, 3)), {}, ())
-    written = fx.GraphModule(model, transcript.graph)
+    copy = GraphCopy()
+    copy.write(capture(model, (X, 3)), {}, ())
+    written = fx.GraphModule(model, copy.graph)
     assert torch.equal(written(X, 3), model(X, 3))
     with pytest.raises(ExampleError, match="scale"):
         written(X, 4)

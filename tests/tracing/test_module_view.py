@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pararealize import PararealModule, pararealize
 from pararealize.errors import ModelError
-from pararealize.tracing.module_view import Piece, Window
+from pararealize.tracing.module_view import ContainerView, Piece
 from tests.models import SharedBias, SmallResNet, StochasticDepth
 
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -35,10 +35,10 @@ def test_a_piece_can_be_copied_alone() -> None:
 def test_a_child_is_found_without_a_search() -> None:
     segment = small().segments["g2"]
     for piece in (segment, copy.deepcopy(segment)):
-        windows = [module for module in piece.modules() if isinstance(module, Window | Piece)]
-        children = [(window, name, child) for window in windows for name, child in window._modules.items()]
-        assert len(children) > len(windows) > 1
-        assert all(window.__dict__[name] is child for window, name, child in children)
+        views = [module for module in piece.modules() if isinstance(module, ContainerView | Piece)]
+        children = [(view, name, child) for view in views for name, child in view._modules.items()]
+        assert len(children) > len(views) > 1
+        assert all(view.__dict__[name] is child for view, name, child in children)
 
 
 class Named(nn.Module):

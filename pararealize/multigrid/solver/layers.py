@@ -22,7 +22,7 @@ from pararealize.analysis.residual import NotResidual, Residual, Residuals, chai
 from pararealize.errors import MultigridError
 from pararealize.network.pieces import clone_changing_outputs, clone_overwritten
 from pararealize.tracing.captured import Capture
-from pararealize.tracing.operations import as_captured
+from pararealize.tracing.operations import check_plain
 from pararealize.tracing.subgraph import drawn_repeatedly, draws, subgraph
 
 __all__ = ["Layer", "Layers", "check_plain_inputs", "find_layers", "time_steps"]
@@ -264,5 +264,4 @@ def check_plain_inputs(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
     copies = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_after(copies[-1]):
         for source, copied in zip(inputs, copies, strict=True):
-            if "plain" in source.meta:
-                graph.call_function(as_captured, (copied, source.meta["plain"], str(source.target)))
+            check_plain(graph, source, copied)

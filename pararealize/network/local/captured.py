@@ -21,7 +21,7 @@ from pararealize.errors import CaptureError, ExampleError, ModelError, Parareali
 from pararealize.network.module import PararealModule
 from pararealize.random_state import host_state, preserve_host_state, preserve_state
 from pararealize.tracing.module_copy import share_contents
-from pararealize.tracing.module_view import Borrowed
+from pararealize.tracing.module_view import BorrowedModule
 from pararealize.tracing.operations import tensors_in
 
 from .cuda_graph import Graphed
@@ -196,7 +196,7 @@ def _called(net: PararealModule, node: fx.Node) -> tuple[nn.Module, ...]:
 
 def _is_at_home(called: Sequence[nn.Module], args: Sequence[Any], device: torch.device) -> bool:
     """Whether a part reads tensors alone, all on its segment's device: transfers do not belong into a graph."""
-    if any(isinstance(inner, Borrowed) for module in called for inner in module.modules()):
+    if any(isinstance(inner, BorrowedModule) for module in called for inner in module.modules()):
         return False
     read = [*args, *(t for module in called for t in (*module.parameters(), *module.buffers()))]
     return all(isinstance(value, Tensor) and value.device == device for value in read)

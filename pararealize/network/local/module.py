@@ -21,7 +21,7 @@ from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelErr
 from pararealize.network.module import PararealModule
 from pararealize.tracing.example import Example
 from pararealize.tracing.module_copy import share_contents
-from pararealize.tracing.module_view import _Mirrored, mirror
+from pararealize.tracing.module_view import ModuleView, mirror
 from pararealize.tracing.operations import tensors_in
 
 from .captured import (
@@ -135,7 +135,7 @@ def capture_graphs(
     return local
 
 
-class LocalModule(_Mirrored):
+class LocalModule(ModuleView):
     """A parareal network, run in this process by streams, stacks and CUDA graphs; made by :func:`run_local`.
 
     Parameters, buffers, their names, ``state_dict()``, ``train()`` and ``to()`` are the network's own, so that an
