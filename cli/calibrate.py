@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import options
 from .console import print_result, working
+from .convert import write_network
 from .folder import CALIBRATION_FILES, output_folder
-from .options import (
-    AsJson,
-    Coarse,
-    Cuts,
-    Force,
-    Leaf,
-    Model,
-    N,
-    NumClasses,
-    Picture,
-    PictureFormat,
-    Seed,
-    SourceOfAdapters,
-    StemBlocks,
-    on_devices,
-    to_folder,
-)
+from .model_file import Origin
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,8 +22,9 @@ if TYPE_CHECKING:
     from pararealize import PararealModule
     from pararealize.calibration.report import Calibration
     from pararealize.data.dataset import Dataset
+    from pararealize.train.run.progress import Progress
 
-__all__ = ["EXAMPLES", "calibrate"]
+__all__ = ["EXAMPLES", "FittingOptions", "command"]
 
 SECONDS = 10.0  # between lines in a log
 EXAMPLES = """
@@ -48,51 +36,40 @@ EXAMPLES = """
 """
 
 
-def calibrate(
-    model: Model,
-    n: N,
-    weights: Annotated[
-        Path,
-        typer.Option("--weights", metavar="FILE", help="The trained weights, a .safetensors file.", show_default=False),
-    ],
-    data: Annotated[
-        str, typer.Option("--data", metavar="NAME", help="The data set that it was trained on.")
-    ] = "digits",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option("--data-dir", metavar="FOLDER", help="Where the data set lies.", show_default=False),
-    ] = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittingOptions:
+    """How adapters and coarse blocks are fitted, and whether everything is trained afterwards."""
+
+    steps: Annotated[int, typer.Option(min=0, help="Of distillation, for each coarse block that is not linear.")] = 200
+    lr: Annotated[float, typer.Option(help="Of distillation.")] = 1e-2
+    ridge: Annotated[float, typer.Option(help="Of least squares, relative to the mean squared feature.")] = 1e-4
+    fine_tune_steps: Annotated[int, typer.Option(min=0, help="Then train everything, the original's weights too.")] = 0
+
+
+def command(
+    *,
+    model: options.Model,
+    n: options.N,
+    weights: Annotated[Path, typer.Option(metavar="FILE", help="The trained weights, a .safetensors file.")],
+    data: Annotated[str, typer.Option(metavar="NAME", help="The data set that it was trained on.")] = "digits",
+    data_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the data set lies.")] = None,
     image_size: Annotated[
-        int | None,
-        typer.Option(
-            "--image-size", min=1, help="Pixels of a side. [dim]\\[default: the data's own][/]", show_default=False
-        ),
+        int | None, typer.Option(min=1, help="Pixels of a side. [dim]\\[default: the data's own][/]")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Samples in a batch.", min=2)] = 128,
-    coarse: Coarse = "paper",
-    cuts: Cuts = "cost",
-    source: SourceOfAdapters = None,
-    stem_blocks: StemBlocks = 0,
-    steps: Annotated[
-        int, typer.Option("--steps", min=0, help="Of distillation, for each coarse block that is not linear.")
-    ] = 200,
-    lr: Annotated[float, typer.Option("--lr", help="Of distillation.")] = 1e-2,
-    ridge: Annotated[
-        float, typer.Option("--ridge", help="Of least squares, relative to the mean squared feature.")
-    ] = 1e-4,
-    fine_tune_steps: Annotated[
-        int, typer.Option("--fine-tune-steps", min=0, help="Then train everything, the original's weights too.")
-    ] = 0,
-    devices: Annotated[str | None, on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")] = None,
-    num_classes: NumClasses = None,
-    leaf: Leaf = None,
-    seed: Seed = 0,
+    batch: Annotated[int, typer.Option(help="Samples in a batch.", min=2)] = 128,
+    conversion: options.ConversionOptions,
+    fitting: FittingOptions,
+    devices: Annotated[
+        str | None, options.on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")
+    ] = None,
+    network: options.ModelOptions,
     output: Annotated[
-        Path | None, to_folder(help="Write what convert writes, calibration.json and its picture into a new folder.")
+        Path | None,
+        options.to_folder(help="Write what convert writes, calibration.json and its picture into a new folder."),
     ] = None,
-    force: Force = False,
-    picture: PictureFormat = Picture.svg,
-    as_json: AsJson = False,
+    force: options.Force = False,
+    picture: options.PictureFormat = options.Picture.svg,
+    as_json: options.AsJson = False,
 ) -> None:
     """Convert a trained MODEL and fit its adapters and coarse blocks, so that it works without training anew."""
     with (
@@ -104,38 +81,29 @@ def calibrate(
 
         from . import arguments
 
-        samples = load(data, batch_size=batch, seed=seed, data_dir=data_dir, image_size=image_size)
-        net = arguments.model(model, num_classes=num_classes, seed=seed)
+        samples = load(data, batch_size=batch, seed=network.seed, data_dir=data_dir, image_size=image_size)
+        net = network.build(model)
         _load(net, weights)
         progress(f"converting {model}")
-        example = samples.example()
+        inputs = samples.example()
         pnet = pararealize(
             net,
             n,
             devices=arguments.devices(devices),
-            example_inputs=example,
-            coarse=arguments.coarse(coarse),
-            cuts=arguments.cuts(cuts),
-            source=None if source is None else source.value,
-            stem_blocks=stem_blocks,
-            seed=seed,
-            leaf_modules=arguments.leaf_modules(leaf),
+            example_inputs=inputs,
+            **conversion.arguments(),
+            seed=network.seed,
+            leaf_modules=network.leaf_modules(),
         )
-        calibration = _fitted(
-            pnet, samples, progress, steps=steps, lr=lr, ridge=ridge, fine_tune_steps=fine_tune_steps, seed=seed
-        )
-        written: list[str] = []
+        calibration = _fit(pnet, samples, fitting, network.seed, progress)
+        files: list[str] = []
         if folder is not None:
-            from .convert import Recipe, write
-
             progress("writing the files")
-            recipe = Recipe(
-                model=model, num_classes=num_classes, example=example, coarse=coarse, leaf=tuple(leaf or ())
-            )
-            written = write(pnet, folder, recipe, picture=picture.value)
-            written += _write(calibration, folder, model, picture.value)
-    found = {"calibration": json.loads(calibration.to_json())}
-    print_result(found, str(calibration), output, written, as_json=as_json)
+            origin = Origin(model=model, options=network, example=inputs)
+            files = write_network(pnet, folder, origin, coarse=conversion.coarse, picture=picture)
+            files += _write(calibration, folder, model, picture)
+    document = {"calibration": json.loads(calibration.to_json())}
+    print_result(document, str(calibration), output, files, as_json=as_json)
 
 
 def _load(net: nn.Module, path: Path) -> None:
@@ -159,41 +127,36 @@ def _load(net: nn.Module, path: Path) -> None:
         ) from error
 
 
-def _fitted(
-    pnet: PararealModule,
-    samples: Dataset,
-    progress: Callable[[str], None],
-    *,
-    steps: int,
-    lr: float,
-    ridge: float,
-    fine_tune_steps: int,
-    seed: int,
+def _fit(
+    pnet: PararealModule, samples: Dataset, fitting: FittingOptions, seed: int, progress: Callable[[str], None]
 ) -> Calibration:
     """Fit adapters and coarse blocks in place; then train everything, where steps of that are asked for."""
-    from pararealize.calibration.fine_tuning import fine_tune
-    from pararealize.calibration.fitting import calibrate
+    from pararealize import calibrate, fine_tune
 
     calibration = calibrate(
-        pnet, samples.batches, test=samples.test_batches, steps=steps, lr=lr, ridge=ridge, seed=seed, report=progress
+        pnet,
+        samples.batches,
+        test=samples.test_batches,
+        steps=fitting.steps,
+        lr=fitting.lr,
+        ridge=fitting.ridge,
+        seed=seed,
+        report=progress,
     )
-    if not fine_tune_steps:
+    steps = fitting.fine_tune_steps
+    if not steps:
         return calibration
-    told = _steps(progress, fine_tune_steps)
-    return fine_tune(pnet, samples, calibration, steps=fine_tune_steps, seed=seed, report=told)
+
+    def report(now: Progress) -> None:
+        progress(f"fine-tuning: step {now.step} of {steps}")
+
+    return fine_tune(pnet, samples, calibration, steps=steps, seed=seed, report=report)
 
 
-def _steps(progress: Callable[[str], None], steps: int) -> Callable[..., None]:
-    def told(now: object) -> None:
-        progress(f"fine-tuning: step {getattr(now, 'step', 0)} of {steps}")
-
-    return told
-
-
-def _write(calibration: Calibration, folder: Path, title: str, picture: str) -> list[str]:
+def _write(calibration: Calibration, folder: Path, title: str, picture: options.Picture) -> list[str]:
     from pararealize.calibration.figure import draw_calibration
 
-    whole = folder / "calibration.json"
-    whole.write_text(calibration.to_json(), encoding="utf-8")
+    document = folder / "calibration.json"
+    document.write_text(calibration.to_json(), encoding="utf-8")
     drawn = draw_calibration(calibration, folder / f"calibration.{picture}", title=title)
-    return [whole.name, drawn.name]
+    return [document.name, drawn.name]

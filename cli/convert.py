@@ -1,19 +1,31 @@
-"""A converted network -> the four files of ``pararealize convert --out``."""
+"""A model -> a parareal network, its plan printed and its files written: ``pararealize convert``."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .console import print_result, working
+from .folder import output_folder
+from .model_file import Origin, source_code, source_of_callable
 
 if TYPE_CHECKING:
-    import torch
-
     from pararealize import PararealModule
 
-__all__ = ["Recipe", "anywhere", "quoted", "source_code", "write"]
+__all__ = ["EXAMPLES", "command", "write_network"]
+
+EXAMPLES = """
+[bold]Examples[/]
+
+  pararealize convert resnet1001 --n 12 --out resnet1001-n12
+
+  pararealize convert vit_b_16 --n 4 --coarse block --devices cuda:0,cuda:1
+
+  pararealize convert mynets.py:deep --n 8 --input-shape 3,64,64 --json
+"""
 
 HEADER = '''\
 """{name} as a parareal network of {n} segments, written by pararealize {version}.
@@ -51,18 +63,61 @@ def load():
 '''
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What the network was made from, in the words of the command line, so that ``model.py`` can make it again."""
+def command(
+    *,
+    model: options.Model,
+    n: options.N,
+    conversion: options.ConversionOptions,
+    cost: options.CostOfCuts = options.CostUnit.flops,
+    devices: Annotated[
+        str | None,
+        options.on_devices(
+            help="Such as cuda:0,cuda:1; fewer than segments wrap round. [dim]\\[default: where the model is][/]"
+        ),
+    ] = None,
+    example: options.ExampleOptions,
+    network: options.ModelOptions,
+    output: Annotated[
+        Path | None,
+        options.to_folder(help="Write plan.json, weights.safetensors, model.py and a picture into a new folder."),
+    ] = None,
+    force: options.Force = False,
+    picture: options.PictureFormat = options.Picture.svg,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Plan and print only, without memory for the weights.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Cut MODEL into N segments, print the plan, and write the parareal network into a folder."""
+    with working(f"building {model}") as progress, output_folder(output, force=force) as folder:
+        from pararealize import pararealize
 
-    model: str
-    num_classes: int | None = None
-    example: torch.Tensor | None = None
-    coarse: str = "paper"
-    leaf: tuple[str, ...] = ()
+        from . import arguments, report
+
+        net = network.build(model, meta=no_weights)
+        inputs = example.tensor(model, meta=no_weights)
+        progress(f"converting {model}")
+        pnet = pararealize(
+            net,
+            n,
+            devices=arguments.devices(devices),
+            example_inputs=inputs,
+            **conversion.arguments(),
+            seed=network.seed,
+            cost=cost.value,
+            leaf_modules=network.leaf_modules(),
+        )
+        files: list[str] = []
+        if folder is not None:
+            progress("writing the files")
+            origin = Origin(model=model, options=network, example=inputs)
+            files = write_network(pnet, folder, origin, coarse=conversion.coarse, picture=picture)
+    print_result(report.plan_json(pnet.plan), report.plan_tables(pnet.plan, model), output, files, as_json=as_json)
 
 
-def write(pnet: PararealModule, folder: Path, recipe: Recipe, *, picture: str) -> list[str]:
+def write_network(
+    pnet: PararealModule, folder: Path, origin: Origin, *, coarse: str, picture: options.Picture
+) -> list[str]:
     """Write ``plan.json``, ``weights.safetensors``, ``model.py`` and ``network.svg`` (or ``.png``); give their names.
 
     Tensors that share memory, such as tied embeddings, are stored once; safetensors notes the other names in the file's
@@ -74,44 +129,14 @@ def write(pnet: PararealModule, folder: Path, recipe: Recipe, *, picture: str) -
 
     plan, code, weights = folder / "plan.json", folder / "model.py", folder / "weights.safetensors"
     plan.write_text(pnet.plan.to_json(), encoding="utf-8")
-    code.write_text(source_code(pnet, recipe), encoding="utf-8")
-    drawn = draw_plan(pnet.plan, folder / f"network.{picture}", title=recipe.model)
+    arguments = origin.source_of_example()
+    if ":" in coarse:
+        arguments["coarse"] = f"find({source_of_callable(coarse)})"
+    arguments |= origin.source_of_leaf_modules()
+    text = source_code(HEADER, origin, arguments, pnet.code, name=pnet.plan.model, n=pnet.plan.n)
+    code.write_text(text, encoding="utf-8")
+    drawn = draw_plan(pnet.plan, folder / f"network.{picture}", title=origin.model)
     if any(tensor.is_meta for tensor in pnet.state_dict().values()):
         return [plan.name, code.name, drawn.name]
     save_model(pnet, str(weights))
     return [plan.name, weights.name, code.name, drawn.name]
-
-
-def source_code(pnet: PararealModule, recipe: Recipe) -> str:
-    """An importable file: ``load()``, which makes the network from the other files, and its forward pass as printed."""
-    model = quoted(anywhere(recipe.model))
-    if recipe.num_classes is not None:
-        model += f", num_classes={recipe.num_classes}"
-    arguments = {}
-    if recipe.example is not None:
-        arguments["example_inputs"] = f"torch.zeros({tuple(recipe.example.shape)}, dtype={recipe.example.dtype})"
-    if ":" in recipe.coarse:
-        arguments["coarse"] = f"find({quoted(anywhere(recipe.coarse))})"
-    if recipe.leaf:
-        arguments["leaf_modules"] = f"[{', '.join(f'find({quoted(anywhere(name))})' for name in recipe.leaf)}]"
-    found = any("find(" in value for value in arguments.values())
-    header = HEADER.format(
-        name=pnet.plan.model,
-        n=pnet.plan.n,
-        version=version("pararealize"),
-        imports="    from pararealize.lookup import find\n" if found else "",
-        model=model,
-        arguments="".join(f"        {name}={value},\n" for name, value in arguments.items()),
-    )
-    return header + pnet.code.strip() + "\n"
-
-
-def quoted(text: str) -> str:
-    """A string as Python writes it."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def anywhere(name: str) -> str:
-    """The same name, ``file.py:callable`` with the whole path, so that it holds in every working directory."""
-    path, _, attribute = name.rpartition(":")
-    return f"{Path(path).resolve()}:{attribute}" if path.endswith(".py") else name

@@ -1,49 +1,81 @@
-"""Options that several commands have: their names, types and help.
+"""Options that several commands have: their names, types, defaults and help, and the groups that they come in.
 
-Where each command has something of its own to say of an option, what is shared is a function, which takes the ``help``.
+A group is a dataclass of options that stand side by side in several commands. A command takes the group as one
+parameter, and :func:`expand_groups` shows typer the options in its place. Where each command has something of its own
+to say of an option, what is shared is a function, which takes the ``help``.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 __all__ = [
     "AsJson",
-    "Batch",
-    "Coarse",
-    "Cost",
+    "ConversionOptions",
     "CostOfCuts",
-    "Cuts",
+    "CostUnit",
+    "ExampleOptions",
     "Force",
-    "InputShape",
-    "InputType",
     "Leaf",
     "Model",
+    "ModelOptions",
     "N",
     "NumClasses",
     "Picture",
     "PictureFormat",
     "Seed",
     "Source",
-    "SourceOfAdapters",
-    "StemBlocks",
+    "expand_groups",
     "on_devices",
     "to_folder",
 ]
 
 
+def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let every parameter of ``command`` that is a group of options stand for the options of that group.
+
+    Typer reads the options of a command from its signature, and a function may say what that is in ``__signature__``:
+    here every group's fields stand in the group's place. When the command is called, the groups are put together again.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        expanded = inspect.signature(groups[name], eval_str=True).parameters.values() if name in groups else ()
+        parameters += expanded or [parameter.replace(annotation=hints[name])]
+
+    @functools.wraps(command)
+    def expanded_command(**values: Any) -> None:
+        filled = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **filled)
+
+    expanded_command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return expanded_command
+
+
 class Source(StrEnum):
-    """Where adapters read from."""
+    """What adapters read."""
 
     input = "input"
     stem = "stem"
 
 
-class Cost(StrEnum):
+class CostUnit(StrEnum):
     """What cuts are balanced by."""
 
     flops = "flops"
@@ -63,72 +95,107 @@ Model = Annotated[
         metavar="MODEL",
         help="A name that [bold]pararealize ls[/] lists, [bold]torchvision:NAME[/], [bold]timm:NAME[/], "
         "[bold]package.module:callable[/] or [bold]file.py:callable[/].",
-        show_default=False,
     ),
 ]
-NumClasses = Annotated[
-    int | None, typer.Option("--num-classes", help="Passed to the model's constructor.", min=1, show_default=False)
-]
-Batch = Annotated[int, typer.Option("--batch", help="Batch size of the example, for which costs are counted.")]
-InputShape = Annotated[
-    str | None,
-    typer.Option(
-        "--input-shape",
-        metavar="SIZES",
-        help="One input without the batch dimension, such as 3,224,224. [dim]\\[default: from the model][/]",
-        show_default=False,
-    ),
-]
-InputType = Annotated[
-    str, typer.Option("--input-dtype", metavar="TYPE", help="float32, bfloat16, int64 (token ids), …")
-]
+N = Annotated[int, typer.Option("--n", "-n", help="How many segments run at the same time.")]
+CostOfCuts = Annotated[CostUnit, typer.Option("--cost", help="Balance the cuts by FLOPs counted or seconds measured.")]
+NumClasses = Annotated[int | None, typer.Option("--num-classes", help="Passed to the model's constructor.", min=1)]
 Leaf = Annotated[
     list[str] | None,
     typer.Option(
-        "--leaf",
-        metavar="CLASS",
-        help="package.module:Class of a submodule not to look into; may be repeated.",
-        show_default=False,
+        "--leaf", metavar="CLASS", help="package.module:Class of a submodule not to look into; may be repeated."
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the model's weights and of what conversion adds.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-N = Annotated[int, typer.Option("--n", "-n", help="How many segments run at the same time.", show_default=False)]
-Coarse = Annotated[
-    str,
-    typer.Option(
-        "--coarse",
-        metavar="KIND",
-        help="paper, depthwise, bottleneck, linear, block, exact, auto (by evidence), or file.py:function "
-        "(segment, x_shape, y_shape) -> module.",
-    ),
-]
-Cuts = Annotated[
-    str,
-    typer.Option(
-        "--cuts",
-        metavar="WHERE",
-        help="cost (the shortest step), paper (equally many blocks in each stage), or the names of the blocks at "
-        "which segments begin, separated by commas.",
-    ),
-]
-CostOfCuts = Annotated[Cost, typer.Option("--cost", help="Balance the cuts by FLOPs counted or seconds measured.")]
-SourceOfAdapters = Annotated[
-    Source | None,
-    typer.Option(
-        "--source",
-        help="Adapters read the network's input or its stem's output. [dim]\\[default: what the input allows][/]",
-        show_default=False,
-    ),
-]
-StemBlocks = Annotated[
-    int,
-    typer.Option(
-        "--stem-blocks", metavar="K", help="The first K blocks belong to the stem, which adapters then read.", min=0
-    ),
-]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that is there already.")]
 PictureFormat = Annotated[Picture, typer.Option("--picture", help="Format of the picture.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
-on_devices = partial(typer.Option, "--devices", metavar="LIST", show_default=False)
-to_folder = partial(typer.Option, "--out", "-o", metavar="FOLDER", show_default=False)
+on_devices = functools.partial(typer.Option, "--devices", metavar="LIST")
+to_folder = functools.partial(typer.Option, "--out", "-o", metavar="FOLDER")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How a model is built and read."""
+
+    num_classes: NumClasses = None
+    leaf: Leaf = None
+    seed: Seed = 0
+
+    def build(self, name: str, *, meta: bool = False) -> nn.Module:
+        """The model of that name; on the meta device it has shapes and no weights."""
+        from . import arguments
+
+        return arguments.model(name, num_classes=self.num_classes, seed=self.seed, meta=meta)
+
+    def leaf_modules(self) -> tuple[type, ...]:
+        """The classes of submodules that are not looked into."""
+        from . import arguments
+
+        return arguments.leaf_modules(self.leaf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleOptions:
+    """The example input that a model is read with."""
+
+    batch: Annotated[int, typer.Option(help="Batch size of the example, for which costs are counted.")] = 2
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES",
+            help="One input without the batch dimension, such as 3,224,224. [dim]\\[default: from the model][/]",
+        ),
+    ] = None
+    input_dtype: Annotated[str, typer.Option(metavar="TYPE", help="float32, bfloat16, int64 (token ids), …")] = (
+        "float32"
+    )
+
+    def tensor(self, name: str, *, meta: bool = False) -> torch.Tensor | None:
+        """The input of the model of that name; None where the library is to infer it."""
+        from . import arguments
+
+        return arguments.example(name, self.input_shape, self.input_dtype, self.batch, meta=meta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionOptions:
+    """How a model is cut into segments, and what is added to it."""
+
+    coarse: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="paper, depthwise, bottleneck, linear, block, exact, auto (by evidence), or file.py:function "
+            "(segment, x_shape, y_shape) -> module.",
+        ),
+    ] = "paper"
+    cuts: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="cost (the shortest step), paper (equally many blocks in each stage), or the names of the blocks at "
+            "which segments begin, separated by commas.",
+        ),
+    ] = "cost"
+    source: Annotated[
+        Source | None,
+        typer.Option(
+            help="Adapters read the network's input or its stem's output. [dim]\\[default: what the input allows][/]"
+        ),
+    ] = None
+    stem_blocks: Annotated[
+        int, typer.Option(metavar="K", help="The first K blocks belong to the stem, which adapters then read.", min=0)
+    ] = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as keyword arguments of :func:`pararealize.pararealize`."""
+        from . import arguments
+
+        return {
+            "coarse": arguments.coarse(self.coarse),
+            "cuts": arguments.cuts(self.cuts),
+            "source": None if self.source is None else self.source.value,
+            "stem_blocks": self.stem_blocks,
+        }

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options
 from .console import print_result, working
 from .folder import RESTACK_FILES, output_folder
-from .options import AsJson, Batch, Force, InputShape, InputType, Leaf, Model, NumClasses, Seed, to_folder
+from .model_file import Origin, source_code, source_of_callable
 
 if TYPE_CHECKING:
     from pararealize import RestackedModule
 
-__all__ = ["EXAMPLES", "restack"]
+__all__ = ["EXAMPLES", "Adaptive", "Per", "SchemeOptions", "command"]
 
 EXAMPLES = """
 [bold]Examples[/]
@@ -73,111 +74,90 @@ class Per(StrEnum):
     block = "block"
 
 
-def restack(
-    model: Model,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeOptions:
+    """Which Runge-Kutta method the blocks become steps of, and how."""
+
     scheme: Annotated[
         str,
         typer.Option(
-            "--scheme",
             metavar="NAME",
             help="euler, midpoint, rk4, rk4-last, rk8, or file.py:name of a Tableau or of a function that gives one.",
         ),
-    ] = "rk4",
-    h: Annotated[float, typer.Option("--h", help="The step; the number of stages keeps the total step.")] = 1.0,
+    ] = "rk4"
+    h: Annotated[float, typer.Option(help="The step; the number of stages keeps the total step.")] = 1.0
     adaptive: Annotated[
         Adaptive | None,
         typer.Option(
-            "--adaptive",
-            help="A learnable h a step, that scales stages and result, or the output alone. [dim]\\[default: fixed][/]",
-            show_default=False,
+            help="A learnable h a step, that scales stages and result, or the output alone. [dim]\\[default: fixed][/]"
         ),
-    ] = None,
+    ] = None
     per: Annotated[
-        Per, typer.Option("--per", help="Each residual is an f, or each block (both residuals of a transformer layer).")
-    ] = Per.residual,
+        Per, typer.Option(help="Each residual is an f, or each block (both residuals of a transformer layer).")
+    ] = Per.residual
     no_strict: Annotated[
         bool, typer.Option("--no-strict", help="Allow rk8 without a norm at the head of f, or with dropout.")
-    ] = False,
-    batch: Batch = 2,
-    input_shape: InputShape = None,
-    input_dtype: InputType = "float32",
-    num_classes: NumClasses = None,
-    leaf: Leaf = None,
-    seed: Seed = 0,
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """All but the scheme, as keyword arguments of :func:`pararealize.restack`."""
+        return {
+            "h": self.h,
+            "adaptive": False if self.adaptive is None else self.adaptive.value,
+            "per": self.per.value,
+            "strict": not self.no_strict,
+        }
+
+
+def command(
+    *,
+    model: options.Model,
+    scheme: SchemeOptions,
+    example: options.ExampleOptions,
+    network: options.ModelOptions,
     output: Annotated[
-        Path | None, to_folder(help="Write restacking.json, weights.safetensors and model.py into a new folder.")
+        Path | None,
+        options.to_folder(help="Write restacking.json, weights.safetensors and model.py into a new folder."),
     ] = None,
-    force: Force = False,
-    as_json: AsJson = False,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Rewire the residual blocks of MODEL as steps of a Runge-Kutta method, with no new parameters."""
     with working(f"building {model}") as progress, output_folder(output, force=force, files=RESTACK_FILES) as folder:
-        import pararealize
+        from pararealize import restack
 
         from . import arguments
 
-        net = arguments.model(model, num_classes=num_classes, seed=seed)
-        example = arguments.example(model, input_shape, input_dtype, batch)
+        net = network.build(model)
+        inputs = example.tensor(model)
         progress(f"restacking {model}")
-        options: dict[str, Any] = {
-            "h": h,
-            "adaptive": False if adaptive is None else adaptive.value,
-            "per": per.value,
-            "strict": not no_strict,
-        }
-        restacked = pararealize.restack(
+        restacked = restack(
             net,
-            arguments.scheme(scheme),
-            example_inputs=example,
-            leaf_modules=arguments.leaf_modules(leaf),
-            **options,
+            arguments.scheme(scheme.scheme),
+            example_inputs=inputs,
+            leaf_modules=network.leaf_modules(),
+            **scheme.arguments(),
         )
-        written: list[str] = []
+        files: list[str] = []
         if folder is not None:
             progress("writing the files")
-            words = {"model": model, "scheme": scheme, "num_classes": num_classes, "leaf": leaf or []}
-            written = _write(restacked, folder, words, options, example)
-    found = {"restacking": restacked.restacking.to_dict(), "parameters": _parameters(restacked)}
-    print_result(found, str(restacked.restacking), output, written, as_json=as_json)
+            files = _write(restacked, folder, scheme, Origin(model=model, options=network, example=inputs))
+    parameters = sum(parameter.numel() for parameter in restacked.parameters())
+    document = {"restacking": restacked.restacking.to_dict(), "parameters": parameters}
+    print_result(document, str(restacked.restacking), output, files, as_json=as_json)
 
 
-def _parameters(net: RestackedModule) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def _write(
-    net: RestackedModule, folder: Path, words: dict[str, Any], options: dict[str, Any], example: Any
-) -> list[str]:
+def _write(net: RestackedModule, folder: Path, settings: SchemeOptions, origin: Origin) -> list[str]:
     from safetensors.torch import save_model
 
-    described, weights, code = folder / "restacking.json", folder / "weights.safetensors", folder / "model.py"
+    restacking, weights, code = folder / "restacking.json", folder / "weights.safetensors", folder / "model.py"
     text = json.dumps(net.restacking.to_dict(), indent=2, ensure_ascii=False)
-    described.write_text(text + "\n", encoding="utf-8")
+    restacking.write_text(text + "\n", encoding="utf-8")
     save_model(net, str(weights))
-    code.write_text(_source_code(net, words, options, example), encoding="utf-8")
-    return [described.name, weights.name, code.name]
-
-
-def _source_code(net: RestackedModule, words: dict[str, Any], options: dict[str, Any], example: Any) -> str:
-    """An importable file: ``load()``, which makes the network again, and its forward pass as printed."""
-    from .convert import anywhere, quoted
-
-    model, scheme = quoted(anywhere(words["model"])), quoted(anywhere(words["scheme"]))
-    if words["num_classes"] is not None:
-        model += f", num_classes={words['num_classes']}"
-    lines = {"scheme": f"scheme({scheme})" if ":" in scheme else scheme} | {k: repr(v) for k, v in options.items()}
-    if example is not None:
-        lines["example_inputs"] = f"torch.zeros({tuple(example.shape)}, dtype={example.dtype})"
-    imports = ["    from pararealize_cli.arguments import scheme"] if ":" in scheme else []
-    if words["leaf"]:
-        lines["leaf_modules"] = f"[{', '.join(f'find({quoted(anywhere(name))})' for name in words['leaf'])}]"
-        imports.append("    from pararealize.lookup import find")
-    header = HEADER.format(
-        name=net.restacking.model,
-        scheme=net.restacking.scheme,
-        version=version("pararealize"),
-        imports="".join(f"{line}\n" for line in imports),
-        model=model,
-        arguments="".join(f"        {name}={value},\n" for name, value in lines.items()),
-    )
-    return header + net.code.strip() + "\n"
+    scheme = source_of_callable(settings.scheme)
+    arguments = {"scheme": f"scheme({scheme})" if ":" in scheme else scheme}
+    arguments |= {name: repr(value) for name, value in settings.arguments().items()}
+    arguments |= origin.source_of_example() | origin.source_of_leaf_modules()
+    fields = {"name": net.restacking.model, "scheme": net.restacking.scheme}
+    code.write_text(source_code(HEADER, origin, arguments, net.code, **fields), encoding="utf-8")
+    return [restacking.name, weights.name, code.name]

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pararealize.errors import MultigridError, PlanError, RecipeError
 
-from .train_options import Amp
-
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -149,12 +147,12 @@ def monitor(
     return {"monitor": found}
 
 
-def precision(amp: Amp, devices: str | None, mesh: DeviceMesh | None) -> Any:
+def precision(amp: str, devices: str | None, mesh: DeviceMesh | None) -> Any:
     """The precision of autocast, None for none; ``auto`` goes by where the network lies."""
-    if amp is Amp.off:
+    if amp == "off":
         return None
-    if amp is not Amp.auto:
-        return amp.value
+    if amp != "auto":
+        return amp
     on_gpu = mesh.device_type == "cuda" if mesh is not None else (devices or "").startswith("cuda")
     return "float16" if on_gpu else "bfloat16"
 

@@ -1,13 +1,34 @@
-"""The groups that the options of ``pararealize train`` stand in, and what they choose among."""
+"""The options of ``pararealize train`` in groups, as its help shows them, and what they choose among."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["RUN", "Amp", "Initialise", "Optimizer", "Schedule", "of_data", "of_multigrid", "of_recipe", "of_run"]
+from .options import Force, on_devices, to_folder
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from pararealize import Recipe
+    from pararealize.data.dataset import Dataset
+
+__all__ = [
+    "Amp",
+    "DataOptions",
+    "Initialise",
+    "MultigridOptions",
+    "Optimizer",
+    "PlacementOptions",
+    "RecipeOptions",
+    "RunOptions",
+    "Schedule",
+]
 
 RUN = "The run"
 
@@ -46,3 +67,192 @@ class Initialise(StrEnum):
 
     he = "he"
     none = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultigridOptions:
+    """How the layers are solved for by the methods multigrid and oneshot."""
+
+    levels: Annotated[int, of_multigrid(help="Of multigrid.", min=2)] = 2
+    coarsening: Annotated[int, of_multigrid(help="Layers that a coarse step spans.", min=2)] = 4
+    iterations: Annotated[
+        str | None, of_multigrid(metavar="K/L", help="Forward and adjoint. [dim]\\[default: 2/1; 1/1 with oneshot][/]")
+    ] = None
+    relaxation: Annotated[str, of_multigrid(metavar="F|FCF", help="Of the layers.")] = "F"
+    monitor: Annotated[
+        bool,
+        of_multigrid(
+            "--monitor",
+            help="Raise the iterations, at last to exact, where the residual or the gradient says so; multigrid only.",
+        ),
+    ] = False
+    monitor_every: Annotated[
+        int | None,
+        of_multigrid(
+            min=1, help="Steps between exact gradients to compare with. [dim]\\[default: an epoch's, at most 50][/]"
+        ),
+    ] = None
+    monitor_exact: Annotated[
+        float | None,
+        of_multigrid(
+            min=0.0,
+            max=1.0,
+            help="Share of the steps, at the end, that are exact in any case. [dim]\\[default: 0.2][/]",
+        ),
+    ] = None
+
+    def solver(self, method: str) -> dict[str, Any]:
+        """All but the monitor, as options of the method; none where the method has none of them."""
+        from . import train_arguments
+
+        if method not in ("multigrid", "oneshot"):
+            return {}
+        options = {"levels": self.levels, "coarsening": self.coarsening, "relaxation": self.relaxation}
+        return options | train_arguments.iterations(self.iterations)
+
+    def watching(self, method: str, *, steps: int, epochs: int) -> dict[str, Any]:
+        """The monitor as an option of the method; none where none is wanted. ``steps`` are those of an epoch."""
+        from . import train_arguments
+
+        return train_arguments.monitor(
+            self.monitor, self.monitor_every, self.monitor_exact, method=method, each=steps, epochs=epochs
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementOptions:
+    """Where the network is trained."""
+
+    devices: Annotated[
+        str | None,
+        on_devices(
+            help="Such as cuda:0,cuda:1; with torchrun, cpu or cuda. [dim]\\[default: the CPU; with torchrun, a GPU "
+            "each where there are enough][/]"
+        ),
+    ] = None
+    ranks: Annotated[
+        int | None,
+        typer.Option(help="With torchrun: processes that hold one network. [dim]\\[default: one a segment][/]", min=1),
+    ] = None
+    timeout: Annotated[float, typer.Option(help="With torchrun: seconds that a process waits for others.", min=1.0)] = (
+        600.0
+    )
+
+    def mesh(self, method: str, n: int | None) -> DeviceMesh | None:
+        """The processes that torchrun started; None where this process is alone."""
+        from pararealize.distributed.mesh import started_by_torchrun
+
+        from . import train_arguments
+
+        if not started_by_torchrun():
+            return None
+        return train_arguments.mesh(method, n, self.ranks, self.devices, self.timeout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """Which data set is trained on, and in what batches."""
+
+    data: Annotated[str, of_data(metavar="NAME", help="A data set by name.")] = "digits"
+    data_dir: Annotated[Path | None, of_data(metavar="FOLDER", help="Where it lies.")] = None
+    batch_size: Annotated[int, of_data(help="Samples a step, of all copies together.", min=1)] = 128
+    image_size: Annotated[int | None, of_data(help="Pixels of a side. [dim]\\[default: the data set's][/]", min=1)] = (
+        None
+    )
+    augment: Annotated[
+        bool | None,
+        of_data(
+            "--augment/--no-augment", help="Random crops and flips. [dim]\\[default: as is usual for the data set][/]"
+        ),
+    ] = None
+
+    def load(self, seed: int) -> Dataset:
+        """The data set."""
+        from pararealize.data.catalogue import load
+
+        options = asdict(self)
+        return load(options.pop("data"), seed=seed, **options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeOptions:
+    """How the network is trained: the fields of :class:`pararealize.Recipe`, in words."""
+
+    epochs: Annotated[int, of_recipe(help="How often every sample is seen.", min=1)] = 200
+    lr: Annotated[float, of_recipe(help="Learning rate.")] = 0.1
+    schedule: Annotated[Schedule, of_recipe(help="How the learning rate falls.")] = Schedule.steps
+    milestones: Annotated[
+        str | None,
+        of_recipe(
+            metavar="EPOCHS",
+            help="After which the learning rate is multiplied by --gamma, such as 80,120. [dim]\\[default: two and "
+            "three fifths of the epochs][/]",
+        ),
+    ] = None
+    gamma: Annotated[float, of_recipe(help="See --milestones.")] = 0.1
+    warmup: Annotated[int, of_recipe(help="Steps in which the learning rate rises.", min=0)] = 0
+    optimizer: Annotated[Optimizer, of_recipe(help="Which one.")] = Optimizer.sgd
+    momentum: Annotated[float, of_recipe(help="Of SGD.")] = 0.9
+    nesterov: Annotated[bool, of_recipe("--nesterov", help="Nesterov's form of it.")] = False
+    weight_decay: Annotated[float, of_recipe(help="Of all parameters.")] = 5e-4
+    label_smoothing: Annotated[float, of_recipe(help="Share of the target spread evenly.")] = 0.0
+    clip: Annotated[float | None, of_recipe(help="Largest norm of the gradients. [dim]\\[default: any][/]")] = None
+    amp: Annotated[Amp, of_recipe(help="Mixed precision; auto is float16 on GPUs, bfloat16 on the CPU.")] = Amp.off
+    initialise: Annotated[Initialise, of_recipe(help="He's weights for convolutions, or the model's own.")] = (
+        Initialise.he
+    )
+
+    def recipe(self, devices: str | None, mesh: DeviceMesh | None) -> Recipe:
+        """The recipe, its precision chosen by the devices where that is ``auto``."""
+        from pararealize import Recipe
+
+        from . import train_arguments
+
+        values = asdict(self) | {
+            "optimizer": self.optimizer.value,
+            "schedule": self.schedule.value,
+            "milestones": train_arguments.milestones(self.milestones),
+            "amp": train_arguments.precision(self.amp.value, devices, mesh),
+            "initialise": "he" if self.initialise is Initialise.he else None,
+        }
+        return Recipe(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Where the run's files lie, and what is written into them when."""
+
+    output: Annotated[
+        Path | None,
+        to_folder(
+            help="The run's folder, a new one. [dim]\\[default: named after model, method and data][/]",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    resume: Annotated[bool, of_run("--resume", help="Go on from the folder's last checkpoint.")] = False
+    force: Force = False
+    checkpoint_every: Annotated[
+        int | None, of_run(help="Steps. [dim]\\[default: at the end of every epoch only][/]", min=1)
+    ] = None
+    keep: Annotated[int, of_run(help="How many checkpoints.", min=1)] = 2
+    log_every: Annotated[int, of_run(help="Steps in a row of the metrics.", min=1)] = 10
+    tensorboard: Annotated[
+        bool | None,
+        of_run(
+            "--tensorboard/--no-tensorboard",
+            help="Event files for TensorBoard. [dim]\\[default: where it is installed][/]",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """All but the folder and TensorBoard, as keyword arguments of :func:`pararealize.fit`."""
+        return {name: getattr(self, name) for name in ("resume", "force", "checkpoint_every", "keep", "log_every")}
+
+    def check(self) -> None:
+        """Refuse to go on with a run and to replace it at once."""
+        from pararealize.errors import OutputError
+
+        if self.resume and self.force:
+            raise OutputError(
+                "--resume goes on with the run that is there and --force replaces it; give one of the two"
+            )
