@@ -207,7 +207,7 @@ def cuda_on_the_cpu() -> Iterator[Machine]:
         "torch.cuda.synchronize": machine.synchronize,
         "torch.cuda.device": lambda device: contextlib.nullcontext(),
         "pararealize.network.local.streams.lend": machine.lend,
-        "pararealize.network.local.captured.lend": machine.lend,
+        "pararealize.network.local.graphed_network.lend": machine.lend,
         "pararealize.network.local.cuda_graph.lend": machine.lend,
         "pararealize.network.local.module._is_gpu": lambda device: device.type == "cpu",
     }

@@ -1,4 +1,4 @@
-"""A function of tensors, an example of them -> the same function, its forward and its backward one CUDA graph each.
+"""A function of tensors, example tensors -> GraphedFunction: its forward and its backward as one CUDA graph each.
 
 A CUDA graph is a list of kernels with fixed addresses, which the GPU runs without Python. So a captured function keeps
 its inputs, outputs and gradients in memory of its own, and holds one step at a time:
@@ -25,25 +25,25 @@ from pararealize.errors import CaptureError
 
 from .streams import lend
 
-__all__ = ["Graphed"]
+__all__ = ["GraphedFunction"]
 
 WARM_UP = 3  # runs before a capture: lazy initialisation and the choice of algorithms must not be captured
 
 
-class Graphed:
+class GraphedFunction:
     """One function as a pair of CUDA graphs, called with tensors like those of the example.
 
     Args:
         function: of tensors; what it returns may be nested. Its forward must not ask the GPU for values.
         example: its inputs; those that require a gradient get one.
-        parameters: what else it differentiates with respect to: pairs of a parameter and what stands for it, over the
-            same memory, in the function as long as it is captured.
+        parameters: what else it differentiates with respect to: pairs of a parameter and its stand-in, a tensor over
+            the same memory that the function uses in its place during the capture.
         stream: the stream to capture on.
         branches: other streams that the function forks to and joins.
         backward: whether to capture the backward pass as well.
 
-    As far as streams go, it is to be called where it is made. Buffers and random state move on during the warm-up: it
-    is the caller's to put them back.
+    It is to be called on the stream that is current where it is made. Buffers and random state move on during the
+    warm-up: it is the caller's to put them back.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Graphed:
     ) -> None:
         self.inputs = [value.detach().clone().requires_grad_(backward and value.requires_grad) for value in example]
         self.parameters = [parameter for parameter, _ in parameters] if backward else []
-        self.step = 0  # what the static memory holds
+        self.step = 0  # counts the replays; tells to which of them the contents of the static memory belong
         self.device = stream.device
         self.forward_graph = torch.cuda.CUDAGraph()
         self.backward_graph: torch.cuda.CUDAGraph | None = None
@@ -70,14 +70,16 @@ class Graphed:
             return pytree.tree_flatten(function(*(value.clone() for value in self.inputs)))
 
         def gradients(outputs: Sequence[Tensor], seeds: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            # Autograd works on the streams of the forward. Those take part in a capture from the moment that they wait
+            # for the capturing stream, and it has to wait for all of them before the capture ends.
             for branch in branches:
                 branch.wait_stream(stream)
-            found = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
+            results = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
             for branch in branches:
                 stream.wait_stream(branch)
-            return found
+            return results
 
-        pool = torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle()  # one for both graphs: backward reads what forward saved in it
         for value in self.inputs:
             lend(value, stream)
         with torch.cuda.device(stream.device), torch.set_grad_enabled(backward):
@@ -94,13 +96,13 @@ class Graphed:
             _check_leaves(leaves)
             outputs = _differentiable(leaves)
             self.seeds = [torch.zeros_like(output) for output in outputs]
-            found: Sequence[Tensor | None] = ()
+            static_gradients: Sequence[Tensor | None] = ()
             if outputs and wanted:
                 self.backward_graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream):
-                    found = _apart(gradients(outputs, self.seeds), [*self.seeds, *self.inputs, *outputs])
-        by_tensor = dict(zip(map(id, wanted), found, strict=False))
-        self.flows = [isinstance(leaf, Tensor) and leaf.requires_grad and bool(wanted) for leaf in leaves]
+                    static_gradients = _apart(gradients(outputs, self.seeds), [*self.seeds, *self.inputs, *outputs])
+        by_tensor = dict(zip(map(id, wanted), static_gradients, strict=False))
+        self.differentiable = [isinstance(leaf, Tensor) and leaf.requires_grad and bool(wanted) for leaf in leaves]
         self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.gradients = [by_tensor.get(id(tensor)) for tensor in surface]
 
@@ -142,42 +144,43 @@ class Graphed:
         self.backward_graph.replay()
 
     def _part_from_gradients(self) -> None:
-        """Where a parameter's ``.grad`` is our static memory, as autograd hands it over, let it be a copy from now on.
+        """Where a parameter's ``.grad`` is the graph's static memory, let it be a copy from now on.
 
-        It is there when gradients are accumulated, or set to zero in place rather than to ``None``.
+        Autograd keeps the first gradient that it gets as ``.grad`` without copying it, if it can
+        (torch/csrc/autograd/functions/accumulate_grad.h), and the coming replay would overwrite it. ``.grad`` is still
+        there when gradients are accumulated, or set to zero in place rather than to ``None``.
         """
-        ours = self.gradients[len(self.inputs) :]
-        held = [
-            parameter
-            for parameter, static in zip(self.parameters, ours, strict=True)
-            if static is not None and parameter.grad is not None and parameter.grad.data_ptr() == static.data_ptr()
-        ]
-        for parameter in held:
-            assert parameter.grad is not None
-            parameter.grad = parameter.grad.clone()
+        for parameter, static in zip(self.parameters, self.gradients[len(self.inputs) :], strict=True):
+            gradient = parameter.grad
+            if static is not None and gradient is not None and gradient.data_ptr() == static.data_ptr():
+                parameter.grad = gradient.clone()
 
 
 class _Replay(torch.autograd.Function):
     """The two graphs as one node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, graphed: Graphed, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, graphed: GraphedFunction, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.graphed, ctx.step = graphed, graphed.replay_forward(tensors[: len(graphed.inputs)])
         outputs = [
-            (leaf.detach(), flow) for leaf, flow in zip(graphed.outputs, graphed.flows, strict=True) if _is(leaf)
+            (leaf.detach(), differentiable)
+            for leaf, differentiable in zip(graphed.outputs, graphed.differentiable, strict=True)
+            if isinstance(leaf, Tensor)
         ]
-        ctx.mark_non_differentiable(*(leaf for leaf, flow in outputs if not flow))
-        ctx.flows = [flow for _, flow in outputs]
+        ctx.mark_non_differentiable(*(leaf for leaf, differentiable in outputs if not differentiable))
+        ctx.differentiable = [differentiable for _, differentiable in outputs]
         return tuple(leaf for leaf, _ in outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        graphed: Graphed = ctx.graphed
-        graphed.replay_backward(ctx.step, list(itertools.compress(gradients, ctx.flows)))
-        entering, own = graphed.gradients[: len(graphed.inputs)], graphed.gradients[len(graphed.inputs) :]
-        copies = (None if static is None else static.clone() for static in entering)
-        return None, *copies, *(None if static is None else static.detach() for static in own)
+        graphed: GraphedFunction = ctx.graphed
+        graphed.replay_backward(ctx.step, list(itertools.compress(gradients, ctx.differentiable)))
+        count = len(graphed.inputs)
+        # Gradients of inputs go on into the caller's graph, beyond the next replay. Those of parameters need no copy:
+        # the next replay_backward makes one of each that has become a .grad.
+        of_inputs = (None if static is None else static.clone() for static in graphed.gradients[:count])
+        return None, *of_inputs, *(None if static is None else static.detach() for static in graphed.gradients[count:])
 
 
 def _check_leaves(leaves: Sequence[Any]) -> None:
@@ -189,21 +192,17 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
         )
 
 
-def _apart(found: Sequence[Tensor | None], taken: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients none of which is another one or one of the taken tensors: autograd's own may share memory."""
-    addresses = {tensor.data_ptr() for tensor in taken}
+def _apart(gradients: Sequence[Tensor | None], others: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients, each in memory of its own: autograd's may be one another, a seed, an input or an output."""
+    addresses = {tensor.data_ptr() for tensor in others}
     apart: list[Tensor | None] = []
-    for gradient in found:
+    for gradient in gradients:
         if gradient is not None and gradient.data_ptr() in addresses:
             gradient = gradient.clone()
         if gradient is not None:
             addresses.add(gradient.data_ptr())
         apart.append(gradient)
     return apart
-
-
-def _is(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
 
 
 def _differentiable(leaves: Sequence[Any]) -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""PararealModule -> the same network run in this process: on streams, with equal segments stacked, as CUDA graphs.
+"""PararealModule -> LocalModule: the network run in this process, on streams, with segments stacked, as CUDA graphs.
 
 Three things keep one GPU from running n segments at the same time, and each has its remedy:
 
     all kernels are issued to one stream          a stream for each segment               streams.py
-    Python issues them more slowly than they run  CUDA graphs                             graphs.py
+    Python issues them more slowly than they run  CUDA graphs                             graphed_network.py
     each kernel is too small to fill the GPU      segments of one structure as one batch  stacking.py
 """
 
@@ -19,23 +19,22 @@ import torch
 
 from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelError, PlanError
 from pararealize.network.module import PararealModule
+from pararealize.network.parts import read_equation
 from pararealize.tracing.example import Example
 from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.module_view import ModuleView, mirror
 from pararealize.tracing.operations import tensors_in
 
-from .captured import (
-    Captured,
-    Entering,
-    Parts,
-    Whole,
+from .capture_checks import check_hooks, check_static, example_error
+from .graphed_network import (
+    ArgumentRecorder,
+    GraphedNetwork,
+    GraphedParts,
+    GraphedWhole,
     autocast_without_cache,
-    check_hooks,
-    check_static,
-    key_of,
-    not_accepted,
-    places_of,
-    state_kept,
+    call_key,
+    preserve_network_state,
+    segment_devices,
 )
 from .stacking import Stack, pays, stacked_graph, stacks_of
 from .streams import Runner, make_streams
@@ -161,10 +160,10 @@ class LocalModule(ModuleView):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output: by a captured graph where one fits, eagerly elsewhere."""
         inputs = self._positional(args, kwargs)
-        captured: Captured | None = self._captures.get(key_of(self.training, inputs)) if self._captures else None
-        if captured is None or not captured.fits(inputs):
+        graphed: GraphedNetwork | None = self._captures.get(call_key(self.training, inputs)) if self._captures else None
+        if graphed is None or not graphed.fits(inputs):
             return self._runner.run(*inputs)
-        return captured(inputs)
+        return graphed(inputs)
 
     def capture(self, example_inputs: Any, *, graphs: Graphs | None = None, training: bool | None = None) -> None:
         """Capture one mode and one size of input as CUDA graphs; what was captured before for these is replaced.
@@ -201,13 +200,13 @@ class LocalModule(ModuleView):
         inputs = self._example(example_inputs)
         with self._in_mode(training), torch.inference_mode(False), torch.set_grad_enabled(training):
             check_static(net, inputs)
-            key = key_of(training, inputs)
+            key = call_key(training, inputs)
             if old := self._captures.pop(key, None):
                 old.release()
-            with state_kept(net), autocast_without_cache():
+            with preserve_network_state(net), autocast_without_cache():
                 try:
-                    make = Whole if graphs == "whole" else Parts
-                    self._captures[key] = make(net, self._runner, inputs, training=training)
+                    kind = GraphedWhole if graphs == "whole" else GraphedParts
+                    self._captures[key] = kind(net, self._runner, inputs, training=training)
                 except RuntimeError as error:
                     raise CaptureError(
                         f"{net.plan.model} cannot be captured as CUDA graphs: {error}; run it with run_local, or look "
@@ -216,8 +215,8 @@ class LocalModule(ModuleView):
 
     def release(self) -> PararealModule:
         """Give the memory of all captures back; returns the network, which was an ordinary module all along."""
-        for captured in self._captures.values():
-            captured.release()
+        for graphed in self._captures.values():
+            graphed.release()
         self._captures.clear()
         return self.net
 
@@ -231,8 +230,8 @@ class LocalModule(ModuleView):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalModule:
         net = copy.deepcopy(self.net, memo)
-        chosen = {stack.segments for stack in self.stacks}
-        stacks = [stack for stack in stacks_of(net)[0] if stack.segments in chosen] if chosen else []
+        segments = {stack.segments for stack in self.stacks}
+        stacks = [stack for stack in stacks_of(net)[0] if stack.segments in segments] if segments else []
         memo[id(self)] = copied = LocalModule(net, streams=self._streams, stacks=stacks)
         return copied
 
@@ -245,7 +244,7 @@ class LocalModule(ModuleView):
         return self
 
     def _make_streams(self) -> tuple[torch.cuda.Stream, ...] | None:
-        devices = places_of(self.net)
+        devices = segment_devices(self.net)
         return make_streams(devices) if self._streams and all(map(_is_gpu, devices)) else None
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -258,7 +257,7 @@ class LocalModule(ModuleView):
         if example_inputs is None:
             raise ExampleError("no example inputs; pass a batch of the size that will be run")
         if self.net.devices is None:
-            home = places_of(self.net)[0]
+            home = segment_devices(self.net)[0]
             away = {str(t.device) for t in tensors_in(_contents(example_inputs)) if t.device != home}
             if away:
                 raise DeviceError(
@@ -266,27 +265,23 @@ class LocalModule(ModuleView):
                 )
         example = Example.of(self.net, example_inputs)
         contents = _contents(example_inputs)
-        given = contents if isinstance(contents, Mapping) else dict(zip(example.values, contents, strict=False))
+        by_name = contents if isinstance(contents, Mapping) else dict(zip(example.values, contents, strict=False))
         for name, value in example.tensors.items():
-            value.requires_grad_(given[name].requires_grad)
+            value.requires_grad_(by_name[name].requires_grad)
         return self._positional(example.args, example.kwargs)
 
     def _faster(self, stacks: Sequence[Stack], example_inputs: Any) -> list[Stack]:
         """Those of the stacks that take less time than their segments."""
         inputs = self._example(example_inputs)
-        with state_kept(self.net):
-            entering = Entering(self.net, self.net.graph, None)
+        with preserve_network_state(self.net):
+            recorder = ArgumentRecorder(self.net, self.net.graph, None)
             with torch.no_grad():
                 try:
-                    entering.run(*inputs)
+                    recorder.run(*inputs)
                 except (RuntimeError, TypeError, ValueError) as error:
-                    raise not_accepted(self.net, error) from error
-            nodes = {node.name: node for node in self.net.graph.nodes}
-            return [
-                stack
-                for stack in stacks
-                if pays(stack, [entering.seen[nodes[f"y_{j}"]][0] for j in stack.segments], backward=self.training)
-            ]
+                    raise example_error(self.net, error) from error
+            x = {j: recorder.arguments[call][0] for j, call in read_equation(self.net.graph).y.items()}
+            return [stack for stack in stacks if pays(stack, [x[j] for j in stack.segments], backward=self.training)]
 
     @contextlib.contextmanager
     def _in_mode(self, training: bool) -> Iterator[None]:
@@ -308,11 +303,11 @@ def _is_gpu(device: torch.device) -> bool:
 
 
 def _gpus(net: PararealModule) -> list[torch.device]:
-    devices = places_of(net)
+    devices = segment_devices(net)
     if not all(map(_is_gpu, devices)):
-        seen = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU that torch can use"
+        gpus = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU that torch can use"
         raise DeviceError(
-            f"CUDA graphs need a network on GPUs, and this one is on {_listed(devices)}; this machine has {seen}: "
+            f"CUDA graphs need a network on GPUs, and this one is on {_listed(devices)}; this machine has {gpus}: "
             "move the network with .to('cuda') where there is one, or use run_local without capture"
         )
     return devices

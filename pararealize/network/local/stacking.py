@@ -1,4 +1,4 @@
-"""A parareal network -> which of its segments can run as one batched network, and the graph in which they do.
+"""PararealModule -> Stacks, segments that run as one batched network, and the network's graph with them as one call.
 
 Segments of one structure compute the same operations with other numbers. Stacked, each operation runs once on all of
 them: a convolution becomes a grouped one, a matrix product a batched one, and as many times fewer kernels are launched:
@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from pararealize.network.module import PararealModule
+from pararealize.network.parts import read_equation
 
 __all__ = ["Stack", "pays", "stacked_graph", "stacks_of"]
 
@@ -40,7 +41,7 @@ class Stack:
         segments: their numbers j.
         pieces: g^j for each.
         leaves: for each, its modules that do the work, in order.
-        tensors: for each name of a parameter or buffer in the first piece, who holds it in each, under which name.
+        tensors: for each name of a parameter or buffer in the first piece, its owner and its name there in each piece.
     """
 
     segments: tuple[int, ...]
@@ -61,27 +62,27 @@ class Stack:
         """``(x_j, ...) -> (y_j, ...)``; one by one where shapes, types or modes have come to differ."""
         if not self._alike(x):
             return tuple(piece(x_j) for piece, x_j in zip(self.pieces, x, strict=True))
-        held = {name: [_held(owner, key) for owner, key in owners] for name, owners in self.tensors.items()}
-        stacked = {name: torch.stack(tensors) for name, tensors in held.items()}
+        originals = {name: [_tensor(owner, key) for owner, key in owners] for name, owners in self.tensors.items()}
+        stacked = {name: torch.stack(tensors) for name, tensors in originals.items()}
 
         def g(tensors: dict[str, Tensor], x_j: Tensor) -> Any:
             return functional_call(self.pieces[0], tensors, (x_j,), strict=False)
 
         y: Tensor = torch.vmap(g, randomness="different")(stacked, torch.stack(x))
         if any(module.training for module in self.leaves[0]):
-            self._write_back(held, stacked)
+            self._write_back(originals, stacked)
         return y.unbind()
 
     def _alike(self, x: Sequence[Tensor]) -> bool:
         modes = {tuple(module.training for module in leaves) for leaves in self.leaves}
         return len(modes) == 1 and len({(x_j.shape, x_j.dtype, x_j.device) for x_j in x}) == 1
 
-    def _write_back(self, held: Mapping[str, list[Tensor]], stacked: Mapping[str, Tensor]) -> None:
-        """What the segments changed in place: their buffers, such as running means."""
-        buffers = [name for name, tensors in held.items() if not isinstance(tensors[0], nn.Parameter)]
+    def _write_back(self, originals: Mapping[str, list[Tensor]], stacked: Mapping[str, Tensor]) -> None:
+        """Copy what the segments changed in place, their buffers such as running means, to where it belongs."""
+        buffers = [name for name, tensors in originals.items() if not isinstance(tensors[0], nn.Parameter)]
         with torch.no_grad():
             for name in buffers:
-                for tensor, value in zip(held[name], stacked[name], strict=True):
+                for tensor, value in zip(originals[name], stacked[name], strict=True):
                     tensor.copy_(value)
 
     def __str__(self) -> str:
@@ -125,9 +126,9 @@ def stacked_graph(net: PararealModule, stacks: Sequence[Stack]) -> fx.Graph:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(net.graph, copies))
-    ours = {node.name: node for node in net.graph.nodes}
+    y = read_equation(net.graph).y
     for stack in stacks:
-        old = [copies[ours[f"y_{j}"]] for j in stack.segments]
+        old = [copies[y[j]] for j in stack.segments]
         inputs = [node.all_input_nodes[0] for node in old]
         last = max(inputs, key=list(graph.nodes).index)
         with graph.inserting_after(last):
@@ -163,13 +164,13 @@ def pays(stack: Stack, x: Sequence[Tensor], *, backward: bool = True) -> bool:
 def _seconds(run: Callable[..., Any], x: Sequence[Tensor], stack: Stack, *, backward: bool) -> float:
     x = [x_j.detach().requires_grad_(backward and x_j.is_floating_point()) for x_j in x]
     weights = {id(p): p for piece in stack.pieces for p in piece.parameters() if p.requires_grad}
-    began = _now(x[0].device)
+    start = _now(x[0].device)
     with torch.set_grad_enabled(backward):
         y = run(*(x_j * 1 for x_j in x))  # a segment may work in place, which a leaf forbids
         if backward:
             wanted = [*x, *weights.values()]
             torch.autograd.grad(y, wanted, [torch.ones_like(y_j) for y_j in y], allow_unused=True)
-    return _now(x[0].device) - began
+    return _now(x[0].device) - start
 
 
 def _now(device: torch.device) -> float:
@@ -196,7 +197,7 @@ def _why_not(piece: fx.GraphModule) -> str:
             owner, _, key = str(node.target).rpartition(".")
             if key not in (module := piece.get_submodule(owner))._parameters and key not in module._buffers:
                 return f"it reads the constant {node.target}"
-    tensors = [_held(owner, key) for owner, key in _tensors(piece).values()]
+    tensors = [_tensor(owner, key) for owner, key in _tensors(piece).values()]
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         return "it ties parameters"
     return ""
@@ -218,7 +219,7 @@ def _structure(piece: fx.GraphModule) -> Any:
             what = _settings(piece.get_submodule(str(node.target)))
         elif node.op == "get_attr":
             owner, _, key = str(node.target).rpartition(".")
-            what = _shape(_held(piece.get_submodule(owner), key))
+            what = _shape(_tensor(piece.get_submodule(owner), key))
         elif node.op == "call_function":
             what = node.target
         lines.append((node.op, what if node.op not in ("placeholder", "output") else "", references))
@@ -240,22 +241,22 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _tensors(piece: fx.GraphModule) -> dict[str, tuple[nn.Module, str]]:
-    """Who holds each tensor that a piece's graph uses, by its name there, in the order of the graph."""
-    found: dict[str, tuple[nn.Module, str]] = {}
+    """The owner of each tensor that a piece's graph uses and its name there, by its name in the graph, in order."""
+    owners: dict[str, tuple[nn.Module, str]] = {}
     for node in piece.graph.nodes:
         target = str(node.target)
         if node.op == "call_module":
             module = piece.get_submodule(target)
             for name, _ in _own_tensors(module):
                 inner, _, key = name.rpartition(".")
-                found[f"{target}.{name}"] = (module.get_submodule(inner), key)
+                owners[f"{target}.{name}"] = (module.get_submodule(inner), key)
         elif node.op == "get_attr":
             owner, _, key = target.rpartition(".")
-            found[target] = (piece.get_submodule(owner), key)
-    return found
+            owners[target] = (piece.get_submodule(owner), key)
+    return owners
 
 
-def _held(owner: nn.Module, key: str) -> Tensor:
+def _tensor(owner: nn.Module, key: str) -> Tensor:
     parameter = owner._parameters.get(key)
     tensor = owner._buffers[key] if parameter is None else parameter
     assert tensor is not None
@@ -269,7 +270,7 @@ def _stack(net: PararealModule, group: Sequence[int]) -> Stack:
         assert isinstance(piece, fx.GraphModule)
         pieces.append(piece)
     names, *_ = (tuple(_tensors(piece)) for piece in pieces)
-    holders = [list(_tensors(piece).values()) for piece in pieces]
+    owners = [list(_tensors(piece).values()) for piece in pieces]
     leaves = [
         tuple(piece.get_submodule(str(node.target)) for node in piece.graph.nodes if node.op == "call_module")
         for piece in pieces
@@ -278,5 +279,5 @@ def _stack(net: PararealModule, group: Sequence[int]) -> Stack:
         segments=tuple(group),
         pieces=tuple(pieces),
         leaves=tuple(leaves),
-        tensors={name: tuple(held[i] for held in holders) for i, name in enumerate(names)},
+        tensors={name: tuple(tensors[i] for tensors in owners) for i, name in enumerate(names)},
     )

@@ -1,4 +1,4 @@
-"""A parareal network's graph, CUDA streams -> the same network run with one stream a segment, forks and joins included.
+"""A parareal network's graph, CUDA streams -> Runner: calls the nodes one by one, each on the stream of its segment.
 
 Stream j runs C^j, g^j, F^{j-1} and what is added to y_j; the first runs the stem as well, the last one the head:
 
@@ -7,7 +7,13 @@ Stream j runs C^j, g^j, F^{j-1} and what is added to y_j; the first runs the ste
             └─ C^3 ─── g^3 ───────────────────────┴─ r_2 ─ F^2 ─ z_3 ─ head ── caller, who waits for all
 
 Nothing has to be said of the backward pass: autograd runs each operation's backward on the stream of its forward, and
-makes streams wait for one another where a gradient passes between them.
+makes streams wait for one another where a gradient passes between them,
+https://docs.pytorch.org/docs/stable/notes/cuda.html#stream-semantics-of-backward-passes.
+
+Two rules of CUDA are kept here. A stream waits (by an event) before it reads what another one writes. And the caching
+allocator gives a freed tensor's memory to the next request on the stream that it was *allocated* on, at once, without
+looking at other streams, so that whatever another stream reads has to be lent to that stream by ``record_stream``,
+https://docs.pytorch.org/docs/stable/generated/torch.Tensor.record_stream.html.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ import torch
 from torch import fx
 
 from pararealize.network.module import PararealModule
+from pararealize.network.parts import part_of
 from pararealize.tracing.operations import tensors_in
 
 from .stacking import Stack
@@ -53,15 +60,15 @@ class Runner:
         self.output = graph.output_node()
         self.order = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
         self.calls = {node: (parts or {}).get(node) or self._callable(node) for node in self.order}
-        self.last = _last_uses(self.order, self.output)
+        self.last_reads = _last_reads(self.order, self.output)
 
     def run(self, *inputs: Any) -> Any:
         """The network's output for inputs in the order of the graph's placeholders."""
         callers = {stream: torch.cuda.current_stream(stream.device) for stream in self.streams or ()}
         for stream, caller in callers.items():
             stream.wait_stream(caller)
-        given = inputs if self.streams is None else [_read_by_several(value) for value in inputs]
-        values: dict[fx.Node, Any] = dict(zip(self.inputs, given, strict=True))
+        arguments = inputs if self.streams is None else [_read_by_several(value) for value in inputs]
+        values: dict[fx.Node, Any] = dict(zip(self.inputs, arguments, strict=True))
         done: dict[fx.Node, torch.cuda.Event] = {}
         try:
             for node in self.order:
@@ -69,8 +76,8 @@ class Runner:
                     values[node] = self._call(node, values)
                 else:
                     values[node] = self._call_on(self.streams, node, values, done)
-                for read in self.last[node]:
-                    del values[read]
+                for value in self.last_reads[node]:
+                    del values[value]
         finally:  # after an error as well: whatever was started comes before what the caller does next
             for stream, caller in callers.items():
                 caller.wait_stream(stream)
@@ -97,7 +104,9 @@ class Runner:
                     continue
                 if other != CALLER:
                     stream.wait_event(done[argument])
-                    if streams[other - 1].device != stream.device:  # a copy is issued on its source's stream
+                    if streams[other - 1].device != stream.device:
+                        # A copy between GPUs is issued on the source's current stream, and waits for and holds up the
+                        # target's (aten/src/ATen/native/cuda/Copy.cu): both have to be the segments' own.
                         current.enter_context(torch.cuda.stream(streams[other - 1]))
                         continue
                 for tensor in tensors_in(values[argument]):
@@ -116,10 +125,10 @@ class Runner:
             return node.target
         if node.op == "call_method":
             return getattr(torch.Tensor, node.target)  # type: ignore[no-any-return]
-        find = operator.attrgetter(node.target)  # anew in every call, as the network's own code does
+        module_in = operator.attrgetter(node.target)  # in every call, as the network's own code does
 
         def call(*args: Any) -> Any:
-            return find(self.net)(*args)
+            return module_in(self.net)(*args)
 
         return call
 
@@ -129,26 +138,26 @@ def arguments_of(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[Any]:
     return [values[argument] if isinstance(argument, fx.Node) else argument for argument in node.args]
 
 
-def _last_uses(order: Sequence[fx.Node], output: fx.Node) -> dict[fx.Node, list[fx.Node]]:
+def _last_reads(order: Sequence[fx.Node], output: fx.Node) -> dict[fx.Node, list[fx.Node]]:
     """For each node, the values that nothing reads after it."""
-    seen = set(output.all_input_nodes)
+    read_later = set(output.all_input_nodes)
     last: dict[fx.Node, list[fx.Node]] = {}
     for node in reversed(order):
-        last[node] = [read for read in (node, *node.all_input_nodes) if read not in seen]
-        seen.update((node, *node.all_input_nodes))
+        last[node] = [value for value in (node, *node.all_input_nodes) if value not in read_later]
+        read_later.update((node, *node.all_input_nodes))
     return last
 
 
 def lanes_of(graph: fx.Graph, n: int) -> dict[fx.Node, int]:
     """The segment, 1 to n, on whose stream each node of an equation runs; 0 for inputs and outputs.
 
-    A called part says it by its name; what is computed from several values belongs to the last segment among them (r_j
-    to segment j+1); a transfer belongs to the first segment that reads it.
+    A part runs where its segment does; what is computed from several values belongs to the last segment among them
+    (r_j to segment j+1); a transfer belongs to the first segment that reads it.
     """
     lanes: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        if node.op == "call_module":
-            lanes[node] = _segment_of(str(node.target), n)
+        if (part := part_of(node)) is not None:
+            lanes[node] = part.home_segment(n)
         elif node.op == "output":
             lanes[node] = CALLER
         else:
@@ -165,25 +174,15 @@ def make_streams(devices: Sequence[torch.device]) -> tuple[torch.cuda.Stream, ..
     return tuple(torch.cuda.Stream(device=device) for device in devices)
 
 
-def _segment_of(target: str, n: int) -> int:
-    part, _, name = target.partition(".")
-    match part:
-        case "segments" | "adapters":
-            return int(name[1:])
-        case "coarse":
-            return int(name[1:]) + 1
-        case "head":
-            return n
-        case _:
-            return 1  # the stem and the context
-
-
 def _read_by_several(value: Any) -> Any:
-    """An input whose gradient is summed up before it reaches a leaf: autograd warns where a leaf gets it by streams."""
+    """A view of an input, in which the gradients from several streams are summed before they reach the leaf.
+
+    Autograd warns where a leaf itself gets gradients on several streams.
+    """
     return value.view_as(value) if isinstance(value, torch.Tensor) and value.requires_grad else value
 
 
 def lend(tensor: torch.Tensor, stream: torch.cuda.Stream) -> None:
-    """Keep the memory of a tensor from another use until what the stream has been asked to do is done."""
+    """Keep the memory of a tensor from another use until the stream has done what it has been asked to do so far."""
     if tensor.device == stream.device:
         tensor.record_stream(stream)

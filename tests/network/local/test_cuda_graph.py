@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize.errors import CaptureError
-from pararealize.network.local.cuda_graph import Graphed
+from pararealize.network.local.cuda_graph import GraphedFunction
 from tests.cuda_double import Machine, cuda_on_the_cpu
 
 X = torch.randn(3, 4)
@@ -18,9 +18,9 @@ X = torch.randn(3, 4)
 
 def captured(
     machine: Machine, function: Callable[..., Any], *example: Tensor, weights: Any = (), **options: Any
-) -> Graphed:
+) -> GraphedFunction:
     """The parameters stand for themselves."""
-    return Graphed(function, example, [(p, p) for p in weights], stream=machine.make_stream(), **options)  # type: ignore[arg-type]
+    return GraphedFunction(function, example, [(p, p) for p in weights], stream=machine.make_stream(), **options)  # type: ignore[arg-type]
 
 
 def test_values_and_gradients_are_those_of_the_function() -> None:

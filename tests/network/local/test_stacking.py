@@ -97,6 +97,20 @@ def test_optimisers_and_checkpoints_reach_the_parameters() -> None:
     assert torch.allclose(stacked(x), net(x), atol=1e-5)
 
 
+def test_an_input_may_have_a_segments_letter_as_its_name() -> None:
+    """Nodes were once taken by their names, and the input y_1 for the output of segment 1."""
+
+    class Named(nn.Sequential):
+        def forward(self, y_1: Tensor) -> Tensor:
+            return super().forward(y_1)
+
+    x = torch.randn(5, 8)
+    net = pararealize(Named(*(nn.Linear(8, 8) for _ in range(4))), n=3, example_inputs=x, cuts=["2", "3"])
+    local = run_local(net, stack=True)
+    assert local.stacks
+    assert torch.allclose(local(x), net(x), atol=1e-5)
+
+
 def test_random_numbers_differ_between_segments() -> None:
     net, x = chain_of(lambda: Norms(4, 0.5), 4, torch.randn(5, 4, 6, 6), 2)
     (stack,), _ = stacks_of(net)

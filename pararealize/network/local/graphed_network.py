@@ -1,7 +1,7 @@
-"""A network's runner, inputs of one size, a mode -> the captured network for calls like this one, as CUDA graphs.
+"""A network's runner, inputs of one size, a mode -> a GraphedNetwork: CUDA graphs for calls with inputs of that size.
 
-Two ways: ``Whole``, one graph of the forward and one of the backward, in which segments are parallel branches, and
-``Parts``, a pair of graphs for every part, replayed on its segment's stream, which works on several GPUs.
+Two ways: ``GraphedWhole``, one graph of the forward and one of the backward, in which segments are parallel branches,
+and ``GraphedParts``, a pair of graphs for every part, replayed on its segment's stream, which works on several GPUs.
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from pararealize.analysis.dry_run import DryRun
-from pararealize.errors import CaptureError, ExampleError, ModelError, PararealizeError
+from pararealize.errors import CaptureError, ModelError
 from pararealize.network.module import PararealModule
-from pararealize.random_state import host_state, preserve_host_state, preserve_state
-from pararealize.tracing.module_copy import share_contents
+from pararealize.random_state import preserve_state
 from pararealize.tracing.module_view import BorrowedModule
 from pararealize.tracing.operations import tensors_in
 
-from .cuda_graph import Graphed
+from .cuda_graph import GraphedFunction
 from .stacking import Stack
 from .streams import CALLER, Runner, arguments_of, lend, make_streams
 
 __all__ = [
-    "Captured",
-    "Entering",
-    "Parts",
-    "Whole",
+    "ArgumentRecorder",
+    "GraphedNetwork",
+    "GraphedParts",
+    "GraphedWhole",
     "autocast_without_cache",
-    "check_hooks",
-    "check_static",
-    "key_of",
-    "not_accepted",
-    "places_of",
-    "state_kept",
+    "call_key",
+    "preserve_network_state",
+    "segment_devices",
 ]
 
 
-class Captured:
-    """What every capture has: when it fits, and whether the tensors it was made of are still there."""
+class GraphedNetwork:
+    """A network as CUDA graphs: replayed where a call fits the capture and the tensors captured are still in place.
+
+    Args:
+        net: the network; its modes and gradients are those of the capture.
+        inputs: the inputs that were captured with, in the order of the signature.
+    """
 
     def __init__(self, net: PararealModule, inputs: Sequence[Any]) -> None:
         self.modules = list(net.modules())
         self.flags = [module.training for module in self.modules]
-        self.asked = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
+        self.inputs_require_grad = _require_grad(inputs)
         self.differentiable = torch.is_grad_enabled()
         self.holders = [d for module in self.modules for d in (module._parameters, module._buffers) if d]
         self.tensors = [tensor for tensor in self._now() if tensor is not None]
-        self.memory = [tensor.detach() for tensor in self.tensors]  # kept, lest graphs write into what is another's
-        self.found = self._state()
+        # The graphs go on using these addresses; a reference keeps the allocator from handing them to other tensors.
+        self.memory = [tensor.detach() for tensor in self.tensors]
+        self.state = self._state()
         self.name = net.plan.model
 
     def __call__(self, inputs: Sequence[Any]) -> Any:
@@ -69,8 +69,8 @@ class Captured:
             return False
         if not torch.is_grad_enabled():
             return True
-        asked = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
-        return self.differentiable and all(here or not now for now, here in zip(asked, self.asked, strict=True))
+        wanted = zip(_require_grad(inputs), self.inputs_require_grad, strict=True)
+        return self.differentiable and all(captured or not now for now, captured in wanted)
 
     def release(self) -> None:
         """Give the graphs' memory back."""
@@ -80,15 +80,15 @@ class Captured:
     def _replay(self, inputs: Sequence[Any]) -> Any:
         raise NotImplementedError
 
-    def _graphs(self) -> Iterable[Graphed]:
+    def _graphs(self) -> Iterable[GraphedFunction]:
         raise NotImplementedError
 
     def _check(self) -> None:
-        """Refuse parameters that are others than, elsewhere than or frozen otherwise than those that were captured.
+        """Refuse parameters that were replaced, moved, frozen or unfrozen since the capture.
 
         It runs after the graphs have been started, in the time that they take; they touch the old memory alone.
         """
-        if self._state() != self.found:
+        if self._state() != self.state:
             raise ModelError(
                 f"parameters or buffers of {self.name} have been moved, replaced or frozen since its graphs were "
                 "captured (to(), half(), load_state_dict(assign=True), requires_grad_()), and the graphs still use the "
@@ -103,20 +103,24 @@ class Captured:
         return [*map(id, self._now())], places, [tensor.requires_grad for tensor in self.tensors]
 
 
-class Whole(Captured):
+def _require_grad(inputs: Sequence[Any]) -> list[bool]:
+    return [isinstance(value, Tensor) and value.requires_grad for value in inputs]
+
+
+class GraphedWhole(GraphedNetwork):
     """One graph of the whole forward, one of the whole backward; segments are branches that run at the same time."""
 
     def __init__(self, net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> None:
-        device = places_of(net)[0]
+        device = segment_devices(net)[0]
         is_tensor = [isinstance(value, Tensor) for value in inputs]
         plain = [None if isinstance(value, Tensor) else value for value in inputs]
 
         def function(*tensors: Tensor) -> Any:
-            given = iter(tensors)
-            return runner.run(*(next(given) if here else v for here, v in zip(is_tensor, plain, strict=True)))
+            remaining = iter(tensors)
+            return runner.run(*(next(remaining) if tensor else v for tensor, v in zip(is_tensor, plain, strict=True)))
 
         with _stand_ins(net) as pairs:
-            self.graphed = Graphed(
+            self.graphed = GraphedFunction(
                 function,
                 [value.detach().to(device).requires_grad_(value.requires_grad) for value in tensors_in(inputs)],
                 pairs,
@@ -129,59 +133,59 @@ class Whole(Captured):
     def _replay(self, inputs: Sequence[Any]) -> Any:
         return self.graphed(*tensors_in(inputs))
 
-    def _graphs(self) -> Iterable[Graphed]:
+    def _graphs(self) -> Iterable[GraphedFunction]:
         return (self.graphed,)
 
 
-class Parts(Captured):
+class GraphedParts(GraphedNetwork):
     """Graphs of every part, forward and backward, each replayed on its segment's stream.
 
     A part stays eager where it reads what is no tensor, or something on another device.
     """
 
     def __init__(self, net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> None:
-        entering = Entering(net, runner.graph, None)
-        entering.run(*inputs)
-        devices = places_of(net)
+        recorder = ArgumentRecorder(net, runner.graph, None)
+        recorder.run(*inputs)
+        devices = segment_devices(net)
         streams = runner.streams or make_streams(devices)
-        for stream in streams:  # which take these values from here
+        for stream in streams:  # the arguments were computed on the current streams, and are read on these
             stream.wait_stream(torch.cuda.current_stream(stream.device))
-        self.graphed: dict[fx.Node, Graphed] = {}
+        self.graphed: dict[fx.Node, GraphedFunction] = {}
         with _stand_ins(net) as pairs:
             real = {id(stand_in): parameter for parameter, stand_in in pairs}
-            for node, args in entering.seen.items():
-                called, j = _called(net, node), runner.lanes[node]
-                if j == CALLER or not called or not _is_at_home(called, args, devices[j - 1]):
+            for node, args in recorder.arguments.items():
+                modules, j = _modules_of(net, node), runner.lanes[node]
+                if j == CALLER or not modules or not _is_on_one_device(modules, args, devices[j - 1]):
                     continue
-                used = dict.fromkeys(p for module in called for p in module.parameters() if id(p) in real)
+                used = dict.fromkeys(p for module in modules for p in module.parameters() if id(p) in real)
                 pairs = [(real[id(stand_in)], stand_in) for stand_in in used]
-                function = node.target if isinstance(node.target, Stack) else called[0]
+                function = node.target if isinstance(node.target, Stack) else modules[0]
                 stream = streams[j - 1]
                 for value in args:
                     lend(value, stream)
                 with torch.cuda.stream(stream) if runner.streams else contextlib.nullcontext():
-                    self.graphed[node] = Graphed(function, args, pairs, stream=stream, backward=training)
+                    self.graphed[node] = GraphedFunction(function, args, pairs, stream=stream, backward=training)
         self.runner = Runner(net, runner.graph, runner.streams, self.graphed)
         super().__init__(net, inputs)
 
     def _replay(self, inputs: Sequence[Any]) -> Any:
         return self.runner.run(*inputs)
 
-    def _graphs(self) -> Iterable[Graphed]:
+    def _graphs(self) -> Iterable[GraphedFunction]:
         return self.graphed.values()
 
 
-class Entering(Runner):
-    """Runs a network once, where it is called, and keeps copies of what each part was called with."""
+class ArgumentRecorder(Runner):
+    """Runs a network where it is called, and keeps copies of the arguments of each part: a part may work in place."""
 
     def __init__(self, net: PararealModule, graph: fx.Graph, streams: None) -> None:
         super().__init__(net, graph, streams)
-        self.seen: dict[fx.Node, list[Any]] = {}
+        self.arguments: dict[fx.Node, list[Any]] = {}
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if node.op == "call_module" or isinstance(node.target, Stack):
             args = arguments_of(node, values)
-            self.seen[node] = [_copied(value) if isinstance(value, Tensor) else value for value in args]
+            self.arguments[node] = [_copied(value) if isinstance(value, Tensor) else value for value in args]
         return super()._call(node, values)
 
 
@@ -189,16 +193,16 @@ def _copied(value: Tensor) -> Tensor:
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
-def _called(net: PararealModule, node: fx.Node) -> tuple[nn.Module, ...]:
+def _modules_of(net: PararealModule, node: fx.Node) -> tuple[nn.Module, ...]:
     """The modules that a node of the equation runs."""
     return node.target.pieces if isinstance(node.target, Stack) else (net.get_submodule(str(node.target)),)
 
 
-def _is_at_home(called: Sequence[nn.Module], args: Sequence[Any], device: torch.device) -> bool:
+def _is_on_one_device(modules: Sequence[nn.Module], args: Sequence[Any], device: torch.device) -> bool:
     """Whether a part reads tensors alone, all on its segment's device: transfers do not belong into a graph."""
-    if any(isinstance(inner, BorrowedModule) for module in called for inner in module.modules()):
+    if any(isinstance(inner, BorrowedModule) for module in modules for inner in module.modules()):
         return False
-    read = [*args, *(t for module in called for t in (*module.parameters(), *module.buffers()))]
+    read = [*args, *(t for module in modules for t in (*module.parameters(), *module.buffers()))]
     return all(isinstance(value, Tensor) and value.device == device for value in read)
 
 
@@ -206,25 +210,26 @@ def _is_at_home(called: Sequence[nn.Module], args: Sequence[Any], device: torch.
 def _stand_ins(net: PararealModule) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
     """Parameters over the same memory in the place of the network's own, in pairs (own, stand-in), while capturing.
 
-    Autograd runs a parameter's last step on the stream on which it was first used, and its hooks whenever a gradient is
-    computed; new ones have neither a past on other streams nor hooks.
+    Autograd's AccumulateGrad node of a parameter belongs to the stream on which the parameter was first used, which in
+    a capture must be a capturing one, and it calls the parameter's hooks. New parameters have neither a past on other
+    streams nor hooks. ``torch.cuda.make_graphed_callables`` leaves the first to its callers, see "Partial-network
+    capture" in https://docs.pytorch.org/docs/stable/notes/cuda.html.
     """
-    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+    pairs: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     replaced: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
     for module in net.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.requires_grad:
-                stand_in = nn.Parameter(parameter.detach())
-                _, stand_in = made.setdefault(id(parameter), (parameter, stand_in))
+                pairs.setdefault(id(parameter), (parameter, nn.Parameter(parameter.detach())))
                 replaced.append((module._parameters, name, parameter))
     for holder, name, parameter in replaced:
-        holder[name] = made[id(parameter)][1]
+        holder[name] = pairs[id(parameter)][1]
     try:
-        yield list(made.values())
+        yield list(pairs.values())
     finally:
         for holder, name, parameter in replaced:
             holder[name] = parameter
-    if any(parameter.data_ptr() != stand_in.data_ptr() for parameter, stand_in in made.values()):
+    if any(parameter.data_ptr() != stand_in.data_ptr() for parameter, stand_in in pairs.values()):
         raise CaptureError(
             f"{net.plan.model} moves its parameters to other memory while it runs, as recurrent layers may; run it "
             "with run_local alone, or let it settle with a forward before the capture"
@@ -234,92 +239,25 @@ def _stand_ins(net: PararealModule) -> Iterator[list[tuple[nn.Parameter, nn.Para
 # ------------------------------------------------------------------------------------------------- before and around
 
 
-def key_of(training: bool, inputs: Sequence[Any]) -> Any:
+def call_key(training: bool, inputs: Sequence[Any]) -> Any:
     """What has to be equal for a captured graph to fit: mode, autocast, sizes, types and plain values."""
-    given = tuple((value.shape, value.dtype) if isinstance(value, Tensor) else repr(value) for value in inputs)
+    kinds = tuple((value.shape, value.dtype) if isinstance(value, Tensor) else repr(value) for value in inputs)
     autocast = torch.is_autocast_enabled("cuda")
-    return training, torch.get_autocast_dtype("cuda") if autocast else None, given
+    return training, torch.get_autocast_dtype("cuda") if autocast else None, kinds
 
 
-def places_of(net: PararealModule) -> list[torch.device]:
-    """Where each segment is."""
+def segment_devices(net: PararealModule) -> list[torch.device]:
+    """The device of each segment, in order."""
     if net.devices is not None:  # torch.device("cuda") is the current GPU, which tensors call by its number
         return [torch.empty(0, device=device).device for device in net.devices]
     return [next(net.parameters()).device] * net.plan.n
 
 
-def check_hooks(net: PararealModule) -> None:
-    """Refuse hooks of modules: they are Python, of which a graph would keep what they did once.
-
-    Raises:
-        CaptureError: there are some; says where.
-    """
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    pieces = (net, net.stem, net.head, *net.segments.values(), *filter(None, [net.context]))
-    named = {id(m): (name or type(m).__name__, m) for piece in pieces for name, m in piece.named_modules()}
-    hooked = [name for name, module in named.values() if any(getattr(module, kind) for kind in kinds)]
-    if hooked:
-        more = f" and {len(hooked) - 3} more" if len(hooked) > 3 else ""
-        raise CaptureError(
-            f"{net.plan.model} has hooks, which would not run in a CUDA graph: on {', '.join(hooked[:3])}{more}; "
-            "remove them, or put them on parameters, where they do run"
-        )
-
-
-def check_static(net: PararealModule, inputs: Sequence[Any]) -> None:
-    """Run the network on fake tensors, which have no values: what asks for one cannot be captured.
-
-    Raises:
-        CaptureError: something does, or draws random numbers from Python or NumPy.
-        ExampleError: the network does not accept the inputs.
-    """
-    before = host_state()
-    with preserve_host_state(), FakeTensorMode(allow_non_fake_inputs=True):
-
-        def fake(tensor: Tensor) -> Tensor:
-            return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-
-        values = [fake(value) if isinstance(value, Tensor) else value for value in inputs]
-        try:
-            DryRun(_Plain(net), values, fake).forward()
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise CaptureError(
-                f"{net.plan.model} asks the GPU for values while it runs ({error}), which a CUDA graph cannot; run it "
-                "with run_local alone, or take out what depends on values"
-            ) from error
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise not_accepted(net, error) from error
-        drawn = host_state() != before
-    if drawn:
-        raise CaptureError(
-            f"{net.plan.model} draws random numbers from Python or NumPy while it runs, of which a CUDA graph would "
-            "keep the first ones; draw them with torch, or run it with run_local alone"
-        )
-
-
-class _Plain(nn.Module):
-    """The network's parts under its own names, run one after the other."""
-
-    def __init__(self, net: PararealModule) -> None:
-        super().__init__()
-        share_contents(self, net)
-        self.__dict__["run"] = Runner(net, net.graph, None).run
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.__dict__["run"](*inputs)
-
-
-def not_accepted(net: PararealModule, error: Exception) -> PararealizeError:
-    """The error of an example that does not run."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ExampleError(f"{net.plan.model} does not accept the example inputs: {reason}; pass a batch that it runs on")
-
-
 @contextlib.contextmanager
-def state_kept(net: PararealModule) -> Iterator[None]:
+def preserve_network_state(net: PararealModule) -> Iterator[None]:
     """Put back, on leaving, what a run moves on: buffers and random states. Gradients must not be touched within."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    with preserve_state(places_of(net)):
+    with preserve_state(segment_devices(net)):
         try:
             yield
         finally:
@@ -330,7 +268,11 @@ def state_kept(net: PararealModule) -> Iterator[None]:
 
 @contextlib.contextmanager
 def autocast_without_cache() -> Iterator[None]:
-    """The caller's autocast, whose cache of weights would outlive a capture."""
+    """The caller's autocast without its cache of cast weights.
+
+    A weight that is cast while a graph is captured lies in the graph's memory; a cached copy of it, read outside the
+    graph, would change with every replay. The reference of ``torch.cuda.make_graphed_callables`` asks for the same.
+    """
     if not torch.is_autocast_enabled("cuda"):
         yield
         return

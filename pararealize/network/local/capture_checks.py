@@ -1,0 +1,93 @@
+"""A network, inputs -> nothing, or a CaptureError that says what in the network no CUDA graph can hold.
+
+A captured graph replays kernels and runs no Python: hooks, branches that depend on values, and random numbers of Python
+and NumPy would stay what they were in the capture, https://docs.pytorch.org/docs/stable/notes/cuda.html#constraints.
+They are looked for on fake tensors, before anything is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from pararealize.analysis.dry_run import DryRun
+from pararealize.errors import CaptureError, ExampleError
+from pararealize.network.module import PararealModule
+from pararealize.random_state import host_state, preserve_host_state
+from pararealize.tracing.module_copy import share_contents
+
+from .streams import Runner
+
+__all__ = ["check_hooks", "check_static", "example_error"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def check_hooks(net: PararealModule) -> None:
+    """Refuse hooks of modules: they are Python, of which a graph would keep what they did once.
+
+    Raises:
+        CaptureError: there are some; says where.
+    """
+    roots = (net, net.stem, net.head, *net.segments.values(), *filter(None, [net.context]))
+    named = {id(m): (name or type(m).__name__, m) for root in roots for name, m in root.named_modules()}
+    hooked = [name for name, module in named.values() if any(getattr(module, kind) for kind in _HOOKS)]
+    if hooked:
+        more = f" and {len(hooked) - 3} more" if len(hooked) > 3 else ""
+        raise CaptureError(
+            f"{net.plan.model} has hooks, which would not run in a CUDA graph: on {', '.join(hooked[:3])}{more}; "
+            "remove them, or put them on parameters, where they do run"
+        )
+
+
+def check_static(net: PararealModule, inputs: Sequence[Any]) -> None:
+    """Run the network on fake tensors, which have no values: what asks for one cannot be captured.
+
+    Raises:
+        CaptureError: something does, or draws random numbers from Python or NumPy.
+        ExampleError: the network does not accept the inputs.
+    """
+    before = host_state()
+    with preserve_host_state(), FakeTensorMode(allow_non_fake_inputs=True):
+
+        def fake(tensor: Tensor) -> Tensor:
+            return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+        values = [fake(value) if isinstance(value, Tensor) else value for value in inputs]
+        try:
+            DryRun(_PartsInOrder(net), values, fake).forward()
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise CaptureError(
+                f"{net.plan.model} asks the GPU for values while it runs ({error}), which a CUDA graph cannot; run it "
+                "with run_local alone, or take out what depends on values"
+            ) from error
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise example_error(net, error) from error
+        has_drawn = host_state() != before
+    if has_drawn:
+        raise CaptureError(
+            f"{net.plan.model} draws random numbers from Python or NumPy while it runs, of which a CUDA graph would "
+            "keep the first ones; draw them with torch, or run it with run_local alone"
+        )
+
+
+class _PartsInOrder(nn.Module):
+    """The network's parts under its own names, run one after the other."""
+
+    def __init__(self, net: PararealModule) -> None:
+        super().__init__()
+        share_contents(self, net)
+        self.__dict__["run"] = Runner(net, net.graph, None).run
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.__dict__["run"](*inputs)
+
+
+def example_error(net: PararealModule, error: Exception) -> ExampleError:
+    """What to raise for example inputs with which the network does not run."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ExampleError(f"{net.plan.model} does not accept the example inputs: {reason}; pass a batch that it runs on")
