@@ -45,9 +45,10 @@ from pararealize.restacking.module import RestackedModule, restack
 from pararealize.restacking.tableaux import Tableau
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
-from pararealize.train.loop import evaluate, fit
+from pararealize.train.loop import fit
 from pararealize.train.recipe import Recipe
 from pararealize.train.run.history import History
+from pararealize.train.run.score import evaluate
 
 from .compiler import make_plan, pararealize
 from .errors import PararealizeError

@@ -13,8 +13,9 @@ from pararealize import models, pararealize
 from pararealize.calibration.fine_tuning import fine_tune
 from pararealize.calibration.fitting import calibrate
 from pararealize.data.catalogue import load
-from pararealize.train.loop import evaluate, fit
+from pararealize.train.loop import fit
 from pararealize.train.recipe import Recipe
+from pararealize.train.run.score import evaluate
 
 __all__ = ["COARSE", "measure"]
 

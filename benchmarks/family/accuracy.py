@@ -13,8 +13,9 @@ from pararealize import layer_parallel, pararealize
 from pararealize.data.catalogue import load
 from pararealize.multigrid.module import LayerParallel
 from pararealize.multigrid.monitor import Monitor
-from pararealize.train.loop import evaluate, fit
+from pararealize.train.loop import fit
 from pararealize.train.recipe import Recipe
+from pararealize.train.run.score import evaluate
 from pararealize.train.steps import MonitoredStep
 
 __all__ = ["EPOCHS", "WAYS", "measure"]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pararealize.coarse.coarse_block import Coarse
     from pararealize.plan.plan import Plan
 
-    from .steps import Step
+    from .steps import TrainingStep
 
 __all__ = ["METHODS", "Built", "Options", "build"]
 
@@ -84,7 +84,7 @@ class Built:
     """
 
     net: nn.Module
-    step: Step | None = None
+    step: TrainingStep | None = None
 
 
 def build(method: str, model: nn.Module, options: Options) -> Built:
@@ -157,8 +157,8 @@ def multigrid(model: nn.Module, options: Options) -> Built:
 
     Over a mesh, this rank's layers. In eval mode it runs as it is, so that scores are of the model itself.
 
-    In one process, ``more["monitor"]`` is ``True``, or arguments of :class:`~pararealize.multigrid.monitor.Monitor` by name: the
-    step is then a :class:`~pararealize.train.steps.MonitoredStep`.
+    In one process, ``more["monitor"]`` is ``True``, or arguments of :class:`~pararealize.multigrid.monitor.Monitor` by
+    name: the step is then a :class:`~pararealize.train.steps.MonitoredStep`.
     """
     settings = _monitor_settings(options.more.get("monitor"))
     more = {name: value for name, value in options.more.items() if name != "monitor"}

@@ -1,4 +1,7 @@
-"""A network -> forward and backward of one training step, the way its method wants it."""
+"""A network -> a function that takes one batch forward and backward: plainly, watched by a monitor, or one-shot.
+
+None of them touches the optimiser: :func:`pararealize.fit` takes its step with the gradients that were added.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,31 @@ from pararealize.multigrid.module import LayerParallel
 from pararealize.multigrid.monitor import Monitor
 from pararealize.multigrid.oneshot import SampleStates, names_of
 
-__all__ = ["MonitoredStep", "Step", "one_process_step", "one_shot_step"]
+__all__ = ["MonitoredStep", "TrainingStep", "one_process_step", "one_shot_step"]
+
+LossFunction = Callable[[Any, Tensor], Tensor]
 
 
-class Step(Protocol):
-    """Forward and backward, as :meth:`pararealize.Stage.step`: adds gradients and gives the loss, detached."""
+class TrainingStep(Protocol):
+    """Forward and backward, with the signature of :meth:`pararealize.Stage.step`."""
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        /,
-        *,
-        target: torch.Tensor,
-        loss_fn: Callable[[Any, torch.Tensor], torch.Tensor],
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> torch.Tensor:
-        """One step."""
+        self, x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: torch.amp.GradScaler | None = None
+    ) -> Tensor:
+        """Add the gradients of ``loss_fn(output, target)``, scaled where there is a scaler; return the loss, detached.
+
+        ``loss_fn`` may be called more than once, to compare; what counts is its first call.
+        """
 
 
-def one_process_step(net: nn.Module) -> Step:
+def one_process_step(net: nn.Module) -> TrainingStep:
     """The step of an ordinary module: forward, loss, backward."""
 
     def step(
-        x: torch.Tensor,
-        /,
-        *,
-        target: torch.Tensor,
-        loss_fn: Callable[[Any, torch.Tensor], torch.Tensor],
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> torch.Tensor:
+        x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: torch.amp.GradScaler | None = None
+    ) -> Tensor:
         loss = loss_fn(net(x), target)
+        # outside of autocast, as torch.amp's pages ask: backward runs each operation in the type that its forward had
         with torch.autocast(loss.device.type, enabled=False):
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         return loss.detach()
@@ -50,7 +48,7 @@ def one_process_step(net: nn.Module) -> Step:
 
 
 class MonitoredStep:
-    """Forward, backward and a monitor's check, for :func:`pararealize.fit`, which has the optimiser's step.
+    """Forward, backward and a monitor's check of both.
 
     ``fit`` keeps the monitor's state in its checkpoints, and what it raised in the history and the metrics.
 
@@ -75,13 +73,7 @@ class MonitoredStep:
         self._step = one_process_step(monitor.net)
 
     def __call__(
-        self,
-        x: Tensor,
-        /,
-        *,
-        target: Tensor,
-        loss_fn: Callable[[Any, Tensor], Tensor],
-        scaler: torch.amp.GradScaler | None = None,
+        self, x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: torch.amp.GradScaler | None = None
     ) -> Tensor:
         """Add the gradients, those that the monitor corrected where it did; give the loss before that, detached."""
         loss = self._step(x, target=target, loss_fn=loss_fn, scaler=scaler)
@@ -89,25 +81,18 @@ class MonitoredStep:
         return loss
 
 
-def one_shot_step(net: LayerParallel) -> Step:
-    """Forward and backward of one-shot training for :func:`pararealize.fit`, which has the optimiser's step."""
-    states = SampleStates()
+def one_shot_step(net: LayerParallel) -> TrainingStep:
+    """The step of one-shot training: the solve of every sample begins where its last one ended."""
+    states, ordinary_step = SampleStates(), one_process_step(net)
 
     def step(
-        x: Tensor,
-        /,
-        *,
-        target: Tensor,
-        loss_fn: Callable[[Any, Tensor], Tensor],
-        scaler: torch.amp.GradScaler | None = None,
+        x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: torch.amp.GradScaler | None = None
     ) -> Tensor:
         samples = names_of(x)
         net.forget()
         net.states.update(states.of(samples))
-        loss = loss_fn(net(x), target)
-        with torch.autocast(loss.device.type, enabled=False):
-            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+        loss = ordinary_step(x, target=target, loss_fn=loss_fn, scaler=scaler)
         states.keep(samples, net.states)
-        return loss.detach()
+        return loss
 
     return step

@@ -15,37 +15,37 @@ from pararealize.errors import ModelError
 from pararealize.train.run.score import correct, logits_of
 
 from .recipe import Recipe
-from .steps import Step, one_process_step
+from .steps import TrainingStep, one_process_step
 
-__all__ = ["Sums", "Taken", "Update"]
+__all__ = ["StepResult", "Sums", "Update"]
 
 
 @dataclasses.dataclass(slots=True)
 class Sums:
-    """Over some samples: their losses, how many of them were told right, how many they are."""
+    """Over some samples: the sum of their losses, how many of them were classified right, how many they are."""
 
     loss: float = 0.0
     right: float = 0.0
     count: float = 0.0
 
     def add(self, other: Sums) -> None:
-        """Take other samples in."""
+        """Add those of other samples."""
         self.loss, self.right, self.count = self.loss + other.loss, self.right + other.right, self.count + other.count
 
     @property
     def means(self) -> tuple[float, float]:
-        """The mean loss, and the share of samples that were taken for another class."""
+        """The mean loss, and the share of samples that were classified wrong."""
         return self.loss / self.count, (self.count - self.right) / self.count
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """What a batch gave, over all ranks.
+class StepResult:
+    """What a step found, over all ranks.
 
     Attributes:
-        sums: of its samples.
+        sums: over the batch's samples.
         gradient: norm of all gradients together, before clipping.
-        fault: ``"loss"`` or ``"gradients"``, where these are not finite: the weights are as they were then.
+        fault: ``"loss"`` or ``"gradients"`` where these are not finite, and the optimiser took no step; else empty.
     """
 
     sums: Sums
@@ -59,7 +59,7 @@ class Update:
     Args:
         net: the network, or this rank's part.
         recipe: which optimiser, loss and precision.
-        team: who trains it.
+        team: the ranks that train it.
         step: forward and backward, where the network has a way of its own.
         classes: how many logits it has to give at least.
 
@@ -72,25 +72,27 @@ class Update:
         device: where batches go.
     """
 
-    def __init__(self, net: nn.Module, recipe: Recipe, team: Team, step: Step | None = None, classes: int = 1) -> None:
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, team: Team, step: TrainingStep | None = None, classes: int = 1
+    ) -> None:
         self.net, self.recipe, self.team, self.classes = net, recipe, team, classes
-        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        if team.group is None and not trained:
+        trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        if team.group is None and not trainable:
             raise ModelError(
                 f"nothing of this {type(net).__name__} can be trained: it has no parameters, or all are frozen; call "
                 "requires_grad_() on those that are to be trained"
             )
         self.device = net.device if isinstance(net, Stage) else next(net.parameters()).device
-        self.step: Step = step or (net.step if isinstance(net, Stage) else one_process_step(net))
-        self.optimizer = recipe.make_optimizer(trained)
+        self.step: TrainingStep = step or (net.step if isinstance(net, Stage) else one_process_step(net))
+        self.optimizer = recipe.make_optimizer(trainable)
         self.scaler = _scaler(net, self.device) if recipe.amp == "float16" else None
 
-    def __call__(self, x: torch.Tensor, labels: torch.Tensor, lr: float) -> Taken:
+    def __call__(self, x: torch.Tensor, labels: torch.Tensor, lr: float) -> StepResult:
         """One step with this learning rate; all ranks call it, each with its share of the batch."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        right: list[torch.Tensor] = []
+        right: list[torch.Tensor] = []  # a step may compute its loss more than once, to compare: the first counts
 
         def loss_fn(output: Any, target: torch.Tensor) -> torch.Tensor:
             logits = logits_of(output, target, self.classes)
@@ -105,30 +107,30 @@ class Update:
                 self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         count = len(labels) if self.team.is_last else 0
-        told = right[0] if right else torch.zeros(())  # a step may compute its loss once more, to compare
-        mine = torch.stack([loss.double().cpu() * count, told.double().cpu()])
-        sums = Sums(*self.team.total(torch.cat([mine, torch.tensor([count], dtype=torch.float64)])).tolist())
+        correct_count = right[0] if right else torch.zeros(())  # ranks without the network's head know of no logits
+        here = torch.tensor([loss.double().item() * count, correct_count.item(), count], dtype=torch.float64)
+        sums = Sums(*self.team.total(here).tolist())
         if not math.isfinite(sums.loss):
-            return Taken(sums=sums, gradient=norm, fault="loss")
+            return StepResult(sums=sums, gradient=norm, fault="loss")
         if not math.isfinite(norm) and (self.scaler is None or self.scaler.get_scale() <= 1):
-            return Taken(sums=sums, gradient=norm, fault="gradients")
+            return StepResult(sums=sums, gradient=norm, fault="gradients")
         if self.scaler is None:
             self.optimizer.step()
         else:
-            self.scaler.step(self.optimizer)  # which is passed over where gradients are not finite
+            self.scaler.step(self.optimizer)  # the scaler leaves it out where gradients are not finite
             self.scaler.update()
-        return Taken(sums=sums, gradient=norm)
+        return StepResult(sums=sums, gradient=norm)
 
     def autocast(self) -> torch.autocast:
-        """In the recipe's precision."""
-        name = self.recipe.amp
-        kind = None if name is None else getattr(torch, name)
-        return torch.autocast(self.device.type, kind, enabled=name is not None)
+        """A context in which operations run in the recipe's precision."""
+        dtype = None if self.recipe.amp is None else getattr(torch, self.recipe.amp)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def _clip(self) -> float:
-        """The norm of all gradients together, which are clipped where the recipe says so.
+        """The norm of all gradients together; they are clipped where the recipe has a limit.
 
-        Where it is not finite they stay as they are, so that those that it comes from can be told from the others.
+        Where the norm is not finite they stay as they are: clipping would spread NaN to all of them, and hide which
+        parameter's gradient was the first.
         """
         limit = self.recipe.clip
         if isinstance(self.net, Stage):
@@ -142,6 +144,7 @@ class Update:
 
 
 def _scaler(net: nn.Module, device: torch.device) -> torch.amp.GradScaler:
+    """A scaler of the loss; over several ranks one for all, which skips a step on all where it skips one on any."""
     if isinstance(net, Stage):
         from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 

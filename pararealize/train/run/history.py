@@ -1,4 +1,7 @@
-"""What a training run measured -> rows, one for some steps or for an epoch: a JSON-lines file, a table."""
+"""What a training run measures -> rows for steps, for epochs, for what a monitor changed; as JSON lines and text.
+
+:data:`Row` is one of three kinds of values, and :class:`History` all of a run in order.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pararealize.table import aligned
 
 from .score import Score
 
-__all__ = ["EpochRow", "History", "Row", "StepRow"]
+__all__ = ["EpochRow", "History", "Row", "StepRow", "from_line", "to_line"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +26,9 @@ class StepRow:
         epoch: its number, from 1.
         lr: learning rate of the last of them.
         loss: mean over their samples, as trained (labels smoothed where asked for).
-        error: share of their samples taken for another class.
-        gradient: norm of all gradients together in the last of them, before clipping; ``None`` where they were not
-            finite and a scaler passed over the step.
+        error: share of their samples classified wrong.
+        gradient: norm of all gradients together in the last of them, before clipping; ``None`` where it was not finite
+            and a scaler left the step out.
     """
 
     step: int
@@ -38,16 +41,16 @@ class StepRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRow:
-    """One epoch: means over its training batches as they were met, and the test part after it.
+    """One epoch: means over its training batches, each at the weights of its step, and the test part after it.
 
     Attributes:
         step: number of its last step, from 1.
         epoch: its number, from 1.
         lr: learning rate of its last step.
         loss: mean over its samples, as trained.
-        error: share of its samples taken for another class.
+        error: share of its samples classified wrong.
         test_loss: mean cross-entropy on the test part.
-        test_error: share of the test part taken for another class.
+        test_error: share of the test part classified wrong.
     """
 
     step: int
@@ -108,7 +111,7 @@ def to_line(row: Row) -> str:
         >>> from_line(to_line(row)) == row
         True
     """
-    kind = next(kind for kind, of in KINDS.items() if isinstance(row, of))
+    kind = next(name for name, kind in KINDS.items() if isinstance(row, kind))
     return json.dumps({"kind": kind, **dataclasses.asdict(row)})
 
 

@@ -1,4 +1,4 @@
-"""Steps as they are taken -> where a run stands: samples a second, time left."""
+"""Durations of a training run's steps -> samples a second and the time left; and a run's progress, for who shows it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pararealize.multigrid.monitor import Event
 
 from .score import Score
 
-__all__ = ["Clock", "Progress"]
+__all__ = ["Progress", "RateMeter"]
 
-WINDOW = 50  # steps over which the rate is taken
+RECENT = 50  # steps over which the rate is taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +20,12 @@ class Progress:
     """Where a run stands after a step.
 
     Attributes:
-        step: number of the step that has just been taken, from 1; of ``steps``.
-        epoch: its number, from 1; of ``epochs``.
+        step: number of the step that has just been taken, from 1 to ``steps``.
+        steps: how many the whole run has.
+        epoch: number of the epoch, from 1 to ``epochs``.
+        epochs: how many the whole run has.
         loss: mean over the epoch so far.
-        error: share of the epoch's samples so far that were taken for another class.
+        error: share of the epoch's samples so far that were classified wrong.
         lr: learning rate of the step.
         rate: samples a second over the last steps, evaluations and checkpoints not counted.
         left: seconds to go, evaluations and checkpoints counted as they have been so far.
@@ -45,14 +47,14 @@ class Progress:
 
 
 @dataclass(slots=True)
-class Clock:
-    """Measures the steps of one process."""
+class RateMeter:
+    """How fast one process takes its steps."""
 
-    begun: float = field(default_factory=time.perf_counter)
+    start: float = field(default_factory=time.perf_counter)
     steps: int = 0
-    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=RECENT))
 
-    def took(self, seconds: float, samples: int) -> None:
+    def add(self, seconds: float, samples: int) -> None:
         """Count a step."""
         self.steps += 1
         self.recent.append((seconds, samples))
@@ -66,7 +68,7 @@ class Clock:
     @property
     def seconds(self) -> float:
         """Since this process began to train."""
-        return time.perf_counter() - self.begun
+        return time.perf_counter() - self.start
 
     def left(self, steps: int) -> float:
         """Seconds that so many steps will take, all that is between them included."""

@@ -16,17 +16,17 @@ from pararealize.distributed.stage import Stage
 from pararealize.distributed.world import team_of
 from pararealize.errors import ExampleError
 
-__all__ = ["Score", "correct", "evaluate", "logits_of"]
+__all__ = ["Score", "correct", "eval_mode", "evaluate", "logits_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """How well a network tells the test part's classes.
+    """How well a network classifies the test part.
 
     Attributes:
         loss: mean cross-entropy, without label smoothing.
-        error: share of the samples that are taken for another class, from 0 to 1.
-        count: samples.
+        error: share of the samples that are classified wrong, from 0 to 1.
+        count: how many samples the test part has.
     """
 
     loss: float
@@ -35,7 +35,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Share of the samples whose class is told right, from 0 to 1."""
+        """Share of the samples that are classified right, from 0 to 1."""
         return 1 - self.error
 
     def __str__(self) -> str:
@@ -70,10 +70,10 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
         for i, (x, labels) in enumerate(data.test_batches()):
             if i % team.replicas != team.replica:
                 continue
-            given = net(x.to(device))
+            output = net(x.to(device))
             if not team.is_last:
                 continue
-            output = logits_of(given, labels, data.classes)
+            output = logits_of(output, labels, data.classes)
             labels = labels.to(output.device)
             loss = functional.cross_entropy(output.float(), labels, reduction="sum")
             total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels)).to(loss)]).double().cpu()
@@ -87,19 +87,20 @@ def logits_of(output: Any, labels: torch.Tensor, classes: int = 1) -> torch.Tens
     Raises:
         ExampleError: it is no tensor ``(batch, classes)``, or one of fewer classes than there are.
     """
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(labels):
-        given = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(output).__name__
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
+        what = type(output).__name__ if shape is None else f"a tensor of shape {shape}"
         raise ExampleError(
-            f"for {len(labels)} samples the network gives {given}; to be trained on classes it has to give logits of "
+            f"for {len(labels)} samples the network gives {what}; to be trained on classes it has to give logits of "
             f"shape ({len(labels)}, classes)"
         )
-    if found.shape[1] < classes:
+    if logits.shape[1] < classes:
         raise ExampleError(
-            f"the network gives logits of {found.shape[1]} classes and the data has {classes}; build it with at least "
+            f"the network gives logits of {logits.shape[1]} classes and the data has {classes}; build it with at least "
             f"as many outputs (num_classes={classes})"
         )
-    return found
+    return logits
 
 
 def correct(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -109,7 +110,7 @@ def correct(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """In eval mode; every submodule's flag is put back on leaving."""
+    """Put a network into eval mode; every submodule's training flag is put back on leaving."""
     flags = [(module, module.training) for module in net.modules()]
     net.eval()
     try:

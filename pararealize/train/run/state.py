@@ -11,6 +11,7 @@ Nothing is pickled.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,32 +34,45 @@ __all__ = ["RunState", "gather_run_state", "load_run_state", "read_run_state", "
 SCHEMA, VERSION = "pararealize.run-state", 1
 WEIGHTS, TENSORS, PLAIN = "weights.safetensors", "state.safetensors", "state.json"
 
-RunState = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """What a checkpoint holds, a file each.
+
+    Attributes:
+        weights: the network's state dict.
+        tensors: of the optimiser, by ``optimizer/KEY/PARAMETER``, and random states, by ``random/RANK/DEVICE``.
+        plain: all that is no tensor, as JSON knows it.
+    """
+
+    weights: dict[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
+    plain: dict[str, Any]
 
 
 def gather_run_state(
     net: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, team: Team, facts: Mapping[str, Any]
 ) -> RunState:
-    """Everything that a run needs to go on; on the rank that writes, and parts of it elsewhere. All ranks call it.
+    """Everything that a run needs to go on, complete on the rank that writes alone. All ranks call it.
 
     Args:
         net: the network, or this rank's part.
         optimizer: over its parameters.
         scaler: of the loss, where there is one.
-        team: who trains it.
-        facts: what else has to be kept, as JSON knows it: the step, sums.
+        team: the ranks that train it.
+        facts: what else belongs to the state, as JSON knows it: the step, sums.
     """
     weights: dict[str, torch.Tensor] = {}
-    found: dict[str, Any] = {}
+    optimizer_state: dict[str, Any] = {}
     if first_replica(net):
         weights = collect(own_tensors(net), group_of(net))
-        found = gather_optimizer_state(net, optimizer)
-    told = team.gather((torch_state(parameter.device for parameter in net.parameters()), host_state_as_json()))
+        optimizer_state = gather_optimizer_state(net, optimizer)
+    random = team.gather((torch_state(parameter.device for parameter in net.parameters()), host_state_as_json()))
     tensors = {
-        f"random/{rank}/{name}": state for rank, (states, _) in enumerate(told) for name, state in states.items()
+        f"random/{rank}/{name}": state for rank, (states, _) in enumerate(random) for name, state in states.items()
     }
     plain_states: dict[str, dict[str, Any]] = {}
-    for name, values in found.get("state", {}).items():
+    for name, values in optimizer_state.get("state", {}).items():
         for key, value in values.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer/{key}/{name}"] = value
@@ -69,19 +83,18 @@ def gather_run_state(
         "version": VERSION,
         **facts,
         "world": team.world,
-        "optimizer": {"groups": found.get("groups", []), "state": plain_states},
+        "optimizer": {"groups": optimizer_state.get("groups", []), "state": plain_states},
         "scaler": None if scaler is None else scaler.state_dict(),
-        "random": [others for _, others in told],
+        "random": [host_state for _, host_state in random],
     }
-    return weights, tensors, plain
+    return RunState(weights=weights, tensors=tensors, plain=plain)
 
 
 def write_run_state(folder: Path, state: RunState) -> None:
     """Write a state's three files into a folder."""
-    weights, tensors, plain = state
-    for name, values in ((WEIGHTS, weights), (TENSORS, tensors)):
+    for name, values in ((WEIGHTS, state.weights), (TENSORS, state.tensors)):
         save_file(values, str(folder / name))
-    (folder / PLAIN).write_text(json.dumps(plain), encoding="utf-8")
+    (folder / PLAIN).write_text(json.dumps(state.plain), encoding="utf-8")
 
 
 def read_run_state(folder: Path) -> dict[str, Any]:
@@ -92,15 +105,15 @@ def read_run_state(folder: Path) -> dict[str, Any]:
     """
     try:
         plain: dict[str, Any] = json.loads((folder / PLAIN).read_text(encoding="utf-8"))
-        known = plain["schema"], plain["version"]
+        kind = plain["schema"], plain["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"the checkpoint {str(folder)!r} cannot be read ({type(error).__name__}: {error}); remove this folder, and "
             "the run goes on from the one before"
         ) from error
-    if known != (SCHEMA, VERSION):
+    if kind != (SCHEMA, VERSION):
         raise CheckpointError(
-            f"the checkpoint {str(folder)!r} is of schema {known[0]!r}, version {known[1]!r}, and this is {SCHEMA!r}, "
+            f"the checkpoint {str(folder)!r} is of schema {kind[0]!r}, version {kind[1]!r}, and this is {SCHEMA!r}, "
             f"version {VERSION}; go on with the version of pararealize that wrote it"
         )
     return plain
@@ -122,42 +135,43 @@ def load_run_state(
         net: the network, or this rank's part.
         optimizer: made as it was made before.
         scaler: of the loss, where there is one.
-        team: who trains it.
+        team: the ranks that train it.
 
     Returns:
-        Whether random states were there for as many ranks as there are now, so that the run goes on bit for bit.
+        Whether as many ranks wrote it as there are now, so that each has its random states and the run goes on bit for
+        bit.
 
     Raises:
         CheckpointError: something is missing or has another shape.
     """
-    with _opened(folder, WEIGHTS):  # a damaged file is told as the checkpoint's, not as one that the caller named
+    with _opened(folder, WEIGHTS):  # load_state's own error would speak of a file that the caller named
         pass
     load_state(net, folder / WEIGHTS)
     wanted = {name for names in parameter_names(net).values() for name in names}
     state: dict[str, dict[str, Any]] = {
         name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in wanted
     }
-    same: bool = plain["world"] == team.world
-    states: dict[str, torch.Tensor] = {}  # of this rank's random numbers
+    same_world: bool = plain["world"] == team.world
+    random_states: dict[str, torch.Tensor] = {}  # of this rank
     with _opened(folder, TENSORS) as file:
         for entry in file.keys():  # noqa: SIM118 (it is no mapping)
             kind, key, name = entry.split("/", 2)
             if kind == "optimizer" and name in wanted:
                 state.setdefault(name, {})[key] = file.get_tensor(entry)
-            elif kind == "random" and same and key == str(team.rank):
-                states[name] = file.get_tensor(entry)
-        set_torch_state(states)
+            elif kind == "random" and same_world and key == str(team.rank):
+                random_states[name] = file.get_tensor(entry)
+        set_torch_state(random_states)
     load_optimizer_state(net, optimizer, {"state": state, "groups": plain["optimizer"]["groups"]})
     if scaler is not None and plain["scaler"] is not None:
         scaler.load_state_dict(plain["scaler"])
-    if same:
+    if same_world:
         set_host_state(plain["random"][team.rank])
-    return same
+    return same_world
 
 
 @contextlib.contextmanager
 def _opened(folder: Path, name: str) -> Iterator[Any]:
-    """A file of tensors; what is wrong with it, as what is wrong with the checkpoint."""
+    """Open a file of tensors; an error is raised as one of the checkpoint."""
     try:
         with safe_open(str(folder / name), framework="pt") as file:
             yield file

@@ -23,8 +23,8 @@ class Board:
     """Writes event files into a folder.
 
     Args:
-        folder: where to; made where it is not there.
-        step: the run goes on from this step; what an earlier process wrote of later ones is hidden.
+        folder: for the files; made where it does not exist.
+        step: how many steps are taken already; what an earlier process wrote of later ones is hidden.
 
     Raises:
         OutputError: tensorboard is not installed, or the folder cannot be written.
@@ -60,5 +60,5 @@ class Board:
                 self._writer.add_scalar(f"{kind}/{name}", value, row.step)
 
     def close(self) -> None:
-        """Write what is held back."""
+        """Write what is still buffered."""
         self._writer.close()

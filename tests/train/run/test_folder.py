@@ -156,11 +156,11 @@ def test_lines_after_a_checkpoint_are_cut(tmp_path):
     folder.append(METRICS, ["1", "2"])
     sizes = folder.sizes()
     folder.append(METRICS, ["3"])
-    folder.cut(sizes)
+    folder.truncate(sizes)
     assert folder.lines(METRICS) == ["1", "2"]
     (folder.path / METRICS).write_bytes(b"1\n")
     with pytest.raises(CheckpointError, match=r"has 2 bytes, and had 4 at the checkpoint"):
-        folder.cut(sizes)
+        folder.truncate(sizes)
 
 
 def test_nothing_can_be_made_in_a_file(tmp_path):

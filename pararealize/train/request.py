@@ -1,0 +1,112 @@
+"""What a training run is asked for -> plain data for ``run.json``, with which a resumed run has to agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from pararealize.data.dataset import Dataset
+from pararealize.distributed.checkpoint.state import check_tensors
+from pararealize.distributed.world import Team
+from pararealize.errors import RecipeError
+from pararealize.multigrid.monitor import Monitor
+from pararealize.plan.plan import Plan
+
+from .recipe import Recipe
+
+__all__ = ["RunSettings", "describe_request", "plan_of"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What a run has beside its recipe.
+
+    Args:
+        seed: of random numbers drawn in training, and of weights that the recipe draws.
+        log_every: steps in a row of the metrics.
+        checkpoint_every: steps between checkpoints; ``None`` for one at the end of every epoch alone.
+        keep: how many checkpoints stay in the folder.
+
+    Raises:
+        RecipeError: a number of steps or checkpoints is not positive.
+    """
+
+    seed: int
+    log_every: int
+    checkpoint_every: int | None
+    keep: int
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "checkpoint_every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} is {value}; pass an integer of at least 1")
+
+
+def describe_request(
+    net: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    settings: RunSettings,
+    team: Team,
+    *,
+    about: Mapping[str, Any],
+    monitor: Monitor | None,
+) -> dict[str, Any]:
+    """All that has to be the same where a run goes on, as JSON knows it. Data and network stand in it as digests.
+
+    All ranks call it: each knows the shapes of its own part of the network alone.
+
+    Raises:
+        CheckpointError: the network's state is more than tensors.
+    """
+    shapes: dict[str, list[int]] = {}
+    for part in team.gather({name: list(value.shape) for name, value in check_tensors(net).items()}):
+        shapes |= part
+    plan = plan_of(net)
+    return {
+        "about": dict(about),
+        "recipe": recipe.to_dict(),
+        "seed": settings.seed,
+        "log_every": settings.log_every,
+        "data": {
+            "name": data.name,
+            "samples": [data.train_count, data.test_count],
+            "shape": list(data.shape),
+            "classes": data.classes,
+            "batch_size": data.batch_size,
+            "seed": data.seed,
+            "augmentation": None if data.augmentation is None else str(data.augmentation),
+            "labels": _digest(data.labels.numpy().tobytes() + data.test_labels.numpy().tobytes()),
+        },
+        "network": {
+            "tensors": len(shapes),
+            "values": sum(math.prod(shape) for shape in shapes.values()),
+            "digest": _digest(json.dumps(sorted(shapes.items())).encode()),
+        },
+        "plan": None
+        if plan is None
+        else {
+            "n": plan.n,
+            "segments begin at": [segment.first_block for segment in plan.segments],
+            "coarse blocks": [row.kind for row in plan.coarse_blocks],
+            "adapters read": plan.source,
+        },
+        **({} if monitor is None else {"monitor": monitor.settings}),
+    }
+
+
+def plan_of(net: nn.Module) -> Plan | None:
+    """The plan of a parareal network, or of what runs one."""
+    plan = getattr(net, "plan", None) or getattr(getattr(net, "net", None), "plan", None)
+    return plan if isinstance(plan, Plan) else None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
