@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pararealize.plan.communication import Crossing
-from pararealize.plan.recording import Recording
+from pararealize.plan.recording import StepRecording
 
 from .gradients import Replicas
 from .p2p import Incoming, Kinds, Watching, Wire
@@ -53,7 +53,7 @@ class OwnParts:
     wire: Wire
     watch: Watching
     replicas: Replicas | None = None
-    recording: Recording | None = None
+    recording: StepRecording | None = None
 
     @property
     def first(self) -> int:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pararealize.errors import CheckpointError, DistributedError
 from pararealize.plan.plan import Plan
-from pararealize.plan.recording import Recording
+from pararealize.plan.recording import StepRecording
 from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.operations import as_captured
 
@@ -290,15 +290,15 @@ class Stage(nn.Module):
         return norm
 
     @contextlib.contextmanager
-    def record(self) -> Iterator[Recording]:
+    def record(self) -> Iterator[StepRecording]:
         """Write down what this rank does when, in seconds since a barrier at the beginning. Every rank enters it.
 
-        Gives a :class:`~pararealize.plan.recording.Recording`, whose ``actions`` are rows ``(rank, j, action, direction,
-        start, end)``. On GPUs each action waits for the device, so that a recorded step is slower.
+        Gives a :class:`~pararealize.plan.recording.StepRecording`, whose ``actions`` are rows ``(rank, j, action,
+        direction, start, end)``. On GPUs each action waits for the device, so that a recorded step is slower.
         """
         own = self._own
         dist.barrier(own.wire.control)
-        own.recording = Recording(own.rank, self.device)
+        own.recording = StepRecording(own.rank, self.device)
         try:
             yield own.recording
         finally:

@@ -10,15 +10,16 @@ at C-points as ``sweeps.py`` does. Additions and norms cost nothing.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pararealize.errors import PlanError
 from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.settings import Cycle, Relaxation, check_iterations
 from pararealize.multigrid.solver.solver import solve_and_sweep
-from pararealize.plan.actions import Action, Direction, Kind
+from pararealize.plan.actions import ActionKey, Direction, Operation, Span, in_order
 from pararealize.plan.timeline import Timeline
 from pararealize.plan.transfer import Transfer
 
@@ -90,16 +91,16 @@ def simulate_multigrid(
         )
     clock = _Clock(hierarchy, ranks, transfer or Transfer(0.0, float("inf")), size)
     settings: dict[str, Any] = {"relaxation": relaxation, "cycle": cycle, "norm": lambda _: float("inf")}
-    stem = clock.act("stem", "stem", "forward", 0, times.stem[0], [])
+    stem = clock.act(ActionKey("stem", "forward"), 0, times.stem[0], [])
     forward = _Maps(clock, hierarchy, times, "forward")
     u = _passed(forward, _Value(clock, 0, stem), forward_iterations, settings)
     last = ranks - 1
-    head = clock.act("head", "head", "forward", last, times.head[0], [u.on(last)])
+    head = clock.act(ActionKey("head", "forward"), last, times.head[0], [u.on(last)])
     if training:
-        back = clock.act("head", "head", "backward", last, times.head[1], [head])
+        back = clock.act(ActionKey("head", "backward"), last, times.head[1], [head])
         adjoint = _Maps(clock, hierarchy, times, "backward")
         u = _passed(adjoint, _Value(clock, last, back), backward_iterations, settings)
-        clock.act("stem", "stem", "backward", 0, times.stem[1], [u.on(0)])
+        clock.act(ActionKey("stem", "backward"), 0, times.stem[1], [u.on(0)])
     iterations = f"{forward_iterations}/{backward_iterations} iterations, {relaxation}-relaxation"
     notes = (f"layer-parallel multigrid, {iterations}: {'; '.join(str(hierarchy).splitlines())}", str(clock.transfer))
     return clock.timeline(model, notes)
@@ -115,11 +116,9 @@ def _passed(maps: _Maps, u: _Value, iterations: int, settings: dict[str, Any]) -
 
 @dataclasses.dataclass(slots=True)
 class _Done:
-    """An action, whose name is not fixed before its evaluation is known to be the one that counts."""
+    """An action, whose key is not fixed before its evaluation is known to be the one that counts."""
 
-    name: str
-    kind: Kind
-    direction: Direction
+    key: ActionKey
     j: int
     rank: int
     to: int | None
@@ -140,15 +139,13 @@ class _Clock:
                     self.owners[n], self.intervals[n] = rank, j + 1
         self._free = [0.0] * ranks
         self._done: list[_Done] = []
-        self._counts: dict[tuple[str, str], int] = {}
+        self._counts: collections.Counter[ActionKey] = collections.Counter()
 
-    def act(
-        self, name: str, kind: Kind, direction: Direction, rank: int, seconds: float, after: Sequence[_Done], j: int = 0
-    ) -> _Done:
+    def act(self, key: ActionKey, rank: int, seconds: float, after: Sequence[_Done], j: int = 0) -> _Done:
         """A rank does something, as soon as it may."""
         start = max([self._free[rank], *(other.end for other in after)])
         own = j or (1 if rank == 0 else len(self.hierarchy.levels[0].intervals))
-        done = _Done(name, kind, direction, own, rank, None, start, start + seconds, tuple(after))
+        done = _Done(key, own, rank, None, start, start + seconds, tuple(after))
         self._free[rank] = done.end
         self._done.append(done)
         return done
@@ -156,37 +153,23 @@ class _Clock:
     def send(self, source: _Done, to: int) -> _Done:
         """A message, which occupies nobody; the rank that asks for it waits."""
         end = source.end + self.transfer.seconds(self.size)
-        letter = "u" if source.direction == "forward" else "v"
-        name = self.numbered(letter, source)
-        sent = _Done(name, "transfer", source.direction, source.j, source.rank, to, source.end, end, (source,))
+        direction = source.key.direction
+        key = self.numbered("send u" if direction == "forward" else "send v", direction, source.j)
+        sent = _Done(key, source.j, source.rank, to, source.end, end, (source,))
         self._free[to] = max(self._free[to], end)
         self._done.append(sent)
         return sent
 
-    def numbered(self, letter: str, source: _Done | int) -> str:
-        """A name that no other action has."""
-        n = source if isinstance(source, int) else source.j
-        count = self._counts[letter, str(n)] = self._counts.get((letter, str(n)), 0) + 1
-        return f"{letter}{n}.{count}"
+    def numbered(self, operation: Operation, direction: Direction, n: int) -> ActionKey:
+        """A key that no other action has, for the next operation of this sort on layer or interval n."""
+        key = ActionKey(operation, direction, n)
+        self._counts[key] += 1
+        return dataclasses.replace(key, index=self._counts[key])
 
     def timeline(self, model: str, notes: tuple[str, ...]) -> Timeline:
         """All of it."""
-        rows = sorted(self._done, key=lambda done: (done.start, done.end))
-        place = {id(done): i for i, done in enumerate(rows)}
-        actions = tuple(
-            Action(
-                name=done.name,
-                kind=done.kind,
-                direction=done.direction,
-                j=done.j,
-                rank=done.rank,
-                to=done.to,
-                start=done.start,
-                end=done.end,
-                after=tuple(sorted({place[id(other)] for other in done.after})),
-            )
-            for done in rows
-        )
+        spans = {done.key: Span(done.rank, done.j, done.start, done.end, done.to) for done in self._done}
+        actions = in_order(spans, {done.key: [other.key for other in done.after] for done in self._done})
         n = len(self.hierarchy.levels[0].intervals)
         return Timeline(model=model, n=n, ranks=self.ranks, origin="simulated", actions=actions, notes=notes)
 
@@ -233,11 +216,8 @@ class _Maps:
         known = self._known.get(key)
         if known is not None and known[0] is u:
             return _Value(self.clock, known[1].rank, known[1])
-        kind: Literal["coarse", "relax"] = "coarse" if level else "relax"
-        name = self.clock.numbered(("F" if level else "f") + ("" if forwards else "'"), step.layer)
-        done = self._act(
-            name.replace("'", ""), kind, step.layer, self.times.layers[step.layer][0 if forwards else 2], u
-        )
+        action = self.clock.numbered("coarse" if level else "relax", self.direction, step.layer)
+        done = self._act(action, self.times.layers[step.layer][0 if forwards else 2], u)
         if not forwards or step.layer in self._kept:
             self._known[key] = u, done
         return _Value(self.clock, done.rank, done)
@@ -254,12 +234,13 @@ class _Maps:
             known = self._known.get(n) if self.direction == "forward" else None
             if known is not None and known[0] is u:
                 done = known[1]  # it was computed before, and is the evaluation that counts
-                done.name, done.kind = f"g{n}", "fine"
+                done.key = ActionKey("fine", self.direction, n)
             else:
-                done = self._act(f"g{n}", "fine", n, self.times.layers[n][self.direction == "backward"], u)
+                seconds = self.times.layers[n][self.direction == "backward"]
+                done = self._act(ActionKey("fine", self.direction, n), seconds, u)
             u = _Value(self.clock, done.rank, done)
         return u
 
-    def _act(self, name: str, kind: Kind, n: int, seconds: float, u: _Value) -> _Done:
-        rank = self.clock.owners[n]
-        return self.clock.act(name, kind, self.direction, rank, seconds, [u.on(rank)], self.clock.intervals[n])
+    def _act(self, key: ActionKey, seconds: float, u: _Value) -> _Done:
+        rank = self.clock.owners[key.j]
+        return self.clock.act(key, rank, seconds, [u.on(rank)], self.clock.intervals[key.j])

@@ -1,31 +1,105 @@
-"""An action of one step -> the actions whose results it needs: equation (3) as a graph, forward and backward.
+"""Actions of one step: what each is called, what it needs, and when which rank does it. Plain data.
 
-Names are those of ``timeline.py``: ``stem``, ``C3``, ``g3``, ``F2``, ``head``, and the transfers ``z2`` and ``x3``.
-What segment 3 reads besides, ``c3``, comes from the inputs and waits for nothing.
+What the library computes with is an :class:`ActionKey`; its text form is what is printed and stored.
+
+===============  ==========  ==========  =======================================================================
+operation        text        kind        what it is
+===============  ==========  ==========  =======================================================================
+``stem``         ``stem``    stem        C^1
+``context``      ``c3``      adapter     what segment 3 reads besides (masks, tables), from the inputs alone
+``adapter``      ``C3``      adapter     C^3
+``fine``         ``g3``      fine        g^3; of layers, the evaluation of layer 3 that counts
+``coarse``       ``F2``      coarse      F^2, on segment 3's rank; of layers, ``F3.1``, a coarse step
+``difference``   ``d3``      coarse      y_3 - x_3, where F^2 is the identity and summed over ranks
+``sum``          ``s2.1``    coarse      the first addition on the rank whose last segment is 2
+``relax``        ``f3.1``    relax       of layers, an evaluation of layer 3 in relaxation
+``head``         ``head``    head        h
+``send x``       ``x3``      transfer    the stem's output for C^3, and its gradient back
+``send z``       ``z2``      transfer    z_2 from segment 2 to segment 3, and its gradient back
+``send sum``     ``t3``      transfer    a difference, or a sum of them, of the rank whose last segment is 3
+``send u``       ``u2.1``    transfer    of layers, a value from interval 2
+``send v``       ``v2.1``    transfer    of layers, a gradient from interval 2
+===============  ==========  ==========  =======================================================================
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
 
 from pydantic.dataclasses import dataclass
 
 from pararealize.coarse.spec import STRICT
 
-__all__ = ["Action", "Direction", "Key", "Kind", "waits_for"]
+__all__ = ["Action", "ActionKey", "ActionKind", "Direction", "Operation", "Span", "formula", "in_order", "waits_for"]
 
-Kind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "transfer"]
+ActionKind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "transfer"]
 Direction = Literal["forward", "backward"]
+Operation = Literal[
+    "stem", "context", "adapter", "fine", "coarse", "difference", "sum", "relax", "head",
+    "send x", "send z", "send sum", "send u", "send v",
+]  # fmt: skip
 
-Key: TypeAlias = tuple[str, Literal["forward", "backward"]]
+_TEXTS: dict[Operation, tuple[str, ActionKind]] = {
+    "stem": ("stem", "stem"),
+    "context": ("c", "adapter"),
+    "adapter": ("C", "adapter"),
+    "fine": ("g", "fine"),
+    "coarse": ("F", "coarse"),
+    "difference": ("d", "coarse"),
+    "sum": ("s", "coarse"),
+    "relax": ("f", "relax"),
+    "head": ("head", "head"),
+    "send x": ("x", "transfer"),
+    "send z": ("z", "transfer"),
+    "send sum": ("t", "transfer"),
+    "send u": ("u", "transfer"),
+    "send v": ("v", "transfer"),
+}
 
-_NAME = re.compile(r"(stem|head|C|c|g|F|z|x)(\d*)")
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ActionKey:
+    """Which action of a step; unique within one timeline.
+
+    Attributes:
+        operation: what is computed or sent, as in the table above.
+        direction: of the pass that it belongs to.
+        j: the number in its formula, of a segment or a coarse block from 1, of a layer from 0; of stem and head, 0.
+        index: from 1, where one j has several such actions; otherwise 0.
+
+    Example:
+        >>> print(ActionKey("coarse", "backward", 2), ActionKey("sum", "forward", 2, 1), ActionKey("stem", "forward"))
+        F2' s2.1 stem
+    """
+
+    operation: Operation
+    direction: Direction
+    j: int = 0
+    index: int = 0
+
+    @property
+    def kind(self) -> ActionKind:
+        """What sort of thing it is."""
+        return _TEXTS[self.operation][1]
+
+    @property
+    def name(self) -> str:
+        """The text form without the direction: ``F2``, ``s2.1``, ``stem``."""
+        text = _TEXTS[self.operation][0]
+        if self.operation in ("stem", "head"):
+            return text
+        return f"{text}{self.j}.{self.index}" if self.index else f"{text}{self.j}"
+
+    def __str__(self) -> str:
+        return self.name + ("'" if self.direction == "backward" else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Action:
-    """One thing that one rank does.
+    """One thing that one rank does, as it is stored.
 
     Attributes:
         name: ``"g3"`` and so on, as above; with ``direction``, unique within a timeline.
@@ -40,7 +114,7 @@ class Action:
     """
 
     name: str
-    kind: Kind
+    kind: ActionKind
     direction: Direction
     j: int
     rank: int
@@ -59,10 +133,46 @@ class Action:
         return self.name + ("'" if self.direction == "backward" else "")
 
 
-def waits_for(key: Key, n: int, source: str = "input") -> list[Key]:
-    """What an action of a network of n segments needs; what its device did before is another matter.
+class Span(NamedTuple):
+    """Where and when an action takes place: rank, segment and receiving rank as in :class:`Action`, in seconds."""
 
-    Backward, with ``∇z_N`` from the head,
+    rank: int
+    j: int
+    start: float
+    end: float
+    to: int | None = None
+
+
+def in_order(spans: Mapping[ActionKey, Span], needs: Mapping[ActionKey, Iterable[ActionKey]]) -> tuple[Action, ...]:
+    """Actions in order of start, then of end, then as given, each with the positions of those that it needs.
+
+    Args:
+        spans: where and when each action takes place.
+        needs: for each of them, actions of ``spans`` whose results it needs.
+    """
+    keys = sorted(spans, key=lambda key: (spans[key].start, spans[key].end))
+    position = {key: i for i, key in enumerate(keys)}
+    return tuple(
+        Action(
+            name=key.name,
+            kind=key.kind,
+            direction=key.direction,
+            after=tuple(sorted({position[other] for other in needs[key]})),
+            **spans[key]._asdict(),
+        )
+        for key in keys
+    )
+
+
+def formula(name: str) -> str:
+    """The text form of an action as mathematics: ``g3`` as ``$g^{3}$``, words as they are."""
+    return re.sub(r"^(\w)(\d[\d.]*)$", r"$\1^{\2}$", name)
+
+
+def waits_for(key: ActionKey, n: int, source: str = "input") -> list[ActionKey]:
+    """What an action of a network of n segments needs: equation (3) as a graph, forward and backward.
+
+    What its device did before is another matter. Backward, with ``∇z_N`` from the head,
 
     - ``F^j`` turns ``∇z_{j+1}`` into ``∇z_j``, which is sent to segment j;
     - ``g^j`` needs ``∇y_j = ∇z_j``;
@@ -70,51 +180,55 @@ def waits_for(key: Key, n: int, source: str = "input") -> list[Key]:
     - the stem needs what ``g^1`` gives and, where adapters read its output, what they give.
 
     Args:
-        key: name and direction.
+        key: which action; what a sum over ranks does is not in the equation, and needs nothing here.
         n: the number of segments.
         source: what adapters read, ``"input"`` or ``"stem"``.
 
     Example:
-        >>> waits_for(("F2", "forward"), 4), waits_for(("F2", "backward"), 4)
-        ([('g3', 'forward'), ('z2', 'forward')], [('z3', 'backward')])
+        >>> print(*waits_for(ActionKey("coarse", "forward", 2), 4))
+        g3 z2
+        >>> print(*waits_for(ActionKey("coarse", "backward", 2), 4))
+        z3'
     """
-    matched = _NAME.fullmatch(key[0])
-    assert matched is not None, key
-    what, j = matched[1], int(matched[2] or 0)
-    names = _forward(what, j, n, source) if key[1] == "forward" else _backward(what, j, n, source)
-    needs: list[Key] = [(name, key[1]) for name in names]
-    return [("head", "forward")] if key == ("head", "backward") else needs
+    if key == ActionKey("head", "backward"):
+        return [ActionKey("head", "forward")]
+    rule = _forward if key.direction == "forward" else _backward
+    return [ActionKey(operation, key.direction, j) for operation, j in rule(key.operation, key.j, n, source)]
 
 
-def _forward(what: str, j: int, n: int, source: str) -> list[str]:
-    match what:
-        case "x":
-            return ["stem"]
-        case "C":
-            return [f"x{j}"] if source == "stem" else []
-        case "g":
-            return [f"C{j}"] if j > 1 else ["stem"]
-        case "z":
-            return [f"F{j - 1}"] if j > 1 else ["g1"]
-        case "F":
-            return [f"g{j + 1}", f"z{j}"]
+_STEM: tuple[Operation, int] = "stem", 0
+_HEAD: tuple[Operation, int] = "head", 0
+
+
+def _forward(operation: Operation, j: int, n: int, source: str) -> list[tuple[Operation, int]]:
+    match operation:
+        case "send x":
+            return [_STEM]
+        case "adapter":
+            return [("send x", j)] if source == "stem" else []
+        case "fine":
+            return [("adapter", j)] if j > 1 else [_STEM]
+        case "send z":
+            return [("coarse", j - 1)] if j > 1 else [("fine", 1)]
+        case "coarse":
+            return [("fine", j + 1), ("send z", j)]
         case "head":
-            return [f"F{n - 1}"] if n > 1 else ["g1"]
-    return []  # the stem
+            return [("coarse", n - 1)] if n > 1 else [("fine", 1)]
+    return []
 
 
-def _backward(what: str, j: int, n: int, source: str) -> list[str]:
-    match what:
-        case "x":
-            return [f"C{j}"]
-        case "C":
-            return [f"g{j}", f"F{j - 1}"]
-        case "g":
-            return [f"z{j}"] if j < n else ["head"]
-        case "z":
-            return [f"F{j}"]
-        case "F":
-            return [f"z{j + 1}"] if j + 1 < n else ["head"]
+def _backward(operation: Operation, j: int, n: int, source: str) -> list[tuple[Operation, int]]:
+    match operation:
+        case "send x":
+            return [("adapter", j)]
+        case "adapter":
+            return [("fine", j), ("coarse", j - 1)]
+        case "fine":
+            return [("send z", j)] if j < n else [_HEAD]
+        case "send z":
+            return [("coarse", j)]
+        case "coarse":
+            return [("send z", j + 1)] if j + 1 < n else [_HEAD]
         case "stem":
-            return ["g1", *(f"x{i}" for i in range(2, n + 1) if source == "stem")]
+            return [("fine", 1), *(("send x", i) for i in range(2, n + 1) if source == "stem")]
     return []

@@ -1,7 +1,7 @@
 """Plan, Times -> Timeline: who does what when, simulated without devices.
 
-Each rank computes one thing at a time, in a fixed order; a transfer takes ``latency + bytes / bandwidth`` and occupies
-nobody. So the start of everything follows from what it needs and from what its rank did before: no queue, no chance.
+Each rank computes one action at a time, in a fixed order; a transfer takes ``latency + bytes / bandwidth`` and occupies
+nobody. So the start of every action follows from what it needs and from what its rank did before: no queue, no chance.
 
     rank 0   C^1 g^1 ─z_1→                                                      ∇ g^1 C^1
     rank 1   C^2 g^2 ····· F^1 ─z_2→                              F^1 ─∇z_1→ g^2 C^2
@@ -14,14 +14,15 @@ import dataclasses
 import itertools
 import math
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pararealize.errors import PlanError
 
-from .actions import Action, Direction, Key, Kind, waits_for
+from .actions import Action, ActionKey, Direction, Span, in_order, waits_for
 from .communication import Crossing, cross
 from .timeline import Timeline
 from .times import RATE, Seconds, Times, plan_times
+from .transfer import Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["simulate"]
 
-FORWARD: Literal["forward"] = "forward"
-BACKWARD: Literal["backward"] = "backward"
+FORWARD: Direction = "forward"
+BACKWARD: Direction = "backward"
 
 
 def simulate(
@@ -90,21 +91,22 @@ def simulate(
     _check(plan, costs, latency, bandwidth, batch)
     times = plan_times(plan, batch=batch, rate=rate) if costs is None else costs
     same = {row.j for row in plan.coarse_blocks if row.kind == "linear" and row.x == row.y} if reduce_linear else ()
-    step = _Step(plan, times, runs, cross(runs, same), batch)
-    step.forward()
+    transfer = Transfer(latency, bandwidth)
+    schedule = _Schedule(plan, times, runs, cross(runs, same), batch)
+    schedule.forward()
     if training:
-        step.backward()
-    notes = [f"batch {batch}, latency {latency:g} s, bandwidth {bandwidth:g} bytes/s"]
+        schedule.backward()
+    notes = [f"batch {batch}, {transfer}"]
     if costs is None and plan.unit == "flops":
         notes.append(f"counted work at {rate:g} operations a second")
     if costs is not None or plan.unit == "seconds":
         notes.append("measured seconds")
     if not overlap:
-        step.wait_for_all()
+        schedule.wait_for_all()
         notes.append("no overlap: the coarse chain waits for all segments, and they for it")
     if reduce_linear:
         notes.append("linear coarse blocks within a stage are reduced and broadcast")
-    actions = step.timed(latency, bandwidth)
+    actions = schedule.timed(transfer)
     return Timeline(
         model=plan.model, n=plan.n, ranks=len(runs), origin="simulated", actions=actions, notes=tuple(notes)
     )
@@ -116,8 +118,8 @@ def _runs(n: int, ranks: int, assignment: Sequence[int] | None) -> list[tuple[in
         raise PlanError(f"ranks is {ranks}; pass 1 to {n}, the number of segments")
     if assignment is not None and (sum(assignment) != n or min(assignment) < 1):
         raise PlanError(f"assignment is {list(assignment)!r}; pass how many of the {n} segments each device has")
-    held = [(j - 1) * ranks // n for j in range(1, n + 1)]
-    counts = [held.count(rank) for rank in range(ranks)] if assignment is None else assignment
+    owners = [(j - 1) * ranks // n for j in range(1, n + 1)]
+    counts = [owners.count(rank) for rank in range(ranks)] if assignment is None else assignment
     ends = itertools.accumulate(counts)
     return [(end - count + 1, end) for end, count in zip(ends, counts, strict=True)]
 
@@ -136,19 +138,31 @@ def _check(plan: Plan, costs: Times | None, latency: float, bandwidth: float, ba
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class _Task:
-    """An action whose time is not known yet."""
+    """An action whose time is not known yet.
 
-    kind: Kind
+    Attributes:
+        j: the segment that it belongs to; of a transfer, the one that sends.
+        rank: the rank that computes or sends.
+        to: of a transfer, the rank that receives.
+        seconds: how long it takes to compute.
+        size: bytes of a transfer.
+        after: what it needs.
+    """
+
     j: int
     rank: int
     to: int | None = None
     seconds: float = 0.0
-    size: int = 0  # bytes of a transfer
-    after: list[Key]
+    size: int = 0
+    after: list[ActionKey]
 
 
-class _Step:
-    """The tasks of one step, and the order in which each rank computes its own."""
+class _Schedule:
+    """The tasks of one step, and the order in which each rank computes its own.
+
+    That order is the one in which :meth:`forward` and :meth:`backward` add tasks: first what waits for no other rank,
+    so that a rank is never held up by a message while it could compute.
+    """
 
     def __init__(
         self,
@@ -161,150 +175,140 @@ class _Step:
         self.plan, self.times, self.batch, self.n = plan, times, batch, plan.n
         self.runs, self.crossings = runs, crossings
         self.ranks = [rank for rank, (first, last) in enumerate(runs) for _ in range(first, last + 1)]
-        self.tasks: dict[Key, _Task] = {}
-        self.programs: list[list[Key]] = [[] for _ in runs]
+        self.tasks: dict[ActionKey, _Task] = {}
+        self.programs: list[list[ActionKey]] = [[] for _ in runs]
 
     # What there is to do --------------------------------------------------------------------------------------------
 
     def forward(self) -> None:
         """The forward pass: everything that waits for no other segment, then the coarse chain, then the head."""
-        self._compute("stem", FORWARD, "stem", 1, self.times.stem)
+        self._compute(ActionKey("stem", FORWARD), 1, self.times.stem)
         for j in range(1, self.n + 1):
             if j > 1:
                 if self.plan.source == "stem":
-                    self._send(f"x{j}", FORWARD, 1, j)
-                self._compute(f"C{j}", FORWARD, "adapter", j, self.times.adapters[j - 2])
-            self._compute(f"g{j}", FORWARD, "fine", j, self.times.segments[j - 1])
-        for (first, last), crossing in zip(self.runs, self.crossings, strict=True):
-            begin = max(first, 2)
-            if crossing.terms:
-                total = self._sum(last, crossing)
-                begin = last + 1
-                if crossing.z_from is not None:  # z of before the sum goes straight to its end, and is added there
-                    before, begin = self.runs[crossing.z_from][1], crossing.terms.stop
-                    self._send(f"z{before}", FORWARD, before, first)
-                    after: list[Key] = [(f"z{before}", FORWARD), total]
-                    self._compute(f"F{begin - 2}", FORWARD, "coarse", begin - 1, self._half(begin - 2), after)
+                    self._send(ActionKey("send x", FORWARD, j), 1, j)
+                self._compute(ActionKey("adapter", FORWARD, j), j, self.times.adapters[j - 2])
+            self._compute(ActionKey("fine", FORWARD, j), j, self.times.segments[j - 1])
+        for rank, (first, last) in enumerate(self.runs):
+            begin = self._sum(rank) if self.crossings[rank].terms else max(first, 2)
             for j in range(begin, last + 1):
-                self._send(f"z{j - 1}", FORWARD, j - 1, j)
-                self._compute(f"F{j - 1}", FORWARD, "coarse", j, self.times.coarse[j - 2])
-        self._compute("head", FORWARD, "head", self.n, self.times.head)
+                self._send(ActionKey("send z", FORWARD, j - 1), j - 1, j)
+                self._compute(ActionKey("coarse", FORWARD, j - 1), j, self.times.coarse[j - 2])
+        self._compute(ActionKey("head", FORWARD), self.n, self.times.head)
 
     def backward(self) -> None:
         """The backward pass: on every rank the coarse blocks first, so that gradients leave early."""
-        self._compute("head", BACKWARD, "head", self.n, self.times.head)
-        within = {
+        self._compute(ActionKey("head", BACKWARD), self.n, self.times.head)
+        of_sums = {
             self.runs[rank][1] for rank, crossing in enumerate(self.crossings) if crossing.z_to != rank + 1
-        }  # interfaces behind ranks of a sum, and before one
+        }  # interfaces behind ranks of a sum, and before one: their gradients are sent by _spread
         for rank, crossing in reversed(list(enumerate(self.crossings))):
             if crossing.terms:
                 self._spread(rank, crossing)
         for j in range(self.n - 1, 0, -1):
-            self._compute(f"F{j}", BACKWARD, "coarse", j + 1, self.times.coarse[j - 1])
-            if j not in within:
-                self._send(f"z{j}", BACKWARD, j + 1, j)
+            self._compute(ActionKey("coarse", BACKWARD, j), j + 1, self.times.coarse[j - 1])
+            if j not in of_sums:
+                self._send(ActionKey("send z", BACKWARD, j), j + 1, j)
         for j in range(self.n, 0, -1):
-            self._compute(f"g{j}", BACKWARD, "fine", j, self.times.segments[j - 1])
+            self._compute(ActionKey("fine", BACKWARD, j), j, self.times.segments[j - 1])
             if j > 1:
-                self._compute(f"C{j}", BACKWARD, "adapter", j, self.times.adapters[j - 2])
+                self._compute(ActionKey("adapter", BACKWARD, j), j, self.times.adapters[j - 2])
                 if self.plan.source == "stem":
-                    self._send(f"x{j}", BACKWARD, j, 1)
-        self._compute("stem", BACKWARD, "stem", 1, self.times.stem)
+                    self._send(ActionKey("send x", BACKWARD, j), j, 1)
+        self._compute(ActionKey("stem", BACKWARD), 1, self.times.stem)
 
     def wait_for_all(self) -> None:
         """The paper's order: forward, coarse blocks after all segments; backward, segments after all coarse blocks."""
-        fine: list[Key] = [key for key, task in self.tasks.items() if task.kind == "fine"]
-        coarse: list[Key] = [key for key, task in self.tasks.items() if task.kind == "coarse"]
-        for key in coarse:
-            self.tasks[key].after += [other for other in fine if other[1] == key[1] == FORWARD]
-        for key in fine:
-            self.tasks[key].after += [other for other in coarse if other[1] == key[1] == BACKWARD]
+        for key, task in self.tasks.items():
+            if (key.kind, key.direction) == ("coarse", FORWARD):
+                task.after += [other for other in self.tasks if (other.kind, other.direction) == ("fine", FORWARD)]
+            if (key.kind, key.direction) == ("fine", BACKWARD):
+                task.after += [other for other in self.tasks if (other.kind, other.direction) == ("coarse", BACKWARD)]
 
-    def _sum(self, last: int, crossing: Crossing) -> Key:
-        """Differences ``y - x`` of a rank's segments, and the sums that others send, until it has the whole."""
-        held: list[Key] = []
+    def _sum(self, rank: int) -> int:
+        """A rank's part of a sum over ranks: differences ``y - x``, the sums that others send, and where to with it.
+
+        Gives the first of its segments whose coarse block is not part of the sum.
+        """
+        (first, last), crossing = self.runs[rank], self.crossings[rank]
+        total: list[ActionKey] = []  # what has been added up so far: one key, or none
         for j in crossing.terms:
-            seconds = self.times.coarse[j - 2] if held else self._half(j - 1)
-            self._compute(f"d{j}", FORWARD, "coarse", j, seconds, [(f"g{j}", FORWARD), *held])
-            held = [(f"d{j}", FORWARD)]
-        for r, sender in enumerate(crossing.sums_from, 1):
-            sum_of: Key = (f"t{self.runs[sender][1]}", FORWARD)
-            self._compute(f"s{last}.{r}", FORWARD, "coarse", last, self._half(crossing.terms[-1] - 1), [*held, sum_of])
-            held = [(f"s{last}.{r}", FORWARD)]
+            key = ActionKey("difference", FORWARD, j)
+            seconds = self.times.coarse[j - 2] if total else self._half(j - 1)
+            self._compute(key, j, seconds, [ActionKey("fine", FORWARD, j), *total])
+            total = [key]
+        half = self._half(crossing.terms[-1] - 1)
+        for index, sender in enumerate(crossing.sums_from, 1):
+            key = ActionKey("sum", FORWARD, last, index)
+            self._compute(key, last, half, [*total, ActionKey("send sum", FORWARD, self.runs[sender][1])])
+            total = [key]
         if crossing.sum_to is not None:
-            self._send(f"t{last}", FORWARD, last, self.runs[crossing.sum_to][0], held)
-        return held[0]
+            self._send(ActionKey("send sum", FORWARD, last), last, self.runs[crossing.sum_to][0], total)
+        if crossing.z_from is None:
+            return last + 1
+        before, begin = self.runs[crossing.z_from][1], crossing.terms.stop
+        z = ActionKey("send z", FORWARD, before)  # of before the sum: it goes straight to the end, and is added there
+        self._send(z, before, first)
+        self._compute(ActionKey("coarse", FORWARD, begin - 2), begin - 1, half, [z, *total])
+        return begin
 
     def _spread(self, rank: int, crossing: Crossing) -> None:
         """One gradient for all ranks of a sum: straight to the one before it, the way of the sums to the others."""
-        first, held = self.runs[rank][0], f"z{self.runs[rank][1]}"
-        arrived: list[Key] = [(held, BACKWARD)]
+        first, last = self.runs[rank]
+        arrival = [ActionKey("send z", BACKWARD, last)]
         if crossing.z_from is not None:  # the sum ends here
-            arrived = waits_for((f"F{crossing.terms[-1] - 1}", BACKWARD), self.n)
+            arrival = waits_for(ActionKey("coarse", BACKWARD, crossing.terms[-1] - 1), self.n)
             before = self.runs[crossing.z_from][1]
-            self._send(f"z{before}", BACKWARD, first, before, arrived)
+            self._send(ActionKey("send z", BACKWARD, before), first, before, arrival)
         for sender in reversed(crossing.sums_from):
             last = self.runs[sender][1]
-            self._send(f"z{last}", BACKWARD, first, last, arrived)
+            self._send(ActionKey("send z", BACKWARD, last), first, last, arrival)
 
     def _half(self, j: int) -> Seconds:
         """One of the two operations, subtraction and addition, that an identity F^j is."""
         forward, backward = self.times.coarse[j - 1]
         return forward / 2, backward / 2
 
-    def _compute(
-        self, name: str, way: Direction, kind: Kind, j: int, seconds: Seconds, after: Iterable[Key] | None = None
-    ) -> None:
-        key: Key = (name, way)
+    def _compute(self, key: ActionKey, j: int, seconds: Seconds, after: Iterable[ActionKey] | None = None) -> None:
+        """Add a task to the programme of segment j's rank; what it needs is the equation's where ``after`` is none."""
         needs = waits_for(key, self.n, self.plan.source) if after is None else after
-        taken, rank = seconds[way == BACKWARD], self.ranks[j - 1]
-        self.tasks[key] = _Task(kind=kind, j=j, rank=rank, seconds=taken, after=list(needs))
+        rank = self.ranks[j - 1]
+        self.tasks[key] = _Task(j=j, rank=rank, seconds=seconds[key.direction == BACKWARD], after=list(needs))
         self.programs[rank].append(key)
 
-    def _send(self, name: str, way: Direction, j: int, to: int, after: Iterable[Key] | None = None) -> None:
+    def _send(self, key: ActionKey, j: int, to: int, after: Iterable[ActionKey] | None = None) -> None:
         """A transfer between the ranks of two segments; :meth:`timed` passes over it where that is one rank."""
-        key: Key = (name, way)
         needs = waits_for(key, self.n, self.plan.source) if after is None else after
         segments = self.plan.segments
-        space = segments[0].x if name.startswith("x") else segments[min(j, to) - 1].y
+        space = segments[0].x if key.operation == "send x" else segments[min(j, to) - 1].y
         size = space.numel * space.torch_dtype.itemsize * self.batch
-        self.tasks[key] = _Task(
-            kind="transfer", j=j, rank=self.ranks[j - 1], to=self.ranks[to - 1], size=size, after=list(needs)
-        )
+        self.tasks[key] = _Task(j=j, rank=self.ranks[j - 1], to=self.ranks[to - 1], size=size, after=list(needs))
 
     # When it is done ------------------------------------------------------------------------------------------------
 
-    def timed(self, latency: float, bandwidth: float) -> tuple[Action, ...]:
-        """Every task as early as what it needs and its rank's order allow."""
-        needs = {key: self._needs(task) for key, task in self.tasks.items() if task.to != task.rank}
-        order = {key: [before] for program in self.programs for before, key in itertools.pairwise(program)}
-        spans: dict[Key, tuple[float, float]] = {}
-        for key in TopologicalSorter({key: [*needs[key], *order.get(key, [])] for key in needs}).static_order():
-            task = self.tasks[key]
-            start = max((spans[other][1] for other in (*needs[key], *order.get(key, []))), default=0.0)
-            taken = latency + task.size / bandwidth if task.kind == "transfer" else task.seconds
-            spans[key] = start, start + taken
-        rows = sorted(spans, key=spans.__getitem__)
-        place = {key: i for i, key in enumerate(rows)}
-        return tuple(
-            Action(
-                name=key[0],
-                kind=self.tasks[key].kind,
-                direction=key[1],
-                j=self.tasks[key].j,
-                rank=self.tasks[key].rank,
-                to=self.tasks[key].to,
-                start=spans[key][0],
-                end=spans[key][1],
-                after=tuple(sorted(place[other] for other in needs[key])),
-            )
-            for key in rows
-        )
+    def timed(self, transfer: Transfer) -> tuple[Action, ...]:
+        """Every task as early as what it needs and its rank's order allow.
 
-    def _needs(self, task: _Task) -> list[Key]:
+        Nothing competes: a rank computes in its programme's order, and any number of transfers pass at once. So there
+        are no ties to break on the way: each start is the latest end among a task's needs and the task before it on its
+        rank, and one pass in topological order finds them all. Ties show only in the list of actions: of equal start
+        and end, those stand first that the sort met first, which goes by the order in which tasks were added.
+        """
+        needs = {key: self._needs(task) for key, task in self.tasks.items() if task.to != task.rank}
+        before = {key: [other] for program in self.programs for other, key in itertools.pairwise(program)}
+        edges = {key: [*needs[key], *before.get(key, [])] for key in needs}
+        spans: dict[ActionKey, Span] = {}
+        for key in TopologicalSorter(edges).static_order():
+            task = self.tasks[key]
+            start = max((spans[other].end for other in edges[key]), default=0.0)
+            seconds = transfer.seconds(task.size) if key.kind == "transfer" else task.seconds
+            spans[key] = Span(task.rank, task.j, start, start + seconds, task.to)
+        return in_order(spans, needs)
+
+    def _needs(self, task: _Task) -> list[ActionKey]:
         """What a task waits for; through transfers within one rank, which are none."""
-        found: dict[Key, None] = {}
+        needs: dict[ActionKey, None] = {}
         for key in task.after:
             other = self.tasks[key]
-            found.update(dict.fromkeys(self._needs(other) if other.to == other.rank else [key]))
-        return list(found)
+            needs.update(dict.fromkeys(self._needs(other) if other.to == other.rank else [key]))
+        return list(needs)

@@ -1,9 +1,6 @@
-"""Actions of every rank, with start and end -> Timeline: who does what when. Simulated by ``schedule.py``, or recorded.
+"""Actions of every rank, with start and end -> Timeline: who does what when, simulated or recorded.
 
-An action is named as in the mathematics: ``stem``, ``C3``, ``g3``, ``F2`` (on segment 3's rank), ``head``; a
-transfer by what it carries: ``z2`` from segment 2 to segment 3, and its gradient back; ``x3``, the stem's output for
-``C3``. ``c3`` is what segment 3 reads besides (masks, tables). Where linear coarse blocks are reduced, ``d3`` is
-segment 3's difference ``y_3 - x_3``, ``t3`` a transfer of it or of a sum, ``s2.1`` a sum on segment 2's rank.
+Names of actions are those of ``actions.py``: ``stem``, ``C3``, ``g3``, ``F2``, ``head``, and messages such as ``z2``.
 """
 
 from __future__ import annotations
@@ -21,8 +18,8 @@ from pararealize.coarse.spec import STRICT
 from pararealize.errors import PlanError
 from pararealize.table import aligned, duration, share, time_unit
 
-from .actions import Action, Direction, Key, Kind
-from .recorded import Record, needs_of, spans_of
+from .actions import Action, ActionKind, Direction, in_order
+from .spans import needs_of, spans_of
 
 __all__ = ["VERSION", "Timeline", "timeline_text"]
 
@@ -81,7 +78,7 @@ class Timeline:
         """``serial / (ranks * step)``: the share of all devices' time that goes into the original's own work."""
         return self.speedup / self.ranks
 
-    def busy(self, rank: int, kind: Kind | None = None, direction: Direction | None = None) -> float:
+    def busy(self, rank: int, kind: ActionKind | None = None, direction: Direction | None = None) -> float:
         """Seconds that a rank computes, all in all or in actions of one kind or direction."""
         return sum(
             action.seconds
@@ -123,7 +120,7 @@ class Timeline:
     @classmethod
     def recorded(
         cls,
-        records: Iterable[Record],
+        records: Iterable[tuple[int, int, str, str, float, float]],
         *,
         model: str,
         n: int,
@@ -132,17 +129,17 @@ class Timeline:
     ) -> Timeline:
         """The timeline of a real step.
 
-        A record is a plain tuple ``(rank, j, action, direction, start, end)``: the rank that did it; the segment that
-        it was for, from 1; ``"stem"``, ``"context"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"``
-        or ``"receive"``; ``"forward"`` or ``"backward"``; and seconds of one clock: a row of
-        ``pararealize.plan.recording``. The coarse block on segment j's rank is :math:`F^{j-1}`. ``send`` and ``receive`` are
-        of interface values, forward from j to j + 1 and backward from j to j - 1, each with the segment on whose rank
-        it was recorded; a transfer lasts from the start of the one to the end of the other. Where linear coarse blocks
-        are summed over ranks, ``"difference"`` is that of segment j, ``"sum"`` an addition on the rank whose last
-        segment is j, and ``"send sum"`` and ``"receive sum"`` are of what that rank sends, and backward of the
-        gradient that it gets. Where the stem's output or
-        other shared values are sent as well, they go before the interface value forward, and after it backward; those
-        messages are left out. Several records of another thing become one action from first start to last end.
+        A record is a plain tuple ``(rank, j, action, direction, start, end)``, such as a
+        :class:`~pararealize.plan.recording.RecordedAction`: the rank that did it; the segment that it was for, from 1;
+        ``"stem"``, ``"context"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"`` or ``"receive"``;
+        ``"forward"`` or ``"backward"``; and seconds of one clock. The coarse block on segment j's rank is
+        :math:`F^{j-1}`. ``send`` and ``receive`` are of interface values, forward from j to j + 1 and backward from j
+        to j - 1, each with the segment on whose rank it was recorded; a transfer lasts from the start of the one to
+        the end of the other. Where linear coarse blocks are summed over ranks, ``"difference"`` is that of segment j,
+        ``"sum"`` an addition on the rank whose last segment is j, and ``"send sum"`` and ``"receive sum"`` are of what
+        that rank sends, and backward of the gradient that it gets. Where the stem's output or other shared values are
+        sent as well, they go before the interface value forward, and after it backward; those messages are left out.
+        Several records of another thing become one action from first start to last end.
 
         Args:
             records: of one step, in any order.
@@ -155,29 +152,11 @@ class Timeline:
             PlanError: a record is of no known form.
         """
         spans = spans_of(records, n)
-        zero = min(start for _, _, start, _, _ in spans.values())
-        order = sorted(spans, key=lambda key: (spans[key][2], spans[key][3]))
-        place = {key: i for i, key in enumerate(order)}
-        actions = []
-        for key in order:
-            rank, j, start, end, to = spans[key]
-            needs = tuple(sorted(place[other] for other in needs_of(key, spans, n, source)))
-            name, direction = key
-            actions.append(
-                Action(
-                    name=name,
-                    kind=_KINDS[name.rstrip("0123456789.")],
-                    direction=direction,
-                    j=j,
-                    rank=rank,
-                    to=to,
-                    start=start - zero,
-                    end=end - zero,
-                    after=needs,
-                )
-            )
+        zero = min(span.start for span in spans.values())
+        spans = {key: span._replace(start=span.start - zero, end=span.end - zero) for key, span in spans.items()}
+        actions = in_order(spans, {key: needs_of(key, spans, n, source) for key in spans})
         ranks = 1 + max(max(action.rank, action.to or 0) for action in actions)
-        return cls(model=model, n=n, ranks=ranks, origin="recorded", actions=tuple(actions), notes=tuple(notes))
+        return cls(model=model, n=n, ranks=ranks, origin="recorded", actions=actions, notes=tuple(notes))
 
     def to_json(self) -> str:
         """The timeline as JSON text; :meth:`from_json` gives an equal one."""
@@ -214,35 +193,20 @@ def _adapter() -> TypeAdapter[Timeline]:
     return TypeAdapter(Timeline)
 
 
-_KINDS: dict[str, Kind] = {
-    "stem": "stem",
-    "C": "adapter",
-    "c": "adapter",
-    "g": "fine",
-    "F": "coarse",
-    "head": "head",
-    "z": "transfer",
-    "x": "transfer",
-    "d": "coarse",
-    "s": "coarse",
-    "t": "transfer",
-}
-
-
 def _inconsistencies(timeline: Timeline) -> list[str]:
     """What a timeline says about itself that cannot be."""
     faults = []
     slack = _ROUNDING * max((abs(action.end) for action in timeline.actions), default=0)
-    seen: set[Key] = set()
+    seen: set[str] = set()
     for i, action in enumerate(timeline.actions):
         ranks = [action.rank] if action.to is None else [action.rank, action.to]
         if not all(0 <= rank < timeline.ranks for rank in ranks):
             faults.append(f"action {i}, {action}, is on rank {ranks[-1]} of {timeline.ranks}")
         if action.end < action.start:
             faults.append(f"action {i}, {action}, ends before it starts")
-        if (action.name, action.direction) in seen:
+        if str(action) in seen:
             faults.append(f"there are two actions {action}")
-        seen.add((action.name, action.direction))
+        seen.add(str(action))
         if any(not 0 <= other < len(timeline.actions) or other == i for other in action.after):
             faults.append(f"action {i}, {action}, comes after actions that are not there")
         elif timeline.origin == "simulated" and any(
@@ -261,7 +225,7 @@ def timeline_text(timeline: Timeline) -> str:
     """A row a rank, the step, its efficiency, and its critical path."""
     step = timeline.step
     unit, scale = time_unit(step)
-    third: Kind = "relax" if any(action.kind == "relax" for action in timeline.actions) else "adapter"
+    third: ActionKind = "relax" if any(action.kind == "relax" for action in timeline.actions) else "adapter"
     rows: list[tuple[str | None, ...]] = [tuple(third if name == "adapter" else name for name in _HEAD)]
     for rank in range(timeline.ranks):
         own = sorted({action.j for action in timeline.of(rank)})

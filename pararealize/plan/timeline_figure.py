@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from pararealize.figure import FAINT, INK, LINE, save_figure
 from pararealize.table import duration, share, time_unit
 
-from .actions import Action
+from .actions import Action, formula
 from .timeline import Timeline
 
 __all__ = ["draw_timeline"]
@@ -113,18 +113,12 @@ def _bar(axes: Axes, action: Action, scale: float, *, inches: float) -> None:
     if action.seconds * inches > LETTER * (len(action.name) + 1):
         middle = (action.start + action.end) / 2 * scale
         plate = {"facecolor": backward if back else forward, "edgecolor": "none", "pad": 0.8}
-        axes.text(middle, action.rank, _letter(action.name), fontsize=7.5, color=colour, ha="center", va="center",
+        axes.text(middle, action.rank, formula(action.name), fontsize=7.5, color=colour, ha="center", va="center",
                   zorder=4, bbox=plate if back else None)  # fmt: skip
 
 
 def _edge(kind: str) -> str:
     return "#f6c99a" if kind == "coarse" else "#5b87ad" if kind == "fine" else "#52796f" if kind != "adapter" else LINE
-
-
-def _letter(name: str) -> str:
-    """``g3`` as a formula."""
-    letter, index = name[:1], name[1:]
-    return f"${letter}^{{{index}}}$" if index and index.replace(".", "").isdigit() else name
 
 
 def _arrow(axes: Axes, action: Action, scale: float) -> None:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pararealize.plan.actions import waits_for
+from pararealize.plan.actions import Action, ActionKey, Operation, Span, formula, in_order, waits_for
+
+LETTERS: dict[str, Operation] = {
+    "C": "adapter", "g": "fine", "F": "coarse", "x": "send x", "z": "send z", "stem": "stem", "head": "head",
+}  # fmt: skip
+
+
+def key_of(name: str, direction: str = "forward") -> ActionKey:
+    """The key of a name of the equation."""
+    letter = name.rstrip("0123456789")
+    key = ActionKey(LETTERS[letter], direction, int(name[len(letter) :] or 0))
+    assert key.name == name
+    return key
 
 
 @pytest.mark.parametrize("source", ["input", "stem"])
@@ -14,7 +26,7 @@ def test_every_name_is_defined_and_nothing_waits_for_itself(n, source):
     forward = ["stem", "head", *(f"g{j}" for j in range(1, n + 1))]
     forward += [f"C{j}" for j in range(2, n + 1)] + [f"{name}{j}" for j in range(1, n) for name in "Fz"]
     forward += [f"x{j}" for j in range(2, n + 1)] if source == "stem" else []
-    keys = [(name, way) for name in forward for way in ("forward", "backward")]
+    keys = [key_of(name, way) for name in forward for way in ("forward", "backward")]
     done: set = set()
     while len(done) < len(keys):
         ready = [key for key in keys if key not in done and set(waits_for(key, n, source)) <= done]
@@ -37,9 +49,9 @@ def test_the_backward_rules_by_hand():
         "stem": ["g1", "x2", "x3", "x4"],
     }
     for name, needs in rules.items():
-        assert [other for other, _ in waits_for((name, "backward"), 4, "stem")] == needs
-    assert waits_for(("head", "backward"), 4) == [("head", "forward")]
-    assert waits_for(("stem", "backward"), 4) == [("g1", "backward")]
+        assert [other.name for other in waits_for(key_of(name, "backward"), 4, "stem")] == needs
+    assert waits_for(key_of("head", "backward"), 4) == [key_of("head")]
+    assert waits_for(key_of("stem", "backward"), 4) == [key_of("g1", "backward")]
 
 
 @pytest.mark.parametrize("source", ["input", "stem"])
@@ -69,6 +81,31 @@ def test_gradients_flow_backward_along_the_same_edges(source):
     act("head", z).backward()
     place = {name: i for i, name in enumerate(order)}
     for name in order:
-        for other, way in waits_for((name, "backward"), n, source):
-            assert way == "backward" or name == "head"
-            assert name == "head" or place[other] < place[name], f"{name} needs {other}, which autograd visits later"
+        for other in waits_for(key_of(name, "backward"), n, source):
+            assert other.direction == "backward" or name == "head"
+            assert name == "head" or place[other.name] < place[name], f"{name} needs {other}, visited later"
+
+
+def test_keys_print_as_in_the_mathematics():
+    keys = [
+        ActionKey("stem", "forward"), ActionKey("head", "backward"), ActionKey("context", "forward", 3),
+        ActionKey("fine", "backward", 0), ActionKey("coarse", "forward", 3, 2), ActionKey("sum", "forward", 12, 1),
+        ActionKey("send sum", "forward", 4), ActionKey("send v", "backward", 2, 11),
+    ]  # fmt: skip
+    assert list(map(str, keys)) == ["stem", "head'", "c3", "g0'", "F3.2", "s12.1", "t4", "v2.11'"]
+    assert [key.kind for key in keys] == ["stem", "head", "adapter", "fine", "coarse", "coarse", "transfer", "transfer"]
+
+
+def test_names_as_formulas():
+    shown = [formula(name) for name in ("g3", "s12.1", "stem", "F", "thinking", "g3x")]
+    assert shown == ["$g^{3}$", "$s^{12.1}$", "stem", "F", "thinking", "g3x"]
+
+
+def test_actions_stand_in_order_and_know_the_places_of_what_they_need():
+    late, early, same = key_of("g1"), key_of("stem"), key_of("g2")
+    spans = {late: Span(0, 1, 1.0, 3.0), same: Span(1, 2, 1.0, 3.0), early: Span(0, 1, 0.0, 1.0, to=1)}
+    actions = in_order(spans, {late: [early, early], same: [early, late], early: []})
+    assert [action.name for action in actions] == ["stem", "g1", "g2"]
+    assert [action.after for action in actions] == [(), (0,), (0, 1)]
+    first = Action(name="stem", kind="stem", direction="forward", j=1, rank=0, to=1, start=0.0, end=1.0)
+    assert actions[0] == first

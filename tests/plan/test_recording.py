@@ -4,11 +4,11 @@ import time
 
 import torch
 
-from pararealize.plan.recording import Recording
+from pararealize.plan.recording import StepRecording
 
 
 def test_rows_stand_in_the_order_in_which_they_ended() -> None:
-    recording = Recording(3, torch.device("cpu"))
+    recording = StepRecording(3, torch.device("cpu"))
     with recording.during(2, "fine", "forward"), recording.during(2, "receive", "forward"):
         time.sleep(0.002)
     recording.add(1, "head", "backward", 5.0, 6.0)

@@ -1,4 +1,4 @@
-"""Records of a step with sums over ranks give the timeline that was simulated; those of none are in test_timeline."""
+"""Rows of a step with sums over ranks give the timeline that was simulated; those of none are in test_timeline."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from pararealize.plan.recorded import needs_of, spans_of
+from pararealize.plan.actions import ActionKey
 from pararealize.plan.simulation import simulate
+from pararealize.plan.spans import needs_of, spans_of
 from pararealize.plan.timeline import Timeline
 from tests.plans import plan_of
 
@@ -59,5 +60,6 @@ def test_records_of_sums_give_the_same_timeline(stages):
 
 def test_a_message_of_a_sum_alone_waits_for_nothing_that_is_known():
     spans = spans_of([(0, 2, "send sum", "forward", 0.0, 0.0), (1, 2, "receive sum", "forward", 0.0, 1.0)], 3)
-    assert spans == {("t2", "forward"): (0, 2, 0.0, 1.0, 1)}
-    assert needs_of(("t2", "forward"), spans, 3, "input") == set()
+    key = ActionKey("send sum", "forward", 2)
+    assert spans == {key: (0, 2, 0.0, 1.0, 1)}
+    assert needs_of(key, spans, 3, "input") == set()
