@@ -27,8 +27,9 @@ from .example import Example
 from .merging import DifferentStructureError, merge
 from .module_copy import check_model
 from .module_view import Piece
+from .node_table import UnreadableError
 from .subgraph import draws
-from .tracer import Recording, UnreadableError, record
+from .tracer import Trace, record
 from .verification import check_against_model, explain, mode_error, run_model
 
 __all__ = ["capture"]
@@ -136,7 +137,7 @@ class _Opaque:
         return True
 
 
-def _record_and_compare(model: nn.Module, example: Example, opaque: _Opaque) -> tuple[Recording, int, bool]:
+def _record_and_compare(model: nn.Module, example: Example, opaque: _Opaque) -> tuple[Trace, int, bool]:
     """Record until every part is readable; return the recording, its batch size and whether that is fixed."""
     found = example.batch or 1
     batch = found if found > 1 else 2
@@ -166,7 +167,7 @@ def _record_and_compare(model: nn.Module, example: Example, opaque: _Opaque) -> 
     raise CaptureError(f"{type(model).__name__} still cannot be read with {sorted(opaque.reasons)} as opaque modules")
 
 
-def _record(model: nn.Module, example: Example, opaque: _Opaque, batch: int, *, training: bool) -> Recording:
+def _record(model: nn.Module, example: Example, opaque: _Opaque, batch: int, *, training: bool) -> Trace:
     sizes = None if example.batch is None else (example.batch, batch)
     return record(model, example.values, (example.args, example.kwargs), batch=sizes, training=training, opaque=opaque)
 

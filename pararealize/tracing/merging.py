@@ -11,7 +11,7 @@ from torch import fx
 
 from pararealize.errors import CaptureError
 
-from .tracer import Recording
+from .tracer import Trace
 
 __all__ = ["DifferentStructureError", "by_mode", "merge", "size_of"]
 
@@ -34,7 +34,7 @@ class DifferentStructureError(Exception):
         self.paths = paths
 
 
-def merge(first: Recording, second: Recording, sizes: tuple[int, int] | None) -> Recording:
+def merge(first: Trace, second: Trace, sizes: tuple[int, int] | None) -> Trace:
     """Rewrite what differs between the recordings, in the first one, to follow the mode or the batch size."""
     ours, theirs = list(first.graph.nodes), list(second.graph.nodes)
     if [_kind(node) for node in ours] != [_kind(node) for node in theirs]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -60,15 +61,6 @@ def test_a_small_submodule_that_cannot_be_read_is_one_node() -> None:
 
 
 def test_a_custom_autograd_function_keeps_its_gradient() -> None:
-    class Reversed(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return -gradient
-
     class Layer(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return Reversed.apply(x)
@@ -138,3 +130,62 @@ def test_values_know_whether_parameters_made_them() -> None:
     nodes = {node.name: node.meta.get("trainable") for node in capture(Mixed(), torch.randn(2, 4)).graph.nodes}
     assert (nodes["exp"], nodes["cos"], nodes["sin"]) == (True, False, False)
     assert (nodes["weight"], nodes["buffer"], nodes["constant"]) == (True, False, False)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+class Interrupted(nn.Module):
+    """While its forward runs, another thread does something, and is waited for."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.linear, self.other = nn.Linear(4, 4), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        thread = threading.Thread(target=self.other)
+        thread.start()
+        thread.join()
+        return self.linear(x)
+
+
+def test_other_threads_are_not_recorded() -> None:
+    """They apply custom functions, switch autocast and call modules as ever, those of the recorded model too."""
+    results: list[Tensor] = []
+    real = nn.Linear(4, 4)
+
+    def other() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(Reversed.apply(real(torch.ones(2, 4, requires_grad=True))))
+
+    captured = capture(nn.Sequential(nn.Linear(4, 4), Interrupted(other), nn.Linear(4, 4)), torch.randn(2, 4))
+    assert captured.opaque == {}
+    assert len([node for node in captured.graph.nodes if node.op not in ("placeholder", "output")]) == 3
+    assert {result.dtype for result in results} == {torch.bfloat16}
+
+
+def model_of() -> nn.Module:
+    return nn.Sequential(*(Interrupted(lambda: None) for _ in range(6)))
+
+
+def test_two_threads_can_record_at_once() -> None:
+    x = torch.randn(2, 4)
+    call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
+    captures: list[Any] = []
+    threads = [threading.Thread(target=lambda: captures.append(capture(model_of(), x))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(captures) == 4
+    expected = [node.target for node in capture(model_of(), x).graph.nodes]
+    assert all([node.target for node in captured.graph.nodes] == expected for captured in captures)
+    assert nn.Module.__call__ is call
+    assert torch.autograd.Function.__dict__["apply"] is apply
