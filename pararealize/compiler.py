@@ -24,7 +24,8 @@ from pararealize.analysis.blocks import BlockChain, find_blocks
 from pararealize.analysis.cost import count_costs, measure_costs
 from pararealize.analysis.fields.field import receptive_fields
 from pararealize.coarse.adapter import build_adapter
-from pararealize.coarse.coarse_block import Coarse, build_coarse, coarse_name
+from pararealize.coarse.coarse_block import build_coarse
+from pararealize.coarse.kinds import Coarse, coarse_name
 from pararealize.network.emitter import emit
 from pararealize.network.module import PararealModule
 from pararealize.plan.plan import Plan

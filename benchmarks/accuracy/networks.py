@@ -173,7 +173,7 @@ class Mixer(nn.Module):
 class Family:
     """A family of networks: how one is built, what it is called, and how it is trained.
 
-    ``evidence`` is what :func:`pararealize.coarse.evidence_table.family_of` takes its networks for.
+    ``evidence`` is what :func:`pararealize.coarse.family.family_of` takes its networks for.
     """
 
     title: str

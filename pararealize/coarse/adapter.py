@@ -1,7 +1,8 @@
-"""Two spaces in, one adapter out: ``C^j : X → X_{j-1}``, the cheap map that gives segment j its own input.
+"""Two spaces -> one adapter ``C^j : X → X_{j-1}``, the cheap map that gives segment j its own input.
 
-An adapter follows a :func:`~pararealize.coarse.resampling.route`, a short list of steps decided first; it is described, counted and
-built from that one list. The recipe is that of Lee, Lee and Park, section 4, for images, and its like for the rest.
+An adapter follows a :func:`~pararealize.coarse.resampling.route`, a short list of steps decided first; it is described,
+counted and built from that one list. The recipe is that of Lee, Lee and Park, section 4, for images, and its like for
+the rest.
 """
 
 from functools import lru_cache

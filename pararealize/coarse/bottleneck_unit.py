@@ -1,28 +1,25 @@
-"""Two spaces in, a bottleneck out: the linear map between them, and a narrow residual unit behind it.
+"""Two spaces -> a bottleneck: the linear map between them, and a narrow residual unit behind it.
 
-``r ↦ u + W_2 a(D W_1 norm(u))`` with ``u = P r``: P is the linear map of :func:`~pararealize.coarse.units.linear_map`, W_1
-leads to a fraction of the channels, D mixes neighbours, and W_2 leads back. It gives a chain of coarse blocks the depth
-that linear ones lack, for a few per cent of a block, on maps, tokens and vectors alike.
+``r ↦ u + W_2 a(D W_1 norm(u))`` with ``u = P r``: P is the linear map of :func:`~pararealize.coarse.units.linear_map`,
+W_1 leads to a fraction of the channels, D mixes neighbours, and W_2 leads back. It gives a chain of coarse blocks the
+depth that linear ones lack, for a few per cent of a block, on maps, tokens and vectors alike.
 """
 
 from collections import OrderedDict
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pararealize.analysis.space import Space
 
-from .units import linear_map
+from .resampling import CONVOLUTIONS
+from .units import NORMS, linear_map
 
 __all__ = ["Bottleneck", "bottleneck"]
 
 MAP_SHARE = 8  # the inner width is the outer one divided by so much, on maps, where D is a full convolution
 TOKEN_SHARE = 5  # and on tokens and vectors
 LEAST = 4  # and at least so much
-
-_CONVOLUTION: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_NORM: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class Bottleneck(nn.Module):
@@ -46,15 +43,15 @@ class Bottleneck(nn.Module):
         c, axes, dtype = space.channels, len(space.extent), space.torch_dtype
         self.axes, self.first = axes, axes > 0 and space.channel == 0
         h = max(c // (MAP_SHARE if self.first else TOKEN_SHARE), min(c, LEAST))
-        self.norm: nn.Module = _NORM[axes](c, dtype=dtype) if self.first else nn.LayerNorm(c, dtype=dtype)
+        self.norm: nn.Module = NORMS[axes](c, dtype=dtype) if self.first else nn.LayerNorm(c, dtype=dtype)
         self.down: nn.Module
         self.up: nn.Module
         self.mix: nn.Module
         if self.first:
-            self.down = _CONVOLUTION[axes](c, h, 1, bias=False, dtype=dtype)
-            self.mix = _CONVOLUTION[axes](h, h, 3, padding=1, bias=False, dtype=dtype)
-            self.norm2: nn.Module = _NORM[axes](h, dtype=dtype)
-            self.up = _CONVOLUTION[axes](h, c, 1, bias=False, dtype=dtype)
+            self.down = CONVOLUTIONS[axes](c, h, 1, bias=False, dtype=dtype)
+            self.mix = CONVOLUTIONS[axes](h, h, 3, padding=1, bias=False, dtype=dtype)
+            self.norm2: nn.Module = NORMS[axes](h, dtype=dtype)
+            self.up = CONVOLUTIONS[axes](h, c, 1, bias=False, dtype=dtype)
         else:
             self.down, self.up = nn.Linear(c, h, dtype=dtype), nn.Linear(h, c, bias=False, dtype=dtype)
             nn.init.zeros_(self.down.get_parameter("bias"))
@@ -81,7 +78,7 @@ def _mix_of_tokens(space: Space, width: int, kernel: int) -> nn.Module:
     if not axes:
         return nn.Identity()
     if kernel:
-        return _CONVOLUTION[axes](  # type: ignore[no-any-return]
+        return CONVOLUTIONS[axes](  # type: ignore[no-any-return]
             width, width, kernel, padding=kernel // 2, groups=width, bias=False, dtype=dtype
         )
     return nn.Linear(space.extent[-1], space.extent[-1], bias=False, dtype=dtype)

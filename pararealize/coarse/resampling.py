@@ -1,4 +1,4 @@
-"""Two spaces in, the steps between them out: what adapters and linear coarse blocks are made of.
+"""Two spaces -> the steps between them, of which adapters and linear coarse blocks are made.
 
 Maps (images, signals, volumes) are halved by 3×3 max pools of stride 2, then a 1×1 convolution sets the channels;
 adaptive average pooling does what halving cannot (odd ratios, enlarging, tokens); tokens and vectors are mapped by a
@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from pararealize.analysis.space import Space
 
-__all__ = ["Move", "Resample", "Step", "halvings", "route"]
+__all__ = ["CONVOLUTIONS", "Move", "Resample", "RouteStep", "halvings", "route"]
 
-_CONVOLUTION: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _MAX_POOL: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _AVERAGE_POOL: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 _RESAMPLE: dict[int, Callable[..., Tensor]] = {
@@ -29,7 +29,7 @@ _RESAMPLE: dict[int, Callable[..., Tensor]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class RouteStep:
     """One step of an adapter: the submodule's name, what a person would call it, and how to make it."""
 
     name: str
@@ -37,24 +37,24 @@ class Step:
     make: Callable[[], nn.Module]
 
 
-def route(source: Space, target: Space, *, linear: bool = False) -> tuple[Step, ...]:
+def route(source: Space, target: Space, *, linear: bool = False) -> tuple[RouteStep, ...]:
     """The steps from one space to another; ``linear`` takes averages for maxima and leaves the bias out."""
-    path = _Path(source, target, linear=linear)
+    steps = _Route(source, target, linear=linear)
     if not source.shape:
-        path.add("unsqueeze", "as one channel", lambda: nn.Unflatten(0, (-1, 1)))
+        steps.add("unsqueeze", "as one channel", lambda: nn.Unflatten(0, (-1, 1)))
     if not target.extent:
-        path.to_vector()
+        steps.to_vector()
     elif not source.extent:
-        path.from_vector()
+        steps.from_vector()
     else:
-        path.between_maps()
+        steps.between_maps()
     if not target.shape:
-        path.add("squeeze", "as a scalar", lambda: nn.Flatten(0))
-    return tuple(path.steps)
+        steps.add("squeeze", "as a scalar", lambda: nn.Flatten(0))
+    return tuple(steps.steps)
 
 
 def halvings(source: int, target: int) -> tuple[int, ...]:
-    """The paddings of the 3-wide windows of stride 2 that bring a size as near to a smaller one as halving can.
+    """The paddings of the 3-wide kernels of stride 2 that bring a size as near to a smaller one as halving can.
 
     Padding 1 turns L into ⌈L/2⌉, padding 0 into ⌈L/2⌉ - 1 = ⌊(L-1)/2⌋; both follow other image sizes as the network's
     own strided layers do. Where no path ends at the target, the paddings are 1 and the end lies above it.
@@ -118,14 +118,14 @@ class Resample(nn.Module):
         return f"{_times(self.source)} → {_times(self.target)}"
 
 
-class _Path:
-    """The steps found so far, and the layout (channels and their axis, extent) that they lead to."""
+class _Route:
+    """The steps so far, and the layout (channels and their axis, extent) that they lead to."""
 
     def __init__(self, source: Space, target: Space, *, linear: bool) -> None:
         self.source, self.target, self.linear = source, target, linear
         self.channels, self.extent, self.channel = source.channels, source.extent, source.channel
         self.goal = _at_most_three_axes(target.extent)
-        self.steps: list[Step] = []
+        self.steps: list[RouteStep] = []
         self.projected = False
 
     def to_vector(self) -> None:
@@ -227,7 +227,7 @@ class _Path:
             text = f"linear {before}→{channels}"
             self.add("project", text, lambda: nn.Linear(before, channels, bias=not self.linear, dtype=dtype))
         else:
-            make = _CONVOLUTION[axes]
+            make = CONVOLUTIONS[axes]
             text = f"conv {_times((1,) * max(axes, 2))} {before}→{channels}"
             self.add("project", text, lambda: make(before, channels, 1, bias=False, dtype=dtype))
         self.channels, self.projected = channels, True
@@ -258,7 +258,7 @@ class _Path:
     def add(self, name: str, text: str, make: Callable[[], nn.Module]) -> None:
         """Append a step under a name of its own: pool, pool2, …"""
         times = sum(step.name.rstrip("0123456789") == name for step in self.steps) + 1
-        self.steps.append(Step(name=name if times == 1 else f"{name}{times}", text=text, make=make))
+        self.steps.append(RouteStep(name=name if times == 1 else f"{name}{times}", text=text, make=make))
 
 
 def _is_tokens(space: Space) -> bool:

@@ -1,4 +1,4 @@
-"""What adapters and coarse blocks are to be: rows of a plan, plain data, decided before any module is built."""
+"""The rows of a plan for adapters and coarse blocks: plain data, decided before any module is built."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.space import Space
 
-__all__ = ["STRICT", "AdapterPlan", "CoarsePlan", "Cost"]
+__all__ = ["STRICT", "AdapterPlan", "CoarsePlan", "RowCost"]
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Cost:
+class RowCost:
     """The cost of one step of a row, in the plan's unit."""
 
     cost_forward: float
@@ -28,7 +28,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class AdapterPlan(Cost):
+class AdapterPlan(RowCost):
     """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``."""
 
     j: int
@@ -42,7 +42,7 @@ class AdapterPlan(Cost):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class CoarsePlan(Cost):
+class CoarsePlan(RowCost):
     """F^j, j from 1 to n - 1: from X_j (``x``) to X_{j+1} (``y``), on segment j + 1's device.
 
     ``units`` and ``kernel`` are 0 where the kind has none; ``note`` says where the kind is not the one asked for.

@@ -1,38 +1,35 @@
-"""Two spaces in, the units of a coarse block out: pre-activation residual units, linear maps, copies of blocks.
+"""Two spaces -> the units of a coarse block: pre-activation residual units, and linear maps.
 
 A unit is ``r ↦ P r + f(r)``: the skip P is the identity, or a strided 1×1 convolution where the shape changes, and f
 normalises and rectifies before it convolves (He et al., "Identity Mappings in Deep Residual Networks"), so a residual
 of any size passes along P and is corrected by something of the size of one.
 """
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pararealize.analysis.space import Space
 
-from .resampling import Move, Resample, halvings, route
+from .resampling import CONVOLUTIONS, Move, Resample, halvings, route
 
 __all__ = [
     "CoarseBlock",
-    "Copies",
     "DepthwiseUnit",
     "PaperUnit",
     "Projection",
     "depthwise_units",
     "linear_map",
     "paper_units",
-    "redraw",
 ]
 
-_CONVOLUTION: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_NORM: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
-Halving = tuple[int | None, ...]  # per axis: None at stride 1, else the padding of a 3-wide window of stride 2
+Halving = tuple[int | None, ...]  # per axis: None at stride 1, else the padding of a 3-wide kernel of stride 2
+NamedModules = list[tuple[str, nn.Module]]
 
 
 class PaperUnit(nn.Module):
@@ -46,9 +43,9 @@ class PaperUnit(nn.Module):
     def __init__(self, before: int, after: int, halving: Halving, *, dtype: torch.dtype) -> None:
         super().__init__()
         axes = len(halving)
-        self.norm1 = _NORM[axes](before, dtype=dtype)
+        self.norm1 = NORMS[axes](before, dtype=dtype)
         self.conv1 = _convolution(before, after, 3, halving, dtype=dtype)
-        self.norm2 = _NORM[axes](after, dtype=dtype)
+        self.norm2 = NORMS[axes](after, dtype=dtype)
         self.conv2 = _convolution(after, after, 3, (None,) * axes, dtype=dtype)
         self.skip = _skip(before, after, halving, dtype)
 
@@ -70,10 +67,10 @@ class DepthwiseUnit(nn.Module):
         super().__init__()
         axes = len(halving)
         still: Halving = (None,) * axes
-        self.norm1 = _NORM[axes](before, dtype=dtype)
+        self.norm1 = NORMS[axes](before, dtype=dtype)
         self.conv1 = _convolution(before, after, 1, still, dtype=dtype)
         self.depthwise = _convolution(after, after, kernel, halving, dtype=dtype, groups=after, gain="linear")
-        self.norm2 = _NORM[axes](after, dtype=dtype)
+        self.norm2 = NORMS[axes](after, dtype=dtype)
         self.conv2 = _convolution(after, after, 1, still, dtype=dtype)
         self.skip = _skip(before, after, halving, dtype)
 
@@ -85,17 +82,17 @@ class DepthwiseUnit(nn.Module):
 
 
 class Projection(nn.Module):
-    """A strided 1×1 convolution without bias that reads the centres of the windows of some halvings.
+    """A strided 1×1 convolution without bias that reads the centres of the kernels of some halvings.
 
-    ``paths`` gives the paddings of the halvings, per axis, as :func:`~pararealize.coarse.resampling.halvings` does: a window of
-    padding 1 has its first centre at 0, one of padding 0 at 1, so a few pixels are cut off at both ends first.
+    ``paths`` gives the paddings of the halvings, per axis, as :func:`~pararealize.coarse.resampling.halvings` does: a
+    kernel of padding 1 has its first centre at 0, one of padding 0 at 1, so a few pixels at both ends go first.
     """
 
     def __init__(self, before: int, after: int, paths: Sequence[Sequence[int]], *, dtype: torch.dtype) -> None:
         super().__init__()
         self.crop = tuple(sum((1 - padding) << i for i, padding in enumerate(path)) for path in paths)
         stride = tuple(2 ** len(path) for path in paths)
-        self.conv = _CONVOLUTION[len(paths)](before, after, 1, stride=stride, bias=False, dtype=dtype)
+        self.conv = CONVOLUTIONS[len(paths)](before, after, 1, stride=stride, bias=False, dtype=dtype)
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="linear")
 
     def forward(self, r: Tensor) -> Tensor:
@@ -127,42 +124,13 @@ class CoarseBlock(nn.Sequential):
         return self.spaces
 
 
-class Copies(nn.Module):
-    """``F^j`` made of copies of blocks: each reads its part of the segment's context next to the value.
-
-    ``reads[i]`` are the positions of block i's context in the segment's.
-    """
-
-    def __init__(
-        self,
-        blocks: Sequence[nn.Module],
-        reads: Sequence[tuple[int, ...]],
-        *,
-        names: Sequence[str],
-        needs_context: bool,
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.reads, self.names, self.needs_context = list(reads), list(names), needs_context
-
-    def forward(self, r: Tensor, *context: Any) -> Tensor:
-        """The blocks one after the other."""
-        for block, reads in zip(self.blocks, self.reads, strict=True):
-            r = block(r, *(context[i] for i in reads))
-        return r
-
-    def extra_repr(self) -> str:
-        """Which blocks were copied."""
-        return f"copies of {', '.join(self.names)}"
-
-
-def paper_units(x: Space, y: Space, units: int) -> list[tuple[str, nn.Module]]:
+def paper_units(x: Space, y: Space, units: int) -> NamedModules:
     """So many paper units, the first ones at stride 2 where the extent halves, and what resampling is left."""
     dtype = y.torch_dtype
     return _chain(x, y, units, lambda before, halving: PaperUnit(before, y.channels, halving, dtype=dtype))
 
 
-def depthwise_units(x: Space, y: Space, units: int, kernel: int) -> list[tuple[str, nn.Module]]:
+def depthwise_units(x: Space, y: Space, units: int, kernel: int) -> NamedModules:
     """So many depthwise units, as :func:`paper_units` places them."""
     dtype = y.torch_dtype
     return _chain(
@@ -177,7 +145,7 @@ def linear_map(x: Space, y: Space) -> nn.Module:
     dtype = y.torch_dtype
     if len(x.extent) == len(y.extent) and 1 <= len(x.extent) <= 3 and not len(x.extent) == x.channel == y.channel == 1:
         paths, extent = _paths(x, y)
-        modules: list[tuple[str, nn.Module]] = [("project", Projection(x.channels, y.channels, paths, dtype=dtype))]
+        modules: NamedModules = [("project", Projection(x.channels, y.channels, paths, dtype=dtype))]
         if extent != y.extent:
             modules.append(("resample", Resample(extent, y.extent)))
         return CoarseBlock(x, y, modules)
@@ -188,56 +156,11 @@ def linear_map(x: Space, y: Space) -> nn.Module:
     return block
 
 
-def redraw(block: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a block with fresh weights from the current random state, on the CPU unless it is on meta; in place.
-
-    Modules draw by their own ``reset_parameters``, what they leave alone is drawn from a normal distribution, and in
-    both cases the standard deviation of a weight stays what it was, so the network's own way of scaling is kept.
-    Tensors of one value (norms, zeros, layer scales at their start) keep it. Everything becomes trainable.
-    """
-    _prune(block)
-    block.train()
-    for parameter in block.parameters():
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    if any(parameter.is_meta for parameter in block.parameters()):
-        return block
-    block.to("cpu")
-    found = {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
-    for module in block.modules():
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        if callable(reset) and not inspect.signature(reset).parameters:
-            reset()
-    with torch.no_grad():
-        for name, parameter in block.named_parameters():
-            _redraw_one(parameter, found[name])
-    return block
-
-
-def _prune(block: fx.GraphModule) -> None:
-    """Drop the tensors that a container of the block owns but the block does not read."""
-    called = [str(node.target) for node in block.graph.nodes if node.op == "call_module"]
-    read = {str(node.target) for node in block.graph.nodes if node.op == "get_attr"}
-    for path, module in block.named_modules():
-        if not any(path == target or path.startswith(target + ".") for target in called):
-            for tensors in (module._parameters, module._buffers):
-                for name in [name for name in tensors if f"{path}.{name}".lstrip(".") not in read]:
-                    del tensors[name]
-
-
-def _redraw_one(parameter: Tensor, before: Tensor) -> None:
-    if before.numel() == 0 or bool((before == before.flatten()[0]).all()):
-        parameter.copy_(before)
-    elif torch.equal(parameter, before):
-        parameter.normal_(before.float().mean().item(), before.float().std().item())
-    elif parameter.ndim > 1 and (spread := parameter.float().std().item()) > 0:
-        parameter.mul_(before.float().std().item() / spread)
-
-
-def _chain(x: Space, y: Space, units: int, make: Any) -> list[tuple[str, nn.Module]]:
+def _chain(x: Space, y: Space, units: int, make: Callable[[int, Halving], nn.Module]) -> NamedModules:
     """Units with the halvings first; resampling after those where it shrinks the map, at the end where it enlarges."""
     paths, extent = _paths(x, y)
     steps = max(map(len, paths))
-    modules: list[tuple[str, nn.Module]] = []
+    modules: NamedModules = []
     for i in range(max(units, steps, 1)):
         halving = tuple(path[i] if i < len(path) else None for path in paths)
         modules.append((f"unit{i + 1}", make(x.channels if i == 0 else y.channels, halving)))
@@ -262,10 +185,10 @@ def _paths(x: Space, y: Space) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
 def _convolution(
     before: int, after: int, kernel: int, halving: Halving, *, dtype: torch.dtype, groups: int = 1, gain: str = "relu"
 ) -> nn.Module:
-    """A convolution without bias that keeps the extent, or halves it as a 3-wide window of that padding does."""
+    """A convolution without bias that keeps the extent, or halves it as a 3-wide kernel of that padding does."""
     stride = tuple(1 if padding is None else 2 for padding in halving)
     padding = tuple(kernel // 2 - (padding == 0) for padding in halving)
-    convolution: nn.Module = _CONVOLUTION[len(halving)](
+    convolution: nn.Module = CONVOLUTIONS[len(halving)](
         before, after, kernel, stride=stride, padding=padding, groups=groups, bias=False, dtype=dtype
     )
     nn.init.kaiming_normal_(convolution.get_parameter("weight"), nonlinearity=gain)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from pararealize.coarse.coarse_block import takes_context
+from pararealize.coarse.copies import takes_context
 from pararealize.tracing.operations import check_plain
 
 from .pieces import Pieces

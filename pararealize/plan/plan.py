@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.space import Space
-from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Cost
+from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, RowCost
 from pararealize.errors import PlanError
 from pararealize.table import aligned, billions, count, shortened
 
@@ -28,7 +28,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class PartPlan(Cost):
+class PartPlan(RowCost):
     """The stem or the head: parameters and FLOPs per sample."""
 
     parameters: int
@@ -37,7 +37,7 @@ class PartPlan(Cost):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class SegmentPlan(Cost):
+class SegmentPlan(RowCost):
     """g^j, j from 1: blocks ``first`` to ``last`` (0-based, inclusive), from X_{j-1} (``x``) to X_j (``y``).
 
     FLOPs are per sample.

@@ -1,38 +1,28 @@
 """BlockChain, fields, Costs, n -> Prices: what adapters and coarse blocks cost before any is built.
 
 They are counted on the meta device; where the network's costs are seconds, they are measured at the same batch, each
-once. ``"block"`` and ``"exact"`` are made of the network's own blocks, and cost what these do.
+once. Coarse blocks that are made of the network's own blocks cost what these do.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
+from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.cost import NO_COST, BlockCost, Costs, measure_module
+from pararealize.analysis.fields.field import Fields
+from pararealize.analysis.space import Space
 from pararealize.coarse.adapter import adapter_cost, build_adapter
-from pararealize.coarse.coarse_block import (
-    LARGEST_KERNEL,
-    Coarse,
-    block_choice,
-    coarse_cost,
-    coarse_units,
-    kernel_for,
-    kind_for,
-    units_for,
-)
-from pararealize.coarse.evidence_table import family_of
+from pararealize.coarse.coarse_block import coarse_cost, coarse_units
+from pararealize.coarse.coverage import LARGEST_KERNEL, kernel_for
+from pararealize.coarse.kinds import KIND_TABLE, Coarse, kind_for
 from pararealize.random_state import seeded_weights
-
-if TYPE_CHECKING:
-    from pararealize.analysis.blocks import BlockChain, Space
-    from pararealize.analysis.fields.field import Fields
 
 __all__ = ["Price", "Prices", "Split", "plus"]
 
@@ -54,9 +44,9 @@ class Price:
     cost: Split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prices:
-    """What adapters and coarse blocks cost.
+    """What adapters and coarse blocks cost; whatever was counted or measured once is remembered.
 
     Attributes:
         chain: the network's blocks.
@@ -71,9 +61,10 @@ class Prices:
     costs: Costs
     n: int
     source: str
-    _units: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # known so far, by kind
-    _sums: dict[tuple[Space, bool], Split] = field(default_factory=dict, init=False, repr=False)  # likewise
-    _modules: dict[tuple[Any, ...], Price] = field(default_factory=dict, init=False, repr=False)  # likewise, as asked
+    _units: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _convolves: dict[tuple[str, Space], bool] = field(default_factory=dict, init=False, repr=False)
+    _sums: dict[tuple[Space, bool], Split] = field(default_factory=dict, init=False, repr=False)
+    _modules: dict[Hashable, Price] = field(default_factory=dict, init=False, repr=False)
 
     # Adapters --------------------------------------------------------------------------------------------------------
 
@@ -83,46 +74,55 @@ class Prices:
         return self.chain.source if self.source == "input" and self.chain.source is not None else self.chain.blocks[0].x
 
     def adapter(self, target: Space) -> Price:
-        """Of an adapter into a space."""
+        """The price of an adapter into a space."""
         stem = self.source == "stem"
-        made = partial(build_adapter, self.origin, target, from_stem=stem)
-        counted = partial(adapter_cost, self.origin, target, from_stem=stem)
-        return self._module(("adapter", target), counted, made, self.origin, first=not stem)
+        build = partial(build_adapter, self.origin, target, from_stem=stem)
+        count = partial(adapter_cost, self.origin, target, from_stem=stem)
+        return self._module(("adapter", target), count, build, self.origin, first=not stem)
 
     # Coarse blocks ---------------------------------------------------------------------------------------------------
 
     def units(self, kind: str) -> int:
-        """How many units a coarse block of that kind has; none where it is not made of units, or always of one."""
+        """How many units a coarse block of that kind has; 0 where it is not made of units."""
         if kind not in self._units:
-            counted = kind in ("paper", "depthwise", "block")
-            self._units[kind] = units_for(kind, self.chain, self.fields, self.n) if counted else 0
+            row = KIND_TABLE.get(kind)
+            count = row.units if row is not None else None
+            self._units[kind] = count(self.chain, self.fields, self.n) if count is not None else 0
         return self._units[kind]
 
     def kernel(self, kind: str, first: int, last: int) -> int:
-        """How wide the convolution of a coarse block for those blocks is, where it has one of a width of its own."""
-        has_one = kind == "depthwise" or (kind == "bottleneck" and not self._without_kernel(self.chain.blocks[last].y))
-        return kernel_for(self.chain.blocks[first].x, self.fields.of(first, last)) if has_one else 0
+        """The width of the convolution of a coarse block for those blocks; 0 where it has none that a plan decides."""
+        if not self._has_kernel(kind, self.chain.blocks[last].y):
+            return 0
+        return kernel_for(self.chain.blocks[first].x, self.fields.of(first, last))
+
+    def _has_kernel(self, kind: str, y: Space) -> bool:
+        if (kind, y) not in self._convolves:
+            row = KIND_TABLE.get(kind)
+            self._convolves[kind, y] = row is not None and row.convolves is not None and row.convolves(y, self.chain)
+        return self._convolves[kind, y]
 
     def coarse_block(self, kind: str, units: int, kernel: int, first: int, last: int) -> Price:
-        """Of a coarse block that stands for blocks ``first`` to ``last``, with the correction around it.
+        """The price of a coarse block that stands for blocks ``first`` to ``last``, with the correction around it.
 
         What a callable gives is not known before it builds: the correction alone.
         """
         blocks = self.chain.blocks[first : last + 1]
         x, y = blocks[0].x, blocks[-1].y
-        if kind == "custom":
+        row = KIND_TABLE.get(kind)
+        if row is None:
             price = Price(0, (0, 0), (0, 0))
-        elif kind in ("block", "exact"):
-            chosen = block_choice(blocks, units) if kind == "block" else tuple(range(len(blocks)))
-            costs = [self.costs.blocks[first + i] for i in chosen]
+        elif row.blocks is not None:
+            offsets = row.blocks(blocks, units)
+            costs = [self.costs.blocks[first + i] for i in offsets]
             price = Price(
-                sum(blocks[i].parameters for i in chosen) if kind == "block" else 0,
+                sum(blocks[i].parameters for i in offsets) if row.copies else 0,
                 (sum(cost.flops_forward for cost in costs), sum(cost.flops_backward for cost in costs)),
                 plus(*map(self.costs.split, costs)),
             )
         else:
-            made = partial(coarse_units, kind, x, y, units, kernel)
-            price = self._module((kind, x, y, units, kernel), partial(coarse_cost, kind, x, y, units, kernel), made, x)
+            arguments = kind, x, y, units, kernel
+            price = self._module(arguments, partial(coarse_cost, *arguments), partial(coarse_units, *arguments), x)
         return replace(price, cost=plus(price.cost, self._correction(x, y)))
 
     def between(self, coarse: Coarse, first: int, stop: int) -> Split:
@@ -137,58 +137,50 @@ class Prices:
         kind, _ = kind_for(coarse, x, y)
         if kind == "exact":
             return self._correction(x, y)
-        kernel = 0 if kind == "bottleneck" and self._without_kernel(y) else LARGEST_KERNEL
-        return self.coarse_block(kind, self.units(kind), kernel, first, stop - 1).cost
+        return self.coarse_block(kind, self.units(kind), self._widest(kind, y), first, stop - 1).cost
+
+    def _widest(self, kind: str, y: Space) -> int:
+        return LARGEST_KERNEL if self._has_kernel(kind, y) else 0
 
     def _correction(self, x: Space, y: Space) -> Split:
         """The subtraction before F^j and the addition behind it: an element is written once forward, twice backward."""
         return plus(self._sum(x, difference=True), self._sum(y, difference=False))
 
     def _sum(self, space: Space, *, difference: bool) -> Split:
-        """Of two values of a space, or their difference; measured where the network's costs are."""
+        """The cost of the sum of two values of a space, or of their difference."""
         key = space, difference
         if key not in self._sums:
             elements = replace(NO_COST, elements_forward=space.numel, elements_backward=2 * space.numel)
-            made = partial(_Sum, difference=difference)
-            self._sums[key] = self._cost(elements, made, space, inputs=2)
+            self._sums[key] = self._cost(elements, partial(_Sum, difference=difference), space, inputs=2)
         return self._sums[key]
-
-    def _without_kernel(self, y: Space) -> bool:
-        """Where a bottleneck has none: on maps and vectors, and on tokens that the network mixes by matrices."""
-        return y.channel == 0 or (len(y.extent) == 1 and self._family == "residual mixing")
-
-    @functools.cached_property
-    def _family(self) -> str | None:
-        """What the blocks are."""
-        return family_of(self.chain)
 
     # Modules ---------------------------------------------------------------------------------------------------------
 
     def _module(
         self,
-        key: tuple[Any, ...],
-        counted: Callable[[], tuple[int, BlockCost]],
-        made: Callable[[], nn.Module],
+        key: Hashable,
+        count: Callable[[], tuple[int, BlockCost]],
+        build: Callable[[], nn.Module],
         x: Space,
         *,
         first: bool = False,
     ) -> Price:
-        """Of a module that is counted so and made so, asked for again and again under one key."""
+        """The price of the module that ``build`` makes and ``count`` counts; plans ask for one key again and again."""
         if key not in self._modules:
-            parameters, cost = counted()
+            parameters, cost = count()
             flops = cost.flops_forward, cost.flops_backward
-            self._modules[key] = Price(parameters, flops, self._cost(cost, made, x, first=first))
+            self._modules[key] = Price(parameters, flops, self._cost(cost, build, x, first=first))
         return self._modules[key]
 
     def _cost(
-        self, counted: BlockCost, made: Callable[[], nn.Module], x: Space, *, first: bool = False, inputs: int = 1
+        self, counted: BlockCost, build: Callable[[], nn.Module], x: Space, *, first: bool = False, inputs: int = 1
     ) -> Split:
         """As counted, or measured where the network's costs are."""
         if self.costs.unit == "flops":
             return self.costs.split(counted)
         home = next((p.device for p in self.chain.capture.model.parameters()), torch.device("cpu"))
         with seeded_weights(0, "measured"):
-            module = made().train(self.chain.capture.model.training)
+            module = build().train(self.chain.capture.model.training)
         return measure_module(module.to(home), x, max(self.chain.capture.batch, 1), first=first, inputs=inputs)
 
 

@@ -12,8 +12,8 @@ import torch
 
 from pararealize.analysis.cost import BlockCost, Costs
 from pararealize.coarse.adapter import describe_adapter
-from pararealize.coarse.coarse_block import Coarse, coarse_name, kind_for
 from pararealize.coarse.evidence_table import choose
+from pararealize.coarse.kinds import Coarse, coarse_name, kind_for
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, fingerprint
 from pararealize.plan.simulation import simulate
@@ -67,7 +67,7 @@ def plan_segments(
         costs: their costs. Where they are seconds, adapters and coarse blocks are measured too, at the same batch.
         n: the number of segments, from 1 to the number of blocks.
         coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable, or
-            ``"auto"``: what was seen to learn as well as networks like this one (:mod:`pararealize.coarse.evidence_table`).
+            ``"auto"``: what learnt as well as the original on networks like it (``coarse/evidence_table.py``).
         cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
         source: what adapters read, ``"input"`` or ``"stem"``. When left out: with ``"auto"``, what the evidence is of;
             otherwise the input where it is floating-point, of as many axes as the blocks' values.

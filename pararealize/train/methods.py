@@ -29,7 +29,7 @@ from .steps import MonitoredStep, one_shot_step
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from pararealize.coarse.coarse_block import Coarse
+    from pararealize.coarse.kinds import Coarse
     from pararealize.plan.plan import Plan
 
     from .steps import TrainingStep

@@ -20,7 +20,8 @@ from benchmarks.accuracy import groups, measure, methods, networks, tables, time
 from benchmarks.harness import Results
 from cli.main import app
 from pararealize import capture, find_blocks
-from pararealize.coarse.evidence_table import Evidence, evidence, family_of
+from pararealize.coarse.evidence_table import Evidence, evidence
+from pararealize.coarse.family import family_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "accuracy"

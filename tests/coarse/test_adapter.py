@@ -94,7 +94,8 @@ def test_variance_is_kept():
 def test_seed_and_name_fix_the_weights_and_the_callers_state_stays():
     source, target = space(3, 8, 8), space(4, 4, 4)
     before = torch.get_rng_state()
-    built = [build_adapter(source, target, from_stem=False, seed=s, name=n) for s, n in ((1, "C2"), (1, "C2"), (1, "C3"), (2, "C2"))]  # fmt: skip
+    keys = (1, "C2"), (1, "C2"), (1, "C3"), (2, "C2")
+    built = [build_adapter(source, target, from_stem=False, seed=seed, name=name) for seed, name in keys]
     assert torch.equal(torch.get_rng_state(), before)
     weights = [adapter.project.weight for adapter in built]
     assert torch.equal(weights[0], weights[1])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from pararealize.analysis.space import Space
-from pararealize.coarse import bottleneck_unit, coarse_block, units
+from pararealize.coarse import bottleneck_unit, coarse_block, kinds, units
 from pararealize.coarse.bottleneck_unit import Bottleneck
 
 
@@ -100,12 +100,12 @@ def test_a_shape_that_changes_is_mapped_first():
 
 def test_where_channels_stand_in_the_middle_the_linear_map_is_left():
     x = space(4, 8, 4, channel=1)
-    assert coarse_block.kind_for("bottleneck", x, x) == (
+    assert kinds.kind_for("bottleneck", x, x) == (
         "linear",
         '"bottleneck" needs channels at an end and at most three axes, 4×8×4 is not: "linear" instead',
     )
     for y in (space(8), space(5, 8, channel=1), space(8, 4, 4), space(4, 4, 8, channel=2)):
-        assert coarse_block.kind_for("bottleneck", x, y) == ("bottleneck", "")
+        assert kinds.kind_for("bottleneck", x, y) == ("bottleneck", "")
 
 
 @pytest.mark.parametrize("shape, channel", [((64, 8, 8), 0), ((32, 64), 1), ((64,), 0)])

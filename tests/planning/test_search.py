@@ -13,7 +13,7 @@ from torch import nn
 from pararealize.analysis.blocks import find_blocks
 from pararealize.analysis.cost import BlockCost, Costs, count_costs
 from pararealize.analysis.fields.field import receptive_fields
-from pararealize.coarse.coarse_block import kind_for
+from pararealize.coarse.kinds import kind_for
 from pararealize.errors import CoarseError, CutError, DeviceError, PararealizeError, PlanError, SourceError
 from pararealize.models import resnet20, resnet164, resnet1001
 from pararealize.plan.simulation import simulate

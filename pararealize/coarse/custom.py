@@ -1,0 +1,78 @@
+"""A callable of the user's, a coarse plan -> the coarse block that it builds, checked on fake tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.space import Space
+from pararealize.errors import CoarseError
+
+from .copies import takes_context
+from .spec import CoarsePlan
+
+__all__ = ["Builder", "build_custom", "builder_name"]
+
+Builder: TypeAlias = Callable[[fx.GraphModule, tuple[int, ...], tuple[int, ...]], nn.Module]
+
+
+def builder_name(build: Builder) -> str:
+    """What a plan and an error call a builder."""
+    return str(getattr(build, "__qualname__", type(build).__qualname__))
+
+
+def build_custom(build: Builder, plan: CoarsePlan, chain: BlockChain, first: int, last: int) -> nn.Module:
+    """The module that a callable builds in the place of blocks ``first`` to ``last``.
+
+    Raises:
+        CoarseError: it returns no module, or one that does not run or maps to another shape.
+    """
+    name = builder_name(build)
+    module = build(chain.module(first, last), plan.x.shape, plan.y.shape)
+    if not isinstance(module, nn.Module):
+        raise CoarseError(f"{name} gave {type(module).__name__} for F^{plan.j}; it has to return an nn.Module")
+    wanted = f"a module (batch, {_commas(plan.x)}) -> (batch, {_commas(plan.y)})"
+    context = [node.meta["val"] for node in chain.context(first, last)] if takes_context(module) else []
+    batch = chain.capture.batch if context else 2
+    try:
+        output = _try_out(module, plan.x, batch, context)
+    except Exception as error:
+        raise CoarseError(f"F^{plan.j} of {name} does not run: {error}; it has to return {wanted}") from error
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != (batch, *plan.y.shape):
+        raise CoarseError(
+            f"F^{plan.j} of {name} maps (batch, {_commas(plan.x)}) to {_batch(shape)}, but X_{plan.j + 1} is {plan.y}; "
+            f"it has to return {wanted}"
+        )
+    return module
+
+
+def _try_out(module: nn.Module, x: Space, batch: int, context: list[Any]) -> Any:
+    """Run a copy of the module on fake tensors: no arithmetic, no memory, and the module stays as it is."""
+    with FakeTensorMode() as fakes:
+
+        def fake(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+
+        tensors = [*module.parameters(), *module.buffers()]
+        stand_in = copy.deepcopy(module, {id(tensor): fakes.from_tensor(tensor) for tensor in tensors})
+        home = tensors[0].device if tensors else torch.get_default_device()
+        value = torch.empty(batch, *x.shape, dtype=x.torch_dtype, device=home)
+        return stand_in(value, *(pytree.tree_map(fake, node) for node in context))
+
+
+def _commas(space: Space) -> str:
+    return ", ".join(map(str, space.shape))
+
+
+def _batch(shape: Any) -> str:
+    return f"({', '.join(['batch', *map(str, shape[1:])])})" if isinstance(shape, tuple) else str(shape)

@@ -1,0 +1,168 @@
+"""The kinds of coarse blocks: one row a kind, with its name, where it fits, its size and how it is built.
+
+    kind            F^j is                                                              built and counted from
+    "paper"         units of two 3×3 convolutions (Lee, Lee and Park, section 4)        the two spaces
+    "depthwise"     the same with a large-kernel depthwise convolution                  the two spaces
+    "bottleneck"    a linear map and a narrow residual unit behind it                   the two spaces
+    "linear"        the identity or one strided 1×1 convolution                         the two spaces
+    "block"         copies of some of segment j+1's blocks, with fresh weights          the segment
+    "exact"         segment j+1 itself                                                  the segment
+    a callable      what it returns, in a plan "custom"                                 itself
+
+A new kind is a row of ``_ROWS``: its module goes to ``units.py`` or a file like ``bottleneck_unit.py``, and its cost is
+counted (or measured) on what ``build`` gives. ``"auto"`` is one of these, chosen in ``evidence_table.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+from pararealize.analysis.blocks import Block, BlockChain
+from pararealize.analysis.fields.field import Fields
+from pararealize.analysis.space import Space
+from pararealize.errors import CoarseError
+
+from .bottleneck_unit import bottleneck
+from .copies import block_choice
+from .coverage import copied_blocks_for, is_map, paper_units_for
+from .custom import Builder, builder_name
+from .family import family_of
+from .units import CoarseBlock, depthwise_units, linear_map, paper_units
+
+__all__ = ["KINDS", "KIND_TABLE", "SPACE_KINDS", "Coarse", "CoarseKind", "coarse_name", "kind_for", "units_for"]
+
+Coarse: TypeAlias = str | Builder
+BuildUnits: TypeAlias = Callable[[Space, Space, int, int], nn.Module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoarseKind:
+    """What the compiler asks of a kind of coarse block.
+
+    Attributes:
+        name: as users write it and plans show it.
+        misfit: from the spaces X_j and X_{j+1}, what is wrong with them for this kind, empty where it fits; ``None``
+            where it fits any two.
+        fallback: the name of the kind in its place where it does not fit.
+        units: from (chain, fields, n), the number of units of every block; ``None`` where it is not made of units.
+        convolves: from (X_{j+1}, chain), whether a block has a convolution whose width the plan decides; ``None``
+            where it never has.
+        build: from (X_j, X_{j+1}, units, kernel) to a module; ``None`` where the two spaces alone do not say enough.
+        blocks: from (the segment's blocks, units) to the offsets of those that it is made of; ``None`` elsewhere.
+        copies: whether those blocks are copies, with parameters of their own, or the segment's.
+    """
+
+    name: str
+    misfit: Callable[[Space, Space], str] | None = None
+    fallback: str = ""
+    units: Callable[[BlockChain, Fields, int], int] | None = None
+    convolves: Callable[[Space, BlockChain], bool] | None = None
+    build: BuildUnits | None = None
+    blocks: Callable[[Sequence[Block], int], tuple[int, ...]] | None = None
+    copies: bool = True
+
+
+def _no_maps(x: Space, y: Space) -> str:
+    fits = is_map(x) and is_map(y) and len(x.extent) == len(y.extent)
+    return "" if fits else f"needs maps on both sides, {x} → {y} is not"
+
+
+def _no_narrow_unit(_: Space, y: Space) -> str:
+    """A :class:`~pararealize.coarse.bottleneck_unit.Bottleneck` is for a vector, or one to three axes and channels."""
+    fits = bool(y.shape) and len(y.extent) <= 3 and (y.channel == 0 or y.channels_last)
+    return "" if fits else f"needs channels at an end and at most three axes, {y} is not"
+
+
+def _mixes_by_convolution(y: Space, chain: BlockChain) -> bool:
+    """A bottleneck on channels-last maps and tokens does, unless the network itself mixes tokens by matrices."""
+    return y.channel != 0 and not (len(y.extent) == 1 and family_of(chain) == "residual mixing")
+
+
+_ROWS = (
+    CoarseKind(
+        name="paper",
+        misfit=_no_maps,
+        fallback="block",
+        units=paper_units_for,
+        build=lambda x, y, units, _: CoarseBlock(x, y, paper_units(x, y, units)),
+    ),
+    CoarseKind(
+        name="depthwise",
+        misfit=_no_maps,
+        fallback="block",
+        units=lambda *_: 1,
+        convolves=lambda *_: True,
+        build=lambda x, y, units, kernel: CoarseBlock(x, y, depthwise_units(x, y, units, kernel)),
+    ),
+    CoarseKind(
+        name="bottleneck",
+        misfit=_no_narrow_unit,
+        fallback="linear",
+        convolves=_mixes_by_convolution,
+        build=lambda x, y, _, kernel: bottleneck(x, y, kernel),
+    ),
+    CoarseKind(name="linear", build=lambda x, y, *_: linear_map(x, y)),
+    CoarseKind(name="block", units=copied_blocks_for, blocks=block_choice),
+    CoarseKind(name="exact", blocks=lambda blocks, _: tuple(range(len(blocks))), copies=False),
+)
+
+KIND_TABLE: Mapping[str, CoarseKind] = {row.name: row for row in _ROWS}
+KINDS = tuple(KIND_TABLE)
+SPACE_KINDS = tuple(row.name for row in _ROWS if row.build is not None)  # follow from two spaces, whatever the network
+
+
+def coarse_name(coarse: Coarse) -> str:
+    """The name of a coarse kind as a plan shows it, after checking that there is such a kind.
+
+    Raises:
+        CoarseError: neither one of ``KINDS`` nor ``"auto"`` nor callable; says which kinds come close.
+    """
+    if isinstance(coarse, str) and coarse in (*KINDS, "auto"):
+        return coarse
+    if not isinstance(coarse, str) and callable(coarse):
+        return builder_name(coarse)
+    close = difflib.get_close_matches(str(coarse), (*KINDS, "auto"), n=2)
+    meant = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+    raise CoarseError(
+        f"no coarse kind {coarse!r}{meant}; pass one of {', '.join(map(repr, KINDS))}, 'auto', "
+        "or a callable (segment, x_shape, y_shape) -> nn.Module"
+    )
+
+
+def kind_for(coarse: Coarse, x: Space, y: Space) -> tuple[str, str]:
+    """The kind of one ``F^j`` and a note: a kind that does not fit the two spaces gives way to its fallback.
+
+    Returns ``(kind, note)``, ``note`` empty where the kind is the one asked for; a callable's kind is ``"custom"``.
+    """
+    name = coarse_name(coarse)
+    if not isinstance(coarse, str):
+        return "custom", ""
+    row = KIND_TABLE.get(name)
+    misfit = row.misfit(x, y) if row is not None and row.misfit is not None else ""
+    if row is None or not misfit:
+        return name, ""
+    return row.fallback, f'"{name}" {misfit}: "{row.fallback}" instead'
+
+
+def units_for(kind: str, chain: BlockChain, fields: Fields, n: int) -> int:
+    """Units in every ``F^j`` of a network cut into n segments, from the coverage of receptive fields.
+
+    With K stages (runs of maps of one extent), u is the fewest units that see as much of a stage's input map as the
+    stage itself does, to within one pixel, in the stage of ``F^1 … F^{K-1}`` that needs most; then
+    ``N_c = ⌈K·u / n⌉``, so that the whole coarse network sees the same at every n. For ResNet-1001, K = 3 and four
+    units see 31 of 32 pixels: ``N_c = ⌈12/n⌉``, as in the paper.
+
+    Only ``"paper"`` and ``"block"`` look at fields, and only at those of maps; other kinds have one unit. Units of
+    ``"block"`` are the segment's own blocks, of which a shallow stage needs nearly all to see as much, so that there
+    are at most a quarter as many as a segment has, and at least one.
+
+    Raises:
+        FieldError: a stage holds an operation without a receptive-field rule.
+    """
+    row = KIND_TABLE.get(kind)
+    return row.units(chain, fields, n) if row is not None and row.units is not None else 1
