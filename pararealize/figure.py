@@ -10,15 +10,33 @@ from matplotlib.figure import Figure
 from pararealize.errors import OutputError
 from pararealize.files import whole_file
 
-__all__ = ["FAINT", "INK", "LINE", "save_figure"]
+__all__ = ["BLUE", "FAINT", "GRID", "INK", "LINE", "ORANGE", "PALE", "STAGES", "save_figure"]
 
-INK = "#1f2933"
-FAINT = "#7b8794"
-LINE = "#52606d"
+INK = "#1f2933"  # names and headings
+LINE = "#52606d"  # lines, and text beside names
+FAINT = "#7b8794"  # what is said by the way
+GRID = "#e4e7eb"
+PALE, BLUE, ORANGE = "#9fb3c8", "#2b77b8", "#d9822b"  # curves and edges
+# one colour a stage, that is a run of segments with the same output: light to read text on, dark for the edge
+STAGES = [
+    ("#d3e9fb", BLUE), ("#d5f2e3", "#2f8f63"), ("#e6dcf7", "#7753b8"), ("#fbdde6", "#b83d6b"),
+    ("#e0f3f5", "#2a8a94"), ("#f1ead6", "#8c7430"),
+]  # fmt: skip
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write beside the file and rename: a reader sees the old picture or the new one, never half of one."""
+    """Write a figure into an SVG or PNG file, which appears only when it is complete; equal figures give equal files.
+
+    Args:
+        figure: without a canvas; it is given one that needs no display.
+        path: where to; what it ends in, ``.svg`` or ``.png``, is the format. An existing file is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: another ending, or the file cannot be written.
+    """
     path = Path(path)
     kind: Literal["svg", "png"]
     if path.suffix.lower() not in {".svg", ".png"}:
@@ -27,7 +45,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         )
     kind = "svg" if path.suffix.lower() == ".svg" else "png"
     FigureCanvasAgg(figure)
-    metadata = {"Date": None} if kind == "svg" else {}
+    metadata = {"Date": None} if kind == "svg" else {}  # the date and random ids would make equal figures differ
     try:
         with whole_file(path) as part, mpl.rc_context({"svg.hashsalt": "pararealize", "svg.fonttype": "path"}):
             figure.savefig(part, format=kind, dpi=160, metadata=metadata)

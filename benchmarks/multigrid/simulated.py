@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pararealize import layer_parallel
-from pararealize.figure import FAINT, INK, save_figure
+from pararealize.figure import FAINT, INK, STAGES, save_figure
 from pararealize.multigrid.simulation import simulate_multigrid
 from pararealize.multigrid.solver.hierarchy import make_hierarchy
 from pararealize.multigrid.times import LayerTimes, measure_layers
-from pararealize.plan.figure import STAGES
 from pararealize.plan.transfer import Transfer
 
 from .known import BATCH, CHANNELS, SIDE, KnownNet, known_batch

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pararealize.figure import FAINT, INK, LINE, save_figure
+from pararealize.figure import BLUE, FAINT, GRID, INK, LINE, ORANGE, save_figure
 from pararealize.table import share
 
 from .report import Calibration
@@ -20,9 +20,9 @@ from .report import Calibration
 __all__ = ["draw_calibration"]
 
 LOOKS: dict[str, dict[str, Any]] = {
-    "before": {"color": "#7b8794", "marker": "s", "linestyle": ":"},
-    "after": {"color": "#2b77b8", "marker": "o", "linestyle": "-"},
-    "fine-tuned": {"color": "#d9822b", "marker": "^", "linestyle": "--"},
+    "before": {"color": FAINT, "marker": "s", "linestyle": ":"},
+    "after": {"color": BLUE, "marker": "o", "linestyle": "-"},
+    "fine-tuned": {"color": ORANGE, "marker": "^", "linestyle": "--"},
 }
 LEAST = 1e-16  # what an exact value is drawn at
 
@@ -57,7 +57,7 @@ def draw_calibration(calibration: Calibration, path: str | Path, *, title: str =
         axes.yaxis.set_major_formatter(_plain)
         axes.yaxis.set_minor_formatter(_plain)
         axes.axhline(1, color=LINE, linewidth=0.8)
-        axes.grid(axis="y", which="major", color="#e4e7eb", linewidth=0.7)
+        axes.grid(axis="y", which="major", color=GRID, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(which="both", labelsize=8.5, colors=LINE)
         axes.set_xlim(1.6, n + (1.4 if axes is right else 0.4))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pararealize.figure import INK, save_figure
-from pararealize.plan.figure import STAGES
+from pararealize.figure import GRID, INK, STAGES, save_figure
 
 from .iteration import Iterates
 
@@ -41,6 +40,6 @@ def draw_iterates(iterates: Iterates, path: str | Path, *, title: str = "") -> P
     axes.set_ylabel("relative error of the interface")
     axes.set_title(title or f"{iterates.model}, n = {iterates.n}", loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e7eb")
+    axes.grid(axis="y", color=GRID)
     axes.legend(frameon=False, fontsize=8, ncols=2 if iterates.n > 6 else 1)
     return save_figure(figure, path)

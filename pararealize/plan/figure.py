@@ -1,15 +1,13 @@
-"""Plan -> a picture in a file.
+"""Plan -> a picture in a file: the paper's figure 1(b), to scale (n = 3):
 
-The picture of a plan is the paper's figure 1(b), to scale (n = 3):
-
-    x ─┬──────────────┬──────────────┐
-      stem           C^2            C^3
-       │ x_1          │ x_2          │ x_3
-      g^1         ┌───┤          ┌───┤
-       │          │  g^2         │  g^3
-       ▼          ▼   ▼          ▼   ▼
-      y_1 ───────(−) (+) ───────(−) (+) ─── head
-                  └ F^1 ┘        └ F^2 ┘
+x ─┬──────────────┬──────────────┐
+stem           C^2            C^3
+│ x_1          │ x_2          │ x_3
+g^1         ┌───┤          ┌───┤
+│          │  g^2         │  g^3
+▼          ▼   ▼          ▼   ▼
+y_1 ───────(−) (+) ───────(−) (+) ─── head
+└ F^1 ┘        └ F^2 ┘
 """
 
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from pararealize.figure import FAINT, INK, LINE, save_figure
+from pararealize.figure import FAINT, INK, LINE, ORANGE, PALE, STAGES, save_figure
 from pararealize.table import count
 
 from .plan import Plan
@@ -37,17 +35,12 @@ COARSE_LEAST = 0.64
 HEAD = 1.15  # width of the head's box
 RADIUS = 0.075
 
-ADAPTER_FILL, ADAPTER_EDGE = "#f0f4f8", "#9fb3c8"
-COARSE_FILL, COARSE_EDGE = "#ffe9c7", "#d9822b"
-# one colour a stage, that is a run of segments with the same output: light to read text on, dark for the edge
-STAGES = [
-    ("#d3e9fb", "#2b77b8"), ("#d5f2e3", "#2f8f63"), ("#e6dcf7", "#7753b8"), ("#fbdde6", "#b83d6b"),
-    ("#e0f3f5", "#2a8a94"), ("#f1ead6", "#8c7430"),
-]  # fmt: skip
+ADAPTER_FILL, ADAPTER_EDGE = "#f0f4f8", PALE
+COARSE_FILL, COARSE_EDGE = "#ffe9c7", ORANGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class Geometry:
     """Where the columns and rows of a picture stand, and how large its text is."""
 
     n: int
@@ -86,22 +79,22 @@ def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
     Raises:
         OutputError: another ending, or the file cannot be written.
     """
-    layout = _lay_out(plan)
-    figure = Figure(figsize=(layout.width, layout.height))
-    axes = _blank(figure, layout)
-    _draw_title(axes, layout, plan, title or plan.model)
-    _draw_input(axes, layout, plan)
+    geometry = _geometry(plan)
+    figure = Figure(figsize=(geometry.width, geometry.height))
+    axes = _blank(figure, geometry)
+    _draw_title(axes, geometry, plan, title or plan.model)
+    _draw_input(axes, geometry, plan)
     colours = _colours(plan)
     for j in range(1, plan.n + 1):
-        _draw_adapter(axes, layout, plan, j)
-        _draw_segment(axes, layout, plan, j, colours[j - 1])
+        _draw_adapter(axes, geometry, plan, j)
+        _draw_segment(axes, geometry, plan, j, colours[j - 1])
     for j in range(1, plan.n):
-        _draw_coarse(axes, layout, plan, j)
-    _draw_head(axes, layout, plan)
+        _draw_coarse(axes, geometry, plan, j)
+    _draw_head(axes, geometry, plan)
     return save_figure(figure, path)
 
 
-def _lay_out(plan: Plan) -> Layout:
+def _geometry(plan: Plan) -> Geometry:
     n = plan.n
     pitch = 2.2 if n == 1 else 1.5 if n <= 6 else 1.12 if n <= 14 else 0.86
     most = max(segment.cost for segment in plan.segments)
@@ -113,7 +106,7 @@ def _lay_out(plan: Plan) -> Layout:
     y_adapter = y_bar + 0.32 + ADAPTER
     y_input = y_adapter + 0.3
     bar = pitch * (0.76 if n <= 14 else 0.8)
-    return Layout(
+    return Geometry(
         n=n, pitch=pitch, bar=bar, font=8.5 if n <= 6 else 7.2 if n <= 14 else 6.0, scale=scale,
         y_input=y_input, y_adapter=y_adapter, y_bar=y_bar, y_sum=y_sum, y_coarse=y_coarse,
         width=max(2 * MARGIN + n * pitch + 0.3 + HEAD, 4.6), height=y_input + TITLE,
@@ -125,10 +118,10 @@ def _colours(plan: Plan) -> list[tuple[str, str]]:
     return [STAGES[stages.index(segment.y) % len(STAGES)] for segment in plan.segments]
 
 
-def _blank(figure: Figure, layout: Layout) -> Axes:
+def _blank(figure: Figure, geometry: Geometry) -> Axes:
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_xlim(0, layout.width)
-    axes.set_ylim(0, layout.height)
+    axes.set_xlim(0, geometry.width)
+    axes.set_ylim(0, geometry.height)
     axes.set_axis_off()
     return axes
 
@@ -170,8 +163,8 @@ def _sign(axes: Axes, x: float, y: float, sign: str) -> None:
         axes.plot([x, x], [y - half, y + half], color=INK, linewidth=1, zorder=4)
 
 
-def _draw_title(axes: Axes, layout: Layout, plan: Plan, title: str) -> None:
-    top = layout.height - 0.26
+def _draw_title(axes: Axes, geometry: Geometry, plan: Plan, title: str) -> None:
+    top = geometry.height - 0.26
     _text(axes, MARGIN, top, f"{title}, n = {plan.n}", 13, ha="left", weight="bold")
     parts = [f"{count(plan.parameters.original)} parameters"]
     if plan.n > 1:
@@ -181,67 +174,67 @@ def _draw_title(axes: Axes, layout: Layout, plan: Plan, title: str) -> None:
         )
         parts.append(f"predicted speed-up {plan.virtual_speedup:.2f}×")
     parts.append("heights: forward and backward cost")
-    if layout.width < 9.5:
+    if geometry.width < 9.5:
         _text(axes, MARGIN, top - 0.21, parts[0], 7.5, ha="left", color=FAINT)
         _text(axes, MARGIN, top - 0.36, "; ".join(parts[1:]), 7.5, ha="left", color=FAINT)
     else:
         _text(axes, MARGIN, top - 0.25, "; ".join(parts), 8.5, ha="left", color=FAINT)
 
 
-def _draw_input(axes: Axes, layout: Layout, plan: Plan) -> None:
+def _draw_input(axes: Axes, geometry: Geometry, plan: Plan) -> None:
     """The input's line over all columns; it starts behind the stem where the adapters read the stem's output."""
-    y = layout.y_input
-    first, last = layout.middle(1), layout.middle(layout.n)
+    y = geometry.y_input
+    first, last = geometry.middle(1), geometry.middle(geometry.n)
     _text(axes, first - 0.1, y, "$x$", 10, ha="right")
-    if layout.n == 1 or plan.source == "input":
+    if geometry.n == 1 or plan.source == "input":
         _path(axes, (first, y), (last, y), arrow=False)
-        for j in range(1, layout.n + 1):
-            _path(axes, (layout.middle(j), y), (layout.middle(j), layout.y_adapter))
+        for j in range(1, geometry.n + 1):
+            _path(axes, (geometry.middle(j), y), (geometry.middle(j), geometry.y_adapter))
         return
-    _path(axes, (first, y), (first, layout.y_adapter))
-    edge = first + layout.bar / 2
-    y_stem = layout.y_adapter - ADAPTER / 2  # out of the stem's side, up, and along to the others
-    _path(axes, (edge, y_stem), (layout.gap(1), y_stem), (layout.gap(1), y), (last, y), arrow=False)
-    for j in range(2, layout.n + 1):
-        _path(axes, (layout.middle(j), y), (layout.middle(j), layout.y_adapter))
+    _path(axes, (first, y), (first, geometry.y_adapter))
+    edge = first + geometry.bar / 2
+    y_stem = geometry.y_adapter - ADAPTER / 2  # out of the stem's side, up, and along to the others
+    _path(axes, (edge, y_stem), (geometry.gap(1), y_stem), (geometry.gap(1), y), (last, y), arrow=False)
+    for j in range(2, geometry.n + 1):
+        _path(axes, (geometry.middle(j), y), (geometry.middle(j), geometry.y_adapter))
 
 
-def _draw_adapter(axes: Axes, layout: Layout, plan: Plan, j: int) -> None:
-    x, top = layout.middle(j), layout.y_adapter
+def _draw_adapter(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
+    x, top = geometry.middle(j), geometry.y_adapter
     name, row = ("stem", plan.stem) if j == 1 else (f"$C^{{{j}}}$", plan.adapters[j - 2])
-    _box(axes, x - layout.bar / 2, top, layout.bar, ADAPTER, ADAPTER_FILL, ADAPTER_EDGE)
+    _box(axes, x - geometry.bar / 2, top, geometry.bar, ADAPTER, ADAPTER_FILL, ADAPTER_EDGE)
     lines = [name, str(plan.segments[j - 1].x)]
     if row.parameters:
         lines.append(count(row.parameters))
-    _lines(axes, x, top, lines, layout.font)
-    _path(axes, (x, top - ADAPTER), (x, layout.y_bar))
-    if layout.n <= 14:
-        _text(axes, x + 0.05, (top - ADAPTER + layout.y_bar) / 2 + 0.03, f"$x_{{{j}}}$", 9, ha="left")
+    _lines(axes, x, top, lines, geometry.font)
+    _path(axes, (x, top - ADAPTER), (x, geometry.y_bar))
+    if geometry.n <= 14:
+        _text(axes, x + 0.05, (top - ADAPTER + geometry.y_bar) / 2 + 0.03, f"$x_{{{j}}}$", 9, ha="left")
 
 
-def _draw_segment(axes: Axes, layout: Layout, plan: Plan, j: int, colour: tuple[str, str]) -> None:
+def _draw_segment(axes: Axes, geometry: Geometry, plan: Plan, j: int, colour: tuple[str, str]) -> None:
     segment = plan.segments[j - 1]
-    x, top = layout.middle(j), layout.y_bar
-    height = max(BAR_LEAST, layout.scale * segment.cost)
-    _box(axes, x - layout.bar / 2, top, layout.bar, height, *colour)
+    x, top = geometry.middle(j), geometry.y_bar
+    height = max(BAR_LEAST, geometry.scale * segment.cost)
+    _box(axes, x - geometry.bar / 2, top, geometry.bar, height, *colour)
     noun = "block" if segment.blocks == 1 else "blocks"
     lines = [f"$g^{{{j}}}$", f"{segment.blocks} {noun}", count(segment.parameters)]
     room = height - BAR_LEAST
     if room > 0.2 and segment.device and len({s.device for s in plan.segments}) > 1:
         lines.append(str(segment.device))
         room -= 0.16
-    _lines(axes, x, top, lines, layout.font)
+    _lines(axes, x, top, lines, geometry.font)
     bottom = top - height
-    _text(axes, x, bottom + 0.12, f"→ {segment.y}", layout.font, color=LINE)
-    below = bottom - layout.y_sum - 0.25
-    letters = layout.font * 0.0085  # inches that a letter takes
+    _text(axes, x, bottom + 0.12, f"→ {segment.y}", geometry.font, color=LINE)
+    below = bottom - geometry.y_sum - 0.25
+    letters = geometry.font * 0.0085  # inches that a letter takes
     inside = _names(segment.first_block, segment.last_block, letters=int(room / letters))
     if inside:
-        _text(axes, x, bottom + 0.2 + room / 2, inside, layout.font, rotation=90, color=colour[1])
+        _text(axes, x, bottom + 0.2 + room / 2, inside, geometry.font, rotation=90, color=colour[1])
     elif beside := _names(segment.first_block, segment.last_block, letters=int(below / letters)):
-        how = {"rotation": 90, "color": colour[1], "va": "top", "ha": "left"}
-        _text(axes, x + 0.06, bottom - 0.1, beside, layout.font, **how)
-    _path(axes, (x, bottom), (x, layout.y_sum + (RADIUS if j > 1 else 0)), arrow=j > 1)
+        settings = {"rotation": 90, "color": colour[1], "va": "top", "ha": "left"}
+        _text(axes, x + 0.06, bottom - 0.1, beside, geometry.font, **settings)
+    _path(axes, (x, bottom), (x, geometry.y_sum + (RADIUS if j > 1 else 0)), arrow=j > 1)
 
 
 def _names(first: str, last: str, letters: int) -> str:
@@ -263,35 +256,35 @@ def _names(first: str, last: str, letters: int) -> str:
     return next((text for text in choices if max(map(len, text.split("\n"))) <= letters), "")
 
 
-def _draw_coarse(axes: Axes, layout: Layout, plan: Plan, j: int) -> None:
+def _draw_coarse(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     """The minus sign between columns j and j + 1, F^j below, and the plus sign under segment j + 1."""
     block = plan.coarse_blocks[j - 1]
-    here, gap, there = layout.middle(j), layout.gap(j), layout.middle(j + 1)
-    y, top = layout.y_sum, layout.y_coarse
-    y_x = layout.y_bar + 0.13  # where x_{j+1} leaves for the minus sign
+    here, gap, there = geometry.middle(j), geometry.gap(j), geometry.middle(j + 1)
+    y, top = geometry.y_sum, geometry.y_coarse
+    y_x = geometry.y_bar + 0.13  # where x_{j+1} leaves for the minus sign
     _path(axes, (there, y_x), (gap, y_x), (gap, y + RADIUS), colour=ADAPTER_EDGE)
     _path(axes, (here + (RADIUS if j > 1 else 0), y), (gap - RADIUS, y))
     _sign(axes, gap, y, "-")
-    height = max(COARSE_LEAST, layout.scale * block.cost)
-    left = there - layout.bar / 2
-    _box(axes, left, top, layout.bar, height, COARSE_FILL, COARSE_EDGE)
+    height = max(COARSE_LEAST, geometry.scale * block.cost)
+    left = there - geometry.bar / 2
+    _box(axes, left, top, geometry.bar, height, COARSE_FILL, COARSE_EDGE)
     what = f"{block.units} × {block.kind}" if block.units else block.kind
-    _lines(axes, there, top, [f"$F^{{{j}}}$", what, count(block.parameters)], layout.font)
+    _lines(axes, there, top, [f"$F^{{{j}}}$", what, count(block.parameters)], geometry.font)
     y_in = top - 0.14
     _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=COARSE_EDGE)
     _path(axes, (there, top), (there, y - RADIUS), colour=COARSE_EDGE)
     _sign(axes, there, y, "+")
-    if layout.n <= 14:
+    if geometry.n <= 14:
         _text(axes, gap - 0.04, y - 0.2, f"$r_{{{j}}}$", 9, ha="right")
 
 
-def _draw_head(axes: Axes, layout: Layout, plan: Plan) -> None:
-    y = layout.y_sum
-    start = layout.middle(layout.n)
-    left = start + layout.pitch / 2 + 0.2
-    _path(axes, (start + (RADIUS if layout.n > 1 else 0), y), (left, y))
-    if layout.n > 1:
-        _text(axes, (start + left) / 2, y + 0.11, f"$z_{{{layout.n}}}$", 9)
+def _draw_head(axes: Axes, geometry: Geometry, plan: Plan) -> None:
+    y = geometry.y_sum
+    start = geometry.middle(geometry.n)
+    left = start + geometry.pitch / 2 + 0.2
+    _path(axes, (start + (RADIUS if geometry.n > 1 else 0), y), (left, y))
+    if geometry.n > 1:
+        _text(axes, (start + left) / 2, y + 0.11, f"$z_{{{geometry.n}}}$", 9)
     _box(axes, left, y + ADAPTER / 2, HEAD, ADAPTER, ADAPTER_FILL, ADAPTER_EDGE)
     lines = ["head"] + ([count(plan.head.parameters)] if plan.head.parameters else [])
-    _lines(axes, left + HEAD / 2, y + ADAPTER / 2 - 0.04, lines, layout.font)
+    _lines(axes, left + HEAD / 2, y + ADAPTER / 2 - 0.04, lines, geometry.font)

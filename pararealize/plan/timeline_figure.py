@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from pararealize.figure import FAINT, INK, LINE, save_figure
+from pararealize.figure import FAINT, INK, LINE, STAGES, save_figure
 from pararealize.table import duration, share, time_unit
 
 from .actions import Action, formula
@@ -28,12 +28,12 @@ LETTER = 0.065  # of a bar's label
 
 # kind: height of the bar in rows, fill forward, fill backward, hatch, colour of the label
 STYLES = {
-    "fine": (0.78, "#d3e9fb", "#eef6fd", "", INK),
+    "fine": (0.78, STAGES[0][0], "#eef6fd", "", INK),
     "coarse": (0.78, "#b35806", "#b35806", "", "white"),
     "adapter": (0.4, "#cdd6e0", "#e9edf2", "", INK),
     "relax": (0.4, "#cdd6e0", "#e9edf2", "", INK),
-    "stem": (0.78, "#d5f2e3", "#eefaf3", "..", INK),
-    "head": (0.78, "#d5f2e3", "#eefaf3", "..", INK),
+    "stem": (0.78, STAGES[1][0], "#eefaf3", "..", INK),
+    "head": (0.78, STAGES[1][0], "#eefaf3", "..", INK),
 }
 NAMES = {"fine": "segment $g^j$", "coarse": "coarse block $F^j$", "adapter": "adapter $C^j$", "head": "stem, head"}
 OF_LAYERS = {"fine": "layer, last sweep", "coarse": "coarse step", "relax": "relaxation", "head": "stem, head"}

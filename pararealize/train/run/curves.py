@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pararealize.figure import FAINT, INK, LINE, save_figure
+from pararealize.figure import BLUE, FAINT, GRID, INK, LINE, ORANGE, PALE, save_figure
 
 from .history import History
 
 __all__ = ["draw_curves"]
 
-STEP, TRAIN, TEST = "#9fb3c8", "#2b77b8", "#d9822b"
+STEP, TRAIN, TEST = PALE, BLUE, ORANGE
 
 
 def draw_curves(history: History, path: str | Path, *, title: str = "") -> Path:
@@ -72,7 +72,7 @@ def _dress(axes: Axes, what: str) -> None:
     axes.tick_params(labelsize=8, colors=FAINT)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.grid(axis="y", color="#e4e7eb")
+    axes.grid(axis="y", color=GRID)
 
 
 def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", window: int = 10) -> Path:
@@ -90,13 +90,13 @@ def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", w
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.add_subplot()
     steps = range(1, len(losses) + 1)
-    axes.plot(steps, losses, color="#9fb3c8", linewidth=1, marker="o", markersize=2, label="loss of a step")
+    axes.plot(steps, losses, color=STEP, linewidth=1, marker="o", markersize=2, label="loss of a step")
     means = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
-    axes.plot(steps, means, color="#2b77b8", linewidth=2, label=f"mean of {window} steps")
+    axes.plot(steps, means, color=TRAIN, linewidth=2, label=f"mean of {window} steps")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_title(title, loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e7eb")
+    axes.grid(axis="y", color=GRID)
     axes.legend(frameon=False)
     return save_figure(figure, path)
