@@ -1,9 +1,9 @@
-"""A method's name, a model -> the network that is trained, and its own way to take a step where it has one.
+"""A method's name and a model -> the network that is trained, and its own training step where it has one.
 
-    serial      the model as it is: the sum over all layers
+    serial      the model itself, layer after layer
     parareal    the converted network, in this process or over the ranks of a mesh
-    multigrid   the model's layers solved for by multigrid; scored as it is, layer after layer; monitored on request
-    oneshot     the same, every sample's solve begun where its last one ended
+    multigrid   the model with its layers solved for by multigrid, monitored on request; scores are of the model itself
+    oneshot     the same, where every sample's solve begins with the values that its last one ended with
 
 Another method is one more function and one more row of ``METHODS``.
 """
@@ -39,23 +39,25 @@ __all__ = ["METHODS", "Built", "Options", "build"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What methods are told; each takes what concerns it.
+    """What a network is built with; each method takes what concerns it.
+
+    ``example_inputs`` and the options after it, up to ``plan``, are those of :func:`~pararealize.pararealize`.
 
     Args:
-        n: segments.
-        example_inputs: as :func:`~pararealize.pararealize` takes them, and so the next ones.
+        n: how many segments.
+        example_inputs: a batch to trace the model with.
         coarse: kind of the coarse blocks.
         cuts: where segments begin.
         source: what adapters read.
-        stem_blocks: blocks that belong to the stem.
-        cost: what cuts are balanced by.
-        devices: where to run, in one process.
+        stem_blocks: how many blocks belong to the stem.
+        cost: what the cuts balance.
+        devices: the devices to run on, in one process.
         seed: of new weights.
-        leaf_modules: not to be looked into.
-        plan: made before.
+        leaf_modules: modules that tracing does not enter.
+        plan: a plan to follow, instead of ``n`` and the options that plans are made of.
         mesh: the ranks to run on, instead of this process alone.
-        timeout: seconds that a rank waits for the others.
-        more: options that one method alone knows, by name.
+        timeout: time limit of every message between ranks, in seconds.
+        more: options that one method alone has, by name.
     """
 
     n: int | None = None
@@ -76,10 +78,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """What is trained.
+    """What :func:`~pararealize.fit` trains.
 
     Attributes:
-        net: the network, for :func:`~pararealize.fit`.
+        net: the network.
         step: its own forward and backward; ``None`` for the usual ones.
     """
 
@@ -93,11 +95,11 @@ def build(method: str, model: nn.Module, options: Options) -> Built:
     Args:
         method: a name of ``METHODS``.
         model: left as found; ``"serial"`` trains it itself.
-        options: for the method.
+        options: those that the method knows nothing of are ignored.
 
     Raises:
         PlanError: the method is unknown.
-        PararealizeError: the model cannot be trained so.
+        PararealizeError: the model cannot be trained by this method.
 
     Example:
         >>> from pararealize.train.methods import Options, build
@@ -155,17 +157,19 @@ def parareal(model: nn.Module, options: Options) -> Built:
 def multigrid(model: nn.Module, options: Options) -> Built:
     """The model with layers solved for in parallel; ``more`` goes to :func:`~pararealize.layer_parallel`.
 
-    Over a mesh, this rank's layers. In eval mode it runs as it is, so that scores are of the model itself.
+    Over a mesh, this rank's layers. In eval mode it runs layer after layer, so that scores are of the model itself.
 
     In one process, ``more["monitor"]`` is ``True``, or arguments of :class:`~pararealize.multigrid.monitor.Monitor` by
     name: the step is then a :class:`~pararealize.train.steps.MonitoredStep`.
     """
-    settings = _monitor_settings(options.more.get("monitor"))
+    monitor_settings = _monitor_settings(options.more.get("monitor"))
     more = {name: value for name, value in options.more.items() if name != "monitor"}
     if options.mesh is None or options.mesh.size() == 1:
         net = _layer_parallel("multigrid", model, dataclasses.replace(options, more=more))
-        return Built(net=net, step=None if settings is None else MonitoredStep(Monitor(net, **settings)))
-    if settings is not None:
+        return Built(
+            net=net, step=None if monitor_settings is None else MonitoredStep(Monitor(net, **monitor_settings))
+        )
+    if monitor_settings is not None:
         raise DistributedError(
             f"a monitor watches layers of one process, and here are {options.mesh.size()}; start one process, or leave "
             "the monitor out and take more iterations (--iterations 3/2)"
@@ -177,7 +181,7 @@ def multigrid(model: nn.Module, options: Options) -> Built:
     more = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules, **more}
     stage = layer_parallel(model, **more).distribute(options.mesh, timeout=options.timeout)
     if not stage.exact:
-        stage.register_forward_pre_hook(_score_stage_as_it_is)
+        stage.register_forward_pre_hook(_evaluate_stage_exactly)
         stage.register_forward_hook(_train_stage_by_multigrid)
     return Built(net=stage)
 
@@ -185,15 +189,15 @@ def multigrid(model: nn.Module, options: Options) -> Built:
 def oneshot(model: nn.Module, options: Options) -> Built:
     """One-shot training: one forward and one adjoint iteration a step unless ``more`` says otherwise.
 
-    Samples are known by their values: with random augmentation none comes twice, and each solve starts anew. A run that
-    is resumed starts from coarse guesses once.
+    Samples are recognised by their values: with random augmentation none comes twice, and each solve starts anew. A run
+    that is resumed starts from coarse guesses once.
     """
     if options.more.get("monitor"):
         raise MultigridError(
             "the method 'oneshot' keeps its few iterations and has no monitor; take 'multigrid', or leave monitor out"
         )
-    once = {"forward_iterations": 1, "backward_iterations": 1, **options.more, "warm_start": True}
-    net = _layer_parallel("oneshot", model, dataclasses.replace(options, more=once))
+    more = {"forward_iterations": 1, "backward_iterations": 1, **options.more, "warm_start": True}
+    net = _layer_parallel("oneshot", model, dataclasses.replace(options, more=more))
     return Built(net=net, step=one_shot_step(net))
 
 
@@ -209,12 +213,15 @@ def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerPar
         leaf_modules=options.leaf_modules,
         **options.more,
     )
-    _score_as_it_is(net)
+    _evaluate_exactly(net)
     return net
 
 
-def _score_as_it_is(net: LayerParallel) -> None:
-    """Have it run as it is in eval mode; what ``net.exact`` was set to, by a monitor too, stands after every call."""
+def _evaluate_exactly(net: LayerParallel) -> None:
+    """Have the network run layer after layer in eval mode; after every call ``net.exact`` is what it was before it.
+
+    A monitor sets ``net.exact`` too, and for good. The hook after a call is called after one that raises as well.
+    """
     before: list[bool] = []
 
     def enter(module: nn.Module, inputs: Any) -> None:  # noqa: ARG001
@@ -228,15 +235,15 @@ def _score_as_it_is(net: LayerParallel) -> None:
     net.register_forward_hook(leave, always_call=True)
 
 
-def _monitor_settings(asked: Any) -> dict[str, Any] | None:
+def _monitor_settings(monitor: Any) -> dict[str, Any] | None:
     """Arguments of a monitor; ``None`` for none."""
-    if asked is None or asked is False:
+    if monitor is None or monitor is False:
         return None
-    if asked is not True and not isinstance(asked, Mapping):
+    if monitor is not True and not isinstance(monitor, Mapping):
         raise MultigridError(
-            f"monitor is {asked!r}; pass True, or a mapping of some of {', '.join(SETTINGS)}, such as {{'every': 50}}"
+            f"monitor is {monitor!r}; pass True, or a mapping of some of {', '.join(SETTINGS)}, such as {{'every': 50}}"
         )
-    settings = {} if asked is True else dict(asked)
+    settings = {} if monitor is True else dict(monitor)
     if unknown := sorted(set(settings) - set(SETTINGS), key=str):
         raise MultigridError(
             f"a monitor has no setting {', '.join(map(repr, unknown))}; there are {', '.join(SETTINGS)}"
@@ -244,14 +251,14 @@ def _monitor_settings(asked: Any) -> dict[str, Any] | None:
     return settings
 
 
-def _score_stage_as_it_is(stage: nn.Module, inputs: Any) -> None:  # noqa: ARG001
+def _evaluate_stage_exactly(stage: nn.Module, inputs: Any) -> None:  # noqa: ARG001
     assert isinstance(stage, LayerStage)
     stage.exact = not stage.training
 
 
 def _train_stage_by_multigrid(stage: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
     assert isinstance(stage, LayerStage)
-    stage.exact = False  # a step is no call
+    stage.exact = False  # for the next step: stage.step() is no call of the module, and runs no hooks
 
 
 METHODS: dict[str, Callable[[nn.Module, Options], Built]] = {

@@ -1,4 +1,4 @@
-"""How a network is trained -> its optimiser, its learning rate at every step, its loss: plain data in JSON.
+"""A training recipe: plain data -> an optimiser, the learning rate of every step, a loss, He's initial weights.
 
 The defaults are the protocol of Lee, Lee and Park: 200 epochs of stochastic gradient descent in batches of 128,
 momentum 0.9, weight decay 5e-4, learning rate 0.1, divided by 10 after 80 and after 120 epochs.
@@ -51,17 +51,17 @@ class Recipe:
     with :math:`w` warm-up steps, where there are any.
 
     Args:
-        epochs: how often every training sample is seen.
+        epochs: how many times every training sample is used.
         lr: the learning rate η.
         momentum: of SGD; AdamW has its usual 0.9 and 0.999.
-        weight_decay: of all parameters.
-        nesterov: Nesterov's form of momentum.
+        weight_decay: on all parameters.
+        nesterov: Nesterov's form of momentum, with SGD.
         optimizer: ``"sgd"`` or ``"adamw"``.
         schedule: ``"steps"``, ``"cosine"`` or ``"constant"``.
         milestones: after how many epochs ``"steps"`` multiplies the learning rate by ``gamma``; parts of an epoch are
             allowed. Left out: two and three fifths of the epochs, which are the paper's 80 and 120 of 200.
         gamma: see ``milestones``.
-        warmup: steps in which the learning rate rises from 0 in a line.
+        warmup: over how many steps the learning rate rises linearly from 0.
         label_smoothing: ε of the targets (1 − ε) · one-hot + ε / classes.
         clip: the largest norm of all gradients together; ``None`` for no limit.
         amp: run forward and loss under autocast of this type. ``"float16"`` scales the loss.
@@ -98,9 +98,9 @@ class Recipe:
         if self.milestones is not None:
             object.__setattr__(self, "milestones", tuple(self.milestones))
         faults = [
-            f"{name} is {getattr(self, name)!r}; pass {' or '.join(map(repr, known))}"
-            for name, known in _WORDS.items()
-            if getattr(self, name) not in known
+            f"{name} is {getattr(self, name)!r}; pass {' or '.join(map(repr, words))}"
+            for name, words in _WORDS.items()
+            if getattr(self, name) not in words
         ]
         faults += [
             f"{name} is {getattr(self, name)!r}; pass {wanted}"
@@ -134,7 +134,7 @@ class Recipe:
 
     @property
     def turns(self) -> tuple[float, ...]:
-        """The milestones, in epochs, as given or as they follow from the epochs."""
+        """The milestones in epochs: ``milestones``, or two and three fifths of the epochs."""
         if self.milestones is not None:
             return self.milestones
         return tuple(share * self.epochs for share in PAPER_SHARES)
@@ -144,14 +144,14 @@ class Recipe:
 
         Args:
             step: its number, from 0.
-            steps: of the whole run.
+            steps: how many the whole run has.
         """
         rate = self.lr
         if self.schedule == "cosine":
             rate *= (1 + math.cos(math.pi * step / steps)) / 2
         elif self.schedule == "steps":
-            an_epoch = steps / self.epochs
-            passed = sum(step >= round(turn * an_epoch) for turn in self.turns)
+            steps_an_epoch = steps / self.epochs
+            passed = sum(step >= round(turn * steps_an_epoch) for turn in self.turns)
             rate *= self.gamma**passed
         return rate * min(1.0, (step + 1) / self.warmup) if self.warmup else rate
 
@@ -180,10 +180,10 @@ class Recipe:
         Raises:
             RecipeError: a name is unknown, or a value out of range.
         """
-        known = [field.name for field in dataclasses.fields(Recipe)]
-        unknown = sorted(set(values) - set(known))
+        names = [field.name for field in dataclasses.fields(Recipe)]
+        unknown = sorted(set(values) - set(names))
         if unknown:
-            raise RecipeError(f"{', '.join(unknown)}: no such value of a recipe; there are {', '.join(known)}")
+            raise RecipeError(f"{', '.join(unknown)}: no such value of a recipe; there are {', '.join(names)}")
         return Recipe(**values)
 
     def __str__(self) -> str:
@@ -209,7 +209,7 @@ def he_weights(net: nn.Module, seed: int) -> int:
     """Draw the weights of all convolutions anew, normal with mean 0 and variance 2 / fan-out, and zero their biases.
 
     Each is drawn from the seed and its own name, so that a rank that holds a part of the network draws what one process
-    would. What conversion added (``adapters``, ``coarse``) has its own start and is left, and so is all that is no
+    would. What conversion added (``adapters``, ``coarse``) keeps its own initial weights, and so does all that is no
     convolution.
 
     Returns:
@@ -217,7 +217,7 @@ def he_weights(net: nn.Module, seed: int) -> int:
 
     Source: He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015.
     """
-    drawn = 0
+    count = 0
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     for name, module in net.named_modules():
         if not isinstance(module, kinds) or name.split(".")[0] in ("adapters", "coarse"):
@@ -229,8 +229,8 @@ def he_weights(net: nn.Module, seed: int) -> int:
             module.weight.copy_(weight)
             if module.bias is not None:
                 module.bias.zero_()
-        drawn += 1
-    return drawn
+        count += 1
+    return count
 
 
 def _is_integer(value: object, least: int) -> bool:
