@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from pararealize.analysis.residual import Residual
 from pararealize.errors import MultigridError
-from pararealize.multigrid.solver.layers import time_steps
+from pararealize.multigrid.solver.layers import select_blocks
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
@@ -79,7 +79,7 @@ def prolong(
         raise MultigridError("; and ".join(faults))
     with ordinary_mode():
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
-        _, blocks, _ = time_steps(captured)
+        blocks = select_blocks(captured).blocks
         top = _free_name(model)
         tree, _ = copy_model(model, captured.constants, [top])
         writer = _Writer(captured, blocks, tree, top, factor, linear=weights == "linear")

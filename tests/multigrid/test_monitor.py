@@ -9,7 +9,7 @@ from pararealize import layer_parallel
 from pararealize.errors import CheckpointError, MultigridError
 from pararealize.multigrid.monitor import Event, Monitor, cosine
 from pararealize.train.steps import MonitoredStep, one_process_step
-from tests.multigrid.test_module import F64, Chains, example
+from tests.chains import F64, Chains, example
 
 
 def made(h: float = 0.5, **kind):

@@ -6,7 +6,7 @@ import torch
 from pararealize import layer_parallel
 from pararealize.errors import MultigridError
 from pararealize.multigrid.oneshot import OneShot, SampleStates, names_of
-from tests.multigrid.test_module import F64, Chains, example
+from tests.chains import F64, Chains, example
 
 
 def made(h: float = 0.2):

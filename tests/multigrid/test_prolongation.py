@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pararealize import layer_parallel, prolong
 from pararealize.errors import MultigridError
+from tests.chains import Chains, example
 from tests.models import MaskedTransformer, SmallResNet
-from tests.multigrid.test_module import Chains, example
 
 
 class Smooth(nn.Module):

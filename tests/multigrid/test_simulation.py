@@ -11,7 +11,7 @@ from pararealize import layer_parallel
 from pararealize.errors import MultigridError, PlanError
 from pararealize.multigrid.simulation import simulate_multigrid
 from pararealize.multigrid.solver.hierarchy import make_hierarchy
-from pararealize.multigrid.times import LayerTimes, measure_layers
+from pararealize.multigrid.times import LayerTimes
 from pararealize.plan.timeline_figure import draw_timeline
 from pararealize.plan.trace import chrome_trace
 from pararealize.plan.transfer import Transfer
@@ -141,16 +141,3 @@ def test_what_does_not_fit() -> None:
         simulate_multigrid(hierarchy, LayerTimes.equal(8, forward=1, backward=1, input_only=1), 0)
     with pytest.raises(MultigridError, match="iterations are 0"):
         simulate_multigrid(hierarchy, TIMES, 2, forward_iterations=0)
-
-
-def test_layers_are_measured_on_the_network() -> None:
-    blocks = [StochasticDepth(width) for width in [6] * 6]
-    model = nn.Sequential(nn.Linear(6, 6), *blocks, nn.Linear(6, 2)).eval()
-    net = layer_parallel(model, coarsening=2, example_inputs=torch.ones(2, 6))
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    times = measure_layers(net, torch.ones(2, 6))
-    assert len(times.layers) == net.hierarchy.layers == 6
-    assert min(min(row) for row in times.layers) > 0
-    assert times.serial[0] == pytest.approx(times.stem[0] + sum(row[0] for row in times.layers) + times.head[0])
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(p.grad is None for p in net.parameters())

@@ -15,7 +15,7 @@ from pararealize.train.methods import Options, build
 from pararealize.train.run.history import from_line
 from pararealize.train.steps import MonitoredStep
 from pararealize_cli.main import app
-from tests.multigrid.test_module import Chains
+from tests.chains import Chains
 
 
 class Peaks(Chains):

@@ -1,4 +1,4 @@
-"""Steps of training -> how far each multigrid solve had converged: residual norms, forward and adjoint."""
+"""Steps of training -> how far the multigrid solves of each had converged: residual norms, forward and adjoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 __all__ = ["Convergence", "StepNorms"]
 
-KEPT = 1000  # steps
+STEPS = 1000  # of training, before which norms are dropped
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class StepNorms:
     """The residual norms of one step.
 
     Attributes:
-        forward: before each correction, and after the last one, as the last sweep found it.
+        forward: before each correction, and after the last one, from the last sweep.
         backward: the same of the adjoint; empty where there was none.
         forward_size: the norm of all values at the C-points, ``sqrt(Σ_j ‖U_j‖²)``, which residuals are measured by.
         backward_size: of the adjoint's.
@@ -40,7 +40,7 @@ class Convergence(collections.deque[StepNorms]):
     """The last thousand steps, the newest last; exact steps leave no entry."""
 
     def __init__(self) -> None:
-        super().__init__(maxlen=KEPT)
+        super().__init__(maxlen=STEPS)
 
     def __str__(self) -> str:
         first = max(0, len(self) - 5)

@@ -68,15 +68,18 @@ class Hierarchy:
     def share(self, ranks: int) -> tuple[range, ...]:
         """Consecutive intervals of the finest level for each of so many ranks, about equally many layers each.
 
-        Nobody goes without as long as there are intervals.
+        Every rank has an interval as long as there are enough of them; the last ranks have none otherwise.
         """
         ends = [end for _, end in self.levels[0].intervals]
         borders = [0]
         for rank in range(1, ranks):
             ideal = self.layers * rank / ranks
-            low, high = borders[-1] + 1, len(ends) - (ranks - rank)
-            chosen = min(range(1, len(ends) + 1), key=lambda j: abs(ends[j - 1] - ideal))
-            borders.append(min(max(chosen, low), max(high, 0), len(ends)) if high >= low else min(low, len(ends)))
+            nearest = min(range(1, len(ends) + 1), key=lambda j: abs(ends[j - 1] - ideal))
+            low, high = (
+                borders[-1] + 1,
+                len(ends) - (ranks - rank),
+            )  # one interval for this rank, and for each later one
+            borders.append(min(max(nearest, low), high) if high >= low else min(low, len(ends)))
         return tuple(itertools.starmap(range, itertools.pairwise([*borders, len(ends)])))
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ blocks; other blocks stay part of the stem, of a transition or of the head, wher
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -25,7 +25,7 @@ from pararealize.tracing.captured import Capture
 from pararealize.tracing.operations import check_plain
 from pararealize.tracing.subgraph import drawn_repeatedly, draws, subgraph
 
-__all__ = ["Layer", "Layers", "check_plain_inputs", "find_layers", "time_steps"]
+__all__ = ["BlockSelection", "Layer", "Layers", "check_plain_inputs", "find_layers", "select_blocks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +57,17 @@ class Layers:
 
     Attributes:
         stem: from the inputs to ``(u_0, *context)``.
-        layers: the rows.
+        layers: time steps and transitions in order.
         head: from ``(u_M, *context)``, those of ``head_reads``, to the output.
         head_reads: the contexts that it is called with.
-        left: additions and residual blocks that are no time steps, and why.
+        refusals: additions and residual blocks that are no time steps, and why.
     """
 
     stem: fx.Graph
     layers: tuple[Layer, ...]
     head: fx.Graph
     head_reads: tuple[int, ...]
-    left: tuple[NotResidual, ...]
+    refusals: tuple[NotResidual, ...]
 
     @property
     def fixed(self) -> tuple[bool, ...]:
@@ -81,6 +81,21 @@ class Layers:
             ends = names[0] if len(names) == 1 else f"{names[0]} – {names[-1]}"
             words.append("a transition" if fixed else f"{len(names)} block{'s' if len(names) > 1 else ''} ({ends})")
         return f"stem, {', '.join(words)}, head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSelection:
+    """The residual blocks of a network that are time steps.
+
+    Attributes:
+        flow: the network's values in order.
+        blocks: the time steps, in order.
+        refusals: additions and residual blocks that are none, and why.
+    """
+
+    flow: Flow
+    blocks: tuple[Residual, ...]
+    refusals: tuple[NotResidual, ...]
 
 
 def find_layers(captured: Capture) -> Layers:
@@ -97,70 +112,79 @@ def find_layers(captured: Capture) -> Layers:
         stem, 3 blocks (stage1.0 – stage1.2), a transition, 2 blocks (stage2.1 – stage2.2), a transition, 2 blocks \
 (stage3.1 – stage3.2), head
     """
-    flow, chosen, left = time_steps(captured, least=2)
-    return _Cutter(flow, chosen, left).layers()
+    layers = _cut(select_blocks(captured, least=2))
+    graphs = {"the stem": layers.stem, "the head": layers.head} | {layer.name: layer.graph for layer in layers.layers}
+    if repeated := drawn_repeatedly(graphs, captured.model.get_submodule):
+        raise MultigridError(
+            f"random numbers are read by several parts of the network, each of which would draw its own: "
+            f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
+        )
+    for graph in graphs.values():
+        for node in graph.nodes:
+            node.meta.clear()  # fake values, which would keep the capture alive
+    return layers
 
 
-def time_steps(captured: Capture, *, least: int = 1) -> tuple[Flow, list[Residual], list[NotResidual]]:
-    """The network's values in order, the residual blocks that are time steps, and those that are none, and why.
+def select_blocks(captured: Capture, *, least: int = 1) -> BlockSelection:
+    """The residual blocks that are time steps: one activation alone is alive before and after each of them.
 
     Raises:
         MultigridError: there are fewer than ``least``.
     """
     flow = flow_of(captured)
     residuals = find_residuals(flow)
-    chosen, left = _choose(flow, residuals)
-    if residuals.refusals:
+    selection = _select(flow, residuals)
+    if residuals.refusals:  # once a value that all blocks read counts as context, one activation alone may be alive
         wider = flow_of(captured, broadcast=True)
-        others = find_residuals(wider)
-        more, still_left = _choose(wider, others)
-        if len(more) > len(chosen):
-            flow, residuals, chosen, left = wider, others, more, still_left
-    left = [*residuals.refusals, *left]
-    if len(chosen) < least:
-        raise MultigridError(_nothing(captured, chosen, left))
-    return flow, chosen, left
+        wider_selection = _select(wider, find_residuals(wider))
+        if len(wider_selection.blocks) > len(selection.blocks):
+            selection = wider_selection
+    if len(selection.blocks) < least:
+        raise MultigridError(_too_few(captured, selection))
+    return selection
 
 
-def _nothing(captured: Capture, chosen: Sequence[Residual], left: Sequence[NotResidual]) -> str:
-    name = type(captured.model).__name__
-    what = f"one residual block alone ({chosen[0].name})" if chosen else "no chain of residual blocks x + f(x)"
-    reasons = f": {'; '.join(map(str, left[:3]))}" if left else ", and no addition of two activations at all"
+def _too_few(captured: Capture, selection: BlockSelection) -> str:
+    name, blocks, refusals = type(captured.model).__name__, selection.blocks, selection.refusals
+    what = f"one residual block alone ({blocks[0].name})" if blocks else "no chain of residual blocks x + f(x)"
+    reasons = f": {'; '.join(map(str, refusals[:3]))}" if refusals else ", and no addition of two activations at all"
     return (
         f"{name} has {what}, and multigrid needs time steps in a row{reasons}. Take a network that has them; a layer "
         "that torch keeps as one module (nn.TransformerEncoderLayer) has to be written out"
     )
 
 
-# Choosing the blocks ------------------------------------------------------------------------------------------------
+# Selecting the blocks -----------------------------------------------------------------------------------------------
 
 
-def _choose(flow: Flow, residuals: Residuals) -> tuple[list[Residual], list[NotResidual]]:
-    """Residual blocks that follow one another with one activation alive between them, and why others are left."""
-    alone = _alone(flow)
-    taken: dict[fx.Node, Residual] = {}
-    chosen: list[Residual] = []
-    left: list[NotResidual] = []
-    place = {node: i for i, node in enumerate(flow.order)}
-    latest = max((place[node] for node in flow.broadcast), default=-1)
+def _select(flow: Flow, residuals: Residuals) -> BlockSelection:
+    """Residual blocks with one activation alive around them; where two share nodes, the one in the longer chain."""
+    position = {node: i for i, node in enumerate(flow.order)}
+    interfaces = _sole_activations(flow)
+    ready = max((position[node] for node in flow.broadcast), default=-1)  # from here on all shared values are there
+    owners: dict[fx.Node, Residual] = {}
+    refusals = [*residuals.refusals]
     for chain in sorted(chains_of(residuals.blocks), key=lambda run: (-len(run), -len(run[0].nodes))):
-        for residual in chain:
-            clash = next((taken[node] for node in residual.nodes if node in taken), None)
-            if clash is not None:
-                left.append(NotResidual(name=residual.name, reason=f"{clash.name}, in a longer chain, shares with it"))
-            elif not _stands_alone(flow, residual, alone, place, latest):
-                reason = "other activations are alive beside the one that enters, or that leaves"
-                left.append(NotResidual(name=residual.name, reason=reason))
+        for block in chain:
+            entry = position.get(block.x, -1)  # -1: an input, which stands before all that is computed
+            inside = flow.order[entry + 1 : position[block.output] + 1]
+            other = next((owners[node] for node in block.nodes if node in owners), None)
+            if other is not None:
+                reason = f"{other.name}, in a longer chain, shares with it"
+            elif {block.x, block.output} <= interfaces and entry >= ready and set(inside) <= set(block.nodes):
+                owners.update(dict.fromkeys(block.nodes, block))
+                continue
             else:
-                chosen.append(residual)
-                taken.update((node, residual) for node in residual.nodes)
-    return sorted(chosen, key=lambda residual: place[residual.output]), left
+                reason = "other activations are alive beside the one that enters, or that leaves"
+            refusals.append(NotResidual(name=block.name, reason=reason))
+    blocks = sorted(dict.fromkeys(owners.values()), key=lambda block: position[block.output])
+    return BlockSelection(flow=flow, blocks=tuple(blocks), refusals=tuple(refusals))
 
 
-def _alone(flow: Flow) -> set[fx.Node]:
+def _sole_activations(flow: Flow) -> set[fx.Node]:
     """The activations that are alone alive at some point, and inputs that are read as they are."""
-    found = {node for node, (inputs, parameters) in flow.depends.items() if inputs and not parameters}
-    return found | {_carried(flow, i) for i in flow.cuts}
+    inputs = {node for node, dependence in flow.depends.items() if dependence.inputs and not dependence.parameters}
+    return inputs | {_carried(flow, i) for i in flow.cuts}
 
 
 def _carried(flow: Flow, position: int) -> fx.Node:
@@ -171,92 +195,75 @@ def _carried(flow: Flow, position: int) -> fx.Node:
     raise AssertionError(f"nothing is alive after {flow.order[position]}")
 
 
-def _stands_alone(flow: Flow, residual: Residual, alone: set[fx.Node], place: dict[fx.Node, int], latest: int) -> bool:
-    """Whether one activation enters, one leaves, and nothing else is computed in between."""
-    enters = place.get(residual.x, -1)
-    inside = flow.order[enters + 1 : place[residual.output] + 1]
-    own = {*residual.nodes}
-    return residual.x in alone and residual.output in alone and enters >= latest and all(node in own for node in inside)
-
-
 # Cutting ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Cutter:
-    flow: Flow
-    blocks: Sequence[Residual]
-    left: Sequence[NotResidual]
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """What becomes one layer: the nodes of a residual block's branch, or of all between two chains."""
 
-    def layers(self) -> Layers:
-        """The graphs."""
-        graph = self.flow.capture.graph
-        place = {node: i for i, node in enumerate(self.flow.order)}
-        parts = list(self._parts(place))
-        last = self.blocks[-1].output
-        output = graph.output_node()
-        behind = self.flow.order[place[last] + 1 :]
-        nothing: frozenset[fx.Node] = frozenset()
-        reads = [context_of(self.flow, nodes, x, nothing) for x, _, nodes, _ in parts]
-        head_reads = context_of(self.flow, (*behind, output), last, nothing)
-        every = list(dict.fromkeys(node for read in (*reads, head_reads) for node in read))
-        number = {node: i for i, node in enumerate(every)}
-        layers = []
-        for (x, y, nodes, residual), read in zip(parts, reads, strict=True):
-            piece = subgraph((x, *read), y, ("u",), besides=nodes)
-            clone_overwritten(piece, first=True)
-            layers.append(self._layer(piece, residual, y, tuple(number[node] for node in read)))
-        inputs = [node for node in graph.nodes if node.op == "placeholder"]
-        entry = self.blocks[0].x
-        before = self.flow.order[: place.get(entry, -1) + 1]
-        stem = subgraph(inputs, (entry, *every), besides=before)
-        check_plain_inputs(stem, inputs)
-        clone_overwritten(stem, first=True)
-        clone_changing_outputs(stem)
-        head = subgraph((last, *head_reads), output, ("u",), besides=behind)
-        clone_overwritten(head, first=True)
-        graphs = {"the stem": stem, "the head": head} | {layer.name: layer.graph for layer in layers}
-        if repeated := drawn_repeatedly(graphs, self.flow.capture.model.get_submodule):
-            raise MultigridError(
-                f"random numbers are read by several parts of the network, each of which would draw its own: "
-                f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
-            )
-        for piece in graphs.values():
-            for node in piece.nodes:
-                node.meta.clear()
-        return Layers(
-            stem=stem,
-            layers=tuple(layers),
-            head=head,
-            head_reads=tuple(number[node] for node in head_reads),
-            left=tuple(self.left),
-        )
+    entry: fx.Node
+    result: fx.Node
+    nodes: tuple[fx.Node, ...]
+    block: Residual | None
 
-    def _parts(
-        self, place: dict[fx.Node, int]
-    ) -> Iterator[tuple[fx.Node, fx.Node, tuple[fx.Node, ...], Residual | None]]:
-        """(what enters, what leaves, the nodes, the residual block if it is one) of every layer in order."""
-        here = self.blocks[0].x
-        for residual in self.blocks:
-            if residual.x is not here:
-                between = self.flow.order[place[here] + 1 : place[residual.x] + 1]
-                yield here, residual.x, tuple(between), None
-            yield residual.x, residual.additions[0].branch, residual.additions[0].nodes, residual
-            here = residual.output
 
-    def _layer(self, graph: fx.Graph, residual: Residual | None, y: fx.Node, reads: tuple[int, ...]) -> Layer:
-        module_of = self.flow.capture.graph_module.get_submodule
-        opaque = self.flow.capture.opaque
-        hidden = any(node.op == "call_module" and str(node.target) in opaque for node in graph.nodes)
-        return Layer(
-            name=residual.name if residual is not None else f"to {y.name}",
-            graph=graph,
-            reads=reads,
-            fixed=residual is None,
-            post=residual is not None and residual.post is not None,
-            random=hidden or any(draws(node, module_of) for node in graph.nodes),
-            opaque=hidden,
-        )
+def _cut(selection: BlockSelection) -> Layers:
+    """The network's graph as stem, layers and head."""
+    flow, blocks = selection.flow, selection.blocks
+    position = {node: i for i, node in enumerate(flow.order)}
+    sections = list(_sections(selection, position))
+    entry, last, output = blocks[0].x, blocks[-1].output, flow.capture.graph.output_node()
+    before, behind = flow.order[: position.get(entry, -1) + 1], flow.order[position[last] + 1 :]
+    shared: frozenset[fx.Node] = frozenset()
+    reads = [context_of(flow, section.nodes, section.entry, shared) for section in sections]
+    head_reads = context_of(flow, (*behind, output), last, shared)
+    context = list(dict.fromkeys(node for nodes in (*reads, head_reads) for node in nodes))
+    number = {node: i for i, node in enumerate(context)}
+    layers = []
+    for section, nodes in zip(sections, reads, strict=True):
+        graph = subgraph((section.entry, *nodes), section.result, ("u",), besides=section.nodes)
+        layers.append(_layer(flow.capture, section, graph, tuple(number[node] for node in nodes)))
+    inputs = [node for node in flow.capture.graph.nodes if node.op == "placeholder"]
+    stem = subgraph(inputs, (entry, *context), besides=before)
+    check_plain_inputs(stem, inputs)
+    head = subgraph((last, *head_reads), output, ("u",), besides=behind)
+    for graph in (stem, *(layer.graph for layer in layers), head):
+        clone_overwritten(graph, first=True)
+    clone_changing_outputs(stem)
+    return Layers(
+        stem=stem,
+        layers=tuple(layers),
+        head=head,
+        head_reads=tuple(number[node] for node in head_reads),
+        refusals=selection.refusals,
+    )
+
+
+def _sections(selection: BlockSelection, position: Mapping[fx.Node, int]) -> Iterator[_Section]:
+    """Every block, and what lies between a block and the next where that does not begin where the one ends."""
+    here = selection.blocks[0].x
+    for block in selection.blocks:
+        if block.x is not here:
+            between = selection.flow.order[position[here] + 1 : position[block.x] + 1]
+            yield _Section(here, block.x, tuple(between), None)
+        addition = block.additions[0]
+        yield _Section(block.x, addition.branch, addition.nodes, block)
+        here = block.output
+
+
+def _layer(captured: Capture, section: _Section, graph: fx.Graph, reads: tuple[int, ...]) -> Layer:
+    block, module_of = section.block, captured.graph_module.get_submodule
+    opaque = any(node.op == "call_module" and str(node.target) in captured.opaque for node in graph.nodes)
+    return Layer(
+        name=block.name if block is not None else f"to {section.result.name}",
+        graph=graph,
+        reads=reads,
+        fixed=block is None,
+        post=block is not None and block.post is not None,
+        random=opaque or any(draws(node, module_of) for node in graph.nodes),
+        opaque=opaque,
+    )
 
 
 def check_plain_inputs(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:

@@ -34,9 +34,9 @@ its relaxation passes the value on at their border.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pararealize.errors import MultigridError
@@ -62,7 +62,7 @@ StepMap: TypeAlias = Callable[[int, int, Value], Value]
 Rhs: TypeAlias = Sequence[tuple[Value, Value]] | None  # (a_{s+1}, old_s) for every step s of a level
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """The values at the C-points, and the residual norms on the way.
 
@@ -126,18 +126,18 @@ def solve(
         (0.43046721, 0.43046721)
     """
     check_iterations(iterations, relaxation, cycle)
-    measure = norm or _norm
+    measure = norm or _euclidean_norm
     levels = _Levels(hierarchy, step, relaxation, cycle)
     points = levels.guess(u) if start is None else [u, *start]
     if len(points) != len(hierarchy.levels[1].steps) + 1:
         raise MultigridError(f"{len(points) - 1} starting values for {len(hierarchy.levels[1].steps)} C-points")
     residuals: list[float] = []
-    for _ in range(iterations - (start is None)):
-        relaxed, arrived = levels.relax(0, points, None)
-        residuals.append(measure([a - U for a, U in zip(arrived, relaxed[1:], strict=True)]))
+    for _ in range(iterations - (start is None)):  # the coarse guess was an iteration; a warm start has none
+        points, arriving = levels.relax(0, points, None)
+        residuals.append(measure([a - U for a, U in zip(arriving, points[1:], strict=True)]))
         if residuals[-1] <= tolerance:
-            return Solution(points=relaxed, residuals=residuals)
-        points = levels.correct(0, relaxed, arrived, cycle)
+            break
+        points = levels.correct(0, points, arriving, cycle)
     return Solution(points=points, residuals=residuals)
 
 
@@ -161,7 +161,8 @@ def solve_and_sweep(
         sweep: ``sweep(j, U_j)`` gives what arrives behind interval j, and records what it passes.
         norm: of residuals.
         serial: sweep through one interval after the other, from what arrives, instead.
-        announce: is told of every ``U_j`` before the first sweep, so that ranks can pass on what others sweep from.
+        announce: called with j and ``U_j`` for every interval before the first sweep, the last interval first, so that
+            a rank has sent what others sweep from before it begins with its own.
         **settings: of :func:`solve`.
 
     Returns:
@@ -173,15 +174,15 @@ def solve_and_sweep(
         for j in intervals:
             u = sweep(j, u)
         return u, Solution(points=[], residuals=[])
-    found = solve(u, hierarchy, step, norm=norm, **settings)
+    solution = solve(u, hierarchy, step, norm=norm, **settings)
+    points, residuals = solution.points, solution.residuals
     if announce is not None:
         for j in reversed(intervals):
-            announce(j, found.points[j])
-    arrived = [sweep(j, found.points[j]) for j in intervals]
-    residuals = found.residuals
-    if not residuals or residuals[-1] > settings.get("tolerance", 0.0):  # else it has been measured
-        residuals.append(norm([a - U for a, U in zip(arrived, found.points[1:], strict=True)]))
-    return arrived[-1], Solution(points=found.points, residuals=residuals, size=norm(found.points))
+            announce(j, points[j])
+    arriving = [sweep(j, points[j]) for j in intervals]
+    if not residuals or residuals[-1] > settings.get("tolerance", 0.0):  # otherwise the last one is of these points
+        residuals.append(norm([a - U for a, U in zip(arriving, points[1:], strict=True)]))
+    return arriving[-1], dataclasses.replace(solution, size=norm(points))
 
 
 def advance(step: StepMap, level: int, s: int, u: Value, rhs: Rhs = None) -> Value:
@@ -217,7 +218,7 @@ def march(hierarchy: Hierarchy, step: StepMap, level: int, u: Value, rhs: Rhs = 
     return points
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Levels:
     """The cycles: each method takes values at the C-points of its level and gives better ones."""
 
@@ -233,43 +234,44 @@ class _Levels:
         for level in range(coarsest - 1, 0, -1):
             if self.kind == "F":
                 points = self.correct(level, *self.relax(level, points, None), "V")
-            points = self.spread(level, points, None)
+            points = self.interpolate(level, points, None)
         return points
 
     def relax(self, level: int, points: Sequence[Value], rhs: Rhs) -> tuple[list[Value], list[Value]]:
         """F- or FCF-relaxation: the C-points after it, and what arrives at each."""
-        arrived = arrivals(self.hierarchy, self.step, level, points, rhs)
+        arriving = arrivals(self.hierarchy, self.step, level, points, rhs)
         if self.relaxation == "FCF":
-            points = [points[0], *arrived]
-            arrived = arrivals(self.hierarchy, self.step, level, points, rhs)
-        return list(points), arrived
+            points = [points[0], *arriving]
+            arriving = arrivals(self.hierarchy, self.step, level, points, rhs)
+        return list(points), arriving
 
-    def correct(self, level: int, points: Sequence[Value], arrived: Sequence[Value], kind: Cycle) -> list[Value]:
+    def correct(self, level: int, points: Sequence[Value], arriving: Sequence[Value], kind: Cycle) -> list[Value]:
         """Better values at the C-points, by the next level; its right-hand sides are the pairs (a, old)."""
-        old = [self.step(level + 1, j, points[j]) for j in range(len(arrived))]
-        return self.coarse(level + 1, points, list(zip(arrived, old, strict=True)), kind)
+        old = [self.step(level + 1, j, points[j]) for j in range(len(arriving))]
+        return self.coarse(level + 1, points, list(zip(arriving, old, strict=True)), kind)
 
     def coarse(self, level: int, points: Sequence[Value], rhs: Rhs, kind: Cycle) -> list[Value]:
         """Better values at all points of a level with a right-hand side: serial on the coarsest, or by a cycle."""
         intervals = self.hierarchy.levels[level].intervals
         if not intervals:
             return march(self.hierarchy, self.step, level, points[0], rhs)
-        chosen: list[Value] = [points[0], *(points[end] for _, end in intervals)]
+        c_points: list[Value] = [points[0], *(points[end] for _, end in intervals)]
         turns: tuple[Cycle, ...] = ("F", "V") if kind == "F" else ("V",)
         for turn in turns:
-            chosen = self.correct(level, *self.relax(level, chosen, rhs), turn)
-        return self.spread(level, chosen, rhs)
+            c_points = self.correct(level, *self.relax(level, c_points, rhs), turn)
+        return self.interpolate(level, c_points, rhs)
 
-    def spread(self, level: int, chosen: Sequence[Value], rhs: Rhs) -> list[Value]:
+    def interpolate(self, level: int, c_points: Sequence[Value], rhs: Rhs) -> list[Value]:
         """The values at all points of a level: those at its C-points, and F-relaxation from there."""
-        points: list[Value] = [chosen[-1]]
+        # From the last interval to the first, as in arrivals(), so that no rank keeps another waiting.
+        points: list[Value] = [c_points[-1]]
         for j, (first, end) in reversed(list(enumerate(self.hierarchy.levels[level].intervals))):
-            inner = [chosen[j]]
+            inner = [c_points[j]]
             for s in range(first, end - 1):
                 inner.append(advance(self.step, level, s, inner[-1], rhs))
             points += reversed(inner)
         return points[::-1]
 
 
-def _norm(residuals: Sequence[Value]) -> float:
+def _euclidean_norm(residuals: Sequence[Value]) -> float:
     return math.sqrt(sum(abs(r) ** 2 for r in residuals))

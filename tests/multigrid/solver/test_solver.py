@@ -12,7 +12,7 @@ from pararealize.errors import MultigridError
 from pararealize.multigrid.solver.hierarchy import make_hierarchy
 from pararealize.multigrid.solver.solver import arrival, arrivals, march, solve
 from pararealize.network import parareal
-from tests.multigrid.solver.test_hierarchy import hierarchies
+from tests.hierarchies import hierarchies
 
 
 def maps(fixed, hierarchy, seed: int):
