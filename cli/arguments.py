@@ -1,4 +1,4 @@
-"""Words of the command line -> what the library takes. Nothing here imports torch before it is needed."""
+"""Words of the command line -> arguments of the library. Nothing here imports torch before it is needed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def example(name: str, text: str | None, dtype: str, batch: int, *, meta: bool = False) -> torch.Tensor | None:
-    """Example inputs of the shape given, or of the model's default shape; None leaves it to the library to infer.
+    """Example inputs of the shape ``text``, or of the model's default shape; None leaves it to the library to infer.
 
     Integer inputs are zeros, which are valid token ids everywhere.
     """
@@ -72,10 +72,10 @@ def coarse(text: str) -> str | Callable[..., Any]:
     """A coarse kind, or the callable that ``package.module:name`` or ``file.py:name`` stands for."""
     if ":" not in text:
         return text
-    found = find(text)
-    if not callable(found):
-        raise CoarseError(f"--coarse {text!r} is a {type(found).__name__}, which cannot be called; name a function")
-    return found  # type: ignore[no-any-return]
+    value = find(text)
+    if not callable(value):
+        raise CoarseError(f"--coarse {text!r} is a {type(value).__name__}, which cannot be called; name a function")
+    return value  # type: ignore[no-any-return]
 
 
 def cuts(text: str) -> str | list[str]:
@@ -100,18 +100,18 @@ def scheme(text: str) -> str | Tableau:
         return text
     from pararealize.restacking.tableaux import Tableau
 
-    found = find(text)
-    if callable(found):
-        found = found()
-    if not isinstance(found, Tableau):
-        raise TableauError(f"--scheme {text!r} is a {type(found).__name__} and no Tableau; name one, or a function")
-    return found
+    value = find(text)
+    if callable(value):
+        value = value()
+    if not isinstance(value, Tableau):
+        raise TableauError(f"--scheme {text!r} is a {type(value).__name__} and no Tableau; name one, or a function")
+    return value
 
 
 def leaf_modules(names: list[str] | None) -> tuple[type, ...]:
     """The classes that ``package.module:Class`` stands for."""
-    found = [find(name) for name in names or []]
-    for name, value in zip(names or [], found, strict=True):
+    classes = [find(name) for name in names or []]
+    for name, value in zip(names or [], classes, strict=True):
         if not isinstance(value, type):
             raise ExampleError(f"--leaf {name!r} is a {type(value).__name__} and not a class; name a module's class")
-    return tuple(found)
+    return tuple(classes)

@@ -25,9 +25,9 @@ def keep_stdout() -> None:
     What libraries write to it below Python, as Gloo of torch 2.10 does when ranks connect, goes to stderr instead.
     """
     sys.stdout.flush()
-    own = os.dup(1)
+    results = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    sys.stdout = os.fdopen(results, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def out(*, quiet: bool = False) -> Console:
@@ -69,13 +69,21 @@ def print_json(value: object) -> None:
 
 
 def print_result(
-    found: dict[str, Any], shown: RenderableType, folder: Path | None, files: Sequence[str], *, as_json: bool
+    document: dict[str, Any], text: RenderableType, folder: Path | None, files: Sequence[str], *, as_json: bool
 ) -> None:
-    """Print what a command found, for people or as one JSON document, and which files are in which folder."""
+    """Print a command's result, as text for people or as one JSON document, and which files are in which folder.
+
+    Args:
+        document: the result as JSON.
+        text: the result for people.
+        folder: that the files were written into, None where none was asked for.
+        files: their names.
+        as_json: print the document, and the folder and the files as keys of it.
+    """
     if as_json:
-        print_json(found | {"out": None if folder is None else str(folder), "files": list(files)})
+        print_json(document | {"out": None if folder is None else str(folder), "files": list(files)})
         return
-    out().print(shown, markup=False)
+    out().print(text, markup=False)
     if folder is not None:
         out().print(f"written to {folder}: {', '.join(files)}", markup=False)
 

@@ -75,7 +75,7 @@ def command(
         if num_classes is None and train_arguments.takes_classes(model):
             num_classes = samples.classes
         solver = multigrid.solver(method)
-        monitor = multigrid.watching(method, steps=samples.steps, epochs=recipe.epochs)
+        monitor = multigrid.monitoring(method, steps=samples.steps, epochs=recipe.epochs)
         settings = Options(
             n=n,
             example_inputs=samples.example(),

@@ -1,4 +1,4 @@
-"""Words of ``pararealize train`` -> what training takes. Nothing here imports torch before it is needed."""
+"""Words of ``pararealize train`` -> arguments of training. Nothing here imports torch before it is needed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ OF_METHODS = {  # options that only some methods read
 }
 
 
-def check_used(given: Collection[str], *, method: str, by_torchrun: bool) -> None:
-    """Refuse options of the network that were given and would change nothing.
+def check_used(names: Collection[str], *, method: str, by_torchrun: bool) -> None:
+    """Refuse options of the network that stand on the command line and would change nothing.
 
     Args:
-        given: names of the options on the command line, as parameters of the command.
-        method: that trains.
+        names: of the options on the command line, as parameters of the command.
+        method: the name of the training method.
         by_torchrun: whether torchrun started several processes.
 
     Raises:
@@ -47,15 +47,15 @@ def check_used(given: Collection[str], *, method: str, by_torchrun: bool) -> Non
     Example:
         >>> check_used(["n", "epochs"], method="parareal", by_torchrun=False)
     """
-    known = {"serial", *(name for methods in OF_METHODS for name in methods)}
+    all_methods = {"serial", *(name for methods in OF_METHODS for name in methods)}
     for methods, options in OF_METHODS.items():
-        unused = [f"--{name.replace('_', '-')}" for name in options if name in given]
-        if unused and method in known.difference(methods):
+        unused = [f"--{name.replace('_', '-')}" for name in options if name in names]
+        if unused and method in all_methods.difference(methods):
             raise PlanError(
                 f"{', '.join(unused)}: nothing that --method {method} reads, but of --method {' or '.join(methods)}; "
                 f"leave {'it' if len(unused) == 1 else 'them'} out, or choose that method"
             )
-    if "ranks" in given and not by_torchrun:
+    if "ranks" in names and not by_torchrun:
         raise PlanError(
             "--ranks says how several processes share a network, and this one is alone; start them with "
             "torchrun --nproc-per-node N -m pararealize_cli train, or leave it out"
@@ -107,30 +107,30 @@ def iterations(text: str | None) -> dict[str, int]:
     """
     if text is None:
         return {}
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if found is None:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
         raise MultigridError(f"--iterations {text!r} are no two numbers; write forward/adjoint ones, such as 2/1")
-    return {"forward_iterations": int(found[1]), "backward_iterations": int(found[2])}
+    return {"forward_iterations": int(match[1]), "backward_iterations": int(match[2])}
 
 
 def monitor(
-    wanted: bool, every: int | None, exact: float | None, *, method: str, each: int, epochs: int
+    watch: bool, every: int | None, exact: float | None, *, method: str, steps: int, epochs: int
 ) -> dict[str, dict[str, Any]]:
     """The monitor's settings as an option of multigrid; none where none is wanted.
 
     Args:
-        wanted: whether there is to be one.
-        every: steps between exact gradients, where told.
-        exact: share of the steps, at the end, that are exact, where told.
-        method: that trains.
-        each: steps of an epoch.
-        epochs: so many.
+        watch: whether there is to be a monitor.
+        every: steps between exact gradients; None for an epoch's, at most 50.
+        exact: share of the steps, at the end, that are exact; None for a fifth.
+        method: the name of the training method.
+        steps: of an epoch.
+        epochs: of the training.
 
     Example:
-        >>> monitor(True, None, None, method="multigrid", each=12, epochs=20)
+        >>> monitor(True, None, None, method="multigrid", steps=12, epochs=20)
         {'monitor': {'every': 12, 'exact_after': 192}}
     """
-    if not wanted:
+    if not watch:
         if every is not None or exact is not None:
             option = "--monitor-exact" if every is None else "--monitor-every"
             raise MultigridError(f"{option} says how to monitor, and nothing is monitored; add --monitor")
@@ -141,10 +141,10 @@ def monitor(
             "--method multigrid, or leave it out"
         )
     share = 0.2 if exact is None else exact
-    found: dict[str, Any] = {"every": min(each, 50) if every is None else every}
+    settings: dict[str, Any] = {"every": min(steps, 50) if every is None else every}
     if share > 0:
-        found["exact_after"] = max(1, round((1 - share) * each * epochs))
-    return {"monitor": found}
+        settings["exact_after"] = max(1, round((1 - share) * steps * epochs))
+    return {"monitor": settings}
 
 
 def precision(amp: str, devices: str | None, mesh: DeviceMesh | None) -> Any:
@@ -157,19 +157,19 @@ def precision(amp: str, devices: str | None, mesh: DeviceMesh | None) -> Any:
     return "float16" if on_gpu else "bfloat16"
 
 
-def tensorboard(wanted: bool | None, display: Display) -> bool:
-    """Whether to write event files: as wanted, otherwise where TensorBoard is installed, and said where it is not."""
+def tensorboard(choice: bool | None, display: Display) -> bool:
+    """Whether to write event files: the user's choice, or where TensorBoard is installed; says so where it is not."""
     from pararealize.train.run.tensorboard import has_tensorboard
 
-    if wanted is not None:
-        return wanted
-    found = has_tensorboard()
-    if not found:
+    if choice is not None:
+        return choice
+    installed = has_tensorboard()
+    if not installed:
         display.say(
             "no files for TensorBoard, which is not installed: pip install 'pararealize[train]', or say "
             "--no-tensorboard"
         )
-    return found
+    return installed
 
 
 def folder(output: Path | None, model: str, method: str, n: int | None, data: str) -> Path:

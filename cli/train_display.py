@@ -22,10 +22,10 @@ __all__ = ["Display", "duration"]
 
 
 class Display:
-    """Shows a run; a context around it.
+    """A context around a training run that shows its progress.
 
     Args:
-        recipe: of the run.
+        recipe: the run's recipe, which is printed first.
         quiet: show nothing, as on all ranks but the first.
         to_stderr: leave stdout to the result.
     """
@@ -35,14 +35,14 @@ class Display:
         self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self.bar = Bar(
             TextColumn("{task.description}"), BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}  {task.fields[told]}"),
+            TextColumn("{task.completed}/{task.total}  {task.fields[numbers]}"),
             console=Console(stderr=True, quiet=quiet), transient=True,
         )  # fmt: skip
-        self.shown = self.bar.console.is_terminal and not quiet
+        self.bar_visible = self.bar.console.is_terminal and not quiet
         self.task: TaskID | None = None
 
     def begin(self, model: str, method: str, net: nn.Module, data: Dataset, folder: Path) -> None:
-        """Say what is done."""
+        """Print the model, the method, the data, the recipe and the folder."""
         plan = getattr(net, "plan", None)
         how = f"{method}, n = {plan.n}" if plan is not None else method
         self.say(f"{model} ({how}) on {data}")
@@ -53,32 +53,36 @@ class Display:
         self.console.print(escape(text))
 
     def __enter__(self) -> Display:
-        if self.shown:
+        if self.bar_visible:
             self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.shown:
+        if self.bar_visible:
             self.bar.stop()
 
     def report(self, now: Progress) -> None:
         """Show a step; an epoch that has ended gets a line, and so does what a monitor changed."""
-        told = f"loss {now.loss:.4f}  accuracy {1 - now.error:7.2%}  {now.rate:.0f} images/s"
-        if self.shown:
+        numbers = f"loss {now.loss:.4f}  accuracy {1 - now.error:7.2%}  {now.rate:.0f} images/s"
+        if self.bar_visible:
             if self.task is None:
-                self.task = self.bar.add_task("", total=now.steps, told="")
-            line = f"{told}  {duration(now.left)} left"
+                self.task = self.bar.add_task("", total=now.steps, numbers="")
+            line = f"{numbers}  {duration(now.left)} left"
             self.bar.update(
-                self.task, completed=now.step, total=now.steps, description=f"epoch {now.epoch}/{now.epochs}", told=line
+                self.task,
+                completed=now.step,
+                total=now.steps,
+                description=f"epoch {now.epoch}/{now.epochs}",
+                numbers=line,
             )
         for event in now.events:
             self.say(f"monitor: {event}")
         if now.score is not None:
             width = len(str(now.epochs))
             self.say(
-                f"epoch {now.epoch:{width}}/{now.epochs}  {told}  test loss {now.score.loss:.4f}  "
+                f"epoch {now.epoch:{width}}/{now.epochs}  {numbers}  test loss {now.score.loss:.4f}  "
                 f"test accuracy {now.score.accuracy:7.2%}  lr {now.lr:.3g}  {duration(now.left)} left"
             )
 

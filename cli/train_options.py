@@ -110,12 +110,12 @@ class MultigridOptions:
         options = {"levels": self.levels, "coarsening": self.coarsening, "relaxation": self.relaxation}
         return options | train_arguments.iterations(self.iterations)
 
-    def watching(self, method: str, *, steps: int, epochs: int) -> dict[str, Any]:
+    def monitoring(self, method: str, *, steps: int, epochs: int) -> dict[str, Any]:
         """The monitor as an option of the method; none where none is wanted. ``steps`` are those of an epoch."""
         from . import train_arguments
 
         return train_arguments.monitor(
-            self.monitor, self.monitor_every, self.monitor_exact, method=method, each=steps, epochs=epochs
+            self.monitor, self.monitor_every, self.monitor_exact, method=method, steps=steps, epochs=epochs
         )
 
 

@@ -276,7 +276,7 @@ def test_options_are_told_from_defaults(tmp_path):
 
 
 def test_words_of_the_monitor():
-    run = {"method": "multigrid", "each": 100, "epochs": 10}
+    run = {"method": "multigrid", "steps": 100, "epochs": 10}
     assert train_arguments.monitor(False, None, None, **run) == {}
     assert train_arguments.monitor(True, None, None, **run) == {"monitor": {"every": 50, "exact_after": 800}}
     assert train_arguments.monitor(True, 7, 0.0, **run) == {"monitor": {"every": 7}}
@@ -316,13 +316,13 @@ def test_durations(seconds, told):
 def test_a_bar_on_a_terminal():
     display = Display(Recipe(), quiet=False, to_stderr=True)
     display.bar.live.console = Console(force_terminal=True, width=160, file=io.StringIO())
-    display.shown = True
+    display.bar_visible = True
     with display:
         display.report(progress(step=1))
         display.report(progress(step=2, score=Score(loss=1.0, error=0.25, count=4)))
     (task,) = display.bar.tasks
     assert (task.completed, task.total, task.description) == (2, 40, "epoch 1/20")
-    assert task.fields["told"] == "loss 0.5000  accuracy  90.00%  120 images/s  1 min 05 s left"
+    assert task.fields["numbers"] == "loss 0.5000  accuracy  90.00%  120 images/s  1 min 05 s left"
 
 
 def progress(step, score=None):
