@@ -7,16 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_model
-from typer.testing import CliRunner
 
 from pararealize import models
 from pararealize.calibration.report import Calibration
 from pararealize.data.catalogue import load
-from pararealize_cli.main import app
-
-
-def run(*words: object) -> object:
-    return CliRunner().invoke(app, [str(word) for word in words])
+from tests.command import run
 
 
 @pytest.fixture

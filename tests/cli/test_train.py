@@ -1,6 +1,5 @@
 """``pararealize train``: what it prints, writes and refuses; under torchrun, too."""
 
-import io
 import json
 import os
 import subprocess
@@ -8,19 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner
 
 import pararealize
 from pararealize import Plan, Recipe
-from pararealize.errors import MultigridError, PlanError, RecipeError
 from pararealize.train.run import tensorboard
-from pararealize.train.run.progress import Progress
-from pararealize.train.run.score import Score
-from pararealize_cli import train_arguments
-from pararealize_cli.main import app
-from pararealize_cli.train_display import Display, duration
-from pararealize_cli.train_options import Amp
+from pararealize_cli.train_display import Display
+from tests.command import run
 
 NETWORK = """
 import torch
@@ -60,10 +52,6 @@ WORDS = [
     "stem",
     "--no-tensorboard",
 ]
-
-
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(autouse=True)
@@ -246,86 +234,8 @@ def test_torchrun(tmp_path):
     assert (tmp_path / "ranks" / "run.json").read_bytes() == (tmp_path / "alone" / "run.json").read_bytes()
 
 
-def test_words_of_the_recipe():
-    assert train_arguments.milestones(None) is None
-    assert train_arguments.milestones("80, 120,") == (80.0, 120.0)
-    with pytest.raises(RecipeError, match=r"--milestones 'late'.*such as 80,120"):
-        train_arguments.milestones("late")
-    assert train_arguments.iterations(None) == {}
-    assert train_arguments.iterations("12/3") == {"forward_iterations": 12, "backward_iterations": 3}
-    with pytest.raises(MultigridError, match=r"--iterations '2/1/1'.*such as 2/1"):
-        train_arguments.iterations("2/1/1")
-
-
-@pytest.mark.parametrize("given, method, told", [
-    (["n"], "serial", "--n: nothing that --method serial reads, but of --method parareal; leave it out"),
-    (["seed", "stem_blocks", "coarse"], "multigrid", "--coarse, --stem-blocks: .*of --method parareal; leave them out"),
-    (["levels", "n"], "parareal", "--levels: .*of --method multigrid or oneshot"),
-    (["ranks"], "parareal", "--ranks says how several processes share.*this one is alone; start them with torchrun"),
-])  # fmt: skip
-def test_options_that_would_change_nothing_are_refused(given, method, told):
-    with pytest.raises(PlanError, match=told):
-        train_arguments.check_used(given, method=method, by_torchrun=False)
-
-
 def test_options_are_told_from_defaults(tmp_path):
     refused = run("train", "resnet20", "--method", "serial", "--coarse", "paper", "--out", tmp_path / "run")
     assert refused.exit_code == 2
     assert "--coarse: nothing that --method serial reads" in " ".join(refused.stderr.split())
     assert not (tmp_path / "run").exists()
-
-
-def test_words_of_the_monitor():
-    run = {"method": "multigrid", "steps": 100, "epochs": 10}
-    assert train_arguments.monitor(False, None, None, **run) == {}
-    assert train_arguments.monitor(True, None, None, **run) == {"monitor": {"every": 50, "exact_after": 800}}
-    assert train_arguments.monitor(True, 7, 0.0, **run) == {"monitor": {"every": 7}}
-    assert train_arguments.monitor(True, 7, 1.0, **run) == {"monitor": {"every": 7, "exact_after": 1}}
-    with pytest.raises(MultigridError, match=r"the method is 'serial'; add --method multigrid"):
-        train_arguments.monitor(True, None, None, **run | {"method": "serial"})
-    for every, exact, option in ((3, None, "--monitor-every"), (None, 0.5, "--monitor-exact")):
-        with pytest.raises(MultigridError, match=rf"{option} says how to monitor.*add --monitor"):
-            train_arguments.monitor(False, every, exact, **run)
-
-
-@pytest.mark.parametrize("amp, devices, expected", [
-    (Amp.off, "cuda:0", None), (Amp.float16, None, "float16"), (Amp.bfloat16, "cuda:0", "bfloat16"),
-    (Amp.auto, None, "bfloat16"), (Amp.auto, "cpu", "bfloat16"), (Amp.auto, "cuda:0,cuda:1", "float16"),
-])  # fmt: skip
-def test_precisions(amp, devices, expected):
-    assert train_arguments.precision(amp, devices, None) == expected
-
-
-def test_what_goes_by_the_name_of_the_model():
-    names = ["resnet20", "torchvision:resnet18", "timm:convnext_atto", "nets.py:net", "nets:net"]
-    assert [train_arguments.takes_classes(name) for name in names] == [True, True, True, False, False]
-    assert train_arguments.folder(None, "a/nets.py:net", "parareal", 3, "digits") == Path("a-nets.py-net-n3-digits")
-    assert train_arguments.folder(None, "resnet20", "serial", 3, "digits") == Path("resnet20-serial-digits")
-    assert train_arguments.folder(Path("there"), "resnet20", "serial", 3, "digits") == Path("there")
-    with pytest.raises(PlanError, match=r"'parareal' needs --n"):
-        train_arguments.mesh("parareal", None, None, None, 60.0)
-
-
-@pytest.mark.parametrize("seconds, told", [
-    (0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (75, "1 min 15 s"), (3600, "1 h 00 min"), (7384, "2 h 03 min"),
-])  # fmt: skip
-def test_durations(seconds, told):
-    assert duration(seconds) == told
-
-
-def test_a_bar_on_a_terminal():
-    display = Display(Recipe(), quiet=False, to_stderr=True)
-    display.bar.live.console = Console(force_terminal=True, width=160, file=io.StringIO())
-    display.bar_visible = True
-    with display:
-        display.report(progress(step=1))
-        display.report(progress(step=2, score=Score(loss=1.0, error=0.25, count=4)))
-    (task,) = display.bar.tasks
-    assert (task.completed, task.total, task.description) == (2, 40, "epoch 1/20")
-    assert task.fields["numbers"] == "loss 0.5000  accuracy  90.00%  120 images/s  1 min 05 s left"
-
-
-def progress(step, score=None):
-    return Progress(
-        step=step, steps=40, epoch=1, epochs=20, loss=0.5, error=0.1, lr=0.1, rate=120.0, left=65.0, score=score
-    )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Words of the command line, and what they stand for."""
+
+import pytest
+import torch
+
+from pararealize.errors import CoarseError, DeviceError, ExampleError
+from pararealize_cli import arguments
+
+
+@pytest.mark.parametrize("text", ["3,32,32", "3x32x32", "3×32×32", " 3, 32, 32 "])
+def test_shape(text):
+    assert arguments.shape(text) == (3, 32, 32)
+
+
+@pytest.mark.parametrize("text", ["", "3,,32", "3,-1", "3,0", "three", "3.5"])
+def test_bad_shape(text):
+    with pytest.raises(ExampleError, match="write positive sizes"):
+        arguments.shape(text)
+
+
+def test_example():
+    assert arguments.example("resnet20", None, "float32", 4).shape == (4, 3, 32, 32)
+    assert arguments.example("torch.nn:Flatten", None, "float32", 4) is None
+    tokens = arguments.example("torch.nn:Flatten", "128", "int64", 2)
+    assert tokens.dtype is torch.int64
+    assert tokens.eq(0).all()
+    assert arguments.example("resnet20", None, "float32", 4, meta=True).is_meta
+    with pytest.raises(ExampleError, match="--input-dtype 'number'"):
+        arguments.example("resnet20", None, "number", 4)
+    with pytest.raises(ExampleError, match="--batch 0"):
+        arguments.example("resnet20", None, "float32", 0)
+
+
+def test_cuts():
+    assert arguments.cuts("cost") == "cost"
+    assert arguments.cuts("paper") == "paper"
+    assert arguments.cuts("layer2.0, layer3.0") == ["layer2.0", "layer3.0"]
+    assert arguments.cuts("layer2.0") == ["layer2.0"]
+
+
+def test_devices():
+    assert arguments.devices(None) is None
+    assert arguments.devices("cuda:0, cpu") == ["cuda:0", "cpu"]
+    with pytest.raises(DeviceError, match="names no device"):
+        arguments.devices(",")
+
+
+def test_coarse():
+    assert arguments.coarse("block") == "block"
+    assert callable(arguments.coarse("torch.nn:Identity"))
+    with pytest.raises(CoarseError, match="cannot be called"):
+        arguments.coarse("math:pi")
+
+
+def test_leaf_modules():
+    assert arguments.leaf_modules(["torch.nn:Flatten"]) == (torch.nn.Flatten,)
+    assert arguments.leaf_modules(None) == ()
+    with pytest.raises(ExampleError, match="not a class"):
+        arguments.leaf_modules(["math:pi"])

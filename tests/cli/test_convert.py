@@ -1,0 +1,114 @@
+"""``pararealize convert``: the plan, the four files, and a network that loads from them alone."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+
+from pararealize import Plan, models, pararealize
+from tests.command import run
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convert") / "out"
+    return folder, run("convert", "resnet20", "--n", "3", "--seed", "5", "--out", folder)
+
+
+def test_convert_prints_the_plan_and_writes_four_files(converted):
+    folder, result = converted
+    assert result.exit_code == 0
+    for part in ["resnet20: 3 segments", "g3", "stage3.2", "64×8×8", "predicted speed-up", "weights.safetensors"]:
+        assert part in result.stdout
+    assert {path.name for path in folder.iterdir()} == {"plan.json", "weights.safetensors", "model.py", "network.svg"}
+    Plan.from_json((folder / "plan.json").read_text())
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def imported(path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("written_model", path / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "written_model", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_was_written_can_be_loaded(converted, monkeypatch):
+    """The folder alone gives the very network that the library gives from the same seed."""
+    module = imported(converted[0], monkeypatch)
+    torch.manual_seed(5)
+    expected = pararealize(models.resnet20(), 3, seed=5).eval()
+    torch.manual_seed(6)
+    loaded = module.load().eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), expected(x))
+        assert torch.equal(module.forward(loaded, x), expected(x))
+
+
+def test_existing_folder_is_kept_unless_forced(converted):
+    folder, _ = converted
+    before = (folder / "plan.json").read_text()
+    result = run("convert", "resnet20", "--n", "2", "--out", folder)
+    assert result.exit_code == 2
+    assert "there already" in result.stderr
+    assert (folder / "plan.json").read_text() == before
+
+
+TIED = """
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)])
+        self.out = nn.Linear(8, 11, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.out(self.layers(self.embedding(x)))
+
+def coarse(segment, x, y):
+    return nn.Linear(x[-1], y[-1])
+"""
+
+
+def test_tied_weights_and_a_coarse_block_of_ones_own(tmp_path, monkeypatch):
+    file = tmp_path / "tied.py"
+    file.write_text(TIED)
+    out = tmp_path / "out"
+    words = ["--n", "2", "--coarse", f"{file}:coarse", "--input-shape", "5", "--input-dtype", "int64", "--out", out]
+    result = run("convert", f"{file}:Tied", *words)
+    assert result.exit_code == 0, result.output
+    monkeypatch.chdir("/")
+    loaded = imported(out, monkeypatch).load()
+    assert loaded.out.weight is loaded.embedding.weight
+    assert loaded(torch.zeros(3, 5, dtype=torch.long)).shape == (3, 5, 11)
+
+
+def test_convert_json_and_no_weights(tmp_path):
+    result = run(
+        "convert", "resnet20", "--n", "2", "--no-weights", "--json", "--picture", "png", "--out", tmp_path / "o"
+    )
+    value = json.loads(result.stdout)
+    assert value["files"] == ["plan.json", "model.py", "network.png"]
+    assert value["plan"]["n"] == 2
+    assert value["predicted"]["virtual_speedup"] > 0
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(value["files"])
+
+
+def test_the_librarys_errors_are_one_message():
+    for words, name in [
+        (["--n", "99"], "PlanError"),
+        (["--n", "2", "--coarse", "papper"], "CoarseError"),
+        (["--n", "2", "--cuts", "stage9.0"], "CutError"),
+        (["--n", "2", "--devices", "abacus:0"], "DeviceError"),
+    ]:
+        result = run("convert", "resnet20", *words)
+        assert result.exit_code == 2
+        assert name in result.stderr
+        assert result.stdout == ""

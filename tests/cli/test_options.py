@@ -1,0 +1,64 @@
+"""Options in groups: typer sees each of them in its place, and the command gets the group back."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import typer
+from typer.testing import CliRunner
+
+from pararealize_cli.options import ConversionOptions, ExampleOptions, ModelOptions, Source, expand_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A group."""
+
+    width: Annotated[int, typer.Option(help="Of the page.")] = 2
+    height: Annotated[int, typer.Option(help="Of the page.")] = 3
+
+
+def page(
+    *, title: str, size: Size, bold: Annotated[bool, typer.Option("--bold")] = False, height_of: str = "x"
+) -> None:
+    print(title, size, bold, height_of)
+
+
+def test_a_group_is_expanded_in_its_place():
+    parameters = inspect.signature(expand_groups(page)).parameters
+    assert list(parameters) == ["title", "width", "height", "bold", "height_of"]
+    assert [parameters[name].default for name in ("width", "height")] == [2, 3]
+
+
+def test_typer_shows_the_options_and_the_command_gets_the_group():
+    app = typer.Typer()
+    app.command()(expand_groups(page))
+    result = CliRunner().invoke(app, ["words", "--height", "5", "--bold"])
+    assert result.stdout == "words Size(width=2, height=5) True x\n"
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    assert shown.index("--width") < shown.index("--height") < shown.index("--bold")
+    assert CliRunner().invoke(app, ["words", "--width", "wide"]).exit_code == 2
+
+
+def test_a_command_without_groups_stays_as_it_is():
+    def plain(name: str = "x") -> None:
+        """Help."""
+
+    expanded = expand_groups(plain)
+    assert inspect.signature(expanded).parameters == inspect.signature(plain).parameters
+    assert expanded.__doc__ == "Help."
+
+
+def test_groups_stand_for_arguments_of_the_library():
+    words = ConversionOptions(coarse="linear", cuts="layer2.0,layer3.0", source=Source.stem, stem_blocks=2).arguments()
+    assert words == {"coarse": "linear", "cuts": ["layer2.0", "layer3.0"], "source": "stem", "stem_blocks": 2}
+    assert type(words["source"]) is str
+    assert ConversionOptions().arguments()["source"] is None
+    options = ModelOptions(num_classes=7, leaf=["torch.nn:Flatten"], seed=3)
+    first, second = (options.build("resnet20") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert options.leaf_modules() == (torch.nn.Flatten,)
+    example = ExampleOptions(batch=3, input_shape="3,8,8", input_dtype="float64").tensor("resnet20")
+    assert (example.shape, example.dtype) == ((3, 3, 8, 8), torch.float64)
+    assert first(example.float()).shape == (3, 7)

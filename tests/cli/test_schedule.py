@@ -1,0 +1,85 @@
+"""``pararealize schedule``: the timeline that the library gives, printed and written."""
+
+import json
+
+import torch
+
+from pararealize import Timeline, Transfer, capture, find_blocks, make_plan, models, pararealize, simulate
+from pararealize.plan.trace import chrome_trace
+from tests.command import run
+
+
+def test_schedule_prints_a_table():
+    result = run("schedule", "resnet20", "--n", 3, "--coarse", "linear", "--latency", 5, "--bandwidth", 12)
+    assert result.exit_code == 0, result.output
+    assert "PreActResNet: one simulated step, n = 3 on 3 devices" in result.stdout
+    assert "critical path: " in result.stdout
+    assert "note: batch 2, latency 5e-06 s, bandwidth 1.2e+10 bytes/s" in result.stdout
+
+
+def test_schedule_writes_its_files(tmp_path):
+    folder = tmp_path / "out"
+    words = ("schedule", "resnet20", "--n", 3, "--out", folder)
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in folder.iterdir()) == ["timeline.json", "timeline.svg", "trace.json"]
+    timeline = Timeline.from_json((folder / "timeline.json").read_text())
+    assert timeline == simulate(pararealize(models.resnet20(), 3).plan)
+    assert json.loads((folder / "trace.json").read_text()) == chrome_trace(timeline)
+    assert run(*words).exit_code == 2
+    (folder / "timeline.svg").unlink()
+    assert run(*words, "--force", "--picture", "png").exit_code == 0
+    assert (folder / "timeline.png").exists()
+    (folder / "mine.txt").write_text("mine")
+    assert "mine.txt" in run(*words, "--force").stderr
+    assert (folder / "mine.txt").exists()
+
+
+def test_schedule_as_json_with_every_option():
+    options = ["--no-overlap", "--reduce-linear", "--inference", "--ranks", 2, "--rate", 10, "--batch", 4]
+    value = json.loads(run("schedule", "resnet20", "-n", 3, "--coarse", "linear", "--json", *options).stdout)
+    plan = pararealize(models.resnet20(), 3, coarse="linear", example_inputs=torch.randn(4, 3, 32, 32)).plan
+    how = {"overlap": False, "reduce_linear": True, "training": False, "ranks": 2, "rate": 1e13, "batch": 4}
+    expected = simulate(plan, **how)
+    assert value["timeline"] == json.loads(expected.to_json())
+    assert value["speedup"] == expected.speedup
+
+
+def test_schedule_cuts_with_messages():
+    words = ["schedule", "resnet20", "-n", 4, "--json", "--latency", 200, "--bandwidth", 0.1, "--rate", 0.1]
+    value = json.loads(run(*words).stdout)
+    plan = make_plan(
+        find_blocks(capture(models.resnet20(), torch.randn(2, 3, 32, 32))), 4, transfer=Transfer(2e-4, 1e8), rate=1e11
+    )
+    assert value["timeline"] == json.loads(simulate(plan, latency=2e-4, bandwidth=1e8, rate=1e11).to_json())
+
+
+def test_schedule_of_a_plan(tmp_path):
+    plan = pararealize(models.resnet20(), 2, coarse="linear").plan
+    file = tmp_path / "plan.json"
+    file.write_text(plan.to_json())
+    value = json.loads(run("schedule", "resnet20", "--plan", file, "--json").stdout)
+    assert value["timeline"] == json.loads(simulate(plan).to_json())
+    for wrong in (["resnet32", "--plan", file], ["resnet20", "--plan", tmp_path / "none.json"], ["resnet20"]):
+        value = run("schedule", *wrong, "--json")
+        assert value.exit_code == 2
+        assert json.loads(value.stdout)["error"]["type"] == "PlanError"
+
+
+def test_blocks_in_the_stem(tmp_path):
+    words = ("convert", "resnet20", "--n", "2", "--stem-blocks", "3", "--no-weights", "--json")
+    plan = json.loads(run(*words).stdout)["plan"]
+    assert (plan["stem_blocks"], plan["source"], plan["segments"][0]["first_block"]) == (3, "stem", "stage2.0")
+    words = ["schedule", "resnet20", "--json"]
+    direct = json.loads(run(*words, "--n", "2", "--stem-blocks", "3").stdout)
+    file = tmp_path / "plan.json"
+    file.write_text(pararealize(models.resnet20(), 2, stem_blocks=3).plan.to_json())
+    assert json.loads(run(*words, "--plan", file).stdout) == direct
+    assert json.loads(run(*words, "--n", "2").stdout) != direct
+    assert run(*words, "--plan", file, "--stem-blocks", "2").exit_code == 2
+
+
+def test_schedule_measures():
+    value = json.loads(run("schedule", "resnet20", "--n", 2, "--seconds", "--batch", 4, "--json").stdout)
+    assert "measured seconds" in value["timeline"]["notes"]
+    assert value["step"] > 0
