@@ -22,12 +22,12 @@ __all__ = [
     "Amp",
     "DataOptions",
     "Initialise",
+    "LearningRateSchedule",
     "MultigridOptions",
     "Optimizer",
     "PlacementOptions",
     "RecipeOptions",
     "RunOptions",
-    "Schedule",
 ]
 
 RUN = "The run"
@@ -45,7 +45,7 @@ class Optimizer(StrEnum):
     adamw = "adamw"
 
 
-class Schedule(StrEnum):
+class LearningRateSchedule(StrEnum):
     """Schedules of the learning rate."""
 
     steps = "steps"
@@ -180,7 +180,9 @@ class RecipeOptions:
 
     epochs: Annotated[int, of_recipe(help="How often every sample is seen.", min=1)] = 200
     lr: Annotated[float, of_recipe(help="Learning rate.")] = 0.1
-    schedule: Annotated[Schedule, of_recipe(help="How the learning rate falls.")] = Schedule.steps
+    schedule: Annotated[LearningRateSchedule, of_recipe(help="How the learning rate falls.")] = (
+        LearningRateSchedule.steps
+    )
     milestones: Annotated[
         str | None,
         of_recipe(

@@ -10,12 +10,12 @@ from pararealize_cli.train_options import (
     Amp,
     DataOptions,
     Initialise,
+    LearningRateSchedule,
     MultigridOptions,
     Optimizer,
     PlacementOptions,
     RecipeOptions,
     RunOptions,
-    Schedule,
 )
 
 
@@ -29,7 +29,7 @@ def test_every_value_of_a_recipe_has_an_option():
     }
     words = RecipeOptions(
         optimizer=Optimizer.adamw,
-        schedule=Schedule.cosine,
+        schedule=LearningRateSchedule.cosine,
         milestones="1, 2",
         amp=Amp.auto,
         initialise=Initialise.none,
