@@ -8,7 +8,7 @@
     at its end     receive z_i of before the sum
                    z_j = z_i + s                          and on as in a row
 
-Backward, what goes to other ranks leaves first. Who waits for whom, and why, stands in ``crossing.py``.
+Backward, what goes to other ranks leaves first. Who waits for whom, and why, stands in ``plan/communication.py``.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ __all__ = ["correct", "expect", "uncorrect"]
 
 def expect(own: Own, run: Pass) -> None:
     """Say which messages of other ranks will come, before anything is computed."""
-    crossing = own.crossing
-    if crossing.z_from is not None:
-        name = f"z_{own.layout.runs[crossing.z_from][1]}"
-        run.z_coming = own.wire.expect(name, crossing.z_from, own.tag(name), run.kinds)
-    for rank in crossing.sums_from:
+    peers = own.peers
+    if peers.z_from is not None:
+        name = f"z_{own.layout.runs[peers.z_from][1]}"
+        run.z_coming = own.wire.expect(name, peers.z_from, own.tag(name), run.kinds)
+    for rank in peers.sums_from:
         name = f"s_{own.layout.runs[rank][1]}"
         run.sums_coming.append(own.wire.expect(name, rank, own.tag(name), run.kinds))
 
 
 def correct(own: Own, run: Pass) -> None:
     """``z_{j+1} = y_{j+1} + F^j(z_j - x_{j+1})``, equations (3a) to (3c), for this rank's segments, and the head."""
-    crossing = own.crossing
-    if crossing.terms:
+    peers = own.peers
+    if peers.terms:
         run.total = _summed(own, run)
-    if crossing.sum_to is not None:
+    if peers.sum_to is not None:
         assert run.total is not None
-        _send_on(own, run, f"s_{own.last}", run.total, crossing.sum_to)
+        _send_on(own, run, f"s_{own.last}", run.total, peers.sum_to)
         return
     z = run.y_leaf[1] if run.z_coming is None else _received(own, run)
     begin = max(own.first, 2)
     if run.total is not None:
-        begin = crossing.terms.stop
+        begin = peers.terms.stop
         with own.doing("coarse", begin - 1):
             z = run.corrected[begin - 1] = z + run.total
     for j in range(begin, own.last + 1):
@@ -51,8 +51,8 @@ def correct(own: Own, run: Pass) -> None:
             z = run.y_leaf[j] + own.call(f"F{j - 1}", z - run.x_leaf[j], *own.context(run, f"F{j - 1}"))
         run.corrected[j] = z
     run.z = z
-    if crossing.z_to is not None:
-        _send_on(own, run, f"z_{own.last}", z, crossing.z_to)
+    if peers.z_to is not None:
+        _send_on(own, run, f"z_{own.last}", z, peers.z_to)
         return
     if own.n == 1 and run.graph:
         z = z.clone()  # the head may change it in place, and it is a leaf
@@ -63,12 +63,12 @@ def correct(own: Own, run: Pass) -> None:
 def _summed(own: Own, run: Pass) -> torch.Tensor:
     """Add up the differences of this rank and the sums of others."""
     total = received = None
-    for j in own.crossing.terms:
+    for j in own.peers.terms:
         with own.doing("difference", j):
             difference = run.y_leaf[j] - run.x_leaf[j]
             total = difference if total is None else total + difference
     assert total is not None
-    for rank, incoming in zip(own.crossing.sums_from, run.sums_coming, strict=True):
+    for rank, incoming in zip(own.peers.sums_from, run.sums_coming, strict=True):
         with own.doing("receive sum", own.layout.runs[rank][1]):
             value = own.wire.take(incoming, run.kinds)
         if received is None:
@@ -93,8 +93,8 @@ def _received(own: Own, run: Pass) -> torch.Tensor:
 
 def _before(own: Own) -> int:
     """The segment whose z comes in: the one before this rank's own, or before the sum that ends here."""
-    assert own.crossing.z_from is not None
-    return own.layout.runs[own.crossing.z_from][1]
+    assert own.peers.z_from is not None
+    return own.layout.runs[own.peers.z_from][1]
 
 
 def _send_on(own: Own, run: Pass, name: str, value: torch.Tensor, to: int) -> None:
@@ -118,11 +118,11 @@ def uncorrect(own: Own, run: Pass, loss: torch.Tensor | None) -> None:
     gradient = None
     if loss is None:
         assert run.gradient is not None
-        to = own.crossing.z_to
+        to = own.peers.z_to
         whole = to is not None and to == own.rank + 1  # otherwise it is that of a sum
         with own.doing("receive" if whole else "receive sum", own.last, "backward"):
             (gradient,) = own.wire.take_back(run.gradient)
-    if own.crossing.sum_to is not None:
+    if own.peers.sum_to is not None:
         assert run.total is not None
         _return_sums(own, run, gradient)
         with own.doing("coarse", own.last, "backward"):
@@ -133,19 +133,19 @@ def uncorrect(own: Own, run: Pass, loss: torch.Tensor | None) -> None:
         run.z.grad = gradient
         return
     _differentiate(own, run, run.z if loss is None else loss, gradient)
-    if own.crossing.z_from is not None:
+    if own.peers.z_from is not None:
         assert run.z_in is not None
         j, name = _before(own), f"z_{_before(own)}"
-        what = ("send sum", j) if own.crossing.sums_from else ("send", own.first)
+        what = ("send sum", j) if own.peers.sums_from else ("send", own.first)
         with own.doing(*what, "backward"):
-            own.wire.send_back(name, [run.z_in.grad], own.crossing.z_from, own.tag(name) + 1, run.kinds)
+            own.wire.send_back(name, [run.z_in.grad], own.peers.z_from, own.tag(name) + 1, run.kinds)
     if run.sums_in is not None:
         _return_sums(own, run, run.sums_in.grad)
 
 
 def _return_sums(own: Own, run: Pass, gradient: torch.Tensor | None) -> None:
     """Send the gradient of a sum to those that gave parts of it, first to those that have to pass it on."""
-    for rank in reversed(own.crossing.sums_from):
+    for rank in reversed(own.peers.sums_from):
         j = own.layout.runs[rank][1]
         with own.doing("send sum", j, "backward"):
             own.wire.send_back(f"s_{j}", [gradient], rank, own.tag(f"s_{j}") + 1, run.kinds)

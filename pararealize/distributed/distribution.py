@@ -3,7 +3,7 @@
 Groups      of the ranks of one network, of its copies      groups.py
 agree       plan, weights, versions                         agree.py
 Partition   who owns what, what crosses                     layout.py
-Crossing    who passes z or sums to whom                    crossing.py
+Peers       who passes z or sums to whom                    plan/communication.py
 share_of    a rank's own modules, with memory               materialise.py
 Wire        messages                                        wire.py
 Ties        parameters that other ranks hold too            ties.py
@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import DistributedError
-from pararealize.plan.communication import Crossing, cross
+from pararealize.plan.communication import Peers, peers_of
 from pararealize.plan.simulation import simulate
 from pararealize.plan.transfer import Transfer
 from pararealize.tracing.module_view import Piece
@@ -69,12 +69,12 @@ def distribute(
     groups = Groups.of(mesh, limit)
     facts: dict[str, Any] = {"torch": torch.__version__, "Python": platform.python_version()}
     layout = None
-    crossings: tuple[Crossing, ...] = ()
+    peers: tuple[Peers, ...] = ()
     try:
         layout = _layout(net, groups, assignment)
-        crossings = _crossings(net, layout, reduce_linear)
+        peers = _peers(net, layout, reduce_linear)
         facts.update(_facts(net, layout, checkpoint_activations, seed, bucket_bytes))
-        facts["where ranks send sums (reduce_linear)"] = [crossing.sum_to for crossing in crossings]
+        facts["where ranks send sums (reduce_linear)"] = [one.sum_to for one in peers]
     except DistributedError as fault:
         facts[FAULT] = str(fault)
     agree(groups.everyone, facts, what=WHAT, remedy="start every rank from the same program", timeout=limit)
@@ -102,7 +102,7 @@ def distribute(
         source=net.plan.source,
         parts=share.parts,
         calls=calls,
-        crossing=crossings[groups.rank],
+        peers=peers[groups.rank],
         wire=wire,
         watch=watch,
     )
@@ -151,9 +151,7 @@ def refuse_norms(net: PartitionableNetwork, layout: Partition) -> None:
         )
 
 
-def _crossings(
-    net: SegmentedNetwork, layout: SegmentPartition, reduce_linear: bool | Literal["auto"]
-) -> tuple[Crossing, ...]:
+def _peers(net: SegmentedNetwork, layout: SegmentPartition, reduce_linear: bool | Literal["auto"]) -> tuple[Peers, ...]:
     """What passes between ranks: in a row, or in sums where coarse blocks are the identity.
 
     What is chosen by itself is what makes the simulated step shorter, with messages as between GPUs of one machine.
@@ -163,7 +161,7 @@ def _crossings(
     identities = {
         j for j in range(1, net.plan.n) if type(module_at(net, "coarse")._modules.get(f"F{j}")) is nn.Identity
     }
-    in_a_row, summed = cross(layout.runs), cross(layout.runs, identities)
+    in_a_row, summed = peers_of(layout.runs), peers_of(layout.runs, identities)
     if reduce_linear == "auto" and summed != in_a_row:
         link, counts = Transfer(), [last - first + 1 for first, last in layout.runs]
         with_sums, without = (

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pararealize.plan.communication import Crossing
+from pararealize.plan.communication import Peers
 from pararealize.plan.recording import StepRecording
 
 from .gradients import Replicas
@@ -104,14 +104,14 @@ class Own(OwnParts):
         n: segments of the network.
         source: what adapters read.
         calls: how parts are called: the modules themselves, or their recomputing forms.
-        crossing: what passes between this rank and others.
+        peers: the ranks that it exchanges z and sums with.
     """
 
     layout: SegmentPartition
     n: int
     source: str
     calls: Mapping[str, Callable[..., Any]]
-    crossing: Crossing
+    peers: Peers
 
     def tag(self, name: str) -> int:
         """A number for each message, even forward; the next odd one is its gradient's. A rank sends z_j or s_j."""

@@ -1,4 +1,4 @@
-"""Segments of each rank, coarse maps that are the identity -> Crossing of each rank: what it passes to whom.
+"""Segments of each rank, coarse maps that are the identity -> Peers of each rank: from whom and to whom z and sums go.
 
 With ``F^j = id`` for j = p … q, ``z_{q+1} = z_p + Σ (y_i - x_i)`` over i = p+1 … q+1: nobody needs the values between,
 and the sum is gathered in pairs, ``s_i`` on the way, on the last of its ranks. Here F^1 to F^4 are the identity::
@@ -16,12 +16,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Container, Sequence
 
-__all__ = ["Crossing", "cross", "rounds"]
+__all__ = ["Peers", "peers_of", "rounds"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Crossing:
-    """What one rank passes to whom; ranks are counted from 0, segments from 1.
+class Peers:
+    """The ranks that one rank exchanges z and sums with; ranks are counted from 0, segments from 1.
 
     Attributes:
         z_from: the rank that sends it z; ``None`` on the first rank and within a sum.
@@ -38,37 +38,38 @@ class Crossing:
     sum_to: int | None = None
 
 
-def cross(runs: Sequence[tuple[int, int]], identities: Container[int] = ()) -> tuple[Crossing, ...]:
-    """What each rank passes to whom, with sums over all runs of two or more ranks whose coarse maps are the identity.
+def peers_of(runs: Sequence[tuple[int, int]], identities: Container[int] = ()) -> tuple[Peers, ...]:
+    """The peers of each rank, with sums over all runs of two or more ranks whose coarse maps are the identity.
 
     A rank within a sum has no other coarse maps than identities; the one at its end may go on with others.
 
     Args:
-        runs: first and last segment of each rank, as a partition has them.
+        runs: first and last segment of each rank, as :class:`~pararealize.distributed.partition.Layout` has them.
         identities: every j for which F^j is the identity; none for one message an interface, in a row.
 
     Example:
-        >>> for crossing in cross([(1, 1), (2, 3), (4, 4)], {1, 2, 3}):
-        ...     print(crossing.z_from, crossing.z_to, list(crossing.terms), crossing.sums_from, crossing.sum_to)
+        >>> for peers in peers_of([(1, 1), (2, 3), (4, 4)], {1, 2, 3}):
+        ...     print(peers.z_from, peers.z_to, list(peers.terms), peers.sums_from, peers.sum_to)
         None 2 [] () None
         None None [2, 3] () 2
         0 None [4] (1,) None
     """
     ranks = len(runs)
-    found = [Crossing(z_from=r - 1 if r else None, z_to=r + 1 if r + 1 < ranks else None) for r in range(ranks)]
-    terms = [_leading(run, identities) for run in runs]
-    begin = 1
+    peers = [Peers(z_from=r - 1 if r else None, z_to=r + 1 if r + 1 < ranks else None) for r in range(ranks)]
+    terms = [_terms(run, identities) for run in runs]
+    begin = 1  # rank 0 has y_1 = z_1, and no difference to add
     while begin < ranks:
         end = begin
+        # A sum goes on to the next rank where all segments of this one are terms, and the next one begins with a term.
         while terms[end] and terms[end].stop > runs[end][1] and end + 1 < ranks and terms[end + 1]:
             end += 1
-        if end > begin:
-            _gather(found, terms, begin, end)
+        if end > begin:  # a sum on one rank needs no message
+            _sum_over(range(begin, end + 1), peers, terms)
         begin = end + 1
-    return tuple(found)
+    return tuple(peers)
 
 
-def _leading(run: tuple[int, int], identities: Container[int]) -> range:
+def _terms(run: tuple[int, int], identities: Container[int]) -> range:
     """The first segments of a rank that have an identity in front of them."""
     first, last = run
     stop = first
@@ -77,17 +78,18 @@ def _leading(run: tuple[int, int], identities: Container[int]) -> range:
     return range(first, stop)
 
 
-def _gather(found: list[Crossing], terms: Sequence[range], begin: int, end: int) -> None:
-    """Let the ranks ``begin`` to ``end`` sum, on the last of them."""
-    found[begin - 1] = dataclasses.replace(found[begin - 1], z_to=end)
-    for rank in range(begin, end):
-        found[rank] = Crossing(z_from=None, z_to=None, terms=terms[rank])
-    found[end] = dataclasses.replace(found[end], z_from=begin - 1, terms=terms[end])
-    for pairs in rounds(range(end, begin - 1, -1)):
+def _sum_over(ranks: range, peers: list[Peers], terms: Sequence[range]) -> None:
+    """Let neighbouring ranks sum, on the last of them; z of the rank before them goes straight there."""
+    before, end = ranks[0] - 1, ranks[-1]
+    peers[before] = dataclasses.replace(peers[before], z_to=end)
+    for rank in ranks[:-1]:
+        peers[rank] = Peers(z_from=None, z_to=None, terms=terms[rank])
+    peers[end] = dataclasses.replace(peers[end], z_from=before, terms=terms[end])
+    for pairs in rounds(ranks[::-1]):
         for receiver, sender in pairs:
-            found[sender] = dataclasses.replace(found[sender], sum_to=receiver)
-            received = (*found[receiver].sums_from, sender)
-            found[receiver] = dataclasses.replace(found[receiver], sums_from=received)
+            peers[sender] = dataclasses.replace(peers[sender], sum_to=receiver)
+            senders = (*peers[receiver].sums_from, sender)
+            peers[receiver] = dataclasses.replace(peers[receiver], sums_from=senders)
 
 
 def rounds(members: Sequence[int]) -> list[list[tuple[int, int]]]:
@@ -97,8 +99,8 @@ def rounds(members: Sequence[int]) -> list[list[tuple[int, int]]]:
         >>> rounds([4, 3, 2, 1])
         [[(4, 3), (2, 1)], [(4, 2)]]
     """
-    found, stride = [], 1
+    pairs, stride = [], 1
     while stride < len(members):
-        found.append([(members[i - stride], members[i]) for i in range(stride, len(members), 2 * stride)])
+        pairs.append([(members[i - stride], members[i]) for i in range(stride, len(members), 2 * stride)])
         stride *= 2
-    return found
+    return pairs

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pararealize.errors import PlanError
 
 from .actions import Action, ActionKey, Direction, Span, in_order, waits_for
-from .communication import Crossing, cross
+from .communication import Peers, peers_of
 from .timeline import Timeline
 from .times import RATE, Seconds, Times, plan_times
 from .transfer import Transfer
@@ -92,7 +92,7 @@ def simulate(
     times = plan_times(plan, batch=batch, rate=rate) if costs is None else costs
     same = {row.j for row in plan.coarse_blocks if row.kind == "linear" and row.x == row.y} if reduce_linear else ()
     transfer = Transfer(latency, bandwidth)
-    schedule = _Schedule(plan, times, runs, cross(runs, same), batch)
+    schedule = _Schedule(plan, times, runs, peers_of(runs, same), batch)
     schedule.forward()
     if training:
         schedule.backward()
@@ -169,11 +169,11 @@ class _Schedule:
         plan: Plan,
         times: Times,
         runs: Sequence[tuple[int, int]],
-        crossings: Sequence[Crossing],
+        peers: Sequence[Peers],
         batch: int,
     ) -> None:
         self.plan, self.times, self.batch, self.n = plan, times, batch, plan.n
-        self.runs, self.crossings = runs, crossings
+        self.runs, self.peers = runs, peers
         self.ranks = [rank for rank, (first, last) in enumerate(runs) for _ in range(first, last + 1)]
         self.tasks: dict[ActionKey, _Task] = {}
         self.programs: list[list[ActionKey]] = [[] for _ in runs]
@@ -190,7 +190,7 @@ class _Schedule:
                 self._compute(ActionKey("adapter", FORWARD, j), j, self.times.adapters[j - 2])
             self._compute(ActionKey("fine", FORWARD, j), j, self.times.segments[j - 1])
         for rank, (first, last) in enumerate(self.runs):
-            begin = self._sum(rank) if self.crossings[rank].terms else max(first, 2)
+            begin = self._sum(rank) if self.peers[rank].terms else max(first, 2)
             for j in range(begin, last + 1):
                 self._send(ActionKey("send z", FORWARD, j - 1), j - 1, j)
                 self._compute(ActionKey("coarse", FORWARD, j - 1), j, self.times.coarse[j - 2])
@@ -200,11 +200,11 @@ class _Schedule:
         """The backward pass: on every rank the coarse blocks first, so that gradients leave early."""
         self._compute(ActionKey("head", BACKWARD), self.n, self.times.head)
         of_sums = {
-            self.runs[rank][1] for rank, crossing in enumerate(self.crossings) if crossing.z_to != rank + 1
+            self.runs[rank][1] for rank, peers in enumerate(self.peers) if peers.z_to != rank + 1
         }  # interfaces behind ranks of a sum, and before one: their gradients are sent by _spread
-        for rank, crossing in reversed(list(enumerate(self.crossings))):
-            if crossing.terms:
-                self._spread(rank, crossing)
+        for rank, peers in reversed(list(enumerate(self.peers))):
+            if peers.terms:
+                self._spread(rank, peers)
         for j in range(self.n - 1, 0, -1):
             self._compute(ActionKey("coarse", BACKWARD, j), j + 1, self.times.coarse[j - 1])
             if j not in of_sums:
@@ -230,37 +230,37 @@ class _Schedule:
 
         Gives the first of its segments whose coarse block is not part of the sum.
         """
-        (first, last), crossing = self.runs[rank], self.crossings[rank]
+        (first, last), peers = self.runs[rank], self.peers[rank]
         total: list[ActionKey] = []  # what has been added up so far: one key, or none
-        for j in crossing.terms:
+        for j in peers.terms:
             key = ActionKey("difference", FORWARD, j)
             seconds = self.times.coarse[j - 2] if total else self._half(j - 1)
             self._compute(key, j, seconds, [ActionKey("fine", FORWARD, j), *total])
             total = [key]
-        half = self._half(crossing.terms[-1] - 1)
-        for index, sender in enumerate(crossing.sums_from, 1):
+        half = self._half(peers.terms[-1] - 1)
+        for index, sender in enumerate(peers.sums_from, 1):
             key = ActionKey("sum", FORWARD, last, index)
             self._compute(key, last, half, [*total, ActionKey("send sum", FORWARD, self.runs[sender][1])])
             total = [key]
-        if crossing.sum_to is not None:
-            self._send(ActionKey("send sum", FORWARD, last), last, self.runs[crossing.sum_to][0], total)
-        if crossing.z_from is None:
+        if peers.sum_to is not None:
+            self._send(ActionKey("send sum", FORWARD, last), last, self.runs[peers.sum_to][0], total)
+        if peers.z_from is None:
             return last + 1
-        before, begin = self.runs[crossing.z_from][1], crossing.terms.stop
+        before, begin = self.runs[peers.z_from][1], peers.terms.stop
         z = ActionKey("send z", FORWARD, before)  # of before the sum: it goes straight to the end, and is added there
         self._send(z, before, first)
         self._compute(ActionKey("coarse", FORWARD, begin - 2), begin - 1, half, [z, *total])
         return begin
 
-    def _spread(self, rank: int, crossing: Crossing) -> None:
+    def _spread(self, rank: int, peers: Peers) -> None:
         """One gradient for all ranks of a sum: straight to the one before it, the way of the sums to the others."""
         first, last = self.runs[rank]
         arrival = [ActionKey("send z", BACKWARD, last)]
-        if crossing.z_from is not None:  # the sum ends here
-            arrival = waits_for(ActionKey("coarse", BACKWARD, crossing.terms[-1] - 1), self.n)
-            before = self.runs[crossing.z_from][1]
+        if peers.z_from is not None:  # the sum ends here
+            arrival = waits_for(ActionKey("coarse", BACKWARD, peers.terms[-1] - 1), self.n)
+            before = self.runs[peers.z_from][1]
             self._send(ActionKey("send z", BACKWARD, before), first, before, arrival)
-        for sender in reversed(crossing.sums_from):
+        for sender in reversed(peers.sums_from):
             last = self.runs[sender][1]
             self._send(ActionKey("send z", BACKWARD, last), first, last, arrival)
 

@@ -31,7 +31,7 @@ from tests.ranks import RanksFailed, on_ranks
 
 def sums(stage):
     """The ranks that a stage's sums come from and go to."""
-    return stage._own.crossing.sums_from, stage._own.crossing.sum_to
+    return stage._own.peers.sums_from, stage._own.peers.sum_to
 
 
 def together(cases):
