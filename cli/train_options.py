@@ -22,10 +22,10 @@ __all__ = [
     "Amp",
     "DataOptions",
     "Initialise",
-    "LearningRateSchedule",
     "MultigridOptions",
     "Optimizer",
     "PlacementOptions",
+    "RateSchedule",
     "RecipeOptions",
     "RunOptions",
 ]
@@ -45,7 +45,7 @@ class Optimizer(StrEnum):
     adamw = "adamw"
 
 
-class LearningRateSchedule(StrEnum):
+class RateSchedule(StrEnum):
     """Schedules of the learning rate."""
 
     steps = "steps"
@@ -180,9 +180,7 @@ class RecipeOptions:
 
     epochs: Annotated[int, of_recipe(help="How often every sample is seen.", min=1)] = 200
     lr: Annotated[float, of_recipe(help="Learning rate.")] = 0.1
-    schedule: Annotated[LearningRateSchedule, of_recipe(help="How the learning rate falls.")] = (
-        LearningRateSchedule.steps
-    )
+    schedule: Annotated[RateSchedule, of_recipe(help="How the learning rate falls.")] = RateSchedule.steps
     milestones: Annotated[
         str | None,
         of_recipe(

@@ -10,10 +10,10 @@ from pararealize_cli.train_options import (
     Amp,
     DataOptions,
     Initialise,
-    LearningRateSchedule,
     MultigridOptions,
     Optimizer,
     PlacementOptions,
+    RateSchedule,
     RecipeOptions,
     RunOptions,
 )
@@ -29,7 +29,7 @@ def test_every_value_of_a_recipe_has_an_option():
     }
     words = RecipeOptions(
         optimizer=Optimizer.adamw,
-        schedule=LearningRateSchedule.cosine,
+        schedule=RateSchedule.cosine,
         milestones="1, 2",
         amp=Amp.auto,
         initialise=Initialise.none,
