@@ -19,8 +19,8 @@ from torch import fx, nn
 
 from pararealize.errors import CutError
 from pararealize.tracing.captured import Capture
+from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.module_view import Piece
-from pararealize.tracing.subgraph import subgraph
 
 from .context import context_of, count_parameters, shared_values
 from .finder import ENOUGH, Finder, Run, entry_of, share_of

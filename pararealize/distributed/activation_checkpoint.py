@@ -16,8 +16,8 @@ import torch
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.module_view import Piece
-from pararealize.tracing.subgraph import subgraph
 
 __all__ = ["recomputed", "still"]
 

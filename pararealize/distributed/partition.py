@@ -19,7 +19,7 @@ from pararealize.errors import DistributedError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.tracing.operations import as_captured
-from pararealize.tracing.subgraph import draws
+from pararealize.tracing.random_calls import draws
 
 __all__ = [
     "Partition",

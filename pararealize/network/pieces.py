@@ -14,7 +14,8 @@ from torch import fx
 from pararealize.analysis.blocks import BlockChain
 from pararealize.errors import CutError
 from pararealize.plan.plan import Plan
-from pararealize.tracing.subgraph import drawn_repeatedly, subgraph
+from pararealize.tracing.extraction import subgraph
+from pararealize.tracing.random_calls import drawn_repeatedly
 
 __all__ = ["Pieces", "clone_changing_outputs", "clone_overwritten"]
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 from pararealize.analysis.addition import Addition
 from pararealize.analysis.residual import Residual
 from pararealize.tracing.merging import size_of
-from pararealize.tracing.subgraph import draws
+from pararealize.tracing.random_calls import draws
 
 from .tableaux import Tableau
 

@@ -1,1 +1,28 @@
-"""."""
+"""nn.Module and example inputs -> Capture: the network as one fx graph over its own modules, with shapes and names.
+
+In reading order:
+
+    example       what the user gives as example inputs, by the names of the forward's parameters
+    front_end     capture(): record twice, merge, check; which modules become one opaque node
+    captured      Capture, what comes out
+    tracer        one forward pass on fake tensors -> its calls, as a graph
+    node_table    which node holds the present value of each tensor of the pass
+    operations    how a call of torch is written in a graph, and the functions that graphs call besides torch's
+    leaves        leaf modules on fake tensors, without arithmetic
+    merging       two recordings -> one graph that follows the mode and the batch size
+    verification  the graph run against the model; what went wrong, as the error a user gets
+
+What others do with a captured graph:
+
+    extraction    what lies between two sets of values, as a graph
+    random_calls  which calls draw random numbers
+    graph_copy    the whole graph written anew, with some nodes replaced
+    module_view   a graph over modules that live elsewhere, as a module that shares their parameters
+    module_copy   the copy of the model that a converted network owns
+"""
+
+from .captured import Capture
+from .example import Example
+from .front_end import capture
+
+__all__ = ["Capture", "Example", "capture"]

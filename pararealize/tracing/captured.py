@@ -1,4 +1,4 @@
-"""A network as one fx graph over its own modules, with shapes and qualified names: what ``capture`` gives."""
+"""Capture, what ``capture`` gives: a network as one fx graph over its own modules, with shapes and qualified names."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ class Capture:
     """A network as one graph over its own modules.
 
     Attributes:
-        graph_module: the graph as a runnable module, which shares the model's parameters.
+        graph_module: the graph as a runnable module, which shares the model's parameters. Each node's ``meta`` has:
+
+            - ``val``, ``other``: its fake values, in train mode with ``batch`` samples and in eval mode with one more;
+            - ``nn_module_stack``, ``calls``: names and classes of the modules it was called in, outermost first, and
+              the numbers of those modules' calls;
+            - ``trainable``: whether its value comes from a parameter;
+            - ``memories``: what memory the two values look into, equal for values that share it;
+            - ``changed``: what memories the call changes in place, in either mode;
+            - ``plain``: of a placeholder, the value of an input that is no tensor.
         model: the model, as found.
         example: the inputs that shapes were recorded for.
-        batch: the batch size of those shapes; ``node.meta["val"]`` is each node's fake value.
+        batch: the batch size of those shapes.
         fixed_batch: whether the model itself takes no other batch size.
         opaque: qualified names of submodules that became one node each, and why.
         constants: tensors of the model that are neither parameters nor buffers, by name.

@@ -44,7 +44,7 @@ class Example:
         return _shapes(self.tensors)
 
     def resized(self, batch: int | None) -> Example:
-        """Copies of the inputs with ``batch`` rows, taken round and round from the ones that are there."""
+        """Copies of the inputs with ``batch`` rows: those of the example, again and again."""
 
         def rows(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):

@@ -8,7 +8,8 @@ The forward is recorded twice on fake tensors, in train mode with b samples and 
 
 A constant that differs as True/False, or 0.1/0.0, follows the mode of the module that it stands in; an integer that
 differs follows a tensor's size. Where the structure differs (stochastic depth), the smallest such module becomes one
-opaque node. At last the graph is run against the model itself in both modes and at two further batch sizes.
+opaque node, and so does the innermost module that the recorder cannot read; then both recordings are made anew. At last
+the graph is run against the model itself in both modes and at two further batch sizes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .merging import DifferentStructureError, merge
 from .module_copy import check_model
 from .module_view import Piece
 from .node_table import UnreadableError
-from .subgraph import draws
+from .random_calls import draws
 from .tracer import Trace, record
 from .verification import check_against_model, explain, mode_error, run_model
 
@@ -66,25 +67,29 @@ def capture(
     """
     example = Example.of(model, example_inputs)
     check_model(model)
-    opaque = _Opaque(model, leaf_modules)
-    recording, batch, fixed = _record_and_compare(model, example, opaque)
-    recording.graph.eliminate_dead_code(is_impure_node=lambda node: _is_needed(model, node))
+    opaque = _OpaqueModules(model, leaf_modules)
+    trace, batch, fixed = _record_and_compare(model, example, opaque)
+    trace.graph.eliminate_dead_code(is_impure_node=lambda node: _has_effect(model, node))
     captured = Capture(
-        graph_module=Piece(model, recording.graph, f"Captured{type(model).__name__}", recording.constants),
+        graph_module=Piece(model, trace.graph, f"Captured{type(model).__name__}", trace.constants),
         model=model,
         example=example,
         batch=batch,
         fixed_batch=fixed,
         opaque=dict(opaque.reasons),
-        constants=recording.constants,
+        constants=trace.constants,
     )
     if check and not any(parameter.is_meta for parameter in model.parameters()):
         check_against_model(captured)
     return captured
 
 
-def _is_needed(model: nn.Module, node: fx.Node) -> bool:
-    """Whether a call is kept although nothing reads its result: it counts, or it moves the random numbers on."""
+def _has_effect(model: nn.Module, node: fx.Node) -> bool:
+    """Whether a call is kept although nothing reads its result.
+
+    It may draw random numbers, and whatever draws after it would draw others; it may keep running statistics; and what
+    a module outside torch.nn does besides, nobody knows.
+    """
     if node.op in ("placeholder", "output") or draws(node, model.get_submodule):
         return True
     modules = model.get_submodule(str(node.target)).modules() if node.op == "call_module" else ()
@@ -97,15 +102,20 @@ def _is_needed(model: nn.Module, node: fx.Node) -> bool:
 # Recording twice ----------------------------------------------------------------------------------------------------
 
 
-class _Opaque:
-    """Which modules are to be one node: the user's choice, and what turned out to be unreadable."""
+class _OpaqueModules:
+    """Which modules are to be one node: the user's choice, and what turned out to be unreadable.
+
+    Attributes:
+        classes, paths: why modules of a class, or of a qualified name, are opaque.
+        reasons: the same of the modules that a recording came across, by qualified name.
+    """
 
     def __init__(self, model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str]) -> None:
         self.model = model
         self.classes: dict[type[nn.Module], str] = {}
         self.paths: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
-        self.total = sum(parameter.numel() for parameter in model.parameters())
+        self._size = _size(model)
         names = dict(model.named_modules())
         for leaf in leaf_modules:
             if isinstance(leaf, str):
@@ -125,10 +135,13 @@ class _Opaque:
         return why is not None
 
     def add(self, path: str, why: str) -> bool:
-        """Make a module opaque, and its class with it; say whether that may be done."""
+        """Make a module opaque, and its class with it; say whether that may be done.
+
+        Not with a module of more than half of the parameters: what is one node cannot be cut, and the user had better
+        know.
+        """
         module = self.model.get_submodule(path)
-        parameters = sum(parameter.numel() for parameter in module.parameters())
-        if not path or self(path, module) or 2 * parameters > self.total:
+        if not path or self(path, module) or 2 * _size(module) > self._size:
             return False
         if type(module).__module__.startswith("torch.nn"):
             self.paths[path] = why
@@ -137,42 +150,42 @@ class _Opaque:
         return True
 
 
-def _record_and_compare(model: nn.Module, example: Example, opaque: _Opaque) -> tuple[Trace, int, bool]:
-    """Record until every part is readable; return the recording, its batch size and whether that is fixed."""
-    found = example.batch or 1
-    batch = found if found > 1 else 2
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _record_and_compare(model: nn.Module, example: Example, opaque: _OpaqueModules) -> tuple[Trace, int, bool]:
+    """Record until every part is readable; return the merged trace, its batch size and whether that is fixed."""
+    rows = example.batch or 1
     fixed = example.batch is None
     for _ in range(_MOST_RETRIES):
+        batch = rows if fixed else max(rows, 2)  # a size that follows a batch of 1 looks like one that is 1 for ever
         try:
-            first = _record(model, example, opaque, batch if not fixed else found, training=True)
-            second = _record(model, example, opaque, batch + 1 if not fixed else found, training=False)
-            merged = merge(first, second, sizes=None if fixed else (batch, batch + 1))
+            first = _record(model, example, opaque, batch, training=True)
+            second = _record(model, example, opaque, batch if fixed else batch + 1, training=False)
+            return merge(first, second, sizes=None if fixed else (batch, batch + 1)), batch, fixed
         except DifferentStructureError as difference:
             if any(opaque.add(path, "its structure depends on the mode") for path in difference.paths):
                 continue
-            if not fixed and _same_structure(model, example, opaque):
-                fixed = True
-                continue
-            raise mode_error(model, difference) from None
+            if fixed or not _same_structure(model, example, opaque):
+                raise mode_error(model, difference) from None
         except CaptureError:
             raise
         except Exception as error:
             if _make_opaque(opaque, error):
                 continue
-            if not fixed and not _accepts(model, example.resized(batch + 1)) and _accepts(model, example):
-                fixed = True
-                continue
-            raise explain(model, example, error) from error
-        return merged, found if fixed else batch, fixed
+            if fixed or _accepts(model, example.resized(batch + 1)) or not _accepts(model, example):
+                raise explain(model, example, error) from error
+        fixed = True
     raise CaptureError(f"{type(model).__name__} still cannot be read with {sorted(opaque.reasons)} as opaque modules")
 
 
-def _record(model: nn.Module, example: Example, opaque: _Opaque, batch: int, *, training: bool) -> Trace:
+def _record(model: nn.Module, example: Example, opaque: _OpaqueModules, batch: int, *, training: bool) -> Trace:
     sizes = None if example.batch is None else (example.batch, batch)
     return record(model, example.values, (example.args, example.kwargs), batch=sizes, training=training, opaque=opaque)
 
 
-def _make_opaque(opaque: _Opaque, error: Exception) -> bool:
+def _make_opaque(opaque: _OpaqueModules, error: Exception) -> bool:
     """Turn the innermost module that can be opaque among those the error was raised in into one node."""
     why = (
         str(error).split("\n")[0] if isinstance(error, UnreadableError) else f"{type(error).__name__} while reading it"
@@ -185,12 +198,12 @@ def _accepts(model: nn.Module, example: Example) -> bool:
     return run_model(model, example, training=False)[1] is None
 
 
-def _same_structure(model: nn.Module, example: Example, opaque: _Opaque) -> bool:
+def _same_structure(model: nn.Module, example: Example, opaque: _OpaqueModules) -> bool:
     """Whether train and eval mode agree at one batch size, so that it was the batch size that made the difference."""
-    found = example.batch or 1
+    rows = example.batch or 1
     try:
-        first = _record(model, example, opaque, found, training=True)
-        merge(first, _record(model, example, opaque, found, training=False), sizes=None)
+        train, evaluation = (_record(model, example, opaque, rows, training=training) for training in (True, False))
+        merge(train, evaluation, sizes=None)
     except Exception:  # noqa: BLE001 - whatever it is, they do not agree
         return False
     return True

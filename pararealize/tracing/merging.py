@@ -1,4 +1,10 @@
-"""Two recordings of one network -> one graph that follows the mode and the batch size."""
+"""Two traces of one network, in either mode and at two batch sizes -> one graph that follows both.
+
+Both have the same calls in the same order, so that their nodes pair off; where an argument differs, what it follows is
+read from the difference: the mode of the module that the call stands in, or the size of a tensor,
+
+    a at batch b, a' at b + 1:   slope = a' - a,   argument = slope * batch + (a - slope * b)
+"""
 
 from __future__ import annotations
 
@@ -27,7 +33,7 @@ def size_of(tensor: torch.Tensor, axis: int) -> int:
 
 
 class DifferentStructureError(Exception):
-    """The two recordings did not do the same; ``paths`` names the smallest modules in which they part."""
+    """The two traces did not do the same; ``paths`` names the smallest modules in which they part."""
 
     def __init__(self, paths: list[str]) -> None:
         super().__init__(", ".join(paths))
@@ -35,19 +41,29 @@ class DifferentStructureError(Exception):
 
 
 def merge(first: Trace, second: Trace, sizes: tuple[int, int] | None) -> Trace:
-    """Rewrite what differs between the recordings, in the first one, to follow the mode or the batch size."""
+    """Rewrite what differs between the traces, in the first one, to follow the mode or the batch size.
+
+    Args:
+        first: in train mode.
+        second: in eval mode.
+        sizes: the batch sizes of the two; ``None`` where both have the same, and integers follow the mode, too.
+
+    Raises:
+        DifferentStructureError: they did not make the same calls.
+        CaptureError: a size differs that no tensor at hand has.
+    """
     ours, theirs = list(first.graph.nodes), list(second.graph.nodes)
     if [_kind(node) for node in ours] != [_kind(node) for node in theirs]:
         raise DifferentStructureError(_where_they_differ(ours, theirs))
-    index = {node: i for i, node in enumerate(theirs)}
-    for node, other in zip(ours, theirs, strict=True):
+    pairs = dict(zip(theirs, ours, strict=True))
+    for other, node in pairs.items():
         node.meta["other"] = other.meta.get("val")
-        node.meta["memories"] = node.meta.get("memory"), other.meta.get("memory")  # in train and in eval mode
+        node.meta["memories"] = node.meta.get("memory"), other.meta.get("memory")
         node.meta["changed"] = node.meta.get("changes", frozenset()), other.meta.get("changes", frozenset())
         if node.op == "placeholder":
             continue
         with first.graph.inserting_before(node):
-            rewrite = _Rewrite(first.graph, node, ours, index, sizes)
+            rewrite = _Rewrite(first.graph, node, pairs, sizes)
             node.args = rewrite(node.args, other.args)
             node.kwargs = rewrite(node.kwargs, other.kwargs)
     return first
@@ -78,18 +94,13 @@ class _Rewrite:
     """Walks the arguments of one node in both recordings at once and replaces constants that differ."""
 
     def __init__(
-        self,
-        graph: fx.Graph,
-        node: fx.Node,
-        ours: list[fx.Node],
-        index: dict[fx.Node, int],
-        sizes: tuple[int, int] | None,
+        self, graph: fx.Graph, node: fx.Node, pairs: dict[fx.Node, fx.Node], sizes: tuple[int, int] | None
     ) -> None:
-        self.graph, self.node, self.ours, self.index, self.sizes = graph, node, ours, index, sizes
+        self.graph, self.node, self.pairs, self.sizes = graph, node, pairs, sizes
 
     def __call__(self, a: Any, b: Any) -> Any:
         if isinstance(a, fx.Node) and isinstance(b, fx.Node):
-            if self.ours[self.index[b]] is not a:
+            if self.pairs[b] is not a:
                 raise DifferentStructureError([self._innermost()])
             return a
         if isinstance(a, tuple | list) and type(a) is type(b) and len(a) == len(b):
@@ -98,7 +109,7 @@ class _Rewrite:
             return {key: self(a[key], b[key]) for key in a}
         if isinstance(a, slice) and isinstance(b, slice):
             return slice(self(a.start, b.start), self(a.stop, b.stop), self(a.step, b.step))
-        if type(a) is type(b) and (a == b or (a != a and b != b)):
+        if type(a) is type(b) and (a == b or (a != a and b != b)):  # a NaN is not equal to itself
             return a
         if isinstance(a, fx.Node) or isinstance(b, fx.Node):
             raise DifferentStructureError([self._innermost()])
@@ -119,13 +130,16 @@ class _Rewrite:
         return self.graph.call_function(by_mode, (flag, train, evaluation))
 
     def _size(self, a: int, b: int) -> Any:
-        """``a = slope * batch + offset`` with the batch read from one of the node's own tensors, or from the input."""
+        """``a = slope * batch + offset`` with the batch read from one of the node's own tensors, or from the input.
+
+        A size that is a multiple of the batch will do (a map of windows that has ``per_sample`` rows for each sample).
+        """
         assert self.sizes is not None
         slope, offset = b - a, a - (b - a) * self.sizes[0]
         for tensor in (*self.node.all_input_nodes, *self._placeholders()):
             shapes = shape_of(tensor.meta.get("val")), shape_of(tensor.meta.get("other"))
             for axis, (m, n) in enumerate(zip(*shapes, strict=False)):
-                if n - m == 0 or m != (n - m) * self.sizes[0]:
+                if n == m or m != (n - m) * self.sizes[0]:
                     continue
                 size: Any = self.graph.call_function(size_of, (tensor, axis))
                 if (m, n) != (a, b):
@@ -142,7 +156,9 @@ class _Rewrite:
 
     def _placeholders(self) -> Iterator[fx.Node]:
         return (
-            node for node in self.ours if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+            node
+            for node in self.pairs.values()
+            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
         )
 
 

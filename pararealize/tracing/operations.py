@@ -47,9 +47,8 @@ _REFLECTED = {
 }
 
 
-_FACTORIES = {
-    written for name in ("zeros", "ones", "full", "empty") for written in (f"new_{name}", f"{name}_like")
-}  # of their tensor they read the size, the type and the device
+# Functions that read the size, the type and the device of their tensor, and none of its values.
+_FACTORIES = {function for name in ("zeros", "ones", "full", "empty") for function in (f"new_{name}", f"{name}_like")}
 
 
 def after(value: Any, _happened: Any) -> Any:
@@ -99,9 +98,9 @@ def is_computed(node: fx.Node) -> bool:
         if node.op in ("placeholder", "get_attr"):
             return True
         if getattr(node.target, "__name__", node.target) not in _FACTORIES:
-            found = [argument for argument in node.all_input_nodes if argument not in seen]
-            stack += found
-            seen.update(found)
+            sources = [argument for argument in node.all_input_nodes if argument not in seen]
+            stack += sources
+            seen.update(sources)
     return False
 
 

@@ -1,8 +1,7 @@
-"""A captured graph and its model -> nothing, where they agree; and, where something failed, the error a user gets."""
+"""A captured graph, run against its model: nothing where they agree, the error that a user gets where they do not."""
 
 from __future__ import annotations
 
-import dataclasses
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from pararealize.restore import left_as_found
 from .captured import Capture
 from .example import Example
 from .merging import DifferentStructureError
+from .operations import fields_of
 
 __all__ = ["check_against_model", "explain", "mode_error", "run_model"]
 
@@ -31,7 +31,7 @@ def _run(model: nn.Module, call: Callable[[], Any], *, training: bool) -> tuple[
     with left_as_found(model), torch.no_grad():
         for module in model.modules():
             module.training = training
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # on all devices: model and graph are to draw the same numbers wherever they draw them
         try:
             return call(), None
         except Exception as error:  # noqa: BLE001 - whatever the model raises is what is asked for
@@ -48,14 +48,14 @@ def check_against_model(captured: Capture) -> None:
         if error is not None:
             continue  # the model itself refuses this mode or batch size
         values = list(example.values.values())
-        got, error = _run(captured.model, lambda v=values: captured.graph_module(*v), training=training)  # type: ignore[misc]
+        result, error = _run(captured.model, lambda v=values: captured.graph_module(*v), training=training)  # type: ignore[misc]
         where = f"in {'train' if training else 'eval'} mode with a batch of {size}"
         if error is not None:
             raise CaptureError(
                 f"the captured graph of {name} fails {where}, where the model does not: {error}; "
                 "pass leaf_modules=[...] with the class whose forward it misreads"
             ) from error
-        difference = _largest_difference(expected, got)
+        difference = _largest_difference(expected, result)
         if difference is not None:
             raise CaptureError(
                 f"the captured graph of {name} differs from the model {where} by {difference}; "
@@ -63,8 +63,8 @@ def check_against_model(captured: Capture) -> None:
             )
 
 
-def _largest_difference(expected: Any, got: Any) -> str | None:
-    ours, theirs = list(_flat(expected)), list(_flat(got))
+def _largest_difference(expected: Any, result: Any) -> str | None:
+    ours, theirs = list(_flat(expected)), list(_flat(result))
     if len(ours) != len(theirs):
         return f"{len(ours)} against {len(theirs)} tensors"
     for a, b in zip(ours, theirs, strict=True):
@@ -78,12 +78,10 @@ def _largest_difference(expected: Any, got: Any) -> str | None:
 def _flat(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value.detach()
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _flat(getattr(value, field.name))
+    elif (fields := fields_of(value)) is not None:
+        yield from _flat(list(fields.values()))
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _flat(item)
+        yield from _flat(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _flat(item)
@@ -123,5 +121,5 @@ def explain(model: nn.Module, example: Example, error: Exception) -> Exception:
 def _line(error: Exception) -> str:
     """The last line of the model's own code that the error passed through."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and "/pararealize/" not in f.filename]
-    return f"at {own[-1].filename}:{own[-1].lineno} `{own[-1].line}`" if own else ""
+    users = [frame for frame in frames if "/torch/" not in frame.filename and "/pararealize/" not in frame.filename]
+    return f"at {users[-1].filename}:{users[-1].lineno} `{users[-1].line}`" if users else ""

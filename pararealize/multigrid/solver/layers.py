@@ -22,8 +22,9 @@ from pararealize.analysis.residual import NotResidual, Residual, Residuals, chai
 from pararealize.errors import MultigridError
 from pararealize.network.pieces import clone_changing_outputs, clone_overwritten
 from pararealize.tracing.captured import Capture
+from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.operations import check_plain
-from pararealize.tracing.subgraph import drawn_repeatedly, draws, subgraph
+from pararealize.tracing.random_calls import drawn_repeatedly, draws
 
 __all__ = ["BlockSelection", "Layer", "Layers", "check_plain_inputs", "find_layers", "select_blocks"]
 

@@ -7,22 +7,15 @@ input, and devices too, so that a piece runs wherever its input is.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from .merging import size_of
 
-__all__ = ["device_of", "drawn_repeatedly", "draws", "subgraph"]
-
-_RANDOM = {
-    "rand", "randn", "randint", "randperm", "random", "uniform", "normal", "log_normal", "exponential", "cauchy",
-    "geometric", "bernoulli", "multinomial", "poisson", "dropout", "dropout1d", "dropout2d", "dropout3d",
-    "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu", "gumbel_softmax",
-}  # fmt: skip
-_RANDOM_MODULES = (nn.modules.dropout._DropoutNd, nn.RReLU)
+__all__ = ["device_of", "subgraph"]
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:
@@ -46,69 +39,47 @@ def subgraph(
         besides: nodes of which those that nothing reads are copied too: they are there for their side effects.
     """
     copier = _Copier(inputs, names)
-    if isinstance(outputs, fx.Node) and outputs.op == "output":
-        needed: Any = outputs.args[0]
-    elif isinstance(outputs, fx.Node):
-        needed = outputs
+    if isinstance(outputs, fx.Node):
+        result: Any = outputs.args[0] if outputs.op == "output" else outputs
     else:
-        needed = tuple(outputs)
+        result = tuple(outputs)
     sources: list[fx.Node] = []
-    fx.map_arg(needed, sources.append)
+    fx.map_arg(result, sources.append)
     copier.copy([*sources, *(node for node in besides if not node.users)])
-    copier.graph.output(fx.map_arg(needed, copier.copied.__getitem__))
+    copier.graph.output(fx.map_arg(result, copier.copies.__getitem__))
     return copier.graph
 
 
-def drawn_repeatedly(graphs: Mapping[str, fx.Graph], module_of: Callable[[str], nn.Module]) -> list[str]:
-    """The random numbers that several of the pieces would draw, each anew: a sentence for each."""
-    pieces: dict[int, list[tuple[str, fx.Node]]] = {}
-    for name, graph in graphs.items():
-        for node in graph.nodes:
-            if draws(node, module_of):
-                pieces.setdefault(id(node.meta["val"]), []).append((name, node))
-    return [
-        f"{found[0][1].name} in {', '.join(name for name, _ in found)}" for found in pieces.values() if len(found) > 1
-    ]
-
-
-def draws(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
-    """Whether a node draws random numbers."""
-    if node.op == "call_module":
-        return any(map(_may_draw, module_of(str(node.target)).modules()))
-    name = str(getattr(node.target, "__name__", node.target))
-    return node.op in ("call_function", "call_method") and name.removesuffix("_").removesuffix("_like") in _RANDOM
-
-
-def _may_draw(module: nn.Module) -> bool:
-    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
-        return module.dropout > 0
-    return isinstance(module, _RANDOM_MODULES)
-
-
 class _Copier:
+    """Copies nodes of a captured graph, and all that they need, into a graph whose placeholders are its inputs."""
+
     def __init__(self, inputs: Sequence[fx.Node], names: Sequence[str]) -> None:
         self.graph = fx.Graph()
-        self.copied: dict[fx.Node, fx.Node] = {}
+        self.copies: dict[fx.Node, fx.Node] = {}
         self.inputs = list(inputs)
         for i, node in enumerate(inputs):
             name = names[i] if i < len(names) else node.name
             default = node.args if node.op == "placeholder" else ()
             copy = self.graph.create_node("placeholder", name, args=tuple(default))
             copy.meta = dict(node.meta)
-            self.copied[node] = copy
+            self.copies[node] = copy
         self._device: fx.Node | None = None
 
     def copy(self, wanted: list[fx.Node]) -> None:
-        """Copy nodes and all that they need, in the order in which the original runs them."""
-        for node in sorted(self._needed(wanted), key=lambda node: node._sort_key):
-            self.copied[node] = self._copy(node)
+        """Copy nodes and all that they need, in the order in which the original runs them.
+
+        Any order in which sources come first would compute the same values, but for random numbers and for changes in
+        place.
+        """
+        for node in sorted(self._needed(wanted)):
+            self.copies[node] = self._copy(node)
 
     def _needed(self, wanted: list[fx.Node]) -> set[fx.Node]:
         needed: set[fx.Node] = set()
         stack = list(wanted)
         while stack:
             node = stack.pop()
-            if node in needed or node in self.copied:
+            if node in needed or node in self.copies:
                 continue
             needed.add(node)
             if not self._is_local_size(node):
@@ -119,7 +90,7 @@ class _Copier:
         assert node.op != "placeholder", f"{node} is read inside a piece that does not receive it"
         if self._is_local_size(node):
             return self._batch_size(node)
-        copy = self.graph.node_copy(node, self.copied.__getitem__)
+        copy = self.graph.node_copy(node, self.copies.__getitem__)
         if any(isinstance(value, torch.device) for value in (*node.args, *node.kwargs.values())):
             copy.args = tuple(self._local_device(value) for value in copy.args)
             copy.kwargs = {key: self._local_device(value) for key, value in copy.kwargs.items()}
@@ -141,7 +112,7 @@ class _Copier:
         assert isinstance(axis, int)
         here, there = tensor.meta["val"].shape[axis], tensor.meta["other"].shape[axis]
         slope, offset = there - here, here - (there - here) * self.inputs[0].meta["val"].shape[0]
-        size = self.graph.call_function(size_of, (self.copied[self.inputs[0]], 0))
+        size = self.graph.call_function(size_of, (self.copies[self.inputs[0]], 0))
         if slope != 1:
             size = self.graph.call_function(operator.mul, (size, slope))
         return self.graph.call_function(operator.add, (size, offset)) if offset else size
@@ -150,7 +121,7 @@ class _Copier:
         if not isinstance(value, torch.device) or not self.inputs:
             return value
         if self._device is None:
-            first = next(iter(self.copied.values()))
+            first = next(iter(self.copies.values()))
             with self.graph.inserting_after(first):
                 self._device = self.graph.call_function(device_of, (first,))
         return self._device
