@@ -1,4 +1,4 @@
-r"""A module, its inputs and the outputs it should have -> the module, its weights fitted to them by a short training.
+r"""A module, pairs of inputs and target outputs -> the module, its weights fitted to the pairs by a short training.
 
 Adam on the relative squared error :math:`\|F(r) - t\|^2 / \|t\|^2` of one batch after another. Then, with the features
 in front of it as they are now, the last linear layer is solved for in closed form, where the module is *that layer plus
@@ -27,14 +27,14 @@ WARMUP = 0.1  # of the steps: the rate rises linearly, and then falls as a cosin
 
 
 def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, seed: int) -> None:
-    """So many steps of Adam; batch norms normalise by the batch, all else is in eval mode.
+    """Train a module with Adam; batch norms normalise by the batch, all else is in eval mode.
 
     Args:
         module: called ``module(input, *context)``.
         pairs: batches, taken in a new random order in every round.
-        steps: of Adam.
+        steps: steps of Adam; none change nothing.
         lr: the largest rate.
-        seed: of the order.
+        seed: fixes the order.
 
     Raises:
         CalibrationError: the loss is not finite.
@@ -101,12 +101,12 @@ def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge:
 def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> LinearLayer | None:
     """The last linear layer, where the module is that layer's output plus what does not depend on it.
 
-    Found by experiment: a change of the layer's output has to appear in the module's output as it is.
+    It is tried out: a change of the layer's output has to appear in the module's output as it is.
     """
-    called: list[LinearLayer] = []
+    calls: list[LinearLayer] = []
 
     def note(layer: Any, _: Any, __: Any) -> None:
-        called.append(layer)
+        calls.append(layer)
 
     hooks = [layer.register_forward_hook(note) for layer in module.modules() if linear_part(layer) == (layer, ())]
     try:
@@ -114,7 +114,7 @@ def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> L
     finally:
         for hook in hooks:
             hook.remove()
-    if not called or called.count(called[-1]) != 1:
+    if not calls or calls.count(calls[-1]) != 1:
         return None
     changes = []
 
@@ -124,23 +124,22 @@ def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> L
         changes.append(noise * output.std().clamp(min=1e-6))
         return output + changes[-1]
 
-    hook = called[-1].register_forward_hook(change)
+    hook = calls[-1].register_forward_hook(change)
     try:
         after = module(r.clone(), *context)
     finally:
         hook.remove()
-    moved = after - before
-    if moved.shape != changes[-1].shape:
+    difference = after - before
+    if difference.shape != changes[-1].shape:
         return None
-    rounding = torch.finfo(moved.dtype).eps
-    least = max(1e-3, rounding) * changes[-1].norm() + max(1e-5, rounding) * before.norm()
-    same = (moved - changes[-1]).norm() <= least
-    return called[-1] if bool(same) else None
+    rounding = torch.finfo(difference.dtype).eps
+    tolerance = max(1e-3, rounding) * changes[-1].norm() + max(1e-5, rounding) * before.norm()
+    return calls[-1] if bool((difference - changes[-1]).norm() <= tolerance) else None
 
 
 @contextmanager
 def norms_training(module: nn.Module) -> Iterator[None]:
-    """Batch norms in train mode, all else in eval mode, and every flag as it was behind."""
+    """Batch norms in train mode, all else in eval mode; every flag is put back on leaving."""
     modes = [(part, part.training) for part in module.modules()]
     norms = set(_norms(module))
     try:
@@ -153,8 +152,8 @@ def norms_training(module: nn.Module) -> Iterator[None]:
 
 
 def _norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    found = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    return [norm for norm in found if norm.track_running_stats]
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.track_running_stats]
 
 
 def _rate(step: int, steps: int) -> float:

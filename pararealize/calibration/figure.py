@@ -90,5 +90,5 @@ def _summary(calibration: Calibration) -> str:
     text += f"{calibration.tested} others" if calibration.held_out else "the same"
     if calibration.accuracy is None:
         return text
-    found = ", ".join(f"{errors.stage} {share(errors.accuracy or 0, 1)}" for errors in calibration.stages)
-    return f"{text}\naccuracy: original {share(calibration.accuracy, 1)}, {found}"
+    stages = ", ".join(f"{errors.stage} {share(errors.accuracy or 0, 1)}" for errors in calibration.stages)
+    return f"{text}\naccuracy: original {share(calibration.accuracy, 1)}, {stages}"

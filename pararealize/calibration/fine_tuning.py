@@ -1,4 +1,4 @@
-"""A calibrated network, a data set, K -> the same after K steps of training everything; the Calibration goes on.
+"""A calibrated network, a data set, K -> the network after K steps of training all of it, and a longer Calibration.
 
 The training loop is :func:`~pararealize.train.loop.fit`; here stand the data of so few steps and a recipe for them.
 """
@@ -21,16 +21,16 @@ from pararealize.train.recipe import Recipe
 from pararealize.train.run.progress import Progress
 from pararealize.train.run.score import logits_of
 
-from .fitting import check_network, quiet
-from .interface_errors import measure
-from .interfaces import Interfaces, Record
+from .fitting import calibration_mode, check_network
+from .interface_errors import measure_errors
+from .interfaces import InterfaceRecord, Interfaces
 from .report import Calibration
 
 __all__ = ["Excerpt", "fine_tune"]
 
 LR = 1e-3
-WARMUP = 10  # a tenth of the steps
-FAR = 0.5  # relative error of the output
+WARMUP_PART = 10  # the rate rises for a tenth of the steps
+FAR = 0.5  # relative error of the output from which on batch norms are trained as usual
 
 
 def fine_tune(
@@ -63,13 +63,13 @@ def fine_tune(
         data: the training part is trained on, the test part measured on; the training part is measured on, too, where
             the calibration's errors are on what was fitted to, so that the stages can be compared.
         calibration: the report so far.
-        steps: of training, each on a batch of the data set.
+        steps: steps of training, each on a batch of the data set.
         recipe: how to train; AdamW with a rate of 1e-3 that rises for a tenth of the steps and falls as a cosine, when
             left out. Its epochs do not count: the steps do.
         norms: ``"keep"`` the statistics that all batch norms have, or ``"train"`` as usual, normalising by the batch.
             Left out: keep, where calibration left a relative error of the output below one half; beyond, little of what
             was fitted is worth keeping.
-        seed: of dropout and the like.
+        seed: fixes dropout and the like.
         report: called after every step.
 
     Returns:
@@ -97,7 +97,7 @@ def fine_tune(
     if norms not in ("keep", "train", None):
         raise CalibrationError(f"norms is {norms!r}; pass 'keep', 'train' or None")
     keep = norms == "keep" or (norms is None and calibration.stages[-1].output < FAR)
-    recipe = recipe or Recipe(optimizer="adamw", lr=LR, schedule="cosine", warmup=max(1, steps // WARMUP))
+    recipe = recipe or Recipe(optimizer="adamw", lr=LR, schedule="cosine", warmup=max(1, steps // WARMUP_PART))
     before = copy.deepcopy(net).eval()
     guided = Guided(net, Interfaces(before), keep_norms=keep)
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
@@ -108,14 +108,14 @@ def fine_tune(
     finally:
         for module, flag in flags:
             module.training = flag
-    with quiet(net, seed), quiet(before, seed):
+    with calibration_mode(net, seed), calibration_mode(before, seed):
         batches = data.test_batches if calibration.held_out else data.batches
-        record = Record(Interfaces(net), batches, keep=0)
-        reference = Record(Interfaces(before), batches, keep=0)
-        measured = measure(record.interfaces, record, reference=reference)
+        record = InterfaceRecord(Interfaces(net), batches, keep=0)
+        reference = InterfaceRecord(Interfaces(before), batches, keep=0)
+        sums = measure_errors(record.interfaces, record, reference=reference)
     return dataclasses.replace(
         calibration,
-        stages=(*calibration.stages, measured.errors("fine-tuned")),
+        stages=(*calibration.stages, sums.errors("fine-tuned")),
         fine_tune_steps=calibration.fine_tune_steps + steps,
     )
 
@@ -128,21 +128,21 @@ class Guided(nn.Module):
     nothing was fitted.
     """
 
-    wanted: Any
+    original_output: Any
 
     def __init__(self, net: PararealModule, original: Interfaces, *, keep_norms: bool) -> None:
         super().__init__()
         self.net, self.keep_norms = net, keep_norms
-        self.original, self.wanted = original, None  # Interfaces are no module: the original is not trained
+        self.original, self.original_output = original, None  # Interfaces are no module: the original is not trained
 
     def forward(self, x: Tensor) -> Any:
-        """The network's output; in train mode the original's is noted."""
+        """The network's output; in train mode the original's is computed beside it, for the loss."""
         if self.training:
-            self.wanted = self.original.cross(x).output
+            self.original_output = self.original.in_sequence(x).output
         return self.net(x)
 
     def train(self, mode: bool = True) -> Guided:
-        """All, or all but the batch norms."""
+        """Set the mode of all modules, or of all but the batch norms."""
         super().train(mode)
         for module in self.modules():
             if self.keep_norms and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
@@ -158,9 +158,9 @@ class GuidedRecipe(Recipe):
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """``(cross-entropy with the labels + cross-entropy with the original's softmax) / 2``."""
-        wanted = logits_of(self.guide.wanted, labels).to(output.device).softmax(1)
-        own = functional.cross_entropy(output, labels.to(output.device), label_smoothing=self.label_smoothing)
-        return (own + functional.cross_entropy(output, wanted)) / 2
+        teacher = logits_of(self.guide.original_output, labels).to(output.device).softmax(1)
+        hard = functional.cross_entropy(output, labels.to(output.device), label_smoothing=self.label_smoothing)
+        return (hard + functional.cross_entropy(output, teacher)) / 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +180,8 @@ class Excerpt(Dataset):
     @staticmethod
     def of(data: Dataset, count: int) -> Excerpt:
         """The first ``count`` batches."""
-        own = {part.name: getattr(data, part.name) for part in dataclasses.fields(Dataset)}
-        return Excerpt(**own, whole=data, count=count)
+        fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(Dataset)}
+        return Excerpt(**fields, whole=data, count=count)
 
     @property
     def steps(self) -> int:

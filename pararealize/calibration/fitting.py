@@ -1,9 +1,9 @@
-"""A trained network's parareal form, batches of inputs -> the same, adapters and coarse blocks fitted; a Calibration.
+"""PararealModule of a trained network, batches -> Calibration: its adapters and coarse blocks fitted, the errors told.
 
 adapters        C^j to each segment's true input             least squares, where linear     least_squares.py
-coarse blocks   F^1, F^2, … to the true propagation of the   least squares, where linear;    distil.py
+coarse blocks   F^1, F^2, … to the true propagation of the   least squares, where linear;    distillation.py
                 residuals that arrive                        else a short distillation
-errors          at every interface, before and after                                          calibration.py
+errors          at every interface, before and after                                         interface_errors.py
 
 Only the new modules change: the original's weights and statistics stay as they are, bit for bit.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -24,12 +25,12 @@ from pararealize.restore import ordinary_mode
 from pararealize.train.run.score import eval_mode
 
 from .distillation import Pair, distil, measure_norms, solve_last
-from .interface_errors import Measured, measure
-from .interfaces import Batches, Crossing, Interfaces, Record
+from .interface_errors import measure_errors
+from .interfaces import Batches, InterfaceRecord, Interfaces, InterfaceValues
 from .least_squares import Regression, is_trained, linear_part
-from .report import Calibration, Errors, Fit
+from .report import Calibration, Fit
 
-__all__ = ["calibrate", "check_network", "quiet"]
+__all__ = ["calibrate", "calibration_mode", "check_network"]
 
 KEEP = 1 << 30
 
@@ -63,15 +64,15 @@ def calibrate(
 
     Args:
         net: a converted network with the trained weights; changed where it is, on its own devices.
-        batches: of training inputs: a list, a loader, or a function that gives a new iterator. A batch is a tensor,
+        batches: training inputs: a list, a loader, or a function that gives a new iterator. A batch is a tensor,
             ``(inputs, labels)``, or a dict of keyword arguments (with ``"labels"``); labels only serve the report.
         test: other batches to measure the errors on; ``batches`` when left out.
-        steps: of Adam, for every coarse block that is not linear.
-        lr: its largest learning rate; it rises linearly and falls as a cosine.
-        ridge: of all least squares, relative to the mean squared feature.
-        keep: bytes of activations to hold. Where the data needs more, a pass over it runs the network again, and
-            distillation sees as many of the first batches as fit.
-        seed: of the order of batches, and of a loader's own shuffling. The caller's random state stays as found.
+        steps: steps of Adam, for every coarse block that is not linear.
+        lr: Adam's largest learning rate; the rate rises linearly and falls as a cosine.
+        ridge: penalty of all least squares, relative to the mean squared feature.
+        keep: bytes of activations to hold in memory. Where the data needs more, a pass over it runs the network again,
+            and distillation sees as many of the first batches as fit.
+        seed: fixes the order of batches, and a loader's own shuffling. The caller's random state stays as found.
         report: called with a line of text as the work goes on.
 
     Returns:
@@ -93,80 +94,91 @@ def calibrate(
         True
     """
     check_network(net)
-    _check_options(steps=steps, lr=lr, ridge=ridge, keep=keep)
-    told = report or (lambda _: None)
-    with quiet(net, seed):
+    settings = _FitSettings(steps=steps, lr=lr, ridge=ridge, keep=keep, seed=seed)
+    say = report or (lambda _: None)
+    with calibration_mode(net, seed):
         interfaces = Interfaces(net)
-        told("running the network in sequence")
-        record = Record(interfaces, batches, keep=keep)
-        held_out = test is not None
-        measured = _Meter(record if test is None else Record(interfaces, test, keep=0))
-        told("measuring the errors before")
-        before = measured("before")
-        fits = [*_fit_adapters(record, ridge, told)]
-        fits += _fit_coarse(record, steps=steps, lr=lr, ridge=ridge, seed=seed, told=told)
-        told("measuring the errors after")
-        after = measured("after")
+        say("running the network in sequence")
+        record = InterfaceRecord(interfaces, batches, keep=keep)
+        tested = record if test is None else InterfaceRecord(interfaces, test, keep=0)
+        say("measuring the errors before")
+        before = measure_errors(interfaces, tested)
+        fits = [*_fit_adapters(record, settings, say), *_fit_coarse(record, settings, say)]
+        say("measuring the errors after")
+        after = measure_errors(interfaces, tested)
     return Calibration(
         model=net.plan.model,
         n=net.plan.n,
         coarse=net.plan.coarse,
         samples=record.samples,
-        tested=measured.samples,
-        held_out=held_out,
-        accuracy=measured.accuracy,
+        tested=tested.samples,
+        held_out=test is not None,
+        accuracy=after.accuracy,
         fits=tuple(fits),
-        stages=(before, after),
+        stages=(before.errors("before"), after.errors("after")),
     )
 
 
-class _Meter:
-    """Errors of the network as it is now, stage by stage."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FitSettings:
+    """How to fit; the arguments of :func:`calibrate` of the same names.
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.samples = record.samples
-        self.accuracy: float | None = None
+    Raises:
+        CalibrationError: a value is out of range; names all that are.
+    """
 
-    def __call__(self, stage: str) -> Errors:
-        found: Measured = measure(self.record.interfaces, self.record)
-        self.accuracy = found.accuracy
-        return found.errors(stage)
+    steps: int
+    lr: float
+    ridge: float
+    keep: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("steps", "0 or more steps", isinstance(self.steps, int) and self.steps >= 0),
+            ("lr", "a positive number", 0 < self.lr < float("inf")),
+            ("ridge", "0 or a positive number", 0 <= self.ridge < float("inf")),
+            ("keep", "0 or more bytes", self.keep >= 0),
+        )
+        faults = [f"{name} is {getattr(self, name)!r}; pass {wanted}" for name, wanted, fits in checks if not fits]
+        if faults:
+            raise CalibrationError("; and ".join(faults))
 
 
-def _fit_adapters(record: Record, ridge: float, told: Callable[[str], None]) -> Iterator[Fit]:
-    """All adapters in one pass: none depends on another."""
+def _fit_adapters(record: InterfaceRecord, settings: _FitSettings, say: Callable[[str], None]) -> Iterator[Fit]:
+    """Solve for all adapters in one pass over the batches: none depends on another."""
     interfaces = record.interfaces
-    began = time.perf_counter()
-    regressions = {}
-    for plan in interfaces.net.plan.adapters:
-        module = interfaces.adapter(plan.j)
-        if (found := linear_part(module)) is not None and is_trained(found[0]):
-            regressions[plan.j] = Regression(module, *found)
-    told(f"fitting {len(regressions)} adapters")
-    for crossing in record:
+    plans = interfaces.net.plan.adapters
+    start = time.perf_counter()
+    layers = {plan.j: linear_part(interfaces.adapter(plan.j)) for plan in plans}
+    regressions = {
+        j: Regression(interfaces.adapter(j), *layer)
+        for j, layer in layers.items()
+        if layer is not None and is_trained(layer[0])
+    }
+    say(f"fitting {len(regressions)} adapters")
+    for values in record:
         for j, regression in regressions.items():
-            regression.take(crossing.sources[j], (), interfaces.at(j, crossing.true[j - 1]))
+            regression.take(values.sources[j], (), interfaces.at(j, values.true[j - 1]))
     for regression in regressions.values():
-        regression.solve(ridge=ridge)
-    share = (time.perf_counter() - began) / max(len(regressions), 1)
-    for plan in interfaces.net.plan.adapters:
-        solved = plan.j in regressions
-        left = "left: not linear" if linear_part(interfaces.adapter(plan.j)) is None else "left: frozen"
-        method = "least squares" if solved else left
-        yield Fit(part=f"C{plan.j}", kind=plan.recipe, method=method, seconds=share if solved else 0.0)
+        regression.solve(ridge=settings.ridge)
+    share = (time.perf_counter() - start) / max(len(regressions), 1)
+    for plan in plans:
+        if plan.j in regressions:
+            method, seconds = "least squares", share
+        else:
+            method, seconds = "left: not linear" if layers[plan.j] is None else "left: frozen", 0.0
+        yield Fit(part=f"C{plan.j}", kind=plan.recipe, method=method, seconds=seconds)
 
 
-def _fit_coarse(
-    record: Record, *, steps: int, lr: float, ridge: float, seed: int, told: Callable[[str], None]
-) -> Iterator[Fit]:
+def _fit_coarse(record: InterfaceRecord, settings: _FitSettings, say: Callable[[str], None]) -> Iterator[Fit]:
     """One coarse block after the other, each on the residuals that those before it leave."""
     interfaces = record.interfaces
     fitted: set[int] = set()
     for plan in interfaces.net.plan.coarse_blocks:
-        began = time.perf_counter()
+        start = time.perf_counter()
         module = interfaces.coarse(plan.j)
-        told(f"fitting F{plan.j} of {interfaces.n - 1} ({plan.kind})")
+        say(f"fitting F{plan.j} of {interfaces.n - 1} ({plan.kind})")
         if module is None:
             method = "left: the segment itself"
         elif not any(parameter.requires_grad for parameter in module.parameters()):
@@ -174,34 +186,38 @@ def _fit_coarse(
         elif fitted.intersection(map(id, module.parameters())):
             method = "left: shared with one before"
         else:
-            method = _fit_one(module, record, plan.j, steps=steps, lr=lr, ridge=ridge, seed=seed)
+            method = _fit_one(module, record, plan.j, settings)
             fitted.update(map(id, module.parameters()))
-        yield Fit(part=f"F{plan.j}", kind=plan.kind, method=method, seconds=time.perf_counter() - began)
+        yield Fit(part=f"F{plan.j}", kind=plan.kind, method=method, seconds=time.perf_counter() - start)
 
 
-def _fit_one(module: nn.Module, record: Record, j: int, *, steps: int, lr: float, ridge: float, seed: int) -> str:
+def _fit_one(module: nn.Module, record: InterfaceRecord, j: int, settings: _FitSettings) -> str:
+    """Fit F^j to what z_{j+1} still lacks, u_{j+1} - y_{j+1}; says by which method."""
     interfaces = record.interfaces
 
-    def pair(crossing: Crossing) -> Pair:
-        target = interfaces.at(j + 1, crossing.true[j + 1]) - crossing.y[j + 1]
-        return interfaces.residual(crossing, j), crossing.coarse_context[j], target
+    def pair(values: InterfaceValues) -> Pair:
+        target = interfaces.at(j + 1, values.true[j + 1]) - values.y[j + 1]
+        return interfaces.residual(values, j), values.context[f"F{j}"], target
 
-    sample = [pair(interfaces.filled(crossing)) for crossing in record.kept]
+    sample = [pair(interfaces.with_fine(values)) for values in record.in_memory]
 
     def pairs() -> Iterator[Pair]:
-        return iter(sample) if record.complete else map(pair, record.fine())
+        return iter(sample) if record.complete else map(pair, record.with_fine())
 
-    if (found := linear_part(module)) is not None and is_trained(found[0]):
-        regression = Regression(module, *found)
-        for one in pairs():
-            regression.take(*one)
-        regression.solve(ridge=ridge)
+    layer = linear_part(module)
+    if layer is not None and is_trained(layer[0]):
+        regression = Regression(module, *layer)
+        for each in pairs():
+            regression.take(*each)
+        regression.solve(ridge=settings.ridge)
         return "least squares"
+    # Running statistics are set before each solution for the last layer, which stands behind the norms, and once more
+    # after the distillation, which changes what enters them.
     measure_norms(module, pairs())
-    solve_last(module, pairs, ridge=ridge)
-    distil(module, sample, steps=steps, lr=lr, seed=seed)
+    solve_last(module, pairs, ridge=settings.ridge)
+    distil(module, sample, steps=settings.steps, lr=settings.lr, seed=settings.seed)
     measure_norms(module, pairs())
-    return "distilled, last layer solved" if solve_last(module, pairs, ridge=ridge) else "distilled"
+    return "distilled, last layer solved" if solve_last(module, pairs, ridge=settings.ridge) else "distilled"
 
 
 def check_network(net: object) -> None:
@@ -212,24 +228,9 @@ def check_network(net: object) -> None:
         raise ModelError("the network is on the meta device, where nothing runs; convert the model with its weights")
 
 
-def _check_options(*, steps: int, lr: float, ridge: float, keep: int) -> None:
-    wrong = [
-        f"{name} is {value!r}; pass {wanted}"
-        for name, value, wanted, fits in (
-            ("steps", steps, "0 or more steps", isinstance(steps, int) and steps >= 0),
-            ("lr", lr, "a positive number", 0 < lr < float("inf")),
-            ("ridge", ridge, "0 or a positive number", 0 <= ridge < float("inf")),
-            ("keep", keep, "0 or more bytes", keep >= 0),
-        )
-        if not fits
-    ]
-    if wrong:
-        raise CalibrationError("; and ".join(wrong))
-
-
 @contextmanager
-def quiet(net: PararealModule, seed: int) -> Iterator[None]:
-    """In eval mode, outside the caller's autocast and no_grad, with random states that are put back."""
+def calibration_mode(net: PararealModule, seed: int) -> Iterator[None]:
+    """Eval mode and seeded random numbers, outside the caller's autocast and no_grad; all is put back on leaving."""
     with ExitStack() as stack:
         stack.enter_context(ordinary_mode())
         stack.enter_context(preserve_state(parameter.device for parameter in net.parameters()))

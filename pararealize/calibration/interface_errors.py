@@ -1,7 +1,8 @@
-"""Crossings -> how far a parareal network is from the network in sequence, at every interface and in the output."""
+"""InterfaceValues -> ErrorSums: how far a parareal network is from the network in sequence, interface by interface."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -13,96 +14,114 @@ from torch.utils import _pytree as pytree
 from pararealize.errors import CalibrationError
 from pararealize.train.run.score import correct, logits_of
 
-from .interfaces import Crossing, Interfaces
+from .interfaces import Interfaces, InterfaceValues
 from .report import Errors
 
-__all__ = ["Measured", "measure"]
+__all__ = ["ErrorSums", "SquareSums", "measure_errors"]
 
 
-class Measured:
-    """Sums over all samples."""
+@dataclasses.dataclass(slots=True)
+class SquareSums:
+    """‖value − true‖² and ‖true‖², summed over all samples in double precision."""
+
+    error: float = 0.0
+    whole: float = 0.0
+
+    def add(self, value: Tensor, true: Tensor) -> None:
+        """Take in one value and what it should be."""
+        true = true.to(value.device).double()
+        self.error += (value.double() - true).square().sum().item()
+        self.whole += true.square().sum().item()
+
+    @property
+    def relative(self) -> float:
+        """‖value − true‖ / ‖true‖; infinite where only the true value is zero."""
+        if not self.error:
+            return 0.0
+        return math.sqrt(self.error / self.whole) if self.whole else math.inf
+
+
+class ErrorSums:
+    """Errors of a network of n segments and its hits in classification, summed over all samples.
+
+    Attributes:
+        adapters: sums for x_j, by j = 2..n.
+        interfaces: sums for z_j, by j = 1..n.
+        output: sums for the network's output, of all its floating-point tensors.
+        samples: how many samples were taken in.
+    """
 
     def __init__(self, n: int) -> None:
-        self.n = n
-        self.squares: dict[str, list[float]] = {}
-        self.samples = self.same = self.right = self.right_before = 0
-        self.logits = self.labels = True
+        self.adapters = {j: SquareSums() for j in range(2, n + 1)}
+        self.interfaces = {j: SquareSums() for j in range(1, n + 1)}
+        self.output = SquareSums()
+        self.samples = 0
+        self._same_class = self._correct = self._correct_in_sequence = 0
+        self._has_logits = self._has_labels = True
 
     @property
     def accuracy(self) -> float | None:
-        """Of the network in sequence."""
-        return self.right_before / self.samples if self.labels else None
+        """The accuracy of the network in sequence; None without labels."""
+        return self._correct_in_sequence / self.samples if self._has_labels else None
 
     def errors(self, stage: str) -> Errors:
         """The relative errors, under this name."""
         return Errors(
             stage=stage,
-            adapters=tuple(self._relative(f"x{j}") for j in range(2, self.n + 1)),
-            interfaces=tuple(self._relative(f"z{j}") for j in range(1, self.n + 1)),
-            output=self._relative("output"),
-            agreement=self.same / self.samples if self.logits else None,
-            accuracy=self.right / self.samples if self.labels else None,
+            adapters=tuple(sums.relative for sums in self.adapters.values()),
+            interfaces=tuple(sums.relative for sums in self.interfaces.values()),
+            output=self.output.relative,
+            agreement=self._same_class / self.samples if self._has_logits else None,
+            accuracy=self._correct / self.samples if self._has_labels else None,
         )
 
-    def value(self, name: str, value: Tensor, true: Tensor) -> None:
-        """Take in one value and what it should be."""
-        sums = self.squares.setdefault(name, [0.0, 0.0])
-        true = true.to(value.device).double()
-        sums[0] += (value.double() - true).square().sum().item()
-        sums[1] += true.square().sum().item()
+    def add_output(self, output: Any, true: Any, labels: Tensor | None, samples: int) -> None:
+        """Take in the output for one batch and what it should be.
 
-    def output(self, output: Any, true: Any, labels: Tensor | None, samples: int) -> None:
-        """Take in the outputs of one batch."""
+        Raises:
+            CalibrationError: a label is none of the network's classes.
+        """
         for value, other in zip(pytree.tree_leaves(output), pytree.tree_leaves(true), strict=True):
             if isinstance(value, Tensor) and value.is_floating_point():
-                self.value("output", value, other)
+                self.output.add(value, other)
         self.samples += samples
         ours, theirs = _logits(output, samples), _logits(true, samples)
         if ours is None or theirs is None:
-            self.logits = self.labels = False
+            self._has_logits = self._has_labels = False
             return
         theirs = theirs.to(ours.device)
-        self.same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        self._same_class += int((ours.argmax(1) == theirs.argmax(1)).sum())
         if labels is None:
-            self.labels = False
+            self._has_labels = False
             return
         _check_labels(labels, ours.shape[1])
         labels = labels.to(ours.device)
-        self.right += int(correct(ours, labels))
-        self.right_before += int(correct(theirs, labels))
-
-    def _relative(self, name: str) -> float:
-        error, whole = self.squares[name]
-        if not error:
-            return 0.0
-        return math.sqrt(error / whole) if whole else math.inf
+        self._correct += int(correct(ours, labels))
+        self._correct_in_sequence += int(correct(theirs, labels))
 
 
 @torch.no_grad()
-def measure(
-    interfaces: Interfaces, crossings: Iterable[Crossing], *, reference: Iterable[Crossing] | None = None
-) -> Measured:
-    """Run the parareal network on all crossings and compare.
+def measure_errors(
+    interfaces: Interfaces, batches: Iterable[InterfaceValues], *, reference: Iterable[InterfaceValues] | None = None
+) -> ErrorSums:
+    """Run the parareal network on all batches and compare it with the network in sequence.
 
     Args:
-        interfaces: of the network as it is now.
-        crossings: of it; their x, y and z are neither used nor kept.
-        reference: crossings of the same batches by another network, whose values are the true ones.
+        interfaces: those of the network as it is now.
+        batches: values of that network; their x, y and z are neither used nor changed.
+        reference: values of the same batches by another network, which are the true ones then.
     """
-    measured = Measured(interfaces.n)
-    pairs = ((c, c) for c in crossings) if reference is None else zip(crossings, reference, strict=True)
-    for crossing, true in pairs:
-        saved = crossing.x, crossing.y, crossing.z
-        crossing.x, crossing.y, crossing.z = {}, {}, {}
-        interfaces.fine(crossing)
-        output = interfaces.result(crossing)
-        for j, x in crossing.x.items():
-            measured.value(f"x{j}", x, true.true[j - 1])
-        for j, z in crossing.z.items():
-            measured.value(f"z{j}", z, true.true[j])
-        measured.output(output, true.output, crossing.labels, crossing.samples)
-        crossing.x, crossing.y, crossing.z = saved
-    return measured
+    sums = ErrorSums(interfaces.n)
+    pairs = ((values, values) for values in batches) if reference is None else zip(batches, reference, strict=True)
+    for values, true in pairs:
+        now = interfaces.with_fine(dataclasses.replace(values, x={}, y={}, z={}))
+        output = interfaces.result(now)
+        for j, x in now.x.items():
+            sums.adapters[j].add(x, true.true[j - 1])
+        for j, z in now.z.items():
+            sums.interfaces[j].add(z, true.true[j])
+        sums.add_output(output, true.output, now.labels, now.samples)
+    return sums
 
 
 def _logits(output: Any, samples: int) -> Tensor | None:

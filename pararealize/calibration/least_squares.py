@@ -1,7 +1,7 @@
-r"""A linear layer, inputs and targets -> its weights by ridge regression, batch after batch.
+r"""A linear layer, its inputs and target outputs, batch after batch -> the layer's weights by ridge regression.
 
 Every layer here is :math:`v = W u + b` on patches u of its input: one feature vector for a linear layer, the unfolded
-window for a convolution. The normal equations
+receptive field for a convolution. The normal equations
 
 .. math:: (A^T A + \lambda I)\, W^T = A^T Y, \quad \lambda = \rho \operatorname{mean} \operatorname{diag} A^T A
 
@@ -84,6 +84,8 @@ class NormalEquations:
             a, y = self.mean_in / self.count, self.mean_out / self.count
             gram = gram - self.count * a.unsqueeze(2) * a.unsqueeze(1)
             moment = moment - self.count * a.unsqueeze(2) * y.unsqueeze(1)
+        # By eigenvalues rather than a Cholesky factor: without a penalty, features that depend on one another (a ReLU
+        # that is never positive, padding) make the matrix singular, and their directions are to get no weight.
         values, vectors = torch.linalg.eigh(gram)
         penalty = ridge * gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
         least = values.amax(1, keepdim=True).clamp(min=0) * gram.shape[1] * torch.finfo(torch.float64).eps
@@ -95,15 +97,15 @@ class NormalEquations:
 
     def _rows(self, u: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Design and target, ``(groups, rows, features)`` and ``(groups, rows, outputs)``, a chunk at a time."""
-        many = max(1, u[:1].numel() * self.layer.weight[0].numel() // self.layer.weight.shape[1])
-        size = max(1, CHUNK // many)
-        for some, wanted in zip(u.split(size), target.split(size), strict=True):
-            axis = some.ndim - 1 if isinstance(self.layer, nn.Linear) else 1
-            patches = some if isinstance(self.layer, nn.Linear) else unfold(self.layer, some)
+        numbers = max(1, u[:1].numel() * self.layer.weight[0].numel() // self.layer.weight.shape[1])  # of one sample
+        size = max(1, CHUNK // numbers)
+        for inputs, outputs in zip(u.split(size), target.split(size), strict=True):
+            axis = inputs.ndim - 1 if isinstance(self.layer, nn.Linear) else 1
+            patches = inputs if isinstance(self.layer, nn.Linear) else unfold(self.layer, inputs)
             for module in self.tail:
                 patches = module(patches)
                 axis = module.target + 1 if isinstance(module, Move) else axis
-            yield self._grouped(patches, axis), self._grouped(wanted, axis)
+            yield self._grouped(patches, axis), self._grouped(outputs, axis)
 
     def _grouped(self, value: Tensor, axis: int) -> Tensor:
         """Channels at ``axis`` last and parted into groups, every other axis a row."""
@@ -112,7 +114,7 @@ class NormalEquations:
 
 
 class Regression:
-    """A module with one layer to solve for -> that layer's weights, from the module's inputs and targets.
+    """Solves for one layer of a module, from inputs and targets of the whole module.
 
     Args:
         module: called ``module(input, *context)``.
@@ -130,17 +132,18 @@ class Regression:
     @torch.no_grad()
     def take(self, value: Tensor, context: tuple[Any, ...], target: Tensor) -> None:
         """Take in one batch."""
-        seen: list[Tensor] = []
+        at_layer: list[Tensor] = []
 
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[:] = inputs[0], output.clone()
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            at_layer[:] = inputs[0], output.clone()
 
-        hook = self.layer.register_forward_hook(keep)
+        hook = self.layer.register_forward_hook(note)
         try:
             whole = self.module(value.clone(), *context)
         finally:
             hook.remove()
-        self.equations.add(seen[0], target - (whole - seen[1]) if self.rest else target)
+        entering, leaving = at_layer
+        self.equations.add(entering, target - (whole - leaving) if self.rest else target)
 
     def solve(self, *, ridge: float) -> None:
         """Write the layer's weights."""
@@ -148,9 +151,9 @@ class Regression:
 
 
 def unfold(layer: Convolution, x: Tensor) -> Tensor:
-    """The windows that a convolution reads: ``(batch, channels · kernel, *output extent)``, the channel slowest.
+    """The patches that a convolution reads: ``(batch, channels · kernel, *output extent)``, the channel slowest.
 
-    It is itself a convolution, by the unit vectors of a window, so that every option means what it means there.
+    It is itself a convolution, by the unit vectors of a patch, so that every option means what it means there.
     """
     kernel = layer.weight[0, 0].numel()
     units = torch.eye(kernel, dtype=x.dtype, device=x.device).view(kernel, 1, *layer.kernel_size)
@@ -180,9 +183,9 @@ def linear_part(module: nn.Module) -> tuple[LinearLayer, tuple[nn.Module, ...]] 
         return None
     children = list(module.children())
     weighted = [i for i, child in enumerate(children) if any(True for _ in child.parameters())]
-    if len(weighted) != 1 or (found := linear_part(children[weighted[0]])) is None:
+    if len(weighted) != 1 or (inner := linear_part(children[weighted[0]])) is None:
         return None
-    layer, tail = found
+    layer, tail = inner
     behind = tuple(children[weighted[0] + 1 :])
     pointwise = not isinstance(layer, nn.Linear) and layer.weight[0, 0].numel() == layer.groups == 1
     if behind and not (pointwise and all(map(_treats_channels_alike, behind))):

@@ -1,4 +1,4 @@
-"""What calibration found -> Calibration: the errors of adapters and interfaces, stage by stage, as table and JSON."""
+"""Errors of adapters and interfaces, stage by stage, and how parts were fitted -> Calibration: prints, and as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Fit:
         part: ``"C2"``, ``"F1"``, …
         kind: the adapter's recipe or the coarse block's kind.
         method: ``"least squares"``, ``"distilled"``, ``"distilled, last layer solved"``, or why it was left.
-        seconds: it took.
+        seconds: how long the fit took.
     """
 
     part: str
@@ -61,15 +61,16 @@ class Calibration:
 
     Attributes:
         model: the class name of the model.
-        n: segments.
+        n: number of segments.
         coarse: the kind of coarse blocks.
-        samples: that were fitted to.
-        tested: samples that the errors are measured on.
+        samples: number of samples that were fitted to.
+        tested: number of samples that the errors are measured on.
         held_out: whether these are others than those fitted to.
-        accuracy: of the network in sequence on them; None without labels.
-        fits: of every part.
+        accuracy: accuracy of the network in sequence on them; None without labels.
+        fits: how each part was fitted.
         stages: the errors, in order.
-        fine_tune_steps: of training everything afterwards.
+        fine_tune_steps: steps of training everything afterwards.
+        version: version of the JSON document.
     """
 
     model: str

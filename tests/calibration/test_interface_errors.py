@@ -1,0 +1,106 @@
+"""Errors over several batches are those over all samples at once, and hits are counted where there are classes."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from pararealize import pararealize
+from pararealize.calibration.interface_errors import ErrorSums, SquareSums, measure_errors
+from pararealize.calibration.interfaces import Interfaces
+from pararealize.errors import CalibrationError
+from tests.models import SmallResNet
+
+BATCHES = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])), (torch.randn(6, 3, 8, 8), torch.tensor([1] * 6))]
+
+
+def interfaces(n: int = 3) -> Interfaces:
+    torch.manual_seed(0)
+    return Interfaces(pararealize(SmallResNet().eval(), n, example_inputs=BATCHES[0][0], coarse="linear"))
+
+
+def relative(value: torch.Tensor, true: torch.Tensor) -> float:
+    return float((value.double() - true.double()).norm() / true.double().norm())
+
+
+def test_sums_over_batches_are_norms_over_all_samples() -> None:
+    value, true = torch.randn(10, 3), torch.randn(10, 3)
+    sums = SquareSums()
+    for part in (slice(0, 3), slice(3, 10)):
+        sums.add(value[part], true[part])
+    assert sums.relative == pytest.approx(relative(value, true))
+
+
+def test_zero_and_infinite_errors() -> None:
+    zeros, ones = torch.zeros(2), torch.ones(2)
+    for value, true, expected in ((zeros, zeros, 0.0), (ones, ones, 0.0), (ones, zeros, math.inf)):
+        sums = SquareSums()
+        sums.add(value, true)
+        assert sums.relative == expected
+
+
+def test_errors_are_against_the_network_in_sequence() -> None:
+    parts = interfaces()
+    errors = measure_errors(parts, map(parts.in_sequence, BATCHES)).errors("before")
+    x = torch.cat([x for x, _ in BATCHES])
+    net = parts.net.eval()
+    with torch.no_grad():
+        u = [net.stem(x)]
+        for segment in net.segments.values():
+            u.append(segment(u[-1]))
+        x_2, x_3 = net.adapters["C2"](x), net.adapters["C3"](x)
+        z_2 = net.segments["g2"](x_2) + net.coarse["F1"](u[1] - x_2)
+        z_3 = net.segments["g3"](x_3) + net.coarse["F2"](z_2 - x_3)
+        output, true = net(x), net.head(u[-1])
+    assert errors.stage == "before"
+    assert errors.adapters == pytest.approx((relative(x_2, u[1]), relative(x_3, u[2])), rel=1e-5)
+    assert errors.interfaces == pytest.approx((0.0, relative(z_2, u[2]), relative(z_3, u[3])), rel=1e-5)
+    assert errors.output == pytest.approx(relative(output, true), rel=1e-5)
+    labels = torch.cat([labels for _, labels in BATCHES])
+    assert errors.accuracy == pytest.approx((output.argmax(1) == labels).double().mean().item())
+    assert errors.agreement == pytest.approx((output.argmax(1) == true.argmax(1)).double().mean().item())
+
+
+def test_values_stay_as_they_are() -> None:
+    parts = interfaces()
+    values = parts.in_sequence(BATCHES[0])
+    values.y[1] = marker = torch.full((1,), 7.0)
+    measure_errors(parts, [values])
+    assert values.y == {1: marker}
+    assert (values.x, values.z) == ({}, {})
+
+
+def test_another_network_may_be_the_reference() -> None:
+    parts = interfaces()
+    before = Interfaces(copy.deepcopy(parts.net))
+    with torch.no_grad():
+        for parameter in parts.net.segments["g1"].parameters():
+            parameter.mul_(1.5)
+    values = [parts.in_sequence(batch) for batch in BATCHES]
+    reference = [before.in_sequence(batch) for batch in BATCHES]
+    errors = measure_errors(parts, values, reference=reference).errors("fine-tuned")
+    expected = relative(torch.cat([v.true[1] for v in values]), torch.cat([v.true[1] for v in reference]))
+    assert errors.interfaces[0] == pytest.approx(expected, rel=1e-5)
+    assert measure_errors(parts, values).errors("after").interfaces[0] == 0.0
+
+
+def test_without_labels_or_logits_nothing_is_counted() -> None:
+    logits, labels = torch.eye(3), torch.tensor([0, 1, 1])
+    sums = ErrorSums(1)
+    sums.add_output(logits, logits.flip(0), labels, 3)
+    assert sums.accuracy == pytest.approx(1 / 3)
+    assert (sums.errors("").agreement, sums.errors("").accuracy) == pytest.approx((1 / 3, 2 / 3))
+    sums.add_output(logits, logits, None, 3)
+    assert sums.accuracy is sums.errors("").accuracy is None
+    assert sums.errors("").agreement == pytest.approx(4 / 6)
+    sums.add_output(torch.randn(3, 2, 2), torch.randn(3, 2, 2), labels, 3)
+    assert sums.errors("").agreement is None
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_of_another_data_set_are_refused(label: int) -> None:
+    with pytest.raises(CalibrationError, match="and the network tells 3 classes"):
+        ErrorSums(1).add_output(torch.eye(3), torch.eye(3), torch.tensor([0, 1, label]), 3)

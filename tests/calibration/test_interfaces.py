@@ -1,0 +1,128 @@
+"""What crosses the interfaces is what the original and the network themselves compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pararealize import PararealModule, pararealize
+from pararealize.calibration.interfaces import InterfaceRecord, Interfaces, inputs_of, labels_of, one_pass
+from pararealize.errors import CalibrationError, ExampleError
+from pararealize.network.parareal import messages
+from tests.models import MaskedTransformer, SharedBias, SmallResNet
+
+NETWORKS = {
+    "convolutions": (SmallResNet, torch.randn(4, 3, 8, 8)),
+    "masks": (MaskedTransformer, torch.randint(0, 11, (4, 5))),
+    "shared values": (SharedBias, torch.randn(4, 6)),
+}
+IMAGES = NETWORKS["convolutions"][1]
+
+
+def converted(name: str, coarse: str = "linear", **options: object) -> tuple[nn.Module, PararealModule, Tensor]:
+    make, x = NETWORKS[name]
+    model = make().eval()
+    return model, pararealize(model, 3, example_inputs=x, coarse=coarse, **options), x  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("coarse", ["linear", "exact", "block"])
+def test_values_are_those_of_the_original_and_of_the_network(name: str, coarse: str) -> None:
+    model, net, x = converted(name, coarse)
+    interfaces = Interfaces(net)
+    values = interfaces.with_fine(interfaces.in_sequence(x))
+    assert torch.equal(values.output, model(x))
+    assert torch.equal(interfaces.result(values), net(x))
+    assert not values.output.requires_grad
+    assert sorted(values.x) == [2, 3]
+    assert sorted(values.true) == sorted(values.y) == sorted(values.z) == [1, 2, 3]
+
+
+def test_corrected_values_are_those_of_the_mathematics() -> None:
+    _, net, x = converted("convolutions")
+    interfaces = Interfaces(net)
+    values = interfaces.with_fine(interfaces.in_sequence(x))
+    adapters, segments = [net.stem, *net.adapters.values()], list(net.segments.values())
+    z = messages(x, adapters, segments, list(net.coarse.values()))
+    for j in (1, 2, 3):
+        assert torch.equal(interfaces.corrected(values, j), z[j - 1])
+    assert torch.equal(interfaces.residual(values, 1), z[0] - net.adapters["C2"](x))
+    assert torch.equal(values.true[2], segments[1](segments[0](net.stem(x))))
+
+
+def test_what_is_there_is_not_computed_again() -> None:
+    _, net, x = converted("convolutions")
+    interfaces = Interfaces(net)
+    values = interfaces.with_fine(interfaces.in_sequence(x))
+    y = dict(values.y)
+    interfaces.corrected(values, 3)
+    with torch.no_grad():
+        for parameter in (*net.adapters.parameters(), *net.coarse.parameters()):
+            parameter.add_(1.0)
+    assert all(interfaces.with_fine(values).y[j] is y[j] for j in y)
+    assert torch.equal(interfaces.corrected(values, 2), values.z[2])
+    again = interfaces.with_fine(interfaces.in_sequence(x))
+    assert not torch.equal(again.x[2], values.x[2])
+    assert torch.equal(again.true[3], values.true[3])
+
+
+def test_values_are_on_the_segments_devices() -> None:
+    _, net, x = converted("convolutions", devices=["cpu", "cpu", "cpu"])
+    interfaces = Interfaces(net)
+    values = interfaces.with_fine(interfaces.in_sequence(x))
+    assert torch.equal(interfaces.result(values), net.eval()(x))
+
+
+def test_values_that_are_not_finite_are_refused_with_their_place() -> None:
+    _, net, x = converted("convolutions")
+    with pytest.raises(CalibrationError, match=r"the output of segment 1 of the network in sequence .* in batch 7"):
+        Interfaces(net).in_sequence(x * float("inf"), 7)
+
+
+@pytest.mark.parametrize("keep, held", [(0, 1), (1 << 30, 3), ("two", 2)])
+def test_a_record_holds_what_fits_and_computes_the_others_anew(keep: int | str, held: int) -> None:
+    _, net, x = converted("convolutions")
+    interfaces = Interfaces(net)
+    room = 2 * interfaces.in_sequence(x).bytes if isinstance(keep, str) else keep
+    passes = []
+
+    def batches():
+        passes.append(1)
+        return iter([x, x + 1, x + 2])
+
+    record = InterfaceRecord(interfaces, batches, keep=room)
+    assert (len(record.in_memory), record.complete, record.count, record.samples) == (held, held == 3, 3, 12)
+    outputs = [values.output for values in record]
+    assert len(passes) == (1 if held == 3 else 2)
+    assert all(torch.equal(output, interfaces.in_sequence(x + i).output) for i, output in enumerate(outputs))
+    assert all(len(values.y) == 3 for values in record.with_fine())
+
+
+def test_memory_is_that_of_all_values() -> None:
+    _, net, x = converted("convolutions")
+    interfaces = Interfaces(net)
+    values = interfaces.in_sequence(x)
+    before = values.bytes
+    activations = sum(value.nbytes for value in values.true.values())
+    assert before == x.nbytes + values.output.nbytes + 4 * activations, "adapters read one and the same input"
+    interfaces.result(interfaces.with_fine(values))
+    assert values.bytes == before
+
+
+def test_inputs_and_labels_of_a_batch() -> None:
+    x, labels = torch.randn(3, 2), torch.tensor([0, 1, 2])
+    for batch in (x, (x, labels), [x, labels]):
+        assert inputs_of(batch, ["x", "mask"]) == {"x": x}
+    assert inputs_of({"x": x, "labels": labels}, ["x"]) == {"x": x}
+    for batch in ((x, labels), {"x": x, "labels": labels}):
+        assert labels_of(batch) is labels
+    for batch in (x, (x,), (x, x), (x, labels.float()), {"x": x}):
+        assert labels_of(batch) is None
+
+
+def test_batches_can_be_read_several_times() -> None:
+    for batches in ([1, 2], lambda: iter([1, 2])):
+        assert [list(one_pass(batches)) for _ in range(2)] == [[1, 2], [1, 2]]
+    with pytest.raises(ExampleError, match="an iterator gives them once"):
+        one_pass(iter([1, 2]))
