@@ -1,1 +1,53 @@
-"""."""
+"""How a network is cut, as plain data, and what one step of it looks like in time, on every device.
+
+The planner gives a Plan, which prints and survives JSON; with the seconds that each part takes it becomes a Timeline,
+which does likewise. A real step gives rows, and from them the same kind of Timeline. In reading order::
+
+    plan               where a network is cut, its adapters and coarse blocks, and what that promises
+    parts              one part of a network: what it is called, what it reads, on whose device it runs
+    times              the seconds of every part, forward and backward
+    transfer           the seconds of a message
+    communication      which ranks pass each other interface values, and sums of them
+    actions            what is done in a step: what each action is called, and whose results it needs
+    simulation         a Plan and its Times as the Timeline of one step
+    recording          what a rank did in a real step, a row an action
+    spans              such rows of all ranks as actions, with what each waited for
+    timeline           who does what when, simulated or recorded: speed-up, idle time, critical path
+    trace              a Timeline for Perfetto
+    figure             a picture of a Plan
+    timeline_figure    a picture of a Timeline
+"""
+
+from .actions import Action, ActionKey, Span, waits_for
+from .communication import Peers, peers_of
+from .parts import Part
+from .plan import PartPlan, Plan, SegmentPlan, Totals, fingerprint
+from .recording import RecordedAction, StepRecording
+from .simulation import simulate
+from .timeline import Timeline
+from .times import Times, plan_times
+from .trace import chrome_trace
+from .transfer import Transfer
+
+__all__ = [
+    "Action",
+    "ActionKey",
+    "Part",
+    "PartPlan",
+    "Peers",
+    "Plan",
+    "RecordedAction",
+    "SegmentPlan",
+    "Span",
+    "StepRecording",
+    "Timeline",
+    "Times",
+    "Totals",
+    "Transfer",
+    "chrome_trace",
+    "fingerprint",
+    "peers_of",
+    "plan_times",
+    "simulate",
+    "waits_for",
+]

@@ -44,7 +44,7 @@ def peers_of(runs: Sequence[tuple[int, int]], identities: Container[int] = ()) -
     A rank within a sum has no other coarse maps than identities; the one at its end may go on with others.
 
     Args:
-        runs: first and last segment of each rank, as :class:`~pararealize.distributed.partition.Layout` has them.
+        runs: first and last segment of each rank.
         identities: every j for which F^j is the identity; none for one message an interface, in a row.
 
     Example:

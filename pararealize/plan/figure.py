@@ -1,4 +1,6 @@
-"""Plan -> a picture in a file: the paper's figure 1(b), to scale (n = 3):
+"""Plan -> a picture in a file: the paper's figure 1(b), to scale.
+
+For n = 3::
 
 x ─┬──────────────┬──────────────┐
 stem           C^2            C^3
