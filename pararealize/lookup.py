@@ -1,4 +1,4 @@
-"""``package.module:name`` or ``file.py:name`` -> the Python object of that name; close matches where there is none."""
+"""``package.module:name`` or ``file.py:name`` -> the Python object of that name; names like it where there is none."""
 
 import difflib
 import importlib
@@ -31,8 +31,8 @@ def find(name: str) -> Any:
     value: Any = _import(name, where)
     for part in attribute.split("."):
         if not hasattr(value, part):
-            known = [key for key in dir(value) if not key.startswith("_") and callable(getattr(value, key, None))]
-            raise ModelError(unknown(part, known, f"in {where!r} (model {name!r})"))
+            names = [key for key in dir(value) if not key.startswith("_") and callable(getattr(value, key, None))]
+            raise ModelError(unknown(part, names, f"in {where!r} (model {name!r})"))
         value = getattr(value, part)
     return value
 
@@ -60,6 +60,7 @@ def _import(name: str, where: str) -> ModuleType:
 
 
 def _import_file(name: str, path: Path) -> ModuleType:
+    """Run a file as a module, under a name that hides no other; it stays in ``sys.modules``, where pickle looks."""
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise ModelError(unknown(path.name, beside, f"a file in {path.parent.resolve()} (model {name!r})"))
@@ -79,9 +80,14 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def unknown(name: str, known: Iterable[str], what: str) -> str:
-    """``"resnet51" is not a built-in model …; did you mean resnet56, resnet152 or resnet50? `` and the remedy."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+def unknown(name: str, candidates: Iterable[str], what: str) -> str:
+    """The message for a name that nothing has: what it is not, up to three candidates like it, and the remedy.
+
+    Example:
+        >>> unknown("resnet51", ["resnet50", "resnet56"], "a built-in model").split("?")[0]
+        "'resnet51' is not a built-in model; did you mean resnet56 or resnet50"
+    """
+    close = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.5)
     if close:
         hint = f"did you mean {' or '.join([', '.join(close[:-1]), close[-1]] if len(close) > 1 else close)}?"
     else:

@@ -248,13 +248,13 @@ def build(name: str, **arguments: Any) -> nn.Module:
     if not colon:
         if name in BUILT_IN:
             return BUILT_IN[name](**arguments)
-        known = torchvision_names()
-        if name not in known:
-            raise ModelError(unknown(name, [*BUILT_IN, *known], "a built-in model or one of torchvision's"))
+        candidates = torchvision_names()
+        if name not in candidates:
+            raise ModelError(unknown(name, [*BUILT_IN, *candidates], "a built-in model or one of torchvision's"))
         return _torchvision(name, arguments)
     if scheme == "torchvision":
-        if rest not in (known := torchvision_names()):
-            raise ModelError(unknown(rest, known, "a classification model of torchvision's"))
+        if rest not in (candidates := torchvision_names()):
+            raise ModelError(unknown(rest, candidates, "a classification model of torchvision's"))
         return _torchvision(rest, arguments)
     if scheme == "timm":
         return _timm(rest, arguments)
@@ -273,8 +273,8 @@ def default_input(name: str) -> tuple[int, ...] | None:
     scheme, _, rest = name.rpartition(":")
     if scheme == "timm":
         timm = _import_timm(name)
-        known = timm.get_pretrained_cfg(rest) if timm.is_model(rest.partition(".")[0]) else None
-        return None if known is None else tuple(known.input_size)
+        settings = timm.get_pretrained_cfg(rest) if timm.is_model(rest.partition(".")[0]) else None
+        return None if settings is None else tuple(settings.input_size)
     if scheme in {"", "torchvision"} and rest in torchvision_names():
         pixels = 299 if rest == "inception_v3" else 224
         return (3, pixels, pixels)
@@ -315,10 +315,10 @@ def _called(name: str, arguments: dict[str, Any]) -> nn.Module:
             f"torch.nn.Module"
         )
     try:
-        made = value(**arguments)
+        network = value(**arguments)
     except Exception as error:
         raise ModelError(f"calling {name!r} failed: {brief(error)}") from error
-    return _module(name, made)
+    return _module(name, network)
 
 
 def _module(name: str, value: object) -> nn.Module:

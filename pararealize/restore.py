@@ -1,4 +1,4 @@
-"""A model -> the same model, whatever was done with it in between."""
+"""Contexts for work on a user's model: the model left as found, outside the caller's modes, outside torch.compile."""
 
 from __future__ import annotations
 
@@ -19,31 +19,38 @@ __all__ = ["as_written", "left_as_found", "ordinary_mode"]
 def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
     """Put back, on leaving, every attribute, training flag, hook, parameter and buffer, and all random states.
 
+    Parameters, buffers, submodules, hooks and training flags all stand in a module's ``__dict__``, the first four in
+    dictionaries of their own: both layers are put back, and the very same objects with them. What stands deeper (a list
+    within a list) is not.
+
     Args:
         model: the model.
         contents: keep a copy of every parameter's and buffer's values, for what runs the model on them.
     """
-    attributes = [(module, dict(module.__dict__), _inner(module)) for module in model.modules()]
+    attributes = [(module, dict(module.__dict__), _containers(module)) for module in model.modules()]
     tensors = [*model.parameters(), *model.buffers()]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors if contents and not tensor.is_meta]
     with preserve_state(tensor.device for tensor in tensors):
         try:
             yield
         finally:
-            for module, found, inner in attributes:
+            for module, dictionary, containers in attributes:
                 module.__dict__.clear()
-                module.__dict__.update(found)
-                for container, copied in inner:
-                    _refill(container, copied)
+                module.__dict__.update(dictionary)
+                for container, content in containers:
+                    _refill(container, content)
             with torch.no_grad():
                 for tensor, value in values:
-                    if not torch.equal(tensor, value):
+                    if not torch.equal(tensor, value):  # a copy in place would make graphs that autograd keeps unusable
                         tensor.copy_(value)
 
 
 @contextlib.contextmanager
 def ordinary_mode() -> Iterator[None]:
-    """Outside the caller's ``no_grad``, ``inference_mode`` and ``autocast``, which belong to a use of the network."""
+    """Outside the caller's ``no_grad``, ``inference_mode`` and ``autocast``, which belong to a use of the network.
+
+    A tensor that is made in ``inference_mode`` could never take part in autograd, in whatever mode it is used later.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -54,14 +61,14 @@ def ordinary_mode() -> Iterator[None]:
 
 
 def as_written() -> contextlib.AbstractContextManager[None]:
-    """Run what torch.compile made as the Python that it was made of."""
+    """Run what torch.compile made as the Python that it was made of; what compiled code calls, no recorder sees."""
     if "torch._dynamo" not in sys.modules:  # then nothing was compiled, and it takes long to import
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
 
 
-def _inner(module: nn.Module) -> list[tuple[Any, Any]]:
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
     return [(value, value.copy()) for value in module.__dict__.values() if isinstance(value, dict | list | set)]
 
 

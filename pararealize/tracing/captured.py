@@ -23,7 +23,7 @@ class Capture:
             - ``val``, ``other``: its fake values, in train mode with ``batch`` samples and in eval mode with one more;
             - ``nn_module_stack``, ``calls``: names and classes of the modules it was called in, outermost first, and
               the numbers of those modules' calls;
-            - ``trainable``: whether its value comes from a parameter;
+            - ``trainable``: whether a parameter may have a part in its value, as in that of every module call;
             - ``memories``: what memory the two values look into, equal for values that share it;
             - ``changed``: what memories the call changes in place, in either mode;
             - ``plain``: of a placeholder, the value of an input that is no tensor.

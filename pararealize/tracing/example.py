@@ -80,19 +80,19 @@ class Example:
         args = tuple(_to(value, device) for value in args)
         kwargs = {name: _to(value, device) for name, value in kwargs.items()}
         try:
-            bound = inspect.signature(model.forward).bind(*args, **kwargs)
+            binding = inspect.signature(model.forward).bind(*args, **kwargs)
         except TypeError as error:
             raise ExampleError(
                 f"the example inputs do not fit {type(model).__name__}.forward{inspect.signature(model.forward)}: "
                 f"{error}; pass a tensor, a tuple of its positional or a dict of its keyword arguments"
             ) from error
-        values = dict(_named(bound))
+        values = dict(_named(binding))
         batch = next((v.shape[0] for v in values.values() if isinstance(v, torch.Tensor) and v.ndim), None)
         if not any(isinstance(value, torch.Tensor) for value in values.values()):
             raise ExampleError(f"the example inputs {example_inputs!r} hold no tensor; pass at least one")
         if batch == 0:
             raise ExampleError(f"the example inputs hold no sample: {_shapes(values)}; pass a batch of at least one")
-        return cls(values=values, args=bound.args, kwargs=bound.kwargs, batch=batch)
+        return cls(values=values, args=binding.args, kwargs=binding.kwargs, batch=batch)
 
 
 def _shapes(values: Mapping[str, Any]) -> str:
@@ -100,9 +100,10 @@ def _shapes(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype)[6:]}" for name, t in tensors.items())
 
 
-def _named(bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
-    for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
+def _named(binding: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
+    """Each input with a name of its own: of ``*args`` and ``**kwargs`` every item."""
+    for name, value in binding.arguments.items():
+        kind = binding.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             yield from ((f"{name}_{i}", item) for i, item in enumerate(value))
         elif kind is inspect.Parameter.VAR_KEYWORD:

@@ -65,26 +65,27 @@ class _Copier:
             self.copies[node] = copy
         self._device: fx.Node | None = None
 
-    def copy(self, wanted: list[fx.Node]) -> None:
+    def copy(self, nodes: list[fx.Node]) -> None:
         """Copy nodes and all that they need, in the order in which the original runs them.
 
         Any order in which sources come first would compute the same values, but for random numbers and for changes in
         place.
         """
-        for node in sorted(self._needed(wanted)):
+        for node in sorted(self._needs(nodes)):
             self.copies[node] = self._copy(node)
 
-    def _needed(self, wanted: list[fx.Node]) -> set[fx.Node]:
-        needed: set[fx.Node] = set()
-        stack = list(wanted)
+    def _needs(self, nodes: list[fx.Node]) -> set[fx.Node]:
+        """The nodes themselves and all that they are computed from, up to what is copied already."""
+        needs: set[fx.Node] = set()
+        stack = list(nodes)
         while stack:
             node = stack.pop()
-            if node in needed or node in self.copies:
+            if node in needs or node in self.copies:
                 continue
-            needed.add(node)
+            needs.add(node)
             if not self._is_local_size(node):
                 stack += node.all_input_nodes
-        return needed
+        return needs
 
     def _copy(self, node: fx.Node) -> fx.Node:
         assert node.op != "placeholder", f"{node} is read inside a piece that does not receive it"
@@ -110,8 +111,8 @@ class _Copier:
         tensor, axis = node.args
         assert isinstance(tensor, fx.Node)
         assert isinstance(axis, int)
-        here, there = tensor.meta["val"].shape[axis], tensor.meta["other"].shape[axis]
-        slope, offset = there - here, here - (there - here) * self.inputs[0].meta["val"].shape[0]
+        a, b = tensor.meta["val"].shape[axis], tensor.meta["other"].shape[axis]  # at one batch size and at the next
+        slope, offset = b - a, a - (b - a) * self.inputs[0].meta["val"].shape[0]
         size = self.graph.call_function(size_of, (self.copies[self.inputs[0]], 0))
         if slope != 1:
             size = self.graph.call_function(operator.mul, (size, slope))

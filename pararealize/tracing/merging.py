@@ -83,11 +83,10 @@ def _where_they_differ(ours: list[fx.Node], theirs: list[fx.Node]) -> list[str]:
                 by_module.setdefault(path, []).append(_kind(node))
         return by_module
 
-    here, there = calls(ours), calls(theirs)
-    differing = [path for path in {**here, **there} if here.get(path) != there.get(path)]
+    a, b = calls(ours), calls(theirs)
     leaves = {node.target for node in (*ours, *theirs) if node.op == "call_module"}
-    differing = [path for path in differing if path not in leaves]
-    return [p for p in differing if not any(q != p and q.startswith(f"{p}." if p else "") for q in differing)]
+    paths = [path for path in {**a, **b} if a.get(path) != b.get(path) and path not in leaves]
+    return [p for p in paths if not any(q != p and q.startswith(f"{p}." if p else "") for q in paths)]
 
 
 class _Rewrite:

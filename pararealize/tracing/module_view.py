@@ -56,10 +56,10 @@ class ContainerView(ModuleView):
     """A module of the tree as a piece sees it: only the children that the piece uses, and no ``forward``."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        copied = ContainerView()
-        memo[id(self)] = copied
-        _copy_contents(self, copied, memo)
-        return copied
+        twin = ContainerView()
+        memo[id(self)] = twin
+        _copy_contents(self, twin, memo)
+        return twin
 
 
 class BorrowedModule(nn.Module):
@@ -149,12 +149,12 @@ class Piece(ModuleView, fx.GraphModule):
             view.__dict__[name] = constant
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Piece:
-        copied = Piece(nn.Module(), fx.Graph(), type(self).__name__)
-        copied.__dict__[_ORIGIN] = None
-        memo[id(self)] = copied
-        _copy_contents(self, copied, memo)
-        copied.graph = copy.deepcopy(self.graph)
-        return copied
+        twin = Piece(nn.Module(), fx.Graph(), type(self).__name__)
+        twin.__dict__[_ORIGIN] = None
+        memo[id(self)] = twin
+        _copy_contents(self, twin, memo)
+        twin.graph = copy.deepcopy(self.graph)
+        return twin
 
 
 def mirror(view: ModuleView, origin: nn.Module, *, tensors: bool) -> None:
@@ -189,8 +189,8 @@ def borrow(piece: Piece, device: torch.device) -> None:
                 _adopt(view, name, BorrowedModule(module, device))
         elif node.op == "get_attr" and _is_foreign(piece, node.target, device):
             with piece.graph.inserting_after(node):
-                moved = piece.graph.call_method("to", (node, device))
-            node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)
+                transfer = piece.graph.call_method("to", (node, device))
+            node.replace_all_uses_with(transfer, delete_user_cb=lambda user, transfer=transfer: user is not transfer)
     piece.recompile()
 
 

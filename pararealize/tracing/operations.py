@@ -69,10 +69,10 @@ def as_captured(value: Any, captured: Any, name: str) -> None:
         )
 
 
-def check_plain(graph: fx.Graph, source: fx.Node, copied: fx.Node) -> None:
-    """Where ``source`` is a plain input of a captured graph, have its copy in another graph checked when that runs."""
+def check_plain(graph: fx.Graph, source: fx.Node, placeholder: fx.Node) -> None:
+    """Where ``source`` is a plain input of a captured graph, have the one that stands for it in ``graph`` checked."""
     if source.op == "placeholder" and "plain" in source.meta:
-        graph.call_function(as_captured, (copied, source.meta["plain"], str(source.target)))
+        graph.call_function(as_captured, (placeholder, source.meta["plain"], str(source.target)))
 
 
 def setitem(target: torch.Tensor, index: Any, value: Any) -> torch.Tensor:

@@ -63,7 +63,7 @@ class Trace:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Call:
+class _TracedCall:
     """A call as fx writes it: ``op`` and target of the node, and the Python arguments that it was made with."""
 
     op: str
@@ -227,7 +227,7 @@ class _Recorder(TorchFunctionMode):
         self.calls.append(next(self._numbers))
         try:
             if path and self._is_leaf(path, module):
-                call = _Call("call_module", path, args, kwargs)
+                call = _TracedCall("call_module", path, args, kwargs)
                 with torch._C.DisableTorchFunction():
                     return self._emit(call, lambda: self.leaves.call(plain_call, module, args, kwargs))
             before = host_state()
@@ -245,9 +245,9 @@ class _Recorder(TorchFunctionMode):
     def _check_side_effects(self, module: nn.Module, before: tuple[Any, ...]) -> None:
         """Refuse what a module did besides computing with tensors, which a graph would do once and never again.
 
-        Numbers from Python or NumPy come to the recorder as constants. A new tensor in the place of a buffer comes to
-        no call at all (an assignment is none), so that buffers are looked at when the module returns; the model itself
-        may assign to those of its submodules.
+        A number from Python or NumPy comes to the recorder as a constant. A new tensor in the place of a buffer does not
+        come to it at all, since an assignment is no call: a module's buffers are looked at when it returns, and those of
+        all modules when the model does, for a module may assign to another one's.
         """
         if host_state() != before:
             raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
@@ -269,9 +269,9 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)  # fake tensors raise here: a value decides what happens next
         # Within the call, torch's own Python (nn.functional) calls torch again; the call is one node all the same.
         with torch._C.DisableTorchFunction():
-            return self._emit(_Call(*describe(func, args), kwargs), lambda: func(*args, **kwargs))
+            return self._emit(_TracedCall(*describe(func, args), kwargs), lambda: func(*args, **kwargs))
 
-    def _emit(self, call: _Call, run: Callable[[], Any]) -> Any:
+    def _emit(self, call: _TracedCall, run: Callable[[], Any]) -> Any:
         """Run one call and write it down, unless it neither makes nor changes a tensor.
 
         What changed in place is told by the version counters, which autograd keeps for that very purpose: names that
@@ -284,14 +284,15 @@ class _Recorder(TorchFunctionMode):
             result = run()
         finally:
             self.paused = False
-        changed = [tensor for tensor, version in zip(inputs, versions, strict=True) if tensor._version != version]
-        if not changed and next(tensors_in(result), None) is None:
+        mutations = [tensor for tensor, version in zip(inputs, versions, strict=True) if tensor._version != version]
+        if not mutations and next(tensors_in(result), None) is None:
             return result
-        return self._write(call, result, inputs, changed)
+        return self._write(call, result, inputs, mutations)
 
-    def _write(self, call: _Call, result: Any, inputs: list[torch.Tensor], changed: list[torch.Tensor]) -> Any:
+    def _write(self, call: _TracedCall, result: Any, inputs: list[torch.Tensor], mutations: list[torch.Tensor]) -> Any:
+        """Write a call down; ``mutations`` are those of its inputs that it changed in place."""
         table = self.table
-        if any(map(table.is_of_model, changed)):
+        if any(map(table.is_of_model, mutations)):
             raise UnreadableError("it changes its own parameters or buffers outside torch.nn's modules")
         if not torch.is_grad_enabled() and any(map(table.is_trainable, inputs)):
             raise UnreadableError("it switches gradients off inside its forward")
@@ -300,15 +301,15 @@ class _Recorder(TorchFunctionMode):
         node.meta["nn_module_stack"] = {path: type(module) for path, module in self.stack}
         node.meta["calls"] = tuple(self.calls)
         node.meta["trainable"] = call.op == "call_module" or any(map(table.is_trainable, inputs))
-        node.meta["changes"] = frozenset(map(table.memory, changed))
-        if any(result is tensor for tensor in inputs) and not any(result is tensor for tensor in changed):
+        node.meta["changes"] = frozenset(map(table.memory, mutations))
+        if any(result is tensor for tensor in inputs) and not any(result is tensor for tensor in mutations):
             # Returned as it came (dropout in eval mode): its own value all the same, since in train mode it is another
             # tensor. The forward goes on with a stand-in, so that later reads of the input stay reads of the input.
             stand_in = self.leaves.fake(result)
             table.set_memory(stand_in, result)
             result = stand_in
         results = list(tensors_in(result))
-        for tensor in changed:
+        for tensor in mutations:
             table.add_change(tensor, node, results)
-        table.add_result(result, node, unchanged={id(t) for t in inputs} - {id(t) for t in changed})
+        table.add_result(result, node, unchanged={id(t) for t in inputs} - {id(t) for t in mutations})
         return result

@@ -23,8 +23,8 @@ __all__ = ["check_against_model", "explain", "mode_error", "run_model"]
 
 def run_model(model: nn.Module, example: Example, *, training: bool) -> tuple[Any, Exception | None]:
     """What the model gives in a mode, or what it raises; it is left as found."""
-    copied = example.resized(example.batch)
-    return _run(model, lambda: model(*copied.args, **copied.kwargs), training=training)
+    inputs = example.resized(example.batch)  # copies: a forward may change its inputs
+    return _run(model, lambda: model(*inputs.args, **inputs.kwargs), training=training)
 
 
 def _run(model: nn.Module, call: Callable[[], Any], *, training: bool) -> tuple[Any, Exception | None]:

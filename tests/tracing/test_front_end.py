@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
 
 from pararealize.tracing.front_end import capture
-from tests.models import MaskedTransformer, SmallResNet, StochasticDepth
-
-
-def outputs(model: nn.Module, graph: nn.Module, *inputs: Tensor) -> list[Any]:
-    """What model and graph give for one random state."""
-    results = []
-    for network in (model, graph):
-        torch.manual_seed(3)
-        results.append(network(*inputs))
-    return results
-
-
-IDS = torch.randint(0, 11, (4, 7))
-NETWORKS = {
-    "convolutions": (SmallResNet(), torch.randn(4, 3, 8, 8)),
-    "functional dropout and a mask": (MaskedTransformer(), IDS),
-    "stochastic depth": (nn.Sequential(*(StochasticDepth() for _ in range(3))), torch.randn(4, 6)),
-    "lstm": (nn.LSTM(3, 5, batch_first=True), torch.randn(4, 6, 3)),
-}
+from tests.models import SmallResNet
 
 
 def test_modules_stay_calls_with_qualified_names() -> None:
