@@ -1,1 +1,48 @@
-"""."""
+"""Reading a captured network: where it can be cut, which blocks repeat, what these cost and what they see.
+
+In reading order:
+
+    flow        Capture -> Flow: the order of the state, what is context, and the points where one activation is alive
+    signature   operations -> keys under which blocks are of one structure, or interchangeable
+    finder      Flow -> BlockSpans: which stretches between cut points are the blocks that a person would name
+    context     operations -> what they read from outside: masks, tables, parameters
+    space       a value -> Space, its shape without the batch and the axis of its channels
+    blocks      Capture -> BlockChain: stem, blocks and head (``find_blocks`` composes the files above)
+    addition    Flow -> its sums of two activations as x + f(x), or why they are none
+    residual    Flow -> Residuals: blocks of the form x + f(x), and chains of them
+    cost        BlockChain -> Costs: counted on shapes, or measured in seconds
+    counter     a module -> the operations and written elements of one call, on fake tensors
+    dry_run     a module -> a run forward and backward on stand-ins for its tensors
+    stopwatch   modules to run -> the median seconds of each, measured in turn
+    fields      BlockChain -> Fields, the receptive fields (a folder)
+"""
+
+from .addition import Addition
+from .blocks import Block, BlockChain, find_blocks
+from .cost import BlockCost, Costs, count_costs, count_module, measure_costs, measure_module
+from .flow import Flow, RefusedCut, flow_of
+from .residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
+from .space import Space
+
+__all__ = [
+    "Addition",
+    "Block",
+    "BlockChain",
+    "BlockCost",
+    "Costs",
+    "Flow",
+    "NotResidual",
+    "RefusedCut",
+    "Residual",
+    "Residuals",
+    "Space",
+    "chains_of",
+    "count_costs",
+    "count_module",
+    "find_blocks",
+    "find_residuals",
+    "flow_of",
+    "measure_costs",
+    "measure_module",
+    "residual_of",
+]

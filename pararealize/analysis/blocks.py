@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import fx, nn
@@ -23,7 +24,7 @@ from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.module_view import Piece
 
 from .context import context_of, count_parameters, shared_values
-from .finder import ENOUGH, Finder, Run, entry_of, share_of
+from .finder import ENOUGH, BlockFinder, BlockSpan, entry_of, share_of
 from .flow import Flow, RefusedCut, flow_of
 from .signature import isomorphic, signatures
 from .space import Space, space_of
@@ -96,8 +97,8 @@ class BlockChain:
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
         """Maximal runs (first, last) of blocks whose outputs have one shape."""
-        runs = itertools.groupby(range(len(self.blocks)), key=lambda i: self.blocks[i].y.shape)
-        return tuple((run[0], run[-1]) for run in (list(group) for _, group in runs))
+        groups = itertools.groupby(range(len(self.blocks)), key=lambda i: self.blocks[i].y.shape)
+        return tuple((run[0], run[-1]) for run in (list(group) for _, group in groups))
 
     def module(self, first: int, last: int) -> Piece:
         """Blocks ``first`` to ``last`` (both included, from 0) as one module over the model's own parameters.
@@ -151,56 +152,61 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
         torch.Size([5, 16, 32, 32])
     """
     flow = flow_of(capture)
-    runs = Finder(flow).runs()
-    if len(runs) < _FEW or share_of(flow, runs) < ENOUGH:
+    spans = BlockFinder(flow).spans()
+    if len(spans) < _FEW or share_of(flow, spans) < ENOUGH:
         wider = flow_of(capture, broadcast=True)
-        found = Finder(wider).runs() if len(wider.cuts) else []
-        if len(found) > len(runs) and share_of(wider, found) > ENOUGH:
-            flow, runs = wider, found
-    if not runs:
+        others = BlockFinder(wider).spans() if wider.cuts else []
+        if len(others) > len(spans) and share_of(wider, others) > ENOUGH:
+            flow, spans = wider, others
+    if not spans:
         raise _no_blocks(flow)
-    if isinstance(stem_blocks, bool) or not isinstance(stem_blocks, int) or not 0 <= stem_blocks < len(runs):
+    if isinstance(stem_blocks, bool) or not isinstance(stem_blocks, int) or not 0 <= stem_blocks < len(spans):
         raise CutError(
-            f"stem_blocks = {stem_blocks!r} is out of range: {type(capture.model).__name__} has {len(runs)} blocks, "
-            f"and one must remain; pass an integer from 0 to {len(runs) - 1}"
+            f"stem_blocks = {stem_blocks!r} is out of range: {type(capture.model).__name__} has {len(spans)} blocks, "
+            f"and one must remain; pass an integer from 0 to {len(spans) - 1}"
         )
-    return _chain(flow, runs, stem_blocks)
+    return _chain(flow, spans[stem_blocks:], stem_blocks)
 
 
-def _chain(flow: Flow, every: list[Run], stem_blocks: int) -> BlockChain:
-    runs = every[stem_blocks:]
+class _Interface(NamedTuple):
+    """The one activation between two parts of a network, and its space."""
+
+    node: fx.Node
+    space: Space
+
+
+def _chain(flow: Flow, spans: list[BlockSpan], stem_blocks: int) -> BlockChain:
     module_of = flow.capture.graph_module.get_submodule
-    maker = _Maker(flow, shared_values(flow, runs))
-    first = _first_input(flow, runs[0])
-    same: dict[str, list[tuple[fx.Node, ...]]] = {}
+    maker = _BlockMaker(flow, shared_values(flow, spans))
+    entry = _first_input(flow, spans[0])
+    begin = end = _Interface(entry, space_of(entry, module_of))
+    representatives: dict[str, tuple[fx.Node, ...]] = {}
     blocks: list[Block] = []
-    entering, x = first, space_of(first, module_of)
-    for run in runs:
-        nodes, leaving = flow.order[run.first : run.last + 1], _alive_after(flow, run.last)
-        y = space_of(leaving, module_of)
-        block = maker.part((run.name, run.kind, nodes), entering, leaving, (x, y), nodes)
-        blocks.append(dataclasses.replace(block, signature=_canonical(block, same, module_of)))
-        entering, x = leaving, y
+    for span in spans:
+        nodes, node = flow.order[span.first : span.last + 1], _alive_after(flow, span.last)
+        before, end = end, _Interface(node, space_of(node, module_of))
+        block = maker.block(span.name, span.kind, nodes, (before, end), reading=nodes)
+        signature = _canonical(block, representatives, module_of)
+        blocks.append(dataclasses.replace(block, signature=signature))
     output = flow.capture.graph.output_node()
-    before, behind = flow.order[: runs[0].first], flow.order[runs[-1].last + 1 :]
-    start = blocks[0].x
+    front, rest = flow.order[: spans[0].first], flow.order[spans[-1].last + 1 :]
     return BlockChain(
         capture=flow.capture,
         flow=flow,
         source=_source(flow),
-        stem=maker.part(("stem", "stem", before), first, first, (start, start), ()),
+        stem=maker.block("stem", "stem", front, (begin, begin), reading=()),
         blocks=tuple(blocks),
-        head=maker.part(("head", "head", behind), entering, output, (x, x), (*behind, output)),
+        head=maker.block("head", "head", rest, (end, _Interface(output, end.space)), reading=(*rest, output)),
         stem_blocks=stem_blocks,
     )
 
 
-def _first_input(flow: Flow, run: Run) -> fx.Node:
-    if run.first == 0:
+def _first_input(flow: Flow, span: BlockSpan) -> fx.Node:
+    if span.first == 0:
         entry = entry_of(flow)
         assert entry is not None
         return entry
-    return _alive_after(flow, run.first - 1)
+    return _alive_after(flow, span.first - 1)
 
 
 def _alive_after(flow: Flow, position: int) -> fx.Node:
@@ -213,46 +219,48 @@ def _alive_after(flow: Flow, position: int) -> fx.Node:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Maker:
-    """Makes parts of a network from runs of its nodes; ``shared`` are parameters' values that several parts read."""
+class _BlockMaker:
+    """Makes blocks of a network from stretches of its nodes; ``shared`` are values of parameters that several read."""
 
     flow: Flow
     shared: frozenset[fx.Node]
 
-    def part(
+    def block(
         self,
-        run: tuple[str, str, tuple[fx.Node, ...]],
-        entering: fx.Node,
-        leaving: fx.Node,
-        spaces: tuple[Space, Space],
+        name: str,
+        kind: str,
+        nodes: tuple[fx.Node, ...],
+        ends: tuple[_Interface, _Interface],
+        *,
         reading: tuple[fx.Node, ...],
     ) -> Block:
-        """A block of the given name, kind and nodes; its context is what ``reading`` reads from outside."""
-        name, kind, nodes = run
+        """The block of these nodes between two interfaces; its context is what ``reading`` reads from outside."""
         signature, exact = signatures(nodes, self.flow.capture.graph_module.get_submodule)
         return Block(
             name=name,
             kind=kind,
             nodes=nodes,
-            input=entering,
-            output=leaving,
-            context=context_of(self.flow, reading, entering, self.shared),
-            x=spaces[0],
-            y=spaces[1],
+            input=ends[0].node,
+            output=ends[1].node,
+            context=context_of(self.flow, reading, ends[0].node, self.shared),
+            x=ends[0].space,
+            y=ends[1].space,
             signature=signature,
             exact_signature=exact,
             parameters=count_parameters(self.flow, nodes),
         )
 
 
-def _canonical(block: Block, same: dict[str, list[tuple[fx.Node, ...]]], module_of: Callable[[str], nn.Module]) -> str:
-    """The signature, or that of an earlier block which is the same graph run in another order."""
-    if block.signature in same:
+def _canonical(
+    block: Block, representatives: dict[str, tuple[fx.Node, ...]], module_of: Callable[[str], nn.Module]
+) -> str:
+    """The signature, or that of an earlier block which is the same graph with its operations in another order."""
+    if block.signature in representatives:
         return block.signature
-    for signature, (nodes, *_) in same.items():
+    for signature, nodes in representatives.items():
         if len(nodes) == len(block.nodes) and isomorphic(nodes, block.nodes, module_of):
             return signature
-    same[block.signature] = [block.nodes]
+    representatives[block.signature] = block.nodes
     return block.signature
 
 

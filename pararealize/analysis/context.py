@@ -1,4 +1,4 @@
-"""Nodes of a part of the network -> what they read from outside of it: context, and parameters."""
+"""Nodes of a block -> the nodes outside of it that they read, its context; and the number of its parameters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import fx
 
 from pararealize.tracing.merging import size_of
 
-from .finder import Run
+from .finder import BlockSpan
 from .flow import Flow
 
 __all__ = ["context_of", "count_parameters", "shared_values"]
@@ -16,50 +16,50 @@ def context_of(
     flow: Flow, nodes: tuple[fx.Node, ...], entering: fx.Node, shared: frozenset[fx.Node]
 ) -> tuple[fx.Node, ...]:
     """What nodes read from outside besides the activation: inputs' values, broadcast state, shared parameter values."""
-    inside = set(nodes)
-    found: dict[fx.Node, None] = {}
+    inside = {*nodes, entering}
+    context: dict[fx.Node, None] = {}
     stack = list(reversed(nodes))
     seen: set[fx.Node] = set()
     while stack:
-        node = stack.pop()
-        for argument in node.all_input_nodes:
-            if argument is entering or argument in inside or argument in seen:
+        for argument in stack.pop().all_input_nodes:
+            if argument in inside or argument in seen:
                 continue
             seen.add(argument)
-            depends = flow.depends[argument]
-            if depends[0] or argument in shared:
-                found[argument] = None
+            if flow.depends[argument].inputs or argument in shared:
+                context[argument] = None
             elif argument.target is not None and argument.op != "placeholder" and argument.target is not size_of:
+                # a constant, or parameters' values that this part alone reads: computed within it, from what it reads
                 stack.append(argument)
-    return tuple(found)
+    return tuple(context)
 
 
-def shared_values(flow: Flow, runs: list[Run]) -> frozenset[fx.Node]:
+def shared_values(flow: Flow, spans: list[BlockSpan]) -> frozenset[fx.Node]:
     """Values of parameters alone that several parts read, such as a table of relative positions."""
-    part_of = {node: i for i, run in enumerate(runs) for node in flow.order[run.first : run.last + 1]}
-    readers: dict[fx.Node, set[int]] = {}
-    for node in flow.capture.graph.nodes:
-        if flow.depends[node] != (False, True) if node.op != "output" else True:
-            continue
-        if node.op != "get_attr":
-            readers[node] = {part_of.get(user, -1) for user in node.users if user in part_of or user in flow.depends}
-    return frozenset(node for node, parts in readers.items() if len(parts) > 1)
+    rest = -1  # stem, head and whatever else lies in no span count as one part
+    part_of = {node: i for i, span in enumerate(spans) for node in flow.order[span.first : span.last + 1]}
+    return frozenset(
+        node
+        for node in flow.capture.graph.nodes
+        if node.op not in ("output", "get_attr")
+        and flow.depends[node].on_parameters_alone
+        and len({part_of.get(user, rest) for user in node.users}) > 1
+    )
 
 
 def count_parameters(flow: Flow, nodes: tuple[fx.Node, ...]) -> int:
     """Elements of the distinct parameters that nodes read."""
     module = flow.capture.graph_module
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     stack, seen = list(nodes), set(nodes)
     while stack:
         node = stack.pop()
         if node.op == "call_module":
-            found.update((id(p), p.numel()) for p in module.get_submodule(str(node.target)).parameters())
+            sizes.update((id(p), p.numel()) for p in module.get_submodule(str(node.target)).parameters())
         elif node.op == "get_attr" and node.meta.get("trainable"):
             parameter = module.get_parameter(str(node.target))
-            found[id(parameter)] = parameter.numel()
+            sizes[id(parameter)] = parameter.numel()
         for argument in node.all_input_nodes:
-            if argument not in seen and flow.depends[argument] == (False, True):
+            if argument not in seen and flow.depends[argument].on_parameters_alone:
                 seen.add(argument)
                 stack.append(argument)
-    return sum(found.values())
+    return sum(sizes.values())

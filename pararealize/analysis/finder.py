@@ -1,4 +1,4 @@
-"""Flow -> runs of operations that are blocks: by module and, failing that, by layer."""
+"""Flow -> BlockSpans: the stretches between cut points that are the blocks, by module and, failing that, by layer."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import fx, nn
 
-from .flow import Flow
+from .flow import Flow, module_path
 from .signature import signatures, work
 
-__all__ = ["ENOUGH", "Finder", "Run", "entry_of", "share_of"]
+__all__ = ["ENOUGH", "BlockFinder", "BlockSpan", "entry_of", "share_of"]
 
 ENOUGH = 0.35  # of all work must lie in modules of one class for them to be the blocks
 _COMPARABLE = 0.7  # of the best class's work, for a class with more instances to be preferred
-_WORTH_IT = 0.05  # of all work, for a run before or after the main one to be blocks and not stem or head
+_WORTH_IT = 0.05  # of all work, for a class before or after the main one to be blocks and not stem or head
 _LIGHT = ("Norm", "ReLU", "ELU", "GELU", "SiLU", "Sigmoid", "Tanh", "Hardswish", "Mish", "Dropout", "Identity")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Run:
+class BlockSpan:
     """Positions ``first`` to ``last`` of the order: one block."""
 
     first: int
@@ -31,16 +32,41 @@ class Run:
     kind: str
 
 
-def share_of(flow: Flow, runs: list[Run]) -> float:
-    """How much of all work lies within the runs, from 0 to 1."""
+def share_of(flow: Flow, spans: list[BlockSpan]) -> float:
+    """How much of all work lies within the spans, from 0 to 1."""
     module_of = flow.capture.graph_module.get_submodule
     total = sum(work(node, module_of) for node in flow.order)
-    inside = sum(work(node, module_of) for run in runs for node in flow.order[run.first : run.last + 1])
+    inside = sum(work(node, module_of) for span in spans for node in flow.order[span.first : span.last + 1])
     return inside / total if total else 0.0
 
 
-class Finder:
-    """Looks for runs of operations that are blocks, by module and, failing that, by layer."""
+class _ModuleCall(NamedTuple):
+    """A call of a module whose operations are exactly those at positions ``first`` to ``last``."""
+
+    first: int
+    last: int
+    path: str
+    key: str  # equal for calls that are blocks of one sort
+
+
+@dataclasses.dataclass(slots=True)
+class _Layers:
+    """A weighted layer of a kind with the light layers behind it; or, without a kind, what belongs to none."""
+
+    kind: str | None
+    stretches: list[tuple[int, int]]
+
+    @property
+    def first(self) -> int:
+        return self.stretches[0][0]
+
+    @property
+    def last(self) -> int:
+        return self.stretches[-1][1]
+
+
+class BlockFinder:
+    """Looks for the stretches between cut points that are blocks, by module and, failing that, by layer."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
@@ -49,45 +75,47 @@ class Finder:
         self.before = [0.0, *itertools.accumulate(self.work)]
         self.ends = set(flow.cuts)
         self.begins = {0 if _one_input(flow) else -1} | {cut + 1 for cut in flow.cuts if cut >= flow.start}
-        self.modules = self._filling_modules()
+        self.calls = self._module_calls()
 
     def amount(self, first: int, last: int) -> float:
         """The work between two positions, both included."""
         return self.before[last + 1] - self.before[first]
 
-    def runs(self) -> list[Run]:
+    def spans(self) -> list[BlockSpan]:
         """The blocks, in order and without gaps."""
-        last = len(self.flow.order) - 1
-        found = self._repeated(self.flow.start, last)
-        if sum(self.amount(run.first, run.last) for run in found) < ENOUGH * self.before[-1]:
+        spans = self._repeated(self.flow.start, len(self.flow.order) - 1)
+        if sum(self.amount(span.first, span.last) for span in spans) < ENOUGH * self.before[-1]:
             flat = self._flat()
-            if len(flat) > len(found):
-                found = flat
-        return self._unique(self._closed(sorted(found, key=lambda run: run.first)))
+            if len(flat) > len(spans):
+                spans = flat
+        return _numbered(self._closed(sorted(spans, key=lambda span: span.first)))
 
     # By module ------------------------------------------------------------------------------------------------------
 
-    def _filling_modules(self) -> list[tuple[int, int, str, str]]:
-        """(first, last, path, key) of every module call whose operations lie exactly between two cuts."""
-        spans: dict[int, list[int]] = {}
-        about: dict[int, tuple[str, type]] = {}
+    def _module_calls(self) -> list[_ModuleCall]:
+        """Every call of a module that could be a block and fills the graph from one cut to another.
+
+        A call is contiguous if as many of its operations lie in the order as its first and last are apart: operations
+        of another module between them, or state that skips it, make it no block.
+        """
+        extents: dict[int, list[int]] = {}
+        modules: dict[int, tuple[str, type]] = {}
         for i, node in enumerate(self.flow.order):
             stack = node.meta.get("nn_module_stack", {})
             for (path, kind), call in zip(stack.items(), node.meta.get("calls", ()), strict=False):
-                span = spans.setdefault(call, [i, i, 0])
-                span[1], span[2] = i, span[2] + 1
-                about[call] = (path, kind)
-        return [
-            (first, last, about[call][0], self._key(first, last, about[call][1]))
-            for call, (first, last, count) in spans.items()
-            if count == last - first + 1
-            and about[call][0]
-            and first in self.begins
-            and last in self.ends
-            and self._is_block_like(about[call][0], about[call][1])
-        ]
+                extent = extents.setdefault(call, [i, i, 0])
+                extent[1], extent[2] = i, extent[2] + 1
+                modules[call] = path, kind
+        calls = []
+        for call, (first, last, count) in extents.items():
+            path, kind = modules[call]
+            fills = count == last - first + 1 and first in self.begins and last in self.ends
+            if fills and path and self._could_be_block(path, kind):
+                calls.append(_ModuleCall(first, last, path, self._key(first, last, kind)))
+        return calls
 
-    def _is_block_like(self, path: str, kind: type) -> bool:
+    def _could_be_block(self, path: str, kind: type) -> bool:
+        """A module of the user's, or one of torch's that holds others; a single layer of torch's is none."""
         return not kind.__module__.startswith("torch.nn") or next(self._original(path).children(), None) is not None
 
     def _original(self, path: str) -> nn.Module:
@@ -98,61 +126,58 @@ class Finder:
             return signatures(self.flow.order[first : last + 1], self.module_of)[0]
         return f"{kind.__module__}.{kind.__qualname__}"
 
-    def _repeated(self, first: int, last: int) -> list[Run]:
-        """The modules of the class that a person would name within a stretch, then those of the rest."""
-        groups: dict[str, list[tuple[int, int, str]]] = {}
-        for begin, end, path, key in self.modules:
-            if first <= begin and end <= last:
-                groups.setdefault(key, []).append((begin, end, path))
-        disjoint = {key: list(_disjoint(spans)) for key, spans in groups.items()}
-        covered = {
-            key: sum(self.amount(b, e) for b, e, _ in spans) for key, spans in disjoint.items() if len(spans) > 1
+    def _repeated(self, first: int, last: int) -> list[BlockSpan]:
+        """The modules of the class that a person would name within a stretch, then those of what is left of it."""
+        groups: dict[str, list[_ModuleCall]] = {}
+        for call in self.calls:
+            if first <= call.first and call.last <= last:
+                groups.setdefault(call.key, []).append(call)
+        disjoint = {key: list(_outermost(calls)) for key, calls in groups.items()}
+        amounts = {
+            key: sum(self.amount(call.first, call.last) for call in calls)
+            for key, calls in disjoint.items()
+            if len(calls) > 1
         }
-        if not covered or max(covered.values()) < _WORTH_IT * self.before[-1]:
+        if not amounts or max(amounts.values()) < _WORTH_IT * self.before[-1]:
             return []
-        best = max(covered.values())
-        key = max(
-            (k for k in covered if covered[k] >= _COMPARABLE * best), key=lambda k: (len(disjoint[k]), covered[k])
-        )
-        chosen = [Run(b, e, path, self._kind(path)) for b, e, path in disjoint[key]]
-        edges = [first - 1, *(edge for run in chosen for edge in (run.first, run.last)), last + 1]
+        comparable = [key for key in amounts if amounts[key] >= _COMPARABLE * max(amounts.values())]
+        key = max(comparable, key=lambda key: (len(disjoint[key]), amounts[key]))
+        spans = [BlockSpan(call.first, call.last, call.path, self._kind(call.path)) for call in disjoint[key]]
+        edges = [first - 1, *(edge for span in spans for edge in (span.first, span.last)), last + 1]
         rest = [self._repeated(a + 1, b - 1) for a, b in zip(edges[::2], edges[1::2], strict=True) if a + 1 <= b - 1]
-        return [*chosen, *itertools.chain.from_iterable(rest)]
+        return [*spans, *itertools.chain.from_iterable(rest)]
 
     def _kind(self, path: str) -> str:
         return type(self._original(path)).__name__
 
     # By layer -------------------------------------------------------------------------------------------------------
 
-    def _flat(self) -> list[Run]:
+    def _flat(self) -> list[BlockSpan]:
         """Blocks that begin at each weighted layer between cuts, of the kind that does most of the work."""
-        atoms = self._atoms()
-        groups: list[tuple[str, list[tuple[int, int]]]] = []
-        open_for_more = False
-        for atom in atoms:
-            heavy = self._weighted(*atom)
-            if heavy is not None:
-                groups.append((heavy, [atom]))
-                open_for_more = True
-            elif groups and open_for_more and self._light(*atom):
-                groups[-1][1].append(atom)
+        groups: list[_Layers] = []
+        for stretch in self._stretches():
+            kind = self._weighted(*stretch)
+            if kind is not None or (groups and not (groups[-1].kind is not None and self._light(*stretch))):
+                groups.append(_Layers(kind, [stretch]))
             elif groups:
-                open_for_more = False
-                groups.append(("", [atom]))
+                groups[-1].stretches.append(stretch)
         amounts: dict[str, float] = {}
-        for heavy, spans in groups:
-            amounts[heavy] = amounts.get(heavy, 0.0) + self.amount(spans[0][0], spans[-1][1])
-        amounts.pop("", None)
+        for group in groups:
+            if group.kind is not None:
+                amounts[group.kind] = amounts.get(group.kind, 0.0) + self.amount(group.first, group.last)
         if not amounts:
             return []
-        main = max(amounts, key=lambda heavy: amounts[heavy])
-        chosen = [spans for heavy, spans in groups if heavy == main]
-        if len(chosen) < 2:  # nothing repeats: every weighted layer is a block
-            chosen = [spans for heavy, spans in groups if heavy]
-        return [Run(s[0][0], s[-1][1], self._layer_name(s[0][0]), self._layers(s)) for s in chosen]
+        main = max(amounts, key=amounts.__getitem__)
+        blocks = [group for group in groups if group.kind == main]
+        if len(blocks) < 2:  # nothing repeats: every weighted layer is a block
+            blocks = [group for group in groups if group.kind is not None]
+        return [
+            BlockSpan(group.first, group.last, self._layer_name(group.first), self._layers(group.stretches))
+            for group in blocks
+        ]
 
-    def _atoms(self) -> list[tuple[int, int]]:
-        """Stretches between neighbouring cuts."""
+    def _stretches(self) -> list[tuple[int, int]]:
+        """(first, last) between neighbouring cuts."""
         begins = sorted(begin for begin in self.begins if begin >= self.flow.start)
         ends = sorted(end for end in self.ends if end >= self.flow.start)
         return [(begin, ends[i]) for begin in begins if (i := bisect.bisect_left(ends, begin)) < len(ends)]
@@ -184,58 +209,58 @@ class Finder:
             return type(self.module_of(str(node.target))).__name__
         return str(getattr(node.target, "__name__", node.target))
 
-    def _layers(self, spans: list[tuple[int, int]]) -> str:
-        return "-".join(self._layer(node) for first, last in spans for node in self.flow.order[first : last + 1])
+    def _layers(self, stretches: list[tuple[int, int]]) -> str:
+        return "-".join(self._layer(node) for first, last in stretches for node in self.flow.order[first : last + 1])
 
     def _layer_name(self, position: int) -> str:
         node = self.flow.order[position]
         if node.op == "call_module":
             return str(node.target)
-        path = list(node.meta.get("nn_module_stack", {"": None}))[-1]
+        path = module_path(node)
         return f"{path}.{node.name}" if path else node.name
 
     # What lies between ----------------------------------------------------------------------------------------------
 
-    def _closed(self, runs: list[Run]) -> Iterator[Run]:
-        """The runs without gaps: light stretches join the block before, others become blocks."""
-        for run, following in itertools.pairwise([*runs, None]):
-            if run is None:
+    def _closed(self, spans: list[BlockSpan]) -> Iterator[BlockSpan]:
+        """The spans without gaps: light stretches join the block before, others become blocks."""
+        for span, following in itertools.pairwise([*spans, None]):
+            if span is None:
                 return
-            if following is None or following.first == run.last + 1:
-                yield run
-            elif self._weighted(run.last + 1, following.first - 1) is None:
-                yield dataclasses.replace(run, last=following.first - 1)
+            if following is None or following.first == span.last + 1:
+                yield span
+            elif self._weighted(span.last + 1, following.first - 1) is None:
+                yield dataclasses.replace(span, last=following.first - 1)
             else:
-                yield run
-                yield self._between(run.last + 1, following.first - 1)
+                yield span
+                yield self._between(span.last + 1, following.first - 1)
 
-    def _between(self, first: int, last: int) -> Run:
+    def _between(self, first: int, last: int) -> BlockSpan:
         """A stretch between blocks as a block of its own, named by the innermost module around it."""
         stacks = [list(self.flow.order[i].meta.get("nn_module_stack", {})) for i in range(first, last + 1)]
         shared = [paths[0] for paths in zip(*stacks, strict=False) if len(set(paths)) == 1]
         inner = shared[-1] if shared else ""
-        whole = any(path == inner and (b, e) == (first, last) for b, e, path, _ in self.modules)
+        whole = any((call.first, call.last, call.path) == (first, last, inner) for call in self.calls)
         name = inner if whole else self._layer_name(first)
-        return Run(first, last, name, self._kind(inner) if whole else self._layers([(first, last)]))
-
-    def _unique(self, runs: Iterator[Run]) -> list[Run]:
-        """A module that is called repeatedly makes several blocks of one name: number them."""
-        seen: dict[str, int] = {}
-        named = []
-        for run in runs:
-            seen[run.name] = seen.get(run.name, 0) + 1
-            again = seen[run.name]
-            named.append(run if again == 1 else dataclasses.replace(run, name=f"{run.name}#{again}"))
-        return named
+        return BlockSpan(first, last, name, self._kind(inner) if whole else self._layers([(first, last)]))
 
 
-def _disjoint(spans: list[tuple[int, int, str]]) -> Iterator[tuple[int, int, str]]:
-    """Of spans that contain one another, the outermost."""
+def _numbered(spans: Iterator[BlockSpan]) -> list[BlockSpan]:
+    """A module that is called repeatedly makes several blocks of one name: number them."""
+    counts: dict[str, int] = {}
+    numbered = []
+    for span in spans:
+        count = counts[span.name] = counts.get(span.name, 0) + 1
+        numbered.append(span if count == 1 else dataclasses.replace(span, name=f"{span.name}#{count}"))
+    return numbered
+
+
+def _outermost(calls: list[_ModuleCall]) -> Iterator[_ModuleCall]:
+    """Of calls that contain one another, the outermost."""
     end = -1
-    for span in sorted(spans, key=lambda s: (s[0], -s[1])):
-        if span[0] > end:
-            end = span[1]
-            yield span
+    for call in sorted(calls, key=lambda call: (call.first, -call.last)):
+        if call.first > end:
+            end = call.last
+            yield call
 
 
 def _vanishes(node: fx.Node) -> bool:

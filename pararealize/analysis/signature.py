@@ -1,4 +1,4 @@
-"""Nodes of a block -> two keys: one that ignores names and widths, and one under which blocks are interchangeable."""
+"""Nodes of a block -> its signatures: one that ignores names and widths, one under which blocks are interchangeable."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def signatures(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) 
     Exact: the modules' whole configuration, and every parameter's and activation's shape besides.
     """
     index = {node: i for i, node in enumerate(nodes)}
-    soft, hard = [], []
+    structure, exact = [], []
     for node in nodes:
         references = str(fx.map_arg((node.args, node.kwargs), lambda argument: _reference(argument, index)))
         module = module_of(str(node.target)) if node.op == "call_module" else None
-        soft.append((node.op, _label(node, module), tuple(_links(node, index))))
-        hard.append((node.op, _label(node, module), references, _exact(node, module)))
-    return _digest(soft), _digest(hard)
+        structure.append((node.op, _label(node, module), tuple(_links(node, index))))
+        exact.append((node.op, _label(node, module), references, _exact(node, module)))
+    return _digest(structure), _digest(exact)
 
 
 def isomorphic(a: Sequence[fx.Node], b: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> bool:
@@ -52,10 +52,8 @@ def work(node: fx.Node, module_of: Callable[[str], nn.Module]) -> float:
 def _weights(node: fx.Node, module_of: Callable[[str], nn.Module]) -> list[torch.Tensor]:
     if node.op == "call_module":
         return list(module_of(str(node.target)).parameters())
-    read = [
-        argument for argument in node.all_input_nodes if argument.op == "get_attr" and argument.meta.get("trainable")
-    ]
-    return [argument.meta["val"] for argument in read]
+    parameters = (node for node in node.all_input_nodes if node.op == "get_attr" and node.meta.get("trainable"))
+    return [parameter.meta["val"] for parameter in parameters]
 
 
 def _graph(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> nx.DiGraph[int]:

@@ -28,7 +28,7 @@ _CHANNELS_FIRST = (
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _FUNCTIONS_FIRST = {F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.group_norm, F.instance_norm, torch.conv2d}
 _FUNCTIONS_LAST = {F.linear, F.layer_norm, F.rms_norm, torch.layer_norm}
-_STEPS = 24  # how far to look for an operation that tells
+_STEPS = 24  # operations to look at for one that decides where the channels are
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Space:
 
 
 def space_of(node: fx.Node, module_of: Callable[[str], nn.Module]) -> Space:
-    """The space of a node's value; the channel axis is told by the operations around it.
+    """The space of a node's value; the operations around it decide which axis holds the channels.
 
     Args:
         node: a node whose ``meta["val"]`` is a tensor with a leading batch dimension.
@@ -91,20 +91,23 @@ def space_of(node: fx.Node, module_of: Callable[[str], nn.Module]) -> Space:
     """
     value = node.meta["val"]
     shape = tuple(int(size) for size in value.shape[1:])
-    last = max(len(shape) - 1, 0)
-    channel = last
-    if len(shape) > 1:
-        told = _told_by(_forward(node), module_of)
-        if told is None:
-            told = _told_by(_backward(node), module_of)
-        if told is None:
-            told = len(shape) == 2
-        channel = last if told else 0
+    channel = max(len(shape) - 1, 0)
+    if len(shape) > 1 and not _are_channels_last(node, len(shape), module_of):
+        channel = 0
     return Space(shape=shape, channel=channel, dtype=str(value.dtype).removeprefix("torch."))
 
 
-def _told_by(nodes: Iterable[fx.Node], module_of: Callable[[str], nn.Module]) -> bool | None:
-    """Whether the channels come last, as the first operation says that has an opinion."""
+def _are_channels_last(node: fx.Node, axes: int, module_of: Callable[[str], nn.Module]) -> bool:
+    """By what reads the value, or else by what made it, or else by the custom of (tokens, channels)."""
+    for nodes in (_forward(node), _backward(node)):
+        verdict = _first_verdict(nodes, module_of)
+        if verdict is not None:
+            return verdict
+    return axes == 2
+
+
+def _first_verdict(nodes: Iterable[fx.Node], module_of: Callable[[str], nn.Module]) -> bool | None:
+    """Whether the channels come last, by the first of the operations that works along one axis of channels."""
     for node in nodes:
         if node.op == "call_module":
             for module in module_of(str(node.target)).modules():
@@ -127,9 +130,9 @@ def _forward(node: fx.Node) -> Iterable[fx.Node]:
 def _backward(node: fx.Node) -> Iterable[fx.Node]:
     """Operations that made the value, through those that kept its shape."""
     yield node
-    for found in _search(node, lambda n: n.all_input_nodes, lambda n: _same_shape(n, node)):
-        if _same_shape(found, node):
-            yield found
+    for source in _search(node, lambda n: n.all_input_nodes, lambda n: _same_shape(n, node)):
+        if _same_shape(source, node):
+            yield source
 
 
 def _search(

@@ -1,1 +1,66 @@
-"""."""
+"""The new modules of a parareal network: adapters C^j and coarse blocks F^j, described, counted and built.
+
+In reading order:
+
+    spec              AdapterPlan and CoarsePlan, the rows of a plan: plain data
+    resampling        two spaces -> the route between them: pools, projections, moves of axes
+    adapter           two spaces -> the adapter C^j, its description and its cost
+    kinds             the table of coarse kinds, one row each: a new kind is registered here
+    units             two spaces -> the units of the paper, depthwise units and linear maps
+    bottleneck_unit   two spaces -> the narrow residual unit
+    copies            blocks of a segment -> copies with fresh weights
+    custom            a callable of the user's -> its module, checked
+    coverage          receptive fields -> how many units, and how wide a kernel
+    coarse_block      CoarsePlan -> the coarse block F^j, and its cost
+    family            BlockChain -> what sort of network it is
+    evidence_table    BlockChain, n -> the kind that "auto" stands for, from what was tried on such networks
+"""
+
+from .adapter import Adapter, adapter_cost, build_adapter, describe_adapter
+from .bottleneck_unit import Bottleneck
+from .coarse_block import build_coarse, coarse_cost, coarse_units, draw_coarse
+from .copies import Copies, block_choice, takes_context
+from .coverage import kernel_for
+from .evidence_table import Choice, Evidence, choose
+from .family import family_of
+from .kinds import CoarseKind, coarse_name, kind_for, units_for
+from .resampling import Move, Resample, RouteStep, halvings, route
+from .spec import AdapterPlan, CoarsePlan, RowCost
+from .units import CoarseBlock, DepthwiseUnit, PaperUnit, Projection, linear_map
+
+__all__ = [
+    "Adapter",
+    "AdapterPlan",
+    "Bottleneck",
+    "Choice",
+    "CoarseBlock",
+    "CoarseKind",
+    "CoarsePlan",
+    "Copies",
+    "DepthwiseUnit",
+    "Evidence",
+    "Move",
+    "PaperUnit",
+    "Projection",
+    "Resample",
+    "RouteStep",
+    "RowCost",
+    "adapter_cost",
+    "block_choice",
+    "build_adapter",
+    "build_coarse",
+    "choose",
+    "coarse_cost",
+    "coarse_name",
+    "coarse_units",
+    "describe_adapter",
+    "draw_coarse",
+    "family_of",
+    "halvings",
+    "kernel_for",
+    "kind_for",
+    "linear_map",
+    "route",
+    "takes_context",
+    "units_for",
+]

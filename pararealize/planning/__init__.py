@@ -1,1 +1,29 @@
-"""."""
+"""Deciding: where a network is cut, and what stands at every interface; gives a Plan, before anything is built.
+
+In reading order:
+
+    search      BlockChain, Fields, Costs, n -> Plan (``plan_segments``)
+    arguments   what a user asks of a plan -> what it means for a network, or every fault at once
+    prices      a kind of module and two spaces -> what it costs, counted or measured
+    cuts        costs of one direction -> the cut with the smallest critical path: a dynamic programme
+    step_cuts   costs of both directions -> the cut with the smallest step: a search over pairs of times
+"""
+
+from .arguments import device_fault
+from .cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
+from .prices import Price, Prices
+from .search import plan_segments
+from .step_cuts import StepProblem, cheapest_step
+
+__all__ = [
+    "CutProblem",
+    "Price",
+    "Prices",
+    "StepProblem",
+    "cheapest_cuts",
+    "cheapest_step",
+    "device_fault",
+    "equal_cuts",
+    "named_cuts",
+    "plan_segments",
+]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pararealize.analysis.blocks import BlockChain, find_blocks
 from pararealize.analysis.context import context_of, count_parameters, shared_values
-from pararealize.analysis.finder import Finder, Run
+from pararealize.analysis.finder import BlockFinder, BlockSpan
 from pararealize.tracing.front_end import capture
 from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
 
@@ -86,11 +86,11 @@ def test_values_that_the_output_or_two_runs_read_are_shared() -> None:
     chain = chain_of(SharedBias(), torch.randn(3, 6))
     flow = chain.flow
     assert shared_values(flow, []) == frozenset(), "all read by one part: the rest of the network"
-    runs = Finder(flow).runs()
+    runs = BlockFinder(flow).spans()
     (table,) = shared_values(flow, runs)
     assert table.name == "softmax"
     assert shared_values(flow, runs[:1]) == {table}, "the first block and the rest"
-    assert shared_values(flow, [Run(runs[0].first, runs[3].last, "joined", "")]) == frozenset(), (
+    assert shared_values(flow, [BlockSpan(runs[0].first, runs[3].last, "joined", "")]) == frozenset(), (
         "one part reads it, however often"
     )
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from pararealize.analysis.blocks import BlockChain, find_blocks
-from pararealize.analysis.finder import Finder, Run, entry_of, share_of
+from pararealize.analysis.finder import BlockFinder, BlockSpan, entry_of, share_of
 from pararealize.analysis.flow import Flow, flow_of
 from pararealize.errors import CaptureError
 from pararealize.tracing.front_end import capture
@@ -22,7 +22,7 @@ def flow(model: nn.Module, *inputs: Tensor) -> Flow:
     return flow_of(capture(model, inputs if len(inputs) > 1 else inputs[0]))
 
 
-def names(runs: list[Run]) -> list[str]:
+def names(runs: list[BlockSpan]) -> list[str]:
     return [run.name for run in runs]
 
 
@@ -56,7 +56,7 @@ def test_torchvision_networks(name: str, expected: dict[str, int]) -> None:
     assert kinds(on_meta(name)) == expected
 
 
-def assert_in_order(finder: Finder, runs: list[Run]) -> None:
+def assert_in_order(finder: BlockFinder, runs: list[BlockSpan]) -> None:
     """Runs lie one after the other without gaps, and begin and end where one activation is alive."""
     for before, after in itertools.pairwise(runs):
         assert before.last + 1 == after.first
@@ -71,10 +71,10 @@ def assert_in_order(finder: Finder, runs: list[Run]) -> None:
 @given(random_graphs())
 def test_runs_of_random_networks_are_in_order(case: tuple[nn.Module, Tensor]) -> None:
     try:
-        finder = Finder(flow(case[0], case[1]))
+        finder = BlockFinder(flow(case[0], case[1]))
     except CaptureError:
         return
-    assert_in_order(finder, finder.runs())
+    assert_in_order(finder, finder.spans())
 
 
 class Inner(nn.Module):
@@ -101,39 +101,39 @@ class Heavy(nn.Module):
 def test_the_class_that_does_the_work_is_the_block(width: int, around: list[str]) -> None:
     """And modules before and behind it are, where they do enough; not again those within it, of the same class."""
     model = nn.Sequential(Inner(), Inner(), *(Heavy(width) for _ in range(3)), Inner(), Inner(), nn.Linear(6, 2))
-    finder = Finder(flow(model, torch.randn(2, 6)))
-    runs = finder.runs()
+    finder = BlockFinder(flow(model, torch.randn(2, 6)))
+    runs = finder.spans()
     assert_in_order(finder, runs)
     assert [run.kind for run in runs] == [*around, *["Heavy"] * 3, *around]
 
 
 def test_of_classes_that_do_as_much_the_one_with_more_modules_is_the_block() -> None:
     model = nn.Sequential(*(nn.Sequential(Inner(), nn.Dropout(), Inner()) for _ in range(3)))
-    assert names(Finder(flow(model, torch.randn(2, 6))).runs()) == ["0.0", "0.2", "1.0", "1.2", "2.0", "2.2"]
+    assert names(BlockFinder(flow(model, torch.randn(2, 6))).spans()) == ["0.0", "0.2", "1.0", "1.2", "2.0", "2.2"]
 
 
 def test_a_module_that_is_called_again_is_numbered() -> None:
     shared = Inner()
-    finder = Finder(flow(nn.Sequential(Inner(), *[shared] * 3), torch.randn(2, 6)))
-    assert names(finder.runs()) == ["0", "1", "1#2", "1#3"]
+    finder = BlockFinder(flow(nn.Sequential(Inner(), *[shared] * 3), torch.randn(2, 6)))
+    assert names(finder.spans()) == ["0", "1", "1#2", "1#3"]
 
 
 def test_what_lies_between_blocks_joins_the_block_before_or_is_one() -> None:
     light = nn.Sequential(Inner(), nn.LayerNorm(6), Inner(), nn.Dropout(), nn.GELU(), Inner(), nn.LayerNorm(6))
-    finder = Finder(flow(light, torch.randn(2, 6)))
-    runs = finder.runs()
+    finder = BlockFinder(flow(light, torch.randn(2, 6)))
+    runs = finder.spans()
     assert_in_order(finder, runs)
     assert names(runs) == ["0", "2", "5"]
     assert [run.last - run.first for run in runs] == [2, 3, 1], "what follows the last one is the head's"
     heavy = nn.Sequential(Inner(), Inner(), nn.Linear(6, 8), Inner(8), Inner(8))
-    assert [(run.name, run.kind) for run in Finder(flow(heavy, torch.randn(2, 6))).runs()] == [
+    assert [(run.name, run.kind) for run in BlockFinder(flow(heavy, torch.randn(2, 6))).spans()] == [
         ("0", "Inner"), ("1", "Inner"), ("2", "Linear"), ("3", "Inner"), ("4", "Inner"),
     ]  # fmt: skip
 
 
-def images(*layers: nn.Module) -> list[Run]:
-    finder = Finder(flow(nn.Sequential(*layers), torch.randn(2, 4, 8, 8)))
-    runs = finder.runs()
+def images(*layers: nn.Module) -> list[BlockSpan]:
+    finder = BlockFinder(flow(nn.Sequential(*layers), torch.randn(2, 4, 8, 8)))
+    runs = finder.spans()
     assert_in_order(finder, runs)
     return runs
 
@@ -161,8 +161,8 @@ def test_layers_of_another_kind_at_the_end_are_the_heads() -> None:
 
 
 def test_where_nothing_repeats_every_weighted_layer_is_a_block() -> None:
-    finder = Finder(flow(nn.Sequential(nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(20, 4)), torch.randn(2, 3, 5)))
-    assert [run.kind for run in finder.runs()] == ["Conv1d", "Linear"]
+    finder = BlockFinder(flow(nn.Sequential(nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(20, 4)), torch.randn(2, 3, 5)))
+    assert [run.kind for run in finder.spans()] == ["Conv1d", "Linear"]
 
 
 def test_layers_written_as_functions_are_named_after_their_module() -> None:
@@ -176,20 +176,20 @@ def test_layers_written_as_functions_are_named_after_their_module() -> None:
                 x = torch.relu(nn.functional.linear(x, weight))
             return x
 
-    top = Finder(flow(Functional(), torch.randn(2, 6))).runs()
+    top = BlockFinder(flow(Functional(), torch.randn(2, 6))).spans()
     assert [(run.name, run.kind) for run in top] == [
         ("linear", "linear-relu"),
         *((f"linear_{i}", "linear-relu") for i in (1, 2)),
     ]
-    inside = Finder(flow(nn.Sequential(nn.Tanh(), Functional()), torch.randn(2, 6))).runs()
+    inside = BlockFinder(flow(nn.Sequential(nn.Tanh(), Functional()), torch.randn(2, 6))).spans()
     assert names(inside) == ["1.linear", "1.linear_1", "1.linear_2"]
 
 
 def test_work_is_shared_out() -> None:
     model = Perceptron(depth=3, width=8)
     found = flow(model, torch.randn(2, 8))
-    finder = Finder(found)
-    runs = finder.runs()
+    finder = BlockFinder(found)
+    runs = finder.spans()
     last = len(found.order) - 1
     assert finder.amount(0, last) == pytest.approx(sum(finder.work))
     assert finder.amount(0, 1) + finder.amount(2, last) == pytest.approx(finder.amount(0, last))

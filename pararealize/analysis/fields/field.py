@@ -1,37 +1,34 @@
 """BlockChain -> receptive fields: which input positions one output position of a block, or of a run of blocks, reads.
 
-The rule of each operation stands in one of two tables (``field_tables.py``). What is in neither has no rule and stops
+The rule of each operation stands in one of two tables (``rules.py``). What is in neither has no rule and stops
 with a :class:`FieldError`, but only once someone asks for the field of a run of blocks that holds it.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from pararealize.analysis.blocks import Block, BlockChain
+from pararealize.analysis.space import Space
 from pararealize.errors import CutError, FieldError
 
-from .reach import EVERYWHERE, Call, Number, Reach, Rule, initial_reach, name_of, plain, shape_of, union
+from .reach import EVERYWHERE, Call, Number, Reach, Rule, initial_reach, operation_name, plain, shape_of, union
 from .rules import MODULES, NO_VALUES, OPERATIONS, POINTWISE_CLASSES
 from .rules_shape import everything, pointwise
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from pararealize.analysis.blocks import Block, BlockChain, Space
 
 __all__ = ["Fields", "ReceptiveField", "receptive_field", "receptive_fields"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceptiveField:
-    """The window of input positions that one output position reads, along each spatial axis.
+    """The interval of input positions that one output position reads, along each spatial axis.
 
     Output position ``o`` of an axis reads the input positions from ``start + stride * o`` to
     ``start + stride * o + size - 1``, cut off at the borders of the map. For a run of operations with kernels ``k_i``,
@@ -80,8 +77,7 @@ class ReceptiveField:
             return ReceptiveField.everywhere(len(self.size))
         size: list[Number | None] = []
         for first, second, stride in zip(self.size, later.size, self.stride, strict=True):
-            known = first is not None and second is not None
-            size.append(plain(first + (second - 1) * stride) if known else None)  # type: ignore[operator]
+            size.append(None if first is None or second is None else plain(first + (second - 1) * stride))
         strides = tuple(plain(a * b) for a, b in zip(self.stride, later.stride, strict=True))
         rows = zip(size, self.start, later.start, self.stride, strict=True)
         starts = tuple(0 if s is None else plain(a + b * stride) for s, a, b, stride in rows)
@@ -201,7 +197,7 @@ def receptive_field(
 
 def _holds_values(node: fx.Node) -> bool:
     """Whether a node gives tensors that depend on the values of its arguments, not just on their shapes."""
-    if node.op != "call_module" and name_of(node) in NO_VALUES:
+    if node.op != "call_module" and operation_name(node) in NO_VALUES:
         return False
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
 
@@ -218,7 +214,7 @@ def _reach(root: nn.Module, node: fx.Node, reaches: Mapping[fx.Node, Reach], opa
 
 def _rule(node: fx.Node, module: nn.Module | None, opaque: Collection[str]) -> Rule:
     if module is None:
-        rule = OPERATIONS.get(name_of(node))
+        rule = OPERATIONS.get(operation_name(node))
     elif type(module).__name__ in POINTWISE_CLASSES:
         rule = pointwise
     elif str(node.target) in opaque or not type(module).__module__.startswith("torch.nn"):
@@ -236,10 +232,10 @@ def _without_rule(node: fx.Node, module: nn.Module | None) -> str:
         what, where, owner = f"torch.nn.{type(module).__name__}", str(node.target), type(module).__name__
     else:
         stack = list((node.meta.get("nn_module_stack") or {}).items())
-        path, held = stack[-1] if stack else ("", None)
-        kind = held[1] if isinstance(held, tuple) else held
+        path, entry = stack[-1] if stack else ("", None)
+        kind = entry[1] if isinstance(entry, tuple) else entry
         where, owner = str(path) or node.name, kind.__name__ if path and isinstance(kind, type) else ""
-        spelt = name_of(node)
+        spelt = operation_name(node)
         what = f"torch.{spelt}" if getattr(torch, spelt, None) is not None else f"{spelt}()"
     remedy = (
         f"pass leaf_modules=[{owner}]" if owner else "put it into a module and pass leaf_modules=[that module's class]"
@@ -270,7 +266,7 @@ def _as_field(
     start: list[Number] = []
     for axis, before, after in zip(reach, enter_axes, leave_axes, strict=True):
         local = axis.dim == after
-        size.append(axis.window.size if local else None)
-        stride.append(plain(axis.window.stride if local else Fraction(shape[before], target[after])))
-        start.append(axis.window.start if local else 0)
+        size.append(axis.interval.size if local else None)
+        stride.append(plain(axis.interval.stride if local else Fraction(shape[before], target[after])))
+        start.append(axis.interval.start if local else 0)
     return ReceptiveField(size=tuple(size), stride=tuple(stride), start=tuple(start))

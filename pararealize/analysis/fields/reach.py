@@ -1,8 +1,9 @@
-"""How far an operation reaches: windows on the axes of a map, and what a rule may ask of a node.
+"""The values that receptive-field rules work on: the reach of a tensor, and the call of an operation.
 
 A *reach* says, for each spatial axis of a block's input, at which dimension of a tensor within the block it now stands
-and which window of the input one position there reads. Rules (``field_windows.py``, ``field_moves.py``) take the reach
-of a node's operands to the reach of its result.
+and which interval of the input one position there reads. A rule (``rules_convolution.py``, ``rules_shape.py``) is a
+function from a :class:`Call`, which knows the reach of every operand, to the reach of the result; what rules have in
+common (unite branches, follow moved dimensions, slide a kernel) stands here.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,18 +19,18 @@ __all__ = [
     "EVERYWHERE",
     "Axis",
     "Call",
+    "Interval",
     "Number",
     "Reach",
     "Rule",
-    "Window",
     "broadcast",
-    "each",
+    "dims_from_front",
     "follow",
     "initial_reach",
+    "integers",
     "mix",
-    "name_of",
-    "normal",
-    "numbers",
+    "operation_name",
+    "per_axis",
     "plain",
     "shape_of",
     "slide",
@@ -45,7 +46,7 @@ def plain(value: Number) -> Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class Interval:
     """Output position ``o`` of one dimension reads ``start + stride * o`` to ``start + stride * o + size - 1``."""
 
     size: Number = 1
@@ -55,17 +56,18 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Where one spatial axis of the input has gone: the tensor dimension that follows it, and the window it reads."""
+    """Where one spatial axis of the input has gone: the tensor dimension that follows it, and the interval it reads."""
 
     dim: int | None  # None: every position of this tensor may read the whole axis
-    window: Window = Window()
+    interval: Interval = Interval()
 
-    def through(self, window: Window) -> "Axis":
-        """The axis after one more operation that reads ``window`` of it."""
-        a = self.window
-        size = a.size + (window.size - 1) * a.stride
+    def through(self, interval: Interval) -> "Axis":
+        """The axis after one more operation that reads ``interval`` of it."""
+        a = self.interval
+        size = a.size + (interval.size - 1) * a.stride
         return Axis(
-            self.dim, Window(plain(size), plain(a.stride * window.stride), plain(a.start + window.start * a.stride))
+            self.dim,
+            Interval(plain(size), plain(a.stride * interval.stride), plain(a.start + interval.start * a.stride)),
         )
 
 
@@ -122,14 +124,14 @@ Rule = Callable[[Call], Reach]
 
 
 def union(reaches: Iterable[Reach]) -> Reach:
-    """The smallest windows that hold those of every branch; global where branches stand at other dims or strides."""
+    """The smallest intervals that hold those of every branch; global where branches stand at other dims or strides."""
 
     def join(axes: tuple[Axis, ...]) -> Axis:
-        if any(axis.dim is None for axis in axes) or len({(axis.dim, axis.window.stride) for axis in axes}) > 1:
+        if any(axis.dim is None for axis in axes) or len({(axis.dim, axis.interval.stride) for axis in axes}) > 1:
             return EVERYWHERE
-        start = min(axis.window.start for axis in axes)
-        stop = max(axis.window.start + axis.window.size for axis in axes)
-        return Axis(axes[0].dim, Window(stop - start, axes[0].window.stride, start))
+        start = min(axis.interval.start for axis in axes)
+        stop = max(axis.interval.start + axis.interval.size for axis in axes)
+        return Axis(axes[0].dim, Interval(stop - start, axes[0].interval.stride, start))
 
     return tuple(join(axes) for axes in zip(*reaches, strict=True))
 
@@ -137,7 +139,7 @@ def union(reaches: Iterable[Reach]) -> Reach:
 def follow(reach: Reach, moves: Mapping[int, int]) -> Reach:
     """Each axis at the dimension where ``moves`` puts it; global where it has none."""
     return tuple(
-        Axis(moves[axis.dim], axis.window) if axis.dim is not None and axis.dim in moves else EVERYWHERE
+        Axis(moves[axis.dim], axis.interval) if axis.dim is not None and axis.dim in moves else EVERYWHERE
         for axis in reach
     )
 
@@ -148,14 +150,14 @@ def mix(reach: Reach, dims: Iterable[int]) -> Reach:
     return tuple(EVERYWHERE if axis.dim in mixed else axis for axis in reach)
 
 
-def slide(reach: Reach, windows: Mapping[int, Window | None]) -> Reach:
-    """A window moves along each dimension of ``windows``; None reads the whole dimension."""
+def slide(reach: Reach, intervals: Mapping[int, Interval | None]) -> Reach:
+    """A kernel moves along each dimension of ``intervals`` and reads so much of it; None reads the whole dimension."""
 
     def moved(axis: Axis) -> Axis:
-        if axis.dim is None or axis.dim not in windows:
+        if axis.dim is None or axis.dim not in intervals:
             return axis
-        window = windows[axis.dim]
-        return EVERYWHERE if window is None else axis.through(window)
+        interval = intervals[axis.dim]
+        return EVERYWHERE if interval is None else axis.through(interval)
 
     return tuple(moved(axis) for axis in reach)
 
@@ -167,24 +169,24 @@ def broadcast(reach: Reach, shape: Sequence[int], target: Sequence[int]) -> Reac
     return follow(reach, kept)
 
 
-def each(value: Any, count: int) -> tuple[Any, ...]:
+def per_axis(value: Any, count: int) -> tuple[Any, ...]:
     """``count`` values from one value, a sequence of one, or a sequence of ``count``."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values * count if len(values) == 1 else values
 
 
-def normal(dims: Any, rank: int) -> tuple[int, ...]:
+def dims_from_front(dims: Any, rank: int) -> tuple[int, ...]:
     """Dimensions counted from the front; None means all."""
-    return tuple(range(rank)) if dims is None or dims == () else tuple(int(d) % rank for d in each(dims, 1))
+    return tuple(range(rank)) if dims is None or dims == () else tuple(int(d) % rank for d in per_axis(dims, 1))
 
 
-def numbers(args: Iterable[Any]) -> tuple[int, ...]:
+def integers(args: Iterable[Any]) -> tuple[int, ...]:
     """``f(x, 0, 2, 1)`` and ``f(x, (0, 2, 1))`` alike: the integers."""
     flat = [leaf for arg in args for leaf in (arg if isinstance(arg, (tuple, list)) else (arg,))]
     return tuple(leaf for leaf in flat if isinstance(leaf, int))
 
 
-def name_of(node: fx.Node) -> str:
+def operation_name(node: fx.Node) -> str:
     """The name that a function, its method and its in-place form share: ``torch.relu_`` -> ``relu``."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return str(name).strip("_")

@@ -10,6 +10,16 @@ from typing import TypeVar
 from torch import nn
 
 from .reach import Rule
+from .rules_convolution import (
+    adaptive,
+    convolution,
+    interpolation,
+    norm_pooling,
+    padding,
+    pooling,
+    rescaling,
+    transposed,
+)
 from .rules_shape import (
     along,
     attention,
@@ -38,7 +48,6 @@ from .rules_shape import (
     transposition,
     unchanged,
 )
-from .rules_window import adaptive, convolution, interpolation, norm_pooling, padding, pooling, rescaling, transposed
 
 __all__ = ["MODULES", "NO_VALUES", "OPERATIONS", "POINTWISE_CLASSES"]
 

@@ -10,15 +10,15 @@ from torch import fx
 from .reach import (
     EVERYWHERE,
     Call,
+    Interval,
     Reach,
     Rule,
-    Window,
     broadcast,
-    each,
+    dims_from_front,
     follow,
+    integers,
     mix,
-    normal,
-    numbers,
+    per_axis,
     shape_of,
     slide,
     union,
@@ -43,7 +43,7 @@ def reducing(position: int) -> Rule:
         if len(call.operands) > 1:  # max(x, y) is torch.maximum by another name
             return pointwise(call)
         rank = len(shape_of(call.source))
-        dims = normal(call.argument(position, "dim", call.node.kwargs.get("axis")), rank)
+        dims = dims_from_front(call.argument(position, "dim", call.node.kwargs.get("axis")), rank)
         kept = [d for d in range(rank) if d not in dims]
         keeps = len(shape_of(call.node)) == rank
         return follow(call.reaches[call.source], {d: d if keeps else place for place, d in enumerate(kept)})
@@ -56,7 +56,7 @@ def along(position: int, name: str, default: int | None) -> Rule:
 
     def rule(call: Call) -> Reach:
         rank = len(shape_of(call.source))
-        return mix(call.reaches[call.source], normal(call.argument(position, name, default), rank))
+        return mix(call.reaches[call.source], dims_from_front(call.argument(position, name, default), rank))
 
     return rule
 
@@ -64,7 +64,7 @@ def along(position: int, name: str, default: int | None) -> Rule:
 def layer_norm(call: Call) -> Reach:
     """Layer and RMS norm mix the last dimensions, as many as their shape has."""
     rank = len(shape_of(call.source))
-    return mix(call.reaches[call.source], range(rank - len(each(call.argument(1, "normalized_shape"), 1)), rank))
+    return mix(call.reaches[call.source], range(rank - len(per_axis(call.argument(1, "normalized_shape"), 1)), rank))
 
 
 def space_norm(call: Call) -> Reach:
@@ -135,7 +135,7 @@ def reshaping(call: Call) -> Reach:
 
 def permutation(call: Call) -> Reach:
     """The axes go where the permutation puts them."""
-    order = numbers((*call.node.args[1:], call.node.kwargs.get("dims", ())))
+    order = integers((*call.node.args[1:], call.node.kwargs.get("dims", ())))
     rank = len(shape_of(call.source))
     return follow(call.reaches[call.source], {int(d) % rank: place for place, d in enumerate(order)})
 
@@ -154,8 +154,8 @@ def transposition(call: Call) -> Reach:
 def moving(call: Call) -> Reach:
     """``movedim``: the remaining dimensions keep their order."""
     rank = len(shape_of(call.source))
-    sources = normal(call.argument(1, "source"), rank)
-    targets = normal(call.argument(2, "destination"), rank)
+    sources = dims_from_front(call.argument(1, "source"), rank)
+    targets = dims_from_front(call.argument(2, "destination"), rank)
     places = dict(zip(sources, targets, strict=True))
     free = iter([d for d in range(rank) if d not in targets])
     return follow(call.reaches[call.source], {d: places[d] if d in places else next(free) for d in range(rank)})
@@ -178,7 +178,7 @@ def removing(call: Call) -> Reach:
 def squeezing(call: Call) -> Reach:
     """``squeeze``: dimensions of size 1 go."""
     shape = shape_of(call.source)
-    asked = normal(call.argument(1, "dim"), len(shape))
+    asked = dims_from_front(call.argument(1, "dim"), len(shape))
     kept = [d for d, size in enumerate(shape) if size != 1 or d not in asked]
     return follow(call.reaches[call.source], {d: place for place, d in enumerate(kept)})
 
@@ -191,7 +191,7 @@ def concatenation(call: Call) -> Reach:
     place, reaches = 0, []
     for part in parts:
         if part in call.reaches:
-            reaches.append(slide(call.reaches[part], {dim: Window(1, 1, -place)}))
+            reaches.append(slide(call.reaches[part], {dim: Interval(1, 1, -place)}))
         place += shape_of(part)[dim]
     return union(reaches)
 
@@ -199,18 +199,18 @@ def concatenation(call: Call) -> Reach:
 def partition(call: Call) -> Reach:
     """``chunk`` and ``split``: pointwise over channels, global over a dimension of space."""
     rank = len(shape_of(call.source))
-    return mix(call.reaches[call.source], normal(call.argument(2, "dim", 0), rank))
+    return mix(call.reaches[call.source], dims_from_front(call.argument(2, "dim", 0), rank))
 
 
 def narrowing(call: Call) -> Reach:
     """``narrow``: a slice that begins further along."""
     rank = len(shape_of(call.source))
     dim, begin = int(call.argument(1, "dim")) % rank, call.argument(2, "start")
-    return slide(call.reaches[call.source], {dim: Window(1, 1, begin) if isinstance(begin, int) else None})
+    return slide(call.reaches[call.source], {dim: Interval(1, 1, begin) if isinstance(begin, int) else None})
 
 
 def item(call: Call) -> Reach:
-    """Indexing: slices move and stride the window, an integer or a tensor as index is global along its dimension."""
+    """Indexing: slices move and stride the interval, an integer or a tensor as index is global along its dimension."""
     source, index = call.argument(0, "input"), call.argument(1, "index")
     if source not in call.reaches:
         return everything(call)
@@ -224,18 +224,18 @@ def item(call: Call) -> Reach:
     at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
     parts = (*parts[:at], *[slice(None)] * (len(shape) - given), *parts[at + 1 :])
     moves: dict[int, int] = {}
-    windows: dict[int, Window | None] = {}
+    intervals: dict[int, Interval | None] = {}
     dim = place = 0
     for part in parts:
         if isinstance(part, slice):
             moves[dim] = place
             if all(bound is None or isinstance(bound, int) for bound in (part.start, part.stop, part.step)):
                 begin, _, step = part.indices(shape[dim])
-                windows[place] = Window(1, step, begin)
+                intervals[place] = Interval(1, step, begin)
             elif shape[dim] != target[place]:
-                windows[place] = None
+                intervals[place] = None
         dim, place = dim + (part is not None), place + (part is None or isinstance(part, slice))
-    return slide(follow(call.reaches[source], moves), windows)
+    return slide(follow(call.reaches[source], moves), intervals)
 
 
 def replacing(call: Call) -> Reach:

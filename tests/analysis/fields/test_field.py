@@ -15,7 +15,7 @@ from pararealize.analysis.fields.field import Fields, ReceptiveField
 from pararealize.errors import CutError, FieldError
 from tests.support import Lambda, field_of
 
-windows = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3))
+kernels = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3))
 
 
 def test_a_change_of_axes_is_global():
@@ -26,7 +26,7 @@ def test_a_change_of_axes_is_global():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(windows, windows), min_size=3, max_size=3))
+@given(st.lists(st.tuples(kernels, kernels), min_size=3, max_size=3))
 def test_composition_is_associative_and_agrees_with_the_whole(layers):
     convs = [
         nn.Conv2d(1, 1, (k, h), stride=(s, t), padding=(p, q), dilation=(d, e)) for (k, s, p, d), (h, t, q, e) in layers

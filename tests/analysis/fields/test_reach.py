@@ -14,67 +14,67 @@ from pararealize.analysis.fields.reach import (
     EVERYWHERE,
     Axis,
     Call,
-    Window,
+    Interval,
     broadcast,
-    each,
+    dims_from_front,
     follow,
     initial_reach,
+    integers,
     mix,
-    name_of,
-    normal,
-    numbers,
+    operation_name,
+    per_axis,
     plain,
     shape_of,
     slide,
     union,
 )
 
-windows = st.builds(Window, st.integers(1, 6), st.integers(1, 4), st.integers(-5, 5))
+intervals = st.builds(Interval, st.integers(1, 6), st.integers(1, 4), st.integers(-5, 5))
 
 
-def read(window: Window, place: int) -> set[int]:
-    """The positions that one output position reads: the definition of a window."""
-    first = window.start + window.stride * place
-    return set(range(first, first + window.size))
+def read(interval: Interval, place: int) -> set[int]:
+    """The positions that one output position reads: the definition of an interval."""
+    first = interval.start + interval.stride * place
+    return set(range(first, first + interval.size))
 
 
-@given(windows, windows, st.integers(-3, 3))
-def test_one_window_after_another_reads_the_hull_of_what_both_read(first, second, place):
+@given(intervals, intervals, st.integers(-3, 3))
+def test_one_interval_after_another_reads_the_hull_of_what_both_read(first, second, place):
     both = Axis(2, first).through(second)
     every = set().union(*(read(first, middle) for middle in read(second, place)))
     assert both.dim == 2
-    assert read(both.window, place) == set(range(min(every), max(every) + 1))
+    assert read(both.interval, place) == set(range(min(every), max(every) + 1))
 
 
-@given(st.lists(windows, min_size=1, max_size=4), st.integers(-3, 3))
+@given(st.lists(intervals, min_size=1, max_size=4), st.integers(-3, 3))
 def test_a_union_is_the_hull_of_all_branches_where_strides_agree(branches, place):
-    (joined,) = union([(Axis(3, window),) for window in branches])
-    if len({window.stride for window in branches}) > 1:
+    (joined,) = union([(Axis(3, interval),) for interval in branches])
+    if len({interval.stride for interval in branches}) > 1:
         assert joined == EVERYWHERE
     else:
-        every = set().union(*(read(window, place) for window in branches))
+        every = set().union(*(read(interval, place) for interval in branches))
         assert joined.dim == 3
-        assert read(joined.window, place) == set(range(min(every), max(every) + 1))
+        assert read(joined.interval, place) == set(range(min(every), max(every) + 1))
 
 
 def test_a_union_of_branches_at_other_dimensions_is_global():
     assert union([(Axis(2), Axis(3)), (Axis(3), Axis(3))]) == (EVERYWHERE, Axis(3))
     assert union([(Axis(2),), (EVERYWHERE,)]) == (EVERYWHERE,)
-    assert union([(Axis(None, Window(3)),), (Axis(None, Window(3)),)]) == (EVERYWHERE,)
+    assert union([(Axis(None, Interval(3)),), (Axis(None, Interval(3)),)]) == (EVERYWHERE,)
 
 
 def test_axes_follow_mix_and_slide():
-    wide = Axis(3, Window(3, 2, -1))
+    wide = Axis(3, Interval(3, 2, -1))
     reach = (Axis(2), wide)
     assert initial_reach((2, 3)) == (Axis(2), Axis(3))
-    assert follow(reach, {2: 1, 3: 0}) == (Axis(1), Axis(0, wide.window))
+    assert follow(reach, {2: 1, 3: 0}) == (Axis(1), Axis(0, wide.interval))
     assert follow(reach, {3: 3}) == (EVERYWHERE, wide)
     assert follow((EVERYWHERE,), {2: 2}) == (EVERYWHERE,)
     assert mix(reach, [3]) == (Axis(2), EVERYWHERE)
     assert mix(reach, [0, 1]) == reach
-    assert slide(reach, {2: Window(5, 1, -2)}) == (Axis(2, Window(5, 1, -2)), wide)
+    assert slide(reach, {2: Interval(5, 1, -2)}) == (Axis(2, Interval(5, 1, -2)), wide)
     assert slide(reach, {3: None}) == (Axis(2), EVERYWHERE)
-    assert slide((EVERYWHERE,), {2: Window(5)}) == (EVERYWHERE,)
+    assert slide((EVERYWHERE,), {2: Interval(5)}) == (EVERYWHERE,)
 
 
 shapes = st.lists(st.integers(1, 3), min_size=1, max_size=4)
@@ -102,17 +102,19 @@ def test_broadcasting_follows_torch(shape, other):
 def test_dimensions_are_counted_as_torch_counts_them(rank, data):
     dims = data.draw(st.lists(st.integers(-rank, rank - 1), max_size=rank, unique_by=lambda d: d % rank))
     x = torch.zeros([2] * rank)
-    kept = [d for d in range(rank) if d not in normal(dims or None, rank)]
+    kept = [d for d in range(rank) if d not in dims_from_front(dims or None, rank)]
     assert x.sum(dims or None).dim() == len(kept)
-    assert [x.movedim(d, 0).stride(0) for d in dims] == [x.stride(d) for d in (normal(dims, rank) if dims else ())]
+    assert [x.movedim(d, 0).stride(0) for d in dims] == [
+        x.stride(d) for d in (dims_from_front(dims, rank) if dims else ())
+    ]
 
 
 def test_arguments_in_every_spelling():
-    assert each(3, 2) == each((3,), 2) == each([3], 2) == (3, 3)
-    assert each((1, 2), 2) == (1, 2)
-    assert normal((), 3) == normal(None, 3) == (0, 1, 2)
-    assert normal(-1, 3) == (2,)
-    assert numbers((0, 2, 1)) == numbers(((0, 2, 1),)) == numbers(([0, 2, 1], None)) == (0, 2, 1)
+    assert per_axis(3, 2) == per_axis((3,), 2) == per_axis([3], 2) == (3, 3)
+    assert per_axis((1, 2), 2) == (1, 2)
+    assert dims_from_front((), 3) == dims_from_front(None, 3) == (0, 1, 2)
+    assert dims_from_front(-1, 3) == (2,)
+    assert integers((0, 2, 1)) == integers(((0, 2, 1),)) == integers(([0, 2, 1], None)) == (0, 2, 1)
     assert plain(Fraction(4, 2)) == 2
     assert isinstance(plain(Fraction(4, 2)), int)
     assert plain(Fraction(1, 2)) == Fraction(1, 2)
@@ -123,7 +125,7 @@ def test_one_name_for_a_function_its_method_and_its_form_in_place(target):
     graph = fx.Graph()
     x = graph.placeholder("x")
     node = graph.call_method(target, (x,)) if isinstance(target, str) else graph.call_function(target, (x,))
-    assert name_of(node) == "relu"
+    assert operation_name(node) == "relu"
 
 
 def test_what_a_rule_may_ask_of_a_call():

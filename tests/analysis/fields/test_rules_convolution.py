@@ -1,4 +1,4 @@
-"""Rules of operations that slide a window, against the support of the gradient: exact where they can be, never less."""
+"""Rules of operations that slide a kernel, against the support of the gradient: exact where they can be, never less."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 from tests.support import assert_covers, field_of, positive, support
 
 quick = settings(deadline=None, max_examples=60)
-windows = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3))
+kernels = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3))
 
 
 @st.composite
 def stacks(draw) -> nn.Sequential:
     """A few convolutions and average pools of random kernel, stride, padding and dilation, along one axis."""
     layers: list[nn.Module] = []
-    for kernel, stride, padding, dilation in draw(st.lists(windows, min_size=1, max_size=3)):
+    for kernel, stride, padding, dilation in draw(st.lists(kernels, min_size=1, max_size=3)):
         if draw(st.booleans()):
             layers.append(nn.Conv1d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation))
         else:
@@ -91,7 +91,7 @@ class Alone(nn.Module):
 
 @pytest.mark.parametrize("name", WINDOWS)
 def test_pools_and_shuffles_read_within_their_field(name):
-    """Averages read all of their window; of a maximum, autograd sees but the largest."""
+    """Averages read all of their kernel; of a maximum, autograd sees but the largest."""
     exact = name in ("average pool", "norm pool", "norm pool without a stride", "pixel unshuffle", "cut off")
     assert_covers(Alone(WINDOWS[name]), torch.rand(2, 4, 12, 10) + 0.1, exact=exact)
 
@@ -115,7 +115,7 @@ def test_pools_and_shuffles_read_within_their_field(name):
         (nn.Conv2d(8, 1, 3, padding=(1, 0), padding_mode="circular"), "all×3, stride 1×1, start 0×0"),
     ],
 )
-def test_windows_that_a_person_would_name(module, expected):
+def test_intervals_that_a_person_would_name(module, expected):
     assert str(field_of(nn.Sequential(module), torch.rand(1, 8, 12, 12))) == expected
 
 
