@@ -6,14 +6,13 @@ input, and devices too, so that a piece runs wherever its input is.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from .merging import size_of
+from .merging import scaled, size_of
 
 __all__ = ["device_of", "subgraph"]
 
@@ -114,9 +113,7 @@ class _Copier:
         a, b = tensor.meta["val"].shape[axis], tensor.meta["other"].shape[axis]  # at one batch size and at the next
         slope, offset = b - a, a - (b - a) * self.inputs[0].meta["val"].shape[0]
         size = self.graph.call_function(size_of, (self.copies[self.inputs[0]], 0))
-        if slope != 1:
-            size = self.graph.call_function(operator.mul, (size, slope))
-        return self.graph.call_function(operator.add, (size, offset)) if offset else size
+        return scaled(self.graph, size, 1, slope, offset)
 
     def _local_device(self, value: Any) -> Any:
         if not isinstance(value, torch.device) or not self.inputs:

@@ -19,7 +19,7 @@ from pararealize.errors import CaptureError
 
 from .tracer import Trace
 
-__all__ = ["DifferentStructureError", "by_mode", "merge", "size_of"]
+__all__ = ["DifferentStructureError", "by_mode", "merge", "scaled", "size_of"]
 
 
 def by_mode(training: bool, train: Any, evaluation: Any) -> Any:
@@ -136,22 +136,13 @@ class _Rewrite:
         assert self.sizes is not None
         slope, offset = b - a, a - (b - a) * self.sizes[0]
         for tensor in (*self.node.all_input_nodes, *self._placeholders()):
-            shapes = shape_of(tensor.meta.get("val")), shape_of(tensor.meta.get("other"))
+            shapes = _shape(tensor.meta.get("val")), _shape(tensor.meta.get("other"))
             for axis, (m, n) in enumerate(zip(*shapes, strict=False)):
                 if n == m or m != (n - m) * self.sizes[0]:
                     continue
-                size: Any = self.graph.call_function(size_of, (tensor, axis))
-                if (m, n) != (a, b):
-                    size = self._scaled(size, n - m, slope, offset)
-                return size
+                size = self.graph.call_function(size_of, (tensor, axis))
+                return size if (m, n) == (a, b) else scaled(self.graph, size, n - m, slope, offset)
         raise CaptureError(f"cannot follow the batch size at {self.node.name} ({self._innermost()}): {a} became {b}")
-
-    def _scaled(self, size: Any, per_sample: int, slope: int, offset: int) -> Any:
-        if per_sample != 1:
-            size = self.graph.call_function(operator.floordiv, (size, per_sample))
-        if slope != 1:
-            size = self.graph.call_function(operator.mul, (size, slope))
-        return self.graph.call_function(operator.add, (size, offset)) if offset else size
 
     def _placeholders(self) -> Iterator[fx.Node]:
         return (
@@ -161,5 +152,14 @@ class _Rewrite:
         )
 
 
-def shape_of(value: Any) -> tuple[int, ...]:
+def scaled(graph: fx.Graph, size: fx.Node, per_sample: int, slope: int, offset: int) -> fx.Node:
+    """``slope * (size / per_sample) + offset``, with no more calls than it takes."""
+    if per_sample != 1:
+        size = graph.call_function(operator.floordiv, (size, per_sample))
+    if slope != 1:
+        size = graph.call_function(operator.mul, (size, slope))
+    return graph.call_function(operator.add, (size, offset)) if offset else size
+
+
+def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()

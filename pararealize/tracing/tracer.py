@@ -245,9 +245,9 @@ class _Recorder(TorchFunctionMode):
     def _check_side_effects(self, module: nn.Module, before: tuple[Any, ...]) -> None:
         """Refuse what a module did besides computing with tensors, which a graph would do once and never again.
 
-        A number from Python or NumPy comes to the recorder as a constant. A new tensor in the place of a buffer does not
-        come to it at all, since an assignment is no call: a module's buffers are looked at when it returns, and those of
-        all modules when the model does, for a module may assign to another one's.
+        A number from Python or NumPy comes to the recorder as a constant. A new tensor in the place of a buffer does
+        not come to it at all, since an assignment is no call: a module's buffers are looked at when it returns, and
+        those of all modules when the model does, for a module may assign to another one's.
         """
         if host_state() != before:
             raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
