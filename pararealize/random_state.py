@@ -7,7 +7,7 @@ Whatever saves, restores, forks or seeds random numbers does it here. Three fami
     torch_state(devices), replay_torch_state(states), host_state, ...     states as values
 
 ``devices`` are those whose generators are meant besides the CPU's, which always takes part. None of these functions
-starts CUDA on a device that the caller does not name, except for :func:`seed_all`, which names them all.
+starts CUDA unless a CUDA device is among them.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class _Rewrite:
     def _size(self, a: int, b: int) -> Any:
         """``a = slope * batch + offset`` with the batch read from one of the node's own tensors, or from the input.
 
-        A size that is a multiple of the batch will do (a map of windows that has ``per_sample`` rows for each sample).
+        A size that is a multiple of the batch will do (that of a tensor with ``per_sample`` rows for each sample).
         """
         assert self.sizes is not None
         slope, offset = b - a, a - (b - a) * self.sizes[0]

@@ -24,29 +24,13 @@ __all__ = [
     "tensors_in",
 ]
 
-_OPERATORS = {
-    f"__{name}__": getattr(operator, function)
-    for name, function in {
-        **{n: n for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "neg", "getitem")},
-        **{n: n for n in ("lt", "le", "eq", "ne", "gt", "ge", "lshift", "rshift", "xor", "invert")},
-        **{n: n for n in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor", "imod")},
-        "and": "and_",
-        "or": "or_",
-    }.items()
-}
-_REFLECTED = {
-    f"__r{name}__": getattr(operator, function)
-    for name, function in {
-        **{
-            n: n
-            for n in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "xor")
-        },
-        "and": "and_",
-        "or": "or_",
-    }.items()
-}
-
-
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "and", "or", "xor")
+_OTHERS = (
+    *("neg", "invert", "getitem", "lt", "le", "eq", "ne", "gt", "ge"),
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "ixor", "imod"),
+)
+_OPERATORS = {f"__{name}__": getattr(operator, f"__{name}__") for name in (*_BINARY, *_OTHERS)}
+_REFLECTED = {f"__r{name}__": getattr(operator, f"__{name}__") for name in _BINARY}
 # Functions that read the size, the type and the device of their tensor, and none of its values.
 _FACTORIES = {function for name in ("zeros", "ones", "full", "empty") for function in (f"new_{name}", f"{name}_like")}
 
