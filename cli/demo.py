@@ -17,7 +17,7 @@ from .console import out, print_json, working
 if TYPE_CHECKING:
     from torch import nn
 
-    from pararealize.data.catalogue import Dataset
+    from pararealize.data.dataset import Dataset
 
 __all__ = ["EXAMPLES", "DemoStep", "command", "progress_lines", "train"]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pararealize.data.catalogue import Dataset
+from pararealize.data.dataset import Dataset
 from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
 from pararealize.train.loop import fit

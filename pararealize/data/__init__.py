@@ -1,5 +1,21 @@
-"""."""
+"""Data sets by name -> the batches of any epoch, from any place in it, for any rank.
 
-from .catalogue import Dataset, digits, load, names
+``load("cifar10")`` gives a :class:`Dataset`, ``names()`` what there is. The files, in reading order:
 
-__all__ = ["Dataset", "digits", "load", "names"]
+    catalogue      a name -> a data set
+    dataset        samples in a training and a test part -> batches
+    augmentation   images and random draws -> random crops and mirror images
+    images         images as bytes -> another size, number or kind of colours
+    archives       files of CIFAR, SVHN and MNIST -> images and labels
+    image_folder   a folder of image files -> images that are read when a batch wants them
+    peaks          a count -> points of the plane and their classes
+    glyphs         masks of characters -> images of letters and digits in clutter
+    typefaces      the fonts of this machine -> masks of characters
+    cache          tensors -> a file, and back
+"""
+
+from .augmentation import Augmentation
+from .catalogue import digits, load, names
+from .dataset import Dataset
+
+__all__ = ["Augmentation", "Dataset", "digits", "load", "names"]

@@ -1,11 +1,12 @@
-"""A name and a folder -> the pictures of CIFAR-10, CIFAR-100, SVHN or MNIST, read by torchvision's own classes.
+"""A name and a folder -> the images of CIFAR-10, CIFAR-100, SVHN or MNIST, read by torchvision's own classes.
 
 Nothing is fetched. torchvision unpickles the CIFAR files, and a pickle can run any code, so every file's checksum is
 compared with torchvision's list before it is opened; SVHN's are, too. MNIST's files are plain arrays without one.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,73 @@ from torch import Tensor
 
 from pararealize.errors import DataError
 
-from .images import Pictures
+from .dataset import Split
 
-__all__ = ["NAMES", "expected_files", "read"]
+__all__ = ["ARCHIVES", "Archive", "expected_files", "read"]
 
-NAMES = ("cifar10", "cifar100", "mnist", "svhn")
-CALLS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "svhn": "SVHN"}
-CLASSES = {"cifar10": 10, "cifar100": 100, "mnist": 10, "svhn": 10}
 DAMAGE = (OSError, ValueError, RuntimeError, AssertionError, LookupError, TypeError, EOFError)  # what readers raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """How a set is read.
+
+    Attributes:
+        reader: torchvision's class.
+        classes: how many there are.
+        files: from that class to each file, below the data folder, and its MD5 checksum, or None where it has none.
+        parts: what the class takes for the training and for the test part.
+        labels: its attribute with the labels.
+        channels_first: from its array of images to ``(count, channels, height, width)``.
+    """
+
+    reader: str
+    classes: int
+    files: Callable[[Any], dict[str, str | None]]
+    parts: tuple[Mapping[str, Any], Mapping[str, Any]] = ({"train": True}, {"train": False})
+    labels: str = "targets"
+    channels_first: Callable[[Any], Any]
+
+    @property
+    def dataset(self) -> Any:
+        """The class itself; torchvision is imported here."""
+        from torchvision import datasets
+
+        return getattr(datasets, self.reader)
+
+
+def _cifar_files(reader: Any) -> dict[str, str | None]:
+    files = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+    return {f"{reader.base_folder}/{file}": md5 for file, md5 in files}
+
+
+def _svhn_files(reader: Any) -> dict[str, str | None]:
+    return {file: md5 for _, file, md5 in (reader.split_list[part] for part in ("train", "test"))}
+
+
+def _mnist_files(reader: Any) -> dict[str, str | None]:
+    return {f"MNIST/raw/{file.removesuffix('.gz')}": None for file, _ in reader.resources}
+
+
+def _cifar(reader: str, classes: int) -> Archive:
+    return Archive(
+        reader=reader, classes=classes, files=_cifar_files, channels_first=lambda images: images.transpose(0, 3, 1, 2)
+    )
+
+
+ARCHIVES = {
+    "cifar10": _cifar("CIFAR10", 10),
+    "cifar100": _cifar("CIFAR100", 100),
+    "mnist": Archive(reader="MNIST", classes=10, files=_mnist_files, channels_first=lambda images: images[:, None]),
+    "svhn": Archive(
+        reader="SVHN",
+        classes=10,
+        files=_svhn_files,
+        parts=({"split": "train"}, {"split": "test"}),
+        labels="labels",
+        channels_first=lambda images: images,
+    ),
+}
 
 
 def expected_files(name: str) -> dict[str, str | None]:
@@ -32,18 +92,10 @@ def expected_files(name: str) -> dict[str, str | None]:
         >>> list(expected_files("svhn"))
         ['train_32x32.mat', 'test_32x32.mat']
     """
-    from torchvision import datasets
-
-    if name == "svhn":
-        return {file: md5 for _, file, md5 in (datasets.SVHN.split_list[part] for part in ("train", "test"))}
-    if name == "mnist":
-        return {f"MNIST/raw/{file.removesuffix('.gz')}": None for file, _ in datasets.MNIST.resources}
-    cifar = getattr(datasets, CALLS[name])
-    listed = [*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])]
-    return {f"{cifar.base_folder}/{file}": md5 for file, md5 in listed}
+    return ARCHIVES[name].files(ARCHIVES[name].dataset)
 
 
-def read(name: str, folder: Path) -> Pictures:
+def read(name: str, folder: Path) -> Split[Tensor]:
     """The training and the test part, as the parareal networks' paper has them.
 
     50,000 + 10,000 images of CIFAR; 73,257 + 26,032 of SVHN, without its extra part; 60,000 + 10,000 of MNIST, whose
@@ -55,62 +107,57 @@ def read(name: str, folder: Path) -> Pictures:
 
     Source: C.-O. Lee, Y. Lee and J. Park, "Parareal neural networks emulating a parallel-in-time algorithm", section 4.
     """
-    from torchvision import datasets
-
+    archive = ARCHIVES[name]
     _check(name, folder)
-    load = getattr(datasets, CALLS[name])
     try:
         with warnings.catch_warnings():
             # numpy 2.4.0 to 2.4.4, of how arrays were written into the CIFAR files; github.com/numpy/numpy/pull/31177
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-            if name == "svhn":
-                train, test = (load(folder, split=part) for part in ("train", "test"))
-            else:
-                train, test = (load(folder, train=part) for part in (True, False))
+            train, test = (archive.dataset(folder, **part) for part in archive.parts)
     except ModuleNotFoundError as error:
         raise DataError(
             f"{name} is read by {error.name}, which is not installed; say pip install 'pararealize[data]'"
         ) from error
     except DAMAGE as error:
-        raise DataError(f"{name} in {folder} cannot be read: {error}; {_how(name, folder)}") from error
+        raise DataError(f"{name} in {folder} cannot be read: {error}; {_remedy(name, folder)}") from error
     images, labels = _tensors(name, train)
     test_images, test_labels = _tensors(name, test)
-    return Pictures(
-        classes=CLASSES[name], images=images, labels=labels, test_images=test_images, test_labels=test_labels
+    return Split(
+        classes=archive.classes, images=images, labels=labels, test_images=test_images, test_labels=test_labels
     )
 
 
 def _check(name: str, folder: Path) -> None:
-    """All files there, and those that have a checksum with the right one."""
+    """Compare the files with torchvision's list: all have to exist, and to have their checksum where it lists one."""
     from torchvision.datasets.utils import check_integrity
 
     files = expected_files(name)
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise DataError(f"{name}: no file {', '.join(missing)} in {folder}; {_how(name, folder)}")
+        raise DataError(f"{name}: no file {', '.join(missing)} in {folder}; {_remedy(name, folder)}")
     wrong = [file for file, md5 in files.items() if md5 is not None and not check_integrity(folder / file, md5)]
     if wrong:
         raise DataError(
             f"{name}: {', '.join(wrong)} in {folder} has another checksum than torchvision lists and is not opened; "
-            f"remove it, and {_how(name, folder)}"
+            f"remove it, and {_remedy(name, folder)}"
         )
 
 
-def _how(name: str, folder: Path) -> str:
-    parts = ("split='train', ", "split='test', ") if name == "svhn" else ("",)
-    calls = " and ".join(f"torchvision.datasets.{CALLS[name]}({str(folder)!r}, {part}download=True)" for part in parts)
-    return f"name the folder that has it (data_dir=, --data-dir), or get the files once with {calls}"
+def _remedy(name: str, folder: Path) -> str:
+    archive = ARCHIVES[name]
+    # SVHN's class fetches the file of one part alone, the others all files at once
+    options = [f"split={part['split']!r}, " for part in archive.parts if "split" in part] or [""]
+    calls = (f"torchvision.datasets.{archive.reader}({str(folder)!r}, {option}download=True)" for option in options)
+    return f"name the folder that has it (data_dir=, --data-dir), or get the files once with {' and '.join(calls)}"
 
 
 def _tensors(name: str, part: Any) -> tuple[Tensor, Tensor]:
-    """Bytes with channels first, and labels."""
-    order: dict[str, Callable[[Any], Any]] = {
-        "svhn": lambda data: data,  # (count, 3, 32, 32) already
-        "mnist": lambda data: data[:, None],  # (count, 28, 28)
-    }
-    moved = order.get(name, lambda data: data.transpose(0, 3, 1, 2))(np.asarray(part.data))
-    labels = torch.as_tensor(np.asarray(part.labels if name == "svhn" else part.targets)).long()
-    images = torch.from_numpy(np.ascontiguousarray(moved))
-    if len(images) != len(labels) or not len(labels) or labels.max() >= CLASSES[name] or labels.min() < 0:
-        raise DataError(f"{name}: {len(images)} images and {len(labels)} labels from 0 to {CLASSES[name] - 1} disagree")
+    """Images as bytes with channels first, and labels."""
+    archive = ARCHIVES[name]
+    labels = torch.as_tensor(np.asarray(getattr(part, archive.labels))).long()
+    images = torch.from_numpy(np.ascontiguousarray(archive.channels_first(np.asarray(part.data))))
+    if len(images) != len(labels) or not len(labels) or labels.max() >= archive.classes or labels.min() < 0:
+        raise DataError(
+            f"{name}: {len(images)} images and {len(labels)} labels from 0 to {archive.classes - 1} disagree"
+        )
     return images, labels

@@ -1,7 +1,7 @@
-"""Tensors and what they were made from -> a file that is there whole or not at all; and back.
+"""Tensors that can be computed again, and their origin -> a file that is there whole or not at all; and back.
 
-What is kept can always be made again, so a file that is damaged, or was made from something else, counts as absent.
-Nothing is ever unpickled: the format is safetensors.
+A file that is damaged, or whose tensors have another origin, counts as absent. Nothing is ever unpickled: the format is
+safetensors.
 """
 
 import hashlib
@@ -17,26 +17,28 @@ from torch import Tensor
 from pararealize.errors import DataError
 from pararealize.files import whole_file
 
-__all__ = ["folder", "keep", "recall"]
+__all__ = ["cache_folder", "recall", "store"]
 
 DIGEST = "sha256"
 
 
-def folder(given: str | Path | None = None) -> Path:
-    """Where to keep what was made: ``given``, or ``pararealize`` in ``$XDG_CACHE_HOME`` or ~/.cache."""
-    if given is not None:
-        return Path(given)
+def cache_folder() -> Path:
+    """The folder ``pararealize`` in ``$XDG_CACHE_HOME``, or in ~/.cache.
+
+    A relative path in the variable is ignored, as its specification has it:
+    https://specifications.freedesktop.org/basedir-spec/latest/
+    """
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "pararealize"
 
 
-def keep(path: Path, tensors: Mapping[str, Tensor], made_from: Mapping[str, str]) -> None:
-    """Write the tensors into ``path`` by renaming a finished file, so that no reader ever sees half of it.
+def store(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
+    """Write the tensors into a file, with a checksum and with what they are computed from.
 
     Raises:
         DataError: the folder cannot be written.
     """
-    metadata = dict(made_from) | {DIGEST: _digest(tensors)}
+    metadata = dict(origin) | {DIGEST: _digest(tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
@@ -45,12 +47,12 @@ def keep(path: Path, tensors: Mapping[str, Tensor], made_from: Mapping[str, str]
         raise DataError(f"cannot keep data in {path.parent}: {error}; name a folder that can be written") from error
 
 
-def recall(path: Path, made_from: Mapping[str, str]) -> dict[str, Tensor] | None:
-    """What :func:`keep` wrote, or None where it is not there, not whole, or made from something else."""
+def recall(path: Path, origin: Mapping[str, str]) -> dict[str, Tensor] | None:
+    """The tensors that :func:`store` wrote, or None where the file is missing, damaged or of another origin."""
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            if any(metadata.get(key) != value for key, value in made_from.items()):
+            if any(metadata.get(key) != value for key, value in origin.items()):
                 return None
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
@@ -59,7 +61,7 @@ def recall(path: Path, made_from: Mapping[str, str]) -> dict[str, Tensor] | None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and bytes."""
+    """A checksum of names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()

@@ -4,30 +4,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from pararealize.errors import DataError
 
 from . import archives, glyphs, image_folder, peaks
 from .augmentation import Augmentation
-from .dataset import Dataset, Scale
-from .images import Pictures, chosen, fitted
+from .dataset import Dataset, Scale, Split, choose
+from .images import resize
 
-__all__ = ["Dataset", "digits", "load", "names"]
+__all__ = ["digits", "load", "names"]
 
 TEST_SHARE = 5  # every fifth image of the shuffled digits is a test image
 PEAKS = (5000, 1000)  # points for training and for the test, where no count is given
 FOLDER = "data"  # where files are looked for that no data_dir is given for
 PADDING_SHARE = 8  # the margin of random crops is an eighth of the side: 4 pixels of 32
-AUGMENTED = ("cifar10", "cifar100")  # where nothing else is said, as in the papers
-MIRRORED = (*AUGMENTED, "imagefolder")  # a mirror image of a digit or a letter is none
+
+InMemory = TypeVar("InMemory", Dataset, Split[Tensor])
 
 
 def names() -> list[str]:
     """What :func:`load` takes; ``DIR`` stands for a folder."""
-    return [*archives.NAMES, "digits", "glyphs", "glyphs:clean", "glyphs:system", "imagefolder:DIR", "peaks"]
+    return [name for entry in ENTRIES.values() for name in entry.names]
 
 
 def load(
@@ -49,19 +51,19 @@ def load(
         name: one of :func:`names`.
         batch_size: samples in a batch.
         seed: of the order of the batches and of the augmentation. Which samples there are does not depend on it.
-        data_dir: where the set lies on disk, ``data`` by default; for glyphs, which are made, where they are kept, by
-            default the user's cache.
+        data_dir: the folder of the set's files, ``data`` by default; for glyphs, which are made, the folder to store
+            them in, by default the user's cache.
         augment: random crops of images with a margin of an eighth of their side, and mirror images of CIFAR and of
             image folders; None for what is usual, which is True for CIFAR and False for all others.
-        image_size: pixels of a side; None for the set's own. An image folder has none.
+        image_size: pixels of a side; None for the set's own, which an image folder has not.
         channels: 1 or 3; None for the set's own.
         count: how many training and test samples at most; a smaller set is a part of a larger one. Of glyphs and
             peaks so many are made.
-        data_seed: of the samples themselves, where they are made and not collected.
+        data_seed: of the samples themselves, of glyphs and peaks.
         progress: called with the number of samples made so far and of all, while samples are made.
 
     Raises:
-        DataError: the name is unknown, something is missing on disk, or the set cannot be had so.
+        DataError: the name is unknown, a file is missing, or the set does not come with these options.
 
     Example:
         >>> print(load("peaks"))
@@ -70,33 +72,22 @@ def load(
         >>> x.shape, labels.shape
         (torch.Size([128, 2]), torch.Size([128]))
     """
-    kind, colon, place = name.partition(":")
-    known = {known.partition(":")[0]: known for known in names()}
-    if kind not in known or (colon and name not in names() and known[kind] != f"{kind}:DIR"):
+    kind, colon, variant = name.partition(":")
+    entry = ENTRIES.get(kind)
+    if entry is None or (colon and name not in entry.names and f"{kind}:DIR" not in entry.names):
         raise DataError(f"no data set is called {name!r}; there are {', '.join(names())}")
     if count is not None and not _is_pair(count):
         raise DataError(f"count = {count!r} is no pair of integers; write (train, test), such as (1000, 200)")
     if count is not None and min(count) < 1:
         raise DataError(f"count = {count} leaves a part empty; write two positive numbers, for training and test")
-    wanted = _Wanted(
-        name=name,
-        place=place,
-        batch_size=batch_size,
-        seed=seed,
-        data_dir=data_dir,
-        image_size=image_size,
-        channels=channels,
-        count=count,
-        data_seed=data_seed,
-        progress=progress,
-    )
-    if kind == "peaks":
-        return _peaks(wanted, augment)
-    make = {"digits": _digits, "glyphs": _glyphs, "imagefolder": _image_folder}.get(kind, _archive)
-    data = make(wanted)
-    if augment if augment is not None else kind in AUGMENTED:
+    request = _Request(
+        name=name, variant=variant, batch_size=batch_size, seed=seed, data_dir=data_dir, augment=augment,
+        image_size=image_size, channels=channels, count=count, data_seed=data_seed, progress=progress,
+    )  # fmt: skip
+    data = entry.make(request)
+    if entry.augmented if augment is None else augment:
         padding = max(1, data.shape[-1] // PADDING_SHARE)
-        return replace(data, augmentation=Augmentation(padding=padding, flip=kind in MIRRORED))
+        return replace(data, augmentation=Augmentation(padding=padding, flip=entry.mirrored))
     return data
 
 
@@ -105,117 +96,99 @@ def _is_pair(count: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """What :func:`load` was asked for."""
+class _Request:
+    """The arguments of :func:`load`; ``variant`` is what follows the colon of the name."""
 
     name: str
-    place: str
+    variant: str
     batch_size: int
     seed: int
     data_dir: str | Path | None
+    augment: bool | None
     image_size: int | None
     channels: int | None
     count: tuple[int, int] | None
     data_seed: int
     progress: Callable[[int, int], None] | None
 
-    def of_bytes(self, pictures: Pictures) -> Dataset:
-        """A data set of pictures in memory, as large and as colourful as wanted."""
-        images, test_images = (
-            fitted(part, image_size=self.image_size, channels=self.channels)
-            for part in (pictures.images, pictures.test_images)
-        )
+    def dataset(self, split: Split[Any], scale: Scale | None) -> Dataset:
+        """The batches of these samples."""
         return Dataset(
             name=self.name,
-            classes=pictures.classes,
+            classes=split.classes,
             batch_size=self.batch_size,
             seed=self.seed,
-            images=images,
-            labels=pictures.labels,
-            test_images=test_images,
-            test_labels=pictures.test_labels,
-            scale=Scale.of(images),
+            images=split.images,
+            labels=split.labels,
+            test_images=split.test_images,
+            test_labels=split.test_labels,
+            scale=scale,
         )
 
-
-def _archive(wanted: _Wanted) -> Dataset:
-    pictures = archives.read(wanted.name, Path(wanted.data_dir or FOLDER))
-    if wanted.count is not None:
-        train, test = chosen(len(pictures.labels), wanted.count[0]), chosen(len(pictures.test_labels), wanted.count[1])
-        pictures = Pictures(
-            classes=pictures.classes,
-            images=pictures.images[train],
-            labels=pictures.labels[train],
-            test_images=pictures.test_images[test],
-            test_labels=pictures.test_labels[test],
+    def resized(self, split: Split[Tensor]) -> Dataset:
+        """The batches of these images of bytes, of the size and with the channels that were asked for."""
+        images, test_images = (
+            resize(part, image_size=self.image_size, channels=self.channels)
+            for part in (split.images, split.test_images)
         )
-    return wanted.of_bytes(pictures)
+        return self.dataset(replace(split, images=images, test_images=test_images), Scale.of(images))
 
 
-def _glyphs(wanted: _Wanted) -> Dataset:
-    pictures = glyphs.kept_or_made(
-        wanted.count or glyphs.FULL,
-        seed=wanted.data_seed,
-        system_fonts=wanted.place == "system",
-        difficulty=glyphs.CLEAN if wanted.place == "clean" else None,
-        data_dir=wanted.data_dir,
-        progress=wanted.progress,
+# What makes each data set --------------------------------------------------------------------------------------------
+
+
+def _archive(request: _Request) -> Dataset:
+    return request.resized(_fewer(archives.read(request.name, Path(request.data_dir or FOLDER)), request.count))
+
+
+def _glyphs(request: _Request) -> Dataset:
+    split = glyphs.recall_or_make(
+        request.count or glyphs.FULL,
+        seed=request.data_seed,
+        system_fonts=request.variant == "system",
+        difficulty=glyphs.CLEAN if request.variant == "clean" else None,
+        data_dir=request.data_dir,
+        progress=request.progress,
     )
-    return wanted.of_bytes(pictures)
+    return request.resized(split)
 
 
-def _image_folder(wanted: _Wanted) -> Dataset:
-    if not wanted.place:
-        raise DataError(f"{wanted.name} needs a folder; write imagefolder:DIR")
-    if wanted.image_size is None:
+def _image_folder(request: _Request) -> Dataset:
+    if not request.variant:
+        raise DataError(f"{request.name} needs a folder; write imagefolder:DIR")
+    if request.image_size is None:
         raise DataError(
-            f"{wanted.name} needs the size that its images are to have; pass image_size=224 (--image-size 224), for "
+            f"{request.name} needs the size that its images are to have; pass image_size=224 (--image-size 224), for "
             "example"
         )
-    channels = 3 if wanted.channels is None else wanted.channels
-    found = image_folder.read(
-        Path(wanted.data_dir or "", wanted.place),
-        image_size=wanted.image_size,
-        channels=channels,
-        count=wanted.count,
-    )
-    return Dataset(
-        name=wanted.name,
-        classes=len(found.classes),
-        batch_size=wanted.batch_size,
-        seed=wanted.seed,
-        images=found.images,
-        labels=found.labels,
-        test_images=found.test_images,
-        test_labels=found.test_labels,
-        scale=image_folder.scale(channels),
-    )
+    channels = 3 if request.channels is None else request.channels
+    folder = Path(request.data_dir or "", request.variant)
+    split = image_folder.read(folder, image_size=request.image_size, channels=channels, count=request.count)
+    return request.dataset(split, image_folder.scale(channels))
 
 
-def _peaks(wanted: _Wanted, augment: bool | None) -> Dataset:
-    if augment or wanted.image_size is not None or wanted.channels is not None:
+def _peaks(request: _Request) -> Dataset:
+    if request.augment or request.image_size is not None or request.channels is not None:
         raise DataError("peaks has points and no images; leave out augment, image_size and channels")
-    train, test = wanted.count or PEAKS
-    x, labels = peaks.points(train, seed=wanted.data_seed)
-    test_x, test_labels = peaks.points(test, seed=wanted.data_seed, part="test")
-    return Dataset(
-        name="peaks",
-        classes=peaks.CLASSES,
-        batch_size=wanted.batch_size,
-        seed=wanted.seed,
-        images=x,
-        labels=labels,
-        test_images=test_x,
-        test_labels=test_labels,
-    )
+    train, test = request.count or PEAKS
+    x, labels = peaks.points(train, seed=request.data_seed)
+    test_x, test_labels = peaks.points(test, seed=request.data_seed, part="test")
+    split = Split(classes=peaks.CLASSES, images=x, labels=labels, test_images=test_x, test_labels=test_labels)
+    return request.dataset(split, None)
 
 
-def _digits(wanted: _Wanted) -> Dataset:
-    image_size, channels = (32 if wanted.image_size is None else wanted.image_size), wanted.channels
-    data = digits(wanted.batch_size, wanted.seed, image_size=image_size, channels=3 if channels is None else channels)
-    if wanted.count is None:
+def _digits(request: _Request) -> Dataset:
+    image_size = 32 if request.image_size is None else request.image_size
+    channels = 3 if request.channels is None else request.channels
+    data = digits(request.batch_size, request.seed, image_size=image_size, channels=channels)
+    return _fewer(data, request.count)
+
+
+def _fewer(data: InMemory, count: tuple[int, int] | None) -> InMemory:
+    """At most so many samples of each part."""
+    if count is None:
         return data
-    train, test = chosen(data.train_count, wanted.count[0]), chosen(data.test_count, wanted.count[1])
+    train, test = choose(len(data.labels), count[0]), choose(len(data.test_labels), count[1])
     return replace(
         data,
         images=data.images[train],
@@ -276,3 +249,32 @@ def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channel
         test_images=images[test],
         test_labels=labels[test],
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """One kind of data set.
+
+    Attributes:
+        names: by which :func:`load` knows it.
+        make: makes it, without augmentation.
+        augmented: whether it is augmented where the caller says nothing, as in the papers.
+        mirrored: whether augmentation mirrors it: the mirror image of a digit or a letter is none.
+    """
+
+    names: tuple[str, ...]
+    make: Callable[[_Request], Dataset]
+    augmented: bool = False
+    mirrored: bool = False
+
+
+ENTRIES = {
+    "cifar10": _Entry(names=("cifar10",), make=_archive, augmented=True, mirrored=True),
+    "cifar100": _Entry(names=("cifar100",), make=_archive, augmented=True, mirrored=True),
+    "mnist": _Entry(names=("mnist",), make=_archive),
+    "svhn": _Entry(names=("svhn",), make=_archive),
+    "digits": _Entry(names=("digits",), make=_digits),
+    "glyphs": _Entry(names=("glyphs", "glyphs:clean", "glyphs:system"), make=_glyphs),
+    "imagefolder": _Entry(names=("imagefolder:DIR",), make=_image_folder, mirrored=True),
+    "peaks": _Entry(names=("peaks",), make=_peaks),
+}

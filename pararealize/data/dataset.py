@@ -1,12 +1,12 @@
 """Samples in a training and a test part -> the batches of any epoch, from any place in it, for any rank.
 
-What comes is a function of (seed, epoch, number of the batch) alone, so two integers in a checkpoint say where a run
+A batch is a function of (seed, epoch, number of the batch) alone, so two integers in a checkpoint say where a run
 stands in its data, and what follows is bit-identical to a run that never stopped.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ from pararealize.random_state import generator
 
 from .augmentation import Augmentation
 
-__all__ = ["Dataset", "Samples", "Scale"]
+__all__ = ["Dataset", "Samples", "Scale", "Split", "choose"]
 
 
 class Samples(Protocol):
-    """One part of a data set, indexed like a tensor, be it one or images that are read from disk when asked for."""
+    """One part of a data set, indexed like a tensor: a tensor, or images that are read from disk at that moment."""
 
     @property
     def shape(self) -> Any:
@@ -28,6 +28,30 @@ class Samples(Protocol):
 
     def __getitem__(self, chosen: Any, /) -> Tensor:
         """The samples with these numbers, in this order."""
+
+
+S_co = TypeVar("S_co", bound=Samples, covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split(Generic[S_co]):
+    """A training and a test part: samples ``(count, ...)`` as they are stored, and labels ``(count,)`` from 0."""
+
+    classes: int
+    images: S_co = field(repr=False)
+    labels: Tensor = field(repr=False)
+    test_images: S_co = field(repr=False)
+    test_labels: Tensor = field(repr=False)
+
+
+def choose(total: int, count: int) -> Tensor:
+    """Numbers of ``count`` samples out of ``total``: always the same, and a smaller choice begins a larger one.
+
+    Example:
+        >>> bool((choose(100, 5) == choose(100, 50)[:5]).all())
+        True
+    """
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +62,15 @@ class Scale:
     deviation: Tensor
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """``(count, channels, height, width)``, of any kind of number, to float32."""
+        """Scale ``(count, channels, height, width)`` of any element type; the result is float32."""
         return (pixels.float() - self.mean) / self.deviation
 
     @staticmethod
     def of(pixels: Tensor) -> "Scale":
-        """That gives every channel of these bytes, ``(count, channels, height, width)``, mean 0 and deviation 1."""
+        """The scale that gives every channel of these bytes ``(count, channels, height, width)`` mean 0, deviation 1.
+
+        Computed from the 256 counts of each channel, in float64: exact whatever the number of pixels.
+        """
         values = torch.arange(256, dtype=torch.float64)
         shares = torch.stack([pixels[:, c].flatten().bincount(minlength=256) for c in range(pixels.shape[1])]).double()
         shares /= shares.sum(1, keepdim=True)
@@ -58,15 +85,15 @@ class Dataset:
 
     Attributes:
         name: as :func:`~pararealize.data.catalogue.load` takes it.
-        classes: how many there are; labels count from 0.
+        classes: how many classes there are; labels count from 0.
         batch_size: samples in a batch of all ranks together.
-        seed: of the order and of the augmentation.
+        seed: of the order of the training samples and of their augmentation.
         images: the training samples as they are stored; ``example`` and ``epoch`` give them as a network takes them.
         labels: int64.
         test_images: the test samples as they are stored.
         test_labels: int64.
         scale: how stored bytes become numbers; None where ``images`` are those numbers.
-        augmentation: what training images undergo; None for nothing.
+        augmentation: of the training images; None for none.
     """
 
     name: str
@@ -89,37 +116,37 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: ``(channels, height, width)``, or ``(features,)``."""
+        """The shape of one sample: ``(channels, height, width)``, or ``(features,)``."""
         return tuple(int(size) for size in self.images.shape[1:])
 
     @property
     def train_count(self) -> int:
-        """Training samples."""
+        """How many training samples there are."""
         return len(self.labels)
 
     @property
     def test_count(self) -> int:
-        """Test samples."""
+        """How many test samples there are."""
         return len(self.test_labels)
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch, for any number of ranks."""
+        """How many batches an epoch has, for any number of ranks."""
         return len(_sizes(self.train_count, self.batch_size))
 
     def example(self, count: int = 2) -> Tensor:
         """The first training samples as a network takes them, without augmentation."""
-        return self._ready(self.images[torch.arange(min(count, self.train_count))])
+        return self._scaled(self.images[torch.arange(min(count, self.train_count))])
 
     def epoch(self, number: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch from batch ``start`` on: each a function of ``(seed, number, batch)`` alone.
 
         Args:
             number: the epoch, from 0; each has an order and an augmentation of its own.
-            start: the first batch wanted, from 0 to ``steps``. Those before it are not computed.
-            rank: whose share of every batch.
-            world: how many ranks share. The shares of all ranks, one after the other, are the batch. All ranks get
-                ``steps`` batches, and none an empty share.
+            start: the first batch to give, from 0 to ``steps``. Those before it are not computed.
+            rank: the rank whose share of every batch is given.
+            world: how many ranks share a batch. The shares of all ranks, one after the other, are the batch. All ranks
+                get ``steps`` batches, and none an empty share.
 
         Yields:
             ``(x, labels)``: ``(share, *shape)`` float32 and ``(share,)`` int64.
@@ -146,19 +173,21 @@ class Dataset:
         self, number: int, start: int, rank: int, world: int, sizes: list[int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         orders = torch.Generator().manual_seed(self.seed)
-        for _ in range(number):
+        for _ in range(number):  # the order of an epoch is the next draw after those of the epochs before it
             torch.randperm(self.train_count, generator=orders)
         order = torch.randperm(self.train_count, generator=orders)
         for batch, chosen in enumerate(order.split(sizes)):
             if batch < start:
                 continue
             shares = torch.arange(len(chosen)).tensor_split(world)
-            mine = chosen[shares[rank]]
-            x = self.images[mine]
-            if self.augmentation is not None:
+            numbers = chosen[shares[rank]]
+            x = self.images[numbers]
+            if (
+                self.augmentation is not None
+            ):  # drawn for the whole batch, so that no rank's share depends on the others
                 draws = self.augmentation.draw(len(chosen), generator(self.seed, number, batch))
                 x = self.augmentation.apply(x, draws[shares[rank]])
-            yield self._ready(x), self.labels[mine]
+            yield self._scaled(x), self.labels[numbers]
 
     def batches(self, epochs: int | None = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches, each epoch in another random order; without end where ``epochs`` is None."""
@@ -170,32 +199,32 @@ class Dataset:
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part once, in a fixed order, without augmentation."""
         for chosen in torch.arange(self.test_count).split(_sizes(self.test_count, self.batch_size)):
-            yield self._ready(self.test_images[chosen]), self.test_labels[chosen]
+            yield self._scaled(self.test_images[chosen]), self.test_labels[chosen]
 
-    def _ready(self, x: Tensor) -> Tensor:
+    def _scaled(self, x: Tensor) -> Tensor:
         return x if self.scale is None else self.scale(x)
 
     def _checked_sizes(self, number: int, start: int, rank: int, world: int) -> list[int]:
-        wrong = []
+        faults = []
         if number < 0:
-            wrong.append(f"epoch {number} is negative; epochs count from 0")
+            faults.append(f"epoch {number} is negative; epochs count from 0")
         if not 0 <= start <= self.steps:
-            wrong.append(f"start = {start} is none of its {self.steps} batches; write 0 to {self.steps}")
+            faults.append(f"start = {start} is none of its {self.steps} batches; write 0 to {self.steps}")
         if world < 1 or not 0 <= rank < world:
-            wrong.append(f"rank {rank} is none of {world}; write 0 to world − 1")
+            faults.append(f"rank {rank} is none of {world}; write 0 to world − 1")
         elif world > 1 and min(self.batch_size, self.train_count) < 2 * world:
-            wrong.append(
+            faults.append(
                 f"a batch of {min(self.batch_size, self.train_count)} is too small for {world} ranks; "
                 f"batch_size has to be at least {2 * world}, two samples a rank"
             )
         elif world > 1 and min(sizes := _sizes(self.train_count, self.batch_size, world)) < 2 * world:
-            wrong.append(
+            faults.append(
                 f"the last two batches of an epoch have {sum(sizes[-2:])} samples together, too few for {world} ranks "
                 f"with two samples each; write a batch_size of at least {4 * world - 2}, or one that divides "
                 f"{self.train_count}"
             )
-        if wrong:
-            raise DataError(f"{self.name}: " + "; ".join(wrong))
+        if faults:
+            raise DataError(f"{self.name}: " + "; ".join(faults))
         return _sizes(self.train_count, self.batch_size, world)
 
     def __str__(self) -> str:
@@ -207,7 +236,7 @@ class Dataset:
 
 
 def _sizes(count: int, batch_size: int, world: int = 1) -> list[int]:
-    """How many samples every batch of an epoch has; as many batches for any ``world``."""
+    """How many samples every batch of an epoch has; the number of batches is the same for every ``world``."""
     whole, rest = divmod(count, batch_size)
     sizes = [batch_size] * whole + [rest] * (rest > 0)
     if rest == 1 and whole:

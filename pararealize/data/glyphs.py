@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from pararealize.random_state import generator
 
-from .cache import folder, keep, recall
-from .images import Pictures
+from .cache import cache_folder, recall, store
+from .dataset import Split
 from .typefaces import CHARACTERS, Typefaces, find_fonts, render
 
-__all__ = ["CLEAN", "PIXELS", "Difficulty", "kept_or_made", "make", "training_fonts"]
+__all__ = ["CLEAN", "PIXELS", "Difficulty", "make", "recall_or_make", "training_fonts"]
 
 VERSION = 1  # of the recipe: another number wherever the same seed gives other images
 PIXELS = 32  # of a side
@@ -28,7 +28,7 @@ FINE = 2  # pixels of a side that are sampled for one of the image
 HELD_OUT = 5  # every fifth font is for test images alone
 TRAINING, TEST = 0, 1
 FULL = (50_000, 10_000)  # training and test images
-PARTS = ("images", "labels", "test_images", "test_labels")
+PARTS = {"images": TRAINING, "labels": TRAINING, "test_images": TEST, "test_labels": TEST}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +97,10 @@ CLEAN = Difficulty(
 
 def training_fonts(count: int) -> list[int]:
     """Which of ``count`` fonts training images are drawn with; test images are drawn with all of them."""
-    kept = [number for number in range(count) if number % HELD_OUT != HELD_OUT - 1]
-    return kept or list(range(count))
+    return [number for number in range(count) if number % HELD_OUT != HELD_OUT - 1]
 
 
-def kept_or_made(
+def recall_or_make(
     count: tuple[int, int],
     *,
     seed: int = 0,
@@ -109,8 +108,8 @@ def kept_or_made(
     difficulty: Difficulty | None = None,
     data_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Pictures:
-    """The images out of a file where an earlier call left them, or made now and kept there.
+) -> Split[Tensor]:
+    """The images out of a file where an earlier call stored them, or made now and stored there.
 
     Args:
         count: of training and of test images.
@@ -120,31 +119,32 @@ def kept_or_made(
         data_dir: the folder of the file; None for the user's cache.
         progress: as in :func:`make`.
 
-    The file counts only where recipe, seed, count and the shapes of all characters are those asked for, and where its
-    checksum is right; else images are made anew. A whole set of 50,000 + 10,000 also serves smaller counts.
+    A file serves only where recipe, seed, count and the shapes of all characters agree with the arguments, and where
+    its checksum is right; else images are made anew. A whole set of 50,000 + 10,000 also serves smaller counts.
 
     Raises:
         DataError: the folder cannot be written.
     """
     difficulty = difficulty or Difficulty()
     faces = render(find_fonts(system=system_fonts))
-    made_from = {
+    origin = {
         "recipe": f"glyphs {VERSION} {difficulty}",
         "seed": str(seed),
         "fonts": " ".join(faces.names),
         "shapes": hashlib.sha256(faces.masks.numpy().data).hexdigest(),
     }
-    key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:12]
-    names = {size: f"glyphs-{key}-{size[0]}+{size[1]}.safetensors" for size in (count, FULL)}
-    for size in (count, FULL):
-        if size[0] >= count[0] and size[1] >= count[1]:
-            found = recall(folder(data_dir) / names[size], made_from)
-            if found is not None and set(found) == set(PARTS):
-                cut = {part: found[part][: count[part.startswith("test")]] for part in PARTS}
-                return Pictures(classes=len(CHARACTERS), **cut)
-    made = make(faces, count, seed=seed, difficulty=difficulty, progress=progress)
-    keep(folder(data_dir) / names[count], {part: getattr(made, part) for part in PARTS}, made_from)
-    return made
+    key = hashlib.sha256(repr(origin).encode()).hexdigest()[:12]
+    folder = cache_folder() if data_dir is None else Path(data_dir)
+    paths = {size: folder / f"glyphs-{key}-{size[0]}+{size[1]}.safetensors" for size in (count, FULL)}
+    for size, path in paths.items():
+        tensors = recall(path, origin) if size[0] >= count[0] and size[1] >= count[1] else None
+        if tensors is not None and set(tensors) == set(PARTS):
+            return Split(
+                classes=len(CHARACTERS), **{name: tensors[name][: count[part]] for name, part in PARTS.items()}
+            )
+    split = make(faces, count, seed=seed, difficulty=difficulty, progress=progress)
+    store(paths[count], {name: getattr(split, name) for name in PARTS}, origin)
+    return split
 
 
 def make(
@@ -154,44 +154,43 @@ def make(
     seed: int = 0,
     difficulty: Difficulty | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Pictures:
+) -> Split[Tensor]:
     """``count`` training and test images, and which characters they show, as places in ``CHARACTERS``.
 
     Args:
         faces: from :func:`~pararealize.data.typefaces.render`.
         count: of training and of test images.
         difficulty: None for the default, which is that of the data set of the name "glyphs".
-        seed: of everything. The first images of a larger count are those of a smaller one.
+        seed: of all random numbers. The first images of a larger count are those of a smaller one.
         progress: called with the number of images made so far and of all.
 
     Cost: about 0.5 ms an image on one core.
     """
     difficulty = difficulty or Difficulty()
-    seen = training_fonts(len(faces.names))
-    everything = list(range(len(faces.names)))
+    fonts = {TRAINING: training_fonts(len(faces.names)), TEST: list(range(len(faces.names)))}
     parts: list[tuple[Tensor, Tensor]] = []
-    made = 0
-    for part, fonts, wanted in ((TRAINING, seen, count[0]), (TEST, everything, count[1])):
-        images = torch.empty(wanted, 3, PIXELS, PIXELS, dtype=torch.uint8)
-        labels = torch.empty(wanted, dtype=torch.long)
-        for number, start in enumerate(range(0, wanted, CHUNK)):
-            stop = min(start + CHUNK, wanted)
-            pictures, characters = _chunk(
-                faces.masks, torch.tensor(fonts), difficulty, generator("glyphs", VERSION, seed, part, number)
-            )
-            images[start:stop], labels[start:stop] = pictures[: stop - start], characters[: stop - start]
-            made += stop - start
+    for part, size in enumerate(count):
+        images = torch.empty(size, 3, PIXELS, PIXELS, dtype=torch.uint8)
+        labels = torch.empty(size, dtype=torch.long)
+        for number, start in enumerate(range(0, size, CHUNK)):
+            rows = slice(start, min(start + CHUNK, size))
+            stream = generator("glyphs", VERSION, seed, part, number)
+            chunk, characters = _chunk(faces.masks, torch.tensor(fonts[part]), difficulty, stream)
+            images[rows], labels[rows] = chunk[: rows.stop - start], characters[: rows.stop - start]
             if progress is not None:
-                progress(made, sum(count))
+                progress(sum(count[:part]) + rows.stop, sum(count))
         parts.append((images, labels))
     (images, labels), (test_images, test_labels) = parts
-    return Pictures(
+    return Split(
         classes=len(CHARACTERS), images=images, labels=labels, test_images=test_images, test_labels=test_labels
     )
 
 
 class _Draws:
-    """Random numbers of one chunk: whatever the shape, a row an image."""
+    """Random numbers of one chunk, ``(CHUNK, *shape)``: a row for every image.
+
+    What is drawn and in which order is a part of the recipe: another order needs another ``VERSION``.
+    """
 
     def __init__(self, stream: torch.Generator) -> None:
         self.stream = stream
@@ -209,19 +208,22 @@ class _Draws:
         return values[torch.randint(len(values), (CHUNK, *shape), generator=self.stream)]
 
 
-def _chunk(masks: Tensor, fonts: Tensor, hard: Difficulty, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``CHUNK`` images and their labels: ground, neighbours, a stroke, the letter, more strokes, blur, noise."""
+def _chunk(masks: Tensor, fonts: Tensor, difficulty: Difficulty, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``CHUNK`` images and their labels, painted in this order: ground, neighbours, a stroke, the letter, more strokes.
+
+    Blur and noise come last. A chunk is always made whole: a smaller one would draw other numbers.
+    """
     draws = _Draws(stream)
     font, labels = draws.among(fonts), draws.among(torch.arange(len(CHARACTERS)))
-    grid = _grid(hard, draws)
-    ground, ink = _colours(hard, draws)
-    image = _painted(ground, _neighbours(masks, font, grid, hard, draws), ink + draws.uniform(-0.1, 0.1, 3, 1, 1))
-    image = _painted(image, _stroke(hard, draws), ink + draws.uniform(-0.3, 0.3, 3, 1, 1))
+    grid = _grid(difficulty, draws)
+    ground, ink = _colours(difficulty, draws)
+    image = _painted(ground, _neighbours(masks, font, grid, difficulty, draws), ink + draws.uniform(-0.1, 0.1, 3, 1, 1))
+    image = _painted(image, _stroke(difficulty, draws), ink + draws.uniform(-0.3, 0.3, 3, 1, 1))
     image = _painted(image, _ink(masks[font, labels], grid), ink)
-    for _ in range(hard.strokes_over):
-        image = _painted(image, _stroke(hard, draws), ink + draws.uniform(-0.3, 0.3, 3, 1, 1))
-    image = _blurred(image, draws.uniform(0.0, hard.blur, 1, 1, 1))
-    image = image + draws.normal(3, PIXELS, PIXELS) * draws.uniform(0.0, hard.noise, 1, 1, 1)
+    for _ in range(difficulty.strokes_over):
+        image = _painted(image, _stroke(difficulty, draws), ink + draws.uniform(-0.3, 0.3, 3, 1, 1))
+    image = _blurred(image, draws.uniform(0.0, difficulty.blur, 1, 1, 1))
+    image = image + draws.normal(3, PIXELS, PIXELS) * draws.uniform(0.0, difficulty.noise, 1, 1, 1)
     return (image.clamp(0, 1) * 255).round().byte(), labels
 
 
@@ -230,75 +232,75 @@ def _painted(image: Tensor, cover: Tensor, colour: Tensor) -> Tensor:
     return image + cover * (colour - image)
 
 
-def _grid(hard: Difficulty, draws: _Draws) -> Tensor:
+def _grid(difficulty: Difficulty, draws: _Draws) -> Tensor:
     """Where in its mask each fine pixel of a letter is looked up: turned, slanted, scaled, moved and bent.
 
     ``(CHUNK, fine, fine, 2)``, from −1 to 1, x before y, as ``grid_sample`` takes it.
     """
-    angle, slant = draws.uniform(-hard.turn, hard.turn), draws.uniform(-hard.slant, hard.slant)
+    angle, slant = draws.uniform(-difficulty.turn, difficulty.turn), draws.uniform(-difficulty.slant, difficulty.slant)
     scale, aspect = (
-        torch.exp(draws.uniform(-hard.scale, hard.scale)) * hard.size,
-        torch.exp(draws.uniform(-hard.aspect, hard.aspect)),
+        torch.exp(draws.uniform(-difficulty.scale, difficulty.scale)) * difficulty.size,
+        torch.exp(draws.uniform(-difficulty.aspect, difficulty.aspect)),
     )
     cos, sin = angle.cos(), angle.sin()
     # from the image to the mask: undo the turn, then the slant, then the scales
     x = torch.stack([cos + slant * sin, sin - slant * cos], 1) / (scale * aspect)[:, None]
     y = torch.stack([-sin, cos], 1) / scale[:, None]
     matrix = torch.stack([x, y], 1)
-    shift = draws.uniform(-2 * hard.shift, 2 * hard.shift, 2, 1)
+    shift = draws.uniform(-2 * difficulty.shift, 2 * difficulty.shift, 2, 1)
     theta = torch.cat([matrix, -matrix @ shift], 2)
     fine = PIXELS * FINE
     straight = functional.affine_grid(theta, [CHUNK, 1, fine, fine], align_corners=False)
-    bends = draws.normal(2, 4, 4) * (2 * hard.bend)
+    bends = draws.normal(2, 4, 4) * (2 * difficulty.bend)
     return straight + functional.interpolate(bends, (fine, fine), mode="bicubic", align_corners=True).permute(
         0, 2, 3, 1
     )
 
 
 def _ink(masks: Tensor, grid: Tensor) -> Tensor:
-    """Masks of bytes ``(CHUNK, side, side)`` seen through the grid: how much ink is on each pixel, from 0 to 1."""
-    seen = functional.grid_sample(masks[:, None].float() / 255, grid, align_corners=False)
-    shares: Tensor = functional.avg_pool2d(seen, FINE)
+    """Masks of bytes ``(CHUNK, side, side)`` sampled at the grid: how much ink is on each pixel, from 0 to 1."""
+    fine = functional.grid_sample(masks[:, None].float() / 255, grid, align_corners=False)
+    shares: Tensor = functional.avg_pool2d(fine, FINE)
     return shares
 
 
-def _neighbours(masks: Tensor, font: Tensor, grid: Tensor, hard: Difficulty, draws: _Draws) -> Tensor:
+def _neighbours(masks: Tensor, font: Tensor, grid: Tensor, difficulty: Difficulty, draws: _Draws) -> Tensor:
     """Other letters of the same font, to the left and to the right, each at times: parts of them are in the image."""
     covers = []
     for side in (-1.0, 1.0):
         characters = draws.among(torch.arange(len(CHARACTERS)))
-        aside = draws.uniform(2 * hard.near, 2 * hard.far) * side
-        there = draws.chance(hard.neighbour, 1, 1, 1)
+        aside = draws.uniform(2 * difficulty.near, 2 * difficulty.far) * side
+        present = draws.chance(difficulty.neighbour, 1, 1, 1)
         covers.append(
-            _ink(masks[font, characters], grid + functional.pad(aside[:, None], (0, 1))[:, None, None]) * there
+            _ink(masks[font, characters], grid + functional.pad(aside[:, None], (0, 1))[:, None, None]) * present
         )
     return torch.maximum(*covers)
 
 
-def _colours(hard: Difficulty, draws: _Draws) -> tuple[Tensor, Tensor]:
+def _colours(difficulty: Difficulty, draws: _Draws) -> tuple[Tensor, Tensor]:
     """A ground ``(CHUNK, 3, 32, 32)`` and an ink ``(CHUNK, 3, 1, 1)`` that is lighter or darker than it."""
-    contrast = draws.uniform(*hard.contrast, 1)
+    contrast = draws.uniform(*difficulty.contrast, 1)
     darker = draws.uniform(0.0, 1.0, 1) * (1 - contrast)
     swapped = draws.chance(0.5, 1)
-    light, tints = darker + contrast, draws.normal(2, 3) * hard.tint
-    tints = tints - tints.mean(2, keepdim=True)  # a tint does not make lighter
+    light, tints = darker + contrast, draws.normal(2, 3) * difficulty.tint
+    tints = tints - tints.mean(2, keepdim=True)  # so that a tint changes the colour and not the luminance
     ground = darker + swapped * contrast + tints[:, 0]
     ink = light - swapped * contrast + tints[:, 1]
-    rough = draws.normal(3, 5, 5) * draws.uniform(0.0, hard.rough, 1, 1, 1)
+    rough = draws.normal(3, 5, 5) * draws.uniform(0.0, difficulty.rough, 1, 1, 1)
     rough = functional.interpolate(rough, (PIXELS, PIXELS), mode="bicubic", align_corners=True)
     return ground[:, :, None, None] + rough, ink[:, :, None, None]
 
 
-def _stroke(hard: Difficulty, draws: _Draws) -> Tensor:
-    """A straight stroke in every second image or so: ``(CHUNK, 1, 32, 32)`` from 0 to 1."""
+def _stroke(difficulty: Difficulty, draws: _Draws) -> Tensor:
+    """A straight stroke in some of the images: ``(CHUNK, 1, 32, 32)`` from 0 to 1."""
     centres = (torch.arange(PIXELS) + 0.5) / PIXELS
     pixels = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1)
     begin, end = draws.uniform(0.0, 1.0, 1, 1, 2), draws.uniform(0.0, 1.0, 1, 1, 2)
     along = end - begin
     place = ((pixels - begin) * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp_min(1e-6)
     distance = (pixels - begin - place.clamp(0, 1) * along).norm(dim=-1) * PIXELS
-    width = draws.uniform(0.4, hard.width, 1, 1)
-    cover: Tensor = (width + 0.5 - distance).clamp(0, 1) * draws.chance(hard.stroke, 1, 1)
+    width = draws.uniform(0.4, difficulty.width, 1, 1)
+    cover: Tensor = (width + 0.5 - distance).clamp(0, 1) * draws.chance(difficulty.stroke, 1, 1)
     return cover.unsqueeze(1)
 
 

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from pararealize.errors import DataError
 
-from .dataset import Scale
-from .images import LUMINANCE, chosen
+from .dataset import Scale, Split, choose
+from .images import LUMINANCE
 
-__all__ = ["DEVIATION", "MEAN", "Folder", "ImageFiles", "read", "scale"]
+__all__ = ["DEVIATION", "MEAN", "ImageFiles", "read", "scale"]
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue, from 0 to 1
 TEST_FOLDERS = ("val", "test")
-WORKERS = 8  # threads that decode; pillow lets others run while it does
+WORKERS = 8  # threads that decode; pillow releases the interpreter's lock while it does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +31,16 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """As of a tensor."""
+        """As a tensor's."""
         return len(self.paths), self.channels, self.image_size, self.image_size
 
-    def __getitem__(self, wanted: Any) -> Tensor:
-        numbers = torch.arange(len(self.paths))[wanted].flatten().tolist()
-        made = torch.empty(len(numbers), *self.shape[1:], dtype=torch.uint8)
+    def __getitem__(self, index: Any) -> Tensor:
+        numbers = torch.arange(len(self.paths))[index].flatten().tolist()
+        images = torch.empty(len(numbers), *self.shape[1:], dtype=torch.uint8)
         with ThreadPoolExecutor(WORKERS) as threads:
             for place, image in enumerate(threads.map(self._read, numbers)):
-                made[place] = image
-        return made
+                images[place] = image
+        return images
 
     def _read(self, number: int) -> Tensor:
         """The shorter side resized to ``image_size``, and the middle of the longer one."""
@@ -57,25 +57,16 @@ class ImageFiles:
         return pixels.permute(2, 0, 1) if self.channels == 3 else pixels[None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Folder:
-    """Both parts of an image folder; the labels count its classes' names in alphabetical order."""
-
-    classes: tuple[str, ...]
-    images: ImageFiles
-    labels: Tensor = field(repr=False)
-    test_images: ImageFiles
-    test_labels: Tensor = field(repr=False)
-
-
 def read(
     folder: Path,
     *,
     image_size: int,
     channels: int = 3,
     count: tuple[int, int] | None = None,
-) -> Folder:
+) -> Split[ImageFiles]:
     """List ``folder/train/CLASS/*`` and ``folder/val/CLASS/*``, or ``folder/test/CLASS/*``.
+
+    Labels count the classes' names in alphabetical order.
 
     Args:
         folder: as torchvision's ImageFolder and the usual ImageNet scripts lay it out.
@@ -96,38 +87,40 @@ def read(
             + ("has not the folders train and val (or test)" if folder.is_dir() else "is not there")
             + "; it has to hold train and val (or test), each with one folder of images a class"
         )
-    (names, paths, labels), (test_names, test_paths, test_labels) = _listed(train), _listed(test)
+    (names, paths, labels), (test_names, test_paths, test_labels) = _list(train), _list(test)
     if names != test_names:
         differing = ", ".join(sorted(set(names) ^ set(test_names)))
         raise DataError(f"imagefolder: {train} and {test} have not the same classes; they differ in {differing}")
-    kept, test_kept = (
-        torch.arange(len(all_)) if count is None else chosen(len(all_), count[part])
-        for part, all_ in enumerate((paths, test_paths))
+    numbers, test_numbers = (
+        torch.arange(len(part)) if count is None else choose(len(part), most)
+        for part, most in zip((paths, test_paths), count or (0, 0), strict=True)
     )
-    return Folder(
-        classes=names,
-        images=ImageFiles(paths=[paths[i] for i in kept.tolist()], image_size=image_size, channels=channels),
-        labels=labels[kept],
-        test_images=ImageFiles(
-            paths=[test_paths[i] for i in test_kept.tolist()], image_size=image_size, channels=channels
-        ),
-        test_labels=test_labels[test_kept],
+    images, test_images = (
+        ImageFiles(paths=[part[i] for i in chosen.tolist()], image_size=image_size, channels=channels)
+        for part, chosen in ((paths, numbers), (test_paths, test_numbers))
+    )
+    return Split(
+        classes=len(names),
+        images=images,
+        labels=labels[numbers],
+        test_images=test_images,
+        test_labels=test_labels[test_numbers],
     )
 
 
-def _listed(part: Path) -> tuple[tuple[str, ...], list[str], Tensor]:
-    """Classes, files and labels."""
+def _list(part: Path) -> tuple[list[str], list[str], Tensor]:
+    """Names of classes, paths of images, and labels."""
     from torchvision.datasets import ImageFolder
 
     try:
-        found = ImageFolder(str(part))
+        folder = ImageFolder(str(part))
     except FileNotFoundError as error:
         raise DataError(f"imagefolder: {part} has no images, or a class without any: {error}") from error
-    return tuple(found.classes), [path for path, _ in found.samples], torch.tensor(found.targets)
+    return folder.classes, [path for path, _ in folder.samples], torch.tensor(folder.targets)
 
 
 def scale(channels: int) -> Scale:
-    """By ImageNet's means and deviations; of grey, by those weighted as colours are in luminance."""
+    """ImageNet's means and deviations; for grey images their means, weighted as colours are in luminance."""
     mean, deviation = torch.tensor(MEAN) * 255, torch.tensor(DEVIATION) * 255
     if channels == 1:
         weights = torch.tensor(LUMINANCE)

@@ -14,7 +14,7 @@ __all__ = ["CLASSES", "height", "points"]
 CLASSES = 5
 SIDE = 3.0  # the square is [−3, 3]²
 LOWEST, HIGHEST = -6.551133332835834, 8.106213589442337  # of the function, on the square
-DRAWN = 65536  # points at a time, of which each class takes what it still lacks
+AT_A_TIME = 65536  # points that are drawn, of which each class takes as many as it still lacks
 
 
 def height(x: Tensor, y: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def height(x: Tensor, y: Tensor) -> Tensor:
 
 
 def points(count: int, *, seed: int = 0, part: str = "train") -> tuple[Tensor, Tensor]:
-    """``count`` points ``(count, 2)`` float32, as many of each class as of the others to one, and their classes.
+    """``count`` points ``(count, 2)`` float32, and their classes, whose sizes differ by one at most.
 
     The class is the fifth of the range between the function's lowest and highest value on the square [−3, 3]² in which
     the function's value lies. Within a class, points are uniform. Every ``seed`` and ``part``, which is any word, has
@@ -50,17 +50,16 @@ def points(count: int, *, seed: int = 0, part: str = "train") -> tuple[Tensor, T
     if count < CLASSES:
         raise DataError(f"peaks needs a point for each of its {CLASSES} classes, but count = {count}")
     stream = generator("peaks", seed, part)
-    wanted = [len(share) for share in torch.arange(count).tensor_split(CLASSES)]
-    found: list[list[Tensor]] = [[] for _ in wanted]
-    while any(wanted):
-        drawn = (torch.rand(DRAWN, 2, dtype=torch.float64, generator=stream) * 2 - 1) * SIDE
-        level = (height(drawn[:, 0], drawn[:, 1]) - LOWEST) / (HIGHEST - LOWEST)
+    missing = [len(share) for share in torch.arange(count).tensor_split(CLASSES)]
+    labels = torch.arange(CLASSES).repeat_interleave(torch.tensor(missing))
+    samples: list[list[Tensor]] = [[] for _ in missing]
+    while any(missing):
+        draws = (torch.rand(AT_A_TIME, 2, dtype=torch.float64, generator=stream) * 2 - 1) * SIDE
+        level = (height(draws[:, 0], draws[:, 1]) - LOWEST) / (HIGHEST - LOWEST)
         classes = (level * CLASSES).long().clamp(0, CLASSES - 1)
         for number in range(CLASSES):
-            taken = drawn[classes == number][: wanted[number]]
-            found[number].append(taken)
-            wanted[number] -= len(taken)
-    x = torch.cat([torch.cat(parts) for parts in found]).float()
-    labels = torch.cat([torch.full((sum(map(len, parts)),), number) for number, parts in enumerate(found)])
+            samples[number].append(draws[classes == number][: missing[number]])
+            missing[number] -= len(samples[number][-1])
+    x = torch.cat([torch.cat(parts) for parts in samples]).float()
     order = torch.randperm(count, generator=stream)
     return x[order], labels[order]

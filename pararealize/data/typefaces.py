@@ -17,9 +17,9 @@ from pararealize.errors import DataError
 __all__ = ["CHARACTERS", "SIDE", "Typefaces", "find_fonts", "render"]
 
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
-SIDE = 64  # of a mask
-CAPITAL = 32  # how high an H is, whatever the font
-BASELINE = (SIDE + CAPITAL) // 2  # an H stands in the middle
+SIDE = 64  # pixels of a mask's side
+CAPITAL = 32  # pixels of an H's height, whatever the font
+BASELINE = (SIDE + CAPITAL) // 2  # so that an H stands in the middle
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -32,16 +32,16 @@ class Typefaces:
 
 
 def find_fonts(*, system: bool = False) -> list[Path]:
-    """The fonts with all 62 characters that matplotlib brings along, sorted by name; and the system's, on request.
+    """The fonts with all 62 characters that matplotlib comes with, sorted by name; and the system's, on request.
 
     Of two files of one name, matplotlib's is taken.
     """
     import matplotlib as mpl
     from matplotlib import font_manager
 
-    found = {path.name: path for path in map(Path, font_manager.findSystemFonts())} if system else {}
-    found |= {path.name: path for path in (Path(mpl.get_data_path()) / "fonts" / "ttf").glob("*.ttf")}
-    usable = [found[name] for name in sorted(found) if _has_all(found[name])]
+    fonts = {path.name: path for path in map(Path, font_manager.findSystemFonts())} if system else {}
+    fonts |= {path.name: path for path in (Path(mpl.get_data_path()) / "fonts" / "ttf").glob("*.ttf")}
+    usable = [fonts[name] for name in sorted(fonts) if _has_all(fonts[name])]
     if not usable:
         raise DataError("none of matplotlib's fonts is there; install matplotlib anew, with its fonts")
     return usable
@@ -62,7 +62,7 @@ def _has_all(path: Path) -> bool:
 
 
 def _names(character: str) -> tuple[str, ...]:
-    """What fonts call this character."""
+    """The names that fonts have for this character's glyph."""
     word = WORDS[int(character)] if character.isdigit() else character
     return word, f"{word}oldstyle", f"uni{ord(character):04X}"
 

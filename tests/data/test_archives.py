@@ -60,7 +60,7 @@ def test_the_papers_augmentation(tmp_path, monkeypatch):
     assert load("svhn", data_dir=tmp_path, augment=True).augmentation == Augmentation(padding=4, flip=False)
 
 
-@pytest.mark.parametrize("name", archives.NAMES)
+@pytest.mark.parametrize("name", archives.ARCHIVES)
 def test_what_is_missing_is_named(name, tmp_path):
     """File, folder and the line of Python that gets it."""
     with pytest.raises(DataError) as caught:
@@ -68,7 +68,7 @@ def test_what_is_missing_is_named(name, tmp_path):
     for file in archives.expected_files(name):
         assert file in str(caught.value)
     assert str(tmp_path) in str(caught.value)
-    assert f"torchvision.datasets.{archives.CALLS[name]}({str(tmp_path)!r}, " in str(caught.value)
+    assert f"torchvision.datasets.{archives.ARCHIVES[name].reader}({str(tmp_path)!r}, " in str(caught.value)
     assert "download=True)" in str(caught.value)
 
 

@@ -1,12 +1,11 @@
 """Files of tensors: whole and from the right source, or absent."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
 
-from pararealize.data.cache import folder, keep, recall
+from pararealize.data.cache import cache_folder, recall, store
 from pararealize.errors import DataError
 
 TENSORS = {"a": torch.arange(6, dtype=torch.uint8).view(2, 3), "b": torch.arange(4)}
@@ -15,7 +14,7 @@ TENSORS = {"a": torch.arange(6, dtype=torch.uint8).view(2, 3), "b": torch.arange
 def test_there_and_back(tmp_path):
     path = tmp_path / "deep" / "file.safetensors"
     assert recall(path, {"seed": "0"}) is None
-    keep(path, TENSORS, {"seed": "0"})
+    store(path, TENSORS, {"seed": "0"})
     found = recall(path, {"seed": "0"})
     assert found is not None
     assert all(torch.equal(found[name], TENSORS[name]) and found[name].dtype == TENSORS[name].dtype for name in TENSORS)
@@ -27,7 +26,7 @@ def test_there_and_back(tmp_path):
 def test_every_damaged_byte_is_noticed(tmp_path):
     """One bit of any byte of the file, or its end cut off: absent, or (in padding) the very same tensors."""
     path = tmp_path / "file.safetensors"
-    keep(path, TENSORS, {"seed": "0"})
+    store(path, TENSORS, {"seed": "0"})
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
@@ -40,14 +39,14 @@ def test_every_damaged_byte_is_noticed(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file.safetensors"
-    keep(path, TENSORS, {"seed": "0"})
+    store(path, TENSORS, {"seed": "0"})
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("pararealize.data.cache.save_file", full)
     with pytest.raises(DataError, match=r"cannot keep data in .*No space left.*name a folder"):
-        keep(path, {"a": torch.zeros(1)}, {"seed": "0"})
+        store(path, {"a": torch.zeros(1)}, {"seed": "0"})
     assert recall(path, {"seed": "0"}) is not None
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.safetensors"]
 
@@ -55,13 +54,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(DataError, match="cannot keep data in"):
-        keep(tmp_path / "taken" / "file", TENSORS, {})
+        store(tmp_path / "taken" / "file", TENSORS, {})
 
 
 def test_the_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert folder() == tmp_path / "pararealize"
-    assert folder("here") == Path("here")
+    assert cache_folder() == tmp_path / "pararealize"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, as its specification says
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert folder() == tmp_path / "home" / ".cache" / "pararealize"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "pararealize"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pararealize.data.augmentation import Augmentation
-from pararealize.data.dataset import Dataset, Scale
+from pararealize.data.dataset import Dataset, Scale, choose
 from pararealize.errors import DataError
 
 
@@ -161,3 +161,8 @@ def test_empty_parts():
         numbered(0, 10)
     with pytest.raises(DataError, match="batch_size = 0 is not positive"):
         numbered(5, 0)
+
+
+def test_choose():
+    assert sorted(choose(10, 20).tolist()) == list(range(10))
+    assert len(choose(10, 4).unique()) == 4

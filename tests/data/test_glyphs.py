@@ -112,9 +112,9 @@ def test_made_once_and_kept(tmp_path, monkeypatch):
 
 def test_the_whole_set_serves_smaller_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(glyphs, "FULL", (60, 30))
-    whole = glyphs.kept_or_made((60, 30), data_dir=tmp_path)
+    whole = glyphs.recall_or_make((60, 30), data_dir=tmp_path)
     monkeypatch.setattr(glyphs, "make", None)
-    part = glyphs.kept_or_made((50, 7), data_dir=tmp_path)
+    part = glyphs.recall_or_make((50, 7), data_dir=tmp_path)
     assert torch.equal(part.images, whole.images[:50])
     assert torch.equal(part.test_labels, whole.test_labels[:7])
 
