@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils import _pytree as pytree
 
 from pararealize.errors import CheckpointError, DistributedError
+from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.plan.recording import StepRecording
 from pararealize.tracing.module_copy import share_contents
@@ -80,6 +81,11 @@ class Stage(nn.Module):
     def group(self) -> dist.ProcessGroup:
         """The ranks of one network."""
         return self._own.wire.group
+
+    def part_modules(self) -> dict[Part, nn.Module]:
+        """The parts of this rank and their modules; an F^j that is g^{j+1} itself has none of its own."""
+        parts = self._own.layout.parts
+        return {parts[name]: m for name, m in self._own.parts.items() if not parts[name].is_segment_itself}
 
     # A step ----------------------------------------------------------------------------------------------------------
 

@@ -65,11 +65,10 @@ def emit(
 def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:
     """Move every part to its segment's device; what parts share stays with the first of them."""
     n = net.plan.n
-    parts = net.parts
     placed: set[int] = set()
-    for name, part in part_modules(net, sorted(parts.values(), key=lambda part: part.home_segment(n))).items():
-        device = devices[parts[name].home_segment(n) - 1]
-        for module in part.modules():
+    for part, root in part_modules(net, sorted(net.parts.values(), key=lambda part: part.home_segment(n))).items():
+        device = devices[part.home_segment(n) - 1]
+        for module in root.modules():
             if id(module._parameters) not in placed:  # views of modules share this dictionary with the modules
                 placed.add(id(module._parameters))
                 module._apply(lambda tensor, device=device: tensor.to(device), recurse=False)

@@ -106,11 +106,11 @@ def part_of(node: fx.Node) -> Part | None:
     return Part(kind="context" if target == "context" else "stem", target=target, reads=reads, gives=gives)
 
 
-def part_modules(net: nn.Module, parts: Iterable[Part]) -> dict[str, nn.Module]:
-    """The module of each part by the part's name; an F^j that is g^{j+1} itself has none of its own.
+def part_modules(net: nn.Module, parts: Iterable[Part]) -> dict[Part, nn.Module]:
+    """The module of each part; an F^j that is g^{j+1} itself has none of its own.
 
     Args:
         net: a module with the names of the network: the network itself, or one that runs it.
         parts: its parts.
     """
-    return {part.name: net.get_submodule(part.target) for part in parts if not part.is_segment_itself}
+    return {part: net.get_submodule(part.target) for part in parts if not part.is_segment_itself}

@@ -3,7 +3,7 @@
 Forward, the batch is run once more, and hooks look at what goes into every part and what comes out of it. The first
 part that makes something infinite out of something finite is at fault, in the order
 
-    stem C^1, context, adapters C^2 …, segments g^1 …, coarse blocks F^1 …, head h
+    stem C^1, context, adapters C^2 …, segments g^1 …, coarse blocks F^1 …, layers, head h
 
 Backward, gradients pass the parts from the head to the stem; the first one whose parameters have gradients that are not
 finite is at fault. A network without such parts is looked at module by module.
@@ -12,7 +12,8 @@ finite is at fault. A network without such parts is looked at module by module.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,9 @@ from pararealize.distributed.stage import Stage
 from pararealize.distributed.world import Team
 from pararealize.network.local.module import LocalModule
 from pararealize.network.module import PararealModule
+from pararealize.network.parts import part_modules
 
 __all__ = ["Fault", "backward_fault", "forward_fault"]
-
-_KINDS = {"stem": 0, "context": 1, "C": 2, "g": 3, "F": 4, "head": 5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +49,25 @@ class Fault:
         return f"{self.where}{at}" + (", whose weights are not finite" if self.weights else "")
 
 
-@dataclass(slots=True)
-class _Sight:
-    """What a part was given, and what it gave."""
+@dataclass(slots=True, kw_only=True)
+class _WatchedPart:
+    """A part of the network on this rank, and what was seen of it in a forward pass.
 
-    given: bool = True
-    gave: bool = True
-    module: str = ""
+    Attributes:
+        label: what people call it.
+        module: what computes it.
+        order: its place in a forward pass; of a module without a part, that of its first call.
+        input_is_finite: whether all inputs of all its calls were finite.
+        output_is_finite: whether all outputs were.
+        culprit: the first module in it that gave something non-finite, by its qualified name.
+    """
+
+    label: str
+    module: nn.Module
+    order: tuple[int, int] = (0, 0)
+    input_is_finite: bool = True
+    output_is_finite: bool = True
+    culprit: str = ""
 
 
 def forward_fault(net: nn.Module, x: torch.Tensor, team: Team) -> Fault:
@@ -68,37 +80,35 @@ def forward_fault(net: nn.Module, x: torch.Tensor, team: Team) -> Fault:
         x: the batch.
         team: who trains it.
     """
-    plain = not isinstance(net, Stage | PararealModule | LocalModule)
-    parts = _parts(net)
-    sights = {name: _Sight() for name in parts}
+    has_parts = _has_parts(net)
+    parts = _parts(net) if has_parts else _single_modules(net)
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    running: list[_WatchedPart] = []  # the parts that are being called, the innermost last
+    calls = itertools.count(1)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        inside: list[str] = []
-        calls: list[str] = []
-        for name, module in parts.items():
-            stack.enter_context(_watching(module, sights[name], inside, calls, name))
-        for path, leaf in () if plain else _leaves(net):
-            stack.enter_context(_naming(leaf, path, sights, inside))
+        for part in parts:
+            stack.enter_context(_watching(part, running, None if has_parts else calls))
+        for path, leaf in _leaves(net) if has_parts else ():
+            stack.enter_context(_naming(leaf, path, running))
         output = (net.net if isinstance(net, LocalModule) else net)(x)
         for buffer, value in buffers:
             buffer.copy_(value)
-    order = {name: (0, i) for i, name in enumerate(dict.fromkeys(calls))} if plain else {n: _key(n) for n in parts}
-    own = {
-        name: (order[name], sight.given, sight.gave, sight.module, _finite(list(parts[name].parameters())))
-        for name, sight in sights.items()
-        if name in order
-    }
-    told = team.gather((own, _finite(x), _finite(output)))
-    rows = sorted(((name, *row) for found, _, _ in told for name, row in found.items()), key=lambda row: row[1])
-    faulty = [row for row in rows if not row[3]]
-    started = [row for row in faulty if row[2]] or faulty
-    if not all(batch for _, batch, _ in told):
+    faults = [
+        (part.order, part.label, part.input_is_finite, part.culprit, _finite(list(part.module.parameters())))
+        for part in parts
+        if not part.output_is_finite
+    ]
+    reports = team.gather((faults, _finite(x), _finite(output)))
+    if not all(batch_is_finite for _, batch_is_finite, _ in reports):
         return Fault(where="the batch")
-    if not started:
-        return Fault(where="the network" if not all(result for _, _, result in told) else "the loss")
-    name, _, _, _, module, weights = started[0]
-    return Fault(where=name if plain else _label(name, net), module="" if plain else module, weights=not weights)
+    rows = sorted((row for faults, _, _ in reports for row in faults), key=lambda row: row[0])
+    if not rows:
+        whole = all(output_is_finite for _, _, output_is_finite in reports)
+        return Fault(where="the loss" if whole else "the network")
+    starts = [row for row in rows if row[2]] or rows
+    _, label, _, culprit, weights_are_finite = starts[0]
+    return Fault(where=label, module=culprit, weights=not weights_are_finite)
 
 
 def backward_fault(net: nn.Module, team: Team) -> Fault:
@@ -108,43 +118,42 @@ def backward_fault(net: nn.Module, team: Team) -> Fault:
         net: the network, or this rank's part, with the gradients of one backward pass.
         team: who trains it.
     """
-    parts = _parts(net) if isinstance(net, Stage | PararealModule | LocalModule) else {"": net}
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    own = {}
-    for part, module in parts.items():
-        bad = [
-            names.get(id(parameter), "")
-            for parameter in module.parameters()
-            if parameter.grad is not None and not _finite(parameter.grad)
-        ]
-        if bad:
-            kind, j = _key(part) if part else (0, 0)
-            own[part] = ((-kind, -j), bad[-1])
-    rows = sorted(((name, *row) for found in team.gather(own) for name, row in found.items()), key=lambda row: row[1])
+    faults = []
+    for part in _parts(net) if _has_parts(net) else [_WatchedPart(label="", module=net)]:
+        parameters = [p for p in part.module.parameters() if p.grad is not None and not _finite(p.grad)]
+        if parameters:
+            faults.append((part.order, part.label, names.get(id(parameters[-1]), "")))
+    rows = [row for faults in team.gather(faults) for row in faults]
     if not rows:
         return Fault(where="the loss")
-    name, _, parameter = rows[0]
-    return Fault(where=_label(name, net), module=parameter) if name else Fault(where=parameter)
+    _, label, parameter = max(rows, key=lambda row: row[0])  # backward, the last part comes first
+    return Fault(where=label, module=parameter) if label else Fault(where=parameter)
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
-def _parts(net: nn.Module) -> Mapping[str, nn.Module]:
-    """The parts that a parareal network has on this rank, by their letters; of others, the innermost modules."""
+def _has_parts(net: nn.Module) -> bool:
+    return isinstance(net, Stage | PararealModule | LocalModule)
+
+
+def _parts(net: nn.Module) -> list[_WatchedPart]:
+    """The parts of a parareal network, or of a layer-parallel one, that this rank has."""
     if isinstance(net, Stage):
-        return dict(net._own.parts)
-    if isinstance(net, LocalModule):
-        net = net.net
-    if not isinstance(net, PararealModule):
-        return dict(_leaves(net)) or {type(net).__name__: net}
-    found: dict[str, nn.Module] = {"stem": net.stem}
-    if net.context is not None:
-        found["context"] = net.context
-    for parts in (net.adapters, net.segments, net.coarse):
-        found |= dict(parts.items())
-    found["head"] = net.head
-    return found
+        modules = net.part_modules()
+    else:
+        network = net.net if isinstance(net, LocalModule) else net
+        assert isinstance(network, PararealModule)
+        modules = part_modules(network, network.parts.values())
+    plan = getattr(net, "plan", None)
+    return [_WatchedPart(label=part.label(plan), module=module, order=part.order) for part, module in modules.items()]
+
+
+def _single_modules(net: nn.Module) -> list[_WatchedPart]:
+    """The innermost modules of any other network."""
+    leaves = [_WatchedPart(label=path, module=module) for path, module in _leaves(net)]
+    return leaves or [_WatchedPart(label=type(net).__name__, module=net)]
 
 
 def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -153,40 +162,27 @@ def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def _key(name: str) -> tuple[int, int]:
-    """Forward order."""
-    return (_KINDS[name], 0) if name in _KINDS else (_KINDS[name[0]], int(name[1:]))
-
-
-def _label(name: str, net: nn.Module) -> str:
-    words = {"C": "adapter C^{j}", "g": "segment {j}", "F": "coarse block F^{j}"}
-    if name[:1] in words and name[1:].isdigit():
-        found = words[name[0]].format(j=name[1:])
-        plan = getattr(net, "plan", None)
-        if name[0] == "g" and plan is not None:
-            segment = plan.segments[int(name[1:]) - 1]
-            found += f" ({segment.first_block} to {segment.last_block})"
-        return found
-    return {"stem": "the stem C^1", "context": "the context", "head": "the head"}.get(name, name)
-
-
 # Hooks ---------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _watching(module: nn.Module, sight: _Sight, inside: list[str], calls: list[str], name: str) -> Iterator[None]:
-    """See what goes in and what comes out; of several calls, all of them."""
+def _watching(part: _WatchedPart, running: list[_WatchedPart], calls: Iterator[int] | None) -> Iterator[None]:
+    """See what goes in and what comes out, of all calls; number the first call where numbers are passed."""
 
-    def before(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        inside.append(name)
-        calls.append(name)
-        sight.given = sight.given and _finite((given, named))
+    def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        running.append(part)
+        part.input_is_finite = part.input_is_finite and _finite((arguments, keywords))
+        if calls is not None and part.order == (0, 0):
+            part.order = 0, next(calls)
 
-    def after(_: nn.Module, __: Any, gave: Any) -> None:
-        inside.pop()
-        sight.gave = sight.gave and _finite(gave)
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        running.pop()
+        part.output_is_finite = part.output_is_finite and _finite(output)
 
-    handles = [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    handles = [
+        part.module.register_forward_pre_hook(before, with_kwargs=True),
+        part.module.register_forward_hook(after),
+    ]
     try:
         yield
     finally:
@@ -195,12 +191,12 @@ def _watching(module: nn.Module, sight: _Sight, inside: list[str], calls: list[s
 
 
 @contextlib.contextmanager
-def _naming(leaf: nn.Module, path: str, sights: Mapping[str, _Sight], inside: list[str]) -> Iterator[None]:
+def _naming(leaf: nn.Module, path: str, running: list[_WatchedPart]) -> Iterator[None]:
     """Note the first module in each part that gives something non-finite."""
 
-    def after(_: nn.Module, __: Any, gave: Any) -> None:
-        if inside and not sights[inside[-1]].module and not _finite(gave):
-            sights[inside[-1]].module = path
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        if running and not running[-1].culprit and not _finite(output):
+            running[-1].culprit = path
 
     handle = leaf.register_forward_hook(after)
     try:

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pararealize import pararealize, run_local
-from pararealize.distributed.world import Team
+from pararealize import layer_parallel, pararealize, run_local
+from pararealize.distributed.world import Team, team_of
 from pararealize.models import resnet20
 from pararealize.train.nonfinite import backward_fault, forward_fault
+from tests.beside import mesh_of
+from tests.models import StochasticDepth
+from tests.ranks import on_ranks
 from tests.training import WIDTH, chain, network
 
 PARTS = {
@@ -139,3 +142,31 @@ def test_an_originals_gradients():
         net.get_parameter(name).register_hook(lambda gradient: gradient * math.nan)
     net(torch.randn(4, WIDTH)).square().mean().backward()
     assert str(backward_fault(net, Team())) == "12.bias"
+
+
+def over_layers():
+    """A weight of one layer of a layer-parallel network becomes NaN on the rank that has it."""
+    stage = layer_parallel(LAYERS, 2, 2, example_inputs=torch.ones(2, 6), mesh=mesh_of(2))
+    team = team_of(stage)
+    parts = {part.name: module for part, module in stage.part_modules().items()}
+    if "f3" in parts:
+        with torch.no_grad():
+            next(parts["f3"].parameters())[0] = math.nan
+    fault = forward_fault(stage, torch.ones(3, 6), team)
+    for parameter in parts["f3"].parameters() if "f3" in parts else ():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    return str(fault), str(backward_fault(stage, team)), [part.label() for part in stage.part_modules()]
+
+
+LAYERS = nn.Sequential(nn.Linear(6, 6), *(StochasticDepth(6) for _ in range(6))).eval()
+
+
+def test_layers_of_a_layer_parallel_network_are_named():
+    """They were once looked for among segments and coarse blocks, and the report itself failed."""
+    first, second = on_ranks(2, over_layers)
+    assert first[:2] == second[:2]
+    assert first[0].startswith("layer 3")
+    assert first[0].endswith("whose weights are not finite")
+    assert first[1].startswith("layer 3, at 4.")
+    assert "the stem C^1" in first[2]
+    assert "the head" in second[2]

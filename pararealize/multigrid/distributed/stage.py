@@ -35,6 +35,7 @@ from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.propagators import TimeStep
 from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
+from pararealize.plan.parts import Part
 
 from .partition import LayeredNetwork, LayerPartition
 from .step import LayerPass, OwnLayers, backward, forward, settle
@@ -87,6 +88,11 @@ class LayerStage(Stage):
     def layers(self) -> tuple[int, ...]:
         """The numbers of this rank's layers, from 0."""
         return self._held.layout.layers(self.rank)
+
+    def part_modules(self) -> dict[Part, nn.Module]:
+        """The parts of this rank and their modules; that of a layer is the map f that the solver calls."""
+        modules = super().part_modules()
+        return {part: self._held.rows[part.j].f if part.kind == "layer" else m for part, m in modules.items()}
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from; on all ranks."""
