@@ -1,13 +1,13 @@
 r"""nn.Module -> LayerParallel: forward and backward by multigrid in depth, in place of layer after layer.
 
-    capture         nn.Module -> Capture         capture.py
-    find_layers     Capture -> Layers            layers.py: residual blocks are time steps, the rest stands as it is
-    make_hierarchy  ... -> Hierarchy             hierarchy.py: levels, intervals, who owns which
-    solve           ... -> values at C-points    multigrid.py: the mathematics, forward and adjoint alike
-    Forward, Adjoint                             sweeps.py: Φ and its transpose from the network's own blocks
+    capture           nn.Module -> Capture           tracing/front_end.py
+    find_layers       Capture -> Layers              multigrid/solver/layers.py
+    make_hierarchy    transitions -> Hierarchy       multigrid/solver/hierarchy.py
+    LayerParallel     ... -> the module              here
+    LayerPropagation  a call of its layers           autograd.py, which solves with multigrid/solver/solver.py
 
-Relaxation and the last sweep run in every interval at once, on one value each; coarse marches are serial. This file
-runs the intervals one after the other in one process: it computes what several processes compute.
+The intervals, which several ranks work on at the same time, run here one after the other in one process: it computes
+what several ranks compute (``multigrid/distributed/stage.py``).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pararealize.multigrid.distributed.partition import LayeredNetwork
 from pararealize.multigrid.distributed.stage import LayerStage, distribute_layers
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
-from pararealize.multigrid.solver.layers import Layers, check_plain_inputs, find_layers
+from pararealize.multigrid.solver.layers import Layers, find_layers
 from pararealize.multigrid.solver.propagators import TimeStep
 from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 from pararealize.plan.parts import Part
 from pararealize.restore import ordinary_mode
-from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
+from pararealize.tracing.graph_copy import GraphCopy
 from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
 from pararealize.tracing.module_view import Piece
 
@@ -65,7 +65,7 @@ class LayerParallel(LayeredNetwork):
         warm_start: begin from the last step's states, where their shapes fit, in place of a coarse guess.
         exact: run the network as it is, bit for bit the original, and leave multigrid aside.
         history: residual norms of the last steps.
-        rows: the layers, each of which can be run.
+        rows: the layers in order, each of which can be run.
         states: the values at the C-points, ``"forward"`` and ``"backward"``, that a warm start begins from.
 
     Example:
@@ -103,12 +103,12 @@ class LayerParallel(LayeredNetwork):
     ) -> None:
         super().__init__()
         share_contents(self, tree)
-        self.__dict__.update(structure=layers, hierarchy=hierarchy, history=Convergence())
-        self.__dict__.update(dataclasses.asdict(settings))
-        self.__dict__.update(_name=name, _graph=whole, states={}, _in_series=False)
-        rows = [TimeStep(self, layer) for layer in layers.layers]
         stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
-        self.__dict__.update(_stem=stem, rows=rows, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
+        # Into ``__dict__``, past nn.Module: a piece that it registered would list the tree's parameters a second time.
+        self.__dict__.update(_stem=stem, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
+        self.__dict__.update(dataclasses.asdict(settings), structure=layers, hierarchy=hierarchy, _graph=whole)
+        self.__dict__.update(rows=[TimeStep(self, layer) for layer in layers.layers], states={}, history=Convergence())
+        self.__dict__.update(_name=name, _in_series=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
@@ -163,7 +163,8 @@ class LayerParallel(LayeredNetwork):
     def in_series(self) -> Iterator[None]:
         """Within it, layer after layer as in :meth:`serially`, but with the dropout masks that a solve would have.
 
-        What differs from the multigrid network is then the multigrid alone: :class:`pararealize.multigrid.monitor.Monitor`.
+        What differs from the multigrid network is then the multigrid alone; a
+        :class:`~pararealize.multigrid.monitor.Monitor` compares the two.
         """
         before, self._in_series = self._in_series, True
         try:
@@ -185,15 +186,15 @@ class LayerParallel(LayeredNetwork):
     ) -> LayerStage:
         """Take one rank's share of the layers, to run over :mod:`torch.distributed` with the other ranks of the mesh.
 
-        Every rank builds the same network and calls this. Consecutive intervals stand on each rank, the stem on the
-        first, the head on the last; values of C-points alone cross between neighbours. Relaxation and the last sweep
+        Every rank builds the same network and calls this. Each rank has consecutive intervals, the first one the stem
+        besides, the last one the head; values of C-points alone cross between neighbours. Relaxation and the last sweep
         run at once on all ranks, and the result is that of one process, to rounding.
 
         Args:
             mesh: a device mesh with the dimension ``"parareal"``, and ``"dp"`` where there are several copies of the
                 network; or one dimension without a name.
-            timeout: of every message, in seconds.
-            bucket_bytes: of the buckets in which gradients are averaged over dp.
+            timeout: time limit of every message, in seconds.
+            bucket_bytes: size of the buckets in which gradients are averaged over dp.
 
         Raises:
             DistributedError: the mesh does not fit, the ranks do not agree, or one did not answer.
@@ -274,13 +275,15 @@ def layer_parallel(
 
     With residual blocks :math:`\Phi_n(u) = u + f_n(u)` the values :math:`u_{n+1} = \Phi_n(u_n)` are not computed one
     after the other, but on levels: coarse steps :math:`u + c f_{jc}(u)` guess every c-th value, all intervals between
-    are relaxed at once, and coarse steps again carry the corrections (:func:`pararealize.multigrid.solver.solver.solve`). Gradients
-    come from the same iteration on the transposed derivatives, backwards in time. A post-activation block
-    :math:`\mathrm{relu}(u + f(u))` has the coarse step :math:`\mathrm{relu}(u + c f(u))`.
+    are relaxed at once, and coarse steps again carry the corrections
+    (:func:`~pararealize.multigrid.solver.solver.solve`). Gradients come from the same iteration on the transposed
+    derivatives, backwards in time. A post-activation block :math:`\mathrm{relu}(u + f(u))` has the coarse step
+    :math:`\mathrm{relu}(u + c f(u))`.
 
     As many iterations as there are coarse intervals give the serial network and its gradient; few iterations give
     something close to them that P processes compute faster, from P ≥ 4 on. Training with few iterations trains *that*
-    network: watch ``net.history``, evaluate with ``net.serially()``, see :class:`pararealize.multigrid.monitor.Monitor`.
+    network: watch ``net.history``, evaluate with ``net.serially()``, see
+    :class:`~pararealize.multigrid.monitor.Monitor`.
 
     Args:
         model: any network with chains of residual blocks; it is left as found, and the result holds copies.
@@ -291,7 +294,7 @@ def layer_parallel(
         relaxation: ``"F"``, or ``"FCF"``: twice the work, two intervals an iteration.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
         cycle: ``"V"`` or ``"F"``; they differ from three levels on.
-        tolerance: of the residual norm, at which a solve ends early.
+        tolerance: the residual norm at which a solve ends early.
         warm_start: begin from the last step's states; for one batch again and again.
         exact: run the network as it is.
         leaf_modules: classes or qualified names to keep as single nodes.
@@ -299,8 +302,8 @@ def layer_parallel(
 
     Returns:
         A module in the model's mode with its parameter names; with ``mesh``, a
-        :class:`~pararealize.multigrid.distributed.stage.LayerStage`. Batch norms count a step once, dropout has one mask a
-        step and layer.
+        :class:`~pararealize.multigrid.distributed.stage.LayerStage`. Batch norms count a step once, dropout has one
+        mask a step and layer.
 
     Raises:
         MultigridError: no chain of residual blocks, a coarsening larger than the longest one, too many levels, fewer
@@ -339,15 +342,8 @@ def layer_parallel(
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
         tree, _ = copy_model(model, captured.constants, _RESERVED)
-        net = LayerParallel(tree, layers, hierarchy, _whole_graph(captured), type(model).__name__, settings)
+        whole = GraphCopy()
+        whole.write(captured, {}, ())
+        net = LayerParallel(tree, layers, hierarchy, whole.graph, type(model).__name__, settings)
         check_replay(net, net._stem, net.rows, hierarchy, captured)
     return net if mesh is None else net.distribute(mesh)
-
-
-def _whole_graph(captured: Capture) -> fx.Graph:
-    """The captured graph itself, without fake values."""
-    graph = copy.deepcopy(captured.graph)
-    check_plain_inputs(graph, [node for node in captured.graph.nodes if node.op == "placeholder"])
-    for node in graph.nodes:
-        node.meta.clear()
-    return graph

@@ -1,4 +1,4 @@
-"""A layer-parallel network that is trained -> enough iterations: more, or none at all, when they prove too few.
+"""LayerParallel, the loss of every step -> the network's iterations, raised when they prove too few.
 
 Training with few iterations trains the multigrid network, not the serial one, and makes the two drift apart. Two signs
 are watched: the forward residual, at every step, and now and then the angle between the gradient and the exact one.
@@ -23,7 +23,7 @@ from .module import LayerParallel
 __all__ = ["Event", "Monitor", "cosine"]
 
 
-SETTINGS = ("every", "cosine", "residual", "most", "exact_after")
+SETTINGS = ("every", "cosine", "residual", "most", "exact_after")  # the arguments of a monitor
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +31,10 @@ class Event:
     """A change that the monitor made.
 
     Attributes:
-        step: after which step, from 1.
-        why: what it saw.
-        forward: iterations from then on; 0 for exact.
-        backward: likewise.
+        step: the step after which it was made, from 1.
+        why: the residual or cosine that was seen.
+        forward: forward iterations from then on; 0 where steps are exact.
+        backward: backward iterations, likewise.
     """
 
     step: int
@@ -58,7 +58,7 @@ class Monitor:
       same batch with the same dropout masks, is less than ``cosine``. The exact gradient then takes the other's place.
 
     Args:
-        net: whose iterations are raised.
+        net: the network whose iterations are raised.
         every: steps from one exact gradient to the next; each costs a serial step.
         cosine: the least that is good enough.
         residual: the largest that is good enough, as a share of the values.
@@ -66,7 +66,7 @@ class Monitor:
         exact_after: steps after which all are exact, whatever was seen; ``None`` for never.
 
     Attributes:
-        events: what was raised, when, and why.
+        events: every change, with its step and its reason.
         cosines: (step, cosine) of every exact gradient.
 
     Raises:
@@ -115,12 +115,12 @@ class Monitor:
         self.events: list[Event] = []
         self.cosines: list[tuple[int, float]] = []
         self.steps = 0
-        self._random: dict[str, Tensor] | None = None
+        self._random: dict[str, Tensor] | None = None  # the states that the forward pass to compare began from
         net.register_forward_pre_hook(self._remember)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it goes by: its arguments, by name."""
+        """Its arguments by name."""
         return {name: getattr(self, name) for name in SETTINGS}
 
     def check(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None = None) -> None:
@@ -143,16 +143,16 @@ class Monitor:
         share = net.history[-1].relative
         why = "" if share <= self.residual else f"the residual is {share:.2g} of the values"
         if self.steps % self.every == 0:
-            found = self._compare(loss, scaler)
-            if scaler is None or not math.isnan(found):
-                self.cosines.append((self.steps, found))
-                if not found >= self.cosine:
-                    why = f"the gradient's cosine with the exact one is {found:.3f}"
+            value = self._compare(loss, scaler)
+            if scaler is None or not math.isnan(value):
+                self.cosines.append((self.steps, value))
+                if not value >= self.cosine:  # not a number counts as too small
+                    why = f"the gradient's cosine with the exact one is {value:.3f}"
         if why:
             self._raise(why)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has counted, found and raised, the network's iterations included, as JSON knows it.
+        """Its counts, cosines and events, the network's iterations included, as JSON knows them.
 
         Example:
             >>> from pararealize import layer_parallel
@@ -178,7 +178,7 @@ class Monitor:
         """
         try:
             events = [Event(**event) for event in state["events"]]
-            cosines = [(step, found) for step, found in state["cosines"]]
+            cosines = [(step, value) for step, value in state["cosines"]]
             steps, forward, backward, exact = (state[name] for name in ("steps", "forward", "backward", "exact"))
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -197,19 +197,21 @@ class Monitor:
         assert self._random is not None
         parameters = [p for p in self.net.parameters() if p.requires_grad and p.grad is not None]
         with replay_torch_state(self._random), still(self.net), self.net.in_series():
-            value = loss()
-            with torch.autocast(value.device.type, enabled=False):
-                scaled = value if scaler is None else scaler.scale(value)
+            exact_loss = loss()
+            with torch.autocast(exact_loss.device.type, enabled=False):
+                scaled = exact_loss if scaler is None else scaler.scale(exact_loss)
                 exact = torch.autograd.grad(scaled, parameters, allow_unused=True)
+        # Of the layers alone: theirs are what the adjoint solve approximates. The head's gradient is exact, save for the
+        # value that enters it, and a large one would hide the others' error.
         layers = {id(p) for row in self.net.rows for p in row.parameters()}
         pairs = [(p, g) for p, g in zip(parameters, exact, strict=True) if g is not None]
         ours = [p.grad for p, _ in pairs if id(p) in layers and p.grad is not None]
-        found = cosine(ours, [g for p, g in pairs if id(p) in layers])
+        value = cosine(ours, [g for p, g in pairs if id(p) in layers])
         with torch.no_grad():
             for parameter, gradient in pairs:
                 assert parameter.grad is not None
                 parameter.grad.copy_(gradient)
-        return found
+        return value
 
     def _raise(self, why: str) -> None:
         net = self.net
@@ -231,7 +233,7 @@ class Monitor:
 
 
 def cosine(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Of the angle between two gradients, each in parts; not a number where one is zero or not finite."""
+    """The cosine of the angle between two gradients, each in parts; not a number where one is zero or not finite."""
     dot = sum(float((a.double() * b.double()).sum()) for a, b in zip(ours, theirs, strict=True))
     norms = [math.sqrt(sum(float(g.double().square().sum()) for g in parts)) for parts in (ours, theirs)]
     return dot / (norms[0] * norms[1]) if min(norms) > 0 else math.nan

@@ -1,7 +1,7 @@
-"""A layer-parallel network and an optimiser -> one-shot training: states, adjoints and weights converge together.
+"""LayerParallel, optimiser -> steps of one-shot training: states, adjoints and weights converge together.
 
-Each step of the optimiser spends a few iterations, begun from what the last ones found for the same samples, and takes
-the inexact gradient. States belong to samples, so batches may be drawn anew in every epoch.
+Each step of the optimiser spends a few iterations, which begin from the last values at the C-points for the same
+samples, and takes the inexact gradient. States belong to samples, so batches may be drawn anew in every epoch.
 
 Source: Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of Deep Residual Neural Networks", section 4.
 """
@@ -26,41 +26,44 @@ class SampleStates:
     """The values at the C-points, forward and adjoint, of every sample that was seen: J+1 values each, twice.
 
     Args:
-        most: samples; when there are more, all are forgotten.
+        most: the largest number of samples; when there are more, all are forgotten.
     """
 
     def __init__(self, most: int = 1 << 16) -> None:
         self._most = most
-        self._row: dict[Hashable, int] = {}
-        self._kept: States = {}
+        self._places: dict[Hashable, int] = {}
+        self._states: States = {}  # of all samples, each at its place along the first dimension
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self._places)
 
     def of(self, samples: Sequence[Hashable]) -> States:
         """The states of a batch; none where a sample is new."""
-        if not self._kept or any(sample not in self._row for sample in samples):
+        if not self._states or any(sample not in self._places for sample in samples):
             return {}
-        rows = torch.tensor([self._row[sample] for sample in samples])
-        return {way: [kept[rows.to(kept.device)] for kept in points] for way, points in self._kept.items()}
+        places = torch.tensor([self._places[sample] for sample in samples])
+        return {
+            direction: [values[places.to(values.device)] for values in points]
+            for direction, points in self._states.items()
+        }
 
     def keep(self, samples: Sequence[Hashable], states: States) -> None:
-        """Take the states that a step found; a sample that stands in a batch twice keeps the later one."""
-        new = [sample for sample in dict.fromkeys(samples) if sample not in self._row]
-        if len(self._row) + len(new) > self._most:
-            self._row.clear()
-            self._kept.clear()
+        """Keep the states that a step ended with; of a sample that stands in a batch twice, the later one."""
+        new = [sample for sample in dict.fromkeys(samples) if sample not in self._places]
+        if len(self._places) + len(new) > self._most:
+            self._places.clear()
+            self._states.clear()
             new = list(dict.fromkeys(samples))
         for sample in new:
-            self._row[sample] = len(self._row)
-        rows = torch.tensor([self._row[sample] for sample in samples])
-        for way, points in states.items():
-            kept = self._kept.setdefault(way, [point.new_empty(0, *point.shape[1:]) for point in points])
+            self._places[sample] = len(self._places)
+        places = torch.tensor([self._places[sample] for sample in samples])
+        for direction, points in states.items():
+            store = self._states.setdefault(direction, [point.new_empty(0, *point.shape[1:]) for point in points])
             for i, point in enumerate(points):
-                missing = len(self._row) - len(kept[i])
+                missing = len(self._places) - len(store[i])
                 if missing > 0:
-                    kept[i] = torch.cat([kept[i], kept[i].new_zeros(missing, *point.shape[1:])])
-                kept[i][rows.to(point.device)] = point
+                    store[i] = torch.cat([store[i], store[i].new_zeros(missing, *point.shape[1:])])
+                store[i][places.to(point.device)] = point
 
 
 class OneShot:
@@ -114,12 +117,11 @@ class OneShot:
         Returns:
             The loss before the update, detached.
         """
-        begin = self.net.states if samples is None else self.states.of(samples)
-        begin = dict(begin)
+        start = dict(self.net.states if samples is None else self.states.of(samples))
 
         def evaluate() -> Tensor:
             self.net.states.clear()
-            self.net.states.update(begin)
+            self.net.states.update(start)
             self.optimizer.zero_grad()
             value = loss()
             torch.autograd.backward(value)
@@ -128,8 +130,8 @@ class OneShot:
         value: Any = self.optimizer.step(evaluate)  # type: ignore[arg-type]  # it hands on whatever the closure gives
         if samples is not None:
             self.states.keep(samples, self.net.states)
-        found: Tensor = value
-        return found
+        loss_before: Tensor = value
+        return loss_before
 
 
 def names_of(x: Tensor) -> list[Hashable]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -82,8 +83,8 @@ def prolong(
         blocks = select_blocks(captured).blocks
         top = _free_name(model)
         tree, _ = copy_model(model, captured.constants, [top])
-        writer = _Writer(captured, blocks, tree, top, factor, linear=weights == "linear")
-        deep = fx.GraphModule(tree, writer.graph, f"Prolonged{type(model).__name__}")
+        graph = _ProlongedGraph(captured, blocks, tree, top, factor, linear=weights == "linear").graph
+        deep = fx.GraphModule(tree, graph, f"Prolonged{type(model).__name__}")
         for path, module in deep.named_modules():
             module.training = tree.get_submodule(path).training if path else model.training
         return deep
@@ -97,118 +98,109 @@ def _free_name(model: nn.Module) -> str:
     return name
 
 
-class _Writer(GraphCopy):
-    """Writes the graph, and adds the copies' modules and parameters to the tree on the way; i is the copy."""
+class _ProlongedGraph(GraphCopy):
+    """The captured graph with m copies of each block in a row, whose weights are added to the tree on the way.
+
+    Weights that several blocks share stay shared by all copies. i is the number of the copy, from 1.
+    """
 
     def __init__(
-        self,
-        captured: Capture,
-        blocks: Sequence[Residual],
-        tree: nn.Module,
-        top: str,
-        factor: int,
-        *,
-        linear: bool,
+        self, captured: Capture, blocks: Sequence[Residual], tree: nn.Module, top: str, factor: int, *, linear: bool
     ) -> None:
-        self.blocks, self.tree, self.top, self.factor, self.linear = list(blocks), tree, top, factor, linear
         super().__init__()
-        self._owned = [_owned(residual, tree) for residual in blocks]
-        counts = collections.Counter(path for owned in self._owned for path in owned)
-        self._shared = {path for path, count in counts.items() if count > 1}
-        sums = {residual.additions[0].sum: partial(self._block, n) for n, residual in enumerate(blocks)}
-        self.write(
-            captured, sums, {node for r in blocks for part in r.additions for node in (*part.shortcut, *part.tail)}
-        )
+        self.blocks, self.tree, self.top, self.factor, self.linear = blocks, tree, top, factor, linear
+        weights = [_weights(block, tree) for block in blocks]
+        counts = collections.Counter(itertools.chain.from_iterable(weights))
+        self._own_weights = [[path for path in paths if counts[path] == 1] for paths in weights]
+        additions = [addition for block in blocks for addition in block.additions]
+        sums = {block.additions[0].sum: partial(self._write_block, n) for n, block in enumerate(blocks)}
+        self.write(captured, sums, {node for addition in additions for node in (*addition.shortcut, *addition.tail)})
 
-    def _block(self, n: int) -> None:
-        residual = self.blocks[n]
-        part = residual.additions[0]
-        u = self._add(residual, self.copies[part.x], self.copies[part.branch])
+    def _write_block(self, n: int) -> None:
+        """What stands in the place of block n's sum: the sums of all its copies, one after the other."""
+        block = self.blocks[n]
+        addition = block.additions[0]
+        u = self._add(block, self.copies[addition.x], self.copies[addition.branch])
         for i in range(1, self.factor):
-            paths = self._deepen(n, i)
-            known = {**self.copies, part.x: u}
-            for node in residual.context:
+            paths = self._copy_weights(n, i)
+            copies = {**self.copies, addition.x: u}
+            for node in block.context:
                 if node.op == "get_attr" and str(node.target) in paths:
-                    known[node] = self.graph.get_attr(paths[str(node.target)])
-            for node in part.nodes:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+                    copies[node] = self.graph.get_attr(paths[str(node.target)])
+            for node in addition.nodes:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
                 target = paths.get(str(node.target), node.target) if node.op == "call_module" else node.target
-                known[node] = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
-            u = self._add(residual, u, known[part.branch])
-        self.copies[residual.output] = u
+                copies[node] = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
+            u = self._add(block, u, copies[addition.branch])
+        self.copies[block.output] = u
 
-    def _add(self, residual: Residual, u: fx.Node, k: fx.Node) -> fx.Node:
+    def _add(self, block: Residual, u: fx.Node, k: fx.Node) -> fx.Node:
         """U + k/m, and the ReLU that follows the sum."""
         scaled = self.graph.call_function(operator.mul, (k, 1 / self.factor))
-        moved = self.graph.call_function(operator.add, (u, scaled))
-        return moved if residual.post is None else self.graph.node_copy(residual.post, lambda _: moved)
+        total = self.graph.call_function(operator.add, (u, scaled))
+        return total if block.post is None else self.graph.node_copy(block.post, lambda _: total)
 
-    def _deepen(self, n: int, i: int) -> dict[str, str]:
-        """Copy i of the weights of block n: from their old names to their new ones."""
-        owned = [path for path in self._owned[n] if path not in self._shared]
-        following = self._following(n)
-        made: dict[str, str] = {}
-        for place, path in enumerate(owned):
-            new = f"{self.top}.{i}.{path}"
-            toward = self._get(following[place]) if following else None
-            _put(self.tree, new, _between(self._get(path), toward, i / self.factor))
-            made[path] = new
-        return made
+    def _copy_weights(self, n: int, i: int) -> dict[str, str]:
+        """Copy i of the weights of block n, put into the tree: from their old paths to their new ones."""
+        successors = self._weights_of_successor(n)
+        paths: dict[str, str] = {}
+        for place, path in enumerate(self._own_weights[n]):
+            paths[path] = f"{self.top}.{i}.{path}"
+            target = _get(self.tree, successors[place]) if successors else None
+            _put(self.tree, paths[path], _interpolate(_get(self.tree, path), target, i / self.factor))
+        return paths
 
-    def _following(self, n: int) -> list[str]:
-        """The weights of the next block of the chain, where they are shaped as this block's are."""
-        last = n + 1 == len(self.blocks)
-        if not self.linear or last or self.blocks[n + 1].x is not self.blocks[n].output:
+    def _weights_of_successor(self, n: int) -> list[str]:
+        """The weights of the next block of the chain, where they have the shapes of this block's; none otherwise."""
+        if not self.linear or n + 1 == len(self.blocks) or self.blocks[n + 1].x is not self.blocks[n].output:
             return []
-        ours, theirs = ([p for p in self._owned[m] if p not in self._shared] for m in (n, n + 1))
-        same = [_shapes(self._get(path)) for path in ours] == [_shapes(self._get(path)) for path in theirs]
-        return theirs if same else []
-
-    def _get(self, path: str) -> nn.Module | Tensor:
-        owner, _, name = path.rpartition(".")
-        found: nn.Module | Tensor = getattr(self.tree.get_submodule(owner), name)
-        return found
+        shapes = [[_shapes(_get(self.tree, path)) for path in paths] for paths in self._own_weights[n : n + 2]]
+        return self._own_weights[n + 1] if shapes[0] == shapes[1] else []
 
 
-def _owned(residual: Residual, tree: nn.Module) -> list[str]:
-    """What a block reads of the tree that holds weights or statistics: modules, and parameters by themselves."""
-    called = [str(node.target) for node in residual.additions[0].nodes if node.op == "call_module"]
-    holding = [path for path in called if tree.get_submodule(path).state_dict()]
-    read = [str(node.target) for node in residual.context if node.op == "get_attr" and node.meta.get("trainable")]
-    return list(dict.fromkeys([*holding, *read]))
+def _weights(block: Residual, tree: nn.Module) -> list[str]:
+    """The paths of what a block reads that holds weights or statistics: modules, and parameters by themselves."""
+    calls = [str(node.target) for node in block.additions[0].nodes if node.op == "call_module"]
+    modules = [path for path in calls if tree.get_submodule(path).state_dict()]
+    reads = [str(node.target) for node in block.context if node.op == "get_attr" and node.meta.get("trainable")]
+    return list(dict.fromkeys([*modules, *reads]))
 
 
-def _shapes(thing: nn.Module | Tensor) -> list[tuple[str, torch.Size]]:
-    if isinstance(thing, Tensor):
-        return [("", thing.shape)]
-    return [(name, value.shape) for name, value in thing.state_dict().items()]
+def _get(tree: nn.Module, path: str) -> nn.Module | Tensor:
+    owner, _, name = path.rpartition(".")
+    value: nn.Module | Tensor = getattr(tree.get_submodule(owner), name)
+    return value
 
 
-def _between(here: nn.Module | Tensor, there: nn.Module | Tensor | None, share: float) -> nn.Module | Tensor:
-    """A copy of ``here``, moved by a share of the way to ``there``."""
-    made = copy.deepcopy(here)
-    if there is not None:
-        pairs: Iterable[tuple[Any, Any]] = (
-            [(made, there)]
-            if isinstance(made, Tensor)
-            else zip(made.state_dict().values(), there.state_dict().values(), strict=True)  # type: ignore[union-attr]
-        )
+def _tensors(weight: nn.Module | Tensor) -> dict[str, Tensor]:
+    return {"": weight} if isinstance(weight, Tensor) else weight.state_dict()
+
+
+def _shapes(weight: nn.Module | Tensor) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in _tensors(weight).items()]
+
+
+def _interpolate(source: nn.Module | Tensor, target: nn.Module | Tensor | None, share: float) -> nn.Module | Tensor:
+    """A copy of ``source``, moved by a share of the way to ``target``."""
+    result = copy.deepcopy(source)
+    if target is not None:
+        targets = _tensors(target)
         with torch.no_grad():
-            for ours, theirs in pairs:
-                if ours.is_floating_point():
-                    ours.lerp_(theirs, share)
-    return made
+            for name, tensor in _tensors(result).items():
+                if tensor.is_floating_point():
+                    tensor.lerp_(targets[name], share)
+    return result
 
 
-def _put(tree: nn.Module, path: str, thing: nn.Module | Tensor) -> None:
-    """Hang a module or a parameter under a path, with empty modules on the way where there are none."""
-    *above, name = path.split(".")
-    here = tree
-    for part in above:
-        if part not in here._modules:
-            here.add_module(part, nn.Module().train(here.training))
-        here = here.get_submodule(part)
-    if isinstance(thing, nn.Module):
-        here.add_module(name, thing)
+def _put(tree: nn.Module, path: str, weight: nn.Module | Tensor) -> None:
+    """Register a module or a parameter under a path, with empty modules on the way where there are none."""
+    *names, last = path.split(".")
+    owner = tree
+    for name in names:
+        if name not in owner._modules:
+            owner.add_module(name, nn.Module().train(owner.training))
+        owner = owner.get_submodule(name)
+    if isinstance(weight, nn.Module):
+        owner.add_module(last, weight)
     else:
-        here.register_parameter(name, thing if isinstance(thing, nn.Parameter) else nn.Parameter(thing))
+        owner.register_parameter(last, weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight))

@@ -1,8 +1,8 @@
 """Hierarchy, LayerTimes, number of ranks -> Timeline: a step of layer-parallel multigrid, simulated without devices.
 
-The loop of ``multigrid.py`` runs on values that know where and when they are there, as it runs on tensors in a real
-step: a rank computes one thing at a time in the order of the program, waits for what others send, and remembers f(U)
-at C-points as ``sweeps.py`` does. Additions and norms cost nothing.
+The solver runs on values that know on which rank and when they are ready, as it runs on tensors in a real step: a rank
+computes one thing at a time in the order of the program, waits for what others send, and remembers f(U) at C-points as
+``multigrid/solver/propagators.py`` does. Additions and norms cost nothing.
 
     rank 0   F0 F1 ─u→ f1 f2 f3 f5 f6 f7 │ g0 g4 ─u→ g1 g2 g3 g5 g6 g7
     rank 1   ········· F8 F12 f9 f10 f11 f13 f14 f15 │ ··· g8 g12 g9 g10 g11 … head
@@ -13,11 +13,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from pararealize.errors import PlanError
 from pararealize.multigrid.solver.hierarchy import Hierarchy
-from pararealize.multigrid.solver.settings import Cycle, Relaxation, check_iterations
+from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 from pararealize.multigrid.solver.solver import solve_and_sweep
 from pararealize.plan.actions import ActionKey, Direction, Operation, Span, in_order
 from pararealize.plan.timeline import Timeline
@@ -54,15 +53,15 @@ def simulate_multigrid(
     Args:
         hierarchy: the levels, as ``net.hierarchy``.
         times: seconds of every layer, as :func:`~pararealize.multigrid.times.measure_layers` gives them.
-        ranks: how many; each has consecutive intervals.
+        ranks: their number; each has consecutive intervals.
         forward_iterations: k of the forward solve.
         backward_iterations: k of the adjoint.
         relaxation: ``"F"`` or ``"FCF"``.
         cycle: ``"V"`` or ``"F"``.
-        transfer: of messages; free when left out.
+        transfer: latency and bandwidth of messages; they cost nothing when left out.
         size: bytes of a value between layers.
         training: ``False`` for the forward pass alone.
-        model: what to call the network.
+        model: the network's name in the timeline.
 
     Returns:
         A timeline. ``g3`` is the evaluation of layer 3 that counts, ``f3.1`` an earlier one in relaxation, ``F3.1`` one
@@ -82,41 +81,50 @@ def simulate_multigrid(
         >>> [round(value, 2) for value in one_each]
         [0.96, 1.78, 4.92]
     """
-    check_iterations(forward_iterations, relaxation, cycle)
-    check_iterations(backward_iterations)
+    settings = Settings(
+        forward_iterations=forward_iterations,
+        backward_iterations=backward_iterations,
+        relaxation=relaxation,
+        cycle=cycle,
+    )
+    settings.check()
     if len(times.layers) != hierarchy.layers or isinstance(ranks, bool) or ranks < 1:
         raise PlanError(
             f"times of {len(times.layers)} layers, a hierarchy of {hierarchy.layers}, {ranks} ranks; "
             "measure this network, and pass at least one rank"
         )
-    clock = _Clock(hierarchy, ranks, transfer or Transfer(0.0, float("inf")), size)
-    settings: dict[str, Any] = {"relaxation": relaxation, "cycle": cycle, "norm": lambda _: float("inf")}
+    clock = _RankClocks(hierarchy, ranks, transfer or Transfer(0.0, float("inf")), size)
     stem = clock.act(ActionKey("stem", "forward"), 0, times.stem[0], [])
-    forward = _Maps(clock, hierarchy, times, "forward")
-    u = _passed(forward, _Value(clock, 0, stem), forward_iterations, settings)
+    u = _pass(_TimedMaps(clock, hierarchy, times, "forward"), _TimedValue(clock, 0, stem), settings)
     last = ranks - 1
     head = clock.act(ActionKey("head", "forward"), last, times.head[0], [u.on(last)])
     if training:
         back = clock.act(ActionKey("head", "backward"), last, times.head[1], [head])
-        adjoint = _Maps(clock, hierarchy, times, "backward")
-        u = _passed(adjoint, _Value(clock, last, back), backward_iterations, settings)
+        u = _pass(_TimedMaps(clock, hierarchy, times, "backward"), _TimedValue(clock, last, back), settings)
         clock.act(ActionKey("stem", "backward"), 0, times.stem[1], [u.on(0)])
     iterations = f"{forward_iterations}/{backward_iterations} iterations, {relaxation}-relaxation"
     notes = (f"layer-parallel multigrid, {iterations}: {'; '.join(str(hierarchy).splitlines())}", str(clock.transfer))
     return clock.timeline(model, notes)
 
 
-def _passed(maps: _Maps, u: _Value, iterations: int, settings: dict[str, Any]) -> _Value:
-    end: _Value
+def _pass(maps: _TimedMaps, u: _TimedValue, settings: Settings) -> _TimedValue:
+    """The value at the end of a solve and the last sweep, in the direction of the maps."""
+    end: _TimedValue
     end, _ = solve_and_sweep(
-        u, maps.hierarchy, maps.step, maps.sweep, iterations=iterations, announce=maps.announce, **settings
+        u,
+        maps.hierarchy,
+        maps.step,
+        maps.sweep,
+        announce=maps.announce,
+        norm=lambda _: float("inf"),  # no value is known, so that no solve ends early
+        **settings.of_solve(maps.direction),
     )
     return end
 
 
 @dataclasses.dataclass(slots=True)
-class _Done:
-    """An action, whose key is not fixed before its evaluation is known to be the one that counts."""
+class _TimedAction:
+    """An action with its times; its key may change until its evaluation is known to be the one that counts."""
 
     key: ActionKey
     j: int
@@ -124,123 +132,127 @@ class _Done:
     to: int | None
     start: float
     end: float
-    after: tuple[_Done, ...]
+    after: tuple[_TimedAction, ...]
 
 
-class _Clock:
-    """What every rank has done, and until when it is busy."""
+class _RankClocks:
+    """All actions of all ranks so far, and until when each rank is busy."""
 
     def __init__(self, hierarchy: Hierarchy, ranks: int, transfer: Transfer, size: float) -> None:
         self.hierarchy, self.ranks, self.transfer, self.size = hierarchy, ranks, transfer, size
-        self.owners, self.intervals = [0] * hierarchy.layers, [1] * hierarchy.layers
+        self.owners, self.intervals = [0] * hierarchy.layers, [1] * hierarchy.layers  # rank and interval of each layer
         for rank, share in enumerate(hierarchy.share(ranks)):
             for j in share:
                 for n in range(*hierarchy.levels[0].intervals[j]):
                     self.owners[n], self.intervals[n] = rank, j + 1
-        self._free = [0.0] * ranks
-        self._done: list[_Done] = []
+        self._busy_until = [0.0] * ranks
+        self._actions: list[_TimedAction] = []
         self._counts: collections.Counter[ActionKey] = collections.Counter()
 
-    def act(self, key: ActionKey, rank: int, seconds: float, after: Sequence[_Done], j: int = 0) -> _Done:
-        """A rank does something, as soon as it may."""
-        start = max([self._free[rank], *(other.end for other in after)])
-        own = j or (1 if rank == 0 else len(self.hierarchy.levels[0].intervals))
-        done = _Done(key, own, rank, None, start, start + seconds, tuple(after))
-        self._free[rank] = done.end
-        self._done.append(done)
-        return done
+    def act(
+        self, key: ActionKey, rank: int, seconds: float, after: Sequence[_TimedAction], j: int | None = None
+    ) -> _TimedAction:
+        """A rank does something, as soon as it is free and what it waits for has ended; j is the interval."""
+        start = max([self._busy_until[rank], *(other.end for other in after)])
+        if j is None:  # stem and head count to the first and the last interval
+            j = 1 if rank == 0 else len(self.hierarchy.levels[0].intervals)
+        action = _TimedAction(key, j, rank, None, start, start + seconds, tuple(after))
+        self._busy_until[rank] = action.end
+        self._actions.append(action)
+        return action
 
-    def send(self, source: _Done, to: int) -> _Done:
+    def send(self, source: _TimedAction, to: int) -> _TimedAction:
         """A message, which occupies nobody; the rank that asks for it waits."""
         end = source.end + self.transfer.seconds(self.size)
         direction = source.key.direction
-        key = self.numbered("send u" if direction == "forward" else "send v", direction, source.j)
-        sent = _Done(key, source.j, source.rank, to, source.end, end, (source,))
-        self._free[to] = max(self._free[to], end)
-        self._done.append(sent)
-        return sent
+        key = self.next_key("send u" if direction == "forward" else "send v", direction, source.j)
+        message = _TimedAction(key, source.j, source.rank, to, source.end, end, (source,))
+        self._busy_until[to] = max(self._busy_until[to], end)
+        self._actions.append(message)
+        return message
 
-    def numbered(self, operation: Operation, direction: Direction, n: int) -> ActionKey:
+    def next_key(self, operation: Operation, direction: Direction, n: int) -> ActionKey:
         """A key that no other action has, for the next operation of this sort on layer or interval n."""
         key = ActionKey(operation, direction, n)
         self._counts[key] += 1
         return dataclasses.replace(key, index=self._counts[key])
 
     def timeline(self, model: str, notes: tuple[str, ...]) -> Timeline:
-        """All of it."""
-        spans = {done.key: Span(done.rank, done.j, done.start, done.end, done.to) for done in self._done}
-        actions = in_order(spans, {done.key: [other.key for other in done.after] for done in self._done})
+        """All actions, in the order of their times."""
+        spans = {a.key: Span(a.rank, a.j, a.start, a.end, a.to) for a in self._actions}
+        actions = in_order(spans, {a.key: [other.key for other in a.after] for a in self._actions})
         n = len(self.hierarchy.levels[0].intervals)
         return Timeline(model=model, n=n, ranks=self.ranks, origin="simulated", actions=actions, notes=notes)
 
 
-class _Value:
-    """A value: the action that gave it, and on other ranks the message that brought it."""
+class _TimedValue:
+    """A value: the action that computed it on its owner, and the messages that brought it to other ranks."""
 
-    def __init__(self, clock: _Clock, owner: int, made: _Done) -> None:
+    def __init__(self, clock: _RankClocks, owner: int, source: _TimedAction) -> None:
         self.clock, self.owner = clock, owner
-        self._there = {owner: made}
+        self._arrivals = {owner: source}
 
-    def on(self, rank: int) -> _Done:
+    def on(self, rank: int) -> _TimedAction:
         """What the value waits for on a rank, after it has been sent there."""
-        if rank not in self._there:
-            self._there[rank] = self.clock.send(self._there[self.owner], rank)
-        return self._there[rank]
+        if rank not in self._arrivals:
+            self._arrivals[rank] = self.clock.send(self._arrivals[self.owner], rank)
+        return self._arrivals[rank]
 
-    def __sub__(self, other: _Value) -> _Value:
-        return self._with(other)
+    def __sub__(self, other: _TimedValue) -> _TimedValue:
+        return self + other
 
-    def __add__(self, other: _Value) -> _Value:
-        return self._with(other)
-
-    def _with(self, other: _Value) -> _Value:
-        """An addition where this value stands, which costs nothing: it is there when both are."""
+    def __add__(self, other: _TimedValue) -> _TimedValue:
+        """A sum or difference on this value's owner, which costs nothing: it is ready when both are."""
         both = (self.on(self.owner), other.on(self.owner))
-        return _Value(self.clock, self.owner, max(both, key=lambda done: done.end))
+        return _TimedValue(self.clock, self.owner, max(both, key=lambda action: action.end))
 
 
-class _Maps:
-    """Steps and sweeps that take their time, and remember what was computed at the same value."""
+class _TimedMaps:
+    """Steps and sweeps that take their time, and remember what was computed at the same value as ``propagators`` do."""
 
-    def __init__(self, clock: _Clock, hierarchy: Hierarchy, times: LayerTimes, direction: Direction) -> None:
+    def __init__(self, clock: _RankClocks, hierarchy: Hierarchy, times: LayerTimes, direction: Direction) -> None:
         self.clock, self.times, self.direction = clock, times, direction
         self.hierarchy = hierarchy if direction == "forward" else hierarchy.reversed()
-        self._kept = {hierarchy.levels[0].steps[first].layer for first, _ in hierarchy.levels[0].intervals}
-        self._known: dict[Any, tuple[_Value, _Done]] = {}
+        self._first_layers = {hierarchy.levels[0].steps[first].layer for first, _ in hierarchy.levels[0].intervals}
+        # By layer (Forward) or by layer and width (Adjoint): the latest value, and the action that evaluated f there.
+        self._latest: dict[tuple[int, int], tuple[_TimedValue, _TimedAction]] = {}
 
-    def step(self, level: int, s: int, u: _Value) -> _Value:
+    def step(self, level: int, s: int, u: _TimedValue) -> _TimedValue:
         """Step s of a level."""
         step = self.hierarchy.levels[level].steps[s]
         forwards = self.direction == "forward"
-        key = step.layer if forwards else (step.layer, step.width)
-        known = self._known.get(key)
-        if known is not None and known[0] is u:
-            return _Value(self.clock, known[1].rank, known[1])
-        action = self.clock.numbered("coarse" if level else "relax", self.direction, step.layer)
-        done = self._act(action, self.times.layers[step.layer][0 if forwards else 2], u)
-        if not forwards or step.layer in self._kept:
-            self._known[key] = u, done
-        return _Value(self.clock, done.rank, done)
+        place = step.layer, 1 if forwards else step.width
+        action = self._evaluation(place, u)
+        if action is None:
+            key = self.clock.next_key("coarse" if level else "relax", self.direction, step.layer)
+            action = self._act(key, self.times.layers[step.layer][0 if forwards else 2], u)
+            if not forwards or step.layer in self._first_layers:
+                self._latest[place] = u, action
+        return _TimedValue(self.clock, action.rank, action)
 
-    def announce(self, j: int, u: _Value) -> None:
+    def announce(self, j: int, u: _TimedValue) -> None:
         """Bring the value from which interval j will be swept."""
         level = self.hierarchy.levels[0]
         u.on(self.clock.owners[level.steps[level.intervals[j][0]].layer])
 
-    def sweep(self, j: int, u: _Value) -> _Value:
+    def sweep(self, j: int, u: _TimedValue) -> _TimedValue:
         """The last sweep of an interval."""
         for s in range(*self.hierarchy.levels[0].intervals[j]):
             n = self.hierarchy.levels[0].steps[s].layer
-            known = self._known.get(n) if self.direction == "forward" else None
-            if known is not None and known[0] is u:
-                done = known[1]  # it was computed before, and is the evaluation that counts
-                done.key = ActionKey("fine", self.direction, n)
+            key = ActionKey("fine", self.direction, n)
+            action = self._evaluation((n, 1), u) if self.direction == "forward" else None
+            if action is not None:
+                action.key = key  # it was computed before, and is the evaluation that counts
             else:
-                seconds = self.times.layers[n][self.direction == "backward"]
-                done = self._act(ActionKey("fine", self.direction, n), seconds, u)
-            u = _Value(self.clock, done.rank, done)
+                action = self._act(key, self.times.layers[n][self.direction == "backward"], u)
+            u = _TimedValue(self.clock, action.rank, action)
         return u
 
-    def _act(self, key: ActionKey, seconds: float, u: _Value) -> _Done:
+    def _evaluation(self, place: tuple[int, int], u: _TimedValue) -> _TimedAction | None:
+        """The action that evaluated a layer at this very value, if there was one."""
+        value, action = self._latest.get(place, (None, None))
+        return action if value is u else None
+
+    def _act(self, key: ActionKey, seconds: float, u: _TimedValue) -> _TimedAction:
         rank = self.clock.owners[key.j]
         return self.clock.act(key, rank, seconds, [u.on(rank)], self.clock.intervals[key.j])

@@ -11,7 +11,7 @@ blocks; other blocks stay part of the stem, of a transition or of the head, wher
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -26,7 +26,7 @@ from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.operations import check_plain
 from pararealize.tracing.random_calls import drawn_repeatedly, draws
 
-__all__ = ["BlockSelection", "Layer", "Layers", "check_plain_inputs", "find_layers", "select_blocks"]
+__all__ = ["BlockSelection", "Layer", "Layers", "find_layers", "select_blocks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +227,10 @@ def _cut(selection: BlockSelection) -> Layers:
         layers.append(_layer(flow.capture, section, graph, tuple(number[node] for node in nodes)))
     inputs = [node for node in flow.capture.graph.nodes if node.op == "placeholder"]
     stem = subgraph(inputs, (entry, *context), besides=before)
-    check_plain_inputs(stem, inputs)
+    placeholders = [node for node in stem.nodes if node.op == "placeholder"]
+    with stem.inserting_after(placeholders[-1]):
+        for source, placeholder in zip(inputs, placeholders, strict=True):
+            check_plain(stem, source, placeholder)
     head = subgraph((last, *head_reads), output, ("u",), besides=behind)
     for graph in (stem, *(layer.graph for layer in layers), head):
         clone_overwritten(graph, first=True)
@@ -265,11 +268,3 @@ def _layer(captured: Capture, section: _Section, graph: fx.Graph, reads: tuple[i
         random=opaque or any(draws(node, module_of) for node in graph.nodes),
         opaque=opaque,
     )
-
-
-def check_plain_inputs(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
-    """Let the stem refuse plain inputs other than those that the network was captured with."""
-    copies = [node for node in graph.nodes if node.op == "placeholder"]
-    with graph.inserting_after(copies[-1]):
-        for source, copied in zip(inputs, copies, strict=True):
-            check_plain(graph, source, copied)
