@@ -1,1 +1,37 @@
-"""."""
+"""The converted network: a Plan and its new modules put together as a PararealModule, whose code is equation (3).
+
+In reading order:
+
+    parareal          adapters, segments and coarse maps as plain callables -> corrected outputs: the mathematics
+    pieces            BlockChain, Plan -> the graphs of stem, context, segments and head
+    equation          those and the coarse blocks -> the network's own graph, equation (3)
+    emitter           BlockChain, Plan, adapters, coarse blocks -> PararealModule (``emit`` composes the files here)
+    module            PararealModule: the parts, what is loaded and saved, and what else it can be run by
+    parts             the emitted graph -> its parts, and the nodes of x_j, y_j, r_j and z_j
+    iteration         a network, inputs, k -> k iterations of parareal, up to the original's output
+    iteration_figure  a picture of the errors on the way there
+    measurement       a network, inputs -> the seconds of every part
+    local             a network -> the same in one process: on streams, with segments stacked, as CUDA graphs (a folder)
+"""
+
+from .emitter import emit
+from .equation import Equation
+from .iteration import Iterates
+from .measurement import measure_network
+from .module import PararealModule
+from .parts import EquationNodes, part_modules, part_of, read_equation, read_parts
+from .pieces import Pieces
+
+__all__ = [
+    "Equation",
+    "EquationNodes",
+    "Iterates",
+    "PararealModule",
+    "Pieces",
+    "emit",
+    "measure_network",
+    "part_modules",
+    "part_of",
+    "read_equation",
+    "read_parts",
+]

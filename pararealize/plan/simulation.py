@@ -60,7 +60,7 @@ def simulate(
 
     Args:
         plan: the plan.
-        costs: seconds of its parts, as :func:`~pararealize.plan.times.measure_network` gives them; otherwise those of
+        costs: seconds of its parts, as :func:`~pararealize.measure_network` gives them; otherwise those of
             :func:`~pararealize.plan.times.plan_times`.
         latency: seconds of a message.
         bandwidth: bytes a second of a message.
