@@ -15,9 +15,10 @@ from torch import nn
 from pararealize.analysis.blocks import Block, BlockChain, RefusedCut, find_blocks
 from pararealize.analysis.cost import BlockCost, Costs, count_costs
 from pararealize.analysis.fields.field import Fields, receptive_fields
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.errors import FieldError
-from pararealize.plan.plan import Plan
-from pararealize.table import billions, count
+from pararealize.plan.plan import PartPlan, Plan, SegmentPlan
+from pararealize.table import billions, count, from_to, quantity
 from pararealize.tracing.front_end import capture
 
 __all__ = [
@@ -72,28 +73,28 @@ def plan_tables(plan: Plan, title: str = "") -> RenderableType:
     return Group(*parts)
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str], more: Sequence[str] = ()) -> Table:
-    """An empty table: columns of words, columns of numbers, columns of words."""
+def _table(title: str, words: Sequence[str], numbers: Sequence[str], notes: Sequence[str] = ()) -> Table:
+    """An empty table with the names of its columns: of words, of numbers, and of words again."""
     table = Table(
         title=title, title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1, 0, 0),
         pad_edge=False,
     )  # fmt: skip
-    for name in left:
+    for name in words:
         table.add_column(name, overflow="fold", min_width=9 if "block" in name else None)
-    for name in right:
+    for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
-    for name in more:
+    for name in notes:
         table.add_column(name, overflow="fold")
     return table
 
 
-def _flops(row: Any) -> tuple[str, str]:
+def _flops(row: PartPlan | SegmentPlan | AdapterPlan | CoarsePlan | BlockCost) -> tuple[str, str]:
     """Forward and backward, of one sample, in units of 10⁹."""
     return billions(row.flops_forward), billions(row.flops_backward)
 
 
 def _segment_table(plan: Plan, title: str) -> Table:
-    title = f"{title}: {plan.n} segment{'s' if plan.n > 1 else ''}, cuts {_words(plan.cuts)}"
+    title = f"{title}: {quantity(plan.n, 'segment')}, cuts {_words(plan.cuts)}"
     table = _table(
         title,
         ["", "first block", "last block"],
@@ -213,20 +214,20 @@ def _block_json(block: Block, cost: BlockCost) -> dict[str, Any]:
     }
 
 
-def inspection_json(found: Inspection) -> dict[str, Any]:
-    """Everything that was found, block by block."""
-    chain = found.chain
+def inspection_json(result: Inspection) -> dict[str, Any]:
+    """All of an inspection, block by block."""
+    chain = result.chain
     blocks = [
         _block_json(block, cost) | {"receptive_field": field}
-        for block, cost, field in zip(chain.blocks, found.costs.blocks, found.fields, strict=True)
+        for block, cost, field in zip(chain.blocks, result.costs.blocks, result.fields, strict=True)
     ]
     return {
         "model": type(chain.capture.model).__name__,
         "example": str(chain.capture.example),
         "opaque": dict(chain.capture.opaque),
-        "stem": _block_json(chain.stem, found.costs.stem),
+        "stem": _block_json(chain.stem, result.costs.stem),
         "blocks": blocks,
-        "head": _block_json(chain.head, found.costs.head),
+        "head": _block_json(chain.head, result.costs.head),
         "stages": [list(stage) for stage in chain.stages],
         "refused": [_refused_json(cut) for cut in chain.refused],
     }
@@ -242,35 +243,35 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else str(value)
 
 
-def inspection_tables(found: Inspection, *, every: bool = False) -> RenderableType:
+def inspection_tables(result: Inspection, *, every: bool = False) -> RenderableType:
     """Blocks, with equal neighbours in one row unless ``every``; refused cut points below."""
-    chain = found.chain
-    parts: list[RenderableType] = [_block_table(found, every)]
+    chain = result.chain
+    parts: list[RenderableType] = [_block_table(result, every)]
     parts += _opaque(chain.capture.opaque)
     parts.append(_refused_table(chain.refused, every))
     return Group(*parts)
 
 
-def _opaque(found: dict[str, str]) -> list[Text]:
-    """One line a reason."""
-    reasons: dict[str, list[str]] = {}
-    for name, reason in found.items():
-        reasons.setdefault(reason, []).append(name)
+def _opaque(reasons: dict[str, str]) -> list[Text]:
+    """One line for each reason for which modules were not looked into, by their names."""
+    modules: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        modules.setdefault(reason, []).append(name)
     return [
         Text(f"\nnot looked into, {reason}: {', '.join(sorted(names))}", style="yellow")
-        for reason, names in reasons.items()
+        for reason, names in modules.items()
     ]
 
 
-def _block_table(found: Inspection, every: bool) -> Table:
-    chain, costs = found.chain, found.costs
+def _block_table(result: Inspection, every: bool) -> Table:
+    chain, costs = result.chain, result.costs
     total = sum(block.parameters for block in (chain.stem, *chain.blocks, chain.head))
     title = (
         f"{type(chain.capture.model).__name__}({chain.capture.example}): {len(chain.blocks)} blocks in "
-        f"{len(chain.stages)} stage{'s' if len(chain.stages) > 1 else ''}, {count(total)} parameters"
+        f"{quantity(len(chain.stages), 'stage')}, {count(total)} parameters"
     )
-    left = ["", "block", "kind"]
-    table = _table(title, left, ["input", "output", "params", "GFLOPs", "backward"], ["receptive field"])
+    numbers = ["input", "output", "params", "GFLOPs", "backward"]
+    table = _table(title, ["", "block", "kind"], numbers, ["receptive field"])
 
     def add(number: str, name: str, block: Block, cost: BlockCost, field: str) -> None:
         x = "" if number == "stem" else str(block.x)
@@ -280,9 +281,9 @@ def _block_table(found: Inspection, every: bool) -> Table:
     add("stem", "", chain.stem, costs.stem, "")
     for first, last in _runs(range(len(chain.blocks)), lambda i: i if every else chain.blocks[i].exact_signature):
         block, times = chain.blocks[first], last - first + 1
-        number = str(first + 1) if times == 1 else f"{first + 1}–{last + 1}"
+        number = from_to(range(first + 1, last + 2))
         name = block.name if times == 1 else f"{block.name} – {chain.blocks[last].name} ({times} equal)"
-        add(number, name, block, costs.blocks[first], found.fields[first])
+        add(number, name, block, costs.blocks[first], result.fields[first])
     add("head", "", chain.head, costs.head, "")
     return table
 
@@ -300,7 +301,7 @@ EXAMPLES = 3  # refused cut points shown for each reason, where not all are
 def _refused_table(refused: Sequence[RefusedCut], every: bool) -> RenderableType:
     if not refused:
         return Text("\nno cut point was refused", style="dim")
-    lines = Text(f"\n{len(refused)} cut point{'s' if len(refused) > 1 else ''} refused", style="bold")
+    lines = Text(f"\n{quantity(len(refused), 'cut point')} refused", style="bold")
     reasons: dict[str, list[RefusedCut]] = {}
     for cut in refused:
         reasons.setdefault(cut.why, []).append(cut)

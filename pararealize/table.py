@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-__all__ = ["aligned", "billions", "count", "duration", "share", "shortened", "time_unit"]
+__all__ = ["aligned", "billions", "count", "duration", "from_to", "quantity", "share", "shortened", "time_unit"]
 
 
 def aligned(
@@ -71,6 +71,26 @@ def count(number: float) -> str:
         if number >= size - half:  # what the smaller scale would round up to 1000
             return f"{number / size:.{digits}f}{letter}"
     return f"{number:.0f}"
+
+
+def quantity(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> quantity(1, "segment"), quantity(3, "segment")
+        ('1 segment', '3 segments')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def from_to(numbers: Sequence[int]) -> str:
+    """The first and the last of consecutive numbers, or nothing where there are none.
+
+    Example:
+        >>> from_to([2, 3, 4]), from_to([2]), from_to([])
+        ('2–4', '2', '')
+    """
+    return "–".join(str(number) for number in dict.fromkeys([*numbers[:1], *numbers[-1:]]))
 
 
 def billions(number: float) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pararealize.table import aligned, billions, count, duration, share, shortened, time_unit
+from pararealize.table import aligned, billions, count, duration, from_to, quantity, share, shortened, time_unit
 
 ROWS = [("layer", "cost"), ("conv", "12"), ("a long name", "3456789")]
 
@@ -65,6 +65,11 @@ def test_shortened():
 )  # fmt: skip
 def test_counts_as_people_write_them(number, expected):
     assert count(number) == expected
+
+
+def test_quantities_and_runs():
+    assert [quantity(number, "cut point") for number in (1, 2)] == ["1 cut point", "2 cut points"]
+    assert [from_to(numbers) for numbers in ([], [3], [3, 4], range(1, 9))] == ["", "3", "3–4", "1–8"]
 
 
 def test_billions_and_shares():

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
 from pararealize.figure import FAINT, INK, LINE, ORANGE, PALE, STAGES, save_figure
-from pararealize.table import count
+from pararealize.table import count, quantity
 
 from .plan import Plan
 
@@ -135,9 +135,9 @@ def _box(axes: Axes, x: float, top: float, width: float, height: float, fill: st
     )
 
 
-def _text(axes: Axes, x: float, y: float, text: str, size: float, **how: object) -> None:
-    settings: dict[str, object] = {"ha": "center", "va": "center", "color": INK} | how
-    axes.text(x, y, text, fontsize=size, **settings)  # type: ignore[arg-type]
+def _text(axes: Axes, x: float, y: float, text: str, size: float, **settings: object) -> None:
+    defaults: dict[str, object] = {"ha": "center", "va": "center", "color": INK}
+    axes.text(x, y, text, fontsize=size, **(defaults | settings))  # type: ignore[arg-type]
 
 
 def _lines(axes: Axes, x: float, top: float, lines: Sequence[str], size: float) -> None:
@@ -219,8 +219,7 @@ def _draw_segment(axes: Axes, geometry: Geometry, plan: Plan, j: int, colour: tu
     x, top = geometry.middle(j), geometry.y_bar
     height = max(BAR_LEAST, geometry.scale * segment.cost)
     _box(axes, x - geometry.bar / 2, top, geometry.bar, height, *colour)
-    noun = "block" if segment.blocks == 1 else "blocks"
-    lines = [f"$g^{{{j}}}$", f"{segment.blocks} {noun}", count(segment.parameters)]
+    lines = [f"$g^{{{j}}}$", quantity(segment.blocks, "block"), count(segment.parameters)]
     room = height - BAR_LEAST
     if room > 0.2 and segment.device and len({s.device for s in plan.segments}) > 1:
         lines.append(str(segment.device))
@@ -261,21 +260,21 @@ def _names(first: str, last: str, letters: int) -> str:
 def _draw_coarse(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     """The minus sign between columns j and j + 1, F^j below, and the plus sign under segment j + 1."""
     block = plan.coarse_blocks[j - 1]
-    here, gap, there = geometry.middle(j), geometry.gap(j), geometry.middle(j + 1)
+    middle, gap, next_middle = geometry.middle(j), geometry.gap(j), geometry.middle(j + 1)
     y, top = geometry.y_sum, geometry.y_coarse
     y_x = geometry.y_bar + 0.13  # where x_{j+1} leaves for the minus sign
-    _path(axes, (there, y_x), (gap, y_x), (gap, y + RADIUS), colour=ADAPTER_EDGE)
-    _path(axes, (here + (RADIUS if j > 1 else 0), y), (gap - RADIUS, y))
+    _path(axes, (next_middle, y_x), (gap, y_x), (gap, y + RADIUS), colour=ADAPTER_EDGE)
+    _path(axes, (middle + (RADIUS if j > 1 else 0), y), (gap - RADIUS, y))
     _sign(axes, gap, y, "-")
     height = max(COARSE_LEAST, geometry.scale * block.cost)
-    left = there - geometry.bar / 2
+    left = next_middle - geometry.bar / 2
     _box(axes, left, top, geometry.bar, height, COARSE_FILL, COARSE_EDGE)
-    what = f"{block.units} × {block.kind}" if block.units else block.kind
-    _lines(axes, there, top, [f"$F^{{{j}}}$", what, count(block.parameters)], geometry.font)
+    kind = f"{block.units} × {block.kind}" if block.units else block.kind
+    _lines(axes, next_middle, top, [f"$F^{{{j}}}$", kind, count(block.parameters)], geometry.font)
     y_in = top - 0.14
     _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=COARSE_EDGE)
-    _path(axes, (there, top), (there, y - RADIUS), colour=COARSE_EDGE)
-    _sign(axes, there, y, "+")
+    _path(axes, (next_middle, top), (next_middle, y - RADIUS), colour=COARSE_EDGE)
+    _sign(axes, next_middle, y, "+")
     if geometry.n <= 14:
         _text(axes, gap - 0.04, y - 0.2, f"$r_{{{j}}}$", 9, ha="right")
 

@@ -132,14 +132,14 @@ class Plan:
         """
         return self._path("cost_forward") + self._path("cost_backward")
 
-    def _path(self, way: str) -> float:
+    def _path(self, cost: Literal["cost_forward", "cost_backward"]) -> float:
         """The longest path in one direction."""
-        stem: float = getattr(self.stem, way)
-        time, wait = stem + getattr(self.segments[0], way), stem if self.source == "stem" else 0
+        stem: float = getattr(self.stem, cost)
+        time, wait = stem + getattr(self.segments[0], cost), stem if self.source == "stem" else 0
         for segment, adapter, coarse in zip(self.segments[1:], self.adapters, self.coarse_blocks, strict=True):
-            own = wait + getattr(adapter, way) + getattr(segment, way)
-            time = max(own, time) + getattr(coarse, way)
-        return float(time + getattr(self.head, way))
+            fine = wait + getattr(adapter, cost) + getattr(segment, cost)
+            time = max(fine, time) + getattr(coarse, cost)
+        return float(time + getattr(self.head, cost))
 
     @property
     def virtual_speedup(self) -> float:
@@ -195,15 +195,15 @@ class Plan:
         Raises:
             PlanError: the network's blocks differ from those that the plan was made for.
         """
-        found = fingerprint(chain)
-        if found == self.fingerprint:
+        actual = fingerprint(chain)
+        if actual == self.fingerprint:
             return
         count, planned = len(chain.blocks), sum(segment.blocks for segment in self.segments)
         raise PlanError(
             f"this plan is for another network: {self.model} with {planned} blocks from {self.segments[0].first_block} "
             f"to {self.segments[-1].last_block} (fingerprint {self.fingerprint}), not "
             f"{type(chain.capture.model).__name__} with {count} blocks from {chain.blocks[0].name} to "
-            f"{chain.blocks[-1].name} (fingerprint {found}); leave plan= out to make one for it"
+            f"{chain.blocks[-1].name} (fingerprint {actual}); leave plan= out to make one for it"
         )
 
     def __str__(self) -> str:

@@ -144,8 +144,8 @@ def _within_sum(key: ActionKey, chain: list[ActionKey], spans: Mapping[ActionKey
         return {chain[-1]}
     if key.operation == "sum":
         messages = _incoming("send sum", spans[key].rank, spans)
-        here = {other for other in messages if spans[other].end <= spans[key].start}
-        return here | {chain[chain.index(key) - 1]}
+        in_time = {other for other in messages if spans[other].end <= spans[key].start}
+        return in_time | {chain[chain.index(key) - 1]}
     fine = ActionKey("fine", "forward", key.j)
     before = ActionKey("difference", "forward", key.j - 1)
     return {other for other in (before, fine) if other in spans and spans[other].rank == spans[key].rank}

@@ -9,6 +9,7 @@ import json
 import textwrap
 from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.coarse.spec import STRICT
 from pararealize.errors import PlanError
-from pararealize.table import aligned, duration, share, time_unit
+from pararealize.table import aligned, duration, from_to, quantity, share, time_unit
 
 from .actions import Action, ActionKind, Direction, in_order
 from .spans import needs_of, spans_of
@@ -90,6 +91,10 @@ class Timeline:
         """Seconds of the step in which a rank waits."""
         return max(self.step - self.busy(rank), 0.0)
 
+    def segments(self, rank: int) -> list[int]:
+        """The segments that a rank computes for, in order."""
+        return sorted({action.j for action in self.of(rank)})
+
     def of(self, rank: int) -> tuple[Action, ...]:
         """What a rank computes, in order; transfers left out."""
         return tuple(action for action in self.actions if action.rank == rank and action.kind != "transfer")
@@ -104,8 +109,8 @@ class Timeline:
             return ()
         before: dict[int, int] = {}
         for rank in range(self.ranks):
-            own = [i for i, action in enumerate(self.actions) if action.rank == rank and action.kind != "transfer"]
-            before.update(zip(own[1:], own, strict=False))
+            computed = [i for i, action in enumerate(self.actions) if action.rank == rank and action.kind != "transfer"]
+            before.update((later, earlier) for earlier, later in pairwise(computed))
         at = max(range(len(self.actions)), key=lambda i: self.actions[i].end)
         path = [at]
         while True:
@@ -197,16 +202,16 @@ def _inconsistencies(timeline: Timeline) -> list[str]:
     """What a timeline says about itself that cannot be."""
     faults = []
     slack = _ROUNDING * max((abs(action.end) for action in timeline.actions), default=0)
-    seen: set[str] = set()
+    names: set[str] = set()
     for i, action in enumerate(timeline.actions):
         ranks = [action.rank] if action.to is None else [action.rank, action.to]
         if not all(0 <= rank < timeline.ranks for rank in ranks):
             faults.append(f"action {i}, {action}, is on rank {ranks[-1]} of {timeline.ranks}")
         if action.end < action.start:
             faults.append(f"action {i}, {action}, ends before it starts")
-        if str(action) in seen:
+        if str(action) in names:
             faults.append(f"there are two actions {action}")
-        seen.add(str(action))
+        names.add(str(action))
         if any(not 0 <= other < len(timeline.actions) or other == i for other in action.after):
             faults.append(f"action {i}, {action}, comes after actions that are not there")
         elif timeline.origin == "simulated" and any(
@@ -228,8 +233,6 @@ def timeline_text(timeline: Timeline) -> str:
     third: ActionKind = "relax" if any(action.kind == "relax" for action in timeline.actions) else "adapter"
     rows: list[tuple[str | None, ...]] = [tuple(third if name == "adapter" else name for name in _HEAD)]
     for rank in range(timeline.ranks):
-        own = sorted({action.j for action in timeline.of(rank)})
-        segments = "–".join(dict.fromkeys(map(str, (own[0], own[-1])))) if own else ""
         ends = timeline.busy(rank, "stem") + timeline.busy(rank, "head")
         busy, idle = timeline.busy(rank), timeline.idle(rank)
         parts = (
@@ -243,9 +246,9 @@ def timeline_text(timeline: Timeline) -> str:
             idle,
         )
         percent = f"{100 * idle / step:.0f}" if step else None
-        rows.append((str(rank), segments, *(f"{part * scale:.2f}" for part in parts), percent))
-    ranks = f"{timeline.ranks} device{'s' if timeline.ranks > 1 else ''}"
-    title = f"{timeline.model}: one {timeline.origin} step, n = {timeline.n} on {ranks}, times in {unit}"
+        rows.append((str(rank), from_to(timeline.segments(rank)), *(f"{part * scale:.2f}" for part in parts), percent))
+    title = f"{timeline.model}: one {timeline.origin} step, n = {timeline.n} on {quantity(timeline.ranks, 'device')}, "
+    title += f"times in {unit}"
     sums = (
         f"step {duration(step)}, the original's own work {duration(timeline.serial)}: speed-up "
         f"{timeline.speedup:.2f}×, efficiency {share(timeline.efficiency)}"

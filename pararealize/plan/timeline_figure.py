@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from pararealize.figure import FAINT, INK, LINE, STAGES, save_figure
-from pararealize.table import duration, share, time_unit
+from pararealize.table import duration, from_to, quantity, share, time_unit
 
 from .actions import Action, formula
 from .timeline import Timeline
@@ -35,6 +35,7 @@ STYLES = {
     "stem": (0.78, STAGES[1][0], "#eefaf3", "..", INK),
     "head": (0.78, STAGES[1][0], "#eefaf3", "..", INK),
 }
+EDGES = {"fine": "#5b87ad", "coarse": "#f6c99a", "adapter": LINE} | dict.fromkeys(("relax", "stem", "head"), "#52796f")
 NAMES = {"fine": "segment $g^j$", "coarse": "coarse block $F^j$", "adapter": "adapter $C^j$", "head": "stem, head"}
 OF_LAYERS = {"fine": "layer, last sweep", "coarse": "coarse step", "relax": "relaxation", "head": "stem, head"}
 BACKWARD_HATCH = "///"
@@ -80,17 +81,15 @@ def draw_timeline(timeline: Timeline, path: str | Path, *, title: str = "") -> P
 
 
 def _summary(timeline: Timeline) -> str:
-    ranks = f"{timeline.ranks} device{'s' if timeline.ranks > 1 else ''}"
+    ranks = quantity(timeline.ranks, "device")
     gain = f"speed-up {timeline.speedup:.2f}×, efficiency {share(timeline.efficiency)}"
-    own = f"the original's own work {duration(timeline.serial)}"
-    return f"one {timeline.origin} step on {ranks}: {duration(timeline.step)}; {own}; {gain}"
+    serial = f"the original's own work {duration(timeline.serial)}"
+    return f"one {timeline.origin} step on {ranks}: {duration(timeline.step)}; {serial}; {gain}"
 
 
 def _row(timeline: Timeline, rank: int) -> str:
-    own = sorted({action.j for action in timeline.of(rank)})
-    if not own:
-        return f"rank {rank}"
-    return f"rank {rank}: " + (f"{own[0]}–{own[-1]}" if len(own) > 1 else f"{own[0]}")
+    segments = timeline.segments(rank)
+    return f"rank {rank}: {from_to(segments)}" if segments else f"rank {rank}"
 
 
 def _bar(axes: Axes, action: Action, scale: float, *, inches: float) -> None:
@@ -104,7 +103,7 @@ def _bar(axes: Axes, action: Action, scale: float, *, inches: float) -> None:
             action.seconds * scale,
             height,
             facecolor=backward if back else forward,
-            edgecolor=_edge(action.kind),
+            edgecolor=EDGES[action.kind],
             hatch=hatch + (BACKWARD_HATCH if back else ""),
             linewidth=0.6,
             zorder=2,
@@ -115,10 +114,6 @@ def _bar(axes: Axes, action: Action, scale: float, *, inches: float) -> None:
         plate = {"facecolor": backward if back else forward, "edgecolor": "none", "pad": 0.8}
         axes.text(middle, action.rank, formula(action.name), fontsize=7.5, color=colour, ha="center", va="center",
                   zorder=4, bbox=plate if back else None)  # fmt: skip
-
-
-def _edge(kind: str) -> str:
-    return "#f6c99a" if kind == "coarse" else "#5b87ad" if kind == "fine" else "#52796f" if kind != "adapter" else LINE
 
 
 def _arrow(axes: Axes, action: Action, scale: float) -> None:
@@ -141,7 +136,7 @@ def _legend(timeline: Timeline) -> list[Patch]:
     """A patch a kind, one for the backward pass, and a word on arrows."""
     layered = any(action.kind == "relax" for action in timeline.actions)
     patches = [
-        Patch(facecolor=STYLES[kind][1], edgecolor=_edge(kind), hatch=STYLES[kind][3], linewidth=0.6, label=name)
+        Patch(facecolor=STYLES[kind][1], edgecolor=EDGES[kind], hatch=STYLES[kind][3], linewidth=0.6, label=name)
         for kind, name in (OF_LAYERS if layered else NAMES).items()
     ]
     hatched = Patch(facecolor="white", edgecolor=LINE, hatch=BACKWARD_HATCH, linewidth=0.6, label="hatched: backward")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from pararealize.coarse.spec import RowCost
 from pararealize.errors import PlanError
 
 from .plan import Plan
@@ -72,7 +73,7 @@ def plan_times(plan: Plan, *, batch: int | None = None, rate: float = RATE) -> T
         )
     scale = 1.0 if plan.unit == "seconds" else batch / rate
 
-    def of(row: Any) -> Seconds:
+    def of(row: RowCost) -> Seconds:
         return row.cost_forward * scale, row.cost_backward * scale
 
     return Times(

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pararealize.table import from_to
+
 from .actions import Action
 from .timeline import Timeline
 
@@ -84,19 +86,20 @@ def _span(action: Action) -> tuple[int, int]:
 
 def _names(timeline: Timeline, threads: Mapping[tuple[int, int], int]) -> Iterator[dict[str, Any]]:
     for rank in range(timeline.ranks):
-        own = sorted({action.j for action in timeline.of(rank)})
-        held = f"segments {own[0]}–{own[-1]}" if len(own) > 1 else f"segment {own[0]}" if own else "idle"
+        segments = timeline.segments(rank)
+        noun = "segment" if len(segments) == 1 else "segments"
         first = threads[rank, _COMPUTE]
-        yield _about("process_name", rank, first, name=f"rank {rank}: {held}")
-        yield _about("process_sort_index", rank, first, sort_index=rank)
+        work = f"{noun} {from_to(segments)}" if segments else "idle"
+        yield _metadata("process_name", rank, first, name=f"rank {rank}: {work}")
+        yield _metadata("process_sort_index", rank, first, sort_index=rank)
         for (owner, lane), thread in threads.items():
             if owner == rank:
-                yield _about("thread_name", rank, thread, name="communication" if lane else "compute")
-                yield _about("thread_sort_index", rank, thread, sort_index=lane)
+                yield _metadata("thread_name", rank, thread, name="communication" if lane else "compute")
+                yield _metadata("thread_sort_index", rank, thread, sort_index=lane)
 
 
-def _about(what: str, rank: int, thread: int, **arguments: Any) -> dict[str, Any]:
-    return {"name": what, "ph": "M"} | _place(rank, thread) | {"args": arguments}
+def _metadata(field: str, rank: int, thread: int, **arguments: Any) -> dict[str, Any]:
+    return {"name": field, "ph": "M"} | _place(rank, thread) | {"args": arguments}
 
 
 def _place(rank: int, thread: int) -> dict[str, Any]:

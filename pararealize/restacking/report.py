@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from pararealize.analysis.residual import NotResidual
+from pararealize.table import quantity
 
 __all__ = ["Group", "Restacking"]
 
@@ -50,9 +51,9 @@ class Restacking:
 
     def __str__(self) -> str:
         step = f"h = {self.h:g}" + ("" if self.adaptive is None else f", learnable ({self.adaptive})")
-        steps = f"{len(self.groups)} step{'s' if len(self.groups) > 1 else ''}"
+        steps = quantity(len(self.groups), "step")
         blocks = self.stages * len(self.groups)
-        scheme = f"{self.scheme} ({self.stages} stage{'s' if self.stages > 1 else ''}, order {self.order})"
+        scheme = f"{self.scheme} ({quantity(self.stages, 'stage')}, order {self.order})"
         lines = [f"{self.model} as {scheme}, {step}: {steps} of {blocks} residual blocks"]
         for g, group in enumerate(self.groups, start=1):
             ends = group.blocks[0] if len(group.blocks) == 1 else f"{group.blocks[0]} – {group.blocks[-1]}"

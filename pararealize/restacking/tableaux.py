@@ -26,6 +26,7 @@ from importlib import resources
 from typing import TypeAlias
 
 from pararealize.errors import TableauError
+from pararealize.table import quantity
 
 __all__ = ["SCHEMES", "Coefficient", "Surd", "Tableau", "rooted_trees", "stacked_euler", "tableau", "verner"]
 
@@ -167,7 +168,7 @@ class Tableau:
         width = max(map(len, times))
         lines = [f"{time:>{width}} │ {' '.join(map(str, row))}".rstrip() for time, row in zip(times, self.a)]
         weights = f"{'':>{width}} │ {' '.join(map(str, self.b))}"
-        heading = f"{self.name}: {self.stages} stage{'s' if self.stages > 1 else ''}, order {self.order}"
+        heading = f"{self.name}: {quantity(self.stages, 'stage')}, order {self.order}"
         return "\n".join([heading, *lines, weights])
 
 

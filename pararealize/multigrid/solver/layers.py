@@ -21,6 +21,7 @@ from pararealize.analysis.flow import Flow, flow_of
 from pararealize.analysis.residual import NotResidual, Residual, Residuals, chains_of, find_residuals
 from pararealize.errors import MultigridError
 from pararealize.network.pieces import clone_changing_outputs, clone_overwritten
+from pararealize.table import quantity
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.operations import check_plain
@@ -80,7 +81,7 @@ class Layers:
         for fixed, run in itertools.groupby(self.layers, key=lambda layer: layer.fixed):
             names = [layer.name for layer in run]
             ends = names[0] if len(names) == 1 else f"{names[0]} – {names[-1]}"
-            words.append("a transition" if fixed else f"{len(names)} block{'s' if len(names) > 1 else ''} ({ends})")
+            words.append("a transition" if fixed else f"{quantity(len(names), 'block')} ({ends})")
         return f"stem, {', '.join(words)}, head"
 
 
