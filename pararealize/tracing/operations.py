@@ -89,16 +89,21 @@ def is_computed(node: fx.Node) -> bool:
 
 
 def describe(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
-    """How fx names a call that ``__torch_function__`` saw: (op, target, args)."""
+    """How fx names a call that ``__torch_function__`` saw: (op, target, args).
+
+    Operators become functions of :mod:`operator`, which printed code shows as ``a + b``; other methods stay methods, by
+    name, since a method object of ``torch.Tensor`` has no name that code could be printed with.
+    """
     name = getattr(func, "__name__", "")
     if name == "__get__":  # a property such as Tensor.T
         return "call_function", getattr, (args[0], func.__self__.__name__)
-    if name == "__setitem__":
+    if name == "__setitem__":  # gives None, and a graph needs a value to read what was changed
         return "call_function", setitem, args
     if name in _OPERATORS and getattr(torch.Tensor, name, None) is not None:
         return "call_function", _OPERATORS[name], args
     if name in _REFLECTED:
         return "call_function", _REFLECTED[name], (args[1], args[0])
+    # methods of Tensor that are written in Python come wrapped, and are known by their module
     if getattr(torch.Tensor, name, None) is func or getattr(func, "__module__", "") == "torch._tensor":
         return "call_method", name, args
     return "call_function", func, args
