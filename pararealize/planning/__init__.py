@@ -7,6 +7,7 @@ In reading order:
     prices      a kind of module and two spaces -> what it costs, counted or measured
     cuts        costs of one direction -> the cut with the smallest critical path: a dynamic programme
     step_cuts   costs of both directions -> the cut with the smallest step: a search over pairs of times
+    rows        prices and a cut -> the Plan with its rows: segments, adapters, coarse blocks
 """
 
 from .arguments import device_fault

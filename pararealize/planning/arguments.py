@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 
-from pararealize.analysis.blocks import why_no_more
+from pararealize.analysis.blocks import BlockChain, why_no_more
 from pararealize.errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
 
 from .cuts import named_cuts
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from pararealize.analysis.blocks import BlockChain
-
-__all__ = ["Faults", "adapter_source", "check_count", "device_fault", "device_names", "named_starts"]
+__all__ = ["AdapterSource", "Faults", "adapter_source", "check_count", "device_fault", "device_names", "named_starts"]
 
 T = TypeVar("T")
+AdapterSource: TypeAlias = Literal["input", "stem"]
 
 
 class Faults:
-    """Collects errors, to report all of them as one of the first one's kind."""
+    """Errors of several checks, to be raised as one error of the first one's class."""
 
     def __init__(self) -> None:
         self.errors: list[PararealizeError] = []
 
-    def of(self, check: Callable[[], T]) -> T | None:
-        """What the check gives; nothing where it raises."""
+    def collect(self, check: Callable[[], T]) -> T | None:
+        """The value that a check returns; ``None``, and an error more, where it raises one."""
         try:
             return check()
         except PararealizeError as error:
             self.errors.append(error)
             return None
 
-    def stop(self) -> None:
-        """Raise what was collected, if anything."""
+    def raise_all(self) -> None:
+        """Raise the errors, if there are any."""
         if self.errors:
             raise type(self.errors[0])("\n".join(map(str, self.errors))) from self.errors[0]
 
@@ -53,7 +50,7 @@ def check_count(chain: BlockChain, n: int) -> None:
         )
 
 
-def adapter_source(chain: BlockChain, source: str | None) -> str:
+def adapter_source(chain: BlockChain, source: str | None) -> AdapterSource:
     """What adapters read: as asked, or the input where it is floating-point and of as many axes as most blocks' values.
 
     An adapter from images to tokens or vectors would average axes away which the stem cuts into patches, or unrolls.
@@ -65,19 +62,21 @@ def adapter_source(chain: BlockChain, source: str | None) -> str:
         axes = len(chain.source.extent)
         alike = sum(len(block.x.extent) == axes for block in chain.blocks)
         return "input" if 2 * alike >= len(chain.blocks) else "stem"
-    if source not in ("input", "stem"):
+    if source == "stem":
+        return "stem"
+    if source != "input":
         raise SourceError(f'source = {source!r} is unknown; pass "input" or "stem"')
-    if source == "input" and chain.stem_blocks:
+    if chain.stem_blocks:
         raise SourceError(
             f'source = "input" and stem_blocks = {chain.stem_blocks} contradict each other: blocks in the stem are '
             'there for adapters to read; pass source="stem", or leave one of them out'
         )
-    if source == "input" and chain.source is None:
+    if chain.source is None:
         raise SourceError(
             'source = "input" needs one floating-point input with a batch, and this model reads '
             f'{chain.capture.example}; pass source="stem"'
         )
-    return source
+    return "input"
 
 
 def device_names(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:

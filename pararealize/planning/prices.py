@@ -24,6 +24,8 @@ from pararealize.coarse.coverage import LARGEST_KERNEL, kernel_for
 from pararealize.coarse.kinds import KIND_TABLE, Coarse, kind_for
 from pararealize.random_state import seeded_weights
 
+from .arguments import AdapterSource
+
 __all__ = ["Price", "Prices", "Split", "plus"]
 
 Split: TypeAlias = tuple[float, float]  # forward and backward
@@ -60,7 +62,7 @@ class Prices:
     fields: Fields
     costs: Costs
     n: int
-    source: str
+    source: AdapterSource
     _units: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _convolves: dict[tuple[str, Space], bool] = field(default_factory=dict, init=False, repr=False)
     _sums: dict[tuple[Space, bool], Split] = field(default_factory=dict, init=False, repr=False)

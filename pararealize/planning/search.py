@@ -5,17 +5,18 @@ Every fault of the arguments is found before any is reported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from pararealize.analysis.cost import BlockCost, Costs
-from pararealize.coarse.adapter import describe_adapter
+from pararealize.analysis.blocks import Block, BlockChain
+from pararealize.analysis.cost import Costs
+from pararealize.analysis.fields.field import Fields
+from pararealize.analysis.space import Space
 from pararealize.coarse.evidence_table import choose
-from pararealize.coarse.kinds import Coarse, coarse_name, kind_for
-from pararealize.coarse.spec import AdapterPlan, CoarsePlan
-from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, fingerprint
+from pararealize.coarse.kinds import Coarse, coarse_name
+from pararealize.plan.plan import Plan
 from pararealize.plan.simulation import simulate
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
@@ -23,13 +24,8 @@ from pararealize.plan.transfer import Transfer
 from .arguments import Faults, adapter_source, check_count, device_names, named_starts
 from .cuts import CutProblem, equal_cuts
 from .prices import Prices, Split, plus
+from .rows import Request, plan_of
 from .step_cuts import StepProblem, cheapest_step
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pararealize.analysis.blocks import Block, BlockChain, Space
-    from pararealize.analysis.fields.field import Fields
 
 __all__ = ["plan_segments"]
 
@@ -83,56 +79,61 @@ def plan_segments(
         CoarseError: there is no such coarse kind.
         FieldError: coarse units depend on the field of an operation that has no rule.
     """
-    found = Faults()
-    kind = found.of(lambda: coarse_name(coarse)) or ""
-    reads = found.of(lambda: adapter_source(chain, source)) or "stem"
-    places = found.of(lambda: device_names(chain, devices, n)) or ()
-    found.of(lambda: check_count(chain, n))
-    named = found.of(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
-    found.stop()
-    why = []
+    faults = Faults()
+    kind = faults.collect(lambda: coarse_name(coarse)) or ""
+    reads = faults.collect(lambda: adapter_source(chain, source)) or "stem"
+    places = faults.collect(lambda: device_names(chain, devices, n)) or ()
+    faults.collect(lambda: check_count(chain, n))
+    starts = faults.collect(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
+    faults.raise_all()
+    notes = []
     if coarse == "auto":
         choice = choose(chain, n)
-        coarse, why = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
+        coarse, notes = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
         reads = adapter_source(chain, source or (None if chain.stem_blocks else choice.source))
-    planner = _Planner(chain, costs, n, coarse, Prices(chain, fields, costs, n, reads), transfer, rate)
-    starts, notes = (named, []) if named is not None else planner.starts(str(cuts))
-    notes = [*why, *notes] if n > 1 else notes
-    return planner.plan(starts, places, kind, cuts if isinstance(cuts, str) else tuple(cuts), notes)
+    search = _CutSearch(Prices(chain, fields, costs, n, reads), coarse, transfer, rate)
+    if starts is None:
+        starts, note = search.starts(str(cuts))
+        notes += [note] if note else []
+    request = Request(
+        coarse=kind,
+        cuts=cuts if isinstance(cuts, str) else tuple(cuts),
+        devices=places,
+        notes=notes if n > 1 else (),
+    )
+    return plan_of(search.prices, coarse, starts, request)
 
 
 @dataclass(frozen=True, slots=True)
-class _Planner:
-    """What is decided, with all that the decisions depend on."""
+class _CutSearch:
+    """Where to cut, with all that it depends on."""
 
-    chain: BlockChain
-    costs: Costs
-    n: int
-    coarse: Coarse
     prices: Prices
+    coarse: Coarse
     transfer: Transfer | None
     rate: float
 
-    def starts(self, cuts: str) -> tuple[tuple[int, ...], list[str]]:
-        """The first block of each segment, and notes."""
-        if self.n == 1:
-            return (0,), []
+    def starts(self, cuts: str) -> tuple[tuple[int, ...], str]:
+        """The first block of each segment, and a note, which may be empty."""
+        n, costs = self.prices.n, self.prices.costs
+        if n == 1:
+            return (0,), ""
         if cuts == "paper":
-            starts, note = equal_cuts(self.chain.stages, self.n)
-            return starts, [note] if note else []
+            return equal_cuts(self.prices.chain.stages, n)
         if self.transfer is None:
-            return cheapest_step(self.problem(), self.n), []
-        found = [cheapest_step(self.problem(), self.n)]
+            return cheapest_step(self.problem(), n), ""
+        candidates = [cheapest_step(self.problem(), n)]
         if self.coarse == "linear":
             free = replace(self, transfer=None)
-            found += [cheapest_step(problem, self.n) for problem in (free.problem(), free.problem(summed=True))]
-        work = "" if self.costs.unit == "seconds" else f", counted work at {self.rate:g} operations a second"
-        return min(found, key=self._simulated), [f"cut for messages of {self.transfer}{work}"]
+            candidates += [cheapest_step(problem, n) for problem in (free.problem(), free.problem(summed=True))]
+        work = "" if costs.unit == "seconds" else f", counted work at {self.rate:g} operations a second"
+        return min(candidates, key=self._simulated_step), f"cut for messages of {self.transfer}{work}"
 
-    def _simulated(self, starts: tuple[int, ...]) -> float:
+    def _simulated_step(self, starts: tuple[int, ...]) -> float:
         """The step of a cut, with messages and with sums of linear coarse blocks."""
         assert self.transfer is not None
-        plan = self.plan(starts, ("",) * self.n, "", "cost", [])
+        request = Request(coarse="", cuts="cost", devices=("",) * self.prices.n)
+        plan = plan_of(self.prices, self.coarse, starts, request)
         latency, bandwidth = self.transfer.latency, self.transfer.bandwidth
         return simulate(plan, latency=latency, bandwidth=bandwidth, reduce_linear=True, rate=self.rate).step
 
@@ -140,32 +141,31 @@ class _Planner:
         """What sending a batch of values takes, in the unit of costs; the same both ways."""
         if self.transfer is None:
             return 0, 0
-        batch = max(self.chain.capture.batch, 1)
-        taken = self.transfer.seconds(space.numel * space.torch_dtype.itemsize * batch)
-        taken *= 1 if self.costs.unit == "seconds" else self.rate / batch
-        return taken, taken
+        batch = max(self.prices.chain.capture.batch, 1)
+        seconds = self.transfer.seconds(space.numel * space.torch_dtype.itemsize * batch)
+        cost = seconds * (1 if self.prices.costs.unit == "seconds" else self.rate / batch)
+        return cost, cost
 
     def problem(self, *, summed: bool = False) -> StepProblem:
-        """The costs as functions of the cut, for boundaries by the number of changes of space before them.
+        """The costs as functions of the cut.
+
+        What an adapter, a coarse block or a message costs depends on spaces alone, and spaces change at few blocks. So
+        boundaries are of as many *kinds* as there are changes of space before them, plus one: boundaries of one kind
+        share a row of every table, and the search is linear in blocks rather than quadratic. (Two kinds may be one
+        space, as where a map shrinks and grows again.)
 
         With ``summed``, coarse blocks from a space to itself are free: as identities are, summed over infinitely many
         ranks at once. The best cut is then the one whose slowest segments are the fastest.
         """
-        blocks = self.chain.blocks
-        kinds, spaces, edges = [0], [blocks[0].x], [[0, 0]]
-        for i, block in enumerate(blocks, 1):
-            if block.y != block.x:
-                spaces.append(block.y)
-                edges.append([i, i])
-            edges[-1][1] = i
-            kinds.append(len(spaces) - 1)
-        stem = self.costs.split(self.costs.stem) if self.chain.stem.nodes else (0, 0)
-        wait = plus(stem, self._message(spaces[0])) if self.prices.source == "stem" else (0, 0)
-        work = list(map(self.costs.split, self.costs.blocks))
-        adapters = [plus(wait, self.prices.adapter(space).cost) for space in spaces]
+        prices, costs, chain = self.prices, self.prices.costs, self.prices.chain
+        kinds, spaces, edges = _boundaries(chain.blocks)
+        stem = costs.split(costs.stem) if chain.stem.nodes else (0, 0)
+        wait = plus(stem, self._message(spaces[0])) if prices.source == "stem" else (0, 0)
+        work = list(map(costs.split, costs.blocks))
+        adapters = [plus(wait, prices.adapter(space).cost) for space in spaces]
         every = range(len(spaces))
         coarse = [
-            [self.prices.between(self.coarse, edges[a][0], edges[b][1]) if a + summed <= b else (0, 0) for b in every]
+            [prices.between(self.coarse, edges[a][0], edges[b][1]) if a + summed <= b else (0, 0) for b in every]
             for a in every
         ]
         forward, backward = (
@@ -182,113 +182,14 @@ class _Planner:
         )
         return StepProblem(forward=forward, backward=backward)
 
-    # Rows -----------------------------------------------------------------------------------------------------------
 
-    def plan(
-        self,
-        starts: tuple[int, ...],
-        devices: tuple[str, ...],
-        coarse: str,
-        cuts: str | tuple[str, ...],
-        notes: list[str],
-    ) -> Plan:
-        """All rows for given starts."""
-        ends = [*starts[1:], len(self.chain.blocks)]
-        spans = [(a, b - 1) for a, b in zip(starts, ends, strict=True)]
-        segments = tuple(self.segment(j, *span, devices[j - 1]) for j, span in enumerate(spans, 1))
-        coarse_blocks = tuple(self.coarse_block(j, *span) for j, span in enumerate(spans[1:], 1))
-        notes = [*notes, *dict.fromkeys(row.note for row in coarse_blocks if row.note), *self.costs.notes]
-        if any(row.kind == "custom" for row in coarse_blocks):
-            notes.append(f"coarse blocks of {coarse} are not counted: their cost is not known before they are built")
-        plan = Plan(
-            model=type(self.chain.capture.model).__name__,
-            fingerprint=fingerprint(self.chain),
-            n=self.n,
-            coarse=coarse,
-            cuts=cuts,
-            source="input" if self.prices.source == "input" else "stem",
-            batch=self.chain.capture.batch,
-            unit=self.costs.unit,
-            stem=self.part(self.chain.stem, self.costs.stem),
-            segments=segments,
-            adapters=tuple(self.adapter(j, chosen.x) for j, chosen in enumerate(segments[1:], 2)),
-            coarse_blocks=coarse_blocks,
-            head=self.part(self.chain.head, self.costs.head),
-            notes=tuple(notes),
-            stem_blocks=self.chain.stem_blocks,
-        )
-        if plan.n == 1 or plan.virtual_speedup >= 1:
-            return plan
-        warning = (
-            f"this plan does not pay: its longest path is {plan.critical_path / plan.serial:.2f} times the "
-            "original's step; "
-            'take fewer segments or a cheaper coarse kind, such as "linear"'
-        )
-        return replace(plan, notes=(*plan.notes, warning))
-
-    def part(self, block: Block, cost: BlockCost) -> PartPlan:
-        forward, backward = self.costs.split(cost) if block.nodes else (0, 0)
-        return PartPlan(
-            parameters=block.parameters,
-            flops_forward=cost.flops_forward,
-            flops_backward=cost.flops_backward,
-            cost_forward=forward,
-            cost_backward=backward,
-        )
-
-    def segment(self, j: int, first: int, last: int, device: str) -> SegmentPlan:
-        blocks, costs = self.chain.blocks[first : last + 1], self.costs.blocks[first : last + 1]
-        forward, backward = self.costs.split_step(first, last)
-        return SegmentPlan(
-            j=j,
-            first=first,
-            last=last,
-            first_block=blocks[0].name,
-            last_block=blocks[-1].name,
-            blocks=len(blocks),
-            x=blocks[0].x,
-            y=blocks[-1].y,
-            parameters=sum(block.parameters for block in blocks),
-            flops_forward=sum(cost.flops_forward for cost in costs),
-            flops_backward=sum(cost.flops_backward for cost in costs),
-            cost_forward=forward,
-            cost_backward=backward,
-            device=device,
-        )
-
-    def adapter(self, j: int, target: Space) -> AdapterPlan:
-        prices = self.prices
-        price = prices.adapter(target)
-        return AdapterPlan(
-            j=j,
-            source="input" if prices.source == "input" else "stem",
-            x=prices.origin,
-            y=target,
-            parameters=price.parameters,
-            flops_forward=price.flops[0],
-            flops_backward=price.flops[1],
-            cost_forward=price.cost[0],
-            cost_backward=price.cost[1],
-            recipe=describe_adapter(prices.origin, target, from_stem=prices.source == "stem"),
-        )
-
-    def coarse_block(self, j: int, first: int, last: int) -> CoarsePlan:
-        """F^j, which stands for segment j + 1: blocks ``first`` to ``last``."""
-        x, y = self.chain.blocks[first].x, self.chain.blocks[last].y
-        kind, note = kind_for(self.coarse, x, y)
-        units, kernel = self.prices.units(kind), self.prices.kernel(kind, first, last)
-        price = self.prices.coarse_block(kind, units, kernel, first, last)
-        return CoarsePlan(
-            j=j,
-            kind=kind,
-            units=units,
-            kernel=kernel,
-            x=x,
-            y=y,
-            parameters=price.parameters,
-            flops_forward=price.flops[0],
-            flops_backward=price.flops[1],
-            cost_forward=price.cost[0],
-            cost_backward=price.cost[1],
-            note=note,
-        )
+def _boundaries(blocks: Sequence[Block]) -> tuple[list[int], list[Space], list[list[int]]]:
+    """The kind of every boundary; of every kind, its space and its (first, last) boundary."""
+    kinds, spaces, edges = [0], [blocks[0].x], [[0, 0]]
+    for i, block in enumerate(blocks, 1):
+        if block.y != block.x:
+            spaces.append(block.y)
+            edges.append([i, i])
+        edges[-1][1] = i
+        kinds.append(len(spaces) - 1)
+    return kinds, spaces, edges

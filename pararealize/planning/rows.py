@@ -1,0 +1,152 @@
+"""Prices, a cut -> Plan: one row for the stem, the head, and every segment, adapter and coarse block, and the notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pararealize.analysis.blocks import Block
+from pararealize.analysis.cost import BlockCost
+from pararealize.analysis.space import Space
+from pararealize.coarse.adapter import describe_adapter
+from pararealize.coarse.kinds import Coarse, kind_for
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan
+from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, fingerprint
+
+from .prices import Prices
+
+__all__ = ["Request", "plan_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a plan shows of what was asked for.
+
+    Attributes:
+        coarse: the name of the coarse kind, which may be ``"auto"``.
+        cuts: ``"cost"``, ``"paper"`` or the names of blocks.
+        devices: one a segment.
+        notes: what was decided beforehand, and why.
+    """
+
+    coarse: str
+    cuts: str | tuple[str, ...]
+    devices: tuple[str, ...]
+    notes: Sequence[str] = ()
+
+
+def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: Request) -> Plan:
+    """The plan for a cut, and a warning among its notes where it does not pay.
+
+    Args:
+        prices: the network with what everything costs.
+        coarse: the kind of its coarse blocks.
+        starts: the first block of each segment.
+        request: what was asked for.
+    """
+    chain, costs = prices.chain, prices.costs
+    ends = [*starts[1:], len(chain.blocks)]
+    spans = [(a, b - 1) for a, b in zip(starts, ends, strict=True)]
+    segments = tuple(_segment(prices, j, *span, request.devices[j - 1]) for j, span in enumerate(spans, 1))
+    coarse_blocks = tuple(_coarse_block(prices, coarse, j, *span) for j, span in enumerate(spans[1:], 1))
+    notes = [*request.notes, *dict.fromkeys(row.note for row in coarse_blocks if row.note), *costs.notes]
+    if any(row.kind == "custom" for row in coarse_blocks):
+        notes.append(
+            f"coarse blocks of {request.coarse} are not counted: their cost is not known before they are built"
+        )
+    plan = Plan(
+        model=type(chain.capture.model).__name__,
+        fingerprint=fingerprint(chain),
+        n=prices.n,
+        coarse=request.coarse,
+        cuts=request.cuts,
+        source=prices.source,
+        batch=chain.capture.batch,
+        unit=costs.unit,
+        stem=_part(prices, chain.stem, costs.stem),
+        segments=segments,
+        adapters=tuple(_adapter(prices, j, segment.x) for j, segment in enumerate(segments[1:], 2)),
+        coarse_blocks=coarse_blocks,
+        head=_part(prices, chain.head, costs.head),
+        notes=tuple(notes),
+        stem_blocks=chain.stem_blocks,
+    )
+    if plan.n == 1 or plan.virtual_speedup >= 1:
+        return plan
+    ratio = plan.critical_path / plan.serial
+    warning = (
+        f"this plan does not pay: its longest path is {ratio:.2f} times the original's step; "
+        'take fewer segments or a cheaper coarse kind, such as "linear"'
+    )
+    return replace(plan, notes=(*plan.notes, warning))
+
+
+def _part(prices: Prices, block: Block, cost: BlockCost) -> PartPlan:
+    """Stem or head."""
+    forward, backward = prices.costs.split(cost) if block.nodes else (0, 0)
+    return PartPlan(
+        parameters=block.parameters,
+        flops_forward=cost.flops_forward,
+        flops_backward=cost.flops_backward,
+        cost_forward=forward,
+        cost_backward=backward,
+    )
+
+
+def _segment(prices: Prices, j: int, first: int, last: int, device: str) -> SegmentPlan:
+    blocks, costs = prices.chain.blocks[first : last + 1], prices.costs.blocks[first : last + 1]
+    forward, backward = prices.costs.split_step(first, last)
+    return SegmentPlan(
+        j=j,
+        first=first,
+        last=last,
+        first_block=blocks[0].name,
+        last_block=blocks[-1].name,
+        blocks=len(blocks),
+        x=blocks[0].x,
+        y=blocks[-1].y,
+        parameters=sum(block.parameters for block in blocks),
+        flops_forward=sum(cost.flops_forward for cost in costs),
+        flops_backward=sum(cost.flops_backward for cost in costs),
+        cost_forward=forward,
+        cost_backward=backward,
+        device=device,
+    )
+
+
+def _adapter(prices: Prices, j: int, target: Space) -> AdapterPlan:
+    price = prices.adapter(target)
+    return AdapterPlan(
+        j=j,
+        source=prices.source,
+        x=prices.origin,
+        y=target,
+        parameters=price.parameters,
+        flops_forward=price.flops[0],
+        flops_backward=price.flops[1],
+        cost_forward=price.cost[0],
+        cost_backward=price.cost[1],
+        recipe=describe_adapter(prices.origin, target, from_stem=prices.source == "stem"),
+    )
+
+
+def _coarse_block(prices: Prices, coarse: Coarse, j: int, first: int, last: int) -> CoarsePlan:
+    """F^j, which stands for segment j + 1: blocks ``first`` to ``last``."""
+    x, y = prices.chain.blocks[first].x, prices.chain.blocks[last].y
+    kind, note = kind_for(coarse, x, y)
+    units, kernel = prices.units(kind), prices.kernel(kind, first, last)
+    price = prices.coarse_block(kind, units, kernel, first, last)
+    return CoarsePlan(
+        j=j,
+        kind=kind,
+        units=units,
+        kernel=kernel,
+        x=x,
+        y=y,
+        parameters=price.parameters,
+        flops_forward=price.flops[0],
+        flops_backward=price.flops[1],
+        cost_forward=price.cost[0],
+        cost_backward=price.cost[1],
+        note=note,
+    )

@@ -1,0 +1,113 @@
+"""What a user asks of a plan: every fault is found, and what was left out is filled in."""
+
+import pytest
+import torch
+
+from pararealize.analysis.blocks import find_blocks
+from pararealize.errors import CutError, DeviceError, PlanError, SourceError
+from pararealize.planning.arguments import (
+    Faults,
+    adapter_source,
+    check_count,
+    device_fault,
+    device_names,
+    named_starts,
+)
+from pararealize.tracing.front_end import capture
+from tests.models import MaskedTransformer, Perceptron, SmallResNet
+
+
+def small_resnet(stem_blocks=0):
+    return find_blocks(capture(SmallResNet(), torch.randn(2, 3, 8, 8)), stem_blocks=stem_blocks)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return small_resnet()
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return find_blocks(capture(Perceptron(), torch.randn(2, 8)))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return find_blocks(capture(MaskedTransformer(), torch.randint(0, 11, (2, 5))))
+
+
+def refuse(error):
+    raise error
+
+
+def test_all_faults_are_raised_as_one_of_the_first_ones_class():
+    faults = Faults()
+    assert faults.collect(lambda: 3) == 3
+    faults.raise_all()
+    assert faults.collect(lambda: refuse(PlanError("too many"))) is None
+    assert faults.collect(lambda: refuse(CutError("no such block"))) is None
+    with pytest.raises(PlanError, match=r"^too many\nno such block$"):
+        faults.raise_all()
+
+
+def test_an_error_of_ours_is_no_fault_of_the_users():
+    with pytest.raises(ZeroDivisionError):
+        Faults().collect(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("n", [0, -1, 99, 2.0, True, "3", None])
+def test_a_count_of_segments_that_the_network_cannot_have(images, n):
+    blocks = len(images.blocks)
+    with pytest.raises(PlanError, match=f"SmallResNet has {blocks} blocks.*from 1 to {blocks}"):
+        check_count(images, n)
+
+
+def test_where_a_network_has_too_few_blocks_the_places_that_cannot_be_cut_are_named(images):
+    check_count(images, len(images.blocks))
+    with pytest.raises(PlanError, match="cut points"):
+        check_count(images, len(images.blocks) + 1)
+    with pytest.raises(PlanError, match="behind the 1 of its stem"):
+        check_count(small_resnet(stem_blocks=1), 99)
+
+
+def test_adapters_read_the_input_where_it_is_as_the_blocks_values(images, vectors, tokens):
+    assert [adapter_source(chain, None) for chain in (images, vectors, tokens)] == ["input", "input", "stem"]
+    assert adapter_source(images, "stem") == "stem"
+    assert adapter_source(images, "input") == "input"
+    deeper = small_resnet(stem_blocks=1)
+    assert adapter_source(deeper, None) == "stem"
+    with pytest.raises(SourceError, match="contradict each other"):
+        adapter_source(deeper, "input")
+
+
+def test_sources_that_are_none(images, tokens):
+    with pytest.raises(SourceError, match="'output' is unknown"):
+        adapter_source(images, "output")
+    with pytest.raises(SourceError, match="needs one floating-point input"):
+        adapter_source(tokens, "input")
+
+
+def test_devices_wrap_round_and_stay_where_the_model_is(images):
+    assert device_names(images, None, 3) == ("cpu",) * 3
+    assert device_names(images, "meta", 2) == ("meta", "meta")
+    assert device_names(images, ["cpu", torch.device("meta")], 3) == ("cpu", "meta", "cpu")
+    assert len(device_names(images, None, "three")) == 1, "a fault of n is reported by itself"
+
+
+def test_every_device_that_is_not_there_is_named(images):
+    with pytest.raises(DeviceError, match=r"(?s)'gpu' is unknown.*'cuda:99' is not there"):
+        device_names(images, ["cpu", "gpu", "cuda:99", "gpu"], 4)
+    with pytest.raises(DeviceError, match="devices is empty"):
+        device_names(images, [], 2)
+    assert device_fault("cpu") == device_fault(torch.device("meta")) == ""
+
+
+def test_cuts_by_name(images):
+    names = [block.name for block in images.blocks]
+    assert named_starts(images, "cost", 2) is None
+    assert named_starts(images, "paper", 2) is None
+    assert named_starts(images, [names[1]], 2) == (0, 1)
+    with pytest.raises(CutError, match="'costs' is unknown"):
+        named_starts(images, "costs", 2)
+    with pytest.raises(CutError, match="is not the name of a block"):
+        named_starts(images, [f"{names[1]}x"], 2)
