@@ -3,6 +3,7 @@
 The planner gives a Plan, which prints and survives JSON; with the seconds that each part takes it becomes a Timeline,
 which does likewise. A real step gives rows, and from them the same kind of Timeline. In reading order::
 
+    json_text          a stored text back as the value, or all its faults
     plan               where a network is cut, its adapters and coarse blocks, and what that promises
     parts              one part of a network: what it is called, what it reads, on whose device it runs
     times              the seconds of every part, forward and backward

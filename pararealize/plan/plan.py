@@ -13,7 +13,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
@@ -21,6 +21,8 @@ from pararealize.analysis.space import Space
 from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, RowCost
 from pararealize.errors import PlanError
 from pararealize.table import aligned, billions, count, shortened
+
+from .json_text import parse_json, read_json
 
 __all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
 
@@ -167,10 +169,7 @@ class Plan:
         Raises:
             PlanError: it is no JSON, of another version, incomplete, or contradicts itself; names every fault.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise PlanError(f"this is not JSON: {error}; pass the text that Plan.to_json() wrote") from error
+        data = parse_json(text, "Plan.to_json()")
         if not isinstance(data, dict) or "version" not in data:
             raise PlanError('this is not a plan: it has no "version"; pass the text that Plan.to_json() wrote')
         if data["version"] != VERSION:
@@ -178,11 +177,7 @@ class Plan:
                 f"this plan has version {data['version']!r}, this release reads version {VERSION}; make the plan again "
                 "with pararealize(model, n, ...).plan"
             )
-        try:
-            return _adapter().validate_json(text)
-        except ValidationError as error:
-            faults = [f"{'.'.join(map(str, fault['loc'])) or 'plan'}: {fault['msg']}" for fault in error.errors()]
-            raise PlanError("this plan cannot be read:\n" + "\n".join(faults)) from error
+        return read_json(_adapter(), text, "plan")
 
     @staticmethod
     def schema() -> dict[str, Any]:

@@ -5,14 +5,13 @@ Names of actions are those of ``actions.py``: ``stem``, ``C3``, ``g3``, ``F2``, 
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pararealize.coarse.spec import STRICT
@@ -20,6 +19,7 @@ from pararealize.errors import PlanError
 from pararealize.table import aligned, duration, from_to, quantity, share, time_unit
 
 from .actions import Action, ActionKind, Direction, in_order
+from .json_text import parse_json, read_json
 from .spans import needs_of, spans_of
 
 __all__ = ["VERSION", "Timeline", "timeline_text"]
@@ -174,20 +174,13 @@ class Timeline:
         Raises:
             PlanError: it is no JSON, of another version, incomplete, or contradicts itself; names every fault.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise PlanError(f"this is not JSON: {error}; pass the text that Timeline.to_json() wrote") from error
+        data = parse_json(text, "Timeline.to_json()")
         version = data.get("version") if isinstance(data, dict) else None
         if version != VERSION:
             raise PlanError(
                 f"this is no timeline of version {VERSION} (its version is {version!r}); make it again with simulate()"
             )
-        try:
-            return _adapter().validate_json(text)
-        except ValidationError as error:
-            faults = [f"{'.'.join(map(str, fault['loc'])) or 'timeline'}: {fault['msg']}" for fault in error.errors()]
-            raise PlanError("this timeline cannot be read:\n" + "\n".join(faults)) from error
+        return read_json(_adapter(), text, "timeline")
 
     def __str__(self) -> str:
         return timeline_text(self)
