@@ -1,4 +1,4 @@
-"""Files -> an output folder that appears complete or not at all."""
+"""A path on the command line -> a folder for a command's files, which appears there complete or not at all."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,13 +14,14 @@ SCHEDULE_FILES = frozenset({"timeline.json", "trace.json", "timeline.svg", "time
 
 @contextmanager
 def output_folder(path: Path | None, *, force: bool, files: frozenset[str] = FILES) -> Iterator[Path | None]:
-    """Give a temporary folder beside ``path`` to write into, and move it to ``path`` if all goes well; none for none.
+    """Give a temporary folder beside ``path`` to write into, which is renamed to ``path`` if all goes well.
 
     It is made before any work is done, so that a folder that cannot be written is known early. An existing folder is
-    replaced only with ``force``, and only if it holds nothing but ``files``, which the command writes.
+    replaced only with ``force``, and only if it holds nothing but ``files``, which the command writes. Without a
+    ``path`` there is no folder.
 
     Raises:
-        OutputError: ``path`` is there already or cannot be written.
+        OutputError: ``path`` exists already or cannot be written.
     """
     if path is None:
         yield None

@@ -122,5 +122,6 @@ def _temporary(path: Path) -> Path:
 
 def _settle(file: Path, mode: int) -> None:
     """Give a written file its permissions, and put it on the disk."""
-    file.chmod(mode)
+    if stat.S_IMODE(file.stat().st_mode) != mode:  # some file systems have one mode for all files, and refuse others
+        file.chmod(mode)
     sync(file)

@@ -1,4 +1,4 @@
-"""Images and random draws, one for each -> images: the crops and flips of a training batch, all at once.
+"""A batch of images and random draws for each of them -> random crops and mirror images, all computed at once.
 
 The draws are made for the whole batch and then shared out, so a rank's images are those that one process would have.
 """
@@ -44,7 +44,8 @@ class Augmentation:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """For each of ``count`` images the crop's first row and column in the padded one, and 1 for a mirror image.
 
-        Always three numbers an image, so that one setting does not change the draws of another. ``(count, 3)`` int64.
+        Returns ``(count, 3)`` int64. Three random numbers are drawn for every image even without ``flip``, so that this
+        setting does not change the crops.
         """
         draws = torch.rand(count, 3, dtype=torch.float64, generator=generator)
         corners = (draws[:, :2] * (2 * self.padding + 1)).long()
@@ -58,5 +59,6 @@ class Augmentation:
         rows = draws[:, 0, None] + torch.arange(height)
         columns = torch.arange(width).expand(count, width)
         columns = torch.where(draws[:, 2, None] > 0, columns.flip(1), columns) + draws[:, 1, None]
-        chosen = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        return chosen.permute(0, 3, 1, 2).contiguous()
+        # a slice between index tensors puts the channels last: (count, height, width, channels)
+        crops = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        return crops.permute(0, 3, 1, 2).contiguous()

@@ -26,7 +26,7 @@ class Samples(Protocol):
     def shape(self) -> Any:
         """``(count, ...)``."""
 
-    def __getitem__(self, chosen: Any, /) -> Tensor:
+    def __getitem__(self, numbers: Any, /) -> Tensor:
         """The samples with these numbers, in this order."""
 
 
@@ -176,18 +176,16 @@ class Dataset:
         for _ in range(number):  # the order of an epoch is the next draw after those of the epochs before it
             torch.randperm(self.train_count, generator=orders)
         order = torch.randperm(self.train_count, generator=orders)
-        for batch, chosen in enumerate(order.split(sizes)):
+        for batch, samples in enumerate(order.split(sizes)):
             if batch < start:
                 continue
-            shares = torch.arange(len(chosen)).tensor_split(world)
-            numbers = chosen[shares[rank]]
-            x = self.images[numbers]
-            if (
-                self.augmentation is not None
-            ):  # drawn for the whole batch, so that no rank's share depends on the others
-                draws = self.augmentation.draw(len(chosen), generator(self.seed, number, batch))
-                x = self.augmentation.apply(x, draws[shares[rank]])
-            yield self._scaled(x), self.labels[numbers]
+            share = torch.arange(len(samples)).tensor_split(world)[rank]
+            x = self.images[samples[share]]
+            if self.augmentation is not None:
+                # drawn for the whole batch: an image undergoes the same whatever the number of ranks
+                draws = self.augmentation.draw(len(samples), generator(self.seed, number, batch))
+                x = self.augmentation.apply(x, draws[share])
+            yield self._scaled(x), self.labels[samples[share]]
 
     def batches(self, epochs: int | None = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches, each epoch in another random order; without end where ``epochs`` is None."""
@@ -198,8 +196,8 @@ class Dataset:
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part once, in a fixed order, without augmentation."""
-        for chosen in torch.arange(self.test_count).split(_sizes(self.test_count, self.batch_size)):
-            yield self._scaled(self.test_images[chosen]), self.test_labels[chosen]
+        for samples in torch.arange(self.test_count).split(_sizes(self.test_count, self.batch_size)):
+            yield self._scaled(self.test_images[samples]), self.test_labels[samples]
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.scale is None else self.scale(x)

@@ -96,8 +96,8 @@ def read(
         for part, most in zip((paths, test_paths), count or (0, 0), strict=True)
     )
     images, test_images = (
-        ImageFiles(paths=[part[i] for i in chosen.tolist()], image_size=image_size, channels=channels)
-        for part, chosen in ((paths, numbers), (test_paths, test_numbers))
+        ImageFiles(paths=[part[i] for i in choice.tolist()], image_size=image_size, channels=channels)
+        for part, choice in ((paths, numbers), (test_paths, test_numbers))
     )
     return Split(
         classes=len(names),

@@ -103,8 +103,8 @@ class Recipe:
             if getattr(self, name) not in words
         ]
         faults += [
-            f"{name} is {getattr(self, name)!r}; pass {wanted}"
-            for name, wanted, fits in (
+            f"{name} is {getattr(self, name)!r}; pass {requirement}"
+            for name, requirement, fits in (
                 ("epochs", "an integer of at least 1", _is_integer(self.epochs, 1)),
                 ("lr", "a positive number", _is_number(self.lr) and self.lr > 0),
                 ("momentum", "a number from 0 to 1, without 1", _is_number(self.momentum) and 0 <= self.momentum < 1),

@@ -1,4 +1,4 @@
-"""The history of a training run -> a picture of its curves in a file."""
+"""The history of a training run, or the losses of its steps -> a picture of their curves in a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pararealize.figure import BLUE, FAINT, GRID, INK, LINE, ORANGE, PALE, save_
 
 from .history import History
 
-__all__ = ["draw_curves"]
+__all__ = ["draw_curves", "draw_losses"]
 
 STEP, TRAIN, TEST = PALE, BLUE, ORANGE
 
@@ -22,9 +22,9 @@ def draw_curves(history: History, path: str | Path, *, title: str = "") -> Path:
     """Draw loss and error over the epochs, of the training batches and of the test part, into an SVG or PNG file.
 
     Args:
-        history: of a run.
-        path: where to; ``.svg`` or ``.png``. An existing file is replaced.
-        title: what stands above.
+        history: of the run.
+        path: of the file, ``.svg`` or ``.png``. An existing file is replaced.
+        title: heading of the picture.
 
     Raises:
         OutputError: another ending, or the file cannot be written.
@@ -32,46 +32,41 @@ def draw_curves(history: History, path: str | Path, *, title: str = "") -> Path:
     figure = Figure(figsize=(9.2, 3.9), layout="constrained")
     losses, errors = figure.subplots(1, 2)
     epochs = history.epochs
-    each = epochs[-1].step / epochs[-1].epoch if epochs else 1.0  # steps in an epoch
-    steps = [row.step / each for row in history.steps]
-    whole = [row.epoch for row in epochs]
-    marker = "o" if len(whole) < 40 else ""
-    rows = (
-        (losses, [row.loss for row in history.steps], [row.loss for row in epochs], [row.test_loss for row in epochs]),
-        (
-            errors,
-            [row.error for row in history.steps],
-            [row.error for row in epochs],
-            [row.test_error for row in epochs],
-        ),
-    )
-    for axes, recent, train, test in rows:
-        axes.plot(steps, recent, color=STEP, linewidth=0.8, label="training, some steps")
-        axes.plot(whole, train, color=TRAIN, linewidth=1.6, marker=marker, markersize=3, label="training, an epoch")
-        axes.plot(whole, test, color=TEST, linewidth=1.6, marker=marker, markersize=3, linestyle="--", label="test")
-    if all(value > 0 for value in (*rows[0][1], *rows[0][2], *rows[0][3])):
-        losses.set_yscale("log")
+    steps_an_epoch = epochs[-1].step / epochs[-1].epoch if epochs else 1.0
+    step_x, epoch_x = [row.step / steps_an_epoch for row in history.steps], [row.epoch for row in epochs]
+    marker = "o" if len(epochs) < 40 else ""
+    for axes, name in ((losses, "loss"), (errors, "error")):
+        steps, train, test = (
+            [getattr(row, field) for row in rows]
+            for rows, field in ((history.steps, name), (epochs, name), (epochs, f"test_{name}"))
+        )
+        axes.plot(step_x, steps, color=STEP, linewidth=0.8, label="training, some steps")
+        axes.plot(epoch_x, train, color=TRAIN, linewidth=1.6, marker=marker, markersize=3, label="training, an epoch")
+        axes.plot(epoch_x, test, color=TEST, linewidth=1.6, marker=marker, markersize=3, linestyle="--", label="test")
+        if name == "loss" and all(value > 0 for value in (*steps, *train, *test)):
+            axes.set_yscale("log")
     errors.set_ylim(bottom=0)
     errors.yaxis.set_major_formatter(PercentFormatter(1.0))
     if epochs:
         last = epochs[-1]
         errors.annotate(f"{last.test_error:.2%}", (last.epoch, last.test_error), xytext=(4, 6), color=TEST, fontsize=8,
                         textcoords="offset points", ha="right")  # fmt: skip
-    _dress(losses, "loss")
-    _dress(errors, "error")
+    for axes, name in ((losses, "loss"), (errors, "error")):
+        axes.set_title(name, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("epoch", fontsize=8, color=LINE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=8, colors=FAINT)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        _open_frame(axes)
     losses.legend(frameon=False, fontsize=8, labelcolor=INK)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
     return save_figure(figure, path)
 
 
-def _dress(axes: Axes, what: str) -> None:
-    axes.set_title(what, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel("epoch", fontsize=8, color=LINE)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(labelsize=8, colors=FAINT)
+def _open_frame(axes: Axes) -> None:
+    """Lines at the left and below alone, and pale ones across."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.grid(axis="y", color=GRID)
 
 
@@ -80,9 +75,9 @@ def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", w
 
     Args:
         losses: one number a step.
-        path: where to; ``.svg`` or ``.png``. An existing file is replaced.
-        title: what stands above.
-        window: how many steps the running mean takes together.
+        path: of the file, ``.svg`` or ``.png``. An existing file is replaced.
+        title: heading of the picture.
+        window: over how many steps the running mean is taken.
 
     Raises:
         OutputError: another ending, or the file cannot be written.
@@ -96,7 +91,6 @@ def draw_losses(losses: Sequence[float], path: str | Path, *, title: str = "", w
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_title(title, loc="left", color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=GRID)
+    _open_frame(axes)
     axes.legend(frameon=False)
     return save_figure(figure, path)

@@ -256,17 +256,17 @@ def _is_empty(folder: Path) -> bool:
     return next(folder.iterdir(), None) is None
 
 
-def differences(there: Any, here: Any, name: str = "") -> list[str]:
+def differences(earlier: Any, now: Any, name: str = "") -> list[str]:
     """Where two values of JSON differ, in words.
 
     Example:
         >>> differences({"lr": 0.1, "data": {"name": "digits"}}, {"lr": 0.1, "data": {"name": "mnist"}})
         ["data.name: 'digits' there, 'mnist' here"]
     """
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
+    if isinstance(earlier, Mapping) and isinstance(now, Mapping):
         return [
             difference
-            for key in dict.fromkeys([*there, *here])
-            for difference in differences(there.get(key), here.get(key), f"{name}.{key}" if name else str(key))
+            for key in dict.fromkeys([*earlier, *now])
+            for difference in differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else str(key))
         ]
-    return [] if there == here else [f"{name}: {there!r} there, {here!r} here"]
+    return [] if earlier == now else [f"{name}: {earlier!r} there, {now!r} here"]

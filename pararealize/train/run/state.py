@@ -133,7 +133,7 @@ def load_run_state(
         folder: of one checkpoint.
         plain: what :func:`read_run_state` read of it.
         net: the network, or this rank's part.
-        optimizer: made as it was made before.
+        optimizer: with the settings that the saved one had.
         scaler: of the loss, where there is one.
         team: the ranks that train it.
 
@@ -147,16 +147,16 @@ def load_run_state(
     with _opened(folder, WEIGHTS):  # load_state's own error would speak of a file that the caller named
         pass
     load_state(net, folder / WEIGHTS)
-    wanted = {name for names in parameter_names(net).values() for name in names}
+    parameters = {name for names in parameter_names(net).values() for name in names}
     state: dict[str, dict[str, Any]] = {
-        name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in wanted
+        name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in parameters
     }
     same_world: bool = plain["world"] == team.world
     random_states: dict[str, torch.Tensor] = {}  # of this rank
     with _opened(folder, TENSORS) as file:
         for entry in file.keys():  # noqa: SIM118 (it is no mapping)
             kind, key, name = entry.split("/", 2)
-            if kind == "optimizer" and name in wanted:
+            if kind == "optimizer" and name in parameters:
                 state.setdefault(name, {})[key] = file.get_tensor(entry)
             elif kind == "random" and same_world and key == str(team.rank):
                 random_states[name] = file.get_tensor(entry)

@@ -63,12 +63,13 @@ def test_going_on(tmp_path):
     folder, _ = begun(tmp_path)
     folder.append(METRICS, ["{}"])
     kept = folder.save(7, content("seven"), keep=2)
-    left = folder.path / "checkpoints" / ".step-00000009.part"
-    left.mkdir()
-    (folder.path / ".run.json.part").write_text("")
+    for left in (".step-00000009.part", ".step-00000009.0a1b2c3d.part"):  # of this and of earlier versions
+        (folder.path / "checkpoints" / left).mkdir()
+    for left in (".run.json.part", ".run.json.0a1b2c3d.part", ".weights.safetensors.0a1b2c3d.part"):
+        (folder.path / left).write_text("")
     _, last = begun(tmp_path, resume=True)
     assert last == kept
-    assert not left.exists()
+    assert list(folder.path.rglob(".*")) == []
     assert (folder.path / METRICS).read_bytes() == b"{}\n"
 
 
