@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pararealize.errors import CutError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["CutProblem", "cheapest_cuts", "equal_cuts", "named_cuts"]
 
@@ -59,22 +57,25 @@ class CutProblem:
         ends = [*starts[1:], len(self.work)]
         time = self.first + sum(self.work[: ends[0]])
         for a, b in itertools.islice(zip(starts, ends, strict=True), 1, None):
-            own, start, end = sum(self.work[a:b]), self.kinds[a], self.kinds[b]
-            time = max(self.adapter[start] + own, time + message[start]) + self.coarse[start][end] + self.share * own
+            work, start, end = sum(self.work[a:b]), self.kinds[a], self.kinds[b]
+            time = max(self.adapter[start] + work, time + message[start]) + self.coarse[start][end] + self.share * work
         return time
 
 
 def cheapest_cuts(problem: CutProblem, n: int) -> tuple[int, ...]:
     """The starts of the n segments with the smallest critical path, exactly.
 
-    Dynamic programming over boundaries: the best time at which segment j can end at b is ::
+    Dynamic programming; the state is (j, b), its value the earliest time at which segment j can end at boundary b::
 
+        t_1(b) = first + work(0, b)
         t_j(b) = min over a of  max(adapter + work(a, b), t_{j-1}(a) + message) + coarse + share * work(a, b)
 
-    Among the boundaries a of one kind, ``t_{j-1}(a)`` need not grow with a, but one that is later and no dearer is
-    always better; of the others, the first term falls with a and the second grows, so the best a moves only forward as
-    b does. One queue a kind therefore finds every minimum in constant time on average: O(n · blocks · kinds) steps and
-    O(n · blocks) integers of memory.
+    It is exact, since what comes before boundary a matters to segment j through ``t_{j-1}(a)`` alone, and an earlier
+    ``t_{j-1}(a)`` never makes a later ``t_j(b)``. The answer is ``t_n`` at the last boundary; starts are read off
+    backwards from the a that gave each minimum.
+
+    The minimum over a takes constant time on average, by one queue for each kind of boundary (:func:`_segment_more`):
+    O(n · blocks · kinds) steps, and O(n · blocks) integers of memory for the starts.
 
     Args:
         problem: the costs.
@@ -87,47 +88,64 @@ def cheapest_cuts(problem: CutProblem, n: int) -> tuple[int, ...]:
     """
     count = len(problem.work)
     assert 1 <= n <= count, "the caller checks n"
-    done = list(itertools.accumulate(problem.work, initial=0))
+    done = list(itertools.accumulate(problem.work, initial=0))  # work(a, b) = done[b] - done[a]
     times: list[float] = [problem.first + value for value in done]
-    chosen: list[array[int]] = []
+    starts_of: list[array[int]] = []  # of segments 2 … n: the best start for each boundary at which it may end
     for j in range(2, n + 1):
-        times, begins = _one_segment_more(problem, done, times, j, count - (n - j) if j < n else count, last=j == n)
-        chosen.append(begins)
-    starts = [count]
-    for begins in reversed(chosen):
-        starts.append(begins[starts[-1]])
-    return (0, *reversed(starts[1:]))
+        ends = range(j, count - (n - j) + 1) if j < n else range(count, count + 1)  # a block for each later segment
+        times, starts = _segment_more(problem, done, times, j, ends)
+        starts_of.append(starts)
+    cut = [count]
+    for starts in reversed(starts_of):
+        cut.append(starts[cut[-1]])
+    return (0, *reversed(cut[1:]))
 
 
-def _one_segment_more(
-    problem: CutProblem, done: list[float], before: list[float], j: int, stop: int, *, last: bool
+def _segment_more(
+    problem: CutProblem, done: list[float], before: list[float], j: int, ends: range
 ) -> tuple[list[float], array[int]]:
-    """``t_j`` at every boundary and the start of segment j that gives it, from ``t_{j-1}``."""
+    """``t_j`` at the boundaries ``ends`` and the start of segment j that gives it, from ``t_{j-1}``.
+
+    Among starts a of one kind, adapter, message and coarse block are the same, and with ``share · done[b]`` taken out
+    the term to minimise is ``max(done[b] + offset(a), ready(a))``, where::
+
+        offset(a) = adapter - (1 + share) · done[a],    ready(a) = t_{j-1}(a) + message - share · done[a]
+
+    ``offset`` falls as a grows. So a start that is later and ready no later than another beats it for every b, and the
+    other leaves the queue for good, at its back. In what remains ``ready`` grows from front to back while ``offset``
+    falls: the term falls along the queue, then grows. As b moves on, ``done[b]`` grows, and once the second start is as
+    good as the first it stays so, since the first then waits for its own work, ``done[b] + offset``, and not for
+    ``ready``. So the first leaves the queue for good, at its front, and the front is the best start. Every start enters
+    and leaves once.
+    """
     kinds, adapter, coarse, share = problem.kinds, problem.adapter, problem.coarse, problem.share
     message = problem.messages()
     times: list[float] = [0] * len(done)
-    begins = array("l", bytes(array("l").itemsize * len(done)))
-    queues: dict[int, deque[tuple[float, float, int]]] = {}
-    for b in range(j, stop + 1):
+    starts = array("l", bytes(array("l").itemsize * len(done)))
+    queues: dict[int, deque[tuple[float, float, int]]] = {}  # by kind: (offset, ready, start), from front to back
+    for b in range(j, ends.stop):
         a = b - 1
         ready = before[a] + message[kinds[a]] - share * done[a]
         queue = queues.setdefault(kinds[a], deque())
         while queue and queue[-1][1] >= ready:
-            queue.pop()  # later and no dearer: always better
+            queue.pop()
         queue.append((adapter[kinds[a]] - (1 + share) * done[a], ready, a))
-        if last and b < stop:
+        if b not in ends:
             continue
-        own, best, end = done[b], None, kinds[b]
+        best = math.inf
         for kind, queue in queues.items():
-            while len(queue) > 1 and max(own + queue[1][0], queue[1][1]) <= max(own + queue[0][0], queue[0][1]):
-                queue.popleft()  # passed: the next one is as good now, and stays so for every later b
-            offset, ready, a = queue[0]
-            value = max(own + offset, ready) + coarse[kind][end]
-            if best is None or value < best:
-                best, begins[b] = value, a
-        assert best is not None
-        times[b] = best + share * own
-    return times, begins
+            while len(queue) > 1 and _term(queue[1], done[b]) <= _term(queue[0], done[b]):
+                queue.popleft()
+            value = _term(queue[0], done[b]) + coarse[kind][kinds[b]]
+            if value < best:
+                best, starts[b] = value, queue[0][2]
+        times[b] = best + share * done[b]
+    return times, starts
+
+
+def _term(start: tuple[float, float, int], done: float) -> float:
+    offset, ready, _ = start
+    return max(done + offset, ready)
 
 
 def equal_cuts(stages: Sequence[tuple[int, int]], n: int) -> tuple[tuple[int, ...], str]:

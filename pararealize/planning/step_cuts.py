@@ -1,4 +1,4 @@
-"""Forward costs and backward costs -> the cut with the smallest step, which is one pass after the other.
+"""StepProblem, n -> the cut with the smallest step, which is the forward pass and then the backward pass.
 
 A cut that is best for the sum of both directions need not be best for the step: the longest path forward may lead
 through one segment, the longest path backward through another. Here both are kept, as pairs.
@@ -9,27 +9,24 @@ Glossary as in ``cuts.py``; ``t`` is a time of the forward pass, ``u`` of the mi
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import add
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .cuts import CutProblem, cheapest_cuts
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    Numbers: TypeAlias = NDArray[np.float64]
-    Indices: TypeAlias = NDArray[np.int64]
 
 __all__ = ["StepProblem", "cheapest_step"]
 
 LARGEST_TABLE = 2**25  # segments × boundaries × boundaries: beyond, the exact search is left out
 MOST_PAIRS = 2**20  # pairs × boundaries after them that the exact search looks at for one segment
 _ROUNDING = 1e-9  # what is closer than this, relatively, is no gain
+
+Numbers: TypeAlias = NDArray[np.float64]
+Indices: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +70,8 @@ def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
     .. math:: \max(t + C^t, V^t) + \max(u + C^u, V^u), \quad V^{t+u},
 
     where :math:`C` is the least sum of messages and coarse blocks still to come and :math:`V` the shortest path through
-    the rest if it waited for nothing. A search that would become large (thousands of blocks, hundreds of segments) is
+    the rest if it waited for nothing (``least_sum`` and ``least_path`` below). For p pairs a segment takes O(p · blocks)
+    steps, and p stays small in practice. A search that would become large (thousands of blocks, hundreds of segments) is
     left out; the result is then never worse than the best for summed costs, and need not be the best of all.
 
     Args:
@@ -94,8 +92,8 @@ def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
     step = problem.step(starts)
     if step <= least * (1 + _ROUNDING) or n * len(sums.work) ** 2 > LARGEST_TABLE:
         return starts
-    found = _search(problem, n, step * (1 - _ROUNDING))
-    return starts if found is None else found
+    shorter = _search(problem, n, step * (1 - _ROUNDING))
+    return starts if shorter is None else shorter
 
 
 def _moved(problem: StepProblem, starts: tuple[int, ...]) -> tuple[int, ...]:
@@ -117,7 +115,16 @@ def _moved(problem: StepProblem, starts: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Table:
-    """One direction as arrays: ``own[a, b]`` and ``coarse[a, b]`` of a segment, infinite where b is not behind a."""
+    """One direction as arrays over boundaries a and b; what has no meaning, b not behind a, is infinite.
+
+    Attributes:
+        first: when segment 1 is done, by the boundary at which it ends.
+        own: ``own[a, b]``, a segment's work and its adapter's.
+        coarse: ``coarse[a, b]``, the coarse block in front of that segment.
+        message: ``message[a]``, of a value at that boundary.
+        least_sum: by j and a, the least sum of messages and coarse blocks of segments j … n that begin at boundary a.
+        least_path: by j and a, the shortest path through these segments if they waited for nothing before them.
+    """
 
     def __init__(self, problem: CutProblem, n: int) -> None:
         done = np.array([0.0, *itertools.accumulate(problem.work)])
@@ -129,31 +136,45 @@ class _Table:
         coarse = np.array(problem.coarse, dtype=float)[kinds[:, None], kinds[None, :]]
         self.coarse: Numbers = coarse + problem.share * work
         self.message: Numbers = np.array(problem.messages(), dtype=float)[kinds]
-        # what segments j … n cost at least, from boundary a on: C[j][a] of messages and coarse blocks alone, V[j][a]
-        # without waiting
+        # Both recursions run backwards from the end, where nothing is left: no sum, and no path at all (-inf).
         end = np.full(len(done), np.inf)
         end[-1] = 0
-        self.C: dict[int, Numbers] = {n + 1: end}
-        self.V: dict[int, Numbers] = {n + 1: np.where(np.isinf(end), np.inf, -np.inf)}
+        self.least_sum: dict[int, Numbers] = {n + 1: end}
+        self.least_path: dict[int, Numbers] = {n + 1: np.where(np.isinf(end), np.inf, -np.inf)}
         for j in range(n, 1, -1):
-            rest = np.where(behind, self.coarse + self.C[j + 1][None, :], np.inf)
-            self.C[j] = self.message + rest.min(axis=1)
-            self.V[j] = np.maximum(self.own + rest, self.V[j + 1][None, :]).min(axis=1)
+            rest = np.where(behind, self.coarse + self.least_sum[j + 1][None, :], np.inf)
+            self.least_sum[j] = self.message + rest.min(axis=1)
+            self.least_path[j] = np.maximum(self.own + rest, self.least_path[j + 1][None, :]).min(axis=1)
 
     def after(self, time: Numbers, a: Indices) -> Numbers:
         """The times at every boundary, one segment after ``time`` at boundary ``a``."""
         return np.maximum(self.own[a], (time + self.message[a])[:, None]) + self.coarse[a]
 
+    def at_least(self, time: Numbers, j: int) -> Numbers:
+        """A lower bound of the whole path, for times at every boundary before segment j.
+
+        The path comes either from that time on, with all messages and coarse blocks to come, or from a later segment.
+        """
+        return np.maximum(time + self.least_sum[j], self.least_path[j])
+
 
 def _search(problem: StepProblem, n: int, bound: float) -> tuple[int, ...] | None:
-    """The cut with the smallest step below ``bound``; nothing where there is none, or too much to look at."""
+    """The cut with the smallest step below ``bound``; nothing where there is none, or too much to look at.
+
+    Labels of a multicriteria shortest path (Martins, "On a multicriteria shortest path problem", 1984): the state is
+    (j, b), its value all pairs (t, u) of times at which segment j can end there, forward and backward, that no other
+    pair beats in both. A beaten pair leads to nothing better, since both recursions grow with their time. One time
+    alone will not do as a state: the cut that is best forward so far may be the worse one backward.
+
+    Arrays run over the pairs of the current j: ``t``, ``u``, the boundary ``at``, and ``before``, the pair of j - 1.
+    There may be exponentially many pairs, so the search gives up beyond ``MOST_PAIRS``.
+    """
     forward, backward, sums = _Table(problem.forward, n), _Table(problem.backward, n), _Table(problem.sums, n)
 
     def promising(t: Numbers, u: Numbers, j: int) -> NDArray[np.bool_]:
         """Whether segments from j on can still end below the bound, for times at every boundary."""
-        least_t, least_u = np.maximum(t + forward.C[j], forward.V[j]), np.maximum(u + backward.C[j], backward.V[j])
-        kept: NDArray[np.bool_] = (least_t + least_u < bound) & (np.maximum(t + u + sums.C[j], sums.V[j]) < bound)
-        return kept
+        separate: NDArray[np.bool_] = forward.at_least(t, j) + backward.at_least(u, j) < bound
+        return separate & (sums.at_least(t + u, j) < bound)
 
     t, u = forward.first, backward.first
     at = np.flatnonzero(promising(t, u, 2)[1:]) + 1  # segment 1 has a block
@@ -163,26 +184,32 @@ def _search(problem: StepProblem, n: int, bound: float) -> tuple[int, ...] | Non
         if not len(at) or len(at) * len(forward.first) > MOST_PAIRS:
             return None
         next_t, next_u = forward.after(t, at), backward.after(u, at)
-        before, behind = np.nonzero(promising(next_t, next_u, j + 1))
-        t, u = next_t[before, behind], next_u[before, behind]
-        kept = _unbeaten(behind, t, u)
-        t, u, at, before = t[kept], u[kept], behind[kept], before[kept]
+        before, ends = np.nonzero(promising(next_t, next_u, j + 1))
+        t, u = next_t[before, ends], next_u[before, ends]
+        best = _unbeaten(ends, t, u)
+        t, u, at, before = t[best], u[best], ends[best], before[best]
         history.append((at, before))
     if not len(at):
         return None
-    place, starts = int(np.argmin(t + u)), []
+    # walk back from the pair with the smallest sum; the last boundary is the end of the network
+    pair, starts = int(np.argmin(t + u)), []
     for (_, before), (boundaries, _) in zip(reversed(history[1:]), reversed(history[:-1]), strict=True):
-        place = int(before[place])
-        starts.append(int(boundaries[place]))
+        pair = int(before[pair])
+        starts.append(int(boundaries[pair]))
     return (0, *reversed(starts))
 
 
 def _unbeaten(place: Indices, t: Numbers, u: Numbers) -> Indices:
-    """Which pairs (t, u) are beaten by no other at the same place: in order of t, u has to fall."""
+    """Which pairs (t, u) are beaten by no other at the same place.
+
+    In order of place, then t, then u, a pair is unbeaten if its u is below every u before it at its place. That is a
+    running minimum which starts anew at each place; it is taken over ranks of u, lowered by more than all ranks from
+    one place to the next, so that one pass serves all places.
+    """
     order = np.lexsort((u, t, place))
     rank = np.argsort(np.argsort(u, kind="stable"), kind="stable")[order] - place[order] * (len(u) + 1)
-    lowest = np.minimum.accumulate(rank)  # each place starts below all before it
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = rank[1:] < lowest[:-1]
-    kept: Indices = order[first]
-    return kept
+    lowest = np.minimum.accumulate(rank)
+    below = np.ones(len(order), dtype=bool)
+    below[1:] = rank[1:] < lowest[:-1]
+    unbeaten: Indices = order[below]
+    return unbeaten

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pararealize.analysis.blocks import find_blocks
 from pararealize.errors import CutError, DeviceError, PlanError, SourceError
@@ -74,6 +75,8 @@ def test_adapters_read_the_input_where_it_is_as_the_blocks_values(images, vector
     assert [adapter_source(chain, None) for chain in (images, vectors, tokens)] == ["input", "input", "stem"]
     assert adapter_source(images, "stem") == "stem"
     assert adapter_source(images, "input") == "input"
+    patches = nn.Sequential(nn.Flatten(), *(nn.Sequential(nn.Linear(48, 48), nn.ReLU()) for _ in range(3)))
+    assert adapter_source(find_blocks(capture(patches, torch.randn(2, 3, 4, 4))), None) == "stem"
     deeper = small_resnet(stem_blocks=1)
     assert adapter_source(deeper, None) == "stem"
     with pytest.raises(SourceError, match="contradict each other"):
