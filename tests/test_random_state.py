@@ -117,8 +117,9 @@ def test_only_the_devices_that_are_named_are_touched(gpus):
     assert asked == []
 
 
-def test_a_seed_is_set_where_it_is_asked_for(gpus):
+def test_a_seed_is_set_where_it_is_asked_for_and_nowhere_else(gpus, monkeypatch):
     generators, _ = gpus
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)  # as torch.manual_seed does, started or not
     with seeded_state(5, [CUDA_2]):
         assert [gpu.initial_seed() for gpu in generators] == [100, 101, 5]
         assert torch.default_generator.initial_seed() == 5
@@ -151,9 +152,11 @@ def test_torch_goes_on_from_its_state(gpus):
     state = torch_state([CUDA_2, torch.device("cpu"), CUDA_0])
     assert list(state) == ["cpu", "cuda:0", "cuda:2"]
     expected = torch.rand(3), torch.rand(3, generator=generators[0]), torch.rand(3, generator=generators[2])
+    later = [gpu.get_state() for gpu in generators]
     with replay_torch_state(state):
         again = torch.rand(3), torch.rand(3, generator=generators[0]), torch.rand(3, generator=generators[2])
     assert all(map(torch.equal, expected, again))
+    assert all(map(torch.equal, later, [gpu.get_state() for gpu in generators]))
     set_torch_state({**state, "cuda:7": state["cuda:0"]})  # of another machine, with more devices
     again = torch.rand(3), torch.rand(3, generator=generators[0]), torch.rand(3, generator=generators[2])
     assert all(map(torch.equal, expected, again))

@@ -104,6 +104,19 @@ def test_two_changes_that_nothing_reads_between_both_come_first(table: NodeTable
     assert read.args[0].args[1] is changes[0]
 
 
+def test_what_a_call_changes_and_gives_back_is_its_result(table: NodeTable) -> None:
+    """Two views of one memory, as ``torch._foreach_add_`` may be given: each changes the other, too."""
+    x = torch.zeros(4)
+    enter(table, x)
+    views = [call(table, lambda t: t[:2], x)[0], call(table, lambda t: t[2:], x)[0]]
+    node = table.graph.call_function(torch._foreach_add_, (table.argument(views), 1))
+    for view in views:
+        table.add_change(view, node, views)
+    table.add_result(views, node)
+    assert [table.node(view).args for view in views] == [(node, 0), (node, 1)]
+    assert table.node(x).args[1] is node
+
+
 def test_a_stand_in_has_the_memory_of_what_it_stands_for(table: NodeTable) -> None:
     x, stand_in, again, other = (torch.zeros(2) for _ in range(4))
     assert len({table.memory(t) for t in (x, stand_in, again, other)}) == 4
