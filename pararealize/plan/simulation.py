@@ -160,8 +160,9 @@ class _Task:
 class _Schedule:
     """The tasks of one step, and the order in which each rank computes its own.
 
-    That order is the one in which :meth:`forward` and :meth:`backward` add tasks: first what waits for no other rank,
-    so that a rank is never held up by a message while it could compute.
+    That order is the one in which :meth:`forward` and :meth:`backward` add tasks. Forward, a rank computes all its
+    segments before its coarse blocks, which wait for other ranks; backward, its coarse blocks before all its segments,
+    because other ranks wait for them.
     """
 
     def __init__(
@@ -289,10 +290,11 @@ class _Schedule:
     def timed(self, transfer: Transfer) -> tuple[Action, ...]:
         """Every task as early as what it needs and its rank's order allow.
 
-        Nothing competes: a rank computes in its programme's order, and any number of transfers pass at once. So there
-        are no ties to break on the way: each start is the latest end among a task's needs and the task before it on its
-        rank, and one pass in topological order finds them all. Ties show only in the list of actions: of equal start
-        and end, those stand first that the sort met first, which goes by the order in which tasks were added.
+        There is no queue of events, and no tie to break between them: a rank computes in its programme's order, and any
+        number of transfers pass at once. Each start is the latest end among what a task needs and the task before it
+        on its rank, so one pass in topological order finds them all. Ties matter only for the order of the list:
+        actions of equal start and end stand in the order of that pass, which depends on the order in which tasks were
+        added and on nothing else, so that equal plans give equal timelines.
         """
         needs = {key: self._needs(task) for key, task in self.tasks.items() if task.to != task.rank}
         before = {key: [other] for program in self.programs for other, key in itertools.pairwise(program)}
