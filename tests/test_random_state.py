@@ -155,6 +155,7 @@ def test_torch_goes_on_from_its_state(gpus):
     later = [gpu.get_state() for gpu in generators]
     with replay_torch_state(state):
         again = torch.rand(3), torch.rand(3, generator=generators[0]), torch.rand(3, generator=generators[2])
+        torch.rand(1, generator=generators[2])
     assert all(map(torch.equal, expected, again))
     assert all(map(torch.equal, later, [gpu.get_state() for gpu in generators]))
     set_torch_state({**state, "cuda:7": state["cuda:0"]})  # of another machine, with more devices
