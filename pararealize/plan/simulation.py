@@ -22,7 +22,7 @@ from .actions import Action, ActionKey, Direction, Span, in_order, waits_for
 from .communication import Peers, peers_of
 from .timeline import Timeline
 from .times import RATE, Seconds, Times, plan_times
-from .transfer import Transfer
+from .transfer import Transfer, transfer_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -126,8 +126,8 @@ def _runs(n: int, ranks: int, assignment: Sequence[int] | None) -> list[tuple[in
 
 def _check(plan: Plan, costs: Times | None, latency: float, bandwidth: float, batch: int) -> None:
     faults = []
-    if not (latency >= 0 and math.isfinite(latency)) or not bandwidth > 0:
-        faults.append(f"latency is {latency:g} s and bandwidth {bandwidth:g} bytes/s; they cannot be")
+    if fault := transfer_fault(latency, bandwidth):
+        faults.append(fault)
     if batch < 1:
         faults.append(f"batch is {batch}; pass 1 or more")
     if costs is not None and len(costs.segments) != plan.n:

@@ -1,10 +1,12 @@
 """Timeline -> a Chrome trace: a dict that, as JSON, opens in Perfetto (ui.perfetto.dev) and in chrome://tracing.
 
 Each rank is a process with one thread for what it computes and one or more for what it sends; arrows lead from a
-message to what waited for it. Fields are those of the Trace Event Format: complete events (``X``), metadata (``M``) and
-flows (``s`` to ``f``), times in microseconds, of whole nanoseconds: Perfetto rounds starts and lengths one by one, and
-drops a slice that then ends in the next. It also takes process 0 and thread 0 for those of an idle system, and a number
-of a thread for one thread of the whole machine: so rank r is process r + 1, and no two threads share a number.
+message to what waited for it. Fields are those of the Trace Event Format
+(https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU): complete events (``X``), metadata
+(``M``) and flows (``s`` to ``f``), times in microseconds, of whole nanoseconds: Perfetto rounds starts and lengths one
+by one, and drops a slice that then ends in the next. It also takes process 0 and thread 0 for those of an idle system,
+and a number of a thread for one thread of the whole machine: so rank r is process r + 1, and no two threads share a
+number.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def _lanes(timeline: Timeline) -> list[int]:
     for action in timeline.actions:
         lane = _COMPUTE
         if action.kind == "transfer":
-            lane, (start, end) = 1, _span(action)
+            lane, (start, end) = 1, _nanoseconds(action)
             while free.get((action.rank, lane), start) > start:
                 lane += 1
             free[action.rank, lane] = end
@@ -79,7 +81,7 @@ def _threads(timeline: Timeline, lanes: Sequence[int]) -> dict[tuple[int, int], 
     return {place: timeline.ranks + i for i, place in enumerate(sorted(used), 1)}
 
 
-def _span(action: Action) -> tuple[int, int]:
+def _nanoseconds(action: Action) -> tuple[int, int]:
     """From when to when, in nanoseconds."""
     return round(action.start * _NANO), round(action.end * _NANO)
 
@@ -108,7 +110,7 @@ def _place(rank: int, thread: int) -> dict[str, Any]:
 
 def _slice(action: Action, thread: int) -> dict[str, Any]:
     to = {} if action.to is None else {"to": f"rank {action.to}"}
-    start, end = _span(action)
+    start, end = _nanoseconds(action)
     return {
         "name": str(action),
         "cat": f"{action.kind},{action.direction}",
@@ -133,7 +135,7 @@ def _flows(
             number += 1
             source = timeline.actions[other]
             flow = {"name": str(source if lanes[other] else action), "cat": "message", "id": number}
-            (begin, end), (start, _) = _span(source), _span(action)
+            (begin, end), (start, _) = _nanoseconds(source), _nanoseconds(action)
             leaves = max(min(end - 1, start), begin)  # at its very end, the next slice would be meant
             yield flow | {"ph": "s", **_place(source.rank, threads[source.rank, lanes[other]]), "ts": leaves / 1000}
             place = _place(action.rank, threads[action.rank, lanes[i]])

@@ -7,7 +7,14 @@ import math
 
 from pararealize.errors import PlanError
 
-__all__ = ["Transfer"]
+__all__ = ["Transfer", "transfer_fault"]
+
+
+def transfer_fault(latency: float, bandwidth: float) -> str:
+    """What is wrong with these numbers, where something is."""
+    if latency >= 0 and math.isfinite(latency) and bandwidth > 0:
+        return ""
+    return f"latency is {latency:g} s and bandwidth {bandwidth:g} bytes/s; they cannot be"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,14 +37,11 @@ class Transfer:
     bandwidth: float = 12e9
 
     def __post_init__(self) -> None:
-        if not (self.latency >= 0 and math.isfinite(self.latency)) or not self.bandwidth > 0:
-            raise PlanError(
-                f"latency is {self.latency:g} s and bandwidth {self.bandwidth:g} bytes/s; they cannot be: pass seconds "
-                "from 0 on, and bytes a second above 0"
-            )
+        if fault := transfer_fault(self.latency, self.bandwidth):
+            raise PlanError(f"{fault}: pass seconds from 0 on, and bytes a second above 0")
 
     def seconds(self, size: float) -> float:
-        """Of a message of so many bytes."""
+        """How long a message of so many bytes takes."""
         return self.latency + size / self.bandwidth
 
     def __str__(self) -> str:

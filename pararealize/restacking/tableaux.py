@@ -26,7 +26,7 @@ from importlib import resources
 from typing import TypeAlias
 
 from pararealize.errors import TableauError
-from pararealize.table import quantity
+from pararealize.table import aligned, quantity
 
 __all__ = ["SCHEMES", "Coefficient", "Surd", "Tableau", "rooted_trees", "stacked_euler", "tableau", "verner"]
 
@@ -164,12 +164,9 @@ class Tableau:
 
     def __str__(self) -> str:
         assert self.c is not None
-        times = [str(entry) for entry in self.c]
-        width = max(map(len, times))
-        lines = [f"{time:>{width}} │ {' '.join(map(str, row))}".rstrip() for time, row in zip(times, self.a)]
-        weights = f"{'':>{width}} │ {' '.join(map(str, self.b))}"
-        heading = f"{self.name}: {quantity(self.stages, 'stage')}, order {self.order}"
-        return "\n".join([heading, *lines, weights])
+        rows = [(str(time), f"│ {' '.join(map(str, row))}") for time, row in zip(self.c, self.a)]
+        rows.append(("", f"│ {' '.join(map(str, self.b))}"))
+        return f"{self.name}: {quantity(self.stages, 'stage')}, order {self.order}\n{aligned(rows, 'rl', gap=1)}"
 
 
 def _shape_faults(
