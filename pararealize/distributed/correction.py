@@ -8,156 +8,170 @@
     at its end     receive z_i of before the sum
                    z_j = z_i + s                          and on as in a row
 
-Backward, what goes to other ranks leaves first. Who waits for whom, and why, stands in ``plan/communication.py``.
+Backward, what goes to other ranks leaves first, so that these can differentiate their segments at the same time. Who
+passes what to whom is decided in :mod:`pararealize.plan.communication`.
 """
 
 from __future__ import annotations
 
 import torch
 
-from .rank import Own, Pass, leaf_of
+from .activity import Activity
+from .autograd_cuts import as_leaf
+from .messages.message_order import StepMessages
+from .rank_segments import RankSegments, SegmentValues
 
-__all__ = ["correct", "expect", "uncorrect"]
+__all__ = ["correct", "differentiate_correction", "expect_corrections"]
 
 
-def expect(own: Own, run: Pass) -> None:
-    """Say which messages of other ranks will come, before anything is computed."""
-    peers = own.peers
+def expect_corrections(segments: RankSegments, run: SegmentValues, messages: StepMessages) -> None:
+    """Post the receives of z and of sums, before anything is computed."""
+    peers = segments.peers
     if peers.z_from is not None:
-        name = f"z_{own.layout.runs[peers.z_from][1]}"
-        run.z_coming = own.wire.expect(name, peers.z_from, own.tag(name), run.kinds)
+        run.z_pending = messages.expect(f"z_{_last_of(segments, peers.z_from)}", peers.z_from)
     for rank in peers.sums_from:
-        name = f"s_{own.layout.runs[rank][1]}"
-        run.sums_coming.append(own.wire.expect(name, rank, own.tag(name), run.kinds))
+        run.sums_pending.append(messages.expect(f"s_{_last_of(segments, rank)}", rank))
 
 
-def correct(own: Own, run: Pass) -> None:
+def correct(segments: RankSegments, run: SegmentValues, messages: StepMessages, activity: Activity) -> None:
     """``z_{j+1} = y_{j+1} + F^j(z_j - x_{j+1})``, equations (3a) to (3c), for this rank's segments, and the head."""
-    peers = own.peers
+    peers = segments.peers
     if peers.terms:
-        run.total = _summed(own, run)
+        run.total = _summed(segments, run, messages, activity)
     if peers.sum_to is not None:
         assert run.total is not None
-        _send_on(own, run, f"s_{own.last}", run.total, peers.sum_to)
+        with activity.during("send sum", segments.last):
+            messages.send(f"s_{segments.last}", run.total, peers.sum_to)
+        if run.graph:
+            run.gradient_pending = messages.expect_gradients(f"s_{segments.last}", peers.sum_to)
         return
-    z = run.y_leaf[1] if run.z_coming is None else _received(own, run)
-    begin = max(own.first, 2)
+    z = run.y_leaf[1] if run.z_pending is None else _received(segments, run, messages, activity)
+    begin = max(segments.first, 2)
     if run.total is not None:
         begin = peers.terms.stop
-        with own.doing("coarse", begin - 1):
+        with activity.during("coarse", begin - 1):
             z = run.corrected[begin - 1] = z + run.total
-    for j in range(begin, own.last + 1):
-        with own.doing("coarse", j):
-            z = run.y_leaf[j] + own.call(f"F{j - 1}", z - run.x_leaf[j], *own.context(run, f"F{j - 1}"))
+    for j in range(begin, segments.last + 1):
+        with activity.during("coarse", j):
+            z = run.y_leaf[j] + segments.call("coarse", j - 1, run.values, z - run.x_leaf[j])
         run.corrected[j] = z
     run.z = z
     if peers.z_to is not None:
-        _send_on(own, run, f"z_{own.last}", z, peers.z_to)
+        with activity.during("send", segments.last):
+            messages.send(f"z_{segments.last}", z, peers.z_to)
+        if run.graph:
+            run.gradient_pending = messages.expect_gradients(f"z_{segments.last}", peers.z_to)
         return
-    if own.n == 1 and run.graph:
-        z = z.clone()  # the head may change it in place, and it is a leaf
-    with own.doing("head", own.last):
-        run.output = own.call("head", z, *own.context(run, "head"))
+    if not run.corrected and run.graph:
+        z = z.clone()  # n = 1: the head may change it in place, and it is a leaf
+    with activity.during("head", segments.last):
+        run.output = segments.call("head", 0, run.values, z)
 
 
-def _summed(own: Own, run: Pass) -> torch.Tensor:
+def _summed(segments: RankSegments, run: SegmentValues, messages: StepMessages, activity: Activity) -> torch.Tensor:
     """Add up the differences of this rank and the sums of others."""
     total = received = None
-    for j in own.peers.terms:
-        with own.doing("difference", j):
+    for j in segments.peers.terms:
+        with activity.during("difference", j):
             difference = run.y_leaf[j] - run.x_leaf[j]
             total = difference if total is None else total + difference
     assert total is not None
-    for rank, incoming in zip(own.peers.sums_from, run.sums_coming, strict=True):
-        with own.doing("receive sum", own.layout.runs[rank][1]):
-            value = own.wire.take(incoming, run.kinds)
+    for rank, pending in zip(segments.peers.sums_from, run.sums_pending, strict=True):
+        with activity.during("receive sum", _last_of(segments, rank)):
+            value = messages.receive(pending)
         if received is None:
             received = value
             continue
-        with own.doing("sum", own.last):
+        with activity.during("sum", segments.last):
             received = received + value
     if received is not None:
-        run.sums_in = leaf_of(received) if run.graph else received
-        with own.doing("sum", own.last):
-            total = total + run.sums_in
+        run.sums_leaf = as_leaf(received) if run.graph else received
+        with activity.during("sum", segments.last):
+            total = total + run.sums_leaf
     return total
 
 
-def _received(own: Own, run: Pass) -> torch.Tensor:
-    assert run.z_coming is not None
-    with own.doing("receive", _before(own) + 1):
-        z: torch.Tensor = own.wire.take(run.z_coming, run.kinds)
-    run.z_in = leaf_of(z) if run.graph else z
-    return run.z_in
+def _received(segments: RankSegments, run: SegmentValues, messages: StepMessages, activity: Activity) -> torch.Tensor:
+    assert run.z_pending is not None
+    assert segments.peers.z_from is not None
+    with activity.during("receive", _last_of(segments, segments.peers.z_from) + 1):
+        z: torch.Tensor = messages.receive(run.z_pending)
+    run.z_leaf = as_leaf(z) if run.graph else z
+    return run.z_leaf
 
 
-def _before(own: Own) -> int:
-    """The segment whose z comes in: the one before this rank's own, or before the sum that ends here."""
-    assert own.peers.z_from is not None
-    return own.layout.runs[own.peers.z_from][1]
-
-
-def _send_on(own: Own, run: Pass, name: str, value: torch.Tensor, to: int) -> None:
-    with own.doing("send sum" if name[0] == "s" else "send", own.last):
-        own.wire.send(name, value, to, own.tag(name), run.kinds)
-    if run.graph:
-        run.gradient = own.wire.expect_back(name, to, own.tag(name) + 1, run.kinds)
+def _last_of(segments: RankSegments, rank: int) -> int:
+    """The last segment of another rank, whose number its z or its sum has."""
+    return segments.partition.runs[rank][1]
 
 
 # Backward ------------------------------------------------------------------------------------------------------------
 
 
-def uncorrect(own: Own, run: Pass, loss: torch.Tensor | None) -> None:
+def differentiate_correction(
+    segments: RankSegments, run: SegmentValues, messages: StepMessages, activity: Activity, loss: torch.Tensor | None
+) -> None:
     """Differentiate the head and this rank's coarse blocks, and send the gradients of what came.
 
     Args:
-        own: the rank.
-        run: its forward.
+        segments: of the rank.
+        run: what its forward pass kept.
+        messages: of the step.
+        activity: is told of each action.
         loss: on the last rank, what to differentiate.
     """
+    peers = segments.peers
     gradient = None
     if loss is None:
-        assert run.gradient is not None
-        to = own.peers.z_to
-        whole = to is not None and to == own.rank + 1  # otherwise it is that of a sum
-        with own.doing("receive" if whole else "receive sum", own.last, "backward"):
-            (gradient,) = own.wire.take_back(run.gradient)
-    if own.peers.sum_to is not None:
+        assert run.gradient_pending is not None
+        whole = peers.z_to == segments.rank + 1  # otherwise it is that of a sum
+        with activity.during("receive" if whole else "receive sum", segments.last, "backward"):
+            (gradient,) = messages.receive_gradients(run.gradient_pending)
+    if peers.sum_to is not None:
         assert run.total is not None
-        _return_sums(own, run, gradient)
-        with own.doing("coarse", own.last, "backward"):
+        _send_gradient_of_sums(segments, messages, activity, gradient)
+        with activity.during("coarse", segments.last, "backward"):
             torch.autograd.backward(run.total, gradient)
         return
     assert run.z is not None
     if loss is None and run.z is run.y_leaf.get(1):
         run.z.grad = gradient
         return
-    _differentiate(own, run, run.z if loss is None else loss, gradient)
-    if own.peers.z_from is not None:
-        assert run.z_in is not None
-        j, name = _before(own), f"z_{_before(own)}"
-        what = ("send sum", j) if own.peers.sums_from else ("send", own.first)
-        with own.doing(*what, "backward"):
-            own.wire.send_back(name, [run.z_in.grad], own.peers.z_from, own.tag(name) + 1, run.kinds)
-    if run.sums_in is not None:
-        _return_sums(own, run, run.sums_in.grad)
+    _differentiate(segments, run, activity, run.z if loss is None else loss, gradient)
+    if peers.z_from is not None:
+        assert run.z_leaf is not None
+        j = _last_of(segments, peers.z_from)
+        action = ("send sum", j) if peers.sums_from else ("send", segments.first)
+        with activity.during(*action, "backward"):
+            messages.send_gradients(f"z_{j}", [run.z_leaf.grad], peers.z_from)
+    if run.sums_leaf is not None:
+        _send_gradient_of_sums(segments, messages, activity, run.sums_leaf.grad)
 
 
-def _return_sums(own: Own, run: Pass, gradient: torch.Tensor | None) -> None:
+def _send_gradient_of_sums(
+    segments: RankSegments, messages: StepMessages, activity: Activity, gradient: torch.Tensor | None
+) -> None:
     """Send the gradient of a sum to those that gave parts of it, first to those that have to pass it on."""
-    for rank in reversed(own.peers.sums_from):
-        j = own.layout.runs[rank][1]
-        with own.doing("send sum", j, "backward"):
-            own.wire.send_back(f"s_{j}", [gradient], rank, own.tag(f"s_{j}") + 1, run.kinds)
+    for rank in reversed(segments.peers.sums_from):
+        j = _last_of(segments, rank)
+        with activity.during("send sum", j, "backward"):
+            messages.send_gradients(f"s_{j}", [gradient], rank)
 
 
-def _differentiate(own: Own, run: Pass, value: torch.Tensor, gradient: torch.Tensor | None) -> None:
-    own.watch.doing(f"{'head' if own.is_last else f'F^{own.last - 1}'} backward")
-    if own.recording is None:
+def _differentiate(
+    segments: RankSegments,
+    run: SegmentValues,
+    activity: Activity,
+    value: torch.Tensor,
+    gradient: torch.Tensor | None,
+) -> None:
+    """One backward call over head and coarse blocks; a recording has a row for each, told apart by hooks."""
+    activity.watch.doing(f"{'head' if segments.owns_head else f'F^{segments.last - 1}'} backward")
+    if activity.recording is None:
         torch.autograd.backward(value, gradient)
         return
-    recording = own.recording
-    times: dict[int, float] = {}  # one call differentiates all of it; hooks say when it passed each z_j
+    recording = activity.recording
+    times: dict[int, float] = {}  # when the call passed each z_j
     for j, z in run.corrected.items():
         z.register_hook(lambda _, j=j: times.__setitem__(j, recording.now()))
     start = recording.now()
@@ -165,7 +179,7 @@ def _differentiate(own: Own, run: Pass, value: torch.Tensor, gradient: torch.Ten
     end = recording.now()
     rows = [(j, "coarse") for j in sorted(run.corrected, reverse=True)]
     begins = [times.get(j, start) for j, _ in rows]
-    if own.is_last:
-        rows, begins = [(own.last, "head"), *rows], [start, *begins]
+    if segments.owns_head:
+        rows, begins = [(segments.last, "head"), *rows], [start, *begins]
     for (j, action), begin, stop in zip(rows, begins, [*begins[1:], end], strict=True):
         recording.add(j, action, "backward", begin, stop)

@@ -1,18 +1,23 @@
-"""Gradients of several copies of a parameter -> the same gradient at each: averages over dp ranks, sums over sharers.
+"""Gradients of several copies of a parameter -> the same gradient at each copy, after every step.
 
-Both travel in buckets, flat tensors of several gradients. Averages leave while backward still runs, each bucket as soon
-as its last gradient is there, in an order that all ranks keep.
+ReplicaAverage     averages over the dp ranks, which hold the same parts of the network's copies
+TiedSum            sums over the ranks of one network that hold a parameter together
+GradientSync       both of them around the backward calls of a step
+
+Both travel in buckets: flat tensors of several gradients, since one message of a megabyte is faster than a thousand of
+a kilobyte. Averages leave while backward still runs, each bucket as soon as its last gradient is complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-__all__ = ["Bucket", "Replicas", "Sharers", "broadcast_tensors"]
+__all__ = ["Bucket", "GradientSync", "ReplicaAverage", "TiedSum", "broadcast_tensors", "make_buckets"]
 
 
 class Bucket:
@@ -20,6 +25,12 @@ class Bucket:
 
     Behind the gradients stands one number a parameter, 1 where this rank has a gradient, so that a parameter which no
     rank used keeps none.
+
+    Attributes:
+        parameters: in the order in which their gradients are packed.
+        missing: how many of their gradients are not complete yet.
+        flat: the packed gradients while they are averaged.
+        work: the all-reduce that averages them.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -57,28 +68,32 @@ def _dense(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _buckets(parameters: Sequence[nn.Parameter], size: int) -> list[Bucket]:
+def make_buckets(parameters: Sequence[nn.Parameter], size: int) -> list[Bucket]:
     """Consecutive parameters of one type in buckets of about ``size`` bytes."""
-    made: list[Bucket] = []
-    waiting: dict[torch.dtype, list[nn.Parameter]] = {}
+    full: list[Bucket] = []
+    filling: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
-        run = waiting.setdefault(parameter.dtype, [])
+        run = filling.setdefault(parameter.dtype, [])
         run.append(parameter)
         if sum(p.numel() * p.element_size() for p in run) >= size:
-            made.append(Bucket(waiting.pop(parameter.dtype)))
-    return [*made, *(Bucket(run) for run in waiting.values())]
+            full.append(Bucket(filling.pop(parameter.dtype)))
+    return [*full, *(Bucket(run) for run in filling.values())]
 
 
-class Replicas:
-    """Averages over the ranks of ``dp`` that own the same segments, as all-reduces begun while backward runs.
+class ReplicaAverage:
+    """Averages over the ranks of ``dp`` that own the same parts, as all-reduces begun while backward runs.
 
-    A parameter's gradient is whole after the last of the backward calls that reach it: g^j where F^{j-1} is g^j itself,
-    for instance, is reached twice. ``phases`` says which call that is; :meth:`begin_phase` and :meth:`end_phase` stand
-    around each.
+    A rank differentiates its parts in several backward calls, numbered phases. A gradient is complete after the last
+    phase that reaches its parameter, and not before, though autograd's hook fires in each: where F^{j-1} is g^j itself,
+    g^j's parameters are reached in phase 0 and again in its own.
+
+    All dp ranks have to begin their all-reduces in one order, or a bucket of one rank would be added to another bucket
+    of the other. So buckets are filled in the order of phases, the same on all, and a bucket that is complete waits for
+    those before it.
 
     Args:
         group: of the dp ranks.
-        phases: every parameter with the number of the last backward call that reaches it.
+        phases: every parameter with the number of the last phase that reaches it.
         size: bytes of a bucket.
         wait: waits for a work, bounded.
     """
@@ -115,7 +130,7 @@ class Replicas:
         self._phase = phase
 
     def end_phase(self) -> None:
-        """It is over: what it did not reach is as ready as it will be."""
+        """It is over: what it did not reach, such as an unused branch, is as complete as it will be."""
         for parameter, (_, phase) in self._place.items():
             if phase == self._phase and parameter not in self._ready:
                 self._mark(parameter)
@@ -131,23 +146,24 @@ class Replicas:
             bucket.work = bucket.flat = None
 
     def _arrange(self) -> None:
-        inner: dict[int, list[nn.Parameter]] = {}
+        by_phase: dict[int, list[nn.Parameter]] = {}
         for parameter, phase in self._phases:
             if parameter.requires_grad:
-                inner.setdefault(phase, []).append(parameter)
+                by_phase.setdefault(phase, []).append(parameter)
                 if parameter not in self._hooked:
                     self._hooked.add(parameter)
-                    parameter.register_post_accumulate_grad_hook(self._arrived)
-        order = [parameter for phase in sorted(inner) for parameter in reversed(inner[phase])]
-        self._buckets = _buckets(order, self.size)
+                    parameter.register_post_accumulate_grad_hook(self._accumulated)
+        # within a phase gradients come about in the reverse order of the forward pass
+        order = [parameter for phase in sorted(by_phase) for parameter in reversed(by_phase[phase])]
+        self._buckets = make_buckets(order, self.size)
         last = dict(self._phases)
         self._place = {p: (bucket, last[p]) for bucket in self._buckets for p in bucket.parameters}
 
-    def _arrived(self, parameter: torch.Tensor) -> None:
-        """A gradient was accumulated."""
+    def _accumulated(self, parameter: torch.Tensor) -> None:
+        """Autograd's hook: a gradient was added to ``grad``."""
         assert isinstance(parameter, nn.Parameter)
-        found = self._place.get(parameter)
-        if found is not None and found[1] == self._phase and parameter not in self._ready:
+        place = self._place.get(parameter)
+        if place is not None and place[1] == self._phase and parameter not in self._ready:
             self._mark(parameter)
 
     def _mark(self, parameter: nn.Parameter) -> None:
@@ -160,8 +176,8 @@ class Replicas:
             self._next += 1
 
 
-class Sharers:
-    """Sums over the ranks whose parts share a parameter: each holds a copy, and adds up all in the order of the ranks.
+class TiedSum:
+    """Sums over the ranks that hold a parameter together; each adds all up in the order of ranks: all get the same.
 
     Gradients that were summed before are divided by the number of sharers before new ones are added to them, so that
     the next sum leaves them as they were.
@@ -191,7 +207,7 @@ class Sharers:
     def finish(self) -> None:
         """Sum what was accumulated."""
         for ranks, parameters in self._shared.items():
-            for bucket in _buckets([parameter for parameter in parameters if parameter.requires_grad], 1 << 62):
+            for bucket in make_buckets([parameter for parameter in parameters if parameter.requires_grad], 1 << 62):
                 first, *others = self._exchange(bucket.pack(), ranks)
                 total = first.clone()
                 for other in others:
@@ -206,6 +222,43 @@ class Sharers:
                 value = self._exchange(parameter.detach().contiguous(), ranks)[0]
                 with torch.no_grad():
                     parameter.detach().copy_(value)
+
+
+class GradientSync:
+    """What is done to gradients around the backward calls of one rank's step.
+
+    Args:
+        tied: sums over the ranks that share parameters.
+        average: averages over the dp ranks, where there are several.
+    """
+
+    def __init__(self, tied: TiedSum, average: ReplicaAverage | None) -> None:
+        self._tied, self._average = tied, average
+        self._active = True
+
+    def begin(self, *, active: bool) -> None:
+        """Before the backward calls of a step; one that is not active leaves gradients on their ranks."""
+        self._active = active
+        if self._average is not None and active:
+            self._average.begin()
+        self._tied.begin()
+
+    @contextlib.contextmanager
+    def phase(self, number: int) -> Iterator[None]:
+        """Around one backward call."""
+        if self._average is None or not self._active:
+            yield
+            return
+        self._average.begin_phase(number)
+        yield
+        self._average.end_phase()
+
+    def finish(self) -> None:
+        """After the last backward call: wait for all averages, and sum over those who share."""
+        if self._active:
+            if self._average is not None:
+                self._average.finish()
+            self._tied.finish()
 
 
 def broadcast_tensors(group: dist.ProcessGroup, tensors: Sequence[torch.Tensor]) -> None:

@@ -1,7 +1,8 @@
 """SegmentedNetwork, runs of segments -> SegmentPartition: which rank owns which parts, what crosses between ranks.
 
-The network's own graph, equation (3), says what each part reads. Segment j stands on one rank with its adapter C^j and
-the coarse block F^{j-1} in front of it, the stem and the context on the first rank, the head on the last.
+The network's own graph, equation (3), says what each part reads. A rank owns consecutive segments, each with its
+adapter C^j and the coarse block F^{j-1} in front of it; the first rank owns the stem and the context too, the last one
+the head.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
-from pararealize.errors import DistributedError
+from pararealize.plan.communication import Peers, peers_of
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.tracing.operations import as_captured
 from pararealize.tracing.random_calls import draws
+
+from .messages.message_order import message_tags
 
 __all__ = [
     "Partition",
@@ -27,11 +30,12 @@ __all__ = [
     "SegmentPartition",
     "SegmentedNetwork",
     "SharedValue",
-    "assign",
-    "differentiable",
+    "TensorPaths",
+    "differentiable_outputs",
+    "fixed_inputs",
     "module_at",
-    "part_names",
     "signature_of",
+    "tensor_at",
     "tensors_of",
 ]
 
@@ -74,7 +78,13 @@ class SegmentedNetwork(PartitionableNetwork):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SharedValue:
-    """A value of the stem or of the context, made on the first rank; ``readers`` are the other ranks that read it."""
+    """A value of the stem or of the context, computed on the first rank and read on others, too.
+
+    Attributes:
+        name: in the network's graph.
+        readers: the ranks that read it, without the first.
+        differentiable: whether parameters took part in it, so that its gradients go back.
+    """
 
     name: str
     readers: tuple[int, ...]
@@ -83,32 +93,38 @@ class SharedValue:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """Which rank owns which parts of a network, and which values of its first part other ranks read.
+    """Which rank owns which parts of a network, and which values of the first rank's others read.
 
     Attributes:
         runs: first and last segment, or interval of layers, (from 1) of each rank.
+        labels: what to call each rank in errors, such as ``"1 (segments 3 to 4, layer2.0 to layer2.3)"``.
         signature: of the network's call.
         inputs: from the names in the signature to those that parts read.
         fixed: inputs that are no tensors, with the values that the network was captured with.
         parts: every part by its name.
+        owned: the names of each rank's parts.
         values: of the stem and the context, in the order in which they are sent.
+        tags: of the messages between ranks, by what they carry.
     """
 
     runs: tuple[tuple[int, int], ...]
+    labels: tuple[str, ...]
     signature: inspect.Signature
     inputs: Mapping[str, str]
     fixed: Mapping[str, Any]
     parts: Mapping[str, Part]
+    owned: tuple[tuple[str, ...], ...]
     values: tuple[SharedValue, ...]
+    tags: Mapping[str, int]
 
     @property
     def ranks(self) -> int:
         """How many ranks."""
         return len(self.runs)
 
-    def names(self, rank: int) -> tuple[str, ...]:
+    def parts_of(self, rank: int) -> tuple[Part, ...]:
         """The parts that a rank owns."""
-        raise NotImplementedError
+        return tuple(self.parts[name] for name in self.owned[rank])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,132 +132,114 @@ class SegmentPartition(Partition):
     """The segments of a parareal network, divided among ranks.
 
     Attributes:
+        peers: what each rank passes to whom.
+        source: what adapters read, ``"input"`` or ``"stem"``.
         everywhere: whether each rank computes the context for itself: it reads no parameter, buffer or random number.
     """
 
+    peers: tuple[Peers, ...]
+    source: str
     everywhere: bool
 
     @classmethod
-    def of(cls, net: SegmentedNetwork, runs: Sequence[tuple[int, int]]) -> SegmentPartition:
-        """Read the network's graph."""
-        parts = net.parts
-        everywhere = "context" in parts and _is_free(net, net.pieces["context"])
+    def of(
+        cls, net: SegmentedNetwork, runs: Sequence[tuple[int, int]], peers: Sequence[Peers] | None = None
+    ) -> SegmentPartition:
+        """Read the network's graph.
+
+        Args:
+            net: the network.
+            runs: first and last segment of each rank.
+            peers: what each rank passes to whom; z to the next rank, in a row, where they are left out.
+        """
+        parts, plan = net.parts, net.plan
+        everywhere = "context" in parts and _computes_anywhere(net, net.pieces["context"])
         readers: dict[str, set[int]] = {}
         for rank in range(len(runs)):
-            for name in part_names(parts, runs, rank):
-                for read in parts[name].reads:
-                    readers.setdefault(read, set()).add(rank)
+            for part in _parts_of(parts, runs, rank):
+                for name in part.reads:
+                    readers.setdefault(name, set()).add(rank)
         values = []
         for maker in ("context", "stem"):
             if maker not in parts or (maker == "context" and everywhere):
                 continue
-            flags = differentiable(net, net.pieces[maker])
+            flags = differentiable_outputs(net, net.pieces[maker])
             for name, flag in zip(parts[maker].gives, flags, strict=True):
                 others = tuple(sorted(readers.get(name, set()) - {0}))
                 values.append(SharedValue(name=name, readers=others, differentiable=flag))
-        fixed = {
-            str(node.args[2]): node.args[1]
-            for node in net.graph.nodes
-            if node.op == "call_function" and node.target is as_captured
-        }
+        labels = []
+        for rank, (first, last) in enumerate(runs):
+            which = f"segment {first}" if first == last else f"segments {first} to {last}"
+            labels.append(
+                f"{rank} ({which}, {plan.segments[first - 1].first_block} to {plan.segments[last - 1].last_block})"
+            )
         return cls(
             runs=tuple(runs),
+            labels=tuple(labels),
             signature=signature_of(net.graph),
             inputs={str(node.target): node.name for node in net.graph.nodes if node.op == "placeholder"},
-            fixed=fixed,
+            fixed=fixed_inputs(net.graph),
             parts=parts,
+            owned=tuple(
+                tuple(part.name for part in _parts_of(parts, runs, rank, context_everywhere=everywhere))
+                for rank in range(len(runs))
+            ),
             values=tuple(values),
+            tags=message_tags(
+                [value.name for value in values] + [f"{letter}_{j}" for j in range(1, plan.n + 1) for letter in "zs"]
+            ),
+            peers=peers_of(runs) if peers is None else tuple(peers),
+            source=plan.source,
             everywhere=everywhere,
         )
 
-    def names(self, rank: int) -> tuple[str, ...]:
-        """The parts that a rank owns."""
-        return part_names(self.parts, self.runs, rank, context=self.everywhere)
+    @property
+    def n(self) -> int:
+        """How many segments."""
+        return self.runs[-1][1]
+
+    @property
+    def cuts_stem(self) -> bool:
+        """Whether others than g^1 read what the stem gives, so that its graph ends there."""
+        return self.source == "stem" or len(self.parts["stem"].gives) > 1
 
 
-def part_names(
-    parts: Mapping[str, Part], runs: Sequence[tuple[int, int]], rank: int, *, context: bool = False
-) -> tuple[str, ...]:
-    """Names of a rank's parts; of the first rank's the context too, and of any that reads it where asked for."""
+def _parts_of(
+    parts: Mapping[str, Part], runs: Sequence[tuple[int, int]], rank: int, *, context_everywhere: bool = False
+) -> list[Part]:
+    """A rank's parts, segment after segment; the context on the first rank, or on all that read it."""
     first, last = runs[rank]
-    names = ["stem"] if rank == 0 else []
-    for j in range(first, last + 1):
-        names += [f"C{j}", f"g{j}", f"F{j - 1}"] if j > 1 else ["g1"]
-    names += ["head"] if rank == len(runs) - 1 else []
-    if "context" in parts:
-        made = set(parts["context"].gives)
-        if rank == 0 if not context else any(made.intersection(parts[name].reads) for name in names):
-            names.insert(0, "context")
-    return tuple(names)
+    n = runs[-1][1]
+    owned = [part for part in parts.values() if part.kind != "context" and first <= part.home_segment(n) <= last]
+    context = parts.get("context")
+    if context is not None:
+        reads_it = any(set(context.gives).intersection(part.reads) for part in owned)
+        if reads_it if context_everywhere else rank == 0:
+            owned.insert(0, context)
+    return sorted(owned, key=lambda part: part.home_segment(n))  # stable: within a segment in the order of the calls
+
+
+# What parts read -----------------------------------------------------------------------------------------------------
 
 
 def signature_of(graph: fx.Graph) -> inspect.Signature:
     """That of a call with the graph's inputs by name."""
-    found = []
+    parameters = []
     for node in graph.nodes:
         if node.op == "placeholder":
             default = node.args[0] if node.args else inspect.Parameter.empty
-            found.append(inspect.Parameter(str(node.target), inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
-    return inspect.Signature(found)
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            parameters.append(inspect.Parameter(str(node.target), kind, default=default))
+    return inspect.Signature(parameters)
 
 
-# Where segments stand ------------------------------------------------------------------------------------------------
-
-
-def assign(plan: Plan, ranks: int, assignment: Sequence[int] | None = None) -> tuple[tuple[int, int], ...]:
-    """First and last segment of each rank: consecutive runs with the smallest critical path.
-
-    A rank computes the fine part of all its segments, waits for z, and then its coarse blocks, as in
-    :attr:`Plan.critical_path`: ``t_1 = s_1 + c_1``, ``t_{r+1} = max(s_{r+1}, t_r) + c_{r+1}``.
-
-    Args:
-        plan: its costs.
-        ranks: how many, from 1 to the number of segments.
-        assignment: how many segments each rank takes, in order, in place of that.
-
-    Raises:
-        DistributedError: more ranks than segments, or an assignment that does not fit.
-
-    Example:
-        >>> from pararealize import pararealize
-        >>> from pararealize.models import resnet20
-        >>> plan = pararealize(resnet20(), n=4, coarse="linear").plan
-        >>> assign(plan, 2), assign(plan, 2, [1, 3])
-        (((1, 2), (3, 4)), ((1, 1), (2, 4)))
-    """
-    if ranks > plan.n:
-        raise DistributedError(
-            f"{ranks} ranks for n = {plan.n} segments: a segment is not split; start {plan.n} ranks, give the mesh a "
-            f"dp dimension, or convert with n = {ranks} or more"
-        )
-    if assignment is not None:
-        if len(assignment) != ranks or sum(assignment) != plan.n or min(assignment) < 1:
-            raise DistributedError(
-                f"assignment is {list(assignment)!r}; pass how many of the {plan.n} segments each of the {ranks} ranks "
-                "takes, at least one each"
-            )
-        ends = list(itertools.accumulate(assignment))
-        return tuple((end - count + 1, end) for end, count in zip(ends, assignment, strict=True))
-    extra = [0.0, *(row.cost for row in plan.adapters)]
-    fine = list(itertools.accumulate((s.cost + e for s, e in zip(plan.segments, extra, strict=True)), initial=0.0))
-    coarse = list(itertools.accumulate((0.0, *(row.cost for row in plan.coarse_blocks)), initial=0.0))
-    time = {b: fine[b] + coarse[b] for b in range(1, plan.n + 1)}  # one rank with segments 1 to b
-    begins: list[dict[int, int]] = []
-    for rank in range(2, ranks + 1):
-        best = {
-            b: min((max(fine[b] - fine[a], time[a]) + coarse[b] - coarse[a], a) for a in range(rank - 1, b))
-            for b in range(rank, plan.n + 1)
-        }
-        time, begin = {b: value for b, (value, _) in best.items()}, {b: a for b, (_, a) in best.items()}
-        begins.append(begin)
-    ends = [plan.n]
-    for begin in reversed(begins):
-        ends.append(begin[ends[-1]])
-    ends = [0, *reversed(ends)]
-    return tuple((a + 1, b) for a, b in itertools.pairwise(ends))
-
-
-# What parts hold -----------------------------------------------------------------------------------------------------
+def fixed_inputs(graph: fx.Graph) -> dict[str, Any]:
+    """The graph's inputs that are no tensors, with the values that it was captured with."""
+    return {
+        str(node.args[2]): node.args[1]
+        for node in graph.nodes
+        if node.op == "call_function" and node.target is as_captured
+    }
 
 
 def module_at(tree: nn.Module, path: str) -> nn.Module:
@@ -253,38 +251,64 @@ def module_at(tree: nn.Module, path: str) -> nn.Module:
     return tree
 
 
-def tensors_of(net: PartitionableNetwork, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What a part uses of the network's tree, by qualified name: modules that it calls, attributes that it reads."""
-    if name[0] in "CF" and name[1:].isdigit():
-        path = f"{'adapters' if name[0] == 'C' else 'coarse'}.{name}"
-        return ((path,), ()) if name in module_at(net, path.partition(".")[0])._modules else ((), ())
-    nodes = list(net.pieces[name].nodes)
-    calls = dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module")
-    attributes = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
-    return tuple(calls), tuple(attributes)
-
-
-def _tensor(net: nn.Module, path: str) -> torch.Tensor | None:
+def tensor_at(tree: nn.Module, path: str) -> torch.Tensor | None:
+    """The parameter or buffer of that name, where there is one."""
     owner_path, _, name = path.rpartition(".")
-    owner = module_at(net, owner_path)
+    owner = module_at(tree, owner_path)
     return owner._parameters.get(name, owner._buffers.get(name))
 
 
-def _is_free(net: nn.Module, graph: fx.Graph) -> bool:
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorPaths:
+    """What a part uses of a network's tree, by qualified names.
+
+    Attributes:
+        modules: those that it calls, and all tensors in them.
+        attributes: single tensors that it reads.
+    """
+
+    modules: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+
+    def tensors(self, tree: nn.Module) -> Iterator[torch.Tensor]:
+        """All parameters and buffers of these in a tree."""
+        for path in self.modules:
+            module = module_at(tree, path)
+            yield from module.parameters()
+            yield from module.buffers()
+        for path in self.attributes:
+            tensor = tensor_at(tree, path)
+            if tensor is not None:
+                yield tensor
+
+
+def tensors_of(net: PartitionableNetwork, part: Part) -> TensorPaths:
+    """What a part uses of the network's tree; nothing where it is a coarse block that is a segment itself."""
+    if part.is_segment_itself:
+        return TensorPaths()
+    if part.kind in ("adapter", "coarse"):
+        return TensorPaths(modules=(part.target,))
+    nodes = list(net.pieces[part.name].nodes)
+    modules = dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module")
+    attributes = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
+    return TensorPaths(tuple(modules), tuple(attributes))
+
+
+def _computes_anywhere(net: nn.Module, graph: fx.Graph) -> bool:
     """Whether a piece reads no parameters, buffers or random numbers."""
     for node in graph.nodes:
         if node.op == "call_module":
             module = module_at(net, str(node.target))
             if any(True for _ in itertools.chain(module.parameters(), module.buffers())):
                 return False
-        if node.op == "get_attr" and _tensor(net, str(node.target)) is not None:
+        if node.op == "get_attr" and tensor_at(net, str(node.target)) is not None:
             return False
         if draws(node, lambda path: module_at(net, path)):
             return False
     return True
 
 
-def differentiable(net: nn.Module, graph: fx.Graph) -> list[bool]:
+def differentiable_outputs(net: nn.Module, graph: fx.Graph) -> list[bool]:
     """For each output of a piece, whether parameters took part in it."""
     trained: dict[fx.Node, bool] = {}
     for node in graph.nodes:
@@ -292,7 +316,7 @@ def differentiable(net: nn.Module, graph: fx.Graph) -> list[bool]:
         if node.op == "call_module":
             trained[node] |= any(True for _ in module_at(net, str(node.target)).parameters())
         elif node.op == "get_attr":
-            trained[node] |= isinstance(_tensor(net, str(node.target)), nn.Parameter)
+            trained[node] |= isinstance(tensor_at(net, str(node.target)), nn.Parameter)
     output = graph.output_node().args[0]
     outputs: Iterable[Any] = output if isinstance(output, list | tuple) else (output,)
     return [trained[node] for node in outputs]

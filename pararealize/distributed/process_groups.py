@@ -1,4 +1,4 @@
-"""DeviceMesh -> Groups: the process groups of one network's ranks and of its copies, with a time-out of their own."""
+"""DeviceMesh -> ProcessGroups: those of one network's ranks and of its copies, with a time-out of their own."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.errors import DistributedError
 
-__all__ = ["Groups", "new_group"]
+__all__ = ["ProcessGroups", "new_group"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Groups:
-    """Groups of this rank with a time-out of their own.
+class ProcessGroups:
+    """The process groups that this rank is in.
 
     Attributes:
-        everyone: of all ranks of the mesh, for objects.
-        parareal: of the ranks of one network, for tensors.
-        control: of the same ranks, for objects.
-        dp: of the ranks with the same segments, where there are several.
-        rank: in ``parareal``.
+        everyone: all ranks of the mesh, for objects (gloo).
+        parareal: the ranks of one network, for tensors (the mesh's backend).
+        control: the same ranks, for objects (gloo).
+        dp: the ranks that hold the same parts of the network's copies, where there are several copies.
+        rank: this one's number in ``parareal``.
         device: of this rank.
+        limit: the time-out of all of them.
     """
 
     everyone: dist.ProcessGroup
@@ -37,9 +38,10 @@ class Groups:
     limit: timedelta
 
     @classmethod
-    def of(cls, mesh: DeviceMesh, limit: timedelta) -> Groups:
-        """Make them, after checking that the mesh can be used."""
+    def of(cls, mesh: DeviceMesh, timeout: timedelta | float) -> ProcessGroups:
+        """Make them with a time-out, a number being seconds, after checking that the mesh can be used."""
         _check_mesh(mesh)
+        limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
         names = mesh.mesh_dim_names or ("parareal",)
         row = dist.get_process_group_ranks(mesh.get_group("parareal") if mesh.ndim > 1 else mesh.get_group())
         every = sorted(int(rank) for rank in mesh.mesh.flatten())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -20,15 +21,24 @@ from pararealize.plan.recording import StepRecording
 from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.operations import as_captured
 
-from .consistency import agree
-from .p2p import Kinds
-from .rank import Own
-from .step import backward, check_loss, forward
-from .tied import Ties
+from .consistency import FAULT, agree
+from .messages.message_order import StepMessages
+from .rank_setup import RankSetup
+from .step import check_loss
 
-__all__ = ["Stage"]
+__all__ = ["RankProgram", "Stage"]
 
-_NONE = object()
+_NO_TARGET = object()
+
+
+class RankProgram(Protocol):
+    """What one rank computes and sends in a step of some kind of network."""
+
+    def forward(self, inputs: Mapping[str, Any], messages: StepMessages, *, graph: bool) -> Any:
+        """The rank's part of a forward pass; what it gives has the network's ``output`` on the last rank."""
+
+    def backward(self, run: Any, messages: StepMessages, loss: torch.Tensor | None, share: Callable[[], None]) -> None:
+        """Its part of the backward pass; it calls ``share`` where nothing waits for the loss."""
 
 
 class Stage(nn.Module):
@@ -44,55 +54,68 @@ class Stage(nn.Module):
         mesh: the ranks of all copies of the network.
         group: the ranks of one network, as ``ShardedGradScaler(process_group=stage.group)`` takes it.
         plan: of the whole network.
+        setup: what it is made of: the partition, the rank's parts by name, its messages and its watchdog.
+        tied_names: for every key of the whole network's state dict, the other names of its tensor.
     """
 
-    _own: Own
-    _ties: Ties
-    _described: str
-    _synchronised: bool
-    _signatures: dict[Any, Kinds]
-    _failure: str
     mesh: DeviceMesh
     plan: Plan
+    setup: RankSetup
+    _program: RankProgram
+    _averages_gradients: bool
+    _messages_by_signature: dict[Any, StepMessages]
+    _failure: str
 
-    def __init__(self, tree: nn.Module, own: Own, ties: Ties, described: str, mesh: DeviceMesh) -> None:
+    def __init__(self, setup: RankSetup, program: RankProgram) -> None:
         super().__init__()
-        share_contents(self, tree)
+        share_contents(self, setup.modules.tree)
         self.__dict__.update(
-            _own=own, _ties=ties, _described=described, mesh=mesh, _synchronised=True, _signatures={}, _failure=""
+            setup=setup,
+            mesh=setup.mesh,
+            _program=program,
+            _averages_gradients=True,
+            _messages_by_signature={},
+            _failure="",
         )
+        # not at exit: there the watchdog itself looks at how the script ended, and tells the others
+        weakref.finalize(self, setup.watch.close).atexit = False
 
     @property
     def rank(self) -> int:
         """The number of this rank in the parareal group."""
-        return self._own.rank
+        return self.setup.rank
 
     @property
     def segments(self) -> tuple[int, int]:
         """The first and the last segment of this rank, from 1."""
-        return self._own.first, self._own.last
+        return self.setup.partition.runs[self.rank]
 
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
-        return self._own.wire.device
+        return self.setup.channel.device
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The ranks of one network."""
-        return self._own.wire.group
+        return self.setup.channel.group
+
+    @property
+    def tied_names(self) -> Mapping[str, tuple[str, ...]]:
+        """For every key of the whole network's state dict, the other names of its tensor."""
+        return self.setup.other_names
 
     def part_modules(self) -> dict[Part, nn.Module]:
         """The parts of this rank and their modules; an F^j that is g^{j+1} itself has none of its own."""
-        parts = self._own.layout.parts
-        return {parts[name]: m for name, m in self._own.parts.items() if not parts[name].is_segment_itself}
+        parts, modules = self.setup.partition.parts, self.setup.modules.parts
+        return {parts[name]: module for name, module in modules.items() if not parts[name].is_segment_itself}
 
     # A step ----------------------------------------------------------------------------------------------------------
 
     def step(
         self,
         *args: Any,
-        target: Any = _NONE,
+        target: Any = _NO_TARGET,
         loss_fn: Callable[..., torch.Tensor],
         scaler: torch.amp.GradScaler | None = None,
         **kwargs: Any,
@@ -117,56 +140,44 @@ class Stage(nn.Module):
             DistributedError: ranks disagree on shapes, types, mode or autocast, or one did not answer in time.
             TypeError: inputs do not fit the network's signature.
         """
-        own = self._own
-        with own.watch.step(), torch.enable_grad():
+        with self.setup.watch.step(), torch.enable_grad():
             inputs = self._inputs(args, kwargs)
-            kinds = self._kinds(inputs, "step")
-            own.replicas = self._ties.replicas if self._synchronised else None
-            with self._whole():
-                return self._step(inputs, kinds, target, loss_fn, scaler)
+            messages = self._messages(inputs, "step")
+            with self._usable_only_if_it_ends_well():
+                return self._step(inputs, messages, target, loss_fn, scaler)
 
     def _step(
         self,
         inputs: Mapping[str, Any],
-        kinds: Kinds,
+        messages: StepMessages,
         target: Any,
         loss_fn: Callable[..., torch.Tensor],
         scaler: torch.amp.GradScaler | None,
     ) -> torch.Tensor:
-        own, ties = self._own, self._ties
-        run = self._forward(inputs, kinds, graph=True)
+        setup = self.setup
+        run = self._program.forward(inputs, messages, graph=True)
         loss = scaled = None
-        if own.is_last:
-            loss = check_loss(loss_fn(run.output) if target is _NONE else loss_fn(run.output, self._here(target)))
-            scaled = loss
+        if setup.owns_head:
+            arguments = () if target is _NO_TARGET else (self._to_device(target),)
+            scaled = loss = check_loss(loss_fn(run.output, *arguments))
         if scaler is not None:  # on the other ranks, only so that they have the scale too
             scaled_here = scaler.scale(torch.zeros((), device=self.device) if loss is None else loss)
             scaled = None if loss is None else scaled_here
         shared: list[tuple[torch.Tensor, dist.Work]] = []
-        if own.replicas is not None:
-            own.replicas.begin()
-        ties.sharers.begin()
+        last = setup.partition.ranks - 1
+        setup.sync.begin(active=self._averages_gradients)
         with torch.autocast(self.device.type, enabled=False):
-            self._backward(
-                run, scaled, lambda: shared.append(own.wire.share("loss", loss, own.layout.ranks - 1, kinds))
-            )
-            if own.replicas is not None:
-                own.replicas.finish()
-            if self._synchronised:
-                ties.sharers.finish()
+            self._program.backward(run, messages, scaled, lambda: shared.append(messages.share("loss", loss, last)))
+            setup.sync.finish()
         ((value, work),) = shared
-        own.wire.wait(work, "the loss", own.layout.ranks - 1)
-        own.wire.flush()
-        kinds.complete = True
+        setup.channel.wait(work, "the loss", last)
+        self._end_messages(messages)
         return value
 
-    def _forward(self, inputs: Mapping[str, Any], kinds: Kinds, *, graph: bool) -> Any:
-        """The rank's part of a forward pass: its result has the ``output`` on the last rank."""
-        return forward(self._own, inputs, kinds, graph=graph)
-
-    def _backward(self, run: Any, loss: torch.Tensor | None, share: Callable[[], None]) -> None:
-        """The rank's part of the backward pass."""
-        backward(self._own, run, loss, share)
+    def _end_messages(self, messages: StepMessages) -> None:
+        """The end of a step or an evaluation: all that was sent has left, and every format is known."""
+        self.setup.channel.flush()
+        messages.formats_known = True
 
     def forward(self, *args: Any, everywhere: bool = False, **kwargs: Any) -> Any:
         """The network's output, without a graph.
@@ -179,79 +190,82 @@ class Stage(nn.Module):
         Returns:
             The output on the last rank, ``None`` elsewhere; or the output on every rank.
         """
-        own = self._own
-        with own.watch.step(), torch.no_grad():
+        with self.setup.watch.step(), torch.no_grad():
             inputs = self._inputs(args, kwargs)
-            kinds = self._kinds(inputs, "inference, everywhere" if everywhere else "inference")
-            with self._whole():
-                output = self._forward(inputs, kinds, graph=False).output
-                own.wire.flush()
-                kinds.complete = True
-                return own.wire.copied(output, own.layout.ranks - 1) if everywhere else output
+            messages = self._messages(inputs, "inference, everywhere" if everywhere else "inference")
+            with self._usable_only_if_it_ends_well():
+                output = self._program.forward(inputs, messages, graph=False).output
+                self._end_messages(messages)
+                return messages.copy_to_all(output, self.setup.partition.ranks - 1) if everywhere else output
 
     @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
-        """What is begun inside has to end well: messages that were left behind would be taken for later ones."""
+    def _usable_only_if_it_ends_well(self) -> Iterator[None]:
+        """Refuse further steps after one that failed: messages that it left behind would be taken for later ones."""
         try:
             yield
         except BaseException as error:
             self.__dict__["_failure"] = f"{type(error).__name__}: {str(error)[:200]}"
-            self._own.wire.forget()
+            self.setup.channel.forget()
             raise
 
     def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs by the names that parts read, detached and on this rank's device."""
         if self._failure:
             raise DistributedError(
-                f"rank {self._own.wire.who(self.rank)} cannot run another step after one that failed "
+                f"rank {self.setup.partition.labels[self.rank]} cannot run another step after one that failed "
                 f"({self._failure}); start the processes again from a checkpoint"
             )
-        layout = self._own.layout
-        bound = layout.signature.bind(*args, **kwargs)
+        partition = self.setup.partition
+        bound = partition.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        for name, captured in layout.fixed.items():
+        for name, captured in partition.fixed.items():
             as_captured(bound.arguments[name], captured, name)
-        return {layout.inputs[name]: self._here(value) for name, value in bound.arguments.items()}
+        return {partition.inputs[name]: self._to_device(value) for name, value in bound.arguments.items()}
 
-    def _here(self, value: Any) -> Any:
+    def _to_device(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.detach().to(self.device, non_blocking=True)
         return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(self.device, non_blocking=True), value)
 
-    def _kinds(self, inputs: Mapping[str, Any], call: str) -> Kinds:
-        """What messages look like for inputs like these; the ranks agree on a signature once."""
+    def _messages(self, inputs: Mapping[str, Any], call: str) -> StepMessages:
+        """The messages for inputs like these; where they are new, the ranks first compare what they are to run.
+
+        Ranks whose inputs or modes differ would send messages that the others take for something else. So they meet
+        once for each signature, before the first message, and not again.
+        """
         kind = self.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         shapes = tuple(
             (value.shape, value.dtype) if isinstance(value, torch.Tensor) else repr(value) for value in inputs.values()
         )
         signature = (shapes, self.training, autocast, call)
-        known = self._signatures
-        if signature not in known:
-            undefined = self._ties.undefined.names()
-            facts = {
-                "call": call,
-                "mode": "train" if self.training else "eval",
-                "autocast": str(autocast or "off").removeprefix("torch."),
-                **{f"input {name}": _text(value) for name, value in inputs.items()},
-            }
-            if undefined:
-                facts["fault"] = (
-                    f"{len(undefined)} tensors have no values ({', '.join(undefined[:3])}): the network came from the "
-                    "meta device, and no module draws them; load a checkpoint with stage.load_state_dict(...)"
-                )
-            own = self._own
-            own.watch.waiting("the beginning of a step")
-            agree(
-                own.wire.control,
-                facts,
-                what="run a step",
-                remedy="give every rank of a parareal group the same inputs, mode and autocast",
-                timeout=own.wire.timeout,
-                who=own.wire.who,
+        if signature not in self._messages_by_signature:
+            self._agree_on_step(inputs, call, str(autocast or "off").removeprefix("torch."))
+            self._messages_by_signature[signature] = StepMessages(self.setup.channel, self.setup.partition.tags)
+        return self._messages_by_signature[signature]
+
+    def _agree_on_step(self, inputs: Mapping[str, Any], call: str, autocast: str) -> None:
+        channel, undefined = self.setup.channel, self.setup.undefined.names()
+        facts = {
+            "call": call,
+            "mode": "train" if self.training else "eval",
+            "autocast": autocast,
+            **{f"input {name}": _text(value) for name, value in inputs.items()},
+        }
+        if undefined:
+            facts[FAULT] = (
+                f"{len(undefined)} tensors have no values ({', '.join(undefined[:3])}): the network came from the "
+                "meta device, and no module draws them; load a checkpoint with stage.load_state_dict(...)"
             )
-            known[signature] = Kinds()
-        return known[signature]
+        self.setup.watch.waiting("the beginning of a step")
+        agree(
+            channel.control,
+            facts,
+            what="run a step",
+            remedy="give every rank of a parareal group the same inputs, mode and autocast",
+            timeout=channel.timeout,
+            who=channel.who,
+        )
 
     # Around steps ----------------------------------------------------------------------------------------------------
 
@@ -262,11 +276,11 @@ class Stage(nn.Module):
         Averages are those over dp, sums those of parameters that several ranks share. Messages between segments are
         needed in any case.
         """
-        before, self.__dict__["_synchronised"] = self._synchronised, False
+        before, self.__dict__["_averages_gradients"] = self._averages_gradients, False
         try:
             yield
         finally:
-            self.__dict__["_synchronised"] = before
+            self.__dict__["_averages_gradients"] = before
 
     def clip_grad_norm_(
         self, max_norm: float, norm_type: float = 2.0, *, error_if_nonfinite: bool = False
@@ -279,16 +293,16 @@ class Stage(nn.Module):
         Returns:
             The norm before, the same on every rank.
         """
-        gradients = [p.grad for p in self.parameters() if p.grad is not None and id(p) in self._ties.counted]
-        own_norm = get_total_norm(gradients, norm_type).to(self.device) if gradients else torch.zeros(())
-        norm = own_norm.to(self.device, torch.float64)
+        gradients = [parameter.grad for parameter in self.setup.counted if parameter.grad is not None]
+        norm_here = get_total_norm(gradients, norm_type) if gradients else torch.zeros(())
+        norm = norm_here.to(self.device, torch.float64)
         if norm_type == float("inf"):
             work = dist.all_reduce(norm, dist.ReduceOp.MAX, group=self.group, async_op=True)
         else:
             norm = norm**norm_type
             work = dist.all_reduce(norm, group=self.group, async_op=True)
         assert work is not None
-        self._own.wire.wait(work, "the gradients' norm", self.rank)
+        self.setup.channel.wait(work, "the gradients' norm", self.rank)
         norm = norm if norm_type == float("inf") else norm ** (1 / norm_type)
         if error_if_nonfinite and not norm.isfinite():
             raise RuntimeError(f"the gradients' norm of order {norm_type} is {norm.item()}, so they cannot be clipped")
@@ -299,16 +313,18 @@ class Stage(nn.Module):
     def record(self) -> Iterator[StepRecording]:
         """Write down what this rank does when, in seconds since a barrier at the beginning. Every rank enters it.
 
-        Gives a :class:`~pararealize.plan.recording.StepRecording`, whose ``actions`` are rows ``(rank, j, action,
-        direction, start, end)``. On GPUs each action waits for the device, so that a recorded step is slower.
+        Gives a :class:`~pararealize.plan.recording.StepRecording`, whose ``actions`` are rows
+        ``(rank, j, action, direction, start, end)``. On GPUs each action waits for the device, so that a recorded step
+        is slower.
         """
-        own = self._own
-        dist.barrier(own.wire.control)
-        own.recording = StepRecording(own.rank, self.device)
+        activity = self.setup.activity
+        # all ranks leave a barrier at about the same time, so that each may call that moment zero: their clocks differ
+        dist.barrier(self.setup.channel.control)
+        activity.recording = recording = StepRecording(self.rank, self.device)
         try:
-            yield own.recording
+            yield recording
         finally:
-            own.recording = None
+            activity.recording = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take this rank's part of a checkpoint of the whole network, or of this rank's part.
@@ -318,15 +334,14 @@ class Stage(nn.Module):
         Raises:
             CheckpointError: with ``strict``, keys of this rank are missing, or keys are no rank's.
         """
-        wanted = self.state_dict()
-        keys = self._ties.keys
-        found = {}
+        wanted, tied_names = self.state_dict(), self.tied_names
+        tensors = {}
         for key in wanted:
-            names = [name for name in (key, *keys.get(key, ())) if name in state_dict]
+            names = [name for name in (key, *tied_names.get(key, ())) if name in state_dict]
             if names:
-                found[key] = state_dict[names[0]]
-        missing = [key for key in wanted if key not in found]
-        unknown = [key for key in state_dict if key not in keys]
+                tensors[key] = state_dict[names[0]]
+        missing = [key for key in wanted if key not in tensors]
+        unknown = [key for key in state_dict if key not in tied_names]
         if strict and (missing or unknown):
             faults = [
                 f"{len(names)} {fault} ({', '.join(names[:3])})"
@@ -334,14 +349,14 @@ class Stage(nn.Module):
                 if names
             ]
             raise CheckpointError(
-                f"the checkpoint does not fit {self._described}: of its keys {', '.join(faults)}; load one that was "
-                "saved from this network, or pass strict=False"
+                f"the checkpoint does not fit {self.setup.description}: of its keys {', '.join(faults)}; load one that "
+                "was saved from this network, or pass strict=False"
             )
-        return super().load_state_dict(found, strict=False, assign=assign)
+        return super().load_state_dict(tensors, strict=False, assign=assign)
 
     def extra_repr(self) -> str:
         """Which segments of which network."""
-        return self._described
+        return self.setup.description
 
 
 def _text(value: Any) -> str:

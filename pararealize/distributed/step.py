@@ -1,4 +1,4 @@
-"""What a rank owns and its inputs -> its part of one step, forward and backward.
+"""A rank's segments and the inputs -> its part of one step, forward and backward.
 
     forward    x_j = C^j(x), y_j = g^j(x_j)         all segments of all ranks at the same time
                receive z_{j-1}                      (correction.py)
@@ -15,149 +15,155 @@ Values of the stem and the context that other ranks read are cut off in the same
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pararealize.errors import DistributedError
 
-from .correction import correct, expect, uncorrect
-from .p2p import Incoming, Kinds
+from .activity import Activity
+from .autograd_cuts import add_gradients, as_leaf, differentiable_tensors, differentiate
+from .correction import correct, differentiate_correction, expect_corrections
+from .gradients import GradientSync
+from .messages.message_order import PendingMessage, StepMessages
 from .partition import SharedValue
-from .rank import Own, Pass, leaf_of, tensors_with_gradients
+from .rank_segments import RankSegments, SegmentValues
 
-__all__ = ["backward", "check_loss", "forward"]
+__all__ = ["SegmentStep", "check_loss"]
 
 
-def forward(own: Own, inputs: Mapping[str, Any], kinds: Kinds, *, graph: bool) -> Pass:
-    """All that a rank computes and sends, up to the network's output on the last rank.
+class SegmentStep:
+    """The part that one rank of a parareal network has in every step.
 
     Args:
-        own: the rank.
-        inputs: the network's inputs by the names that parts read.
-        kinds: what messages look like for inputs like these; filled in the first time.
-        graph: whether there will be a backward.
+        segments: of the rank.
+        activity: is told of each action.
+        sync: averages and sums gradients around the backward calls.
     """
-    run = Pass(kinds, graph, dict(inputs))
-    coming = [
-        own.wire.expect(value.name, 0, own.tag(value.name), kinds)
-        for value in own.layout.values
-        if own.rank in value.readers
-    ]
-    expect(own, run)
-    for name in ("context", "stem"):
-        if name in own.parts:
-            _make_values(own, run, name)
-    for incoming in coming:
-        with own.doing("receive", own.first):
-            value = own.wire.take(incoming, kinds)
-        flag = next(value.differentiable for value in own.layout.values if value.name == incoming.name)
-        run.known[incoming.name] = leaf_of(value) if graph and flag else value
-    for j in range(own.first, own.last + 1):
-        _fine(own, run, j)
-    correct(own, run)
-    return run
 
+    def __init__(self, segments: RankSegments, activity: Activity, sync: GradientSync) -> None:
+        self._segments, self._activity, self._sync = segments, activity, sync
 
-def _make_values(own: Own, run: Pass, name: str) -> None:
-    """Run the context or the stem, and send what others read of it."""
-    part = own.layout.parts[name]
-    with own.doing(name, own.first):
-        result = own.call(name, *(run.known[read] for read in part.reads))
-    several = name == "context" or len(part.gives) > 1
-    made = dict(zip(part.gives, result if several else (result,), strict=True))
-    shared = {value.name: value for value in own.layout.values}
-    cut = run.graph and (name == "context" or own.cuts_stem)
-    for value_name, value in made.items():
-        if cut and value_name in shared and shared[value_name].differentiable:
-            run.made[value_name] = value
-            run.known[value_name] = leaf_of(value)
+    def forward(self, inputs: Mapping[str, Any], messages: StepMessages, *, graph: bool) -> SegmentValues:
+        """All that a rank computes and sends, up to the network's output on the last rank.
+
+        Args:
+            inputs: the network's inputs by the names that parts read.
+            messages: for inputs like these.
+            graph: whether there will be a backward.
+        """
+        segments, activity = self._segments, self._activity
+        run = SegmentValues(graph=graph, values=dict(inputs))
+        pending = [
+            (value, messages.expect(value.name, 0))
+            for value in segments.partition.values
+            if segments.rank in value.readers
+        ]
+        expect_corrections(segments, run, messages)
+        if segments.owns("context"):
+            self._compute_values("context", run, messages)
+        if segments.owns("stem"):
+            self._compute_values("stem", run, messages)
+        for shared, message in pending:
+            with activity.during("receive", segments.first):
+                value = messages.receive(message)
+            run.values[shared.name] = as_leaf(value) if graph and shared.differentiable else value
+        for j in range(segments.first, segments.last + 1):
+            self._compute_fine(j, run)
+        correct(segments, run, messages, activity)
+        return run
+
+    def backward(
+        self, run: SegmentValues, messages: StepMessages, loss: torch.Tensor | None, share: Callable[[], None]
+    ) -> None:
+        """All that a rank differentiates: gradients stand in its parameters' ``grad`` behind it.
+
+        Args:
+            run: what its forward pass kept.
+            messages: of the step.
+            loss: on the last rank, what to differentiate.
+            share: begins to give the loss to all ranks; it is called where nothing waits for it.
+        """
+        segments, activity = self._segments, self._activity
+        with self._sync.phase(0):
+            differentiate_correction(segments, run, messages, activity, loss)
+        share()
+        pending = [
+            (value, messages.expect_gradients(value.name, reader))
+            for reader in range(1, segments.partition.ranks)
+            for value in segments.partition.values
+            if segments.rank == 0 and value.differentiable and reader in value.readers
+        ]
+        for j in range(segments.last, segments.first - 1, -1):
+            with self._sync.phase(segments.last - j + 1), activity.during("fine", j, "backward"):
+                pairs = [(run.y[j], run.y_leaf[j].grad), (run.x[j], run.x_leaf[j].grad)]
+                differentiate([pair for pair in pairs if j > 1 or pair[0] is run.y[j]])
+        self._return_gradients(run, messages)
+        if segments.rank == 0:
+            with self._sync.phase(segments.last - segments.first + 2):
+                self._differentiate_values(run, messages, pending)
+
+    def _compute_values(self, kind: Literal["context", "stem"], run: SegmentValues, messages: StepMessages) -> None:
+        """Run the context or the stem, and send what others read of it."""
+        segments, activity = self._segments, self._activity
+        with activity.during(kind, segments.first):
+            result = segments.call(kind, 0, run.values)
+        gives = segments.partition.parts[kind].gives
+        several = kind == "context" or len(gives) > 1
+        values = dict(zip(gives, result if several else (result,), strict=True))
+        shared = {value.name: value for value in segments.partition.values}
+        cut = run.graph and (kind == "context" or segments.partition.cuts_stem)
+        for name, value in values.items():
+            if cut and name in shared and shared[name].differentiable:
+                run.ends[name] = value
+                run.values[name] = as_leaf(value)
+            else:
+                run.values[name] = value
+            for reader in shared[name].readers if name in shared else ():
+                with activity.during("send", segments.first):
+                    messages.send(name, value, reader)
+
+    def _compute_fine(self, j: int, run: SegmentValues) -> None:
+        """``x_j = C^j(x)`` and ``y_j = g^j(x_j)``, equation (2)."""
+        segments, activity = self._segments, self._activity
+        if j > 1:
+            with activity.during("adapter", j):
+                x = segments.call("adapter", j, run.values)
         else:
-            run.known[value_name] = value
-        for reader in shared[value_name].readers if value_name in shared else ():
-            with own.doing("send", own.first):
-                own.wire.send(value_name, value, reader, own.tag(value_name), run.kinds)
+            x = run.values["x_1"]
+            if "x_1" in run.ends and not (segments.partition.n > 1 and segments.partition.source == "stem"):
+                x = x.clone()  # g^1 may change it in place, and it is a leaf
+        with activity.during("fine", j):
+            y = segments.call("segment", j, run.values, x)
+        run.x[j], run.y[j] = x, y
+        run.x_leaf[j], run.y_leaf[j] = (as_leaf(x), as_leaf(y)) if run.graph else (x, y)
 
+    def _return_gradients(self, run: SegmentValues, messages: StepMessages) -> None:
+        """Send the gradients of the values that came from the first rank."""
+        segments = self._segments
+        for value in segments.partition.values:
+            if value.differentiable and segments.rank in value.readers:
+                gradients = [leaf.grad for leaf in differentiable_tensors(run.values[value.name])]
+                with self._activity.during("send", segments.first, "backward"):
+                    messages.send_gradients(value.name, gradients, 0)
 
-def _fine(own: Own, run: Pass, j: int) -> None:
-    """``x_j = C^j(x)`` and ``y_j = g^j(x_j)``, equation (2)."""
-    if j > 1:
-        (source,) = own.layout.parts[f"C{j}"].reads
-        with own.doing("adapter", j):
-            x = own.call(f"C{j}", run.known[source])
-    else:
-        x = run.known["x_1"]
-        if "x_1" in run.made and not (own.n > 1 and own.source == "stem"):
-            x = x.clone()  # g^1 may change it in place, and it is a leaf
-    with own.doing("fine", j):
-        y = own.call(f"g{j}", x, *own.context(run, f"g{j}"))
-    run.x[j], run.y[j] = x, y
-    run.x_leaf[j], run.y_leaf[j] = (leaf_of(x), leaf_of(y)) if run.graph else (x, y)
-
-
-# Backward ------------------------------------------------------------------------------------------------------------
-
-
-def backward(own: Own, run: Pass, loss: torch.Tensor | None, share: Callable[[], None]) -> None:
-    """All that a rank differentiates: gradients stand in its parameters' ``grad`` behind it.
-
-    Args:
-        own: the rank.
-        run: its forward.
-        loss: on the last rank, what to differentiate.
-        share: begins to give the loss to all ranks; it is called where nothing waits for it.
-    """
-    with own.phase(0):
-        uncorrect(own, run, loss)
-    share()
-    returning = [
-        (value, own.wire.expect_back(value.name, reader, own.tag(value.name) + 1, run.kinds))
-        for reader in range(1, own.layout.ranks)
-        for value in own.layout.values
-        if own.rank == 0 and value.differentiable and reader in value.readers
-    ]
-    for j in range(own.last, own.first - 1, -1):
-        with own.phase(own.last - j + 1), own.doing("fine", j, "backward"):
-            pairs = [(run.y[j], run.y_leaf[j].grad), (run.x[j], run.x_leaf[j].grad)]
-            _differentiate([pair for pair in pairs if j > 1 or pair[0] is run.y[j]])
-    _return_values(own, run)
-    if own.rank == 0:
-        with own.phase(own.last - own.first + 2):
-            _unmake_values(own, run, returning)
-
-
-def _return_values(own: Own, run: Pass) -> None:
-    """Send the gradients of the values that came from the first rank."""
-    for value in own.layout.values:
-        if value.differentiable and own.rank in value.readers:
-            gradients = [leaf.grad for leaf in tensors_with_gradients(run.known[value.name])]
-            with own.doing("send", own.first, "backward"):
-                own.wire.send_back(value.name, gradients, 0, own.tag(value.name) + 1, run.kinds)
-
-
-def _unmake_values(own: Own, run: Pass, returning: list[tuple[SharedValue, Incoming]]) -> None:
-    """Differentiate context and stem, from what this rank's parts gave and what the others sent."""
-    for value, incoming in returning:
-        with own.doing("receive", own.first, "backward"):
-            gradients = own.wire.take_back(incoming)
-        for leaf, gradient in zip(tensors_with_gradients(run.known[value.name]), gradients, strict=True):
-            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-    with own.doing("stem", own.first, "backward"):
-        _differentiate(
-            [
-                (made, leaf.grad)
-                for name, value in run.made.items()
-                for made, leaf in zip(
-                    tensors_with_gradients(value), tensors_with_gradients(run.known[name]), strict=True
+    def _differentiate_values(
+        self, run: SegmentValues, messages: StepMessages, pending: list[tuple[SharedValue, PendingMessage]]
+    ) -> None:
+        """Differentiate context and stem, from the gradients of this rank's parts and those that the others sent."""
+        first = self._segments.first
+        for value, message in pending:
+            with self._activity.during("receive", first, "backward"):
+                gradients = messages.receive_gradients(message)
+            add_gradients(differentiable_tensors(run.values[value.name]), gradients)
+        with self._activity.during("stem", first, "backward"):
+            differentiate(
+                (end, leaf.grad)
+                for name, value in run.ends.items()
+                for end, leaf in zip(
+                    differentiable_tensors(value), differentiable_tensors(run.values[name]), strict=True
                 )
-            ]
-        )
-
-
-def _differentiate(pairs: list[tuple[torch.Tensor, torch.Tensor | None]]) -> None:
-    found = [(tensor, gradient) for tensor, gradient in pairs if tensor.requires_grad and gradient is not None]
-    if found:
-        torch.autograd.backward([tensor for tensor, _ in found], [gradient for _, gradient in found])
+            )
 
 
 def check_loss(loss: Any) -> torch.Tensor:
@@ -167,10 +173,10 @@ def check_loss(loss: Any) -> torch.Tensor:
         DistributedError: it is none.
     """
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        given += "" if getattr(loss, "requires_grad", True) else " without a graph"
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        what += "" if getattr(loss, "requires_grad", True) else " without a graph"
         raise DistributedError(
-            f"loss_fn gave {given}; it has to return one number that depends on "
+            f"loss_fn gave {what}; it has to return one number that depends on "
             "the output, such as a mean over the batch"
         )
     return loss

@@ -25,7 +25,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.errors import ModelError, MultigridError
 from pararealize.multigrid.distributed.partition import LayeredNetwork
-from pararealize.multigrid.distributed.stage import LayerStage, distribute_layers
+from pararealize.multigrid.distributed.stage import LayerStage
+from pararealize.multigrid.distributed.distribution import distribute_layers
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import Layers, find_layers

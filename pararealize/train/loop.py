@@ -21,7 +21,7 @@ from torch import nn
 
 from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import save_state
-from pararealize.distributed.world import team_of
+from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import MultigridError, TrainingError
 from pararealize.multigrid.monitor import Event
 from pararealize.random_state import derived_seed, preserve_state, seed_all
@@ -115,13 +115,13 @@ def fit(
         stack.push(training.undo)
         try:
             training.begin(folder, about or {}, resume=resume, force=force)
-            if training.folder is not None and tensorboard and training.team.is_first:
+            if training.folder is not None and tensorboard and training.processes.is_first:
                 training.board = Board(training.folder.path / "tensorboard", training.step)
                 stack.callback(training.board.close)
             training.train()
             training.end()
         except BaseException as error:
-            training.team.tell(error)
+            training.processes.report_failure(error)
             raise
     return training.history
 
@@ -148,8 +148,8 @@ class _Training:
         report: Callable[[Progress], None] | None,
     ) -> None:
         self.net, self.data, self.recipe, self.settings, self.report = net, data, recipe, settings, report
-        self.team = team_of(net)
-        self.update = Update(net, recipe, self.team, step, data.classes)
+        self.processes = processes_of(net)
+        self.update = Update(net, recipe, self.processes, step, data.classes)
         self.monitor = step.monitor if isinstance(step, MonitoredStep) else None
         if self.monitor is not None and self.monitor.net is not net:
             raise MultigridError(
@@ -174,10 +174,10 @@ class _Training:
         if path is not None:
             self.folder = folder = RunFolder(path)
             request = describe_request(
-                self.net, self.data, self.recipe, self.settings, self.team, about=about, monitor=self.monitor
+                self.net, self.data, self.recipe, self.settings, self.processes, about=about, monitor=self.monitor
             )
-            last = self.team.share(self.net, lambda: folder.begin(request, resume=resume, force=force))
-            self.team.share(self.net, lambda: _write_plan(self.net, folder))
+            last = self.processes.on_first(self.net, lambda: folder.begin(request, resume=resume, force=force))
+            self.processes.on_first(self.net, lambda: _write_plan(self.net, folder))
             if last is not None:
                 self.resume(folder, last)
                 return
@@ -186,19 +186,19 @@ class _Training:
 
     def seed_random(self, *key: object) -> None:
         """Have the random numbers of this rank follow from the run's seed, the key and the rank."""
-        seed_all(derived_seed(self.settings.seed, " ".join(map(str, (*key, self.team.rank)))))
+        seed_all(derived_seed(self.settings.seed, " ".join(map(str, (*key, self.processes.rank)))))
 
     def resume(self, folder: RunFolder, checkpoint: Path) -> None:
         """Take everything from a checkpoint."""
         plain = read_run_state(checkpoint)
         self.step = plain["step"]
         self.row_sums, self.epoch_sums = Sums(*plain["recent"]), Sums(*plain["whole"])
-        if not load_run_state(checkpoint, plain, self.net, self.update.optimizer, self.update.scaler, self.team):
+        if not load_run_state(checkpoint, plain, self.net, self.update.optimizer, self.update.scaler, self.processes):
             self.seed_random("step", self.step)  # written by another number of ranks: there is no state for each
         if self.monitor is not None:
             self.monitor.load_state_dict(plain.get("monitor", {}))
             self.event_count = len(self.monitor.events)
-        self.team.share(self.net, lambda: folder.truncate(plain["bytes"]))
+        self.processes.on_first(self.net, lambda: folder.truncate(plain["bytes"]))
         self.history.rows = [from_line(line) for line in folder.lines(METRICS)]
         self.history.score = None if plain["score"] is None else Score(**plain["score"])
 
@@ -214,34 +214,36 @@ class _Training:
             "recent": list(dataclasses.astuple(self.row_sums)),
             "whole": list(dataclasses.astuple(self.epoch_sums)),
             "score": None if self.history.score is None else dataclasses.asdict(self.history.score),
-            "bytes": self.team.share(self.net, folder.sizes),
+            "bytes": self.processes.on_first(self.net, folder.sizes),
             **({} if self.monitor is None else {"monitor": self.monitor.state_dict()}),
         }
-        with self.team.waiting("the parts of a checkpoint"):
-            state = gather_run_state(self.net, self.update.optimizer, self.update.scaler, self.team, facts)
+        with self.processes.watched("the parts of a checkpoint"):
+            state = gather_run_state(self.net, self.update.optimizer, self.update.scaler, self.processes, facts)
         keep = self.settings.keep
-        self.team.share(self.net, lambda: folder.save(self.step, lambda part: write_run_state(part, state), keep=keep))
+        self.processes.on_first(
+            self.net, lambda: folder.save(self.step, lambda part: write_run_state(part, state), keep=keep)
+        )
 
     def end(self) -> None:
         """Write the weights and the curves."""
         folder = self.folder
         if folder is not None:
-            with self.team.waiting("the weights", works=True):
+            with self.processes.watched("the weights", works=True):
                 save_state(self.net, folder.path / "weights.safetensors")
-            self.team.share(self.net, lambda: _draw(self.history, folder))
+            self.processes.on_first(self.net, lambda: _draw(self.history, folder))
 
     def undo(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Leave no folder of a run that failed before its first step was taken."""
-        if error is not None and self.folder is not None and self.step == 0 and self.team.is_first:
+        if error is not None and self.folder is not None and self.step == 0 and self.processes.is_first:
             self.folder.undo()
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Take all steps that remain."""
-        team, each = self.team, self.data.steps
+        processes, each = self.processes, self.data.steps
         for epoch in range(self.step // each, self.recipe.epochs):
-            batches = self.data.epoch(epoch, start=self.step % each, rank=team.replica, world=team.replicas)
+            batches = self.data.epoch(epoch, start=self.step % each, rank=processes.replica, world=processes.replicas)
             for x, labels in batches:
                 self.advance(x, labels, epoch + 1)
 
@@ -269,7 +271,7 @@ class _Training:
         every = self.settings.checkpoint_every
         if score is not None or (every is not None and self.step % every == 0):
             self.save()
-        if self.report is not None and self.team.is_first:
+        if self.report is not None and self.processes.is_first:
             progress = Progress(
                 step=self.step, steps=self.steps, epoch=epoch, epochs=self.recipe.epochs, loss=loss, error=error, lr=lr,
                 rate=self.rate_meter.rate, left=self.rate_meter.left(self.steps - self.step), score=score,
@@ -300,7 +302,7 @@ class _Training:
     def add_rows(self, rows: list[Row]) -> None:
         """Add rows to the history and to the files."""
         self.history.rows += rows
-        if rows and self.folder is not None and self.team.is_first:
+        if rows and self.folder is not None and self.processes.is_first:
             meter = self.rate_meter
             self.folder.append(METRICS, [to_line(row) for row in rows])
             times = {"step": self.step, "seconds": round(meter.seconds, 3), "rate": round(meter.rate, 2)}
@@ -314,10 +316,10 @@ class _Training:
         if result.fault == "loss":
             what, value, way = "loss", result.sums.loss / result.sums.count, "the forward pass"
             with self.update.autocast():
-                fault = forward_fault(self.net, x, self.team)
+                fault = forward_fault(self.net, x, self.processes)
         else:
             what, value, way = "gradients' norm", result.gradient, "the gradients"
-            fault = backward_fault(self.net, self.team)
+            fault = backward_fault(self.net, self.processes)
         last = None if self.folder is None else self.folder.last_checkpoint()
         checkpoint = "there is no checkpoint" if last is None else f"the last checkpoint is {str(last)!r}"
         raise TrainingError(

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pararealize.distributed.stage import Stage
-from pararealize.distributed.world import Team
+from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.network.local.module import LocalModule
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import part_modules
@@ -70,7 +70,7 @@ class _WatchedPart:
     culprit: str = ""
 
 
-def forward_fault(net: nn.Module, x: torch.Tensor, team: Team) -> Fault:
+def forward_fault(net: nn.Module, x: torch.Tensor, processes: TrainingProcesses) -> Fault:
     """Run a batch once more, in the network's mode and without a graph, and say where it becomes non-finite.
 
     All ranks call it. Buffers are put back; random numbers are drawn anew, so that dropout may differ.
@@ -78,7 +78,7 @@ def forward_fault(net: nn.Module, x: torch.Tensor, team: Team) -> Fault:
     Args:
         net: the network, or this rank's part.
         x: the batch.
-        team: who trains it.
+        processes: who trains it.
     """
     has_parts = _has_parts(net)
     parts = _parts(net) if has_parts else _single_modules(net)
@@ -99,7 +99,7 @@ def forward_fault(net: nn.Module, x: torch.Tensor, team: Team) -> Fault:
         for part in parts
         if not part.output_is_finite
     ]
-    reports = team.gather((faults, _finite(x), _finite(output)))
+    reports = processes.gather((faults, _finite(x), _finite(output)))
     if not all(batch_is_finite for _, batch_is_finite, _ in reports):
         return Fault(where="the batch")
     rows = sorted((row for faults, _, _ in reports for row in faults), key=lambda row: row[0])
@@ -111,12 +111,12 @@ def forward_fault(net: nn.Module, x: torch.Tensor, team: Team) -> Fault:
     return Fault(where=label, module=culprit, weights=not weights_are_finite)
 
 
-def backward_fault(net: nn.Module, team: Team) -> Fault:
+def backward_fault(net: nn.Module, processes: TrainingProcesses) -> Fault:
     """Say where gradients became non-finite on their way from the loss to the input. All ranks call it.
 
     Args:
         net: the network, or this rank's part, with the gradients of one backward pass.
-        team: who trains it.
+        processes: who trains it.
     """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     faults = []
@@ -124,7 +124,7 @@ def backward_fault(net: nn.Module, team: Team) -> Fault:
         parameters = [p for p in part.module.parameters() if p.grad is not None and not _finite(p.grad)]
         if parameters:
             faults.append((part.order, part.label, names.get(id(parameters[-1]), "")))
-    rows = [row for faults in team.gather(faults) for row in faults]
+    rows = [row for faults in processes.gather(faults) for row in faults]
     if not rows:
         return Fault(where="the loss")
     _, label, parameter = max(rows, key=lambda row: row[0])  # backward, the last part comes first

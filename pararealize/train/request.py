@@ -13,7 +13,7 @@ from torch import nn
 
 from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import check_tensors
-from pararealize.distributed.world import Team
+from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import RecipeError
 from pararealize.multigrid.monitor import Monitor
 from pararealize.plan.plan import Plan
@@ -54,7 +54,7 @@ def describe_request(
     data: Dataset,
     recipe: Recipe,
     settings: RunSettings,
-    team: Team,
+    processes: TrainingProcesses,
     *,
     about: Mapping[str, Any],
     monitor: Monitor | None,
@@ -67,7 +67,7 @@ def describe_request(
         CheckpointError: the network's state is more than tensors.
     """
     shapes: dict[str, list[int]] = {}
-    for part in team.gather({name: list(value.shape) for name, value in check_tensors(net).items()}):
+    for part in processes.gather({name: list(value.shape) for name, value in check_tensors(net).items()}):
         shapes |= part
     plan = plan_of(net)
     return {

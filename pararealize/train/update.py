@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pararealize.distributed.stage import Stage
-from pararealize.distributed.world import Team
+from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import ModelError
 from pararealize.train.run.score import correct, logits_of
 
@@ -59,7 +59,7 @@ class Update:
     Args:
         net: the network, or this rank's part.
         recipe: which optimiser, loss and precision.
-        team: the ranks that train it.
+        processes: the ranks that train it.
         step: forward and backward, where the network has a way of its own.
         classes: how many logits it has to give at least.
 
@@ -73,11 +73,16 @@ class Update:
     """
 
     def __init__(
-        self, net: nn.Module, recipe: Recipe, team: Team, step: TrainingStep | None = None, classes: int = 1
+        self,
+        net: nn.Module,
+        recipe: Recipe,
+        processes: TrainingProcesses,
+        step: TrainingStep | None = None,
+        classes: int = 1,
     ) -> None:
-        self.net, self.recipe, self.team, self.classes = net, recipe, team, classes
+        self.net, self.recipe, self.processes, self.classes = net, recipe, processes, classes
         trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        if team.group is None and not trainable:
+        if processes.group is None and not trainable:
             raise ModelError(
                 f"nothing of this {type(net).__name__} can be trained: it has no parameters, or all are frozen; call "
                 "requires_grad_() on those that are to be trained"
@@ -103,13 +108,13 @@ class Update:
         with self.autocast():
             loss = self.step(x, target=labels, loss_fn=loss_fn, scaler=self.scaler)
         if self.scaler is not None:
-            with self.team.waiting("the gradients' scale"):
+            with self.processes.watched("the gradients' scale"):
                 self.scaler.unscale_(self.optimizer)
         norm = self._clip()
-        count = len(labels) if self.team.is_last else 0
+        count = len(labels) if self.processes.is_last else 0
         correct_count = right[0] if right else torch.zeros(())  # ranks without the network's head know of no logits
         here = torch.tensor([loss.double().item() * count, correct_count.item(), count], dtype=torch.float64)
-        sums = Sums(*self.team.total(here).tolist())
+        sums = Sums(*self.processes.total(here).tolist())
         if not math.isfinite(sums.loss):
             return StepResult(sums=sums, gradient=norm, fault="loss")
         if not math.isfinite(norm) and (self.scaler is None or self.scaler.get_scale() <= 1):
@@ -134,7 +139,7 @@ class Update:
         """
         limit = self.recipe.clip
         if isinstance(self.net, Stage):
-            with self.team.waiting("the gradients' norm"):
+            with self.processes.watched("the gradients' norm"):
                 return self.net.clip_grad_norm_(math.inf if limit is None else limit).item()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

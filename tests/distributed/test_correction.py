@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
-from pararealize.distributed.p2p import Wire
+from pararealize.distributed.activity import Activity
+from pararealize.distributed.messages.point_to_point import PointToPoint
 from pararealize.errors import DistributedError
 from pararealize.plan.timeline import Timeline
 from tests.beside import (
@@ -31,7 +32,8 @@ from tests.ranks import RanksFailed, on_ranks
 
 def sums(stage):
     """The ranks that a stage's sums come from and go to."""
-    return stage._own.peers.sums_from, stage._own.peers.sum_to
+    peers = stage.setup.partition.peers[stage.rank]
+    return peers.sums_from, peers.sum_to
 
 
 def together(cases):
@@ -61,7 +63,7 @@ def deep():
     for stage in (row, summed):
         sent: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Wire, "_send", spying(Wire._send, sent))
+            patch.setattr(PointToPoint, "isend", spying(PointToPoint.isend, sent))
             ours = stage.step(inputs, target=torch.ones(5, 8), loss_fn=mean_square)
         assert max(distance(ours, loss), furthest(stage, net, "grad")) < TIGHT
         found.append((sums(stage), sent))
@@ -175,15 +177,14 @@ def struck(kind, culprit, action, direction):
     """Train until, in the third step, something befalls a rank at the beginning of an action."""
     net, batch = converted("alike", n=6)
     stage = net.distribute(mesh_of(3), timeout=3, assignment=[2, 2, 2], reduce_linear=True)
-    own = stage._own
-    plain, step = type(own).doing, 0
+    plain, step = Activity.during, 0
 
-    def doing(self, what, j, way="forward"):
+    def during(self, what, j, way="forward"):
         if (step, stage.rank, what, way) == (3, culprit, action, direction):
             os.kill(os.getpid(), signal.SIGKILL) if kind == "kill" else time.sleep(1000)
         return plain(self, what, j, way)
 
-    type(own).doing = doing
+    Activity.during = during
     while True:
         step += 1
         stage.step(batch(2), target=torch.zeros(()), loss_fn=mean_square)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pararealize.distributed.gradients import Bucket, Sharers, _buckets
+from pararealize.distributed.gradients import Bucket, TiedSum, make_buckets
 
 
 def parameters(*shapes, dtype=torch.float64):
@@ -29,7 +29,7 @@ def test_a_bucket_gives_back_what_was_put_in() -> None:
 
 def test_buckets_hold_one_type_and_about_that_many_bytes() -> None:
     found = parameters((4,), (4,), (2,)) + parameters((2,), dtype=torch.float32) + parameters((9,), (1,))
-    made = _buckets(found, 64)
+    made = make_buckets(found, 64)
     assert [[p.numel() for p in bucket.parameters] for bucket in made] == [[4, 4], [2, 9], [2], [1]]
     assert sorted(id(p) for bucket in made for p in bucket.parameters) == sorted(map(id, found))
 
@@ -38,11 +38,11 @@ def test_a_sum_is_not_summed_again() -> None:
     (weight,) = parameters((3,))
     twin = torch.full((4,), 2.0, dtype=torch.float64)  # the other rank's gradient, always 2, and that it has one
     twin[-1] = 1
-    sharers = Sharers({(0, 1): [weight]}, lambda tensor, ranks: [tensor, twin + torch.cat([held, torch.zeros(1)])])
+    tied = TiedSum({(0, 1): [weight]}, lambda tensor, ranks: [tensor, twin + torch.cat([held, torch.zeros(1)])])
     held = torch.zeros(3, dtype=torch.float64)
     for step in range(1, 4):
-        sharers.begin()
+        tied.begin()
         held = torch.zeros(3, dtype=torch.float64) if weight.grad is None else weight.grad.clone()
         weight.grad = torch.ones(3, dtype=torch.float64) + (0 if weight.grad is None else weight.grad)
-        sharers.finish()
+        tied.finish()
         assert torch.equal(weight.grad, torch.full((3,), 3.0 * step, dtype=torch.float64))

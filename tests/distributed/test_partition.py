@@ -1,95 +1,45 @@
-"""Who owns what: the best assignment by brute force, and which values cross."""
+"""Which rank owns which parts, and which values cross."""
 
 from __future__ import annotations
 
-import itertools
-import json
-
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pararealize import Plan, pararealize
-from pararealize.distributed.partition import SegmentPartition, assign, tensors_of
-from pararealize.errors import DistributedError
-from tests.handmade import make_plan
+from pararealize import pararealize
+from pararealize.distributed.assignment import assign
+from pararealize.distributed.partition import SegmentPartition, TensorPaths, tensors_of
 from tests.models import LanguageModel, MaskedTransformer, Perceptron, SharedBias
 
 
-def with_costs(fine: list[float], coarse: list[float]) -> Plan:
-    """A plan whose segments and coarse blocks cost this, and its adapters nothing."""
-    plan = json.loads(make_plan(len(fine)).to_json())
-    for row, cost in zip(plan["segments"], fine, strict=True):
-        row["cost_forward"], row["cost_backward"] = cost, 0.0
-    for row, cost in zip(plan["coarse_blocks"], coarse, strict=True):
-        row["cost_forward"], row["cost_backward"] = cost, 0.0
-    for row in plan["adapters"]:
-        row["cost_forward"] = row["cost_backward"] = 0.0
-    return Plan.from_json(json.dumps(plan))
-
-
-def critical(runs, fine, coarse):
-    time = 0.0
-    for first, last in runs:
-        time = max(sum(fine[first - 1 : last]), time) + sum(coarse[max(first - 2, 0) : last - 1])
-    return time
-
-
-@given(st.data())
-def test_no_assignment_is_better(data: st.DataObject) -> None:
-    n = data.draw(st.integers(1, 6))
-    ranks = data.draw(st.integers(1, n))
-    costs = st.integers(0, 20).map(float)
-    fine = data.draw(st.lists(costs, min_size=n, max_size=n))
-    coarse = data.draw(st.lists(costs, min_size=n - 1, max_size=n - 1))
-    runs = assign(with_costs(fine, coarse), ranks)
-    assert [j for first, last in runs for j in range(first, last + 1)] == list(range(1, n + 1))
-    others = []
-    for starts in itertools.combinations(range(2, n + 1), ranks - 1):
-        bounds = [1, *starts, n + 1]
-        others.append([(a, b - 1) for a, b in itertools.pairwise(bounds)])
-    assert critical(runs, fine, coarse) == min(critical(other, fine, coarse) for other in others)
-
-
-def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(DistributedError, match=r"4 ranks for n = 3 segments.*convert with n = 4"):
-        assign(make_plan(3), 4)
-    for wrong in ([1, 1], [0, 3], [1, 1, 1]):
-        with pytest.raises(DistributedError, match="pass how many of the 3 segments each of the 2 ranks"):
-            assign(make_plan(3), 2, wrong)
-
-
-def layout_of(model, inputs, n=3, **arguments):
+def partition_of(model, inputs, n=3, **arguments):
     net = pararealize(model, n=n, example_inputs=inputs, **arguments)
     return net, SegmentPartition.of(net, assign(net.plan, n))
 
 
 def test_a_mask_from_the_inputs_does_not_cross() -> None:
-    _, layout = layout_of(MaskedTransformer(), torch.randint(0, 11, (2, 5)))
-    assert layout.everywhere
-    assert [(value.name, value.readers, value.differentiable) for value in layout.values] == [("x_1", (1, 2), True)]
-    assert all("context" in layout.names(rank) for rank in range(3))
+    _, partition = partition_of(MaskedTransformer(), torch.randint(0, 11, (2, 5)))
+    assert partition.everywhere
+    assert [(value.name, value.readers, value.differentiable) for value in partition.values] == [("x_1", (1, 2), True)]
+    assert all("context" in partition.owned[rank] for rank in range(3))
 
 
 def test_a_table_with_parameters_crosses_once_a_reader() -> None:
-    net, layout = layout_of(SharedBias(), torch.randn(2, 6), coarse="exact")
-    assert not layout.everywhere
-    crossing = {value.name: value.readers for value in layout.values if value.readers}
-    assert crossing == dict.fromkeys(layout.parts["g2"].reads, (1,))
-    assert layout.names(0) == ("context", "stem", "g1")
-    assert layout.names(1) == ("C2", "g2", "F1")
-    assert layout.parts["F1"].target == "segments.g2"
-    assert tensors_of(net, "F1") == ((), ())
+    net, partition = partition_of(SharedBias(), torch.randn(2, 6), coarse="exact")
+    assert not partition.everywhere
+    crossing = {value.name: value.readers for value in partition.values if value.readers}
+    assert crossing == dict.fromkeys(partition.parts["g2"].reads, (1,))
+    assert partition.owned[0] == ("context", "stem", "g1")
+    assert partition.owned[1] == ("C2", "g2", "F1")
+    assert partition.parts["F1"].target == "segments.g2"
+    assert tensors_of(net, net.parts["F1"]) == TensorPaths()
 
 
 def test_an_empty_stem_has_no_gradient() -> None:
-    _, layout = layout_of(Perceptron(), torch.randn(2, 8), source="stem")
-    assert [(value.name, value.differentiable) for value in layout.values] == [("x_1", False)]
+    _, partition = partition_of(Perceptron(), torch.randn(2, 8), source="stem")
+    assert [(value.name, value.differentiable) for value in partition.values] == [("x_1", False)]
 
 
 def test_shared_layers_have_one_name() -> None:
-    net, _ = layout_of(LanguageModel(shared=True), torch.randint(0, 11, (2, 5)), coarse="linear")
-    assert {path for path in tensors_of(net, "g3")[0] if path.startswith("layers")} == {
-        path for path in tensors_of(net, "g1")[0] if path.startswith("layers")
+    net, _ = partition_of(LanguageModel(shared=True), torch.randint(0, 11, (2, 5)), coarse="linear")
+    assert {path for path in tensors_of(net, net.parts["g3"]).modules if path.startswith("layers")} == {
+        path for path in tensors_of(net, net.parts["g1"]).modules if path.startswith("layers")
     }

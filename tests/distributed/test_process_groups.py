@@ -9,7 +9,7 @@ import pytest
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from pararealize.distributed.process_groups import Groups
+from pararealize.distributed.process_groups import ProcessGroups
 from pararealize.errors import DistributedError
 from tests.beside import mesh_of
 from tests.ranks import on_ranks
@@ -20,7 +20,7 @@ LIMIT = timedelta(seconds=20)
 def refused(mesh):
     """The message of the error that a mesh ends in."""
     with pytest.raises(DistributedError) as caught:
-        Groups.of(mesh, LIMIT)
+        ProcessGroups.of(mesh, LIMIT)
     return str(caught.value)
 
 
@@ -36,12 +36,12 @@ def test_what_is_no_mesh_of_a_network_is_refused():
 
 def test_it_needs_process_groups():
     with pytest.raises(DistributedError, match=r"torch\.distributed is not initialised; start with torchrun"):
-        Groups.of(None, LIMIT)
+        ProcessGroups.of(None, LIMIT)
 
 
 def members():
     """The ranks of each group of this rank, in two copies of a network over two ranks."""
-    groups = Groups.of(mesh_of(2, 2), LIMIT)
+    groups = ProcessGroups.of(mesh_of(2, 2), LIMIT)
     found = (groups.everyone, groups.parareal, groups.control, groups.dp)
     return groups.rank, [dist.get_process_group_ranks(group) for group in found]
 

@@ -90,7 +90,7 @@ def messages() -> list[tuple[int, int]]:
         net = layer_parallel(model, example_inputs=vectors(2, 6), **settings)
         stage = net.distribute(mesh_of(dist.get_world_size()), timeout=30)
         stage.step(vectors(2, 6), loss_fn=torch.Tensor.mean)
-        (order,) = stage._held.orders.values()
+        (order,) = stage.receive_orders
         found.append(len(order))
     return found
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pararealize import layer_parallel, pararealize, run_local
-from pararealize.distributed.world import Team, team_of
+from pararealize.distributed.training_processes import TrainingProcesses, processes_of
 from pararealize.models import resnet20
 from pararealize.train.nonfinite import backward_fault, forward_fault
 from tests.beside import mesh_of
@@ -46,7 +46,7 @@ def test_forward(where, runtime):
     part = net.get_submodule(PARTS[where])
     part.register_forward_hook(lambda _, __, y: y * math.inf)
     buffers = [buffer.clone() for buffer in net.buffers()]
-    fault = forward_fault(net if runtime == "module" else run_local(net), x, Team())
+    fault = forward_fault(net if runtime == "module" else run_local(net), x, TrainingProcesses())
     assert fault.where.partition(" (")[0] == where
     assert not fault.weights
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
@@ -56,7 +56,7 @@ def test_forward(where, runtime):
 def test_the_first_module_in_the_part_is_named():
     net, x = images()
     net.get_submodule("stage2.1.conv2").register_forward_hook(lambda _, __, y: y / 0)
-    fault = forward_fault(net, x, Team())
+    fault = forward_fault(net, x, TrainingProcesses())
     assert fault.where.startswith("segment 2 (stage1.2 to")
     assert str(fault) == f"{fault.where}, at stage2.1.conv2"
 
@@ -65,7 +65,7 @@ def test_weights_that_are_not_finite_are_told():
     net, x = images()
     with torch.no_grad():
         net.get_parameter("stage3.1.conv1.weight")[0] = math.nan
-    fault = forward_fault(net, x, Team())
+    fault = forward_fault(net, x, TrainingProcesses())
     assert fault.where.startswith("segment 3")
     assert str(fault).endswith("at stage3.1.conv1, whose weights are not finite")
 
@@ -73,19 +73,19 @@ def test_weights_that_are_not_finite_are_told():
 def test_a_batch_that_is_not_finite():
     net, x = images()
     x[0] = math.nan
-    assert forward_fault(net, x, Team()).where == "the batch"
+    assert forward_fault(net, x, TrainingProcesses()).where == "the batch"
 
 
 def test_a_loss_of_finite_logits():
     net, x = images()
-    assert forward_fault(net, x, Team()).where == "the loss"
-    assert backward_fault(net, Team()).where == "the loss"
+    assert forward_fault(net, x, TrainingProcesses()).where == "the loss"
+    assert backward_fault(net, TrainingProcesses()).where == "the loss"
 
 
 def test_an_original_names_its_first_module():
     net = chain()
     net[8].register_forward_hook(lambda _, __, y: y * math.nan)
-    fault = forward_fault(net, torch.randn(4, WIDTH), Team())
+    fault = forward_fault(net, torch.randn(4, WIDTH), TrainingProcesses())
     assert str(fault) == "8"
 
 
@@ -104,7 +104,7 @@ def test_an_originals_modules_are_taken_in_the_order_of_calls():
     net = Late()
     for module in (net.head, net.g1):
         module.register_forward_hook(lambda _, __, y: y * math.nan)
-    assert forward_fault(net, torch.randn(4, WIDTH), Team()).where == "g1"
+    assert forward_fault(net, torch.randn(4, WIDTH), TrainingProcesses()).where == "g1"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_backward(where, parameter):
     net, x = images()
     net.get_parameter(parameter).register_hook(lambda gradient: gradient * math.inf)
     net(x).square().mean().backward()
-    fault = backward_fault(net, Team())
+    fault = backward_fault(net, TrainingProcesses())
     assert fault.where.partition(" (")[0] == where
     assert fault.module == parameter
 
@@ -133,7 +133,7 @@ def test_gradients_pass_from_the_head_to_the_stem():
         if name in dict(net.named_parameters()):
             net.get_parameter(name).register_hook(lambda gradient: gradient * math.nan)
     net(torch.randn(4, WIDTH)).square().mean().backward()
-    assert backward_fault(net, Team()).module == "16.weight"
+    assert backward_fault(net, TrainingProcesses()).module == "16.weight"
 
 
 def test_an_originals_gradients():
@@ -141,21 +141,21 @@ def test_an_originals_gradients():
     for name in ("4.weight", "12.bias"):
         net.get_parameter(name).register_hook(lambda gradient: gradient * math.nan)
     net(torch.randn(4, WIDTH)).square().mean().backward()
-    assert str(backward_fault(net, Team())) == "12.bias"
+    assert str(backward_fault(net, TrainingProcesses())) == "12.bias"
 
 
 def over_layers():
     """A weight of one layer of a layer-parallel network becomes NaN on the rank that has it."""
     stage = layer_parallel(LAYERS, 2, 2, example_inputs=torch.ones(2, 6), mesh=mesh_of(2))
-    team = team_of(stage)
+    processes = processes_of(stage)
     parts = {part.name: module for part, module in stage.part_modules().items()}
     if "f3" in parts:
         with torch.no_grad():
             next(parts["f3"].parameters())[0] = math.nan
-    fault = forward_fault(stage, torch.ones(3, 6), team)
+    fault = forward_fault(stage, torch.ones(3, 6), processes)
     for parameter in parts["f3"].parameters() if "f3" in parts else ():
         parameter.grad = torch.full_like(parameter, math.inf)
-    return str(fault), str(backward_fault(stage, team)), [part.label() for part in stage.part_modules()]
+    return str(fault), str(backward_fault(stage, processes)), [part.label() for part in stage.part_modules()]
 
 
 LAYERS = nn.Sequential(nn.Linear(6, 6), *(StochasticDepth(6) for _ in range(6))).eval()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pararealize import Recipe, layer_parallel, run_local
-from pararealize.distributed.world import Team
+from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import CheckpointError, RecipeError
 from pararealize.models import resnet20
 from pararealize.multigrid.monitor import Monitor
@@ -20,7 +20,7 @@ SETTINGS = RunSettings(seed=3, log_every=10, checkpoint_every=None, keep=2)
 
 def request(net, data=None, monitor=None):
     return describe_request(
-        net, data or samples(), Recipe(), SETTINGS, Team(), about={"why": "a test"}, monitor=monitor
+        net, data or samples(), Recipe(), SETTINGS, TrainingProcesses(), about={"why": "a test"}, monitor=monitor
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pararealize import Recipe
-from pararealize.distributed.world import Team
+from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import ExampleError, ModelError
 from pararealize.train.steps import one_process_step
 from pararealize.train.update import Sums, Update
@@ -25,7 +25,7 @@ def test_a_step_is_that_written_out(clip):
     twin = copy.deepcopy(net)
     recipe = Recipe(lr=0.2, clip=clip, label_smoothing=0.1)
     x, labels = batch()
-    got = Update(net, recipe, Team())(x, labels, 0.3)
+    got = Update(net, recipe, TrainingProcesses())(x, labels, 0.3)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.3, momentum=0.9, weight_decay=5e-4)
     output = twin(x)
     loss = nn.functional.cross_entropy(output, labels, label_smoothing=0.1)
@@ -52,7 +52,7 @@ def test_a_step_that_computes_its_loss_once_more_counts_the_first():
 
     x, labels = batch()
     net(x).sum().backward()
-    assert Update(net, Recipe(), Team(), step)(x, labels, 0.1).sums.right == 8
+    assert Update(net, Recipe(), TrainingProcesses(), step)(x, labels, 0.1).sums.right == 8
 
 
 def test_autocast_runs_forward_in_its_type():
@@ -60,8 +60,8 @@ def test_autocast_runs_forward_in_its_type():
     seen = []
     net.segments["g2"].register_forward_hook(lambda _, __, y: seen.append(y.dtype))
     x, labels = batch()
-    Update(net, Recipe(amp="bfloat16"), Team())(x, labels, 0.1)
-    Update(net, Recipe(), Team())(x, labels, 0.1)
+    Update(net, Recipe(amp="bfloat16"), TrainingProcesses())(x, labels, 0.1)
+    Update(net, Recipe(), TrainingProcesses())(x, labels, 0.1)
     assert seen == [torch.bfloat16, torch.float32]
     assert all(p.dtype is torch.float32 for p in net.parameters())
 
@@ -69,7 +69,7 @@ def test_autocast_runs_forward_in_its_type():
 def test_float16_passes_over_a_step_that_overflows():
     net = network(dropout=0.0)
     before = [p.clone() for p in net.parameters()]
-    update = Update(net, Recipe(amp="float16"), Team())
+    update = Update(net, Recipe(amp="float16"), TrainingProcesses())
     assert update.scaler is not None
     update.scaler.load_state_dict({**update.scaler.state_dict(), "scale": 2.0**60})
     x, labels = batch()
@@ -87,7 +87,7 @@ def test_float16_passes_over_a_step_that_overflows():
 def test_weights_stay_where_something_is_not_finite(fault):
     net = network(dropout=0.0)
     before = [p.clone() for p in net.parameters()]
-    update = Update(net, Recipe(), Team())
+    update = Update(net, Recipe(), TrainingProcesses())
     x, labels = batch()
     if fault == "loss":
         x[0, 0] = math.inf
@@ -107,20 +107,20 @@ def test_a_network_may_have_its_own_step():
         return plain(x, **arguments)
 
     x, labels = batch()
-    Update(net, Recipe(), Team(), step)(x, labels, 0.1)
+    Update(net, Recipe(), TrainingProcesses(), step)(x, labels, 0.1)
     assert calls == [8]
 
 
 def test_no_logits_are_refused():
     x, labels = batch()
     with pytest.raises(ExampleError, match="gives a tensor of shape"):
-        Update(nn.Sequential(nn.Linear(8, 8), nn.Flatten(0)), Recipe(), Team())(x, labels, 0.1)
+        Update(nn.Sequential(nn.Linear(8, 8), nn.Flatten(0)), Recipe(), TrainingProcesses())(x, labels, 0.1)
 
 
 @pytest.mark.parametrize("net", [nn.Flatten(), nn.Linear(8, 3).requires_grad_(False)])
 def test_nothing_to_train_is_refused(net):
     with pytest.raises(ModelError, match=r"nothing of this (Flatten|Linear) can be trained"):
-        Update(net, Recipe(), Team())
+        Update(net, Recipe(), TrainingProcesses())
 
 
 def test_sums():

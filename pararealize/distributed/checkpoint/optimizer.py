@@ -6,7 +6,7 @@ the one-process network, so that a state fits whatever ranks go on with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from pararealize.errors import CheckpointError
 
-from .state import collect, group_of
+from .collective import collect, group_of
 
 __all__ = ["gather_optimizer_state", "load_optimizer_state", "parameter_names"]
 
@@ -51,34 +51,21 @@ def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere
     group = group_of(stage)
     names, fault = _names(stage, optimizer)
     groups = [
-        {
-            **{key: value for key, value in given.items() if key != "params"},
-            "params": [names[id(p)] for p in given["params"]],
-        }
-        for given in ([] if fault else optimizer.param_groups)
+        {**_settings(entry), "params": [names[id(p)] for p in entry["params"]]}
+        for entry in ([] if fault else optimizer.param_groups)
     ]
-    states = {names[id(parameter)]: state for parameter, state in optimizer.state.items() if id(parameter) in names}
-    tensors = {
-        (name, key): value
-        for name, state in states.items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
-    plain = {
-        name: {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
-        for name, state in states.items()
-    }
-    told: list[Any] = [(fault, groups, plain)]
+    tensors, plain = _split({names[id(p)]: state for p, state in optimizer.state.items() if id(p) in names})
+    reports: list[Any] = [(fault, groups, plain)]
     if group is not None:
-        told = [None] * dist.get_world_size(group)
-        dist.all_gather_object(told, (fault, groups, plain), group=group)
-    merged = _merge(told)
+        reports = [None] * dist.get_world_size(group)
+        dist.all_gather_object(reports, (fault, groups, plain), group=group)
+    merged = _merge(reports)
     gathered = collect(tensors, group, everywhere=everywhere)
     if group is not None and not everywhere and dist.get_rank(group) != 0:
         return {}
     state: dict[str, dict[str, Any]] = {}
-    for _, _, others in told:
-        for name, values in others.items():
+    for _, _, values_by_name in reports:
+        for name, values in values_by_name.items():
             state.setdefault(name, {}).update(values)
     for (name, key), value in gathered.items():
         state.setdefault(name, {})[key] = value
@@ -97,66 +84,111 @@ def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[
     if not {"state", "groups"} <= set(state):
         raise CheckpointError("this is no state of gather_optimizer_state; pass what that returned")
     names, fault = _names(stage, optimizer)
-    groups, known_names = state["groups"], parameter_names(stage)
-    given_states: dict[str, Mapping[str, Any]] = {
+    all_names = parameter_names(stage)
+    states: dict[str, Mapping[str, Any]] = {
         name: next((state["state"][other] for other in others if other in state["state"]), {})
-        for name, others in known_names.items()
+        for name, others in all_names.items()
     }
-    if not fault and len(groups) != len(optimizer.param_groups):
-        fault = f"the state has {len(groups)} groups of parameters and the optimiser {len(optimizer.param_groups)}"
-    faults = [fault] if fault else []
-    for i, (given, own) in enumerate(zip(groups, optimizer.param_groups, strict=False)):
-        known = set(given["params"])
-        others = [names[id(p)] for p in own["params"] if not fault and known.isdisjoint(known_names[names[id(p)]])]
-        if others:
-            faults.append(f"{len(others)} parameters of group {i} are not in it there ({', '.join(others[:3])})")
-    for parameter in (p for own in optimizer.param_groups for p in own["params"]) if not fault else ():
-        for key, value in given_states[names[id(parameter)]].items():
-            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
-                shapes = f"{tuple(value.shape)} there, {tuple(parameter.shape)} here"
-                faults.append(f"{key} of {names[id(parameter)]}: {shapes}")
+    faults = [fault] if fault else _misfits(optimizer, names, all_names, states, state["groups"])
     if faults:
         raise CheckpointError(
             f"the optimiser's state does not fit: {'; '.join(faults[:4])}; make the optimiser as it was made before"
         )
-    numbered = [p for own in optimizer.param_groups for p in own["params"]]
-    numbers = {id(parameter): i for i, parameter in enumerate(numbered)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {id(parameter): i for i, parameter in enumerate(parameters)}
     optimizer.load_state_dict(
         {
-            "state": {i: dict(found) for i, p in enumerate(numbered) if (found := given_states[names[id(p)]])},
+            "state": {i: dict(states[names[id(p)]]) for i, p in enumerate(parameters) if states[names[id(p)]]},
             "param_groups": [
-                {**given, "params": [numbers[id(p)] for p in own["params"]]}
-                for given, own in zip(groups, optimizer.param_groups, strict=True)
+                {**saved, "params": [numbers[id(p)] for p in group["params"]]}
+                for saved, group in zip(state["groups"], optimizer.param_groups, strict=True)
             ],
         }
     )
 
 
+def _misfits(
+    optimizer: Optimizer,
+    names: Mapping[int, str],
+    all_names: Mapping[str, tuple[str, ...]],
+    states: Mapping[str, Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """What of a saved state does not fit an optimiser: its groups, and the shapes in it.
+
+    Args:
+        optimizer: the one that is to take the state.
+        names: of its parameters, by their ids.
+        all_names: for each of these names all that the parameter has.
+        states: by these names, what was saved.
+        groups: of parameters, as they were saved.
+    """
+    faults = []
+    if len(groups) != len(optimizer.param_groups):
+        faults.append(
+            f"the state has {len(groups)} groups of parameters and the optimiser {len(optimizer.param_groups)}"
+        )
+    for i, (saved, group) in enumerate(zip(groups, optimizer.param_groups, strict=False)):
+        strangers = [
+            name
+            for name in (names[id(parameter)] for parameter in group["params"])
+            if set(saved["params"]).isdisjoint(all_names[name])
+        ]
+        if strangers:
+            faults.append(f"{len(strangers)} parameters of group {i} are not in it there ({', '.join(strangers[:3])})")
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        name = names[id(parameter)]
+        for key, value in states[name].items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                faults.append(f"{key} of {name}: {tuple(value.shape)} there, {tuple(parameter.shape)} here")
+    return faults
+
+
 def parameter_names(stage: nn.Module) -> dict[str, tuple[str, ...]]:
     """For each parameter's name on this rank all that it has in the one-process network: tied ones have several."""
-    ties = getattr(stage, "_ties", None)
-    if ties is not None:
-        return {name: (name, *ties.keys.get(name, ())) for name, _ in stage.named_parameters()}
+    tied_names = getattr(stage, "tied_names", None)
+    if tied_names is not None:
+        return {name: (name, *tied_names.get(name, ())) for name, _ in stage.named_parameters()}
     names: dict[int, list[str]] = {}
     for name, parameter in stage.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    return {found[0]: tuple(found) for found in names.values()}
+    return {others[0]: tuple(others) for others in names.values()}
 
 
 def _names(stage: nn.Module, optimizer: Optimizer) -> tuple[dict[int, str], str]:
-    """Names by the parameters' identity, and what is wrong with the optimiser's parameters."""
+    """Names by the parameters' ids, and what is wrong with the optimiser's parameters."""
     names = {id(parameter): name for name, parameter in stage.named_parameters()}
-    strangers = sum(id(p) not in names for given in optimizer.param_groups for p in given["params"])
+    strangers = sum(id(p) not in names for group in optimizer.param_groups for p in group["params"])
     return names, f"{strangers} of the optimiser's parameters are not this network's" if strangers else ""
 
 
-def _merge(told: list[Any]) -> list[dict[str, Any]]:
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group of parameters without these."""
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def _split(
+    states: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[tuple[str, str], torch.Tensor], dict[str, dict[str, Any]]]:
+    """The tensors of an optimiser's state, by parameter and key, and what of it is no tensor."""
+    tensors: dict[tuple[str, str], torch.Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {name: {} for name in states}
+    for name, state in states.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[name, key] = value
+            else:
+                plain[name][key] = value
+    return tensors, plain
+
+
+def _merge(reports: Sequence[tuple[str, list[dict[str, Any]], Any]]) -> list[dict[str, Any]]:
     """The groups of all ranks, each with the parameters of all."""
-    faults = [f"rank {rank}: {fault}" for rank, (fault, _, _) in enumerate(told) if fault]
-    settings = [[{k: v for k, v in given.items() if k != "params"} for given in groups] for _, groups, _ in told]
-    for rank, own in enumerate(settings):
-        if not faults and own != settings[0]:
-            faults.append(f"rank {rank} has groups of parameters {own}, and rank 0 {settings[0]}")
+    faults = [f"rank {rank}: {fault}" for rank, (fault, _, _) in enumerate(reports) if fault]
+    settings = [[_settings(group) for group in groups] for _, groups, _ in reports]
+    for rank, of_rank in enumerate(settings):
+        if not faults and of_rank != settings[0]:
+            faults.append(f"rank {rank} has groups of parameters {of_rank}, and rank 0 {settings[0]}")
     if faults:
         raise CheckpointError(
             f"cannot gather the optimiser's state: {'; '.join(faults[:3])}; make it alike on all ranks"
@@ -164,7 +196,7 @@ def _merge(told: list[Any]) -> list[dict[str, Any]]:
     return [
         {
             **settings[0][i],
-            "params": list(dict.fromkeys(name for _, groups, _ in told for name in groups[i]["params"])),
+            "params": list(dict.fromkeys(name for _, groups, _ in reports for name in groups[i]["params"])),
         }
         for i in range(len(settings[0]))
     ]

@@ -29,7 +29,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import whole_folder
 
-from .state import check_fit, everyone, group_of, is_first, own_tensors, together
+from .collective import facts_of_all, group_of, is_first, together
+from .state import check_fit, own_tensors
 
 __all__ = ["load_sharded", "save_sharded"]
 
@@ -74,7 +75,7 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
                     writing.close()
 
         tensors = together(stage, begin)
-        part = next(path for paths in everyone(stage, parts) for path in paths)
+        part = next(path for paths in facts_of_all(stage, parts) for path in paths)
         together(stage, lambda: _write(tensors, Path(part), group_of(stage)))
         together(stage, finish)
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pararealize.errors import CheckpointError, DistributedError, OutputError, PararealizeError
+from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import whole_file
 
-__all__ = ["collect", "gather_state_dict", "load_state", "save_state", "together"]
+from .collective import collect, group_of, is_first, together
+
+__all__ = ["check_fit", "check_tensors", "gather_state_dict", "load_state", "own_tensors", "save_state"]
 
 
 def gather_state_dict(stage: nn.Module, *, everywhere: bool = False) -> dict[str, torch.Tensor]:
@@ -61,8 +62,8 @@ def save_state(stage: nn.Module, path: str | os.PathLike[str]) -> None:
         OutputError: the file cannot be written; on every rank.
         CheckpointError: a part cannot be saved; on every rank.
     """
-    own = together(stage, lambda: own_tensors(stage))
-    whole = {} if own is None else collect(own, group_of(stage))
+    tensors = together(stage, lambda: own_tensors(stage))
+    whole = {} if tensors is None else collect(tensors, group_of(stage))
     together(stage, lambda: _write(whole, Path(path)) if is_first(stage) else None)
 
 
@@ -82,32 +83,32 @@ def load_state(
     Raises:
         CheckpointError: it is no such file, tensors are missing, or one has another shape. Nothing is changed then.
     """
-    own = stage.state_dict()
+    state = stage.state_dict()
     if isinstance(source, Mapping):
-        shapes = {key: tuple(source[key].shape) for key in own if key in source}
-        check_fit(own, shapes, "the state dict", strict=strict)
+        shapes = {key: tuple(source[key].shape) for key in state if key in source}
+        check_fit(state, shapes, "the state dict", strict=strict)
         stage.load_state_dict({key: source[key] for key in shapes}, strict=False)
         return
     with _opened(Path(source)) as file:
-        there = set(file.keys())
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in own if key in there}
-        check_fit(own, shapes, f"{str(source)!r}", strict=strict)
+        keys = set(file.keys())
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in state if key in keys}
+        check_fit(state, shapes, f"{str(source)!r}", strict=strict)
         stage.load_state_dict({key: file.get_tensor(key) for key in shapes}, strict=False)
 
 
 def check_fit(
-    own: Mapping[str, torch.Tensor], there: Mapping[str, Sequence[int]], what: str, *, strict: bool = True
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], what: str, *, strict: bool = True
 ) -> None:
     """Compare a part of a network with the shapes of what a checkpoint holds.
 
     Raises:
         CheckpointError: tensors are missing, or have another shape.
     """
-    missing = [key for key in own if key not in there] if strict else []
+    missing = [key for key in state if key not in shapes] if strict else []
     differing = [
-        f"{key}: {tuple(shape)} there, {tuple(own[key].shape)} here"
-        for key, shape in there.items()
-        if key in own and tuple(shape) != tuple(own[key].shape)
+        f"{key}: {tuple(shape)} there, {tuple(state[key].shape)} here"
+        for key, shape in shapes.items()
+        if key in state and tuple(shape) != tuple(state[key].shape)
     ]
     faults = [
         f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
@@ -116,7 +117,7 @@ def check_fit(
     ]
     if faults:
         raise CheckpointError(
-            f"{what} does not fit: of the {len(own)} tensors here {', '.join(faults)}; load a checkpoint of this "
+            f"{what} does not fit: of the {len(state)} tensors here {', '.join(faults)}; load a checkpoint of this "
             "network with the same n, or take the original's part alone with load_original_state_dict"
         )
 
@@ -143,72 +144,6 @@ def _write(state: dict[str, torch.Tensor], path: Path) -> None:
             f"cannot write the checkpoint {str(path)!r}: {getattr(error, 'strerror', None) or error}; what was there "
             "before is as it was; free the disk, or name another file"
         ) from error
-
-
-# --------------------------------------------------------------------------------------------------- between ranks
-
-
-def group_of(stage: nn.Module) -> dist.ProcessGroup | None:
-    """The ranks that hold one network together, or ``None`` where one process holds it."""
-    group: dist.ProcessGroup | None = getattr(stage, "group", None)
-    return group if group is not None and dist.get_world_size(group) > 1 else None
-
-
-def _replicas(stage: nn.Module) -> dist.ProcessGroup | None:
-    """The ranks that hold the same part."""
-    mesh = getattr(stage, "mesh", None)
-    if mesh is None or "dp" not in (mesh.mesh_dim_names or ()) or mesh["dp"].size() == 1:
-        return None
-    group: dist.ProcessGroup = mesh.get_group("dp")
-    return group
-
-
-def first_replica(stage: nn.Module) -> bool:
-    """Whether this rank is of the replica that writes."""
-    return _rank(_replicas(stage)) == 0
-
-
-def is_first(stage: nn.Module) -> bool:
-    """Whether this rank is the one that does what only one may do."""
-    return first_replica(stage) and _rank(group_of(stage)) == 0
-
-
-def _rank(group: dist.ProcessGroup | None) -> int:
-    return 0 if group is None else dist.get_rank(group)
-
-
-def together(stage: nn.Module, work: Callable[[], Any]) -> Any:
-    """Do a part of a work that all ranks do; where one of them fails, all of them do.
-
-    Only the first replica works; the others wait for it. Returns what the work gave here, and on other replicas
-    ``None``.
-    """
-    result, fault = None, None
-    if first_replica(stage):
-        try:
-            result = work()
-        except (PararealizeError, OSError, RuntimeError) as error:
-            fault = error
-    found = everyone(stage, None if fault is None else f"{type(fault).__name__}: {fault}")
-    if fault is not None:
-        raise fault
-    for other in filter(None, found):
-        name, _, text = other.partition(": ")
-        raise {"CheckpointError": CheckpointError, "OutputError": OutputError}.get(name, DistributedError)(text)
-    return result
-
-
-def everyone(stage: nn.Module, fact: Any) -> list[Any]:
-    """What each rank of the first replica says, known to the ranks of all replicas."""
-    found = [fact]
-    if first_replica(stage) and (group := group_of(stage)) is not None:
-        found = [None] * dist.get_world_size(group)
-        dist.all_gather_object(found, fact, group=group)
-    if (replicas := _replicas(stage)) is not None:
-        told: list[Any] = [found]
-        dist.broadcast_object_list(told, src=dist.get_global_rank(replicas, 0), group=replicas)
-        found = told[0]
-    return found
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -238,61 +173,3 @@ def check_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
             f"cannot write a checkpoint: {', '.join(others[:3])} no tensors; only tensors with values can be saved"
         )
     return state
-
-
-def collect(
-    own: Mapping[Any, torch.Tensor], group: dist.ProcessGroup | None, *, everywhere: bool = False
-) -> dict[Any, torch.Tensor]:
-    """The tensors of all ranks of a group, those of one name once: on its first rank, or on every one."""
-    if group is None:
-        packed = torch.contiguous_format  # files know no other order of elements, such as channels_last
-        return {key: tensor.detach().cpu().clone(memory_format=packed) for key, tensor in own.items()}
-    lists: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(lists, {key: (tuple(t.shape), t.dtype) for key, t in own.items()}, group=group)
-    owners: dict[Any, int] = {}
-    for rank, listed in enumerate(lists):
-        for key, kind in listed.items():
-            owner = owners.setdefault(key, rank)
-            if lists[owner][key] != kind:
-                raise CheckpointError(
-                    f"ranks {owner} and {rank} hold {key} as {lists[owner][key]} and {kind}; they are not parts of one "
-                    "network"
-                )
-    me, place = dist.get_rank(group), _place(group)
-    gathered: dict[Any, torch.Tensor] = {}
-    for key, owner in owners.items():
-        shape, dtype = lists[owner][key]
-        data = _bytes(own[key]).to(place) if owner == me else None
-        if everywhere or me in (0, owner):
-            data = torch.empty(_size(shape, dtype), dtype=torch.uint8, device=place) if data is None else data
-            _move(data, owner, me, group, everywhere=everywhere)
-        if everywhere or me == 0:
-            assert data is not None
-            gathered[key] = data.to("cpu", copy=True).view(dtype).reshape(shape)
-    return gathered
-
-
-def _move(data: torch.Tensor, owner: int, me: int, group: dist.ProcessGroup, *, everywhere: bool) -> None:
-    if data.numel() == 0:
-        return
-    if everywhere:
-        dist.broadcast(data, group=group, group_src=owner)
-    elif owner == me != 0:
-        dist.send(data, group=group, group_dst=0)
-    elif owner != me:
-        dist.recv(data, group=group, group_src=owner)
-
-
-def _place(group: dist.ProcessGroup) -> torch.device:
-    """Where tensors have to lie to be sent."""
-    on_cpu = "cpu" in dist.get_backend_config(group) or dist.get_backend(group) == "gloo"
-    return torch.device("cpu") if on_cpu else torch.device(torch.accelerator.current_accelerator() or "cuda")
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements as bytes, so that every type can be sent."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _size(shape: Sequence[int], dtype: torch.dtype) -> int:
-    return torch.Size(shape).numel() * dtype.itemsize

@@ -1,7 +1,7 @@
 """LayeredNetwork, number of ranks -> LayerPartition: which rank owns which layers, and which contexts others read.
 
-Each rank has consecutive intervals of the finest level, with all layers in them; the first has the stem as well, the
-last the head. A coarse step of any level stands where the layer stands whose weights it uses.
+Each rank owns consecutive intervals of the finest level, with all layers in them; the first rank owns the stem as well,
+the last one the head. A coarse step of any level is computed by the rank that owns the layer whose weights it uses.
 """
 
 from __future__ import annotations
@@ -9,12 +9,21 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from pararealize.distributed.partition import Partition, PartitionableNetwork, SharedValue, differentiable, signature_of
+from pararealize.distributed.messages.message_order import message_tags
+from pararealize.distributed.partition import (
+    Partition,
+    PartitionableNetwork,
+    SharedValue,
+    differentiable_outputs,
+    fixed_inputs,
+    signature_of,
+)
 from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.layers import Layers
-from pararealize.tracing.operations import as_captured
 
-__all__ = ["LayerPartition", "LayeredNetwork"]
+__all__ = ["SEED", "LayerPartition", "LayeredNetwork"]
+
+SEED = "the seed"  # the name of the message with which the first rank gives the seed of a step's random numbers
 
 
 class LayeredNetwork(PartitionableNetwork):
@@ -61,34 +70,39 @@ class LayerPartition(Partition):
             for j in share:
                 for n in range(*hierarchy.levels[0].intervals[j]):
                     owners[n] = rank
-        flags = differentiable(net, layers.stem)[1:]
         values = []
-        for i, flag in enumerate(flags):
+        for i, flag in enumerate(differentiable_outputs(net, layers.stem)[1:]):
             readers = {owners[n] for n, layer in enumerate(layers.layers) if i in layer.reads}
             readers |= {ranks - 1} if i in layers.head_reads else set()
             values.append(SharedValue(name=f"c{i}", readers=tuple(sorted(readers - {0})), differentiable=flag))
-        nodes = list(layers.stem.nodes)
+        labels, owned = [], []
+        for rank in range(ranks):
+            numbers = [n for n, owner in enumerate(owners) if owner == rank]
+            ends = [layers.layers[n].name for n in numbers[:1] + numbers[-1:]]
+            which = f"layers {numbers[0]} to {numbers[-1]}, {' to '.join(ends)}" if numbers else "no layers"
+            labels.append(f"{rank} ({which})")
+            owned.append(
+                tuple(
+                    part.name
+                    for part in net.parts.values()
+                    if {"stem": rank == 0, "head": rank == ranks - 1}.get(part.kind, part.j in numbers)
+                )
+            )
         return cls(
             hierarchy=hierarchy,
             runs=tuple(runs),
+            labels=tuple(labels),
             owners=tuple(owners),
             signature=signature_of(layers.stem),
-            inputs={str(node.target): str(node.target) for node in nodes if node.op == "placeholder"},
-            fixed={
-                str(node.args[2]): node.args[1]
-                for node in nodes
-                if node.op == "call_function" and node.target is as_captured
-            },
+            inputs={str(node.target): str(node.target) for node in layers.stem.nodes if node.op == "placeholder"},
+            fixed=fixed_inputs(layers.stem),
             parts=net.parts,
+            owned=tuple(owned),
             values=tuple(values),
+            tags=message_tags([SEED, *(value.name for value in values)]),
             random=any(layer.random for layer in layers.layers),
         )
 
     def layers(self, rank: int) -> tuple[int, ...]:
-        """The layers of a rank."""
+        """The numbers of a rank's layers."""
         return tuple(n for n, owner in enumerate(self.owners) if owner == rank)
-
-    def names(self, rank: int) -> tuple[str, ...]:
-        """The parts that a rank owns."""
-        own = [f"f{n}" for n in self.layers(rank)]
-        return (*(["stem"] if rank == 0 else []), *own, *(["head"] if rank == self.ranks - 1 else []))

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pararealize.data.dataset import Dataset
 from pararealize.distributed.stage import Stage
-from pararealize.distributed.world import team_of
+from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import ExampleError
 
 __all__ = ["Score", "correct", "eval_mode", "evaluate", "logits_of"]
@@ -62,22 +62,22 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
         >>> score.count, 0.5 < score.error <= 1
         (360, True)
     """
-    team = team_of(net)
-    team.even_buffers(net)
+    processes = processes_of(net)
+    processes.broadcast_buffers(net)
     device = net.device if isinstance(net, Stage) else next(net.parameters()).device
     total = torch.zeros(3, dtype=torch.float64)
     with eval_mode(net), torch.no_grad():
         for i, (x, labels) in enumerate(data.test_batches()):
-            if i % team.replicas != team.replica:
+            if i % processes.replicas != processes.replica:
                 continue
             output = net(x.to(device))
-            if not team.is_last:
+            if not processes.is_last:
                 continue
             output = logits_of(output, labels, data.classes)
             labels = labels.to(output.device)
             loss = functional.cross_entropy(output.float(), labels, reduction="sum")
             total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels)).to(loss)]).double().cpu()
-    loss_sum, right, count = team.total(total).tolist()
+    loss_sum, right, count = processes.total(total).tolist()
     return Score(loss=loss_sum / count, error=1 - right / count, count=int(count))
 
 

@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from pararealize.distributed.checkpoint.collective import collect, first_replica, group_of
 from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state, load_optimizer_state, parameter_names
-from pararealize.distributed.checkpoint.state import collect, first_replica, group_of, load_state, own_tensors
-from pararealize.distributed.world import Team
+from pararealize.distributed.checkpoint.state import load_state, own_tensors
+from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import CheckpointError
 from pararealize.random_state import host_state_as_json, set_host_state, set_torch_state, torch_state
 
@@ -51,7 +52,11 @@ class RunState:
 
 
 def gather_run_state(
-    net: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, team: Team, facts: Mapping[str, Any]
+    net: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    processes: TrainingProcesses,
+    facts: Mapping[str, Any],
 ) -> RunState:
     """Everything that a run needs to go on, complete on the rank that writes alone. All ranks call it.
 
@@ -59,7 +64,7 @@ def gather_run_state(
         net: the network, or this rank's part.
         optimizer: over its parameters.
         scaler: of the loss, where there is one.
-        team: the ranks that train it.
+        processes: the ranks that train it.
         facts: what else belongs to the state, as JSON knows it: the step, sums.
     """
     weights: dict[str, torch.Tensor] = {}
@@ -67,7 +72,7 @@ def gather_run_state(
     if first_replica(net):
         weights = collect(own_tensors(net), group_of(net))
         optimizer_state = gather_optimizer_state(net, optimizer)
-    random = team.gather((torch_state(parameter.device for parameter in net.parameters()), host_state_as_json()))
+    random = processes.gather((torch_state(parameter.device for parameter in net.parameters()), host_state_as_json()))
     tensors = {
         f"random/{rank}/{name}": state for rank, (states, _) in enumerate(random) for name, state in states.items()
     }
@@ -82,7 +87,7 @@ def gather_run_state(
         "schema": SCHEMA,
         "version": VERSION,
         **facts,
-        "world": team.world,
+        "world": processes.world,
         "optimizer": {"groups": optimizer_state.get("groups", []), "state": plain_states},
         "scaler": None if scaler is None else scaler.state_dict(),
         "random": [host_state for _, host_state in random],
@@ -125,7 +130,7 @@ def load_run_state(
     net: nn.Module,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler | None,
-    team: Team,
+    processes: TrainingProcesses,
 ) -> bool:
     """Put a network, its optimiser and the random states where a run stood; each rank reads its own part alone.
 
@@ -135,7 +140,7 @@ def load_run_state(
         net: the network, or this rank's part.
         optimizer: with the settings that the saved one had.
         scaler: of the loss, where there is one.
-        team: the ranks that train it.
+        processes: the ranks that train it.
 
     Returns:
         Whether as many ranks wrote it as there are now, so that each has its random states and the run goes on bit for
@@ -151,21 +156,21 @@ def load_run_state(
     state: dict[str, dict[str, Any]] = {
         name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in parameters
     }
-    same_world: bool = plain["world"] == team.world
+    same_world: bool = plain["world"] == processes.world
     random_states: dict[str, torch.Tensor] = {}  # of this rank
     with _opened(folder, TENSORS) as file:
         for entry in file.keys():  # noqa: SIM118 (it is no mapping)
             kind, key, name = entry.split("/", 2)
             if kind == "optimizer" and name in parameters:
                 state.setdefault(name, {})[key] = file.get_tensor(entry)
-            elif kind == "random" and same_world and key == str(team.rank):
+            elif kind == "random" and same_world and key == str(processes.rank):
                 random_states[name] = file.get_tensor(entry)
         set_torch_state(random_states)
     load_optimizer_state(net, optimizer, {"state": state, "groups": plain["optimizer"]["groups"]})
     if scaler is not None and plain["scaler"] is not None:
         scaler.load_state_dict(plain["scaler"])
     if same_world:
-        set_host_state(plain["random"][team.rank])
+        set_host_state(plain["random"][processes.rank])
     return same_world
 
 

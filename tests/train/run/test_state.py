@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pararealize.distributed.world import Team
+from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import CheckpointError
 from pararealize.train.run.state import gather_run_state, load_run_state, read_run_state, write_run_state
 from tests.training import WIDTH, network, same
@@ -33,10 +33,10 @@ def advance(net, optimizer):
     optimizer.step()
 
 
-def kept(tmp_path, net, optimizer, scaler=None, team=None, **facts):
+def kept(tmp_path, net, optimizer, scaler=None, processes=None, **facts):
     folder = tmp_path / "state"
     folder.mkdir()
-    write_run_state(folder, gather_run_state(net, optimizer, scaler, team or Team(), facts))
+    write_run_state(folder, gather_run_state(net, optimizer, scaler, processes or TrainingProcesses(), facts))
     return folder
 
 
@@ -52,7 +52,7 @@ def test_a_run_goes_on_to_the_bit(tmp_path, kind):
     its_scaler = torch.amp.GradScaler("cpu")
     plain = read_run_state(folder)
     assert plain["step"] == 3
-    assert load_run_state(folder, plain, other, its, its_scaler, Team())
+    assert load_run_state(folder, plain, other, its, its_scaler, TrainingProcesses())
     advance(other, its)
     assert same(net, other)
     assert torch.equal(torch.rand(3), drawn[0])
@@ -71,7 +71,7 @@ def test_other_ranks_have_no_random_state(tmp_path):
     folder = kept(tmp_path, net, optimizer)
     plain = read_run_state(folder) | {"world": 2}
     before = torch.get_rng_state()
-    assert not load_run_state(folder, plain, net, optimizer, None, Team())
+    assert not load_run_state(folder, plain, net, optimizer, None, TrainingProcesses())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -108,7 +108,7 @@ def test_damaged_tensors(tmp_path, name, damage):
     plain = read_run_state(folder)
     damage(folder / name)
     with pytest.raises(CheckpointError, match=rf"state' cannot be read \({name}: .*remove this folder"):
-        load_run_state(folder, plain, net, optimizer, None, Team())
+        load_run_state(folder, plain, net, optimizer, None, TrainingProcesses())
 
 
 def test_another_network_is_refused(tmp_path):
@@ -116,4 +116,6 @@ def test_another_network_is_refused(tmp_path):
     folder = kept(tmp_path, net, optimizer)
     other = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_run_state(folder, read_run_state(folder), other, torch.optim.AdamW(other.parameters()), None, Team())
+        load_run_state(
+            folder, read_run_state(folder), other, torch.optim.AdamW(other.parameters()), None, TrainingProcesses()
+        )

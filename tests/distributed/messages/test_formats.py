@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pararealize.distributed.p2p import Kind, _flat
+from pararealize.distributed.messages.formats import TensorFormat, in_memory_order
 
 TENSORS = {
     "contiguous": torch.randn(2, 3, 4, 5),
@@ -21,10 +21,10 @@ TENSORS = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_flat_copy_makes_the_same_tensor(name: str) -> None:
     tensor = TENSORS[name]
-    kind = Kind.of(tensor)
-    packed, arrived = kind.packed(tensor), kind.empty(torch.device("cpu"))
-    assert _flat(packed).is_contiguous()
-    _flat(arrived).copy_(_flat(packed))
+    tensor_format = TensorFormat.of(tensor)
+    packed, arrived = tensor_format.packed(tensor), tensor_format.empty(torch.device("cpu"))
+    assert in_memory_order(packed).is_contiguous()
+    in_memory_order(arrived).copy_(in_memory_order(packed))
     assert torch.equal(arrived, tensor)
     assert arrived.dtype is tensor.dtype
     assert arrived.stride() == packed.stride()
@@ -32,7 +32,7 @@ def test_a_flat_copy_makes_the_same_tensor(name: str) -> None:
 
 def test_layouts_that_fill_memory_are_kept() -> None:
     for name in ("contiguous", "channels last"):
-        kind = Kind.of(TENSORS[name])
-        assert kind.stride == TENSORS[name].stride()
-        assert kind.packed(TENSORS[name]) is TENSORS[name]
-    assert str(Kind.of(TENSORS["bfloat16"])) == "(3,) bfloat16"
+        tensor_format = TensorFormat.of(TENSORS[name])
+        assert tensor_format.stride == TENSORS[name].stride()
+        assert tensor_format.packed(TENSORS[name]) is TENSORS[name]
+    assert str(TensorFormat.of(TENSORS["bfloat16"])) == "(3,) bfloat16"

@@ -1,0 +1,146 @@
+"""A fact, some work or tensors of each rank -> the same outcome on all ranks that hold one network.
+
+Functions for an ordinary module, which one process holds, and for a rank's part of a network: a module with ``group``,
+the ranks that hold the network together, and ``mesh``, whose dimension ``dp`` says which ranks hold the same part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pararealize.errors import CheckpointError, DistributedError, OutputError, PararealizeError
+
+__all__ = ["collect", "facts_of_all", "first_replica", "group_of", "is_first", "together"]
+
+
+def group_of(stage: nn.Module) -> dist.ProcessGroup | None:
+    """The ranks that hold one network together, or ``None`` where one process holds it."""
+    group: dist.ProcessGroup | None = getattr(stage, "group", None)
+    return group if group is not None and dist.get_world_size(group) > 1 else None
+
+
+def _replicas(stage: nn.Module) -> dist.ProcessGroup | None:
+    """The ranks that hold the same part."""
+    mesh = getattr(stage, "mesh", None)
+    if mesh is None or "dp" not in (mesh.mesh_dim_names or ()) or mesh["dp"].size() == 1:
+        return None
+    group: dist.ProcessGroup = mesh.get_group("dp")
+    return group
+
+
+def first_replica(stage: nn.Module) -> bool:
+    """Whether this rank is of the replica that writes."""
+    return _rank(_replicas(stage)) == 0
+
+
+def is_first(stage: nn.Module) -> bool:
+    """Whether this rank is the one that does what only one may do."""
+    return first_replica(stage) and _rank(group_of(stage)) == 0
+
+
+def _rank(group: dist.ProcessGroup | None) -> int:
+    return 0 if group is None else dist.get_rank(group)
+
+
+def together(stage: nn.Module, work: Callable[[], Any]) -> Any:
+    """Do this rank's part of some work; where it fails on one rank, every rank raises.
+
+    Without that, a rank whose disk is full would raise, and the others wait for it in the next collective call. Only
+    the first replica works; the others wait for it.
+
+    Returns:
+        What the work gave here; ``None`` on other replicas.
+    """
+    result, fault = None, None
+    if first_replica(stage):
+        try:
+            result = work()
+        except (PararealizeError, OSError, RuntimeError) as error:
+            fault = error
+    reports = facts_of_all(stage, None if fault is None else (type(fault).__name__, str(fault)))
+    if fault is not None:
+        raise fault
+    for kind, text in filter(None, reports):
+        raise {"CheckpointError": CheckpointError, "OutputError": OutputError}.get(kind, DistributedError)(text)
+    return result
+
+
+def facts_of_all(stage: nn.Module, fact: Any) -> list[Any]:
+    """The facts of all ranks of the first replica, on the ranks of all replicas."""
+    facts = [fact]
+    if first_replica(stage) and (group := group_of(stage)) is not None:
+        facts = [None] * dist.get_world_size(group)
+        dist.all_gather_object(facts, fact, group=group)
+    if (replicas := _replicas(stage)) is not None:
+        message: list[Any] = [facts]
+        dist.broadcast_object_list(message, src=dist.get_global_rank(replicas, 0), group=replicas)
+        facts = message[0]
+    return facts
+
+
+def collect(
+    tensors: Mapping[Any, torch.Tensor], group: dist.ProcessGroup | None, *, everywhere: bool = False
+) -> dict[Any, torch.Tensor]:
+    """The tensors of all ranks of a group, those of one name once: on its first rank, or on every one.
+
+    Every rank first learns the shapes of all. Then all go through the names in one order, the sender and the receivers
+    of each being known to all, so that sends and receives meet without tags.
+    """
+    if group is None:
+        packed = torch.contiguous_format  # files know no other order of elements, such as channels_last
+        return {key: tensor.detach().cpu().clone(memory_format=packed) for key, tensor in tensors.items()}
+    lists: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(lists, {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}, group=group)
+    owners: dict[Any, int] = {}
+    for rank, listed in enumerate(lists):
+        for key, kind in listed.items():
+            owner = owners.setdefault(key, rank)
+            if lists[owner][key] != kind:
+                raise CheckpointError(
+                    f"ranks {owner} and {rank} hold {key} as {lists[owner][key]} and {kind}; they are not parts of one "
+                    "network"
+                )
+    rank, device = dist.get_rank(group), _device_of(group)
+    gathered: dict[Any, torch.Tensor] = {}
+    for key, owner in owners.items():
+        shape, dtype = lists[owner][key]
+        data = _bytes(tensors[key]).to(device) if owner == rank else None
+        if everywhere or rank in (0, owner):
+            data = torch.empty(_size(shape, dtype), dtype=torch.uint8, device=device) if data is None else data
+            _move(data, owner, rank, group, everywhere=everywhere)
+        if everywhere or rank == 0:
+            assert data is not None
+            gathered[key] = data.to("cpu", copy=True).view(dtype).reshape(shape)
+    return gathered
+
+
+def _move(data: torch.Tensor, owner: int, rank: int, group: dist.ProcessGroup, *, everywhere: bool) -> None:
+    """Bring a tensor from its owner to the first rank, or to all; the others pass the memory for it."""
+    if data.numel() == 0:
+        return
+    if everywhere:
+        dist.broadcast(data, group=group, group_src=owner)
+    elif owner == rank != 0:
+        dist.send(data, group=group, group_dst=0)
+    elif owner != rank:
+        dist.recv(data, group=group, group_src=owner)
+
+
+def _device_of(group: dist.ProcessGroup) -> torch.device:
+    """Where tensors have to lie to be sent."""
+    on_cpu = "cpu" in dist.get_backend_config(group) or dist.get_backend(group) == "gloo"
+    return torch.device("cpu") if on_cpu else torch.device(torch.accelerator.current_accelerator() or "cuda")
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements as bytes, so that every type can be sent."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _size(shape: Sequence[int], dtype: torch.dtype) -> int:
+    return torch.Size(shape).numel() * dtype.itemsize

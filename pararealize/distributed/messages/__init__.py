@@ -1,0 +1,14 @@
+"""Messages between the ranks of one network: in which order, in which format, over which process group.
+
+=====================  ==========================================================================================
+``message_order``      names of values -> messages that both sides expect in one order, and why no wait is for ever
+``formats``            a value -> what its receiver has to allocate
+``point_to_point``     tensors and objects -> the process groups, every wait bounded
+=====================  ==========================================================================================
+"""
+
+from .formats import TensorFormat, ValueFormat
+from .message_order import PendingMessage, StepMessages, message_tags
+from .point_to_point import PointToPoint
+
+__all__ = ["PendingMessage", "PointToPoint", "StepMessages", "TensorFormat", "ValueFormat", "message_tags"]

@@ -1,0 +1,114 @@
+"""A value that is to be sent -> its format: what the receiving rank has to allocate, and how tensors are nested in it.
+
+A value is a tensor, or tensors and plain objects nested in tuples, lists and dicts. Its description is the same nest
+with a format in each tensor's place: small, and fit to be sent as an object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+__all__ = ["TensorFormat", "ValueFormat", "describe", "in_memory_order"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorFormat:
+    """One tensor's shape, strides and element type."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorFormat:
+        """That of a tensor; of one whose elements do not fill its memory, that of a contiguous copy."""
+        stride = tensor.stride() if _fills_memory(tensor) else torch.empty(tensor.shape, device="meta").stride()
+        return cls(tuple(tensor.shape), tuple(stride), tensor.dtype)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether such a tensor can have a gradient."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+    def empty(self, device: torch.device) -> torch.Tensor:
+        """Memory for one."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+
+    def packed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in this format: itself where it has it already."""
+        if tensor.stride() == self.stride and tensor.dtype == self.dtype:
+            return tensor
+        return self.empty(tensor.device).copy_(tensor)
+
+    def __str__(self) -> str:
+        return f"{self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ValueFormat:
+    """A value without the contents of its tensors.
+
+    Attributes:
+        leaves: for each leaf of the nest its format, or ``None`` where it is no tensor.
+        objects: for each leaf the object itself, or ``None`` where it is a tensor.
+        nesting: how the leaves are nested.
+    """
+
+    leaves: tuple[TensorFormat | None, ...]
+    objects: tuple[Any, ...]
+    nesting: pytree.TreeSpec
+
+    @classmethod
+    def read(cls, description: Any) -> ValueFormat:
+        """Of a description that :func:`describe` gave."""
+        leaves, nesting = pytree.tree_flatten(description)
+        formats = tuple(leaf if isinstance(leaf, TensorFormat) else None for leaf in leaves)
+        objects = tuple(leaf.value if isinstance(leaf, _Object) else None for leaf in leaves)
+        return cls(formats, objects, nesting)
+
+    @property
+    def tensors(self) -> list[TensorFormat]:
+        """The formats of its tensors, in the order in which they are sent."""
+        return [leaf for leaf in self.leaves if leaf is not None]
+
+    @property
+    def gradients(self) -> list[TensorFormat]:
+        """The formats of those tensors that can have gradients, in the order in which these are sent."""
+        return [leaf for leaf in self.tensors if leaf.differentiable]
+
+    def filled(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The value with these tensors."""
+        rest = iter(tensors)
+        pairs = zip(self.leaves, self.objects, strict=True)
+        return pytree.tree_unflatten([value if leaf is None else next(rest) for leaf, value in pairs], self.nesting)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Object:
+    """A leaf that is no tensor: wrapped, so that the nest of the description has as many leaves as the value's."""
+
+    value: Any
+
+
+def describe(value: Any) -> Any:
+    """The value with a format in each tensor's place."""
+    return pytree.tree_map(
+        lambda leaf: TensorFormat.of(leaf) if isinstance(leaf, torch.Tensor) else _Object(leaf), value
+    )
+
+
+def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements in the order of memory, as one dense axis: process groups refuse anything but contiguous tensors."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _fills_memory(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous() or any(
+        tensor.ndim == ndim and tensor.is_contiguous(memory_format=layout)
+        for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
+    )

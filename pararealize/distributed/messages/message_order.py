@@ -1,0 +1,179 @@
+"""Values by name -> messages between ranks, each with a tag of its own, whose order both sides know.
+
+Which rank sends what to whom is decided before the first step (:mod:`pararealize.plan.communication` for a parareal
+network, the common program of all ranks for multigrid). Here stands in which order it is sent, and why that ends:
+
+- Every rank issues its messages in the order of its program, and the programs of the two ranks of a pair name the
+  messages between them in the same order: values of the stem, then z or s; backward, the gradients of z or s, then
+  those of the values. NCCL needs that: it ignores tags, and what one rank of a pair issues first is matched with what
+  the other issues first. gloo matches by tag, so there each name has its own, even forward; the next odd one is its
+  gradient's.
+- A send never blocks: it is begun (``isend``) and waited for at the end of the step (``PointToPoint.flush``).
+- A receive waits for a value that another rank computes from its inputs and from messages that stand before this one
+  in forward order (stem, segments, z_1, z_2, …), or before it in backward order, which is the reverse. So no chain of
+  waits can close to a circle, and the rank at the end of a chain computes.
+
+How a tensor looks is learnt once for each signature of the inputs. In the first step a description goes ahead of each
+message, as an object; sending one waits for the receiver, which is safe for the reason above. From the second step on
+no description is sent, and receives are posted before anything is computed: a message then goes straight into its
+memory while the receiver still computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils import _pytree as pytree
+
+from pararealize.errors import DistributedError
+
+from .formats import TensorFormat, ValueFormat, describe
+from .point_to_point import PointToPoint
+
+__all__ = ["ORDERED_TAG", "PendingMessage", "StepMessages", "message_tags"]
+
+ORDERED_TAG = 0  # of names without a tag: those from one rank to another arrive in the order in which they were sent
+
+
+def message_tags(names: Iterable[str]) -> dict[str, int]:
+    """An even tag for each name; the next odd one is that of its gradient."""
+    return {name: 2 * i for i, name in enumerate(dict.fromkeys(names), start=1)}
+
+
+@dataclasses.dataclass(slots=True)
+class PendingMessage:
+    """A message that is on its way to this rank.
+
+    Attributes:
+        name: what it is called in errors.
+        peer: the rank that sends it.
+        tensors: memory for its tensors.
+        works: one receive a tensor; ``None`` until the message's format is known.
+    """
+
+    name: str
+    peer: int
+    tensors: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    works: list[dist.Work] | None = None
+
+
+class StepMessages:
+    """The messages of one rank in all steps whose inputs have one signature.
+
+    Args:
+        channel: carries them.
+        tags: of the names of values; a name that is not in it has :data:`ORDERED_TAG`.
+
+    Attributes:
+        formats_known: whether a step has been done, so that no descriptions are sent any more.
+    """
+
+    def __init__(self, channel: PointToPoint, tags: Mapping[str, int]) -> None:
+        self.channel, self.formats_known = channel, False
+        self._tags = tags
+        self._formats: dict[str, ValueFormat] = {}
+
+    # Values ----------------------------------------------------------------------------------------------------------
+
+    def send(self, name: str, value: Any, to: int) -> None:
+        """Begin to send a value; it must not change until the step ends."""
+        if not self.formats_known:
+            description = describe(value)
+            self._formats[name] = ValueFormat.read(description)
+            self.channel.send_object(name, (name, description), to)
+        for leaf, tensor_format in zip(pytree.tree_leaves(value), self._formats[name].leaves, strict=True):
+            if tensor_format is None:
+                continue
+            if tuple(leaf.shape) != tensor_format.shape or leaf.dtype != tensor_format.dtype:
+                raise DistributedError(
+                    f"{self._who(self.channel.rank)}: {name} is {TensorFormat.of(leaf)}, and with inputs like these it "
+                    f"was {tensor_format} before; the shape or the type of what crosses between segments must follow "
+                    "from the inputs' shapes"
+                )
+            self.channel.isend(name, tensor_format.packed(leaf.detach()), to, self._tag(name))
+
+    def expect(self, name: str, peer: int) -> PendingMessage:
+        """Say that a value will come from a rank; its receives are posted at once where its format is known."""
+        pending = PendingMessage(name, peer)
+        if self.formats_known:
+            self._post(pending, self._formats[name].tensors, self._tag(name))
+        return pending
+
+    def receive(self, pending: PendingMessage) -> Any:
+        """Wait for a value."""
+        if pending.works is None:
+            name, description = self.channel.receive_object(pending.name, pending.peer)
+            if name != pending.name:
+                raise DistributedError(
+                    f"{self._who(self.channel.rank)} expected {pending.name} from {self._who(pending.peer)}, which "
+                    f"sent {name}"
+                )
+            self._formats[name] = ValueFormat.read(description)
+            self._post(pending, self._formats[name].tensors, self._tag(name))
+        return self._formats[pending.name].filled(self._arrived(pending))
+
+    # Gradients: of the differentiable tensors of a value, sent back by the rank that received it --------------------
+
+    def send_gradients(self, name: str, gradients: Sequence[torch.Tensor | None], to: int) -> None:
+        """Begin to send the gradients of a value's tensors; ``None`` stands for zeros."""
+        for gradient, tensor_format in zip(gradients, self._formats[name].gradients, strict=True):
+            if gradient is None:
+                gradient = tensor_format.empty(self.channel.device).zero_()
+            filled = tensor_format.packed(gradient)
+            self.channel.isend(f"the gradient of {name}", filled, to, self._tag(name) + 1)
+
+    def expect_gradients(self, name: str, peer: int) -> PendingMessage:
+        """Post the receives of a value's gradients; their formats are the value's."""
+        pending = PendingMessage(f"the gradient of {name}", peer)
+        self._post(pending, self._formats[name].gradients, self._tag(name) + 1)
+        return pending
+
+    def receive_gradients(self, pending: PendingMessage) -> list[torch.Tensor]:
+        """Wait for gradients."""
+        return self._arrived(pending)
+
+    # Values for all ranks ---------------------------------------------------------------------------------------------
+
+    def share(self, name: str, value: torch.Tensor | None, owner: int) -> tuple[torch.Tensor, dist.Work]:
+        """Begin to give a tensor of one rank to all others; its format is learnt in the first step, too."""
+        if not self.formats_known:
+            description = None if value is None else describe(value)
+            self._formats[name] = ValueFormat.read(self.channel.broadcast_object(name, description, owner))
+        (tensor_format,) = self._formats[name].tensors
+        tensor = tensor_format.empty(self.channel.device) if value is None else value.detach().clone()
+        return tensor, self.channel.broadcast(tensor, owner)
+
+    def copy_to_all(self, value: Any, owner: int) -> Any:
+        """A value of one rank, on all of them: tensors anywhere within it are copied to the ranks' devices."""
+        channel, is_owner = self.channel, self.channel.rank == owner
+        description = channel.broadcast_object("the output", describe(value) if is_owner else None, owner)
+        value_format = ValueFormat.read(description)
+        ours = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)] if is_owner else []
+        tensors = []
+        for i, tensor_format in enumerate(value_format.tensors):
+            tensor = tensor_format.packed(ours[i]) if is_owner else tensor_format.empty(channel.device)
+            channel.wait(channel.broadcast(tensor, owner), "the output", owner)
+            tensors.append(tensor)
+        return value if is_owner else value_format.filled(tensors)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _tag(self, name: str) -> int:
+        return self._tags.get(name, ORDERED_TAG)
+
+    def _who(self, rank: int) -> str:
+        return self.channel.who(rank)
+
+    def _post(self, pending: PendingMessage, formats: Sequence[TensorFormat], tag: int) -> None:
+        pending.tensors = [tensor_format.empty(self.channel.device) for tensor_format in formats]
+        pending.works = [self.channel.irecv(tensor, pending.peer, tag) for tensor in pending.tensors]
+
+    def _arrived(self, pending: PendingMessage) -> list[torch.Tensor]:
+        assert pending.works is not None
+        for work in pending.works:
+            self.channel.wait_for_message(work, pending.name, pending.peer)
+        return pending.tensors

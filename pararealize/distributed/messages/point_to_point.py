@@ -1,0 +1,149 @@
+"""Tensors and objects of one rank -> the same on other ranks of its group; every wait is bounded and can be judged.
+
+Tensors go through a group of the mesh's backend (NCCL or gloo), objects through a gloo group of the same ranks. Before
+each wait the watchdog hears for what and for which rank it is, so that it can name the rank at fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pararealize.distributed.watchdog.watchdog import Watch
+from pararealize.errors import DistributedError
+
+from .formats import in_memory_order
+
+__all__ = ["PointToPoint"]
+
+_EXCHANGE_TAG = 1 << 20  # of tensors that ranks exchange; no message between parts has it
+
+
+class PointToPoint:
+    """What one rank sends to others of its group, and receives from them.
+
+    Args:
+        group: of the ranks, for tensors.
+        control: of the same ranks, for objects.
+        device: where the tensors of messages are.
+        timeout: of every wait.
+        who: what to call a rank of the group in an error.
+        watch: hears of every wait before it begins.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        control: dist.ProcessGroup,
+        device: torch.device,
+        timeout: timedelta,
+        who: Callable[[int], str],
+        watch: Watch,
+    ) -> None:
+        self.group, self.control, self.device, self.timeout = group, control, device, timeout
+        self.who, self.watch = who, watch
+        self.rank: int = dist.get_rank(group)
+        self._global_ranks = dist.get_process_group_ranks(group)
+        self._waits_on_host = device.type == "cpu"
+        self._unfinished: list[tuple[str, int, dist.Work, torch.Tensor]] = []
+
+    # Tensors ----------------------------------------------------------------------------------------------------------
+
+    def isend(self, name: str, tensor: torch.Tensor, to: int, tag: int) -> None:
+        """Begin to send a tensor; it is kept, and must not change, until :meth:`flush`."""
+        work = dist.isend(in_memory_order(tensor), dst=self._global_ranks[to], group=self.group, tag=tag)
+        assert work is not None
+        self._unfinished.append((name, to, work, tensor))
+        self.watch.sent(to)
+
+    def irecv(self, tensor: torch.Tensor, peer: int, tag: int) -> dist.Work:
+        """Begin to receive a tensor; it must not be read before :meth:`wait_for_message`."""
+        work = dist.irecv(in_memory_order(tensor), src=self._global_ranks[peer], group=self.group, tag=tag)
+        assert work is not None
+        return work
+
+    def wait_for_message(self, work: dist.Work, name: str, peer: int) -> None:
+        """Wait for what :meth:`irecv` began, and count it: the watchdog compares what was sent with what has come."""
+        self.wait(work, name, peer)
+        self.watch.took(peer)
+
+    def flush(self) -> None:
+        """Wait until every tensor that was sent has left, and let go of it."""
+        while self._unfinished:
+            name, peer, work, _ = self._unfinished[0]
+            self.wait(work, name, peer, "sending")
+            self._unfinished.pop(0)
+
+    def forget(self) -> None:
+        """Let go of the tensors of a step that failed."""
+        self._unfinished.clear()
+
+    def wait(self, work: dist.Work, name: str, peer: int, verb: str = "waiting for") -> None:
+        """Wait for a message or a collective of this group that involves rank ``peer``."""
+        with self._bounded(name, peer, verb):
+            if self._waits_on_host:
+                work.wait(self.timeout)
+            else:  # it only makes the current stream wait, and takes no time-out: the group's own one holds
+                work.wait()
+
+    def broadcast(self, tensor: torch.Tensor, owner: int) -> dist.Work:
+        """Begin to give a tensor of one rank to all others, which pass the memory for it."""
+        work = dist.broadcast(in_memory_order(tensor), src=self._global_ranks[owner], group=self.group, async_op=True)
+        assert work is not None
+        return work
+
+    def exchange(self, tensor: torch.Tensor, ranks: tuple[int, ...]) -> list[torch.Tensor]:
+        """What each of these ranks has, in their order; this rank is one of them.
+
+        All sends and receives go as one batch: over NCCL each pair of ranks is one queue, and a receive that waits in
+        front of a send on both sides would hold up both for ever.
+        """
+        tensors = {rank: tensor if rank == self.rank else torch.empty_like(tensor) for rank in ranks}
+        others = [rank for rank in ranks if rank != self.rank]
+        operations = [
+            dist.P2POp(operation, value, self._global_ranks[rank], self.group, tag=_EXCHANGE_TAG)
+            for rank in others
+            for operation, value in ((dist.isend, tensor), (dist.irecv, tensors[rank]))
+        ]
+        for work in dist.batch_isend_irecv(operations):
+            self.wait(work, "what ranks share", others[0])
+        return [tensors[rank] for rank in ranks]
+
+    # Objects ----------------------------------------------------------------------------------------------------------
+
+    def send_object(self, name: str, value: Any, to: int) -> None:
+        """Send an object, and wait until it has left: until the other rank asks for it."""
+        with self._bounded(name, to, "sending"):
+            dist.send_object_list([value], dst=self._global_ranks[to], group=self.control)
+
+    def receive_object(self, name: str, peer: int) -> Any:
+        """Wait for an object."""
+        values: list[Any] = [None]
+        with self._bounded(name, peer, "waiting for"):
+            dist.recv_object_list(values, src=self._global_ranks[peer], group=self.control)
+        return values[0]
+
+    def broadcast_object(self, name: str, value: Any, owner: int) -> Any:
+        """An object of one rank, on all of them."""
+        values = [value]
+        with self._bounded(name, owner, "waiting for"):
+            dist.broadcast_object_list(values, src=self._global_ranks[owner], group=self.control)
+        return values[0]
+
+    @contextlib.contextmanager
+    def _bounded(self, name: str, peer: int, verb: str) -> Iterator[None]:
+        self.watch.waiting(name, peer)
+        try:
+            yield
+        except RuntimeError as error:
+            preposition = "to" if verb == "sending" else "from"
+            raise DistributedError(
+                f"{self.who(self.rank)} failed {verb} {name} {preposition} {self.who(peer)} within "
+                f"{self.timeout.total_seconds():g} s: {str(error).splitlines()[0]}; look at that rank's own error, or "
+                "pass distribute(..., timeout=) more seconds where a step takes longer"
+            ) from error

@@ -1,0 +1,107 @@
+"""RankModules of a network on the meta device, seed -> the same with values, and a list of tensors that have none yet.
+
+Values do not depend on the number of ranks: each module draws from a random state that the seed and its name fix.
+What no module knows how to draw stays undefined, and is reported at the first step, until a checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from pararealize.coarse.adapter import build_adapter
+from pararealize.coarse.coarse_block import draw_coarse
+from pararealize.plan.parts import Part
+from pararealize.plan.plan import Plan
+from pararealize.random_state import seeded_weights
+
+from .partition import SegmentedNetwork, module_at
+from .rank_modules import RankModules
+
+__all__ = ["UndefinedTensors", "draw_values"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UndefinedTensors:
+    """Tensors that had no values.
+
+    Attributes:
+        versions: each by its name, with its version counter at that time.
+    """
+
+    versions: dict[str, tuple[torch.Tensor, int]] = dataclasses.field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Names of those that still have no values: floats that are NaN, others that were not written since."""
+        for name, (tensor, version) in list(self.versions.items()):
+            written = not tensor.isnan().any() if tensor.is_floating_point() else tensor._version != version
+            if written:
+                del self.versions[name]
+        return list(self.versions)
+
+
+def draw_values(
+    modules: RankModules, net: SegmentedNetwork, parts: Sequence[Part], device: torch.device, seed: int
+) -> UndefinedTensors:
+    """Give values to modules that were copied from the meta device.
+
+    Adapters and coarse blocks are those of a conversion with this seed. Every other module with
+    ``reset_parameters()`` draws by it.
+
+    Args:
+        modules: of this rank.
+        net: the network on the meta device.
+        parts: those that the rank owns.
+        device: of the modules.
+        seed: the same on all ranks.
+
+    Returns:
+        The tensors that no module knows how to draw.
+    """
+    drawn = _draw_new_parts(modules, net.plan, parts, seed)
+    names = _first_names(net)
+    for path, module in modules.tree.named_modules():
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+        if reset is None or not tensors or all(id(tensor) in drawn for tensor in tensors):
+            continue
+        with seeded_weights(seed, names[path]), device:
+            reset()
+        drawn.update(map(id, tensors))
+    state = (*modules.tree.named_parameters(), *modules.tree.named_buffers())
+    return UndefinedTensors({name: (tensor, tensor._version) for name, tensor in state if _is_empty(tensor, drawn)})
+
+
+def _draw_new_parts(modules: RankModules, plan: Plan, parts: Sequence[Part], seed: int) -> set[int]:
+    """Give values to adapters and coarse blocks; the ids of their tensors."""
+    drawn: set[int] = set()
+    for part in parts:
+        built = _built(plan, part, seed)
+        if built is not None:
+            module = module_at(modules.tree, part.target)
+            module.load_state_dict(built.state_dict())
+            drawn.update(map(id, (*module.parameters(), *module.buffers())))
+    return drawn
+
+
+def _built(plan: Plan, part: Part, seed: int) -> nn.Module | None:
+    """An adapter or coarse block as a conversion would have built it, where shapes say all of it."""
+    if part.kind == "adapter":
+        row = plan.adapters[part.j - 2]
+        return build_adapter(row.x, row.y, from_stem=row.source == "stem", seed=seed, name=part.name)
+    if part.kind == "coarse":
+        return draw_coarse(plan.coarse_blocks[part.j - 1], seed=seed)
+    return None
+
+
+def _first_names(net: nn.Module) -> Mapping[str, str]:
+    """For each name of a module the first one of the same module, which is the same on every rank."""
+    names: dict[int, str] = {}
+    return {path: names.setdefault(id(module), path) for path, module in net.named_modules(remove_duplicate=False)}
+
+
+def _is_empty(tensor: torch.Tensor, drawn: set[int]) -> bool:
+    return bool(tensor.isnan().any()) if tensor.is_floating_point() else id(tensor) not in drawn

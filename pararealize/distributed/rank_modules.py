@@ -1,0 +1,149 @@
+"""Network, parts of one rank, device -> RankModules: copies of the modules that these parts use, and of no others.
+
+The copies have the original's qualified names and its ties: two names of one tensor are two names of one copy. Nothing
+of the result refers to the network, so that its memory is free when the caller lets go of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pararealize.plan.parts import Part
+from pararealize.tracing.module_copy import computed_tensors
+from pararealize.tracing.module_view import Piece
+
+from .partition import PartitionableNetwork, TensorPaths, module_at, tensor_at, tensors_of
+
+__all__ = ["RankModules", "copy_modules"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RankModules:
+    """The modules of one rank.
+
+    Attributes:
+        tree: a bare module with the rank's submodules, parameters and buffers under the network's names.
+        parts: the rank's parts by name, over the modules of the tree.
+    """
+
+    tree: nn.Module
+    parts: Mapping[str, nn.Module]
+
+
+def copy_modules(net: PartitionableNetwork, parts: Sequence[Part], device: torch.device) -> RankModules:
+    """Copy the modules of some parts; with the stem, also the tensors of the network that no part uses.
+
+    Args:
+        net: the network; it is left as found. On the meta device, copies get memory without values.
+        parts: those that the rank owns.
+        device: where the copies are made.
+    """
+    others = _other_names(net)
+    paths = _paths_of(net, parts, [name for name, is_used in others.items() if not is_used])
+    memo = _copied_tensors(net, paths, device)
+    # further names of tensors that are copied, as the whole network's state dict has them
+    aliases = [name for name, is_used in others.items() if is_used and id(tensor_at(net, name)) in memo]
+    paths = TensorPaths(paths.modules, tuple(dict.fromkeys([*paths.attributes, *aliases])))
+    tree = _copied_tree(net, paths, memo)
+    modules: dict[str, nn.Module] = {}
+    by_target: dict[str, nn.Module] = {}
+    for part in parts:
+        if part.name in net.pieces:
+            by_target[part.target] = Piece(tree, copy.deepcopy(net.pieces[part.name]), part.name)
+    for part in parts:
+        modules[part.name] = by_target[part.target] if part.target in by_target else module_at(tree, part.target)
+    return RankModules(tree, modules)
+
+
+def _paths_of(net: PartitionableNetwork, parts: Sequence[Part], unused: Sequence[str]) -> TensorPaths:
+    """All that the parts use, and with the stem what no part does."""
+    used = [tensors_of(net, part) for part in parts]
+    modules = dict.fromkeys(path for paths in used for path in paths.modules)
+    attributes = dict.fromkeys(path for paths in used for path in paths.attributes)
+    if any(part.kind == "stem" for part in parts):
+        attributes.update(dict.fromkeys(unused))
+    return TensorPaths(tuple(modules), tuple(attributes))
+
+
+def _copied_tensors(net: PartitionableNetwork, paths: TensorPaths, device: torch.device) -> dict[int, Any]:
+    """The memo of ``copy.deepcopy`` that puts every tensor of these paths on the device, once whatever its names."""
+    memo: dict[int, Any] = {}
+    for path in paths.modules:
+        memo.update(computed_tensors(module_at(net, path)))
+    for tensor in paths.tensors(net):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _copied(tensor, device)
+    return memo
+
+
+def _copied_tree(net: PartitionableNetwork, paths: TensorPaths, memo: dict[int, Any]) -> nn.Module:
+    """Bare modules down to what is copied; outer modules first, so that what they contain is not copied again."""
+    tree = nn.Module()
+    tree.training = net.training
+    for path in sorted(paths.modules, key=lambda path: path.count(".")):
+        owner, _, name = path.rpartition(".")
+        target = _container(net, tree, owner)
+        if name not in target._modules:
+            target._modules[name] = copy.deepcopy(module_at(net, path), memo)
+    for path in paths.attributes:
+        owner, _, name = path.rpartition(".")
+        target, source = _container(net, tree, owner), module_at(net, owner)
+        if name in source._parameters and name not in target._parameters:
+            target._parameters[name] = copy.deepcopy(source._parameters[name], memo)
+        elif name in source._buffers and name not in target._buffers:
+            persistent = name not in source._non_persistent_buffers_set
+            target.register_buffer(name, copy.deepcopy(source._buffers[name], memo), persistent=persistent)
+    return tree
+
+
+def _container(net: nn.Module, tree: nn.Module, path: str) -> nn.Module:
+    """The module of that name in the tree; a bare one in the original's mode where there is none yet."""
+    target, source = tree, net
+    for name in path.split(".") if path else ():
+        inner = source._modules[name]
+        assert inner is not None
+        if name not in target._modules:
+            bare = nn.Module()
+            bare.training = inner.training
+            target._modules[name] = bare
+        child = target._modules[name]
+        assert child is not None
+        target, source = child, inner
+    return target
+
+
+def _other_names(net: PartitionableNetwork) -> dict[str, bool]:
+    """Names of tensors by which no part reads them, and whether a part reads them by another name."""
+    used: set[int] = set()
+    paths: set[str] = set()
+    for part in net.parts.values():
+        uses = tensors_of(net, part)
+        used.update(map(id, uses.tensors(net)))
+        paths.update(uses.modules, uses.attributes)
+    every = (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False))
+    return {name: id(tensor) in used for name, tensor in every if paths.isdisjoint(_prefixes(name))}
+
+
+def _prefixes(path: str) -> list[str]:
+    """The path itself, its owner's, and so on."""
+    names = path.split(".")
+    return [".".join(names[:end]) for end in range(len(names), 0, -1)]
+
+
+def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy, with the attributes that Python code has set on it; of a meta tensor, memory that is visibly empty."""
+    if tensor.is_meta:
+        copied = torch.empty_like(tensor, device=device)
+        copied = copied.fill_(torch.nan) if copied.is_floating_point() else copied.zero_()
+    else:
+        copied = tensor.detach().to(device, copy=True)
+    if isinstance(tensor, nn.Parameter):
+        copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
+    copied.__dict__.update(tensor.__dict__)
+    return copied

@@ -1,0 +1,108 @@
+"""SegmentPartition, rank, its parts -> RankSegments: what one rank of a parareal network computes, as functions.
+
+Beside it, what a step of the rank keeps from forward to backward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pararealize.plan.communication import Peers
+from pararealize.plan.parts import PartKind
+
+from .messages.message_order import PendingMessage
+from .partition import SegmentPartition
+
+__all__ = ["RankSegments", "SegmentValues"]
+
+
+class RankSegments:
+    """The parts of a parareal network that one rank owns, as functions.
+
+    Args:
+        partition: which rank owns what.
+        rank: this one.
+        calls: the rank's parts by name: modules, or functions that compute the same.
+
+    Attributes:
+        first: the rank's first segment, from 1.
+        last: its last segment.
+        peers: what it passes to whom.
+    """
+
+    def __init__(self, partition: SegmentPartition, rank: int, calls: Mapping[str, Callable[..., Any]]) -> None:
+        self.partition, self.rank = partition, rank
+        self.first, self.last = partition.runs[rank]
+        self.peers: Peers = partition.peers[rank]
+        self._calls = {(part.kind, part.j): (part, calls[part.name]) for part in partition.parts_of(rank)}
+
+    @property
+    def owns_head(self) -> bool:
+        """Whether the network's output is computed here."""
+        return self.rank == self.partition.ranks - 1
+
+    def owns(self, kind: PartKind) -> bool:
+        """Whether the stem, the context or the head is computed here."""
+        return (kind, 0) in self._calls
+
+    def call(self, kind: PartKind, j: int, values: Mapping[str, Any], *activation: torch.Tensor) -> Any:
+        """Call a part with its activation, if it has one, and with the values that it reads by name."""
+        part, function = self._calls[kind, j]
+        return function(*activation, *(values[name] for name in part.reads))
+
+    def last_phases(self) -> dict[str, int]:
+        """For each part, by name, the last phase that reaches it.
+
+        Phase 0 differentiates head and coarse blocks, the following ones a segment and its adapter each, from the last
+        segment to the first, and one more phase the stem and the context where their graphs end at leaves.
+        """
+        phases = {"stem": self.last - self.first + (2 if self.partition.cuts_stem else 1)}
+        phases["context"] = self.last - self.first + 2
+        numbers = {}
+        for part, _ in self._calls.values():
+            fine = part.kind in ("adapter", "segment")
+            numbers[part.name] = self.last - part.j + 1 if fine else phases.get(part.kind, 0)
+        return numbers
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class SegmentValues:
+    """What a rank's step of a parareal network keeps from forward to backward.
+
+    Attributes:
+        graph: whether there will be a backward.
+        values: inputs, and values of stem and context as the rank's parts read them, by name.
+        ends: those of the values whose graphs end here, with these graphs; ``values`` has leaves in their place.
+        x: segment inputs with their graphs, by segment; ``x_leaf`` without.
+        y: segment outputs with their graphs, by segment; ``y_leaf`` without.
+        z_pending: the message that brings z of the ranks before.
+        sums_pending: those that bring sums.
+        z_leaf: what the first brought.
+        sums_leaf: the sum of what the others brought.
+        total: this rank's differences and ``sums_leaf``.
+        z: the last corrected value of this rank.
+        gradient_pending: the message that brings the gradient of ``z``, or of ``total``.
+        corrected: z after each of this rank's coarse blocks, by segment.
+        output: of the head.
+    """
+
+    graph: bool
+    values: dict[str, Any]
+    ends: dict[str, Any] = dataclasses.field(default_factory=dict)
+    x: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    y: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    x_leaf: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    y_leaf: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    z_pending: PendingMessage | None = None
+    sums_pending: list[PendingMessage] = dataclasses.field(default_factory=list)
+    z_leaf: torch.Tensor | None = None
+    sums_leaf: torch.Tensor | None = None
+    total: torch.Tensor | None = None
+    z: torch.Tensor | None = None
+    gradient_pending: PendingMessage | None = None
+    corrected: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    output: Any = None

@@ -1,0 +1,227 @@
+"""Network, mesh -> RankSetup: what one rank of a distributed network is made of, whichever kind of network it is.
+
+ProcessGroups     of the ranks of one network, of its copies     process_groups.py
+agree             on partition, weights and versions             consistency.py
+RankModules       the rank's own modules, with memory            rank_modules.py
+PointToPoint      messages                                       messages/point_to_point.py
+Watch             what ends all ranks when one fails             watchdog/watchdog.py
+GradientSync      what is summed and averaged over ranks         gradients.py, tied_parameters.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from pararealize.distributed.watchdog.watchdog import Watch
+from pararealize.errors import DistributedError
+
+from .activity import Activity
+from .consistency import FAULT, agree, agree_on_weights
+from .gradients import GradientSync, ReplicaAverage, TiedSum, broadcast_tensors
+from .messages.point_to_point import PointToPoint
+from .meta_device import UndefinedTensors
+from .partition import Partition, PartitionableNetwork, module_at, tensors_of
+from .process_groups import ProcessGroups
+from .rank_modules import RankModules
+from .tied_parameters import TiedParameters, counted_parameters
+
+__all__ = ["RankSetup", "agree_on_partition", "refuse_norms", "set_up_rank"]
+
+_WHAT = "distribute the network"
+_Partition = TypeVar("_Partition", bound=Partition)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RankSetup:
+    """What one rank of a distributed network is made of.
+
+    Attributes:
+        partition: which rank owns what.
+        rank: this one, in the parareal group.
+        mesh: the ranks of all copies of the network.
+        modules: the rank's own.
+        channel: messages between the ranks of one network.
+        activity: tells the watchdog, and a recording, what the rank does.
+        sync: sums and averages of gradients.
+        counted: the parameters that a sum over the ranks of one network takes from this one.
+        other_names: for every key of the whole network's state dict, the other names of its tensor.
+        undefined: tensors that still need values, of a network from the meta device.
+        description: the rank and its network, for errors.
+    """
+
+    partition: Partition
+    rank: int
+    mesh: DeviceMesh
+    modules: RankModules
+    channel: PointToPoint
+    activity: Activity
+    sync: GradientSync
+    counted: Sequence[nn.Parameter]
+    other_names: Mapping[str, tuple[str, ...]]
+    undefined: UndefinedTensors
+    description: str
+
+    @property
+    def watch(self) -> Watch:
+        """What ends all ranks when one fails."""
+        return self.activity.watch
+
+    @property
+    def owns_head(self) -> bool:
+        """Whether the network's output is computed here."""
+        return self.rank == self.partition.ranks - 1
+
+
+def agree_on_partition(
+    net: PartitionableNetwork,
+    groups: ProcessGroups,
+    divide: Callable[[int], tuple[_Partition, Mapping[str, Any]]],
+) -> _Partition:
+    """Divide the network, once all ranks are known to divide it alike and to have the same weights.
+
+    A rank that finds a fault still takes part in the comparison and brings the fault there. So every rank raises it,
+    and none is left waiting for one that has raised.
+
+    Args:
+        net: the network.
+        groups: of this rank.
+        divide: the number of ranks -> which rank owns what, and facts by name that all ranks have to share; it raises
+            :class:`~pararealize.errors.DistributedError` for what cannot be distributed.
+
+    Raises:
+        DistributedError: on every rank.
+    """
+    facts: dict[str, Any] = {"torch": torch.__version__, "Python": platform.python_version()}
+    partition = None
+    try:
+        partition, more = divide(dist.get_world_size(groups.parareal))
+        refuse_norms(net, partition)
+        facts.update(more)
+    except DistributedError as fault:
+        facts[FAULT] = str(fault)
+    remedy = "start every rank from the same program"
+    agree(groups.everyone, facts, what=_WHAT, remedy=remedy, timeout=groups.limit)
+    assert partition is not None
+    agree_on_weights(groups.control, net, what=_WHAT, timeout=groups.limit)
+    return partition
+
+
+def refuse_norms(net: PartitionableNetwork, partition: Partition) -> None:
+    """Refuse batch norms that wait for other ranks, or of which several ranks would keep statistics."""
+    synchronised = [name for name, module in net.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if synchronised:
+        raise DistributedError(
+            f"{len(synchronised)} synchronised batch norms ({synchronised[0]}) would wait for ranks that never come to "
+            "them; build the model with nn.BatchNorm layers"
+        )
+    owners: dict[int, tuple[str, set[int]]] = {}
+    for rank in range(partition.ranks):
+        for part in partition.parts_of(rank):
+            for path in tensors_of(net, part).modules:
+                for inner, module in module_at(net, path).named_modules(prefix=path):
+                    if _keeps_statistics(module):
+                        owners.setdefault(id(module), (inner, set()))[1].add(rank)
+    shared = [f"{name} on ranks {sorted(ranks)}" for name, ranks in owners.values() if len(ranks) > 1]
+    if shared:
+        raise DistributedError(
+            f"batch norms that several ranks share would each keep statistics of their own: {'; '.join(shared[:3])}; "
+            "put the segments that share them on one rank with assignment=, or build the model with norms of their own"
+        )
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    normalises = isinstance(module, nn.modules.batchnorm._NormBase)
+    return normalises and getattr(module, "running_mean", None) is not None
+
+
+def set_up_rank(
+    net: PartitionableNetwork,
+    mesh: DeviceMesh,
+    groups: ProcessGroups,
+    partition: Partition,
+    modules: RankModules,
+    *,
+    last_phases: Mapping[str, int],
+    bucket_bytes: int,
+    name: str,
+    undefined: UndefinedTensors | None = None,
+) -> RankSetup:
+    """Connect a rank with the others, and give its copies of parameters the values that all holders begin with.
+
+    Args:
+        net: the network.
+        mesh: the ranks of all copies of the network.
+        groups: of this rank.
+        partition: which rank owns what.
+        modules: the rank's own.
+        last_phases: for each of its parts, by name, the last backward call that reaches it.
+        bucket_bytes: of the buckets in which gradients are averaged.
+        name: of the network.
+        undefined: tensors of it that need values yet.
+    """
+    rank = groups.rank
+    watch = _watch_over(mesh, groups, partition.labels)
+    channel = PointToPoint(
+        groups.parareal, groups.control, groups.device, groups.limit, partition.labels.__getitem__, watch
+    )
+    tied = TiedParameters.of(net, partition)
+    shared = tied.shared_by(rank, modules.tree)
+    tied_sum = TiedSum(shared, channel.exchange)
+    tied_sum.equalise()
+    average = None
+    if groups.dp is not None:
+        broadcast_tensors(groups.dp, [*modules.tree.parameters(), *modules.tree.buffers()])
+        agree_on_weights(groups.dp, modules.tree, what="copy weights over dp", timeout=groups.limit)
+        average = ReplicaAverage(
+            groups.dp,
+            _phases_of_parameters(modules, last_phases),
+            bucket_bytes,
+            lambda work: channel.wait(work, "averages over dp", rank),
+        )
+    return RankSetup(
+        partition=partition,
+        rank=rank,
+        mesh=mesh,
+        modules=modules,
+        channel=channel,
+        activity=Activity(watch),
+        sync=GradientSync(tied_sum, average),
+        counted=counted_parameters(rank, modules.tree, shared),
+        other_names=tied.other_names,
+        undefined=UndefinedTensors() if undefined is None else undefined,
+        description=f"{name}: {partition.labels[rank]} of {partition.ranks}",
+    )
+
+
+def _phases_of_parameters(modules: RankModules, last_phases: Mapping[str, int]) -> list[tuple[nn.Parameter, int]]:
+    """Every parameter with the number of the last backward call that reaches it through any part."""
+    phases: dict[int, int] = {}
+    for name, part in modules.parts.items():
+        for parameter in part.parameters():
+            phases[id(parameter)] = max(phases.get(id(parameter), 0), last_phases[name])
+    return [(parameter, phases.get(id(parameter), 0)) for parameter in modules.tree.parameters()]
+
+
+def _watch_over(mesh: DeviceMesh, groups: ProcessGroups, labels: Sequence[str]) -> Watch:
+    """Over all ranks of the mesh: what befalls one copy of the network ends the others too.
+
+    Its ranks are those of the whole mesh, and messages name their peers by ranks of one network: ``peers`` translates.
+    """
+    rows = mesh.mesh if (mesh.mesh_dim_names or ("parareal",))[-1] == "parareal" else mesh.mesh.T
+    rows = rows.reshape(-1, rows.shape[-1])
+    ranks = dist.get_process_group_ranks(groups.everyone)
+    who = {}
+    for i, row in enumerate(rows.tolist(), start=1):
+        replica = f"replica {i}, " if len(rows) > 1 else ""
+        for k, rank in enumerate(row):
+            who[rank] = f"rank {rank} ({replica}{labels[k].partition('(')[2]}"
+    peers = [ranks.index(rank) for rank in dist.get_process_group_ranks(groups.parareal)]
+    return Watch(groups.everyone, who=[who[rank] for rank in ranks], timeout=groups.limit.total_seconds(), peers=peers)

@@ -1,0 +1,71 @@
+"""LayerParallel, DeviceMesh -> LayerStage: each rank with its own layers, the ranks agreed before the first message.
+
+agree_on_partition     layers, settings, weights; who owns what     distributed/rank_setup.py, partition.py
+copy_modules           the rank's own modules                       distributed/rank_modules.py
+set_up_rank            messages, watchdog, gradients                distributed/rank_setup.py
+LayerStage             a module with a step                         stage.py, step.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed.device_mesh import DeviceMesh
+
+from pararealize.distributed.process_groups import ProcessGroups
+from pararealize.distributed.rank_modules import RankModules, copy_modules
+from pararealize.distributed.rank_setup import agree_on_partition, set_up_rank
+from pararealize.errors import DistributedError
+from pararealize.multigrid.solver.propagators import TimeStep
+from pararealize.multigrid.solver.settings import Settings
+
+from .partition import LayeredNetwork, LayerPartition
+from .stage import LayerStage
+from .step import LayerStep, RankLayers
+
+__all__ = ["distribute_layers"]
+
+
+def distribute_layers(
+    net: LayeredNetwork, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
+) -> LayerStage:
+    """What :meth:`LayerParallel.distribute` does."""
+    groups = ProcessGroups.of(mesh, timeout)
+    settings = Settings.of(net)
+
+    def divide(ranks: int) -> tuple[LayerPartition, Mapping[str, Any]]:
+        if any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers())):
+            raise DistributedError(
+                "the network is on the meta device; give it values first: net.to_empty(...), and load"
+            )
+        return LayerPartition.of(net, ranks), {
+            "the layers": str(net.structure),
+            "the levels": str(net.hierarchy),
+            "the settings": str(settings),
+            "mode": "train" if net.training else "eval",
+            "bucket_bytes": bucket_bytes,
+            "the trained parameters": sum(parameter.requires_grad for parameter in net.parameters()),
+        }
+
+    partition = agree_on_partition(net, groups, divide)
+    rank = groups.rank
+    modules = copy_modules(net, partition.parts_of(rank), groups.device)
+    rows = {n: TimeStep(modules.tree, net.structure.layers[n]) for n in partition.layers(rank)}
+    calls = {part.name: rows[part.j].f for part in partition.parts_of(rank) if part.kind == "layer"}
+    modules = RankModules(modules.tree, {**modules.parts, **calls})  # a layer's module is the one that the solver calls
+    layers = RankLayers(
+        partition=partition, rank=rank, parts=modules.parts, rows=rows, head_reads=net.structure.head_reads
+    )
+    setup = set_up_rank(
+        net,
+        mesh,
+        groups,
+        partition,
+        modules,
+        last_phases=layers.last_phases(),
+        bucket_bytes=bucket_bytes,
+        name=net._get_name(),  # type: ignore[no-untyped-call]
+    )
+    return LayerStage(setup, LayerStep(layers, setup.activity, setup.sync, settings), partition)

@@ -1,0 +1,240 @@
+"""Values that each are on one rank, and the program that all ranks run on them (SPMD: single program, multiple data).
+
+Every rank runs the loop of ``multigrid/solver/solver.py`` from beginning to end. A step is computed on the rank that
+owns its layer; on the other ranks its result is a :class:`RemoteValue` without a tensor. Where a value is needed on
+another rank, both know it, because both are at the same line of the same program: the one sends, the other receives,
+the rest pass by. No rank waits for anything but values that it computes with, so that relaxation runs at once on all,
+and while a coarse march goes from rank to rank, those that it has left are relaxing already.
+
+Order of messages. Between two ranks values are sent in the order in which the program first needs them there, and both
+ranks run the same program; so one tag is enough for all of them. No chain of waits closes to a circle: a receive waits
+for a value that an earlier line of the program computes, and lines are executed in one order on every rank.
+
+Receives are posted ahead, so that values come in while this rank still computes. They can be: a step with the same
+settings runs the same program, hence receives the same values in the same order as the last one. Few are posted at a
+time, as each takes memory. Over NCCL, which matches the messages of two ranks by order of issue in both directions
+together, receives that are posted ahead over the border from the forward to the adjoint solve stand in front of sends
+that the other rank waits for; it has been tried over gloo alone.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pararealize.distributed.messages.message_order import PendingMessage, StepMessages
+
+__all__ = ["RemoteDifference", "RemoteMaps", "RemoteValue", "SpmdContext"]
+
+_POSTED_AHEAD = 3  # receives
+
+
+class RemoteValue:
+    """A value on the rank that computed it, and on those that asked for it; a name on the others.
+
+    Attributes:
+        owner: the rank that computed it.
+        place: what to call it in messages; values of one place have one shape and type.
+        tensor: the value, on ranks that have it.
+    """
+
+    __slots__ = ("_context", "_holders", "owner", "place", "tensor")
+
+    def __init__(self, context: SpmdContext, owner: int, place: str, tensor: Tensor | None) -> None:
+        self._context, self.owner, self.place, self.tensor = context, owner, place, tensor
+        self._holders = {owner}
+
+    def on(self, rank: int) -> Tensor | None:
+        """The value, after it has been sent to that rank if it was not there; ``None`` on ranks that have it not."""
+        if rank not in self._holders:
+            self._holders.add(rank)
+            self._context.move(self, rank)
+        return self.tensor
+
+    def __sub__(self, other: RemoteValue) -> RemoteDifference:
+        return RemoteDifference(self._context, self, other)
+
+    def __add__(self, other: RemoteDifference) -> RemoteValue:
+        """``a + (v - old)``, on the rank that owns a; with the same rounding as written."""
+        here = self._context.rank == self.owner
+        if other.owner == self.owner:
+            difference = other.tensor()
+            sums = None if difference is None or self.tensor is None else difference.add_(self.tensor)
+        else:
+            moved = RemoteValue(self._context, other.owner, other.v.place, other.tensor()).on(self.owner)
+            sums = self.tensor + moved if here and moved is not None and self.tensor is not None else None
+        return RemoteValue(self._context, self.owner, self.place, sums)
+
+
+class RemoteDifference:
+    """``v - old``, computed on the rank that owns v, when it is needed."""
+
+    __slots__ = ("_context", "old", "v")
+
+    def __init__(self, context: SpmdContext, v: RemoteValue, old: RemoteValue) -> None:
+        self._context, self.v, self.old = context, v, old
+
+    @property
+    def owner(self) -> int:
+        """The rank that computes it."""
+        return self.v.owner
+
+    def tensor(self) -> Tensor | None:
+        """A new tensor on the owner, which may be changed in place."""
+        old = self.old.on(self.owner)
+        if self._context.rank != self.owner or old is None or self.v.tensor is None:
+            return None
+        return self.v.tensor - old
+
+
+class SpmdContext:
+    """One step of the common program, as one rank runs it.
+
+    Args:
+        messages: of steps with inputs like these.
+        order: the values that this rank received in the last step that ran the same program, by name and sender, whose
+            receives are posted ahead; an empty list is filled in. ``None`` where programs may differ.
+        tolerance: a residual norm at which the program ends early; all ranks must then know each norm at once.
+    """
+
+    def __init__(self, messages: StepMessages, order: list[tuple[str, int]] | None, tolerance: float = 0.0) -> None:
+        self.rank = messages.channel.rank
+        self._messages, self._tolerance = messages, tolerance
+        self._order = order if order and messages.formats_known else None
+        self._new_order = order if not order else None
+        self._posted: collections.deque[PendingMessage] = collections.deque()
+        self._next = 0
+        self._unmeasured: list[list[tuple[Tensor, Tensor | None]]] = []
+        self._scratch: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+        self._squares: list[Tensor] = []
+        self._post()
+
+    def value(self, owner: int, place: str, tensor: Tensor | None) -> RemoteValue:
+        """A value that a rank has from elsewhere."""
+        return RemoteValue(self, owner, place, tensor)
+
+    def move(self, value: RemoteValue, to: int) -> None:
+        """Send a value or receive it, if this rank is one of the two."""
+        if self.rank == value.owner:
+            assert value.tensor is not None
+            self._messages.send(value.place, value.tensor, to)
+        elif self.rank == to:
+            value.tensor = self._receive(value.place, value.owner)
+
+    def norm(self, residuals: Sequence[RemoteDifference | RemoteValue]) -> float:
+        """``sqrt(Σ_j ‖r_j‖²)`` over all ranks: at once with a tolerance, else by :meth:`norms`; infinite till then.
+
+        A norm makes all ranks meet. Where nothing depends on it, the ranks meet once a step, after everything else.
+        """
+        pairs = [(r.v, r.old.on(r.owner)) if isinstance(r, RemoteDifference) else (r, None) for r in residuals]
+        here = [(v.tensor, old) for v, old in pairs if v.owner == self.rank and v.tensor is not None]
+        if self._tolerance > 0:
+            return float(self._summed(self._square(here)).sqrt())
+        self._unmeasured.append(here)
+        return float("inf")
+
+    def norms(self) -> list[float]:
+        """All norms that were not known at once, in their order; the ranks meet here."""
+        self._measure()
+        if not self._squares:
+            return []
+        norms: list[float] = self._summed(torch.stack(self._squares)).sqrt().tolist()
+        self._squares.clear()
+        return norms
+
+    def _measure(self) -> None:
+        """What waits for a moment in which nothing else is to be done."""
+        self._squares += map(self._square, self._unmeasured)
+        self._unmeasured.clear()
+
+    def _square(self, pairs: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """``Σ ‖v - old‖²`` of values that are here."""
+        norms = []
+        for v, old in pairs:
+            if old is not None:
+                key = v.shape, v.dtype
+                v = self._scratch[key] = torch.sub(v, old, out=self._scratch.get(key))
+            norms.append(torch.linalg.vector_norm(v).double())
+        if not norms:
+            return torch.zeros((), dtype=torch.float64, device=self._messages.channel.device)
+        return torch.stack(norms).square().sum()
+
+    def _summed(self, value: Tensor) -> Tensor:
+        channel = self._messages.channel
+        work = dist.all_reduce(value, group=channel.group, async_op=True)
+        assert work is not None
+        channel.wait(work, "the residual norms", self.rank)
+        return value
+
+    def _receive(self, name: str, peer: int) -> Tensor:
+        if self._new_order is not None:
+            self._new_order.append((name, peer))
+        if self._order is None:
+            pending = self._messages.expect(name, peer)
+        else:
+            pending = self._posted.popleft()
+            assert (pending.name, pending.peer) == (name, peer)
+        self._measure()
+        tensor: Tensor = self._messages.receive(pending)
+        self._post()
+        return tensor
+
+    def _post(self) -> None:
+        """Post the receives of the next values."""
+        while self._order is not None and self._next < len(self._order) and len(self._posted) < _POSTED_AHEAD:
+            self._posted.append(self._messages.expect(*self._order[self._next]))
+            self._next += 1
+
+
+class RemoteMaps:
+    """The maps of all layers on remote values, as :func:`~pararealize.multigrid.solver.solver.solve` takes them.
+
+    Args:
+        context: of the step.
+        maps: of this rank's layers, called for these alone.
+        owners: the rank of every layer.
+        place: for a layer and a width, what to call the value behind such a step.
+        begin: is told of each action that this rank begins, and of its layer.
+    """
+
+    def __init__(
+        self,
+        context: SpmdContext,
+        maps: Any,
+        owners: Sequence[int],
+        place: Callable[[int, int], str],
+        begin: Callable[[str, int], None],
+    ) -> None:
+        self._context, self._maps, self._owners, self._place, self._begin = context, maps, owners, place, begin
+        self._levels = maps.hierarchy.levels
+
+    def step(self, level: int, s: int, u: RemoteValue) -> RemoteValue:
+        """Step s of a level, on the rank that owns its layer."""
+        step = self._levels[level].steps[s]
+        owner = self._owners[step.layer]
+        value, result = u.on(owner), None
+        if owner == self._context.rank:
+            self._begin("coarse" if level else "relax", step.layer)
+            result = self._maps.step(level, s, value)
+        return self._context.value(owner, self._place(step.layer, step.width), result)
+
+    def announce(self, j: int, u: RemoteValue) -> None:
+        """Bring the value from which interval j will be swept to the rank that owns its layers."""
+        first, _ = self._levels[0].intervals[j]
+        u.on(self._owners[self._levels[0].steps[first].layer])
+
+    def sweep(self, j: int, u: RemoteValue) -> RemoteValue:
+        """The last sweep of interval j, on the rank that owns its layers."""
+        first, end = self._levels[0].intervals[j]
+        steps = self._levels[0].steps
+        owner = self._owners[steps[first].layer]
+        value, result = u.on(owner), None
+        if owner == self._context.rank:
+            self._begin("sweep", steps[first].layer)
+            result = self._maps.sweep(j, value)
+        return self._context.value(owner, self._place(steps[end - 1].layer, 1), result)

@@ -1,0 +1,74 @@
+"""Tensors and objects between ranks: order, tags, exchanges, and waits that end."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pararealize.distributed.messages.point_to_point import PointToPoint
+from pararealize.distributed.watchdog.watchdog import Watch
+from pararealize.errors import DistributedError
+from tests.ranks import on_ranks
+
+
+def channel_of(seconds=20):
+    who = [f"rank {rank}" for rank in range(dist.get_world_size())]
+    watch = Watch(dist.group.WORLD, who=who, timeout=20.0)
+    return PointToPoint(
+        dist.group.WORLD, dist.group.WORLD, torch.device("cpu"), timedelta(seconds=seconds), who.__getitem__, watch
+    )
+
+
+def crossing():
+    """Both ranks send before they receive; receives are posted in the opposite order of the sends."""
+    channel = channel_of()
+    other = 1 - channel.rank
+    for tag in (2, 4):
+        channel.isend(f"v{tag}", torch.full((3, 2), float(tag + channel.rank)).T, other, tag)
+    tensors = {tag: torch.empty(2, 3) for tag in (4, 2)}
+    works = {tag: channel.irecv(tensor, other, tag) for tag, tensor in tensors.items()}
+    for tag in (2, 4):
+        channel.wait_for_message(works[tag], f"v{tag}", other)
+    channel.flush()
+    fact = None
+    if channel.rank == 0:
+        channel.send_object("a fact", {"rank": 0}, 1)
+    else:
+        fact = channel.receive_object("a fact", 0)
+    return tensors[2].unique().tolist(), tensors[4].unique().tolist(), fact
+
+
+def test_tags_tell_messages_apart() -> None:
+    assert on_ranks(2, crossing) == [([3.0], [5.0], None), ([2.0], [4.0], {"rank": 0})]
+
+
+def exchanged():
+    channel = channel_of()
+    if channel.rank == 1:
+        return None
+    return [tensor.item() for tensor in channel.exchange(torch.tensor(10.0 + channel.rank), (0, 2))]
+
+
+def test_some_ranks_exchange_without_the_others() -> None:
+    assert on_ranks(3, exchanged) == [[10.0, 12.0], None, [10.0, 12.0]]
+
+
+def in_vain():
+    channel = channel_of(seconds=1)
+    store = dist.distributed_c10d._get_default_store()
+    if channel.rank == 1:
+        store.wait(["over"])
+        return ""
+    with pytest.raises(DistributedError) as error:
+        channel.wait(channel.irecv(torch.empty(1), 1, 2), "z_2", 1)
+    store.set("over", "yes")
+    return str(error.value)
+
+
+def test_a_wait_ends_and_names_both_ranks() -> None:
+    message, _ = on_ranks(2, in_vain)
+    assert message.startswith("rank 0 failed waiting for z_2 from rank 1 within 1 s: ")
+    assert message.endswith("pass distribute(..., timeout=) more seconds where a step takes longer")
