@@ -4,8 +4,8 @@
 stage, over many; ``build("parareal", model, Options(n=3))`` makes such a module by the name of a method. The files, in
 reading order:
 
-    loop        a network, data and a recipe -> the trained network, its history, the files of the run
     recipe      plain data -> optimiser, learning rates, loss, initial weights
+    loop        a network, data and a recipe -> the trained network, its history, the files of the run
     request     what a run is asked for -> plain data, with which a resumed run has to agree
     update      a batch -> one step of the optimiser
     steps       a network -> forward and backward of one step: plain, monitored, one-shot

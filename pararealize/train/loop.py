@@ -127,7 +127,10 @@ def fit(
 
 
 class _Training:
-    """A training run between two steps, as one rank sees it.
+    """A training run between two steps, on one rank.
+
+    What goes through ``team`` is collective, and so are steps, scores and checkpoints: every rank calls each of them,
+    in the same order. Conditions around them depend on what all ranks know alike, never on ``team.is_first``.
 
     Attributes:
         step: how many steps are taken, of ``steps``.

@@ -1,4 +1,4 @@
-"""A training run -> its rows, scores and progress, the folder of its files, and its state in a checkpoint.
+"""A training run -> its rows and scores, its files, and what a checkpoint of it holds.
 
 The files, in reading order:
 
