@@ -74,9 +74,9 @@ class BlockCost:
 
     def plus(self, more: BlockCost, times: int) -> BlockCost:
         """The cost with ``times`` the difference to ``more`` added, field by field; seconds are not extrapolated."""
-        counted = [field.name for field in dataclasses.fields(self) if not field.name.startswith("seconds")]
-        ours, theirs = ({name: getattr(cost, name) for name in counted} for cost in (self, more))
-        return BlockCost(**{name: ours[name] + times * (theirs[name] - ours[name]) for name in counted})
+        fields = [field.name for field in dataclasses.fields(self) if not field.name.startswith("seconds")]
+        ours, theirs = ({name: getattr(cost, name) for name in fields} for cost in (self, more))
+        return BlockCost(**{name: ours[name] + times * (theirs[name] - ours[name]) for name in fields})
 
     @property
     def work_forward(self) -> int:
@@ -203,14 +203,14 @@ def count_costs(chain: BlockChain) -> Costs:
         (128, 256, 16)
     """
     notes: list[str] = []
-    seen: dict[str, BlockCost] = {}
+    costs: dict[str, BlockCost] = {}
     for block in chain.blocks:
-        if block.exact_signature not in seen:
-            seen[block.exact_signature] = _count_block(chain, block, notes)
+        if block.exact_signature not in costs:
+            costs[block.exact_signature] = _count_block(chain, block, notes)
     return Costs(
         unit="flops",
         stem=_count_block(chain, chain.stem, notes),
-        blocks=tuple(seen[block.exact_signature] for block in chain.blocks),
+        blocks=tuple(costs[block.exact_signature] for block in chain.blocks),
         head=_count_block(chain, chain.head, notes),
         notes=tuple(notes),
     )
@@ -264,7 +264,7 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
             'cost="seconds" runs the model, but its parameters are on the meta device; pass cost="flops", or give it '
             "memory first with model.to_empty(device=...)"
         )
-    counted = count_costs(chain)
+    counts = count_costs(chain)
     runs = _runs(chain)
     pieces = {signature: chain.module(*run) for signature, run in runs.items()}
     pieces |= {block.name: chain.piece(block) for block in (chain.stem, chain.head) if block.nodes}
@@ -279,12 +279,12 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
 
     return Costs(
         unit="seconds",
-        stem=measured("stem", counted.stem),
+        stem=measured("stem", counts.stem),
         blocks=tuple(
-            measured(block.exact_signature, cost) for block, cost in zip(chain.blocks, counted.blocks, strict=True)
+            measured(block.exact_signature, cost) for block, cost in zip(chain.blocks, counts.blocks, strict=True)
         ),
-        head=measured("head", counted.head),
-        notes=counted.notes,
+        head=measured("head", counts.head),
+        notes=counts.notes,
     )
 
 

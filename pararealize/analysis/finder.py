@@ -50,7 +50,7 @@ class _ModuleCall(NamedTuple):
 
 
 @dataclasses.dataclass(slots=True)
-class _Layers:
+class _LayerGroup:
     """A weighted layer of a kind with the light layers behind it; or, without a kind, what belongs to none."""
 
     kind: str | None
@@ -72,19 +72,19 @@ class BlockFinder:
         self.flow = flow
         self.module_of: Callable[[str], nn.Module] = flow.capture.graph_module.get_submodule
         self.work = [work(node, self.module_of) for node in flow.order]
-        self.before = [0.0, *itertools.accumulate(self.work)]
+        self.work_before = [0.0, *itertools.accumulate(self.work)]
         self.ends = set(flow.cuts)
         self.begins = {0 if _one_input(flow) else -1} | {cut + 1 for cut in flow.cuts if cut >= flow.start}
         self.calls = self._module_calls()
 
     def amount(self, first: int, last: int) -> float:
         """The work between two positions, both included."""
-        return self.before[last + 1] - self.before[first]
+        return self.work_before[last + 1] - self.work_before[first]
 
     def spans(self) -> list[BlockSpan]:
         """The blocks, in order and without gaps."""
         spans = self._repeated(self.flow.start, len(self.flow.order) - 1)
-        if sum(self.amount(span.first, span.last) for span in spans) < ENOUGH * self.before[-1]:
+        if sum(self.amount(span.first, span.last) for span in spans) < ENOUGH * self.work_before[-1]:
             flat = self._flat()
             if len(flat) > len(spans):
                 spans = flat
@@ -138,7 +138,7 @@ class BlockFinder:
             for key, calls in disjoint.items()
             if len(calls) > 1
         }
-        if not amounts or max(amounts.values()) < _WORTH_IT * self.before[-1]:
+        if not amounts or max(amounts.values()) < _WORTH_IT * self.work_before[-1]:
             return []
         comparable = [key for key in amounts if amounts[key] >= _COMPARABLE * max(amounts.values())]
         key = max(comparable, key=lambda key: (len(disjoint[key]), amounts[key]))
@@ -154,11 +154,11 @@ class BlockFinder:
 
     def _flat(self) -> list[BlockSpan]:
         """Blocks that begin at each weighted layer between cuts, of the kind that does most of the work."""
-        groups: list[_Layers] = []
+        groups: list[_LayerGroup] = []
         for stretch in self._stretches():
             kind = self._weighted(*stretch)
             if kind is not None or (groups and not (groups[-1].kind is not None and self._light(*stretch))):
-                groups.append(_Layers(kind, [stretch]))
+                groups.append(_LayerGroup(kind, [stretch]))
             elif groups:
                 groups[-1].stretches.append(stretch)
         amounts: dict[str, float] = {}
@@ -288,5 +288,5 @@ def entry_of(flow: Flow) -> fx.Node | None:
     value, other = node.meta.get("val"), node.meta.get("other")
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim < 2:
         return None
-    grown = other is None or flow.capture.fixed_batch or other.shape[0] == value.shape[0] + 1
-    return node if grown and value.shape[0] == flow.capture.batch else None
+    grows = other is None or flow.capture.fixed_batch or other.shape[0] == value.shape[0] + 1
+    return node if grows and value.shape[0] == flow.capture.batch else None

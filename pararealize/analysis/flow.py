@@ -187,8 +187,8 @@ def _unfit(node: fx.Node, capture: Capture) -> str | None:
         return f"an interface of {value.dtype} cannot be corrected"
     if value.ndim < 2:
         return "it has no dimension beside the batch"
-    grown = other is not None and tuple(other.shape) == (value.shape[0] + 1, *value.shape[1:])
-    if value.shape[0] != capture.batch or not (capture.fixed_batch or grown):
+    grows = other is not None and tuple(other.shape) == (value.shape[0] + 1, *value.shape[1:])
+    if value.shape[0] != capture.batch or not (capture.fixed_batch or grows):
         return "the batch is not its leading dimension"
     return None
 

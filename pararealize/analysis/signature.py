@@ -99,8 +99,8 @@ def _shape(node: fx.Node) -> Any:
     value, other = node.meta.get("val"), node.meta.get("other")
     if not isinstance(value, torch.Tensor):
         return type(value).__name__
-    grown = other.shape if isinstance(other, torch.Tensor) and other.ndim == value.ndim else value.shape
-    return *(a if a == b else f"+{b - a}" for a, b in zip(value.shape, grown, strict=True)), str(value.dtype)
+    other_shape = other.shape if isinstance(other, torch.Tensor) and other.ndim == value.ndim else value.shape
+    return *(a if a == b else f"+{b - a}" for a, b in zip(value.shape, other_shape, strict=True)), str(value.dtype)
 
 
 def _digest(value: Any) -> str:

@@ -30,17 +30,17 @@ def block_choice(blocks: Sequence[Block], units: int) -> tuple[int, ...]:
         return tuple(changes)
     commonest = signatures.most_common(1)[0][0]
     copies = [i for i, block in enumerate(blocks) if block.x == block.y and block.exact_signature == commonest]
-    wanted = max(units - len(changes), 0 if changes else 1)
-    return tuple(sorted(changes + copies[:wanted]))
+    count = max(units - len(changes), 0 if changes else 1)
+    return tuple(sorted(changes + copies[:count]))
 
 
 def copy_blocks(chain: BlockChain, first: int, last: int, offsets: Sequence[int]) -> Copies:
     """Fresh copies of some of the blocks ``first`` to ``last``, each reading its own part of the segment's context."""
     segment = chain.blocks[first : last + 1]
     context = chain.context(first, last)
-    chosen = [segment[i] for i in offsets]
+    blocks = [segment[i] for i in offsets]
     pieces = []
-    for block in chosen:
+    for block in blocks:
         try:
             piece = copy.deepcopy(chain.piece(block))
         except (RuntimeError, TypeError) as error:
@@ -49,8 +49,8 @@ def copy_blocks(chain: BlockChain, first: int, last: int, offsets: Sequence[int]
                 'pass coarse="linear", or a callable that builds the coarse block'
             ) from error
         pieces.append(redraw(piece))
-    reads = [tuple(context.index(node) for node in block.context) for block in chosen]
-    return Copies(pieces, reads, names=[block.name for block in chosen], needs_context=bool(context))
+    reads = [tuple(context.index(node) for node in block.context) for block in blocks]
+    return Copies(pieces, reads, names=[block.name for block in blocks], needs_context=bool(context))
 
 
 class Copies(nn.Module):
@@ -118,11 +118,11 @@ def redraw(block: fx.GraphModule) -> fx.GraphModule:
 def _prune(block: fx.GraphModule) -> None:
     """Drop the tensors that a container of the block owns but the block does not read."""
     called = [str(node.target) for node in block.graph.nodes if node.op == "call_module"]
-    read = {str(node.target) for node in block.graph.nodes if node.op == "get_attr"}
+    attributes = {str(node.target) for node in block.graph.nodes if node.op == "get_attr"}
     for path, module in block.named_modules():
         if not any(path == target or path.startswith(target + ".") for target in called):
             for tensors in (module._parameters, module._buffers):
-                for name in [name for name in tensors if f"{path}.{name}".lstrip(".") not in read]:
+                for name in [name for name in tensors if f"{path}.{name}".lstrip(".") not in attributes]:
                     del tensors[name]
 
 

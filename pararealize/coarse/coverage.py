@@ -57,8 +57,8 @@ def kernel_for(x: Space, field: ReceptiveField) -> int:
     """The smallest odd kernel, 3 to 7, that sees as much of X_j as ``g^{j+1}`` does, to within one pixel; else 7."""
     if len(field.size) != len(x.extent):
         return LARGEST_KERNEL
-    wanted = max(field.within(x.extent), default=1) - 1
-    return next((k for k in range(3, LARGEST_KERNEL, 2) if k >= wanted), LARGEST_KERNEL)
+    size = max(field.within(x.extent), default=1) - 1
+    return next((k for k in range(3, LARGEST_KERNEL, 2) if k >= size), LARGEST_KERNEL)
 
 
 def _map_stages(chain: BlockChain) -> tuple[tuple[int, int], ...]:
@@ -81,9 +81,9 @@ def _paper_units_needed(chain: BlockChain, fields: Fields, first: int, last: int
     if len(x.extent) != len(y.extent):
         return 1
     field = fields.of(first, last)
-    wanted = field.within(x.extent) if len(field.size) == len(x.extent) else x.extent
+    sizes = field.within(x.extent) if len(field.size) == len(x.extent) else x.extent
     paths = [halvings(a, b) for a, b in zip(x.extent, y.extent, strict=True)]
-    return max(_units_to_see(size - 1, len(path)) for size, path in zip(wanted, paths, strict=True))
+    return max(_units_to_see(size - 1, len(path)) for size, path in zip(sizes, paths, strict=True))
 
 
 def _units_to_see(size: Number, steps: int) -> int:
@@ -103,10 +103,10 @@ def _blocks_needed(chain: BlockChain, fields: Fields, first: int, last: int) -> 
     whole = fields.of(first, last)
     if len(whole.size) != len(extent):
         return 1
-    wanted = [size - 1 for size in whole.within(extent)]
+    target = [size - 1 for size in whole.within(extent)]
 
     def sees_enough(last: int) -> bool:
         field = fields.of(first, last)
-        return len(field.size) == len(extent) and all(a >= b for a, b in zip(field.within(extent), wanted, strict=True))
+        return len(field.size) == len(extent) and all(a >= b for a, b in zip(field.within(extent), target, strict=True))
 
     return bisect.bisect_left(range(first, last), True, key=sees_enough) + 1  # one block more never sees less

@@ -38,18 +38,18 @@ def build_custom(build: Builder, plan: CoarsePlan, chain: BlockChain, first: int
     module = build(chain.module(first, last), plan.x.shape, plan.y.shape)
     if not isinstance(module, nn.Module):
         raise CoarseError(f"{name} gave {type(module).__name__} for F^{plan.j}; it has to return an nn.Module")
-    wanted = f"a module (batch, {_commas(plan.x)}) -> (batch, {_commas(plan.y)})"
+    signature = f"a module (batch, {_commas(plan.x)}) -> (batch, {_commas(plan.y)})"
     context = [node.meta["val"] for node in chain.context(first, last)] if takes_context(module) else []
     batch = chain.capture.batch if context else 2
     try:
         output = _try_out(module, plan.x, batch, context)
     except Exception as error:
-        raise CoarseError(f"F^{plan.j} of {name} does not run: {error}; it has to return {wanted}") from error
+        raise CoarseError(f"F^{plan.j} of {name} does not run: {error}; it has to return {signature}") from error
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != (batch, *plan.y.shape):
         raise CoarseError(
             f"F^{plan.j} of {name} maps (batch, {_commas(plan.x)}) to {_batch(shape)}, but X_{plan.j + 1} is {plan.y}; "
-            f"it has to return {wanted}"
+            f"it has to return {signature}"
         )
     return module
 

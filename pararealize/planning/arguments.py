@@ -97,16 +97,16 @@ def device_names(chain: BlockChain, devices: Sequence[str | torch.device] | None
 def device_fault(device: str | int | torch.device) -> str:
     """What is wrong with a device; nothing where it is there."""
     try:
-        asked = torch.device(device)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         return f"device {device!r} is unknown: {str(error).splitlines()[0]}"
-    if asked.type in ("cpu", "meta"):
+    if parsed.type in ("cpu", "meta"):
         return ""
-    module = getattr(torch, asked.type, None)
+    module = getattr(torch, parsed.type, None)
     count = module.device_count() if module is not None and module.is_available() else 0
-    if (asked.index or 0) < count:
+    if (parsed.index or 0) < count:
         return ""
-    return f"device {str(asked)!r} is not there: this machine has {count} of {asked.type}; pass others, or fewer"
+    return f"device {str(parsed)!r} is not there: this machine has {count} of {parsed.type}; pass others, or fewer"
 
 
 def named_starts(chain: BlockChain, cuts: str | Sequence[str], n: int) -> tuple[int, ...] | None:

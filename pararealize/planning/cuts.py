@@ -88,12 +88,12 @@ def cheapest_cuts(problem: CutProblem, n: int) -> tuple[int, ...]:
     """
     count = len(problem.work)
     assert 1 <= n <= count, "the caller checks n"
-    done = list(itertools.accumulate(problem.work, initial=0))  # work(a, b) = done[b] - done[a]
-    times: list[float] = [problem.first + value for value in done]
+    prefix = list(itertools.accumulate(problem.work, initial=0))  # work(a, b) = prefix[b] - prefix[a]
+    times: list[float] = [problem.first + value for value in prefix]
     starts_of: list[array[int]] = []  # of segments 2 … n: the best start for each boundary at which it may end
     for j in range(2, n + 1):
         ends = range(j, count - (n - j) + 1) if j < n else range(count, count + 1)  # a block for each later segment
-        times, starts = _segment_more(problem, done, times, j, ends)
+        times, starts = _segment_more(problem, prefix, times, j, ends)
         starts_of.append(starts)
     cut = [count]
     for starts in reversed(starts_of):
@@ -102,50 +102,50 @@ def cheapest_cuts(problem: CutProblem, n: int) -> tuple[int, ...]:
 
 
 def _segment_more(
-    problem: CutProblem, done: list[float], before: list[float], j: int, ends: range
+    problem: CutProblem, prefix: list[float], before: list[float], j: int, ends: range
 ) -> tuple[list[float], array[int]]:
     """``t_j`` at the boundaries ``ends`` and the start of segment j that gives it, from ``t_{j-1}``.
 
-    Among starts a of one kind, adapter, message and coarse block are the same, and with ``share · done[b]`` taken out
-    the term to minimise is ``max(done[b] + offset(a), ready(a))``, where::
+    Among starts a of one kind, adapter, message and coarse block are the same, and with ``share · prefix[b]`` taken out
+    the term to minimise is ``max(prefix[b] + offset(a), ready(a))``, where::
 
-        offset(a) = adapter - (1 + share) · done[a],    ready(a) = t_{j-1}(a) + message - share · done[a]
+        offset(a) = adapter - (1 + share) · prefix[a],    ready(a) = t_{j-1}(a) + message - share · prefix[a]
 
     ``offset`` falls as a grows. So a start that is later and ready no later than another beats it for every b, and the
     other leaves the queue for good, at its back. In what remains ``ready`` grows from front to back while ``offset``
-    falls: the term falls along the queue, then grows. As b moves on, ``done[b]`` grows, and once the second start is as
-    good as the first it stays so, since the first then waits for its own work, ``done[b] + offset``, and not for
+    falls: the term falls along the queue, then grows. As b moves on, ``prefix[b]`` grows, and once the second start is
+    as good as the first it stays so, since the first then waits for its own work, ``prefix[b] + offset``, and not for
     ``ready``. So the first leaves the queue for good, at its front, and the front is the best start. Every start enters
     and leaves once.
     """
     kinds, adapter, coarse, share = problem.kinds, problem.adapter, problem.coarse, problem.share
     message = problem.messages()
-    times: list[float] = [0] * len(done)
-    starts = array("l", bytes(array("l").itemsize * len(done)))
+    times: list[float] = [0] * len(prefix)
+    starts = array("l", bytes(array("l").itemsize * len(prefix)))
     queues: dict[int, deque[tuple[float, float, int]]] = {}  # by kind: (offset, ready, start), from front to back
     for b in range(j, ends.stop):
         a = b - 1
-        ready = before[a] + message[kinds[a]] - share * done[a]
+        ready = before[a] + message[kinds[a]] - share * prefix[a]
         queue = queues.setdefault(kinds[a], deque())
         while queue and queue[-1][1] >= ready:
             queue.pop()
-        queue.append((adapter[kinds[a]] - (1 + share) * done[a], ready, a))
+        queue.append((adapter[kinds[a]] - (1 + share) * prefix[a], ready, a))
         if b not in ends:
             continue
         best = math.inf
         for kind, queue in queues.items():
-            while len(queue) > 1 and _term(queue[1], done[b]) <= _term(queue[0], done[b]):
+            while len(queue) > 1 and _term(queue[1], prefix[b]) <= _term(queue[0], prefix[b]):
                 queue.popleft()
-            value = _term(queue[0], done[b]) + coarse[kind][kinds[b]]
+            value = _term(queue[0], prefix[b]) + coarse[kind][kinds[b]]
             if value < best:
                 best, starts[b] = value, queue[0][2]
-        times[b] = best + share * done[b]
+        times[b] = best + share * prefix[b]
     return times, starts
 
 
-def _term(start: tuple[float, float, int], done: float) -> float:
+def _term(start: tuple[float, float, int], prefix: float) -> float:
     offset, ready, _ = start
-    return max(done + offset, ready)
+    return max(prefix + offset, ready)
 
 
 def equal_cuts(stages: Sequence[tuple[int, int]], n: int) -> tuple[tuple[int, ...], str]:

@@ -175,11 +175,11 @@ class Prices:
         return self._modules[key]
 
     def _cost(
-        self, counted: BlockCost, build: Callable[[], nn.Module], x: Space, *, first: bool = False, inputs: int = 1
+        self, count: BlockCost, build: Callable[[], nn.Module], x: Space, *, first: bool = False, inputs: int = 1
     ) -> Split:
-        """As counted, or measured where the network's costs are."""
+        """A count as it is, or measured seconds where the network's costs are seconds."""
         if self.costs.unit == "flops":
-            return self.costs.split(counted)
+            return self.costs.split(count)
         home = next((p.device for p in self.chain.capture.model.parameters()), torch.device("cpu"))
         with seeded_weights(0, "measured"):
             module = build().train(self.chain.capture.model.training)

@@ -15,11 +15,11 @@ from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, fingerprint
 
 from .prices import Prices
 
-__all__ = ["Request", "plan_of"]
+__all__ = ["PlanRequest", "plan_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class PlanRequest:
     """What a plan shows of what was asked for.
 
     Attributes:
@@ -35,7 +35,7 @@ class Request:
     notes: Sequence[str] = ()
 
 
-def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: Request) -> Plan:
+def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: PlanRequest) -> Plan:
     """The plan for a cut, and a warning among its notes where it does not pay.
 
     Args:

@@ -24,7 +24,7 @@ from pararealize.plan.transfer import Transfer
 from .arguments import Faults, adapter_source, check_count, device_names, named_starts
 from .cuts import CutProblem, equal_cuts
 from .prices import Prices, Split, plus
-from .rows import Request, plan_of
+from .rows import PlanRequest, plan_of
 from .step_cuts import StepProblem, cheapest_step
 
 __all__ = ["plan_segments"]
@@ -81,7 +81,7 @@ def plan_segments(
     """
     faults = Faults()
     kind = faults.collect(lambda: coarse_name(coarse)) or ""
-    reads = faults.collect(lambda: adapter_source(chain, source)) or "stem"
+    adapters_read = faults.collect(lambda: adapter_source(chain, source)) or "stem"
     places = faults.collect(lambda: device_names(chain, devices, n)) or ()
     faults.collect(lambda: check_count(chain, n))
     starts = faults.collect(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
@@ -90,12 +90,12 @@ def plan_segments(
     if coarse == "auto":
         choice = choose(chain, n)
         coarse, notes = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
-        reads = adapter_source(chain, source or (None if chain.stem_blocks else choice.source))
-    search = _CutSearch(Prices(chain, fields, costs, n, reads), coarse, transfer, rate)
+        adapters_read = adapter_source(chain, source or (None if chain.stem_blocks else choice.source))
+    search = _CutSearch(Prices(chain, fields, costs, n, adapters_read), coarse, transfer, rate)
     if starts is None:
         starts, note = search.starts(str(cuts))
         notes += [note] if note else []
-    request = Request(
+    request = PlanRequest(
         coarse=kind,
         cuts=cuts if isinstance(cuts, str) else tuple(cuts),
         devices=places,
@@ -132,7 +132,7 @@ class _CutSearch:
     def _simulated_step(self, starts: tuple[int, ...]) -> float:
         """The step of a cut, with messages and with sums of linear coarse blocks."""
         assert self.transfer is not None
-        request = Request(coarse="", cuts="cost", devices=("",) * self.prices.n)
+        request = PlanRequest(coarse="", cuts="cost", devices=("",) * self.prices.n)
         plan = plan_of(self.prices, self.coarse, starts, request)
         latency, bandwidth = self.transfer.latency, self.transfer.bandwidth
         return simulate(plan, latency=latency, bandwidth=bandwidth, reduce_linear=True, rate=self.rate).step
@@ -163,10 +163,13 @@ class _CutSearch:
         wait = plus(stem, self._message(spaces[0])) if prices.source == "stem" else (0, 0)
         work = list(map(costs.split, costs.blocks))
         adapters = [plus(wait, prices.adapter(space).cost) for space in spaces]
-        every = range(len(spaces))
+        boundary_kinds = range(len(spaces))
         coarse = [
-            [prices.between(self.coarse, edges[a][0], edges[b][1]) if a + summed <= b else (0, 0) for b in every]
-            for a in every
+            [
+                prices.between(self.coarse, edges[a][0], edges[b][1]) if a + summed <= b else (0, 0)
+                for b in boundary_kinds
+            ]
+            for a in boundary_kinds
         ]
         forward, backward = (
             CutProblem(

@@ -70,9 +70,9 @@ def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
     .. math:: \max(t + C^t, V^t) + \max(u + C^u, V^u), \quad V^{t+u},
 
     where :math:`C` is the least sum of messages and coarse blocks still to come and :math:`V` the shortest path through
-    the rest if it waited for nothing (``least_sum`` and ``least_path`` below). For p pairs a segment takes O(p · blocks)
-    steps, and p stays small in practice. A search that would become large (thousands of blocks, hundreds of segments) is
-    left out; the result is then never worse than the best for summed costs, and need not be the best of all.
+    the rest if it waited for nothing (``least_sum`` and ``least_path`` below). With p such pairs, a segment takes
+    O(p · blocks) steps. A search that would become large (thousands of blocks, hundreds of segments) is left out; the
+    result is then never worse than the best for summed costs, and need not be the best of all.
 
     Args:
         problem: the costs of both directions.
@@ -88,7 +88,7 @@ def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
     sums = problem.sums
     starts = cheapest_cuts(sums, n)
     least = sums.critical_path(starts)
-    starts = _moved(problem, starts)
+    starts = _improve(problem, starts)
     step = problem.step(starts)
     if step <= least * (1 + _ROUNDING) or n * len(sums.work) ** 2 > LARGEST_TABLE:
         return starts
@@ -96,19 +96,19 @@ def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
     return starts if shorter is None else shorter
 
 
-def _moved(problem: StepProblem, starts: tuple[int, ...]) -> tuple[int, ...]:
+def _improve(problem: StepProblem, starts: tuple[int, ...]) -> tuple[int, ...]:
     """Move one boundary at a time, or one and all behind it, as long as the step becomes shorter."""
     count, best = len(problem.forward.work), problem.step(starts)
     stride = max(1, count // (8 * len(starts)))
     while stride:
         better = False
         for j, by, whole in itertools.product(range(1, len(starts)), (-stride, stride), (False, True)):
-            moved = tuple(start + by if i == j or (whole and i > j) else start for i, start in enumerate(starts))
-            if not all(a < b for a, b in itertools.pairwise((*moved, count))):
+            candidate = tuple(start + by if i == j or (whole and i > j) else start for i, start in enumerate(starts))
+            if not all(a < b for a, b in itertools.pairwise((*candidate, count))):
                 continue
-            step = problem.step(moved)
+            step = problem.step(candidate)
             if step < best * (1 - _ROUNDING):
-                starts, best, better = moved, step, True
+                starts, best, better = candidate, step, True
         if not better:
             stride //= 2
     return starts
@@ -119,7 +119,7 @@ class _Table:
 
     Attributes:
         first: when segment 1 is done, by the boundary at which it ends.
-        own: ``own[a, b]``, a segment's work and its adapter's.
+        segment: ``segment[a, b]``, a segment's work and its adapter's.
         coarse: ``coarse[a, b]``, the coarse block in front of that segment.
         message: ``message[a]``, of a value at that boundary.
         least_sum: by j and a, the least sum of messages and coarse blocks of segments j … n that begin at boundary a.
@@ -127,28 +127,28 @@ class _Table:
     """
 
     def __init__(self, problem: CutProblem, n: int) -> None:
-        done = np.array([0.0, *itertools.accumulate(problem.work)])
+        prefix = np.array([0.0, *itertools.accumulate(problem.work)])
         kinds = np.array(problem.kinds)
-        work = done[None, :] - done[:, None]
+        work = prefix[None, :] - prefix[:, None]
         behind = np.triu(np.ones_like(work, dtype=bool), 1)
-        self.first = problem.first + done
-        self.own: Numbers = np.where(behind, np.array(problem.adapter, dtype=float)[kinds][:, None] + work, np.inf)
+        self.first = problem.first + prefix
+        self.segment: Numbers = np.where(behind, np.array(problem.adapter, dtype=float)[kinds][:, None] + work, np.inf)
         coarse = np.array(problem.coarse, dtype=float)[kinds[:, None], kinds[None, :]]
         self.coarse: Numbers = coarse + problem.share * work
         self.message: Numbers = np.array(problem.messages(), dtype=float)[kinds]
         # Both recursions run backwards from the end, where nothing is left: no sum, and no path at all (-inf).
-        end = np.full(len(done), np.inf)
+        end = np.full(len(prefix), np.inf)
         end[-1] = 0
         self.least_sum: dict[int, Numbers] = {n + 1: end}
         self.least_path: dict[int, Numbers] = {n + 1: np.where(np.isinf(end), np.inf, -np.inf)}
         for j in range(n, 1, -1):
             rest = np.where(behind, self.coarse + self.least_sum[j + 1][None, :], np.inf)
             self.least_sum[j] = self.message + rest.min(axis=1)
-            self.least_path[j] = np.maximum(self.own + rest, self.least_path[j + 1][None, :]).min(axis=1)
+            self.least_path[j] = np.maximum(self.segment + rest, self.least_path[j + 1][None, :]).min(axis=1)
 
     def after(self, time: Numbers, a: Indices) -> Numbers:
         """The times at every boundary, one segment after ``time`` at boundary ``a``."""
-        return np.maximum(self.own[a], (time + self.message[a])[:, None]) + self.coarse[a]
+        return np.maximum(self.segment[a], (time + self.message[a])[:, None]) + self.coarse[a]
 
     def at_least(self, time: Numbers, j: int) -> Numbers:
         """A lower bound of the whole path, for times at every boundary before segment j.

@@ -10,7 +10,7 @@ from pararealize.coarse.adapter import adapter_cost, describe_adapter
 from pararealize.coarse.coarse_block import coarse_cost
 from pararealize.models import resnet20
 from pararealize.planning.prices import Prices
-from pararealize.planning.rows import Request, plan_of
+from pararealize.planning.rows import PlanRequest, plan_of
 from pararealize.tracing.front_end import capture
 
 
@@ -21,7 +21,7 @@ def chain():
 
 def plan(chain, starts, *, coarse="linear", source="input", notes=()):
     prices = Prices(chain, receptive_fields(chain), count_costs(chain), len(starts), source)
-    request = Request(coarse="asked", cuts="cost", devices=("cpu",) * len(starts), notes=notes)
+    request = PlanRequest(coarse="asked", cuts="cost", devices=("cpu",) * len(starts), notes=notes)
     return plan_of(prices, coarse, starts, request)
 
 

@@ -129,13 +129,13 @@ def receptive_fields(chain: BlockChain) -> Fields:
         >>> print(fields.of(0, 1))
         9×9, stride 1×1, start -4×-4
     """
-    seen: dict[str, ReceptiveField | FieldError] = {}
+    fields: dict[str, ReceptiveField | FieldError] = {}
     for block in chain.blocks:
-        if block.exact_signature not in seen:
-            seen[block.exact_signature] = _field_of_block(chain, block)
+        if block.exact_signature not in fields:
+            fields[block.exact_signature] = _field_of_block(chain, block)
     return Fields(
         names=tuple(block.name for block in chain.blocks),
-        blocks=tuple(seen[block.exact_signature] for block in chain.blocks),
+        blocks=tuple(fields[block.exact_signature] for block in chain.blocks),
     )
 
 

@@ -146,8 +146,8 @@ def follow(reach: Reach, moves: Mapping[int, int]) -> Reach:
 
 def mix(reach: Reach, dims: Iterable[int]) -> Reach:
     """Global along ``dims``, unchanged elsewhere."""
-    mixed = set(dims)
-    return tuple(EVERYWHERE if axis.dim in mixed else axis for axis in reach)
+    dimensions = set(dims)
+    return tuple(EVERYWHERE if axis.dim in dimensions else axis for axis in reach)
 
 
 def slide(reach: Reach, intervals: Mapping[int, Interval | None]) -> Reach:
@@ -165,8 +165,8 @@ def slide(reach: Reach, intervals: Mapping[int, Interval | None]) -> Reach:
 def broadcast(reach: Reach, shape: Sequence[int], target: Sequence[int]) -> Reach:
     """The reach after broadcasting ``shape`` to ``target``; global where one position serves many."""
     shift = len(target) - len(shape)
-    kept = {d: d + shift for d, size in enumerate(shape) if size == target[d + shift] or size != 1}
-    return follow(reach, kept)
+    moves = {d: d + shift for d, size in enumerate(shape) if size == target[d + shift] or size != 1}
+    return follow(reach, moves)
 
 
 def per_axis(value: Any, count: int) -> tuple[Any, ...]:

@@ -44,9 +44,9 @@ def reducing(position: int) -> Rule:
             return pointwise(call)
         rank = len(shape_of(call.source))
         dims = dims_from_front(call.argument(position, "dim", call.node.kwargs.get("axis")), rank)
-        kept = [d for d in range(rank) if d not in dims]
+        others = [d for d in range(rank) if d not in dims]
         keeps = len(shape_of(call.node)) == rank
-        return follow(call.reaches[call.source], {d: d if keeps else place for place, d in enumerate(kept)})
+        return follow(call.reaches[call.source], {d: d if keeps else place for place, d in enumerate(others)})
 
     return rule
 
@@ -89,11 +89,11 @@ def product(first: int) -> Rule:
             free, contracted = list(shape_of(argument)), (-1 if place == first else -2)
             if len(free) < 2 and place >= first:
                 return everything(call)
-            mixed = call.reaches[argument]
+            reach = call.reaches[argument]
             if place >= first:
-                mixed = mix(mixed, [len(free) + contracted])
+                reach = mix(reach, [len(free) + contracted])
                 free[contracted] = target[contracted]
-            parts.append(broadcast(mixed, free, target))
+            parts.append(broadcast(reach, free, target))
         return union(parts)
 
     return rule
@@ -124,10 +124,10 @@ def reshaping(call: Call) -> Reach:
             else:
                 j += 1
                 b, right = b * target[j], [*right, j]
-        wide, narrow = [d for d in left if shape[d] > 1], [d for d in right if target[d] > 1]
-        if len(wide) == len(narrow) == 1:
-            moves[wide[0]] = narrow[0]
-        elif not wide and not narrow:
+        sources, targets = [d for d in left if shape[d] > 1], [d for d in right if target[d] > 1]
+        if len(sources) == len(targets) == 1:
+            moves[sources[0]] = targets[0]
+        elif not sources and not targets:
             moves[left[0]] = right[0]
         i, j = i + 1, j + 1
     return follow(call.reaches[call.source], moves)
@@ -171,16 +171,16 @@ def inserting(call: Call) -> Reach:
 def removing(call: Call) -> Reach:
     """``select`` and ``unbind``: a dimension goes, and with it the positions along it."""
     rank = len(shape_of(call.source))
-    gone = int(call.argument(1, "dim", 0)) % rank
-    return follow(call.reaches[call.source], {d: d - (d > gone) for d in range(rank) if d != gone})
+    dim = int(call.argument(1, "dim", 0)) % rank
+    return follow(call.reaches[call.source], {d: d - (d > dim) for d in range(rank) if d != dim})
 
 
 def squeezing(call: Call) -> Reach:
     """``squeeze``: dimensions of size 1 go."""
     shape = shape_of(call.source)
-    asked = dims_from_front(call.argument(1, "dim"), len(shape))
-    kept = [d for d, size in enumerate(shape) if size != 1 or d not in asked]
-    return follow(call.reaches[call.source], {d: place for place, d in enumerate(kept)})
+    dims = dims_from_front(call.argument(1, "dim"), len(shape))
+    others = [d for d, size in enumerate(shape) if size != 1 or d not in dims]
+    return follow(call.reaches[call.source], {d: place for place, d in enumerate(others)})
 
 
 def concatenation(call: Call) -> Reach:
@@ -220,9 +220,9 @@ def item(call: Call) -> Reach:
     if not all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts):
         return everything(call)
     shape, target = shape_of(source), shape_of(call.node)
-    given = sum(part is not None and part is not Ellipsis for part in parts)
+    indexed = sum(part is not None and part is not Ellipsis for part in parts)
     at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
-    parts = (*parts[:at], *[slice(None)] * (len(shape) - given), *parts[at + 1 :])
+    parts = (*parts[:at], *[slice(None)] * (len(shape) - indexed), *parts[at + 1 :])
     moves: dict[int, int] = {}
     intervals: dict[int, Interval | None] = {}
     dim = place = 0
