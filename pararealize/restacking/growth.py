@@ -1,4 +1,4 @@
-"""Tableau, residual blocks -> what would make a scheme of large coefficients blow up, or drown in noise."""
+"""Tableau, residual blocks -> what would make a scheme of large coefficients diverge: no normalisation, or dropout."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .tableaux import Tableau
 __all__ = ["dangers", "noise", "normalised_first"]
 
 LARGE = 100.0  # Σ_j |a_ij| from which on sizes matter: 1 for the classical schemes, 2307 for Verner's of order 8
+# What hands a factor of its input on to its output, at least in size, and so may stand before the normalisation.
 _SCALED_THROUGH = (
     nn.modules.conv._ConvNd, nn.Linear, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Flatten,
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.dropout._DropoutNd,
@@ -38,29 +39,30 @@ def dangers(table: Tableau, groups: Sequence[tuple[Residual, ...]], module_of: C
     if table.amplification < LARGE:
         return []
     residuals = [residual for group in groups for residual in group]
-    bare = [r.name for r in residuals if not all(normalised_first(part, module_of) for part in r.additions)]
-    noisy = [r.name for r in residuals if any(True for part in r.additions for _ in noise(part, module_of))]
+    bare = [r.name for r in residuals if not all(normalised_first(a, module_of) for a in r.additions)]
+    noisy = [r.name for r in residuals if any(True for a in r.additions for _ in noise(a, module_of))]
     size = f"{table.name} adds up to {table.amplification:.0f} times an f's value into a later f's input"
     faults = []
     if bare:
-        faults.append(f"{size}, and {_some(bare)} no normalisation at the head of f to take that back")
+        faults.append(f"{size}, and {_subject(bare)} no normalisation at the head of f to take that back")
     if noisy:
-        faults.append(f"{size}, and {_some(noisy)} dropout, whose noise grows alike")
+        faults.append(f"{size}, and {_subject(noisy)} dropout, whose noise grows alike")
     return faults
 
 
-def _some(names: Sequence[str]) -> str:
+def _subject(names: Sequence[str]) -> str:
+    """Some names and a verb: ``a, b have``."""
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{listed} {'has' if len(names) == 1 else 'have'}"
 
 
-def normalised_first(part: Addition, module_of: Callable[[str], nn.Module]) -> bool:
+def normalised_first(addition: Addition, module_of: Callable[[str], nn.Module]) -> bool:
     """Whether every way into f meets a normalisation before anything that its input's size matters to.
 
     Convolutions, linear maps, ReLU, pooling and reshaping hand a factor on, and may stand before it.
     """
-    inside = set(part.nodes)
-    queue, seen = [part.x], {part.x}
+    inside = set(addition.nodes)
+    queue, seen = [addition.x], {addition.x}
     while queue:
         for user in queue.pop().users:
             if user not in inside or user in seen or user.target is size_of:
@@ -68,7 +70,7 @@ def normalised_first(part: Addition, module_of: Callable[[str], nn.Module]) -> b
             seen.add(user)
             if _is_norm(user, module_of):
                 continue
-            if user is part.branch or not _hands_on(user, module_of):
+            if user is addition.branch or not _hands_on(user, module_of):
                 return False
             queue.append(user)
     return True
@@ -88,9 +90,9 @@ def _hands_on(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
     return node.target in _FUNCTIONS_THROUGH
 
 
-def noise(part: Addition, module_of: Callable[[str], nn.Module]) -> Iterator[fx.Node]:
+def noise(addition: Addition, module_of: Callable[[str], nn.Module]) -> Iterator[fx.Node]:
     """The nodes of f that draw random numbers in train mode: dropout and stochastic depth that are not switched off."""
-    for node in part.nodes:
+    for node in addition.nodes:
         if node.op != "call_module":
             if draws(node, module_of) and 0.0 not in (node.kwargs.get("p"), *node.args[1:2]):
                 yield node
@@ -99,7 +101,7 @@ def noise(part: Addition, module_of: Callable[[str], nn.Module]) -> Iterator[fx.
 
 
 def _rate(module: nn.Module) -> float:
-    """The probability with which a module drops what it is given."""
+    """The probability with which a module drops its input: by the names that torch, timm and others give it."""
     if isinstance(module, nn.MultiheadAttention):
         return float(module.dropout)
     if "drop" not in type(module).__name__.lower() and "stochastic" not in type(module).__name__.lower():

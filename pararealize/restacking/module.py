@@ -17,23 +17,22 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from pararealize.analysis.blocks import find_blocks
-from pararealize.analysis.flow import flow_of
-from pararealize.analysis.residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
+from pararealize.analysis.residual import Residual
 from pararealize.errors import ModelError, RestackError, RestackWarning
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
 
+from .grouping import Unit, find_groups
 from .growth import dangers
 from .report import Group, Restacking
-from .rewiring import STEPS, Adaptive, rewire
+from .rewiring import STEP_SIZES, Adaptive, rewire
 from .tableaux import Tableau, tableau
 
 __all__ = ["RestackedModule", "restack"]
@@ -46,7 +45,7 @@ class RestackedModule(fx.GraphModule):
     ``steps.h1``, ``steps.h2``, ….
 
     Attributes:
-        restacking: what was rewired and what was left, as plain data.
+        restacking: which blocks make a step, and which were left and why, as plain data.
 
     Example:
         >>> from pararealize import restack
@@ -80,12 +79,11 @@ class RestackedModule(fx.GraphModule):
             >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
             [(61, 0.0001), (3, 0.0)]
         """
-        steps = [value for name, value in self.named_parameters() if name.startswith(f"{STEPS}.h")]
-        ours = {id(value) for value in steps} if self.restacking.adaptive else set()
-        others = [value for value in self.parameters() if id(value) not in ours]
-        if not ours:
-            return [{"params": others, **settings}]
-        return [{"params": others, **settings}, {"params": steps, **settings, "weight_decay": 0.0}]
+        if not self.restacking.adaptive:
+            return [{"params": list(self.parameters()), **settings}]
+        sizes = list(self.get_submodule(STEP_SIZES).parameters())
+        weights = [value for value in self.parameters() if all(value is not size for size in sizes)]
+        return [{"params": weights, **settings}, {"params": sizes, **settings, "weight_decay": 0.0}]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RestackedModule:
         tree = copy_contents(self, memo)
@@ -107,7 +105,7 @@ def restack(
     adaptive: bool | Adaptive = False,
     example_inputs: Any = None,
     *,
-    per: Literal["residual", "block"] = "residual",
+    per: Unit = "residual",
     strict: bool = True,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
 ) -> RestackedModule:
@@ -125,7 +123,7 @@ def restack(
     Args:
         model: any network with chains of residual blocks; it is left as found, and the result holds copies.
         scheme: ``"euler"``, ``"midpoint"``, ``"rk4"``, ``"rk4-last"``, ``"rk8"``, or a :class:`Tableau`.
-        h: the step.
+        h: the size of a step.
         adaptive: one learnable h a step, from ``h`` on: ``True`` or ``"all"`` scales stages and result by it,
             ``"output"`` the result alone. Fragile at high learning rates; see
             :meth:`RestackedModule.parameter_groups`.
@@ -155,13 +153,11 @@ def restack(
     kind: Adaptive | None = ("all" if adaptive is True else adaptive) or None
     with ordinary_mode():
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
-        residuals = _residuals(captured, per)
-        groups, left = _groups(residuals, table)
-        if not groups:
-            raise RestackError(_nothing(model, table, residuals, left))
-        _check_sizes(table, groups, captured, strict=strict)
+        grouping = find_groups(captured, table, per)
+        groups = grouping.groups
+        _check_coefficients(table, groups, captured, strict=strict)
         _warn_if_trained(captured, table, h, groups)
-        names = [Group(blocks=tuple(residual.name for residual in group), post=_post(group)) for group in groups]
+        names = [Group(blocks=tuple(b.name for b in group), post=group[-1].post is not None) for group in groups]
         restacking = Restacking(
             model=type(model).__name__,
             scheme=table.name,
@@ -171,11 +167,11 @@ def restack(
             adaptive=kind,
             per=per,
             groups=tuple(names),
-            left=tuple(left),
+            left=grouping.refusals,
         )
-        tree, _ = copy_model(model, captured.constants, [STEPS] if kind else [])
+        tree, _ = copy_model(model, captured.constants, [STEP_SIZES] if kind else [])
         if kind:
-            tree._modules[STEPS] = _steps(groups, float(h)).train(model.training)
+            tree._modules[STEP_SIZES] = _step_sizes(groups, float(h)).train(model.training)
         return RestackedModule(tree, rewire(captured, groups, table, float(h), kind), restacking)
 
 
@@ -192,72 +188,9 @@ def _check_arguments(scheme: str | Tableau, h: float, adaptive: object, per: str
     return scheme if isinstance(scheme, Tableau) else tableau(scheme)
 
 
-def _residuals(captured: Capture, per: str) -> Residuals:
-    """The residual blocks, with values read throughout taken as context where that gives more of them."""
-    if per == "block":
-        chain = find_blocks(captured)
-        known = find_residuals(chain.flow)
-        made = [residual_of(chain, block, known) for block in chain.blocks]
-        found = tuple(residual for residual in made if isinstance(residual, Residual))
-        return Residuals(blocks=found, refusals=tuple(other for other in made if isinstance(other, NotResidual)))
-    residuals = find_residuals(flow_of(captured))
-    if residuals.refusals:
-        wider = find_residuals(flow_of(captured, broadcast=True))
-        if len(wider.blocks) > len(residuals.blocks):
-            return wider
-    return residuals
-
-
-def _groups(residuals: Residuals, table: Tableau) -> tuple[list[tuple[Residual, ...]], list[NotResidual]]:
-    """Groups of s in a row, none within another, and what is left with the reason.
-
-    Where blocks lie within blocks, those in the longer chain are taken, and the outer ones where both are as long.
-    """
-    s = table.stages
-    groups: list[tuple[Residual, ...]] = []
-    left = list(residuals.refusals)
-    taken: dict[fx.Node, Residual] = {}
-    chains = list(chains_of(residuals.blocks))
-    for chain in sorted(chains, key=lambda run: (-len(run), -len(run[0].nodes))):
-        outer = next((taken[r.output] for r in chain if r.output in taken), None)
-        if outer is not None:
-            left += [NotResidual(name=r.name, reason=f"it lies within the f of {outer.name}") for r in chain]
-        elif any(node in taken for residual in chain for node in residual.nodes):
-            left += [NotResidual(name=r.name, reason="it contains blocks that are rewired") for r in chain]
-        else:
-            whole = len(chain) // s * s
-            groups += [chain[i : i + s] for i in range(0, whole, s)]
-            taken.update((node, residual) for residual in chain[:whole] for node in residual.nodes)
-            why = (
-                f"the rest of a chain of {len(chain)}, fewer than the {s} stages of {table.name}"
-                if whole
-                else f"its chain of {len(chain)} is shorter than the {s} stages of {table.name}"
-            )
-            left += [NotResidual(name=residual.name, reason=why) for residual in chain[whole:]]
-    return sorted(groups, key=lambda group: group[-1].output._sort_key), left
-
-
-def _post(group: Sequence[Residual]) -> bool:
-    return group[-1].post is not None
-
-
-def _nothing(model: nn.Module, table: Tableau, residuals: Residuals, left: Sequence[NotResidual]) -> str:
-    name = type(model).__name__
-    if residuals.blocks:
-        longest = max(len(chain) for chain in chains_of(residuals.blocks))
-        return (
-            f"{name} has no chain of {table.stages} residual blocks of one shape, which {table.name} needs for a step; "
-            f"its longest has {longest}: take a scheme of at most {longest} stages, such as "
-            f"{'rk4' if longest >= 4 else 'midpoint' if longest >= 2 else 'euler'}, or a deeper network"
-        )
-    reasons = f": {'; '.join(map(str, left[:3]))}" if left else ", and no addition of two activations at all"
-    return (
-        f"{name} has no residual blocks x + f(x){reasons}. Restack a network that has them; a layer that torch keeps "
-        "as one module (nn.TransformerEncoderLayer) has to be written out"
-    )
-
-
-def _check_sizes(table: Tableau, groups: Sequence[tuple[Residual, ...]], captured: Capture, *, strict: bool) -> None:
+def _check_coefficients(
+    table: Tableau, groups: Sequence[tuple[Residual, ...]], captured: Capture, *, strict: bool
+) -> None:
     faults = dangers(table, groups, captured.graph_module.get_submodule)
     if not faults:
         return
@@ -272,10 +205,10 @@ def _warn_if_trained(captured: Capture, table: Tableau, h: float, groups: Sequen
         return
     for node in (node for group in groups for residual in group for node in residual.nodes):
         module = captured.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        counted = getattr(module, "num_batches_tracked", None)
-        if isinstance(counted, torch.Tensor) and not counted.is_meta and counted > 0:
+        count = getattr(module, "num_batches_tracked", None)
+        if isinstance(count, torch.Tensor) and not count.is_meta and count > 0:
             warnings.warn(
-                f"{type(captured.model).__name__} has seen batches already ({node.target} counted {int(counted)}), and "
+                f"{type(captured.model).__name__} has seen batches already ({node.target} counted {int(count)}), and "
                 f"{table.name} with h = {h:g} is another function than it was: recalibrate_batchnorm(net, loader) and "
                 f"fine-tune, or train from scratch; h={table.stages} keeps the total step and starts closer",
                 RestackWarning,
@@ -284,10 +217,10 @@ def _warn_if_trained(captured: Capture, table: Tableau, h: float, groups: Sequen
             return
 
 
-def _steps(groups: Sequence[tuple[Residual, ...]], h: float) -> nn.ParameterDict:
-    """One learnable scalar a step, of the type and on the device of its map."""
-    steps = nn.ParameterDict()
+def _step_sizes(groups: Sequence[tuple[Residual, ...]], h: float) -> nn.ParameterDict:
+    """One learnable scalar a step, of the type and on the device of the value that the step begins from."""
+    sizes = nn.ParameterDict()
     for g, group in enumerate(groups, start=1):
         value = group[0].x.meta["val"]
-        steps[f"h{g}"] = nn.Parameter(torch.full((), h, dtype=value.dtype, device=value.device))
-    return steps
+        sizes[f"h{g}"] = nn.Parameter(torch.full((), h, dtype=value.dtype, device=value.device))
+    return sizes

@@ -1,4 +1,4 @@
-"""What a restacking did, as plain data: which blocks make a step, which were left, and why."""
+"""Names of residual blocks -> Restacking: which make a step, which were left and why, as plain data that prints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Restacking:
         scheme: the tableau's name.
         stages: how many f's a step has.
         order: of the tableau.
-        h: the step, or what adaptive ones start from.
+        h: the size of a step, or where learnable sizes start.
         adaptive: what learnable steps scale: ``"all"``, ``"output"``, or ``None`` where h is fixed.
         per: whether each residual or each block is an f.
         groups: the steps, in order.

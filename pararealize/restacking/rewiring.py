@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -22,10 +22,10 @@ from pararealize.tracing.graph_copy import GraphCopy
 
 from .tableaux import Coefficient, Tableau
 
-__all__ = ["STEPS", "Adaptive", "rewire"]
+__all__ = ["STEP_SIZES", "Adaptive", "rewire"]
 
 Adaptive = Literal["all", "output"]
-STEPS = "steps"  # the top-level name under which learnable steps stand
+STEP_SIZES = "steps"  # the top-level name under which learnable step sizes stand
 
 
 def rewire(
@@ -40,29 +40,32 @@ def rewire(
         h: the step, where it is fixed.
         adaptive: what the learnable steps ``steps.h1``, ``steps.h2``, … scale; ``None`` for a fixed h.
     """
-    return _Writer(captured, groups, table, h, adaptive).graph
+    return _RestackedGraph(captured, groups, table, h, adaptive).graph
 
 
 @dataclasses.dataclass(slots=True)
-class _Step:
-    """What is known of step g so far: x, its h where that is learnable, the k's, and the sum over b."""
+class _RungeKuttaStep:
+    """The nodes of step g in the new graph, as far as it is written.
+
+    Attributes:
+        g: the step's number, from 1.
+        blocks: the residual blocks whose f's are its stages.
+        x: the value that it begins from, from the first stage on.
+        h: its size, where that is learnable.
+        k: what the f's gave, up to the stage that is written.
+        total: ``x + h·Σ_i b_i k_i`` so far, or the sum alone where h is learnable.
+    """
 
     g: int
-    group: tuple[Residual, ...]
+    blocks: tuple[Residual, ...]
     x: fx.Node | None = None
     h: fx.Node | None = None
-    k: dict[int, fx.Node] = dataclasses.field(default_factory=dict)
-    summed: fx.Node | None = None
-
-    def parts(self) -> Iterator[tuple[int, int, Addition]]:
-        """(stage from 1, number of the sum from 0, sum) of every sum."""
-        for i, residual in enumerate(self.group, start=1):
-            for p, part in enumerate(residual.additions):
-                yield i, p, part
+    k: list[fx.Node] = dataclasses.field(default_factory=list)
+    total: fx.Node | None = None
 
 
-class _Writer(GraphCopy):
-    """Writes the graph; g is the group, i and j are stages, all from 1."""
+class _RestackedGraph(GraphCopy):
+    """The graph that :func:`rewire` writes; i and j are stages, from 1."""
 
     def __init__(
         self,
@@ -72,66 +75,78 @@ class _Writer(GraphCopy):
         h: float,
         adaptive: Adaptive | None,
     ) -> None:
-        self.table, self.h, self.adaptive = table, h, adaptive
         super().__init__()
-        steps = [_Step(g, group) for g, group in enumerate(groups, start=1)]
-        sums = {part.sum: partial(self._sum, step, i, p) for step in steps for i, p, part in step.parts()}
-        dropped = {node for step in steps for _, _, part in step.parts() for node in (*part.shortcut, *part.tail)}
-        self.write(captured, sums, dropped)
+        self.table, self.h, self.adaptive = table, h, adaptive
+        sums, omitted = {}, set()
+        for g, blocks in enumerate(groups, start=1):
+            step = _RungeKuttaStep(g, blocks)
+            for i, block in enumerate(blocks, start=1):
+                for addition, following in zip(block.additions, (*block.additions[1:], None), strict=True):
+                    sums[addition.sum] = partial(self._write_sum, step, i, addition, following)
+                    omitted |= {*addition.shortcut, *addition.tail}
+        self.write(captured, sums, omitted)
 
-    def _sum(self, step: _Step, i: int, p: int) -> None:
-        """What stands in the place of the p-th sum of stage i: in the end z_{i+1}, or y."""
-        residual = step.group[i - 1]
-        part = residual.additions[p]
-        k = self.copies[part.branch]
-        step.k[i] = self._call(operator.add, step.k[i], k) if p else k
-        if part is not residual.additions[-1]:
-            self.copies[residual.additions[p + 1].x] = self._call(operator.add, self.copies[part.x], k)
+    def _write_sum(self, step: _RungeKuttaStep, i: int, addition: Addition, following: Addition | None) -> None:
+        """In the place of a sum of stage i: what the next addition within f reads, or after the last one, z_{i+1} or y.
+
+        A block of two additions has f(z) = f_1(z) + f_2(z + f_1(z)).
+        """
+        k = self.copies[addition.branch]
+        if len(step.k) < i:
+            step.k.append(k)
+        else:
+            step.k[-1] = self._call(operator.add, step.k[-1], k)
+        if following is not None:
+            self.copies[following.x] = self._call(operator.add, self.copies[addition.x], k)
             return
-        step.k[i]._rename(f"k{step.g}_{i}")
-        x = self.copies[step.group[0].x] if i == 1 else step.x
-        if i == 1:
-            step.x = x
-            step.h = self.graph.get_attr(f"{STEPS}.h{step.g}") if self.adaptive else None
-        assert x is not None
+        step.k[-1]._rename(f"k{step.g}_{i}")
+        if step.x is None:
+            step.x = self.copies[step.blocks[0].x]
+            step.h = self.graph.get_attr(f"{STEP_SIZES}.h{step.g}") if self.adaptive else None
+        self._write_stage(step, step.x, i)
+
+    def _write_stage(self, step: _RungeKuttaStep, x: fx.Node, i: int) -> None:
+        """What follows from k_i: a term of the sum over b, and the input of the next stage, or the end of the step."""
         if b := self.table.b[i - 1]:
-            step.summed = self._add(x, step.summed, b, step.k[i], step.h)
+            step.total = self._add_term(x, step.total, b, step.k[-1], step.h)
         if i < self.table.stages:
-            self.copies[step.group[i].x] = self._stage(step, x, i + 1)
+            self.copies[step.blocks[i].x] = self._stage_input(step, x, i + 1)
             return
-        assert step.summed is not None
-        y = self._finish(x, step.summed, step.h, f"y{step.g}")
-        post = step.group[-1].post
-        self.copies[step.group[-1].output] = y if post is None else self.graph.node_copy(post, lambda _: y)
+        assert step.total is not None
+        y = self._finish(x, step.total, step.h, f"y{step.g}")
+        post = step.blocks[-1].post
+        self.copies[step.blocks[-1].output] = y if post is None else self.graph.node_copy(post, lambda _: y)
 
-    def _stage(self, step: _Step, x: fx.Node, i: int) -> fx.Node:
-        """The input of stage i, from the k's before it."""
+    def _stage_input(self, step: _RungeKuttaStep, x: fx.Node, i: int) -> fx.Node:
+        """``z_i = x + h·Σ_{j<i} a_ij k_j``."""
         h = step.h if self.adaptive == "all" else None
         z: fx.Node | None = None
-        for j, a in enumerate(self.table.a[i - 1], start=1):
+        for a, k in zip(self.table.a[i - 1], step.k, strict=True):
             if a:
-                z = self._add(x, z, a, step.k[j], h)
+                z = self._add_term(x, z, a, k, h)
         return x if z is None else self._finish(x, z, h, f"z{step.g}_{i}")
 
-    def _add(self, x: fx.Node, summed: fx.Node | None, weight: Coefficient, k: fx.Node, h: fx.Node | None) -> fx.Node:
+    def _add_term(
+        self, x: fx.Node, total: fx.Node | None, weight: Coefficient, k: fx.Node, h: fx.Node | None
+    ) -> fx.Node:
         """One term more: of x + h·Σ for a fixed h, of Σ alone for a learnable one."""
-        if h is not None:
-            if summed is None:
-                return k if weight == 1 else self._call(operator.mul, k, float(weight))
-            return self._plus(summed, float(weight), k)
-        return self._plus(x if summed is None else summed, self.h * float(weight), k)
+        if h is None:
+            return self._add_scaled(x if total is None else total, self.h * float(weight), k)
+        if total is not None:
+            return self._add_scaled(total, float(weight), k)
+        return k if weight == 1 else self._call(operator.mul, k, float(weight))
 
-    def _plus(self, a: fx.Node, weight: float, k: fx.Node) -> fx.Node:
+    def _add_scaled(self, a: fx.Node, weight: float, k: fx.Node) -> fx.Node:
         if weight == 1:
             return self._call(operator.add, a, k)
         return self.graph.call_function(torch.add, (a, k), {"alpha": weight})
 
-    def _finish(self, x: fx.Node, summed: fx.Node, h: fx.Node | None, name: str) -> fx.Node:
-        """The sum as x + h·Σ under its name."""
+    def _finish(self, x: fx.Node, total: fx.Node, h: fx.Node | None, name: str) -> fx.Node:
+        """A whole sum as x + h·Σ under its name."""
         if h is None:
-            summed._rename(name)
-            return summed
-        scaled = self._call(operator.mul, h, summed)
+            total._rename(name)
+            return total
+        scaled = self._call(operator.mul, h, total)
         return self.graph.create_node("call_function", operator.add, (x, scaled), name=name)
 
     def _call(self, function: Any, *args: Any) -> fx.Node:

@@ -1,6 +1,7 @@
 """The layers as one operation of autograd: what has which gradient, by which settings, and what a call leaves."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -96,6 +97,24 @@ def test_the_adjoint_solve_asks_for_the_settings_of_the_moment() -> None:
     torch.testing.assert_close(exact, expected, rtol=1e-10, atol=1e-13)
     assert not torch.allclose(coarse, expected, rtol=1e-3)
     assert len(propagate.convergence[-1].backward) == 3
+
+
+def test_a_backward_that_keeps_no_graph_frees_those_of_the_layers() -> None:
+    _, propagate = prepared()
+    values: list[weakref.ref[Tensor]] = []
+
+    def watched(*args: Tensor, piece=propagate.rows[2].f) -> Tensor:
+        k = piece(*args)
+        values.append(weakref.ref(k))
+        return k
+
+    propagate.rows[2].f = watched
+    u, a, b = (torch.randn(3, 4, dtype=F64, requires_grad=True) for _ in range(3))
+    value = propagate(u, [a, b])
+    value.sum().backward(retain_graph=True)
+    assert any(k() is not None for k in values)
+    value.sum().backward()
+    assert all(k() is None for k in values)
 
 
 @pytest.mark.parametrize("serial", [False, True])

@@ -7,7 +7,7 @@ import dataclasses
 
 __all__ = ["Convergence", "StepNorms"]
 
-STEPS = 1000  # of training, before which norms are dropped
+LENGTH = 1000  # steps of training, beyond which the oldest norms are dropped
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Convergence(collections.deque[StepNorms]):
     """The last thousand steps, the newest last; exact steps leave no entry."""
 
     def __init__(self) -> None:
-        super().__init__(maxlen=STEPS)
+        super().__init__(maxlen=LENGTH)
 
     def __str__(self) -> str:
         first = max(0, len(self) - 5)
