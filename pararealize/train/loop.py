@@ -129,8 +129,9 @@ def fit(
 class _Training:
     """A training run between two steps, on one rank.
 
-    What goes through ``team`` is collective, and so are steps, scores and checkpoints: every rank calls each of them,
-    in the same order. Conditions around them depend on what all ranks know alike, never on ``team.is_first``.
+    Steps, scores, checkpoints, and what ``processes`` gathers or has the first rank do, are collective: every rank
+    calls each of them, in the same order. Conditions around them depend on what all ranks know alike, never on
+    ``processes.is_first``.
 
     Attributes:
         step: how many steps are taken, of ``steps``.
