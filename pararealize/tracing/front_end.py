@@ -25,6 +25,7 @@ from pararealize.restore import ordinary_mode
 
 from .captured import Capture
 from .example import Example
+from .leaves import is_from_torch
 from .merging import DifferentStructureError, merge
 from .module_copy import check_model
 from .module_view import Piece
@@ -93,10 +94,7 @@ def _has_effect(model: nn.Module, node: fx.Node) -> bool:
     if node.op in ("placeholder", "output") or draws(node, model.get_submodule):
         return True
     modules = model.get_submodule(str(node.target)).modules() if node.op == "call_module" else ()
-    return any(
-        getattr(module, "track_running_stats", False) or not type(module).__module__.startswith("torch.nn")
-        for module in modules
-    )
+    return any(getattr(module, "track_running_stats", False) or not is_from_torch(module) for module in modules)
 
 
 # Recording twice ----------------------------------------------------------------------------------------------------
@@ -143,7 +141,7 @@ class _OpaqueModules:
         module = self.model.get_submodule(path)
         if not path or self(path, module) or 2 * _size(module) > self._size:
             return False
-        if type(module).__module__.startswith("torch.nn"):
+        if is_from_torch(module):
             self.paths[path] = why
         else:
             self.classes[type(module)] = why

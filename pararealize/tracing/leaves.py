@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from pararealize.random_state import preserve_host_state, preserve_torch_state, started_cuda_devices
 
-__all__ = ["Leaves"]
+__all__ = ["Leaves", "is_from_torch"]
 
 _PURE = {  # what comes out depends on settings and shapes alone; other layers are called each time
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm,
     nn.GroupNorm, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d,
 }  # fmt: skip
+
+
+def is_from_torch(module: nn.Module) -> bool:
+    """Whether a module's class is one of torch.nn, of which it is known what a call does."""
+    return type(module).__module__.startswith("torch.nn")
 
 
 class Leaves:
@@ -60,39 +65,25 @@ class Leaves:
         return result
 
     def _call_leaf(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if type(module).__module__.startswith("torch.nn"):
+        if is_from_torch(module):
             return plain_call(module, *args, **kwargs)
         with preserve_host_state():  # a layer that is one node may draw from it
             try:
                 return plain_call(module, *args, **kwargs)
             except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
-                return self._run_for_real(plain_call, module, args, kwargs)
+                return self._run_for_real(module, args, kwargs)
 
-    def _run_for_real(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _run_for_real(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Learn an opaque module's output shapes from a run on real tensors: its parameters, inputs of zeros.
 
         Such a module may look at values, which fake tensors do not have. Its parameters are copies, since it may change
         them; the shapes are those that zeros give, and the last check runs the graph on the user's own example.
         """
-        with unset_fake_temporarily(), self._real_parameters(module), preserve_torch_state(started_cuda_devices()):
-            result = plain_call(module, *tree_map(_zeros, tuple(args)), **tree_map(_zeros, dict(kwargs)))
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        with unset_fake_temporarily(), preserve_torch_state(started_cuda_devices()):
+            copies = {name: self.real[id(fake)].detach().clone() for name, fake in tensors if id(fake) in self.real}
+            result = functional_call(module, copies, tree_map(_zeros, tuple(args)), tree_map(_zeros, dict(kwargs)))
         return tree_map(lambda t: self.fake(t) if isinstance(t, torch.Tensor) else t, result)
-
-    @contextlib.contextmanager
-    def _real_parameters(self, module: nn.Module) -> Iterator[None]:
-        """The module with copies of its real parameters and buffers in the place of the fake ones."""
-        swaps = []
-        for inner in module.modules():
-            for tensors in (inner._parameters, inner._buffers):
-                for name, fake in tensors.items():
-                    if fake is not None and id(fake) in self.real:
-                        swaps.append((tensors, name, fake))
-                        tensors[name] = self.real[id(fake)].detach().clone()  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            for tensors, name, fake in swaps:
-                tensors[name] = fake  # type: ignore[assignment]
 
 
 def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:

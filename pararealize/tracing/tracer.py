@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map
 from pararealize.random_state import host_state
 from pararealize.restore import as_written, left_as_found
 
-from .leaves import Leaves
+from .leaves import Leaves, is_from_torch
 from .node_table import NodeTable, UnreadableError
 from .operations import describe, tensors_in
 
@@ -258,7 +258,7 @@ class _Recorder(TorchFunctionMode):
     def _is_leaf(self, path: str, module: nn.Module) -> bool:
         if self.opaque(path, module):
             return True
-        return type(module).__module__.startswith("torch.nn") and not isinstance(module, _TRANSPARENT)
+        return is_from_torch(module) and not isinstance(module, _TRANSPARENT)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every call of torch with a tensor, and every factory, made outside leaves."""
