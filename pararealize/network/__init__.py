@@ -15,7 +15,7 @@ In reading order:
 """
 
 from .emitter import emit
-from .equation import Equation
+from .equation import write_equation
 from .iteration import Iterates
 from .measurement import measure_network
 from .module import PararealModule
@@ -23,7 +23,6 @@ from .parts import EquationNodes, part_modules, part_of, read_equation, read_par
 from .pieces import Pieces
 
 __all__ = [
-    "Equation",
     "EquationNodes",
     "Iterates",
     "PararealModule",
@@ -34,4 +33,5 @@ __all__ = [
     "part_of",
     "read_equation",
     "read_parts",
+    "write_equation",
 ]

@@ -1,9 +1,9 @@
 """BlockChain, Plan, adapters and coarse blocks -> PararealModule: an fx module whose code is equation (3) of the paper.
 
-Pieces            graphs of stem, context, segments, head       pieces.py
-copy_model          a copy of the model                           tracing/module_copy.py
-Equation          the network's own graph, equation (3)         equation.py
-PararealModule    the three put together                        module.py
+Pieces            graphs of stem, context, segments, head     pieces.py
+copy_model        a copy of the model                         tracing/module_copy.py
+write_equation    the network's own graph, equation (3)       equation.py
+PararealModule    the three put together                      module.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pararealize.analysis.blocks import BlockChain
 from pararealize.plan.plan import Plan
 from pararealize.tracing.module_copy import copy_model
 
-from .equation import Equation
+from .equation import write_equation
 from .module import PararealModule
 from .parts import part_modules
 from .pieces import Pieces
@@ -56,7 +56,7 @@ def emit(
     }
     for name, modules in added.items():
         tree._modules[name] = modules.train(chain.capture.model.training)
-    graph = Equation(pieces, coarse, devices).graph
+    graph = write_equation(pieces, coarse, devices)
     if devices is not None:  # a first network places the modules; which of them pieces borrow is then known
         _place(PararealModule(tree, pieces.graphs, graph, plan, keys), devices)
     return PararealModule(tree, pieces.graphs, graph, plan, keys, devices)

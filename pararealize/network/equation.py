@@ -1,4 +1,4 @@
-"""Pieces, coarse blocks -> Equation: the graph of the network itself, equation (3) of the paper as code.
+"""Pieces, coarse blocks, devices -> the graph of the network itself: equation (3) of the paper as code.
 
     x_1 = self.stem(x)                      C^1
     x_2 = self.adapters.C2(x)               C^2              (2)
@@ -17,7 +17,8 @@ Source: Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -27,126 +28,138 @@ from pararealize.tracing.operations import check_plain
 
 from .pieces import Pieces
 
-__all__ = ["Equation"]
+__all__ = ["write_equation"]
 
 
-class Equation:
+def write_equation(
+    pieces: Pieces, coarse: Mapping[int, nn.Module | None], devices: Sequence[torch.device] | None
+) -> fx.Graph:
     """The network's own graph: equation (3), with every transfer between devices written out.
 
     Args:
         pieces: graphs of stem, segments and head, and what they read.
         coarse: F^j by j = 1..n-1; ``None`` where it is g^{j+1} itself.
         devices: one for every segment, or ``None``: no transfers.
+    """
+    writer = _EquationWriter(pieces, coarse, devices)
+    n = pieces.plan.n
+    x = {1: writer.stem()}
+    for j in range(2, n + 1):
+        x[j] = writer.adapter(j, x[1])
+    y = {j: writer.segment(j, x[j], f"y_{j}") for j in range(1, n + 1)}
+    z = y[1]
+    for j in range(1, n):
+        r = writer.operation(operator.sub, z, x[j + 1], f"r_{j}", j + 1)
+        z = writer.operation(operator.add, y[j + 1], writer.coarse_block(j, r), f"z_{j + 1}", j + 1)
+    writer.head(z)
+    return writer.graph
+
+
+class _EquationWriter:
+    """Appends the calls of parts to a graph, and a transfer wherever a value is not on the device that reads it.
 
     Attributes:
-        graph: the result.
+        graph: the graph that is written.
     """
 
     def __init__(
         self, pieces: Pieces, coarse: Mapping[int, nn.Module | None], devices: Sequence[torch.device] | None
     ) -> None:
-        self.pieces, self.coarse, self.devices = pieces, coarse, devices
-        self.n = pieces.plan.n
         self.graph = fx.Graph()
-        self._moved: dict[tuple[fx.Node, str], fx.Node] = {}
-        self.inputs = [self._placeholder(node) for node in pieces.placeholders]
-        for node, source in zip(self.inputs, pieces.placeholders, strict=True):
+        self._pieces, self._coarse, self._devices = pieces, coarse, devices
+        self._on_device: dict[tuple[fx.Node, str], fx.Node] = {}  # a value on a device, by the value as first computed
+        self._inputs = [self._placeholder(node) for node in pieces.placeholders]
+        for node, source in zip(self._inputs, pieces.placeholders, strict=True):
             check_plain(self.graph, source, node)
-        self.known = self._context()
-        self._write()
+        tensors = [_is_tensor(source) for source in pieces.placeholders]
+        self._plain = {node for node, tensor in zip(self._inputs, tensors, strict=True) if not tensor}
+        self._values = dict(zip(pieces.placeholders, self._inputs, strict=True))  # by nodes of the captured graph
+        if pieces.computed:
+            self._unpack(self._call("context", self._inputs, "context", 1), pieces.computed, first=0)
+
+    def stem(self) -> fx.Node:
+        """x_1; what segments read of the stem besides is unpacked."""
+        besides = self._pieces.from_stem
+        if not besides:
+            return self._call("stem", self._inputs, "x_1", 1)
+        outputs = self._call("stem", self._inputs, "stem", 1)
+        x_1 = self._item(outputs, 0, "x_1")
+        self._unpack(outputs, besides, first=1)
+        return x_1
+
+    def adapter(self, j: int, x_1: fx.Node) -> fx.Node:
+        """x_j = C^j(x), or C^j of the stem's output."""
+        source = x_1 if self._pieces.plan.source == "stem" else self._raw_input()
+        return self._call(f"adapters.C{j}", (source,), f"x_{j}", j)
+
+    def segment(self, j: int, x: fx.Node, name: str) -> fx.Node:
+        """g^j(x)."""
+        return self._call(f"segments.g{j}", (x, *self._context(self._pieces.reads[j - 1])), name, j)
+
+    def coarse_block(self, j: int, r: fx.Node) -> fx.Node:
+        """F^j(r), which is g^{j+1}(r) where there is no block."""
+        block = self._coarse[j]
+        if block is None:
+            return self.segment(j + 1, r, f"F_{j}")
+        context = self._context(self._pieces.reads[j]) if takes_context(block) else []
+        return self._call(f"coarse.F{j}", (r, *context), f"F_{j}", j + 1)
+
+    def operation(self, operator_: Callable[..., Any], a: fx.Node, b: fx.Node, name: str, j: int) -> fx.Node:
+        """A sum or a difference, on the device of segment j."""
+        node = self.graph.create_node("call_function", operator_, (self._to(a, j), self._to(b, j)), name=name)
+        return self._computed_on(node, j)
+
+    def head(self, z: fx.Node) -> None:
+        """h(z_n), the network's output."""
+        context = self._context(self._pieces.chain.head.context)
+        self.graph.output(self._call("head", (z, *context), "output_1", self._pieces.plan.n))
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
-        default = node.args[0] if node.args else ...
-        if default is ...:
-            return self.graph.placeholder(str(node.target))
-        return self.graph.placeholder(str(node.target), default_value=default)
+        default = {"default_value": node.args[0]} if node.args else {}
+        return self.graph.placeholder(str(node.target), **default)
 
     def _call(self, target: str, args: Sequence[fx.Node], name: str, j: int) -> fx.Node:
         """Call a submodule on the device of segment j."""
-        moved = tuple(self._to(argument, j) for argument in args)
-        return self.graph.create_node("call_module", target, moved, name=name)
+        arguments = tuple(self._to(argument, j) for argument in args)
+        return self._computed_on(self.graph.create_node("call_module", target, arguments, name=name), j)
+
+    def _item(self, outputs: fx.Node, i: int, name: str) -> fx.Node:
+        return self._computed_on(self.graph.create_node("call_function", operator.getitem, (outputs, i), name=name), 1)
+
+    def _unpack(self, outputs: fx.Node, sources: Sequence[fx.Node], *, first: int) -> None:
+        """Take context values out of a part's outputs, the first of which has this index; they count on from c_1."""
+        number = 1 + (len(self._pieces.computed) if first else 0)
+        for i, source in enumerate(sources):
+            self._values[source] = self._item(outputs, first + i, f"c_{number + i}")
+
+    def _context(self, sources: Sequence[fx.Node]) -> list[fx.Node]:
+        return [self._values[source] for source in sources]
 
     def _to(self, node: fx.Node, j: int) -> fx.Node:
         """The value on the device of segment j: one transfer a device."""
-        if self.devices is None or node in self._plain:
+        if self._devices is None or node in self._plain:
             return node
-        device = self.devices[j - 1]
+        device = self._devices[j - 1]
         key = node, str(device)
-        if key not in self._moved:
-            moved = self.graph.create_node(
-                "call_method", "to", (node, device), {"non_blocking": True}, name=f"{node.name}_to_{j}"
-            )
-            self._moved[key] = self._moved[moved, str(device)] = moved
-        return self._moved[key]
+        if key not in self._on_device:
+            name = f"{node.name}_to_{j}"
+            copied = self.graph.create_node("call_method", "to", (node, device), {"non_blocking": True}, name=name)
+            self._on_device[key] = self._on_device[copied, str(device)] = copied
+        return self._on_device[key]
 
-    @property
-    def _plain(self) -> set[fx.Node]:
-        """Inputs that are no tensors."""
-        return {
-            node for node, source in zip(self.inputs, self.pieces.placeholders, strict=True) if not _is_tensor(source)
-        }
-
-    def _here(self, node: fx.Node, j: int) -> fx.Node:
-        """Say that a value lies on segment j's device already."""
-        if self.devices is not None:
-            self._moved[node, str(self.devices[j - 1])] = node
+    def _computed_on(self, node: fx.Node, j: int) -> fx.Node:
+        """Note that a value is on the device of segment j from the start."""
+        if self._devices is not None:
+            self._on_device[node, str(self._devices[j - 1])] = node
         return node
-
-    def _context(self) -> dict[fx.Node, fx.Node]:
-        """From captured nodes that segments read beside their input, to this graph's nodes."""
-        pieces = self.pieces
-        known = dict(zip(pieces.placeholders, self.inputs, strict=True))
-        if pieces.computed:
-            context = self._call("context", self.inputs, "context", 1)
-            for i, node in enumerate(pieces.computed):
-                value = self.graph.create_node("call_function", operator.getitem, (context, i), name=f"c_{i + 1}")
-                known[node] = self._here(value, 1)
-        return known
-
-    def _write(self) -> None:
-        pieces = self.pieces
-        stem = self._here(self._call("stem", self.inputs, "stem" if pieces.from_stem else "x_1", 1), 1)
-        if pieces.from_stem:
-            names = ["x_1", *(f"c_{len(pieces.computed) + i + 1}" for i in range(len(pieces.from_stem)))]
-            values = [
-                self.graph.create_node("call_function", operator.getitem, (stem, i), name=name)
-                for i, name in enumerate(names)
-            ]
-            for node, value in zip(pieces.from_stem, values[1:], strict=True):
-                self.known[node] = self._here(value, 1)
-            stem = self._here(values[0], 1)
-        x = {1: stem}
-        for j in range(2, self.n + 1):
-            source = stem if pieces.plan.source == "stem" else self._raw_input()
-            x[j] = self._here(self._call(f"adapters.C{j}", (source,), f"x_{j}", j), j)
-        y = {j: self._here(self._segment(j, x[j], f"y_{j}"), j) for j in range(1, self.n + 1)}
-        z = y[1]
-        for j in range(1, self.n):
-            r = self.graph.create_node("call_function", operator.sub, (self._to(z, j + 1), x[j + 1]), name=f"r_{j}")
-            correction = self._coarse(j, self._here(r, j + 1))
-            z = self.graph.create_node("call_function", operator.add, (y[j + 1], correction), name=f"z_{j + 1}")
-            z = self._here(z, j + 1)
-        context = [self.known[node] for node in pieces.chain.head.context]
-        self.graph.output(self._call("head", (z, *context), "output_1", self.n))
 
     def _raw_input(self) -> fx.Node:
         """The network's one floating-point input."""
         return next(
             node
-            for node, source in zip(self.inputs, self.pieces.placeholders, strict=True)
-            if _is_tensor(source) and source.users
+            for node, source in zip(self._inputs, self._pieces.placeholders, strict=True)
+            if node not in self._plain and source.users
         )
-
-    def _segment(self, j: int, x: fx.Node, name: str) -> fx.Node:
-        context = [self.known[node] for node in self.pieces.reads[j - 1]]
-        return self._call(f"segments.g{j}", (x, *context), name, j)
-
-    def _coarse(self, j: int, r: fx.Node) -> fx.Node:
-        block = self.coarse[j]
-        if block is None:
-            return self._segment(j + 1, r, f"F_{j}")
-        context = [self.known[node] for node in self.pieces.reads[j]] if takes_context(block) else []
-        return self._call(f"coarse.F{j}", (r, *context), f"F_{j}", j + 1)
 
 
 def _is_tensor(node: fx.Node) -> bool:

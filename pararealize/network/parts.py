@@ -1,7 +1,7 @@
 """The emitted graph -> its parts and values: the nodes that call C^j, g^j, F^j and h, and those of x_j, y_j, r_j, z_j.
 
-The only file that reads what :class:`~pararealize.network.equation.Equation` wrote. Parts are told by the modules that
-are called and by what they are called with, not by the names of nodes: an input of the user's may be called ``y_1``.
+The only file that reads what :func:`~pararealize.network.equation.write_equation` wrote. Parts are told by the modules
+that are called and by what they are called with, not by the names of nodes: an input may be called ``y_1``.
 """
 
 from __future__ import annotations
