@@ -102,10 +102,15 @@ def test_names_as_formulas():
 
 
 def test_actions_stand_in_order_and_know_the_places_of_what_they_need():
-    late, early, same = key_of("g1"), key_of("stem"), key_of("g2")
-    spans = {late: Span(0, 1, 1.0, 3.0), same: Span(1, 2, 1.0, 3.0), early: Span(0, 1, 0.0, 1.0, to=1)}
-    actions = in_order(spans, {late: [early, early], same: [early, late], early: []})
-    assert [action.name for action in actions] == ["stem", "g1", "g2"]
-    assert [action.after for action in actions] == [(), (0,), (0, 1)]
+    late, early, same, short = map(key_of, ("g1", "stem", "g2", "C2"))
+    spans = {
+        late: Span(0, 1, 1.0, 3.0),
+        same: Span(1, 2, 1.0, 3.0),
+        short: Span(1, 2, 1.0, 2.0),
+        early: Span(0, 1, 0.0, 1.0, to=1),
+    }
+    actions = in_order(spans, {late: [early, early], same: [late, short, early], short: [], early: []})
+    assert [action.name for action in actions] == ["stem", "C2", "g1", "g2"]
+    assert [action.after for action in actions] == [(), (), (0,), (0, 1, 2)]
     first = Action(name="stem", kind="stem", direction="forward", j=1, rank=0, to=1, start=0.0, end=1.0)
     assert actions[0] == first

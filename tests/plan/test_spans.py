@@ -40,10 +40,18 @@ def facts(timeline: Timeline, *, needs: bool = True) -> dict:
     }
 
 
-@pytest.mark.parametrize("stages", [[3], [5], [9], [4, 3], [1, 4, 1, 3]])
-def test_records_of_sums_give_the_same_timeline(stages):
+@pytest.mark.parametrize(
+    "stages, assignment",
+    [
+        *(([3], None), ([5], None), ([9], None), ([4, 3], None), ([1, 4, 1, 3], None)),
+        *(([6], [1, 2, 3]), ([9], [2, 2, 3, 2]), ([5, 4], [2, 1, 4, 2]), ([7, 3], [1, 3, 3, 3])),
+    ],
+)
+def test_records_of_sums_give_the_same_timeline(stages, assignment):
     n = sum(stages)
-    timeline = simulate(plan_of(stages, kind="linear"), latency=0.5, rate=1.0, reduce_linear=True)
+    plan = plan_of(stages, kind="linear")
+    ranks = None if assignment is None else len(assignment)
+    timeline = simulate(plan, latency=0.5, rate=1.0, reduce_linear=True, ranks=ranks, assignment=assignment)
     assert any(a.name[0] == "t" for a in timeline.actions)
     records = records_of(timeline)
     random.Random(0).shuffle(records)
