@@ -6,7 +6,7 @@ from pararealize.analysis.space import Space
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan
 
-__all__ = ["BYTES", "plan_of"]
+__all__ = ["BYTES", "coarse_row", "plan_of"]
 
 BYTES = 4 * 2  # of one float32 value of each of two samples
 
@@ -43,3 +43,9 @@ def plan_of(stages: list[int], *, kind: str = "paper", source: str = "input") ->
             for j in range(1, n)
         ),
     )  # fmt: skip
+
+
+def coarse_row(kind: str, x: Space, y: Space, *, count: int = 1, kernel: int = 7, j: int = 1) -> CoarsePlan:
+    """The row of one coarse block, with what it is built from and no cost."""
+    nothing = {"parameters": 0, "flops_forward": 0, "flops_backward": 0, "cost_forward": 0, "cost_backward": 0}
+    return CoarsePlan(j=j, kind=kind, units=count, kernel=kernel, x=x, y=y, note="", **nothing)

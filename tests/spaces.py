@@ -16,3 +16,11 @@ def spaces(draw):
     channel = draw(st.sampled_from([0, len(extent), len(extent) // 2]))
     shape = (*extent[:channel], draw(st.integers(1, 7)), *extent[channel:])
     return space(*shape, channel=channel, dtype=draw(st.sampled_from(["float32", "float64"])))
+
+
+@st.composite
+def ended_spaces(draw):
+    """Vectors, tokens and maps of one to three axes, with channels first or last: what coarse units work on."""
+    extent = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
+    channels = draw(st.integers(1, 9))
+    return space(*extent, channels, channel=len(extent)) if draw(st.booleans()) else space(channels, *extent)

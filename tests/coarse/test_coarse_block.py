@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,19 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pararealize.analysis.cost import count_module
-from pararealize.analysis.space import Space
 from pararealize.coarse import adapter, coarse_block
 from pararealize.coarse.kinds import SPACE_KINDS
 from pararealize.models import resnet1001
-
-
-def space(*shape, channel=0, dtype="float32"):
-    return Space(shape=shape, channel=channel, dtype=dtype)
-
-
-def plan(kind, x, y, *, count=1, kernel=7, j=1):
-    return SimpleNamespace(j=j, kind=kind, units=count, kernel=kernel, x=x, y=y)
-
+from tests.plans import coarse_row
+from tests.spaces import space
 
 IMAGE = space(3, 32, 32)
 STAGES = (space(64, 32, 32), space(128, 16, 16), space(256, 8, 8))
@@ -82,7 +73,7 @@ def maps(draw, axes):
 @given(st.data(), st.integers(1, 3), st.integers(1, 3), st.sampled_from(SPACE_KINDS))
 def test_every_kind_on_every_pair_of_maps(data, axes, count, kind):
     x, y = data.draw(maps(axes)), data.draw(maps(axes))
-    module = coarse_block.build_coarse(plan(kind, x, y, count=count, kernel=5), None, first=0, last=0, seed=0)
+    module = coarse_block.build_coarse(coarse_row(kind, x, y, count=count, kernel=5), None, first=0, last=0, seed=0)
     r = torch.randn(5, *x.shape, requires_grad=True)
     out = module(r)
     assert out.shape == (5, *y.shape)
@@ -94,7 +85,9 @@ def test_every_kind_on_every_pair_of_maps(data, axes, count, kind):
     assert parameters == sum(parameter.numel() for parameter in module.parameters())
     assert cost.flops_backward == 2 * cost.flops_forward
     with torch.device("meta"):
-        on_meta = coarse_block.build_coarse(plan(kind, x, y, count=count, kernel=5), None, first=0, last=0, seed=0)
+        on_meta = coarse_block.build_coarse(
+            coarse_row(kind, x, y, count=count, kernel=5), None, first=0, last=0, seed=0
+        )
     assert all(parameter.is_meta for parameter in on_meta.parameters())
 
 
@@ -102,13 +95,15 @@ def test_every_kind_on_every_pair_of_maps(data, axes, count, kind):
 def test_resolution_changes(size, target):
     for kind in ("paper", "depthwise", "linear"):
         module = coarse_block.build_coarse(
-            plan(kind, space(2, size, size), space(3, target, target)), None, first=0, last=0, seed=0
+            coarse_row(kind, space(2, size, size), space(3, target, target)), None, first=0, last=0, seed=0
         )
         assert module(torch.randn(2, 2, size, size)).shape == (2, 3, target, target)
 
 
 def test_coarse_units_follow_other_image_sizes():
-    module = coarse_block.build_coarse(plan("paper", STAGES[0], STAGES[1], count=2), None, first=0, last=0, seed=0)
+    module = coarse_block.build_coarse(
+        coarse_row("paper", STAGES[0], STAGES[1], count=2), None, first=0, last=0, seed=0
+    )
     assert module(torch.randn(2, 64, 40, 33)).shape == (2, 128, 20, 17)
 
 
@@ -116,7 +111,7 @@ def test_a_unit_at_its_start_keeps_the_scale():
     """He's variance: the branch says something of the size of one, whatever the size of the residual."""
     for kind in ("paper", "depthwise"):
         x = space(64, 16, 16)
-        module = coarse_block.build_coarse(plan(kind, x, x), None, first=0, last=0, seed=0)
+        module = coarse_block.build_coarse(coarse_row(kind, x, x), None, first=0, last=0, seed=0)
         r = torch.randn(8, 64, 16, 16)
         for scale in (0.1, 1.0, 100.0):
             branch = module(scale * r) - scale * r
@@ -125,7 +120,7 @@ def test_a_unit_at_its_start_keeps_the_scale():
 
 
 def test_exact_is_the_segment_itself():
-    assert coarse_block.build_coarse(plan("exact", IMAGE, IMAGE), None, first=0, last=0, seed=0) is None
+    assert coarse_block.build_coarse(coarse_row("exact", IMAGE, IMAGE), None, first=0, last=0, seed=0) is None
 
 
 @pytest.mark.parametrize("y", [space(8, 16, 16), space(8, 4, 4), space(12, 3, 5), space(8, 17, 40)])

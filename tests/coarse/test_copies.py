@@ -1,7 +1,6 @@
 """Copies of blocks: which, with fresh weights on the old scale, with their context; the model stays as it was."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,7 @@ from pararealize.coarse import coarse_block, copies
 from pararealize.models import resnet20
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.module_view import Piece
-
-
-def plan(kind, x, y, *, count=1, kernel=7, j=1):
-    return SimpleNamespace(j=j, kind=kind, units=count, kernel=kernel, x=x, y=y)
+from tests.plans import coarse_row
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +34,7 @@ def test_block_copies_are_fresh_and_leave_the_model_alone(chain):
     model = chain.capture.model
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    segment = plan("block", chain.blocks[3].x, chain.blocks[5].y, count=2, j=2)
+    segment = coarse_row("block", chain.blocks[3].x, chain.blocks[5].y, count=2, j=2)
     one, same = (coarse_block.build_coarse(segment, chain, first=3, last=5, seed=7) for _ in range(2))
     other = coarse_block.build_coarse(segment, chain, first=3, last=5, seed=8)
     assert torch.equal(torch.get_rng_state(), state)
@@ -98,7 +94,7 @@ def test_context_is_passed_through_and_structure_is_kept():
     inputs = (torch.randn(2, 5, 3), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]))
     chain = find_blocks(capture(model, inputs))
     x = chain.blocks[2].x
-    module = coarse_block.build_coarse(plan("block", x, x, count=2), chain, first=2, last=4, seed=0)
+    module = coarse_block.build_coarse(coarse_row("block", x, x, count=2), chain, first=2, last=4, seed=0)
     assert copies.takes_context(module)
     assert len(module.blocks) == 2
     r, mask = torch.randn(2, *x.shape), inputs[1].unsqueeze(-1).float()
@@ -118,7 +114,7 @@ def test_blocks_on_meta_stay_there():
         model = resnet20()
     chain = find_blocks(capture(model, torch.randn(2, 3, 32, 32, device="meta")))
     with torch.device("meta"):
-        segment = plan("block", chain.blocks[3].x, chain.blocks[5].y, count=2)
+        segment = coarse_row("block", chain.blocks[3].x, chain.blocks[5].y, count=2)
         module = coarse_block.build_coarse(segment, chain, first=3, last=5, seed=0)
     assert all(parameter.is_meta for parameter in module.parameters())
 

@@ -11,15 +11,10 @@ from torch.nn import functional
 
 from pararealize.analysis.blocks import find_blocks
 from pararealize.analysis.fields.field import ReceptiveField, receptive_fields
-from pararealize.analysis.space import Space
 from pararealize.coarse import coverage, kinds
 from pararealize.models import resnet20
 from pararealize.tracing.front_end import capture
-
-
-def space(*shape, channel=0, dtype="float32"):
-    return Space(shape=shape, channel=channel, dtype=dtype)
-
+from tests.spaces import space
 
 STAGES = (space(64, 32, 32), space(128, 16, 16), space(256, 8, 8))
 

@@ -1,7 +1,6 @@
 """Coarse blocks that a callable of the user's builds: checked on fake tensors, refused where they do not fit."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,7 @@ from pararealize.coarse import coarse_block, kinds
 from pararealize.errors import CoarseError
 from pararealize.models import resnet20
 from pararealize.tracing.front_end import capture
-
-
-def plan(kind, x, y, *, count=1, kernel=7, j=1):
-    return SimpleNamespace(j=j, kind=kind, units=count, kernel=kernel, x=x, y=y)
+from tests.plans import coarse_row
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +20,7 @@ def chain():
 
 
 def build_custom(chain, builder):
-    segment = plan("custom", chain.blocks[3].x, chain.blocks[5].y, j=2)
+    segment = coarse_row("custom", chain.blocks[3].x, chain.blocks[5].y, j=2)
     return coarse_block.build_coarse(segment, chain, first=3, last=5, seed=0, coarse=builder)
 
 

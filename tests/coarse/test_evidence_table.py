@@ -116,13 +116,6 @@ class Vectors(nn.Module):
         return x + functional.relu(self.linear(x))
 
 
-def four(block, *arguments):
-    return nn.Sequential(*(block(*arguments) for _ in range(4)))
-
-
-VECTORS = (2, 8)
-
-
 # ---------------------------------------------------------------------------------------------------------- the plan
 
 
@@ -140,11 +133,11 @@ def test_the_plan_says_what_was_chosen_and_why():
 
 
 def test_without_evidence_the_network_is_built_with_the_default():
-    net = pararealize(four(Vectors), 2, example_inputs=torch.randn(VECTORS), coarse="auto")
+    net = pararealize(nn.Sequential(*(Vectors() for _ in range(4))), 2, example_inputs=torch.randn(2, 8), coarse="auto")
     assert [block.kind for block in net.plan.coarse_blocks] == [DEFAULT]
     assert net(torch.randn(3, 8)).shape == (3, 8)
 
 
 def test_a_near_name():
     with pytest.raises(CoarseError, match="did you mean 'auto'"):
-        pararealize(four(Vectors), 2, example_inputs=torch.randn(VECTORS), coarse="autos")
+        pararealize(nn.Sequential(*(Vectors() for _ in range(4))), 2, example_inputs=torch.randn(2, 8), coarse="autos")

@@ -2,14 +2,9 @@
 
 import pytest
 
-from pararealize.analysis.space import Space
 from pararealize.coarse import kinds
 from pararealize.errors import CoarseError
-
-
-def space(*shape, channel=0, dtype="float32"):
-    return Space(shape=shape, channel=channel, dtype=dtype)
-
+from tests.spaces import space
 
 STAGES = (space(64, 32, 32), space(128, 16, 16), space(256, 8, 8))
 

@@ -6,23 +6,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from pararealize.analysis.space import Space
 from pararealize.coarse import units
-
-
-def space(*shape, channel=0, dtype="float32"):
-    return Space(shape=shape, channel=channel, dtype=dtype)
-
-
-@st.composite
-def spaces(draw):
-    extent = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
-    channels = draw(st.integers(1, 5))
-    return space(*extent, channels, channel=len(extent)) if draw(st.booleans()) else space(channels, *extent)
+from tests.spaces import ended_spaces
 
 
 @settings(deadline=None, max_examples=150)
-@given(spaces(), spaces())
+@given(ended_spaces(), ended_spaces())
 def test_linear_is_linear_on_every_pair_of_spaces(x, y):
     F = units.linear_map(x, y).double()
     a, b = torch.randn(2, 3, *x.shape, dtype=torch.float64)
