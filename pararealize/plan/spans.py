@@ -6,6 +6,7 @@ waited for follows from the equation, or, within a sum over ranks, from the orde
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -101,13 +102,14 @@ def needs_of(key: ActionKey, spans: Mapping[ActionKey, Span], n: int, source: st
         if key.operation == "send z" and _is_of_sum(key, spans):
             return _arrivals(spans[key].rank, spans, n, source)
         return _by_equation(key, spans, n, source)
-    chain = _chain(spans[key].rank, spans)
+    rank = spans[key].rank
+    differences = _computed_by(rank, "difference", spans)
+    chain = [*differences, *_computed_by(rank, "sum", spans)]
     if key.operation in ("difference", "sum", "send sum"):
-        return _within_sum(key, chain, spans) if chain else set()
-    differences = [other.j for other in chain if other.operation == "difference"]
-    if key.operation == "coarse" and differences and key.j == differences[-1] - 1:
+        return _within_sum(key, chain, spans) if differences else set()
+    if key.operation == "coarse" and differences and key.j == differences[-1].j - 1:
         # A sum stands for this F^j and those before it; on the rank where it ends, z of before the sum is added last.
-        return {chain[-1], *_incoming("send z", spans[key].rank, spans)}
+        return {chain[-1], *_received_by(rank, "send z", spans)}
     return _by_equation(key, spans, n, source)
 
 
@@ -119,31 +121,27 @@ def _by_equation(key: ActionKey, spans: Mapping[ActionKey, Span], n: int, source
     return needs
 
 
-def _chain(rank: int, spans: Mapping[ActionKey, Span]) -> list[ActionKey]:
-    """A rank's part of a sum over ranks, in order: its differences, then its additions; empty outside of sums."""
-    differences, additions = (
-        [key for key, span in spans.items() if key.operation == operation and span.rank == rank]
-        for operation in ("difference", "sum")
-    )
-    differences = sorted((key for key in differences if key.direction == "forward"), key=lambda key: key.j)
-    return [*differences, *sorted(additions, key=lambda key: key.index)] if differences else []
+def _computed_by(rank: int, operation: Operation, spans: Mapping[ActionKey, Span]) -> list[ActionKey]:
+    """What a rank computed forward of one sort, in the order of the formulas."""
+    keys = [key for key, span in spans.items() if key.operation == operation and span.rank == rank]
+    return sorted((key for key in keys if key.direction == "forward"), key=lambda key: (key.j, key.index))
 
 
-def _incoming(operation: Operation, rank: int, spans: Mapping[ActionKey, Span]) -> set[ActionKey]:
-    """The messages of the forward pass, of one sort, that a rank received."""
-    return {
-        key
-        for key, span in spans.items()
-        if key.operation == operation and key.direction == "forward" and span.to == rank
-    }
+def _received_by(rank: int, operation: Operation, spans: Mapping[ActionKey, Span]) -> set[ActionKey]:
+    """The messages of one sort that a rank received forward."""
+    keys = {key for key, span in spans.items() if key.operation == operation and span.to == rank}
+    return {key for key in keys if key.direction == "forward"}
 
 
 def _within_sum(key: ActionKey, chain: list[ActionKey], spans: Mapping[ActionKey, Span]) -> set[ActionKey]:
-    """What a difference, an addition or a message of a sum waited for on its way forward."""
+    """What a difference, an addition or a message of a sum waited for on its way forward.
+
+    ``chain`` is the rank's part of the sum in order, its differences and then its additions.
+    """
     if key.operation == "send sum":
         return {chain[-1]}
     if key.operation == "sum":
-        messages = _incoming("send sum", spans[key].rank, spans)
+        messages = _received_by(spans[key].rank, "send sum", spans)
         in_time = {other for other in messages if spans[other].end <= spans[key].start}
         return in_time | {chain[chain.index(key) - 1]}
     fine = ActionKey("fine", "forward", key.j)
@@ -159,11 +157,6 @@ def _is_of_sum(key: ActionKey, spans: Mapping[ActionKey, Span]) -> bool:
 
 def _arrivals(rank: int, spans: Mapping[ActionKey, Span], n: int, source: str) -> set[ActionKey]:
     """What brings the gradient of a sum to a rank that passes it on: a message, or its own later coarse blocks."""
-    coarse = [
-        key.j
-        for key, span in spans.items()
-        if key.operation == "coarse" and key.direction == "forward" and span.rank == rank
-    ]
-    if coarse:
-        return _by_equation(ActionKey("coarse", "backward", min(coarse)), spans, n, source)
+    if coarse := _computed_by(rank, "coarse", spans):
+        return _by_equation(dataclasses.replace(coarse[0], direction="backward"), spans, n, source)
     return {key for key, span in spans.items() if key.direction == "backward" and span.to == rank}
