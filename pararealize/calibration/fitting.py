@@ -1,4 +1,4 @@
-"""PararealModule of a trained network, batches -> Calibration: its adapters and coarse blocks fitted, the errors told.
+"""PararealModule of a trained network, batches -> Calibration: adapters and coarse blocks fitted, errors measured.
 
 adapters        C^j to each segment's true input             least squares, where linear     least_squares.py
 coarse blocks   F^1, F^2, … to the true propagation of the   least squares, where linear;    distillation.py

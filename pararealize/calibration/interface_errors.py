@@ -85,19 +85,19 @@ class ErrorSums:
             if isinstance(value, Tensor) and value.is_floating_point():
                 self.output.add(value, other)
         self.samples += samples
-        ours, theirs = _logits(output, samples), _logits(true, samples)
-        if ours is None or theirs is None:
+        logits, true_logits = _logits(output, samples), _logits(true, samples)
+        if logits is None or true_logits is None:
             self._has_logits = self._has_labels = False
             return
-        theirs = theirs.to(ours.device)
-        self._same_class += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        true_logits = true_logits.to(logits.device)
+        self._same_class += int((logits.argmax(1) == true_logits.argmax(1)).sum())
         if labels is None:
             self._has_labels = False
             return
-        _check_labels(labels, ours.shape[1])
-        labels = labels.to(ours.device)
-        self._correct += int(correct(ours, labels))
-        self._correct_in_sequence += int(correct(theirs, labels))
+        _check_labels(labels, logits.shape[1])
+        labels = labels.to(logits.device)
+        self._correct += int(correct(logits, labels))
+        self._correct_in_sequence += int(correct(true_logits, labels))
 
 
 @torch.no_grad()

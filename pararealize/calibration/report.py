@@ -40,9 +40,9 @@ class Errors:
 
     Attributes:
         stage: ``"before"``, ``"after"``, ``"fine-tuned"``.
-        adapters: of x_j, the input of segment j, by j = 2..n.
-        interfaces: of z_j, the corrected output of segment j, by j = 1..n; z_1 has none.
-        output: of the network's output.
+        adapters: errors of x_j, the input of segment j, by j = 2..n.
+        interfaces: errors of z_j, the corrected output of segment j, by j = 1..n; z_1 has none.
+        output: error of the network's output.
         agreement: share of the samples that both networks put into one class; None where the output is no logits.
         accuracy: share of the samples put into the right class; None without labels.
     """
@@ -94,8 +94,8 @@ class Calibration:
         for errors in self.stages:
             if errors.stage == name:
                 return errors
-        known = ", ".join(repr(errors.stage) for errors in self.stages)
-        raise CalibrationError(f"there is no stage {name!r} of this calibration; there are {known}")
+        names = ", ".join(repr(errors.stage) for errors in self.stages)
+        raise CalibrationError(f"there is no stage {name!r} of this calibration; there are {names}")
 
     def to_json(self) -> str:
         """A JSON document; numbers that are not finite become null."""
@@ -122,7 +122,7 @@ class Calibration:
             raise CalibrationError(f"this is no calibration: {error}; pass what to_json gave") from error
 
     def __str__(self) -> str:
-        return calibration_text(self)
+        return _text(self)
 
 
 def _plain(value: Any) -> Any:
@@ -146,7 +146,7 @@ def _errors(values: dict[str, Any]) -> Errors:
 WIDTH = 120
 
 
-def calibration_text(calibration: Calibration) -> str:
+def _text(calibration: Calibration) -> str:
     """Adapters, interfaces and the output, with a column a stage, and accuracies where there are labels."""
     stages = [errors.stage for errors in calibration.stages]
     fits = {fit.part: fit for fit in calibration.fits}

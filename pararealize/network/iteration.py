@@ -38,12 +38,12 @@ __all__ = ["Iterates", "iterate_network"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Iterates:
-    """What k iterations gave, and how far each interface was from the original's on the way; prints as a table.
+    """The output after k iterations, and how far each interface was from the original's on the way; prints as a table.
 
     Attributes:
         model: the original's class name.
-        n: segments.
-        output: of the last iteration, as the network gives it.
+        n: number of segments.
+        output: the network's output after the last iteration.
         errors: ``errors[i][j-1]`` is ‖U_j^i - U_j‖ / ‖U_j‖, the relative error of interface j after i iterations, with
             the original's U_j; i = 0 … k, j = 1 … n. Where U_j is zero, it is the absolute one.
     """

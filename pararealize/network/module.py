@@ -108,12 +108,12 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
         Raises:
             CheckpointError: keys of the original are missing, others are unknown, or a shape differs.
         """
-        ours = self.state_dict()
+        current = self.state_dict()
         originals = [key for key in state_dict if key.split(".")[0] not in ("adapters", "coarse")]
-        shapes = {key: (tuple(state_dict[key].shape), tuple(ours[key].shape)) for key in originals if key in ours}
+        shapes = {key: (tuple(state_dict[key].shape), tuple(current[key].shape)) for key in originals if key in current}
         misfits = {
             "missing": [key for key in self._original_keys if key not in state_dict],
-            "unknown": [key for key in originals if key not in ours],
+            "unknown": [key for key in originals if key not in current],
             "of another shape": [f"{key}: {a} there, {b} here" for key, (a, b) in shapes.items() if a != b],
         }
         faults = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in misfits.items() if keys]

@@ -13,7 +13,7 @@ from torch import fx
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.errors import CutError
-from pararealize.plan.plan import Plan
+from pararealize.plan.plan import Plan, SegmentPlan
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.random_calls import drawn_repeatedly
 
@@ -21,25 +21,39 @@ __all__ = ["Pieces", "clone_changing_outputs", "clone_overwritten"]
 
 
 class Pieces:
-    """The graphs of stem, context, segments and head, and what they read."""
+    """The graphs of stem, context, segments and head, and what they read.
+
+    Args:
+        chain: the network's blocks.
+        plan: where to cut.
+
+    Attributes:
+        placeholders: the inputs of the captured graph, which stem and context are called with.
+        reads: for each segment, the captured nodes that it reads beside its activation.
+        from_stem: those of them that depend on the activation before the first block: the stem gives them.
+        computed: those that depend on the inputs alone: the context gives them.
+        graphs: the pieces by name, ``stem``, ``context`` (where there is one), ``g1`` …, ``head``.
+
+    Raises:
+        CutError: several pieces would draw the same random numbers, each anew.
+    """
 
     def __init__(self, chain: BlockChain, plan: Plan) -> None:
         self.chain, self.plan = chain, plan
-        self.spans = [(segment.first, segment.last) for segment in plan.segments]
         self.placeholders = [node for node in chain.capture.graph.nodes if node.op == "placeholder"]
-        self.reads = [chain.context(first, last) for first, last in self.spans]
-        every = dict.fromkeys(node for read in (*self.reads, chain.head.context) for node in read)
-        flow = chain.flow
+        self.reads = [chain.context(segment.first, segment.last) for segment in plan.segments]
+        context = dict.fromkeys(node for read in (*self.reads, chain.head.context) for node in read)
+        broadcast = chain.flow.broadcast
         self.entry = chain.blocks[0].input
-        self.from_stem = [node for node in every if node in flow.broadcast]
-        self.computed = [node for node in every if node not in flow.broadcast and node.op != "placeholder"]
+        self.from_stem = [node for node in context if node in broadcast]
+        self.computed = [node for node in context if node not in broadcast and node.op != "placeholder"]
         self.graphs: dict[str, fx.Graph] = {"stem": self._stem()}
         if self.computed:
             self.graphs["context"] = graph = subgraph(self.placeholders, self.computed)
             clone_changing_outputs(graph)
             clone_overwritten(graph, first=True)
-        for j, (first, last) in enumerate(self.spans, start=1):
-            self.graphs[f"g{j}"] = self._segment(j, first, last)
+        for segment in plan.segments:
+            self.graphs[f"g{segment.j}"] = self._segment(segment)
         head = chain.head
         inputs = (chain.blocks[-1].output, *head.context)
         self.graphs["head"] = subgraph(inputs, head.output, ("z",), besides=head.nodes)
@@ -58,16 +72,14 @@ class Pieces:
             clone_overwritten(graph, first=True)
         return graph
 
-    def _segment(self, j: int, first: int, last: int) -> fx.Graph:
-        x = self.chain.blocks[first].input
-        blocks = self.chain.blocks[first : last + 1]
+    def _segment(self, segment: SegmentPlan) -> fx.Graph:
+        blocks = self.chain.blocks[segment.first : segment.last + 1]
         nodes = [node for block in blocks for node in block.nodes]
-        graph = subgraph((x, *self.reads[j - 1]), blocks[-1].output, ("x",), besides=nodes)
-        clone_overwritten(graph, first=j > 1 or self._is_read_elsewhere())
+        graph = subgraph((blocks[0].input, *self.reads[segment.j - 1]), blocks[-1].output, ("x",), besides=nodes)
+        # r_{j-1} reads x_j once more; x_1 is read by adapters where they read the stem, or is the caller's own tensor.
+        is_read_elsewhere = self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
+        clone_overwritten(graph, first=segment.j > 1 or is_read_elsewhere)
         return graph
-
-    def _is_read_elsewhere(self) -> bool:
-        return self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
 
 
 def clone_overwritten(graph: fx.Graph, *, first: bool) -> None:
@@ -91,12 +103,12 @@ def clone_changing_outputs(graph: fx.Graph) -> None:
 
 def _is_changed_after(node: fx.Node) -> bool:
     """Whether a later operation works in place on memory that the node's value looks into, in either mode."""
-    ours = node.meta.get("memories", (None, None))
+    memories = node.meta.get("memories", (None, None))  # in the two modes
     following = itertools.takewhile(lambda other: other.op != "output", _after(node))
     return any(
         memory in changed
         for other in following
-        for memory, changed in zip(ours, other.meta.get("changed", ()), strict=False)
+        for memory, changed in zip(memories, other.meta.get("changed", ()), strict=False)
     )
 
 

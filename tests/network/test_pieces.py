@@ -65,7 +65,7 @@ def changed_inputs(pieces: Pieces, root: nn.Module) -> set[str]:
     """The pieces that change a value which they are given."""
     entering = {"stem": pieces.placeholders, "context": pieces.placeholders}
     for j, read in enumerate(pieces.reads, 1):
-        entering[f"g{j}"] = [pieces.chain.blocks[pieces.spans[j - 1][0]].input, *read]
+        entering[f"g{j}"] = [pieces.chain.blocks[pieces.plan.segments[j - 1].first].input, *read]
     found = set()
     for name, nodes in entering.items():
         if name in pieces.graphs:

@@ -34,7 +34,7 @@ class GraphedFunction:
     """One function as a pair of CUDA graphs, called with tensors like those of the example.
 
     Args:
-        function: of tensors; what it returns may be nested. Its forward must not ask the GPU for values.
+        function: takes tensors; what it returns may be nested. Its forward must not ask the GPU for values.
         example: its inputs; those that require a gradient get one.
         parameters: what else it differentiates with respect to: pairs of a parameter and its stand-in, a tensor over
             the same memory that the function uses in its place during the capture.
@@ -63,7 +63,7 @@ class GraphedFunction:
         self.forward_graph = torch.cuda.CUDAGraph()
         self.backward_graph: torch.cuda.CUDAGraph | None = None
         surface = [*self.inputs, *(stand_in for _, stand_in in parameters[: len(self.parameters)])]
-        wanted = [tensor for tensor in surface if tensor.requires_grad]
+        sources = [tensor for tensor in surface if tensor.requires_grad]
 
         def run() -> tuple[list[Any], Any]:
             # of copies: a leaf that requires a gradient may not be worked on in place, nor may a graph be empty
@@ -74,7 +74,7 @@ class GraphedFunction:
             # for the capturing stream, and it has to wait for all of them before the capture ends.
             for branch in branches:
                 branch.wait_stream(stream)
-            results = torch.autograd.grad(outputs, wanted, seeds, allow_unused=True)
+            results = torch.autograd.grad(outputs, sources, seeds, allow_unused=True)
             for branch in branches:
                 stream.wait_stream(branch)
             return results
@@ -87,7 +87,7 @@ class GraphedFunction:
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
                     outputs = _differentiable(run()[0])
-                    if outputs and wanted:
+                    if outputs and sources:
                         gradients(outputs, [torch.ones_like(output) for output in outputs])
                     del outputs  # and with it autograd's graph, before the next one is built
             torch.cuda.synchronize()
@@ -97,12 +97,12 @@ class GraphedFunction:
             outputs = _differentiable(leaves)
             self.seeds = [torch.zeros_like(output) for output in outputs]
             static_gradients: Sequence[Tensor | None] = ()
-            if outputs and wanted:
+            if outputs and sources:
                 self.backward_graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream):
                     static_gradients = _apart(gradients(outputs, self.seeds), [*self.seeds, *self.inputs, *outputs])
-        by_tensor = dict(zip(map(id, wanted), static_gradients, strict=False))
-        self.differentiable = [isinstance(leaf, Tensor) and leaf.requires_grad and bool(wanted) for leaf in leaves]
+        by_tensor = dict(zip(map(id, sources), static_gradients, strict=False))
+        self.differentiable = [isinstance(leaf, Tensor) and leaf.requires_grad and bool(sources) for leaf in leaves]
         self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.gradients = [by_tensor.get(id(tensor)) for tensor in surface]
 

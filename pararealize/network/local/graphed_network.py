@@ -69,8 +69,8 @@ class GraphedNetwork:
             return False
         if not torch.is_grad_enabled():
             return True
-        wanted = zip(_require_grad(inputs), self.inputs_require_grad, strict=True)
-        return self.differentiable and all(captured or not now for now, captured in wanted)
+        pairs = zip(_require_grad(inputs), self.inputs_require_grad, strict=True)
+        return self.differentiable and all(captured or not now for now, captured in pairs)
 
     def release(self) -> None:
         """Give the graphs' memory back."""

@@ -168,8 +168,8 @@ def _seconds(run: Callable[..., Any], x: Sequence[Tensor], stack: Stack, *, back
     with torch.set_grad_enabled(backward):
         y = run(*(x_j * 1 for x_j in x))  # a segment may work in place, which a leaf forbids
         if backward:
-            wanted = [*x, *weights.values()]
-            torch.autograd.grad(y, wanted, [torch.ones_like(y_j) for y_j in y], allow_unused=True)
+            sources = [*x, *weights.values()]
+            torch.autograd.grad(y, sources, [torch.ones_like(y_j) for y_j in y], allow_unused=True)
     return _now(x[0].device) - start
 
 

@@ -69,13 +69,13 @@ class Runner:
             stream.wait_stream(caller)
         arguments = inputs if self.streams is None else [_read_by_several(value) for value in inputs]
         values: dict[fx.Node, Any] = dict(zip(self.inputs, arguments, strict=True))
-        done: dict[fx.Node, torch.cuda.Event] = {}
+        events: dict[fx.Node, torch.cuda.Event] = {}  # after a value that other streams read
         try:
             for node in self.order:
                 if self.streams is None or self.lanes[node] == CALLER:
                     values[node] = self._call(node, values)
                 else:
-                    values[node] = self._call_on(self.streams, node, values, done)
+                    values[node] = self._call_on(self.streams, node, values, events)
                 for value in self.last_reads[node]:
                     del values[value]
         finally:  # after an error as well: whatever was started comes before what the caller does next
@@ -92,9 +92,9 @@ class Runner:
         streams: Sequence[torch.cuda.Stream],
         node: fx.Node,
         values: Mapping[fx.Node, Any],
-        done: dict[fx.Node, torch.cuda.Event],
+        events: dict[fx.Node, torch.cuda.Event],
     ) -> Any:
-        """Wait for what comes from other streams, call the node on its own, and note when its value is there."""
+        """Wait for what comes from other streams, call the node on its own, and record an event behind it."""
         lane = self.lanes[node]
         stream = streams[lane - 1]
         with contextlib.ExitStack() as current:
@@ -103,7 +103,7 @@ class Runner:
                 if other == lane:
                     continue
                 if other != CALLER:
-                    stream.wait_event(done[argument])
+                    stream.wait_event(events[argument])
                     if streams[other - 1].device != stream.device:
                         # A copy between GPUs is issued on the source's current stream, and waits for and holds up the
                         # target's (aten/src/ATen/native/cuda/Copy.cu): both have to be the segments' own.
@@ -114,7 +114,7 @@ class Runner:
             current.enter_context(torch.cuda.stream(stream))
             value = self._call(node, values)
             if any(self.lanes[user] not in (lane, CALLER) for user in node.users):
-                done[node] = stream.record_event()
+                events[node] = stream.record_event()
         return value
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
