@@ -24,9 +24,9 @@ from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.errors import ModelError, MultigridError
+from pararealize.multigrid.distributed.distribution import distribute_layers
 from pararealize.multigrid.distributed.partition import LayeredNetwork
 from pararealize.multigrid.distributed.stage import LayerStage
-from pararealize.multigrid.distributed.distribution import distribute_layers
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import Layers, find_layers
@@ -83,13 +83,6 @@ class LayerParallel(LayeredNetwork):
     structure: Layers
     hierarchy: Hierarchy
     history: Convergence
-    forward_iterations: int
-    backward_iterations: int
-    relaxation: Relaxation
-    cycle: Cycle
-    tolerance: float
-    warm_start: bool
-    exact: bool
     rows: list[TimeStep]
     states: States
     _stem: Piece

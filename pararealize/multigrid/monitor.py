@@ -201,7 +201,7 @@ class Monitor:
             with torch.autocast(exact_loss.device.type, enabled=False):
                 scaled = exact_loss if scaler is None else scaler.scale(exact_loss)
                 exact = torch.autograd.grad(scaled, parameters, allow_unused=True)
-        # Of the layers alone: theirs are what the adjoint solve approximates. The head's gradient is exact, save for the
+        # Of the layers alone: theirs are what the adjoint solve approximates. The head's gradient is exact, but for the
         # value that enters it, and a large one would hide the others' error.
         layers = {id(p) for row in self.net.rows for p in row.parameters()}
         pairs = [(p, g) for p, g in zip(parameters, exact, strict=True) if g is not None]

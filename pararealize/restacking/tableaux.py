@@ -31,7 +31,7 @@ from pararealize.table import aligned, quantity
 __all__ = ["SCHEMES", "Coefficient", "Surd", "Tableau", "rooted_trees", "stacked_euler", "tableau", "verner"]
 
 _BITS = 320  # of fixed-point arithmetic for coefficients that are exact
-_EXACT, _ROUNDED = Fraction(1, 1 << 240), Fraction(1, 10**9)  # what may be left of a condition, relative to its terms
+_EXACT, _ROUNDED = Fraction(1, 1 << 240), Fraction(1, 10**9)  # residual of a condition, relative to its terms
 _ORDERS = 12  # the highest order that is checked; there are 4766 trees of 12 nodes
 
 
@@ -108,29 +108,26 @@ class Tableau:
 
     def __post_init__(self) -> None:
         rows = tuple(tuple(row) for row in self.a)
-        stages = len(rows)
         faults = list(_shape_faults(rows, tuple(self.b), None if self.c is None else tuple(self.c)))
         if isinstance(self.order, bool) or not isinstance(self.order, int) or not 0 <= self.order <= _ORDERS:
             faults.append(f"claims order {self.order!r}; an integer from 0 to {_ORDERS} can be checked")
         if faults:
             raise TableauError(f"tableau {self.name!r} {'; and '.join(faults)}")
-        below = tuple(tuple(row[:i]) + (0,) * (i - len(row)) for i, row in enumerate(rows))
-        implicit = [(i + 1, j + 1) for i, row in enumerate(rows) for j in range(i, len(row)) if row[j]]
+        implicit = [(i, j) for i, row in enumerate(rows) for j in range(i, len(row)) if row[j]]
         if implicit:
+            i, j = implicit[0]
             faults.append(
-                f"is implicit: a[{implicit[0][0]},{implicit[0][1]}] = {rows[implicit[0][0] - 1][implicit[0][1] - 1]} "
-                "lies on or above the diagonal, so that a stage needs itself or a later one; take an explicit method"
+                f"is implicit: a[{i + 1},{j + 1}] = {rows[i][j]} lies on or above the diagonal, so that a stage needs "
+                "itself or a later one; take an explicit method"
             )
-        object.__setattr__(self, "a", below)
-        object.__setattr__(self, "b", tuple(self.b))
-        exact = _Arithmetic(below, self.b, self.total)
+        a = tuple(tuple(row[:i]) for i, row in enumerate(rows))  # below the diagonal
+        conditions = _Conditions(a, self.b, self.total)
         if self.c is not None:
-            object.__setattr__(self, "c", tuple(self.c))
-            faults += exact.row_faults(tuple(self.c))
-        else:
-            object.__setattr__(self, "c", tuple(_sum(row) for row in below))
-        assert stages == len(self.b)
-        faults += exact.order_faults(self.order) if not faults else []
+            faults += conditions.row_faults(tuple(self.c))
+        c = tuple(map(_sum, a)) if self.c is None else tuple(self.c)
+        for name, value in (("a", a), ("b", tuple(self.b)), ("c", c)):
+            object.__setattr__(self, name, value)  # past the frozen dataclass: sequences become tuples once, here
+        faults += conditions.order_faults(self.order) if not faults else []
         if faults:
             raise TableauError(f"tableau {self.name!r} {'; and '.join(faults)}")
 
@@ -191,15 +188,18 @@ def _sum(row: Sequence[Coefficient]) -> Coefficient:
     return sum(exact, Fraction(0)) if len(exact) == len(row) else math.fsum(map(float, row))
 
 
-class _Arithmetic:
-    """Sums and order conditions of a table in fixed-point arithmetic, with 320 bits behind the point."""
+class _Conditions:
+    """Row sums and order conditions of a table, in fixed-point arithmetic with 320 bits behind the point.
+
+    Floats would not do: Verner's coefficients, 2307 in one row, cancel to conditions as small as 1/γ(t). With integers
+    of 320 bits a condition that holds leaves less than 2^-240 of its terms, without arithmetic in ℚ(√6).
+    """
 
     def __init__(self, a: Sequence[Sequence[Coefficient]], b: Sequence[Coefficient], total: int) -> None:
         self.a = [[_scaled(entry) for entry in row] for row in a]
         self.b = [_scaled(entry) for entry in b]
         self.total = total
-        rounded = any(isinstance(entry, float) for entry in itertools.chain(b, *a))
-        self.tolerance = _ROUNDED if rounded else _EXACT
+        self.tolerance = _ROUNDED if any(isinstance(entry, float) for entry in itertools.chain(b, *a)) else _EXACT
         self._weights: dict[Tree, list[int]] = {}
 
     def row_faults(self, c: Sequence[Coefficient]) -> Iterator[str]:
@@ -211,16 +211,16 @@ class _Arithmetic:
     def order_faults(self, order: int) -> Iterator[str]:
         """The conditions that do not hold: Σ_i b_i u_i(t) = total^|t| / γ(t)."""
         if order and self._fails(()):
-            found = sum(self.b) / (1 << _BITS)
-            yield f"does not sum: the weights b sum to {found:.12g} and not to {self.total}"
+            weights = sum(self.b) / (1 << _BITS)
+            yield f"does not sum: the weights b sum to {weights:.12g} and not to {self.total}"
             return
         trees = [tree for nodes in range(1, order + 1) for tree in rooted_trees(nodes)]
-        failing = [tree for tree in trees if self._fails(tree)]
-        if failing:
-            reached = size(failing[0]) - 1
+        failures = [tree for tree in trees if self._fails(tree)]
+        if failures:
+            nodes = size(failures[0])
             yield (
-                f"is not of order {order}: {len(failing)} of {len(trees)} order conditions do not hold, the first for "
-                f"the tree {failing[0]} of {reached + 1} nodes; claim order {reached}, or mend a coefficient"
+                f"is not of order {order}: {len(failures)} of {len(trees)} order conditions do not hold, the first for "
+                f"the tree {failures[0]} of {nodes} nodes; claim order {nodes - 1}, or mend a coefficient"
             )
 
     def _fails(self, tree: Tree) -> bool:
@@ -326,8 +326,8 @@ def tableau(name: str) -> Tableau:
         case "rk8":
             return verner(8)
     close = difflib.get_close_matches(str(name), SCHEMES, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ";"
-    raise TableauError(f"there is no scheme {name!r}{meant} take one of {', '.join(SCHEMES)}, or pass a Tableau")
+    suggestion = f"; did you mean {close[0]!r}?" if close else ";"
+    raise TableauError(f"there is no scheme {name!r}{suggestion} take one of {', '.join(SCHEMES)}, or pass a Tableau")
 
 
 def stacked_euler(stages: int) -> Tableau:

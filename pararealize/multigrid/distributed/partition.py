@@ -20,17 +20,15 @@ from pararealize.distributed.partition import (
 )
 from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.layers import Layers
+from pararealize.multigrid.solver.settings import SettingsAttributes
 
 __all__ = ["SEED", "LayerPartition", "LayeredNetwork"]
 
 SEED = "the seed"  # the name of the message with which the first rank gives the seed of a step's random numbers
 
 
-class LayeredNetwork(PartitionableNetwork):
-    """A network whose layers multigrid solves for: its parts are ``stem``, ``f0``, ``f1`` … of the layers, ``head``.
-
-    It has an attribute for every field of :class:`~pararealize.multigrid.solver.settings.Settings` besides.
-    """
+class LayeredNetwork(PartitionableNetwork, SettingsAttributes):
+    """A network whose layers multigrid solves for: its parts are ``stem``, ``f0``, ``f1`` … of the layers, ``head``."""
 
     if TYPE_CHECKING:  # as in PartitionableNetwork
 

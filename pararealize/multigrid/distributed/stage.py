@@ -11,7 +11,7 @@ from pararealize.distributed.rank_setup import RankSetup
 from pararealize.distributed.stage import Stage
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy
-from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
+from pararealize.multigrid.solver.settings import Settings, SettingsAttributes
 
 from .partition import LayerPartition
 from .step import LayerStep
@@ -19,7 +19,7 @@ from .step import LayerStep
 __all__ = ["LayerStage"]
 
 
-class LayerStage(Stage):
+class LayerStage(Stage, SettingsAttributes):
     """The layers of one rank, with the weights of these alone; made by ``layer_parallel(model, ..., mesh=mesh)``.
 
     It is used as :class:`Stage` is: ``step`` for a training step, a call for the output on the last rank. Settings may
@@ -41,13 +41,6 @@ class LayerStage(Stage):
 
     hierarchy: Hierarchy
     history: Convergence
-    forward_iterations: int
-    backward_iterations: int
-    relaxation: Relaxation
-    cycle: Cycle
-    tolerance: float
-    warm_start: bool
-    exact: bool
     _layers: tuple[int, ...]
     _layer_step: LayerStep
 

@@ -8,18 +8,29 @@ from typing import Any, Literal
 from pararealize.errors import MultigridError
 from pararealize.plan.actions import Direction
 
-__all__ = ["Cycle", "Relaxation", "Settings", "check_iterations"]
+__all__ = ["Cycle", "Relaxation", "Settings", "SettingsAttributes", "check_iterations"]
 
 Relaxation = Literal["F", "FCF"]
 Cycle = Literal["V", "F"]
+
+
+class SettingsAttributes:
+    """The settings as attributes that may be set between steps, on a network and on a rank's share of one."""
+
+    forward_iterations: int
+    backward_iterations: int
+    relaxation: Relaxation
+    cycle: Cycle
+    tolerance: float
+    warm_start: bool
+    exact: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How the forward and the adjoint solve of one step iterate; all ranks have the same.
 
-    A network keeps each of these as an attribute of its own, so that they can be changed between steps:
-    :meth:`of` reads them for the next one.
+    A network has each of these as an attribute (:class:`SettingsAttributes`); :meth:`of` reads them for the next step.
 
     Attributes:
         forward_iterations: k of the forward solve.
@@ -44,7 +55,7 @@ class Settings:
     exact: bool = False
 
     @classmethod
-    def of(cls, network: object) -> Settings:
+    def of(cls, network: SettingsAttributes) -> Settings:
         """The settings that stand as attributes of a network, as they are now."""
         return cls(**{field.name: getattr(network, field.name) for field in dataclasses.fields(cls)})
 
