@@ -1,4 +1,4 @@
-"""The digits: their shapes, their split, and the same batches for the same seed."""
+"""Data sets by name; and the digits: their shapes, their split, and the same batches for the same seed."""
 
 import itertools
 import sys
@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
+from pararealize import data as face
 from pararealize.data.augmentation import Augmentation
-from pararealize.data.catalogue import digits, load
+from pararealize.data.catalogue import digits, load, names
 from pararealize.errors import DataError
 
 
@@ -89,6 +90,27 @@ def test_augmented_digits_are_not_mirrored():
     data = load("digits", augment=True)
     assert data.augmentation == Augmentation(padding=4, flip=False)
     assert load("digits").augmentation is None
+
+
+def test_names():
+    assert names() == [
+        "cifar10", "cifar100", "mnist", "svhn", "digits", "glyphs", "glyphs:clean", "glyphs:system", "imagefolder:DIR",
+        "peaks",
+    ]  # fmt: skip
+    assert (face.names, face.load, face.digits) == (names, load, digits)
+
+
+@pytest.mark.parametrize("name", ["", ":", "digits:", "digits:clean", "glyphs:", "glyphs:dirty", "peaks:DIR", "DIGITS"])
+def test_variants_that_there_are_not(name):
+    with pytest.raises(DataError, match=f"no data set is called {name!r}; there are"):
+        load(name)
+
+
+def test_points_are_no_images():
+    for option in ({"augment": True}, {"image_size": 8}, {"channels": 1}):
+        with pytest.raises(DataError, match="peaks has points and no images"):
+            load("peaks", **option)
+    assert load("peaks", augment=False).augmentation is None
 
 
 def test_unknown_names_and_empty_parts():
