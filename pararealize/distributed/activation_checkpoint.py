@@ -1,7 +1,7 @@
 """A segment -> the same function, which keeps few activations and computes the others anew in backward.
 
-It is split where one value is alive into about as many runs as each run has such points, so that what is kept and what
-one run makes anew are both about the square root of the whole.
+The segment is split where one value is alive, into about as many runs as each run has such points: what is kept between
+runs, and what one run computes anew, are then both about the square root of the whole (Chen et al., arXiv 1604.06174).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.module_view import Piece
 
-__all__ = ["recomputed", "still"]
+__all__ = ["checkpointed_segment", "preserved_buffers"]
 
 
-def recomputed(tree: nn.Module, segment: Piece) -> Callable[..., Any]:
+def checkpointed_segment(tree: nn.Module, segment: Piece) -> Callable[..., Any]:
     """The segment as a chain of runs, each under :func:`torch.utils.checkpoint.checkpoint`.
 
     Running statistics move once a step, in forward, and not again where a run is computed anew.
@@ -39,8 +39,8 @@ def recomputed(tree: nn.Module, segment: Piece) -> Callable[..., Any]:
         graph = subgraph((enters, *inputs[1:]), leaves, ("x",), besides=nodes[nodes.index(enters) + 1 : end])
         with graph.inserting_after(next(reversed([node for node in graph.nodes if node.op == "placeholder"]))):
             first = next(iter(graph.nodes))
-            own = graph.call_method("clone", (first,))  # what a run begins with may work in place
-        first.replace_all_uses_with(own, delete_user_cb=lambda user, own=own: user is not own)
+            copied = graph.call_method("clone", (first,))  # the run's first operation may work in place
+        first.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
         pieces.append(Piece(tree, graph, f"{type(segment).__name__}Run"))
 
     def run(x: torch.Tensor, *context: Any) -> Any:
@@ -58,29 +58,32 @@ def _borders(graph: fx.Graph) -> list[fx.Node]:
     first = next(node for node in graph.nodes if node.op == "placeholder")
     last_read = [max((place.get(user, len(order)) for user in node.users), default=i) for i, node in enumerate(order)]
     reach = max((place.get(user, len(order)) for user in first.users), default=0)
-    found = []
+    borders = []
     for i, node in enumerate(order):
         if reach <= i and last_read[i] > i and i < len(order) - 1:
-            found.append(node)
+            borders.append(node)
         reach = max(reach, last_read[i])
-    return found
+    return borders
 
 
 def _contexts(piece: nn.Module) -> tuple[Any, Any]:
     """Around a run in forward, and when it is computed anew."""
-    return contextlib.nullcontext(), still(piece)
+    return contextlib.nullcontext(), preserved_buffers(piece)
 
 
 @contextlib.contextmanager
-def still(piece: nn.Module) -> Iterator[None]:
-    """Work on copies of all buffers of a piece, and put the buffers themselves back on leaving."""
+def preserved_buffers(piece: nn.Module) -> Iterator[None]:
+    """Work on copies of all buffers of a piece, and put the buffers themselves back on leaving.
+
+    By copies, not by restored values: autograd may have saved a buffer, and would refuse one that was written since.
+    """
     owners = [module for module in piece.modules() if module._buffers]
-    kept = [dict(module._buffers) for module in owners]
+    originals = [dict(module._buffers) for module in owners]
     for module in owners:
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.clone()
     try:
         yield
     finally:
-        for module, buffers in zip(owners, kept, strict=True):
+        for module, buffers in zip(owners, originals, strict=True):
             module._buffers.update(buffers)

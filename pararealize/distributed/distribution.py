@@ -22,7 +22,7 @@ from pararealize.plan.simulation import simulate
 from pararealize.plan.transfer import Transfer
 from pararealize.tracing.module_view import Piece
 
-from .activation_checkpoint import recomputed
+from .activation_checkpoint import checkpointed_segment
 from .assignment import assign
 from .meta_device import draw_values
 from .partition import SegmentedNetwork, SegmentPartition, module_at
@@ -132,10 +132,10 @@ def _calls(
 
     A coarse block that is a segment itself is the same call under another name.
     """
-    recomputing: dict[str, Callable[..., Any]] = {}
+    checkpointed: dict[str, Callable[..., Any]] = {}
     for part in partition.parts_of(rank) if checkpoint_activations else ():
         if part.kind == "segment":
             module = modules.parts[part.name]
             assert isinstance(module, Piece)
-            recomputing[part.target] = recomputed(modules.tree, module)
-    return {part.name: recomputing.get(part.target, modules.parts[part.name]) for part in partition.parts_of(rank)}
+            checkpointed[part.target] = checkpointed_segment(modules.tree, module)
+    return {part.name: checkpointed.get(part.target, modules.parts[part.name]) for part in partition.parts_of(rank)}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pararealize.distributed.activation_checkpoint import still
+from pararealize.distributed.activation_checkpoint import preserved_buffers
 from pararealize.errors import CheckpointError, MultigridError
 from pararealize.random_state import replay_torch_state, started_cuda_devices, torch_state
 
@@ -196,7 +196,7 @@ class Monitor:
         """The cosine with the exact gradient, which takes the place of the other one."""
         assert self._random is not None
         parameters = [p for p in self.net.parameters() if p.requires_grad and p.grad is not None]
-        with replay_torch_state(self._random), still(self.net), self.net.in_series():
+        with replay_torch_state(self._random), preserved_buffers(self.net), self.net.in_series():
             exact_loss = loss()
             with torch.autocast(exact_loss.device.type, enabled=False):
                 scaled = exact_loss if scaler is None else scaler.scale(exact_loss)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pararealize import pararealize
-from pararealize.distributed.activation_checkpoint import recomputed
+from pararealize.distributed.activation_checkpoint import checkpointed_segment
 from tests.models import LanguageModel, SmallResNet
 
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -39,7 +39,7 @@ def test_it_gives_the_same_and_keeps_less(make, inputs) -> None:
     y, plain = kept(net.segments["g1"], x)
     y.square().sum().backward()
     expected, x.grad = x.grad, None
-    z, few = kept(recomputed(twin, twin.segments["g1"]), x)
+    z, few = kept(checkpointed_segment(twin, twin.segments["g1"]), x)
     z.square().sum().backward()
     assert torch.equal(y, z)
     assert torch.equal(x.grad, expected)
@@ -63,4 +63,4 @@ def test_a_segment_without_such_points_is_one_run() -> None:
 
     net = pararealize(nn.Sequential(Joined(), Joined()), n=2, example_inputs=torch.randn(2, 4))
     x = torch.randn(3, 4, requires_grad=True)
-    assert torch.equal(recomputed(net, net.segments["g2"])(x), net.segments["g2"](x))
+    assert torch.equal(checkpointed_segment(net, net.segments["g2"])(x), net.segments["g2"](x))

@@ -1,10 +1,10 @@
-"""Messages between the ranks of one network: in which order, in which format, over which process group.
+"""Messages between the ranks of one network: who sends in which order, in which format, over which process group.
 
-=====================  ==========================================================================================
-``message_order``      names of values -> messages that both sides expect in one order, and why no wait is for ever
-``formats``            a value -> what its receiver has to allocate
-``point_to_point``     tensors and objects -> the process groups, every wait bounded
-=====================  ==========================================================================================
+In reading order::
+
+    message_order     values by name -> messages that both sides expect in one order, and why no wait is for ever
+    formats           a value -> what its receiver has to allocate
+    point_to_point    tensors and objects -> the process groups, every wait bounded
 """
 
 from .formats import TensorFormat, ValueFormat

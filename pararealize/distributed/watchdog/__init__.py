@@ -1,1 +1,29 @@
-"""."""
+"""What happens when a rank raises, dies or hangs: every rank ends, soon, with an error that names the one at fault.
+
+In reading order::
+
+    watchdog       what this rank does and what it hears -> an error on every rank: :class:`Watch`
+    heartbeat      what ranks tell each other twice a second, and when one fails
+    connections    one connection to every other rank: these messages go over it, and a death shows
+    rendezvous     how the ranks find each other once
+    diagnosis      what every rank was last heard to do -> the rank that the others wait for
+    abort          waits of gloo and NCCL -> errors, at once
+"""
+
+from .abort import break_waits
+from .connections import Connections
+from .diagnosis import RankStatus, find_culprit
+from .heartbeat import Failure, Heartbeat
+from .rendezvous import connect_ranks
+from .watchdog import Watch
+
+__all__ = [
+    "Connections",
+    "Failure",
+    "Heartbeat",
+    "RankStatus",
+    "Watch",
+    "break_waits",
+    "connect_ranks",
+    "find_culprit",
+]

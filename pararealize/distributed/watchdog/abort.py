@@ -1,7 +1,9 @@
-"""Waits of this process on process groups -> errors, at once, whichever thread stands in them.
+"""Waits of this process on process groups -> errors, at once, whichever thread is in them.
 
-Nothing can interrupt a wait of gloo; but a time-out of any wait on a group closes all its connections, and every other
-wait on it then raises. So a wait of a millisecond ends them all.
+Python cannot interrupt a wait of gloo. But when a wait runs out of time, gloo closes all connections of the group, as
+their contents would be ambiguous from then on, and every other wait on the group raises (``UnboundBuffer::waitRecv``
+calls ``context_->signalException`` in gloo/transport/tcp/unbound_buffer.cc). So a receive that nobody answers, and a
+wait of a millisecond for it by the watching thread, end all waits of the main thread. NCCL has ``abort`` for that.
 """
 
 from __future__ import annotations
@@ -15,19 +17,19 @@ from torch.distributed import distributed_c10d as c10d
 
 __all__ = ["break_waits"]
 
-_TAG = 2**31 - 9  # of the receives that end waits; no message has it
+_UNUSED_TAG = 2**31 - 9  # of the receives that end waits; no message has it
 
 
 def break_waits() -> None:
     """Let every wait of this process on a process group raise, whichever thread stands in it."""
     for group in list(c10d._world.pg_map):
         with contextlib.suppress(RuntimeError, ValueError):  # a group that is gone already
-            kinds = dist.get_backend_config(group)
-            if "nccl" in kinds:
+            backends = dist.get_backend_config(group)
+            if "nccl" in backends:
                 group.abort()
-            if "gloo" in kinds:
+            if "gloo" in backends:
                 others = [peer for peer in range(group.size()) if peer != group.rank()]
-                any(_runs_out(group, peer) for peer in others)
+                any(_runs_out(group, peer) for peer in others)  # until one has
 
 
 def _runs_out(group: dist.ProcessGroup, peer: int) -> bool:
@@ -36,7 +38,7 @@ def _runs_out(group: dist.ProcessGroup, peer: int) -> bool:
     Where the connection to this one is closed already, the wait fails at once and closes no other.
     """
     try:
-        group.recv([torch.empty(1)], peer, _TAG).wait(dt.timedelta(milliseconds=1))
+        group.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(dt.timedelta(milliseconds=1))
     except RuntimeError as error:
         return "timed out" in str(error).lower()
     return False

@@ -17,44 +17,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-__all__ = ["Failure", "Sight", "find_culprit", "silent"]
+from .heartbeat import Failure, Heartbeat
+
+__all__ = ["RankStatus", "find_culprit", "silent"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """The rank at fault and the whole sentence."""
-
-    rank: int
-    message: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
-    """How a rank was last seen.
+class RankStatus(Heartbeat):
+    """What a rank was last heard to do; ``seconds`` up to now.
 
     Attributes:
         who: its description.
-        doing: in words, such as ``"g^2 forward"``; of one that waits, what it waits for; empty between steps.
-        seconds: for how long, up to now.
-        waits: whether it waits for others.
-        peer: for which one, where one is known.
         quiet: seconds since its last sign of life.
-        left: it closed its watch in good order.
-        step: how many steps it has begun.
-        sent: how many messages it has sent, by the rank that they are for.
-        took: how many messages it has taken, by the rank that they are of.
+        left: it closed its watchdog in good order.
     """
 
     who: str
-    doing: str
-    seconds: float
-    waits: bool = False
-    peer: int | None = None
     quiet: float = 0.0
     left: bool = False
-    step: int = 0
-    sent: Mapping[int, int] = dataclasses.field(default_factory=dict)
-    took: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, heartbeat: Heartbeat, who: str, *, quiet: float = 0.0, left: bool = False) -> RankStatus:
+        """From a heartbeat that came ``quiet`` seconds ago: what the rank did then it is taken to do still."""
+        fields = {field.name: getattr(heartbeat, field.name) for field in dataclasses.fields(heartbeat)}
+        return cls(who=who, quiet=quiet, left=left, **{**fields, "seconds": heartbeat.seconds + quiet})
 
     def __str__(self) -> str:
         if not self.waits:
@@ -62,87 +48,87 @@ class Sight:
         return f"waiting for {self.doing}" + ("" if self.peer is None else f" of rank {self.peer}")
 
 
-def find_culprit(sights: Mapping[int, Sight], me: int, *, quiet: float) -> Failure:
+def find_culprit(statuses: Mapping[int, RankStatus], me: int, *, quiet: float) -> Failure:
     """Who lets rank ``me`` wait.
 
     Args:
-        sights: of every rank, ``me`` among them, which waits.
+        statuses: of every rank, ``me`` among them, which waits.
         me: the rank that has lost patience.
         quiet: a rank without a sign of life for so many seconds counts as silent.
     """
-    waited = sights[me].seconds
+    waited = statuses[me].seconds
     chain = [me]
     while True:
-        last = sights[chain[-1]]
-        over = last.peer is not None and last.seconds > quiet and _has_come(chain[-1], last.peer, sights)
+        last = statuses[chain[-1]]
+        over = last.peer is not None and last.seconds > quiet and _has_come(chain[-1], last.peer, statuses)
         if len(chain) > 1 and (last.quiet > quiet or last.left or not last.waits or over):
-            return _blame(chain[-1], sights[chain[-1]], sights[me], waited, quiet)
-        following = last.peer if last.peer is not None else _not_waiting(sights, chain[-1], quiet)
+            return _blame(chain[-1], statuses[chain[-1]], statuses[me], waited, quiet)
+        following = last.peer if last.peer is not None else _not_waiting(statuses, chain[-1], quiet)
         if following is None or following in chain:
-            circle = sorted(sights) if following is None else chain[chain.index(following) :]
-            behind = _behind(circle, sights)
+            circle = sorted(statuses) if following is None else chain[chain.index(following) :]
+            behind = _behind(circle, statuses)
             if behind is not None:
-                return _blame(behind, sights[behind], sights[me], waited, quiet)
-            return _circle(circle, sights, waited)
+                return _blame(behind, statuses[behind], statuses[me], waited, quiet)
+            return _circle(circle, statuses, waited)
         chain.append(following)
 
 
-def silent(rank: int, sight: Sight) -> Failure:
+def silent(rank: int, status: RankStatus) -> Failure:
     """A rank without heartbeats, whether or not anybody waits for it yet."""
     return Failure(
         rank=rank,
-        message=f"{sight.who} has given no sign of life for {sight.quiet:.0f} s: its process is stopped, hangs outside "
-        f"Python, or its machine cannot be reached; it was last seen {sight}, started {sight.seconds:.0f} s ago; "
-        "raise timeout= if a step really takes so long",
+        message=f"{status.who} has given no sign of life for {status.quiet:.0f} s: its process is stopped, hangs "
+        f"outside Python, or its machine cannot be reached; it was last seen {status}, started {status.seconds:.0f} s "
+        "ago; raise timeout= if a step really takes so long",
     )
 
 
-def _not_waiting(sights: Mapping[int, Sight], me: int, quiet: float) -> int | None:
+def _not_waiting(statuses: Mapping[int, RankStatus], me: int, quiet: float) -> int | None:
     """Whom a wait for all, such as a sum over the ranks, waits for: the silent one, else the one that lingers."""
-    others = {rank: sight for rank, sight in sights.items() if rank != me}
-    if mute := [rank for rank, sight in others.items() if sight.quiet > quiet]:
+    others = {rank: status for rank, status in statuses.items() if rank != me}
+    if mute := [rank for rank, status in others.items() if status.quiet > quiet]:
         return max(mute, key=lambda rank: others[rank].quiet)
-    if gone := [rank for rank, sight in others.items() if sight.left]:
+    if gone := [rank for rank, status in others.items() if status.left]:
         return gone[0]
-    if busy := [rank for rank, sight in others.items() if not sight.waits]:
+    if busy := [rank for rank, status in others.items() if not status.waits]:
         return max(busy, key=lambda rank: others[rank].seconds)
-    named = [rank for rank, sight in others.items() if sight.peer is not None]
+    named = [rank for rank, status in others.items() if status.peer is not None]
     return named[0] if named else None
 
 
-def _has_come(rank: int, peer: int, sights: Mapping[int, Sight]) -> bool:
+def _has_come(rank: int, peer: int, statuses: Mapping[int, RankStatus]) -> bool:
     """Whether what a rank waits for was sent: it hangs where its wait was over."""
-    return sights[peer].sent.get(rank, 0) > sights[rank].took.get(peer, 0)
+    return statuses[peer].sent.get(rank, 0) > statuses[rank].took.get(peer, 0)
 
 
-def _behind(circle: list[int], sights: Mapping[int, Sight]) -> int | None:
+def _behind(circle: list[int], statuses: Mapping[int, RankStatus]) -> int | None:
     """The one rank that has begun fewer steps than the rest: they have ended the one that it still waits in."""
-    least = min(sights[rank].step for rank in circle)
-    found = [rank for rank in circle if sights[rank].step == least]
-    return found[0] if len(found) == 1 and len(circle) > 1 else None
+    least = min(statuses[rank].step for rank in circle)
+    behind = [rank for rank in circle if statuses[rank].step == least]
+    return behind[0] if len(behind) == 1 and len(circle) > 1 else None
 
 
-def _blame(rank: int, sight: Sight, waiting: Sight, waited: float, quiet: float) -> Failure:
-    if sight.left:
+def _blame(rank: int, status: RankStatus, waiting: RankStatus, waited: float, quiet: float) -> Failure:
+    if status.left:
         return Failure(
             rank=rank,
-            message=f"{sight.who} has left (its script ended, or closed the network) while {waiting.who} is {waiting}; "
-            "let every rank do the same number of steps",
+            message=f"{status.who} has left (its script ended, or closed the network) while {waiting.who} is "
+            f"{waiting}; let every rank do the same number of steps",
         )
-    if sight.quiet > quiet:
-        answer = f"has not answered for {waited:.0f} s (no sign of life for {sight.quiet:.0f} s)"
+    if status.quiet > quiet:
+        answer = f"has not answered for {waited:.0f} s (no sign of life for {status.quiet:.0f} s)"
     else:
         answer = f"has not answered for {waited:.0f} s"
     return Failure(
         rank=rank,
-        message=f"{sight.who} {answer}: it was last seen {sight}, started {sight.seconds:.0f} s ago; raise timeout= if "
-        "a step really takes so long",
+        message=f"{status.who} {answer}: it was last seen {status}, started {status.seconds:.0f} s ago; raise timeout= "
+        "if a step really takes so long",
     )
 
 
-def _circle(ranks: list[int], sights: Mapping[int, Sight], waited: float) -> Failure:
+def _circle(ranks: list[int], statuses: Mapping[int, RankStatus], waited: float) -> Failure:
     rank = min(ranks)
-    waits = ", ".join(f"{sights[r].who} is {sights[r]}" for r in sorted(ranks))
+    waits = ", ".join(f"{statuses[r].who} is {statuses[r]}" for r in sorted(ranks))
     return Failure(
         rank=rank,
         message=f"the ranks have waited for each other for {waited:.0f} s: {waits}; every rank has to do the same "

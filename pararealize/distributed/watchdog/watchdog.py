@@ -1,16 +1,19 @@
 """What this rank is doing -> an error on every rank that names the one at fault, soon after anything goes wrong.
 
-Each rank has a thread that tells the others twice a second what its rank is doing (:mod:`pararealize.distributed.watchdog.heartbeat`):
+Each rank has a thread that tells the others twice a second what its rank is doing (heartbeat.py, connections.py):
 
     what happens to a rank        how the others know                                    after
     it raises                     it says so before it unwinds                           milliseconds
     it dies, by any means         its connections close, its process is gone             milliseconds
-    it hangs in Python            it lives, but others wait for it (culprit.py)          timeout
+    it hangs in Python            it lives, but others wait for it (diagnosis.py)        timeout
     it is stopped, hangs in C     no heartbeats                                          timeout
     its machine vanishes          no heartbeats                                          timeout
 
+What may be judged is only what a rank has said itself and how long it has been silent, by the clock of the one that
+judges: a busy rank is never at fault, however long it takes, until another one has waited for it for ``timeout``.
+
 To know is not enough: the main thread of a survivor stands in a wait of gloo that nothing can interrupt, for up to its
-own time-out. So the watching thread ends the waits of its rank (interrupt.py). The main thread leaves its wait with
+own time-out. So the watching thread ends the waits of its rank (abort.py). The main thread leaves its wait with
 gloo's error, and :meth:`Watch.step` gives it the true one.
 
 An error of communication is a consequence: it is held back for a moment until the cause has come. Any other error is
@@ -45,16 +48,17 @@ from torch.distributed import distributed_c10d as c10d
 from pararealize.errors import AgreedError, DistributedError, RankError
 
 from .abort import break_waits
-from .diagnosis import Failure, Sight, find_culprit, silent
-from .heartbeat import Links, Message, meet
+from .connections import Connections
+from .diagnosis import RankStatus, find_culprit, silent
+from .heartbeat import Failure, Farewell, Heartbeat, Loss, Message
+from .rendezvous import connect_ranks
 
 __all__ = ["Watch"]
 
 _GRACE = 2.0  # seconds that an error of communication waits for its cause
-_TOLD = 1.0  # seconds that a rank's last words may take
+_LAST_WORDS = 1.0  # seconds that a rank's last messages may take
 _LEFT = 1.0  # seconds in which what a rank sent before it left must have come
 _COMMUNICATION = ("gloo", "nccl", "connection", "pair closure", "timed out", "socket", "broken pipe")
-_UNSEEN: Message = {"doing": "", "seconds": 0.0, "waits": False, "peer": None, "step": 0, "sent": [], "took": []}
 _meetings: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
 
@@ -120,22 +124,22 @@ class Watch:
         self._took: dict[int, int] = {}
         self._failure: Failure | None = None
         self._failed_at = 0.0
-        self._known, self._done = threading.Event(), threading.Event()  # a failure is known; told, and waits ended
-        self._first = threading.Lock()
+        self._failure_known = threading.Event()
+        self._others_told = threading.Event()  # and the waits of this rank are ended
+        self._failing = threading.Lock()  # the first failure stays
         self._closing = False
-        self._left: dict[int, float] = {}  # who closed in good order, and when
+        self._left: dict[int, float] = {}  # ranks that closed in good order, and when
         self._pid = os.getpid()
         now = time.monotonic()
-        self._seen: dict[int, tuple[Message, float]] = {}  # each rank's last message, and when it came
-        for j in range(len(who)):
-            if j != rank:
-                self._seen[j] = dict(_UNSEEN), now
-        self._links: Links | None = None
+        # each rank's last heartbeat, and when it came
+        self._heard = {peer: (Heartbeat(), now) for peer in range(len(who)) if peer != rank}
+        self._connections: Connections | None = None
         if len(who) > 1:
             place = f"pararealize/watch/{' '.join(who)}"
-            self._links = meet(c10d.PrefixStore(f"{place}/{next(_meetings[place])}", store), rank, who, timeout)
+            meeting = c10d.PrefixStore(f"{place}/{next(_meetings[place])}", store)
+            self._connections = connect_ranks(meeting, rank, who, timeout)
             self._thread = threading.Thread(
-                target=self._run, args=(self._links,), name="pararealize-watch", daemon=True
+                target=self._run, args=(self._connections,), name="pararealize-watch", daemon=True
             )
             self._thread.start()
             atexit.register(self._at_exit)
@@ -189,151 +193,132 @@ class Watch:
 
     def close(self) -> None:
         """Leave in good order: the others are told, and do not take it for a death. May be called again."""
-        if self._links is None or self._closing or os.getpid() != self._pid:
+        if self._connections is None or self._closing or os.getpid() != self._pid:
             return
         self._closing = True
         atexit.unregister(self._at_exit)
-        self._links.wake()
-        self._thread.join(_TOLD)
+        self._connections.wake()
+        self._thread.join(_LAST_WORDS)
 
     def _at_exit(self) -> None:
         """The script is over: by an exception outside every step, or in good order."""
         error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         if error is not None and not hasattr(sys, "ps1") and os.getpid() == self._pid:
-            self._tell_own(error)
+            self._report(error)
         self.close()
 
     def _leave(self, error: BaseException) -> None:
         """Tell of an error that starts here; raise the cause of one that does not."""
-        if isinstance(error, RankError | AgreedError) or self._links is None:  # known to all
+        if isinstance(error, RankError | AgreedError) or self._connections is None:  # known to all
             return
         if _is_consequence(error, self._state):
-            if not self._known.wait(_GRACE):
+            if not self._failure_known.wait(_GRACE):
                 self._suspect(error)
             if self._failure is not None:
-                self._done.wait(_TOLD)
+                self._others_told.wait(_LAST_WORDS)
                 raise RankError(self._failure.message, self._failure.rank) from error
         if self._failure is None:
-            self._tell_own(error)
+            self._report(error)
         elif str(error) not in self._failure.message:  # as it is where all ranks find the same fault at once
             error.add_note(f"besides, {self._failure.message}")
 
     def _suspect(self, error: BaseException) -> None:
         """A wait failed though nobody is known to have failed: out of time, or for one that has left."""
-        sights = self._sights()
+        statuses = self._statuses()
         late = "timed out" in f"{error} {error.__cause__}".lower()
-        if late and not sights[self.rank].waits:  # it did not say that it waits, but it did
-            sights[self.rank] = dataclasses.replace(sights[self.rank], waits=True)
-        if sights[self.rank].waits:
-            failure = find_culprit(sights, self.rank, quiet=self._quiet)
-            if late or sights[failure.rank].left:
+        if late and not statuses[self.rank].waits:  # it did not say that it waits, but it did
+            statuses[self.rank] = dataclasses.replace(statuses[self.rank], waits=True)
+        if statuses[self.rank].waits:
+            failure = find_culprit(statuses, self.rank, quiet=self._quiet)
+            if late or statuses[failure.rank].left:
                 self._fail(failure)
 
-    def _tell_own(self, error: BaseException) -> None:
+    def _report(self, error: BaseException) -> None:
         text = str(error).strip()
-        message = f"{self.who[self.rank]} failed {self._sights()[self.rank]}: {type(error).__name__}: {text[:500]}"
+        message = f"{self.who[self.rank]} failed {self._statuses()[self.rank]}: {type(error).__name__}: {text[:500]}"
         self._fail(Failure(rank=self.rank, message=message.removesuffix(": ")))
-        self._done.wait(_TOLD)
+        self._others_told.wait(_LAST_WORDS)
 
     def _raise_known(self) -> None:
         if self._failure is not None:
-            self._done.wait(_TOLD)
+            self._others_told.wait(_LAST_WORDS)
             raise RankError(self._failure.message, self._failure.rank)
 
     # ------------------------------------------------------------------------------------------- shared by threads
 
     def _fail(self, failure: Failure) -> None:
         """Keep the first failure; the thread passes it on and ends the waits."""
-        with self._first:
+        with self._failing:
             if self._failure is None:
                 self._failed_at = time.monotonic()
                 self._failure = failure
-        self._known.set()
-        assert self._links is not None
-        self._links.wake()
+        self._failure_known.set()
+        assert self._connections is not None
+        self._connections.wake()
 
-    def _sights(self) -> dict[int, Sight]:
-        now, state = time.monotonic(), self._state
-        sights = {
-            self.rank: Sight(
-                who=self.who[self.rank],
-                doing=state.doing,
-                seconds=now - state.since,
-                waits=state.waits,
-                peer=state.peer,
-                step=self._step,
-                sent=dict(self._sent),
-                took=dict(self._took),
-            )
-        }
-        for rank, (beat, heard) in list(self._seen.items()):
-            sights[rank] = Sight(
-                who=self.who[rank],
-                doing=beat["doing"],
-                seconds=beat["seconds"] + now - heard,
-                waits=beat["waits"],
-                peer=beat["peer"],
-                quiet=now - heard,
-                left=rank in self._left,
-                step=beat["step"],
-                sent=dict(beat["sent"]),
-                took=dict(beat["took"]),
-            )
-        return sights
+    def _heartbeat(self, now: float) -> Heartbeat:
+        state = self._state
+        return Heartbeat(
+            doing=state.doing,
+            seconds=now - state.since,
+            waits=state.waits,
+            peer=state.peer,
+            step=self._step,
+            sent=dict(self._sent),
+            took=dict(self._took),
+        )
+
+    def _statuses(self) -> dict[int, RankStatus]:
+        """How every rank was last heard; this rank as it is now."""
+        now = time.monotonic()
+        statuses = {self.rank: RankStatus.of(self._heartbeat(now), self.who[self.rank])}
+        for rank, (heartbeat, heard_at) in list(self._heard.items()):
+            quiet = now - heard_at
+            statuses[rank] = RankStatus.of(heartbeat, self.who[rank], quiet=quiet, left=rank in self._left)
+        return statuses
 
     # ---------------------------------------------------------------------------------------------- watching thread
 
-    def _run(self, links: Links) -> None:
+    def _run(self, connections: Connections) -> None:
         try:
-            self._attend(links)
-            links.send({"is": "bye"})
+            self._attend(connections)
+            connections.send(Farewell())
         except Exception as error:  # noqa: BLE001 (whatever it is: without a watch, the rank must not go on)
             name = type(error).__name__
             self._fail(Failure(rank=self.rank, message=f"{self.who[self.rank]}: its watch failed: {name}: {error}"))
             break_waits()
-            self._done.set()
-        links.close()
+            self._others_told.set()
+        connections.close()
 
-    def _attend(self, links: Links) -> None:
+    def _attend(self, connections: Connections) -> None:
         last = beat_at = time.monotonic()
-        while not self._closing or (self._failure is not None and not self._done.is_set()):
-            for rank, message in links.poll(beat_at - time.monotonic()):
+        while not self._closing or (self._failure is not None and not self._others_told.is_set()):
+            for rank, message in connections.poll(beat_at - time.monotonic()):
                 self._hear(rank, message)
             now = time.monotonic()
             if now - last > self._quiet:  # this process itself stood still: the others' silence says nothing
-                self._seen = {rank: (beat, min(now, at + now - last)) for rank, (beat, at) in self._seen.items()}
+                self._heard = {rank: (beat, min(now, at + now - last)) for rank, (beat, at) in self._heard.items()}
             last = now
-            if self._failure is not None and not self._done.is_set():
-                links.send({"is": "failure", "rank": self._failure.rank, "message": self._failure.message})
+            if self._failure is not None and not self._others_told.is_set():
+                connections.send(self._failure)  # first: what follows makes this rank's main thread raise
                 break_waits()
-                self._done.set()
+                self._others_told.set()
             if now >= beat_at:
                 beat_at = now + self._beat
                 state = self._state
-                links.send(
-                    {
-                        "is": "beat",
-                        "doing": state.doing,
-                        "seconds": now - state.since,
-                        "waits": state.waits,
-                        "peer": state.peer,
-                        "step": self._step,
-                        "sent": list(self._sent.items()),  # JSON has no numbers as keys
-                        "took": list(self._took.items()),
-                    }
-                )
+                connections.send(self._heartbeat(now))
                 self._judge(state, now)
 
-    def _hear(self, rank: int, message: Message) -> None:
-        if message["is"] == "beat":
-            self._seen[rank] = message, time.monotonic()
-        elif message["is"] == "failure":
-            self._fail(Failure(rank=message["rank"], message=message["message"]))
-        elif message["is"] == "bye":
+    def _hear(self, rank: int, message: Message | Loss) -> None:
+        if isinstance(message, Heartbeat):
+            self._heard[rank] = message, time.monotonic()
+        elif isinstance(message, Failure):
+            self._fail(message)
+        elif isinstance(message, Farewell):
             self._left[rank] = time.monotonic()
         elif rank not in self._left:
-            sight = self._sights()[rank]
-            self._fail(Failure(rank=rank, message=f"{sight.who} {message['how']}; it was last seen {sight}"))
+            status = self._statuses()[rank]
+            self._fail(Failure(rank=rank, message=f"{status.who} {message.how}; it was last seen {status}"))
 
     def _judge(self, state: _State, now: float) -> None:
         """Every half second: has patience run out?"""
@@ -347,11 +332,11 @@ class Watch:
         awaited = self._left if state.peer is None else {state.peer} & self._left.keys()
         deserted = waited > _LEFT and any(now - self._left[rank] > _LEFT for rank in awaited)
         if waited >= self.timeout or deserted:
-            self._fail(find_culprit(self._sights(), self.rank, quiet=self._quiet))
+            self._fail(find_culprit(self._statuses(), self.rank, quiet=self._quiet))
         elif self._inside:
-            for rank, sight in self._sights().items():
-                if sight.quiet >= self.timeout and not sight.left:
-                    self._fail(silent(rank, sight))
+            for rank, status in self._statuses().items():
+                if status.quiet >= self.timeout and not status.left:
+                    self._fail(silent(rank, status))
 
     def _end_process(self) -> None:
         assert self._failure is not None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pararealize.distributed.activation_checkpoint import still
+from pararealize.distributed.activation_checkpoint import preserved_buffers
 from pararealize.random_state import seeded_state
 from pararealize.tracing.module_view import Piece
 
@@ -122,7 +122,7 @@ class Forward:
         n, row = step.layer, self.rows[step.layer]
         evaluation = self._latest.get(n)
         if evaluation is None or evaluation.u is not u:
-            with still(row.f) if row.has_buffers else _NOTHING:
+            with preserved_buffers(row.f) if row.has_buffers else _NOTHING:
                 evaluation = self._evaluate(n, u, graph=self.recording and n in self._reusable)
             if n in self._first_layers:
                 self._latest[n] = evaluation
