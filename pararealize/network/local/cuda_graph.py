@@ -80,11 +80,11 @@ class GraphedFunction:
             return results
 
         pool = torch.cuda.graph_pool_handle()  # one for both graphs: backward reads what forward saved in it
-        for value in self.inputs:
+        for value in self.inputs:  # allocated on the current stream, read on the capturing one
             lend(value, stream)
         with torch.cuda.device(stream.device), torch.set_grad_enabled(backward):
             torch.cuda.synchronize()
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream):  # libraries keep a handle and a workspace for each stream
                 for _ in range(WARM_UP):
                     outputs = _differentiable(run()[0])
                     if outputs and sources:

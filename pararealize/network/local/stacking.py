@@ -194,8 +194,8 @@ def _why_not(piece: fx.GraphModule) -> str:
             if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
                 return f"{node.target} has hooks"
         elif node.op == "get_attr":
-            owner, _, key = str(node.target).rpartition(".")
-            if key not in (module := piece.get_submodule(owner))._parameters and key not in module._buffers:
+            owner, key = _owner(piece, str(node.target))
+            if key not in owner._parameters and key not in owner._buffers:
                 return f"it reads the constant {node.target}"
     tensors = [_tensor(owner, key) for owner, key in _tensors(piece).values()]
     if len({id(tensor) for tensor in tensors}) < len(tensors):
@@ -218,8 +218,7 @@ def _structure(piece: fx.GraphModule) -> Any:
         if node.op == "call_module":
             what = _settings(piece.get_submodule(str(node.target)))
         elif node.op == "get_attr":
-            owner, _, key = str(node.target).rpartition(".")
-            what = _shape(_tensor(piece.get_submodule(owner), key))
+            what = _shape(_tensor(*_owner(piece, str(node.target))))
         elif node.op == "call_function":
             what = node.target
         lines.append((node.op, what if node.op not in ("placeholder", "output") else "", references))
@@ -248,12 +247,16 @@ def _tensors(piece: fx.GraphModule) -> dict[str, tuple[nn.Module, str]]:
         if node.op == "call_module":
             module = piece.get_submodule(target)
             for name, _ in _own_tensors(module):
-                inner, _, key = name.rpartition(".")
-                owners[f"{target}.{name}"] = (module.get_submodule(inner), key)
+                owners[f"{target}.{name}"] = _owner(module, name)
         elif node.op == "get_attr":
-            owner, _, key = target.rpartition(".")
-            owners[target] = (piece.get_submodule(owner), key)
+            owners[target] = _owner(piece, target)
     return owners
+
+
+def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that has the tensor of that qualified name, and the tensor's name there."""
+    owner, _, key = path.rpartition(".")
+    return root.get_submodule(owner), key
 
 
 def _tensor(owner: nn.Module, key: str) -> Tensor:
