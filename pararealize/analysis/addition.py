@@ -82,18 +82,6 @@ def _is_addition(node: fx.Node) -> bool:
     return plain and len(operands) == 2 and all(isinstance(operand, fx.Node) for operand in operands)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Candidate:
-    """A sum whose one operand, ``branch``, is computed from the other, ``x``; ``nodes`` may be an f, or not."""
-
-    x: fx.Node
-    branch: fx.Node
-    sum: fx.Node
-    shortcut: tuple[fx.Node, ...]
-    descendants: set[fx.Node]
-    nodes: tuple[fx.Node, ...]
-
-
 class _Reader:
     """Reads the sums of one graph."""
 
@@ -105,45 +93,27 @@ class _Reader:
 
     def addition(self, sum_node: fx.Node) -> Addition | str:
         """The sum as x + f(x), or why it is none."""
-        candidate = self._candidate(sum_node)
+        first, second = sorted(sum_node.all_input_nodes, key=self.position.__getitem__)
+        candidate = self._candidate(sum_node, first, second) or self._candidate(sum_node, second, first)
         if candidate is None:
-            first, second = self._operands(sum_node)
             return f"its shortcut is not the identity but {_named(second if _is_short(second, first) else first)}"
         fault = next(self._faults(candidate), None)
         if fault is not None:
             return fault
         tail, post = self._tail(sum_node)
-        return Addition(
-            x=candidate.x,
-            nodes=candidate.nodes,
-            branch=candidate.branch,
-            sum=sum_node,
-            tail=tail,
-            post=post,
-            shortcut=candidate.shortcut,
-        )
+        return dataclasses.replace(candidate, tail=tail, post=post)
 
-    def _operands(self, sum_node: fx.Node) -> list[fx.Node]:
-        return sorted(sum_node.all_input_nodes, key=self.position.__getitem__)
+    def _candidate(self, sum_node: fx.Node, x: fx.Node, branch: fx.Node) -> Addition | None:
+        """The sum as x + f(x), faulty or not, if its operand ``branch`` comes from x or from before identities of x."""
+        shortcut: tuple[fx.Node, ...] = ()
+        while branch not in (descendants := _descendants(x, sum_node)):
+            if not self._is_identity(x):
+                return None
+            shortcut, x = (x, *shortcut), x.all_input_nodes[0]
+        nodes = tuple(node for node in _serving(x, sum_node, descendants) if node not in shortcut)
+        return Addition(x=x, nodes=nodes, branch=branch, sum=sum_node, tail=(), post=None, shortcut=shortcut)
 
-    def _candidate(self, sum_node: fx.Node) -> _Candidate | None:
-        """The operand that the other one is computed from, looked for behind identities on the shortcut."""
-        first, second = self._operands(sum_node)
-        for x, branch in ((first, second), (second, first)):
-            shortcut: tuple[fx.Node, ...] = ()
-            while True:
-                descendants = _descendants(x, sum_node)
-                if branch in descendants:
-                    nodes = tuple(n for n in _serving(x, sum_node, descendants) if n not in shortcut)
-                    return _Candidate(
-                        x=x, branch=branch, sum=sum_node, shortcut=shortcut, descendants=descendants, nodes=nodes
-                    )
-                if not self._is_identity(x):
-                    break
-                shortcut, x = (x, *shortcut), x.all_input_nodes[0]
-        return None
-
-    def _faults(self, candidate: _Candidate) -> Iterator[str]:
+    def _faults(self, candidate: Addition) -> Iterator[str]:
         """What speaks against the form x + f(x), the most telling first."""
         yield from _shape_faults(candidate)
         yield from self._read_faults(candidate)
@@ -154,22 +124,23 @@ class _Reader:
         if any(user is not candidate.sum and user not in shortcut for node in shortcut for user in node.users):
             yield f"its shortcut {shortcut[-1].name} is read elsewhere"
 
-    def _read_faults(self, candidate: _Candidate) -> Iterator[str]:
+    def _read_faults(self, candidate: Addition) -> Iterator[str]:
         """Values of f that something else reads too, and activations besides x that f reads."""
         inside = set(candidate.nodes)
         if candidate.branch not in inside:
             readers = _others(candidate.branch, candidate.sum)
             yield f"f's value {candidate.branch.name} is read elsewhere, by {readers}"
+        descendants = _descendants(candidate.x, candidate.sum)
         for node in candidate.nodes:
             for argument in node.all_input_nodes:
                 if argument is candidate.x or argument in inside:
                     continue
-                if argument in candidate.descendants:
+                if argument in descendants:
                     yield f"{argument.name} inside f is read elsewhere, by {_others(argument, node)}"
                 if argument in self.state and argument not in self.flow.broadcast:
                     yield f"f reads another activation besides x, {_named(argument)}"
 
-    def _has_parameters(self, candidate: _Candidate) -> bool:
+    def _has_parameters(self, candidate: Addition) -> bool:
         """Whether f is a layer, and not the formula of an activation function such as x + 0.04·x³."""
         inside = set(candidate.nodes)
         return any(
@@ -229,14 +200,14 @@ def _serving(x: fx.Node, sum_node: fx.Node, descendants: set[fx.Node]) -> tuple[
     return tuple(reversed(nodes))
 
 
-def _shape_faults(candidate: _Candidate) -> Iterator[str]:
+def _shape_faults(candidate: Addition) -> Iterator[str]:
     shapes = [_shape(node) for node in (candidate.x, candidate.branch, candidate.sum)]
     if None in shapes or len(set(shapes)) > 1:
         words = ["×".join(map(str, shape[0][1:])) if shape else "no tensor" for shape in shapes]
         yield f"x, f(x) and their sum are of different shapes or types: {', '.join(words)}"
 
 
-def _in_place_faults(candidate: _Candidate) -> Iterator[str]:
+def _in_place_faults(candidate: Addition) -> Iterator[str]:
     """Operations of f that write into the memory of x: the sum is then of the new x, relu(x) + f(x) for instance.
 
     The recorder notes the memory of every value, and which memories an operation changes, in train and in eval mode.

@@ -16,51 +16,26 @@ In reading order:
     evidence_table    BlockChain, n -> the kind that "auto" stands for, from what was tried on such networks
 """
 
-from .adapter import Adapter, adapter_cost, build_adapter, describe_adapter
-from .bottleneck_unit import Bottleneck
-from .coarse_block import build_coarse, coarse_cost, coarse_units, draw_coarse
-from .copies import Copies, block_choice, takes_context
-from .coverage import kernel_for
+from .adapter import Adapter, build_adapter, describe_adapter
+from .coarse_block import build_coarse
 from .evidence_table import Choice, Evidence, choose
 from .family import family_of
 from .kinds import CoarseKind, coarse_name, kind_for, units_for
-from .resampling import Move, Resample, RouteStep, halvings, route
-from .spec import AdapterPlan, CoarsePlan, RowCost
-from .units import CoarseBlock, DepthwiseUnit, PaperUnit, Projection, linear_map
+from .spec import AdapterPlan, CoarsePlan
 
 __all__ = [
     "Adapter",
     "AdapterPlan",
-    "Bottleneck",
     "Choice",
-    "CoarseBlock",
     "CoarseKind",
     "CoarsePlan",
-    "Copies",
-    "DepthwiseUnit",
     "Evidence",
-    "Move",
-    "PaperUnit",
-    "Projection",
-    "Resample",
-    "RouteStep",
-    "RowCost",
-    "adapter_cost",
-    "block_choice",
     "build_adapter",
     "build_coarse",
     "choose",
-    "coarse_cost",
     "coarse_name",
-    "coarse_units",
     "describe_adapter",
-    "draw_coarse",
     "family_of",
-    "halvings",
-    "kernel_for",
     "kind_for",
-    "linear_map",
-    "route",
-    "takes_context",
     "units_for",
 ]

@@ -6,15 +6,15 @@ once. Coarse blocks that are made of the network's own blocks cost what these do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
-from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.blocks import Block, BlockChain
 from pararealize.analysis.cost import NO_COST, BlockCost, Costs, measure_module
 from pararealize.analysis.fields.field import Fields
 from pararealize.analysis.space import Space
@@ -29,6 +29,7 @@ from .arguments import AdapterSource
 __all__ = ["Price", "Prices", "Split", "plus"]
 
 Split: TypeAlias = tuple[float, float]  # forward and backward
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,17 @@ class Price:
     flops: tuple[int, int]
     cost: Split
 
+    def columns(self) -> dict[str, Any]:
+        """As the columns of a plan's row."""
+        directions = "forward", "backward"
+        flops = {f"flops_{way}": value for way, value in zip(directions, self.flops, strict=True)}
+        cost = {f"cost_{way}": value for way, value in zip(directions, self.cost, strict=True)}
+        return {"parameters": self.parameters, **flops, **cost}
+
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What adapters and coarse blocks cost; whatever was counted or measured once is remembered.
+    """What the network, adapters and coarse blocks cost; whatever was counted or measured once is remembered.
 
     Attributes:
         chain: the network's blocks.
@@ -63,10 +71,31 @@ class Prices:
     costs: Costs
     n: int
     source: AdapterSource
-    _units: dict[str, int] = field(default_factory=dict, init=False, repr=False)
-    _convolves: dict[tuple[str, Space], bool] = field(default_factory=dict, init=False, repr=False)
-    _sums: dict[tuple[Space, bool], Split] = field(default_factory=dict, init=False, repr=False)
-    _modules: dict[Hashable, Price] = field(default_factory=dict, init=False, repr=False)
+    _memory: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def _once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """A value that plans ask for again and again under one key."""
+        if key not in self._memory:
+            self._memory[key] = compute()
+        value: T = self._memory[key]
+        return value
+
+    # The network itself ----------------------------------------------------------------------------------------------
+
+    def end(self, block: Block, cost: BlockCost) -> Price:
+        """The price of the stem or the head."""
+        split = self.costs.split(cost) if block.nodes else (0, 0)
+        return Price(block.parameters, (cost.flops_forward, cost.flops_backward), split)
+
+    def blocks(self, indices: Iterable[int]) -> Price:
+        """The price of some of the network's own blocks."""
+        indices = list(indices)
+        costs = [self.costs.blocks[i] for i in indices]
+        return Price(
+            sum(self.chain.blocks[i].parameters for i in indices),
+            (sum(cost.flops_forward for cost in costs), sum(cost.flops_backward for cost in costs)),
+            plus(*map(self.costs.split, costs)),
+        )
 
     # Adapters --------------------------------------------------------------------------------------------------------
 
@@ -86,11 +115,10 @@ class Prices:
 
     def units(self, kind: str) -> int:
         """How many units a coarse block of that kind has; 0 where it is not made of units."""
-        if kind not in self._units:
-            row = KIND_TABLE.get(kind)
-            count = row.units if row is not None else None
-            self._units[kind] = count(self.chain, self.fields, self.n) if count is not None else 0
-        return self._units[kind]
+        row = KIND_TABLE.get(kind)
+        if row is None or row.units is None:
+            return 0
+        return self._once(("units", kind), partial(row.units, self.chain, self.fields, self.n))
 
     def kernel(self, kind: str, first: int, last: int) -> int:
         """The width of the convolution of a coarse block for those blocks; 0 where it has none that a plan decides."""
@@ -99,10 +127,10 @@ class Prices:
         return kernel_for(self.chain.blocks[first].x, self.fields.of(first, last))
 
     def _has_kernel(self, kind: str, y: Space) -> bool:
-        if (kind, y) not in self._convolves:
-            row = KIND_TABLE.get(kind)
-            self._convolves[kind, y] = row is not None and row.convolves is not None and row.convolves(y, self.chain)
-        return self._convolves[kind, y]
+        row = KIND_TABLE.get(kind)
+        if row is None or row.convolves is None:
+            return False
+        return self._once(("convolves", kind, y), partial(row.convolves, y, self.chain))
 
     def coarse_block(self, kind: str, units: int, kernel: int, first: int, last: int) -> Price:
         """The price of a coarse block that stands for blocks ``first`` to ``last``, with the correction around it.
@@ -115,13 +143,8 @@ class Prices:
         if row is None:
             price = Price(0, (0, 0), (0, 0))
         elif row.blocks is not None:
-            offsets = row.blocks(blocks, units)
-            costs = [self.costs.blocks[first + i] for i in offsets]
-            price = Price(
-                sum(blocks[i].parameters for i in offsets) if row.copies else 0,
-                (sum(cost.flops_forward for cost in costs), sum(cost.flops_backward for cost in costs)),
-                plus(*map(self.costs.split, costs)),
-            )
+            price = self.blocks(first + offset for offset in row.blocks(blocks, units))
+            price = price if row.copies else replace(price, parameters=0)
         else:
             arguments = kind, x, y, units, kernel
             price = self._module(arguments, partial(coarse_cost, *arguments), partial(coarse_units, *arguments), x)
@@ -139,10 +162,8 @@ class Prices:
         kind, _ = kind_for(coarse, x, y)
         if kind == "exact":
             return self._correction(x, y)
-        return self.coarse_block(kind, self.units(kind), self._widest(kind, y), first, stop - 1).cost
-
-    def _widest(self, kind: str, y: Space) -> int:
-        return LARGEST_KERNEL if self._has_kernel(kind, y) else 0
+        kernel = LARGEST_KERNEL if self._has_kernel(kind, y) else 0
+        return self.coarse_block(kind, self.units(kind), kernel, first, stop - 1).cost
 
     def _correction(self, x: Space, y: Space) -> Split:
         """The subtraction before F^j and the addition behind it: an element is written once forward, twice backward."""
@@ -150,11 +171,9 @@ class Prices:
 
     def _sum(self, space: Space, *, difference: bool) -> Split:
         """The cost of the sum of two values of a space, or of their difference."""
-        key = space, difference
-        if key not in self._sums:
-            elements = replace(NO_COST, elements_forward=space.numel, elements_backward=2 * space.numel)
-            self._sums[key] = self._cost(elements, partial(_Sum, difference=difference), space, inputs=2)
-        return self._sums[key]
+        elements = replace(NO_COST, elements_forward=space.numel, elements_backward=2 * space.numel)
+        cost = partial(self._cost, elements, partial(_Sum, difference=difference), space, inputs=2)
+        return self._once(("sum", space, difference), cost)
 
     # Modules ---------------------------------------------------------------------------------------------------------
 
@@ -167,12 +186,14 @@ class Prices:
         *,
         first: bool = False,
     ) -> Price:
-        """The price of the module that ``build`` makes and ``count`` counts; plans ask for one key again and again."""
-        if key not in self._modules:
+        """The price of the module that ``build`` makes and ``count`` counts."""
+
+        def price() -> Price:
             parameters, cost = count()
             flops = cost.flops_forward, cost.flops_backward
-            self._modules[key] = Price(parameters, flops, self._cost(cost, build, x, first=first))
-        return self._modules[key]
+            return Price(parameters, flops, self._cost(cost, build, x, first=first))
+
+        return self._once(key, price)
 
     def _cost(
         self, count: BlockCost, build: Callable[[], nn.Module], x: Space, *, first: bool = False, inputs: int = 1

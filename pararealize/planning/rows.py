@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pararealize.analysis.blocks import Block
-from pararealize.analysis.cost import BlockCost
 from pararealize.analysis.space import Space
 from pararealize.coarse.adapter import describe_adapter
 from pararealize.coarse.kinds import Coarse, kind_for
@@ -63,11 +61,11 @@ def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: Plan
         source=prices.source,
         batch=chain.capture.batch,
         unit=costs.unit,
-        stem=_part(prices, chain.stem, costs.stem),
+        stem=PartPlan(**prices.end(chain.stem, costs.stem).columns()),
         segments=segments,
         adapters=tuple(_adapter(prices, j, segment.x) for j, segment in enumerate(segments[1:], 2)),
         coarse_blocks=coarse_blocks,
-        head=_part(prices, chain.head, costs.head),
+        head=PartPlan(**prices.end(chain.head, costs.head).columns()),
         notes=tuple(notes),
         stem_blocks=chain.stem_blocks,
     )
@@ -81,21 +79,9 @@ def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: Plan
     return replace(plan, notes=(*plan.notes, warning))
 
 
-def _part(prices: Prices, block: Block, cost: BlockCost) -> PartPlan:
-    """Stem or head."""
-    forward, backward = prices.costs.split(cost) if block.nodes else (0, 0)
-    return PartPlan(
-        parameters=block.parameters,
-        flops_forward=cost.flops_forward,
-        flops_backward=cost.flops_backward,
-        cost_forward=forward,
-        cost_backward=backward,
-    )
-
-
 def _segment(prices: Prices, j: int, first: int, last: int, device: str) -> SegmentPlan:
-    blocks, costs = prices.chain.blocks[first : last + 1], prices.costs.blocks[first : last + 1]
-    forward, backward = prices.costs.split_step(first, last)
+    blocks = prices.chain.blocks[first : last + 1]
+    price = replace(prices.blocks(range(first, last + 1)), cost=prices.costs.split_step(first, last))
     return SegmentPlan(
         j=j,
         first=first,
@@ -105,29 +91,15 @@ def _segment(prices: Prices, j: int, first: int, last: int, device: str) -> Segm
         blocks=len(blocks),
         x=blocks[0].x,
         y=blocks[-1].y,
-        parameters=sum(block.parameters for block in blocks),
-        flops_forward=sum(cost.flops_forward for cost in costs),
-        flops_backward=sum(cost.flops_backward for cost in costs),
-        cost_forward=forward,
-        cost_backward=backward,
         device=device,
+        **price.columns(),
     )
 
 
 def _adapter(prices: Prices, j: int, target: Space) -> AdapterPlan:
-    price = prices.adapter(target)
-    return AdapterPlan(
-        j=j,
-        source=prices.source,
-        x=prices.origin,
-        y=target,
-        parameters=price.parameters,
-        flops_forward=price.flops[0],
-        flops_backward=price.flops[1],
-        cost_forward=price.cost[0],
-        cost_backward=price.cost[1],
-        recipe=describe_adapter(prices.origin, target, from_stem=prices.source == "stem"),
-    )
+    recipe = describe_adapter(prices.origin, target, from_stem=prices.source == "stem")
+    columns = prices.adapter(target).columns()
+    return AdapterPlan(j=j, source=prices.source, x=prices.origin, y=target, recipe=recipe, **columns)
 
 
 def _coarse_block(prices: Prices, coarse: Coarse, j: int, first: int, last: int) -> CoarsePlan:
@@ -135,18 +107,5 @@ def _coarse_block(prices: Prices, coarse: Coarse, j: int, first: int, last: int)
     x, y = prices.chain.blocks[first].x, prices.chain.blocks[last].y
     kind, note = kind_for(coarse, x, y)
     units, kernel = prices.units(kind), prices.kernel(kind, first, last)
-    price = prices.coarse_block(kind, units, kernel, first, last)
-    return CoarsePlan(
-        j=j,
-        kind=kind,
-        units=units,
-        kernel=kernel,
-        x=x,
-        y=y,
-        parameters=price.parameters,
-        flops_forward=price.flops[0],
-        flops_backward=price.flops[1],
-        cost_forward=price.cost[0],
-        cost_backward=price.cost[1],
-        note=note,
-    )
+    columns = prices.coarse_block(kind, units, kernel, first, last).columns()
+    return CoarsePlan(j=j, kind=kind, units=units, kernel=kernel, x=x, y=y, note=note, **columns)
