@@ -112,8 +112,8 @@ class Update:
                 self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         count = len(labels) if self.processes.is_last else 0
-        correct_count = right[0] if right else torch.zeros(())  # ranks without the network's head know of no logits
-        here = torch.tensor([loss.double().item() * count, correct_count.item(), count], dtype=torch.float64)
+        right_count = right[0].item() if right else 0.0  # ranks without the network's head know of no logits
+        here = torch.tensor([loss.item() * count, right_count, count], dtype=torch.float64)
         sums = Sums(*self.processes.total(here).tolist())
         if not math.isfinite(sums.loss):
             return StepResult(sums=sums, gradient=norm, fault="loss")
