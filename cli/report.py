@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from pararealize.analysis.blocks import Block, BlockChain, RefusedCut, find_blocks
+from pararealize.analysis.blocks import Block, BlockChain, find_blocks
 from pararealize.analysis.cost import BlockCost, Costs, count_costs
 from pararealize.analysis.fields.field import Fields, receptive_fields
+from pararealize.analysis.flow import RefusedCut
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.errors import FieldError
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan

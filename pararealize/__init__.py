@@ -20,9 +20,10 @@ imports only from those above it in this list::
 Below all of them stand the root's own files: errors, files, figure, lookup, models, random_state, restore, table.
 """
 
-from pararealize.analysis.blocks import Block, BlockChain, Space, find_blocks
+from pararealize.analysis.blocks import Block, BlockChain, find_blocks
 from pararealize.analysis.cost import Costs, count_costs, measure_costs
 from pararealize.analysis.fields.field import ReceptiveField, receptive_fields
+from pararealize.analysis.space import Space
 from pararealize.calibration.fine_tuning import fine_tune
 from pararealize.calibration.fitting import calibrate
 from pararealize.coarse.adapter import build_adapter

@@ -29,7 +29,7 @@ from .flow import Flow, RefusedCut, flow_of
 from .signature import isomorphic, signatures
 from .space import Space, space_of
 
-__all__ = ["Block", "BlockChain", "RefusedCut", "Space", "find_blocks", "why_no_more"]
+__all__ = ["Block", "BlockChain", "find_blocks", "why_no_more"]
 _FEW = 4  # blocks: with fewer, values that are read throughout are tried as context
 
 
@@ -154,6 +154,7 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
     flow = flow_of(capture)
     spans = BlockFinder(flow).spans()
     if len(spans) < _FEW or share_of(flow, spans) < ENOUGH:
+        # a value that is read throughout is alive at every point, so that none is a cut, unless it is taken as context
         wider = flow_of(capture, broadcast=True)
         others = BlockFinder(wider).spans() if wider.cuts else []
         if len(others) > len(spans) and share_of(wider, others) > ENOUGH:

@@ -280,7 +280,7 @@ def entry_of(flow: Flow) -> fx.Node | None:
         argument
         for node in flow.order
         for argument in node.all_input_nodes
-        if flow.depends[argument][0] and not flow.depends[argument][1]
+        if flow.depends[argument].inputs and not flow.depends[argument].parameters
     }
     if len(entering) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Capture -> the order of its state, what is context, and the points at which exactly one activation is alive.
+"""Capture -> Flow: the order of the state, what is context, and the cut points, where one activation alone is alive.
 
 Every value of the graph is one of
 

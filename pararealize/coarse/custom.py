@@ -1,4 +1,4 @@
-"""A callable of the user's, a coarse plan -> the coarse block that it builds, checked on fake tensors."""
+"""Builder (a callable of the user's), CoarsePlan -> the coarse block that it builds, checked on fake tensors."""
 
 from __future__ import annotations
 

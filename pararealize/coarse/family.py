@@ -1,4 +1,4 @@
-"""BlockChain -> its family: what sort of network it is, for the table of what was tried on such networks."""
+"""BlockChain -> the family of networks that it belongs to, by which ``evidence_table.py`` lists what was tried."""
 
 from __future__ import annotations
 

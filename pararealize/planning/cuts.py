@@ -1,4 +1,4 @@
-"""Costs of blocks, adapters and coarse blocks -> where to cut: plain arithmetic on lists, no network needed.
+"""CutProblem, n -> the cut with the smallest critical path; and cuts by stages or by name. Arithmetic on plain lists.
 
 Glossary: ``i`` block, ``a`` and ``b`` boundaries (boundary a stands before block a, the last one after every block),
 ``j`` segment. A cut is a tuple of starts: segment j holds the blocks from ``starts[j - 1]`` up to the next start.

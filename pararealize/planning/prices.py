@@ -1,4 +1,4 @@
-"""BlockChain, fields, Costs, n -> Prices: what adapters and coarse blocks cost before any is built.
+"""BlockChain, Fields, Costs, n -> Prices: what adapters and coarse blocks cost before any is built.
 
 They are counted on the meta device; where the network's costs are seconds, they are measured at the same batch, each
 once. Coarse blocks that are made of the network's own blocks cost what these do.

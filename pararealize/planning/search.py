@@ -1,4 +1,4 @@
-"""BlockChain, fields, Costs, n -> Plan: the decisions, all made here and before anything is built.
+"""BlockChain, Fields, Costs, n -> Plan: where to cut, by which coarse kind and source, before anything is built.
 
 Every fault of the arguments is found before any is reported.
 """

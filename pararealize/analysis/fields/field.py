@@ -1,4 +1,4 @@
-"""BlockChain -> receptive fields: which input positions one output position of a block, or of a run of blocks, reads.
+"""BlockChain -> Fields: the input positions that one output position of a block, or of a run of blocks, reads.
 
 The rule of each operation stands in one of two tables (``rules.py``). What is in neither has no rule and stops
 with a :class:`FieldError`, but only once someone asks for the field of a run of blocks that holds it.

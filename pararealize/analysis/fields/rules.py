@@ -1,4 +1,4 @@
-"""Which receptive-field rule belongs to which operation: two tables, by module class and by the name of a function.
+"""The two tables of receptive-field rules: from a module's class, and from the name of a function, to its rule.
 
 A name stands for a function, the method of that name and its in-place form: ``add`` for ``torch.add``,
 ``operator.add``, ``Tensor.add_``. Both tables check on import that nothing is named twice.
