@@ -12,7 +12,7 @@ from torch import nn
 
 from .random_state import preserve_state
 
-__all__ = ["as_written", "left_as_found", "ordinary_mode"]
+__all__ = ["as_written", "left_as_found", "ordinary_mode", "preserve_training_flags"]
 
 
 @contextlib.contextmanager
@@ -43,6 +43,17 @@ def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
                 for tensor, value in values:
                     if not torch.equal(tensor, value):  # a copy in place would make graphs that autograd keeps unusable
                         tensor.copy_(value)
+
+
+@contextlib.contextmanager
+def preserve_training_flags(model: nn.Module) -> Iterator[None]:
+    """Put the training flag of every submodule back on leaving; ``train()`` would give all of them one and the same."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ import random
 from collections import OrderedDict
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
-from pararealize.restore import as_written, left_as_found
+from pararealize.restore import as_written, left_as_found, preserve_training_flags
 from pararealize.tracing.front_end import capture
 
 
@@ -66,6 +67,17 @@ def test_left_as_found_puts_values_and_random_states_back() -> None:
     assert model.hooks == {"a": 1}
     assert model.training
     assert model[0].training
+
+
+def test_training_flags_are_put_back_one_by_one() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
+    model[1].eval()
+    flags = [module.training for module in model.modules()]
+    with pytest.raises(ZeroDivisionError), preserve_training_flags(model):  # noqa: PT012
+        model.eval()
+        _ = 1 / 0
+    assert [module.training for module in model.modules()] == flags
+    assert len(set(flags)) == 2
 
 
 def test_what_is_compiled_runs_as_it_was_written() -> None:

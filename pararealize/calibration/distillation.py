@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pararealize.errors import CalibrationError
+from pararealize.restacking.batchnorm import measured_norms
+from pararealize.restore import preserve_training_flags
 
 from .least_squares import LinearLayer, Regression, is_trained, linear_part
 
@@ -68,20 +70,10 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
 @torch.no_grad()
 def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> None:
     """Set the running statistics of the module's batch norms to their averages over all pairs."""
-    norms = _norms(module)
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    try:
-        with norms_training(module):
+    if norms := _norms(module):
+        with measured_norms(module, norms):
             for r, context, _ in pairs:
                 module(r.clone(), *context)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge: float) -> bool:
@@ -140,15 +132,11 @@ def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> L
 @contextmanager
 def norms_training(module: nn.Module) -> Iterator[None]:
     """Batch norms in train mode, all else in eval mode; every flag is put back on leaving."""
-    modes = [(part, part.training) for part in module.modules()]
     norms = set(_norms(module))
-    try:
-        for part, _ in modes:
+    with preserve_training_flags(module):
+        for part in module.modules():
             part.training = part in norms
         yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

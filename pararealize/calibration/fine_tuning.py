@@ -16,6 +16,7 @@ from torch.nn import functional
 from pararealize.data.dataset import Dataset
 from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
+from pararealize.restore import preserve_training_flags
 from pararealize.train.loop import fit
 from pararealize.train.recipe import Recipe
 from pararealize.train.run.progress import Progress
@@ -102,12 +103,8 @@ def fine_tune(
     guided = Guided(net, Interfaces(before), keep_norms=keep)
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
     recipe = GuidedRecipe(**values | {"epochs": 1}, guide=guided)
-    flags = [(module, module.training) for module in net.modules()]
-    try:
+    with preserve_training_flags(net):
         fit(guided, Excerpt.of(data, steps), recipe, seed=seed, report=report)
-    finally:
-        for module, flag in flags:
-            module.training = flag
     with calibration_mode(net, seed), calibration_mode(before, seed):
         batches = data.test_batches if calibration.held_out else data.batches
         record = InterfaceRecord(Interfaces(net), batches, keep=0)

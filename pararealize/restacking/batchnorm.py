@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from pararealize.errors import ExampleError
+from pararealize.restore import preserve_training_flags
 
-__all__ = ["recalibrate_batchnorm"]
+__all__ = ["measured_norms", "recalibrate_batchnorm"]
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any]) -> int:
     if first is None:
         raise ExampleError("the loader gives no batch; pass some tens of batches of training inputs")
     device = next(model.parameters()).device
-    with _measuring(model, norms):
+    with measured_norms(model, norms):
         for batch in chain([first], batches):
             args, kwargs = _call(batch, device)
             model(*args, **kwargs)
@@ -63,22 +64,20 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any]) -> int:
 
 
 @contextmanager
-def _measuring(model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """Batch norms in train mode, from nothing, each batch of equal weight; all else in eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
+def measured_norms(model: nn.Module, norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Batch norms that measure their statistics anew, each batch of equal weight; all other modules in eval mode."""
     momenta = [(norm, norm.momentum) for norm in norms]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.training, norm.momentum = True, None
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for norm, momentum in momenta:
-            norm.momentum = momentum
+    with preserve_training_flags(model):
+        try:
+            for module in model.modules():
+                module.training = False
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.training, norm.momentum = True, None
+            yield
+        finally:
+            for norm, momentum in momenta:
+                norm.momentum = momentum
 
 
 def _call(batch: Any, device: torch.device) -> tuple[list[Any], dict[str, Any]]:

@@ -20,6 +20,7 @@ import torch
 from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelError, PlanError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import read_equation
+from pararealize.restore import preserve_training_flags
 from pararealize.tracing.example import Example
 from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.module_view import ModuleView, mirror
@@ -285,14 +286,10 @@ class LocalModule(ModuleView):
 
     @contextlib.contextmanager
     def _in_mode(self, training: bool) -> Iterator[None]:
-        flags = [(module, module.training) for module in self.net.modules()]
-        if training != self.training:
-            self.net.train(training)
-        try:
+        with preserve_training_flags(self.net):
+            if training != self.training:
+                self.net.train(training)
             yield
-        finally:
-            for module, flag in flags:
-                module.training = flag
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

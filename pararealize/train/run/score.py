@@ -15,6 +15,7 @@ from pararealize.data.dataset import Dataset
 from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import ExampleError
+from pararealize.restore import preserve_training_flags
 
 __all__ = ["Score", "correct", "eval_mode", "evaluate", "logits_of"]
 
@@ -111,10 +112,6 @@ def correct(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
     """Put a network into eval mode; every submodule's training flag is put back on leaving."""
-    flags = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
+    with preserve_training_flags(net):
+        net.eval()
         yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
