@@ -86,7 +86,7 @@ class LayerPropagation:
         """The gradients of what entered the first layer, and of the context and the parameters.
 
         Args:
-            gradient: of the loss with respect to the value behind the last layer.
+            gradient: the loss's gradient with respect to the value behind the last layer.
             keep: whether the graphs stay, for another backward.
         """
         assert self._maps is not None

@@ -281,7 +281,7 @@ def layer_parallel(
 
     Args:
         model: any network with chains of residual blocks; it is left as found, and the result holds copies.
-        levels: at least 2.
+        levels: number of levels, at least 2, the layers themselves included.
         coarsening: c, for all levels or one for each but the coarsest.
         forward_iterations: the first is a coarse guess, each further one a correction.
         backward_iterations: the same for the adjoint.

@@ -130,8 +130,8 @@ class Monitor:
 
         Args:
             loss: computes the step's loss anew, from the network's call on; under autocast where the step was.
-            scaler: of the loss, where gradients are scaled: so is the exact one then. Where one of the two overflowed
-                or vanished, that says something of the scale alone, and nothing is raised for it.
+            scaler: the loss's scaler, where gradients are scaled: so is the exact one then. Where one of the two
+                overflowed or vanished, that says something of the scale alone, and nothing is raised for it.
         """
         self.steps += 1
         net = self.net

@@ -1,4 +1,4 @@
-"""A layer-parallel network, an example -> nothing, where every layer draws the same numbers from the same seed."""
+"""A network's layers, an example -> a refusal of layers whose random numbers torch's seeds do not replay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pararealize.tracing.module_view import Piece
 
 __all__ = ["check_replay"]
 
-TIMES = 8  # evaluations: a mask that is drawn anew each time is hardly the same in all
+TIMES = 8  # evaluations of a layer: a mask that is drawn anew each time is hardly the same in all
 
 
 def check_replay(
@@ -26,7 +26,7 @@ def check_replay(
 
     Args:
         net: the network, which is left as found.
-        stem: from the network's inputs to the value before the first layer, and the context.
+        stem: the piece that gives the value before the first layer, and the context.
         rows: its layers in order.
         hierarchy: their levels.
         captured: what the network was made from, with its example.

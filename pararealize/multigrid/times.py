@@ -31,8 +31,8 @@ class LayerTimes:
 
     Attributes:
         layers: forward, backward, and backward to the layer's input alone, of every layer.
-        stem: forward, backward.
-        head: likewise.
+        stem: forward and backward of the stem.
+        head: forward and backward of the head.
     """
 
     layers: tuple[Triple, ...]
@@ -52,12 +52,12 @@ class LayerTimes:
 
 
 def measure_layers(net: LayerParallel, inputs: Any, *, repeats: int = 3) -> LayerTimes:
-    """Processor seconds of every part, the least of some runs.
+    """Processor seconds of every part: the least of some runs.
 
     Args:
         net: it is left as found.
         inputs: a tensor, a tuple of positional or a dict of keyword arguments.
-        repeats: how often each part is run.
+        repeats: number of runs of each part that count.
 
     Raises:
         PlanError: the network is not on the CPU, whose clock this is.

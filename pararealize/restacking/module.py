@@ -68,7 +68,7 @@ class RestackedModule(fx.GraphModule):
         """The parameters for an optimiser: adaptive steps, where there are any, in a group without weight decay.
 
         Args:
-            settings: of the first group, such as ``weight_decay=1e-4``; the second gets the same, save for that.
+            settings: settings of the first group, such as ``weight_decay=1e-4``; the second gets the same but for that.
 
         Example:
             >>> import torch

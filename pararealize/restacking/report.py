@@ -26,8 +26,8 @@ class Restacking:
     Attributes:
         model: the model's class.
         scheme: the tableau's name.
-        stages: how many f's a step has.
-        order: of the tableau.
+        stages: number of f's in a step.
+        order: the tableau's order.
         h: the size of a step, or where learnable sizes start.
         adaptive: what learnable steps scale: ``"all"``, ``"output"``, or ``None`` where h is fixed.
         per: whether each residual or each block is an f.

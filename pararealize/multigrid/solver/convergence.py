@@ -15,10 +15,10 @@ class StepNorms:
     """The residual norms of one step.
 
     Attributes:
-        forward: before each correction, and after the last one, from the last sweep.
-        backward: the same of the adjoint; empty where there was none.
+        forward: norms before each correction, and after the last one, from the last sweep.
+        backward: those of the adjoint solve; empty where there was none.
         forward_size: the norm of all values at the C-points, ``sqrt(Σ_j ‖U_j‖²)``, which residuals are measured by.
-        backward_size: of the adjoint's.
+        backward_size: the same norm of the adjoint solve's values.
     """
 
     forward: list[float] = dataclasses.field(default_factory=list)

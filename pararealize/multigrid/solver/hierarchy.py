@@ -1,4 +1,4 @@
-"""Layers, some of them fixed -> the levels of multigrid as plain data: steps, intervals, and who owns which.
+"""Layers, some of them fixed -> the levels of multigrid as plain data: steps, intervals, and each rank's share.
 
     layer      0   1   2   3   4   5 | 6 | 7   8   9          6 is fixed: a transition between two chains
     level 0    C   F   F   F   C   F   C   C   F   F   (C)     points; point n lies before layer n
@@ -105,7 +105,7 @@ def make_hierarchy(fixed: Sequence[bool], levels: int = 2, coarsening: int | Seq
 
     Args:
         fixed: for every layer, whether it is no time step: a transition, which every level takes as it is.
-        levels: at least 2.
+        levels: number of levels, at least 2.
         coarsening: c, how many steps of a level make one of the next; one number for all, or one for each.
 
     Raises:

@@ -35,8 +35,8 @@ class Layer:
     """One layer, as a graph called with u and its context.
 
     Attributes:
-        name: of the residual block, or ``"to NODE"`` for a transition.
-        graph: of f, where it is a time step; of the whole map where it is fixed.
+        name: the residual block's name, or ``"to NODE"`` for a transition.
+        graph: the graph of f, where it is a time step; of the whole map where it is fixed.
         reads: which of the network's contexts it is called with, by their numbers.
         fixed: whether it is a transition.
         post: whether a ReLU follows the sum.
@@ -58,9 +58,9 @@ class Layers:
     """A network in layers.
 
     Attributes:
-        stem: from the inputs to ``(u_0, *context)``.
+        stem: the graph from the inputs to ``(u_0, *context)``.
         layers: time steps and transitions in order.
-        head: from ``(u_M, *context)``, those of ``head_reads``, to the output.
+        head: the graph from ``(u_M, *context)``, with the contexts of ``head_reads``, to the output.
         head_reads: the contexts that it is called with.
         refusals: additions and residual blocks that are no time steps, and why.
     """

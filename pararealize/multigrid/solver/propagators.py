@@ -95,11 +95,11 @@ class Forward:
         rows: the layers by their numbers; no map is asked for those that another rank owns.
         hierarchy: their levels.
         context: the values of the contexts, leaves where they need gradients.
-        seed: of this step's random numbers: layer n draws from ``seed + n`` in every sweep.
+        seed: the seed of this step's random numbers: layer n draws from ``seed + n`` in every sweep.
         recording: whether an adjoint will follow.
 
     Attributes:
-        evaluations: of every layer in the last sweep, with its autograd graph, where ``recording``.
+        evaluations: every layer's evaluation in the last sweep, with its autograd graph, where ``recording``.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Adjoint:
         keep: whether the graphs are to stay, for another adjoint.
 
     Attributes:
-        gradients: of ``inputs``, by their ids, added up over the layers by the last sweep.
+        gradients: the gradients of ``inputs``, by their ids, added up over the layers by the last sweep.
     """
 
     def __init__(self, forward: Forward, inputs: Sequence[Tensor], *, keep: bool = False) -> None:

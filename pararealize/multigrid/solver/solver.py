@@ -1,4 +1,4 @@
-r"""Multigrid reduction in time on plain callables: a start, levels and their steps in, values at the C-points out.
+r"""A start value, levels, a map for each step -> values at the C-points: multigrid reduction in time.
 
 Written once for forward and adjoint; every runtime must reproduce it. Nothing here knows of modules, graphs or devices:
 a value is whatever can be added and subtracted. The adjoint is the same solve with time running backwards
@@ -110,7 +110,7 @@ def solve(
         cycle: ``"V"``, or ``"F"``: after each return to a level another V-cycle from there.
         start: ``U_1 … U_J`` of an earlier solve; they take the place of the coarse guess, and all k iterations correct.
         tolerance: corrections end where the residual norm is at most this.
-        norm: of residuals; the Euclidean norm of numbers where it is left out.
+        norm: the norm of a list of residuals; left out, the Euclidean norm of numbers.
 
     Raises:
         MultigridError: an argument is none of the sort.
@@ -159,7 +159,7 @@ def solve_and_sweep(
         hierarchy: the levels.
         step: as :func:`solve` takes it.
         sweep: ``sweep(j, U_j)`` gives what arrives behind interval j, and records what it passes.
-        norm: of residuals.
+        norm: the norm of a list of residuals.
         serial: sweep through one interval after the other, from what arrives, instead.
         announce: called with j and ``U_j`` for every interval before the first sweep, the last interval first, so that
             a rank has sent what others sweep from before it begins with its own.
