@@ -24,7 +24,7 @@ from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.module_view import Piece
 
 from .context import context_of, count_parameters, shared_values
-from .finder import ENOUGH, BlockFinder, BlockSpan, entry_of, share_of
+from .finder import ENOUGH, BlockFinder, BlockSpan, entry_of
 from .flow import Flow, RefusedCut, flow_of
 from .signature import isomorphic, signatures
 from .space import Space, space_of
@@ -151,14 +151,15 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
         >>> chain.module(0, 2)(torch.randn(5, 16, 32, 32)).shape
         torch.Size([5, 16, 32, 32])
     """
-    flow = flow_of(capture)
-    spans = BlockFinder(flow).spans()
-    if len(spans) < _FEW or share_of(flow, spans) < ENOUGH:
+    finder = BlockFinder(flow_of(capture))
+    spans = finder.spans()
+    if len(spans) < _FEW or finder.share(spans) < ENOUGH:
         # a value that is read throughout is alive at every point, so that none is a cut, unless it is taken as context
-        wider = flow_of(capture, broadcast=True)
-        others = BlockFinder(wider).spans() if wider.cuts else []
-        if len(others) > len(spans) and share_of(wider, others) > ENOUGH:
-            flow, spans = wider, others
+        wider = BlockFinder(flow_of(capture, broadcast=True))
+        others = wider.spans() if wider.flow.cuts else []
+        if len(others) > len(spans) and wider.share(others) > ENOUGH:
+            finder, spans = wider, others
+    flow = finder.flow
     if not spans:
         raise _no_blocks(flow)
     if isinstance(stem_blocks, bool) or not isinstance(stem_blocks, int) or not 0 <= stem_blocks < len(spans):

@@ -14,7 +14,7 @@ from torch import fx, nn
 from .flow import Flow, module_path
 from .signature import signatures, work
 
-__all__ = ["ENOUGH", "BlockFinder", "BlockSpan", "entry_of", "share_of"]
+__all__ = ["ENOUGH", "BlockFinder", "BlockSpan", "entry_of"]
 
 ENOUGH = 0.35  # of all work must lie in modules of one class for them to be the blocks
 _COMPARABLE = 0.7  # of the best class's work, for a class with more instances to be preferred
@@ -30,14 +30,6 @@ class BlockSpan:
     last: int
     name: str
     kind: str
-
-
-def share_of(flow: Flow, spans: list[BlockSpan]) -> float:
-    """How much of all work lies within the spans, from 0 to 1."""
-    module_of = flow.capture.graph_module.get_submodule
-    total = sum(work(node, module_of) for node in flow.order)
-    inside = sum(work(node, module_of) for span in spans for node in flow.order[span.first : span.last + 1])
-    return inside / total if total else 0.0
 
 
 class _ModuleCall(NamedTuple):
@@ -81,10 +73,14 @@ class BlockFinder:
         """The work between two positions, both included."""
         return self.work_before[last + 1] - self.work_before[first]
 
+    def share(self, spans: list[BlockSpan]) -> float:
+        """How much of all work lies within spans, from 0 to 1."""
+        return sum(self.amount(span.first, span.last) for span in spans) / (self.work_before[-1] or 1.0)
+
     def spans(self) -> list[BlockSpan]:
         """The blocks, in order and without gaps."""
         spans = self._repeated(self.flow.start, len(self.flow.order) - 1)
-        if sum(self.amount(span.first, span.last) for span in spans) < ENOUGH * self.work_before[-1]:
+        if self.share(spans) < ENOUGH:
             flat = self._flat()
             if len(flat) > len(spans):
                 spans = flat

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from pararealize.analysis.blocks import BlockChain, find_blocks
-from pararealize.analysis.finder import BlockFinder, BlockSpan, entry_of, share_of
+from pararealize.analysis.finder import BlockFinder, BlockSpan, entry_of
 from pararealize.analysis.flow import Flow, flow_of
 from pararealize.errors import CaptureError
 from pararealize.tracing.front_end import capture
@@ -193,9 +193,9 @@ def test_work_is_shared_out() -> None:
     last = len(found.order) - 1
     assert finder.amount(0, last) == pytest.approx(sum(finder.work))
     assert finder.amount(0, 1) + finder.amount(2, last) == pytest.approx(finder.amount(0, last))
-    assert share_of(found, runs) == pytest.approx(1)
-    assert share_of(found, []) == 0
-    assert 0 < share_of(found, runs[:1]) == pytest.approx(finder.amount(runs[0].first, runs[0].last) / sum(finder.work))
+    assert finder.share(runs) == pytest.approx(1)
+    assert finder.share([]) == 0
+    assert 0 < finder.share(runs[:1]) == pytest.approx(finder.amount(runs[0].first, runs[0].last) / sum(finder.work))
 
 
 def test_where_the_state_begins() -> None:
