@@ -1,4 +1,8 @@
-"""Facts of each rank -> nothing, where all ranks have the same; an error that names ranks and values otherwise."""
+"""Facts of each rank -> nothing, where all ranks have the same; an error that names ranks and values otherwise.
+
+Ranks compare before they send each other anything that depends on it: a message of another shape, or one that the other
+rank does not expect, would be taken for something else, or waited for until the time-out.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +36,11 @@ def agree(
     A fact called ``"fault"`` is what a rank found wrong by itself; all ranks raise it.
 
     Args:
-        group: for objects.
+        group: of the ranks, for objects.
         facts: by name; values that compare and print.
-        what: what the ranks do, such as ``"distribute"``.
+        what: what the ranks are about to do, such as ``"run a step"``.
         remedy: what to do where they differ.
-        timeout: of the group, for the error.
+        timeout: time limit of every collective of the group, for the error.
         who: what to call a rank of the group.
 
     Raises:
@@ -52,18 +56,18 @@ def agree(
             f"within {timeout.total_seconds():g} s: {str(error).splitlines()[0]}; every rank has to call it equally "
             "often, with inputs of the same shapes, types and mode"
         ) from error
-    faults = [f"rank {who(i)}: {found[FAULT]}" for i, found in enumerate(everyone) if found.get(FAULT)]
+    faults = [f"rank {who(i)}: {its_facts[FAULT]}" for i, its_facts in enumerate(everyone) if its_facts.get(FAULT)]
     if faults:
         raise AgreedError("; ".join(faults))
-    names = dict.fromkeys(name for found in everyone for name in found)
+    names = dict.fromkeys(name for its_facts in everyone for name in its_facts)
     differing = []
     for name in names:
         ranks: dict[str, list[int]] = {}
-        for i, found in enumerate(everyone):
-            ranks.setdefault(str(found.get(name, "nothing")), []).append(i)
+        for i, its_facts in enumerate(everyone):
+            ranks.setdefault(str(its_facts.get(name, "nothing")), []).append(i)
         if len(ranks) > 1:
-            told = ", ".join(f"{value} on rank {', '.join(map(who, own))}" for value, own in ranks.items())
-            differing.append(f"{name} is {told}")
+            values = ", ".join(f"{value} on rank {', '.join(map(who, some))}" for value, some in ranks.items())
+            differing.append(f"{name} is {values}")
     if differing:
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise AgreedError(f"the ranks do not agree on how to {what}: {'; '.join(differing[:4])}{more}; {remedy}")
@@ -80,9 +84,9 @@ def agree_on_weights(group: dist.ProcessGroup, module: nn.Module, *, what: str, 
 
 def digests(module: nn.Module) -> dict[str, str]:
     """A digest of each parameter and buffer that has memory, by name."""
-    found = {}
+    digests_by_name = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if not tensor.is_meta:
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            found[name] = hashlib.blake2b(data.tobytes(), digest_size=6).hexdigest()
-    return found
+            digests_by_name[name] = hashlib.blake2b(data.tobytes(), digest_size=6).hexdigest()
+    return digests_by_name

@@ -76,7 +76,6 @@ def distribute(
     segments = RankSegments(partition, groups.rank, _calls(partition, groups.rank, modules, checkpoint_activations))
     setup = set_up_rank(
         net,
-        mesh,
         groups,
         partition,
         modules,

@@ -25,8 +25,8 @@ def make_mesh(n: int, *, ranks: int | None = None, device: str | None = None, ti
     Args:
         n: segments.
         ranks: how many ranks hold one network, each several segments where there are fewer ranks than segments; one a
-            segment unless told.
-        device: ``"cpu"`` or ``"cuda"``; GPUs unless told, where each process of this machine can have one.
+            segment where left out.
+        device: ``"cpu"`` or ``"cuda"``; GPUs where left out, if each process of this machine can have one.
         timeout: seconds that any wait may last.
 
     Raises:

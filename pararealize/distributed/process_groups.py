@@ -27,6 +27,7 @@ class ProcessGroups:
         rank: this one's number in ``parareal``.
         device: of this rank.
         limit: the time-out of all of them.
+        mesh: what they were made from.
     """
 
     everyone: dist.ProcessGroup
@@ -36,6 +37,7 @@ class ProcessGroups:
     rank: int
     device: torch.device
     limit: timedelta
+    mesh: DeviceMesh
 
     @classmethod
     def of(cls, mesh: DeviceMesh, timeout: timedelta | float) -> ProcessGroups:
@@ -63,6 +65,7 @@ class ProcessGroups:
             rank=dist.get_rank(parareal),
             device=device,
             limit=limit,
+            mesh=mesh,
         )
 
 

@@ -144,7 +144,6 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 def set_up_rank(
     net: PartitionableNetwork,
-    mesh: DeviceMesh,
     groups: ProcessGroups,
     partition: Partition,
     modules: RankModules,
@@ -158,7 +157,6 @@ def set_up_rank(
 
     Args:
         net: the network.
-        mesh: the ranks of all copies of the network.
         groups: of this rank.
         partition: which rank owns what.
         modules: the rank's own.
@@ -168,7 +166,7 @@ def set_up_rank(
         undefined: tensors of it that need values yet.
     """
     rank = groups.rank
-    watch = _watch_over(mesh, groups, partition.labels)
+    watch = _watch_over(groups, partition.labels)
     channel = PointToPoint(
         groups.parareal, groups.control, groups.device, groups.limit, partition.labels.__getitem__, watch
     )
@@ -189,7 +187,7 @@ def set_up_rank(
     return RankSetup(
         partition=partition,
         rank=rank,
-        mesh=mesh,
+        mesh=groups.mesh,
         modules=modules,
         channel=channel,
         activity=Activity(watch),
@@ -210,11 +208,12 @@ def _phases_of_parameters(modules: RankModules, last_phases: Mapping[str, int]) 
     return [(parameter, phases.get(id(parameter), 0)) for parameter in modules.tree.parameters()]
 
 
-def _watch_over(mesh: DeviceMesh, groups: ProcessGroups, labels: Sequence[str]) -> Watch:
+def _watch_over(groups: ProcessGroups, labels: Sequence[str]) -> Watch:
     """Over all ranks of the mesh: what befalls one copy of the network ends the others too.
 
     Its ranks are those of the whole mesh, and messages name their peers by ranks of one network: ``peers`` translates.
     """
+    mesh = groups.mesh
     rows = mesh.mesh if (mesh.mesh_dim_names or ("parareal",))[-1] == "parareal" else mesh.mesh.T
     rows = rows.reshape(-1, rows.shape[-1])
     ranks = dist.get_process_group_ranks(groups.everyone)

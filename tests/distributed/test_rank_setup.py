@@ -77,7 +77,7 @@ def connected():
         for parameter in modules.tree.parameters():
             parameter.add_(dist.get_rank())
     phases = dict.fromkeys(modules.parts, 0)
-    setup = set_up_rank(net, mesh, groups, partition, modules, last_phases=phases, bucket_bytes=100, name="Net")
+    setup = set_up_rank(net, groups, partition, modules, last_phases=phases, bucket_bytes=100, name="Net")
     state = {name: tensor.tolist() for name, tensor in modules.tree.named_parameters()}
     setup.watch.close()
     return setup.description, setup.watch.who, state, len(setup.counted)

@@ -100,16 +100,16 @@ def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bo
             "or use load_state for a single file"
         )
     try:
-        there = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}; it is damaged, take an earlier one") from error
-    own = stage.state_dict()
-    kinds = {key: kind for key, kind in there.items() if key in own and isinstance(kind, TensorStorageMetadata)}
-    check_fit(own, {key: kind.size for key, kind in kinds.items()}, f"{str(path)!r}", strict=strict)
-    wanted = {key: torch.empty(kind.size, dtype=kind.properties.dtype) for key, kind in kinds.items()}
+    state = stage.state_dict()
+    formats = {key: kind for key, kind in stored.items() if key in state and isinstance(kind, TensorStorageMetadata)}
+    check_fit(state, {key: kind.size for key, kind in formats.items()}, f"{str(path)!r}", strict=strict)
+    tensors = {key: torch.empty(kind.size, dtype=kind.properties.dtype) for key, kind in formats.items()}
     with _one_process():
-        load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
-    stage.load_state_dict(wanted, strict=False)
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    stage.load_state_dict(tensors, strict=False)
 
 
 def _write(own: dict[str, torch.Tensor], part: Path, group: dist.ProcessGroup | None) -> None:

@@ -60,7 +60,6 @@ def distribute_layers(
     )
     setup = set_up_rank(
         net,
-        mesh,
         groups,
         partition,
         modules,
