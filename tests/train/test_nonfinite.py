@@ -144,29 +144,37 @@ def test_an_originals_gradients():
     assert str(backward_fault(net, TrainingProcesses())) == "12.bias"
 
 
-def over_layers():
-    """A weight of one layer of a layer-parallel network becomes NaN on the rank that has it."""
-    stage = layer_parallel(LAYERS, 2, 2, example_inputs=torch.ones(2, 6), mesh=mesh_of(2))
-    processes = processes_of(stage)
-    parts = {part.name: module for part, module in stage.part_modules().items()}
-    if "f3" in parts:
-        with torch.no_grad():
-            next(parts["f3"].parameters())[0] = math.nan
-    fault = forward_fault(stage, torch.ones(3, 6), processes)
-    for parameter in parts["f3"].parameters() if "f3" in parts else ():
-        parameter.grad = torch.full_like(parameter, math.inf)
-    return str(fault), str(backward_fault(stage, processes)), [part.label() for part in stage.part_modules()]
-
-
 LAYERS = nn.Sequential(nn.Linear(6, 6), *(StochasticDepth(6) for _ in range(6))).eval()
 
 
-def test_layers_of_a_layer_parallel_network_are_named():
-    """They were once looked for among segments and coarse blocks, and the report itself failed."""
-    first, second = on_ranks(2, over_layers)
-    assert first[:2] == second[:2]
-    assert first[0].startswith("layer 3")
-    assert first[0].endswith("whose weights are not finite")
-    assert first[1].startswith("layer 3, at 4.")
-    assert "the stem C^1" in first[2]
-    assert "the head" in second[2]
+def poisoned(stage, name):
+    """What is told when a weight and the gradients of one part become non-finite, on the rank that has it."""
+    modules = {part.name: module for part, module in stage.part_modules().items()}
+    if name in modules:
+        with torch.no_grad():
+            next(modules[name].parameters())[0] = math.nan
+    fault = forward_fault(stage, torch.ones(3, 6), processes_of(stage))
+    for parameter in modules[name].parameters() if name in modules else ():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    return str(fault), str(backward_fault(stage, processes_of(stage))), list(modules)
+
+
+def over_ranks():
+    mesh = mesh_of(2)
+    layers = layer_parallel(LAYERS, 2, 2, example_inputs=torch.ones(2, 6), mesh=mesh)
+    segments = pararealize(LAYERS, 3, example_inputs=torch.ones(2, 6), coarse="exact").distribute(mesh, timeout=30)
+    return poisoned(layers, "f3"), poisoned(segments, "g2")
+
+
+def test_a_rank_that_has_no_such_part_is_told_of_it():
+    """Layers were once looked for among segments and coarse blocks, and the report itself failed."""
+    first, second = on_ranks(2, over_ranks)
+    for told, others, label in zip(first, second, ("layer 3", "segment 2 ("), strict=True):
+        assert told[:2] == others[:2]
+        assert told[0].startswith(label)
+        assert told[0].endswith("whose weights are not finite")
+        assert told[1].startswith(label)
+        assert ", at " in told[1]
+    names = [sorted(a[2] + b[2]) for a, b in zip(first, second, strict=True)]
+    assert names[0] == ["f0", "f1", "f2", "f3", "f4", "f5", "head", "stem"]
+    assert names[1] == ["C2", "C3", "g1", "g2", "g3", "head", "stem"], "F^j is g^{j+1} itself, and no part of its own"
