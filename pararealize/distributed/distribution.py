@@ -84,9 +84,7 @@ def distribute(
         name=net.plan.model,
         undefined=undefined,
     )
-    stage = Stage(setup, SegmentStep(segments, setup.activity, setup.sync))
-    stage.plan = net.plan
-    return stage
+    return Stage(setup, SegmentStep(segments, setup.activity, setup.sync), net.plan)
 
 
 def _peers(

@@ -137,7 +137,7 @@ class ReplicaAverage:
         self._phase = -1
 
     def finish(self) -> None:
-        """Wait for all averages."""
+        """Wait for all averages: on GPUs the current stream does, so that what follows sees them."""
         for bucket in self._buckets:
             assert bucket.work is not None
             assert bucket.flat is not None
@@ -171,6 +171,7 @@ class ReplicaAverage:
         self._place[parameter][0].missing -= 1
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             bucket = self._buckets[self._next]
+            # kept until its work is done: over NCCL the all-reduce runs on a stream of its own, beside backward
             bucket.flat = bucket.pack().div_(dist.get_world_size(self.group))
             bucket.work = dist.all_reduce(bucket.flat, group=self.group, async_op=True)
             self._next += 1

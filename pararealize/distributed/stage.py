@@ -66,16 +66,17 @@ class Stage(nn.Module):
     _messages_by_signature: dict[Any, StepMessages]
     _failure: str
 
-    def __init__(self, setup: RankSetup, program: RankProgram) -> None:
+    def __init__(self, setup: RankSetup, program: RankProgram, plan: Plan | None = None) -> None:
         super().__init__()
         share_contents(self, setup.modules.tree)
-        self.__dict__.update(
+        self.__dict__.update(  # not by setattr: a module of the user's may have such a name
             setup=setup,
             mesh=setup.mesh,
             _program=program,
             _averages_gradients=True,
             _messages_by_signature={},
             _failure="",
+            **({} if plan is None else {"plan": plan}),
         )
         # not at exit: there the watchdog itself looks at how the script ended, and tells the others
         weakref.finalize(self, setup.watch.close).atexit = False

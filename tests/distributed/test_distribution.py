@@ -35,6 +35,34 @@ def test_the_script_of_the_documentation_runs():
     assert last == "rank 1 has the output, (8, 10)\n"
 
 
+class Named(nn.Module):
+    """A model whose own modules have the names that a stage's attributes have."""
+
+    names = ("setup", "plan", "mesh", "group", "rank", "step", "partition", "parts")
+
+    def __init__(self):
+        super().__init__()
+        for name in self.names:
+            self.add_module(name, nn.Linear(4, 4))
+
+    def forward(self, x):
+        for name in self.names:
+            x = torch.tanh(self._modules[name](x))
+        return x
+
+
+def with_such_names():
+    net = pararealize(Named(), n=2, example_inputs=torch.ones(2, 4), coarse="linear")
+    stage = net.distribute(mesh_of(1), timeout=20)
+    x = torch.ones(3, 4)
+    loss = stage.step(x, target=torch.zeros(()), loss_fn=mean_square)
+    return torch.equal(stage(x), net(x)), stage.state_dict().keys() == net.state_dict().keys(), loss.item() > 0
+
+
+def test_modules_of_the_user_may_have_the_names_of_attributes():
+    assert on_ranks(1, with_such_names) == [(True, True, True)]
+
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ class PointToPoint:
     # Tensors ----------------------------------------------------------------------------------------------------------
 
     def isend(self, name: str, tensor: torch.Tensor, to: int, tag: int) -> None:
-        """Begin to send a tensor; it is kept, and must not change, until :meth:`flush`."""
+        """Begin to send a tensor; it must not change until :meth:`flush`, which lets go of its memory."""
         work = dist.isend(in_memory_order(tensor), dst=self._global_ranks[to], group=self.group, tag=tag)
         assert work is not None
         self._unfinished.append((name, to, work, tensor))
