@@ -47,7 +47,7 @@ class Uneven(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(4))
-        self.busy = nn.ModuleList(Busy(seconds) for seconds in (0, 0, 0.02, 0))
+        self.busy = nn.ModuleList(Busy(seconds) for seconds in (0, 0, 0.05, 0))
         self.head = Busy(0.01)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,10 +60,10 @@ def test_time_is_counted_where_it_is_spent() -> None:
     net = layer_parallel(Uneven(), coarsening=2, example_inputs=torch.randn(2, 3), leaf_modules=[Busy])
     times = measure_layers(net, {"x": torch.randn(2, 3)}, repeats=2)
     forward = [row[0] for row in times.layers]
-    assert forward[2] >= 0.02
-    assert max(forward[0], forward[1], forward[3]) < 0.01
-    assert 0.01 <= times.head[0] < 0.02
-    assert times.layers[2][1] < 0.01  # going back is quick
+    assert forward[2] >= 0.05
+    assert max(forward[0], forward[1], forward[3]) < 0.04
+    assert 0.01 <= times.head[0] < 0.05
+    assert times.layers[2][1] < 0.04  # its backward is quick
 
 
 def test_buffers_flags_and_random_states_are_left_as_found() -> None:
