@@ -7,7 +7,7 @@ with a :class:`FieldError`, but only once someone asks for the field of a run of
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,7 +19,19 @@ from pararealize.analysis.blocks import Block, BlockChain
 from pararealize.analysis.space import Space
 from pararealize.errors import CutError, FieldError
 
-from .reach import EVERYWHERE, Call, Number, Reach, Rule, initial_reach, operation_name, plain, shape_of, union
+from .reach import (
+    EVERYWHERE,
+    Call,
+    Interval,
+    Number,
+    Reach,
+    Rule,
+    initial_reach,
+    operation_name,
+    plain,
+    shape_of,
+    union,
+)
 from .rules import MODULES, NO_VALUES, OPERATIONS, POINTWISE_CLASSES
 from .rules_shape import everything, pointwise
 
@@ -76,12 +88,18 @@ class ReceptiveField:
         if len(self.size) != len(later.size):
             return ReceptiveField.everywhere(len(self.size))
         size: list[Number | None] = []
-        for first, second, stride in zip(self.size, later.size, self.stride, strict=True):
-            size.append(None if first is None or second is None else plain(first + (second - 1) * stride))
-        strides = tuple(plain(a * b) for a, b in zip(self.stride, later.stride, strict=True))
-        rows = zip(size, self.start, later.start, self.stride, strict=True)
-        starts = tuple(0 if s is None else plain(a + b * stride) for s, a, b, stride in rows)
-        return ReceptiveField(size=tuple(size), stride=strides, start=starts)
+        stride: list[Number] = []
+        start: list[Number] = []
+        for (s, *first), (t, *second) in zip(self._by_axis(), later._by_axis(), strict=True):
+            both = Interval(s or 1, *first).then(Interval(t or 1, *second))
+            known = s is not None and t is not None
+            size.append(both.size if known else None)
+            stride.append(both.stride)
+            start.append(both.start if known else 0)
+        return ReceptiveField(size=tuple(size), stride=tuple(stride), start=tuple(start))
+
+    def _by_axis(self) -> Iterator[tuple[Number | None, Number, Number]]:
+        return zip(self.size, self.stride, self.start, strict=True)
 
     def __str__(self) -> str:
         if self.is_global:

@@ -53,6 +53,12 @@ class Interval:
     stride: Number = 1
     start: Number = 0
 
+    def then(self, later: "Interval") -> "Interval":
+        """What a later operation that reads ``later`` of this one's output reads of this one's input."""
+        size = self.size + (later.size - 1) * self.stride
+        start = self.start + later.start * self.stride
+        return Interval(plain(size), plain(self.stride * later.stride), plain(start))
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -63,12 +69,7 @@ class Axis:
 
     def through(self, interval: Interval) -> "Axis":
         """The axis after one more operation that reads ``interval`` of it."""
-        a = self.interval
-        size = a.size + (interval.size - 1) * a.stride
-        return Axis(
-            self.dim,
-            Interval(plain(size), plain(a.stride * interval.stride), plain(a.start + interval.start * a.stride)),
-        )
+        return Axis(self.dim, self.interval.then(interval))
 
 
 EVERYWHERE = Axis(None)
