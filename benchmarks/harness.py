@@ -1,4 +1,4 @@
-"""What every experiment shares: the machine it ran on, results that survive a stop, one child process a measurement.
+"""What experiments share: the machine, results that survive a stop, a process of its own for each measurement.
 
 An experiment is a list of cases and a function case -> dict of plain values; :func:`run_cases` is the loop.
 """
@@ -13,6 +13,8 @@ import multiprocessing
 import os
 import platform
 import resource
+import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -23,7 +25,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Results", "exponent", "isolated", "machine", "median", "run_cases", "table"]
+from pararealize.files import whole_file
+
+__all__ = ["Results", "exponent", "isolated", "machine", "row_of_command", "run_cases", "table"]
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "numpy", "networkx")
 
@@ -44,8 +48,8 @@ def machine() -> dict[str, Any]:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
@@ -59,9 +63,9 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = json.loads(path.read_text()) if path.exists() else {}
-        self.rows: dict[str, dict[str, Any]] = found.get("rows", {})
-        self.about: dict[str, Any] = found.get("about", {})
+        content = json.loads(path.read_text()) if path.exists() else {}
+        self.rows: dict[str, dict[str, Any]] = content.get("rows", {})
+        self.about: dict[str, Any] = content.get("about", {})
 
     def add(self, name: str, row: Mapping[str, Any]) -> None:
         self.rows[name] = dict(row)
@@ -70,9 +74,9 @@ class Results:
     def save(self) -> None:
         self.about = {"machine": machine(), "date": datetime.now(UTC).date().isoformat()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self.path.with_suffix(".part")
-        whole.write_text(json.dumps({"about": self.about, "rows": self.rows}, indent=1, ensure_ascii=False) + "\n")
-        whole.replace(self.path)
+        text = json.dumps({"about": self.about, "rows": self.rows}, indent=1, ensure_ascii=False)
+        with whole_file(self.path) as part:
+            part.write_text(text + "\n")
 
 
 def run_cases(
@@ -135,18 +139,19 @@ def _child(work: Callable[[], dict[str, Any]], send: Any, gibibytes: float) -> N
     send.close()
 
 
-def median(values: Iterable[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+def row_of_command(module: str, *arguments: str) -> dict[str, Any]:
+    """The row that ``python -m module arguments`` prints last, as JSON, in a process that has run nothing before."""
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    if process.returncode:
+        raise SystemExit(f"{module} {' '.join(arguments)}: {process.stderr}")
+    row: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return row
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The p of value = c · size^p, fitted to the logarithms by least squares; 1 is linear growth."""
-    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
-    x_mean, y_mean = sum(x) / len(x), sum(y) / len(y)
-    slope = sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y, strict=True))
-    return slope / sum((a - x_mean) ** 2 for a in x)
+    return statistics.linear_regression(list(map(math.log, sizes)), list(map(math.log, values))).slope
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,4 +1,4 @@
-"""A measurement that several processes make together -> its results, one by one, as the first rank gives them."""
+"""A function that measures, on several ranks at once -> its measurements, one by one, as rank 0 yields them."""
 
 from __future__ import annotations
 
@@ -14,46 +14,48 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import distributed
 
-__all__ = ["Measured", "on_ranks"]
+__all__ = ["Case", "Measurement", "free_port", "on_ranks"]
 
-Measured: TypeAlias = tuple[str, str, float]  # way, quantity, value
-Measurement: TypeAlias = "Callable[[dict[str, Any]], Iterator[Measured]]"
-_TOLD_EVERY = 10.0  # seconds
+Measurement: TypeAlias = tuple[str, str, float]  # way, quantity, value
+Case: TypeAlias = dict[str, Any]
+PROGRESS_EVERY = 10.0  # seconds between two lines
 
 
 def on_ranks(
-    measurement: Measurement, ranks: int, asked: dict[str, Any], shown: Callable[[Measured], str]
-) -> Iterator[Measured]:
-    """Run it in so many processes of one thread each, joined by gloo; now and then show a result on stderr.
+    measure: Callable[[Case], Iterator[Measurement]], ranks: int, case: Case, line: Callable[[Measurement], str]
+) -> Iterator[Measurement]:
+    """Run ``measure`` in processes of one thread each, in one gloo group; now and then print a line on stderr.
 
     Args:
-        measurement: a function of a module, the same on all ranks.
+        measure: a function of a module, the same on all ranks.
         ranks: how many processes.
-        asked: what the function is told.
-        shown: a result as a line.
+        case: its argument.
+        line: a measurement as a line of progress.
     """
     report: Any = multiprocessing.get_context("spawn").Queue()
-    arguments = (ranks, _free_port(), measurement, asked, report)
-    started = multiprocessing.start_processes(_run, arguments, nprocs=ranks, join=False, start_method="spawn")
-    done, told = False, time.monotonic()
+    arguments = (ranks, free_port(), measure, case, report)
+    processes = multiprocessing.start_processes(_run, arguments, nprocs=ranks, join=False, start_method="spawn")
+    done, last_line = False, time.monotonic()
     while not done or not report.empty():
-        done = done or started.join(timeout=0.1)
-        while (found := _next(report)) is not None:
-            yield found
-            if time.monotonic() - told > _TOLD_EVERY:
-                told = time.monotonic()
-                print(shown(found), file=sys.stderr, flush=True)
+        done = done or processes.join(timeout=0.1)
+        while (measurement := _next(report)) is not None:
+            yield measurement
+            if time.monotonic() - last_line > PROGRESS_EVERY:
+                last_line = time.monotonic()
+                print(line(measurement), file=sys.stderr, flush=True)
 
 
-def _run(rank: int, ranks: int, port: int, measurement: Measurement, asked: dict[str, Any], report: Any) -> None:
+def _run(
+    rank: int, ranks: int, port: int, measure: Callable[[Case], Iterator[Measurement]], case: Case, report: Any
+) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks, timeout=timedelta(minutes=5)
     )
     try:
-        for measured in measurement(asked):
+        for measurement in measure(case):
             if rank == 0:
-                report.put(measured)
+                report.put(measurement)
     finally:
         distributed.destroy_process_group()
 
@@ -65,7 +67,7 @@ def _next(report: Any) -> Any:
         return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -25,7 +25,7 @@ from .networks import FAMILIES
 from .tables import write, write_evidence
 
 FOLDER = Path(__file__).parent
-EVIDENCE = FOLDER.parents[1] / "pararealize" / "coarse_evidence.json"
+EVIDENCE = FOLDER.parents[1] / "pararealize" / "coarse" / "coarse_evidence.json"
 KINDS = {False: ("linear", "bottleneck", "depthwise", "paper"), True: ("linear", "bottleneck", "block")}
 FROM_INPUT = ("linear",)  # kinds that are tried with adapters that read the images, too
 ABLATED = ("bottleneck",)
@@ -42,29 +42,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="instead of the data set's own, to try it out")
     parser.add_argument("--workers", type=int, default=2, help="cases at once")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, tables and pictures")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    results = Results(given.out / "results.json")
-    if given.table in ("table1", "ablations"):
-        methods = ablations if given.table == "ablations" else table1
+    results = Results(options.out / "results.json")
+    if options.table in ("table1", "ablations"):
+        methods = ablations if options.table == "ablations" else table1
         cases = [
             case(data, family, method, seed)
-            for data in given.data
-            for seed in range(given.seeds)
-            for family in given.families
-            for method in methods(family, given.n, given.kinds)
+            for data in options.data
+            for seed in range(options.seeds)
+            for family in options.families
+            for method in methods(family, options.n, options.kinds)
         ]
-        run(cases, functools.partial(measure, epochs=given.epochs), results, workers=given.workers)
-    write(results, given.out)
-    if given.table == "evidence":
+        run(cases, functools.partial(measure, epochs=options.epochs), results, workers=options.workers)
+    write(results, options.out)
+    if options.table == "evidence":
         write_evidence(groups(results.rows), EVIDENCE)
     return 0 if all("failed" not in row for row in results.rows.values()) else 1
 
 
 def table1(family: str, numbers: Sequence[int], kinds: Sequence[str] | None) -> list[str]:
     """The original, and every n and kind."""
-    asked = kinds or [*KINDS[FAMILIES[family].tokens], *(f"{kind}@input" for kind in FROM_INPUT)]
-    return ["original", *(f"{n}-{kind}" for n in numbers for kind in asked)]
+    kinds = kinds or [*KINDS[FAMILIES[family].tokens], *(f"{kind}@input" for kind in FROM_INPUT)]
+    return ["original", *(f"{n}-{kind}" for n in numbers for kind in kinds)]
 
 
 def ablations(_family: str, numbers: Sequence[int], kinds: Sequence[str] | None) -> list[str]:
@@ -88,7 +88,7 @@ def run(cases: Sequence[str], work: Any, results: Results, *, workers: int) -> N
         row = isolated(lambda: work(name), seconds=1800, gibibytes=8)
         with lock:
             results.add(name, row)
-            print(f"[{next(done)}/{len(missing)}] {name}: {_shown(row)}", file=sys.stderr, flush=True)
+            print(f"[{next(done)}/{len(missing)}] {name}: {_line(row)}", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(workers) as pool:
         for future in [pool.submit(one, name) for name in missing]:
@@ -101,7 +101,7 @@ def _import_early() -> None:
         importlib.import_module(name)
 
 
-def _shown(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{row['failed']}: {row['error']}"
     return f"error {100 * row['error']:.2f}% in {row['seconds']:.0f} s"

@@ -52,12 +52,12 @@ class Group:
 
 def groups(rows: Mapping[str, Mapping[str, Any]]) -> list[Group]:
     """The rows by data set, family and method, in the order of the cases."""
-    found: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
+    by_method: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
     for name, row in rows.items():
         if "failed" not in row:
             data, family, method, seed = name.split("/")
-            found.setdefault((data, family, method), {})[int(seed)] = row
+            by_method.setdefault((data, family, method), {})[int(seed)] = row
     return [
-        Group(data=d, family=f, name=m, rows=dict(sorted(g.items())), originals=found.get((d, f, "original"), {}))
-        for (d, f, m), g in found.items()
+        Group(data=d, family=f, name=m, rows=dict(sorted(g.items())), originals=by_method.get((d, f, "original"), {}))
+        for (d, f, m), g in by_method.items()
     ]

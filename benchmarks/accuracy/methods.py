@@ -99,15 +99,15 @@ def count(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def _widened(family: str, shape: tuple[int, int, int], classes: int, wanted: int, seed: int) -> nn.Module:
+def _widened(family: str, shape: tuple[int, int, int], classes: int, least: int, seed: int) -> nn.Module:
     """The narrowest original of at least so many parameters, in steps that the heads of attention divide."""
     step = 4 if FAMILIES[family].tokens else 1
     for width in range(step, 1024, step):
         torch.manual_seed(seed)
         net = build(family, shape, classes, width=width)
-        if count(net) >= wanted:
+        if count(net) >= least:
             return net
-    raise AssertionError(f"no {family} has {wanted} parameters")
+    raise AssertionError(f"no {family} has {least} parameters")
 
 
 def shares(plan: Plan) -> dict[str, float]:

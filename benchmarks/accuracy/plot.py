@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pararealize.figure import save_figure
+
 from .networks import FAMILIES
 
 if TYPE_CHECKING:
@@ -21,27 +26,18 @@ LEAST_SHARE = 1e-3  # what costs nothing stands here on the logarithmic axis
 
 def draw(every: Sequence[Group], path: Path) -> None:
     """Mean errors with their standard deviations over the cost of the coarse blocks; the original as a grey line."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "pararealize"  # the same picture twice is the same file
-    from matplotlib import pyplot as plt
-
     data = list(dict.fromkeys(group.data for group in every))
     families = [family for family in FAMILIES if any(group.family == family for group in every)]
-    figure, panels = plt.subplots(
-        len(data), len(families), figsize=(3.3 * len(families), 3.6 * len(data) + 0.5), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    figure = Figure(figsize=(3.3 * len(families), 3.6 * len(data) + 0.5), layout="constrained")
+    panels = figure.subplots(len(data), len(families), squeeze=False)
     for line, name in zip(panels, data, strict=True):
         for axes, family in zip(line, families, strict=True):
             _panel(axes, [g for g in every if (g.data, g.family) == (name, family) and not g.method.ablation])
             axes.set_title(f"{FAMILIES[family].title}, {name}", fontsize=9)
             axes.set_xlabel("coarse FLOPs of the original's")
         line[0].set_ylabel("test error, %")
-    figure.legend(handles=_legend(plt), loc="outside lower center", ncols=6, fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=6, fontsize=8)
+    save_figure(figure, path)
 
 
 def _panel(axes: Any, here: Sequence[Group]) -> None:
@@ -70,14 +66,13 @@ def _mean(group: Group) -> tuple[float, float]:
     return statistics.mean(errors), statistics.stdev(errors) if len(errors) > 1 else 0.0
 
 
-def _legend(plt: Any) -> list[Any]:
-    line = plt.Line2D
-    shapes = [line([], [], color="black", marker=mark, ls="", label=kind) for kind, mark in MARKS.items()]
-    numbers = [line([], [], color=colour, lw=3, label=f"N = {n}") for n, colour in COLOURS.items()]
+def _legend() -> list[Line2D]:
+    shapes = [Line2D([], [], color="black", marker=mark, ls="", label=kind) for kind, mark in MARKS.items()]
+    numbers = [Line2D([], [], color=colour, lw=3, label=f"N = {n}") for n, colour in COLOURS.items()]
     others = [
-        line([], [], color="grey", lw=1, label="original"),
-        line([], [], color="black", marker="o", ls="", markerfacecolor="none", label="adapters read the input"),
-        line([], [], color="grey", marker="o", ls="", markeredgecolor="black", label="blocks in the stem"),
-        line([], [], color="black", ls=":", label="10% of the original"),
+        Line2D([], [], color="grey", lw=1, label="original"),
+        Line2D([], [], color="black", marker="o", ls="", markerfacecolor="none", label="adapters read the input"),
+        Line2D([], [], color="grey", marker="o", ls="", markeredgecolor="black", label="blocks in the stem"),
+        Line2D([], [], color="black", ls=":", label="10% of the original"),
     ]
     return [*shapes, *numbers, *others]

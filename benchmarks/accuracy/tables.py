@@ -34,7 +34,7 @@ FEWEST = 3  # seeds without which a mean is no evidence
 
 
 def write(results: Results, folder: Path) -> None:
-    """``table.md`` of what is there, and the picture of errors against costs."""
+    """``table.md`` of all rows, and the picture of errors against costs."""
     from .plot import draw
 
     every = groups(results.rows)
@@ -150,30 +150,30 @@ def _ablations(every: list[Group]) -> str:
 
 def evidence_of(every: list[Group]) -> list[Evidence]:
     """A row of evidence for each method with enough seeds, over the seeds that the original has too."""
-    found = []
+    rows = []
     for group in every:
         both = [seed for seed in group.rows if seed in group.originals]
         if not group.method.n or group.method.ablation or len(both) < FEWEST:
             continue
-        own, others = ([rows[s]["error"] for s in both] for rows in (group.rows, group.originals))
-        found.append(
+        errors, originals = ([rows[s]["error"] for s in both] for rows in (group.rows, group.originals))
+        rows.append(
             Evidence(
                 family=FAMILIES[group.family].evidence,
                 data=group.data,
                 n=group.method.n,
                 kind=group.method.kind,
                 source=group.method.source,
-                error=round(statistics.mean(own), 5),
-                deviation=round(statistics.stdev(own), 5),
-                original=round(statistics.mean(others), 5),
-                original_deviation=round(statistics.stdev(others), 5),
+                error=round(statistics.mean(errors), 5),
+                deviation=round(statistics.stdev(errors), 5),
+                original=round(statistics.mean(originals), 5),
+                original_deviation=round(statistics.stdev(originals), 5),
                 seeds=len(both),
                 coarse_share=round(group.first["coarse_share"], 5),
                 stem_share=round(group.first.get("stem_share", 0.0), 5),
             )
         )
     return sorted(
-        found, key=lambda row: (row.family, row.data, row.n, row.stem_share, row.coarse_share, row.kind, row.source)
+        rows, key=lambda row: (row.family, row.data, row.n, row.stem_share, row.coarse_share, row.kind, row.source)
     )
 
 

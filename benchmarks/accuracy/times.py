@@ -61,14 +61,14 @@ def time_table(here: Sequence[Group]) -> str:
 
 def _epochs(group: Group, target: float) -> list[int]:
     """Epochs until the target, of each seed that reaches it."""
-    found = []
+    epochs = []
     for row in group.rows.values():
         passed = [i for i, error in enumerate(row.get("errors", ()), 1) if error <= target]
-        found += passed[:1]
-    return found
+        epochs += passed[:1]
+    return epochs
 
 
 def _epoch_seconds(group: Group) -> float:
     """Processor seconds of an epoch, scoring included; the median of the runs."""
-    taken = [row["train_seconds"] / len(row["errors"]) for row in group.rows.values() if "train_seconds" in row]
-    return statistics.median(taken) if taken else math.nan
+    seconds = [row["train_seconds"] / len(row["errors"]) for row in group.rows.values() if "train_seconds" in row]
+    return statistics.median(seconds) if seconds else math.nan

@@ -13,7 +13,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks.harness import Results, run_cases, table
+from pararealize.figure import save_figure
 
 FOLDER = Path(__file__).parent
 NETWORKS = ("resnet20", "vit")
@@ -27,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and lost.svg")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args(arguments)
-    results = Results(given.out / "results.json")
-    cases = [f"{network}, seed {seed}" for seed in range(given.seeds) for network in given.networks]
+    options = parser.parse_args(arguments)
+    results = Results(options.out / "results.json")
+    cases = [f"{network}, seed {seed}" for seed in range(options.seeds) for network in options.networks]
     run_cases(cases, _measure, results, seconds=3000, gibibytes=12, show=_show)
-    (given.out / "table.md").write_text(markdown(results.rows))
-    draw(results.rows, given.out / "lost.svg")
-    print(json.dumps(results.rows, indent=1) if given.json else markdown(results.rows))
+    (options.out / "table.md").write_text(markdown(results.rows))
+    draw(results.rows, options.out / "lost.svg")
+    print(json.dumps(results.rows, indent=1) if options.json else markdown(results.rows))
     return 0
 
 
@@ -47,7 +50,7 @@ def _measure(case: str) -> dict[str, Any]:
 def _show(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{row['failed']}: {row['error']}"
-    kinds = (f"{kind} {_percent(found['stages'].get('fine-tuned', 0.0))}" for kind, found in row["kinds"].items())
+    kinds = (f"{kind} {_percent(cell['stages'].get('fine-tuned', 0.0))}" for kind, cell in row["kinds"].items())
     return f"original {_percent(row['accuracy'])}, fine-tuned {', '.join(kinds)}, {row['seconds']:.0f} s"
 
 
@@ -71,21 +74,21 @@ def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
         "steps",
     )
     lines = []
-    for network, kind, found in lost(rows):
-        own = found["rows"]
-        calibrated = [row["kinds"][kind]["calibrate_seconds"] / row["train_seconds"] for row in own]
+    for network, kind, losses in lost(rows):
+        runs = losses["rows"]
+        calibrated = [row["kinds"][kind]["calibrate_seconds"] / row["train_seconds"] for row in runs]
         lines.append(
             (
                 network,
-                len(own),
-                _several([row["accuracy"] for row in own]),
+                len(runs),
+                _several([row["accuracy"] for row in runs]),
                 kind,
-                f"{100 * own[0]['kinds'][kind]['share']:.0f} %",
-                f"{own[0]['kinds'][kind]['speedup']:.2f}",
-                *(_several([row["kinds"][kind]["stages"][stage] for row in own]) for stage in STAGES),
-                f"{100 * found['fine-tuned']:.1f}" + (" ✓" if found["fine-tuned"] <= GOAL else ""),
+                f"{100 * runs[0]['kinds'][kind]['share']:.0f} %",
+                f"{runs[0]['kinds'][kind]['speedup']:.2f}",
+                *(_several([row["kinds"][kind]["stages"][stage] for row in runs]) for stage in STAGES),
+                f"{100 * losses['fine-tuned']:.1f}" + (" ✓" if losses["fine-tuned"] <= GOAL else ""),
                 f"{100 * mean(calibrated):.0f} %",
-                f"{own[0]['kinds'][kind]['fine_tune_steps']} of {own[0]['steps']}",
+                f"{runs[0]['kinds'][kind]['fine_tune_steps']} of {runs[0]['steps']}",
             )
         )
     yield table(head, lines)
@@ -101,41 +104,35 @@ def lost(rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, 
     """(network, kind, mean accuracy lost at every stage and the rows) of what was measured."""
     good = [row for row in rows.values() if "failed" not in row]
     for network in dict.fromkeys(row["network"] for row in good):
-        own = [row for row in good if row["network"] == network]
-        for kind in own[0]["kinds"]:
-            found: dict[str, Any] = {"rows": own}
+        runs = [row for row in good if row["network"] == network]
+        for kind in runs[0]["kinds"]:
+            losses: dict[str, Any] = {"rows": runs}
             for stage in STAGES:
-                found[stage] = mean(row["accuracy"] - row["kinds"][kind]["stages"][stage] for row in own)
-            yield network, kind, found
+                losses[stage] = mean(row["accuracy"] - row["kinds"][kind]["stages"][stage] for row in runs)
+            yield network, kind, losses
 
 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Bars of the percentage points lost, after calibration and after fine-tuning."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "pararealize"
-    from matplotlib import pyplot as plt
-
-    found = list(lost(rows))
-    figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")
+    losses = list(lost(rows))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
     looks = {"after": ("calibrated", "", "#9fb3c8"), "fine-tuned": ("and fine-tuned", "//", "#d9822b")}
     for i, (stage, (label, hatch, colour)) in enumerate(looks.items()):
-        places = [k + 0.38 * (i - 0.5) for k in range(len(found))]
-        heights = [100 * values[stage] for _, _, values in found]
+        places = [k + 0.38 * (i - 0.5) for k in range(len(losses))]
+        heights = [100 * values[stage] for _, _, values in losses]
         bars = axes.bar(places, heights, 0.36, label=label, hatch=hatch, color=colour, edgecolor="white")
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
     axes.axhline(100 * GOAL, color="black", lw=1, ls="--", label="one percentage point")
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(top=200)
-    kinds = [kind.replace("~", "\nstem + ") for _, kind, _ in found]
-    names = [f"{network}\n{kind}" for (network, _, _), kind in zip(found, kinds, strict=True)]
-    axes.set_xticks(range(len(found)), names, fontsize=7)
+    kinds = [kind.replace("~", "\nstem + ") for _, kind, _ in losses]
+    names = [f"{network}\n{kind}" for (network, _, _), kind in zip(losses, kinds, strict=True)]
+    axes.set_xticks(range(len(losses)), names, fontsize=7)
     axes.set_ylabel("percentage points of test accuracy lost")
     axes.set_title("a trained network as 4 segments")
     axes.legend()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _several(values: list[float]) -> str:

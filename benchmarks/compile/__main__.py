@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.harness import Results, exponent, median, table
+from benchmarks.harness import Results, exponent, row_of_command, table
 
 from .measure import STAGES, measure
 from .networks import layers
@@ -31,34 +31,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and growth.svg")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--one", metavar="NETWORK", help="measure this once, here, and print its row")
-    given = parser.parse_args(arguments)
-    if given.one:
-        print(json.dumps(measure(given.one, SEGMENTS)))
+    options = parser.parse_args(arguments)
+    if options.one:
+        print(json.dumps(measure(options.one, SEGMENTS)))
         return 0
 
-    names = ["resnet1001", *(f"chain-{length}" for length in given.layers)]
+    names = ["resnet1001", *(f"chain-{length}" for length in options.layers)]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for i in range(given.rounds):
+    for i in range(options.rounds):
         for name in names:
-            runs[name].append(_once(name))
-            print(f"[{i + 1}/{given.rounds}] {name}: {runs[name][-1]['cpu']:.2f} s", file=sys.stderr, flush=True)
-    results = Results(given.out / "results.json")
+            runs[name].append(row_of_command("benchmarks.compile", "--one", name))
+            print(f"[{i + 1}/{options.rounds}] {name}: {runs[name][-1]['cpu']:.2f} s", file=sys.stderr, flush=True)
+    results = Results(options.out / "results.json")
     results.rows = {name: _medians(rows) for name, rows in runs.items()}
     results.save()
-    (given.out / "table.md").write_text(markdown(results))
+    (options.out / "table.md").write_text(markdown(results))
     if chains := [name for name in names if name != "resnet1001"]:
-        draw([layers(n) for n in chains], [results.rows[n] for n in chains], given.out / "growth.svg")
-    print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
+        draw([layers(n) for n in chains], [results.rows[n] for n in chains], options.out / "growth.svg")
+    print(json.dumps(results.rows, indent=1) if options.json else markdown(results))
     return 0
-
-
-def _once(name: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.compile", "--one", name]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parents[1], check=False)
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr}")
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
 
 
 def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,8 +99,8 @@ def markdown(results: Results) -> str:
 
 
 def _growth(slopes: dict[str, float], least: int) -> str:
-    named = {"cpu": "time", "peak_mib": "memory"}
-    listed = ", ".join(f"{named.get(key, key)} {value:.2f}" for key, value in slopes.items())
+    words = {"cpu": "time", "peak_mib": "memory"}
+    listed = ", ".join(f"{words.get(key, key)} {value:.2f}" for key, value in slopes.items())
     over = f"chains of at least {least:,} layers" if least else "all chains"
     return f"Exponents of growth over {over} (1 is linear): {listed or 'too few sizes for a fit'}."
 

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from pararealize.figure import save_figure
+
 from .measure import STAGES
 
 __all__ = ["draw"]
 
 
 def draw(sizes: Sequence[int], rows: Sequence[dict[str, Any]], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "pararealize"  # the same picture twice is the same file
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    (left, right) = figure.subplots(1, 2)
     cpu = [row["cpu"] for row in rows]
     left.plot(sizes, cpu, "o-", color="black", label="all")
     for stage in STAGES:
@@ -34,8 +33,7 @@ def draw(sizes: Sequence[int], rows: Sequence[dict[str, Any]], path: Path) -> No
         axes.grid(visible=True, alpha=0.3)
         axes.set_ylim(top=8 * axes.get_ylim()[1])  # room for the legend
         axes.legend(fontsize=8, ncols=2, loc="upper left")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _linear(axes: Any, sizes: Sequence[int], values: Sequence[float]) -> None:

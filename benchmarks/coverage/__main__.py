@@ -31,19 +31,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600, help="limit for one model")
     parser.add_argument("--gibibytes", type=float, default=14, help="memory limit for one model")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    results = Results(given.out / "results.json")
-    wanted = [name for name in cases.names() if _matches(name, given.only)]
-    for name in [n for n in wanted if n in results.rows and _is_due(n, results.rows[n], given.again)]:
+    results = Results(options.out / "results.json")
+    names = [name for name in cases.names() if _matches(name, options.only)]
+    for name in [n for n in names if n in results.rows and _is_due(n, results.rows[n], options.again)]:
         del results.rows[name]
-    run_cases(wanted, measure, results, seconds=given.seconds, gibibytes=given.gibibytes, show=show)
+    run_cases(names, measure, results, seconds=options.seconds, gibibytes=options.gibibytes, show=show)
     order = [name for name in cases.names() if name in results.rows]
     results.rows = {name: results.rows[name] for name in order}
     results.save()
-    (given.out / "table.md").write_text(markdown(results))
-    rows = {name: results.rows[name] for name in wanted if name in results.rows}
-    print(json.dumps(rows, indent=1, ensure_ascii=False) if given.json else summary(results.rows))
+    (options.out / "table.md").write_text(markdown(results))
+    rows = {name: results.rows[name] for name in names if name in results.rows}
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if options.json else summary(results.rows))
     return 1 if any(row.get("failed") in ("wrong", "crash") for row in rows.values()) else 0
 
 

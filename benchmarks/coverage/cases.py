@@ -47,12 +47,12 @@ def names() -> list[str]:
     """Every case, by name."""
     import torchvision
 
-    found = []
+    torchvision_names = []
     for name in torchvision.models.list_models(module=torchvision.models):
-        found.append(f"torchvision:{name}")
+        torchvision_names.append(f"torchvision:{name}")
         if name in WITHOUT_AUXILIARY:
-            found.append(f"torchvision:{name}(aux_logits=False)")
-    return [*found, *(f"hf:{name}" for name in HUGGING_FACE), *(f"timm:{name}" for name in TIMM)]
+            torchvision_names.append(f"torchvision:{name}(aux_logits=False)")
+    return [*torchvision_names, *(f"hf:{name}" for name in HUGGING_FACE), *(f"timm:{name}" for name in TIMM)]
 
 
 def build(name: str) -> Case:

@@ -162,15 +162,15 @@ def _switch(case: Case, row: dict[str, Any]) -> None:
     if case.on_meta:
         return
     exact = True
-    for made, used in itertools.permutations([True, False]):
-        case.model.train(made)
+    for first, second in itertools.permutations([True, False]):
+        case.model.train(first)
         with mock.patch.object(pararealize.compiler, "capture", _read):  # this is the comparison
             net = convert(case.model, 1, example_inputs=case.inputs)
-        for training in (used, made):
+        for training in (second, first):
             difference = _difference(case, net, training=training)
             if difference > _CLOSE:
                 raise WrongError(
-                    f"n = 1 converted in {_mode(made)} mode differs in {_mode(training)} mode by {difference:.2g} of "
+                    f"n = 1 converted in {_mode(first)} mode differs in {_mode(training)} mode by {difference:.2g} of "
                     "the largest output"
                 )
             exact = exact and difference == 0.0

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.harness import Results, run_cases
-from benchmarks.processes.__main__ import measured
+from benchmarks.processes.__main__ import medians
 
 from .tables import draw, markdown
 
@@ -42,28 +42,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-times", action="store_true", help="errors only")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and family.svg")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    results = Results(given.out / "results.json")
-    cases = [f"{way}, seed {seed}" for seed in range(given.seeds) for way in given.ways]
+    results = Results(options.out / "results.json")
+    cases = [f"{way}, seed {seed}" for seed in range(options.seeds) for way in options.ways]
     run_cases(
         cases,
-        lambda case: _error(case, given.epochs),
+        lambda case: _error(case, options.epochs),
         results,
         seconds=3600,
         gibibytes=8,
         show=lambda row: str(row)[:100],
     )
-    if not given.no_times and "simulated" not in results.rows:
+    if not options.no_times and "simulated" not in results.rows:
         run_cases(
             ["simulated"], lambda _: _simulated(), results, seconds=3600, gibibytes=8, show=lambda row: str(row)[:100]
         )
-    if not given.no_times and "times" not in results.rows:
-        asked = {"network": "chain64", "batch": BATCH, "rounds": given.rounds, "methods": list(METHODS)}
-        results.add("times", measured({**asked, "cores": os.cpu_count()}))
-    (given.out / "table.md").write_text(markdown(results.rows))
-    draw(results.rows, given.out / "family.svg")
-    print(json.dumps(results.rows, indent=1) if given.json else markdown(results.rows))
+    if not options.no_times and "times" not in results.rows:
+        case = {"network": "chain64", "batch": BATCH, "rounds": options.rounds, "methods": list(METHODS)}
+        results.add("times", medians({**case, "cores": os.cpu_count()}))
+    (options.out / "table.md").write_text(markdown(results.rows))
+    draw(results.rows, options.out / "family.svg")
+    print(json.dumps(results.rows, indent=1) if options.json else markdown(results.rows))
     return 1 if any("failed" in row for row in results.rows.values()) else 0
 
 

@@ -38,7 +38,7 @@ def measure(name: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
     """Train in one process, which computes what the ranks compute; the error as trained, and of multigrid as serial."""
     data = load("digits", batch_size=BATCH, seed=seed, image_size=PIXELS)
     torch.manual_seed(seed)
-    net = _made(WAYS[name], Chain(num_classes=data.classes), data.example(2), seed)
+    net = _network(WAYS[name], Chain(num_classes=data.classes), data.example(2), seed)
     steps = data.steps * epochs
     began = time.process_time()
     recipe = Recipe(epochs=epochs, lr=0.1, schedule="cosine", warmup=steps // 5, clip=1.0, initialise=None)
@@ -59,10 +59,10 @@ def measure(name: str, seed: int, epochs: int = EPOCHS) -> dict[str, Any]:
     return row
 
 
-def _made(asked: dict[str, Any], model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
-    if "n" in asked:
-        return pararealize(model, asked["n"], example_inputs=example, coarse=asked["coarse"], seed=seed)
-    if "coarsening" in asked:
-        forward, backward = asked["iterations"]
-        return layer_parallel(model, 2, asked["coarsening"], forward, backward, example_inputs=example)
+def _network(way: dict[str, Any], model: nn.Module, example: torch.Tensor, seed: int) -> nn.Module:
+    if "n" in way:
+        return pararealize(model, way["n"], example_inputs=example, coarse=way["coarse"], seed=seed)
+    if "coarsening" in way:
+        forward, backward = way["iterations"]
+        return layer_parallel(model, 2, way["coarsening"], forward, backward, example_inputs=example)
     return model

@@ -11,12 +11,12 @@ Ranks beyond the machine's cores cannot be measured; these are simulated steps, 
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.harness import median
 from benchmarks.processes.networks import WIDTH, build, example
 from pararealize import Transfer, layer_parallel, measure_network, pararealize, simulate
 from pararealize.multigrid.simulation import simulate_multigrid
@@ -35,34 +35,34 @@ def steps(batch: int, network: str = "chain64") -> dict[str, Any]:
     model = build(network).train()
     x, target = example(network, batch)
     serial = {m: _seconds(model, x[: batch // m], target[: batch // m]) for m in (1, 2, 4, 8, 16, 32) if batch % m == 0}
-    found: dict[str, Any] = {
+    seconds: dict[str, Any] = {
         "serial": {"1": serial[1]},
         "pipeline": {},
         "parareal linear": {},
         "parareal bottleneck": {},
     }
     for P in RANKS:
-        found["pipeline"][str(P)] = min((m + P - 1) / P * seconds for m, seconds in serial.items())
+        seconds["pipeline"][str(P)] = min((m + P - 1) / P * step for m, step in serial.items())
         for kind in ("linear", "bottleneck"):
             net = pararealize(model, P, example_inputs=x, coarse=kind, cost="seconds")
             times, _ = measure_network(net.train(), x, repeats=ROUNDS)
             step = simulate(net.plan, times, latency=LINK.latency, bandwidth=LINK.bandwidth, batch=batch).step
-            found[f"parareal {kind}"][str(P)] = step
+            seconds[f"parareal {kind}"][str(P)] = step
     net = layer_parallel(model, 2, 8, example_inputs=x)
     layers = measure_layers(net, x, repeats=ROUNDS)
     size = 4 * batch * WIDTH * x.shape[-1] * x.shape[-2]  # bytes of one value between layers
     for way, (forward, backward) in MULTIGRID.items():
         settings = {"forward_iterations": forward, "backward_iterations": backward, "transfer": LINK, "size": size}
-        found[way] = {str(P): simulate_multigrid(net.hierarchy, layers, P, **settings).step for P in RANKS}
-    return {"batch": batch, "latency": LINK.latency, "bandwidth": LINK.bandwidth, "steps": found}
+        seconds[way] = {str(P): simulate_multigrid(net.hierarchy, layers, P, **settings).step for P in RANKS}
+    return {"batch": batch, "latency": LINK.latency, "bandwidth": LINK.bandwidth, "steps": seconds}
 
 
 def _seconds(model: torch.nn.Module, x: torch.Tensor, target: torch.Tensor) -> float:
     """Of forward and backward."""
-    taken = []
+    times = []
     for i in range(-1, ROUNDS):
         began = time.perf_counter()
         cross_entropy(model(x), target).backward()
         if i >= 0:
-            taken.append(time.perf_counter() - began)
-    return median(taken)
+            times.append(time.perf_counter() - began)
+    return median(times)

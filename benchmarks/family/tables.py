@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks.harness import table
+from pararealize.figure import save_figure
 
 from .accuracy import WAYS
 
@@ -56,18 +59,18 @@ def _sections(rows: Rows) -> Iterator[str]:
 
 
 def _line(name: str, rows: Rows, ranks: list[int]) -> tuple[str, ...]:
-    shown = SYSTEMS[name][2]
+    way = SYSTEMS[name][2]
     best = _best(rows, name)
     one = _one(rows)
     beyond = [f"{speedup:.2f}" if (speedup := _beyond(rows, name, P)) is not None else "–" for P in ranks]
-    again = _errors(rows, shown, "serial_error")
+    again = _errors(rows, way, "serial_error")
     return (
         name,
         "–" if best is None else f"{best['step']['median'] * 1e3:.0f}",
         "–" if best is None or one is None else _ratio(one, best["step"]["median"]),
         "–" if best is None else f"{best['memory']['median'] / 2**20:.0f}",
         *beyond,
-        "; ".join(_spread(_errors(rows, shown.format(n))) for n in ((2, 16) if "{}" in shown else (0,))),
+        "; ".join(_spread(_errors(rows, way.format(n))) for n in ((2, 16) if "{}" in way else (0,))),
         _spread(again) if again else "–",
     )
 
@@ -117,17 +120,12 @@ def _list(rows: Rows, way: str) -> str:
 
 def draw(rows: Rows, path: Path) -> None:
     """Speed-ups against ranks: points are measured, lines are simulated."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "pararealize"
-    from matplotlib import pyplot as plt
-
     steps = rows.get("simulated", {}).get("steps", {})
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
     for name, (_, model, _) in SYSTEMS.items():
-        found = {int(P): _beyond(rows, name, int(P)) for P in steps.get(model, {})}
-        points = sorted((P, speedup) for P, speedup in found.items() if speedup is not None)
+        speedups = {int(P): _beyond(rows, name, int(P)) for P in steps.get(model, {})}
+        points = sorted((P, speedup) for P, speedup in speedups.items() if speedup is not None)
         if points and model != "serial":
             (line,) = axes.plot(*zip(*points, strict=True), "--", marker=".", label=name)
             axes.plot(*points[0], "o", ms=8, color=line.get_color())
@@ -140,5 +138,4 @@ def draw(rows: Rows, path: Path) -> None:
     axes.grid(visible=True, alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save_figure(figure, path)

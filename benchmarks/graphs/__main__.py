@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.harness import Results
+from benchmarks.harness import Results, row_of_command
 
 from .measure import measure
 from .tables import draw, markdown
@@ -32,36 +30,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and ratios.svg")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # segments, 0 for the original; one process's part
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error(f"this measures a GPU, and torch {torch.__version__} finds none here; run it where there is one")
-    if given.one is not None:
-        (batch,) = given.batch
-        row = measure(batch, given.one or None, coarse=given.coarse, rounds=given.rounds, steps=given.steps)
+    if options.one is not None:
+        (batch,) = options.batch
+        row = measure(batch, options.one or None, coarse=options.coarse, rounds=options.rounds, steps=options.steps)
         print(json.dumps(row))
         return 0
 
-    results = Results(given.out / "results.json")
-    for batch in given.batch:
-        for n in (0, *given.segments):
-            row = _in_its_own_process(given, batch, n)
+    settings = ("--coarse", options.coarse, "--rounds", str(options.rounds), "--steps", str(options.steps))
+    results = Results(options.out / "results.json")
+    for batch in options.batch:
+        for n in (0, *options.segments):
+            row = row_of_command("benchmarks.graphs", "--batch", str(batch), "--one", str(n), *settings)
             results.add(f"batch {batch}, n {n or '–'}", row)
-            shown = {way: found.get("ms", found.get("error")) for way, found in row["ways"].items()}
-            print(f"batch {batch}, n {n or '–'}: {shown}", file=sys.stderr, flush=True)
-    (given.out / "table.md").write_text(markdown(results))
-    draw(results, given.out / "ratios.svg")
-    print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
+            times = {way: cell.get("ms", cell.get("error")) for way, cell in row["ways"].items()}
+            print(f"batch {batch}, n {n or '–'}: {times}", file=sys.stderr, flush=True)
+    (options.out / "table.md").write_text(markdown(results))
+    draw(results, options.out / "ratios.svg")
+    print(json.dumps(results.rows, indent=1) if options.json else markdown(results))
     return 0
-
-
-def _in_its_own_process(given: argparse.Namespace, batch: int, n: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.graphs", "--batch", str(batch), "--one", str(n)]
-    command += ["--coarse", given.coarse, "--rounds", str(given.rounds), "--steps", str(given.steps)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parents[1], check=False)
-    if done.returncode:
-        raise SystemExit(f"batch {batch}, n {n}: {done.stderr}")
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
 
 
 if __name__ == "__main__":

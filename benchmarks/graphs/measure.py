@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.harness import median
 from pararealize import pararealize
 from pararealize.errors import PlanError
 from pararealize.models import resnet1001
@@ -44,23 +44,23 @@ def measure(batch: int, n: int | None, *, coarse: str, rounds: int, steps: int) 
         ways["original compiled"] = lambda: torch.compile(copy.deepcopy(model))
     else:
         ways |= _parareal(model, x, n, coarse)
-    made: dict[str, Step] = {}
+    steps_of: dict[str, Step] = {}
     rows: dict[str, Any] = {}
     for name, make in ways.items():
         try:
-            made[name] = run = make()
+            steps_of[name] = run = make()
             for _ in range(WARM_UP):
                 _step(run, x, labels)
         except (torch.cuda.OutOfMemoryError, PlanError) as error:
-            made.pop(name, None)
+            steps_of.pop(name, None)
             rows[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
             torch.cuda.empty_cache()
-    times: dict[str, list[float]] = {name: [] for name in made}
+    times: dict[str, list[float]] = {name: [] for name in steps_of}
     for _ in range(rounds):
-        for name, run in made.items():
+        for name, run in steps_of.items():
             times[name].append(_milliseconds(run, x, labels, steps))
-    for name, found in times.items():
-        rows[name] = {"ms": median(found), "least": min(found), "most": max(found)}
+    for name, values in times.items():
+        rows[name] = {"ms": median(values), "least": min(values), "most": max(values)}
     return {"batch": batch, "n": n, "coarse": coarse, "gpu": torch.cuda.get_device_name(), "ways": rows}
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks.harness import Results, table
+from pararealize.figure import save_figure
 
 from .measure import ORIGINAL, PARAREAL
 
 __all__ = ["draw", "markdown"]
+
+REFERENCES = ("original", "original captured")
 
 
 def markdown(results: Results) -> str:
@@ -31,29 +36,21 @@ def markdown(results: Results) -> str:
     )
 
 
-def _cells(found: dict[str, Any], ways: dict[str, Any]) -> tuple[str, ...]:
-    if "error" in found:
-        return (found["error"], "", "", "")
-    ratios = [f"{ways[way]['ms'] / found['ms']:.2f}" if "ms" in ways.get(way, {}) else "" for way in _BESIDE]
-    return (f"{found['ms']:.1f}", f"{found['least']:.1f}–{found['most']:.1f}", *ratios)
-
-
-_BESIDE = ("original", "original captured")
+def _cells(cell: dict[str, Any], ways: dict[str, Any]) -> tuple[str, ...]:
+    if "error" in cell:
+        return (cell["error"], "", "", "")
+    ratios = [f"{ways[way]['ms'] / cell['ms']:.2f}" if "ms" in ways.get(way, {}) else "" for way in REFERENCES]
+    return (f"{cell['ms']:.1f}", f"{cell['least']:.1f}–{cell['most']:.1f}", *ratios)
 
 
 def draw(results: Results, path: Path) -> None:
     """How many times faster than the captured original each way is, over n, a panel a batch."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "pararealize"  # the same picture twice is the same file
-    from matplotlib import pyplot as plt
-
     rows = [row for row in results.rows.values() if row["n"] and "ms" in row["ways"].get("original captured", {})]
     batches = sorted({row["batch"] for row in rows})
     if not batches:
         return
-    figure, panels = plt.subplots(1, len(batches), figsize=(4 * len(batches), 4), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(4 * len(batches), 4), layout="constrained")
+    panels = figure.subplots(1, len(batches), squeeze=False)
     for axes, batch in zip(panels[0], batches, strict=True):
         here = sorted((row for row in rows if row["batch"] == batch), key=lambda row: row["n"])
         for way in PARAREAL:
@@ -68,5 +65,4 @@ def draw(results: Results, path: Path) -> None:
         axes.set(title=f"batch {batch}", xlabel="segments", ylabel="captured original ÷ this")
         axes.grid(visible=True, alpha=0.3)
     panels[0][0].legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save_figure(figure, path)

@@ -35,27 +35,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3600, help="limit for one run")
     parser.add_argument("--gibibytes", type=float, default=8, help="memory limit for one run")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args(arguments)
-    if given.quick:
-        given.data, given.layers, given.seeds, given.epochs, given.factors = ["digits"], (30,), 1, 1, (1,)
-    folder = given.out or (Path(tempfile.mkdtemp(prefix="high_order.")) if given.quick else FOLDER)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.data, options.layers, options.seeds, options.epochs, options.factors = ["digits"], (30,), 1, 1, (1,)
+    folder = options.out or (Path(tempfile.mkdtemp(prefix="high_order.")) if options.quick else FOLDER)
 
-    runs = cases(given.data, given.layers, given.seeds, given.epochs, given.factors)
+    runs = cases(options.data, options.layers, options.seeds, options.epochs, options.factors)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "cost": cost,
         **{name: lambda case=case: train(case) for name, case in runs.items()},  # type: ignore[misc]
     }
     results = Results(folder / "results.json")
     run_cases(
-        [name for name in measures if name not in runs or runs[name].scheme in given.schemes],
+        [name for name in measures if name not in runs or runs[name].scheme in options.schemes],
         lambda name: measures[name](),
         results,
-        seconds=given.seconds,
-        gibibytes=given.gibibytes,
+        seconds=options.seconds,
+        gibibytes=options.gibibytes,
         show=show,
     )
     (folder / "table.md").write_text(markdown(runs, results.rows))
-    print(json.dumps(results.rows, indent=1) if given.json else (folder / "table.md").read_text())
+    print(json.dumps(results.rows, indent=1) if options.json else (folder / "table.md").read_text())
     return 1 if any("failed" in row for row in results.rows.values()) else 0
 
 
@@ -64,7 +64,7 @@ def show(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{row['failed']}: {row['error'][:300]}"
     if "schemes" in row:
-        return ", ".join(f"{key} {held['maps']:.1f} maps" for key, held in row["schemes"].items())
+        return ", ".join(f"{key} {cost['maps']:.1f} maps" for key, cost in row["schemes"].items())
     return f"{'diverged' if row['diverged'] else format(row['accuracy'], '.3f')}, {row['seconds']} s"
 
 

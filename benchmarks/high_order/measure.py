@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.harness import median
 from pararealize import data
 
 from .networks import DEPTHS, SCHEMES, Scheme, build, groups
@@ -78,15 +78,15 @@ def cases(
 
 def train(case: Case) -> dict[str, Any]:
     """Train with SGD as the paper does, with its schedule scaled to fewer epochs."""
-    scheme, found = SCHEMES[case.scheme], DATA[case.data](case.seed)
-    net = build(scheme, case.layers, width=WIDTH, classes=found.classes, seed=case.seed, pixels=found.shape[-1])
+    scheme, dataset = SCHEMES[case.scheme], DATA[case.data](case.seed)
+    net = build(scheme, case.layers, width=WIDTH, classes=dataset.classes, seed=case.seed, pixels=dataset.shape[-1])
     optimizer = torch.optim.SGD(
         groups(net, lr=LR * case.factor, weight_decay=DECAY), lr=LR * case.factor, momentum=MOMENTUM
     )
-    steps = -(-len(found.labels) // BATCH) * case.epochs
+    steps = -(-len(dataset.labels) // BATCH) * case.epochs
     checked: list[tuple[int, float]] = []
     loss = torch.zeros(())
-    for step, (images, labels) in enumerate(found.batches(case.epochs), start=1):
+    for step, (images, labels) in enumerate(dataset.batches(case.epochs), start=1):
         for group in optimizer.param_groups:
             group["lr"] = LR * case.factor * 0.1 ** sum(step > drop * steps for drop in DROPS)
         loss = functional.cross_entropy(net.train()(images), labels)
@@ -96,10 +96,10 @@ def train(case: Case) -> dict[str, Any]:
         if not loss.isfinite():
             break
         if step % max(1, steps // case.epochs // CHECKS) == 0 or step == steps:
-            checked.append((step, accuracy(net, found)))
+            checked.append((step, accuracy(net, dataset)))
     finite = bool(loss.isfinite())
     return {
-        "accuracy": checked[-1][1] if finite else 1 / found.classes,
+        "accuracy": checked[-1][1] if finite else 1 / dataset.classes,
         "diverged": not finite,
         "loss": loss.item() if finite else None,
         "parameters": sum(p.numel() for p in net.parameters()),
@@ -110,10 +110,10 @@ def train(case: Case) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, found: data.Dataset) -> float:
+def accuracy(net: nn.Module, dataset: data.Dataset) -> float:
     net.eval()
-    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in found.test_batches())
-    return right / len(found.test_labels)
+    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in dataset.test_batches())
+    return right / len(dataset.test_labels)
 
 
 # Table 2 ------------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class Memory(TorchDispatchMode):
                 storage = value.untyped_storage()
                 ref = StorageWeakRef(storage)
                 self.alive[ref.cdata] = (ref, storage.nbytes())
-        self.alive = {key: held for key, held in self.alive.items() if not held[0].expired()}
+        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
         return result
 

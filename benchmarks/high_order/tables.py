@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from statistics import mean, median
 from typing import Any
 
-from benchmarks.harness import median, table
+from benchmarks.harness import table
 
 from .measure import FACTORS, Case
 from .networks import SCHEMES
@@ -66,10 +67,10 @@ def _accuracies(cases: Mapping[str, Case], rows: Rows) -> str:
     for key, scheme in SCHEMES.items():
         cells = []
         for layers in depths:
-            found = [100 * run["accuracy"] for run in _runs(cases, rows, scheme=key, layers=layers, factor=1)]
+            accuracies = [100 * run["accuracy"] for run in _runs(cases, rows, scheme=key, layers=layers, factor=1)]
             paper = TABLE_3.get(key, {}).get(layers)
-            mine = f"{sum(found) / len(found):.1f} ({min(found):.1f}–{max(found):.1f})" if found else "–"
-            cells.append(f"{mine} / {paper if paper is not None else '–'}" if found or paper else "")
+            mine = f"{mean(accuracies):.1f} ({min(accuracies):.1f}–{max(accuracies):.1f})" if accuracies else "–"
+            cells.append(f"{mine} / {paper if paper is not None else '–'}" if accuracies or paper else "")
         lines.append((scheme.name, *cells))
     return table(("ours / paper's, %", *(f"{layers} layers" for layers in depths)), lines)
 

@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.harness import Results, median, table
+from benchmarks.harness import Results, table
 
 from .plot import draw
 from .run import KINDS, case, strike
@@ -24,34 +25,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and seconds.svg")
     parser.add_argument("--json", action="store_true", help="print the summary and all rows as JSON")
     parser.add_argument("--again", action="store_true", help="measure anew what has a row already")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    results = Results(given.out / "results.json")
-    if given.again:
+    results = Results(options.out / "results.json")
+    if options.again:
         results.rows.clear()
-    for i in range(given.runs):
-        name = f"{given.seed}-{i:03d}"
+    for i in range(options.runs):
+        name = f"{options.seed}-{i:03d}"
         if name in results.rows:
             continue
-        row = case(i, given.seed)
-        row |= {"timeout": given.timeout, **strike(**row, timeout=given.timeout)}
+        row = case(i, options.seed)
+        row |= {"timeout": options.timeout, **strike(**row, timeout=options.timeout)}
         row["stuck"] = None in row["ended"].values()
         row["right"] = set(row["named"].values()) == {row["rank"]}
         results.add(name, row)
         last = "stuck" if row["stuck"] else f"{max(row['ended'].values()):.3f} s"
-        told = f"{row['kind']} rank {row['rank']} of {row['n']}: {last}, {'right' if row['right'] else row['errors']}"
-        print(f"[{i + 1}/{given.runs}] {told}", file=sys.stderr, flush=True)
+        line = f"{row['kind']} rank {row['rank']} of {row['n']}: {last}, {'right' if row['right'] else row['errors']}"
+        print(f"[{i + 1}/{options.runs}] {line}", file=sys.stderr, flush=True)
     summary = summarise(list(results.rows.values()))
-    (given.out / "table.md").write_text(markdown(summary))
+    (options.out / "table.md").write_text(markdown(summary))
     draw(
         {
             kind: [slowest(row) for row in results.rows.values() if row["kind"] == kind and not row["stuck"]]
             for kind in KINDS
         },
-        given.timeout,
-        given.out / "seconds.svg",
+        options.timeout,
+        options.out / "seconds.svg",
     )
-    print(json.dumps({"summary": summary, "rows": results.rows}, indent=1) if given.json else markdown(summary))
+    print(json.dumps({"summary": summary, "rows": results.rows}, indent=1) if options.json else markdown(summary))
     return int(any(row["stuck"] or not row["right"] for row in results.rows.values()))
 
 
@@ -62,8 +63,8 @@ def slowest(row: dict[str, Any]) -> float:
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Counts and seconds, by what befell the rank and for all."""
-    found = {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
-    return {kind: _counts(some) for kind, some in {**found, "all": rows}.items() if some}
+    groups = {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
+    return {kind: _counts(group) for kind, group in {**groups, "all": rows}.items() if group}
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:

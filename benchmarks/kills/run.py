@@ -69,12 +69,12 @@ def strike(n: int, kind: str, rank: int, after: float, *, timeout: float) -> dic
             for process in ranks:
                 process.kill()  # a stopped one too
                 process.join()
-        told = {k: json.loads(path.read_text()) for k in range(n) if (path := Path(folder) / f"error{k}").exists()}
+        errors = {k: json.loads(path.read_text()) for k in range(n) if (path := Path(folder) / f"error{k}").exists()}
     return {
         "steps": steps,
         "ended": ended,
-        "named": {k: told.get(k, {}).get("rank") for k in ended},
-        "errors": {k: row["error"] for k, row in told.items()},
+        "named": {k: errors.get(k, {}).get("rank") for k in ended},
+        "errors": {k: row["error"] for k, row in errors.items()},
     }
 
 
@@ -91,8 +91,8 @@ def _ends(survivors: dict[int, Any], seconds: float) -> dict[int, float | None]:
     began = time.monotonic()
     ended: dict[int, float | None] = dict.fromkeys(survivors)
     open_ = {process.sentinel: k for k, process in survivors.items()}
-    while open_ and (left := began + seconds - time.monotonic()) > 0:
-        for sentinel in wait(list(open_), timeout=left):
+    while open_ and (remaining := began + seconds - time.monotonic()) > 0:
+        for sentinel in wait(list(open_), timeout=remaining):
             ended[open_.pop(sentinel)] = round(time.monotonic() - began, 4)  # type: ignore[index]
     return ended
 
@@ -118,5 +118,5 @@ def _train(rank: int, n: int, folder: str, timeout: float) -> None:
                 optimizer.step()
                 done.write(b".")
     except Exception as error:  # noqa: BLE001 (it is what is looked at)
-        told = {"error": f"{type(error).__name__}: {error}", "rank": getattr(error, "rank", None)}
-        (Path(folder) / f"error{rank}").write_text(json.dumps(told))
+        row = {"error": f"{type(error).__name__}: {error}", "rank": getattr(error, "rank", None)}
+        (Path(folder) / f"error{rank}").write_text(json.dumps(row))

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing as multiprocessing
+from matplotlib.figure import Figure
 
 from benchmarks.harness import Results, table
+from benchmarks.ranks import free_port
+from pararealize.figure import save_figure
 
 from .measure import run
 
@@ -33,31 +35,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and memory.svg")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    results = Results(given.out / "results.json")
-    for coarse in given.coarse:
-        for ranks in given.ranks:
-            row = _measured(given.network, ranks, coarse, given.batch)
-            results.add(f"{given.network}, {coarse}, {ranks} ranks", row)
+    results = Results(options.out / "results.json")
+    for coarse in options.coarse:
+        for ranks in options.ranks:
+            row = _row(options.network, ranks, coarse, options.batch)
+            results.add(f"{options.network}, {coarse}, {ranks} ranks", row)
             worst = max(row["total_mib"])
-            print(f"{given.network}, {coarse}, {ranks} ranks: {worst:.0f} MiB on the fullest", file=sys.stderr)
-    (given.out / "table.md").write_text(markdown(results))
-    draw(list(results.rows.values()), given.out / "memory.svg")
-    print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
+            print(f"{options.network}, {coarse}, {ranks} ranks: {worst:.0f} MiB on the fullest", file=sys.stderr)
+    (options.out / "table.md").write_text(markdown(results))
+    draw(list(results.rows.values()), options.out / "memory.svg")
+    print(json.dumps(results.rows, indent=1) if options.json else markdown(results))
     return 0
 
 
-def _measured(network: str, ranks: int, coarse: str, batch: int) -> dict[str, Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def _row(network: str, ranks: int, coarse: str, batch: int) -> dict[str, Any]:
     report: Any = multiprocessing.get_context("spawn").SimpleQueue()
     multiprocessing.start_processes(
-        run, (ranks, port, network, coarse, batch, report), nprocs=ranks, start_method="spawn"
+        run, (ranks, free_port(), network, coarse, batch, report), nprocs=ranks, start_method="spawn"
     )
-    found = sorted((report.get() for _ in range(ranks)), key=lambda row: row["rank"])
-    columns = {key: [row[key] for row in found] for key in found[0] if key != "rank"}
+    rows = sorted((report.get() for _ in range(ranks)), key=lambda row: row["rank"])
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "rank"}
     return {"network": network, "ranks": ranks, "coarse": coarse, "batch": batch, **columns}
 
 
@@ -99,13 +98,8 @@ def _sections(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """The fullest rank's memory against the number of ranks, one line a coarse kind, with 1/N beside them."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "pararealize"
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
     for kind, marker in zip(dict.fromkeys(row["coarse"] for row in rows), "osv^D", strict=False):
         ours = sorted((row["ranks"], max(row["total_mib"])) for row in rows if row["coarse"] == kind)
         axes.plot(*zip(*ours, strict=True), f"{marker}-", label=f'coarse="{kind}"')
@@ -118,8 +112,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_title("weights, gradients, momentum and what backward needs")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

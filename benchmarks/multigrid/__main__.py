@@ -10,10 +10,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.harness import Results, median
-from benchmarks.ranks import on_ranks
+from benchmarks.harness import Results
+from benchmarks.ranks import Case, on_ranks
 
 from .simulated import draw, simulated
 from .tables import markdown
@@ -30,32 +31,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and simulated.svg")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    results = Results(given.out / "results.json")
-    for steps in given.steps:
-        asked = {"steps": steps, "rounds": given.rounds, "ways": given.ways}
-        results.add(f"N = {steps}", _measured(asked))
-    results.add("simulated", simulated(given.steps))
-    draw(results.rows["simulated"], given.out / "simulated.svg")
-    (given.out / "table.md").write_text(markdown(results))
-    print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
+    results = Results(options.out / "results.json")
+    for steps in options.steps:
+        case = {"steps": steps, "rounds": options.rounds, "ways": options.ways}
+        results.add(f"N = {steps}", _row(case))
+    results.add("simulated", simulated(options.steps))
+    draw(results.rows["simulated"], options.out / "simulated.svg")
+    (options.out / "table.md").write_text(markdown(results))
+    print(json.dumps(results.rows, indent=1) if options.json else markdown(results))
     return 0
 
 
-def _measured(asked: dict[str, Any]) -> dict[str, Any]:
+def _row(case: Case) -> dict[str, Any]:
     """Times of every way, and how far its gradient is from the exact one."""
     rows: dict[str, dict[str, Any]] = {}
     times: dict[tuple[str, str], list[float]] = {}
-    shown = f"N = {asked['steps']}: {{0[0]}} {{0[1]}} {{0[2]:.4g}}".format
-    for way, quantity, value in on_ranks(measure, RANKS, asked, shown):
+    line = f"N = {case['steps']}: {{0[0]}} {{0[1]}} {{0[2]:.4g}}".format
+    for way, quantity, value in on_ranks(measure, RANKS, case, line):
         if quantity in ("step", "processor"):
             times.setdefault((way, quantity), []).append(value)
         else:
             rows.setdefault(way, {})[quantity] = value
-    for (way, quantity), found in times.items():
-        summary = {"median": median(found), "least": min(found), "most": max(found)}
-        rows.setdefault(way, {})[quantity] = {**{k: round(v, 5) for k, v in summary.items()}, "runs": len(found)}
+    for (way, quantity), values in times.items():
+        summary = {"median": median(values), "least": min(values), "most": max(values)}
+        rows.setdefault(way, {})[quantity] = {**{k: round(v, 5) for k, v in summary.items()}, "runs": len(values)}
     return rows
 
 

@@ -24,37 +24,37 @@ def simulated(depths: list[int]) -> dict[str, Any]:
     """For every depth and way, the time of a step on P ranks in terms of the serial step's."""
     x, _ = known_batch()
     net = layer_parallel(KnownNet(8), example_inputs=x[:2])
-    measured = measure_layers(net, x)
-    forward, backward, alone = (min(column) for column in zip(*measured.layers, strict=True))
+    layer_times = measure_layers(net, x)
+    forward, backward, alone = (min(column) for column in zip(*layer_times.layers, strict=True))
     link = Transfer()
     rows = []
     for steps in depths:
-        times = LayerTimes(layers=((forward, backward, alone),) * steps, stem=measured.stem, head=measured.head)
+        times = LayerTimes(layers=((forward, backward, alone),) * steps, stem=layer_times.stem, head=layer_times.head)
         for way, (c, k, b) in WAYS.items():
             hierarchy = make_hierarchy([False] * steps, coarsening=c)
             size = 4 * BATCH * CHANNELS * SIDE * SIDE
-            found = [
+            ratios = [
                 simulate_multigrid(
                     hierarchy, times, p, forward_iterations=k, backward_iterations=b, transfer=link, size=size
                 ).step
                 / sum(times.serial)
                 for p in RANKS
             ]
-            rows.append({"steps": steps, "way": way, "in terms of serial": [round(value, 4) for value in found]})
+            rows.append({"steps": steps, "way": way, "in terms of serial": [round(value, 4) for value in ratios]})
     layer = f"forward {forward * 1e3:.2f} ms, backward {backward * 1e3:.2f}, of which to the input {alone * 1e3:.2f}"
     return {"ranks": list(RANKS), "rows": rows, "note": f"A layer takes {layer}; messages: {link}."}
 
 
-def draw(found: dict[str, Any], path: Path) -> Path:
+def draw(results: dict[str, Any], path: Path) -> Path:
     """A line a way and depth against the number of ranks, with 1/P and the serial network beside them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    ranks = found["ranks"]
-    depths = sorted({row["steps"] for row in found["rows"]})
-    for i, way in enumerate(dict.fromkeys(row["way"] for row in found["rows"])):
-        for row in found["rows"]:
+    ranks = results["ranks"]
+    depths = sorted({row["steps"] for row in results["rows"]})
+    for i, way in enumerate(dict.fromkeys(row["way"] for row in results["rows"])):
+        for row in results["rows"]:
             if row["way"] == way:
                 style = "-" if row["steps"] == depths[0] else "--"
                 axes.plot(ranks, row["in terms of serial"], style, color=STAGES[i % len(STAGES)][1], marker="o",

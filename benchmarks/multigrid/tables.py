@@ -25,8 +25,8 @@ def ratio(row: Mapping[str, Any], way: str, serial: str = "one thread", quantity
 
 def goal(steps: int, way: str, serial: str = "one thread") -> float | None:
     """What the ratio is to be at most, where TorchBraid's is known."""
-    known = TORCHBRAID.get(steps, {})
-    return GOAL * known[way] / known[serial] if way in known else None
+    published = TORCHBRAID.get(steps, {})
+    return GOAL * published[way] / published[serial] if way in published else None
 
 
 def markdown(results: Results) -> str:
@@ -37,14 +37,14 @@ def markdown(results: Results) -> str:
 def _sections(rows: Rows) -> Iterator[str]:
     yield "# Layer-parallel multigrid on two ranks"
     yield "Written by `python -m benchmarks.multigrid`; see [README.md](README.md)."
-    measured = {name: row for name, row in rows.items() if name.startswith("N = ")}
+    depths = {name: row for name, row in rows.items() if name.startswith("N = ")}
     for serial in ("one thread", "two threads"):
         yield f"## Time of a step in terms of serial PyTorch on {serial}"
         head = ("", "way", "here", "here, fastest steps", "TorchBraid", "goal", "reached", "gradient error")
-        yield table(head, list(_ratios(measured, serial)))
+        yield table(head, list(_ratios(depths, serial)))
     yield "## Milliseconds, medians"
-    names = list(dict.fromkeys(way for row in measured.values() for way in row))
-    yield table(("", *names), [(case, *(_cell(row.get(way)) for way in names)) for case, row in measured.items()])
+    names = list(dict.fromkeys(way for row in depths.values() for way in row))
+    yield table(("", *names), [(case, *(_cell(row.get(way)) for way in names)) for case, row in depths.items()])
     if simulated := rows.get("simulated"):
         yield "## Simulated, not measured"
         yield f"Time of a step on P ranks in terms of the serial step: a model, no measurement. {simulated['note']}"
@@ -58,25 +58,26 @@ def _ratios(rows: Rows, serial: str) -> Iterator[tuple[str, ...]]:
         for way in row:
             if "gradient error" not in row[way] or serial not in row:
                 continue
-            known, wanted = TORCHBRAID.get(steps, {}), goal(steps, way, serial)
+            published, limit = TORCHBRAID.get(steps, {}), goal(steps, way, serial)
             here = ratio(row, way, serial)
             yield (
                 case,
                 way,
                 f"{here:.3f}",
                 f"{ratio(row, way, serial, 'least'):.3f}",
-                f"{known[way] / known[serial]:.3f}" if way in known else "–",
-                "–" if wanted is None else f"{wanted:.3f}",
-                "–" if wanted is None else "yes" if here <= wanted else "no",
+                f"{published[way] / published[serial]:.3f}" if way in published else "–",
+                "–" if limit is None else f"{limit:.3f}",
+                "–" if limit is None else "yes" if here <= limit else "no",
                 f"{row[way]['gradient error']:.3g}",
             )
 
 
-def _simulated(found: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _simulated(simulated: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return [
-        (row["steps"], row["way"], *(f"{value:.2f}" for value in row["in terms of serial"])) for row in found["rows"]
+        (row["steps"], row["way"], *(f"{value:.2f}" for value in row["in terms of serial"]))
+        for row in simulated["rows"]
     ]
 
 
-def _cell(found: Mapping[str, Any] | None) -> str:
-    return "–" if found is None or "step" not in found else f"{found['step']['median'] * 1e3:.0f}"
+def _cell(row: Mapping[str, Any] | None) -> str:
+    return "–" if row is None or "step" not in row else f"{row['step']['median'] * 1e3:.0f}"

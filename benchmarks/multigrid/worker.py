@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from benchmarks.ranks import Measured
+from benchmarks.ranks import Case, Measurement
 from pararealize import layer_parallel
 
 from .known import KnownNet, known_batch
@@ -28,12 +28,12 @@ WAYS = {"c4 2/1": (4, 2, 1), "c8 2/1": (8, 2, 1), "c4 1/1": (4, 1, 1), "c8 1/1":
 WARM = 2
 
 
-def measure(asked: dict[str, Any]) -> Iterator[Measured]:
+def measure(case: Case) -> Iterator[Measurement]:
     """Measure one depth, on this rank."""
-    return _measure(asked["steps"], asked["rounds"], asked["ways"])
+    return _measure(case["steps"], case["rounds"], case["ways"])
 
 
-def _measure(steps: int, rounds: int, names: list[str]) -> Iterator[Measured]:
+def _measure(steps: int, rounds: int, names: list[str]) -> Iterator[Measurement]:
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("parareal",))
     x, labels = known_batch()
     model = KnownNet(steps)
@@ -86,8 +86,8 @@ def _timed(work: Callable[[], Any], threads: int) -> tuple[float, float]:
     began, busy = time.perf_counter(), time.process_time()
     if not threads or distributed.get_rank() == 0:
         work()
-    passed = torch.tensor([time.perf_counter() - began, time.process_time() - busy], dtype=torch.float64)
+    times = torch.tensor([time.perf_counter() - began, time.process_time() - busy], dtype=torch.float64)
     torch.set_num_threads(1)
     gc.enable()
-    distributed.all_reduce(passed, distributed.ReduceOp.MAX)
-    return float(passed[0]), float(passed[1])
+    distributed.all_reduce(times, distributed.ReduceOp.MAX)
+    return float(times[0]), float(times[1])

@@ -10,16 +10,17 @@ import json
 import os
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.harness import Results, median
-from benchmarks.ranks import Measured, on_ranks
+from benchmarks.harness import Results
+from benchmarks.ranks import Case, Measurement, on_ranks
 
 from .methods import METHODS, MULTIGRID
 from .tables import draw, markdown
 from .worker import measure
 
-__all__ = ["main", "measured"]
+__all__ = ["main", "medians"]
 
 FOLDER = Path(__file__).parent
 RANKS = 2
@@ -35,43 +36,43 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json, table.md and speedup.svg")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
-    results = Results(given.out / "results.json")
-    for network in given.networks:
-        for batch in given.batches or NETWORKS[network]:
-            asked = {
+    results = Results(options.out / "results.json")
+    for network in options.networks:
+        for batch in options.batches or NETWORKS[network]:
+            case = {
                 "network": network,
                 "batch": batch,
-                "rounds": given.rounds,
-                "methods": given.methods,
+                "rounds": options.rounds,
+                "methods": options.methods,
                 "cores": os.cpu_count(),
             }
-            results.add(f"{network}, batch {batch}", measured(asked))
-    (given.out / "table.md").write_text(markdown(results))
-    draw(results.rows, given.out / "speedup.svg")
-    print(json.dumps(results.rows, indent=1) if given.json else markdown(results))
+            results.add(f"{network}, batch {batch}", medians(case))
+    (options.out / "table.md").write_text(markdown(results))
+    draw(results.rows, options.out / "speedup.svg")
+    print(json.dumps(results.rows, indent=1) if options.json else markdown(results))
     return 0
 
 
-def measured(asked: dict[str, Any]) -> dict[str, Any]:
+def medians(case: Case) -> dict[str, Any]:
     """Median, least and most of every method and quantity."""
     times: dict[str, dict[str, list[float]]] = {}
-    for method, quantity, value in on_ranks(measure, RANKS, asked, lambda found: _shown(asked, found)):
+    for method, quantity, value in on_ranks(measure, RANKS, case, lambda measurement: _line(case, measurement)):
         times.setdefault(method, {}).setdefault(quantity, []).append(value)
-    return {method: _summary(held) for method, held in times.items()}
+    return {method: _summary(quantities) for method, quantities in times.items()}
 
 
-def _shown(asked: dict[str, Any], found: Measured) -> str:
-    method, quantity, value = found
-    told = f"{value / 2**20:.0f} MiB" if quantity == "memory" else f"{value * 1e3:.0f} ms"
-    return f"{asked['network']}, batch {asked['batch']}: {method}, {quantity} {told}"
+def _line(case: Case, measurement: Measurement) -> str:
+    method, quantity, value = measurement
+    number = f"{value / 2**20:.0f} MiB" if quantity == "memory" else f"{value * 1e3:.0f} ms"
+    return f"{case['network']}, batch {case['batch']}: {method}, {quantity} {number}"
 
 
-def _summary(found: dict[str, list[float]]) -> dict[str, Any]:
+def _summary(quantities: dict[str, list[float]]) -> dict[str, Any]:
     return {
         quantity: {"median": round(median(s), 5), "range": [round(min(s), 5), round(max(s), 5)], "runs": len(s)}
-        for quantity, s in found.items()
+        for quantity, s in quantities.items()
     }
 
 

@@ -84,7 +84,7 @@ class Pipeline(Method):
     def __init__(self, half: nn.Module, schedule: type, microbatches: int) -> None:
         super().__init__(half)
         self.schedule, self.microbatches = schedule, microbatches
-        self._made: dict[int, Any] = {}
+        self._schedules: dict[int, Any] = {}
 
     def fits(self, batch: int) -> bool:
         least = 2 if self.schedule is Schedule1F1B else 1  # 1F1B wants as many microbatches as there are ranks
@@ -92,13 +92,13 @@ class Pipeline(Method):
 
     def step(self, x: Tensor, target: Tensor) -> None:
         rank, ranks = distributed.get_rank(), distributed.get_world_size()
-        if len(x) not in self._made:
+        if len(x) not in self._schedules:
             stage = PipelineStage(self.module, rank, ranks, torch.device("cpu"))
-            self._made[len(x)] = self.schedule(stage, self.microbatches, loss_fn=F.cross_entropy)
+            self._schedules[len(x)] = self.schedule(stage, self.microbatches, loss_fn=F.cross_entropy)
         if rank == 0:
-            self._made[len(x)].step(x)
+            self._schedules[len(x)].step(x)
         else:
-            self._made[len(x)].step(target=target, losses=[])
+            self._schedules[len(x)].step(target=target, losses=[])
 
 
 class Stages(Method):
@@ -139,23 +139,25 @@ class Setting:
 
 
 def _pipeline(schedule: type, microbatches: int) -> Callable[[Setting], Method]:
-    return lambda given: Pipeline(given.half(), schedule, microbatches)
+    return lambda setting: Pipeline(setting.half(), schedule, microbatches)
 
 
 def _parareal(kind: str) -> Callable[[Setting], Method]:
-    return lambda given: Stages(given.nets[kind].distribute(given.mesh))
+    return lambda setting: Stages(setting.nets[kind].distribute(setting.mesh))
 
 
 def _multigrid(coarsening: int, forward: int, backward: int) -> Callable[[Setting], Method]:
-    return lambda given: Stages(
-        layer_parallel(given.model, 2, coarsening, forward, backward, example_inputs=given.example, mesh=given.mesh)
+    return lambda setting: Stages(
+        layer_parallel(
+            setting.model, 2, coarsening, forward, backward, example_inputs=setting.example, mesh=setting.mesh
+        )
     )
 
 
 METHODS: dict[str, Callable[[Setting], Method]] = {
-    "one thread": lambda given: Original(given.copied(), 1),
-    "all threads": lambda given: Original(given.copied(), given.cores),
-    "DDP": lambda given: Replicas(given.copied()),
+    "one thread": lambda setting: Original(setting.copied(), 1),
+    "all threads": lambda setting: Original(setting.copied(), setting.cores),
+    "DDP": lambda setting: Replicas(setting.copied()),
     **{f"GPipe {m}": _pipeline(ScheduleGPipe, m) for m in (1, 2, 4, 8)},
     **{f"1F1B {m}": _pipeline(Schedule1F1B, m) for m in (2, 4, 8)},
     **{f"parareal {kind}": _parareal(kind) for kind in ("linear", "depthwise", "bottleneck", "paper")},

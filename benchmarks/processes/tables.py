@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from benchmarks.harness import Results, table
+from pararealize.figure import save_figure
 
 __all__ = ["draw", "markdown", "ratios"]
 
@@ -20,7 +23,7 @@ _GOALS = {  # of ResNet-1001, forward and backward: the best parareal network ag
 
 def ratios(row: Mapping[str, Any], quantity: str = "step") -> dict[str, float]:
     """How many times faster the fastest parareal network is than each rival; pipelining is its best schedule."""
-    seconds = {name: found[quantity]["median"] for name, found in row.items() if quantity in found}
+    seconds = {name: cell[quantity]["median"] for name, cell in row.items() if quantity in cell}
     ours = min((s for name, s in seconds.items() if name.startswith(_PARAREAL)), default=None)
     if ours is None:
         return {}
@@ -71,19 +74,19 @@ def _sections(rows: Rows) -> Iterator[str]:
         yield f"## {title}, milliseconds"
         lines = [(case, *(_cell(row.get(name, {}).get(quantity)) for name in names)) for case, row in rows.items()]
         yield table(("", *names), [line for line in lines if any(cell != "–" for cell in line[1:])])
-    if any("memory" in found for row in rows.values() for found in row.values()):
+    if any("memory" in cell for row in rows.values() for cell in row.values()):
         names = dict.fromkeys(name for row in rows.values() for name in row)
         yield "## Weights, gradients, momentum and what backward needs, on the fullest rank, MiB"
-        held = [(case, *(_mebibytes(row.get(name, {}).get("memory")) for name in names)) for case, row in rows.items()]
-        yield table(("", *names), held)
+        lines = [(case, *(_mebibytes(row.get(name, {}).get("memory")) for name in names)) for case, row in rows.items()]
+        yield table(("", *names), lines)
 
 
 def _against(rows: Rows, quantity: str) -> list[tuple[str, ...]]:
-    found = {case: ratios(row, quantity) for case, row in rows.items()}
+    cell = {case: ratios(row, quantity) for case, row in rows.items()}
     rivals = ("one thread", "all threads", "DDP", "pipelining")
     return [
         (case, *(f"{ratio[rival]:.2f}" if rival in ratio else "–" for rival in rivals))
-        for case, ratio in found.items()
+        for case, ratio in cell.items()
         if ratio
     ]
 
@@ -96,31 +99,26 @@ def _goals(rows: Rows) -> Iterator[tuple[str, ...]]:
 
 def _predictions(rows: Rows) -> Iterator[tuple[str, ...]]:
     for case, row in rows.items():
-        for name, found in row.items():
-            if "predicted" in found and "step" in found:
-                guess, real = found["predicted"]["median"], found["step"]["median"]
+        for name, cell in row.items():
+            if "predicted" in cell and "step" in cell:
+                guess, real = cell["predicted"]["median"], cell["step"]["median"]
                 yield case, name, f"{guess * 1e3:.1f}", f"{real * 1e3:.1f}", f"{guess / real:.2f}"
 
 
-def _cell(found: Mapping[str, Any] | None) -> str:
-    return "–" if found is None else f"{found['median'] * 1e3:.1f}"
+def _cell(cell: Mapping[str, Any] | None) -> str:
+    return "–" if cell is None else f"{cell['median'] * 1e3:.1f}"
 
 
-def _mebibytes(found: Mapping[str, Any] | None) -> str:
-    return "–" if found is None else f"{found['median'] / 2**20:.0f}"
+def _mebibytes(cell: Mapping[str, Any] | None) -> str:
+    return "–" if cell is None else f"{cell['median'] / 2**20:.0f}"
 
 
 def draw(rows: Rows, path: Path) -> None:
     """Bars of ratios by network and batch, with a line at 1."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "pararealize"
-    from matplotlib import pyplot as plt
-
     rivals = {"one thread": "", "all threads": "//", "DDP": "..", "pipelining": "xx"}
     cases = [case for case in _in_order(rows) if ratios(rows[case])]
-    figure, axes = plt.subplots(figsize=(max(6.0, 1.3 * len(cases)), 4), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 1.3 * len(cases)), 4), layout="constrained")
+    axes = figure.subplots()
     for i, (rival, hatch) in enumerate(rivals.items()):
         places = [k + 0.2 * (i - 1.5) for k in range(len(cases))]
         heights = [ratios(rows[case]).get(rival, 0.0) for case in cases]
@@ -130,5 +128,4 @@ def draw(rows: Rows, path: Path) -> None:
     axes.set_ylabel("times faster, forward and backward")
     axes.set_title("parareal on two processes of one thread")
     figure.legend(fontsize=8, ncols=4, loc="outside lower center")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save_figure(figure, path)

@@ -8,15 +8,15 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
-from benchmarks.harness import median
 from benchmarks.memory.measure import Kept
-from benchmarks.ranks import Measured
+from benchmarks.ranks import Case, Measurement
 from pararealize import Transfer, measure_network, pararealize, simulate
 
 from .methods import METHODS, Method, Setting
@@ -27,12 +27,12 @@ __all__ = ["measure"]
 WARM = 2
 
 
-def measure(asked: dict[str, Any]) -> Iterator[Measured]:
+def measure(case: Case) -> Iterator[Measurement]:
     """Measure one network at one batch, on this rank."""
-    return _measure(asked["network"], asked["batch"], asked["rounds"], asked["methods"], asked["cores"])
+    return _measure(case["network"], case["batch"], case["rounds"], case["methods"], case["cores"])
 
 
-def _measure(network: str, batch: int, rounds: int, names: Sequence[str], cores: int) -> Iterator[Measured]:
+def _measure(network: str, batch: int, rounds: int, names: Sequence[str], cores: int) -> Iterator[Measurement]:
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),), mesh_dim_names=("parareal",))
     model = build(network)
     x, target = example(network, batch)
@@ -55,8 +55,8 @@ def _measure(network: str, batch: int, rounds: int, names: Sequence[str], cores:
     gc.collect()
     for kind, net in predicted.items():
         times, _ = measure_network(net.train(), x, repeats=rounds)  # on all ranks at once, as in a step
-        found = simulate(net.plan, times, latency=link.latency, bandwidth=link.bandwidth, batch=batch)
-        yield f"parareal {kind}", "predicted", found.step
+        timeline = simulate(net.plan, times, latency=link.latency, bandwidth=link.bandwidth, batch=batch)
+        yield f"parareal {kind}", "predicted", timeline.step
 
 
 def _convert(model: torch.nn.Module, x: torch.Tensor, link: Transfer, kinds: Iterable[str]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _messages(rounds: int = 20) -> Transfer:
     """Seconds of a small message between the first two ranks, and bytes a second of a large one: the same on all."""
     seconds = []
     for elements in (1, 2**20):
-        tensor, taken = torch.zeros(elements), []
+        tensor, times = torch.zeros(elements), []
         for _ in range(rounds):
             distributed.barrier()
             began = time.perf_counter()
@@ -89,11 +89,11 @@ def _messages(rounds: int = 20) -> Transfer:
                     distributed.send(tensor, 1 - sender)
                 else:
                     distributed.recv(tensor, sender)
-            taken.append((time.perf_counter() - began) / 2)
-        seconds.append(median(taken))
-    found = [Transfer(seconds[0], 4 * 2**20 / max(seconds[1] - seconds[0], 1e-9))]
-    distributed.broadcast_object_list(found)
-    return found[0]
+            times.append((time.perf_counter() - began) / 2)
+        seconds.append(median(times))
+    transfer = [Transfer(seconds[0], 4 * 2**20 / max(seconds[1] - seconds[0], 1e-9))]
+    distributed.broadcast_object_list(transfer)
+    return transfer[0]
 
 
 def _once(method: Method, x: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, float]]:
@@ -106,25 +106,25 @@ def _once(method: Method, x: torch.Tensor, target: torch.Tensor) -> Iterator[tup
 
 def _memory(method: Method, x: torch.Tensor, target: torch.Tensor) -> float:
     """Bytes of weights, gradients, momentum and what backward needs, on the rank that holds most."""
-    held = torch.zeros((), dtype=torch.float64)
+    most = torch.zeros((), dtype=torch.float64)
     distributed.barrier()
     if method.needs_both or distributed.get_rank() == 0:
         method.optimiser.zero_grad(set_to_none=True)
         with Kept(method.module) as kept:
             method.step(x, target)
         weights = sum(p.numel() * p.element_size() for p in method.module.parameters())
-        held += 3 * weights + sum(b.numel() * b.element_size() for b in method.module.buffers()) + kept.bytes
-    distributed.all_reduce(held, distributed.ReduceOp.MAX)
-    return float(held)
+        most += 3 * weights + sum(b.numel() * b.element_size() for b in method.module.buffers()) + kept.bytes
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    return float(most)
 
 
-def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iterator[Measured]:
+def _latencies(methods: dict[str, Method], x: torch.Tensor, rounds: int) -> Iterator[Measurement]:
     """Answers to one request; pipelines answer as the network on one rank does, with a message more."""
-    asked = {name: method for name, method in methods.items() if not hasattr(method, "schedule")}
-    for method in asked.values():
+    answering = {name: method for name, method in methods.items() if not hasattr(method, "schedule")}
+    for method in answering.values():
         method.module.eval()
     for i in range(-WARM, rounds):
-        for name, method in asked.items():
+        for name, method in answering.items():
             with torch.no_grad():
                 seconds = _timed(method, lambda method=method: method.infer(x))
             if i >= 0:
@@ -140,7 +140,7 @@ def _timed(method: Method, work: Callable[[], None]) -> float:
     if method.needs_both or distributed.get_rank() == 0:
         with method.with_threads():
             work()
-    passed = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+    seconds = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
     gc.enable()
-    distributed.all_reduce(passed, distributed.ReduceOp.MAX)
-    return float(passed)
+    distributed.all_reduce(seconds, distributed.ReduceOp.MAX)
+    return float(seconds)

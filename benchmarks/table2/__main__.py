@@ -32,24 +32,29 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--again", action="store_true", help="forget the rows that are there")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    given = parser.parse_args(arguments)
-    if given.quick:
-        given.model, given.batch, given.numbers, given.rounds = "resnet110", 2, (3, 6), 1
-        given.out = given.out if given.out != FOLDER else FOLDER / "quick"
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.model, options.batch, options.numbers, options.rounds = "resnet110", 2, (3, 6), 1
+        options.out = options.out if options.out != FOLDER else FOLDER / "quick"
 
-    setting = {"model": given.model, "batch": given.batch, "repeats": given.rounds, "warmup": min(2, given.rounds)}
-    path = given.out / "results.json"
-    if given.again:
+    setting = {
+        "model": options.model,
+        "batch": options.batch,
+        "repeats": options.rounds,
+        "warmup": min(2, options.rounds),
+    }
+    path = options.out / "results.json"
+    if options.again:
         path.unlink(missing_ok=True)
     results = Results(path)
     if others := {name for name, row in results.rows.items() if row.get("setting", setting) != setting}:
         parser.error(f"{path} has {len(others)} rows of another setting than {setting}; pass --again, or another --out")
-    cases = [case(n, recipe) for n in given.numbers for recipe in given.recipes]
-    run_cases(cases, functools.partial(_row, setting=setting), results, seconds=1800, gibibytes=24, show=_shown)
+    cases = [case(n, recipe) for n in options.numbers for recipe in options.recipes]
+    run_cases(cases, functools.partial(_row, setting=setting), results, seconds=1800, gibibytes=24, show=_line)
     done = {name: row for name, row in results.rows.items() if "failed" not in row}
-    (given.out / "table.md").write_text(markdown(done, setting))
-    draw(curves(done), given.out / "speedup.svg", title=f"{given.model}, batch {given.batch}, one thread")
-    print(json.dumps(results.rows, indent=1) if given.json else markdown(done, setting))
+    (options.out / "table.md").write_text(markdown(done, setting))
+    draw(curves(done), options.out / "speedup.svg", title=f"{options.model}, batch {options.batch}, one thread")
+    print(json.dumps(results.rows, indent=1) if options.json else markdown(done, setting))
     return 0 if len(done) == len(results.rows) else 1
 
 
@@ -57,11 +62,11 @@ def _row(name: str, *, setting: dict[str, Any]) -> dict[str, Any]:
     return measure(name, **setting) | {"setting": setting}
 
 
-def _shown(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{row['failed']}: {row['error']}"
-    found = {way: f"{_speedup(row, step):.2f}×" for way, step in row["steps"].items()}
-    return f"{', '.join(f'{way} {value}' for way, value in found.items())} in {row['seconds']:.0f} s"
+    speedups = {way: f"{_speedup(row, step):.2f}×" for way, step in row["steps"].items()}
+    return f"{', '.join(f'{way} {value}' for way, value in speedups.items())} in {row['seconds']:.0f} s"
 
 
 def _speedup(row: dict[str, Any], step: tuple[float, float]) -> float:
@@ -71,15 +76,15 @@ def _speedup(row: dict[str, Any], step: tuple[float, float]) -> float:
 
 def curves(rows: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
     """Speed-ups by N, for each line of the plot."""
-    found: dict[str, dict[int, float]] = {"published": {}, PAPER: {}}
+    lines: dict[str, dict[int, float]] = {"published": {}, PAPER: {}}
     for name, row in rows.items():
         n, recipe = recipe_of(name)
-        taken = row["steps"]
+        steps = row["steps"]
         if n in PUBLISHED:
-            found["published"][n] = PUBLISHED[n]["speedup"]
+            lines["published"][n] = PUBLISHED[n]["speedup"]
         way = {PAPER: "waiting", SUMMED: "reduced"}.get(recipe, "overlapped")
-        found.setdefault(recipe, {})[n] = _speedup(row, taken[way])
-    return {name: curve for name, curve in found.items() if curve}
+        lines.setdefault(recipe, {})[n] = _speedup(row, steps[way])
+    return {name: curve for name, curve in lines.items() if curve}
 
 
 def markdown(rows: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
@@ -92,11 +97,11 @@ def markdown(rows: dict[str, dict[str, Any]], setting: dict[str, Any]) -> str:
     whole = original(list(rows.values()))
     second = [(1, "original", "", "", "", "", _ms(whole), "1")]
     for row in rows.values():
-        part, taken = parts(row), row["steps"]
+        part, steps = parts(row), row["steps"]
         named = [_ms(part[name]) for name in ("stem", "slowest", "coarse", "head")]
-        for way in ("waiting",) if row["recipe"] == PAPER else tuple(taken):
+        for way in ("waiting",) if row["recipe"] == PAPER else tuple(steps):
             label = PAPER if row["recipe"] == PAPER else f"{row['recipe']}, {way}"
-            second.append((row["n"], label, *named, _ms(taken[way]), f"{_speedup(row, taken[way]):.2f}"))
+            second.append((row["n"], label, *named, _ms(steps[way]), f"{_speedup(row, steps[way]):.2f}"))
     published = [
         (n, "published", *(_pair(p[name]) for name in ("stem", "slowest", "coarse", "head")), "", f"{p['speedup']:.2f}")
         for n, p in PUBLISHED.items()

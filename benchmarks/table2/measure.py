@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from statistics import median
 from typing import TYPE_CHECKING, Any
-
-from benchmarks.harness import median
 
 if TYPE_CHECKING:
     from pararealize import Plan, Times
@@ -86,11 +85,11 @@ def _steps(plan: Plan, times: Times, *, reduced: bool) -> dict[str, tuple[float,
     ways: dict[str, dict[str, Any]] = {"waiting": {"overlap": False}, "overlapped": {}}
     if reduced:
         ways["reduced"] = {"reduce_linear": True}
-    found = {}
+    steps = {}
     for name, how in ways.items():
         forward = simulate(plan, times, training=False, **how).step
-        found[name] = (forward, simulate(plan, times, **how).step - forward)
-    return found
+        steps[name] = (forward, simulate(plan, times, **how).step - forward)
+    return steps
 
 
 def parts(row: dict[str, Any]) -> dict[str, tuple[float, float]]:

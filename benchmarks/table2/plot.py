@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from pararealize.figure import save_figure
+
 __all__ = ["draw"]
 
 STYLES = {  # told apart by marker and line as well
@@ -28,13 +32,8 @@ LABELS = {
 
 
 def draw(curves: Mapping[str, Mapping[int, float]], path: Path, *, title: str) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "pararealize"  # the same picture twice is the same file
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes = figure.subplots()
     every = sorted({n for curve in curves.values() for n in curve})
     axes.plot([1, *every], [1, *every], color="#9fb3c8", linestyle=(0, (1, 2)), label="ideal")
     for name, curve in curves.items():
@@ -49,5 +48,4 @@ def draw(curves: Mapping[str, Mapping[int, float]], path: Path, *, title: str) -
     axes.set_ylim(0, 1.15 * max([1.0, *(value for curve in curves.values() for value in curve.values())]))
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize=8, loc="upper left")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save_figure(figure, path)

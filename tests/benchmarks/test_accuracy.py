@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no installe
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import groups, measure, methods, networks, tables, times
 from benchmarks.harness import Results
-from cli.main import app
 from pararealize import capture, find_blocks
 from pararealize.coarse.evidence_table import Evidence, evidence
 from pararealize.coarse.family import family_of
+from pararealize_cli.main import app
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "accuracy"

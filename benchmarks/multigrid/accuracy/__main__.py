@@ -74,7 +74,7 @@ def train(problem: str, method: str, seed: int) -> dict[str, Any]:
     with net.serially():
         serial = accuracy(net, data)
     net.exact = False
-    found = {
+    row = {
         "problem": problem,
         "method": method,
         "seed": seed,
@@ -84,8 +84,8 @@ def train(problem: str, method: str, seed: int) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - begun, 1),
     }
     if monitor is not None:
-        found |= {"events": [str(event) for event in monitor.events], "cosines": monitor.cosines}
-    return found
+        row |= {"events": [str(event) for event in monitor.events], "cosines": monitor.cosines}
+    return row
 
 
 def accuracy(net: nn.Module, data: Any) -> float:
@@ -116,23 +116,23 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
 
 
-def there() -> list[dict[str, Any]]:
-    """The runs that are kept; another process may have added some."""
-    found: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    return found
+def stored_runs() -> list[dict[str, Any]]:
+    """The runs of ``results.json``; another process may have added some."""
+    runs: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    return runs
 
 
 def main() -> None:
-    """All runs that are not there yet; ``--problem NAME`` for one problem alone."""
+    """All runs that have no row yet; ``--problem NAME`` for one problem alone."""
     torch.set_num_threads(1)
     chosen = sys.argv[sys.argv.index("--problem") + 1 :] if "--problem" in sys.argv else list(PROBLEMS)
     for seed in SEEDS:
         for problem in chosen:
             for method in METHODS:
-                if any((r["problem"], r["method"], r["seed"]) == (problem, method, seed) for r in there()):
+                if any((r["problem"], r["method"], r["seed"]) == (problem, method, seed) for r in stored_runs()):
                     continue
-                made = train(problem, method, seed)
-                results = [*there(), made]
+                run = train(problem, method, seed)
+                results = [*stored_runs(), run]
                 print({key: value for key, value in results[-1].items() if key != "cosines"}, flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                 TABLE.write_text(table(results))
