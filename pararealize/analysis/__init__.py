@@ -19,12 +19,13 @@ In reading order:
 
 from .addition import Addition
 from .blocks import Block, BlockChain, find_blocks
-from .cost import BlockCost, Costs, count_costs, count_module, measure_costs, measure_module
+from .cost import PER_ELEMENT, BlockCost, Costs, count_costs, count_module, measure_costs, measure_module
 from .flow import Flow, RefusedCut, flow_of
 from .residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
 from .space import Space
 
 __all__ = [
+    "PER_ELEMENT",
     "Addition",
     "Block",
     "BlockChain",

@@ -18,7 +18,7 @@ In reading order:
 
 from .adapter import Adapter, build_adapter, describe_adapter
 from .coarse_block import build_coarse
-from .evidence_table import Choice, Evidence, choose
+from .evidence_table import Choice, Evidence, choose, evidence
 from .family import family_of
 from .kinds import CoarseKind, coarse_name, kind_for, units_for
 from .spec import AdapterPlan, CoarsePlan
@@ -35,6 +35,7 @@ __all__ = [
     "choose",
     "coarse_name",
     "describe_adapter",
+    "evidence",
     "family_of",
     "kind_for",
     "units_for",

@@ -19,6 +19,7 @@ from .equation import write_equation
 from .iteration import Iterates
 from .measurement import measure_network
 from .module import PararealModule
+from .parareal import compose, correction, corrections, difference, iterate, iterations, messages, reduction
 from .parts import EquationNodes, part_modules, part_of, read_equation, read_parts
 from .pieces import Pieces
 
@@ -27,11 +28,19 @@ __all__ = [
     "Iterates",
     "PararealModule",
     "Pieces",
+    "compose",
+    "correction",
+    "corrections",
+    "difference",
     "emit",
+    "iterate",
+    "iterations",
     "measure_network",
+    "messages",
     "part_modules",
     "part_of",
     "read_equation",
     "read_parts",
+    "reduction",
     "write_equation",
 ]
