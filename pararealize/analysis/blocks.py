@@ -141,7 +141,7 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
 
     Example:
         >>> import torch
-        >>> from pararealize.tracing.front_end import capture
+        >>> from pararealize import capture
         >>> from pararealize.models import resnet20
         >>> chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
         >>> print(chain)

@@ -195,8 +195,7 @@ def count_costs(chain: BlockChain) -> Costs:
 
     Example:
         >>> import torch
-        >>> from pararealize.analysis.blocks import find_blocks
-        >>> from pararealize.tracing.front_end import capture
+        >>> from pararealize import capture, find_blocks
         >>> layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()) for _ in range(3)]
         >>> costs = count_costs(find_blocks(capture(torch.nn.Sequential(*layers), torch.randn(4, 8))))
         >>> costs.blocks[1].flops_forward, costs.blocks[1].flops_backward, costs.blocks[1].elements_forward

@@ -127,8 +127,8 @@ def find_residuals(flow: Flow) -> Residuals:
 
     Example:
         >>> import torch
-        >>> from pararealize.tracing.front_end import capture
-        >>> from pararealize.analysis.flow import flow_of
+        >>> from pararealize import capture
+        >>> from pararealize.analysis import flow_of
         >>> from pararealize.models import resnet20
         >>> residuals = find_residuals(flow_of(capture(resnet20(), torch.randn(2, 3, 32, 32))))
         >>> print(residuals.blocks[0])

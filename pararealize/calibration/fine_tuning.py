@@ -82,8 +82,8 @@ def fine_tune(
 
     Example:
         >>> from pararealize import pararealize
-        >>> from pararealize.calibration.fitting import calibrate
-        >>> from pararealize.data.catalogue import digits
+        >>> from pararealize import calibrate
+        >>> from pararealize.data import digits
         >>> from pararealize.models import resnet20
         >>> data = digits(image_size=8)
         >>> net = pararealize(resnet20(), n=3, coarse="linear")
@@ -165,7 +165,7 @@ class Excerpt(Dataset):
     """A data set of which one epoch is so many batches, from as many epochs of ``whole`` as that takes.
 
     Example:
-        >>> from pararealize.data.catalogue import load
+        >>> from pararealize.data import load
         >>> data = load("peaks", batch_size=2000)
         >>> [len(labels) for _, labels in Excerpt.of(data, 4).epoch(0)]
         [2000, 2000, 1000, 2000]

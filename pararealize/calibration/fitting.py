@@ -85,7 +85,7 @@ def calibrate(
 
     Example:
         >>> from pararealize import pararealize
-        >>> from pararealize.data.catalogue import digits
+        >>> from pararealize.data import digits
         >>> from pararealize.models import resnet20
         >>> data = digits(image_size=8)
         >>> net = pararealize(resnet20(), n=3, coarse="linear")

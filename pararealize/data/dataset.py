@@ -159,7 +159,7 @@ class Dataset:
             DataError: a number is out of range, or a batch has fewer than two samples for each of several ranks.
 
         Example:
-            >>> from pararealize.data.catalogue import load
+            >>> from pararealize.data import load
             >>> data = load("peaks", batch_size=2000, count=(5000, 500))
             >>> [len(labels) for _, labels in data.epoch(0)]
             [2000, 2000, 1000]

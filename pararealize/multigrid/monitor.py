@@ -157,7 +157,7 @@ class Monitor:
         Example:
             >>> from pararealize import layer_parallel
             >>> from pararealize.models import resnet20
-            >>> from pararealize.multigrid.monitor import Monitor
+            >>> from pararealize.multigrid import Monitor
             >>> Monitor(layer_parallel(resnet20(), coarsening=2)).state_dict()
             {'steps': 0, 'forward': 2, 'backward': 1, 'exact': False, 'events': [], 'cosines': []}
         """

@@ -72,9 +72,8 @@ def simulate_multigrid(
         MultigridError: an argument is none of the sort.
 
     Example:
-        >>> from pararealize.multigrid.solver.hierarchy import make_hierarchy
-        >>> from pararealize.multigrid.simulation import simulate_multigrid
-        >>> from pararealize.multigrid.times import LayerTimes
+        >>> from pararealize.multigrid.solver import make_hierarchy
+        >>> from pararealize.multigrid import LayerTimes, simulate_multigrid
         >>> hierarchy = make_hierarchy([False] * 64, coarsening=8)
         >>> times = LayerTimes.equal(64, forward=1.0, backward=2.0, input_only=1.0)
         >>> one_each = [simulate_multigrid(hierarchy, times, p, forward_iterations=1).speedup for p in (1, 2, 8)]

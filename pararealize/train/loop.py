@@ -101,7 +101,7 @@ def fit(
 
     Example:
         >>> from pararealize import Recipe, pararealize
-        >>> from pararealize.data.catalogue import digits
+        >>> from pararealize.data import digits
         >>> from pararealize.models import resnet20
         >>> net = pararealize(resnet20(), n=3, coarse="linear")
         >>> history = fit(net, digits(image_size=8), Recipe(epochs=1, lr=0.05))

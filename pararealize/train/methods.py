@@ -102,7 +102,7 @@ def build(method: str, model: nn.Module, options: Options) -> Built:
         PararealizeError: the model cannot be trained by this method.
 
     Example:
-        >>> from pararealize.train.methods import Options, build
+        >>> from pararealize.train import Options, build
         >>> from pararealize.models import resnet20
         >>> build("parareal", resnet20(), Options(n=3, coarse="linear")).net.plan.n
         3

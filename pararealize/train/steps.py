@@ -57,10 +57,10 @@ class MonitoredStep:
 
     Example:
         >>> from pararealize import Recipe, fit, layer_parallel
-        >>> from pararealize.data.catalogue import digits
+        >>> from pararealize.data import digits
         >>> from pararealize.models import resnet20
-        >>> from pararealize.multigrid.monitor import Monitor
-        >>> from pararealize.train.steps import MonitoredStep
+        >>> from pararealize.multigrid import Monitor
+        >>> from pararealize.train import MonitoredStep
         >>> net = layer_parallel(resnet20(), coarsening=2)
         >>> step = MonitoredStep(Monitor(net, exact_after=2))
         >>> history = fit(net, digits(image_size=8, batch_size=479), Recipe(epochs=1, lr=0.05), step=step)

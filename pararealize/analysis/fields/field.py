@@ -140,8 +140,7 @@ def receptive_fields(chain: BlockChain) -> Fields:
 
     Example:
         >>> import torch
-        >>> from pararealize.analysis.blocks import find_blocks
-        >>> from pararealize.tracing.front_end import capture
+        >>> from pararealize import capture, find_blocks
         >>> from pararealize.models import resnet20
         >>> fields = receptive_fields(find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32))))
         >>> print(fields.of(0, 1))

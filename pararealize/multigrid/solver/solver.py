@@ -116,7 +116,7 @@ def solve(
         MultigridError: an argument is none of the sort.
 
     Example:
-        >>> from pararealize.multigrid.solver.hierarchy import make_hierarchy
+        >>> from pararealize.multigrid.solver import make_hierarchy
         >>> levels = make_hierarchy([False] * 8, coarsening=2)
         >>> decay = lambda l, s, u: u - 0.1 * 2**l * u  # Φ(u) = u + h F(u) with F(u) = -u
         >>> solution = solve(1.0, levels, decay, iterations=4)

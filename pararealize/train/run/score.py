@@ -57,7 +57,7 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
         ExampleError: the output is no tensor of logits, or of fewer classes than the data has.
 
     Example:
-        >>> from pararealize.data.catalogue import digits
+        >>> from pararealize.data import digits
         >>> from pararealize.models import resnet20
         >>> score = evaluate(resnet20(), digits(image_size=8))
         >>> score.count, 0.5 < score.error <= 1
