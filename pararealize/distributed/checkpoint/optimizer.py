@@ -42,7 +42,7 @@ def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere
     Example:
         >>> import torch
         >>> from torch import nn
-        >>> from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state
+        >>> from pararealize.distributed.checkpoint import gather_optimizer_state
         >>> model = nn.Linear(2, 1)
         >>> state = gather_optimizer_state(model, torch.optim.SGD(model.parameters(), lr=0.1))
         >>> state["groups"][0]["params"], state["groups"][0]["lr"]

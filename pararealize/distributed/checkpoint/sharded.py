@@ -51,7 +51,7 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
         >>> from tempfile import mkdtemp
         >>> from pararealize import pararealize
         >>> from pararealize.models import resnet20
-        >>> from pararealize.distributed.checkpoint.sharded import save_sharded
+        >>> from pararealize.distributed.checkpoint import save_sharded
         >>> net = pararealize(resnet20(), n=2)
         >>> save_sharded(net, Path(mkdtemp()) / "step-1000")
     """

@@ -43,7 +43,7 @@ def gather_state_dict(stage: nn.Module, *, everywhere: bool = False) -> dict[str
 
     Example:
         >>> from pararealize import pararealize
-        >>> from pararealize.distributed.checkpoint.state import gather_state_dict
+        >>> from pararealize.distributed.checkpoint import gather_state_dict
         >>> from pararealize.models import resnet20
         >>> net = pararealize(resnet20(), n=2)
         >>> gather_state_dict(net).keys() == net.state_dict().keys()

@@ -90,7 +90,7 @@ class Watch:
 
     Example:
         >>> from torch import distributed
-        >>> from pararealize.distributed.watchdog.watchdog import Watch
+        >>> from pararealize.distributed.watchdog import Watch
         >>> watch = Watch(distributed.HashStore(), rank=0, who=["rank 0 (segment 1)"], timeout=30)
         >>> with watch.step():
         ...     watch.doing("g^1 forward")
