@@ -124,6 +124,11 @@ def test_the_evidence_in_the_package_is_that_of_the_results():
     assert list(evidence()) == found
 
 
+def test_the_evidence_is_written_where_the_package_reads_it(tmp_path):
+    tables.write_evidence(groups.groups(Results(FOLDER / "results.json").rows), tmp_path / "table.json")
+    assert command.EVIDENCE.read_text() == (tmp_path / "table.json").read_text()
+
+
 def commands(out, data, *flags, **environment):
     """What ``cifar.sh`` would run."""
     words = ["sh", str(FOLDER / "cifar.sh"), str(data), str(out), *map(str, flags)]

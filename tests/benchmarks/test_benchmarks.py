@@ -147,7 +147,14 @@ def test_table_counts_what_was_reached():
     assert "| timm | 2 | 2 | 1 | 1 | 1 | 1 | 0 | 0 |" in shown
 
 
-def test_exponent_and_median():
+def test_a_case_of_a_command_is_its_last_line(tmp_path):
+    (tmp_path / "row.json").write_text('{"cpu": 1.5}')
+    assert harness.row_of_command("json.tool", "--compact", str(tmp_path / "row.json")) == {"cpu": 1.5}
+    with pytest.raises(SystemExit, match=r"json\.tool .*none\.json: "):
+        harness.row_of_command("json.tool", str(tmp_path / "none.json"))
+
+
+def test_exponent():
     assert harness.exponent([1, 10, 100], [3, 30, 300]) == pytest.approx(1)
     assert harness.exponent([1, 10, 100], [3, 300, 30000]) == pytest.approx(2)
 
