@@ -7,13 +7,14 @@ to say of an option, what is shared is a function, which takes the ``help``.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -55,6 +56,7 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(command).parameters.items():
         expanded = inspect.signature(groups[name], eval_str=True).parameters.values() if name in groups else ()
         parameters += expanded or [parameter.replace(annotation=hints[name])]
+    signature = inspect.Signature([_without_empty_default(parameter) for parameter in parameters])
 
     @functools.wraps(command)
     def expanded_command(**values: Any) -> None:
@@ -64,8 +66,18 @@ def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**values, **filled)
 
-    expanded_command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded_command.__signature__ = signature  # type: ignore[attr-defined]
     return expanded_command
+
+
+def _without_empty_default(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Keep ``[default: None]`` out of the help: typer 0.15 shows it where an option has no default, or None."""
+    if parameter.default not in (None, inspect.Parameter.empty) or get_origin(parameter.annotation) is not Annotated:
+        return parameter
+    kind, option = get_args(parameter.annotation)
+    option = copy.copy(option)
+    option.show_default = False
+    return parameter.replace(annotation=Annotated[kind, option])
 
 
 class Source(StrEnum):

@@ -2,12 +2,13 @@
 
 import inspect
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 import torch
 import typer
 from typer.testing import CliRunner
 
+from pararealize_cli import convert
 from pararealize_cli.options import ConversionOptions, ExampleOptions, ModelOptions, Source, expand_groups
 
 
@@ -62,3 +63,15 @@ def test_groups_stand_for_arguments_of_the_library():
     example = ExampleOptions(batch=3, input_shape="3,8,8", input_dtype="float64").tensor("resnet20")
     assert (example.shape, example.dtype) == ((3, 3, 8, 8), torch.float64)
     assert first(example.float()).shape == (3, 7)
+
+
+def test_none_and_nothing_are_no_defaults_to_show():
+    """Typer 0.15 prints them: ``[default: None]``, beside the default that the help tells in words."""
+    parameters = inspect.signature(expand_groups(convert.command)).parameters
+    shown = {name: get_args(parameter.annotation)[1].show_default for name, parameter in parameters.items()}
+    assert {name for name, value in shown.items() if not value} == {
+        name for name, parameter in parameters.items() if parameter.default in (None, inspect.Parameter.empty)
+    }
+    assert not shown["model"]
+    assert not shown["num_classes"]
+    assert shown["seed"]
