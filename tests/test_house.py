@@ -97,7 +97,7 @@ def docstrings(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_files_that_docstrings_name_are_there(name: str) -> None:
-    """``cuts.py`` in a docstring is a file of the same package, ``planning/cuts.py`` one from the library's root."""
+    """``path_cuts.py`` in a docstring is a file of the same package, ``planning/path_cuts.py`` one from the root."""
     text = "\n".join(docstrings(ast.parse(source(name).read_text(encoding="utf-8"))))
     named = set(re.findall(r"(?<![\w./])((?:\w+/)*\w+\.py)\b", text)) - {"file.py", "model.py", "mynets.py"}
     here = source(name).parent

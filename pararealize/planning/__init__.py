@@ -2,16 +2,18 @@
 
 In reading order:
 
-    search      BlockChain, Fields, Costs, n -> Plan (``plan_segments``)
+    search      BlockChain, Fields, Costs, n -> Plan (``plan_segments``). Here it is decided where to cut: by
+                ``step_cuts``, by equal cuts, or at the blocks that the user names
     arguments   what a user asks of a plan -> what it means for a network, or every fault at once
     prices      a kind of module and two spaces -> what it costs, counted or measured
-    cuts        costs of one direction -> the cut with the smallest critical path: a dynamic programme
     step_cuts   costs of both directions -> the cut with the smallest step: a search over pairs of times
+    path_cuts   costs of one direction -> the cut with the smallest critical path, where ``step_cuts`` begins;
+                equal cuts, and cuts by the names of blocks
     rows        prices and a cut -> the Plan with its rows: segments, adapters, coarse blocks
 """
 
 from .arguments import device_fault
-from .cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
+from .path_cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
 from .prices import Price, Prices
 from .search import plan_segments
 from .step_cuts import StepProblem, cheapest_step

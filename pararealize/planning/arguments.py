@@ -10,7 +10,7 @@ import torch
 from pararealize.analysis.blocks import BlockChain, why_no_more
 from pararealize.errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
 
-from .cuts import named_cuts
+from .path_cuts import named_cuts
 
 __all__ = ["AdapterSource", "Faults", "adapter_source", "check_count", "device_fault", "device_names", "named_starts"]
 

@@ -22,7 +22,7 @@ from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
 
 from .arguments import Faults, adapter_source, check_count, device_names, named_starts
-from .cuts import CutProblem, equal_cuts
+from .path_cuts import CutProblem, equal_cuts
 from .prices import Prices, Split, plus
 from .rows import PlanRequest, plan_of
 from .step_cuts import StepProblem, cheapest_step

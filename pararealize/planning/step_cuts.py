@@ -3,7 +3,7 @@
 A cut that is best for the sum of both directions need not be best for the step: the longest path forward may lead
 through one segment, the longest path backward through another. Here both are kept, as pairs.
 
-Glossary as in ``cuts.py``; ``t`` is a time of the forward pass, ``u`` of the mirrored backward pass.
+Glossary as in ``path_cuts.py``; ``t`` is a time of the forward pass, ``u`` of the mirrored backward pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .cuts import CutProblem, cheapest_cuts
+from .path_cuts import CutProblem, cheapest_cuts
 
 __all__ = ["StepProblem", "cheapest_step"]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pararealize.planning import step_cuts
-from pararealize.planning.cuts import CutProblem, cheapest_cuts
+from pararealize.planning.path_cuts import CutProblem, cheapest_cuts
 from pararealize.planning.step_cuts import StepProblem, cheapest_step
 
 numbers = st.integers(0, 12)

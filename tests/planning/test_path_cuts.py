@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pararealize.errors import CutError
-from pararealize.planning.cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
+from pararealize.planning.path_cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
 
 numbers = st.integers(0, 12)
 
