@@ -9,7 +9,7 @@
                    z_j = z_i + s                          and on as in a row
 
 Backward, what goes to other ranks leaves first, so that these can differentiate their segments at the same time. Who
-passes what to whom is decided in :mod:`pararealize.plan.communication`.
+passes what to whom is decided in :mod:`pararealize.plan.peers`.
 """
 
 from __future__ import annotations

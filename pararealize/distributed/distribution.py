@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.errors import DistributedError
-from pararealize.plan.communication import Peers, peers_of
+from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.simulation import simulate
 from pararealize.plan.transfer import Transfer
 from pararealize.tracing.module_view import Piece

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from pararealize.plan.communication import Peers, peers_of
 from pararealize.plan.parts import Part
+from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.plan import Plan
 from pararealize.tracing.operations import as_captured
 from pararealize.tracing.random_calls import draws

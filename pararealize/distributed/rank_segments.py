@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from pararealize.plan.communication import Peers
 from pararealize.plan.parts import PartKind
+from pararealize.plan.peers import Peers
 
 from .messages.message_order import PendingMessage
 from .partition import SegmentPartition

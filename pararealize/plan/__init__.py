@@ -8,7 +8,7 @@ which does likewise. A real step gives rows, and from them the same kind of Time
     parts              one part of a network: what it is called, what it reads, on whose device it runs
     times              the seconds of every part, forward and backward
     transfer           the seconds of a message
-    communication      which ranks pass each other interface values, and sums of them
+    peers              which ranks pass each other interface values, and sums of them
     actions            what is done in a step: what each action is called, and whose results it needs
     simulation         a Plan and its Times as the Timeline of one step
     recording          what a rank did in a real step, a row an action
@@ -20,8 +20,8 @@ which does likewise. A real step gives rows, and from them the same kind of Time
 """
 
 from .actions import Action, ActionKey, Span, waits_for
-from .communication import Peers, peers_of
 from .parts import Part
+from .peers import Peers, peers_of
 from .plan import PartPlan, Plan, SegmentPlan, Totals, fingerprint
 from .recording import RecordedAction, StepRecording
 from .simulation import simulate

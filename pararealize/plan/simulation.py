@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pararealize.errors import PlanError
 
 from .actions import Action, ActionKey, Direction, Span, in_order, waits_for
-from .communication import Peers, peers_of
+from .peers import Peers, peers_of
 from .timeline import Timeline
 from .times import RATE, Seconds, Times, plan_times
 from .transfer import Transfer, transfer_fault

@@ -25,11 +25,11 @@ from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import MultigridError, TrainingError
 from pararealize.multigrid.monitor import Event
 from pararealize.random_state import derived_seed, preserve_state, seed_all
-from pararealize.train.run.folder import METRICS, TIMES, RunFolder
+from pararealize.train.run.checkpoint import gather_run_state, load_run_state, read_run_state, write_run_state
 from pararealize.train.run.history import EpochRow, History, Row, StepRow, from_line, to_line
 from pararealize.train.run.progress import Progress, RateMeter
+from pararealize.train.run.run_folder import METRICS, TIMES, RunFolder
 from pararealize.train.run.score import Score, evaluate
-from pararealize.train.run.state import gather_run_state, load_run_state, read_run_state, write_run_state
 from pararealize.train.run.tensorboard import Board
 
 from .nonfinite import backward_fault, forward_fault

@@ -251,9 +251,9 @@ def test_what_a_network_draws_outside_of_torch_goes_on_too(tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    from pararealize.train.run import state
+    from pararealize.train.run import checkpoint
 
-    save, calls = state.save_file, []
+    save, calls = checkpoint.save_file, []
 
     def full(values, path):
         calls.append(path)
@@ -264,7 +264,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     whole = network()
     fit(whole, samples(), RECIPE, folder=tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(state, "save_file", full)
+        patch.setattr(checkpoint, "save_file", full)
         with pytest.raises(OutputError, match=r"No space left on device; the last checkpoint, step-00000005, is as it"):
             fit(network(), samples(), RECIPE, folder=tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]

@@ -1,6 +1,6 @@
 """Values by name -> messages between ranks, each with a tag of its own, whose order both sides know.
 
-Which rank sends what to whom is decided before the first step (:mod:`pararealize.plan.communication` for a parareal
+Which rank sends what to whom is decided before the first step (:mod:`pararealize.plan.peers` for a parareal
 network, the common program of all ranks for multigrid). Here stands in which order it is sent, and why that ends:
 
 - Every rank issues its messages in the order of its program, and the programs of the two ranks of a pair name the

@@ -74,7 +74,7 @@ def test_no_moment_of_writing_is_dangerous(tmp_path, monkeypatch, number):
     from pathlib import Path
 
     from pararealize import files
-    from pararealize.train.run import folder
+    from pararealize.train.run import run_folder
 
     whole, net = network(), network()
     fit(whole, samples(), Recipe(epochs=2), folder=tmp_path / "whole")
@@ -90,7 +90,7 @@ def test_no_moment_of_writing_is_dangerous(tmp_path, monkeypatch, number):
         return call
 
     with monkeypatch.context() as patch:
-        for module in (files, folder):
+        for module in (files, run_folder):
             patch.setattr(module, "sync", dying(files.sync))
         for name in ("rename", "replace"):
             patch.setattr(Path, name, dying(getattr(Path, name)))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pararealize.network.parareal import corrections
-from pararealize.plan.communication import peers_of, rounds
+from pararealize.plan.peers import peers_of, rounds
 
 
 @st.composite

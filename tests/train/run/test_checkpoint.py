@@ -12,7 +12,7 @@ from torch import nn
 
 from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import CheckpointError
-from pararealize.train.run.state import gather_run_state, load_run_state, read_run_state, write_run_state
+from pararealize.train.run.checkpoint import gather_run_state, load_run_state, read_run_state, write_run_state
 from tests.training import WIDTH, network, same
 
 

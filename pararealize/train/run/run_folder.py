@@ -1,9 +1,9 @@
-"""A folder -> the files of one training run: its request, metrics and checkpoints, each whole or not there.
+"""A folder -> the files of one training run, each whole or not there, and the checkpoint at which a killed run goes on.
 
 run.json                      what the run is asked for; schema and version
 metrics.jsonl                 a line for some steps, an epoch, what a monitor changed: the same in every run of one seed
 times.jsonl                   samples a second
-checkpoints/step-00000024/    see state.py; the last two stay
+checkpoints/step-00000024/    see checkpoint.py; the last two stay
 """
 
 from __future__ import annotations

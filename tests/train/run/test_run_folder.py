@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pararealize.errors import CheckpointError, OutputError
-from pararealize.train.run.folder import LINES, METRICS, RunFolder, differences
+from pararealize.train.run.run_folder import LINES, METRICS, RunFolder, differences
 
 ASKED = {"recipe": {"lr": 0.1}, "seed": 0}
 
