@@ -7,8 +7,7 @@ In reading order::
     point_to_point    tensors and objects -> the process groups, every wait bounded
 """
 
-from .formats import TensorFormat, ValueFormat
-from .message_order import PendingMessage, StepMessages, message_tags
+from .message_order import StepMessages
 from .point_to_point import PointToPoint
 
-__all__ = ["PendingMessage", "PointToPoint", "StepMessages", "TensorFormat", "ValueFormat", "message_tags"]
+__all__ = ["PointToPoint", "StepMessages"]

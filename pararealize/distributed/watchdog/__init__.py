@@ -10,20 +10,6 @@ In reading order::
     abort          waits of gloo and NCCL -> errors, at once
 """
 
-from .abort import break_waits
-from .connections import Connections
-from .diagnosis import RankStatus, find_culprit
-from .heartbeat import Failure, Heartbeat
-from .rendezvous import connect_ranks
 from .watchdog import Watch
 
-__all__ = [
-    "Connections",
-    "Failure",
-    "Heartbeat",
-    "RankStatus",
-    "Watch",
-    "break_waits",
-    "connect_ranks",
-    "find_culprit",
-]
+__all__ = ["Watch"]

@@ -10,7 +10,6 @@ In reading order::
 """
 
 from .distribution import distribute_layers
-from .partition import LayeredNetwork, LayerPartition
 from .stage import LayerStage
 
-__all__ = ["LayerPartition", "LayerStage", "LayeredNetwork", "distribute_layers"]
+__all__ = ["LayerStage", "distribute_layers"]
