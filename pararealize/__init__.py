@@ -1,23 +1,30 @@
 """Parareal neural networks: turn a deep network into segments that run at the same time.
 
-The compiler, from the bottom floor to the top; each stage is a function from one value to the next, and a package
-imports only from those above it in this list::
+The compiler is a pipeline of functions from one value to the next, which :func:`pararealize` composes
+(``compiler.py``); each stage has a package::
 
-    tracing      capture           nn.Module -> Capture          the forward pass as one graph
-    data         load              a name -> Dataset             what networks are trained on
-    analysis     find_blocks       Capture -> BlockChain         the repeated blocks; their costs, receptive fields
-    coarse       build_adapter     Space, Space -> module        adapters C^j and coarse blocks F^j
-    restacking   restack           nn.Module -> RestackedModule  residual blocks as Runge-Kutta steps
-    plan         simulate          Plan, Times -> Timeline       what was decided, and what a step looks like in time
-    planning     plan_segments     BlockChain, ... -> Plan       where to cut, which adapters and coarse blocks
-    distributed  distribute        a network, DeviceMesh -> Stage   each rank with its own segments
-    network      emit              ... -> PararealModule         the converted network, in one process or many
-    multigrid    layer_parallel    nn.Module -> LayerParallel    layers solved for in parallel, by multigrid
-    compiler     pararealize       nn.Module -> PararealModule   the composition of the stages up to emit
-    train        fit               a network, data -> History    training, with runs that survive their process
-    calibration  calibrate         PararealModule -> Calibration    from a trained network to a parallel one
+    capture           nn.Module -> Capture                     the forward pass as one graph            tracing
+    find_blocks       Capture -> BlockChain                    the repeated blocks, and where to cut    analysis
+    receptive_fields  BlockChain -> fields                     what every block sees of its input       analysis.fields
+    plan_segments     BlockChain, costs, ... -> Plan           the cut into n segments, as plain data   planning, plan
+    build_adapter     two spaces (shapes) -> nn.Module         C^j: segment j's own, cheap input        coarse
+    build_coarse      two spaces (shapes) -> nn.Module         F^j: a stand-in for segment j + 1        coarse
+    emit              BlockChain, Plan, ... -> PararealModule  the converted network                    network
 
-Below all of them stand the root's own files: errors, files, figure, lookup, models, random_state, restore, table.
+What is done with a converted network::
+
+    run_local         PararealModule -> LocalModule            in one process: streams, CUDA graphs     network.local
+    distribute        PararealModule, mesh -> Stage            over processes, with their segments      distributed
+    simulate          Plan, seconds -> Timeline                one step in time, on every device        plan
+    fit               a network, data, Recipe -> History       trained from scratch                     train, data
+    calibrate         PararealModule, ... -> Calibration       fitted to its trained original           calibration
+
+Two systems of the same family, for residual networks::
+
+    layer_parallel    nn.Module -> LayerParallel               layers solved for by multigrid in depth  multigrid
+    restack           nn.Module -> RestackedModule             blocks rewired as Runge-Kutta steps      restacking
+
+The root's own files serve all packages: errors, files, figure, lookup, models, random_state, restore and table.
 """
 
 from pararealize.analysis.blocks import Block, BlockChain, find_blocks

@@ -1,13 +1,13 @@
-"""The composition: nn.Module -> PararealModule, one line a stage.
+"""The composition of the compiler's stages: nn.Module -> PararealModule.
 
-capture           the network as one graph                         tracing
-find_blocks       stem, blocks, head                               analysis
-receptive_fields  what each block sees                             analysis.fields
-count_costs       what each block costs                            analysis
-plan_segments     where to cut, which adapters and coarse blocks   planning
-build_adapter     C^j, j = 2..n                                    coarse
-build_coarse      F^j, j = 1..n-1                                  coarse
-emit              the parareal network                             network
+capture           the network as one graph                                         tracing
+find_blocks       stem C^1, the repeated blocks, head h                            analysis
+receptive_fields  what each block sees of its input                                analysis.fields
+count_costs       what each block costs                                            analysis
+plan_segments     where to cut, which adapters and coarse blocks                   planning
+build_adapter     adapters C^j, j = 2..n: segment j's input, from the network's    coarse
+build_coarse      coarse blocks F^j, j = 1..n-1: stand-ins for segment g^{j+1}     coarse
+emit              the parareal network                                             network
 """
 
 from __future__ import annotations
@@ -61,15 +61,19 @@ def pararealize(
 ) -> PararealModule:
     r"""Convert a feed-forward network into a parareal network of ``n`` segments that can run at the same time.
 
-    With the network :math:`f = h \circ g^n \circ \dots \circ g^1 \circ C^1` the result computes
+    The network :math:`f = h \circ g^n \circ \dots \circ g^1 \circ C^1` is a stem :math:`C^1`, segments :math:`g^j` of
+    repeated blocks, and a head :math:`h`. The result computes
 
     .. math::
 
         x_j = C^j(x), \quad y_j = g^j(x_j), \quad z_1 = y_1, \quad
-        z_{j+1} = y_{j+1} + F^j(z_j - x_{j+1}), \quad \bar f(x) = h(z_n),
+        z_{j+1} = y_{j+1} + F^j(z_j - x_{j+1}), \quad \bar f(x) = h(z_n).
 
-    where the :math:`y_j` do not depend on one another. The result is another function than the original (except for
-    n = 1, or a linear network with ``coarse="exact"``): it is to be trained.
+    An adapter :math:`C^j` guesses segment j's input from the network's own input, so that no :math:`y_j` waits for
+    another. One correction then passes the jumps :math:`z_j - x_{j+1}` through the coarse blocks :math:`F^j`, cheap
+    stand-ins for :math:`g^{j+1}`; :math:`z_j` is the corrected output of segment j. It is one iteration of parareal,
+    whose coarse parts are learnt: the result is another function than the original and is to be trained, except for
+    n = 1, and for linear networks with ``coarse="exact"`` (:math:`F^j = g^{j+1}`), where the correction is exact.
 
     Args:
         model: any feed-forward module; it is left as found, and the result holds copies of its parameters.
@@ -80,17 +84,18 @@ def pararealize(
         coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable
             ``(segment, x_shape, y_shape) -> nn.Module``, or ``"auto"``: the cheapest kind that learnt as well as
             networks like this one; the plan's notes say which, and why.
-        cuts: ``"cost"`` for the smallest critical path, ``"paper"`` for equal units in each stage, or the names of the
-            blocks at which segments begin.
-        source: what adapters read: the raw ``"input"`` (images) or the ``"stem"``'s output; chosen when left out.
+        cuts: ``"cost"`` for the shortest step, ``"paper"`` for equally many blocks in each run of blocks of one shape,
+            or the names of the blocks at which segments begin.
+        source: what adapters :math:`C^j` read: the raw ``"input"`` (images) or the ``"stem"``'s output; chosen when
+            left out.
         stem_blocks: how many of the first blocks are to belong to the stem. They run before everything else, and
             adapters read what they give: slower, and nearer to the original.
         seed: of the new weights. The caller's random state stays as found.
         cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
-        transfer: what a message between segments takes, for the cut; they are free when left out. Counted work is
+        transfer: what a message between segments takes, for the cut; messages are free when left out. Counted work is
             compared with it at 10¹² operations a second; :func:`make_plan` takes another rate. With linear coarse
             blocks, the cut is then for sums over ranks (:meth:`PararealModule.distribute`), where those are faster.
-        leaf_modules: classes or qualified names to keep as single nodes.
+        leaf_modules: classes or qualified names of modules whose forward is not looked into; each becomes one call.
         plan: a plan made before, for this same model.
 
     Returns:
@@ -113,7 +118,7 @@ def pararealize(
     n = _check_arguments(n, devices, coarse, source, stem_blocks, cost, plan)
     stem_blocks = stem_blocks if plan is None else plan.stem_blocks
     places = _devices(devices, n)
-    with _garbage_kept(), ordinary_mode():
+    with _without_garbage_collection(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules), stem_blocks=stem_blocks)
         if plan is None:
             plan = make_plan(
@@ -149,7 +154,7 @@ def build_modules(
 
 
 @contextlib.contextmanager
-def _garbage_kept() -> Iterator[None]:
+def _without_garbage_collection() -> Iterator[None]:
     """Without cyclic garbage collection, which would walk over the growing graph again and again."""
     enabled = gc.isenabled()
     gc.disable()
