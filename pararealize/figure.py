@@ -10,18 +10,43 @@ from matplotlib.figure import Figure
 from pararealize.errors import OutputError
 from pararealize.files import whole_file
 
-__all__ = ["BLUE", "FAINT", "GRID", "INK", "LINE", "ORANGE", "PALE", "STAGES", "save_figure"]
+__all__ = [
+    "ACTIONS",
+    "ADAPTER_FILL",
+    "BLUE",
+    "COARSE_FILL",
+    "FAINT",
+    "GRID",
+    "INK",
+    "LINE",
+    "ORANGE",
+    "PALE",
+    "PAPER",
+    "STAGES",
+    "save_figure",
+]
 
 INK = "#1f2933"  # names and headings
 LINE = "#52606d"  # lines, and text beside names
 FAINT = "#7b8794"  # what is said by the way
 GRID = "#e4e7eb"
+PAPER = "#fafbfc"  # behind the bars of a timeline
 PALE, BLUE, ORANGE = "#9fb3c8", "#2b77b8", "#d9822b"  # curves and edges
 # one colour a stage, that is a run of segments with the same output: light to read text on, dark for the edge
 STAGES = [
     ("#d3e9fb", BLUE), ("#d5f2e3", "#2f8f63"), ("#e6dcf7", "#7753b8"), ("#fbdde6", "#b83d6b"),
     ("#e0f3f5", "#2a8a94"), ("#f1ead6", "#8c7430"),
 ]  # fmt: skip
+ADAPTER_FILL, COARSE_FILL = "#f0f4f8", "#ffe9c7"  # boxes of a plan
+# the bar of an action in a timeline, by its kind: fill forward, fill backward, edge, label
+ACTIONS = {
+    "fine": (STAGES[0][0], "#eef6fd", "#5b87ad", INK),
+    "coarse": ("#b35806", "#b35806", "#f6c99a", "white"),
+    "adapter": ("#cdd6e0", "#e9edf2", LINE, INK),
+    "relax": ("#cdd6e0", "#e9edf2", "#52796f", INK),
+    "stem": (STAGES[1][0], "#eefaf3", "#52796f", INK),
+    "head": (STAGES[1][0], "#eefaf3", "#52796f", INK),
+}
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

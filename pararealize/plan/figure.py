@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from pararealize.figure import FAINT, INK, LINE, ORANGE, PALE, STAGES, save_figure
+from pararealize.figure import ADAPTER_FILL, COARSE_FILL, FAINT, INK, LINE, ORANGE, PALE, STAGES, save_figure
 from pararealize.table import count, quantity
 
 from .plan import Plan
@@ -36,9 +36,6 @@ BAR_LEAST = 0.92  # so that four lines of text fit
 COARSE_LEAST = 0.64
 HEAD = 1.15  # width of the head's box
 RADIUS = 0.075
-
-ADAPTER_FILL, ADAPTER_EDGE = "#f0f4f8", PALE
-COARSE_FILL, COARSE_EDGE = "#ffe9c7", ORANGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +201,7 @@ def _draw_input(axes: Axes, geometry: Geometry, plan: Plan) -> None:
 def _draw_adapter(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     x, top = geometry.middle(j), geometry.y_adapter
     name, row = ("stem", plan.stem) if j == 1 else (f"$C^{{{j}}}$", plan.adapters[j - 2])
-    _box(axes, x - geometry.bar / 2, top, geometry.bar, ADAPTER, ADAPTER_FILL, ADAPTER_EDGE)
+    _box(axes, x - geometry.bar / 2, top, geometry.bar, ADAPTER, ADAPTER_FILL, PALE)
     lines = [name, str(plan.segments[j - 1].x)]
     if row.parameters:
         lines.append(count(row.parameters))
@@ -263,17 +260,17 @@ def _draw_coarse(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     middle, gap, next_middle = geometry.middle(j), geometry.gap(j), geometry.middle(j + 1)
     y, top = geometry.y_sum, geometry.y_coarse
     y_x = geometry.y_bar + 0.13  # where x_{j+1} leaves for the minus sign
-    _path(axes, (next_middle, y_x), (gap, y_x), (gap, y + RADIUS), colour=ADAPTER_EDGE)
+    _path(axes, (next_middle, y_x), (gap, y_x), (gap, y + RADIUS), colour=PALE)
     _path(axes, (middle + (RADIUS if j > 1 else 0), y), (gap - RADIUS, y))
     _sign(axes, gap, y, "-")
     height = max(COARSE_LEAST, geometry.scale * block.cost)
     left = next_middle - geometry.bar / 2
-    _box(axes, left, top, geometry.bar, height, COARSE_FILL, COARSE_EDGE)
+    _box(axes, left, top, geometry.bar, height, COARSE_FILL, ORANGE)
     kind = f"{block.units} × {block.kind}" if block.units else block.kind
     _lines(axes, next_middle, top, [f"$F^{{{j}}}$", kind, count(block.parameters)], geometry.font)
     y_in = top - 0.14
-    _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=COARSE_EDGE)
-    _path(axes, (next_middle, top), (next_middle, y - RADIUS), colour=COARSE_EDGE)
+    _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=ORANGE)
+    _path(axes, (next_middle, top), (next_middle, y - RADIUS), colour=ORANGE)
     _sign(axes, next_middle, y, "+")
     if geometry.n <= 14:
         _text(axes, gap - 0.04, y - 0.2, f"$r_{{{j}}}$", 9, ha="right")
@@ -286,6 +283,6 @@ def _draw_head(axes: Axes, geometry: Geometry, plan: Plan) -> None:
     _path(axes, (start + (RADIUS if geometry.n > 1 else 0), y), (left, y))
     if geometry.n > 1:
         _text(axes, (start + left) / 2, y + 0.11, f"$z_{{{geometry.n}}}$", 9)
-    _box(axes, left, y + ADAPTER / 2, HEAD, ADAPTER, ADAPTER_FILL, ADAPTER_EDGE)
+    _box(axes, left, y + ADAPTER / 2, HEAD, ADAPTER, ADAPTER_FILL, PALE)
     lines = ["head"] + ([count(plan.head.parameters)] if plan.head.parameters else [])
     _lines(axes, left + HEAD / 2, y + ADAPTER / 2 - 0.04, lines, geometry.font)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from pararealize.figure import FAINT, INK, LINE, STAGES, save_figure
+from pararealize.figure import ACTIONS, FAINT, INK, LINE, PAPER, save_figure
 from pararealize.table import duration, from_to, quantity, share, time_unit
 
 from .actions import Action, formula
@@ -26,16 +26,11 @@ ROW = 0.46
 LEFT, RIGHT, TOP, BOTTOM = 0.95, 0.2, 0.8, 0.85
 LETTER = 0.065  # of a bar's label
 
-# kind: height of the bar in rows, fill forward, fill backward, hatch, colour of the label
+# height of the bar in rows and hatch, by the kind of action
 STYLES = {
-    "fine": (0.78, STAGES[0][0], "#eef6fd", "", INK),
-    "coarse": (0.78, "#b35806", "#b35806", "", "white"),
-    "adapter": (0.4, "#cdd6e0", "#e9edf2", "", INK),
-    "relax": (0.4, "#cdd6e0", "#e9edf2", "", INK),
-    "stem": (0.78, STAGES[1][0], "#eefaf3", "..", INK),
-    "head": (0.78, STAGES[1][0], "#eefaf3", "..", INK),
-}
-EDGES = {"fine": "#5b87ad", "coarse": "#f6c99a", "adapter": LINE} | dict.fromkeys(("relax", "stem", "head"), "#52796f")
+    "fine": (0.78, ""), "coarse": (0.78, ""), "adapter": (0.4, ""), "relax": (0.4, ""), "stem": (0.78, ".."),
+    "head": (0.78, ".."),
+}  # fmt: skip
 NAMES = {"fine": "segment $g^j$", "coarse": "coarse block $F^j$", "adapter": "adapter $C^j$", "head": "stem, head"}
 OF_LAYERS = {"fine": "layer, last sweep", "coarse": "coarse step", "relax": "relaxation", "head": "stem, head"}
 BACKWARD_HATCH = "///"
@@ -71,7 +66,7 @@ def draw_timeline(timeline: Timeline, path: str | Path, *, title: str = "") -> P
     axes.set_xlabel(unit, fontsize=8, color=LINE, loc="right", labelpad=1)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
-    axes.set_facecolor("#fafbfc")
+    axes.set_facecolor(PAPER)
     figure.text(LEFT / WIDTH, 1 - 0.28 / height, f"{title or timeline.model}, n = {timeline.n}", fontsize=13, color=INK,
                 weight="bold", va="center")  # fmt: skip
     figure.text(LEFT / WIDTH, 1 - 0.55 / height, _summary(timeline), fontsize=8.5, color=FAINT, va="center")
@@ -94,16 +89,18 @@ def _row(timeline: Timeline, rank: int) -> str:
 
 def _bar(axes: Axes, action: Action, scale: float, *, inches: float) -> None:
     """One action; its name where it fits."""
-    height, forward, backward, hatch, colour = STYLES[action.kind]
+    height, hatch = STYLES[action.kind]
+    forward, backward, edge, colour = ACTIONS[action.kind]
     back = action.direction == "backward"
+    fill = backward if back else forward
     corner = (action.start * scale, action.rank - height / 2)
     axes.add_patch(
         Rectangle(
             corner,
             action.seconds * scale,
             height,
-            facecolor=backward if back else forward,
-            edgecolor=EDGES[action.kind],
+            facecolor=fill,
+            edgecolor=edge,
             hatch=hatch + (BACKWARD_HATCH if back else ""),
             linewidth=0.6,
             zorder=2,
@@ -111,7 +108,7 @@ def _bar(axes: Axes, action: Action, scale: float, *, inches: float) -> None:
     )
     if action.seconds * inches > LETTER * (len(action.name) + 1):
         middle = (action.start + action.end) / 2 * scale
-        plate = {"facecolor": backward if back else forward, "edgecolor": "none", "pad": 0.8}
+        plate = {"facecolor": fill, "edgecolor": "none", "pad": 0.8}
         axes.text(middle, action.rank, formula(action.name), fontsize=7.5, color=colour, ha="center", va="center",
                   zorder=4, bbox=plate if back else None)  # fmt: skip
 
@@ -136,7 +133,7 @@ def _legend(timeline: Timeline) -> list[Patch]:
     """A patch a kind, one for the backward pass, and a word on arrows."""
     layered = any(action.kind == "relax" for action in timeline.actions)
     patches = [
-        Patch(facecolor=STYLES[kind][1], edgecolor=EDGES[kind], hatch=STYLES[kind][3], linewidth=0.6, label=name)
+        Patch(facecolor=ACTIONS[kind][0], edgecolor=ACTIONS[kind][2], hatch=STYLES[kind][1], linewidth=0.6, label=name)
         for kind, name in (OF_LAYERS if layered else NAMES).items()
     ]
     hatched = Patch(facecolor="white", edgecolor=LINE, hatch=BACKWARD_HATCH, linewidth=0.6, label="hatched: backward")

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from pararealize.errors import OutputError
+from pararealize.figure import ACTIONS
 from pararealize.plan import timeline_figure
 from pararealize.plan.simulation import simulate
 from pararealize.plan.timeline import Timeline
@@ -29,7 +30,7 @@ def test_a_bar_an_action_and_an_arrow_a_message(tmp_path, monkeypatch):
     assert len(bars) == len(computed)
     scale = 1e6
     for bar, action in zip(bars, computed, strict=True):
-        _height, _forward, _backward, hatch, _ = STYLES[action.kind]
+        _height, hatch = STYLES[action.kind]
         assert bar.get_x() == pytest.approx(action.start * scale)
         assert bar.get_width() == pytest.approx(action.seconds * scale)
         assert bar.get_y() + bar.get_height() / 2 == pytest.approx(action.rank)
@@ -40,9 +41,8 @@ def test_a_bar_an_action_and_an_arrow_a_message(tmp_path, monkeypatch):
 
 
 def test_kinds_and_directions_differ_without_colour():
-    looks = {kind: (height, hatch) for kind, (height, _, _, hatch, _) in STYLES.items()}
-    shades = {kind: sum(int(STYLES[kind][1][i : i + 2], 16) for i in (1, 3, 5)) for kind in STYLES}
-    assert looks["adapter"] != looks["fine"] != looks["head"]
+    shades = {kind: sum(int(ACTIONS[kind][0][i : i + 2], 16) for i in (1, 3, 5)) for kind in STYLES}
+    assert STYLES["adapter"] != STYLES["fine"] != STYLES["head"]
     assert abs(shades["coarse"] - shades["fine"]) > 255  # one is dark, the other light
 
 
