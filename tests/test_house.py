@@ -118,6 +118,25 @@ def test_roles_that_docstrings_refer_to_resolve() -> None:
     assert missing == []
 
 
+def test_the_reference_names_the_public_place_of_each_thing() -> None:
+    """The face of a package, or of the library; pictures, which faces leave out, in the files that draw them."""
+    named = [
+        re.match(r"\.\. auto(?:function|class):: ([\w.]+)\.(\w+)", line)
+        for page in sorted((ROOT / "docs" / "reference").glob("*.md"))
+        for line in page.read_text(encoding="utf-8").splitlines()
+    ]
+    places = [(match[1], match[2]) for match in named if match is not None]
+    assert len(places) > 100
+    public = {"pararealize", *PACKAGES, *(f"pararealize.{path.stem}" for path in LIBRARY.glob("*.py"))}
+    wrong = [
+        f"{place}.{name}"
+        for place, name in places
+        if not (place in public or name.startswith("draw_"))
+        or name not in getattr(importlib.import_module(place), "__all__", ())
+    ]
+    assert wrong == []
+
+
 def private_names(tree: ast.Module) -> set[str]:
     """Private attributes that the classes of a file give their instances."""
     names = set()

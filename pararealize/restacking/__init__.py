@@ -12,7 +12,7 @@ batchnorm    a network, a loader of inputs           -> statistics of batch norm
 from .batchnorm import recalibrate_batchnorm
 from .module import RestackedModule, restack
 from .report import Group, Restacking
-from .tableaux import SCHEMES, Surd, Tableau, stacked_euler, tableau, verner
+from .tableaux import SCHEMES, Surd, Tableau, rooted_trees, stacked_euler, tableau, verner
 
 __all__ = [
     "SCHEMES",
@@ -23,6 +23,7 @@ __all__ = [
     "Tableau",
     "recalibrate_batchnorm",
     "restack",
+    "rooted_trees",
     "stacked_euler",
     "tableau",
     "verner",
