@@ -18,6 +18,8 @@ In reading order:
 
 from .adapter import Adapter, build_adapter, describe_adapter
 from .coarse_block import build_coarse
+from .copies import block_choice
+from .coverage import kernel_for
 from .evidence_table import Choice, Evidence, choose, evidence
 from .family import family_of
 from .kinds import CoarseKind, coarse_name, kind_for, units_for
@@ -30,6 +32,7 @@ __all__ = [
     "CoarseKind",
     "CoarsePlan",
     "Evidence",
+    "block_choice",
     "build_adapter",
     "build_coarse",
     "choose",
@@ -37,6 +40,7 @@ __all__ = [
     "describe_adapter",
     "evidence",
     "family_of",
+    "kernel_for",
     "kind_for",
     "units_for",
 ]
