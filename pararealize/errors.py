@@ -34,6 +34,11 @@ __all__ = [
 class PararealizeError(Exception):
     """The base of every error that this package raises on purpose."""
 
+    def __str__(self) -> str:
+        return (
+            str(self.args[0]) if self.args else ""
+        )  # the others are for copies, which are made of ``args``
+
 
 class ModelError(PararealizeError, ValueError):
     """The model itself cannot be taken: unknown name, no parameters, a reserved submodule name, cannot be copied."""
@@ -119,9 +124,6 @@ class TrainingError(PararealizeError, RuntimeError):
         super().__init__(message, step, where)
         self.step, self.where = step, where
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 class OutputError(PararealizeError, OSError):
     """An output folder exists already or cannot be written."""
@@ -139,8 +141,5 @@ class RankError(DistributedError):
     """
 
     def __init__(self, message: str, rank: int) -> None:
-        super().__init__(message, rank)  # both, so that a copy can be made of ``args``
+        super().__init__(message, rank)
         self.rank = rank
-
-    def __str__(self) -> str:
-        return str(self.args[0])

@@ -1,7 +1,6 @@
 """A matplotlib figure -> an SVG or PNG file that is whole or not there; the colours that all pictures share."""
 
 from pathlib import Path
-from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,12 +62,11 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
         OutputError: another ending, or the file cannot be written.
     """
     path = Path(path)
-    kind: Literal["svg", "png"]
-    if path.suffix.lower() not in {".svg", ".png"}:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png"):
         raise OutputError(
             f"a picture is an .svg or a .png file, and {str(path)!r} ends in {path.suffix or 'nothing'!r}"
         )
-    kind = "svg" if path.suffix.lower() == ".svg" else "png"
     FigureCanvasAgg(figure)
     metadata = {"Date": None} if kind == "svg" else {}  # the date and random ids would make equal figures differ
     try:

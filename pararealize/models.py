@@ -244,21 +244,19 @@ def build(name: str, **arguments: Any) -> nn.Module:
         >>> sum(p.numel() for p in net.parameters())
         278132
     """
+    if name in BUILT_IN:
+        return BUILT_IN[name](**arguments)
     scheme, colon, rest = name.rpartition(":")
-    if not colon:
-        if name in BUILT_IN:
-            return BUILT_IN[name](**arguments)
-        candidates = torchvision_names()
-        if name not in candidates:
-            raise ModelError(unknown(name, [*BUILT_IN, *candidates], "a built-in model or one of torchvision's"))
-        return _torchvision(name, arguments)
-    if scheme == "torchvision":
-        if rest not in (candidates := torchvision_names()):
-            raise ModelError(unknown(rest, candidates, "a classification model of torchvision's"))
-        return _torchvision(rest, arguments)
     if scheme == "timm":
         return _timm(rest, arguments)
-    return _called(name, arguments)
+    if scheme != "torchvision" and colon:
+        return _called(name, arguments)
+    candidates = torchvision_names()
+    if rest not in candidates:
+        if colon:
+            raise ModelError(unknown(rest, candidates, "a classification model of torchvision's"))
+        raise ModelError(unknown(name, [*BUILT_IN, *candidates], "a built-in model or one of torchvision's"))
+    return _torchvision(rest, arguments)
 
 
 def default_input(name: str) -> tuple[int, ...] | None:

@@ -38,7 +38,8 @@ def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
                 module.__dict__.clear()
                 module.__dict__.update(dictionary)
                 for container, content in containers:
-                    _refill(container, content)
+                    container.clear()
+                    (container.extend if isinstance(container, list) else container.update)(content)
             with torch.no_grad():
                 for tensor, value in values:
                     if not torch.equal(tensor, value):  # a copy in place would make graphs that autograd keeps unusable
@@ -81,11 +82,3 @@ def as_written() -> contextlib.AbstractContextManager[None]:
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
     return [(value, value.copy()) for value in module.__dict__.values() if isinstance(value, dict | list | set)]
-
-
-def _refill(container: Any, content: Any) -> None:
-    if isinstance(container, list):
-        container[:] = content
-    else:
-        container.clear()
-        container.update(content)

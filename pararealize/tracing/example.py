@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from pararealize.errors import ExampleError, ModelError
 
 __all__ = ["Example", "as_call"]
 
-_CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _INFERRED_BATCH = 2
 _PLAIN = (torch.Tensor, str, int, float, bool, complex, torch.dtype, torch.device)
 
@@ -41,24 +41,18 @@ class Example:
         return {name: value for name, value in self.values.items() if isinstance(value, torch.Tensor)}
 
     def __str__(self) -> str:
-        return _shapes(self.tensors)
+        return ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype)[6:]}" for name, t in self.tensors.items())
 
     def resized(self, batch: int | None) -> Example:
         """Copies of the inputs with ``batch`` rows: those of the example, again and again."""
 
-        def rows(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return value
-            if batch in (None, self.batch) or value.ndim == 0 or value.shape[0] != self.batch:
-                return value.clone()  # a forward may change its inputs in place
-            return value[torch.arange(batch, device=value.device) % value.shape[0]]
+        def rows(tensor: torch.Tensor) -> torch.Tensor:
+            if batch in (None, self.batch) or tensor.ndim == 0 or tensor.shape[0] != self.batch:
+                return tensor.clone()  # a forward may change its inputs in place
+            return tensor[torch.arange(batch, device=tensor.device) % tensor.shape[0]]
 
-        return Example(
-            values={name: rows(value) for name, value in self.values.items()},
-            args=tuple(rows(value) for value in self.args),
-            kwargs={name: rows(value) for name, value in self.kwargs.items()},
-            batch=self.batch if self.batch is None else batch,
-        )
+        values, args, kwargs = tree_map_only(torch.Tensor, rows, (self.values, self.args, self.kwargs))
+        return Example(values=values, args=args, kwargs=kwargs, batch=self.batch if self.batch is None else batch)
 
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Any = None) -> Example:
@@ -75,29 +69,26 @@ class Example:
         """
         device = _device(model)
         if example_inputs is None:
-            example_inputs = infer_example(model)
-        args, kwargs = as_call(example_inputs)
-        args = tuple(_to(value, device) for value in args)
-        kwargs = {name: _to(value, device) for name, value in kwargs.items()}
+            example_inputs = _infer(model)
+        # where the model is; a tensor as an object of its own, since one may be passed for two inputs
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to(device), as_call(example_inputs))
+        signature = inspect.signature(model.forward)
         try:
-            binding = inspect.signature(model.forward).bind(*args, **kwargs)
+            binding = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ExampleError(
-                f"the example inputs do not fit {type(model).__name__}.forward{inspect.signature(model.forward)}: "
+                f"the example inputs do not fit {type(model).__name__}.forward{signature}: "
                 f"{error}; pass a tensor, a tuple of its positional or a dict of its keyword arguments"
             ) from error
         values = dict(_named(binding))
-        batch = next((v.shape[0] for v in values.values() if isinstance(v, torch.Tensor) and v.ndim), None)
-        if not any(isinstance(value, torch.Tensor) for value in values.values()):
+        tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
+        batch = next((tensor.shape[0] for tensor in tensors if tensor.ndim), None)
+        example = cls(values=values, args=binding.args, kwargs=binding.kwargs, batch=batch)
+        if not tensors:
             raise ExampleError(f"the example inputs {example_inputs!r} hold no tensor; pass at least one")
         if batch == 0:
-            raise ExampleError(f"the example inputs hold no sample: {_shapes(values)}; pass a batch of at least one")
-        return cls(values=values, args=binding.args, kwargs=binding.kwargs, batch=batch)
-
-
-def _shapes(values: Mapping[str, Any]) -> str:
-    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    return ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype)[6:]}" for name, t in tensors.items())
+            raise ExampleError(f"the example inputs hold no sample: {example}; pass a batch of at least one")
+        return example
 
 
 def _named(binding: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
@@ -144,37 +135,27 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    """The value where the model is; a tensor as an object of its own, since one may be passed for two inputs."""
-    return value.detach().to(device) if isinstance(value, torch.Tensor) else value
-
-
-def infer_example(model: nn.Module) -> Any:
+def _infer(model: nn.Module) -> Any:
     """Make example inputs from what the model says of itself, or from its first convolution or linear layer."""
-    parameter = next(model.parameters())
-    device = parameter.device
     if isinstance(dummy := getattr(model, "dummy_inputs", None), Mapping) and not hasattr(model, "default_cfg"):
         return {name: value for name, value in dummy.items() if isinstance(value, torch.Tensor)}
-    first = next((m for m in model.modules() if isinstance(m, (*_CONVOLUTIONS, nn.Linear, nn.Embedding))), None)
-    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
-    for kind, axes in _CONVOLUTIONS.items():
-        if isinstance(first, kind):
-            size = _image_size(model, first.in_channels, axes)
-            return torch.randn(_INFERRED_BATCH, *size, dtype=dtype, device=device)
-    if isinstance(first, nn.Linear):
-        return torch.randn(_INFERRED_BATCH, first.in_features, dtype=dtype, device=device)
-    raise ExampleError(
-        f"cannot infer what {type(model).__name__} takes: its first layer is "
-        f"{'none that is known' if first is None else type(first).__name__}; pass example_inputs, for instance "
-        + (
-            "torch.zeros(2, 128, dtype=torch.long)"
-            if isinstance(first, nn.Embedding)
-            else "torch.randn(2, 3, 224, 224)"
+    kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.Embedding
+    first = next((module for module in model.modules() if isinstance(module, kinds)), None)
+    if first is None or isinstance(first, nn.Embedding):
+        layer = "none that is known" if first is None else type(first).__name__
+        remedy = "torch.randn(2, 3, 224, 224)" if first is None else "torch.zeros(2, 128, dtype=torch.long)"
+        raise ExampleError(
+            f"cannot infer what {type(model).__name__} takes: its first layer is {layer}; "
+            f"pass example_inputs, for instance {remedy}"
         )
-    )
+    size = (first.in_features,) if isinstance(first, nn.Linear) else _image_size(model, first)
+    parameter = next(model.parameters())
+    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
+    return torch.randn(_INFERRED_BATCH, *size, dtype=dtype, device=parameter.device)
 
 
-def _image_size(model: nn.Module, channels: int, axes: int) -> tuple[int, ...]:
+def _image_size(model: nn.Module, first: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
+    channels, axes = first.in_channels, len(first.kernel_size)
     config = getattr(model, "default_cfg", None)
     if isinstance(config, Mapping) and len(config.get("input_size") or ()) == axes + 1:  # timm
         return tuple(config["input_size"])
@@ -184,6 +165,5 @@ def _image_size(model: nn.Module, channels: int, axes: int) -> tuple[int, ...]:
             return (channels, *[size] * axes)
         if isinstance(size, tuple) and len(size) == axes and all(isinstance(s, int) for s in size):
             return (channels, *size)
-    by_class = {"Inception3": 299}
-    side = by_class.get(type(model).__name__, {1: 1024, 2: 224, 3: 32}[axes])
+    side = 299 if type(model).__name__ == "Inception3" else {1: 1024, 2: 224, 3: 32}[axes]
     return (channels, *[side] * axes)

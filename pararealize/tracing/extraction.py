@@ -7,6 +7,7 @@ input, and devices too, so that a piece runs wherever its input is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -56,10 +57,9 @@ class _Copier:
         self.graph = fx.Graph()
         self.copies: dict[fx.Node, fx.Node] = {}
         self.inputs = list(inputs)
-        for i, node in enumerate(inputs):
-            name = names[i] if i < len(names) else node.name
+        for node, name in zip_longest(inputs, names):
             default = node.args if node.op == "placeholder" else ()
-            copy = self.graph.create_node("placeholder", name, args=tuple(default))
+            copy = self.graph.create_node("placeholder", name or node.name, args=default)
             copy.meta = dict(node.meta)
             self.copies[node] = copy
         self._device: fx.Node | None = None
@@ -91,26 +91,27 @@ class _Copier:
         if self._is_local_size(node):
             return self._batch_size(node)
         copy = self.graph.node_copy(node, self.copies.__getitem__)
-        if any(isinstance(value, torch.device) for value in (*node.args, *node.kwargs.values())):
-            copy.args = tuple(self._local_device(value) for value in copy.args)
-            copy.kwargs = {key: self._local_device(value) for key, value in copy.kwargs.items()}
+        copy.args = tuple(map(self._local_device, copy.args))
+        copy.kwargs = {key: self._local_device(value) for key, value in copy.kwargs.items()}
         return copy
 
     def _is_local_size(self, node: fx.Node) -> bool:
         """Whether a size can be read from the piece's first input instead: it grows with the batch, or not at all."""
+        if node.target is not size_of or node.args[0] in self.inputs or not self.inputs:
+            return False
+        value, other = (self.inputs[0].meta.get(key) for key in ("val", "other"))
         return (
-            node.target is size_of
-            and node.args[0] not in self.inputs
-            and bool(self.inputs)
-            and _leading(self.inputs[0])
+            isinstance(value, torch.Tensor)
+            and isinstance(other, torch.Tensor)
+            and value.ndim > 0
+            and other.shape[0] == value.shape[0] + 1
         )
 
     def _batch_size(self, node: fx.Node) -> fx.Node:
         """``slope * batch + offset`` for a size of a tensor that this piece does not see."""
         tensor, axis = node.args
         assert isinstance(tensor, fx.Node)
-        assert isinstance(axis, int)
-        a, b = tensor.meta["val"].shape[axis], tensor.meta["other"].shape[axis]  # at one batch size and at the next
+        a, b = (tensor.meta[key].shape[axis] for key in ("val", "other"))  # at one batch size and at the next
         slope, offset = b - a, a - (b - a) * self.inputs[0].meta["val"].shape[0]
         size = self.graph.call_function(size_of, (self.copies[self.inputs[0]], 0))
         return scaled(self.graph, size, 1, slope, offset)
@@ -123,14 +124,3 @@ class _Copier:
             with self.graph.inserting_after(first):
                 self._device = self.graph.call_function(device_of, (first,))
         return self._device
-
-
-def _leading(node: fx.Node) -> bool:
-    """Whether the leading dimension of a value is the batch."""
-    value, other = node.meta.get("val"), node.meta.get("other")
-    return (
-        isinstance(value, torch.Tensor)
-        and isinstance(other, torch.Tensor)
-        and value.ndim > 0
-        and other.shape[0] == value.shape[0] + 1
-    )

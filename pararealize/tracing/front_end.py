@@ -116,15 +116,13 @@ class _OpaqueModules:
         self._size = _size(model)
         names = dict(model.named_modules())
         for leaf in leaf_modules:
-            if isinstance(leaf, str):
-                if leaf not in names:
-                    close = difflib.get_close_matches(leaf, names, n=3)
-                    raise CaptureError(
-                        f"leaf_modules names {leaf!r}, which {type(model).__name__} has not; close: {close}"
-                    )
+            if not isinstance(leaf, str):
+                self.classes[leaf] = "asked for"
+            elif leaf in names:
                 self.paths[leaf] = "asked for"
             else:
-                self.classes[leaf] = "asked for"
+                close = difflib.get_close_matches(leaf, names, n=3)
+                raise CaptureError(f"leaf_modules names {leaf!r}, which {type(model).__name__} has not; close: {close}")
 
     def __call__(self, path: str, module: nn.Module) -> bool:
         why = self.paths.get(path) or self.classes.get(type(module))
@@ -159,9 +157,9 @@ def _record_and_compare(model: nn.Module, example: Example, opaque: _OpaqueModul
     for _ in range(_MOST_RETRIES):
         batch = rows if fixed else max(rows, 2)  # a size that follows a batch of 1 looks like one that is 1 for ever
         try:
-            first = _record(model, example, opaque, batch, training=True)
-            second = _record(model, example, opaque, batch if fixed else batch + 1, training=False)
-            return merge(first, second, sizes=None if fixed else (batch, batch + 1)), batch, fixed
+            first = record(model, example, batch=batch, training=True, opaque=opaque)
+            second = record(model, example, batch=batch if fixed else batch + 1, training=False, opaque=opaque)
+            return merge(first, second, None if fixed else batch), batch, fixed
         except DifferentStructureError as difference:
             if any(opaque.add(path, "its structure depends on the mode") for path in difference.paths):
                 continue
@@ -178,18 +176,11 @@ def _record_and_compare(model: nn.Module, example: Example, opaque: _OpaqueModul
     raise CaptureError(f"{type(model).__name__} still cannot be read with {sorted(opaque.reasons)} as opaque modules")
 
 
-def _record(model: nn.Module, example: Example, opaque: _OpaqueModules, batch: int, *, training: bool) -> Trace:
-    sizes = None if example.batch is None else (example.batch, batch)
-    return record(model, example.values, (example.args, example.kwargs), batch=sizes, training=training, opaque=opaque)
-
-
 def _make_opaque(opaque: _OpaqueModules, error: Exception) -> bool:
     """Turn the innermost module that can be opaque among those the error was raised in into one node."""
-    why = (
-        str(error).split("\n")[0] if isinstance(error, UnreadableError) else f"{type(error).__name__} while reading it"
-    )
-    stack: tuple[tuple[str, nn.Module], ...] = getattr(error, "pararealize_stack", ())
-    return any(opaque.add(path, why) for path, _ in reversed(stack) if path)
+    unreadable = isinstance(error, UnreadableError)
+    why = str(error).split("\n")[0] if unreadable else f"{type(error).__name__} while reading it"
+    return any(opaque.add(path, why) for path, _ in reversed(getattr(error, "pararealize_stack", ())))
 
 
 def _accepts(model: nn.Module, example: Example) -> bool:
@@ -200,8 +191,8 @@ def _same_structure(model: nn.Module, example: Example, opaque: _OpaqueModules) 
     """Whether train and eval mode agree at one batch size, so that it was the batch size that made the difference."""
     rows = example.batch or 1
     try:
-        train, evaluation = (_record(model, example, opaque, rows, training=training) for training in (True, False))
-        merge(train, evaluation, sizes=None)
+        train, evaluation = (record(model, example, batch=rows, training=t, opaque=opaque) for t in (True, False))
+        merge(train, evaluation, None)
     except Exception:  # noqa: BLE001 - whatever it is, they do not agree
         return False
     return True

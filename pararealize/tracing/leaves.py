@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from pararealize.random_state import preserve_host_state, preserve_torch_state, started_cuda_devices
 
@@ -56,22 +56,19 @@ class Leaves:
 
     def call(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a leaf; of equal leaves on equal inputs, only the first is really run."""
+        if not is_from_torch(module):
+            with preserve_host_state():  # a layer that is one node may draw from it
+                try:
+                    return plain_call(module, *args, **kwargs)
+                except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
+                    return self._run_for_real(module, args, kwargs)
         key = _pure_call(module, args, kwargs)
         if key in self._results:
             return self.empty(*self._results[key])
-        result = self._call_leaf(plain_call, module, args, kwargs)
+        result = plain_call(module, *args, **kwargs)
         if key is not None and isinstance(result, torch.Tensor) and not any(result is argument for argument in args):
             self._results[key] = result.shape, result.stride(), result.dtype, result.device
         return result
-
-    def _call_leaf(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if is_from_torch(module):
-            return plain_call(module, *args, **kwargs)
-        with preserve_host_state():  # a layer that is one node may draw from it
-            try:
-                return plain_call(module, *args, **kwargs)
-            except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
-                return self._run_for_real(module, args, kwargs)
 
     def _run_for_real(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Learn an opaque module's output shapes from a run on real tensors: its parameters, inputs of zeros.
@@ -82,8 +79,9 @@ class Leaves:
         tensors = (*module.named_parameters(), *module.named_buffers())
         with unset_fake_temporarily(), preserve_torch_state(started_cuda_devices()):
             copies = {name: self.real[id(fake)].detach().clone() for name, fake in tensors if id(fake) in self.real}
-            result = functional_call(module, copies, tree_map(_zeros, tuple(args)), tree_map(_zeros, dict(kwargs)))
-        return tree_map(lambda t: self.fake(t) if isinstance(t, torch.Tensor) else t, result)
+            zeros = tree_map_only(torch.Tensor, _zeros, (tuple(args), dict(kwargs)))
+            result = functional_call(module, copies, *zeros)
+        return tree_map_only(torch.Tensor, self.fake, result)
 
 
 def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -98,7 +96,5 @@ def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
     return type(module), settings, shapes, x.shape, x.stride(), x.dtype, x.device
 
 
-def _zeros(value: Any) -> Any:
-    return (
-        torch.zeros(value.shape, dtype=value.dtype, device=value.device) if isinstance(value, torch.Tensor) else value
-    )
+def _zeros(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)

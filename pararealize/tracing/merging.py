@@ -9,7 +9,6 @@ read from the difference: the mode of the module that the call stands in, or the
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,13 +39,14 @@ class DifferentStructureError(Exception):
         self.paths = paths
 
 
-def merge(first: Trace, second: Trace, sizes: tuple[int, int] | None) -> Trace:
+def merge(first: Trace, second: Trace, batch: int | None) -> Trace:
     """Rewrite what differs between the traces, in the first one, to follow the mode or the batch size.
 
     Args:
         first: in train mode.
         second: in eval mode.
-        sizes: the batch sizes of the two; ``None`` where both have the same, and integers follow the mode, too.
+        batch: the batch size of the first, where the second has one more; ``None`` where both have the same, and
+            integers follow the mode, too.
 
     Raises:
         DifferentStructureError: they did not make the same calls.
@@ -63,9 +63,7 @@ def merge(first: Trace, second: Trace, sizes: tuple[int, int] | None) -> Trace:
         if node.op == "placeholder":
             continue
         with first.graph.inserting_before(node):
-            rewrite = _Rewrite(first.graph, node, pairs, sizes)
-            node.args = rewrite(node.args, other.args)
-            node.kwargs = rewrite(node.kwargs, other.kwargs)
+            node.args, node.kwargs = _Rewrite(node, pairs, batch)((node.args, node.kwargs), (other.args, other.kwargs))
     return first
 
 
@@ -77,7 +75,7 @@ def _where_they_differ(ours: list[fx.Node], theirs: list[fx.Node]) -> list[str]:
     """The smallest modules whose sequences of calls differ."""
 
     def calls(nodes: list[fx.Node]) -> dict[str, list[Any]]:
-        by_module: dict[str, list[Any]] = {"": []}
+        by_module: dict[str, list[Any]] = {}
         for node in nodes:
             for path in {"", *node.meta.get("nn_module_stack", {})}:
                 by_module.setdefault(path, []).append(_kind(node))
@@ -92,14 +90,12 @@ def _where_they_differ(ours: list[fx.Node], theirs: list[fx.Node]) -> list[str]:
 class _Rewrite:
     """Walks the arguments of one node in both recordings at once and replaces constants that differ."""
 
-    def __init__(
-        self, graph: fx.Graph, node: fx.Node, pairs: dict[fx.Node, fx.Node], sizes: tuple[int, int] | None
-    ) -> None:
-        self.graph, self.node, self.pairs, self.sizes = graph, node, pairs, sizes
+    def __init__(self, node: fx.Node, pairs: dict[fx.Node, fx.Node], batch: int | None) -> None:
+        self.graph, self.node, self.pairs, self.batch = node.graph, node, pairs, batch
 
     def __call__(self, a: Any, b: Any) -> Any:
-        if isinstance(a, fx.Node) and isinstance(b, fx.Node):
-            if self.pairs[b] is not a:
+        if isinstance(a, fx.Node) or isinstance(b, fx.Node):
+            if not isinstance(b, fx.Node) or self.pairs[b] is not a:
                 raise DifferentStructureError([self._innermost()])
             return a
         if isinstance(a, tuple | list) and type(a) is type(b) and len(a) == len(b):
@@ -110,10 +106,8 @@ class _Rewrite:
             return slice(self(a.start, b.start), self(a.stop, b.stop), self(a.step, b.step))
         if type(a) is type(b) and (a == b or (a != a and b != b)):  # a NaN is not equal to itself
             return a
-        if isinstance(a, fx.Node) or isinstance(b, fx.Node):
-            raise DifferentStructureError([self._innermost()])
-        if self.sizes is not None and type(a) is int and type(b) is int:
-            return self._size(a, b)
+        if self.batch is not None and type(a) is int and type(b) is int:
+            return self._size(a, b, self.batch)
         return self._mode(a, b)
 
     def _innermost(self) -> str:
@@ -128,28 +122,20 @@ class _Rewrite:
             return flag
         return self.graph.call_function(by_mode, (flag, train, evaluation))
 
-    def _size(self, a: int, b: int) -> Any:
+    def _size(self, a: int, b: int, batch: int) -> Any:
         """``a = slope * batch + offset`` with the batch read from one of the node's own tensors, or from the input.
 
         A size that is a multiple of the batch will do (that of a tensor with ``per_sample`` rows for each sample).
         """
-        assert self.sizes is not None
-        slope, offset = b - a, a - (b - a) * self.sizes[0]
-        for tensor in (*self.node.all_input_nodes, *self._placeholders()):
+        slope, offset = b - a, a - (b - a) * batch
+        for tensor in (*self.node.all_input_nodes, *self.graph.find_nodes(op="placeholder")):
             shapes = _shape(tensor.meta.get("val")), _shape(tensor.meta.get("other"))
             for axis, (m, n) in enumerate(zip(*shapes, strict=False)):
-                if n == m or m != (n - m) * self.sizes[0]:
+                if n == m or m != (n - m) * batch:
                     continue
                 size = self.graph.call_function(size_of, (tensor, axis))
                 return size if (m, n) == (a, b) else scaled(self.graph, size, n - m, slope, offset)
         raise CaptureError(f"cannot follow the batch size at {self.node.name} ({self._innermost()}): {a} became {b}")
-
-    def _placeholders(self) -> Iterator[fx.Node]:
-        return (
-            node
-            for node in self.pairs.values()
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
-        )
 
 
 def scaled(graph: fx.Graph, size: fx.Node, per_sample: int, slope: int, offset: int) -> fx.Node:

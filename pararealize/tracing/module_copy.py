@@ -112,7 +112,5 @@ def share_contents(module: nn.Module, tree: nn.Module) -> None:
 def copy_contents(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A plain module with deep copies of a module's parameters, buffers and submodules, and its mode."""
     tree = nn.Module()
-    for contents in CONTENTS:
-        tree.__dict__[contents] = copy.deepcopy(module.__dict__[contents], memo)
-    tree.training = module.training
-    return tree
+    share_contents(tree, module)
+    return copy.deepcopy(tree, memo)

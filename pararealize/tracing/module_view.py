@@ -108,7 +108,7 @@ class Piece(ModuleView, fx.GraphModule):
         constants: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), class_name)
-        mirror(self, tree, tensors=False)
+        mirror(self, tree)
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 self._open(tree, node.target, is_module=node.op == "call_module", constant=constants.get(node.target))
@@ -137,14 +137,16 @@ class Piece(ModuleView, fx.GraphModule):
                 return
             if child_view is None:
                 child_view = ContainerView()
-                mirror(child_view, origin, tensors=False)
+                mirror(child_view, origin)
                 _adopt(view, container, child_view)
             assert isinstance(child_view, ModuleView)
             view = child_view
         if is_module:
             _adopt(view, name, origin._modules[name])
         elif name in origin._parameters or name in origin._buffers:
-            mirror(view, origin, tensors=True)
+            # the dictionaries are shared and not their entries alone: ``to`` may put other tensors into the tree's
+            for contents in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+                view.__dict__[contents] = origin.__dict__[contents]
         elif constant is not None:
             view.__dict__[name] = constant
 
@@ -157,19 +159,12 @@ class Piece(ModuleView, fx.GraphModule):
         return twin
 
 
-def mirror(view: ModuleView, origin: nn.Module, *, tensors: bool) -> None:
-    """Give a view the mode of a module, and where asked for its parameters and buffers.
-
-    The dictionaries are shared and not their entries alone: ``to`` may put other tensors into the tree's.
-    """
+def mirror(view: ModuleView, origin: nn.Module) -> None:
+    """Let a view have the mode of a module."""
     view.__dict__[_ORIGIN] = origin
-    if tensors:
-        view.__dict__["_parameters"] = origin._parameters
-        view.__dict__["_buffers"] = origin._buffers
-        view.__dict__["_non_persistent_buffers_set"] = origin._non_persistent_buffers_set
 
 
-def _adopt(view: ModuleView, name: str, child: nn.Module | None) -> None:
+def _adopt(view: nn.Module, name: str, child: nn.Module | None) -> None:
     """Make a child known by a name: as a submodule, and as a plain attribute too.
 
     Printed graphs name every module by its whole path at every call, and looking a submodule up takes some 0.5 µs.
@@ -180,24 +175,19 @@ def _adopt(view: ModuleView, name: str, child: nn.Module | None) -> None:
 def borrow(piece: Piece, device: torch.device) -> None:
     """Let modules and tensors that live on other devices take part through copies made on the way."""
     for node in list(piece.graph.nodes):
-        if node.op == "call_module":
-            owner, _, name = node.target.rpartition(".")
-            module = piece.get_submodule(node.target)
-            if any(tensor.device != device for tensor in (*module.parameters(), *module.buffers())):
-                view = piece.get_submodule(owner)
-                assert isinstance(view, ModuleView)
-                _adopt(view, name, BorrowedModule(module, device))
-        elif node.op == "get_attr" and _is_foreign(piece, node.target, device):
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        path, _, name = node.target.rpartition(".")
+        owner = piece.get_submodule(path)
+        value = getattr(owner, name)
+        if isinstance(value, nn.Module):
+            if any(tensor.device != device for tensor in (*value.parameters(), *value.buffers())):
+                _adopt(owner, name, BorrowedModule(value, device))
+        elif isinstance(value, torch.Tensor) and value.device != device:
             with piece.graph.inserting_after(node):
                 transfer = piece.graph.call_method("to", (node, device))
             node.replace_all_uses_with(transfer, delete_user_cb=lambda user, transfer=transfer: user is not transfer)
     piece.recompile()
-
-
-def _is_foreign(piece: Piece, target: str, device: torch.device) -> bool:
-    owner, _, name = target.rpartition(".")
-    value = getattr(piece.get_submodule(owner), name)
-    return isinstance(value, torch.Tensor) and value.device != device
 
 
 def _copy_contents(source: ModuleView, target: ModuleView, memo: dict[int, Any]) -> None:

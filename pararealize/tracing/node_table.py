@@ -81,10 +81,9 @@ class NodeTable:
             node.meta["memory"] = self.memory(value)
             self._add(value, node)
             return
-        items = (
-            value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-        )
-        for key, item in items:
+        if isinstance(value, list | tuple):
+            value = dict(enumerate(value))
+        for key, item in value.items() if isinstance(value, Mapping) else ():
             if id(item) in unchanged or next(tensors_in(item), None) is None:
                 continue
             child = self.graph.call_function(operator.getitem, (node, key))

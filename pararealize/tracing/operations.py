@@ -113,14 +113,11 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor within nested containers, in order."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, slice):
-        yield from tensors_in((value.start, value.stop, value.step))
+    if isinstance(value, slice):
+        value = value.start, value.stop, value.step
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for item in items:
+        yield from tensors_in(item)
 
 
 def storage_of(tensor: torch.Tensor) -> int:

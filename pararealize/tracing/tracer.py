@@ -19,8 +19,8 @@ import contextlib
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_map
 from pararealize.random_state import host_state
 from pararealize.restore import as_written, left_as_found
 
+from .example import Example
 from .leaves import Leaves, is_from_torch
 from .node_table import NodeTable, UnreadableError
 from .operations import describe, tensors_in
@@ -47,6 +48,7 @@ _TRANSPARENT = (  # modules of torch.nn that are containers: what they call is r
 )
 _VALUE_READERS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
 _PATCHES = threading.RLock()  # what a recording replaces in torch is there once for all threads
+_Call: TypeAlias = tuple[str, Any, Any, Any]  # op and target as fx writes them, and the Python arguments and keywords
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,32 +64,15 @@ class Trace:
     constants: dict[str, torch.Tensor]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _TracedCall:
-    """A call as fx writes it: ``op`` and target of the node, and the Python arguments that it was made with."""
-
-    op: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 def record(
-    model: nn.Module,
-    placeholders: Mapping[str, Any],
-    call: tuple[tuple[Any, ...], dict[str, Any]],
-    *,
-    batch: tuple[int, int] | None,
-    training: bool,
-    opaque: Callable[[str, nn.Module], bool],
+    model: nn.Module, example: Example, *, batch: int, training: bool, opaque: Callable[[str, nn.Module], bool]
 ) -> Trace:
     """Run the model's forward once and return what happened.
 
     Args:
         model: the model, put back as found.
-        placeholders: the names of the inputs and their example values.
-        call: those same values as positional and keyword arguments.
-        batch: replace a leading dimension of the first size by the second, or ``None`` to keep the example's.
+        example: its inputs.
+        batch: takes the place of the example's batch size, where it has one.
         training: the mode to record in.
         opaque: whether the module of a qualified name is to be one node.
 
@@ -101,14 +86,13 @@ def record(
         for module in model.modules():  # module.train() would reach it too, but a model may have overridden train()
             module.training = training
         recorder.swap_parameters()
-        tensors = [i for i, value in enumerate(placeholders.values()) if isinstance(value, torch.Tensor)]
-        inputs = {
+        last = max(i for i, value in enumerate(example.values.values()) if isinstance(value, torch.Tensor))
+        fakes = {
             # fx wants parameters without a default first: a plain value before the last tensor must have none
-            name: recorder.placeholder(name, value, batch, required=i < tensors[-1])
-            for i, (name, value) in enumerate(placeholders.items())
+            id(value): recorder.placeholder(name, value, (example.batch, batch), required=i < last)
+            for i, (name, value) in enumerate(example.values.items())
         }
-        fakes = {id(placeholders[name]): value for name, value in inputs.items()}
-        args, kwargs = tree_map(lambda value: fakes.get(id(value), value), call)
+        args, kwargs = tree_map(lambda value: fakes.get(id(value), value), (example.args, example.kwargs))
         with fake_mode, recorder.listening():
             output = model(*args, **kwargs)
             recorder.graph.output(recorder.table.output(output))
@@ -156,15 +140,16 @@ class _Recorder(TorchFunctionMode):
                 if isinstance(value, torch.Tensor):
                     self.table.add_constant(value, prefix + name)
 
-    def placeholder(self, name: str, value: Any, batch: tuple[int, int] | None, *, required: bool) -> Any:
-        """Write a placeholder and return what the forward is called with: a fake tensor, or the plain value."""
+    def placeholder(self, name: str, value: Any, sizes: tuple[int | None, int], *, required: bool) -> Any:
+        """Write a placeholder and return what the forward is called with: a fake tensor, or the plain value.
+
+        A leading dimension of the first of ``sizes``, the example's batch, is replaced by the second.
+        """
         if not isinstance(value, torch.Tensor):
             node = self.graph.placeholder(name) if required else self.graph.placeholder(name, default_value=value)
             node.meta["plain"] = value
             return value
-        size = list(value.shape)
-        if batch is not None and size and size[0] == batch[0]:
-            size[0] = batch[1]
+        size = (sizes[1], *value.shape[1:]) if value.shape[:1] == sizes[:1] else value.shape
         with self.fake_mode:
             fake = torch.empty(size, dtype=value.dtype, device=value.device)
         self.table.add_input(fake, self.graph.placeholder(name))
@@ -227,8 +212,8 @@ class _Recorder(TorchFunctionMode):
         self.calls.append(next(self._numbers))
         try:
             if path and self._is_leaf(path, module):
-                call = _TracedCall("call_module", path, args, kwargs)
                 with torch._C.DisableTorchFunction():
+                    call = "call_module", path, args, kwargs
                     return self._emit(call, lambda: self.leaves.call(plain_call, module, args, kwargs))
             before = host_state()
             result = plain_call(module, *args, **kwargs)
@@ -256,28 +241,24 @@ class _Recorder(TorchFunctionMode):
                 raise UnreadableError("it assigns new values to its own buffers outside torch.nn's modules")
 
     def _is_leaf(self, path: str, module: nn.Module) -> bool:
-        if self.opaque(path, module):
-            return True
-        return is_from_torch(module) and not isinstance(module, _TRANSPARENT)
+        return self.opaque(path, module) or (is_from_torch(module) and not isinstance(module, _TRANSPARENT))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every call of torch with a tensor, and every factory, made outside leaves."""
         kwargs = kwargs or {}
-        if self.paused:
+        if self.paused or func in _VALUE_READERS:  # fake tensors raise in these: a value decides what happens next
             return func(*args, **kwargs)
-        if func in _VALUE_READERS:
-            return func(*args, **kwargs)  # fake tensors raise here: a value decides what happens next
         # Within the call, torch's own Python (nn.functional) calls torch again; the call is one node all the same.
         with torch._C.DisableTorchFunction():
-            return self._emit(_TracedCall(*describe(func, args), kwargs), lambda: func(*args, **kwargs))
+            return self._emit((*describe(func, args), kwargs), lambda: func(*args, **kwargs))
 
-    def _emit(self, call: _TracedCall, run: Callable[[], Any]) -> Any:
+    def _emit(self, call: _Call, run: Callable[[], Any]) -> Any:
         """Run one call and write it down, unless it neither makes nor changes a tensor.
 
         What changed in place is told by the version counters, which autograd keeps for that very purpose: names that
         end in an underscore would miss ``out=``, ``x[i] = y`` and what a leaf module does.
         """
-        inputs = list(tensors_in((call.args, call.kwargs)))
+        inputs = list(tensors_in(call[2:]))
         versions = [tensor._version for tensor in inputs]
         self.paused = True
         try:
@@ -289,18 +270,18 @@ class _Recorder(TorchFunctionMode):
             return result
         return self._write(call, result, inputs, mutations)
 
-    def _write(self, call: _TracedCall, result: Any, inputs: list[torch.Tensor], mutations: list[torch.Tensor]) -> Any:
+    def _write(self, call: _Call, result: Any, inputs: list[torch.Tensor], mutations: list[torch.Tensor]) -> Any:
         """Write a call down; ``mutations`` are those of its inputs that it changed in place."""
+        op, target, args, kwargs = call
         table = self.table
         if any(map(table.is_of_model, mutations)):
             raise UnreadableError("it changes its own parameters or buffers outside torch.nn's modules")
         if not torch.is_grad_enabled() and any(map(table.is_trainable, inputs)):
             raise UnreadableError("it switches gradients off inside its forward")
-        args, kwargs = table.argument(tuple(call.args)), table.argument(dict(call.kwargs))
-        node = self.graph.create_node(call.op, call.target, args, kwargs)
+        node = self.graph.create_node(op, target, table.argument(tuple(args)), table.argument(dict(kwargs)))
         node.meta["nn_module_stack"] = {path: type(module) for path, module in self.stack}
         node.meta["calls"] = tuple(self.calls)
-        node.meta["trainable"] = call.op == "call_module" or any(map(table.is_trainable, inputs))
+        node.meta["trainable"] = op == "call_module" or any(map(table.is_trainable, inputs))
         node.meta["changes"] = frozenset(map(table.memory, mutations))
         if any(result is tensor for tensor in inputs) and not any(result is tensor for tensor in mutations):
             # Returned as it came (dropout in eval mode): its own value all the same, since in train mode it is another

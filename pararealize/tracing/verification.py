@@ -51,16 +51,14 @@ def check_against_model(captured: Capture) -> None:
         result, error = _run(captured.model, lambda v=values: captured.graph_module(*v), training=training)  # type: ignore[misc]
         where = f"in {'train' if training else 'eval'} mode with a batch of {size}"
         if error is not None:
-            raise CaptureError(
-                f"the captured graph of {name} fails {where}, where the model does not: {error}; "
-                "pass leaf_modules=[...] with the class whose forward it misreads"
-            ) from error
-        difference = _largest_difference(expected, result)
-        if difference is not None:
-            raise CaptureError(
-                f"the captured graph of {name} differs from the model {where} by {difference}; "
-                "pass leaf_modules=[...] with the class whose forward it misreads"
-            )
+            fault = f"fails {where}, where the model does not: {error}"
+        elif difference := _largest_difference(expected, result):
+            fault = f"differs from the model {where} by {difference}"
+        else:
+            continue
+        raise CaptureError(
+            f"the captured graph of {name} {fault}; pass leaf_modules=[...] with the class whose forward it misreads"
+        ) from error
 
 
 def _largest_difference(expected: Any, result: Any) -> str | None:
@@ -78,13 +76,11 @@ def _largest_difference(expected: Any, result: Any) -> str | None:
 def _flat(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value.detach()
-    elif (fields := fields_of(value)) is not None:
-        yield from _flat(list(fields.values()))
-    elif isinstance(value, dict):
-        yield from _flat(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _flat(item)
+    if (fields := fields_of(value)) is not None:
+        value = fields
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for item in items:
+        yield from _flat(item)
 
 
 def mode_error(model: nn.Module, difference: DifferentStructureError) -> CaptureError:
@@ -104,17 +100,13 @@ def explain(model: nn.Module, example: Example, error: Exception) -> Exception:
             f"{type(model).__name__} does not accept the example inputs ({example}): "
             f"{type(failure).__name__}: {failure}; pass example_inputs that the model runs on"
         )
-    stack: tuple[tuple[str, nn.Module], ...] = getattr(error, "pararealize_stack", (("", model),))
-    path, module = stack[-1]
-    what = f"cannot capture {path or 'the forward'} ({type(module).__name__}) {_line(error)}"
+    path, module = getattr(error, "pararealize_stack", (("", model),))[-1]
+    why = f"{str(error).splitlines()[0] if str(error) else type(error).__name__};"
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-        return CaptureError(
-            f"{what}: control flow or a shape depends on the values of a tensor; write it with torch.where or masks, "
-            "or pass leaf_modules=[...] with a submodule that contains it"
-        )
+        why = "control flow or a shape depends on the values of a tensor; write it with torch.where or masks, or"
     return CaptureError(
-        f"{what}: {str(error).splitlines()[0] if str(error) else type(error).__name__}; pass leaf_modules=[...] with a "
-        "submodule that contains it"
+        f"cannot capture {path or 'the forward'} ({type(module).__name__}) {_line(error)}: {why} "
+        "pass leaf_modules=[...] with a submodule that contains it"
     )
 
 

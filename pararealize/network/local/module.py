@@ -151,7 +151,7 @@ class LocalModule(ModuleView):
 
     def __init__(self, net: PararealModule, *, streams: bool = True, stacks: Sequence[Stack] = ()) -> None:
         super().__init__()
-        mirror(self, net, tensors=True)
+        mirror(self, net)
         share_contents(self, net)
         self.__dict__.update(net=net, stacks=tuple(stacks), _streams=streams, _captures={})
         graph = stacked_graph(net, stacks) if stacks else net.graph
