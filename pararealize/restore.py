@@ -12,7 +12,7 @@ from torch import nn
 
 from .random_state import preserve_state
 
-__all__ = ["as_written", "left_as_found", "ordinary_mode", "preserve_training_flags"]
+__all__ = ["as_written", "left_as_found", "ordinary_mode", "preserve_training_flags", "set_within"]
 
 
 @contextlib.contextmanager
@@ -55,6 +55,17 @@ def preserve_training_flags(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextlib.contextmanager
+def set_within(module: nn.Module, attribute: str, value: Any) -> Iterator[None]:
+    """Give a module's plain attribute another value, and put the old one back on leaving."""
+    before = module.__dict__[attribute]
+    module.__dict__[attribute] = value  # not by setattr: a module of the user's may have such a name
+    try:
+        yield
+    finally:
+        module.__dict__[attribute] = before
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pararealize.restore import as_written, left_as_found, preserve_training_flags
+from pararealize.restore import as_written, left_as_found, preserve_training_flags, set_within
 from pararealize.tracing.front_end import capture
 
 
@@ -78,6 +78,17 @@ def test_training_flags_are_put_back_one_by_one() -> None:
         _ = 1 / 0
     assert [module.training for module in model.modules()] == flags
     assert len(set(flags)) == 2
+
+
+def test_an_attribute_is_put_back_even_where_a_module_bears_its_name() -> None:
+    model = nn.Module()
+    model.add_module("exact", nn.Identity())
+    model.__dict__["exact"] = False
+    with pytest.raises(ZeroDivisionError), set_within(model, "exact", True):  # noqa: PT012
+        assert model.exact is True
+        _ = 1 / 0
+    assert model.exact is False
+    assert isinstance(model._modules["exact"], nn.Identity)
 
 
 def test_what_is_compiled_runs_as_it_was_written() -> None:

@@ -2,7 +2,6 @@
 
 module         nn.Module                               -> LayerParallel, a network like any other
 autograd       the value before the first layer        -> the one behind the last, and the adjoint solve's gradient
-replay         a network, an example                   -> a refusal of layers whose random numbers no seed replays
 monitor        LayerParallel, its losses               -> its iterations, raised when they prove too few
 oneshot        LayerParallel, an optimiser             -> steps in which states, adjoints and weights converge
 prolongation   nn.Module, a factor                     -> the same network deeper, with smaller steps

@@ -12,10 +12,10 @@ what several ranks compute (``multigrid/distributed/stage.py``).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
 from typing import Any, overload
@@ -30,17 +30,16 @@ from pararealize.multigrid.distributed.stage import LayerStage
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import Layers, find_layers
-from pararealize.multigrid.solver.propagators import TimeStep
+from pararealize.multigrid.solver.propagators import TimeStep, check_replay
 from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 from pararealize.plan.parts import Part
-from pararealize.restore import ordinary_mode
+from pararealize.restore import ordinary_mode, set_within
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.graph_copy import GraphCopy
 from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
 from pararealize.tracing.module_view import Piece
 
 from .autograd import LayerPropagation, States
-from .replay import check_replay
 
 __all__ = ["LayerParallel", "layer_parallel"]
 
@@ -68,6 +67,7 @@ class LayerParallel(LayeredNetwork):
         history: residual norms of the last steps.
         rows: the layers in order, each of which can be run.
         states: the values at the C-points, ``"forward"`` and ``"backward"``, that a warm start begins from.
+        runs_in_series: whether :meth:`in_series` is in force.
 
     Example:
         >>> import torch
@@ -85,12 +85,12 @@ class LayerParallel(LayeredNetwork):
     history: Convergence
     rows: list[TimeStep]
     states: States
+    runs_in_series: bool
     _stem: Piece
     _head: Piece
     _whole: Piece
     _graph: fx.Graph
     _name: str
-    _in_series: bool
 
     def __init__(
         self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, settings: Settings
@@ -102,7 +102,7 @@ class LayerParallel(LayeredNetwork):
         self.__dict__.update(_stem=stem, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
         self.__dict__.update(dataclasses.asdict(settings), structure=layers, hierarchy=hierarchy, _graph=whole)
         self.__dict__.update(rows=[TimeStep(self, layer) for layer in layers.layers], states={}, history=Convergence())
-        self.__dict__.update(_name=name, _in_series=False)
+        self.__dict__.update(_name=name, runs_in_series=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
@@ -116,12 +116,11 @@ class LayerParallel(LayeredNetwork):
             settings=partial(Settings.of, self),
             states=self.states,
             convergence=self.history,
-            serial=self._in_series,
+            serial=self.runs_in_series,
         )
         return self._head(propagate(u, context), *(context[i] for i in self.structure.head_reads))
 
-    @contextlib.contextmanager
-    def serially(self) -> Iterator[None]:
+    def serially(self) -> AbstractContextManager[None]:
         """Within it, the network runs as it is: to evaluate what was trained, or to finish with exact steps.
 
         Example:
@@ -134,11 +133,7 @@ class LayerParallel(LayeredNetwork):
             ...     torch.equal(net(x), model(x))
             True
         """
-        before, self.exact = self.exact, True
-        try:
-            yield
-        finally:
-            self.exact = before
+        return set_within(self, "exact", True)
 
     @property
     def pieces(self) -> dict[str, fx.Graph]:
@@ -153,23 +148,13 @@ class LayerParallel(LayeredNetwork):
         every = [Part(kind="stem", target="stem"), *layers, Part(kind="head", target="head")]
         return {part.name: part for part in every}
 
-    @contextlib.contextmanager
-    def in_series(self) -> Iterator[None]:
+    def in_series(self) -> AbstractContextManager[None]:
         """Within it, layer after layer as in :meth:`serially`, but with the dropout masks that a solve would have.
 
         What differs from the multigrid network is then the multigrid alone; a
         :class:`~pararealize.multigrid.monitor.Monitor` compares the two.
         """
-        before, self._in_series = self._in_series, True
-        try:
-            yield
-        finally:
-            self._in_series = before
-
-    @property
-    def runs_in_series(self) -> bool:
-        """Whether :meth:`in_series` is in force."""
-        return self._in_series
+        return set_within(self, "runs_in_series", True)
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""

@@ -97,11 +97,8 @@ class Monitor:
         exact_after: int | None = None,
     ) -> None:
         faults = []
-        for name, value in (
-            ("every", every),
-            ("most", most),
-            ("exact_after", 1 if exact_after is None else exact_after),
-        ):
+        counts = {"every": every, "most": most, "exact_after": 1 if exact_after is None else exact_after}
+        for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 faults.append(f"{name} is {value!r}; pass a whole number of at least 1")
         if not -1 <= cosine <= 1:
@@ -138,7 +135,7 @@ class Monitor:
         if net.exact:
             return
         if self.exact_after is not None and self.steps >= self.exact_after:
-            self._go_exact(f"{self.steps} steps are done")
+            self._raise(f"{self.steps} steps are done", exact=True)
             return
         share = net.history[-1].relative
         why = "" if share <= self.residual else f"the residual is {share:.2g} of the values"
@@ -213,20 +210,17 @@ class Monitor:
                 parameter.grad.copy_(gradient)
         return value
 
-    def _raise(self, why: str) -> None:
+    def _raise(self, why: str, *, exact: bool = False) -> None:
+        """More iterations from here on; exact steps where there are enough of them, or where that is said."""
         net = self.net
-        if net.forward_iterations >= self.most:
-            self._go_exact(why)
-            return
-        net.forward_iterations += 1
-        net.backward_iterations = max(net.backward_iterations, net.forward_iterations - 1)
-        self.events.append(
-            Event(step=self.steps, why=why, forward=net.forward_iterations, backward=net.backward_iterations)
-        )
-
-    def _go_exact(self, why: str) -> None:
-        self.net.exact = True
-        self.events.append(Event(step=self.steps, why=why, forward=0, backward=0))
+        forward = backward = 0
+        if exact or net.forward_iterations >= self.most:
+            net.exact = True
+        else:
+            forward = net.forward_iterations + 1
+            backward = max(net.backward_iterations, forward - 1)
+            net.forward_iterations, net.backward_iterations = forward, backward
+        self.events.append(Event(step=self.steps, why=why, forward=forward, backward=backward))
 
     def __str__(self) -> str:
         return "\n".join([f"{self.steps} steps, {len(self.cosines)} exact gradients", *map(str, self.events)])

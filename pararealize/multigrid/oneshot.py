@@ -9,12 +9,11 @@ Source: Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of D
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pararealize.multigrid.solver.settings import check_iterations
+from pararealize.multigrid.solver.settings import Settings
 
 from .autograd import States
 from .module import LayerParallel
@@ -100,8 +99,7 @@ class OneShot:
         backward_iterations: int | None = None,
     ) -> None:
         backward_iterations = iterations if backward_iterations is None else backward_iterations
-        check_iterations(iterations)
-        check_iterations(backward_iterations)
+        Settings(forward_iterations=iterations, backward_iterations=backward_iterations).check()
         self.net, self.optimizer, self.states = net, optimizer, SampleStates()
         net.forward_iterations, net.backward_iterations, net.warm_start = iterations, backward_iterations, True
         net.forget()
@@ -127,10 +125,10 @@ class OneShot:
             torch.autograd.backward(value)
             return value.detach()
 
-        value: Any = self.optimizer.step(evaluate)  # type: ignore[arg-type]  # it hands on whatever the closure gives
+        # The type stubs know of closures that give a float; an optimiser hands on whatever its closure gives.
+        loss_before: Tensor = self.optimizer.step(evaluate)  # type: ignore[arg-type,assignment]
         if samples is not None:
             self.states.keep(samples, self.net.states)
-        loss_before: Tensor = value
         return loss_before
 
 

@@ -81,21 +81,14 @@ def prolong(
     with ordinary_mode():
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
         blocks = select_blocks(captured).blocks
-        top = _free_name(model)
+        names = itertools.chain([DEEPER], (f"{DEEPER}{number}" for number in itertools.count(2)))
+        top = next(name for name in names if not hasattr(model, name))
         tree, _ = copy_model(model, captured.constants, [top])
         graph = _ProlongedGraph(captured, blocks, tree, top, factor, linear=weights == "linear").graph
         deep = fx.GraphModule(tree, graph, f"Prolonged{type(model).__name__}")
         for path, module in deep.named_modules():
             module.training = tree.get_submodule(path).training if path else model.training
         return deep
-
-
-def _free_name(model: nn.Module) -> str:
-    name, number = DEEPER, 1
-    while hasattr(model, name):
-        number += 1
-        name = f"{DEEPER}{number}"
-    return name
 
 
 class _ProlongedGraph(GraphCopy):
@@ -128,9 +121,9 @@ class _ProlongedGraph(GraphCopy):
                 if node.op == "get_attr" and str(node.target) in paths:
                     copies[node] = self.graph.get_attr(paths[str(node.target)])
             for node in addition.nodes:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-                target = paths.get(str(node.target), node.target) if node.op == "call_module" else node.target
-                copies[node] = self.graph.create_node(node.op, target, args, kwargs, name=node.name)
+                copies[node] = self.graph.node_copy(node, copies.__getitem__)
+                if node.op == "call_module":
+                    copies[node].target = paths.get(str(node.target), node.target)
             u = self._add(block, u, copies[addition.branch])
         self.copies[block.output] = u
 
@@ -200,7 +193,4 @@ def _put(tree: nn.Module, path: str, weight: nn.Module | Tensor) -> None:
         if name not in owner._modules:
             owner.add_module(name, nn.Module().train(owner.training))
         owner = owner.get_submodule(name)
-    if isinstance(weight, nn.Module):
-        owner.add_module(last, weight)
-    else:
-        owner.register_parameter(last, weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight))
+    setattr(owner, last, weight if isinstance(weight, nn.Module | nn.Parameter) else nn.Parameter(weight))

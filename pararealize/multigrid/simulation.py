@@ -139,11 +139,9 @@ class _RankClocks:
 
     def __init__(self, hierarchy: Hierarchy, ranks: int, transfer: Transfer, size: float) -> None:
         self.hierarchy, self.ranks, self.transfer, self.size = hierarchy, ranks, transfer, size
-        self.owners, self.intervals = [0] * hierarchy.layers, [1] * hierarchy.layers  # rank and interval of each layer
-        for rank, share in enumerate(hierarchy.share(ranks)):
-            for j in share:
-                for n in range(*hierarchy.levels[0].intervals[j]):
-                    self.owners[n], self.intervals[n] = rank, j + 1
+        self.owners = hierarchy.owners(ranks)
+        intervals = enumerate(hierarchy.levels[0].intervals, start=1)
+        self.intervals = [j for j, (first, end) in intervals for _ in range(first, end)]  # of each layer
         self._busy_until = [0.0] * ranks
         self._actions: list[_TimedAction] = []
         self._counts: collections.Counter[ActionKey] = collections.Counter()
@@ -212,7 +210,7 @@ class _TimedMaps:
     def __init__(self, clock: _RankClocks, hierarchy: Hierarchy, times: LayerTimes, direction: Direction) -> None:
         self.clock, self.times, self.direction = clock, times, direction
         self.hierarchy = hierarchy if direction == "forward" else hierarchy.reversed()
-        self._first_layers = {hierarchy.levels[0].steps[first].layer for first, _ in hierarchy.levels[0].intervals}
+        self._first_layers = {first for first, _ in hierarchy.levels[0].intervals}
         # By layer (Forward) or by layer and width (Adjoint): the latest value, and the action that evaluated f there.
         self._latest: dict[tuple[int, int], tuple[_TimedValue, _TimedAction]] = {}
 
@@ -231,13 +229,11 @@ class _TimedMaps:
 
     def announce(self, j: int, u: _TimedValue) -> None:
         """Bring the value from which interval j will be swept."""
-        level = self.hierarchy.levels[0]
-        u.on(self.clock.owners[level.steps[level.intervals[j][0]].layer])
+        u.on(self.clock.owners[self.hierarchy.layers_of(j)[0]])
 
     def sweep(self, j: int, u: _TimedValue) -> _TimedValue:
         """The last sweep of an interval."""
-        for s in range(*self.hierarchy.levels[0].intervals[j]):
-            n = self.hierarchy.levels[0].steps[s].layer
+        for n in self.hierarchy.layers_of(j):
             key = ActionKey("fine", self.direction, n)
             action = self._evaluation((n, 1), u) if self.direction == "forward" else None
             if action is not None:

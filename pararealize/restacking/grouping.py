@@ -91,11 +91,10 @@ def _residuals(captured: Capture, unit: Unit) -> Residuals:
             refusals=tuple(result for result in results if isinstance(result, NotResidual)),
         )
     residuals = find_residuals(flow_of(captured))
-    if residuals.refusals:
-        wider = find_residuals(flow_of(captured, broadcast=True))
-        if len(wider.blocks) > len(residuals.blocks):
-            return wider
-    return residuals
+    if not residuals.refusals:
+        return residuals
+    wider = find_residuals(flow_of(captured, broadcast=True))
+    return max(residuals, wider, key=lambda some: len(some.blocks))
 
 
 def _refuse(blocks: Sequence[Residual], reason: str) -> list[NotResidual]:

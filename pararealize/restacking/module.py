@@ -32,7 +32,7 @@ from pararealize.tracing.module_copy import copy_contents, copy_model, share_con
 from .grouping import Unit, find_groups
 from .growth import dangers
 from .report import Group, Restacking
-from .rewiring import STEP_SIZES, Adaptive, rewire
+from .rewiring import STEP_SIZES, Adaptive, RestackedGraph
 from .tableaux import Tableau, tableau
 
 __all__ = ["RestackedModule", "restack"]
@@ -172,7 +172,7 @@ def restack(
         tree, _ = copy_model(model, captured.constants, [STEP_SIZES] if kind else [])
         if kind:
             tree._modules[STEP_SIZES] = _step_sizes(groups, float(h)).train(model.training)
-        return RestackedModule(tree, rewire(captured, groups, table, float(h), kind), restacking)
+        return RestackedModule(tree, RestackedGraph(captured, groups, table, float(h), kind).graph, restacking)
 
 
 def _check_arguments(scheme: str | Tableau, h: float, adaptive: object, per: str) -> Tableau:
@@ -191,12 +191,11 @@ def _check_arguments(scheme: str | Tableau, h: float, adaptive: object, per: str
 def _check_coefficients(
     table: Tableau, groups: Sequence[tuple[Residual, ...]], captured: Capture, *, strict: bool
 ) -> None:
-    faults = dangers(table, groups, captured.graph_module.get_submodule)
-    if not faults:
-        return
-    if strict:
-        raise RestackError(f"{'; and '.join(faults)}; take scheme='rk4', or pass strict=False to have it all the same")
-    warnings.warn(f"{'; and '.join(faults)}; training may diverge", RestackWarning, stacklevel=3)
+    faults = "; and ".join(dangers(table, groups, captured.graph_module.get_submodule))
+    if faults and strict:
+        raise RestackError(f"{faults}; take scheme='rk4', or pass strict=False to have it all the same")
+    if faults:
+        warnings.warn(f"{faults}; training may diverge", RestackWarning, stacklevel=3)
 
 
 def _warn_if_trained(captured: Capture, table: Tableau, h: float, groups: Sequence[tuple[Residual, ...]]) -> None:

@@ -22,25 +22,10 @@ from pararealize.tracing.graph_copy import GraphCopy
 
 from .tableaux import Coefficient, Tableau
 
-__all__ = ["STEP_SIZES", "Adaptive", "rewire"]
+__all__ = ["STEP_SIZES", "Adaptive", "RestackedGraph"]
 
 Adaptive = Literal["all", "output"]
 STEP_SIZES = "steps"  # the top-level name under which learnable step sizes stand
-
-
-def rewire(
-    captured: Capture, groups: Sequence[tuple[Residual, ...]], table: Tableau, h: float, adaptive: Adaptive | None
-) -> fx.Graph:
-    """The captured graph anew, each group of as many blocks as the table has stages as one step of size h.
-
-    Args:
-        captured: the network.
-        groups: blocks in a row, of which none lies within another.
-        table: the coefficients.
-        h: the step, where it is fixed.
-        adaptive: what the learnable steps ``steps.h1``, ``steps.h2``, … scale; ``None`` for a fixed h.
-    """
-    return _RestackedGraph(captured, groups, table, h, adaptive).graph
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,8 +49,18 @@ class _RungeKuttaStep:
     total: fx.Node | None = None
 
 
-class _RestackedGraph(GraphCopy):
-    """The graph that :func:`rewire` writes; i and j are stages, from 1."""
+class RestackedGraph(GraphCopy):
+    """The captured graph anew, each group of as many blocks as the table has stages as one step of size h.
+
+    i and j are stages, from 1.
+
+    Args:
+        captured: the network.
+        groups: blocks in a row, of which none lies within another.
+        table: the coefficients.
+        h: the step, where it is fixed.
+        adaptive: what the learnable steps ``steps.h1``, ``steps.h2``, … scale; ``None`` for a fixed h.
+    """
 
     def __init__(
         self,

@@ -107,8 +107,9 @@ class Tableau:
     total: int = 1
 
     def __post_init__(self) -> None:
-        rows = tuple(tuple(row) for row in self.a)
-        faults = list(_shape_faults(rows, tuple(self.b), None if self.c is None else tuple(self.c)))
+        rows, b = tuple(map(tuple, self.a)), tuple(self.b)
+        c = None if self.c is None else tuple(self.c)
+        faults = list(_shape_faults(rows, b, c))
         if isinstance(self.order, bool) or not isinstance(self.order, int) or not 0 <= self.order <= _ORDERS:
             faults.append(f"claims order {self.order!r}; an integer from 0 to {_ORDERS} can be checked")
         if faults:
@@ -121,11 +122,10 @@ class Tableau:
                 "itself or a later one; take an explicit method"
             )
         a = tuple(tuple(row[:i]) for i, row in enumerate(rows))  # below the diagonal
-        conditions = _Conditions(a, self.b, self.total)
-        if self.c is not None:
-            faults += conditions.row_faults(tuple(self.c))
-        c = tuple(map(_sum, a)) if self.c is None else tuple(self.c)
-        for name, value in (("a", a), ("b", tuple(self.b)), ("c", c)):
+        conditions = _Conditions(a, b, self.total)
+        c = tuple(map(_sum, a)) if c is None else c
+        faults += conditions.row_faults(c)
+        for name, value in (("a", a), ("b", b), ("c", c)):
             object.__setattr__(self, name, value)  # past the frozen dataclass: sequences become tuples once, here
         faults += conditions.order_faults(self.order) if not faults else []
         if faults:
@@ -242,9 +242,7 @@ class _Conditions:
 
 
 def _scaled(value: Coefficient) -> int:
-    if isinstance(value, Surd):
-        return value.scaled(_BITS)
-    return round(Fraction(value) * (1 << _BITS))
+    return value.scaled(_BITS) if isinstance(value, Surd) else round(Fraction(value) * (1 << _BITS))
 
 
 # Rooted trees -------------------------------------------------------------------------------------------------------
@@ -313,18 +311,18 @@ def tableau(name: str) -> Tableau:
             │ 1/6 1/3 1/3 1/6
     """
     half, third, sixth = Fraction(1, 2), Fraction(1, 3), Fraction(1, 6)
-    stages = ((), (half,), (0, half), (0, 0, 1))
-    match name:
-        case "euler":
-            return Tableau(name=name, a=((),), b=(1,), c=(0,), order=1)
-        case "midpoint":
-            return Tableau(name=name, a=((), (half,)), b=(0, 1), c=(0, half), order=2)
-        case "rk4":
-            return Tableau(name=name, a=stages, b=(sixth, third, third, sixth), c=(0, half, half, 1), order=4)
-        case "rk4-last":
-            return Tableau(name=name, a=stages, b=(0, 0, 0, 1), c=(0, half, half, 1), order=1)
-        case "rk8":
-            return verner(8)
+    weights: dict[str, tuple[tuple[Coefficient, ...], int]] = {  # b and the order; all have the first rows of one a
+        "euler": ((1,), 1),
+        "midpoint": ((0, 1), 2),
+        "rk4": ((sixth, third, third, sixth), 4),
+        "rk4-last": ((0, 0, 0, 1), 1),
+    }
+    if name in weights:
+        b, order = weights[name]
+        a, c = ((), (half,), (0, half), (0, 0, 1)), (0, half, half, 1)
+        return Tableau(name=name, a=a[: len(b)], b=b, c=c[: len(b)], order=order)
+    if name == "rk8":
+        return verner(8)
     close = difflib.get_close_matches(str(name), SCHEMES, n=1)
     suggestion = f"; did you mean {close[0]!r}?" if close else ";"
     raise TableauError(f"there is no scheme {name!r}{suggestion} take one of {', '.join(SCHEMES)}, or pass a Tableau")
@@ -366,13 +364,9 @@ def verner(order: int) -> Tableau:
     indices = [str(i) for i in range(1, stages + 1)]
 
     def row(entries: dict[str, list[int]], length: int) -> tuple[Coefficient, ...]:
-        return tuple(_number(entries.get(j, [0, 0, 1])) for j in indices[:length])
+        numbers = (entries.get(j, [0, 0, 1]) for j in indices[:length])
+        return tuple(Surd(p, q, d) if q else Fraction(p, d) for p, q, d in numbers)
 
     a = [row(table["a"].get(i, {}), int(i) - 1) for i in indices]
     weights = row(table[f"b{order}"], stages)
     return Tableau(name=f"rk{order}", a=a, b=weights, c=row(table["c"], stages), order=order)
-
-
-def _number(entry: list[int]) -> Coefficient:
-    p, q, d = entry
-    return Surd(p, q, d) if q else Fraction(p, d)

@@ -61,6 +61,11 @@ class Hierarchy:
         """The number of layers."""
         return len(self.levels[0].steps)
 
+    def layers_of(self, j: int) -> list[int]:
+        """The layers of interval j of the finest level, in the order of its steps."""
+        finest = self.levels[0]
+        return [step.layer for step in finest.steps[slice(*finest.intervals[j])]]
+
     def reversed(self) -> Hierarchy:
         """The same grids with time running backwards, for the adjoint: step s of S becomes step S-1-s."""
         return Hierarchy(levels=tuple(map(_reversed, self.levels)))
@@ -75,12 +80,13 @@ class Hierarchy:
         for rank in range(1, ranks):
             ideal = self.layers * rank / ranks
             nearest = min(range(1, len(ends) + 1), key=lambda j: abs(ends[j - 1] - ideal))
-            low, high = (
-                borders[-1] + 1,
-                len(ends) - (ranks - rank),
-            )  # one interval for this rank, and for each later one
+            low, high = borders[-1] + 1, len(ends) - (ranks - rank)  # an interval for this rank, and for each later one
             borders.append(min(max(nearest, low), high) if high >= low else min(low, len(ends)))
         return tuple(itertools.starmap(range, itertools.pairwise([*borders, len(ends)])))
+
+    def owners(self, ranks: int) -> tuple[int, ...]:
+        """The rank of every layer, where so many ranks have a :meth:`share` each."""
+        return tuple(rank for rank, share in enumerate(self.share(ranks)) for j in share for _ in self.layers_of(j))
 
     def __str__(self) -> str:
         lines = []

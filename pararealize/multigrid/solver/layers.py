@@ -138,9 +138,7 @@ def select_blocks(captured: Capture, *, least: int = 1) -> BlockSelection:
     selection = _select(flow, residuals)
     if residuals.refusals:  # once a value that all blocks read counts as context, one activation alone may be alive
         wider = flow_of(captured, broadcast=True)
-        wider_selection = _select(wider, find_residuals(wider))
-        if len(wider_selection.blocks) > len(selection.blocks):
-            selection = wider_selection
+        selection = max(selection, _select(wider, find_residuals(wider)), key=lambda some: len(some.blocks))
     if len(selection.blocks) < least:
         raise MultigridError(_too_few(captured, selection))
     return selection

@@ -21,14 +21,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pararealize.distributed.activation_checkpoint import preserved_buffers
+from pararealize.errors import MultigridError
 from pararealize.random_state import seeded_state
+from pararealize.restore import left_as_found
+from pararealize.tracing.captured import Capture
 from pararealize.tracing.module_view import Piece
 
 from .hierarchy import Hierarchy
 from .layers import Layer
 
-__all__ = ["Adjoint", "Forward", "LayerEvaluation", "TimeStep", "norm", "without_autocast_cache"]
+__all__ = ["Adjoint", "Forward", "LayerEvaluation", "TimeStep", "check_replay", "norm", "without_autocast_cache"]
 
+_TIMES = 8  # evaluations of a layer: a mask that is drawn anew each time is hardly the same in all
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -111,8 +115,7 @@ class Forward:
         # sweep. The first layer of every interval therefore keeps its latest evaluation for the others. The last sweep
         # may take it over only from layers without buffers: relaxation runs the rest on copies of them, so that it is
         # their evaluation in the last sweep alone that a batch norm counts.
-        finest = hierarchy.levels[0]
-        self._first_layers = {finest.steps[first].layer for first, _ in finest.intervals}
+        self._first_layers = {first for first, _ in hierarchy.levels[0].intervals}
         self._reusable = {n for n in self._first_layers if n in rows and not rows[n].has_buffers}
         self._latest: dict[int, LayerEvaluation] = {}
 
@@ -130,7 +133,7 @@ class Forward:
 
     def sweep(self, j: int, u: Tensor) -> Tensor:
         """The last sweep of interval j from its C-point: moves buffers, once a step, and builds the graphs."""
-        for n in range(*self.hierarchy.levels[0].intervals[j]):
+        for n in self.hierarchy.layers_of(j):
             evaluation = self._latest.pop(n, None)
             if evaluation is None or evaluation.u is not u or n not in self._reusable:
                 evaluation = self._evaluate(n, u, graph=self.recording)
@@ -184,8 +187,7 @@ class Adjoint:
 
     def sweep(self, j: int, value: Tensor) -> Tensor:
         """The last sweep of interval j (counted backwards) from λ at its right end: gradients of all else as well."""
-        for s in range(*self.hierarchy.levels[0].intervals[j]):
-            n = self.hierarchy.levels[0].steps[s].layer
+        for n in self.hierarchy.layers_of(j):
             row = self.forward.rows[n]
             contexts = pytree.tree_leaves([self.forward.context[i] for i in row.layer.reads])
             inputs = {id(tensor): tensor for tensor in (*row.parameters(), *contexts) if id(tensor) in self._inputs}
@@ -237,3 +239,40 @@ def without_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+
+
+def check_replay(
+    net: nn.Module, stem: Piece, rows: Sequence[TimeStep], hierarchy: Hierarchy, captured: Capture
+) -> None:
+    """Run layers that could not be looked into several times from one seed, in train mode.
+
+    Args:
+        net: the network, which is left as found.
+        stem: the piece that gives the value before the first layer, and the context.
+        rows: its layers in order.
+        hierarchy: their levels.
+        captured: what the network was made from, with its example.
+
+    Raises:
+        MultigridError: one gives other values each time: it draws from Python, NumPy or a generator of its own, and
+            every sweep would see another network.
+    """
+    opaque = [n for n, row in enumerate(rows) if row.layer.opaque]
+    if not opaque or any(parameter.is_meta for parameter in net.parameters()):
+        return
+    example = captured.example.resized(captured.example.batch)
+    with left_as_found(net), torch.no_grad():
+        for module in net.modules():
+            module.training = True
+        u, *context = stem(*example.args, **example.kwargs)
+        forward = Forward(dict(enumerate(rows)), hierarchy, context, 0, recording=False)
+        for n in range(opaque[-1] + 1):
+            # A copy of u each time: the maps remember what a layer gave for one and the same tensor.
+            values = [forward.step(0, n, u.clone()) for _ in range(_TIMES if n in opaque else 1)]
+            if any(not torch.equal(value, values[0]) for value in values if not value.isnan().any()):
+                raise MultigridError(
+                    f"{rows[n].layer.name} gives other values each time although torch's seed is the same: it "
+                    "draws from Python's or NumPy's random numbers, or from a generator of its own, and every sweep "
+                    "would see another network; draw with torch.rand and the like, from torch's own random state"
+                )
+            u = values[0]

@@ -35,6 +35,7 @@ its relaxation passes the value on at their border.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -44,18 +45,7 @@ from pararealize.errors import MultigridError
 from .hierarchy import Hierarchy
 from .settings import Cycle, Relaxation, check_iterations
 
-__all__ = [
-    "Rhs",
-    "Solution",
-    "StepMap",
-    "Value",
-    "advance",
-    "arrival",
-    "arrivals",
-    "march",
-    "solve",
-    "solve_and_sweep",
-]
+__all__ = ["Solution", "arrival", "arrivals", "march", "solve", "solve_and_sweep"]
 
 Value: TypeAlias = Any  # whatever has + and -: the spaces differ between chains, so no one type fits all
 StepMap: TypeAlias = Callable[[int, int, Value], Value]
@@ -212,10 +202,8 @@ def arrivals(hierarchy: Hierarchy, step: StepMap, level: int, points: Sequence[V
 
 def march(hierarchy: Hierarchy, step: StepMap, level: int, u: Value, rhs: Rhs = None) -> list[Value]:
     """The values at all points of a level, one step after the other."""
-    points = [u]
-    for s in range(len(hierarchy.levels[level].steps)):
-        points.append(advance(step, level, s, points[-1], rhs))
-    return points
+    steps = range(len(hierarchy.levels[level].steps))
+    return list(itertools.accumulate(steps, lambda v, s: advance(step, level, s, v, rhs), initial=u))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -266,10 +254,9 @@ class _Levels:
         # From the last interval to the first, as in arrivals(), so that no rank keeps another waiting.
         points: list[Value] = [c_points[-1]]
         for j, (first, end) in reversed(list(enumerate(self.hierarchy.levels[level].intervals))):
-            inner = [c_points[j]]
-            for s in range(first, end - 1):
-                inner.append(advance(self.step, level, s, inner[-1], rhs))
-            points += reversed(inner)
+            steps = range(first, end - 1)
+            inner = itertools.accumulate(steps, lambda u, s: advance(self.step, level, s, u, rhs), initial=c_points[j])
+            points += reversed(list(inner))
         return points[::-1]
 
 
