@@ -9,21 +9,7 @@ from matplotlib.figure import Figure
 from pararealize.errors import OutputError
 from pararealize.files import whole_file
 
-__all__ = [
-    "ACTIONS",
-    "ADAPTER_FILL",
-    "BLUE",
-    "COARSE_FILL",
-    "FAINT",
-    "GRID",
-    "INK",
-    "LINE",
-    "ORANGE",
-    "PALE",
-    "PAPER",
-    "STAGES",
-    "save_figure",
-]
+__all__ = ["BARS", "BLUE", "BOXES", "FAINT", "GRID", "INK", "LINE", "ORANGE", "PALE", "PAPER", "STAGES", "save_figure"]
 
 INK = "#1f2933"  # names and headings
 LINE = "#52606d"  # lines, and text beside names
@@ -36,9 +22,9 @@ STAGES = [
     ("#d3e9fb", BLUE), ("#d5f2e3", "#2f8f63"), ("#e6dcf7", "#7753b8"), ("#fbdde6", "#b83d6b"),
     ("#e0f3f5", "#2a8a94"), ("#f1ead6", "#8c7430"),
 ]  # fmt: skip
-ADAPTER_FILL, COARSE_FILL = "#f0f4f8", "#ffe9c7"  # boxes of a plan
+BOXES = {"adapter": ("#f0f4f8", PALE), "coarse": ("#ffe9c7", ORANGE)}  # of a plan: fill, edge
 # the bar of an action in a timeline, by its kind: fill forward, fill backward, edge, label
-ACTIONS = {
+BARS = {
     "fine": (STAGES[0][0], "#eef6fd", "#5b87ad", INK),
     "coarse": ("#b35806", "#b35806", "#f6c99a", "white"),
     "adapter": ("#cdd6e0", "#e9edf2", LINE, INK),

@@ -58,11 +58,7 @@ class ImageFiles:
 
 
 def read(
-    folder: Path,
-    *,
-    image_size: int,
-    channels: int = 3,
-    count: tuple[int, int] | None = None,
+    folder: Path, *, image_size: int, channels: int = 3, count: tuple[int, int] | None = None
 ) -> Split[ImageFiles]:
     """List ``folder/train/CLASS/*`` and ``folder/val/CLASS/*``, or ``folder/test/CLASS/*``.
 

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
-from pararealize.figure import ADAPTER_FILL, COARSE_FILL, FAINT, INK, LINE, ORANGE, PALE, STAGES, save_figure
+from pararealize.figure import BOXES, FAINT, INK, LINE, STAGES, save_figure
 from pararealize.table import count, quantity
 
 from .plan import Plan
@@ -80,13 +80,16 @@ def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
     """
     geometry = _geometry(plan)
     figure = Figure(figsize=(geometry.width, geometry.height))
-    axes = _blank(figure, geometry)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_xlim(0, geometry.width)
+    axes.set_ylim(0, geometry.height)
+    axes.set_axis_off()
     _draw_title(axes, geometry, plan, title or plan.model)
     _draw_input(axes, geometry, plan)
-    colours = _colours(plan)
-    for j in range(1, plan.n + 1):
+    stages = list(dict.fromkeys(segment.y for segment in plan.segments))
+    for j, segment in enumerate(plan.segments, 1):
         _draw_adapter(axes, geometry, plan, j)
-        _draw_segment(axes, geometry, plan, j, colours[j - 1])
+        _draw_segment(axes, geometry, plan, j, STAGES[stages.index(segment.y) % len(STAGES)])
     for j in range(1, plan.n):
         _draw_coarse(axes, geometry, plan, j)
     _draw_head(axes, geometry, plan)
@@ -110,19 +113,6 @@ def _geometry(plan: Plan) -> Geometry:
         y_input=y_input, y_adapter=y_adapter, y_bar=y_bar, y_sum=y_sum, y_coarse=y_coarse,
         width=max(2 * MARGIN + n * pitch + 0.3 + HEAD, 4.6), height=y_input + TITLE,
     )  # fmt: skip
-
-
-def _colours(plan: Plan) -> list[tuple[str, str]]:
-    stages = list(dict.fromkeys(segment.y for segment in plan.segments))
-    return [STAGES[stages.index(segment.y) % len(STAGES)] for segment in plan.segments]
-
-
-def _blank(figure: Figure, geometry: Geometry) -> Axes:
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_xlim(0, geometry.width)
-    axes.set_ylim(0, geometry.height)
-    axes.set_axis_off()
-    return axes
 
 
 def _box(axes: Axes, x: float, top: float, width: float, height: float, fill: str, edge: str) -> None:
@@ -185,26 +175,23 @@ def _draw_input(axes: Axes, geometry: Geometry, plan: Plan) -> None:
     y = geometry.y_input
     first, last = geometry.middle(1), geometry.middle(geometry.n)
     _text(axes, first - 0.1, y, "$x$", 10, ha="right")
-    if geometry.n == 1 or plan.source == "input":
+    begin = 1 if geometry.n == 1 or plan.source == "input" else 2
+    if begin == 1:
         _path(axes, (first, y), (last, y), arrow=False)
-        for j in range(1, geometry.n + 1):
-            _path(axes, (geometry.middle(j), y), (geometry.middle(j), geometry.y_adapter))
-        return
-    _path(axes, (first, y), (first, geometry.y_adapter))
-    edge = first + geometry.bar / 2
-    y_stem = geometry.y_adapter - ADAPTER / 2  # out of the stem's side, up, and along to the others
-    _path(axes, (edge, y_stem), (geometry.gap(1), y_stem), (geometry.gap(1), y), (last, y), arrow=False)
-    for j in range(2, geometry.n + 1):
+    else:
+        _path(axes, (first, y), (first, geometry.y_adapter))
+        edge = first + geometry.bar / 2
+        y_stem = geometry.y_adapter - ADAPTER / 2  # out of the stem's side, up, and along to the others
+        _path(axes, (edge, y_stem), (geometry.gap(1), y_stem), (geometry.gap(1), y), (last, y), arrow=False)
+    for j in range(begin, geometry.n + 1):
         _path(axes, (geometry.middle(j), y), (geometry.middle(j), geometry.y_adapter))
 
 
 def _draw_adapter(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     x, top = geometry.middle(j), geometry.y_adapter
     name, row = ("stem", plan.stem) if j == 1 else (f"$C^{{{j}}}$", plan.adapters[j - 2])
-    _box(axes, x - geometry.bar / 2, top, geometry.bar, ADAPTER, ADAPTER_FILL, PALE)
-    lines = [name, str(plan.segments[j - 1].x)]
-    if row.parameters:
-        lines.append(count(row.parameters))
+    _box(axes, x - geometry.bar / 2, top, geometry.bar, ADAPTER, *BOXES["adapter"])
+    lines = [name, str(plan.segments[j - 1].x), *([count(row.parameters)] if row.parameters else [])]
     _lines(axes, x, top, lines, geometry.font)
     _path(axes, (x, top - ADAPTER), (x, geometry.y_bar))
     if geometry.n <= 14:
@@ -256,21 +243,21 @@ def _names(first: str, last: str, letters: int) -> str:
 
 def _draw_coarse(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     """The minus sign between columns j and j + 1, F^j below, and the plus sign under segment j + 1."""
-    block = plan.coarse_blocks[j - 1]
+    block, adapter_edge, edge = plan.coarse_blocks[j - 1], BOXES["adapter"][1], BOXES["coarse"][1]
     middle, gap, next_middle = geometry.middle(j), geometry.gap(j), geometry.middle(j + 1)
     y, top = geometry.y_sum, geometry.y_coarse
     y_x = geometry.y_bar + 0.13  # where x_{j+1} leaves for the minus sign
-    _path(axes, (next_middle, y_x), (gap, y_x), (gap, y + RADIUS), colour=PALE)
+    _path(axes, (next_middle, y_x), (gap, y_x), (gap, y + RADIUS), colour=adapter_edge)
     _path(axes, (middle + (RADIUS if j > 1 else 0), y), (gap - RADIUS, y))
     _sign(axes, gap, y, "-")
     height = max(COARSE_LEAST, geometry.scale * block.cost)
     left = next_middle - geometry.bar / 2
-    _box(axes, left, top, geometry.bar, height, COARSE_FILL, ORANGE)
+    _box(axes, left, top, geometry.bar, height, *BOXES["coarse"])
     kind = f"{block.units} × {block.kind}" if block.units else block.kind
     _lines(axes, next_middle, top, [f"$F^{{{j}}}$", kind, count(block.parameters)], geometry.font)
     y_in = top - 0.14
-    _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=ORANGE)
-    _path(axes, (next_middle, top), (next_middle, y - RADIUS), colour=ORANGE)
+    _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=edge)
+    _path(axes, (next_middle, top), (next_middle, y - RADIUS), colour=edge)
     _sign(axes, next_middle, y, "+")
     if geometry.n <= 14:
         _text(axes, gap - 0.04, y - 0.2, f"$r_{{{j}}}$", 9, ha="right")
@@ -283,6 +270,6 @@ def _draw_head(axes: Axes, geometry: Geometry, plan: Plan) -> None:
     _path(axes, (start + (RADIUS if geometry.n > 1 else 0), y), (left, y))
     if geometry.n > 1:
         _text(axes, (start + left) / 2, y + 0.11, f"$z_{{{geometry.n}}}$", 9)
-    _box(axes, left, y + ADAPTER / 2, HEAD, ADAPTER, ADAPTER_FILL, PALE)
+    _box(axes, left, y + ADAPTER / 2, HEAD, ADAPTER, *BOXES["adapter"])
     lines = ["head"] + ([count(plan.head.parameters)] if plan.head.parameters else [])
     _lines(axes, left + HEAD / 2, y + ADAPTER / 2 - 0.04, lines, geometry.font)

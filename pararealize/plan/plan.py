@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -112,8 +111,7 @@ class Plan:
     WIDTH: ClassVar[int] = 120
 
     def __post_init__(self) -> None:
-        faults = _inconsistencies(self)
-        if faults:
+        if faults := _inconsistencies(self):
             raise ValueError("; ".join(faults))
 
     # What follows from it -------------------------------------------------------------------------------------------
@@ -160,7 +158,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; :meth:`from_json` gives an equal plan."""
-        return _adapter().dump_json(self, indent=2).decode() + "\n"
+        return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -177,12 +175,12 @@ class Plan:
                 f"this plan has version {data['version']!r}, this release reads version {VERSION}; make the plan again "
                 "with pararealize(model, n, ...).plan"
             )
-        return read_json(_adapter(), text, "plan")
+        return read_json(_ADAPTER, text, "plan")
 
     @staticmethod
     def schema() -> dict[str, Any]:
         """The JSON schema of a plan."""
-        return _adapter().json_schema()
+        return _ADAPTER.json_schema()
 
     def check(self, chain: BlockChain) -> None:
         """Make sure that this plan was made for that network.
@@ -205,21 +203,16 @@ class Plan:
         return plan_text(self)
 
 
-@cache
-def _adapter() -> TypeAdapter[Plan]:
-    return TypeAdapter(Plan)
+_ADAPTER = TypeAdapter(Plan)
 
 
 def _inconsistencies(plan: Plan) -> list[str]:
     """What a plan says about itself that cannot be."""
-    faults = []
     counts = (len(plan.segments), len(plan.adapters) + 1, len(plan.coarse_blocks) + 1)
     if plan.n < 1 or set(counts) != {plan.n}:
-        faults.append(
-            f"n = {plan.n} needs as many segments, one adapter and one coarse block fewer; it has {counts[0]} "
-            f"segments, {counts[1] - 1} adapters and {counts[2] - 1} coarse blocks"
-        )
-        return faults
+        fault = f"n = {plan.n} needs as many segments, one adapter and one coarse block fewer; it has {counts[0]} "
+        return [fault + f"segments, {counts[1] - 1} adapters and {counts[2] - 1} coarse blocks"]
+    faults = []
     for before, after in pairwise(plan.segments):
         if after.first != before.last + 1:
             faults.append(f"segment {after.j} begins at block {after.first}, segment {before.j} ends at {before.last}")
@@ -262,17 +255,8 @@ def plan_text(plan: Plan) -> str:
     """Segments, adapters, coarse blocks, totals and notes."""
     cuts = plan.cuts if isinstance(plan.cuts, str) else "by name"
     title = f"{plan.model}: n = {plan.n}, coarse {plan.coarse!r}, cuts {cuts!r}, adapters read the {plan.source}"
-    tables = [
-        aligned(
-            [
-                _SEGMENTS,
-                _part("stem", plan.stem, plan.stem_blocks),
-                *map(_segment, plan.segments),
-                _part("head", plan.head),
-            ],
-            "lllrllrrrl",
-        )
-    ]
+    stem, head = _part("stem", plan.stem, plan.stem_blocks), _part("head", plan.head)
+    tables = [aligned([_SEGMENTS, stem, *map(_segment, plan.segments), head], "lllrllrrrl")]
     if plan.n > 1:
         tables.append(aligned([_ADAPTERS, *map(_adapter_row, plan.adapters)], "llll"))
         tables.append(aligned([_COARSE, *map(_coarse, plan.coarse_blocks)], "lllll"))

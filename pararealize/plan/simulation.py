@@ -13,21 +13,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING
 
 from pararealize.errors import PlanError
 
 from .actions import Action, ActionKey, Direction, Span, in_order, waits_for
 from .peers import Peers, peers_of
+from .plan import Plan
 from .timeline import Timeline
 from .times import RATE, Seconds, Times, plan_times
 from .transfer import Transfer, transfer_fault
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from .plan import Plan
 
 __all__ = ["simulate"]
 
@@ -96,11 +92,9 @@ def simulate(
     schedule.forward()
     if training:
         schedule.backward()
-    notes = [f"batch {batch}, {transfer}"]
-    if costs is None and plan.unit == "flops":
-        notes.append(f"counted work at {rate:g} operations a second")
-    if costs is not None or plan.unit == "seconds":
-        notes.append("measured seconds")
+    counted = costs is None and plan.unit == "flops"
+    seconds = f"counted work at {rate:g} operations a second" if counted else "measured seconds"
+    notes = [f"batch {batch}, {transfer}", seconds]
     if not overlap:
         schedule.wait_for_all()
         notes.append("no overlap: the coarse chain waits for all segments, and they for it")
@@ -125,9 +119,7 @@ def _runs(n: int, ranks: int, assignment: Sequence[int] | None) -> list[tuple[in
 
 
 def _check(plan: Plan, costs: Times | None, latency: float, bandwidth: float, batch: int) -> None:
-    faults = []
-    if fault := transfer_fault(latency, bandwidth):
-        faults.append(fault)
+    faults = [fault] if (fault := transfer_fault(latency, bandwidth)) else []
     if batch < 1:
         faults.append(f"batch is {batch}; pass 1 or more")
     if costs is not None and len(costs.segments) != plan.n:
@@ -166,12 +158,7 @@ class _Schedule:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        times: Times,
-        runs: Sequence[tuple[int, int]],
-        peers: Sequence[Peers],
-        batch: int,
+        self, plan: Plan, times: Times, runs: Sequence[tuple[int, int]], peers: Sequence[Peers], batch: int
     ) -> None:
         self.plan, self.times, self.batch, self.n = plan, times, batch, plan.n
         self.runs, self.peers = runs, peers
@@ -220,11 +207,10 @@ class _Schedule:
 
     def wait_for_all(self) -> None:
         """The paper's order: forward, coarse blocks after all segments; backward, segments after all coarse blocks."""
+        first = {("coarse", FORWARD): ("fine", FORWARD), ("fine", BACKWARD): ("coarse", BACKWARD)}
         for key, task in self.tasks.items():
-            if (key.kind, key.direction) == ("coarse", FORWARD):
-                task.after += [other for other in self.tasks if (other.kind, other.direction) == ("fine", FORWARD)]
-            if (key.kind, key.direction) == ("fine", BACKWARD):
-                task.after += [other for other in self.tasks if (other.kind, other.direction) == ("coarse", BACKWARD)]
+            if before := first.get((key.kind, key.direction)):
+                task.after += [other for other in self.tasks if (other.kind, other.direction) == before]
 
     def _sum(self, rank: int) -> int:
         """A rank's part of a sum over ranks: differences ``y - x``, the sums that others send, and where to with it.

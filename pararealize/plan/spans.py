@@ -41,8 +41,8 @@ def spans_of(rows: Iterable[tuple[int, int, str, str, float, float]], n: int) ->
             key = _computed(action, span.j, direction)
             spans[key] = _joined(spans[key], span) if key in spans else span
     for j, several in additions.items():
-        several.sort(key=lambda span: span.start)
-        spans |= {ActionKey("sum", "forward", j, index): span for index, span in enumerate(several, 1)}
+        in_time = sorted(several, key=lambda span: span.start)
+        spans |= {ActionKey("sum", "forward", j, index): span for index, span in enumerate(in_time, 1)}
     for key, ends in messages.items():
         if len(ends) == 2:
             send, receive = ends["send"], ends["receive"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from functools import cache
 from itertools import pairwise
 from typing import Literal
 
@@ -51,8 +50,7 @@ class Timeline:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        faults = _inconsistencies(self)
-        if faults:
+        if faults := _inconsistencies(self):
             raise ValueError("; ".join(faults))
 
     # What follows from it -------------------------------------------------------------------------------------------
@@ -81,11 +79,8 @@ class Timeline:
 
     def busy(self, rank: int, kind: ActionKind | None = None, direction: Direction | None = None) -> float:
         """Seconds that a rank computes, all in all or in actions of one kind or direction."""
-        return sum(
-            action.seconds
-            for action in self.of(rank)
-            if kind in (None, action.kind) and direction in (None, action.direction)
-        )
+        actions = [action for action in self.of(rank) if kind in (None, action.kind)]
+        return sum(action.seconds for action in actions if direction in (None, action.direction))
 
     def idle(self, rank: int) -> float:
         """Seconds of the step in which a rank waits."""
@@ -165,7 +160,7 @@ class Timeline:
 
     def to_json(self) -> str:
         """The timeline as JSON text; :meth:`from_json` gives an equal one."""
-        return _adapter().dump_json(self, indent=1).decode() + "\n"
+        return _ADAPTER.dump_json(self, indent=1).decode() + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Timeline:
@@ -180,15 +175,13 @@ class Timeline:
             raise PlanError(
                 f"this is no timeline of version {VERSION} (its version is {version!r}); make it again with simulate()"
             )
-        return read_json(_adapter(), text, "timeline")
+        return read_json(_ADAPTER, text, "timeline")
 
     def __str__(self) -> str:
         return timeline_text(self)
 
 
-@cache
-def _adapter() -> TypeAdapter[Timeline]:
-    return TypeAdapter(Timeline)
+_ADAPTER = TypeAdapter(Timeline)
 
 
 def _inconsistencies(timeline: Timeline) -> list[str]:
@@ -227,17 +220,10 @@ def timeline_text(timeline: Timeline) -> str:
     rows: list[tuple[str | None, ...]] = [tuple(third if name == "adapter" else name for name in _HEAD)]
     for rank in range(timeline.ranks):
         ends = timeline.busy(rank, "stem") + timeline.busy(rank, "head")
-        busy, idle = timeline.busy(rank), timeline.idle(rank)
-        parts = (
-            timeline.busy(rank, "fine"),
-            timeline.busy(rank, third),
-            timeline.busy(rank, "coarse"),
-            ends,
-            timeline.busy(rank, direction="forward"),
-            timeline.busy(rank, direction="backward"),
-            busy,
-            idle,
-        )
+        kinds = *(timeline.busy(rank, kind) for kind in ("fine", third, "coarse")), ends
+        directions = (timeline.busy(rank, direction=direction) for direction in ("forward", "backward"))
+        idle = timeline.idle(rank)
+        parts = *kinds, *directions, timeline.busy(rank), idle
         percent = f"{100 * idle / step:.0f}" if step else None
         rows.append((str(rank), from_to(timeline.segments(rank)), *(f"{part * scale:.2f}" for part in parts), percent))
     title = f"{timeline.model}: one {timeline.origin} step, n = {timeline.n} on {quantity(timeline.ranks, 'device')}, "

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from pararealize.figure import ACTIONS, FAINT, INK, LINE, PAPER, save_figure
+from pararealize.figure import BARS, FAINT, INK, LINE, PAPER, save_figure
 from pararealize.table import duration, from_to, quantity, share, time_unit
 
 from .actions import Action, formula
@@ -90,22 +90,13 @@ def _row(timeline: Timeline, rank: int) -> str:
 def _bar(axes: Axes, action: Action, scale: float, *, inches: float) -> None:
     """One action; its name where it fits."""
     height, hatch = STYLES[action.kind]
-    forward, backward, edge, colour = ACTIONS[action.kind]
+    forward, backward, edge, colour = BARS[action.kind]
     back = action.direction == "backward"
     fill = backward if back else forward
     corner = (action.start * scale, action.rank - height / 2)
-    axes.add_patch(
-        Rectangle(
-            corner,
-            action.seconds * scale,
-            height,
-            facecolor=fill,
-            edgecolor=edge,
-            hatch=hatch + (BACKWARD_HATCH if back else ""),
-            linewidth=0.6,
-            zorder=2,
-        )
-    )
+    hatch += BACKWARD_HATCH if back else ""
+    axes.add_patch(Rectangle(corner, action.seconds * scale, height, facecolor=fill, edgecolor=edge, hatch=hatch,
+                             linewidth=0.6, zorder=2))  # fmt: skip
     if action.seconds * inches > LETTER * (len(action.name) + 1):
         middle = (action.start + action.end) / 2 * scale
         plate = {"facecolor": fill, "edgecolor": "none", "pad": 0.8}
@@ -118,14 +109,7 @@ def _arrow(axes: Axes, action: Action, scale: float) -> None:
     assert action.to is not None
     down = 1 if action.to > action.rank else -1
     begin = (action.start * scale, action.rank + down * 0.3)
-    style = {
-        "arrowstyle": "-|>",
-        "color": INK,
-        "linewidth": 0.7,
-        "mutation_scale": 6,
-        "shrinkA": 0,
-        "shrinkB": 0,
-    }
+    style = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.7, "mutation_scale": 6, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (action.end * scale, action.to - down * 0.36), begin, arrowprops=style, zorder=5)
 
 
@@ -133,13 +117,10 @@ def _legend(timeline: Timeline) -> list[Patch]:
     """A patch a kind, one for the backward pass, and a word on arrows."""
     layered = any(action.kind == "relax" for action in timeline.actions)
     patches = [
-        Patch(facecolor=ACTIONS[kind][0], edgecolor=ACTIONS[kind][2], hatch=STYLES[kind][1], linewidth=0.6, label=name)
+        Patch(facecolor=BARS[kind][0], edgecolor=BARS[kind][2], hatch=STYLES[kind][1], linewidth=0.6, label=name)
         for kind, name in (OF_LAYERS if layered else NAMES).items()
     ]
     hatched = Patch(facecolor="white", edgecolor=LINE, hatch=BACKWARD_HATCH, linewidth=0.6, label="hatched: backward")
-    arrow = Patch(
-        facecolor="none",
-        edgecolor="none",
-        label=f"arrow: a message; {'relaxations' if layered else 'adapters'} are low bars",
-    )
+    label = f"arrow: a message; {'relaxations' if layered else 'adapters'} are low bars"
+    arrow = Patch(facecolor="none", edgecolor="none", label=label)
     return [*patches, hatched, arrow]

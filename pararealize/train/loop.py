@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +24,6 @@ from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import save_state
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import MultigridError, TrainingError
-from pararealize.multigrid.monitor import Event
 from pararealize.random_state import derived_seed, preserve_state, seed_all
 from pararealize.train.run.checkpoint import gather_run_state, load_run_state, read_run_state, write_run_state
 from pararealize.train.run.history import EpochRow, History, Row, StepRow, from_line, to_line
@@ -223,10 +223,8 @@ class _Training:
         }
         with self.processes.watched("the parts of a checkpoint"):
             state = gather_run_state(self.net, self.update.optimizer, self.update.scaler, self.processes, facts)
-        keep = self.settings.keep
-        self.processes.on_first(
-            self.net, lambda: folder.save(self.step, lambda part: write_run_state(part, state), keep=keep)
-        )
+        write = partial(folder.save, self.step, partial(write_run_state, state=state), keep=self.settings.keep)
+        self.processes.on_first(self.net, write)
 
     def end(self) -> None:
         """Write the weights and the curves."""
@@ -263,7 +261,8 @@ class _Training:
         self.row_sums.add(result.sums)
         self.epoch_sums.add(result.sums)
         loss, error = self.epoch_sums.means
-        events = self.new_events()
+        events = () if self.monitor is None else tuple(self.monitor.events[self.event_count :])
+        self.event_count += len(events)
         rows: list[Row] = list(events)
         if self.step % self.settings.log_every == 0:
             rows.append(self.end_row(epoch, lr, result.gradient))
@@ -282,12 +281,6 @@ class _Training:
                 events=events,
             )  # fmt: skip
             self.report(progress)
-
-    def new_events(self) -> tuple[Event, ...]:
-        """What the monitor changed in this step."""
-        events = () if self.monitor is None else tuple(self.monitor.events[self.event_count :])
-        self.event_count += len(events)
-        return events
 
     def end_row(self, epoch: int, lr: float, gradient: float) -> StepRow:
         """The row of the steps since the last one; the next begins."""
@@ -336,8 +329,7 @@ class _Training:
 
 
 def _write_plan(net: nn.Module, folder: RunFolder) -> None:
-    plan = plan_of(net)
-    if plan is not None:
+    if (plan := plan_of(net)) is not None:
         folder.write("plan.json", plan.to_json())
 
 

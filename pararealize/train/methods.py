@@ -12,27 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from pararealize.coarse.kinds import Coarse
 from pararealize.compiler import Device, pararealize
 from pararealize.errors import DeviceError, DistributedError, MultigridError, PlanError
 from pararealize.multigrid.distributed.stage import LayerStage
 from pararealize.multigrid.module import LayerParallel, layer_parallel
 from pararealize.multigrid.monitor import SETTINGS, Monitor
+from pararealize.plan.plan import Plan
 from pararealize.planning.arguments import device_fault
 
-from .steps import MonitoredStep, one_shot_step
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from pararealize.coarse.kinds import Coarse
-    from pararealize.plan.plan import Plan
-
-    from .steps import TrainingStep
+from .steps import MonitoredStep, TrainingStep, one_shot_step
 
 __all__ = ["METHODS", "Built", "Options", "build"]
 
@@ -166,9 +161,8 @@ def multigrid(model: nn.Module, options: Options) -> Built:
     more = {name: value for name, value in options.more.items() if name != "monitor"}
     if options.mesh is None or options.mesh.size() == 1:
         net = _layer_parallel("multigrid", model, dataclasses.replace(options, more=more))
-        return Built(
-            net=net, step=None if monitor_settings is None else MonitoredStep(Monitor(net, **monitor_settings))
-        )
+        step = None if monitor_settings is None else MonitoredStep(Monitor(net, **monitor_settings))
+        return Built(net=net, step=step)
     if monitor_settings is not None:
         raise DistributedError(
             f"a monitor watches layers of one process, and here are {options.mesh.size()}; start one process, or leave "
@@ -180,9 +174,7 @@ def multigrid(model: nn.Module, options: Options) -> Built:
         )
     more = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules, **more}
     stage = layer_parallel(model, **more).distribute(options.mesh, timeout=options.timeout)
-    if not stage.exact:
-        stage.register_forward_pre_hook(_evaluate_stage_exactly)
-        stage.register_forward_hook(_train_stage_by_multigrid)
+    _evaluate_exactly(stage)  # stage.step() is no call of the module, and runs none of its hooks
     return Built(net=stage)
 
 
@@ -217,7 +209,7 @@ def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerPar
     return net
 
 
-def _evaluate_exactly(net: LayerParallel) -> None:
+def _evaluate_exactly(net: LayerParallel | LayerStage) -> None:
     """Have the network run layer after layer in eval mode; after every call ``net.exact`` is what it was before it.
 
     A monitor sets ``net.exact`` too, and for good. The hook after a call is called after one that raises as well.
@@ -251,19 +243,6 @@ def _monitor_settings(monitor: Any) -> dict[str, Any] | None:
     return settings
 
 
-def _evaluate_stage_exactly(stage: nn.Module, inputs: Any) -> None:  # noqa: ARG001
-    assert isinstance(stage, LayerStage)
-    stage.exact = not stage.training
-
-
-def _train_stage_by_multigrid(stage: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
-    assert isinstance(stage, LayerStage)
-    stage.exact = False  # for the next step: stage.step() is no call of the module, and runs no hooks
-
-
 METHODS: dict[str, Callable[[nn.Module, Options], Built]] = {
-    "serial": serial,
-    "parareal": parareal,
-    "multigrid": multigrid,
-    "oneshot": oneshot,
+    method.__name__: method for method in (serial, parareal, multigrid, oneshot)
 }

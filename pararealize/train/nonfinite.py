@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import TrainingProcesses
@@ -81,16 +82,19 @@ def forward_fault(net: nn.Module, x: torch.Tensor, processes: TrainingProcesses)
         processes: who trains it.
     """
     has_parts = _has_parts(net)
-    parts = _parts(net) if has_parts else _single_modules(net)
+    leaves = [(path, module) for path, module in net.named_modules() if path and not any(module.children())]
+    modules = leaves or [(type(net).__name__, net)]  # of any other network
+    parts = _parts(net) if has_parts else [_WatchedPart(label=path, module=module) for path, module in modules]
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     running: list[_WatchedPart] = []  # the parts that are being called, the innermost last
     calls = itertools.count(1)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for part in parts:
-            stack.enter_context(_watching(part, running, None if has_parts else calls))
-        for path, leaf in _leaves(net) if has_parts else ():
-            stack.enter_context(_naming(leaf, path, running))
+            for hook in _watch(part, running, None if has_parts else calls):
+                stack.callback(hook.remove)
+        for path, leaf in leaves if has_parts else ():
+            stack.callback(_name_culprit(leaf, path, running).remove)
         output = (net.net if isinstance(net, LocalModule) else net)(x)
         for buffer, value in buffers:
             buffer.copy_(value)
@@ -150,23 +154,10 @@ def _parts(net: nn.Module) -> list[_WatchedPart]:
     return [_WatchedPart(label=part.label(plan), module=module, order=part.order) for part, module in modules.items()]
 
 
-def _single_modules(net: nn.Module) -> list[_WatchedPart]:
-    """The innermost modules of any other network."""
-    leaves = [_WatchedPart(label=path, module=module) for path, module in _leaves(net)]
-    return leaves or [_WatchedPart(label=type(net).__name__, module=net)]
-
-
-def _leaves(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for path, module in net.named_modules():
-        if path and next(module.children(), None) is None:
-            yield path, module
-
-
 # Hooks ---------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _watching(part: _WatchedPart, running: list[_WatchedPart], calls: Iterator[int] | None) -> Iterator[None]:
+def _watch(part: _WatchedPart, running: list[_WatchedPart], calls: Iterator[int] | None) -> list[RemovableHandle]:
     """See what goes in and what comes out, of all calls; number the first call where numbers are passed."""
 
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -179,30 +170,17 @@ def _watching(part: _WatchedPart, running: list[_WatchedPart], calls: Iterator[i
         running.pop()
         part.output_is_finite = part.output_is_finite and _finite(output)
 
-    handles = [
-        part.module.register_forward_pre_hook(before, with_kwargs=True),
-        part.module.register_forward_hook(after),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [part.module.register_forward_pre_hook(before, with_kwargs=True), part.module.register_forward_hook(after)]
 
 
-@contextlib.contextmanager
-def _naming(leaf: nn.Module, path: str, running: list[_WatchedPart]) -> Iterator[None]:
+def _name_culprit(leaf: nn.Module, path: str, running: list[_WatchedPart]) -> RemovableHandle:
     """Note the first module in each part that gives something non-finite."""
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         if running and not running[-1].culprit and not _finite(output):
             running[-1].culprit = path
 
-    handle = leaf.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return leaf.register_forward_hook(after)
 
 
 def _finite(value: Any) -> bool:

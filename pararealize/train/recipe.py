@@ -118,11 +118,7 @@ class Recipe:
                 ),
                 ("clip", "a positive number or None", self.clip is None or (_is_number(self.clip) and self.clip > 0)),
                 ("nesterov", "True with sgd and a momentum, or False", self._fits_nesterov()),
-                (
-                    "milestones",
-                    "positive numbers in rising order",
-                    self.milestones is None or _rises(self.milestones),
-                ),
+                ("milestones", "positive numbers in rising order", self.milestones is None or _rises(self.milestones)),
             )
             if not fits
         ]

@@ -50,7 +50,7 @@ class StepResult:
 
     sums: Sums
     gradient: float
-    fault: str = ""
+    fault: str
 
 
 class Update:
@@ -115,16 +115,17 @@ class Update:
         right_count = right[0].item() if right else 0.0  # ranks without the network's head know of no logits
         here = torch.tensor([loss.item() * count, right_count, count], dtype=torch.float64)
         sums = Sums(*self.processes.total(here).tolist())
+        fault = ""
         if not math.isfinite(sums.loss):
-            return StepResult(sums=sums, gradient=norm, fault="loss")
-        if not math.isfinite(norm) and (self.scaler is None or self.scaler.get_scale() <= 1):
-            return StepResult(sums=sums, gradient=norm, fault="gradients")
-        if self.scaler is None:
+            fault = "loss"
+        elif not math.isfinite(norm) and (self.scaler is None or self.scaler.get_scale() <= 1):
+            fault = "gradients"
+        elif self.scaler is None:
             self.optimizer.step()
         else:
             self.scaler.step(self.optimizer)  # the scaler leaves it out where gradients are not finite
             self.scaler.update()
-        return StepResult(sums=sums, gradient=norm)
+        return StepResult(sums=sums, gradient=norm, fault=fault)
 
     def autocast(self) -> torch.autocast:
         """A context in which operations run in the recipe's precision."""

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from pararealize.errors import OutputError
-from pararealize.figure import ACTIONS
+from pararealize.figure import BARS
 from pararealize.plan import timeline_figure
 from pararealize.plan.simulation import simulate
 from pararealize.plan.timeline import Timeline
@@ -41,7 +41,7 @@ def test_a_bar_an_action_and_an_arrow_a_message(tmp_path, monkeypatch):
 
 
 def test_kinds_and_directions_differ_without_colour():
-    shades = {kind: sum(int(ACTIONS[kind][0][i : i + 2], 16) for i in (1, 3, 5)) for kind in STYLES}
+    shades = {kind: sum(int(BARS[kind][0][i : i + 2], 16) for i in (1, 3, 5)) for kind in STYLES}
     assert STYLES["adapter"] != STYLES["fine"] != STYLES["head"]
     assert abs(shades["coarse"] - shades["fine"]) > 255  # one is dark, the other light
 

@@ -45,19 +45,18 @@ def draw_curves(history: History, path: str | Path, *, title: str = "") -> Path:
         axes.plot(epoch_x, test, color=TEST, linewidth=1.6, marker=marker, markersize=3, linestyle="--", label="test")
         if name == "loss" and all(value > 0 for value in (*steps, *train, *test)):
             axes.set_yscale("log")
-    errors.set_ylim(bottom=0)
-    errors.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if epochs:
-        last = epochs[-1]
-        errors.annotate(f"{last.test_error:.2%}", (last.epoch, last.test_error), xytext=(4, 6), color=TEST, fontsize=8,
-                        textcoords="offset points", ha="right")  # fmt: skip
-    for axes, name in ((losses, "loss"), (errors, "error")):
         axes.set_title(name, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("epoch", fontsize=8, color=LINE)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=8, colors=FAINT)
         axes.spines[["left", "bottom"]].set_color(FAINT)
         _open_frame(axes)
+    errors.set_ylim(bottom=0)
+    errors.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if epochs:
+        last = epochs[-1]
+        errors.annotate(f"{last.test_error:.2%}", (last.epoch, last.test_error), xytext=(4, 6), color=TEST, fontsize=8,
+                        textcoords="offset points", ha="right")  # fmt: skip
     losses.legend(frameon=False, fontsize=8, labelcolor=INK)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")

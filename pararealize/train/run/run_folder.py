@@ -41,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.checkpoint_folder = self.path / CHECKPOINTS
         self.existed, self.was_occupied = True, True  # before this run
 
     # Beginning and going on ------------------------------------------------------------------------------------------
@@ -69,22 +70,26 @@ class RunFolder:
                         "(force=True, --force), or name another folder"
                     )
                 self._check_files()
-                if force and not resume:
+                if not resume:
                     self._clear()
             self.existed, self.was_occupied = self.path.exists(), self._is_occupied()
-            self._make()
+            try:
+                self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(
+                    f"cannot make the run's folder {str(self.path)!r}: {error.strerror or error}; name another folder"
+                ) from error
             for part in (*unfinished(self.path), *unfinished(self.checkpoint_folder)):  # of a run that was killed
                 remove(part)
             last = self.last_checkpoint()
-            earlier = self._read()
-            if earlier is not None:
+            if (earlier := self._read()) is not None:
                 self._compare(earlier, request)
+            elif last is not None:
+                raise CheckpointError(
+                    f"{str(self.path)!r} has checkpoints and no run.json, so that nobody knows of what; start anew "
+                    "with force=True (--force)"
+                )
             else:
-                if last is not None:
-                    raise CheckpointError(
-                        f"{str(self.path)!r} has checkpoints and no run.json, so that nobody knows of what; start anew "
-                        "with force=True (--force)"
-                    )
                 content = {"schema": SCHEMA, "version": VERSION, **request}
                 self.write("run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
             if last is None:
@@ -101,26 +106,15 @@ class RunFolder:
                 if not self.existed:
                     self.path.rmdir()
 
-    def _make(self) -> None:
-        try:
-            self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot make the run's folder {str(self.path)!r}: {error.strerror or error}; name another folder"
-            ) from error
-
     def _is_occupied(self) -> bool:
-        return self.path.is_symlink() or (self.path.exists() and not (self.path.is_dir() and _is_empty(self.path)))
+        is_empty = self.path.is_dir() and not any(self.path.iterdir())
+        return self.path.is_symlink() or (self.path.exists() and not is_empty)
 
     def _check_files(self) -> None:
         if not self.path.is_dir():
             raise OutputError(f"{str(self.path)!r} is a file and not a folder; name another folder")
-        others = sorted(
-            entry.name
-            for entry in self.path.iterdir()
-            if entry.name not in FILES and not entry.name.startswith(UNFINISHED)
-        )
-        if others:
+        names = sorted(entry.name for entry in self.path.iterdir())
+        if others := [name for name in names if name not in FILES and not name.startswith(UNFINISHED)]:
             listed = ", ".join(others[:3] + ["…"] * (len(others) > 3))
             raise OutputError(f"{str(self.path)!r} holds what no training run wrote ({listed}); name another folder")
 
@@ -217,11 +211,6 @@ class RunFolder:
                 remove(old)
         return target
 
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Where the checkpoints are."""
-        return self.path / CHECKPOINTS
-
     def checkpoints(self) -> list[Path]:
         """All checkpoints, in the order of their steps."""
         return sorted(path for path in self.checkpoint_folder.glob("step-*") if path.is_dir())
@@ -250,10 +239,6 @@ class RunFolder:
                 f"cannot write {what} into {str(self.path)!r}: {reason}; {state}; free the disk and go on with "
                 "resume=True (--resume)"
             ) from error
-
-
-def _is_empty(folder: Path) -> bool:
-    return next(folder.iterdir(), None) is None
 
 
 def differences(earlier: Any, now: Any, name: str = "") -> list[str]:

@@ -49,13 +49,12 @@ class Board:
         if isinstance(row, Event):
             self._writer.add_text("monitor", str(row), row.step)
             return
-        kind = "step" if isinstance(row, StepRow) else "epoch"
         values: dict[str, float | None] = {"loss": row.loss, "error": row.error, "lr": row.lr}
         if isinstance(row, StepRow):
-            values |= {"gradient": row.gradient, "samples a second": rate}
+            kind, more = "step", {"gradient": row.gradient, "samples a second": rate}
         else:
-            values |= {"test loss": row.test_loss, "test error": row.test_error}
-        for name, value in values.items():
+            kind, more = "epoch", {"test loss": row.test_loss, "test error": row.test_error}
+        for name, value in (values | more).items():
             if value is not None:
                 self._writer.add_scalar(f"{kind}/{name}", value, row.step)
 
