@@ -19,19 +19,7 @@ from pararealize.analysis.blocks import Block, BlockChain
 from pararealize.analysis.space import Space
 from pararealize.errors import CutError, FieldError
 
-from .reach import (
-    EVERYWHERE,
-    Call,
-    Interval,
-    Number,
-    Reach,
-    Rule,
-    initial_reach,
-    operation_name,
-    plain,
-    shape_of,
-    union,
-)
+from .reach import EVERYWHERE, Axis, Call, Interval, Number, Reach, Rule, operation_name, plain, shape_of, union
 from .rules import MODULES, NO_VALUES, OPERATIONS, POINTWISE_CLASSES
 from .rules_shape import everything, pointwise
 
@@ -87,16 +75,12 @@ class ReceptiveField:
         """
         if len(self.size) != len(later.size):
             return ReceptiveField.everywhere(len(self.size))
-        size: list[Number | None] = []
-        stride: list[Number] = []
-        start: list[Number] = []
+        axes: list[tuple[Number | None, Number, Number]] = []
         for (s, *first), (t, *second) in zip(self._by_axis(), later._by_axis(), strict=True):
             both = Interval(s or 1, *first).then(Interval(t or 1, *second))
             known = s is not None and t is not None
-            size.append(both.size if known else None)
-            stride.append(both.stride)
-            start.append(both.start if known else 0)
-        return ReceptiveField(size=tuple(size), stride=tuple(stride), start=tuple(start))
+            axes.append((both.size if known else None, both.stride, both.start if known else 0))
+        return _from_axes(axes)
 
     def _by_axis(self) -> Iterator[tuple[Number | None, Number, Number]]:
         return zip(self.size, self.stride, self.start, strict=True)
@@ -204,7 +188,7 @@ def receptive_field(
     Raises:
         FieldError: an operation has no rule.
     """
-    reaches: dict[fx.Node, Reach] = {enter: initial_reach(enter_axes)}
+    reaches: dict[fx.Node, Reach] = {enter: tuple(map(Axis, enter_axes))}
     for node in nodes:
         if node is not enter and any(operand in reaches for operand in node.all_input_nodes) and _holds_values(node):
             reaches[node] = _reach(root, node, reaches, opaque)
@@ -278,12 +262,19 @@ def _as_field(
     """The reach of the output as sizes, strides and starts; global where an axis did not end in its own place."""
     if len(enter_axes) != len(leave_axes) or len(reach) != len(enter_axes):
         return ReceptiveField.everywhere(len(enter_axes))
-    size: list[Number | None] = []
-    stride: list[Number] = []
-    start: list[Number] = []
+    axes: list[tuple[Number | None, Number, Number]] = []
     for axis, before, after in zip(reach, enter_axes, leave_axes, strict=True):
-        local = axis.dim == after
-        size.append(axis.interval.size if local else None)
-        stride.append(plain(axis.interval.stride if local else Fraction(shape[before], target[after])))
-        start.append(axis.interval.start if local else 0)
-    return ReceptiveField(size=tuple(size), stride=tuple(stride), start=tuple(start))
+        if axis.dim == after:
+            axes.append((axis.interval.size, plain(axis.interval.stride), axis.interval.start))
+        else:
+            axes.append((None, plain(Fraction(shape[before], target[after])), 0))
+    return _from_axes(axes)
+
+
+def _from_axes(axes: Sequence[tuple[Number | None, Number, Number]]) -> ReceptiveField:
+    """The field of these sizes, strides and starts, one triple an axis."""
+    return ReceptiveField(
+        size=tuple(size for size, _, _ in axes),
+        stride=tuple(stride for _, stride, _ in axes),
+        start=tuple(start for _, _, start in axes),
+    )

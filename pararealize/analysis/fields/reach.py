@@ -15,28 +15,6 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-__all__ = [
-    "EVERYWHERE",
-    "Axis",
-    "Call",
-    "Interval",
-    "Number",
-    "Reach",
-    "Rule",
-    "broadcast",
-    "dims_from_front",
-    "follow",
-    "initial_reach",
-    "integers",
-    "mix",
-    "operation_name",
-    "per_axis",
-    "plain",
-    "shape_of",
-    "slide",
-    "union",
-]
-
 Number = int | Fraction
 
 
@@ -76,11 +54,6 @@ EVERYWHERE = Axis(None)
 Reach = tuple[Axis, ...]  # one axis for each spatial axis of the input
 
 
-def initial_reach(dims: Sequence[int]) -> Reach:
-    """The input itself: each spatial axis stands at its dimension and reads one position."""
-    return tuple(Axis(dim) for dim in dims)
-
-
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """The shape of a node's value, or of the first tensor where the value is a tuple of them."""
     tensors = [leaf for leaf in pytree.tree_leaves(node.meta["val"]) if isinstance(leaf, torch.Tensor)]
@@ -105,6 +78,16 @@ class Call:
         """The first operand: the tensor that the operation is about."""
         return self.operands[0]
 
+    @property
+    def reach(self) -> Reach:
+        """The reach of that tensor."""
+        return self.reaches[self.source]
+
+    @property
+    def rank(self) -> int:
+        """How many dimensions that tensor has."""
+        return len(shape_of(self.source))
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or name; of a module, its attribute of that name."""
         if self.module is not None:
@@ -113,9 +96,9 @@ class Call:
             return self.node.args[position]
         return self.node.kwargs.get(name, default)
 
-    def size(self, dim: int) -> int:
-        """The size of one dimension of the result."""
-        return shape_of(self.node)[dim]
+    def dims(self, position: int, name: str, default: Any = None) -> tuple[int, ...]:
+        """The dimensions of that tensor that an argument names, counted from the front."""
+        return dims_from_front(self.argument(position, name, default), self.rank)
 
 
 Rule = Callable[[Call], Reach]
@@ -147,8 +130,7 @@ def follow(reach: Reach, moves: Mapping[int, int]) -> Reach:
 
 def mix(reach: Reach, dims: Iterable[int]) -> Reach:
     """Global along ``dims``, unchanged elsewhere."""
-    dimensions = set(dims)
-    return tuple(EVERYWHERE if axis.dim in dimensions else axis for axis in reach)
+    return slide(reach, dict.fromkeys(dims))
 
 
 def slide(reach: Reach, intervals: Mapping[int, Interval | None]) -> Reach:
@@ -183,8 +165,7 @@ def dims_from_front(dims: Any, rank: int) -> tuple[int, ...]:
 
 def integers(args: Iterable[Any]) -> tuple[int, ...]:
     """``f(x, 0, 2, 1)`` and ``f(x, (0, 2, 1))`` alike: the integers."""
-    flat = [leaf for arg in args for leaf in (arg if isinstance(arg, (tuple, list)) else (arg,))]
-    return tuple(leaf for leaf in flat if isinstance(leaf, int))
+    return tuple(leaf for arg in args for leaf in per_axis(arg, 1) if isinstance(leaf, int))
 
 
 def operation_name(node: fx.Node) -> str:

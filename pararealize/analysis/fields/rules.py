@@ -9,45 +9,9 @@ from typing import TypeVar
 
 from torch import nn
 
+from . import rules_convolution as kernel
+from . import rules_shape as shape
 from .reach import Rule
-from .rules_convolution import (
-    adaptive,
-    convolution,
-    interpolation,
-    norm_pooling,
-    padding,
-    pooling,
-    rescaling,
-    transposed,
-)
-from .rules_shape import (
-    along,
-    attention,
-    attribute,
-    concatenation,
-    everything,
-    first_alone,
-    inserting,
-    item,
-    layer_norm,
-    linear,
-    moving,
-    narrowing,
-    ordering,
-    partition,
-    permutation,
-    pointwise,
-    product,
-    reducing,
-    removing,
-    repeating,
-    replacing,
-    reshaping,
-    space_norm,
-    squeezing,
-    transposition,
-    unchanged,
-)
 
 __all__ = ["MODULES", "NO_VALUES", "OPERATIONS", "POINTWISE_CLASSES"]
 
@@ -64,62 +28,47 @@ def _table(rows: Iterable[tuple[Rule, Iterable[Key]]]) -> Mapping[Key, Rule]:
     return table
 
 
-def _classes(*patterns: str) -> list[type[nn.Module]]:
+def _classes(patterns: str) -> list[type[nn.Module]]:
     """Classes of torch.nn by name; ``#`` stands for 1, 2 and 3 axes. What this torch has not is left out."""
-    names = [
-        pattern.replace("#", str(axes)) for pattern in patterns for axes in ((1, 2, 3) if "#" in pattern else (0,))
-    ]
+    names = [pattern.replace("#", axes) for pattern in patterns.split() for axes in ("123" if "#" in pattern else "0")]
     return [getattr(nn, name) for name in names if hasattr(nn, name)]
 
 
+_LIKE = "empty_like full_like new_empty new_full new_ones new_zeros ones_like rand_like randn_like zeros_like"
 # Results that depend on the shape of their argument, not on its values.
-NO_VALUES = frozenset(
-    [
-        "empty_like",
-        "full_like",
-        "new_empty",
-        "new_full",
-        "new_ones",
-        "new_zeros",
-        "ones_like",
-        "rand_like",
-        "randn_like",
-        "zeros_like",
-    ]
-)
+NO_VALUES = frozenset(_LIKE.split())
 
 # Modules from outside torch.nn that capture keeps as one node because they read their mode, and that are pointwise.
 POINTWISE_CLASSES = frozenset(["BatchNormAct2d", "DropPath", "FrozenBatchNorm2d", "StochasticDepth"])
 
+_POINTWISE = """
+    BatchNorm#d SyncBatchNorm LocalResponseNorm Identity ChannelShuffle Dropout Dropout#d AlphaDropout
+    FeatureAlphaDropout Softmax2d ReLU ReLU6 RReLU LeakyReLU PReLU ELU CELU SELU GELU SiLU Mish Sigmoid LogSigmoid
+    Hardsigmoid Hardswish Hardtanh Tanh Tanhshrink Softplus Softsign Softshrink Hardshrink Threshold
+"""
+
 MODULES: Mapping[type[nn.Module], Rule] = _table(
     [
-        *((convolution(n), _classes(f"Conv{n}d")) for n in (1, 2, 3)),
-        *((transposed(n), _classes(f"ConvTranspose{n}d")) for n in (1, 2, 3)),
-        *((pooling(n, dilated=True), _classes(f"MaxPool{n}d")) for n in (1, 2, 3)),
-        *((pooling(n, dilated=False), _classes(f"AvgPool{n}d")) for n in (1, 2, 3)),
-        *((norm_pooling(n), _classes(f"LPPool{n}d")) for n in (1, 2, 3)),
-        *((adaptive(n), _classes(f"AdaptiveAvgPool{n}d", f"AdaptiveMaxPool{n}d")) for n in (1, 2, 3)),
-        (interpolation, _classes("Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d")),
-        (rescaling(upwards=True), _classes("PixelShuffle")),
-        (rescaling(upwards=False), _classes("PixelUnshuffle")),
-        (padding, _classes("ConstantPad#d", "ZeroPad#d", "ReflectionPad#d", "ReplicationPad#d", "CircularPad#d")),
-        (pointwise, _classes("BatchNorm#d", "SyncBatchNorm", "LocalResponseNorm", "Identity", "ChannelShuffle")),
-        (pointwise, _classes("Dropout", "Dropout#d", "AlphaDropout", "FeatureAlphaDropout", "Softmax2d")),
-        (
-            pointwise,
-            _classes("ReLU", "ReLU6", "RReLU", "LeakyReLU", "PReLU", "ELU", "CELU", "SELU", "GELU", "SiLU", "Mish"),
-        ),
-        (pointwise, _classes("Sigmoid", "LogSigmoid", "Hardsigmoid", "Hardswish", "Hardtanh", "Tanh", "Tanhshrink")),
-        (pointwise, _classes("Softplus", "Softsign", "Softshrink", "Hardshrink", "Threshold")),
-        (layer_norm, _classes("LayerNorm", "RMSNorm")),
-        (space_norm, _classes("GroupNorm", "InstanceNorm#d")),
-        (along(1, "dim", None), _classes("Softmax", "LogSoftmax", "Softmin")),
-        (along(1, "dim", -1), _classes("GLU")),
-        (linear, _classes("Linear", "LazyLinear")),
-        (unchanged, _classes("Embedding")),
-        (reshaping, _classes("Flatten", "Unflatten")),
-        (everything, _classes("MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer")),
-        (everything, _classes("RNN", "LSTM", "GRU", "Unfold", "Fold", "FractionalMaxPool2d", "FractionalMaxPool3d")),
+        *((kernel.convolution(n), _classes(f"Conv{n}d")) for n in (1, 2, 3)),
+        *((kernel.transposed(n), _classes(f"ConvTranspose{n}d")) for n in (1, 2, 3)),
+        *((kernel.pooling(n, dilated=True), _classes(f"MaxPool{n}d")) for n in (1, 2, 3)),
+        *((kernel.pooling(n, dilated=False), _classes(f"AvgPool{n}d")) for n in (1, 2, 3)),
+        *((kernel.norm_pooling(n), _classes(f"LPPool{n}d")) for n in (1, 2, 3)),
+        *((kernel.adaptive(n), _classes(f"AdaptiveAvgPool{n}d AdaptiveMaxPool{n}d")) for n in (1, 2, 3)),
+        (kernel.interpolation, _classes("Upsample UpsamplingNearest2d UpsamplingBilinear2d")),
+        (kernel.rescaling(upwards=True), _classes("PixelShuffle")),
+        (kernel.rescaling(upwards=False), _classes("PixelUnshuffle")),
+        (kernel.padding, _classes("ConstantPad#d ZeroPad#d ReflectionPad#d ReplicationPad#d CircularPad#d")),
+        (shape.pointwise, _classes(_POINTWISE)),
+        (shape.layer_norm, _classes("LayerNorm RMSNorm")),
+        (shape.space_norm, _classes("GroupNorm InstanceNorm#d")),
+        (shape.along(1, "dim", None), _classes("Softmax LogSoftmax Softmin")),
+        (shape.along(1, "dim", -1), _classes("GLU")),
+        (shape.linear, _classes("Linear LazyLinear")),
+        (shape.unchanged, _classes("Embedding")),
+        (shape.reshaping, _classes("Flatten Unflatten")),
+        (shape.everything, _classes("MultiheadAttention TransformerEncoderLayer TransformerDecoderLayer")),
+        (shape.everything, _classes("RNN LSTM GRU Unfold Fold FractionalMaxPool2d FractionalMaxPool3d")),
     ]
 )
 
@@ -136,6 +85,7 @@ _ELEMENTWISE = """
     softsign sqrt square stochastic_depth sub subtract tan tanh tanhshrink threshold to true_divide truediv trunc
     where xor """
 _SHAPES = "view reshape flatten unflatten ravel view_as reshape_as"
+_PARTITIONS = "chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split"
 _REDUCTIONS = """
     all amax amin aminmax any argmax argmin logsumexp max mean median min nanmean nansum prod std std_mean sum var
     var_mean
@@ -150,48 +100,51 @@ _EVERYTHING = """
 
 OPERATIONS: Mapping[str, Rule] = _table(
     [
-        *((convolution(n), [f"conv{n}d"]) for n in (1, 2, 3)),
-        *((transposed(n), [f"conv_transpose{n}d"]) for n in (1, 2, 3)),
-        *((pooling(n, dilated=True), [f"max_pool{n}d", f"max_pool{n}d_with_indices"]) for n in (1, 2, 3)),
-        *((pooling(n, dilated=False), [f"avg_pool{n}d"]) for n in (1, 2, 3)),
-        *((norm_pooling(n), [f"lp_pool{n}d"]) for n in (1, 2, 3)),
-        *((adaptive(n), [f"adaptive_{k}_pool{n}d" for k in ("avg", "max")]) for n in (1, 2, 3)),
-        *((adaptive(n), [f"adaptive_max_pool{n}d_with_indices"]) for n in (1, 2, 3)),
-        (interpolation, ["interpolate", "upsample"]),
-        (rescaling(upwards=True), ["pixel_shuffle"]),
-        (rescaling(upwards=False), ["pixel_unshuffle"]),
-        (padding, ["pad"]),
-        (pointwise, _ELEMENTWISE.split()),
-        (layer_norm, ["layer_norm", "rms_norm"]),
-        (space_norm, ["group_norm", "instance_norm"]),
-        (along(1, "dim", None), ["softmax", "log_softmax", "softmin", "logcumsumexp"]),
-        (along(1, "dim", -1), ["glu", "gumbel_softmax"]),
-        (along(2, "dim", 1), ["normalize"]),
-        (along(2, "dims", None), ["roll", "rot90"]),
-        (along(1, "dims", None), ["flip"]),
-        (linear, ["linear"]),
-        (product(0), ["matmul", "bmm", "mm"]),
-        (product(1), ["addmm", "baddbmm"]),
-        (attention, ["scaled_dot_product_attention"]),
-        (reducing(1), _REDUCTIONS.split()),
-        (reducing(2), ["norm"]),
-        (unchanged, ["embedding", "tril", "triu"]),
-        (reshaping, _SHAPES.split()),
-        (permutation, ["permute"]),
-        (transposition, ["transpose", "swapaxes", "swapdims", "t"]),
-        (moving, ["movedim", "moveaxis"]),
-        (inserting, ["unsqueeze", "stack"]),
-        (removing, ["select", "unbind"]),
-        (squeezing, ["squeeze"]),
-        (concatenation, ["cat", "concat", "concatenate"]),
-        (partition, ["chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"]),
-        (narrowing, ["narrow"]),
-        (item, ["getitem"]),
-        (replacing, ["setitem"]),
-        (ordering, ["after"]),
-        (attribute, ["getattr"]),
-        (first_alone, ["expand", "expand_as", "type_as", "broadcast_to", "type"]),
-        (repeating, ["repeat", "tile", "repeat_interleave"]),
-        (everything, _EVERYTHING.split()),
+        *((kernel.convolution(n), [f"conv{n}d"]) for n in (1, 2, 3)),
+        *((kernel.transposed(n), [f"conv_transpose{n}d"]) for n in (1, 2, 3)),
+        *((kernel.pooling(n, dilated=True), [f"max_pool{n}d", f"max_pool{n}d_with_indices"]) for n in (1, 2, 3)),
+        *((kernel.pooling(n, dilated=False), [f"avg_pool{n}d"]) for n in (1, 2, 3)),
+        *((kernel.norm_pooling(n), [f"lp_pool{n}d"]) for n in (1, 2, 3)),
+        *((kernel.adaptive(n), [f"adaptive_{k}_pool{n}d" for k in ("avg", "max")]) for n in (1, 2, 3)),
+        *((kernel.adaptive(n), [f"adaptive_max_pool{n}d_with_indices"]) for n in (1, 2, 3)),
+        (kernel.interpolation, ["interpolate", "upsample"]),
+        (kernel.rescaling(upwards=True), ["pixel_shuffle"]),
+        (kernel.rescaling(upwards=False), ["pixel_unshuffle"]),
+        (kernel.padding, ["pad"]),
+        (shape.pointwise, _ELEMENTWISE.split()),
+        (shape.layer_norm, ["layer_norm", "rms_norm"]),
+        (shape.space_norm, ["group_norm", "instance_norm"]),
+        (shape.along(1, "dim", None), ["softmax", "log_softmax", "softmin", "logcumsumexp"]),
+        (shape.along(1, "dim", -1), ["glu", "gumbel_softmax"]),
+        (shape.along(2, "dim", 1), ["normalize"]),
+        (shape.along(2, "dims", None), ["roll", "rot90"]),
+        (shape.along(1, "dims", None), ["flip"]),
+        (shape.linear, ["linear"]),
+        (shape.product(0), ["matmul", "bmm", "mm"]),
+        (shape.product(1), ["addmm", "baddbmm"]),
+        (shape.attention, ["scaled_dot_product_attention"]),
+        (shape.reducing(1), _REDUCTIONS.split()),
+        (shape.reducing(2), ["norm"]),
+        (shape.unchanged, ["embedding", "tril", "triu"]),
+        (shape.reshaping, _SHAPES.split()),
+        (shape.permutation, ["permute"]),
+        (shape.transposition, ["transpose", "swapaxes", "swapdims", "t"]),
+        (shape.moving, ["movedim", "moveaxis"]),
+        (shape.inserting, ["unsqueeze", "stack"]),
+        (shape.removing, ["select", "unbind"]),
+        (shape.squeezing, ["squeeze"]),
+        (shape.concatenation, ["cat", "concat", "concatenate"]),
+        (
+            shape.along(2, "dim", 0),
+            ["chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"],
+        ),
+        (shape.narrowing, ["narrow"]),
+        (shape.item, ["getitem"]),
+        (shape.replacing, ["setitem"]),
+        (shape.ordering, ["after"]),
+        (shape.attribute, ["getattr"]),
+        (shape.first_alone, ["expand", "expand_as", "type_as", "broadcast_to", "type"]),
+        (shape.repeating, ["repeat", "tile", "repeat_interleave"]),
+        (shape.everything, _EVERYTHING.split()),
     ]
 )

@@ -7,22 +7,7 @@ global from there on, which is the simplest honest cover. Batch norm counts as p
 import torch
 from torch import fx
 
-from .reach import (
-    EVERYWHERE,
-    Call,
-    Interval,
-    Reach,
-    Rule,
-    broadcast,
-    dims_from_front,
-    follow,
-    integers,
-    mix,
-    per_axis,
-    shape_of,
-    slide,
-    union,
-)
+from .reach import EVERYWHERE, Call, Interval, Reach, Rule, broadcast, follow, integers, mix, shape_of, slide, union
 
 
 def pointwise(call: Call) -> Reach:
@@ -33,7 +18,7 @@ def pointwise(call: Call) -> Reach:
 
 def everything(call: Call) -> Reach:
     """Attention, Fourier transforms, opaque modules: every position may read all."""
-    return tuple(EVERYWHERE for _ in call.reaches[call.source])
+    return tuple(EVERYWHERE for _ in call.reach)
 
 
 def reducing(position: int) -> Rule:
@@ -42,39 +27,34 @@ def reducing(position: int) -> Rule:
     def rule(call: Call) -> Reach:
         if len(call.operands) > 1:  # max(x, y) is torch.maximum by another name
             return pointwise(call)
-        rank = len(shape_of(call.source))
-        dims = dims_from_front(call.argument(position, "dim", call.node.kwargs.get("axis")), rank)
-        others = [d for d in range(rank) if d not in dims]
-        keeps = len(shape_of(call.node)) == rank
-        return follow(call.reaches[call.source], {d: d if keeps else place for place, d in enumerate(others)})
+        dims = call.dims(position, "dim", call.node.kwargs.get("axis"))
+        others = [d for d in range(call.rank) if d not in dims]
+        keeps = len(shape_of(call.node)) == call.rank
+        return follow(call.reach, {d: d if keeps else place for place, d in enumerate(others)})
 
     return rule
 
 
 def along(position: int, name: str, default: int | None) -> Rule:
     """Softmax, normalise, roll: the result has the same shape and mixes the named dimension."""
-
-    def rule(call: Call) -> Reach:
-        rank = len(shape_of(call.source))
-        return mix(call.reaches[call.source], dims_from_front(call.argument(position, name, default), rank))
-
-    return rule
+    return lambda call: mix(call.reach, call.dims(position, name, default))
 
 
 def layer_norm(call: Call) -> Reach:
     """Layer and RMS norm mix the last dimensions, as many as their shape has."""
-    rank = len(shape_of(call.source))
-    return mix(call.reaches[call.source], range(rank - len(per_axis(call.argument(1, "normalized_shape"), 1)), rank))
+    shape = call.argument(1, "normalized_shape")
+    axes = len(shape) if isinstance(shape, (tuple, list)) else 1
+    return mix(call.reach, range(call.rank - axes, call.rank))
 
 
 def space_norm(call: Call) -> Reach:
     """Group and instance norm mix channels and space."""
-    return mix(call.reaches[call.source], range(1, len(shape_of(call.source))))
+    return mix(call.reach, range(1, call.rank))
 
 
 def linear(call: Call) -> Reach:
     """A linear layer mixes the last dimension: the channels of tokens, or the tokens of a transposed map."""
-    return mix(call.reaches[call.source], [len(shape_of(call.source)) - 1])
+    return mix(call.reach, [call.rank - 1])
 
 
 def product(first: int) -> Rule:
@@ -130,83 +110,69 @@ def reshaping(call: Call) -> Reach:
         elif not sources and not targets:
             moves[left[0]] = right[0]
         i, j = i + 1, j + 1
-    return follow(call.reaches[call.source], moves)
+    return follow(call.reach, moves)
 
 
 def permutation(call: Call) -> Reach:
     """The axes go where the permutation puts them."""
     order = integers((*call.node.args[1:], call.node.kwargs.get("dims", ())))
-    rank = len(shape_of(call.source))
-    return follow(call.reaches[call.source], {int(d) % rank: place for place, d in enumerate(order)})
+    return follow(call.reach, {d % call.rank: place for place, d in enumerate(order)})
 
 
 def transposition(call: Call) -> Reach:
     """Two dimensions change places (the last two for ``t`` and ``mT``)."""
-    rank = len(shape_of(call.source))
+    rank = call.rank
     first, second = (call.argument(place, name) for place, name in ((1, "dim0"), (2, "dim1")))
     if not isinstance(first, int):  # t(), or getattr(x, "mT")
         first, second = -2, -1
     moves = {d: d for d in range(rank)}
     moves[first % rank], moves[second % rank] = second % rank, first % rank
-    return follow(call.reaches[call.source], moves)
+    return follow(call.reach, moves)
 
 
 def moving(call: Call) -> Reach:
     """``movedim``: the remaining dimensions keep their order."""
-    rank = len(shape_of(call.source))
-    sources = dims_from_front(call.argument(1, "source"), rank)
-    targets = dims_from_front(call.argument(2, "destination"), rank)
-    places = dict(zip(sources, targets, strict=True))
-    free = iter([d for d in range(rank) if d not in targets])
-    return follow(call.reaches[call.source], {d: places[d] if d in places else next(free) for d in range(rank)})
+    targets = call.dims(2, "destination")
+    places = dict(zip(call.dims(1, "source"), targets, strict=True))
+    free = (d for d in range(call.rank) if d not in targets)
+    return follow(call.reach, {d: places[d] if d in places else next(free) for d in range(call.rank)})
 
 
 def inserting(call: Call) -> Reach:
     """``unsqueeze``, and ``stack`` whose parts all gain the new dimension."""
-    rank = len(shape_of(call.source)) + 1
+    rank = call.rank + 1
     dim = int(call.argument(1, "dim", 0)) % rank
     return union(follow(call.reaches[n], {d: d + (d >= dim) for d in range(rank - 1)}) for n in call.operands)
 
 
 def removing(call: Call) -> Reach:
     """``select`` and ``unbind``: a dimension goes, and with it the positions along it."""
-    rank = len(shape_of(call.source))
-    dim = int(call.argument(1, "dim", 0)) % rank
-    return follow(call.reaches[call.source], {d: d - (d > dim) for d in range(rank) if d != dim})
+    dim = int(call.argument(1, "dim", 0)) % call.rank
+    return follow(call.reach, {d: d - (d > dim) for d in range(call.rank) if d != dim})
 
 
 def squeezing(call: Call) -> Reach:
     """``squeeze``: dimensions of size 1 go."""
-    shape = shape_of(call.source)
-    dims = dims_from_front(call.argument(1, "dim"), len(shape))
-    others = [d for d, size in enumerate(shape) if size != 1 or d not in dims]
-    return follow(call.reaches[call.source], {d: place for place, d in enumerate(others)})
+    dims = call.dims(1, "dim")
+    others = [d for d, size in enumerate(shape_of(call.source)) if size != 1 or d not in dims]
+    return follow(call.reach, {d: place for place, d in enumerate(others)})
 
 
 def concatenation(call: Call) -> Reach:
     """Over channels the union; over space each part stands further along."""
-    parts = call.argument(0, "tensors")
-    rank = len(shape_of(call.node))
-    dim = int(call.argument(1, "dim", call.node.kwargs.get("axis", 0))) % rank
+    dim = int(call.argument(1, "dim", call.node.kwargs.get("axis", 0))) % len(shape_of(call.node))
     place, reaches = 0, []
-    for part in parts:
+    for part in call.argument(0, "tensors"):
         if part in call.reaches:
             reaches.append(slide(call.reaches[part], {dim: Interval(1, 1, -place)}))
         place += shape_of(part)[dim]
     return union(reaches)
 
 
-def partition(call: Call) -> Reach:
-    """``chunk`` and ``split``: pointwise over channels, global over a dimension of space."""
-    rank = len(shape_of(call.source))
-    return mix(call.reaches[call.source], dims_from_front(call.argument(2, "dim", 0), rank))
-
-
 def narrowing(call: Call) -> Reach:
     """``narrow``: a slice that begins further along."""
-    rank = len(shape_of(call.source))
-    dim, begin = int(call.argument(1, "dim")) % rank, call.argument(2, "start")
-    return slide(call.reaches[call.source], {dim: Interval(1, 1, begin) if isinstance(begin, int) else None})
+    dim, begin = int(call.argument(1, "dim")) % call.rank, call.argument(2, "start")
+    return slide(call.reach, {dim: Interval(1, 1, begin) if isinstance(begin, int) else None})
 
 
 def item(call: Call) -> Reach:
@@ -252,12 +218,12 @@ def ordering(call: Call) -> Reach:
 
 def first_alone(call: Call) -> Reach:
     """``expand_as``, ``type_as``: the second operand gives a shape or a type, no values."""
-    return broadcast(call.reaches[call.source], shape_of(call.source), shape_of(call.node))
+    return broadcast(call.reach, shape_of(call.source), shape_of(call.node))
 
 
 def unchanged(call: Call) -> Reach:
     """Every dimension stays where it is; new ones come last (an embedding)."""
-    return call.reaches[call.source]
+    return call.reach
 
 
 def attribute(call: Call) -> Reach:
@@ -269,8 +235,6 @@ def attribute(call: Call) -> Reach:
 
 def repeating(call: Call) -> Reach:
     """``repeat``, ``tile``, ``repeat_interleave``: global along each dimension that grows."""
-    shape, target = shape_of(call.source), shape_of(call.node)
-    shift = len(target) - len(shape)
-    return follow(
-        call.reaches[call.source], {d: d + shift for d, size in enumerate(shape) if size == target[d + shift]}
-    )
+    target = shape_of(call.node)
+    shift = len(target) - call.rank
+    return follow(call.reach, {d: d + shift for d, n in enumerate(shape_of(call.source)) if n == target[d + shift]})

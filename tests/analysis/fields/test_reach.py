@@ -18,7 +18,6 @@ from pararealize.analysis.fields.reach import (
     broadcast,
     dims_from_front,
     follow,
-    initial_reach,
     integers,
     mix,
     operation_name,
@@ -66,7 +65,6 @@ def test_a_union_of_branches_at_other_dimensions_is_global():
 def test_axes_follow_mix_and_slide():
     wide = Axis(3, Interval(3, 2, -1))
     reach = (Axis(2), wide)
-    assert initial_reach((2, 3)) == (Axis(2), Axis(3))
     assert follow(reach, {2: 1, 3: 0}) == (Axis(1), Axis(0, wide.interval))
     assert follow(reach, {3: 3}) == (EVERYWHERE, wide)
     assert follow((EVERYWHERE,), {2: 2}) == (EVERYWHERE,)
@@ -138,7 +136,7 @@ def test_what_a_rule_may_ask_of_a_call():
     assert call.source is x
     assert (call.argument(0, "input"), call.argument(2, "alpha"), call.argument(3, "alpha")) == (weight, y, 2)
     assert call.argument(5, "out", "default") == "default"
-    assert (shape_of(x), shape_of(node), call.size(1)) == ((2, 3), (4, 5), 5)
+    assert (shape_of(x), shape_of(node), call.reach, call.rank) == ((2, 3), (4, 5), (), 2)
     of_a_module = Call(node, nn.Conv2d(1, 1, 3, stride=2), {x: ()})
     assert of_a_module.argument(0, "stride") == (2, 2)
     assert of_a_module.argument(0, "colour", "red") == "red"
