@@ -35,9 +35,8 @@ class PararealizeError(Exception):
     """The base of every error that this package raises on purpose."""
 
     def __str__(self) -> str:
-        return (
-            str(self.args[0]) if self.args else ""
-        )  # the others are for copies, which are made of ``args``
+        # what else stands in ``args`` is there for copies, which pickle makes of them
+        return str(self.args[0]) if self.args else ""
 
 
 class ModelError(PararealizeError, ValueError):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Runnable", "median_seconds"]
+__all__ = ["Runnable", "median_seconds", "now"]
 
 
 class Runnable(Protocol):
@@ -43,11 +43,11 @@ def median_seconds(
     for i in range(warmup + repeats):
         for run, times in zip(runs, seconds, strict=True):
             run.reset()
-            start = _now(device)
+            start = now(device)
             outputs = run.forward()
-            middle = _now(device)
+            middle = now(device)
             run.backward(outputs)
-            end = _now(device)
+            end = now(device)
             del outputs  # a graph kept alive would be freed within the next run's time
             if i >= warmup:
                 times.append((middle - start, end - middle))
@@ -55,7 +55,7 @@ def median_seconds(
     return [(forward, backward) for forward, backward in medians]
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """The time at which a device has finished its queue: kernels run behind Python, which only launches them."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -68,12 +68,14 @@ class _EquationWriter:
         self.graph = fx.Graph()
         self._pieces, self._coarse, self._devices = pieces, coarse, devices
         self._on_device: dict[tuple[fx.Node, str], fx.Node] = {}  # a value on a device, by the value as first computed
-        self._inputs = [self._placeholder(node) for node in pieces.placeholders]
-        for node, source in zip(self._inputs, pieces.placeholders, strict=True):
+        self._values: dict[fx.Node, fx.Node] = {}  # by nodes of the captured graph
+        for source in pieces.placeholders:
+            default = {"default_value": source.args[0]} if source.args else {}
+            self._values[source] = self.graph.placeholder(str(source.target), **default)
+        for source, node in self._values.items():
             check_plain(self.graph, source, node)
-        tensors = [_is_tensor(source) for source in pieces.placeholders]
-        self._plain = {node for node, tensor in zip(self._inputs, tensors, strict=True) if not tensor}
-        self._values = dict(zip(pieces.placeholders, self._inputs, strict=True))  # by nodes of the captured graph
+        self._inputs = list(self._values.values())
+        self._plain = {node for source, node in self._values.items() if not _is_tensor(source)}
         if pieces.computed:
             self._unpack(self._call("context", self._inputs, "context", 1), pieces.computed, first=0)
 
@@ -106,25 +108,19 @@ class _EquationWriter:
 
     def operation(self, operator_: Callable[..., Any], a: fx.Node, b: fx.Node, name: str, j: int) -> fx.Node:
         """A sum or a difference, on the device of segment j."""
-        node = self.graph.create_node("call_function", operator_, (self._to(a, j), self._to(b, j)), name=name)
-        return self._computed_on(node, j)
+        return self._node("call_function", operator_, (a, b), name, j)
 
     def head(self, z: fx.Node) -> None:
         """h(z_n), the network's output."""
         context = self._context(self._pieces.chain.head.context)
         self.graph.output(self._call("head", (z, *context), "output_1", self._pieces.plan.n))
 
-    def _placeholder(self, node: fx.Node) -> fx.Node:
-        default = {"default_value": node.args[0]} if node.args else {}
-        return self.graph.placeholder(str(node.target), **default)
-
     def _call(self, target: str, args: Sequence[fx.Node], name: str, j: int) -> fx.Node:
         """Call a submodule on the device of segment j."""
-        arguments = tuple(self._to(argument, j) for argument in args)
-        return self._computed_on(self.graph.create_node("call_module", target, arguments, name=name), j)
+        return self._node("call_module", target, args, name, j)
 
     def _item(self, outputs: fx.Node, i: int, name: str) -> fx.Node:
-        return self._computed_on(self.graph.create_node("call_function", operator.getitem, (outputs, i), name=name), 1)
+        return self._node("call_function", operator.getitem, (outputs, i), name, 1)
 
     def _unpack(self, outputs: fx.Node, sources: Sequence[fx.Node], *, first: int) -> None:
         """Take context values out of a part's outputs, the first of which has this index; they count on from c_1."""
@@ -135,9 +131,16 @@ class _EquationWriter:
     def _context(self, sources: Sequence[fx.Node]) -> list[fx.Node]:
         return [self._values[source] for source in sources]
 
-    def _to(self, node: fx.Node, j: int) -> fx.Node:
+    def _node(self, op: str, target: Any, args: Sequence[Any], name: str, j: int) -> fx.Node:
+        """A node whose value is computed on the device of segment j, from values that are brought there."""
+        node = self.graph.create_node(op, target, tuple(self._to(argument, j) for argument in args), name=name)
+        if self._devices is not None:
+            self._on_device[node, str(self._devices[j - 1])] = node
+        return node
+
+    def _to(self, node: Any, j: int) -> Any:
         """The value on the device of segment j: one transfer a device."""
-        if self._devices is None or node in self._plain:
+        if self._devices is None or not isinstance(node, fx.Node) or node in self._plain:
             return node
         device = self._devices[j - 1]
         key = node, str(device)
@@ -147,19 +150,9 @@ class _EquationWriter:
             self._on_device[key] = self._on_device[copied, str(device)] = copied
         return self._on_device[key]
 
-    def _computed_on(self, node: fx.Node, j: int) -> fx.Node:
-        """Note that a value is on the device of segment j from the start."""
-        if self._devices is not None:
-            self._on_device[node, str(self._devices[j - 1])] = node
-        return node
-
     def _raw_input(self) -> fx.Node:
         """The network's one floating-point input."""
-        return next(
-            node
-            for node, source in zip(self._inputs, self._pieces.placeholders, strict=True)
-            if node not in self._plain and source.users
-        )
+        return next(self._values[source] for source in self._pieces.placeholders if _is_tensor(source) and source.users)
 
 
 def _is_tensor(node: fx.Node) -> bool:

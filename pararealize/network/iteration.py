@@ -61,10 +61,8 @@ class Iterates:
     def __str__(self) -> str:
         shown = [j for j in range(1, self.n + 1) if j in (1, self.n) or (j - 1) % max(1, (self.n + 9) // 10) == 0]
         rows = [["k", *(f"U_{j}" for j in shown)]]
-        rows += [
-            [str(i), *(f"{row[j - 1]:.1e}" if row[j - 1] else "exact" for j in shown)]
-            for i, row in enumerate(self.errors)
-        ]
+        for i, row in enumerate(self.errors):
+            rows.append([str(i), *(f"{row[j - 1]:.1e}" if row[j - 1] else "exact" for j in shown)])
         title = f"{self.model}: relative errors of the interfaces after k iterations, n = {self.n}"
         return "\n".join([title, "", aligned(rows)])
 
@@ -139,8 +137,9 @@ class _NetworkMaps:
         nodes = read_equation(net.graph)
         bound = inspect.signature(net.forward).bind(*args, **kwargs)
         bound.apply_defaults()
-        self._interpreter = fx.Interpreter(net, garbage_collect_values=False)
-        self._interpreter.args_iter = iter(bound.args)
+        interpreter = fx.Interpreter(net, garbage_collect_values=False)
+        interpreter.args_iter = iter(bound.args)
+        self._values = interpreter.env
 
         def repeated(name: str, times: int) -> _RepeatedModule:
             return _RepeatedModule(net.get_submodule(nodes.parts[name].target), times)
@@ -154,18 +153,15 @@ class _NetworkMaps:
         segment_calls = {node: g[j] for j, node in nodes.y.items()}
         # Equation (2): everything that does not wait for a residual.
         for node in nodes.before([*nodes.r.values(), nodes.calls["head"]]):
-            if node in segment_calls:
-                self._interpreter.env[node] = segment_calls[node](*map(self._value, node.args))
-            else:
-                self._interpreter.env[node] = self._interpreter.run_node(node)
-        self.x_1 = self._value(nodes.x[1])
-        y_1 = self._value(nodes.y[1])
+            g_j = segment_calls.get(node)
+            self._values[node] = g_j(*self._read(node.args)) if g_j else interpreter.run_node(node)
+        self.x_1, y_1 = self._values[nodes.x[1]], self._values[nodes.y[1]]
         self.segments: list[Map] = [lambda _: y_1]
         self.coarse: list[Map] = [lambda _: y_1]
-        for j in range(1, n):
-            self.segments.append(self._map(g[j + 1], nodes.calls[f"g{j + 1}"], j + 1))
-            F_j = self._map(F[j], nodes.calls[f"F{j}"], j + 1)
-            self.coarse.append(self._propagator(F_j, j, self._value(nodes.x[j + 1]), self._value(nodes.y[j + 1])))
+        for j in range(2, n + 1):
+            self.segments.append(self._map(g[j], nodes.calls[f"g{j}"], j))
+            F_j = self._map(F[j - 1], nodes.calls[f"F{j - 1}"], j)
+            self.coarse.append(self._propagator(F_j, j, self._values[nodes.x[j]], self._values[nodes.y[j]]))
         self.head = self._map(net.get_submodule("head"), nodes.calls["head"], n)
 
     @contextlib.contextmanager
@@ -180,17 +176,17 @@ class _NetworkMaps:
             for module, calls in zip(self._repeated, remaining, strict=True):
                 module.remaining = calls
 
-    def _value(self, node: Any) -> Any:
-        return self._interpreter.env[node]
+    def _read(self, args: Any) -> Any:
+        return fx.map_arg(args, self._values.__getitem__)
 
     def _map(self, module: Callable[..., Any], call: fx.Node, j: int) -> Map:
         """A part as a map of its first argument, on the device of segment j."""
-        context = [self._value(argument) for argument in call.args[1:]]
+        context = self._read(call.args[1:])
         return lambda u: module(self._to(u, j), *context)
 
     def _propagator(self, F: Map, j: int, x: torch.Tensor, y: torch.Tensor) -> Map:
-        """``G^{j+1}(u) = y_{j+1} + F^j(u - x_{j+1})``."""
-        return lambda u: y + F(self._to(u, j + 1) - x)
+        """``G^j(u) = y_j + F^{j-1}(u - x_j)``."""
+        return lambda u: y + F(self._to(u, j) - x)
 
     def _to(self, u: torch.Tensor, j: int) -> torch.Tensor:
         return u if self.devices is None else u.to(self.devices[j - 1], non_blocking=True)

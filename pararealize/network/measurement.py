@@ -90,21 +90,20 @@ class PartRun(Runnable):
 
     def __init__(self, module: nn.Module, inputs: Iterable[Any], named: Mapping[str, Any] | None = None) -> None:
         self.module = module
-        self.inputs, self.named = pytree.tree_map_only(torch.Tensor, _leaf, (tuple(inputs), dict(named or {})))
-        self.parameters = list(module.parameters())
-        self.arguments, self.keywords = self.inputs, self.named
+        self.leaves = pytree.tree_map_only(torch.Tensor, _leaf, (tuple(inputs), dict(named or {})))
+        self.call = self.leaves
 
     def reset(self) -> None:
         """Drop the gradients, and take fresh copies of the inputs, which the module may change in place."""
-        for leaf in (*self.parameters, *pytree.tree_leaves((self.inputs, self.named))):
+        for leaf in (*self.module.parameters(), *pytree.tree_leaves(self.leaves)):
             if isinstance(leaf, torch.Tensor):
                 leaf.grad = None
-        copies = pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.clone(), (self.inputs, self.named))
-        self.arguments, self.keywords = copies
+        self.call = pytree.tree_map_only(torch.Tensor, torch.clone, self.leaves)
 
     def forward(self) -> list[torch.Tensor]:
         """The outputs through which a gradient can flow."""
-        result = self.module(*self.arguments, **self.keywords)
+        args, kwargs = self.call
+        result = self.module(*args, **kwargs)
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
 
     def backward(self, outputs: list[torch.Tensor]) -> None:

@@ -44,7 +44,7 @@ class EquationNodes:
     @property
     def placeholders(self) -> list[fx.Node]:
         """The network's inputs, in the order of its signature."""
-        return [node for node in self.graph.nodes if node.op == "placeholder"]
+        return self.graph.find_nodes(op="placeholder")
 
     def context_of(self, name: str) -> list[fx.Node]:
         """What a segment, a coarse block or the head reads beside its activation or residual."""
@@ -64,10 +64,8 @@ class EquationNodes:
 
 def read_equation(graph: fx.Graph) -> EquationNodes:
     """Find the parts and values of equation (3) in the graph of a network."""
-    calls, parts = {}, {}
-    for node in graph.nodes:
-        if (part := part_of(node)) is not None:
-            calls[part.name], parts[part.name] = node, part
+    parts = read_parts(graph)
+    calls = dict(zip(parts, graph.find_nodes(op="call_module"), strict=True))  # whose calls the parts are, in order
     y = {part.j: calls[name] for name, part in parts.items() if part.kind == "segment"}
     F = {part.j: calls[name] for name, part in parts.items() if part.kind == "coarse"}
     return EquationNodes(

@@ -6,9 +6,6 @@ numbers, each anew, the network is refused.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 from torch import fx
 
 from pararealize.analysis.blocks import BlockChain
@@ -62,8 +59,9 @@ class Pieces:
                 f"random numbers are read by several parts of the network, each of which would draw its own: "
                 f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
             )
-        for graph in self.graphs.values():
-            _forget(graph)
+        for graph in self.graphs.values():  # which are to be run, copied and saved without fake values
+            for node in graph.nodes:
+                node.meta.clear()
 
     def _stem(self) -> fx.Graph:
         outputs = (self.entry, *self.from_stem) if self.from_stem else self.entry
@@ -104,20 +102,9 @@ def clone_changing_outputs(graph: fx.Graph) -> None:
 def _is_changed_after(node: fx.Node) -> bool:
     """Whether a later operation works in place on memory that the node's value looks into, in either mode."""
     memories = node.meta.get("memories", (None, None))  # in the two modes
-    following = itertools.takewhile(lambda other: other.op != "output", _after(node))
+    nodes = list(node.graph.nodes)
     return any(
         memory in changed
-        for other in following
+        for other in nodes[nodes.index(node) + 1 :]
         for memory, changed in zip(memories, other.meta.get("changed", ()), strict=False)
     )
-
-
-def _after(node: fx.Node) -> Iterator[fx.Node]:
-    while (node := node.next).op != "root":
-        yield node
-
-
-def _forget(graph: fx.Graph) -> None:
-    """Drop fake values from a graph that is to be run, copied and saved."""
-    for node in graph.nodes:
-        node.meta.clear()

@@ -81,7 +81,7 @@ class _PartsInOrder(nn.Module):
     def __init__(self, net: PararealModule) -> None:
         super().__init__()
         share_contents(self, net)
-        self.__dict__["run"] = Runner(net, net.graph, None).run
+        self.__dict__["run"] = Runner(net, net.graph).run
 
     def forward(self, *inputs: Any) -> Any:
         return self.__dict__["run"](*inputs)

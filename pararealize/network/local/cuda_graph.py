@@ -13,6 +13,7 @@ second backward and a forward in between are refused rather than wrong, and grad
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,7 +103,7 @@ class GraphedFunction:
                 with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream):
                     static_gradients = _apart(gradients(outputs, self.seeds), [*self.seeds, *self.inputs, *outputs])
         by_tensor = dict(zip(map(id, sources), static_gradients, strict=False))
-        self.differentiable = [isinstance(leaf, Tensor) and leaf.requires_grad and bool(sources) for leaf in leaves]
+        self.differentiable = [bool(leaf.requires_grad and sources) for leaf in leaves if isinstance(leaf, Tensor)]
         self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.gradients = [by_tensor.get(id(tensor)) for tensor in surface]
 
@@ -162,20 +163,15 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, graphed: GraphedFunction, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.graphed, ctx.step = graphed, graphed.replay_forward(tensors[: len(graphed.inputs)])
-        outputs = [
-            (leaf.detach(), differentiable)
-            for leaf, differentiable in zip(graphed.outputs, graphed.differentiable, strict=True)
-            if isinstance(leaf, Tensor)
-        ]
-        ctx.mark_non_differentiable(*(leaf for leaf, differentiable in outputs if not differentiable))
-        ctx.differentiable = [differentiable for _, differentiable in outputs]
-        return tuple(leaf for leaf, _ in outputs)
+        outputs = [leaf.detach() for leaf in graphed.outputs if isinstance(leaf, Tensor)]
+        ctx.mark_non_differentiable(*itertools.compress(outputs, map(operator.not_, graphed.differentiable)))
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         graphed: GraphedFunction = ctx.graphed
-        graphed.replay_backward(ctx.step, list(itertools.compress(gradients, ctx.differentiable)))
+        graphed.replay_backward(ctx.step, list(itertools.compress(gradients, graphed.differentiable)))
         count = len(graphed.inputs)
         # Gradients of inputs go on into the caller's graph, beyond the next replay. Those of parameters need no copy:
         # the next replay_backward makes one of each that has become a .grad.
@@ -197,9 +193,9 @@ def _apart(gradients: Sequence[Tensor | None], others: Sequence[Tensor]) -> list
     addresses = {tensor.data_ptr() for tensor in others}
     apart: list[Tensor | None] = []
     for gradient in gradients:
-        if gradient is not None and gradient.data_ptr() in addresses:
-            gradient = gradient.clone()
         if gradient is not None:
+            if gradient.data_ptr() in addresses:
+                gradient = gradient.clone()
             addresses.add(gradient.data_ptr())
         apart.append(gradient)
     return apart

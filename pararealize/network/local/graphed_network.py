@@ -1,13 +1,13 @@
 """A network's runner, inputs of one size, a mode -> a GraphedNetwork: CUDA graphs for calls with inputs of that size.
 
-Two ways: ``GraphedWhole``, one graph of the forward and one of the backward, in which segments are parallel branches,
-and ``GraphedParts``, a pair of graphs for every part, replayed on its segment's stream, which works on several GPUs.
+Two ways: ``graph_whole``, one graph of the forward and one of the backward, in which segments are parallel branches,
+and ``graph_parts``, a pair of graphs for every part, replayed on its segment's stream, which works on several GPUs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -28,10 +28,10 @@ from .streams import CALLER, Runner, arguments_of, lend, make_streams
 __all__ = [
     "ArgumentRecorder",
     "GraphedNetwork",
-    "GraphedParts",
-    "GraphedWhole",
     "autocast_without_cache",
     "call_key",
+    "graph_parts",
+    "graph_whole",
     "preserve_network_state",
     "segment_devices",
 ]
@@ -43,9 +43,18 @@ class GraphedNetwork:
     Args:
         net: the network; its modes and gradients are those of the capture.
         inputs: the inputs that were captured with, in the order of the signature.
+        replay: gives the outputs for other such inputs, in memory that its next call overwrites.
+        graphs: what it replays.
     """
 
-    def __init__(self, net: PararealModule, inputs: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        net: PararealModule,
+        inputs: Sequence[Any],
+        replay: Callable[[Sequence[Any]], Any],
+        graphs: Collection[GraphedFunction],
+    ) -> None:
+        self.replay, self.graphs = replay, graphs
         self.modules = list(net.modules())
         self.flags = [module.training for module in self.modules]
         self.inputs_require_grad = _require_grad(inputs)
@@ -59,7 +68,7 @@ class GraphedNetwork:
 
     def __call__(self, inputs: Sequence[Any]) -> Any:
         """Replay; the outputs are copies, since the next call overwrites the graphs' own."""
-        output = self._replay(inputs)
+        output = self.replay(inputs)
         self._check()
         return pytree.tree_map_only(Tensor, torch.clone, output)
 
@@ -74,14 +83,8 @@ class GraphedNetwork:
 
     def release(self) -> None:
         """Give the graphs' memory back."""
-        for graphed in self._graphs():
+        for graphed in self.graphs:
             graphed.release()
-
-    def _replay(self, inputs: Sequence[Any]) -> Any:
-        raise NotImplementedError
-
-    def _graphs(self) -> Iterable[GraphedFunction]:
-        raise NotImplementedError
 
     def _check(self) -> None:
         """Refuse parameters that were replaced, moved, frozen or unfrozen since the capture.
@@ -107,85 +110,67 @@ def _require_grad(inputs: Sequence[Any]) -> list[bool]:
     return [isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
 
-class GraphedWhole(GraphedNetwork):
+def graph_whole(net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> GraphedNetwork:
     """One graph of the whole forward, one of the whole backward; segments are branches that run at the same time."""
+    device = segment_devices(net)[0]
 
-    def __init__(self, net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> None:
-        device = segment_devices(net)[0]
-        is_tensor = [isinstance(value, Tensor) for value in inputs]
-        plain = [None if isinstance(value, Tensor) else value for value in inputs]
+    def function(*tensors: Tensor) -> Any:
+        remaining = iter(tensors)
+        return runner.run(*(next(remaining) if isinstance(value, Tensor) else value for value in inputs))
 
-        def function(*tensors: Tensor) -> Any:
-            remaining = iter(tensors)
-            return runner.run(*(next(remaining) if tensor else v for tensor, v in zip(is_tensor, plain, strict=True)))
-
-        with _stand_ins(net) as pairs:
-            self.graphed = GraphedFunction(
-                function,
-                [value.detach().to(device).requires_grad_(value.requires_grad) for value in tensors_in(inputs)],
-                pairs,
-                stream=torch.cuda.Stream(device=device),
-                branches=runner.streams or (),
-                backward=training,
-            )
-        super().__init__(net, inputs)
-
-    def _replay(self, inputs: Sequence[Any]) -> Any:
-        return self.graphed(*tensors_in(inputs))
-
-    def _graphs(self) -> Iterable[GraphedFunction]:
-        return (self.graphed,)
+    with _stand_ins(net) as pairs:
+        graphed = GraphedFunction(
+            function,
+            [value.detach().to(device).requires_grad_(value.requires_grad) for value in tensors_in(inputs)],
+            pairs,
+            stream=torch.cuda.Stream(device=device),
+            branches=runner.streams or (),
+            backward=training,
+        )
+    return GraphedNetwork(net, inputs, lambda values: graphed(*tensors_in(values)), [graphed])
 
 
-class GraphedParts(GraphedNetwork):
+def graph_parts(net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> GraphedNetwork:
     """Graphs of every part, forward and backward, each replayed on its segment's stream.
 
     A part stays eager where it reads what is no tensor, or something on another device.
     """
-
-    def __init__(self, net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> None:
-        recorder = ArgumentRecorder(net, runner.graph, None)
-        recorder.run(*inputs)
-        devices = segment_devices(net)
-        streams = runner.streams or make_streams(devices)
-        for stream in streams:  # the arguments were computed on the current streams, and are read on these
-            stream.wait_stream(torch.cuda.current_stream(stream.device))
-        self.graphed: dict[fx.Node, GraphedFunction] = {}
-        with _stand_ins(net) as pairs:
-            real = {id(stand_in): parameter for parameter, stand_in in pairs}
-            for node, args in recorder.arguments.items():
-                modules, j = _modules_of(net, node), runner.lanes[node]
-                if j == CALLER or not modules or not _is_on_one_device(modules, args, devices[j - 1]):
-                    continue
-                used = dict.fromkeys(p for module in modules for p in module.parameters() if id(p) in real)
-                pairs = [(real[id(stand_in)], stand_in) for stand_in in used]
-                function = node.target if isinstance(node.target, Stack) else modules[0]
-                stream = streams[j - 1]
-                for value in args:
-                    lend(value, stream)
-                with torch.cuda.stream(stream) if runner.streams else contextlib.nullcontext():
-                    self.graphed[node] = GraphedFunction(function, args, pairs, stream=stream, backward=training)
-        self.runner = Runner(net, runner.graph, runner.streams, self.graphed)
-        super().__init__(net, inputs)
-
-    def _replay(self, inputs: Sequence[Any]) -> Any:
-        return self.runner.run(*inputs)
-
-    def _graphs(self) -> Iterable[GraphedFunction]:
-        return self.graphed.values()
+    recorder = ArgumentRecorder(net, runner.graph)
+    recorder.run(*inputs)
+    devices = segment_devices(net)
+    streams = runner.streams or make_streams(devices)
+    for stream in streams:  # the arguments were computed on the current streams, and are read on these
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+    graphed: dict[fx.Node, GraphedFunction] = {}
+    with _stand_ins(net) as pairs:
+        real = {id(stand_in): parameter for parameter, stand_in in pairs}
+        for node, args in recorder.arguments.items():
+            modules, j = _modules_of(net, node), runner.lanes[node]
+            if j == CALLER or not modules or not _is_on_one_device(modules, args, devices[j - 1]):
+                continue
+            used = dict.fromkeys(p for module in modules for p in module.parameters() if id(p) in real)
+            pairs = [(real[id(stand_in)], stand_in) for stand_in in used]
+            function = node.target if isinstance(node.target, Stack) else modules[0]
+            stream = streams[j - 1]
+            for value in args:
+                lend(value, stream)
+            with torch.cuda.stream(stream) if runner.streams else contextlib.nullcontext():
+                graphed[node] = GraphedFunction(function, args, pairs, stream=stream, backward=training)
+    replayer = Runner(net, runner.graph, runner.streams, graphed)
+    return GraphedNetwork(net, inputs, lambda values: replayer.run(*values), graphed.values())
 
 
 class ArgumentRecorder(Runner):
     """Runs a network where it is called, and keeps copies of the arguments of each part: a part may work in place."""
 
-    def __init__(self, net: PararealModule, graph: fx.Graph, streams: None) -> None:
-        super().__init__(net, graph, streams)
+    def __init__(self, net: PararealModule, graph: fx.Graph) -> None:
+        super().__init__(net, graph)
         self.arguments: dict[fx.Node, list[Any]] = {}
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if node.op == "call_module" or isinstance(node.target, Stack):
             args = arguments_of(node, values)
-            self.arguments[node] = [_copied(value) if isinstance(value, Tensor) else value for value in args]
+            self.arguments[node] = pytree.tree_map_only(Tensor, _copied, args)
         return super()._call(node, values)
 
 
@@ -266,15 +251,12 @@ def preserve_network_state(net: PararealModule) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-@contextlib.contextmanager
-def autocast_without_cache() -> Iterator[None]:
+def autocast_without_cache() -> contextlib.AbstractContextManager[Any]:
     """The caller's autocast without its cache of cast weights.
 
     A weight that is cast while a graph is captured lies in the graph's memory; a cached copy of it, read outside the
     graph, would change with every replay. The reference of ``torch.cuda.make_graphed_callables`` asks for the same.
     """
     if not torch.is_autocast_enabled("cuda"):
-        yield
-        return
-    with torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda"), cache_enabled=False):
-        yield
+        return contextlib.nullcontext()
+    return torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda"), cache_enabled=False)

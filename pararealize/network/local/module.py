@@ -9,10 +9,9 @@ Three things keep one GPU from running n segments at the same time, and each has
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,7 @@ from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelErr
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import read_equation
 from pararealize.restore import preserve_training_flags
-from pararealize.tracing.example import Example
+from pararealize.tracing.example import Example, as_call
 from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.module_view import ModuleView, mirror
 from pararealize.tracing.operations import tensors_in
@@ -30,10 +29,10 @@ from .capture_checks import check_hooks, check_static, example_error
 from .graphed_network import (
     ArgumentRecorder,
     GraphedNetwork,
-    GraphedParts,
-    GraphedWhole,
     autocast_without_cache,
     call_key,
+    graph_parts,
+    graph_whole,
     preserve_network_state,
     segment_devices,
 )
@@ -94,11 +93,9 @@ def run_local(
                 f"no two segments of {net.plan.model} can be stacked: {reasons}; convert with cuts='paper', which "
                 "makes equal segments, or pass stack=False"
             )
-    local = LocalModule(net, streams=streams, stacks=[] if stack == "auto" else stacks)
     if stack == "auto" and stacks:
-        faster = local._faster(stacks, example_inputs)
-        local = LocalModule(net, streams=streams, stacks=faster)
-    return local
+        stacks = LocalModule(net, streams=streams)._faster(stacks, example_inputs)
+    return LocalModule(net, streams=streams, stacks=stacks)
 
 
 def capture_graphs(
@@ -199,15 +196,17 @@ class LocalModule(ModuleView):
             )
         check_hooks(net)
         inputs = self._example(example_inputs)
-        with self._in_mode(training), torch.inference_mode(False), torch.set_grad_enabled(training):
+        with preserve_training_flags(net), torch.inference_mode(False), torch.set_grad_enabled(training):
+            if training != self.training:
+                net.train(training)
             check_static(net, inputs)
             key = call_key(training, inputs)
             if old := self._captures.pop(key, None):
                 old.release()
             with preserve_network_state(net), autocast_without_cache():
                 try:
-                    kind = GraphedWhole if graphs == "whole" else GraphedParts
-                    self._captures[key] = kind(net, self._runner, inputs, training=training)
+                    graph = graph_whole if graphs == "whole" else graph_parts
+                    self._captures[key] = graph(net, self._runner, inputs, training=training)
                 except RuntimeError as error:
                     raise CaptureError(
                         f"{net.plan.model} cannot be captured as CUDA graphs: {error}; run it with run_local, or look "
@@ -259,23 +258,23 @@ class LocalModule(ModuleView):
             raise ExampleError("no example inputs; pass a batch of the size that will be run")
         if self.net.devices is None:
             home = segment_devices(self.net)[0]
-            away = {str(t.device) for t in tensors_in(_contents(example_inputs)) if t.device != home}
+            away = {str(t.device) for t in tensors_in(example_inputs) if t.device != home}
             if away:
                 raise DeviceError(
                     f"the example is on {_listed(away)} and the network on {home}; move it with .to({str(home)!r})"
                 )
         example = Example.of(self.net, example_inputs)
-        contents = _contents(example_inputs)
-        by_name = contents if isinstance(contents, Mapping) else dict(zip(example.values, contents, strict=False))
+        args, kwargs = as_call(example_inputs)
+        originals = {**dict(zip(example.values, args, strict=False)), **kwargs}
         for name, value in example.tensors.items():
-            value.requires_grad_(by_name[name].requires_grad)
+            value.requires_grad_(originals[name].requires_grad)
         return self._positional(example.args, example.kwargs)
 
     def _faster(self, stacks: Sequence[Stack], example_inputs: Any) -> list[Stack]:
         """Those of the stacks that take less time than their segments."""
         inputs = self._example(example_inputs)
         with preserve_network_state(self.net):
-            recorder = ArgumentRecorder(self.net, self.net.graph, None)
+            recorder = ArgumentRecorder(self.net, self.net.graph)
             with torch.no_grad():
                 try:
                     recorder.run(*inputs)
@@ -283,13 +282,6 @@ class LocalModule(ModuleView):
                     raise example_error(self.net, error) from error
             x = {j: recorder.arguments[call][0] for j, call in read_equation(self.net.graph).y.items()}
             return [stack for stack in stacks if pays(stack, [x[j] for j in stack.segments], backward=self.training)]
-
-    @contextlib.contextmanager
-    def _in_mode(self, training: bool) -> Iterator[None]:
-        with preserve_training_flags(self.net):
-            if training != self.training:
-                self.net.train(training)
-            yield
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -312,10 +304,6 @@ def _gpus(net: PararealModule) -> list[torch.device]:
 
 def _listed(devices: Iterable[Any]) -> str:
     return ", ".join(sorted({str(device) for device in devices}))
-
-
-def _contents(example_inputs: Any) -> Any:
-    return example_inputs if isinstance(example_inputs, Mapping | list | tuple) else (example_inputs,)
 
 
 def _check_network(net: Any) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from pararealize.analysis.stopwatch import now
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import read_equation
 
@@ -62,7 +62,7 @@ class Stack:
         """``(x_j, ...) -> (y_j, ...)``; one by one where shapes, types or modes have come to differ."""
         if not self._alike(x):
             return tuple(piece(x_j) for piece, x_j in zip(self.pieces, x, strict=True))
-        originals = {name: [_tensor(owner, key) for owner, key in owners] for name, owners in self.tensors.items()}
+        originals = {name: [getattr(owner, key) for owner, key in owners] for name, owners in self.tensors.items()}
         stacked = {name: torch.stack(tensors) for name, tensors in originals.items()}
 
         def g(tensors: dict[str, Tensor], x_j: Tensor) -> Any:
@@ -79,11 +79,11 @@ class Stack:
 
     def _write_back(self, originals: Mapping[str, list[Tensor]], stacked: Mapping[str, Tensor]) -> None:
         """Copy what the segments changed in place, their buffers such as running means, to where it belongs."""
-        buffers = [name for name, tensors in originals.items() if not isinstance(tensors[0], nn.Parameter)]
         with torch.no_grad():
-            for name in buffers:
-                for tensor, value in zip(originals[name], stacked[name], strict=True):
-                    tensor.copy_(value)
+            for name, tensors in originals.items():
+                if not isinstance(tensors[0], nn.Parameter):
+                    for tensor, value in zip(tensors, stacked[name], strict=True):
+                        tensor.copy_(value)
 
     def __str__(self) -> str:
         return " = ".join(f"g{j}" for j in self.segments)
@@ -104,7 +104,7 @@ def stacks_of(net: PararealModule) -> tuple[list[Stack], dict[int, str]]:
         >>> [str(stack) for stack in stacks], left_out
         (['g1 = g2'], {3: 'no other segment has its structure'})
     """
-    groups: dict[Any, list[int]] = {}
+    groups: dict[Any, dict[int, fx.GraphModule]] = {}
     left_out: dict[int, str] = {}
     for segment in net.plan.segments:
         piece = net.segments[f"g{segment.j}"]
@@ -113,11 +113,10 @@ def stacks_of(net: PararealModule) -> tuple[list[Stack], dict[int, str]]:
             left_out[segment.j] = reason
         else:
             key = str(segment.x), str(segment.y), _structure(piece)
-            groups.setdefault(key, []).append(segment.j)
-    for group in groups.values():
-        if len(group) == 1:
-            left_out[group[0]] = "no other segment has its structure"
-    stacks = [_stack(net, group) for group in groups.values() if len(group) > 1]
+            groups.setdefault(key, {})[segment.j] = piece
+    alone = [j for group in groups.values() if len(group) == 1 for j in group]
+    left_out |= dict.fromkeys(alone, "no other segment has its structure")
+    stacks = [_stack(group) for group in groups.values() if len(group) > 1]
     return stacks, dict(sorted(left_out.items()))
 
 
@@ -164,19 +163,13 @@ def pays(stack: Stack, x: Sequence[Tensor], *, backward: bool = True) -> bool:
 def _seconds(run: Callable[..., Any], x: Sequence[Tensor], stack: Stack, *, backward: bool) -> float:
     x = [x_j.detach().requires_grad_(backward and x_j.is_floating_point()) for x_j in x]
     weights = {id(p): p for piece in stack.pieces for p in piece.parameters() if p.requires_grad}
-    start = _now(x[0].device)
+    start = now(x[0].device)
     with torch.set_grad_enabled(backward):
         y = run(*(x_j * 1 for x_j in x))  # a segment may work in place, which a leaf forbids
         if backward:
             sources = [*x, *weights.values()]
             torch.autograd.grad(y, sources, [torch.ones_like(y_j) for y_j in y], allow_unused=True)
-    return _now(x[0].device) - start
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return now(x[0].device) - start
 
 
 # ---------------------------------------------------------------------------------------------------- equal structure
@@ -197,10 +190,8 @@ def _why_not(piece: fx.GraphModule) -> str:
             owner, key = _owner(piece, str(node.target))
             if key not in owner._parameters and key not in owner._buffers:
                 return f"it reads the constant {node.target}"
-    tensors = [_tensor(owner, key) for owner, key in _tensors(piece).values()]
-    if len({id(tensor) for tensor in tensors}) < len(tensors):
-        return "it ties parameters"
-    return ""
+    tensors = [getattr(owner, key) for owner, key in _tensors(piece).values()]
+    return "it ties parameters" if len(set(map(id, tensors))) < len(tensors) else ""
 
 
 def _structure(piece: fx.GraphModule) -> Any:
@@ -208,20 +199,20 @@ def _structure(piece: fx.GraphModule) -> Any:
     index: dict[fx.Node, int] = {}
     lines: list[Any] = []
     for node in piece.graph.nodes:
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
-        if source is not None and source.op == "placeholder" and node.target == "clone":
-            index[node] = index[source]  # what a segment may work on in place; stacked, its input is a copy anyway
+        sources = node.all_input_nodes
+        if sources and sources[0].op == "placeholder" and node.target == "clone":
+            index[node] = index[sources[0]]  # what a segment may work on in place; stacked, its input is a copy anyway
             continue
         index[node] = len(lines)
         references = str(fx.map_arg((node.args, node.kwargs), lambda argument: f"#{index[argument]}"))
-        what: Any = str(node.target)
+        what: Any = node.target
         if node.op == "call_module":
-            what = _settings(piece.get_submodule(str(node.target)))
+            what = _settings(piece.get_submodule(node.target))
         elif node.op == "get_attr":
-            what = _shape(_tensor(*_owner(piece, str(node.target))))
-        elif node.op == "call_function":
-            what = node.target
-        lines.append((node.op, what if node.op not in ("placeholder", "output") else "", references))
+            what = _shape(getattr(*_owner(piece, node.target)))
+        elif node.op in ("placeholder", "output"):
+            what = ""
+        lines.append((node.op, what, references))
     return tuple(lines)
 
 
@@ -243,13 +234,11 @@ def _tensors(piece: fx.GraphModule) -> dict[str, tuple[nn.Module, str]]:
     """The owner of each tensor that a piece's graph uses and its name there, by its name in the graph, in order."""
     owners: dict[str, tuple[nn.Module, str]] = {}
     for node in piece.graph.nodes:
-        target = str(node.target)
         if node.op == "call_module":
-            module = piece.get_submodule(target)
-            for name, _ in _own_tensors(module):
-                owners[f"{target}.{name}"] = _owner(module, name)
+            module = piece.get_submodule(node.target)
+            owners |= {f"{node.target}.{name}": _owner(module, name) for name, _ in _own_tensors(module)}
         elif node.op == "get_attr":
-            owners[target] = _owner(piece, target)
+            owners[node.target] = _owner(piece, node.target)
     return owners
 
 
@@ -259,28 +248,13 @@ def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     return root.get_submodule(owner), key
 
 
-def _tensor(owner: nn.Module, key: str) -> Tensor:
-    parameter = owner._parameters.get(key)
-    tensor = owner._buffers[key] if parameter is None else parameter
-    assert tensor is not None
-    return tensor
-
-
-def _stack(net: PararealModule, group: Sequence[int]) -> Stack:
-    pieces = []
-    for j in group:
-        piece = net.segments[f"g{j}"]
-        assert isinstance(piece, fx.GraphModule)
-        pieces.append(piece)
-    names, *_ = (tuple(_tensors(piece)) for piece in pieces)
-    owners = [list(_tensors(piece).values()) for piece in pieces]
-    leaves = [
-        tuple(piece.get_submodule(str(node.target)) for node in piece.graph.nodes if node.op == "call_module")
-        for piece in pieces
-    ]
+def _stack(group: Mapping[int, fx.GraphModule]) -> Stack:
+    pieces = tuple(group.values())
+    calls = [piece.graph.find_nodes(op="call_module") for piece in pieces]
+    tensors = [_tensors(piece) for piece in pieces]
     return Stack(
         segments=tuple(group),
-        pieces=tuple(pieces),
-        leaves=tuple(leaves),
-        tensors={name: tuple(tensors[i] for tensors in owners) for i, name in enumerate(names)},
+        pieces=pieces,
+        leaves=tuple(tuple(piece.get_submodule(node.target) for node in nodes) for piece, nodes in zip(pieces, calls)),
+        tensors=dict(zip(tensors[0], zip(*(owners.values() for owners in tensors), strict=True), strict=True)),
     )

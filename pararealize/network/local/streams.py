@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,15 +52,15 @@ class Runner:
         self,
         net: PararealModule,
         graph: fx.Graph,
-        streams: Sequence[torch.cuda.Stream] | None,
-        parts: Mapping[fx.Node, Callable[..., Any]] | None = None,
+        streams: Sequence[torch.cuda.Stream] | None = None,
+        parts: Mapping[fx.Node, Callable[..., Any]] = MappingProxyType({}),
     ) -> None:
         self.net, self.graph, self.streams = net, graph, streams
         self.lanes = lanes_of(graph, net.plan.n)
         self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
         self.output = graph.output_node()
         self.order = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-        self.calls = {node: (parts or {}).get(node) or self._callable(node) for node in self.order}
+        self.calls = {node: parts.get(node) or self._callable(node) for node in self.order}
         self.last_reads = _last_reads(self.order, self.output)
 
     def run(self, *inputs: Any) -> Any:
@@ -125,12 +126,8 @@ class Runner:
             return node.target
         if node.op == "call_method":
             return getattr(torch.Tensor, node.target)  # type: ignore[no-any-return]
-        module_in = operator.attrgetter(node.target)  # in every call, as the network's own code does
-
-        def call(*args: Any) -> Any:
-            return module_in(self.net)(*args)
-
-        return call
+        module_in = operator.attrgetter(node.target)
+        return lambda *args: module_in(self.net)(*args)  # noqa: PLW0108 - looked up in every call, as fx does
 
 
 def arguments_of(node: fx.Node, values: Mapping[fx.Node, Any]) -> list[Any]:

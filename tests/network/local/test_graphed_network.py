@@ -60,7 +60,7 @@ def test_buffers_and_random_states_are_put_back_even_after_an_error() -> None:
 
 def test_entering_sees_what_each_part_reads() -> None:
     net = pararealize(Perceptron(), n=3, example_inputs=X)
-    recorder = ArgumentRecorder(net, net.graph, None)
+    recorder = ArgumentRecorder(net, net.graph)
     recorder.run(X)
     seen = {node.name: values for node, values in recorder.arguments.items()}
     assert torch.equal(seen["x_2"][0], X)
