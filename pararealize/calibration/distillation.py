@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -100,12 +100,11 @@ def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> L
     def note(layer: Any, _: Any, __: Any) -> None:
         calls.append(layer)
 
-    hooks = [layer.register_forward_hook(note) for layer in module.modules() if linear_part(layer) == (layer, ())]
-    try:
+    with ExitStack() as stack:
+        for layer in module.modules():
+            if linear_part(layer) == (layer, ()):
+                stack.enter_context(layer.register_forward_hook(note))
         before = module(r.clone(), *context)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not calls or calls.count(calls[-1]) != 1:
         return None
     changes = []
@@ -116,11 +115,8 @@ def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> L
         changes.append(noise * output.std().clamp(min=1e-6))
         return output + changes[-1]
 
-    hook = calls[-1].register_forward_hook(change)
-    try:
+    with calls[-1].register_forward_hook(change):
         after = module(r.clone(), *context)
-    finally:
-        hook.remove()
     difference = after - before
     if difference.shape != changes[-1].shape:
         return None
@@ -140,7 +136,7 @@ def norms_training(module: nn.Module) -> Iterator[None]:
 
 
 def _norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    norms = (part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
     return [norm for norm in norms if norm.track_running_stats]
 
 

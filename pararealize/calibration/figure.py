@@ -6,6 +6,7 @@ Stages can be told without colour: each has a marker and a line of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +69,17 @@ def draw_calibration(calibration: Calibration, path: str | Path, *, title: str =
     return save_figure(figure, path)
 
 
-def _line(axes: Axes, places: object, values: object, stage: str) -> None:
-    points = [
-        (place, max(value, LEAST))
-        for place, value in zip(places, values, strict=True)  # type: ignore[call-overload]
-        if math.isfinite(value)
-    ]
-    look = LOOKS.get(stage, LOOKS["after"])
+def _line(axes: Axes, places: Iterable[int], values: Iterable[float], stage: str) -> None:
+    pairs = zip(places, values, strict=True)
+    points = [(place, max(value, LEAST)) for place, value in pairs if math.isfinite(value)]
     if points:
+        look = LOOKS.get(stage, LOOKS["after"])
         axes.plot(*zip(*points, strict=True), label=stage, linewidth=1.6, markersize=5.5, **look)
 
 
 def _plain(value: float, _: int) -> str:
     """Powers of ten and their doubles, triples and fives as people write them; nothing at other ticks."""
-    lead = f"{value:e}"[0]
-    return f"{value:g}" if lead in "1235" else ""
+    return f"{value:g}" if f"{value:e}"[0] in "1235" else ""
 
 
 def _summary(calibration: Calibration) -> str:

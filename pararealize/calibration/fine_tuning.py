@@ -101,20 +101,15 @@ def fine_tune(
     recipe = recipe or Recipe(optimizer="adamw", lr=LR, schedule="cosine", warmup=max(1, steps // WARMUP_PART))
     before = copy.deepcopy(net).eval()
     guided = Guided(net, Interfaces(before), keep_norms=keep)
-    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    recipe = GuidedRecipe(**values | {"epochs": 1}, guide=guided)
+    recipe = GuidedRecipe(**dataclasses.asdict(recipe) | {"epochs": 1}, guide=guided)
     with preserve_training_flags(net):
         fit(guided, Excerpt.of(data, steps), recipe, seed=seed, report=report)
     with calibration_mode(net, seed), calibration_mode(before, seed):
         batches = data.test_batches if calibration.held_out else data.batches
-        record = InterfaceRecord(Interfaces(net), batches, keep=0)
-        reference = InterfaceRecord(Interfaces(before), batches, keep=0)
+        record, reference = (InterfaceRecord(Interfaces(each), batches, keep=0) for each in (net, before))
         sums = measure_errors(record.interfaces, record, reference=reference)
-    return dataclasses.replace(
-        calibration,
-        stages=(*calibration.stages, sums.errors("fine-tuned")),
-        fine_tune_steps=calibration.fine_tune_steps + steps,
-    )
+    stages = (*calibration.stages, sums.errors("fine-tuned"))
+    return dataclasses.replace(calibration, stages=stages, fine_tune_steps=calibration.fine_tune_steps + steps)
 
 
 class Guided(nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -151,11 +151,8 @@ def _fit_adapters(record: InterfaceRecord, settings: _FitSettings, say: Callable
     plans = interfaces.net.plan.adapters
     start = time.perf_counter()
     layers = {plan.j: linear_part(interfaces.adapter(plan.j)) for plan in plans}
-    regressions = {
-        j: Regression(interfaces.adapter(j), *layer)
-        for j, layer in layers.items()
-        if layer is not None and is_trained(layer[0])
-    }
+    linear = {j: layer for j, layer in layers.items() if layer is not None and is_trained(layer[0])}
+    regressions = {j: Regression(interfaces.adapter(j), *layer) for j, layer in linear.items()}
     say(f"fitting {len(regressions)} adapters")
     for values in record:
         for j, regression in regressions.items():
@@ -164,10 +161,9 @@ def _fit_adapters(record: InterfaceRecord, settings: _FitSettings, say: Callable
         regression.solve(ridge=settings.ridge)
     share = (time.perf_counter() - start) / max(len(regressions), 1)
     for plan in plans:
+        method, seconds = "left: not linear" if layers[plan.j] is None else "left: frozen", 0.0
         if plan.j in regressions:
             method, seconds = "least squares", share
-        else:
-            method, seconds = "left: not linear" if layers[plan.j] is None else "left: frozen", 0.0
         yield Fit(part=f"C{plan.j}", kind=plan.recipe, method=method, seconds=seconds)
 
 
@@ -231,9 +227,7 @@ def check_network(net: object) -> None:
 @contextmanager
 def calibration_mode(net: PararealModule, seed: int) -> Iterator[None]:
     """Eval mode and seeded random numbers, outside the caller's autocast and no_grad; all is put back on leaving."""
-    with ExitStack() as stack:
-        stack.enter_context(ordinary_mode())
-        stack.enter_context(preserve_state(parameter.device for parameter in net.parameters()))
+    devices = (parameter.device for parameter in net.parameters())
+    with ordinary_mode(), preserve_state(devices), eval_mode(net):
         torch.manual_seed(seed)
-        stack.enter_context(eval_mode(net))
         yield

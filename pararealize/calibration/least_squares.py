@@ -137,11 +137,8 @@ class Regression:
         def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             at_layer[:] = inputs[0], output.clone()
 
-        hook = self.layer.register_forward_hook(note)
-        try:
+        with self.layer.register_forward_hook(note):
             whole = self.module(value.clone(), *context)
-        finally:
-            hook.remove()
         entering, leaving = at_layer
         self.equations.add(entering, target - (whole - leaving) if self.rest else target)
 

@@ -159,24 +159,22 @@ def _text(calibration: Calibration) -> str:
         ):
             fit = fits[part]
             rows.append((str(j), fit.method, fit.kind, *map(_error, values)))
-    ends: list[tuple[str | None, ...]] = [("", *stages)]
-    ends.append(("output, relative error", *(_error(errors.output) for errors in calibration.stages)))
+    outputs = (_error(errors.output) for errors in calibration.stages)
+    ends: list[tuple[str | None, ...]] = [("", *stages), ("output, relative error", *outputs)]
     if all(errors.agreement is not None for errors in calibration.stages):
         ends.append(("same class as the original", *(_percent(errors.agreement) for errors in calibration.stages)))
     if calibration.accuracy is not None:
         ends.append((f"accuracy (original {share(calibration.accuracy, 2)})",
                      *(_percent(errors.accuracy) for errors in calibration.stages)))  # fmt: skip
-    where = f"{calibration.tested} {'other ' if calibration.held_out else ''}samples"
+    where = f"{calibration.tested} other samples" if calibration.held_out else "the same"
     title = f"{calibration.model}: n = {calibration.n}, coarse {calibration.coarse!r}"
-    title += f", fitted to {calibration.samples} samples"
-    title += f", errors on {where}" if calibration.held_out else ", errors on the same"
+    title += f", fitted to {calibration.samples} samples, errors on {where}"
     tables = [title]
     if calibration.n > 1:
-        headings = (
-            "adapters, ‖x_j − true‖ / ‖true‖",
-            "interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{j-1}; z_1 is exact",
-        )
-        for heading, rows in zip(headings, (adapters, interfaces), strict=True):
+        for heading, rows in (
+            ("adapters, ‖x_j − true‖ / ‖true‖", adapters),
+            ("interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{j-1}; z_1 is exact", interfaces),
+        ):
             tables.append(f"{heading}\n{aligned(rows, 'lll', width=WIDTH)}")
     tables.append(aligned(ends, "l", missing="–"))
     if calibration.fine_tune_steps:

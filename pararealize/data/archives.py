@@ -64,15 +64,13 @@ def _mnist_files(reader: Any) -> dict[str, str | None]:
     return {f"MNIST/raw/{file.removesuffix('.gz')}": None for file, _ in reader.resources}
 
 
-def _cifar(reader: str, classes: int) -> Archive:
-    return Archive(
-        reader=reader, classes=classes, files=_cifar_files, channels_first=lambda images: images.transpose(0, 3, 1, 2)
-    )
+def _cifar_images(images: Any) -> Any:
+    return images.transpose(0, 3, 1, 2)
 
 
 ARCHIVES = {
-    "cifar10": _cifar("CIFAR10", 10),
-    "cifar100": _cifar("CIFAR100", 100),
+    "cifar10": Archive(reader="CIFAR10", classes=10, files=_cifar_files, channels_first=_cifar_images),
+    "cifar100": Archive(reader="CIFAR100", classes=100, files=_cifar_files, channels_first=_cifar_images),
     "mnist": Archive(reader="MNIST", classes=10, files=_mnist_files, channels_first=lambda images: images[:, None]),
     "svhn": Archive(
         reader="SVHN",
@@ -120,11 +118,9 @@ def read(name: str, folder: Path) -> Split[Tensor]:
         ) from error
     except DAMAGE as error:
         raise DataError(f"{name} in {folder} cannot be read: {error}; {_remedy(name, folder)}") from error
-    images, labels = _tensors(name, train)
-    test_images, test_labels = _tensors(name, test)
-    return Split(
-        classes=archive.classes, images=images, labels=labels, test_images=test_images, test_labels=test_labels
-    )
+    (images, labels), (test_images, test_labels) = _tensors(name, train), _tensors(name, test)
+    classes = archive.classes
+    return Split(classes=classes, images=images, labels=labels, test_images=test_images, test_labels=test_labels)
 
 
 def _check(name: str, folder: Path) -> None:

@@ -113,17 +113,8 @@ class _Request:
 
     def dataset(self, split: Split[Any], scale: Scale | None) -> Dataset:
         """The batches of these samples."""
-        return Dataset(
-            name=self.name,
-            classes=split.classes,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            images=split.images,
-            labels=split.labels,
-            test_images=split.test_images,
-            test_labels=split.test_labels,
-            scale=scale,
-        )
+        parts = {name: getattr(split, name) for name in Split.__slots__}
+        return Dataset(name=self.name, batch_size=self.batch_size, seed=self.seed, scale=scale, **parts)
 
     def resized(self, split: Split[Tensor]) -> Dataset:
         """The batches of these images of bytes, of the size and with the channels that were asked for."""
@@ -240,15 +231,9 @@ def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channel
     mean, deviation = images[train].mean(), images[train].std()
     images = ((images - mean) / deviation).repeat(1, channels, 1, 1)
     return Dataset(
-        name="digits",
-        classes=10,
-        batch_size=batch_size,
-        seed=seed,
-        images=images[train],
-        labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-    )
+        name="digits", classes=10, batch_size=batch_size, seed=seed, images=images[train], labels=labels[train],
+        test_images=images[test], test_labels=labels[test],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ A batch is a function of (seed, epoch, number of the batch) alone, so two intege
 stands in its data, and what follows is bit-identical to a run that never stopped.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -189,10 +190,8 @@ class Dataset:
 
     def batches(self, epochs: int | None = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches, each epoch in another random order; without end where ``epochs`` is None."""
-        number = 0
-        while epochs is None or number < epochs:
+        for number in itertools.count() if epochs is None else range(epochs):
             yield from self.epoch(number)
-            number += 1
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test part once, in a fixed order, without augmentation."""

@@ -77,21 +77,9 @@ class Difficulty:
 
 
 CLEAN = Difficulty(
-    turn=0.05,
-    slant=0.1,
-    size=1.3,
-    scale=0.1,
-    shift=0.06,
-    bend=0.005,
-    neighbour=0,
-    stroke=0,
-    strokes_over=0,
-    contrast=(0.5, 0.9),
-    tint=0.06,
-    rough=0.03,
-    blur=0.4,
-    noise=0.03,
-)
+    turn=0.05, slant=0.1, size=1.3, scale=0.1, shift=0.06, bend=0.005, neighbour=0, stroke=0, strokes_over=0,
+    contrast=(0.5, 0.9), tint=0.06, rough=0.03, blur=0.4, noise=0.03,
+)  # fmt: skip
 """Letters of the data set "glyphs:clean": alone, hardly moved, and easy to see."""
 
 
@@ -139,9 +127,8 @@ def recall_or_make(
     for size, path in paths.items():
         tensors = recall(path, origin) if size[0] >= count[0] and size[1] >= count[1] else None
         if tensors is not None and set(tensors) == set(PARTS):
-            return Split(
-                classes=len(CHARACTERS), **{name: tensors[name][: count[part]] for name, part in PARTS.items()}
-            )
+            parts = {name: tensors[name][: count[part]] for name, part in PARTS.items()}
+            return Split(classes=len(CHARACTERS), **parts)
     split = make(faces, count, seed=seed, difficulty=difficulty, progress=progress)
     store(paths[count], {name: getattr(split, name) for name in PARTS}, origin)
     return split
@@ -181,9 +168,8 @@ def make(
                 progress(sum(count[:part]) + rows.stop, sum(count))
         parts.append((images, labels))
     (images, labels), (test_images, test_labels) = parts
-    return Split(
-        classes=len(CHARACTERS), images=images, labels=labels, test_images=test_images, test_labels=test_labels
-    )
+    classes = len(CHARACTERS)
+    return Split(classes=classes, images=images, labels=labels, test_images=test_images, test_labels=test_labels)
 
 
 class _Draws:
@@ -238,10 +224,8 @@ def _grid(difficulty: Difficulty, draws: _Draws) -> Tensor:
     ``(CHUNK, fine, fine, 2)``, from −1 to 1, x before y, as ``grid_sample`` takes it.
     """
     angle, slant = draws.uniform(-difficulty.turn, difficulty.turn), draws.uniform(-difficulty.slant, difficulty.slant)
-    scale, aspect = (
-        torch.exp(draws.uniform(-difficulty.scale, difficulty.scale)) * difficulty.size,
-        torch.exp(draws.uniform(-difficulty.aspect, difficulty.aspect)),
-    )
+    scale = torch.exp(draws.uniform(-difficulty.scale, difficulty.scale)) * difficulty.size
+    aspect = torch.exp(draws.uniform(-difficulty.aspect, difficulty.aspect))
     cos, sin = angle.cos(), angle.sin()
     # from the image to the mask: undo the turn, then the slant, then the scales
     x = torch.stack([cos + slant * sin, sin - slant * cos], 1) / (scale * aspect)[:, None]
@@ -252,9 +236,8 @@ def _grid(difficulty: Difficulty, draws: _Draws) -> Tensor:
     fine = PIXELS * FINE
     straight = functional.affine_grid(theta, [CHUNK, 1, fine, fine], align_corners=False)
     bends = draws.normal(2, 4, 4) * (2 * difficulty.bend)
-    return straight + functional.interpolate(bends, (fine, fine), mode="bicubic", align_corners=True).permute(
-        0, 2, 3, 1
-    )
+    bent = functional.interpolate(bends, (fine, fine), mode="bicubic", align_corners=True)
+    return straight + bent.permute(0, 2, 3, 1)
 
 
 def _ink(masks: Tensor, grid: Tensor) -> Tensor:
@@ -271,9 +254,8 @@ def _neighbours(masks: Tensor, font: Tensor, grid: Tensor, difficulty: Difficult
         characters = draws.among(torch.arange(len(CHARACTERS)))
         aside = draws.uniform(2 * difficulty.near, 2 * difficulty.far) * side
         present = draws.chance(difficulty.neighbour, 1, 1, 1)
-        covers.append(
-            _ink(masks[font, characters], grid + functional.pad(aside[:, None], (0, 1))[:, None, None]) * present
-        )
+        moved = grid + functional.pad(aside[:, None], (0, 1))[:, None, None]
+        covers.append(_ink(masks[font, characters], moved) * present)
     return torch.maximum(*covers)
 
 

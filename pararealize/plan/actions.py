@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic.dataclasses import dataclass
 
@@ -152,14 +152,9 @@ def in_order(spans: Mapping[ActionKey, Span], needs: Mapping[ActionKey, Iterable
     """
     keys = sorted(spans, key=lambda key: (spans[key].start, spans[key].end))
     position = {key: i for i, key in enumerate(keys)}
+    after = {key: tuple(sorted({position[other] for other in needs[key]})) for key in keys}
     return tuple(
-        Action(
-            name=key.name,
-            kind=key.kind,
-            direction=key.direction,
-            after=tuple(sorted({position[other] for other in needs[key]})),
-            **spans[key]._asdict(),
-        )
+        Action(name=key.name, kind=key.kind, direction=key.direction, after=after[key], **spans[key]._asdict())
         for key in keys
     )
 
@@ -192,43 +187,31 @@ def waits_for(key: ActionKey, n: int, source: str = "input") -> list[ActionKey]:
     """
     if key == ActionKey("head", "backward"):
         return [ActionKey("head", "forward")]
-    rule = _forward if key.direction == "forward" else _backward
-    return [ActionKey(operation, key.direction, j) for operation, j in rule(key.operation, key.j, n, source)]
+    equation = _forward if key.direction == "forward" else _backward
+    needs = equation(key.j, n, source).get(key.operation, [])
+    return [ActionKey(operation, key.direction, j) for operation, j in needs]
 
 
-_STEM: tuple[Operation, int] = "stem", 0
-_HEAD: tuple[Operation, int] = "head", 0
+_Needs: TypeAlias = dict[Operation, list[tuple[Operation, int]]]  # of each operation, by operation and j
 
 
-def _forward(operation: Operation, j: int, n: int, source: str) -> list[tuple[Operation, int]]:
-    match operation:
-        case "send x":
-            return [_STEM]
-        case "adapter":
-            return [("send x", j)] if source == "stem" else []
-        case "fine":
-            return [("adapter", j)] if j > 1 else [_STEM]
-        case "send z":
-            return [("coarse", j - 1)] if j > 1 else [("fine", 1)]
-        case "coarse":
-            return [("fine", j + 1), ("send z", j)]
-        case "head":
-            return [("coarse", n - 1)] if n > 1 else [("fine", 1)]
-    return []
+def _forward(j: int, n: int, source: str) -> _Needs:
+    return {
+        "send x": [("stem", 0)],
+        "adapter": [("send x", j)] if source == "stem" else [],
+        "fine": [("adapter", j)] if j > 1 else [("stem", 0)],
+        "send z": [("coarse", j - 1)] if j > 1 else [("fine", 1)],
+        "coarse": [("fine", j + 1), ("send z", j)],
+        "head": [("coarse", n - 1)] if n > 1 else [("fine", 1)],
+    }
 
 
-def _backward(operation: Operation, j: int, n: int, source: str) -> list[tuple[Operation, int]]:
-    match operation:
-        case "send x":
-            return [("adapter", j)]
-        case "adapter":
-            return [("fine", j), ("coarse", j - 1)]
-        case "fine":
-            return [("send z", j)] if j < n else [_HEAD]
-        case "send z":
-            return [("coarse", j)]
-        case "coarse":
-            return [("send z", j + 1)] if j + 1 < n else [_HEAD]
-        case "stem":
-            return [("fine", 1), *(("send x", i) for i in range(2, n + 1) if source == "stem")]
-    return []
+def _backward(j: int, n: int, source: str) -> _Needs:
+    return {
+        "send x": [("adapter", j)],
+        "adapter": [("fine", j), ("coarse", j - 1)],
+        "fine": [("send z", j)] if j < n else [("head", 0)],
+        "send z": [("coarse", j)],
+        "coarse": [("send z", j + 1)] if j + 1 < n else [("head", 0)],
+        "stem": [("fine", 1), *(("send x", i) for i in range(2, n + 1) if source == "stem")],
+    }

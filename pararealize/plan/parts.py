@@ -24,6 +24,10 @@ __all__ = ["Part", "PartKind"]
 
 PartKind = Literal["stem", "context", "adapter", "segment", "coarse", "layer", "head"]  # in forward order
 _LETTERS: dict[PartKind, str] = {"adapter": "C", "segment": "g", "coarse": "F", "layer": "f"}
+_LABELS: dict[PartKind, str] = {
+    "stem": "the stem C^1", "context": "the context", "adapter": "adapter C^{j}", "segment": "segment {j}",
+    "coarse": "coarse block F^{j}", "layer": "layer {j}", "head": "the head",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +71,7 @@ class Part:
 
     def label(self, plan: Plan | None = None) -> str:
         """What people call it: ``segment 2 (layer1.1 to layer2.0)``, with its blocks where the plan is given."""
-        match self.kind:
-            case "segment" if plan is not None:
-                segment = plan.segments[self.j - 1]
-                return f"segment {self.j} ({segment.first_block} to {segment.last_block})"
-            case "segment" | "layer":
-                return f"{self.kind} {self.j}"
-            case "adapter":
-                return f"adapter C^{self.j}"
-            case "coarse":
-                return f"coarse block F^{self.j}"
-            case "stem":
-                return "the stem C^1"
-            case _:
-                return f"the {self.kind}"
+        if self.kind == "segment" and plan is not None:
+            segment = plan.segments[self.j - 1]
+            return f"segment {self.j} ({segment.first_block} to {segment.last_block})"
+        return _LABELS[self.kind].format(j=self.j)

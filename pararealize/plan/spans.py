@@ -123,14 +123,13 @@ def _by_equation(key: ActionKey, spans: Mapping[ActionKey, Span], n: int, source
 
 def _computed_by(rank: int, operation: Operation, spans: Mapping[ActionKey, Span]) -> list[ActionKey]:
     """What a rank computed forward of one sort, in the order of the formulas."""
-    keys = [key for key, span in spans.items() if key.operation == operation and span.rank == rank]
-    return sorted((key for key in keys if key.direction == "forward"), key=lambda key: (key.j, key.index))
+    keys = [key for key in spans if (key.operation, key.direction, spans[key].rank) == (operation, "forward", rank)]
+    return sorted(keys, key=lambda key: (key.j, key.index))
 
 
 def _received_by(rank: int, operation: Operation, spans: Mapping[ActionKey, Span]) -> set[ActionKey]:
     """The messages of one sort that a rank received forward."""
-    keys = {key for key, span in spans.items() if key.operation == operation and span.to == rank}
-    return {key for key in keys if key.direction == "forward"}
+    return {key for key in spans if (key.operation, key.direction, spans[key].to) == (operation, "forward", rank)}
 
 
 def _within_sum(key: ActionKey, chain: list[ActionKey], spans: Mapping[ActionKey, Span]) -> set[ActionKey]:
