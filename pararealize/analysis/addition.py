@@ -96,7 +96,8 @@ class _Reader:
         first, second = sorted(sum_node.all_input_nodes, key=self.position.__getitem__)
         candidate = self._candidate(sum_node, first, second) or self._candidate(sum_node, second, first)
         if candidate is None:
-            return f"its shortcut is not the identity but {_named(second if _is_short(second, first) else first)}"
+            shortcut = min(first, second, key=_length)
+            return f"its shortcut is not the identity but {_named(shortcut)}"
         fault = next(self._faults(candidate), None)
         if fault is not None:
             return fault
@@ -227,11 +228,6 @@ def _shape(node: fx.Node) -> tuple[Any, ...] | None:
 
 
 # Words for a refusal --------------------------------------------------------------------------------------------------
-
-
-def _is_short(a: fx.Node, b: fx.Node) -> bool:
-    """Whether the way back from ``a`` to where it was branched off is shorter than that from ``b``."""
-    return _length(a) < _length(b)
 
 
 def _length(node: fx.Node) -> int:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import fx, nn
@@ -29,7 +30,9 @@ from .flow import Flow, RefusedCut, flow_of
 from .signature import isomorphic, signatures
 from .space import Space, space_of
 
-__all__ = ["Block", "BlockChain", "find_blocks", "why_no_more"]
+__all__ = ["Block", "BlockChain", "find_blocks", "runs", "why_no_more"]
+
+K = TypeVar("K")
 _FEW = 4  # blocks: with fewer, values that are read throughout are tried as context
 
 
@@ -97,8 +100,7 @@ class BlockChain:
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
         """Maximal runs (first, last) of blocks whose outputs have one shape."""
-        groups = itertools.groupby(range(len(self.blocks)), key=lambda i: self.blocks[i].y.shape)
-        return tuple((run[0], run[-1]) for run in (list(group) for _, group in groups))
+        return tuple((first, last) for _, first, last in runs(block.y.shape for block in self.blocks))
 
     def module(self, first: int, last: int) -> Piece:
         """Blocks ``first`` to ``last`` (both included, from 0) as one module over the model's own parameters.
@@ -126,6 +128,14 @@ class BlockChain:
         kinds = itertools.groupby(self.blocks, key=lambda block: block.kind)
         runs = ", ".join(f"{kind} × {len(list(group))}" for kind, group in kinds)
         return f"{type(self.capture.model).__name__}: {len(self.blocks)} blocks ({runs})"
+
+
+def runs(keys: Iterable[K]) -> Iterator[tuple[K, int, int]]:
+    """Maximal runs of equal keys, each with its (first, last) position."""
+    last = -1
+    for key, group in itertools.groupby(keys):
+        first, last = last + 1, last + len(list(group))
+        yield key, first, last
 
 
 def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
@@ -161,7 +171,10 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
             finder, spans = wider, others
     flow = finder.flow
     if not spans:
-        raise _no_blocks(flow)
+        raise CutError(
+            f"no blocks between cut points: {why_no_more(flow)}. Convert a part of the model that is a chain, or pass "
+            "leaf_modules=[...] with the classes that hold the long skips"
+        )
     if isinstance(stem_blocks, bool) or not isinstance(stem_blocks, int) or not 0 <= stem_blocks < len(spans):
         raise CutError(
             f"stem_blocks = {stem_blocks!r} is out of range: {type(capture.model).__name__} has {len(spans)} blocks, "
@@ -179,15 +192,16 @@ class _Interface(NamedTuple):
 
 def _chain(flow: Flow, spans: list[BlockSpan], stem_blocks: int) -> BlockChain:
     module_of = flow.capture.graph_module.get_submodule
-    maker = _BlockMaker(flow, shared_values(flow, spans))
-    entry = _first_input(flow, spans[0])
+    block_of = partial(_block, flow, shared_values(flow, spans))
+    entry = entry_of(flow) if spans[0].first == 0 else _alive_after(flow, spans[0].first - 1)
+    assert entry is not None
     begin = end = _Interface(entry, space_of(entry, module_of))
     representatives: dict[str, tuple[fx.Node, ...]] = {}
     blocks: list[Block] = []
     for span in spans:
         nodes, node = flow.order[span.first : span.last + 1], _alive_after(flow, span.last)
         before, end = end, _Interface(node, space_of(node, module_of))
-        block = maker.block(span.name, span.kind, nodes, (before, end), reading=nodes)
+        block = block_of(span.name, span.kind, nodes, (before, end), reading=nodes)
         signature = _canonical(block, representatives, module_of)
         blocks.append(dataclasses.replace(block, signature=signature))
     output = flow.capture.graph.output_node()
@@ -196,19 +210,11 @@ def _chain(flow: Flow, spans: list[BlockSpan], stem_blocks: int) -> BlockChain:
         capture=flow.capture,
         flow=flow,
         source=_source(flow),
-        stem=maker.block("stem", "stem", front, (begin, begin), reading=()),
+        stem=block_of("stem", "stem", front, (begin, begin), reading=()),
         blocks=tuple(blocks),
-        head=maker.block("head", "head", rest, (end, _Interface(output, end.space)), reading=(*rest, output)),
+        head=block_of("head", "head", rest, (end, _Interface(output, end.space)), reading=(*rest, output)),
         stem_blocks=stem_blocks,
     )
-
-
-def _first_input(flow: Flow, span: BlockSpan) -> fx.Node:
-    if span.first == 0:
-        entry = entry_of(flow)
-        assert entry is not None
-        return entry
-    return _alive_after(flow, span.first - 1)
 
 
 def _alive_after(flow: Flow, position: int) -> fx.Node:
@@ -220,37 +226,31 @@ def _alive_after(flow: Flow, position: int) -> fx.Node:
     return flow.order[position]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _BlockMaker:
-    """Makes blocks of a network from stretches of its nodes; ``shared`` are values of parameters that several read."""
-
-    flow: Flow
-    shared: frozenset[fx.Node]
-
-    def block(
-        self,
-        name: str,
-        kind: str,
-        nodes: tuple[fx.Node, ...],
-        ends: tuple[_Interface, _Interface],
-        *,
-        reading: tuple[fx.Node, ...],
-    ) -> Block:
-        """The block of these nodes between two interfaces; its context is what ``reading`` reads from outside."""
-        signature, exact = signatures(nodes, self.flow.capture.graph_module.get_submodule)
-        return Block(
-            name=name,
-            kind=kind,
-            nodes=nodes,
-            input=ends[0].node,
-            output=ends[1].node,
-            context=context_of(self.flow, reading, ends[0].node, self.shared),
-            x=ends[0].space,
-            y=ends[1].space,
-            signature=signature,
-            exact_signature=exact,
-            parameters=count_parameters(self.flow, nodes),
-        )
+def _block(
+    flow: Flow,
+    shared: frozenset[fx.Node],
+    name: str,
+    kind: str,
+    nodes: tuple[fx.Node, ...],
+    ends: tuple[_Interface, _Interface],
+    *,
+    reading: tuple[fx.Node, ...],
+) -> Block:
+    """The block of these nodes between two interfaces; its context is what ``reading`` reads from outside."""
+    signature, exact = signatures(nodes, flow.capture.graph_module.get_submodule)
+    return Block(
+        name=name,
+        kind=kind,
+        nodes=nodes,
+        input=ends[0].node,
+        output=ends[1].node,
+        context=context_of(flow, reading, ends[0].node, shared),
+        x=ends[0].space,
+        y=ends[1].space,
+        signature=signature,
+        exact_signature=exact,
+        parameters=count_parameters(flow, nodes),
+    )
 
 
 def _canonical(
@@ -287,11 +287,4 @@ def why_no_more(flow: Flow) -> str:
     return (
         f"{name} has {len(flow.cuts)} cut points (places where one activation is alive) among {len(flow.order)} "
         f"operations, and none, for instance, {'; '.join(str(cut) for cut in widest)}"
-    )
-
-
-def _no_blocks(flow: Flow) -> CutError:
-    return CutError(
-        f"no blocks between cut points: {why_no_more(flow)}. Convert a part of the model that is a chain, or pass "
-        "leaf_modules=[...] with the classes that hold the long skips"
     )

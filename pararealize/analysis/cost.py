@@ -24,27 +24,29 @@ from pararealize.errors import ModelError
 from pararealize.random_state import preserve_torch_state
 from pararealize.table import aligned
 
-from .blocks import Block, BlockChain
+from .blocks import Block, BlockChain, runs
 from .counter import count_operations
 from .dry_run import DryRun, StandIn, named_tensors, stand_in_inputs, with_gradient
 from .space import Space
 from .stopwatch import median_seconds
 
 __all__ = [
-    "NO_COST",
     "PER_ELEMENT",
     "BlockCost",
     "Costs",
+    "Split",
     "Unit",
     "count_costs",
     "count_module",
     "measure_costs",
     "measure_module",
+    "plus",
 ]
 
 TOGETHER = 8  # interchangeable blocks that are measured as one
 PER_ELEMENT = 100  # operations that writing one element is worth
 Unit = Literal["flops", "seconds"]
+Split: TypeAlias = tuple[float, float]  # forward and backward
 InputsOf: TypeAlias = Callable[[StandIn], list[Any]]
 
 
@@ -63,12 +65,12 @@ class BlockCost:
         seconds_backward: likewise.
     """
 
-    flops_forward: int
-    flops_backward: int
-    elements_forward: int
-    elements_backward: int
-    bytes_activations: int
-    bytes_parameters: int
+    flops_forward: int = 0
+    flops_backward: int = 0
+    elements_forward: int = 0
+    elements_backward: int = 0
+    bytes_activations: int = 0
+    bytes_parameters: int = 0
     seconds_forward: float | None = None
     seconds_backward: float | None = None
 
@@ -101,14 +103,9 @@ class BlockCost:
         return self.seconds_forward + self.seconds_backward
 
 
-NO_COST = BlockCost(
-    flops_forward=0,
-    flops_backward=0,
-    elements_forward=0,
-    elements_backward=0,
-    bytes_activations=0,
-    bytes_parameters=0,
-)
+def plus(*costs: Split) -> Split:
+    """The sum of forward costs and that of backward costs."""
+    return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,18 +125,17 @@ class Costs:
     blocks: tuple[BlockCost, ...]
     head: BlockCost
     notes: tuple[str, ...] = ()
-    _rates: tuple[float, float] = dataclasses.field(init=False, repr=False, compare=False)
-    _before: tuple[tuple[float, float], ...] = dataclasses.field(init=False, repr=False, compare=False)
+    _rates: Split = dataclasses.field(init=False, repr=False, compare=False)
+    _before: tuple[Split, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_rates", self._blocks_rates())
         # prefix sums, so that the cost of any run of blocks is one subtraction
-        before = [(0.0, 0.0) if self.unit == "seconds" else (0, 0)]
-        for forward, backward in map(self.split, self.blocks):
-            before.append((before[-1][0] + forward, before[-1][1] + backward))
+        zero: Split = 0, 0
+        before = itertools.accumulate(map(self.split, self.blocks), plus, initial=zero)
         object.__setattr__(self, "_before", tuple(before))
 
-    def _blocks_rates(self) -> tuple[float, float]:
+    def _blocks_rates(self) -> Split:
         """Seconds an operation of the network's own blocks, forward and backward; 1 where operations are the unit."""
         timed = [block for block in self.blocks if block.seconds is not None]
         if self.unit == "flops" or not timed:
@@ -148,7 +144,7 @@ class Costs:
         backward = sum(block.seconds_backward or 0 for block in timed) / max(sum(b.work_backward for b in timed), 1)
         return forward, backward
 
-    def split(self, cost: BlockCost) -> tuple[float, float]:
+    def split(self, cost: BlockCost) -> Split:
         """Forward and backward cost of one training step, in this unit.
 
         What was only counted costs what its work takes at the rate of the network's own blocks.
@@ -165,7 +161,7 @@ class Costs:
         """Forward and backward of blocks ``first`` to ``last`` (0-based, inclusive)."""
         return sum(self.split_step(first, last))
 
-    def split_step(self, first: int, last: int) -> tuple[float, float]:
+    def split_step(self, first: int, last: int) -> Split:
         """The same, forward and backward by themselves."""
         (a, b), (c, d) = self._before[first], self._before[last + 1]
         return c - a, d - b
@@ -230,14 +226,7 @@ def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCo
         return [with_gradient(value, not first)]
 
     flops, elements = count_operations(module, inputs)
-    return BlockCost(
-        flops_forward=flops[0] // _SAMPLES,
-        flops_backward=flops[1] // _SAMPLES,
-        elements_forward=elements[0] // _SAMPLES,
-        elements_backward=elements[1] // _SAMPLES,
-        bytes_activations=elements[0] // _SAMPLES * x.torch_dtype.itemsize,
-        bytes_parameters=sum(p.numel() * p.element_size() for p in module.parameters()),
-    )
+    return _per_sample(module, flops, elements, _SAMPLES, elements[0] // _SAMPLES * x.torch_dtype.itemsize)
 
 
 def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Costs:
@@ -264,15 +253,15 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
             "memory first with model.to_empty(device=...)"
         )
     counts = count_costs(chain)
-    runs = _runs(chain)
-    pieces = {signature: chain.module(*run) for signature, run in runs.items()}
+    stretches = _measured_runs(chain)
+    pieces = {signature: chain.module(*stretch) for signature, stretch in stretches.items()}
     pieces |= {block.name: chain.piece(block) for block in (chain.stem, chain.head) if block.nodes}
     calls = [(piece, partial(stand_in_inputs, piece, first=name == "stem")) for name, piece in pieces.items()]
     seconds = dict(zip(pieces, _seconds(calls, repeats, warmup), strict=True))
 
     def measured(key: str, cost: BlockCost) -> BlockCost:
         forward, backward = seconds.get(key, (0.0, 0.0))
-        first, last = runs.get(key, (0, 0))
+        first, last = stretches.get(key, (0, 0))
         alike = last - first + 1
         return dataclasses.replace(cost, seconds_forward=forward / alike, seconds_backward=backward / alike)
 
@@ -296,7 +285,7 @@ def measure_module(
     inputs: int = 1,
     repeats: int = 5,
     warmup: int = 2,
-) -> tuple[float, float]:
+) -> Split:
     """Forward and backward seconds of one module ``(batch, *x.shape) -> ...``, as :func:`measure_costs` does blocks.
 
     Args:
@@ -326,7 +315,7 @@ _SAMPLES = 2  # batch norm refuses to normalise a single value
 def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost:
     """The cost of a block per sample; one that does not run on fake tensors is estimated, with a note."""
     if not block.nodes:
-        return NO_COST
+        return BlockCost()
     piece, batch = chain.piece(block), max(chain.capture.batch, 1)
     results = [
         leaf
@@ -341,32 +330,38 @@ def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost
         flops, elements = (2 * block.parameters * batch, 4 * block.parameters * batch), (written, 2 * written)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         notes.append(f"{block.name} cannot be counted ({reason}); taken as 2 operations a parameter")
+    elements = max(batch, elements[0]), elements[1]
+    size = sum(leaf.numel() * leaf.element_size() for leaf in results)
+    return _per_sample(piece, flops, elements, batch, size // batch)
+
+
+def _per_sample(
+    module: nn.Module, flops: tuple[int, int], elements: tuple[int, int], samples: int, bytes_activations: int
+) -> BlockCost:
     return BlockCost(
-        flops_forward=round(flops[0] / batch),
-        flops_backward=round(flops[1] / batch),
-        elements_forward=max(1, elements[0] // batch),
-        elements_backward=elements[1] // batch,
-        bytes_activations=sum(leaf.numel() * leaf.element_size() for leaf in results) // batch,
-        bytes_parameters=sum(p.numel() * p.element_size() for p in piece.parameters()),
+        flops_forward=round(flops[0] / samples),
+        flops_backward=round(flops[1] / samples),
+        elements_forward=elements[0] // samples,
+        elements_backward=elements[1] // samples,
+        bytes_activations=bytes_activations,
+        bytes_parameters=sum(p.numel() * p.element_size() for p in module.parameters()),
     )
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
-def _runs(chain: BlockChain) -> dict[str, tuple[int, int]]:
+def _measured_runs(chain: BlockChain) -> dict[str, tuple[int, int]]:
     """The first and the last of the blocks to be run together, for each kind of interchangeable blocks."""
     longest: dict[str, tuple[int, int]] = {}
-    last = -1
-    for signature, group in itertools.groupby(block.exact_signature for block in chain.blocks):
-        first, last = last + 1, last + len(list(group))
+    for signature, first, last in runs(block.exact_signature for block in chain.blocks):
         other_first, other_last = longest.get(signature, (0, -1))
         if last - first > other_last - other_first:
             longest[signature] = first, last
     return {signature: (first, min(last, first + TOGETHER - 1)) for signature, (first, last) in longest.items()}
 
 
-def _seconds(calls: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: int) -> list[tuple[float, float]]:
+def _seconds(calls: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: int) -> list[Split]:
     """Median seconds of a forward and a backward pass of each module, on copies, in turn."""
     homes = {tensor.device for piece, _ in calls for _, tensor in named_tensors(piece)}
     home = min(homes or {torch.get_default_device()}, key=str)

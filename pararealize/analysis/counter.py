@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -60,16 +61,10 @@ def _flop_counter() -> FlopCounterMode:
     return counter
 
 
-class _NoModules:
-    """In the place of torch's ``ModuleTracker``: every operation counts for ``Global``."""
+class _NoModules(contextlib.nullcontext[None]):
+    """In the place of torch's ``ModuleTracker``, without its hooks: every operation counts for ``Global``."""
 
     parents = frozenset({"Global"})
-
-    def __enter__(self) -> None:
-        """Nothing to hook into."""
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to undo."""
 
 
 class _Written(TorchDispatchMode):

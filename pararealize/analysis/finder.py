@@ -5,14 +5,15 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import fx, nn
 
-from .flow import Flow, module_path
-from .signature import signatures, work
+from .flow import Flow, module_path, numbered
+from .signature import signatures, weights_of, work
 
 __all__ = ["ENOUGH", "BlockFinder", "BlockSpan", "entry_of"]
 
@@ -66,7 +67,8 @@ class BlockFinder:
         self.work = [work(node, self.module_of) for node in flow.order]
         self.work_before = [0.0, *itertools.accumulate(self.work)]
         self.ends = set(flow.cuts)
-        self.begins = {0 if _one_input(flow) else -1} | {cut + 1 for cut in flow.cuts if cut >= flow.start}
+        one_input = flow.start == 0 and entry_of(flow) is not None  # an interface that the first block may read
+        self.begins = {0 if one_input else -1} | {cut + 1 for cut in flow.cuts if cut >= flow.start}
         self.calls = self._module_calls()
 
     def amount(self, first: int, last: int) -> float:
@@ -84,7 +86,9 @@ class BlockFinder:
             flat = self._flat()
             if len(flat) > len(spans):
                 spans = flat
-        return _numbered(self._closed(sorted(spans, key=lambda span: span.first)))
+        counts: Counter[str] = Counter()  # a module that is called repeatedly makes several blocks of one name
+        closed = self._closed(sorted(spans, key=lambda span: span.first))
+        return [dataclasses.replace(span, name=numbered(span.name, counts)) for span in closed]
 
     # By module ------------------------------------------------------------------------------------------------------
 
@@ -181,14 +185,8 @@ class BlockFinder:
     def _weighted(self, first: int, last: int) -> str | None:
         """The kind of the weighted layer (convolution, linear map) in a stretch, if it has one."""
         for node in self.flow.order[first : last + 1]:
-            if node.op == "call_module":
-                module = self.module_of(str(node.target))
-                if any(parameter.ndim > 1 for parameter in module.parameters()):
-                    return type(module).__name__
-            elif any(
-                a.op == "get_attr" and a.meta.get("trainable") and a.meta["val"].ndim > 1 for a in node.all_input_nodes
-            ):
-                return str(getattr(node.target, "__name__", node.target))
+            if any(weight.ndim > 1 for weight in weights_of(node, self.module_of)):
+                return self._layer(node)
         return None
 
     def _light(self, first: int, last: int) -> bool:
@@ -240,16 +238,6 @@ class BlockFinder:
         return BlockSpan(first, last, name, self._kind(inner) if whole else self._layers([(first, last)]))
 
 
-def _numbered(spans: Iterator[BlockSpan]) -> list[BlockSpan]:
-    """A module that is called repeatedly makes several blocks of one name: number them."""
-    counts: dict[str, int] = {}
-    numbered = []
-    for span in spans:
-        count = counts[span.name] = counts.get(span.name, 0) + 1
-        numbered.append(span if count == 1 else dataclasses.replace(span, name=f"{span.name}#{count}"))
-    return numbered
-
-
 def _outermost(calls: list[_ModuleCall]) -> Iterator[_ModuleCall]:
     """Of calls that contain one another, the outermost."""
     end = -1
@@ -263,11 +251,6 @@ def _vanishes(node: fx.Node) -> bool:
     """Whether nothing is left of the map but one position."""
     shape = node.meta["val"].shape[2:]
     return len(shape) > 0 and all(size == 1 for size in shape)
-
-
-def _one_input(flow: Flow) -> bool:
-    """Whether the state begins at one tensor that could be an interface, so that the first block may read it."""
-    return flow.start == 0 and entry_of(flow) is not None
 
 
 def entry_of(flow: Flow) -> fx.Node | None:

@@ -14,6 +14,7 @@ alive(i) is a single tensor: then every path from input to output passes through
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from torch import fx
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.merging import size_of
 
-__all__ = ["Dependence", "Flow", "RefusedCut", "dependencies", "flow_of", "module_path"]
+__all__ = ["Dependence", "Flow", "RefusedCut", "dependencies", "flow_of", "module_path", "numbered"]
 
 _MOST_BROADCAST = 8  # more values alive at once than this is no broadcast but a growing carry
 
@@ -80,33 +81,35 @@ class Flow:
     depends: dict[fx.Node, Dependence]
     last_read: tuple[int, ...]
 
-    def is_state(self, node: fx.Node) -> bool:
-        """Whether a node is computed from inputs and parameters both, and is not broadcast."""
-        return self.depends[node].on_both and node not in self.broadcast
-
     def refused(self) -> Iterator[RefusedCut]:
         """Every point between two operations that is no cut, and why."""
         cuts = set(self.cuts)
         for i, alive in _living(self.last_read):
             if i not in cuts and i < len(self.order) - 1:
-                names = tuple(self._describe(self.order[t]) for t in alive)
-                why = self._why(alive)
-                yield RefusedCut(after=self.order[i].name, module=module_path(self.order[i]), why=why, alive=names)
+                nodes = [self.order[t] for t in alive]
+                if len(nodes) > 1:
+                    why = f"{len(nodes)} activations are alive"
+                else:
+                    why = _unfit(nodes[0], self.capture) or "it lies outside the region that can be cut"
+                after, names = self.order[i], tuple(map(_described, nodes))
+                yield RefusedCut(after=after.name, module=module_path(after), why=why, alive=names)
 
-    def _why(self, alive: list[int]) -> str:
-        if len(alive) > 1:
-            return f"{len(alive)} activations are alive"
-        return _unfit(self.order[alive[0]], self.capture) or "it lies outside the region that can be cut"
 
-    def _describe(self, node: fx.Node) -> str:
-        value = node.meta.get("val")
-        shape = "×".join(map(str, value.shape[1:])) if isinstance(value, torch.Tensor) else type(value).__name__
-        return f"{node.name} {shape}"
+def _described(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    shape = "×".join(map(str, value.shape[1:])) if isinstance(value, torch.Tensor) else type(value).__name__
+    return f"{node.name} {shape}"
 
 
 def module_path(node: fx.Node) -> str:
     """The qualified name of the innermost module whose forward holds a node; ``""`` for the model itself."""
     return str(next(reversed(node.meta.get("nn_module_stack", {"": None}))))
+
+
+def numbered(name: str, counts: Counter[str]) -> str:
+    """The name, with ``#2``, ``#3``, … where it was counted before."""
+    counts[name] += 1
+    return name if counts[name] == 1 else f"{name}#{counts[name]}"
 
 
 def dependencies(graph: fx.Graph) -> dict[fx.Node, Dependence]:

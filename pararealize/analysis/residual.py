@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from torch import fx
 
 from .addition import Addition, additions_of
 from .blocks import Block, BlockChain
-from .flow import Flow, module_path
+from .flow import Flow, module_path, numbered
 
 __all__ = ["NotResidual", "Residual", "Residuals", "chains_of", "find_residuals", "residual_of"]
 
@@ -138,15 +139,13 @@ def find_residuals(flow: Flow) -> Residuals:
     """
     blocks: list[Residual] = []
     refusals: list[NotResidual] = []
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for node, addition in additions_of(flow):
         name = module_path(node)
         if isinstance(addition, str):
             refusals.append(NotResidual(name=name, reason=addition))
             continue
-        counts[name] = counts.get(name, 0) + 1
-        number = f"#{counts[name]}" if counts[name] > 1 else ""
-        blocks.append(Residual(name=name + number, additions=(addition,)))
+        blocks.append(Residual(name=numbered(name, counts), additions=(addition,)))
     return Residuals(blocks=tuple(blocks), refusals=tuple(refusals))
 
 

@@ -10,7 +10,7 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
-__all__ = ["isomorphic", "signatures", "work"]
+__all__ = ["isomorphic", "signatures", "weights_of", "work"]
 
 
 def signatures(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> tuple[str, str]:
@@ -31,8 +31,7 @@ def signatures(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) 
 
 def isomorphic(a: Sequence[fx.Node], b: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> bool:
     """Whether two runs of nodes are the same graph, whatever the order in which they run."""
-    ours, theirs = _graph(a, module_of), _graph(b, module_of)
-    return bool(nx.vf2pp_is_isomorphic(ours, theirs, node_label="label"))
+    return bool(nx.vf2pp_is_isomorphic(_graph(a, module_of), _graph(b, module_of), node_label="label"))
 
 
 def work(node: fx.Node, module_of: Callable[[str], nn.Module]) -> float:
@@ -41,7 +40,7 @@ def work(node: fx.Node, module_of: Callable[[str], nn.Module]) -> float:
     if not isinstance(value, torch.Tensor) or value.ndim == 0:
         return 0.0
     elements = value.numel() / max(value.shape[0], 1)
-    weights = _weights(node, module_of)
+    weights = weights_of(node, module_of)
     if not weights:
         return elements
     largest = max(weights, key=torch.Tensor.numel)
@@ -49,7 +48,8 @@ def work(node: fx.Node, module_of: Callable[[str], nn.Module]) -> float:
     return elements + sum(weight.numel() for weight in weights) * elements / max(int(channels), 1)
 
 
-def _weights(node: fx.Node, module_of: Callable[[str], nn.Module]) -> list[torch.Tensor]:
+def weights_of(node: fx.Node, module_of: Callable[[str], nn.Module]) -> list[torch.Tensor]:
+    """The parameters that a node reads: its module's, or those among its arguments."""
     if node.op == "call_module":
         return list(module_of(str(node.target)).parameters())
     parameters = (node for node in node.all_input_nodes if node.op == "get_attr" and node.meta.get("trainable"))
@@ -78,12 +78,10 @@ def _links(node: fx.Node, index: dict[fx.Node, int]) -> list[int]:
     return [index[node] - index[argument] if argument in index else 0 for argument in node.all_input_nodes]
 
 
-def _reference(argument: fx.Node, index: dict[fx.Node, int]) -> Any:
+def _reference(argument: fx.Node, index: dict[fx.Node, int]) -> str:
     if argument in index:
         return f"#{index[argument]}"
-    if argument.op == "get_attr":
-        return f"attr{_shape(argument)}"
-    return f"in{_shape(argument)}"
+    return f"{'attr' if argument.op == 'get_attr' else 'in'}{_shape(argument)}"
 
 
 def _exact(node: fx.Node, module: nn.Module | None) -> Any:

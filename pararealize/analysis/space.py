@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -99,7 +100,9 @@ def space_of(node: fx.Node, module_of: Callable[[str], nn.Module]) -> Space:
 
 def _are_channels_last(node: fx.Node, axes: int, module_of: Callable[[str], nn.Module]) -> bool:
     """By what reads the value, or else by what made it, or else by the custom of (tokens, channels)."""
-    for nodes in (_forward(node), _backward(node)):
+    readers = _search(node, lambda n: list(n.users))
+    makers = (n for n in _search(node, lambda n: n.all_input_nodes) if _same_shape(n, node))
+    for nodes in (readers, itertools.chain([node], makers)):
         verdict = _first_verdict(nodes, module_of)
         if verdict is not None:
             return verdict
@@ -122,22 +125,8 @@ def _first_verdict(nodes: Iterable[fx.Node], module_of: Callable[[str], nn.Modul
     return None
 
 
-def _forward(node: fx.Node) -> Iterable[fx.Node]:
-    """Operations that read the value, through those that keep its shape."""
-    return _search(node, lambda n: list(n.users), lambda n: _same_shape(n, node))
-
-
-def _backward(node: fx.Node) -> Iterable[fx.Node]:
-    """Operations that made the value, through those that kept its shape."""
-    yield node
-    for source in _search(node, lambda n: n.all_input_nodes, lambda n: _same_shape(n, node)):
-        if _same_shape(source, node):
-            yield source
-
-
-def _search(
-    start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]], passable: Callable[[fx.Node], bool]
-) -> Iterable[fx.Node]:
+def _search(start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]]) -> Iterable[fx.Node]:
+    """The operations around one, nearest first, through those whose values are of the same shape as its own."""
     queue, seen = list(neighbours(start)), {start}
     for _ in range(_STEPS):
         if not queue:
@@ -147,7 +136,7 @@ def _search(
             continue
         seen.add(node)
         yield node
-        if passable(node):
+        if _same_shape(node, start):
             queue += neighbours(node)
 
 

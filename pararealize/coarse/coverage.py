@@ -9,10 +9,9 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable
-from itertools import groupby
 from typing import TypeAlias
 
-from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.blocks import BlockChain, runs
 from pararealize.analysis.fields.field import Fields, ReceptiveField
 from pararealize.analysis.fields.reach import Number
 from pararealize.analysis.space import Space
@@ -61,18 +60,10 @@ def kernel_for(x: Space, field: ReceptiveField) -> int:
     return next((k for k in range(3, LARGEST_KERNEL, 2) if k >= size), LARGEST_KERNEL)
 
 
-def _map_stages(chain: BlockChain) -> tuple[tuple[int, int], ...]:
+def _map_stages(chain: BlockChain) -> list[tuple[int, int]]:
     """(first, last) of each run of blocks whose outputs are maps of one extent."""
-    stages = []
-    for (_, map_like), run in groupby(range(len(chain.blocks)), key=lambda i: _stage_key(chain.blocks[i].y)):
-        indices = list(run)
-        if map_like:
-            stages.append((indices[0], indices[-1]))
-    return tuple(stages)
-
-
-def _stage_key(space: Space) -> tuple[tuple[int, ...], bool]:
-    return space.extent, is_map(space)
+    extents = (block.y.extent if is_map(block.y) else None for block in chain.blocks)
+    return [(first, last) for extent, first, last in runs(extents) if extent is not None]
 
 
 def _paper_units_needed(chain: BlockChain, fields: Fields, first: int, last: int) -> int:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pararealize.analysis.blocks import Block, BlockChain
+from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.residual import Residual, residual_of
 
 __all__ = ["FAMILIES", "family_of"]
 
 FAMILIES = ("residual convolutions", "plain convolutions", "attention", "residual mixing")
 
-_ATTENTION = {functional.scaled_dot_product_attention, torch._C._nn.scaled_dot_product_attention}
-_SOFTMAX = {torch.softmax, functional.softmax}
-_PRODUCTS = {torch.matmul, torch.bmm, torch.einsum, operator.matmul}
+# functions, and names of methods
+_ATTENTION = {
+    functional.scaled_dot_product_attention,
+    torch._C._nn.scaled_dot_product_attention,
+    "scaled_dot_product_attention",
+}
+_SOFTMAX = {torch.softmax, functional.softmax, "softmax"}
+_PRODUCTS = {torch.matmul, torch.bmm, torch.einsum, operator.matmul, "matmul", "bmm"}
 _CONVOLUTIONS = {functional.conv1d, functional.conv2d, functional.conv3d, torch.conv1d, torch.conv2d, torch.conv3d}
 
 
@@ -33,35 +38,21 @@ def family_of(chain: BlockChain) -> str | None:
     steady = [block for block in chain.blocks if block.x == block.y] or chain.blocks
     commonest = Counter(block.exact_signature for block in steady).most_common(1)[0][0]
     block = next(block for block in steady if block.exact_signature == commonest)
-    if _attends(chain, block):
+    module_of = chain.capture.graph_module.get_submodule
+    called = {node.target for node in block.nodes if node.op in ("call_function", "call_method")}
+    calls = [module_of(str(node.target)) for node in block.nodes if node.op == "call_module"]
+    modules = [module for call in calls for module in call.modules()]
+    if _attends(called, modules):
         return "attention"
     residual = isinstance(residual_of(chain, block), Residual)
-    if _convolves(chain, block):
+    if called & _CONVOLUTIONS or any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in modules):
         return "residual convolutions" if residual else "plain convolutions"
     tokens = len(block.x.extent) == 1 and block.x.channels_last
     return "residual mixing" if residual and tokens else None
 
 
-def _attends(chain: BlockChain, block: Block) -> bool:
-    modules = list(_modules(chain, block))
-    if any(isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer) for module in modules):
+def _attends(called: set[Any], modules: list[nn.Module]) -> bool:
+    if called & _ATTENTION or any(isinstance(m, nn.MultiheadAttention | nn.TransformerEncoderLayer) for m in modules):
         return True
-    called = {node.target for node in block.nodes if node.op in ("call_function", "call_method")}
-    if called & _ATTENTION or "scaled_dot_product_attention" in called:
-        return True
-    softened = bool(called & _SOFTMAX or "softmax" in called or any(isinstance(m, nn.Softmax) for m in modules))
-    return softened and bool(called & _PRODUCTS or called & {"matmul", "bmm"})
-
-
-def _convolves(chain: BlockChain, block: Block) -> bool:
-    called = {node.target for node in block.nodes if node.op == "call_function"}
-    return bool(called & _CONVOLUTIONS) or any(
-        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in _modules(chain, block)
-    )
-
-
-def _modules(chain: BlockChain, block: Block) -> Iterable[nn.Module]:
-    """All modules that a block calls, and those within them."""
-    for node in block.nodes:
-        if node.op == "call_module":
-            yield from chain.capture.graph_module.get_submodule(str(node.target)).modules()
+    softened = called & _SOFTMAX or any(isinstance(module, nn.Softmax) for module in modules)
+    return bool(softened and called & _PRODUCTS)

@@ -5,6 +5,7 @@ adaptive average pooling does what halving cannot (odd ratios, enlarging, tokens
 linear layer on their channels. Exactly one step, ``project``, has parameters.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +17,12 @@ from torch.nn import functional
 
 from pararealize.analysis.space import Space
 
-__all__ = ["CONVOLUTIONS", "Move", "Resample", "RouteStep", "halvings", "route"]
+__all__ = ["CONVOLUTIONS", "Move", "Resample", "RouteStep", "halved", "halvings", "route"]
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _MAX_POOL: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _AVERAGE_POOL: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
-_RESAMPLE: dict[int, Callable[..., Tensor]] = {
-    1: functional.adaptive_avg_pool1d,
-    2: functional.adaptive_avg_pool2d,
-    3: functional.adaptive_avg_pool3d,
-}
+_RESAMPLE: dict[int, Any] = {axes: getattr(functional, f"adaptive_avg_pool{axes}d") for axes in (1, 2, 3)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +67,17 @@ def halvings(source: int, target: int) -> tuple[int, ...]:
     return (1,) * steps if exact is None else exact
 
 
+def halved(size: int, padding: int) -> int:
+    """The size behind a 3-wide kernel of stride 2."""
+    return (size + 2 * padding - 3) // 2 + 1
+
+
 def _paddings(size: int, target: int, steps: int) -> tuple[int, ...] | None:
     """The path of exactly so many halvings from size to target, padding 1 as early as possible, or None."""
     if steps == 0:
         return () if size == target else None
     for padding in (1, 0):
-        rest = _paddings((size + 2 * padding - 3) // 2 + 1, target, steps - 1) if size + 2 * padding >= 3 else None
+        rest = _paddings(halved(size, padding), target, steps - 1) if size + 2 * padding >= 3 else None
         if rest is not None:
             return (padding, *rest)
     return None
@@ -111,7 +113,7 @@ class Resample(nn.Module):
         """Average or repeat neighbours until the extent is ``target`` (for an extent of ``source``)."""
         # round(size·t/s), in integers so that symbolic sizes stay symbolic
         sizes = [(size * t + s // 2) // s for size, s, t in zip(x.shape[2:], self.source, self.target, strict=True)]
-        return _RESAMPLE[len(sizes)](x, sizes)
+        return _RESAMPLE[len(sizes)](x, sizes)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """Source and target extent."""
@@ -198,14 +200,13 @@ class _Route:
     def halve(self, goal: tuple[int, ...]) -> None:
         """3×3 max pools of stride 2, an axis at a time where the axes differ; averages will do it if linear."""
         paddings = [() if self.linear else halvings(size, g) for size, g in zip(self.extent, goal, strict=True)]
-        for i in range(max(map(len, paddings))):
-            active = [len(path) > i for path in paddings]
-            kernel, stride = _choose(active, 3, 1), _choose(active, 2, 1)
-            padding = tuple(path[i] if on else 0 for path, on in zip(paddings, active))
+        for pads in itertools.zip_longest(*paddings):  # None where an axis is halved no more
+            stride = tuple(1 if pad is None else 2 for pad in pads)
+            kernel, padding = tuple(2 * s - 1 for s in stride), tuple(pad or 0 for pad in pads)
             self.add(
                 "pool",
                 f"max_pool {_times(kernel)}/{stride[0] if len(set(stride)) == 1 else _times(stride)}",
-                partial(_MAX_POOL[len(active)], kernel, stride=stride, padding=padding),
+                partial(_MAX_POOL[len(pads)], kernel, stride=stride, padding=padding),
             )
             self.extent = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(self.extent, padding, kernel, stride))
 
@@ -281,10 +282,6 @@ def _scaled(extent: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     """The grid of this shape with about so many points: (224, 224) and 197 give (14, 14)."""
     factor = (tokens / math.prod(extent)) ** (1 / len(extent))
     return tuple(max(1, round(size * factor)) for size in extent)
-
-
-def _choose(active: list[bool], yes: int, no: int) -> tuple[int, ...]:
-    return tuple(yes if on else no for on in active)
 
 
 def _times(sizes: tuple[int, ...]) -> str:

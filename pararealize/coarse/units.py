@@ -6,6 +6,7 @@ of any size passes along P and is corrected by something of the size of one.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -14,17 +15,9 @@ from torch.nn import functional
 
 from pararealize.analysis.space import Space
 
-from .resampling import CONVOLUTIONS, Move, Resample, halvings, route
+from .resampling import CONVOLUTIONS, Move, Resample, halved, halvings, route
 
-__all__ = [
-    "CoarseBlock",
-    "DepthwiseUnit",
-    "PaperUnit",
-    "Projection",
-    "depthwise_units",
-    "linear_map",
-    "paper_units",
-]
+__all__ = ["CoarseBlock", "DepthwiseUnit", "PaperUnit", "Projection", "depthwise_units", "linear_map", "paper_units"]
 
 NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -126,16 +119,12 @@ class CoarseBlock(nn.Sequential):
 
 def paper_units(x: Space, y: Space, units: int) -> NamedModules:
     """So many paper units, the first ones at stride 2 where the extent halves, and what resampling is left."""
-    dtype = y.torch_dtype
-    return _chain(x, y, units, lambda before, halving: PaperUnit(before, y.channels, halving, dtype=dtype))
+    return _chain(x, y, units, PaperUnit)
 
 
 def depthwise_units(x: Space, y: Space, units: int, kernel: int) -> NamedModules:
     """So many depthwise units, as :func:`paper_units` places them."""
-    dtype = y.torch_dtype
-    return _chain(
-        x, y, units, lambda before, halving: DepthwiseUnit(before, y.channels, halving, kernel=kernel, dtype=dtype)
-    )
+    return _chain(x, y, units, partial(DepthwiseUnit, kernel=kernel))
 
 
 def linear_map(x: Space, y: Space) -> nn.Module:
@@ -156,14 +145,15 @@ def linear_map(x: Space, y: Space) -> nn.Module:
     return block
 
 
-def _chain(x: Space, y: Space, units: int, make: Callable[[int, Halving], nn.Module]) -> NamedModules:
+def _chain(x: Space, y: Space, units: int, make: Callable[..., nn.Module]) -> NamedModules:
     """Units with the halvings first; resampling after those where it shrinks the map, at the end where it enlarges."""
     paths, extent = _paths(x, y)
     steps = max(map(len, paths))
     modules: NamedModules = []
     for i in range(max(units, steps, 1)):
         halving = tuple(path[i] if i < len(path) else None for path in paths)
-        modules.append((f"unit{i + 1}", make(x.channels if i == 0 else y.channels, halving)))
+        before = y.channels if i else x.channels
+        modules.append((f"unit{i + 1}", make(before, y.channels, halving, dtype=y.torch_dtype)))
     if extent != y.extent:
         shrinks = all(after <= before for before, after in zip(extent, y.extent, strict=True))
         place = max(steps, 1) if shrinks else len(modules)
@@ -174,12 +164,7 @@ def _chain(x: Space, y: Space, units: int, make: Callable[[int, Halving], nn.Mod
 def _paths(x: Space, y: Space) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
     """The halvings of each axis, and the extent where they end."""
     paths = [halvings(a, b) for a, b in zip(x.extent, y.extent, strict=True)]
-    ends = []
-    for size, path in zip(x.extent, paths, strict=True):
-        for padding in path:
-            size = (size + 2 * padding - 3) // 2 + 1
-        ends.append(size)
-    return paths, tuple(ends)
+    return paths, tuple(reduce(halved, path, size) for size, path in zip(x.extent, paths, strict=True))
 
 
 def _convolution(

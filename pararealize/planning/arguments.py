@@ -81,9 +81,10 @@ def adapter_source(chain: BlockChain, source: str | None) -> AdapterSource:
 
 def device_names(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:
     """The name of each segment's device."""
+    count = max(n, 1) if isinstance(n, int) else 1
     if devices is None:
         home = next((parameter.device for parameter in chain.capture.model.parameters()), torch.device("cpu"))
-        return (str(home),) * max(n if isinstance(n, int) else 1, 1)
+        return (str(home),) * count
     if isinstance(devices, str | torch.device):
         devices = [devices]
     if not devices:
@@ -91,7 +92,7 @@ def device_names(chain: BlockChain, devices: Sequence[str | torch.device] | None
     faults = [fault for device in dict.fromkeys(devices) if (fault := device_fault(device))]
     if faults:
         raise DeviceError("\n".join(faults))
-    return tuple(str(torch.device(devices[j % len(devices)])) for j in range(max(n if isinstance(n, int) else 1, 1)))
+    return tuple(str(torch.device(devices[j % len(devices)])) for j in range(count))
 
 
 def device_fault(device: str | int | torch.device) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from pararealize.analysis.blocks import Block, BlockChain
-from pararealize.analysis.cost import NO_COST, BlockCost, Costs, measure_module
+from pararealize.analysis.cost import BlockCost, Costs, Split, measure_module, plus
 from pararealize.analysis.fields.field import Fields
 from pararealize.analysis.space import Space
 from pararealize.coarse.adapter import adapter_cost, build_adapter
@@ -26,9 +26,8 @@ from pararealize.random_state import seeded_weights
 
 from .arguments import AdapterSource
 
-__all__ = ["Price", "Prices", "Split", "plus"]
+__all__ = ["Price", "Prices"]
 
-Split: TypeAlias = tuple[float, float]  # forward and backward
 T = TypeVar("T")
 
 
@@ -171,7 +170,7 @@ class Prices:
 
     def _sum(self, space: Space, *, difference: bool) -> Split:
         """The cost of the sum of two values of a space, or of their difference."""
-        elements = replace(NO_COST, elements_forward=space.numel, elements_backward=2 * space.numel)
+        elements = BlockCost(elements_forward=space.numel, elements_backward=2 * space.numel)
         cost = partial(self._cost, elements, partial(_Sum, difference=difference), space, inputs=2)
         return self._once(("sum", space, difference), cost)
 
@@ -216,8 +215,3 @@ class _Sum(nn.Module):
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return a - b if self.difference else a + b
-
-
-def plus(*costs: Split) -> Split:
-    """The sum of forward costs and that of backward costs."""
-    return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)

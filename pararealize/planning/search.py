@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pararealize.analysis.blocks import Block, BlockChain
-from pararealize.analysis.cost import Costs
+from pararealize.analysis.cost import Costs, Split, plus
 from pararealize.analysis.fields.field import Fields
 from pararealize.analysis.space import Space
 from pararealize.coarse.evidence_table import choose
@@ -23,7 +23,7 @@ from pararealize.plan.transfer import Transfer
 
 from .arguments import Faults, adapter_source, check_count, device_names, named_starts
 from .path_cuts import CutProblem, equal_cuts
-from .prices import Prices, Split, plus
+from .prices import Prices
 from .rows import PlanRequest, plan_of
 from .step_cuts import StepProblem, cheapest_step
 
