@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pararealize.distributed.checkpoint.collective import gather_objects
 from pararealize.errors import AgreedError, DistributedError
 
 __all__ = ["FAULT", "agree", "agree_on_weights", "digests"]
@@ -47,9 +48,8 @@ def agree(
         AgreedError: on every rank, where a rank has a fault or facts differ.
         DistributedError: a rank did not answer.
     """
-    everyone: list[Any] = [None] * dist.get_world_size(group)
     try:
-        dist.all_gather_object(everyone, dict(facts), group=group)
+        everyone = gather_objects(dict(facts), group)
     except RuntimeError as error:
         raise DistributedError(
             f"rank {who(dist.get_rank(group))} waited for the others to begin to {what}, and not all of them did "

@@ -45,7 +45,13 @@ def correct(segments: RankSegments, run: SegmentValues, messages: StepMessages, 
         if run.graph:
             run.gradient_pending = messages.expect_gradients(f"s_{segments.last}", peers.sum_to)
         return
-    z = run.y_leaf[1] if run.z_pending is None else _received(segments, run, messages, activity)
+    if run.z_pending is None:
+        z = run.y_leaf[1]
+    else:
+        assert peers.z_from is not None
+        with activity.during("receive", _last_of(segments, peers.z_from) + 1):
+            z = messages.receive(run.z_pending)
+        z = run.z_leaf = as_leaf(z) if run.graph else z
     begin = max(segments.first, 2)
     if run.total is not None:
         begin = peers.terms.stop
@@ -89,15 +95,6 @@ def _summed(segments: RankSegments, run: SegmentValues, messages: StepMessages, 
         with activity.during("sum", segments.last):
             total = total + run.sums_leaf
     return total
-
-
-def _received(segments: RankSegments, run: SegmentValues, messages: StepMessages, activity: Activity) -> torch.Tensor:
-    assert run.z_pending is not None
-    assert segments.peers.z_from is not None
-    with activity.during("receive", _last_of(segments, segments.peers.z_from) + 1):
-        z: torch.Tensor = messages.receive(run.z_pending)
-    run.z_leaf = as_leaf(z) if run.graph else z
-    return run.z_leaf
 
 
 def _last_of(segments: RankSegments, rank: int) -> int:

@@ -58,8 +58,15 @@ def distribute(
             )
         runs = assign(net.plan, ranks, assignment)
         partition = SegmentPartition.of(net, runs, _peers(net, runs, reduce_linear))
+        plan = net.plan
         facts = {
-            **_facts(net, partition),
+            "the plan's fingerprint": plan.fingerprint,
+            "n": plan.n,
+            "where segments begin": [segment.first_block for segment in plan.segments],
+            "coarse blocks": [row.kind for row in plan.coarse_blocks],
+            "what adapters read": plan.source,
+            "segments of the ranks": partition.runs,
+            "mode": "train" if net.training else "eval",
             "seed": seed,
             "checkpoint_activations": checkpoint_activations,
             "bucket_bytes": bucket_bytes,
@@ -107,19 +114,6 @@ def _peers(
         )
         reduce_linear = with_sums.step < without.step
     return summed if reduce_linear else in_a_row
-
-
-def _facts(net: SegmentedNetwork, partition: SegmentPartition) -> dict[str, Any]:
-    plan = net.plan
-    return {
-        "the plan's fingerprint": plan.fingerprint,
-        "n": plan.n,
-        "where segments begin": [segment.first_block for segment in plan.segments],
-        "coarse blocks": [row.kind for row in plan.coarse_blocks],
-        "what adapters read": plan.source,
-        "segments of the ranks": partition.runs,
-        "mode": "train" if net.training else "eval",
-    }
 
 
 def _calls(

@@ -59,8 +59,7 @@ class Bucket:
             if parameter.grad is None and counts[i] > 0:
                 parameter.grad = torch.empty_like(parameter, requires_grad=False)
             if parameter.grad is not None:
-                if parameter.grad.is_sparse:
-                    parameter.grad = parameter.grad.to_dense()
+                parameter.grad = _dense(parameter.grad)
                 parameter.grad.copy_(value.view(parameter.shape))
 
 
@@ -125,15 +124,13 @@ class ReplicaAverage:
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
 
-    def begin_phase(self, phase: int) -> None:
-        """Backward call number ``phase`` begins."""
-        self._phase = phase
-
-    def end_phase(self) -> None:
-        """It is over: what it did not reach, such as an unused branch, is as complete as it will be."""
-        for parameter, (_, phase) in self._place.items():
-            if phase == self._phase and parameter not in self._ready:
-                self._mark(parameter)
+    @contextlib.contextmanager
+    def phase(self, number: int) -> Iterator[None]:
+        """Around a backward call: what it did not reach, such as an unused branch, is as complete as it will be."""
+        self._phase = number
+        yield
+        for parameter in self._place:
+            self._accumulated(parameter)
         self._phase = -1
 
     def finish(self) -> None:
@@ -160,15 +157,13 @@ class ReplicaAverage:
         self._place = {p: (bucket, last[p]) for bucket in self._buckets for p in bucket.parameters}
 
     def _accumulated(self, parameter: torch.Tensor) -> None:
-        """Autograd's hook: a gradient was added to ``grad``."""
+        """Autograd's hook: a gradient was added to ``grad``, and is complete in the parameter's last phase."""
         assert isinstance(parameter, nn.Parameter)
-        place = self._place.get(parameter)
-        if place is not None and place[1] == self._phase and parameter not in self._ready:
-            self._mark(parameter)
-
-    def _mark(self, parameter: nn.Parameter) -> None:
+        filling, phase = self._place.get(parameter, (None, -1))
+        if filling is None or phase != self._phase or parameter in self._ready:
+            return
         self._ready.add(parameter)
-        self._place[parameter][0].missing -= 1
+        filling.missing -= 1
         while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
             bucket = self._buckets[self._next]
             # kept until its work is done: over NCCL the all-reduce runs on a stream of its own, beside backward
@@ -210,10 +205,7 @@ class TiedSum:
         for ranks, parameters in self._shared.items():
             for bucket in make_buckets([parameter for parameter in parameters if parameter.requires_grad], 1 << 62):
                 first, *others = self._exchange(bucket.pack(), ranks)
-                total = first.clone()
-                for other in others:
-                    total += other
-                bucket.unpack(total)
+                bucket.unpack(sum(others, first))
         self._summed = True
 
     def equalise(self) -> None:
@@ -244,15 +236,10 @@ class GradientSync:
             self._average.begin()
         self._tied.begin()
 
-    @contextlib.contextmanager
-    def phase(self, number: int) -> Iterator[None]:
+    def phase(self, number: int) -> contextlib.AbstractContextManager[None]:
         """Around one backward call."""
-        if self._average is None or not self._active:
-            yield
-            return
-        self._average.begin_phase(number)
-        yield
-        self._average.end_phase()
+        average = self._average if self._active else None
+        return contextlib.nullcontext() if average is None else average.phase(number)
 
     def finish(self) -> None:
         """After the last backward call: wait for all averages, and sum over those who share."""

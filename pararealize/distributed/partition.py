@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -153,7 +153,7 @@ class SegmentPartition(Partition):
             peers: what each rank passes to whom; z to the next rank, in a row, where they are left out.
         """
         parts, plan = net.parts, net.plan
-        everywhere = "context" in parts and _computes_anywhere(net, net.pieces["context"])
+        everywhere = "context" in parts and _computes_anywhere(net, parts["context"])
         readers: dict[str, set[int]] = {}
         for rank in range(len(runs)):
             for part in _parts_of(parts, runs, rank):
@@ -294,18 +294,10 @@ def tensors_of(net: PartitionableNetwork, part: Part) -> TensorPaths:
     return TensorPaths(tuple(modules), tuple(attributes))
 
 
-def _computes_anywhere(net: nn.Module, graph: fx.Graph) -> bool:
-    """Whether a piece reads no parameters, buffers or random numbers."""
-    for node in graph.nodes:
-        if node.op == "call_module":
-            module = module_at(net, str(node.target))
-            if any(True for _ in itertools.chain(module.parameters(), module.buffers())):
-                return False
-        if node.op == "get_attr" and tensor_at(net, str(node.target)) is not None:
-            return False
-        if draws(node, lambda path: module_at(net, path)):
-            return False
-    return True
+def _computes_anywhere(net: PartitionableNetwork, part: Part) -> bool:
+    """Whether a part that is cut out of the original reads no parameters, buffers or random numbers."""
+    reads = any(True for _ in tensors_of(net, part).tensors(net))
+    return not reads and not any(draws(node, partial(module_at, net)) for node in net.pieces[part.name].nodes)
 
 
 def differentiable_outputs(net: nn.Module, graph: fx.Graph) -> list[bool]:

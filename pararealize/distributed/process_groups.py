@@ -96,7 +96,8 @@ def _check_mesh(mesh: DeviceMesh) -> None:
             "(ranks,), mesh_dim_names=('parareal',))"
         )
     names = mesh.mesh_dim_names
-    if mesh.ndim > 2 or (names is None and mesh.ndim > 1) or (names is not None and not _names_fit(names)):
+    fits = mesh.ndim == 1 if names is None else sorted(names) in (["parareal"], ["dp", "parareal"])
+    if not fits:
         shape = "×".join(map(str, mesh.mesh.shape))
         raise DistributedError(
             f"the mesh has shape {shape} and dimensions {names or 'without names'}; pass one with "
@@ -115,7 +116,3 @@ def _check_mesh(mesh: DeviceMesh) -> None:
             f"the mesh is of {mesh.device_type!r} devices, and its backend is gloo, which sends between CPUs only; "
             "call torch.distributed.init_process_group() without a backend, or with 'nccl'"
         )
-
-
-def _names_fit(names: tuple[str, ...]) -> bool:
-    return names == ("parareal",) or set(names) == {"dp", "parareal"}

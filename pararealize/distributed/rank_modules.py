@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,14 +52,12 @@ def copy_modules(net: PartitionableNetwork, parts: Sequence[Part], device: torch
     aliases = [name for name, is_used in others.items() if is_used and id(tensor_at(net, name)) in memo]
     paths = TensorPaths(paths.modules, tuple(dict.fromkeys([*paths.attributes, *aliases])))
     tree = _copied_tree(net, paths, memo)
-    modules: dict[str, nn.Module] = {}
-    by_target: dict[str, nn.Module] = {}
-    for part in parts:
-        if part.name in net.pieces:
-            by_target[part.target] = Piece(tree, copy.deepcopy(net.pieces[part.name]), part.name)
-    for part in parts:
-        modules[part.name] = by_target[part.target] if part.target in by_target else module_at(tree, part.target)
-    return RankModules(tree, modules)
+    pieces = {
+        part.target: Piece(tree, copy.deepcopy(net.pieces[part.name]), part.name)
+        for part in parts
+        if part.name in net.pieces
+    }
+    return RankModules(tree, {part.name: pieces.get(part.target) or module_at(tree, part.target) for part in parts})
 
 
 def _paths_of(net: PartitionableNetwork, parts: Sequence[Part], unused: Sequence[str]) -> TensorPaths:
@@ -84,8 +83,7 @@ def _copied_tensors(net: PartitionableNetwork, paths: TensorPaths, device: torch
 
 def _copied_tree(net: PartitionableNetwork, paths: TensorPaths, memo: dict[int, Any]) -> nn.Module:
     """Bare modules down to what is copied; outer modules first, so that what they contain is not copied again."""
-    tree = nn.Module()
-    tree.training = net.training
+    tree = nn.Module().train(net.training)
     for path in sorted(paths.modules, key=lambda path: path.count(".")):
         owner, _, name = path.rpartition(".")
         target = _container(net, tree, owner)
@@ -109,9 +107,7 @@ def _container(net: nn.Module, tree: nn.Module, path: str) -> nn.Module:
         inner = source._modules[name]
         assert inner is not None
         if name not in target._modules:
-            bare = nn.Module()
-            bare.training = inner.training
-            target._modules[name] = bare
+            target._modules[name] = nn.Module().train(inner.training)
         child = target._modules[name]
         assert child is not None
         target, source = child, inner
@@ -127,13 +123,11 @@ def _other_names(net: PartitionableNetwork) -> dict[str, bool]:
         used.update(map(id, uses.tensors(net)))
         paths.update(uses.modules, uses.attributes)
     every = (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False))
-    return {name: id(tensor) in used for name, tensor in every if paths.isdisjoint(_prefixes(name))}
-
-
-def _prefixes(path: str) -> list[str]:
-    """The path itself, its owner's, and so on."""
-    names = path.split(".")
-    return [".".join(names[:end]) for end in range(len(names), 0, -1)]
+    return {
+        name: id(tensor) in used
+        for name, tensor in every
+        if paths.isdisjoint(itertools.accumulate(name.split("."), "{}.{}".format))  # of all owners, and the name itself
+    }
 
 
 def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -127,7 +127,8 @@ def refuse_norms(net: PartitionableNetwork, partition: Partition) -> None:
         for part in partition.parts_of(rank):
             for path in tensors_of(net, part).modules:
                 for inner, module in module_at(net, path).named_modules(prefix=path):
-                    if _keeps_statistics(module):
+                    norm = isinstance(module, nn.modules.batchnorm._NormBase)
+                    if norm and getattr(module, "running_mean", None) is not None:  # it keeps statistics
                         owners.setdefault(id(module), (inner, set()))[1].add(rank)
     shared = [f"{name} on ranks {sorted(ranks)}" for name, ranks in owners.values() if len(ranks) > 1]
     if shared:
@@ -135,11 +136,6 @@ def refuse_norms(net: PartitionableNetwork, partition: Partition) -> None:
             f"batch norms that several ranks share would each keep statistics of their own: {'; '.join(shared[:3])}; "
             "put the segments that share them on one rank with assignment=, or build the model with norms of their own"
         )
-
-
-def _keeps_statistics(module: nn.Module) -> bool:
-    normalises = isinstance(module, nn.modules.batchnorm._NormBase)
-    return normalises and getattr(module, "running_mean", None) is not None
 
 
 def set_up_rank(

@@ -18,10 +18,12 @@ from pararealize.errors import CheckpointError, DistributedError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.plan.recording import StepRecording
+from pararealize.restore import set_within
 from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.operations import as_captured
 
 from .consistency import FAULT, agree
+from .messages.formats import TensorFormat
 from .messages.message_order import StepMessages
 from .rank_setup import RankSetup
 from .step import check_loss
@@ -270,18 +272,13 @@ class Stage(nn.Module):
 
     # Around steps ----------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def no_sync(self) -> Iterator[None]:
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Steps inside add up gradients on each rank alone; the next step outside averages and sums all of them.
 
         Averages are those over dp, sums those of parameters that several ranks share. Messages between segments are
         needed in any case.
         """
-        before, self.__dict__["_averages_gradients"] = self._averages_gradients, False
-        try:
-            yield
-        finally:
-            self.__dict__["_averages_gradients"] = before
+        return set_within(self, "_averages_gradients", False)
 
     def clip_grad_norm_(
         self, max_norm: float, norm_type: float = 2.0, *, error_if_nonfinite: bool = False
@@ -298,13 +295,9 @@ class Stage(nn.Module):
         norm_here = get_total_norm(gradients, norm_type) if gradients else torch.zeros(())
         norm = norm_here.to(self.device, torch.float64)
         if norm_type == float("inf"):
-            work = dist.all_reduce(norm, dist.ReduceOp.MAX, group=self.group, async_op=True)
+            self.setup.channel.all_reduce("the gradients' norm", norm, dist.ReduceOp.MAX)
         else:
-            norm = norm**norm_type
-            work = dist.all_reduce(norm, group=self.group, async_op=True)
-        assert work is not None
-        self.setup.channel.wait(work, "the gradients' norm", self.rank)
-        norm = norm if norm_type == float("inf") else norm ** (1 / norm_type)
+            norm = self.setup.channel.all_reduce("the gradients' norm", norm**norm_type) ** (1 / norm_type)
         if error_if_nonfinite and not norm.isfinite():
             raise RuntimeError(f"the gradients' norm of order {norm_type} is {norm.item()}, so they cannot be clipped")
         clip_grads_with_norm_(self.parameters(), max_norm, norm.where(norm.isfinite(), 0.0))
@@ -361,6 +354,4 @@ class Stage(nn.Module):
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    return repr(value)
+    return str(TensorFormat.of(value)) if isinstance(value, torch.Tensor) else repr(value)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pararealize.distributed.checkpoint.collective import is_first, together
+from pararealize.distributed.checkpoint.collective import gather_objects, is_first, together
 from pararealize.distributed.watchdog.watchdog import Watch
 
 from .gradients import broadcast_tensors
@@ -88,12 +88,8 @@ class TrainingProcesses:
 
     def gather(self, fact: Any) -> list[Any]:
         """The facts of all ranks, on every rank."""
-        if self.group is None:
-            return [fact]
-        facts: list[Any] = [None] * self.world
-        with self.watched("facts of all ranks"):
-            dist.all_gather_object(facts, fact, group=self.group)
-        return facts
+        with self.watched("facts of all ranks") if self.group is not None else contextlib.nullcontext():
+            return gather_objects(fact, self.group)
 
     def on_first(self, net: nn.Module, work: Callable[[], Any]) -> Any:
         """Do what the first rank alone does; a fault of its is raised on every rank, and its result known to all."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
@@ -72,7 +72,7 @@ class LayerPropagation:
 
     def solve(self, u: Tensor, context: Sequence[Any], *, recording: bool) -> Tensor:
         """The forward solve; ``recording`` where the adjoint solve may follow."""
-        random = any(row.layer.random and _trains(row.f) for row in self.rows)
+        random = any(part.training for row in self.rows if row.layer.random for part in row.f.modules())
         seed = int(torch.randint(1 << 62, ())) if random else 0
         self._maps = Forward(dict(enumerate(self.rows)), self.hierarchy, context, seed, recording=recording)
         with without_autocast_cache():
@@ -136,7 +136,3 @@ class _SolveFunction(torch.autograd.Function):
         keep = bool(torch._C._autograd._get_current_graph_task_keep_graph())
         entering, gradients = ctx.layers.solve_adjoint(gradient, keep=keep)
         return None, None, entering, *gradients
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(part.training for part in module.modules())

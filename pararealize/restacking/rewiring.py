@@ -10,7 +10,7 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx
@@ -90,9 +90,9 @@ class RestackedGraph(GraphCopy):
         if len(step.k) < i:
             step.k.append(k)
         else:
-            step.k[-1] = self._call(operator.add, step.k[-1], k)
+            step.k[-1] = self.graph.call_function(operator.add, (step.k[-1], k))
         if following is not None:
-            self.copies[following.x] = self._call(operator.add, self.copies[addition.x], k)
+            self.copies[following.x] = self.graph.call_function(operator.add, (self.copies[addition.x], k))
             return
         step.k[-1]._rename(f"k{step.g}_{i}")
         if step.x is None:
@@ -129,11 +129,11 @@ class RestackedGraph(GraphCopy):
             return self._add_scaled(x if total is None else total, self.h * float(weight), k)
         if total is not None:
             return self._add_scaled(total, float(weight), k)
-        return k if weight == 1 else self._call(operator.mul, k, float(weight))
+        return k if weight == 1 else self.graph.call_function(operator.mul, (k, float(weight)))
 
     def _add_scaled(self, a: fx.Node, weight: float, k: fx.Node) -> fx.Node:
         if weight == 1:
-            return self._call(operator.add, a, k)
+            return self.graph.call_function(operator.add, (a, k))
         return self.graph.call_function(torch.add, (a, k), {"alpha": weight})
 
     def _finish(self, x: fx.Node, total: fx.Node, h: fx.Node | None, name: str) -> fx.Node:
@@ -141,8 +141,5 @@ class RestackedGraph(GraphCopy):
         if h is None:
             total._rename(name)
             return total
-        scaled = self._call(operator.mul, h, total)
+        scaled = self.graph.call_function(operator.mul, (h, total))
         return self.graph.create_node("call_function", operator.add, (x, scaled), name=name)
-
-    def _call(self, function: Any, *args: Any) -> fx.Node:
-        return self.graph.call_function(function, args)

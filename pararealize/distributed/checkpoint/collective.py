@@ -6,7 +6,7 @@ the ranks that hold the network together, and ``mesh``, whose dimension ``dp`` s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from pararealize.errors import CheckpointError, DistributedError, OutputError, PararealizeError
 
-__all__ = ["collect", "facts_of_all", "first_replica", "group_of", "is_first", "together"]
+__all__ = ["collect", "facts_of_all", "first_replica", "gather_objects", "group_of", "is_first", "together"]
 
 
 def group_of(stage: nn.Module) -> dist.ProcessGroup | None:
@@ -70,12 +70,18 @@ def together(stage: nn.Module, work: Callable[[], Any]) -> Any:
     return result
 
 
+def gather_objects(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
+    """The objects of all ranks of a group, on each of them; without a group, those of this process alone."""
+    values = [value]
+    if group is not None:
+        values = [None] * dist.get_world_size(group)
+        dist.all_gather_object(values, value, group=group)
+    return values
+
+
 def facts_of_all(stage: nn.Module, fact: Any) -> list[Any]:
     """The facts of all ranks of the first replica, on the ranks of all replicas."""
-    facts = [fact]
-    if first_replica(stage) and (group := group_of(stage)) is not None:
-        facts = [None] * dist.get_world_size(group)
-        dist.all_gather_object(facts, fact, group=group)
+    facts = gather_objects(fact, group_of(stage) if first_replica(stage) else None)
     if (replicas := _replicas(stage)) is not None:
         message: list[Any] = [facts]
         dist.broadcast_object_list(message, src=dist.get_global_rank(replicas, 0), group=replicas)
@@ -94,8 +100,7 @@ def collect(
     if group is None:
         packed = torch.contiguous_format  # files know no other order of elements, such as channels_last
         return {key: tensor.detach().cpu().clone(memory_format=packed) for key, tensor in tensors.items()}
-    lists: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(lists, {key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}, group=group)
+    lists = gather_objects({key: (tuple(t.shape), t.dtype) for key, t in tensors.items()}, group)
     owners: dict[Any, int] = {}
     for rank, listed in enumerate(lists):
         for key, kind in listed.items():
@@ -109,12 +114,14 @@ def collect(
     gathered: dict[Any, torch.Tensor] = {}
     for key, owner in owners.items():
         shape, dtype = lists[owner][key]
-        data = _bytes(tensors[key]).to(device) if owner == rank else None
-        if everywhere or rank in (0, owner):
-            data = torch.empty(_size(shape, dtype), dtype=torch.uint8, device=device) if data is None else data
-            _move(data, owner, rank, group, everywhere=everywhere)
+        if not (everywhere or rank in (0, owner)):
+            continue
+        if owner == rank:  # as bytes, so that every type can be sent
+            data = tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).to(device)
+        else:
+            data = torch.empty(torch.Size(shape).numel() * dtype.itemsize, dtype=torch.uint8, device=device)
+        _move(data, owner, rank, group, everywhere=everywhere)
         if everywhere or rank == 0:
-            assert data is not None
             gathered[key] = data.to("cpu", copy=True).view(dtype).reshape(shape)
     return gathered
 
@@ -135,12 +142,3 @@ def _device_of(group: dist.ProcessGroup) -> torch.device:
     """Where tensors have to lie to be sent."""
     on_cpu = "cpu" in dist.get_backend_config(group) or dist.get_backend(group) == "gloo"
     return torch.device("cpu") if on_cpu else torch.device(torch.accelerator.current_accelerator() or "cuda")
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements as bytes, so that every type can be sent."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _size(shape: Sequence[int], dtype: torch.dtype) -> int:
-    return torch.Size(shape).numel() * dtype.itemsize

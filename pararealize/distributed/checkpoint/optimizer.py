@@ -6,6 +6,7 @@ the one-process network, so that a state fits whatever ranks go on with it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from pararealize.errors import CheckpointError
 
-from .collective import collect, group_of
+from .collective import collect, gather_objects, group_of
 
 __all__ = ["gather_optimizer_state", "load_optimizer_state", "parameter_names"]
 
@@ -54,22 +55,23 @@ def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere
         {**_settings(entry), "params": [names[id(p)] for p in entry["params"]]}
         for entry in ([] if fault else optimizer.param_groups)
     ]
-    tensors, plain = _split({names[id(p)]: state for p, state in optimizer.state.items() if id(p) in names})
-    reports: list[Any] = [(fault, groups, plain)]
-    if group is not None:
-        reports = [None] * dist.get_world_size(group)
-        dist.all_gather_object(reports, (fault, groups, plain), group=group)
+    values = {
+        (names[id(p)], key): value
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+        if id(p) in names
+    }
+    tensors = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+    plain = {key: value for key, value in values.items() if key not in tensors}
+    reports = gather_objects((fault, groups, plain), group)
     merged = _merge(reports)
     gathered = collect(tensors, group, everywhere=everywhere)
     if group is not None and not everywhere and dist.get_rank(group) != 0:
         return {}
     state: dict[str, dict[str, Any]] = {}
-    for _, _, values_by_name in reports:
-        for name, values in values_by_name.items():
-            state.setdefault(name, {}).update(values)
-    for (name, key), value in gathered.items():
+    for (name, key), value in itertools.chain(*(objects.items() for _, _, objects in reports), gathered.items()):
         state.setdefault(name, {})[key] = value
-    return {"state": {name: values for name, values in state.items() if values}, "groups": merged}
+    return {"state": state, "groups": merged}
 
 
 def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -167,21 +169,6 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def _split(
-    states: Mapping[str, Mapping[str, Any]],
-) -> tuple[dict[tuple[str, str], torch.Tensor], dict[str, dict[str, Any]]]:
-    """The tensors of an optimiser's state, by parameter and key, and what of it is no tensor."""
-    tensors: dict[tuple[str, str], torch.Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {name: {} for name in states}
-    for name, state in states.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[name, key] = value
-            else:
-                plain[name][key] = value
-    return tensors, plain
-
-
 def _merge(reports: Sequence[tuple[str, list[dict[str, Any]], Any]]) -> list[dict[str, Any]]:
     """The groups of all ranks, each with the parameters of all."""
     faults = [f"rank {rank}: {fault}" for rank, (fault, _, _) in enumerate(reports) if fault]
@@ -193,10 +180,8 @@ def _merge(reports: Sequence[tuple[str, list[dict[str, Any]], Any]]) -> list[dic
         raise CheckpointError(
             f"cannot gather the optimiser's state: {'; '.join(faults[:3])}; make it alike on all ranks"
         )
-    return [
-        {
-            **settings[0][i],
-            "params": list(dict.fromkeys(name for _, groups, _ in reports for name in groups[i]["params"])),
-        }
-        for i in range(len(settings[0]))
-    ]
+    merged = []
+    for i, setting in enumerate(settings[0]):
+        names = dict.fromkeys(name for _, groups, _ in reports for name in groups[i]["params"])
+        merged.append({**setting, "params": list(names)})
+    return merged

@@ -138,14 +138,9 @@ def _refused(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
-        reasons = {str(e) for e in _failures(error)}
+        causes = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
+        reasons = {str(cause) for cause, _ in causes}
         raise OutputError(
             f"cannot write the checkpoint {str(path)!r}: {'; '.join(sorted(reasons))}; earlier checkpoints are as they "
             "were; free the disk, or name another folder"
         ) from error
-
-
-def _failures(error: BaseException) -> list[BaseException]:
-    if isinstance(error, CheckpointException):
-        return [cause for cause, _ in error.failures.values()]
-    return [error]

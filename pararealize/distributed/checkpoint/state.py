@@ -6,11 +6,9 @@ holds a part of it under the same names; what several ranks hold (replicas over 
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -89,7 +87,15 @@ def load_state(
         check_fit(state, shapes, "the state dict", strict=strict)
         stage.load_state_dict({key: source[key] for key in shapes}, strict=False)
         return
-    with _opened(Path(source)) as file:
+    path = str(Path(source))
+    try:
+        opened = safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path!r} cannot be read as a safetensors file: {error}; name one that save_state wrote, or use "
+            "load_sharded for a folder"
+        ) from error
+    with opened as file:
         keys = set(file.keys())
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in state if key in keys}
         check_fit(state, shapes, f"{str(source)!r}", strict=strict)
@@ -120,19 +126,6 @@ def check_fit(
             f"{what} does not fit: of the {len(state)} tensors here {', '.join(faults)}; load a checkpoint of this "
             "network with the same n, or take the original's part alone with load_original_state_dict"
         )
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        file = safe_open(str(path), framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} cannot be read as a safetensors file: {error}; name one that save_state wrote, or use "
-            "load_sharded for a folder"
-        ) from error
-    with file as opened:
-        yield opened
 
 
 def _write(state: dict[str, torch.Tensor], path: Path) -> None:

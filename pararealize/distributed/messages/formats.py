@@ -26,9 +26,8 @@ class TensorFormat:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> TensorFormat:
-        """That of a tensor; of one whose elements do not fill its memory, that of a contiguous copy."""
-        stride = tensor.stride() if _fills_memory(tensor) else torch.empty(tensor.shape, device="meta").stride()
-        return cls(tuple(tensor.shape), tuple(stride), tensor.dtype)
+        """That of a tensor; of one whose elements do not fill its memory, that of a dense copy."""
+        return cls(tuple(tensor.shape), torch.empty_like(tensor, device="meta").stride(), tensor.dtype)
 
     @property
     def differentiable(self) -> bool:
@@ -54,27 +53,23 @@ class ValueFormat:
     """A value without the contents of its tensors.
 
     Attributes:
-        leaves: for each leaf of the nest its format, or ``None`` where it is no tensor.
-        objects: for each leaf the object itself, or ``None`` where it is a tensor.
+        leaves: for each leaf of the nest its format where it is a tensor, or the object itself, wrapped.
         nesting: how the leaves are nested.
     """
 
-    leaves: tuple[TensorFormat | None, ...]
-    objects: tuple[Any, ...]
+    leaves: tuple[TensorFormat | PlainObject, ...]
     nesting: pytree.TreeSpec
 
     @classmethod
     def read(cls, description: Any) -> ValueFormat:
         """Of a description that :func:`describe` gave."""
         leaves, nesting = pytree.tree_flatten(description)
-        formats = tuple(leaf if isinstance(leaf, TensorFormat) else None for leaf in leaves)
-        objects = tuple(leaf.value if isinstance(leaf, _Object) else None for leaf in leaves)
-        return cls(formats, objects, nesting)
+        return cls(tuple(leaves), nesting)
 
     @property
     def tensors(self) -> list[TensorFormat]:
         """The formats of its tensors, in the order in which they are sent."""
-        return [leaf for leaf in self.leaves if leaf is not None]
+        return [leaf for leaf in self.leaves if isinstance(leaf, TensorFormat)]
 
     @property
     def gradients(self) -> list[TensorFormat]:
@@ -84,12 +79,12 @@ class ValueFormat:
     def filled(self, tensors: Sequence[torch.Tensor]) -> Any:
         """The value with these tensors."""
         rest = iter(tensors)
-        pairs = zip(self.leaves, self.objects, strict=True)
-        return pytree.tree_unflatten([value if leaf is None else next(rest) for leaf, value in pairs], self.nesting)
+        leaves = [leaf.value if isinstance(leaf, PlainObject) else next(rest) for leaf in self.leaves]
+        return pytree.tree_unflatten(leaves, self.nesting)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Object:
+class PlainObject:
     """A leaf that is no tensor: wrapped, so that the nest of the description has as many leaves as the value's."""
 
     value: Any
@@ -98,17 +93,10 @@ class _Object:
 def describe(value: Any) -> Any:
     """The value with a format in each tensor's place."""
     return pytree.tree_map(
-        lambda leaf: TensorFormat.of(leaf) if isinstance(leaf, torch.Tensor) else _Object(leaf), value
+        lambda leaf: TensorFormat.of(leaf) if isinstance(leaf, torch.Tensor) else PlainObject(leaf), value
     )
 
 
 def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
     """All elements in the order of memory, as one dense axis: process groups refuse anything but contiguous tensors."""
     return tensor.as_strided((tensor.numel(),), (1,))
-
-
-def _fills_memory(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() or any(
-        tensor.ndim == ndim and tensor.is_contiguous(memory_format=layout)
-        for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
-    )

@@ -86,13 +86,13 @@ class StepMessages:
             self._formats[name] = ValueFormat.read(description)
             self.channel.send_object(name, (name, description), to)
         for leaf, tensor_format in zip(pytree.tree_leaves(value), self._formats[name].leaves, strict=True):
-            if tensor_format is None:
+            if not isinstance(tensor_format, TensorFormat):
                 continue
             if tuple(leaf.shape) != tensor_format.shape or leaf.dtype != tensor_format.dtype:
                 raise DistributedError(
-                    f"{self._who(self.channel.rank)}: {name} is {TensorFormat.of(leaf)}, and with inputs like these it "
-                    f"was {tensor_format} before; the shape or the type of what crosses between segments must follow "
-                    "from the inputs' shapes"
+                    f"{self.channel.who(self.channel.rank)}: {name} is {TensorFormat.of(leaf)}, and with inputs like "
+                    f"these it was {tensor_format} before; the shape or the type of what crosses between segments must "
+                    "follow from the inputs' shapes"
                 )
             self.channel.isend(name, tensor_format.packed(leaf.detach()), to, self._tag(name))
 
@@ -109,8 +109,8 @@ class StepMessages:
             name, description = self.channel.receive_object(pending.name, pending.peer)
             if name != pending.name:
                 raise DistributedError(
-                    f"{self._who(self.channel.rank)} expected {pending.name} from {self._who(pending.peer)}, which "
-                    f"sent {name}"
+                    f"{self.channel.who(self.channel.rank)} expected {pending.name} from "
+                    f"{self.channel.who(pending.peer)}, which sent {name}"
                 )
             self._formats[name] = ValueFormat.read(description)
             self._post(pending, self._formats[name].tensors, self._tag(name))
@@ -164,9 +164,6 @@ class StepMessages:
 
     def _tag(self, name: str) -> int:
         return self._tags.get(name, ORDERED_TAG)
-
-    def _who(self, rank: int) -> str:
-        return self.channel.who(rank)
 
     def _post(self, pending: PendingMessage, formats: Sequence[TensorFormat], tag: int) -> None:
         pending.tensors = [tensor_format.empty(self.channel.device) for tensor_format in formats]

@@ -97,6 +97,15 @@ class PointToPoint:
         assert work is not None
         return work
 
+    def all_reduce(
+        self, name: str, tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+    ) -> torch.Tensor:
+        """The tensor, after all ranks have summed theirs in place."""
+        work = dist.all_reduce(tensor, operation, group=self.group, async_op=True)
+        assert work is not None
+        self.wait(work, name, self.rank)
+        return tensor
+
     def exchange(self, tensor: torch.Tensor, ranks: tuple[int, ...]) -> list[torch.Tensor]:
         """What each of these ranks has, in their order; this rank is one of them.
 

@@ -115,14 +115,11 @@ def _blame(rank: int, status: RankStatus, waiting: RankStatus, waited: float, qu
             message=f"{status.who} has left (its script ended, or closed the network) while {waiting.who} is "
             f"{waiting}; let every rank do the same number of steps",
         )
-    if status.quiet > quiet:
-        answer = f"has not answered for {waited:.0f} s (no sign of life for {status.quiet:.0f} s)"
-    else:
-        answer = f"has not answered for {waited:.0f} s"
+    silence = f" (no sign of life for {status.quiet:.0f} s)" if status.quiet > quiet else ""
     return Failure(
         rank=rank,
-        message=f"{status.who} {answer}: it was last seen {status}, started {status.seconds:.0f} s ago; raise timeout= "
-        "if a step really takes so long",
+        message=f"{status.who} has not answered for {waited:.0f} s{silence}: it was last seen {status}, started "
+        f"{status.seconds:.0f} s ago; raise timeout= if a step really takes so long",
     )
 
 

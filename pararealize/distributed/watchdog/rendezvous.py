@@ -60,7 +60,9 @@ def connect_ranks(store: Store, rank: int, who: Sequence[str], timeout: float) -
         DistributedError: some did not come, cannot be reached, or the store has gone.
     """
     until = time.monotonic() + timeout
-    with _listen(len(who)) as server:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server(("", 0), family=family, backlog=max(16, len(who)), dualstack_ipv6=both) as server:
         card = _Card(
             hosts=_own_hosts(store),
             port=server.getsockname()[1],
@@ -83,12 +85,6 @@ def connect_ranks(store: Store, rank: int, who: Sequence[str], timeout: float) -
         connections = [_call(peer, cards, rank, who, until) for peer in range(rank)]
         connections += _answer(server, cards, rank, who, until, timeout)
     return Connections(connections)
-
-
-def _listen(size: int) -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    return socket.create_server(("", 0), family=family, backlog=max(16, size), dualstack_ipv6=both)
 
 
 def _own_hosts(store: Store) -> list[str]:

@@ -39,7 +39,7 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch.distributed as dist
@@ -115,13 +115,13 @@ class Watch:
                 "pass a rank from 0 to their number less 1, and a time-out in seconds above 0"
             )
         self.rank, self.who, self.timeout = rank, list(who), timeout
-        self._peers = peers
+        self._peers = range(len(who)) if peers is None else peers
         self._beat = min(0.5, timeout / 8)
         self._quiet = 4 * self._beat
         self._state = _State("")
         self._inside, self._step = False, 0
-        self._sent: dict[int, int] = {}
-        self._took: dict[int, int] = {}
+        self._sent: Counter[int] = Counter()
+        self._took: Counter[int] = Counter()
         self._failure: Failure | None = None
         self._failed_at = 0.0
         self._failure_known = threading.Event()
@@ -168,28 +168,21 @@ class Watch:
     def doing(self, what: str) -> None:
         """Say what this rank does from now on; no more than two assignments and a look at a flag."""
         self._state = _State(what)
-        if self._failure is not None:
-            self._raise_known()
+        self._raise_known()
 
     def waiting(self, what: str, peer: int | None = None) -> None:
         """Say that this rank now waits for ``what`` of rank ``peer``, or of all where no other one is named."""
-        if peer is not None and self._peers is not None:
-            peer = self._peers[peer]
-        self._state = _State(what, None if peer == self.rank else peer, waits=True)
-        if self._failure is not None:
-            self._raise_known()
+        rank = None if peer is None else self._peers[peer]
+        self._state = _State(what, None if rank == self.rank else rank, waits=True)
+        self._raise_known()
 
     def sent(self, peer: int) -> None:
         """Count a message to a rank; every one that it gets by :meth:`took` is to be counted."""
-        self._count(self._sent, peer)
+        self._sent[self._peers[peer]] += 1
 
     def took(self, peer: int) -> None:
         """Count a message that has come from a rank."""
-        self._count(self._took, peer)
-
-    def _count(self, counts: dict[int, int], peer: int) -> None:
-        rank = peer if self._peers is None else self._peers[peer]
-        counts[rank] = counts.get(rank, 0) + 1
+        self._took[self._peers[peer]] += 1
 
     def close(self) -> None:
         """Leave in good order: the others are told, and do not take it for a death. May be called again."""

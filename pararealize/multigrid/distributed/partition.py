@@ -61,13 +61,7 @@ class LayerPartition(Partition):
     def of(cls, net: LayeredNetwork, ranks: int) -> LayerPartition:
         """Share a network's intervals among so many ranks."""
         layers, hierarchy = net.structure, net.hierarchy
-        owners = [0] * hierarchy.layers
-        runs = []
-        for rank, share in enumerate(hierarchy.share(ranks)):
-            runs.append((share.start + 1, share.stop))
-            for j in share:
-                for n in range(*hierarchy.levels[0].intervals[j]):
-                    owners[n] = rank
+        owners = hierarchy.owners(ranks)
         values = []
         for i, flag in enumerate(differentiable_outputs(net, layers.stem)[1:]):
             readers = {owners[n] for n, layer in enumerate(layers.layers) if i in layer.reads}
@@ -88,9 +82,9 @@ class LayerPartition(Partition):
             )
         return cls(
             hierarchy=hierarchy,
-            runs=tuple(runs),
+            runs=tuple((share.start + 1, share.stop) for share in hierarchy.share(ranks)),
             labels=tuple(labels),
-            owners=tuple(owners),
+            owners=owners,
             signature=signature_of(layers.stem),
             inputs={str(node.target): str(node.target) for node in layers.stem.nodes if node.op == "placeholder"},
             fixed=fixed_inputs(layers.stem),

@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pararealize.distributed.messages.message_order import PendingMessage, StepMessages
@@ -103,8 +102,8 @@ class SpmdContext:
     """
 
     def __init__(self, messages: StepMessages, order: list[tuple[str, int]] | None, tolerance: float = 0.0) -> None:
+        self._messages, self._channel, self._tolerance = messages, messages.channel, tolerance
         self.rank = messages.channel.rank
-        self._messages, self._tolerance = messages, tolerance
         self._order = order if order and messages.formats_known else None
         self._new_order = order if not order else None
         self._posted: collections.deque[PendingMessage] = collections.deque()
@@ -113,10 +112,6 @@ class SpmdContext:
         self._scratch: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         self._squares: list[Tensor] = []
         self._post()
-
-    def value(self, owner: int, place: str, tensor: Tensor | None) -> RemoteValue:
-        """A value that a rank has from elsewhere."""
-        return RemoteValue(self, owner, place, tensor)
 
     def move(self, value: RemoteValue, to: int) -> None:
         """Send a value or receive it, if this rank is one of the two."""
@@ -134,7 +129,7 @@ class SpmdContext:
         pairs = [(r.v, r.old.on(r.owner)) if isinstance(r, RemoteDifference) else (r, None) for r in residuals]
         here = [(v.tensor, old) for v, old in pairs if v.owner == self.rank and v.tensor is not None]
         if self._tolerance > 0:
-            return float(self._summed(self._square(here)).sqrt())
+            return float(self._channel.all_reduce("the residual norms", self._square(here)).sqrt())
         self._unmeasured.append(here)
         return float("inf")
 
@@ -143,7 +138,8 @@ class SpmdContext:
         self._measure()
         if not self._squares:
             return []
-        norms: list[float] = self._summed(torch.stack(self._squares)).sqrt().tolist()
+        squares = self._channel.all_reduce("the residual norms", torch.stack(self._squares))
+        norms: list[float] = squares.sqrt().tolist()
         self._squares.clear()
         return norms
 
@@ -161,15 +157,8 @@ class SpmdContext:
                 v = self._scratch[key] = torch.sub(v, old, out=self._scratch.get(key))
             norms.append(torch.linalg.vector_norm(v).double())
         if not norms:
-            return torch.zeros((), dtype=torch.float64, device=self._messages.channel.device)
+            return torch.zeros((), dtype=torch.float64, device=self._channel.device)
         return torch.stack(norms).square().sum()
-
-    def _summed(self, value: Tensor) -> Tensor:
-        channel = self._messages.channel
-        work = dist.all_reduce(value, group=channel.group, async_op=True)
-        assert work is not None
-        channel.wait(work, "the residual norms", self.rank)
-        return value
 
     def _receive(self, name: str, peer: int) -> Tensor:
         if self._new_order is not None:
@@ -211,30 +200,28 @@ class RemoteMaps:
         begin: Callable[[str, int], None],
     ) -> None:
         self._context, self._maps, self._owners, self._place, self._begin = context, maps, owners, place, begin
-        self._levels = maps.hierarchy.levels
+        self._hierarchy = maps.hierarchy
 
     def step(self, level: int, s: int, u: RemoteValue) -> RemoteValue:
         """Step s of a level, on the rank that owns its layer."""
-        step = self._levels[level].steps[s]
+        step = self._hierarchy.levels[level].steps[s]
         owner = self._owners[step.layer]
         value, result = u.on(owner), None
         if owner == self._context.rank:
             self._begin("coarse" if level else "relax", step.layer)
             result = self._maps.step(level, s, value)
-        return self._context.value(owner, self._place(step.layer, step.width), result)
+        return RemoteValue(self._context, owner, self._place(step.layer, step.width), result)
 
     def announce(self, j: int, u: RemoteValue) -> None:
         """Bring the value from which interval j will be swept to the rank that owns its layers."""
-        first, _ = self._levels[0].intervals[j]
-        u.on(self._owners[self._levels[0].steps[first].layer])
+        u.on(self._owners[self._hierarchy.layers_of(j)[0]])
 
     def sweep(self, j: int, u: RemoteValue) -> RemoteValue:
         """The last sweep of interval j, on the rank that owns its layers."""
-        first, end = self._levels[0].intervals[j]
-        steps = self._levels[0].steps
-        owner = self._owners[steps[first].layer]
+        layers = self._hierarchy.layers_of(j)
+        owner = self._owners[layers[0]]
         value, result = u.on(owner), None
         if owner == self._context.rank:
-            self._begin("sweep", steps[first].layer)
+            self._begin("sweep", layers[0])
             result = self._maps.sweep(j, value)
-        return self._context.value(owner, self._place(steps[end - 1].layer, 1), result)
+        return RemoteValue(self._context, owner, self._place(layers[-1], 1), result)

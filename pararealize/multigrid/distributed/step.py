@@ -53,11 +53,6 @@ class RankLayers:
     rows: Mapping[int, TimeStep]
     head_reads: tuple[int, ...]
 
-    @property
-    def owns_head(self) -> bool:
-        """Whether the network's output is computed here."""
-        return self.rank == self.partition.ranks - 1
-
     def last_phases(self) -> dict[str, int]:
         """For each part, by name, the backward call that reaches it: of the head, of the layers, of the stem."""
         return {part.name: {"head": 0, "stem": 2}.get(part.kind, 1) for part in self.partition.parts_of(self.rank)}
@@ -92,14 +87,6 @@ class LayerValues:
     norms: StepNorms = dataclasses.field(default_factory=StepNorms)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _SavedPoints:
-    """The C-points of a solve, from which a warm start begins: owner, place and, on the owner, tensor of each."""
-
-    shapes: tuple[Any, ...]
-    points: list[tuple[int, str, Tensor | None]]
-
-
 class LayerStep:
     """The part that one rank of a layer-parallel network has in every step.
 
@@ -119,7 +106,10 @@ class LayerStep:
         self.settings, self.history = settings, Convergence()
         self.receive_orders: dict[tuple[int, ...], list[tuple[str, int]]] = {}
         self._layers, self._activity, self._sync = layers, activity, sync
-        self._saved: dict[Direction, _SavedPoints] = {}
+        self._first, _ = layers.partition.runs[layers.rank]  # of the rank's intervals
+        self._differentiable = [(i, value) for i, value in enumerate(layers.partition.values) if value.differentiable]
+        # Shapes of the inputs, and the C-points that a warm start begins from: owner, place and, on the owner, tensor.
+        self._saved: dict[Direction, tuple[tuple[Any, ...], list[tuple[int, str, Tensor | None]]]] = {}
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
@@ -140,10 +130,10 @@ class LayerStep:
         run.maps = Forward(layers.rows, partition.hierarchy, contexts, seed, recording=graph)
         start = None if run.stem_output is None else run.stem_output.detach()
         with without_autocast_cache():
-            end, solution = self._solve(run, "forward", run.spmd.value(0, "u_0", start), run.maps)
+            end, solution = self._solve(run, "forward", RemoteValue(run.spmd, 0, "u_0", start), run.maps)
         run.norms.forward, run.norms.forward_size = solution.residuals, solution.size
         value = end.on(partition.ranks - 1)
-        if layers.owns_head:
+        if layers.rank == partition.ranks - 1:
             assert value is not None
             run.head_input = value.detach().requires_grad_(graph)
             with self._activity.during("head", self._first):
@@ -177,7 +167,7 @@ class LayerStep:
         leaves = self._context_leaves(run)
         parameters = list({id(p): p for row in layers.rows.values() for p in row.parameters()}.values())
         adjoint = Adjoint(run.maps, [*leaves, *parameters])
-        start = run.spmd.value(partition.ranks - 1, f"λ_{partition.hierarchy.layers}", gradient)
+        start = RemoteValue(run.spmd, partition.ranks - 1, f"λ_{partition.hierarchy.layers}", gradient)
         end, solution = self._solve(run, "backward", start, adjoint)
         run.norms.backward, run.norms.backward_size = solution.residuals, solution.size
         # by backward calls, not by hand: they add to ``grad`` as autograd does, and run the hooks that averages need
@@ -191,11 +181,6 @@ class LayerStep:
         else:
             end.on(0)
         self._end(run)
-
-    @property
-    def _first(self) -> int:
-        """The first interval of this rank."""
-        return self._layers.partition.runs[self._layers.rank][0]
 
     def _begin(self, inputs: Mapping[str, Any], messages: StepMessages) -> LayerValues:
         """The common program's run: what it receives in which order is known from the last run of the same program."""
@@ -227,8 +212,8 @@ class LayerStep:
         self, way: Direction, settings: Settings, shapes: tuple[Any, ...]
     ) -> list[tuple[int, str, Tensor | None]] | None:
         """What a solve begins from, where it begins warm."""
-        saved = self._saved.get(way) if settings.warm_start else None
-        return saved.points if saved is not None and saved.shapes == shapes else None
+        saved_shapes, points = self._saved.get(way, (None, None)) if settings.warm_start else (None, None)
+        return points if saved_shapes == shapes else None
 
     def _solve(
         self, run: LayerValues, way: Direction, u: RemoteValue, maps: Forward | Adjoint
@@ -250,13 +235,13 @@ class LayerStep:
             remote.sweep,
             serial=run.settings.exact,
             announce=remote.announce,
-            start=None if points is None else [run.spmd.value(*point) for point in points],
+            start=None if points is None else [RemoteValue(run.spmd, *point) for point in points],
             norm=run.spmd.norm,
             **run.settings.of_solve(way),
         )
         if run.settings.warm_start and solution.points:
             ends = [(point.owner, point.place, point.tensor) for point in solution.points[1:]]
-            self._saved[way] = _SavedPoints(run.shapes, ends)
+            self._saved[way] = run.shapes, ends
         return end, solution
 
     # Stem and contexts -----------------------------------------------------------------------------------------------
@@ -288,31 +273,22 @@ class LayerStep:
 
     def _context_leaves(self, run: LayerValues) -> list[Tensor]:
         """The leaves of this rank's contexts that have gradients."""
-        return [
-            leaf
-            for i, value in enumerate(self._layers.partition.values)
-            if value.differentiable and i in run.contexts
-            for leaf in differentiable_tensors(run.contexts[i])
-        ]
+        return [leaf for i, _ in self._differentiable for leaf in differentiable_tensors(run.contexts.get(i))]
 
     def _return_context_gradients(self, run: LayerValues, messages: StepMessages) -> None:
         """Gradients of contexts go to the first rank, and are added up there."""
-        for i, value in enumerate(self._layers.partition.values):
-            if not value.differentiable:
-                continue
+        for i, value in self._differentiable:
+            leaves = differentiable_tensors(run.contexts.get(i))
             if self._layers.rank in value.readers:
-                leaves = differentiable_tensors(run.contexts[i])
                 messages.send_gradients(value.name, [leaf.grad for leaf in leaves], 0)
             elif self._layers.rank == 0:
-                leaves = differentiable_tensors(run.contexts[i])
                 for reader in value.readers:
                     add_gradients(leaves, messages.receive_gradients(messages.expect_gradients(value.name, reader)))
 
     def _differentiate_stem(self, run: LayerValues, gradient: Tensor | None) -> None:
         assert run.stem_output is not None
         pairs = [(run.stem_output, gradient)]
-        for i, value in enumerate(self._layers.partition.values):
-            if value.differentiable:
-                ends, leaves = differentiable_tensors(run.stem_contexts[i]), differentiable_tensors(run.contexts[i])
-                pairs += [(end, leaf.grad) for end, leaf in zip(ends, leaves, strict=True)]
+        for i, _ in self._differentiable:
+            ends, leaves = differentiable_tensors(run.stem_contexts[i]), differentiable_tensors(run.contexts[i])
+            pairs += [(end, leaf.grad) for end, leaf in zip(ends, leaves, strict=True)]
         differentiate(pairs)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pararealize.distributed.messages.message_order import StepMessages
 from pararealize.distributed.messages.point_to_point import PointToPoint
 from pararealize.distributed.watchdog.watchdog import Watch
-from pararealize.multigrid.distributed.spmd import RemoteMaps, SpmdContext
+from pararealize.multigrid.distributed.spmd import RemoteMaps, RemoteValue, SpmdContext
 from pararealize.multigrid.solver.hierarchy import make_hierarchy
 from pararealize.multigrid.solver.solver import solve_and_sweep
 from tests.ranks import on_ranks
@@ -60,7 +60,7 @@ def solved(tolerance):
     for _ in range(3):
         context = SpmdContext(messages, order if tolerance == 0 else None, tolerance)
         maps = RemoteMaps(context, Maps(), owners_of(ranks), lambda n, width: f"u_{n + width}", lambda *_: None)
-        u = context.value(0, "u_0", START if context.rank == 0 else None)
+        u = RemoteValue(context, 0, "u_0", START if context.rank == 0 else None)
         end, solution = solve_and_sweep(
             u, HIERARCHY, maps.step, maps.sweep, announce=maps.announce, iterations=3, tolerance=tolerance,
             norm=context.norm,
