@@ -47,16 +47,15 @@ def _import(name: str, where: str) -> ModuleType:
         return importlib.import_module(where)
     except ModelError:
         raise
-    except ModuleNotFoundError as error:
-        if error.name is None or not (where == error.name or where.startswith(f"{error.name}.")):
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not f"{where}.".startswith(f"{missing}."):
             raise ModelError(f"importing {where!r} for the model {name!r} failed: {brief(error)}") from error
         raise ModelError(
             f"there is no Python module {where!r} (model {name!r}); a model is a built-in name, torchvision:NAME, "
             f"timm:NAME, package.module:callable or file.py:callable, where the package is installed or stands in "
             f"{Path.cwd()}"
         ) from error
-    except Exception as error:
-        raise ModelError(f"importing {where!r} for the model {name!r} failed: {brief(error)}") from error
 
 
 def _import_file(name: str, path: Path) -> ModuleType:

@@ -50,12 +50,10 @@ def emit(
     """
     pieces = Pieces(chain, plan)
     tree, keys = copy_model(chain.capture.model, chain.capture.constants)
-    added = {
-        "adapters": nn.ModuleDict({f"C{j}": adapter for j, adapter in adapters.items()}),
-        "coarse": nn.ModuleDict({f"F{j}": block for j, block in coarse.items() if block is not None}),
-    }
-    for name, modules in added.items():
-        tree._modules[name] = modules.train(chain.capture.model.training)
+    training = chain.capture.model.training
+    blocks = {f"F{j}": block for j, block in coarse.items() if block is not None}
+    tree._modules["adapters"] = nn.ModuleDict({f"C{j}": C for j, C in adapters.items()}).train(training)
+    tree._modules["coarse"] = nn.ModuleDict(blocks).train(training)
     graph = write_equation(pieces, coarse, devices)
     if devices is not None:  # a first network places the modules; which of them pieces borrow is then known
         _place(PararealModule(tree, pieces.graphs, graph, plan, keys), devices)

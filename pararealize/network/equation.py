@@ -49,8 +49,8 @@ def write_equation(
     y = {j: writer.segment(j, x[j], f"y_{j}") for j in range(1, n + 1)}
     z = y[1]
     for j in range(1, n):
-        r = writer.operation(operator.sub, z, x[j + 1], f"r_{j}", j + 1)
-        z = writer.operation(operator.add, y[j + 1], writer.coarse_block(j, r), f"z_{j + 1}", j + 1)
+        r = writer.node(operator.sub, (z, x[j + 1]), f"r_{j}", j + 1)
+        z = writer.node(operator.add, (y[j + 1], writer.coarse_block(j, r)), f"z_{j + 1}", j + 1)
     writer.head(z)
     return writer.graph
 
@@ -77,26 +77,26 @@ class _EquationWriter:
         self._inputs = list(self._values.values())
         self._plain = {node for source, node in self._values.items() if not _is_tensor(source)}
         if pieces.computed:
-            self._unpack(self._call("context", self._inputs, "context", 1), pieces.computed, first=0)
+            self._unpack(self.node("context", self._inputs, "context", 1), pieces.computed, first=0)
 
     def stem(self) -> fx.Node:
         """x_1; what segments read of the stem besides is unpacked."""
         besides = self._pieces.from_stem
         if not besides:
-            return self._call("stem", self._inputs, "x_1", 1)
-        outputs = self._call("stem", self._inputs, "stem", 1)
-        x_1 = self._item(outputs, 0, "x_1")
+            return self.node("stem", self._inputs, "x_1", 1)
+        outputs = self.node("stem", self._inputs, "stem", 1)
+        x_1 = self.node(operator.getitem, (outputs, 0), "x_1", 1)
         self._unpack(outputs, besides, first=1)
         return x_1
 
     def adapter(self, j: int, x_1: fx.Node) -> fx.Node:
         """x_j = C^j(x), or C^j of the stem's output."""
         source = x_1 if self._pieces.plan.source == "stem" else self._raw_input()
-        return self._call(f"adapters.C{j}", (source,), f"x_{j}", j)
+        return self.node(f"adapters.C{j}", (source,), f"x_{j}", j)
 
     def segment(self, j: int, x: fx.Node, name: str) -> fx.Node:
         """g^j(x)."""
-        return self._call(f"segments.g{j}", (x, *self._context(self._pieces.reads[j - 1])), name, j)
+        return self.node(f"segments.g{j}", (x, *self._context(self._pieces.reads[j - 1])), name, j)
 
     def coarse_block(self, j: int, r: fx.Node) -> fx.Node:
         """F^j(r), which is g^{j+1}(r) where there is no block."""
@@ -104,39 +104,29 @@ class _EquationWriter:
         if block is None:
             return self.segment(j + 1, r, f"F_{j}")
         context = self._context(self._pieces.reads[j]) if takes_context(block) else []
-        return self._call(f"coarse.F{j}", (r, *context), f"F_{j}", j + 1)
-
-    def operation(self, operator_: Callable[..., Any], a: fx.Node, b: fx.Node, name: str, j: int) -> fx.Node:
-        """A sum or a difference, on the device of segment j."""
-        return self._node("call_function", operator_, (a, b), name, j)
+        return self.node(f"coarse.F{j}", (r, *context), f"F_{j}", j + 1)
 
     def head(self, z: fx.Node) -> None:
         """h(z_n), the network's output."""
         context = self._context(self._pieces.chain.head.context)
-        self.graph.output(self._call("head", (z, *context), "output_1", self._pieces.plan.n))
+        self.graph.output(self.node("head", (z, *context), "output_1", self._pieces.plan.n))
 
-    def _call(self, target: str, args: Sequence[fx.Node], name: str, j: int) -> fx.Node:
-        """Call a submodule on the device of segment j."""
-        return self._node("call_module", target, args, name, j)
-
-    def _item(self, outputs: fx.Node, i: int, name: str) -> fx.Node:
-        return self._node("call_function", operator.getitem, (outputs, i), name, 1)
+    def node(self, target: str | Callable[..., Any], args: Sequence[Any], name: str, j: int) -> fx.Node:
+        """Call a submodule or a function on the device of segment j, with its arguments brought there."""
+        op = "call_module" if isinstance(target, str) else "call_function"
+        node = self.graph.create_node(op, target, tuple(self._to(argument, j) for argument in args), name=name)
+        if self._devices is not None:
+            self._on_device[node, str(self._devices[j - 1])] = node
+        return node
 
     def _unpack(self, outputs: fx.Node, sources: Sequence[fx.Node], *, first: int) -> None:
         """Take context values out of a part's outputs, the first of which has this index; they count on from c_1."""
         number = 1 + (len(self._pieces.computed) if first else 0)
         for i, source in enumerate(sources):
-            self._values[source] = self._item(outputs, first + i, f"c_{number + i}")
+            self._values[source] = self.node(operator.getitem, (outputs, first + i), f"c_{number + i}", 1)
 
     def _context(self, sources: Sequence[fx.Node]) -> list[fx.Node]:
         return [self._values[source] for source in sources]
-
-    def _node(self, op: str, target: Any, args: Sequence[Any], name: str, j: int) -> fx.Node:
-        """A node whose value is computed on the device of segment j, from values that are brought there."""
-        node = self.graph.create_node(op, target, tuple(self._to(argument, j) for argument in args), name=name)
-        if self._devices is not None:
-            self._on_device[node, str(self._devices[j - 1])] = node
-        return node
 
     def _to(self, node: Any, j: int) -> Any:
         """The value on the device of segment j: one transfer a device."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -68,13 +68,7 @@ class Iterates:
 
 
 def iterate_network(
-    net: fx.GraphModule,
-    plan: Plan,
-    devices: Sequence[torch.device] | None,
-    inputs: Any,
-    k: int,
-    *,
-    errors: bool = False,
+    net: fx.GraphModule, plan: Plan, devices: Sequence[torch.device] | None, inputs: Any, k: int, *, errors: bool
 ) -> Any:
     """What :meth:`PararealModule.iterate` does, for a network of that plan with its segments on those devices."""
     n = plan.n
@@ -83,10 +77,10 @@ def iterate_network(
             f"k is {k!r}; it is the number of iterations: pass an integer from 0, the parareal network, to {n - 1}, "
             f"the original (n = {n}); more change nothing"
         )
-    maps = _NetworkMaps(net, n, devices, min(k, n), *as_call(inputs))
+    maps = _NetworkMaps(net, n, devices, min(k, n), inputs, errors=errors)
     reference: list[torch.Tensor] = []
     if errors:
-        with torch.no_grad(), maps.uncounted():
+        with torch.no_grad():
             reference = compose(maps.x_1, maps.segments)
     rows: list[tuple[float, ...]] = []
     U: list[torch.Tensor] = []
@@ -96,7 +90,7 @@ def iterate_network(
     output = maps.head(U[-1])
     if not errors:
         return output
-    rows += [rows[-1]] * (k - min(k, n))
+    rows += [rows[-1]] * max(0, k - n)
     return Iterates(model=plan.model, n=n, output=output, errors=tuple(rows))
 
 
@@ -114,8 +108,8 @@ class _NetworkMaps:
         n: number of its segments.
         devices: one for every segment, or ``None``.
         k: number of iterations to come, at most n: how often each map will be called follows from it.
-        args: positional inputs.
-        kwargs: inputs by keyword.
+        inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        errors: whether the original is evaluated too, before the iterations.
 
     Attributes:
         x_1: what the stem gives.
@@ -125,16 +119,11 @@ class _NetworkMaps:
     """
 
     def __init__(
-        self,
-        net: fx.GraphModule,
-        n: int,
-        devices: Sequence[torch.device] | None,
-        k: int,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
+        self, net: fx.GraphModule, n: int, devices: Sequence[torch.device] | None, k: int, inputs: Any, *, errors: bool
     ) -> None:
         self.devices = devices
         nodes = read_equation(net.graph)
+        args, kwargs = as_call(inputs)
         bound = inspect.signature(net.forward).bind(*args, **kwargs)
         bound.apply_defaults()
         interpreter = fx.Interpreter(net, garbage_collect_values=False)
@@ -146,10 +135,10 @@ class _NetworkMaps:
 
         # g^j runs once in equation (2) and in each of the iterations 1 … min(k, j), after which its input is exact; so
         # does F^j. Where F^j is g^{j+1} itself, buffers move by the calls for y_{j+1}, and not by those for F^j.
+        # The original's g^j is one call more, which must not be the last one: where k is 0, it comes after that.
         times = {j: 1 + min(k, j) for j in range(1, n + 1)}
-        g = {j: repeated(f"g{j}", times[j] if j > 1 else 1) for j in range(1, n + 1)}
+        g = {j: repeated(f"g{j}", times[j] + min(k, errors) if j > 1 else 1) for j in range(1, n + 1)}
         F = {j: repeated(f"F{j}", 0 if nodes.parts[f"F{j}"].is_segment_itself else times[j]) for j in range(1, n)}
-        self._repeated = [*g.values(), *F.values()]
         segment_calls = {node: g[j] for j, node in nodes.y.items()}
         # Equation (2): everything that does not wait for a residual.
         for node in nodes.before([*nodes.r.values(), nodes.calls["head"]]):
@@ -163,18 +152,6 @@ class _NetworkMaps:
             F_j = self._map(F[j - 1], nodes.calls[f"F{j - 1}"], j)
             self.coarse.append(self._propagator(F_j, j, self._values[nodes.x[j]], self._values[nodes.y[j]]))
         self.head = self._map(net.get_submodule("head"), nodes.calls["head"], n)
-
-    @contextlib.contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Calls that move no statistics, with the random numbers of all others."""
-        remaining = [module.remaining for module in self._repeated]
-        for module in self._repeated:
-            module.remaining = 1 << 62
-        try:
-            yield
-        finally:
-            for module, calls in zip(self._repeated, remaining, strict=True):
-                module.remaining = calls
 
     def _read(self, args: Any) -> Any:
         return fx.map_arg(args, self._values.__getitem__)
@@ -195,8 +172,8 @@ class _NetworkMaps:
 class _RepeatedModule:
     """A module that is called several times in one step, as if it ran once: the same random numbers in each call.
 
-    Its buffers move in the last of ``times`` calls, and in none where that is 0: running statistics are then those of
-    a single pass. Other calls work on copies.
+    Its buffers move in the call of number ``times``, and in none where that is 0: running statistics are then those of
+    a single pass. Calls before and after it work on copies.
     """
 
     def __init__(self, module: nn.Module, times: int) -> None:

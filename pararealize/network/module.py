@@ -214,10 +214,8 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
-        tree = copy_contents(self, memo)
-        copied = PararealModule(
-            tree, self.pieces, copy.deepcopy(self.graph), self.plan, self._original_keys, self.devices
-        )
+        tree, graph = copy_contents(self, memo), copy.deepcopy(self.graph)
+        copied = PararealModule(tree, self.pieces, graph, self.plan, self._original_keys, self.devices)
         memo[id(self)] = copied
         return copied
 

@@ -25,17 +25,7 @@ from typing import Any, TypeAlias
 
 from pararealize.errors import PlanError
 
-__all__ = [
-    "compose",
-    "correction",
-    "corrections",
-    "difference",
-    "fine",
-    "iterate",
-    "iterations",
-    "messages",
-    "reduction",
-]
+__all__ = ["compose", "correction", "corrections", "difference", "iterate", "iterations", "messages", "reduction"]
 
 Value: TypeAlias = Any  # whatever has + and -: the spaces X_0 … X_N differ, so no one type fits all
 Map: TypeAlias = Callable[[Value], Value]
@@ -261,10 +251,10 @@ def _not_iterable(
     segments: Sequence[Map], coarse: Sequence[Map], start: Sequence[Value] | None, k: int | None = None
 ) -> PlanError:
     """What does not fit."""
-    facts = [f"{len(segments)} segments, {len(coarse)} coarse propagators"]
-    facts += [] if k is None else [f"k = {k}"]
-    facts += [] if start is None else [f"{len(start)} starting values"]
-    return PlanError(f"{', '.join(facts)}; pass N ≥ 1 segments, N propagators, N-1 starting values if any, and k ≥ 0")
+    facts = f"{len(segments)} segments, {len(coarse)} coarse propagators"
+    facts += "" if k is None else f", k = {k}"
+    facts += "" if start is None else f", {len(start)} starting values"
+    return PlanError(f"{facts}; pass N ≥ 1 segments, N propagators, N-1 starting values if any, and k ≥ 0")
 
 
 def _count(adapters: Sequence[Map], segments: Sequence[Map], coarse: Sequence[Map]) -> int:

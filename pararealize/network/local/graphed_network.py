@@ -146,7 +146,7 @@ def graph_parts(net: PararealModule, runner: Runner, inputs: Sequence[Any], *, t
         real = {id(stand_in): parameter for parameter, stand_in in pairs}
         for node, args in recorder.arguments.items():
             modules, j = _modules_of(net, node), runner.lanes[node]
-            if j == CALLER or not modules or not _is_on_one_device(modules, args, devices[j - 1]):
+            if j == CALLER or not _is_on_one_device(modules, args, devices[j - 1]):
                 continue
             used = dict.fromkeys(p for module in modules for p in module.parameters() if id(p) in real)
             pairs = [(real[id(stand_in)], stand_in) for stand_in in used]

@@ -28,7 +28,6 @@ from pararealize.tracing.operations import tensors_in
 from .capture_checks import check_hooks, check_static, example_error
 from .graphed_network import (
     ArgumentRecorder,
-    GraphedNetwork,
     autocast_without_cache,
     call_key,
     graph_parts,
@@ -158,7 +157,7 @@ class LocalModule(ModuleView):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output: by a captured graph where one fits, eagerly elsewhere."""
         inputs = self._positional(args, kwargs)
-        graphed: GraphedNetwork | None = self._captures.get(call_key(self.training, inputs)) if self._captures else None
+        graphed = self._captures.get(call_key(self.training, inputs)) if self._captures else None
         if graphed is None or not graphed.fits(inputs):
             return self._runner.run(*inputs)
         return graphed(inputs)
