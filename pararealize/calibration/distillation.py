@@ -5,8 +5,6 @@ in front of it as they are now, the last linear layer is solved for in closed fo
 the rest*, as residual units are.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -3,8 +3,6 @@
 Stages can be told without colour: each has a marker and a line of its own.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path

@@ -8,8 +8,6 @@ errors          at every interface, before and after                            
 Only the new modules change: the original's weights and statistics stay as they are, bit for bit.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,16 +105,10 @@ def calibrate(
         say("measuring the errors after")
         after = measure_errors(interfaces, tested)
     return Calibration(
-        model=net.plan.model,
-        n=net.plan.n,
-        coarse=net.plan.coarse,
-        samples=record.samples,
-        tested=tested.samples,
-        held_out=test is not None,
-        accuracy=after.accuracy,
-        fits=tuple(fits),
+        model=net.plan.model, n=net.plan.n, coarse=net.plan.coarse, samples=record.samples, tested=tested.samples,
+        held_out=test is not None, accuracy=after.accuracy, fits=tuple(fits),
         stages=(before.errors("before"), after.errors("after")),
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +132,7 @@ class _FitSettings:
             ("ridge", "0 or a positive number", 0 <= self.ridge < float("inf")),
             ("keep", "0 or more bytes", self.keep >= 0),
         )
-        faults = [f"{name} is {getattr(self, name)!r}; pass {wanted}" for name, wanted, fits in checks if not fits]
-        if faults:
+        if faults := [f"{name} is {getattr(self, name)!r}; pass {text}" for name, text, fits in checks if not fits]:
             raise CalibrationError("; and ".join(faults))
 
 

@@ -1,7 +1,5 @@
 """InterfaceValues -> ErrorSums: how far a parareal network is from the network in sequence, interface by interface."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ Everything is read off the network's own graph, equation (3), so context and dev
 values are those of eval mode, without gradients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias

@@ -9,8 +9,6 @@ are sums over patches, accumulated in double precision, so that memory does not 
 are centred by their means, and the bias is not penalised.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -137,7 +137,7 @@ def _glyphs(request: _Request) -> Dataset:
         request.count or glyphs.FULL,
         seed=request.data_seed,
         system_fonts=request.variant == "system",
-        difficulty=glyphs.CLEAN if request.variant == "clean" else None,
+        difficulty=glyphs.CLEAN if request.variant == "clean" else glyphs.CLUTTERED,
         data_dir=request.data_dir,
         progress=request.progress,
     )
@@ -171,8 +171,7 @@ def _peaks(request: _Request) -> Dataset:
 def _digits(request: _Request) -> Dataset:
     image_size = 32 if request.image_size is None else request.image_size
     channels = 3 if request.channels is None else request.channels
-    data = digits(request.batch_size, request.seed, image_size=image_size, channels=channels)
-    return _fewer(data, request.count)
+    return _fewer(digits(request.batch_size, request.seed, image_size=image_size, channels=channels), request.count)
 
 
 def _fewer(data: InMemory, count: tuple[int, int] | None) -> InMemory:
@@ -181,12 +180,9 @@ def _fewer(data: InMemory, count: tuple[int, int] | None) -> InMemory:
         return data
     train, test = choose(len(data.labels), count[0]), choose(len(data.test_labels), count[1])
     return replace(
-        data,
-        images=data.images[train],
-        labels=data.labels[train],
-        test_images=data.test_images[test],
+        data, images=data.images[train], labels=data.labels[train], test_images=data.test_images[test],
         test_labels=data.test_labels[test],
-    )
+    )  # fmt: skip
 
 
 def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channels: int = 3) -> Dataset:

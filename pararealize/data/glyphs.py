@@ -19,7 +19,7 @@ from .cache import cache_folder, recall, store
 from .dataset import Split
 from .typefaces import CHARACTERS, Typefaces, find_fonts, render
 
-__all__ = ["CLEAN", "PIXELS", "Difficulty", "make", "recall_or_make", "training_fonts"]
+__all__ = ["CLEAN", "CLUTTERED", "PIXELS", "Difficulty", "make", "recall_or_make", "training_fonts"]
 
 VERSION = 1  # of the recipe: another number wherever the same seed gives other images
 PIXELS = 32  # of a side
@@ -76,6 +76,9 @@ class Difficulty:
     noise: float = 0.08
 
 
+CLUTTERED = Difficulty()
+"""Letters of the data set "glyphs"."""
+
 CLEAN = Difficulty(
     turn=0.05, slant=0.1, size=1.3, scale=0.1, shift=0.06, bend=0.005, neighbour=0, stroke=0, strokes_over=0,
     contrast=(0.5, 0.9), tint=0.06, rough=0.03, blur=0.4, noise=0.03,
@@ -93,7 +96,7 @@ def recall_or_make(
     *,
     seed: int = 0,
     system_fonts: bool = False,
-    difficulty: Difficulty | None = None,
+    difficulty: Difficulty = CLUTTERED,
     data_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Split[Tensor]:
@@ -113,7 +116,6 @@ def recall_or_make(
     Raises:
         DataError: the folder cannot be written.
     """
-    difficulty = difficulty or Difficulty()
     faces = render(find_fonts(system=system_fonts))
     origin = {
         "recipe": f"glyphs {VERSION} {difficulty}",
@@ -139,7 +141,7 @@ def make(
     count: tuple[int, int],
     *,
     seed: int = 0,
-    difficulty: Difficulty | None = None,
+    difficulty: Difficulty = CLUTTERED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Split[Tensor]:
     """``count`` training and test images, and which characters they show, as places in ``CHARACTERS``.
@@ -147,13 +149,12 @@ def make(
     Args:
         faces: from :func:`~pararealize.data.typefaces.render`.
         count: of training and of test images.
-        difficulty: None for the default, which is that of the data set of the name "glyphs".
+        difficulty: how far they are from clean print.
         seed: of all random numbers. The first images of a larger count are those of a smaller one.
         progress: called with the number of images made so far and of all.
 
     Cost: about 0.5 ms an image on one core.
     """
-    difficulty = difficulty or Difficulty()
     fonts = {TRAINING: training_fonts(len(faces.names)), TEST: list(range(len(faces.names)))}
     parts: list[tuple[Tensor, Tensor]] = []
     for part, size in enumerate(count):

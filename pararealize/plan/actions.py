@@ -22,8 +22,6 @@ operation        text        kind        what it is
 ===============  ==========  ==========  =======================================================================
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping

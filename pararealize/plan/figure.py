@@ -155,12 +155,10 @@ def _sign(axes: Axes, x: float, y: float, sign: str) -> None:
 def _draw_title(axes: Axes, geometry: Geometry, plan: Plan, title: str) -> None:
     top = geometry.height - 0.26
     _text(axes, MARGIN, top, f"{title}, n = {plan.n}", 13, ha="left", weight="bold")
-    parts = [f"{count(plan.parameters.original)} parameters"]
+    totals = plan.parameters
+    parts = [f"{count(totals.original)} parameters"]
     if plan.n > 1:
-        parts[0] += (
-            f" + {count(plan.parameters.adapters)} in adapters + {count(plan.parameters.coarse)} in coarse blocks "
-            f"({plan.coarse})"
-        )
+        parts[0] += f" + {count(totals.adapters)} in adapters + {count(totals.coarse)} in coarse blocks ({plan.coarse})"
         parts.append(f"predicted speed-up {plan.virtual_speedup:.2f}×")
     parts.append("heights: forward and backward cost")
     if geometry.width < 9.5:
@@ -213,12 +211,11 @@ def _draw_segment(axes: Axes, geometry: Geometry, plan: Plan, j: int, colour: tu
     _text(axes, x, bottom + 0.12, f"→ {segment.y}", geometry.font, color=LINE)
     below = bottom - geometry.y_sum - 0.25
     letters = geometry.font * 0.0085  # inches that a letter takes
-    inside = _names(segment.first_block, segment.last_block, letters=int(room / letters))
-    if inside:
-        _text(axes, x, bottom + 0.2 + room / 2, inside, geometry.font, rotation=90, color=colour[1])
-    elif beside := _names(segment.first_block, segment.last_block, letters=int(below / letters)):
-        settings = {"rotation": 90, "color": colour[1], "va": "top", "ha": "left"}
-        _text(axes, x + 0.06, bottom - 0.1, beside, geometry.font, **settings)
+    names, style = (segment.first_block, segment.last_block), {"rotation": 90, "color": colour[1]}
+    if inside := _names(*names, letters=int(room / letters)):
+        _text(axes, x, bottom + 0.2 + room / 2, inside, geometry.font, **style)
+    elif beside := _names(*names, letters=int(below / letters)):
+        _text(axes, x + 0.06, bottom - 0.1, beside, geometry.font, **style, va="top", ha="left")
     _path(axes, (x, bottom), (x, geometry.y_sum + (RADIUS if j > 1 else 0)), arrow=j > 1)
 
 
@@ -228,16 +225,10 @@ def _names(first: str, last: str, letters: int) -> str:
     while len(heads) > 1 and len(tails) > 1 and heads[0] == tails[0] and not heads[1].isdigit():
         heads, tails = heads[1:], tails[1:]
     head, tail = ".".join(heads), ".".join(tails)
-    if first == last:
-        choices = [first, tail]
-    else:
-        choices = [
-            f"{first} – {last}",
-            f"{first} – {tail}",
-            f"{head} – {tail}",
-            f"{first} –\n{last}",
-            f"{head} –\n{tail}",
-        ]
+    choices = [first, tail]
+    if first != last:
+        in_a_line = f"{first} – {last}", f"{first} – {tail}", f"{head} – {tail}"
+        choices = [*in_a_line, f"{first} –\n{last}", f"{head} –\n{tail}"]
     return next((text for text in choices if max(map(len, text.split("\n"))) <= letters), "")
 
 

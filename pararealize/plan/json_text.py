@@ -1,7 +1,5 @@
 """JSON text -> a value that has checked itself, or one error with all faults of the text, each at its place."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, TypeVar
 

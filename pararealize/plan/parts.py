@@ -13,8 +13,6 @@ layer        f_n          ``f0``      not in a parareal network: a layer that mu
 ===========  ===========  ==========  ==========================
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, get_args
 

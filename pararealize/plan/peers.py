@@ -11,8 +11,6 @@ and the sum is gathered in pairs, ``s_i`` on the way, on the last of its ranks. 
 The gradient of z_{q+1} is that of every y_i and of z_p, and its negative that of every x_i: it goes the same ways back.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Container, Sequence
 

@@ -4,8 +4,6 @@
 within what the barrier takes.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from time import perf_counter

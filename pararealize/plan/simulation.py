@@ -8,8 +8,6 @@ nobody. So the start of every action follows from what it needs and from what it
     rank 2   C^3 g^3 ················ F^2  head │ head  F^2 ─∇z_2→ g^3 C^3
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

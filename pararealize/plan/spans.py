@@ -4,8 +4,6 @@ A rank records what it computes, and its own end of every message; here both end
 waited for follows from the equation, or, within a sum over ranks, from the order in which the sum is done.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import cast

@@ -4,8 +4,6 @@ What an action is can be told without colour: a segment is a full bar, a coarse 
 one, stem and head are dotted; the backward pass is hatched.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from matplotlib.axes import Axes

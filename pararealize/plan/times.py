@@ -1,7 +1,5 @@
 """Plan -> Times: forward and backward seconds of every part, as the plan prices them."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import TypeAlias
 

@@ -9,8 +9,6 @@ and a number of a thread for one thread of the whole machine: so rank r is proce
 number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,14 +22,9 @@ __all__ = ["chrome_trace"]
 _NANO = 1e9
 _COMPUTE = 0  # lane of a rank; those of messages follow
 _COLOURS = {  # names that the format reserves
-    "fine": "thread_state_running",
-    "coarse": "thread_state_runnable",
-    "adapter": "rail_idle",
-    "relax": "rail_idle",
-    "stem": "rail_response",
-    "head": "rail_response",
-    "transfer": "rail_load",
-}
+    "fine": "thread_state_running", "coarse": "thread_state_runnable", "adapter": "rail_idle", "relax": "rail_idle",
+    "stem": "rail_response", "head": "rail_response", "transfer": "rail_load",
+}  # fmt: skip
 
 
 def chrome_trace(timeline: Timeline) -> dict[str, Any]:
@@ -127,16 +120,13 @@ def _flows(
     timeline: Timeline, lanes: Sequence[int], threads: Mapping[tuple[int, int], int]
 ) -> Iterator[dict[str, Any]]:
     """An arrow from what is sent to the transfer, and one from the transfer to each action that waits for it."""
-    number = 0
-    for i, action in enumerate(timeline.actions):
-        for other in action.after:
-            if not lanes[i] and not lanes[other]:
-                continue
-            number += 1
-            source = timeline.actions[other]
-            flow = {"name": str(source if lanes[other] else action), "cat": "message", "id": number}
-            (begin, end), (start, _) = _nanoseconds(source), _nanoseconds(action)
-            leaves = max(min(end - 1, start), begin)  # at its very end, the next slice would be meant
-            yield flow | {"ph": "s", **_place(source.rank, threads[source.rank, lanes[other]]), "ts": leaves / 1000}
-            place = _place(action.rank, threads[action.rank, lanes[i]])
-            yield flow | {"ph": "f", "bp": "e", **place, "ts": max(start, leaves) / 1000}
+    pairs = [(other, i) for i, action in enumerate(timeline.actions) for other in action.after]
+    messages = [(other, i) for other, i in pairs if lanes[other] or lanes[i]]
+    for number, (other, i) in enumerate(messages, 1):
+        source, action = timeline.actions[other], timeline.actions[i]
+        flow = {"name": str(source if lanes[other] else action), "cat": "message", "id": number}
+        (begin, end), (start, _) = _nanoseconds(source), _nanoseconds(action)
+        leaves = max(min(end - 1, start), begin)  # at its very end, the next slice would be meant
+        yield flow | {"ph": "s", **_place(source.rank, threads[source.rank, lanes[other]]), "ts": leaves / 1000}
+        place = _place(action.rank, threads[action.rank, lanes[i]])
+        yield flow | {"ph": "f", "bp": "e", **place, "ts": max(start, leaves) / 1000}

@@ -1,7 +1,5 @@
 """A message's bytes -> its seconds: latency and bandwidth of what lies between two ranks."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

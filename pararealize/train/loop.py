@@ -4,8 +4,6 @@ A run is a function of network, data, recipe and seed; nothing that happens betw
 stands is one number, the steps taken: epoch and batch follow from it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

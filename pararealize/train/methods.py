@@ -8,8 +8,6 @@
 Another method is one more function and one more row of ``METHODS``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -131,19 +129,10 @@ def parareal(model: nn.Module, options: Options) -> Built:
     if options.n is None and options.plan is None:
         raise PlanError("the method 'parareal' needs n, the number of segments (--n 3), or a plan")
     net = pararealize(
-        model,
-        options.n,
-        devices=options.devices,
-        example_inputs=options.example_inputs,
-        coarse=options.coarse,
-        cuts=options.cuts,
-        source=options.source,
-        stem_blocks=options.stem_blocks,
-        seed=options.seed,
-        cost=options.cost,
-        leaf_modules=options.leaf_modules,
-        plan=options.plan,
-    )
+        model, options.n, devices=options.devices, example_inputs=options.example_inputs, coarse=options.coarse,
+        cuts=options.cuts, source=options.source, stem_blocks=options.stem_blocks, seed=options.seed,
+        cost=options.cost, leaf_modules=options.leaf_modules, plan=options.plan,
+    )  # fmt: skip
     if options.mesh is None:
         return Built(net=net)
     return Built(net=net.distribute(options.mesh, timeout=options.timeout, seed=options.seed))
@@ -199,12 +188,8 @@ def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerPar
             f"the method {method!r} trains in one process, and here are {options.mesh.size()}; start one process, or "
             "take 'parareal'"
         )
-    net: LayerParallel = layer_parallel(
-        serial(model, options).net,
-        example_inputs=options.example_inputs,
-        leaf_modules=options.leaf_modules,
-        **options.more,
-    )
+    tracing = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules}
+    net: LayerParallel = layer_parallel(serial(model, options).net, **tracing, **options.more)
     _evaluate_exactly(net)
     return net
 

@@ -9,8 +9,6 @@ Backward, gradients pass the parts from the head to the stem; the first one whos
 finite is at fault. A network without such parts is looked at module by module.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -25,10 +25,10 @@ Optimiser = Literal["sgd", "adamw"]
 Schedule = Literal["steps", "cosine", "constant"]
 Precision = Literal["bfloat16", "float16"]
 
-_WORDS: dict[str, tuple[Any, ...]] = {
-    "optimizer": ("sgd", "adamw"),
-    "schedule": ("steps", "cosine", "constant"),
-    "amp": (None, "bfloat16", "float16"),
+_WORDS: dict[str, tuple[str | None, ...]] = {
+    "optimizer": get_args(Optimiser),
+    "schedule": get_args(Schedule),
+    "amp": (None, *get_args(Precision)),
     "initialise": (None, "he"),
 }
 PAPER_SHARES = (0.4, 0.6)  # 80 and 120 of 200 epochs
@@ -106,17 +106,13 @@ class Recipe:
             f"{name} is {getattr(self, name)!r}; pass {requirement}"
             for name, requirement, fits in (
                 ("epochs", "an integer of at least 1", _is_integer(self.epochs, 1)),
-                ("lr", "a positive number", _is_number(self.lr) and self.lr > 0),
-                ("momentum", "a number from 0 to 1, without 1", _is_number(self.momentum) and 0 <= self.momentum < 1),
-                ("weight_decay", "0 or a positive number", _is_number(self.weight_decay) and self.weight_decay >= 0),
-                ("gamma", "a positive number", _is_number(self.gamma) and self.gamma > 0),
+                ("lr", "a positive number", _is_positive(self.lr)),
+                ("momentum", "a number from 0 to 1, without 1", _is_number(self.momentum, below=1)),
+                ("weight_decay", "0 or a positive number", _is_number(self.weight_decay)),
+                ("gamma", "a positive number", _is_positive(self.gamma)),
                 ("warmup", "an integer of at least 0", _is_integer(self.warmup, 0)),
-                (
-                    "label_smoothing",
-                    "a number from 0 to 1, without 1",
-                    _is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1,
-                ),
-                ("clip", "a positive number or None", self.clip is None or (_is_number(self.clip) and self.clip > 0)),
+                ("label_smoothing", "a number from 0 to 1, without 1", _is_number(self.label_smoothing, below=1)),
+                ("clip", "a positive number or None", self.clip is None or _is_positive(self.clip)),
                 ("nesterov", "True with sgd and a momentum, or False", self._fits_nesterov()),
                 ("milestones", "positive numbers in rising order", self.milestones is None or _rises(self.milestones)),
             )
@@ -131,9 +127,7 @@ class Recipe:
     @property
     def turns(self) -> tuple[float, ...]:
         """The milestones in epochs: ``milestones``, or two and three fifths of the epochs."""
-        if self.milestones is not None:
-            return self.milestones
-        return tuple(share * self.epochs for share in PAPER_SHARES)
+        return tuple(share * self.epochs for share in PAPER_SHARES) if self.milestones is None else self.milestones
 
     def lr_at(self, step: int, *, steps: int) -> float:
         """The learning rate of one step.
@@ -146,9 +140,7 @@ class Recipe:
         if self.schedule == "cosine":
             rate *= (1 + math.cos(math.pi * step / steps)) / 2
         elif self.schedule == "steps":
-            steps_an_epoch = steps / self.epochs
-            passed = sum(step >= round(turn * steps_an_epoch) for turn in self.turns)
-            rate *= self.gamma**passed
+            rate *= self.gamma ** sum(step >= round(turn * (steps / self.epochs)) for turn in self.turns)
         return rate * min(1.0, (step + 1) / self.warmup) if self.warmup else rate
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -177,8 +169,7 @@ class Recipe:
             RecipeError: a name is unknown, or a value out of range.
         """
         names = [field.name for field in dataclasses.fields(Recipe)]
-        unknown = sorted(set(values) - set(names))
-        if unknown:
+        if unknown := sorted(set(values) - set(names)):
             raise RecipeError(f"{', '.join(unknown)}: no such value of a recipe; there are {', '.join(names)}")
         return Recipe(**values)
 
@@ -233,10 +224,13 @@ def _is_integer(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: object, *, below: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < below
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and value != 0
 
 
 def _rises(values: tuple[float, ...]) -> bool:
-    positive = all(_is_number(value) and value > 0 for value in values)
-    return positive and all(a < b for a, b in itertools.pairwise(values))
+    return all(map(_is_positive, values)) and all(a < b for a, b in itertools.pairwise(values))

@@ -1,7 +1,5 @@
 """What a training run is asked for -> plain data for ``run.json``, with which a resumed run has to agree."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

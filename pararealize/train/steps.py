@@ -3,8 +3,6 @@
 None of them touches the optimiser: :func:`pararealize.fit` takes its step with the gradients that were added.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -18,14 +16,13 @@ from pararealize.multigrid.oneshot import SampleStates, names_of
 __all__ = ["MonitoredStep", "TrainingStep", "one_process_step", "one_shot_step"]
 
 LossFunction = Callable[[Any, Tensor], Tensor]
+Scaler = torch.amp.GradScaler | None
 
 
 class TrainingStep(Protocol):
     """Forward and backward, with the signature of :meth:`pararealize.Stage.step`."""
 
-    def __call__(
-        self, x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: torch.amp.GradScaler | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: Scaler = None) -> Tensor:
         """Add the gradients of ``loss_fn(output, target)``, scaled where there is a scaler; return the loss, detached.
 
         ``loss_fn`` may be called more than once, to compare; what counts is its first call.
@@ -35,9 +32,7 @@ class TrainingStep(Protocol):
 def one_process_step(net: nn.Module) -> TrainingStep:
     """The step of an ordinary module: forward, loss, backward."""
 
-    def step(
-        x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: torch.amp.GradScaler | None = None
-    ) -> Tensor:
+    def step(x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: Scaler = None) -> Tensor:
         loss = loss_fn(net(x), target)
         # outside of autocast, as torch.amp's pages ask: backward runs each operation in the type that its forward had
         with torch.autocast(loss.device.type, enabled=False):
@@ -72,9 +67,7 @@ class MonitoredStep:
         self.monitor = monitor
         self._step = one_process_step(monitor.net)
 
-    def __call__(
-        self, x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: torch.amp.GradScaler | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: Scaler = None) -> Tensor:
         """Add the gradients, those that the monitor corrected where it did; give the loss before that, detached."""
         loss = self._step(x, target=target, loss_fn=loss_fn, scaler=scaler)
         self.monitor.check(lambda: loss_fn(self.monitor.net(x), target), scaler)
@@ -85,9 +78,7 @@ def one_shot_step(net: LayerParallel) -> TrainingStep:
     """The step of one-shot training: the solve of every sample begins where its last one ended."""
     states, ordinary_step = SampleStates(), one_process_step(net)
 
-    def step(
-        x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: torch.amp.GradScaler | None = None
-    ) -> Tensor:
+    def step(x: Tensor, /, *, target: Tensor, loss_fn: LossFunction, scaler: Scaler = None) -> Tensor:
         samples = names_of(x)
         net.forget()
         net.states.update(states.of(samples))

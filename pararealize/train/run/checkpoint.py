@@ -8,8 +8,6 @@
 Nothing is pickled.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The history of a training run, or the losses of its steps -> a picture of their curves in a file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

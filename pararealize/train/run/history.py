@@ -3,8 +3,6 @@
 :data:`Row` is one of three kinds of values, and :class:`History` all of a run in order.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """Durations of a training run's steps -> samples a second and the time left; and a run's progress, for who shows it."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ times.jsonl                   samples a second
 checkpoints/step-00000024/    see checkpoint.py; the last two stay
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

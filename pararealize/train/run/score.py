@@ -1,7 +1,5 @@
 """A network and a data set -> its loss and its error on the test part."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

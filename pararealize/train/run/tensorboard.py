@@ -1,7 +1,5 @@
 """Rows of a training run -> scalars that TensorBoard shows. Only this file imports tensorboard, which is optional."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any
