@@ -104,28 +104,24 @@ class _OpaqueModules:
     """Which modules are to be one node: the user's choice, and what turned out to be unreadable.
 
     Attributes:
-        classes, paths: why modules of a class, or of a qualified name, are opaque.
+        rules: why modules of a class, or of a qualified name, are opaque.
         reasons: the same of the modules that a recording came across, by qualified name.
     """
 
     def __init__(self, model: nn.Module, leaf_modules: Iterable[type[nn.Module] | str]) -> None:
         self.model = model
-        self.classes: dict[type[nn.Module], str] = {}
-        self.paths: dict[str, str] = {}
+        self.rules: dict[type[nn.Module] | str, str] = {}
         self.reasons: dict[str, str] = {}
         self._size = _size(model)
         names = dict(model.named_modules())
         for leaf in leaf_modules:
-            if not isinstance(leaf, str):
-                self.classes[leaf] = "asked for"
-            elif leaf in names:
-                self.paths[leaf] = "asked for"
-            else:
+            if isinstance(leaf, str) and leaf not in names:
                 close = difflib.get_close_matches(leaf, names, n=3)
                 raise CaptureError(f"leaf_modules names {leaf!r}, which {type(model).__name__} has not; close: {close}")
+            self.rules[leaf] = "asked for"
 
     def __call__(self, path: str, module: nn.Module) -> bool:
-        why = self.paths.get(path) or self.classes.get(type(module))
+        why = self.rules.get(path) or self.rules.get(type(module))
         if why is not None:
             self.reasons[path] = why
         return why is not None
@@ -139,10 +135,7 @@ class _OpaqueModules:
         module = self.model.get_submodule(path)
         if not path or self(path, module) or 2 * _size(module) > self._size:
             return False
-        if is_from_torch(module):
-            self.paths[path] = why
-        else:
-            self.classes[type(module)] = why
+        self.rules[path if is_from_torch(module) else type(module)] = why
         return True
 
 

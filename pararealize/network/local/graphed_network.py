@@ -1,7 +1,7 @@
 """A network's runner, inputs of one size, a mode -> a GraphedNetwork: CUDA graphs for calls with inputs of that size.
 
-Two ways: ``graph_whole``, one graph of the forward and one of the backward, in which segments are parallel branches,
-and ``graph_parts``, a pair of graphs for every part, replayed on its segment's stream, which works on several GPUs.
+Two ways: as a whole, one graph of the forward and one of the backward, in which segments are parallel branches, and in
+parts, a pair of graphs for every part, replayed on its segment's stream, which works on several GPUs.
 """
 
 from __future__ import annotations
@@ -25,16 +25,33 @@ from .cuda_graph import GraphedFunction
 from .stacking import Stack
 from .streams import CALLER, Runner, arguments_of, lend, make_streams
 
-__all__ = [
-    "ArgumentRecorder",
-    "GraphedNetwork",
-    "autocast_without_cache",
-    "call_key",
-    "graph_parts",
-    "graph_whole",
-    "preserve_network_state",
-    "segment_devices",
-]
+__all__ = ["ArgumentRecorder", "call_key", "capture_network", "preserve_network_state", "segment_devices"]
+
+
+def capture_network(
+    net: PararealModule, runner: Runner, inputs: Sequence[Any], *, whole: bool, training: bool
+) -> GraphedNetwork:
+    """Capture a network: in one graph forward and one backward, or in a pair of graphs for every part.
+
+    Args:
+        net: the network, in the mode to capture; its buffers and random states are put back.
+        runner: runs it on its streams.
+        inputs: inputs of the size to capture, in the order of the signature.
+        whole: whether to capture it in one.
+        training: whether to capture the backward pass as well.
+
+    Raises:
+        CaptureError: CUDA refuses what the network does.
+    """
+    capture = _capture_whole if whole else _capture_parts
+    with preserve_network_state(net), _autocast_without_cache():
+        try:
+            return capture(net, runner, inputs, training=training)
+        except RuntimeError as error:
+            raise CaptureError(
+                f"{net.plan.model} cannot be captured as CUDA graphs: {error}; run it with run_local, or look "
+                "for what in it waits for the GPU or depends on values"
+            ) from error
 
 
 class GraphedNetwork:
@@ -110,7 +127,7 @@ def _require_grad(inputs: Sequence[Any]) -> list[bool]:
     return [isinstance(value, Tensor) and value.requires_grad for value in inputs]
 
 
-def graph_whole(net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> GraphedNetwork:
+def _capture_whole(net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> GraphedNetwork:
     """One graph of the whole forward, one of the whole backward; segments are branches that run at the same time."""
     device = segment_devices(net)[0]
 
@@ -130,7 +147,7 @@ def graph_whole(net: PararealModule, runner: Runner, inputs: Sequence[Any], *, t
     return GraphedNetwork(net, inputs, lambda values: graphed(*tensors_in(values)), [graphed])
 
 
-def graph_parts(net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> GraphedNetwork:
+def _capture_parts(net: PararealModule, runner: Runner, inputs: Sequence[Any], *, training: bool) -> GraphedNetwork:
     """Graphs of every part, forward and backward, each replayed on its segment's stream.
 
     A part stays eager where it reads what is no tensor, or something on another device.
@@ -251,7 +268,7 @@ def preserve_network_state(net: PararealModule) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def autocast_without_cache() -> contextlib.AbstractContextManager[Any]:
+def _autocast_without_cache() -> contextlib.AbstractContextManager[Any]:
     """The caller's autocast without its cache of cast weights.
 
     A weight that is cast while a graph is captured lies in the graph's memory; a cached copy of it, read outside the

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelError, PlanError
+from pararealize.errors import DeviceError, ExampleError, ModelError, PlanError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import read_equation
 from pararealize.restore import preserve_training_flags
@@ -26,15 +26,7 @@ from pararealize.tracing.module_view import ModuleView, mirror
 from pararealize.tracing.operations import tensors_in
 
 from .capture_checks import check_hooks, check_static, example_error
-from .graphed_network import (
-    ArgumentRecorder,
-    autocast_without_cache,
-    call_key,
-    graph_parts,
-    graph_whole,
-    preserve_network_state,
-    segment_devices,
-)
+from .graphed_network import ArgumentRecorder, call_key, capture_network, preserve_network_state, segment_devices
 from .stacking import Stack, pays, stacked_graph, stacks_of
 from .streams import Runner, make_streams
 
@@ -202,15 +194,8 @@ class LocalModule(ModuleView):
             key = call_key(training, inputs)
             if old := self._captures.pop(key, None):
                 old.release()
-            with preserve_network_state(net), autocast_without_cache():
-                try:
-                    graph = graph_whole if graphs == "whole" else graph_parts
-                    self._captures[key] = graph(net, self._runner, inputs, training=training)
-                except RuntimeError as error:
-                    raise CaptureError(
-                        f"{net.plan.model} cannot be captured as CUDA graphs: {error}; run it with run_local, or look "
-                        "for what in it waits for the GPU or depends on values"
-                    ) from error
+            whole = graphs == "whole"
+            self._captures[key] = capture_network(net, self._runner, inputs, whole=whole, training=training)
 
     def release(self) -> PararealModule:
         """Give the memory of all captures back; returns the network, which was an ordinary module all along."""

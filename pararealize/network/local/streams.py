@@ -76,7 +76,7 @@ class Runner:
                 if self.streams is None or self.lanes[node] == CALLER:
                     values[node] = self._call(node, values)
                 else:
-                    values[node] = self._call_on(self.streams, node, values, events)
+                    values[node] = self._call_on(node, values, events)
                 for value in self.last_reads[node]:
                     del values[value]
         finally:  # after an error as well: whatever was started comes before what the caller does next
@@ -88,16 +88,11 @@ class Runner:
                 lend(tensor, caller)
         return output
 
-    def _call_on(
-        self,
-        streams: Sequence[torch.cuda.Stream],
-        node: fx.Node,
-        values: Mapping[fx.Node, Any],
-        events: dict[fx.Node, torch.cuda.Event],
-    ) -> Any:
+    def _call_on(self, node: fx.Node, values: Mapping[fx.Node, Any], events: dict[fx.Node, torch.cuda.Event]) -> Any:
         """Wait for what comes from other streams, call the node on its own, and record an event behind it."""
+        assert self.streams is not None
         lane = self.lanes[node]
-        stream = streams[lane - 1]
+        stream = self.streams[lane - 1]
         with contextlib.ExitStack() as current:
             for argument in node.all_input_nodes:
                 other = self.lanes[argument]
@@ -105,10 +100,10 @@ class Runner:
                     continue
                 if other != CALLER:
                     stream.wait_event(events[argument])
-                    if streams[other - 1].device != stream.device:
+                    if self.streams[other - 1].device != stream.device:
                         # A copy between GPUs is issued on the source's current stream, and waits for and holds up the
                         # target's (aten/src/ATen/native/cuda/Copy.cu): both have to be the segments' own.
-                        current.enter_context(torch.cuda.stream(streams[other - 1]))
+                        current.enter_context(torch.cuda.stream(self.streams[other - 1]))
                         continue
                 for tensor in tensors_in(values[argument]):
                     lend(tensor, stream)
