@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize.errors import CalibrationError
-from pararealize.restacking.batchnorm import measured_norms
+from pararealize.restacking.batchnorm import measured_norms, running_norms
 from pararealize.restore import preserve_training_flags
 
 from .least_squares import LinearLayer, Regression, is_trained, linear_part
@@ -68,7 +68,7 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
 @torch.no_grad()
 def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> None:
     """Set the running statistics of the module's batch norms to their averages over all pairs."""
-    if norms := _norms(module):
+    if norms := running_norms(module):
         with measured_norms(module, norms):
             for r, context, _ in pairs:
                 module(r.clone(), *context)
@@ -126,16 +126,11 @@ def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> L
 @contextmanager
 def norms_training(module: nn.Module) -> Iterator[None]:
     """Batch norms in train mode, all else in eval mode; every flag is put back on leaving."""
-    norms = set(_norms(module))
+    norms = set(running_norms(module))
     with preserve_training_flags(module):
         for part in module.modules():
             part.training = part in norms
         yield
-
-
-def _norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    norms = (part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
-    return [norm for norm in norms if norm.track_running_stats]
 
 
 def _rate(step: int, steps: int) -> float:

@@ -3,8 +3,6 @@
 The training loop is :func:`~pararealize.train.loop.fit`; here stand the data of so few steps and a recipe for them.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from torch.nn import functional
 from pararealize.data.dataset import Dataset
 from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
+from pararealize.restacking.batchnorm import running_norms
 from pararealize.restore import preserve_training_flags
 from pararealize.train.loop import fit
 from pararealize.train.recipe import Recipe
@@ -133,12 +132,11 @@ class Guided(nn.Module):
             self.original_output = self.original.in_sequence(x).output
         return self.net(x)
 
-    def train(self, mode: bool = True) -> Guided:
+    def train(self, mode: bool = True) -> "Guided":
         """Set the mode of all modules, or of all but the batch norms."""
         super().train(mode)
-        for module in self.modules():
-            if self.keep_norms and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-                module.training = False
+        for norm in running_norms(self) if self.keep_norms else ():
+            norm.training = False
         return self
 
 
@@ -170,7 +168,7 @@ class Excerpt(Dataset):
     count: int
 
     @staticmethod
-    def of(data: Dataset, count: int) -> Excerpt:
+    def of(data: Dataset, count: int) -> "Excerpt":
         """The first ``count`` batches."""
         fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(Dataset)}
         return Excerpt(**fields, whole=data, count=count)

@@ -214,10 +214,8 @@ class InterfaceRecord:
 
     def __iter__(self) -> Iterator[InterfaceValues]:
         if self.complete:
-            yield from self.in_memory
-        else:
-            for number, batch in enumerate(one_pass(self.batches), start=1):
-                yield self.interfaces.in_sequence(batch, number)
+            return iter(self.in_memory)
+        return (self.interfaces.in_sequence(batch, i) for i, batch in enumerate(one_pass(self.batches), start=1))
 
     def with_fine(self) -> Iterator[InterfaceValues]:
         """The values with x and y."""

@@ -1,7 +1,5 @@
 """Errors of adapters and interfaces, stage by stage, and how parts were fitted -> Calibration: prints, and as JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -102,7 +100,7 @@ class Calibration:
         return json.dumps(_plain(dataclasses.asdict(self)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> Calibration:
+    def from_json(text: str) -> "Calibration":
         """What :meth:`to_json` gave; errors that are null become NaN.
 
         Raises:

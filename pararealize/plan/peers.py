@@ -70,10 +70,8 @@ def peers_of(runs: Sequence[tuple[int, int]], identities: Container[int] = ()) -
 def _terms(run: tuple[int, int], identities: Container[int]) -> range:
     """The first segments of a rank that have an identity in front of them."""
     first, last = run
-    stop = first
-    while first > 1 and stop <= last and stop - 1 in identities:
-        stop += 1
-    return range(first, stop)
+    others = (j for j in range(first, last + 1) if j == 1 or j - 1 not in identities)
+    return range(first, next(others, last + 1))
 
 
 def _sum_over(ranks: range, peers: list[Peers], terms: Sequence[range]) -> None:

@@ -3,8 +3,6 @@
 A plan prints as a table, survives JSON with a version and a schema, and knows which network it is for.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -161,7 +159,7 @@ class Plan:
         return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
+    def from_json(cls, text: str) -> "Plan":
         """The plan of a JSON text.
 
         Raises:

@@ -3,8 +3,6 @@
 Names of actions are those of ``actions.py``: ``stem``, ``C3``, ``g3``, ``F2``, ``head``, and messages such as ``z2``.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable
 from itertools import pairwise
@@ -126,7 +124,7 @@ class Timeline:
         n: int,
         source: Literal["input", "stem"] = "input",
         notes: Iterable[str] = (),
-    ) -> Timeline:
+    ) -> "Timeline":
         """The timeline of a real step.
 
         A record is a plain tuple ``(rank, j, action, direction, start, end)``, such as a
@@ -163,7 +161,7 @@ class Timeline:
         return _ADAPTER.dump_json(self, indent=1).decode() + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Timeline:
+    def from_json(cls, text: str) -> "Timeline":
         """The timeline of a JSON text.
 
         Raises:

@@ -13,7 +13,7 @@ from torch import nn
 from pararealize.errors import ExampleError
 from pararealize.restore import preserve_training_flags
 
-__all__ = ["measured_norms", "recalibrate_batchnorm"]
+__all__ = ["measured_norms", "recalibrate_batchnorm", "running_norms"]
 
 
 @torch.no_grad()
@@ -44,12 +44,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any]) -> int:
         >>> int(net.bn.num_batches_tracked)
         2
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
-    if not norms:
+    if not (norms := running_norms(model)):
         return 0
     batches = iter(loader)
     first = next(batches, None)
@@ -61,6 +56,12 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any]) -> int:
             args, kwargs = _call(batch, device)
             model(*args, **kwargs)
     return len(norms)
+
+
+def running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms that keep running statistics."""
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return [norm for norm in norms if norm.track_running_stats]
 
 
 @contextmanager

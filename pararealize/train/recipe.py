@@ -4,8 +4,6 @@ The defaults are the protocol of Lee, Lee and Park: 200 epochs of stochastic gra
 momentum 0.9, weight decay 5e-4, learning rate 0.1, divided by 10 after 80 and after 120 epochs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math
@@ -162,7 +160,7 @@ class Recipe:
         return values | {"milestones": None if self.milestones is None else list(self.milestones)}
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Recipe:
+    def from_dict(values: Mapping[str, Any]) -> "Recipe":
         """What :meth:`to_dict` gave.
 
         Raises:

@@ -1,7 +1,5 @@
 """A batch -> one step of the optimiser, in one process or over all ranks that train together."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any
@@ -28,7 +26,7 @@ class Sums:
     right: float = 0.0
     count: float = 0.0
 
-    def add(self, other: Sums) -> None:
+    def add(self, other: "Sums") -> None:
         """Add those of other samples."""
         self.loss, self.right, self.count = self.loss + other.loss, self.right + other.right, self.count + other.count
 

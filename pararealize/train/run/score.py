@@ -1,6 +1,7 @@
 """A network and a data set -> its loss and its error on the test part."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -66,9 +67,7 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
     device = net.device if isinstance(net, Stage) else next(net.parameters()).device
     total = torch.zeros(3, dtype=torch.float64)
     with eval_mode(net), torch.no_grad():
-        for i, (x, labels) in enumerate(data.test_batches()):
-            if i % processes.replicas != processes.replica:
-                continue
+        for x, labels in itertools.islice(data.test_batches(), processes.replica, None, processes.replicas):
             output = net(x.to(device))
             if not processes.is_last:
                 continue
