@@ -61,7 +61,12 @@ def draw_values(
     Returns:
         The tensors that no module knows how to draw.
     """
-    drawn = _draw_new_parts(modules, net.plan, parts, seed)
+    drawn: set[int] = set()  # ids of tensors
+    for part in parts:
+        if (built := _built(net.plan, part, seed)) is not None:
+            module = module_at(modules.tree, part.target)
+            module.load_state_dict(built.state_dict())
+            drawn.update(map(id, (*module.parameters(), *module.buffers())))
     names = _first_names(net)
     for path, module in modules.tree.named_modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
@@ -73,18 +78,6 @@ def draw_values(
         drawn.update(map(id, tensors))
     state = (*modules.tree.named_parameters(), *modules.tree.named_buffers())
     return UndefinedTensors({name: (tensor, tensor._version) for name, tensor in state if _is_empty(tensor, drawn)})
-
-
-def _draw_new_parts(modules: RankModules, plan: Plan, parts: Sequence[Part], seed: int) -> set[int]:
-    """Give values to adapters and coarse blocks; the ids of their tensors."""
-    drawn: set[int] = set()
-    for part in parts:
-        built = _built(plan, part, seed)
-        if built is not None:
-            module = module_at(modules.tree, part.target)
-            module.load_state_dict(built.state_dict())
-            drawn.update(map(id, (*module.parameters(), *module.buffers())))
-    return drawn
 
 
 def _built(plan: Plan, part: Part, seed: int) -> nn.Module | None:

@@ -60,13 +60,10 @@ class RankSegments:
         Phase 0 differentiates head and coarse blocks, the following ones a segment and its adapter each, from the last
         segment to the first, and one more phase the stem and the context where their graphs end at leaves.
         """
-        phases = {"stem": self.last - self.first + (2 if self.partition.cuts_stem else 1)}
-        phases["context"] = self.last - self.first + 2
-        numbers = {}
-        for part, _ in self._calls.values():
-            fine = part.kind in ("adapter", "segment")
-            numbers[part.name] = self.last - part.j + 1 if fine else phases.get(part.kind, 0)
-        return numbers
+        context = self.last - self.first + 2
+        stem = context if self.partition.cuts_stem else context - 1
+        phases = {"head": 0, "coarse": 0, "context": context, "stem": stem}
+        return {part.name: phases.get(part.kind, self.last - part.j + 1) for part, _ in self._calls.values()}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -17,6 +17,7 @@ import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -139,15 +140,15 @@ class _ProlongedGraph(GraphCopy):
         paths: dict[str, str] = {}
         for place, path in enumerate(self._own_weights[n]):
             paths[path] = f"{self.top}.{i}.{path}"
-            target = _get(self.tree, successors[place]) if successors else None
-            _put(self.tree, paths[path], _interpolate(_get(self.tree, path), target, i / self.factor))
+            target = attrgetter(successors[place])(self.tree) if successors else None
+            _put(self.tree, paths[path], _interpolate(attrgetter(path)(self.tree), target, i / self.factor))
         return paths
 
     def _weights_of_successor(self, n: int) -> list[str]:
         """The weights of the next block of the chain, where they have the shapes of this block's; none otherwise."""
         if not self.linear or n + 1 == len(self.blocks) or self.blocks[n + 1].x is not self.blocks[n].output:
             return []
-        shapes = [[_shapes(_get(self.tree, path)) for path in paths] for paths in self._own_weights[n : n + 2]]
+        shapes = [[_shapes(attrgetter(path)(self.tree)) for path in paths] for paths in self._own_weights[n : n + 2]]
         return self._own_weights[n + 1] if shapes[0] == shapes[1] else []
 
 
@@ -157,12 +158,6 @@ def _weights(block: Residual, tree: nn.Module) -> list[str]:
     modules = [path for path in calls if tree.get_submodule(path).state_dict()]
     reads = [str(node.target) for node in block.context if node.op == "get_attr" and node.meta.get("trainable")]
     return list(dict.fromkeys([*modules, *reads]))
-
-
-def _get(tree: nn.Module, path: str) -> nn.Module | Tensor:
-    owner, _, name = path.rpartition(".")
-    value: nn.Module | Tensor = getattr(tree.get_submodule(owner), name)
-    return value
 
 
 def _tensors(weight: nn.Module | Tensor) -> dict[str, Tensor]:

@@ -131,11 +131,8 @@ def _misfits(
             f"the state has {len(groups)} groups of parameters and the optimiser {len(optimizer.param_groups)}"
         )
     for i, (saved, group) in enumerate(zip(groups, optimizer.param_groups, strict=False)):
-        strangers = [
-            name
-            for name in (names[id(parameter)] for parameter in group["params"])
-            if set(saved["params"]).isdisjoint(all_names[name])
-        ]
+        here = [names[id(parameter)] for parameter in group["params"]]
+        strangers = [name for name in here if set(saved["params"]).isdisjoint(all_names[name])]
         if strangers:
             faults.append(f"{len(strangers)} parameters of group {i} are not in it there ({', '.join(strangers[:3])})")
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):

@@ -56,16 +56,13 @@ class PointToPoint:
 
     def isend(self, name: str, tensor: torch.Tensor, to: int, tag: int) -> None:
         """Begin to send a tensor; it must not change until :meth:`flush`, which lets go of its memory."""
-        work = dist.isend(in_memory_order(tensor), dst=self._global_ranks[to], group=self.group, tag=tag)
-        assert work is not None
+        work = _begun(dist.isend(in_memory_order(tensor), self._global_ranks[to], self.group, tag))
         self._unfinished.append((name, to, work, tensor))
         self.watch.sent(to)
 
     def irecv(self, tensor: torch.Tensor, peer: int, tag: int) -> dist.Work:
         """Begin to receive a tensor; it must not be read before :meth:`wait_for_message`."""
-        work = dist.irecv(in_memory_order(tensor), src=self._global_ranks[peer], group=self.group, tag=tag)
-        assert work is not None
-        return work
+        return _begun(dist.irecv(in_memory_order(tensor), self._global_ranks[peer], self.group, tag))
 
     def wait_for_message(self, work: dist.Work, name: str, peer: int) -> None:
         """Wait for what :meth:`irecv` began, and count it: the watchdog compares what was sent with what has come."""
@@ -93,17 +90,14 @@ class PointToPoint:
 
     def broadcast(self, tensor: torch.Tensor, owner: int) -> dist.Work:
         """Begin to give a tensor of one rank to all others, which pass the memory for it."""
-        work = dist.broadcast(in_memory_order(tensor), src=self._global_ranks[owner], group=self.group, async_op=True)
-        assert work is not None
-        return work
+        source = self._global_ranks[owner]
+        return _begun(dist.broadcast(in_memory_order(tensor), source, group=self.group, async_op=True))
 
     def all_reduce(
         self, name: str, tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     ) -> torch.Tensor:
         """The tensor, after all ranks have summed theirs in place."""
-        work = dist.all_reduce(tensor, operation, group=self.group, async_op=True)
-        assert work is not None
-        self.wait(work, name, self.rank)
+        self.wait(_begun(dist.all_reduce(tensor, operation, group=self.group, async_op=True)), name, self.rank)
         return tensor
 
     def exchange(self, tensor: torch.Tensor, ranks: tuple[int, ...]) -> list[torch.Tensor]:
@@ -156,3 +150,9 @@ class PointToPoint:
                 f"{self.timeout.total_seconds():g} s: {str(error).splitlines()[0]}; look at that rank's own error, or "
                 "pass distribute(..., timeout=) more seconds where a step takes longer"
             ) from error
+
+
+def _begun(work: dist.Work | None) -> dist.Work:
+    """What torch has begun: only a rank that is not in the group gets nothing."""
+    assert work is not None
+    return work

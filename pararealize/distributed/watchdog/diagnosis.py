@@ -92,8 +92,7 @@ def _not_waiting(statuses: Mapping[int, RankStatus], me: int, quiet: float) -> i
         return gone[0]
     if busy := [rank for rank, status in others.items() if not status.waits]:
         return max(busy, key=lambda rank: others[rank].seconds)
-    named = [rank for rank, status in others.items() if status.peer is not None]
-    return named[0] if named else None
+    return next((rank for rank, status in others.items() if status.peer is not None), None)
 
 
 def _has_come(rank: int, peer: int, statuses: Mapping[int, RankStatus]) -> bool:
@@ -124,10 +123,9 @@ def _blame(rank: int, status: RankStatus, waiting: RankStatus, waited: float, qu
 
 
 def _circle(ranks: list[int], statuses: Mapping[int, RankStatus], waited: float) -> Failure:
-    rank = min(ranks)
     waits = ", ".join(f"{statuses[r].who} is {statuses[r]}" for r in sorted(ranks))
     return Failure(
-        rank=rank,
+        rank=min(ranks),
         message=f"the ranks have waited for each other for {waited:.0f} s: {waits}; every rank has to do the same "
         "steps in the same order, with the same batch",
     )

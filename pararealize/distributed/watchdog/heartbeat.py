@@ -69,10 +69,7 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 def encode(message: Message) -> bytes:
     """One line. Counts by rank become pairs: JSON has no numbers as keys."""
-    fields = dataclasses.asdict(message)
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            fields[name] = list(value.items())
+    fields = {key: [*v.items()] if isinstance(v, dict) else v for key, v in dataclasses.asdict(message).items()}
     return json.dumps({"kind": _NAMES[type(message)], **fields}).encode() + b"\n"
 
 
@@ -80,7 +77,5 @@ def decode(line: bytes) -> Message:
     """The message of one line."""
     fields: dict[str, Any] = json.loads(line)
     kind = _KINDS[fields.pop("kind")]
-    for name, value in fields.items():
-        if isinstance(value, list):
-            fields[name] = dict(value)
+    fields = {key: dict(value) if isinstance(value, list) else value for key, value in fields.items()}
     return kind(**fields)

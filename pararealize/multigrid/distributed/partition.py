@@ -73,13 +73,8 @@ class LayerPartition(Partition):
             ends = [layers.layers[n].name for n in numbers[:1] + numbers[-1:]]
             which = f"layers {numbers[0]} to {numbers[-1]}, {' to '.join(ends)}" if numbers else "no layers"
             labels.append(f"{rank} ({which})")
-            owned.append(
-                tuple(
-                    part.name
-                    for part in net.parts.values()
-                    if {"stem": rank == 0, "head": rank == ranks - 1}.get(part.kind, part.j in numbers)
-                )
-            )
+            is_here = {"stem": rank == 0, "head": rank == ranks - 1}
+            owned.append(tuple(p.name for p in net.parts.values() if is_here.get(p.kind, p.j in numbers)))
         return cls(
             hierarchy=hierarchy,
             runs=tuple((share.start + 1, share.stop) for share in hierarchy.share(ranks)),

@@ -179,11 +179,9 @@ class Adjoint:
         """``(Φ_s^l)ᵀ λ`` with time running backwards; no gradients of parameters, and the graph stays for the sweep."""
         step = self.hierarchy.levels[level].steps[s]
         key = step.layer, step.width
-        latest = self._latest.get(key)
-        if latest is None or latest[0] is not value:
-            result = self._transpose(step.layer, step.width, value, {}, keep=True)
-            latest = self._latest[key] = value, result
-        return latest[1]
+        if key not in self._latest or self._latest[key][0] is not value:
+            self._latest[key] = value, self._transpose(step.layer, step.width, value, {}, keep=True)
+        return self._latest[key][1]
 
     def sweep(self, j: int, value: Tensor) -> Tensor:
         """The last sweep of interval j (counted backwards) from λ at its right end: gradients of all else as well."""
