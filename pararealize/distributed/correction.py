@@ -156,11 +156,7 @@ def _send_gradient_of_sums(
 
 
 def _differentiate(
-    segments: RankSegments,
-    run: SegmentValues,
-    activity: Activity,
-    value: torch.Tensor,
-    gradient: torch.Tensor | None,
+    segments: RankSegments, run: SegmentValues, activity: Activity, value: torch.Tensor, gradient: torch.Tensor | None
 ) -> None:
     """One backward call over head and coarse blocks; a recording has a row for each, told apart by hooks."""
     activity.watch.doing(f"{'head' if segments.owns_head else f'F^{segments.last - 1}'} backward")

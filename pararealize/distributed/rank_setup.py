@@ -81,9 +81,7 @@ class RankSetup:
 
 
 def agree_on_partition(
-    net: PartitionableNetwork,
-    groups: ProcessGroups,
-    divide: Callable[[int], tuple[_Partition, Mapping[str, Any]]],
+    net: PartitionableNetwork, groups: ProcessGroups, divide: Callable[[int], tuple[_Partition, Mapping[str, Any]]]
 ) -> _Partition:
     """Divide the network, once all ranks are known to divide it alike and to have the same weights.
 

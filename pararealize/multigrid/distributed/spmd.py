@@ -73,15 +73,10 @@ class RemoteValue:
 class RemoteDifference:
     """``v - old``, computed on the rank that owns v, when it is needed."""
 
-    __slots__ = ("_context", "old", "v")
+    __slots__ = ("_context", "old", "owner", "v")
 
     def __init__(self, context: SpmdContext, v: RemoteValue, old: RemoteValue) -> None:
-        self._context, self.v, self.old = context, v, old
-
-    @property
-    def owner(self) -> int:
-        """The rank that computes it."""
-        return self.v.owner
+        self._context, self.v, self.old, self.owner = context, v, old, v.owner
 
     def tensor(self) -> Tensor | None:
         """A new tensor on the owner, which may be changed in place."""
