@@ -21,16 +21,12 @@ def drawn_repeatedly(graphs: Mapping[str, fx.Graph], module_of: Callable[[str], 
 
     A copied node shares the value that was recorded for the original, which tells that the two are one call.
     """
-    places: dict[int, list[tuple[str, fx.Node]]] = {}
-    for name, graph in graphs.items():
+    copies: dict[int, dict[str, str]] = {}  # for each call, its name in each of the pieces
+    for piece, graph in graphs.items():
         for node in graph.nodes:
             if draws(node, module_of):
-                places.setdefault(id(node.meta["val"]), []).append((name, node))
-    return [
-        f"{copies[0][1].name} in {', '.join(name for name, _ in copies)}"
-        for copies in places.values()
-        if len(copies) > 1
-    ]
+                copies.setdefault(id(node.meta["val"]), {})[piece] = node.name
+    return [f"{next(iter(names.values()))} in {', '.join(names)}" for names in copies.values() if len(names) > 1]
 
 
 def draws(node: fx.Node, module_of: Callable[[str], nn.Module]) -> bool:
