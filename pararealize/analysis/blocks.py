@@ -33,6 +33,7 @@ from .space import Space, space_of
 __all__ = ["Block", "BlockChain", "find_blocks", "runs", "why_no_more"]
 
 K = TypeVar("K")
+T = TypeVar("T")
 _FEW = 4  # blocks: with fewer, values that are read throughout are tried as context
 
 
@@ -101,6 +102,14 @@ class BlockChain:
     def stages(self) -> tuple[tuple[int, int], ...]:
         """Maximal runs (first, last) of blocks whose outputs have one shape."""
         return tuple((first, last) for _, first, last in runs(block.y.shape for block in self.blocks))
+
+    def for_each_block(self, compute: Callable[[Block], T]) -> tuple[T, ...]:
+        """A value for every block, computed once for those that are interchangeable."""
+        values: dict[str, T] = {}
+        for block in self.blocks:
+            if block.exact_signature not in values:
+                values[block.exact_signature] = compute(block)
+        return tuple(values[block.exact_signature] for block in self.blocks)
 
     def module(self, first: int, last: int) -> Piece:
         """Blocks ``first`` to ``last`` (both included, from 0) as one module over the model's own parameters.

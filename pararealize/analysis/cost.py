@@ -198,17 +198,9 @@ def count_costs(chain: BlockChain) -> Costs:
         (128, 256, 16)
     """
     notes: list[str] = []
-    costs: dict[str, BlockCost] = {}
-    for block in chain.blocks:
-        if block.exact_signature not in costs:
-            costs[block.exact_signature] = _count_block(chain, block, notes)
-    return Costs(
-        unit="flops",
-        stem=_count_block(chain, chain.stem, notes),
-        blocks=tuple(costs[block.exact_signature] for block in chain.blocks),
-        head=_count_block(chain, chain.head, notes),
-        notes=tuple(notes),
-    )
+    count = partial(_count_block, chain, notes)
+    blocks, stem, head = chain.for_each_block(count), count(chain.stem), count(chain.head)
+    return Costs(unit="flops", stem=stem, blocks=blocks, head=head, notes=tuple(notes))
 
 
 def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCost:
@@ -265,15 +257,10 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
         alike = last - first + 1
         return dataclasses.replace(cost, seconds_forward=forward / alike, seconds_backward=backward / alike)
 
-    return Costs(
-        unit="seconds",
-        stem=measured("stem", counts.stem),
-        blocks=tuple(
-            measured(block.exact_signature, cost) for block, cost in zip(chain.blocks, counts.blocks, strict=True)
-        ),
-        head=measured("head", counts.head),
-        notes=counts.notes,
-    )
+    signatures = [block.exact_signature for block in chain.blocks]
+    blocks = tuple(map(measured, signatures, counts.blocks))
+    stem, head = measured("stem", counts.stem), measured("head", counts.head)
+    return dataclasses.replace(counts, unit="seconds", stem=stem, blocks=blocks, head=head)
 
 
 def measure_module(
@@ -312,7 +299,7 @@ def measure_module(
 _SAMPLES = 2  # batch norm refuses to normalise a single value
 
 
-def _count_block(chain: BlockChain, block: Block, notes: list[str]) -> BlockCost:
+def _count_block(chain: BlockChain, notes: list[str], block: Block) -> BlockCost:
     """The cost of a block per sample; one that does not run on fake tensors is estimated, with a note."""
     if not block.nodes:
         return BlockCost()

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import fx, nn
@@ -33,29 +32,13 @@ class BlockSpan:
     kind: str
 
 
-class _ModuleCall(NamedTuple):
-    """A call of a module whose operations are exactly those at positions ``first`` to ``last``."""
-
-    first: int
-    last: int
-    path: str
-    key: str  # equal for calls that are blocks of one sort
-
-
 @dataclasses.dataclass(slots=True)
 class _LayerGroup:
     """A weighted layer of a kind with the light layers behind it; or, without a kind, what belongs to none."""
 
     kind: str | None
-    stretches: list[tuple[int, int]]
-
-    @property
-    def first(self) -> int:
-        return self.stretches[0][0]
-
-    @property
-    def last(self) -> int:
-        return self.stretches[-1][1]
+    first: int
+    last: int
 
 
 class BlockFinder:
@@ -75,9 +58,12 @@ class BlockFinder:
         """The work between two positions, both included."""
         return self.work_before[last + 1] - self.work_before[first]
 
+    def _work_of(self, spans: list[BlockSpan]) -> float:
+        return sum(self.amount(span.first, span.last) for span in spans)
+
     def share(self, spans: list[BlockSpan]) -> float:
         """How much of all work lies within spans, from 0 to 1."""
-        return sum(self.amount(span.first, span.last) for span in spans) / (self.work_before[-1] or 1.0)
+        return self._work_of(spans) / (self.work_before[-1] or 1.0)
 
     def spans(self) -> list[BlockSpan]:
         """The blocks, in order and without gaps."""
@@ -92,8 +78,8 @@ class BlockFinder:
 
     # By module ------------------------------------------------------------------------------------------------------
 
-    def _module_calls(self) -> list[_ModuleCall]:
-        """Every call of a module that could be a block and fills the graph from one cut to another.
+    def _module_calls(self) -> list[tuple[str, BlockSpan]]:
+        """Every call of a module that could be a block and fills the graph from one cut to another, with its sort.
 
         A call is contiguous if as many of its operations lie in the order as its first and last are apart: operations
         of another module between them, or state that skips it, make it no block.
@@ -111,56 +97,48 @@ class BlockFinder:
             path, kind = modules[call]
             fills = count == last - first + 1 and first in self.begins and last in self.ends
             if fills and path and self._could_be_block(path, kind):
-                calls.append(_ModuleCall(first, last, path, self._key(first, last, kind)))
+                calls.append((self._key(first, last, kind), BlockSpan(first, last, path, kind.__name__)))
         return calls
 
     def _could_be_block(self, path: str, kind: type) -> bool:
         """A module of the user's, or one of torch's that holds others; a single layer of torch's is none."""
-        return not kind.__module__.startswith("torch.nn") or next(self._original(path).children(), None) is not None
-
-    def _original(self, path: str) -> nn.Module:
-        return self.flow.capture.model.get_submodule(path)
+        children = self.flow.capture.model.get_submodule(path).children()
+        return not kind.__module__.startswith("torch.nn") or next(children, None) is not None
 
     def _key(self, first: int, last: int, kind: type) -> str:
+        """Equal for calls that are blocks of one sort."""
         if kind in (nn.Sequential, nn.ModuleList):  # says nothing of what is inside
             return signatures(self.flow.order[first : last + 1], self.module_of)[0]
         return f"{kind.__module__}.{kind.__qualname__}"
 
     def _repeated(self, first: int, last: int) -> list[BlockSpan]:
         """The modules of the class that a person would name within a stretch, then those of what is left of it."""
-        groups: dict[str, list[_ModuleCall]] = {}
-        for call in self.calls:
+        groups: dict[str, list[BlockSpan]] = {}
+        for key, call in self.calls:
             if first <= call.first and call.last <= last:
-                groups.setdefault(call.key, []).append(call)
+                groups.setdefault(key, []).append(call)
         disjoint = {key: list(_outermost(calls)) for key, calls in groups.items()}
-        amounts = {
-            key: sum(self.amount(call.first, call.last) for call in calls)
-            for key, calls in disjoint.items()
-            if len(calls) > 1
-        }
+        amounts = {key: self._work_of(calls) for key, calls in disjoint.items() if len(calls) > 1}
         if not amounts or max(amounts.values()) < _WORTH_IT * self.work_before[-1]:
             return []
         comparable = [key for key in amounts if amounts[key] >= _COMPARABLE * max(amounts.values())]
         key = max(comparable, key=lambda key: (len(disjoint[key]), amounts[key]))
-        spans = [BlockSpan(call.first, call.last, call.path, self._kind(call.path)) for call in disjoint[key]]
+        spans = disjoint[key]
         edges = [first - 1, *(edge for span in spans for edge in (span.first, span.last)), last + 1]
         rest = [self._repeated(a + 1, b - 1) for a, b in zip(edges[::2], edges[1::2], strict=True) if a + 1 <= b - 1]
         return [*spans, *itertools.chain.from_iterable(rest)]
-
-    def _kind(self, path: str) -> str:
-        return type(self._original(path)).__name__
 
     # By layer -------------------------------------------------------------------------------------------------------
 
     def _flat(self) -> list[BlockSpan]:
         """Blocks that begin at each weighted layer between cuts, of the kind that does most of the work."""
         groups: list[_LayerGroup] = []
-        for stretch in self._stretches():
-            kind = self._weighted(*stretch)
-            if kind is not None or (groups and not (groups[-1].kind is not None and self._light(*stretch))):
-                groups.append(_LayerGroup(kind, [stretch]))
+        for first, last in self._stretches():
+            kind = self._weighted(first, last)
+            if kind is not None or (groups and not (groups[-1].kind is not None and self._light(first, last))):
+                groups.append(_LayerGroup(kind, first, last))
             elif groups:
-                groups[-1].stretches.append(stretch)
+                groups[-1].last = last
         amounts: dict[str, float] = {}
         for group in groups:
             if group.kind is not None:
@@ -171,10 +149,7 @@ class BlockFinder:
         blocks = [group for group in groups if group.kind == main]
         if len(blocks) < 2:  # nothing repeats: every weighted layer is a block
             blocks = [group for group in groups if group.kind is not None]
-        return [
-            BlockSpan(group.first, group.last, self._layer_name(group.first), self._layers(group.stretches))
-            for group in blocks
-        ]
+        return [self._flat_span(group.first, group.last) for group in blocks]
 
     def _stretches(self) -> list[tuple[int, int]]:
         """(first, last) between neighbouring cuts."""
@@ -203,15 +178,12 @@ class BlockFinder:
             return type(self.module_of(str(node.target))).__name__
         return str(getattr(node.target, "__name__", node.target))
 
-    def _layers(self, stretches: list[tuple[int, int]]) -> str:
-        return "-".join(self._layer(node) for first, last in stretches for node in self.flow.order[first : last + 1])
-
-    def _layer_name(self, position: int) -> str:
-        node = self.flow.order[position]
-        if node.op == "call_module":
-            return str(node.target)
-        path = module_path(node)
-        return f"{path}.{node.name}" if path else node.name
+    def _flat_span(self, first: int, last: int) -> BlockSpan:
+        """A stretch named by its first layer, of the kind of its layers."""
+        nodes = self.flow.order[first : last + 1]
+        called, path = nodes[0].op == "call_module", module_path(nodes[0])
+        name = str(nodes[0].target) if called else f"{path}.{nodes[0].name}".lstrip(".")
+        return BlockSpan(first, last, name, "-".join(map(self._layer, nodes)))
 
     # What lies between ----------------------------------------------------------------------------------------------
 
@@ -233,12 +205,11 @@ class BlockFinder:
         stacks = [list(self.flow.order[i].meta.get("nn_module_stack", {})) for i in range(first, last + 1)]
         shared = [paths[0] for paths in zip(*stacks, strict=False) if len(set(paths)) == 1]
         inner = shared[-1] if shared else ""
-        whole = any((call.first, call.last, call.path) == (first, last, inner) for call in self.calls)
-        name = inner if whole else self._layer_name(first)
-        return BlockSpan(first, last, name, self._kind(inner) if whole else self._layers([(first, last)]))
+        whole = (call for _, call in self.calls if (call.first, call.last, call.name) == (first, last, inner))
+        return next(whole, None) or self._flat_span(first, last)
 
 
-def _outermost(calls: list[_ModuleCall]) -> Iterator[_ModuleCall]:
+def _outermost(calls: list[BlockSpan]) -> Iterator[BlockSpan]:
     """Of calls that contain one another, the outermost."""
     end = -1
     for call in sorted(calls, key=lambda call: (call.first, -call.last)):

@@ -143,9 +143,12 @@ def flow_of(capture: Capture, *, broadcast: bool = False) -> Flow:
     depends = dependencies(capture.graph)
     order = tuple(node for node in capture.graph.nodes if node.op != "output" and depends[node].on_both)
     position = {node: i for i, node in enumerate(order)}
-    last_read = tuple(
-        max((_read_position(user, position) for user in node.users), default=i) for i, node in enumerate(order)
-    )
+
+    def read_position(user: fx.Node) -> int:
+        """Never where it reads a size only; behind all where it is no state itself."""
+        return -1 if user.target is size_of else position.get(user, len(position))
+
+    last_read = tuple(max(map(read_position, node.users), default=i) for i, node in enumerate(order))
     liveness = _Liveness(order, last_read, capture)
     start, births = liveness.best_region() if broadcast else (0, frozenset())
     return Flow(
@@ -157,11 +160,6 @@ def flow_of(capture: Capture, *, broadcast: bool = False) -> Flow:
         depends=depends,
         last_read=last_read,
     )
-
-
-def _read_position(user: fx.Node, position: dict[fx.Node, int]) -> int:
-    """The position at which a user reads: never where it reads a size only, behind all where it is no state itself."""
-    return -1 if user.target is size_of else position.get(user, len(position))
 
 
 def _living(last_read: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:

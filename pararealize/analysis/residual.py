@@ -87,8 +87,12 @@ class Residual:
         """
         u, total = z, None
         for addition in self.additions:
-            alone = len(self.additions) == 1
-            k = _copy(graph, addition, {**copies, addition.x: u}, name if alone else None)
+            copied = {**copies, addition.x: u}
+            for node in addition.nodes:
+                label = name if node is addition.branch and len(self.additions) == 1 else None
+                args, kwargs = fx.map_arg((node.args, node.kwargs), copied.__getitem__)
+                copied[node] = graph.create_node(node.op, node.target, args, kwargs, name=label or node.name)
+            k = copied[addition.branch]
             total = k if total is None else graph.create_node("call_function", operator.add, (total, k), name=name)
             if addition is not self.additions[-1]:
                 u = graph.call_function(operator.add, (u, k))
@@ -239,12 +243,3 @@ def _successor(residual: Residual, beginning: Mapping[fx.Node, list[Residual]]) 
         if alone and not (residual.post is not None and successor.post is None):
             return successor
     return None
-
-
-def _copy(graph: fx.Graph, addition: Addition, copies: dict[fx.Node, fx.Node], name: str | None) -> fx.Node:
-    """Append f's operations to a graph and to ``copies``; the node of f's value."""
-    for node in addition.nodes:
-        label = name if node is addition.branch and name else node.name
-        args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-        copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=label)
-    return copies[addition.branch]

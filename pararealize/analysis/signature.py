@@ -24,7 +24,9 @@ def signatures(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) 
     for node in nodes:
         references = str(fx.map_arg((node.args, node.kwargs), lambda argument: _reference(argument, index)))
         module = module_of(str(node.target)) if node.op == "call_module" else None
-        structure.append((node.op, _label(node, module), tuple(_links(node, index))))
+        # for each input that is computed inside, how many nodes ago; 0 for what comes from outside
+        links = tuple(index[node] - index[a] if a in index else 0 for a in node.all_input_nodes)
+        structure.append((node.op, _label(node, module), links))
         exact.append((node.op, _label(node, module), references, _exact(node, module)))
     return _digest(structure), _digest(exact)
 
@@ -71,11 +73,6 @@ def _label(node: fx.Node, module: nn.Module | None) -> str:
     kernel = (getattr(module, "kernel_size", None), getattr(module, "stride", None))
     depthwise = getattr(module, "groups", 1) == getattr(module, "in_channels", 0)
     return f"{type(module).__name__}{kernel if kernel != (None, None) else ''}{' depthwise' if depthwise else ''}"
-
-
-def _links(node: fx.Node, index: dict[fx.Node, int]) -> list[int]:
-    """For each input that is computed inside, how many nodes ago; 0 for what comes from outside."""
-    return [index[node] - index[argument] if argument in index else 0 for argument in node.all_input_nodes]
 
 
 def _reference(argument: fx.Node, index: dict[fx.Node, int]) -> str:

@@ -85,8 +85,7 @@ class Copies(nn.Module):
 def takes_context(module: nn.Module) -> bool:
     """Whether a coarse module is called ``F(r, *context)``: copied blocks, or a graph of several inputs."""
     if isinstance(module, fx.GraphModule):
-        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
-        return len(inputs) > 1
+        return len(list(module.graph.find_nodes(op="placeholder"))) > 1
     return bool(getattr(module, "needs_context", False))
 
 

@@ -168,11 +168,11 @@ def equal_cuts(stages: Sequence[tuple[int, int]], n: int) -> tuple[tuple[int, ..
     """
     lengths = [last - first + 1 for first, last in stages]
     shares = _shares(lengths, n)
-    starts = []
-    for (first, _), length, share in zip(stages, lengths, shares, strict=True):
-        for part in range(share):
-            longer = min(part, length % share)
-            starts.append(first + part * (length // share) + longer)
+    starts = [
+        first + part * (length // share) + min(part, length % share)  # the longer ones are the first
+        for (first, _), length, share in zip(stages, lengths, shares, strict=True)
+        for part in range(share)
+    ]
     starts[0] = 0
     note = "" if len(set(shares)) == 1 else f"{n} segments over {len(stages)} stages: {', '.join(map(str, shares))}"
     return tuple(starts), note

@@ -6,10 +6,10 @@ with a :class:`FieldError`, but only once someone asks for the field of a run of
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial, reduce
 
 import torch
 from torch import fx, nn
@@ -113,7 +113,7 @@ class Fields:
         unknown = dict.fromkeys(str(field) for field in run if isinstance(field, FieldError))
         if unknown:
             raise FieldError("\n".join(unknown))
-        return functools.reduce(ReceptiveField.then, (field for field in run if isinstance(field, ReceptiveField)))
+        return reduce(ReceptiveField.then, (field for field in run if isinstance(field, ReceptiveField)))
 
     def __str__(self) -> str:
         return "\n".join(f"{name}: {field}" for name, field in zip(self.names, self.blocks, strict=True))
@@ -130,14 +130,8 @@ def receptive_fields(chain: BlockChain) -> Fields:
         >>> print(fields.of(0, 1))
         9×9, stride 1×1, start -4×-4
     """
-    fields: dict[str, ReceptiveField | FieldError] = {}
-    for block in chain.blocks:
-        if block.exact_signature not in fields:
-            fields[block.exact_signature] = _field_of_block(chain, block)
-    return Fields(
-        names=tuple(block.name for block in chain.blocks),
-        blocks=tuple(fields[block.exact_signature] for block in chain.blocks),
-    )
+    blocks = chain.for_each_block(partial(_field_of_block, chain))
+    return Fields(names=tuple(block.name for block in chain.blocks), blocks=blocks)
 
 
 def _field_of_block(chain: BlockChain, block: Block) -> ReceptiveField | FieldError:
