@@ -22,9 +22,9 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .operations import after, fields_of, is_computed, storage_of, tensors_in
+from .operations import after, fields_of, is_computed, tensors_in
 
-__all__ = ["NodeTable", "UnreadableError"]
+__all__ = ["NodeTable", "UnreadableError", "storage_of"]
 
 _BASE_TYPES = (str, int, float, bool, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, range)
 
@@ -215,3 +215,8 @@ class NodeTable:
         node = self.graph.call_function(type(value), (), arguments)
         node.meta.update(val=value, nn_module_stack={"": type(self._model)})
         return node
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Equal for tensors that look into one storage, while it lives."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)

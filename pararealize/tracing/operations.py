@@ -12,17 +12,7 @@ from torch import fx
 
 from pararealize.errors import ExampleError
 
-__all__ = [
-    "after",
-    "as_captured",
-    "check_plain",
-    "describe",
-    "fields_of",
-    "is_computed",
-    "setitem",
-    "storage_of",
-    "tensors_in",
-]
+__all__ = ["after", "as_captured", "check_plain", "describe", "fields_of", "is_computed", "setitem", "tensors_in"]
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "and", "or", "xor")
 _OTHERS = (
@@ -118,8 +108,3 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     for item in items:
         yield from tensors_in(item)
-
-
-def storage_of(tensor: torch.Tensor) -> int:
-    """Equal for tensors that look into one storage, while it lives."""
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pararealize.tracing.node_table import NodeTable, UnreadableError
+from pararealize.tracing.node_table import NodeTable, UnreadableError, storage_of
 from pararealize.tracing.operations import after
 
 
@@ -185,3 +185,11 @@ def test_outputs_are_rebuilt_in_their_own_class(table: NodeTable) -> None:
     assert rebuilt[2] == {"z": (node,)}
     with pytest.raises(UnreadableError, match=r"its output 'cache' is a object.*use_cache"):
         table.output(Output(x, cache=object()))
+
+
+def test_views_look_into_one_storage() -> None:
+    x = torch.zeros(4, 4)
+    assert storage_of(x) == storage_of(x[1:].T) == storage_of(x.detach())
+    assert storage_of(x) != storage_of(x.clone())
+    sparse = torch.eye(2).to_sparse()
+    assert storage_of(sparse) != storage_of(torch.eye(2).to_sparse())

@@ -21,7 +21,6 @@ from pararealize.tracing.operations import (
     fields_of,
     is_computed,
     setitem,
-    storage_of,
     tensors_in,
 )
 
@@ -145,14 +144,6 @@ def test_tensors_within_containers_in_order():
     value = [a, {"x": (b, "text"), "y": OrderedDict(z=c)}, None, slice(d, None, e)]
     assert [int(t) for t in tensors_in(value)] == [0, 1, 2, 3, 4]
     assert list(tensors_in("abc")) == []
-
-
-def test_views_look_into_one_storage():
-    x = torch.zeros(4, 4)
-    assert storage_of(x) == storage_of(x[1:].T) == storage_of(x.detach())
-    assert storage_of(x) != storage_of(x.clone())
-    sparse = torch.eye(2).to_sparse()
-    assert storage_of(sparse) != storage_of(torch.eye(2).to_sparse())
 
 
 def test_what_comes_from_sizes_alone_is_not_computed():
