@@ -110,10 +110,7 @@ def read_run_state(folder: Path) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads((folder / PLAIN).read_text(encoding="utf-8"))
         kind = plain["schema"], plain["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"the checkpoint {str(folder)!r} cannot be read ({type(error).__name__}: {error}); remove this folder, and "
-            "the run goes on from the one before"
-        ) from error
+        raise _unreadable(folder, type(error).__name__, error) from error
     if kind != (SCHEMA, VERSION):
         raise CheckpointError(
             f"the checkpoint {str(folder)!r} is of schema {kind[0]!r}, version {kind[1]!r}, and this is {SCHEMA!r}, "
@@ -179,7 +176,9 @@ def _opened(folder: Path, name: str) -> Iterator[Any]:
         with safe_open(str(folder / name), framework="pt") as file:
             yield file
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the checkpoint {str(folder)!r} cannot be read ({name}: {error}); remove this folder, and the run goes on "
-            "from the one before"
-        ) from error
+        raise _unreadable(folder, name, error) from error
+
+
+def _unreadable(folder: Path, where: str, error: Exception) -> CheckpointError:
+    text = f"the checkpoint {str(folder)!r} cannot be read ({where}: {error}); remove this folder, and the run goes on "
+    return CheckpointError(text + "from the one before")
