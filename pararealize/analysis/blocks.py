@@ -126,8 +126,7 @@ class BlockChain:
     def piece(self, block: Block) -> Piece:
         """Any one block, or the head, as a module; the stem as a module of the network's own inputs."""
         if block is self.stem:
-            placeholders = [node for node in self.capture.graph.nodes if node.op == "placeholder"]
-            return self._piece(tuple(placeholders), block.output)
+            return self._piece(tuple(self.capture.graph.find_nodes(op="placeholder")), block.output)
         return self._piece((block.input, *block.context), block.output)
 
     def _piece(self, inputs: tuple[fx.Node, ...], output: fx.Node) -> Piece:
@@ -279,8 +278,8 @@ def _source(flow: Flow) -> Space | None:
     """The space of the raw input, where it is one floating-point tensor with a batch."""
     tensors = [
         node
-        for node in flow.capture.graph.nodes
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor) and node.users
+        for node in flow.capture.graph.find_nodes(op="placeholder")
+        if isinstance(node.meta.get("val"), torch.Tensor) and node.users
     ]
     if len(tensors) != 1 or not tensors[0].meta["val"].is_floating_point() or tensors[0].meta["val"].ndim < 2:
         return None

@@ -35,7 +35,6 @@ __all__ = [
     "BlockCost",
     "Costs",
     "Split",
-    "Unit",
     "count_costs",
     "count_module",
     "measure_costs",

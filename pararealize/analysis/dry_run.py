@@ -61,8 +61,7 @@ def stand_in_inputs(piece: fx.GraphModule, stand_in: StandIn, *, first: bool) ->
             torch.Tensor, lambda leaf: with_gradient(stand_in(leaf.detach()), flows), node.meta["val"]
         )
 
-    placeholders = [node for node in piece.graph.nodes if node.op == "placeholder"]
-    return [value(node, not first and i == 0) for i, node in enumerate(placeholders)]
+    return [value(node, not first and i == 0) for i, node in enumerate(piece.graph.find_nodes(op="placeholder"))]
 
 
 def with_gradient(tensor: torch.Tensor, flows: bool) -> torch.Tensor:
