@@ -201,12 +201,12 @@ def _evaluate_exactly(net: LayerParallel | LayerStage) -> None:
     """
     before: list[bool] = []
 
-    def enter(module: nn.Module, inputs: Any) -> None:  # noqa: ARG001
-        before.append(net.exact)
-        net.exact = net.exact or not net.training
+    def enter(module: Any, inputs: Any) -> None:  # noqa: ARG001
+        before.append(module.exact)
+        module.exact = module.exact or not module.training
 
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
-        net.exact = before.pop()
+    def leave(module: Any, inputs: Any, output: Any) -> None:  # noqa: ARG001
+        module.exact = before.pop()  # of the module that was called, which may be a copy of this network
 
     net.register_forward_pre_hook(enter)
     net.register_forward_hook(leave, always_call=True)
