@@ -96,7 +96,7 @@ class _Reader:
         first, second = sorted(sum_node.all_input_nodes, key=self.position.__getitem__)
         candidate = self._candidate(sum_node, first, second) or self._candidate(sum_node, second, first)
         if candidate is None:
-            shortcut = min(first, second, key=_length)
+            shortcut = min(first, second, key=_length)  # the shorter way back to where it was branched off
             return f"its shortcut is not the identity but {_named(shortcut)}"
         fault = next(self._faults(candidate), None)
         if fault is not None:

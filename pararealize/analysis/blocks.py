@@ -244,7 +244,10 @@ def _block(
     *,
     reading: tuple[fx.Node, ...],
 ) -> Block:
-    """The block of these nodes between two interfaces; its context is what ``reading`` reads from outside."""
+    """The block of these nodes between two interfaces; its context is what ``reading`` reads from outside.
+
+    ``shared`` are values of parameters alone that several blocks read.
+    """
     signature, exact = signatures(nodes, flow.capture.graph_module.get_submodule)
     return Block(
         name=name,
