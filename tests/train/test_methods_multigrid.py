@@ -52,19 +52,6 @@ def test_options_reach_the_network() -> None:
         build("oneshot", Peaks(), Options(example_inputs=data.example(), more={"levels": 9, "coarsening": 2}))
 
 
-def test_a_copy_is_scored_as_it_is_by_itself() -> None:
-    """A deep copy has the hooks too; they switch the copy and not the network that it was made from."""
-    data = load("peaks", count=(100, 20))
-    net = build("multigrid", Peaks(), Options(example_inputs=data.example(), more={"coarsening": 2})).net
-    twin = copy.deepcopy(net).eval()
-    x = torch.randn(3, 2)
-    with twin.serially():
-        expected = twin(x)
-    assert torch.equal(twin(x), expected)
-    assert not net.exact
-    assert not twin.exact
-
-
 WATCH = {"every": 3, "cosine": 0.99999, "residual": 0.15, "exact_after": 9}  # raises after steps 3 and 6
 
 
