@@ -105,7 +105,7 @@ class ReplicaAverage:
         wait: Callable[[dist.Work], None],
     ) -> None:
         self.group, self.size, self.wait = group, size, wait
-        self._phases = sorted(phases, key=lambda item: item[1])
+        self._phases = phases
         self._trained: tuple[bool, ...] = ()
         self._buckets: list[Bucket] = []
         self._place: dict[nn.Parameter, tuple[Bucket, int]] = {}
@@ -143,17 +143,13 @@ class ReplicaAverage:
             bucket.work = bucket.flat = None
 
     def _arrange(self) -> None:
-        by_phase: dict[int, list[nn.Parameter]] = {}
-        for parameter, phase in self._phases:
-            if parameter.requires_grad:
-                by_phase.setdefault(phase, []).append(parameter)
-                if parameter not in self._hooked:
-                    self._hooked.add(parameter)
-                    parameter.register_post_accumulate_grad_hook(self._accumulated)
-        # within a phase gradients come about in the reverse order of the forward pass
-        order = [parameter for phase in sorted(by_phase) for parameter in reversed(by_phase[phase])]
+        last = {parameter: phase for parameter, phase in self._phases if parameter.requires_grad}
+        for parameter in last.keys() - self._hooked:
+            parameter.register_post_accumulate_grad_hook(self._accumulated)
+        self._hooked |= last.keys()
+        order = list(reversed(last))  # within a phase gradients come about in the reverse order of the forward pass,
+        order.sort(key=last.__getitem__)  # which this leaves as it is: sorting is stable
         self._buckets = make_buckets(order, self.size)
-        last = dict(self._phases)
         self._place = {p: (bucket, last[p]) for bucket in self._buckets for p in bucket.parameters}
 
     def _accumulated(self, parameter: torch.Tensor) -> None:

@@ -170,9 +170,8 @@ class SegmentPartition(Partition):
         labels = []
         for rank, (first, last) in enumerate(runs):
             which = f"segment {first}" if first == last else f"segments {first} to {last}"
-            labels.append(
-                f"{rank} ({which}, {plan.segments[first - 1].first_block} to {plan.segments[last - 1].last_block})"
-            )
+            ends = f"{plan.segments[first - 1].first_block} to {plan.segments[last - 1].last_block}"
+            labels.append(f"{rank} ({which}, {ends})")
         return cls(
             runs=tuple(runs),
             labels=tuple(labels),

@@ -329,11 +329,8 @@ class Stage(nn.Module):
             CheckpointError: with ``strict``, keys of this rank are missing, or keys are no rank's.
         """
         wanted, tied_names = self.state_dict(), self.tied_names
-        tensors = {}
-        for key in wanted:
-            names = [name for name in (key, *tied_names.get(key, ())) if name in state_dict]
-            if names:
-                tensors[key] = state_dict[names[0]]
+        sources = {key: [name for name in (key, *tied_names.get(key, ())) if name in state_dict] for key in wanted}
+        tensors = {key: state_dict[names[0]] for key, names in sources.items() if names}
         missing = [key for key in wanted if key not in tensors]
         unknown = [key for key in state_dict if key not in tied_names]
         if strict and (missing or unknown):
