@@ -105,10 +105,16 @@ def calibrate(
         say("measuring the errors after")
         after = measure_errors(interfaces, tested)
     return Calibration(
-        model=net.plan.model, n=net.plan.n, coarse=net.plan.coarse, samples=record.samples, tested=tested.samples,
-        held_out=test is not None, accuracy=after.accuracy, fits=tuple(fits),
+        model=net.plan.model,
+        n=net.plan.n,
+        coarse=net.plan.coarse,
+        samples=record.samples,
+        tested=tested.samples,
+        held_out=test is not None,
+        accuracy=after.accuracy,
+        fits=tuple(fits),
         stages=(before.errors("before"), after.errors("after")),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,9 +81,18 @@ def load(
     if count is not None and min(count) < 1:
         raise DataError(f"count = {count} leaves a part empty; write two positive numbers, for training and test")
     request = _Request(
-        name=name, variant=variant, batch_size=batch_size, seed=seed, data_dir=data_dir, augment=augment,
-        image_size=image_size, channels=channels, count=count, data_seed=data_seed, progress=progress,
-    )  # fmt: skip
+        name=name,
+        variant=variant,
+        batch_size=batch_size,
+        seed=seed,
+        data_dir=data_dir,
+        augment=augment,
+        image_size=image_size,
+        channels=channels,
+        count=count,
+        data_seed=data_seed,
+        progress=progress,
+    )
     data = entry.make(request)
     if entry.augmented if augment is None else augment:
         padding = max(1, data.shape[-1] // PADDING_SHARE)
@@ -180,9 +189,12 @@ def _fewer(data: InMemory, count: tuple[int, int] | None) -> InMemory:
         return data
     train, test = choose(len(data.labels), count[0]), choose(len(data.test_labels), count[1])
     return replace(
-        data, images=data.images[train], labels=data.labels[train], test_images=data.test_images[test],
+        data,
+        images=data.images[train],
+        labels=data.labels[train],
+        test_images=data.test_images[test],
         test_labels=data.test_labels[test],
-    )  # fmt: skip
+    )
 
 
 def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channels: int = 3) -> Dataset:
@@ -227,9 +239,15 @@ def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channel
     mean, deviation = images[train].mean(), images[train].std()
     images = ((images - mean) / deviation).repeat(1, channels, 1, 1)
     return Dataset(
-        name="digits", classes=10, batch_size=batch_size, seed=seed, images=images[train], labels=labels[train],
-        test_images=images[test], test_labels=labels[test],
-    )  # fmt: skip
+        name="digits",
+        classes=10,
+        batch_size=batch_size,
+        seed=seed,
+        images=images[train],
+        labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

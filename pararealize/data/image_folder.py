@@ -96,9 +96,12 @@ def read(
         for part, choice in ((paths, numbers), (test_paths, test_numbers))
     )
     return Split(
-        classes=len(names), images=images, labels=labels[numbers], test_images=test_images,
+        classes=len(names),
+        images=images,
+        labels=labels[numbers],
+        test_images=test_images,
         test_labels=test_labels[test_numbers],
-    )  # fmt: skip
+    )
 
 
 def _list(part: Path) -> tuple[list[str], list[str], Tensor]:

@@ -274,10 +274,18 @@ class _Training:
             self.save()
         if self.report is not None and self.processes.is_first:
             progress = Progress(
-                step=self.step, steps=self.steps, epoch=epoch, epochs=self.recipe.epochs, loss=loss, error=error, lr=lr,
-                rate=self.rate_meter.rate, left=self.rate_meter.left(self.steps - self.step), score=score,
+                step=self.step,
+                steps=self.steps,
+                epoch=epoch,
+                epochs=self.recipe.epochs,
+                loss=loss,
+                error=error,
+                lr=lr,
+                rate=self.rate_meter.rate,
+                left=self.rate_meter.left(self.steps - self.step),
+                score=score,
                 events=events,
-            )  # fmt: skip
+            )
             self.report(progress)
 
     def end_row(self, epoch: int, lr: float, gradient: float) -> StepRow:

@@ -129,10 +129,19 @@ def parareal(model: nn.Module, options: Options) -> Built:
     if options.n is None and options.plan is None:
         raise PlanError("the method 'parareal' needs n, the number of segments (--n 3), or a plan")
     net = pararealize(
-        model, options.n, devices=options.devices, example_inputs=options.example_inputs, coarse=options.coarse,
-        cuts=options.cuts, source=options.source, stem_blocks=options.stem_blocks, seed=options.seed,
-        cost=options.cost, leaf_modules=options.leaf_modules, plan=options.plan,
-    )  # fmt: skip
+        model,
+        options.n,
+        devices=options.devices,
+        example_inputs=options.example_inputs,
+        coarse=options.coarse,
+        cuts=options.cuts,
+        source=options.source,
+        stem_blocks=options.stem_blocks,
+        seed=options.seed,
+        cost=options.cost,
+        leaf_modules=options.leaf_modules,
+        plan=options.plan,
+    )
     if options.mesh is None:
         return Built(net=net)
     return Built(net=net.distribute(options.mesh, timeout=options.timeout, seed=options.seed))
