@@ -10,7 +10,7 @@ from pararealize import models
 from pararealize.plan.plan import Plan
 from pararealize.table import count
 from pararealize_cli import report
-from tests.handmade import make_plan
+from tests.drawn_plans import make_plan
 
 
 def test_plan_tables_show_every_part():

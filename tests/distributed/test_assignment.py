@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pararealize import Plan
 from pararealize.distributed.assignment import assign
 from pararealize.errors import DistributedError
-from tests.handmade import make_plan
+from tests.drawn_plans import make_plan
 
 
 def with_costs(fine: list[float], coarse: list[float]) -> Plan:

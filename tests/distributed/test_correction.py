@@ -15,7 +15,7 @@ from pararealize.distributed.activity import Activity
 from pararealize.distributed.messages.point_to_point import PointToPoint
 from pararealize.errors import DistributedError
 from pararealize.plan.timeline import Timeline
-from tests.beside import (
+from tests.rank_comparison import (
     TIGHT,
     accumulate,
     check,

@@ -15,8 +15,8 @@ from torch import nn
 
 from pararealize import pararealize
 from pararealize.errors import DistributedError
-from tests.beside import converted, mean_square, mesh_of
 from tests.models import SmallResNet
+from tests.rank_comparison import converted, mean_square, mesh_of
 from tests.ranks import on_ranks
 
 

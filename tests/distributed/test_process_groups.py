@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from pararealize.distributed.process_groups import ProcessGroups
 from pararealize.errors import DistributedError
-from tests.beside import mesh_of
+from tests.rank_comparison import mesh_of
 from tests.ranks import on_ranks
 
 LIMIT = timedelta(seconds=20)

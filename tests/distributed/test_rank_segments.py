@@ -8,7 +8,7 @@ from pararealize.distributed.assignment import assign
 from pararealize.distributed.partition import SegmentPartition
 from pararealize.distributed.rank_modules import copy_modules
 from pararealize.distributed.rank_segments import RankSegments
-from tests.beside import converted
+from tests.rank_comparison import converted
 
 
 def segments_of(net, rank, ranks):

@@ -16,8 +16,8 @@ from pararealize.distributed.process_groups import ProcessGroups
 from pararealize.distributed.rank_modules import copy_modules
 from pararealize.distributed.rank_setup import agree_on_partition, refuse_norms, set_up_rank
 from pararealize.errors import DistributedError
-from tests.beside import converted, mesh_of
 from tests.models import SmallResNet
+from tests.rank_comparison import converted, mesh_of
 from tests.ranks import on_ranks
 
 

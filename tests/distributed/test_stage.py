@@ -11,7 +11,8 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from pararealize import pararealize
 from pararealize.errors import CheckpointError, DistributedError
-from tests.beside import (
+from tests.models import LanguageModel
+from tests.rank_comparison import (
     TIGHT,
     accumulate,
     converted,
@@ -23,7 +24,6 @@ from tests.beside import (
     optimiser,
     vectors,
 )
-from tests.models import LanguageModel
 from tests.ranks import on_ranks
 
 

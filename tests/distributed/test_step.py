@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.beside import NETWORKS, TIGHT, check, follow
+from tests.rank_comparison import NETWORKS, TIGHT, check, follow
 from tests.ranks import on_ranks
 
 

@@ -9,7 +9,7 @@ from pararealize.distributed.assignment import assign
 from pararealize.distributed.partition import SegmentPartition
 from pararealize.distributed.rank_modules import copy_modules
 from pararealize.distributed.tied_parameters import TiedParameters, counted_parameters
-from tests.beside import converted, distance, furthest, mesh_of
+from tests.rank_comparison import converted, distance, furthest, mesh_of
 from tests.ranks import on_ranks
 
 

@@ -15,8 +15,8 @@ from pararealize.multigrid.times import LayerTimes
 from pararealize.plan.timeline_figure import draw_timeline
 from pararealize.plan.trace import chrome_trace
 from pararealize.plan.transfer import Transfer
-from tests.beside import mesh_of, vectors
 from tests.models import StochasticDepth
+from tests.rank_comparison import mesh_of, vectors
 from tests.ranks import on_ranks
 
 F, B, BX = 64.0, 128.0, 80.0

@@ -9,7 +9,7 @@ import pytest
 from pararealize.errors import OutputError
 from pararealize.plan import figure
 from pararealize.train.run.curves import draw_losses
-from tests.handmade import make_plan
+from tests.drawn_plans import make_plan
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12, 24])

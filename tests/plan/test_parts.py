@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pararealize.plan.parts import Part
-from tests.handmade import make_plan
+from tests.drawn_plans import make_plan
 
 PARTS = [
     Part(kind="stem", target="stem"),

@@ -16,7 +16,7 @@ from pararealize.errors import PlanError
 from pararealize.plan.plan import Plan, fingerprint, plan_text
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
-from tests.handmade import make_plan
+from tests.drawn_plans import make_plan
 
 
 def chain_of(model: nn.Module, x: torch.Tensor):

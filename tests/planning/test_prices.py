@@ -12,7 +12,7 @@ from pararealize.analysis.cost import PER_ELEMENT, BlockCost, Costs, count_modul
 from pararealize.errors import FieldError
 from pararealize.models import resnet20
 from pararealize.planning.search import plan_segments
-from tests.known import known
+from tests.planning_inputs import known
 
 
 @pytest.fixture(scope="module")

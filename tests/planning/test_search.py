@@ -20,7 +20,7 @@ from pararealize.plan.simulation import simulate
 from pararealize.plan.transfer import Transfer
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
-from tests.known import known
+from tests.planning_inputs import known
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from pararealize import layer_parallel, pararealize, run_local
 from pararealize.distributed.training_processes import TrainingProcesses, processes_of
 from pararealize.models import resnet20
 from pararealize.train.nonfinite import backward_fault, forward_fault
-from tests.beside import mesh_of
 from tests.models import StochasticDepth
+from tests.rank_comparison import mesh_of
 from tests.ranks import on_ranks
 from tests.training import WIDTH, chain, network
 

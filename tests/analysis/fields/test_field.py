@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from pararealize.analysis.fields.field import Fields, ReceptiveField
 from pararealize.errors import CutError, FieldError
-from tests.support import Lambda, field_of
+from tests.field_oracle import Lambda, field_of
 
 kernels = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3))
 

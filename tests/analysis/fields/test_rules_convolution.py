@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.support import assert_covers, field_of, positive, support
+from tests.field_oracle import assert_covers, field_of, positive, support
 
 quick = settings(deadline=None, max_examples=60)
 kernels = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 3))

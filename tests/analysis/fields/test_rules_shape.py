@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.support import Lambda, assert_covers
+from tests.field_oracle import Lambda, assert_covers
 
 EIGHT = torch.ones(8, 8, dtype=torch.float64)
 FOUR = EIGHT[:, :4].expand(2, 8, 8, 4)

@@ -16,7 +16,7 @@ from pararealize.distributed.checkpoint.collective import (
     together,
 )
 from pararealize.errors import CheckpointError, DistributedError, OutputError
-from tests.beside import mesh_of
+from tests.rank_comparison import mesh_of
 from tests.ranks import on_ranks
 
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state, load_optimizer_state
 from pararealize.errors import CheckpointError
-from tests import parts, ring
-from tests.beside import converted, distance, mean_square, mesh_of
+from tests import failing_ranks, rank_networks
+from tests.rank_comparison import converted, distance, mean_square, mesh_of
 from tests.ranks import on_ranks
 
 
@@ -64,7 +64,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
     ("settings", "rank 1 has groups of parameters"), ("strangers", "rank 1: 2 of the optimiser's parameters are not")
 ])  # fmt: skip
 def test_what_is_wrong_on_one_rank_is_told_by_all(tmp_path: Path, way: str, told: str) -> None:
-    for end in ring.launch(2, tmp_path, way, seconds=60, target=parts.fail):
+    for end in failing_ranks.launch(2, tmp_path, way, seconds=60, target=rank_networks.fail):
         assert (end["code"], end["type"]) == (0, "CheckpointError"), end
         assert told in end["error"]
 

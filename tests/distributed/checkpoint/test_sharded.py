@@ -9,7 +9,7 @@ from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state
 from pararealize.distributed.checkpoint.sharded import load_sharded, save_sharded
 from pararealize.distributed.checkpoint.state import gather_state_dict, load_state
 from pararealize.errors import CheckpointError, OutputError
-from tests import parts, ring
+from tests import failing_ranks, rank_networks
 from tests.distributed.checkpoint.test_state import same
 
 
@@ -17,16 +17,16 @@ from tests.distributed.checkpoint.test_state import same
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranks, dp = request.param
     folder = tmp_path_factory.mktemp("saved")
-    ends = ring.launch(ranks, folder, dp, seconds=60, target=parts.save_all)
+    ends = failing_ranks.launch(ranks, folder, dp, seconds=60, target=rank_networks.save_all)
     assert [end["code"] for end in ends] == [0] * ranks
     return folder
 
 
-def alone(steps: int) -> tuple[parts.Network, torch.optim.Optimizer]:
+def alone(steps: int) -> tuple[rank_networks.Network, torch.optim.Optimizer]:
     """The one-process network after so many steps."""
-    network = parts.Network()
+    network = rank_networks.Network()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    parts.train(network, optimizer, steps)
+    rank_networks.train(network, optimizer, steps)
     return network, optimizer
 
 
@@ -45,24 +45,24 @@ def test_what_ranks_save_is_the_one_process_network(saved: Path) -> None:
         assert sorted(gathered["groups"][0]["params"]) == sorted(state["groups"][0]["params"])
         assert gathered["groups"][0]["lr"] == 0.01
     for load, name in ((load_state, "one.safetensors"), (load_sharded, "many")):
-        other = parts.Network(1)
+        other = rank_networks.Network(1)
         load(other, saved / name)
         assert same(gather_state_dict(other), expected)
 
 
 def test_every_tensor_is_written_once(saved: Path) -> None:
     keys = [key for path in (saved / "many").iterdir() for key in load_file(path)]
-    assert sorted(keys) == sorted(parts.Network().state_dict())
+    assert sorted(keys) == sorted(rank_networks.Network().state_dict())
     assert len(list((saved / "many").iterdir())) > 1
     assert [path.name for path in saved.glob(".*")] == []
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_any_number_of_ranks_goes_on_as_one_process_would(saved: Path, tmp_path: Path, ranks: int) -> None:
-    ends = ring.launch(ranks, tmp_path, str(saved), seconds=60, target=parts.load_all)
+    ends = failing_ranks.launch(ranks, tmp_path, str(saved), seconds=60, target=rank_networks.load_all)
     assert [end["code"] for end in ends] == [0] * ranks
     network, optimizer = alone(2)
-    parts.train(network, optimizer)
+    rank_networks.train(network, optimizer)
     assert same(load_file(tmp_path / "after.safetensors"), gather_state_dict(network))
 
 
@@ -72,7 +72,7 @@ def test_any_number_of_ranks_goes_on_as_one_process_would(saved: Path, tmp_path:
     ("meta", "CheckpointError", "head.weight, head.bias on the meta device"),
 ])  # fmt: skip
 def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, way: str, error: str, told: str) -> None:
-    ends = ring.launch(2, tmp_path, way, seconds=60, target=parts.fail)
+    ends = failing_ranks.launch(2, tmp_path, way, seconds=60, target=rank_networks.fail)
     for end in ends:
         assert (end["code"], end["type"]) == (0, error), end
         assert told in end["error"], end
@@ -81,14 +81,14 @@ def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, way: str, error: st
 
 
 def test_a_crash_while_saving_leaves_no_checkpoint(tmp_path: Path) -> None:
-    ends = ring.launch(2, tmp_path, "kill", seconds=60, target=parts.fail)
+    ends = failing_ranks.launch(2, tmp_path, "kill", seconds=60, target=rank_networks.fail)
     assert [end["code"] for end in ends] == [0, 1]
     assert "error" in json.loads((tmp_path / "rank0.json").read_text())
     assert not (tmp_path / "many").exists()
 
 
 def test_one_process_saves_and_loads_the_same_way(tmp_path: Path) -> None:
-    network, other = parts.Network(0), parts.Network(1)
+    network, other = rank_networks.Network(0), rank_networks.Network(1)
     save_sharded(network, tmp_path / "a" / "many")
     load_sharded(other, tmp_path / "a" / "many")
     assert same(other.state_dict(), network.state_dict())
@@ -97,7 +97,7 @@ def test_one_process_saves_and_loads_the_same_way(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
-    network, other = parts.Network(0), parts.Network(1)
+    network, other = rank_networks.Network(0), rank_networks.Network(1)
     before = gather_state_dict(other)
     network.shared = torch.nn.Parameter(torch.zeros(6))
     del network.head
@@ -111,10 +111,10 @@ def test_a_folder_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
 def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(CheckpointError, match="no safetensors file is in it"):
-            load_sharded(parts.Network(), path)
+            load_sharded(rank_networks.Network(), path)
     (tmp_path / "x.safetensors").write_text("no tensors")
     with pytest.raises(CheckpointError, match="damaged"):
-        load_sharded(parts.Network(), tmp_path)
+        load_sharded(rank_networks.Network(), tmp_path)
 
 
 def test_real_stages_of_any_number_of_ranks_go_on_with_each_others_checkpoints(tmp_path: Path) -> None:
@@ -123,18 +123,18 @@ def test_real_stages_of_any_number_of_ranks_go_on_with_each_others_checkpoints(t
     saved = ""
     for folder, ranks, dp in zip(folders, (2, 3, 4), (1, 1, 2), strict=True):
         folder.mkdir()
-        ends = ring.launch(ranks, folder, dp, str(saved), seconds=100, target=parts.real_stages)
+        ends = failing_ranks.launch(ranks, folder, dp, str(saved), seconds=100, target=rank_networks.real_stages)
         assert [end["code"] for end in ends] == [0] * ranks
         saved = folder
-    network = parts.real(seed=1)
+    network = rank_networks.real(seed=1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for _ in range(6):
         optimizer.zero_grad()
         output = network(torch.arange(10).reshape(2, 5))
-        parts.square(output, torch.zeros(2, 5, 11)).backward()
+        rank_networks.square(output, torch.zeros(2, 5, 11)).backward()
         optimizer.step()
     expected = network.state_dict()
-    one, many = parts.real(), parts.real()
+    one, many = rank_networks.real(), rank_networks.real()
     load_state(one, folders[-1] / "one.safetensors")
     load_sharded(many, folders[-1] / "many")
     for key, value in expected.items():

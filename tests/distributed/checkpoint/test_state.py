@@ -9,7 +9,7 @@ from pararealize import pararealize
 from pararealize.distributed.checkpoint.state import gather_state_dict, load_state, save_state
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.models import resnet20
-from tests import parts, ring
+from tests import failing_ranks, rank_networks
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -23,9 +23,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 ])  # fmt: skip
 def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, way: str, error: str, told: str) -> None:
     good = tmp_path / "one.safetensors"
-    save_state(parts.Network(), good)
+    save_state(rank_networks.Network(), good)
     before = good.read_bytes()
-    ends = ring.launch(2, tmp_path, way, seconds=60, target=parts.fail)
+    ends = failing_ranks.launch(2, tmp_path, way, seconds=60, target=rank_networks.fail)
     for end in ends:
         assert (end["code"], end["type"]) == (0, error), end
         assert told in end["error"], end
@@ -34,17 +34,17 @@ def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, way: str, error: st
 
 
 def test_one_process_saves_and_loads_the_same_way(tmp_path: Path) -> None:
-    network, other = parts.Network(0), parts.Network(1)
+    network, other = rank_networks.Network(0), rank_networks.Network(1)
     save_state(network, tmp_path / "one.safetensors")
     assert same(load_file(tmp_path / "one.safetensors"), gather_state_dict(network))
     load_state(other, tmp_path / "one.safetensors")
     assert same(other.state_dict(), network.state_dict())
-    load_state(other, parts.Network(2).state_dict())
-    assert same(other.state_dict(), parts.Network(2).state_dict())
+    load_state(other, rank_networks.Network(2).state_dict())
+    assert same(other.state_dict(), rank_networks.Network(2).state_dict())
 
 
 def test_a_gathered_state_is_a_copy() -> None:
-    network = parts.Network()
+    network = rank_networks.Network()
     state = gather_state_dict(network)
     state["shared"].zero_()
     assert network.shared.abs().sum() > 0
@@ -60,9 +60,9 @@ def test_another_n_takes_the_originals_part(tmp_path: Path) -> None:
 
 
 def test_a_file_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
-    network = parts.Network()
+    network = rank_networks.Network()
     before = gather_state_dict(network)
-    state = gather_state_dict(parts.Network(1))
+    state = gather_state_dict(rank_networks.Network(1))
     save_file({**state, "shared": torch.zeros(6)}, tmp_path / "shape")
     del state["head.bias"]
     save_file(state, tmp_path / "missing")
@@ -82,7 +82,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tensors")
     for path in (tmp_path / "text", tmp_path / "nothing", tmp_path):
         with pytest.raises(CheckpointError, match="cannot be read as a safetensors file"):
-            load_state(parts.Network(), path)
+            load_state(rank_networks.Network(), path)
 
 
 def test_what_is_no_tensor_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pararealize.distributed.messages.message_order import StepMessages, message
 from pararealize.distributed.messages.point_to_point import PointToPoint
 from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import DistributedError
-from tests.beside import converted, mean_square, mesh_of
+from tests.rank_comparison import converted, mean_square, mesh_of
 from tests.ranks import on_ranks
 
 

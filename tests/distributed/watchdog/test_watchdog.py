@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pararealize import PararealizeError
 from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import DistributedError, RankError
-from tests import ring
+from tests import failing_ranks
 
 SECONDS = 20.0  # what the launcher gives a run; the watch's own time-out is longer where none is to be waited for
 
@@ -21,27 +21,27 @@ def check(ends: list[dict], culprit: int, cause: str) -> None:
         if rank != culprit:
             assert end["code"] == 0, (rank, end)
             assert (end["type"], end["rank"]) == ("RankError", culprit), (rank, end)
-            assert end["error"].startswith(f"{ring.WHO[culprit]} "), (rank, end)
+            assert end["error"].startswith(f"{failing_ranks.WHO[culprit]} "), (rank, end)
             assert cause in end["error"], (rank, end)
 
 
 def store(i: int) -> str:
-    return str(ring.free_port()) if i % 2 else "file"  # a TCPStore that rank 0 hosts, or a file
+    return str(failing_ranks.free_port()) if i % 2 else "file"  # a TCPStore that rank 0 hosts, or a file
 
 
-@pytest.mark.parametrize("i, point", list(enumerate(ring.POINTS)))
+@pytest.mark.parametrize("i, point", list(enumerate(failing_ranks.POINTS)))
 @pytest.mark.parametrize("n", [2, 3])
 def test_a_death_ends_every_rank(tmp_path: Path, i: int, point: str, n: int) -> None:
     culprit = {"send": 0, "receive": n - 1}.get(point, i % n)
-    ends = ring.launch(n, tmp_path, "kill", culprit, point, 60.0, store(i + n), seconds=SECONDS)
+    ends = failing_ranks.launch(n, tmp_path, "kill", culprit, point, 60.0, store(i + n), seconds=SECONDS)
     assert ends[culprit]["code"] == -signal.SIGKILL
     check(ends, culprit, "died (its process is gone)")
 
 
-@pytest.mark.parametrize("i, point", list(enumerate(ring.POINTS[:-1])))
+@pytest.mark.parametrize("i, point", list(enumerate(failing_ranks.POINTS[:-1])))
 def test_an_exception_ends_every_rank(tmp_path: Path, i: int, point: str) -> None:
     n, culprit = 3, {"send": 0}.get(point, 1 + i % 2)
-    ends = ring.launch(n, tmp_path, "raise", culprit, point, 60.0, store(i), seconds=SECONDS)
+    ends = failing_ranks.launch(n, tmp_path, "raise", culprit, point, 60.0, store(i), seconds=SECONDS)
     assert (ends[culprit]["type"], ends[culprit]["error"]) == ("ValueError", "a bad batch")
     check(ends, culprit, "failed ")
     check(ends, culprit, "ValueError: a bad batch")
@@ -50,7 +50,7 @@ def test_an_exception_ends_every_rank(tmp_path: Path, i: int, point: str) -> Non
 @pytest.mark.parametrize("point", ["forward", "sum"])
 def test_nobody_waits_for_one_that_raised_and_lives_on(tmp_path: Path, point: str) -> None:
     """As in a user's except clause, or a debugger: only the watch ends the others' waits then."""
-    ends = ring.launch(3, tmp_path, "linger", 1, point, 60.0, "file", seconds=SECONDS)
+    ends = failing_ranks.launch(3, tmp_path, "linger", 1, point, 60.0, "file", seconds=SECONDS)
     assert (ends[1]["code"], ends[1]["type"]) == (None, "ValueError")
     check(ends, 1, "ValueError: a bad batch")
 
@@ -65,14 +65,14 @@ def test_nobody_waits_for_one_that_raised_and_lives_on(tmp_path: Path, point: st
     ],
 )
 def test_a_hang_ends_every_rank(tmp_path: Path, kind: str, culprit: int, point: str, n: int, cause: str) -> None:
-    ends = ring.launch(n, tmp_path, kind, culprit, point, 3.0, store(culprit), seconds=SECONDS)
+    ends = failing_ranks.launch(n, tmp_path, kind, culprit, point, 3.0, store(culprit), seconds=SECONDS)
     assert ends[culprit]["code"] is None
     check(ends, culprit, cause)
     check(ends, culprit, "raise timeout= if a step really takes so long")
 
 
 def test_a_rank_that_comes_out_of_its_hang_finds_its_own_name(tmp_path: Path) -> None:
-    ends = ring.launch(
+    ends = failing_ranks.launch(
         2, tmp_path, "stop", 1, "forward", 3.0, "file", seconds=SECONDS, after=lambda pid: os.kill(pid, signal.SIGCONT)
     )
     assert [end["code"] for end in ends] == [0, 0]
@@ -80,19 +80,21 @@ def test_a_rank_that_comes_out_of_its_hang_finds_its_own_name(tmp_path: Path) ->
 
 
 def test_a_rank_that_stays_in_its_hang_ends_in_the_end(tmp_path: Path) -> None:
-    ends = ring.launch(2, tmp_path, "sleep", 1, "forward", 2.0, "file", seconds=SECONDS, after=lambda pid: None)
+    ends = failing_ranks.launch(
+        2, tmp_path, "sleep", 1, "forward", 2.0, "file", seconds=SECONDS, after=lambda pid: None
+    )
     assert ends[1]["code"] == 1
     check(ends, 1, "it was last seen in 'g^2 forward'")
 
 
 def test_a_rank_that_leaves_early_is_named(tmp_path: Path) -> None:
-    ends = ring.launch(2, tmp_path, "close", 1, "between", 60.0, "file", seconds=SECONDS)
+    ends = failing_ranks.launch(2, tmp_path, "close", 1, "between", 60.0, "file", seconds=SECONDS)
     check(ends, 1, "has left")
 
 
 @pytest.mark.parametrize("culprit", [1, 2])
 def test_replicas_that_never_speak_to_the_culprit_end_too(tmp_path: Path, culprit: int) -> None:
-    ends = ring.launch(3, tmp_path, "raise", culprit, "", 60.0, "", seconds=SECONDS, target=ring.grid)
+    ends = failing_ranks.launch(3, tmp_path, "raise", culprit, "", 60.0, "", seconds=SECONDS, target=failing_ranks.grid)
     check(ends, culprit, "failed in 'g forward': ValueError: a bad batch")
 
 
@@ -100,15 +102,16 @@ SCRIPT = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import datetime as dt, torch.distributed as dist
-from tests import ring
+from tests import failing_ranks
 from pararealize.distributed.watchdog.watchdog import Watch
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-watch = Watch(dist.group.WORLD, who=ring.WHO[:2], timeout=3.0)
+watch = Watch(dist.group.WORLD, who=failing_ranks.WHO[:2], timeout=3.0)
 for step in range(100):
     with watch.step():
-        reach = lambda place, step: ring.strike({kind!r}) if (rank, place, step) == (1, "backward", 3) else None
-        ring.pass_through(watch, rank, 2, step, dt.timedelta(seconds=60), reach)
+        fails = (1, "backward", 3)
+        reach = lambda place, step: failing_ranks.strike({kind!r}) if (rank, place, step) == fails else None
+        failing_ranks.pass_through(watch, rank, 2, step, dt.timedelta(seconds=60), reach)
 """
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from pararealize import layer_parallel
 from pararealize.errors import DistributedError
 from pararealize.multigrid.distributed.distribution import distribute_layers
-from tests.beside import mesh_of
 from tests.models import StochasticDepth
+from tests.rank_comparison import mesh_of
 from tests.ranks import on_ranks
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from pararealize import layer_parallel
 from pararealize.multigrid.distributed.partition import LayerPartition
-from tests.beside import vectors
 from tests.models import SharedBias, StochasticDepth
+from tests.rank_comparison import vectors
 
 
 def small(depth=7, **settings):

@@ -14,8 +14,8 @@ from pararealize import layer_parallel
 from pararealize.errors import AgreedError, DistributedError, MultigridError, RankError
 from pararealize.multigrid.distributed.stage import LayerStage
 from pararealize.train.methods import Options, build
-from tests.beside import distance, furthest, images, mean_square, mesh_of, optimiser, tensor_of, vectors
 from tests.models import LanguageModel, MaskedTransformer, Residual, SharedBias, StochasticDepth
+from tests.rank_comparison import distance, furthest, images, mean_square, mesh_of, optimiser, tensor_of, vectors
 from tests.ranks import RanksFailed, on_ranks
 
 TIGHT = 1e-11

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from pararealize import layer_parallel
-from tests.beside import furthest, mesh_of, vectors
 from tests.models import SharedBias, StochasticDepth
+from tests.rank_comparison import furthest, mesh_of, vectors
 from tests.ranks import on_ranks
 
 
