@@ -44,7 +44,9 @@ def spans_of(rows: Iterable[tuple[int, int, str, str, float, float]], n: int) ->
     for key, ends in messages.items():
         if len(ends) == 2:
             send, receive = ends["send"], ends["receive"]
-            spans[key] = send._replace(end=max(receive.end, send.start), to=receive.rank)
+            # The end is by the receiver's clock, as the actions are that need it. The sender's may be ahead of that by
+            # as much as the barrier at the beginning of the recording took.
+            spans[key] = send._replace(start=min(send.start, receive.end), end=receive.end, to=receive.rank)
     if not spans:
         raise PlanError("there are no records; record one step at least")
     return spans

@@ -71,3 +71,16 @@ def test_a_message_of_a_sum_alone_waits_for_nothing_that_is_known():
     key = ActionKey("send sum", "forward", 2)
     assert spans == {key: (0, 2, 0.0, 1.0, 1)}
     assert needs_of(key, spans, 3, "input") == set()
+
+
+def test_clocks_that_differ_change_no_need():
+    """A busy machine lets ranks out of the barrier one after the other: rank 1's clock is ahead of all others here."""
+    timeline = simulate(plan_of([3], kind="linear"), latency=0.5, rate=1.0, reduce_linear=True)
+    records = records_of(timeline)
+    ahead = [(rank, *row, start + 9.0 * (rank == 1), end + 9.0 * (rank == 1)) for rank, *row, start, end in records]
+    needs = [
+        {str(a): {str(recorded.actions[i]) for i in a.after} for a in recorded.actions}
+        for recorded in (Timeline.recorded(rows, model="Made", n=3) for rows in (records, ahead))
+    ]
+    assert needs[0] == needs[1]
+    assert needs[1]["s3.1"] == {"d3", "t2"}
