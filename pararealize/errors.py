@@ -34,10 +34,6 @@ __all__ = [
 class PararealizeError(Exception):
     """The base of every error that this package raises on purpose."""
 
-    def __str__(self) -> str:
-        # what else stands in ``args`` is there for copies, which pickle makes of them
-        return str(self.args[0]) if self.args else ""
-
 
 class ModelError(PararealizeError, ValueError):
     """The model itself cannot be taken: unknown name, no parameters, a reserved submodule name, cannot be copied."""
@@ -123,6 +119,9 @@ class TrainingError(PararealizeError, RuntimeError):
         super().__init__(message, step, where)
         self.step, self.where = step, where
 
+    def __str__(self) -> str:
+        return str(self.args[0])  # what else stands in ``args`` is there for copies, which pickle makes of them
+
 
 class OutputError(PararealizeError, OSError):
     """An output folder exists already or cannot be written."""
@@ -142,3 +141,6 @@ class RankError(DistributedError):
     def __init__(self, message: str, rank: int) -> None:
         super().__init__(message, rank)
         self.rank = rank
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # what else stands in ``args`` is there for copies, which pickle makes of them

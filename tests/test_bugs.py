@@ -385,3 +385,22 @@ def test_extra_state_of_the_networks_own_class() -> None:
 
     net = pararealize(Extra(), n=2, example_inputs=X)
     assert list(net.original_state_dict()) == list(Layers().state_dict())
+
+
+@pytest.mark.parametrize("name", ["parts", "pieces", "devices", "setup", "runs", "messages", "settings"])
+def test_names_of_submodules_are_the_users(name):
+    """A network's own attributes have names that hardly any model gives to its top-level modules."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module(name, nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(6))))
+
+        def forward(self, x):
+            return self.get_submodule(name)(x)
+
+    model, x = Named(), torch.randn(2, 4)
+    net = pararealize(model, 3, example_inputs=x, coarse="linear")
+    assert net.get_submodule(f"{name}.1.0").weight.equal(model.get_submodule(f"{name}.1.0").weight)
+    net.register_buffer("mine", torch.zeros(1))
+    assert torch.equal(net.iterate(x, 2), model(x))

@@ -151,7 +151,7 @@ class Interfaces:
 
     def at(self, j: int, value: Tensor) -> Tensor:
         """A value on the device of segment j."""
-        return value if self.net.devices is None else value.to(self.net.devices[j - 1])
+        return value if self.net.segment_devices is None else value.to(self.net.segment_devices[j - 1])
 
     def _before_segments(self, batch: Any) -> dict[fx.Node, Any]:
         """The values of the stem, of the context, and of what adapters read."""

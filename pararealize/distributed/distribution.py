@@ -51,7 +51,7 @@ def distribute(
     groups = ProcessGroups.of(mesh, timeout)
 
     def divide(ranks: int) -> tuple[SegmentPartition, Mapping[str, Any]]:
-        if net.devices is not None:
+        if net.segment_devices is not None:
             raise DistributedError(
                 "the network was converted with devices=[...], for one process; leave devices out: the mesh says where "
                 "each segment runs"

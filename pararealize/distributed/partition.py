@@ -50,11 +50,11 @@ class PartitionableNetwork(nn.Module):
     if TYPE_CHECKING:
 
         @property
-        def parts(self) -> Mapping[str, Part]:
+        def network_parts(self) -> Mapping[str, Part]:
             """Every part by its name, in the order of the calls."""
 
         @property
-        def pieces(self) -> Mapping[str, fx.Graph]:
+        def part_graphs(self) -> Mapping[str, fx.Graph]:
             """The graphs of the parts that are cut out of the original; adapters and coarse blocks have none."""
 
 
@@ -72,7 +72,7 @@ class SegmentedNetwork(PartitionableNetwork):
             """Equation (3): the calls of all parts."""
 
         @property
-        def devices(self) -> Sequence[torch.device] | None:
+        def segment_devices(self) -> Sequence[torch.device] | None:
             """One for every segment where one process runs it on several, otherwise ``None``."""
 
 
@@ -152,7 +152,7 @@ class SegmentPartition(Partition):
             runs: first and last segment of each rank.
             peers: what each rank passes to whom; z to the next rank, in a row, where they are left out.
         """
-        parts, plan = net.parts, net.plan
+        parts, plan = net.network_parts, net.plan
         everywhere = "context" in parts and _computes_anywhere(net, parts["context"])
         readers: dict[str, set[int]] = {}
         for rank in range(len(runs)):
@@ -163,7 +163,7 @@ class SegmentPartition(Partition):
         for maker in ("context", "stem"):
             if maker not in parts or (maker == "context" and everywhere):
                 continue
-            flags = differentiable_outputs(net, net.pieces[maker])
+            flags = differentiable_outputs(net, net.part_graphs[maker])
             for name, flag in zip(parts[maker].gives, flags, strict=True):
                 others = tuple(sorted(readers.get(name, set()) - {0}))
                 values.append(SharedValue(name=name, readers=others, differentiable=flag))
@@ -287,7 +287,7 @@ def tensors_of(net: PartitionableNetwork, part: Part) -> TensorPaths:
         return TensorPaths()
     if part.kind in ("adapter", "coarse"):
         return TensorPaths(modules=(part.target,))
-    nodes = list(net.pieces[part.name].nodes)
+    nodes = list(net.part_graphs[part.name].nodes)
     modules = dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module")
     attributes = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
     return TensorPaths(tuple(modules), tuple(attributes))
@@ -296,7 +296,7 @@ def tensors_of(net: PartitionableNetwork, part: Part) -> TensorPaths:
 def _computes_anywhere(net: PartitionableNetwork, part: Part) -> bool:
     """Whether a part that is cut out of the original reads no parameters, buffers or random numbers."""
     reads = any(True for _ in tensors_of(net, part).tensors(net))
-    return not reads and not any(draws(node, partial(module_at, net)) for node in net.pieces[part.name].nodes)
+    return not reads and not any(draws(node, partial(module_at, net)) for node in net.part_graphs[part.name].nodes)
 
 
 def differentiable_outputs(net: nn.Module, graph: fx.Graph) -> list[bool]:

@@ -53,9 +53,9 @@ def copy_modules(net: PartitionableNetwork, parts: Sequence[Part], device: torch
     paths = TensorPaths(paths.modules, tuple(dict.fromkeys([*paths.attributes, *aliases])))
     tree = _copied_tree(net, paths, memo)
     pieces = {
-        part.target: Piece(tree, copy.deepcopy(net.pieces[part.name]), part.name)
+        part.target: Piece(tree, copy.deepcopy(net.part_graphs[part.name]), part.name)
         for part in parts
-        if part.name in net.pieces
+        if part.name in net.part_graphs
     }
     return RankModules(tree, {part.name: pieces.get(part.target) or module_at(tree, part.target) for part in parts})
 
@@ -118,7 +118,7 @@ def _other_names(net: PartitionableNetwork) -> dict[str, bool]:
     """Names of tensors by which no part reads them, and whether a part reads them by another name."""
     used: set[int] = set()
     paths: set[str] = set()
-    for part in net.parts.values():
+    for part in net.network_parts.values():
         uses = tensors_of(net, part)
         used.update(map(id, uses.tensors(net)))
         paths.update(uses.modules, uses.attributes)

@@ -56,13 +56,13 @@ class Stage(nn.Module):
         mesh: the ranks of all copies of the network.
         group: the ranks of one network, as ``ShardedGradScaler(process_group=stage.group)`` takes it.
         plan: of the whole network.
-        setup: what it is made of: the partition, the rank's parts by name, its messages and its watchdog.
+        rank_setup: what it is made of: the partition, the rank's parts by name, its messages and its watchdog.
         tied_names: for every key of the whole network's state dict, the other names of its tensor.
     """
 
     mesh: DeviceMesh
     plan: Plan
-    setup: RankSetup
+    rank_setup: RankSetup
     _program: RankProgram
     _averages_gradients: bool
     _messages_by_signature: dict[Any, StepMessages]
@@ -72,7 +72,7 @@ class Stage(nn.Module):
         super().__init__()
         share_contents(self, setup.modules.tree)
         self.__dict__.update(  # not by setattr: a module of the user's may have such a name
-            setup=setup,
+            rank_setup=setup,
             mesh=setup.mesh,
             _program=program,
             _averages_gradients=True,
@@ -86,31 +86,31 @@ class Stage(nn.Module):
     @property
     def rank(self) -> int:
         """The number of this rank in the parareal group."""
-        return self.setup.rank
+        return self.rank_setup.rank
 
     @property
     def segments(self) -> tuple[int, int]:
         """The first and the last segment of this rank, from 1."""
-        return self.setup.partition.runs[self.rank]
+        return self.rank_setup.partition.runs[self.rank]
 
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
-        return self.setup.channel.device
+        return self.rank_setup.channel.device
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The ranks of one network."""
-        return self.setup.channel.group
+        return self.rank_setup.channel.group
 
     @property
     def tied_names(self) -> Mapping[str, tuple[str, ...]]:
         """For every key of the whole network's state dict, the other names of its tensor."""
-        return self.setup.other_names
+        return self.rank_setup.other_names
 
     def part_modules(self) -> dict[Part, nn.Module]:
         """The parts of this rank and their modules; an F^j that is g^{j+1} itself has none of its own."""
-        parts, modules = self.setup.partition.parts, self.setup.modules.parts
+        parts, modules = self.rank_setup.partition.parts, self.rank_setup.modules.parts
         return {parts[name]: module for name, module in modules.items() if not parts[name].is_segment_itself}
 
     # A step ----------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Stage(nn.Module):
             DistributedError: ranks disagree on shapes, types, mode or autocast, or one did not answer in time.
             TypeError: inputs do not fit the network's signature.
         """
-        with self.setup.watch.step(), torch.enable_grad():
+        with self.rank_setup.watch.step(), torch.enable_grad():
             inputs = self._inputs(args, kwargs)
             messages = self._messages(inputs, "step")
             with self._usable_only_if_it_ends_well():
@@ -157,7 +157,7 @@ class Stage(nn.Module):
         loss_fn: Callable[..., torch.Tensor],
         scaler: torch.amp.GradScaler | None,
     ) -> torch.Tensor:
-        setup = self.setup
+        setup = self.rank_setup
         run = self._program.forward(inputs, messages, graph=True)
         loss = scaled = None
         if setup.owns_head:
@@ -179,7 +179,7 @@ class Stage(nn.Module):
 
     def _end_messages(self, messages: StepMessages) -> None:
         """The end of a step or an evaluation: all that was sent has left, and every format is known."""
-        self.setup.channel.flush()
+        self.rank_setup.channel.flush()
         messages.formats_known = True
 
     def forward(self, *args: Any, everywhere: bool = False, **kwargs: Any) -> Any:
@@ -193,13 +193,13 @@ class Stage(nn.Module):
         Returns:
             The output on the last rank, ``None`` elsewhere; or the output on every rank.
         """
-        with self.setup.watch.step(), torch.no_grad():
+        with self.rank_setup.watch.step(), torch.no_grad():
             inputs = self._inputs(args, kwargs)
             messages = self._messages(inputs, "inference, everywhere" if everywhere else "inference")
             with self._usable_only_if_it_ends_well():
                 output = self._program.forward(inputs, messages, graph=False).output
                 self._end_messages(messages)
-                return messages.copy_to_all(output, self.setup.partition.ranks - 1) if everywhere else output
+                return messages.copy_to_all(output, self.rank_setup.partition.ranks - 1) if everywhere else output
 
     @contextlib.contextmanager
     def _usable_only_if_it_ends_well(self) -> Iterator[None]:
@@ -208,17 +208,17 @@ class Stage(nn.Module):
             yield
         except BaseException as error:
             self.__dict__["_failure"] = f"{type(error).__name__}: {str(error)[:200]}"
-            self.setup.channel.forget()
+            self.rank_setup.channel.forget()
             raise
 
     def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs by the names that parts read, detached and on this rank's device."""
         if self._failure:
             raise DistributedError(
-                f"rank {self.setup.partition.labels[self.rank]} cannot run another step after one that failed "
+                f"rank {self.rank_setup.partition.labels[self.rank]} cannot run another step after one that failed "
                 f"({self._failure}); start the processes again from a checkpoint"
             )
-        partition = self.setup.partition
+        partition = self.rank_setup.partition
         bound = partition.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         for name, captured in partition.fixed.items():
@@ -244,11 +244,13 @@ class Stage(nn.Module):
         signature = (shapes, self.training, autocast, call)
         if signature not in self._messages_by_signature:
             self._agree_on_step(inputs, call, str(autocast or "off").removeprefix("torch."))
-            self._messages_by_signature[signature] = StepMessages(self.setup.channel, self.setup.partition.tags)
+            self._messages_by_signature[signature] = StepMessages(
+                self.rank_setup.channel, self.rank_setup.partition.tags
+            )
         return self._messages_by_signature[signature]
 
     def _agree_on_step(self, inputs: Mapping[str, Any], call: str, autocast: str) -> None:
-        channel, undefined = self.setup.channel, self.setup.undefined.names()
+        channel, undefined = self.rank_setup.channel, self.rank_setup.undefined.names()
         facts = {
             "call": call,
             "mode": "train" if self.training else "eval",
@@ -260,7 +262,7 @@ class Stage(nn.Module):
                 f"{len(undefined)} tensors have no values ({', '.join(undefined[:3])}): the network came from the "
                 "meta device, and no module draws them; load a checkpoint with stage.load_state_dict(...)"
             )
-        self.setup.watch.waiting("the beginning of a step")
+        self.rank_setup.watch.waiting("the beginning of a step")
         agree(
             channel.control,
             facts,
@@ -291,13 +293,13 @@ class Stage(nn.Module):
         Returns:
             The norm before, the same on every rank.
         """
-        gradients = [parameter.grad for parameter in self.setup.counted if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.rank_setup.counted if parameter.grad is not None]
         norm_here = get_total_norm(gradients, norm_type) if gradients else torch.zeros(())
         norm = norm_here.to(self.device, torch.float64)
         if norm_type == float("inf"):
-            self.setup.channel.all_reduce("the gradients' norm", norm, dist.ReduceOp.MAX)
+            self.rank_setup.channel.all_reduce("the gradients' norm", norm, dist.ReduceOp.MAX)
         else:
-            norm = self.setup.channel.all_reduce("the gradients' norm", norm**norm_type) ** (1 / norm_type)
+            norm = self.rank_setup.channel.all_reduce("the gradients' norm", norm**norm_type) ** (1 / norm_type)
         if error_if_nonfinite and not norm.isfinite():
             raise RuntimeError(f"the gradients' norm of order {norm_type} is {norm.item()}, so they cannot be clipped")
         clip_grads_with_norm_(self.parameters(), max_norm, norm.where(norm.isfinite(), 0.0))
@@ -311,9 +313,9 @@ class Stage(nn.Module):
         ``(rank, j, action, direction, start, end)``. On GPUs each action waits for the device, so that a recorded step
         is slower.
         """
-        activity = self.setup.activity
+        activity = self.rank_setup.activity
         # all ranks leave a barrier at about the same time, so that each may call that moment zero: their clocks differ
-        dist.barrier(self.setup.channel.control)
+        dist.barrier(self.rank_setup.channel.control)
         activity.recording = recording = StepRecording(self.rank, self.device)
         try:
             yield recording
@@ -340,14 +342,14 @@ class Stage(nn.Module):
                 if names
             ]
             raise CheckpointError(
-                f"the checkpoint does not fit {self.setup.description}: of its keys {', '.join(faults)}; load one that "
-                "was saved from this network, or pass strict=False"
+                f"the checkpoint does not fit {self.rank_setup.description}: of its keys {', '.join(faults)}; load "
+                "one that was saved from this network, or pass strict=False"
             )
         return super().load_state_dict(tensors, strict=False, assign=assign)
 
     def extra_repr(self) -> str:
         """Which segments of which network."""
-        return self.setup.description
+        return self.rank_setup.description
 
 
 def _text(value: Any) -> str:

@@ -123,8 +123,8 @@ def _of_stage(stage: Stage) -> TrainingProcesses:
         replica=mesh.get_local_rank("dp") if several else 0,
         replicas=mesh["dp"].size() if several else 1,
         is_first=is_first(stage),
-        is_last=stage.setup.owns_head,
-        group=new_group(ranks, stage.setup.channel.timeout, "gloo") if len(ranks) > 1 else None,
-        watch=stage.setup.watch,
+        is_last=stage.rank_setup.owns_head,
+        group=new_group(ranks, stage.rank_setup.channel.timeout, "gloo") if len(ranks) > 1 else None,
+        watch=stage.rank_setup.watch,
         dp=mesh.get_group("dp") if several else None,
     )

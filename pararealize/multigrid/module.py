@@ -136,13 +136,13 @@ class LayerParallel(LayeredNetwork):
         return set_within(self, "exact", True)
 
     @property
-    def pieces(self) -> dict[str, fx.Graph]:
+    def part_graphs(self) -> dict[str, fx.Graph]:
         """The graphs of its parts by name: ``stem``, ``f0``, ``f1`` … of the layers, ``head``."""
         layers = {f"f{n}": layer.graph for n, layer in enumerate(self.structure.layers)}
         return {"stem": self.structure.stem, **layers, "head": self.structure.head}
 
     @property
-    def parts(self) -> dict[str, Part]:
+    def network_parts(self) -> dict[str, Part]:
         """Every part by its name."""
         layers = [Part(kind="layer", j=n, target=f"f{n}") for n in range(len(self.structure.layers))]
         every = [Part(kind="stem", target="stem"), *layers, Part(kind="head", target="head")]

@@ -66,7 +66,7 @@ def measure_layers(net: LayerParallel, inputs: Any, *, repeats: int = 3) -> Laye
     if kind != "cpu":
         raise PlanError(f"the network is on {kind}, and layers are timed on the CPU; pass LayerTimes of your own")
     args, kwargs = as_call(inputs)
-    stem, head = (Piece(net, copy.deepcopy(net.pieces[name]), name) for name in ("stem", "head"))
+    stem, head = (Piece(net, copy.deepcopy(net.part_graphs[name]), name) for name in ("stem", "head"))
     with left_as_found(net), torch.enable_grad():
         stem_time, (u, *context) = _timed(lambda: stem(*args, **kwargs), repeats)
         times: list[Triple] = []

@@ -64,7 +64,9 @@ def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:
     """Move every part to its segment's device; what parts share stays with the first of them."""
     n = net.plan.n
     placed: set[int] = set()
-    for part, root in part_modules(net, sorted(net.parts.values(), key=lambda part: part.home_segment(n))).items():
+    for part, root in part_modules(
+        net, sorted(net.network_parts.values(), key=lambda part: part.home_segment(n))
+    ).items():
         device = devices[part.home_segment(n) - 1]
         for module in root.modules():
             if id(module._parameters) not in placed:  # views of modules share this dictionary with the modules

@@ -42,8 +42,8 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
         segments: g^j for j = 1..N, by name (``g1`` …); they share the original's parameters.
         coarse: F^j for j = 1..N-1, by name (``F1`` …), save where F^j is g^{j+1} itself.
         head: h, the original from the last block on.
-        pieces: the graphs of the original's parts, by name (``stem``, ``context``, ``g1`` …, ``head``).
-        devices: one for every segment, or ``None`` where all is where the model was.
+        part_graphs: the graphs of the original's parts, by name (``stem``, ``context``, ``g1`` …, ``head``).
+        segment_devices: one for every segment, or ``None`` where all is where the model was.
 
     Example:
         >>> from pararealize import pararealize
@@ -61,8 +61,8 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
     head: Piece
     context: Piece | None
     _original_keys: tuple[str, ...]
-    pieces: dict[str, fx.Graph]
-    devices: Sequence[torch.device] | None
+    part_graphs: dict[str, fx.Graph]
+    segment_devices: Sequence[torch.device] | None
 
     def __init__(
         self,
@@ -75,9 +75,11 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
         share_contents(self, tree)
-        self.__dict__.update(plan=plan, _original_keys=tuple(original_keys), pieces=dict(pieces), devices=devices)
+        self.__dict__.update(
+            plan=plan, _original_keys=tuple(original_keys), part_graphs=dict(pieces), segment_devices=devices
+        )
         self.graph = graph
-        parts = self.parts
+        parts = self.network_parts
         runs = {name: Piece(self, copy.deepcopy(piece), name) for name, piece in pieces.items()}
         segments = nn.ModuleDict({name: piece for name, piece in runs.items() if parts[name].kind == "segment"})
         # Plain attributes, not submodules: the pieces share the tree's parameters, which must be listed once.
@@ -89,7 +91,7 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
                 borrow(piece, devices[parts[name].home_segment(plan.n) - 1])
 
     @property
-    def parts(self) -> dict[str, Part]:
+    def network_parts(self) -> dict[str, Part]:
         """Every part by its name, in the order of the calls, as the graph has them."""
         return read_parts(self.graph)
 
@@ -156,7 +158,7 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
             >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
             True
         """
-        return iterate_network(self, self.plan, self.devices, inputs, k, errors=errors)
+        return iterate_network(self, self.plan, self.segment_devices, inputs, k, errors=errors)
 
     def distribute(
         self,
@@ -215,7 +217,7 @@ class PararealModule(fx.GraphModule, SegmentedNetwork):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
         tree, graph = copy_contents(self, memo), copy.deepcopy(self.graph)
-        copied = PararealModule(tree, self.pieces, graph, self.plan, self._original_keys, self.devices)
+        copied = PararealModule(tree, self.part_graphs, graph, self.plan, self._original_keys, self.segment_devices)
         memo[id(self)] = copied
         return copied
 

@@ -147,7 +147,7 @@ def _parts(net: nn.Module) -> list[_WatchedPart]:
     else:
         network = net.net if isinstance(net, LocalModule) else net
         assert isinstance(network, PararealModule)
-        modules = part_modules(network, network.parts.values())
+        modules = part_modules(network, network.network_parts.values())
     plan = getattr(net, "plan", None)
     return [_WatchedPart(label=part.label(plan), module=module, order=part.order) for part, module in modules.items()]
 

@@ -32,7 +32,7 @@ from tests.ranks import RanksFailed, on_ranks
 
 def sums(stage):
     """The ranks that a stage's sums come from and go to."""
-    peers = stage.setup.partition.peers[stage.rank]
+    peers = stage.rank_setup.partition.peers[stage.rank]
     return peers.sums_from, peers.sum_to
 
 

@@ -30,7 +30,7 @@ def test_a_table_with_parameters_crosses_once_a_reader() -> None:
     assert partition.owned[0] == ("context", "stem", "g1")
     assert partition.owned[1] == ("C2", "g2", "F1")
     assert partition.parts["F1"].target == "segments.g2"
-    assert tensors_of(net, net.parts["F1"]) == TensorPaths()
+    assert tensors_of(net, net.network_parts["F1"]) == TensorPaths()
 
 
 def test_an_empty_stem_has_no_gradient() -> None:
@@ -40,6 +40,6 @@ def test_an_empty_stem_has_no_gradient() -> None:
 
 def test_shared_layers_have_one_name() -> None:
     net, _ = partition_of(LanguageModel(shared=True), torch.randint(0, 11, (2, 5)), coarse="linear")
-    assert {path for path in tensors_of(net, net.parts["g3"]).modules if path.startswith("layers")} == {
-        path for path in tensors_of(net, net.parts["g1"]).modules if path.startswith("layers")
+    assert {path for path in tensors_of(net, net.network_parts["g3"]).modules if path.startswith("layers")} == {
+        path for path in tensors_of(net, net.network_parts["g1"]).modules if path.startswith("layers")
     }

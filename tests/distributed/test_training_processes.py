@@ -171,9 +171,9 @@ def faulty(kind, folder):
         return y * math.inf
 
     if me == 1 and kind in ("kill", "raise", "nan"):
-        stage.setup.modules.parts["g3"].register_forward_hook(hook)
+        stage.rank_setup.modules.parts["g3"].register_forward_hook(hook)
     if me == 1 and kind == "gradients":
-        next(stage.setup.modules.parts["g3"].parameters()).register_hook(lambda gradient: gradient * math.nan)
+        next(stage.rank_setup.modules.parts["g3"].parameters()).register_hook(lambda gradient: gradient * math.nan)
     try:
         fit(stage, samples(test=6), RECIPE, folder=folder)
     except (PararealizeError, ValueError) as error:

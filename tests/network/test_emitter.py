@@ -38,7 +38,7 @@ def test_it_has_the_models_mode_and_copies_its_parameters(training: bool) -> Non
 
 def test_every_part_is_on_its_segments_device() -> None:
     net = emitted(SmallResNet(), IMAGES, devices=[torch.device(name) for name in ("cpu", "meta", "cpu")])
-    homes = {name: net.get_submodule(part.target) for name, part in net.parts.items()}
+    homes = {name: net.get_submodule(part.target) for name, part in net.network_parts.items()}
     found = {name: {parameter.device.type for parameter in module.parameters()} for name, module in homes.items()}
     on_meta = {name for name, devices in found.items() if "meta" in devices}
     assert on_meta == {"C2", "g2", "F1"}

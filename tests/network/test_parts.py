@@ -38,7 +38,7 @@ def test_every_part_and_value_is_found(name: str, coarse: str) -> None:
     assert [nodes.calls[f"F{j}"].name for j in (1, 2)] == ["F_1", "F_2"]
     blocks = [part for part in nodes.parts.values() if part.kind == "coarse"]
     assert [part.is_segment_itself for part in blocks] == [coarse == "exact"] * 2
-    assert read_parts(net.graph) == nodes.parts == net.parts
+    assert read_parts(net.graph) == nodes.parts == net.network_parts
 
 
 def test_inputs_may_have_the_letters_as_names() -> None:
@@ -88,10 +88,10 @@ def test_nodes_that_call_no_part() -> None:
 
 def test_modules_of_parts() -> None:
     net = converted("convolutions")
-    modules = {part.name: module for part, module in part_modules(net, net.parts.values()).items()}
+    modules = {part.name: module for part, module in part_modules(net, net.network_parts.values()).items()}
     assert modules["stem"] is net.stem
     assert modules["C3"] is net.adapters["C3"]
     assert modules["g2"] is net.segments["g2"]
     assert modules["F1"] is net.coarse["F1"]
     exact = converted("convolutions", "exact")
-    assert "coarse" not in {part.kind for part in part_modules(exact, exact.parts.values())}
+    assert "coarse" not in {part.kind for part in part_modules(exact, exact.network_parts.values())}

@@ -6,6 +6,8 @@ tensors and reads only its own, so that nowhere more memory is needed than for t
     step-1000/
         shard-00001-model-00001-of-00001.safetensors      rank 0: stem, g^1, …
         shard-00002-model-00001-of-00001.safetensors      rank 1: C^2, F^1, g^2, …
+
+torch.distributed.checkpoint is imported where it is used: it takes a second, and brings hundreds of modules.
 """
 
 from __future__ import annotations
@@ -20,11 +22,6 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import whole_folder
@@ -93,6 +90,10 @@ def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bo
     Raises:
         CheckpointError: it is no such folder, tensors are missing, or one has another shape. Nothing is changed then.
     """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     path = Path(folder)
     if not any(path.glob("*.safetensors")):
         raise CheckpointError(
@@ -113,6 +114,9 @@ def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bo
 
 
 def _write(own: dict[str, torch.Tensor], part: Path, group: dist.ProcessGroup | None) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     with _refused(part), _one_process():
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
         packed = {key: tensor.contiguous() for key, tensor in own.items()}
@@ -135,6 +139,8 @@ def _one_process() -> Iterator[None]:
 @contextlib.contextmanager
 def _refused(path: Path) -> Iterator[None]:
     """What the system refuses, as our own error."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:

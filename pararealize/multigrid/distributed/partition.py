@@ -74,7 +74,7 @@ class LayerPartition(Partition):
             which = f"layers {numbers[0]} to {numbers[-1]}, {' to '.join(ends)}" if numbers else "no layers"
             labels.append(f"{rank} ({which})")
             is_here = {"stem": rank == 0, "head": rank == ranks - 1}
-            owned.append(tuple(p.name for p in net.parts.values() if is_here.get(p.kind, p.j in numbers)))
+            owned.append(tuple(p.name for p in net.network_parts.values() if is_here.get(p.kind, p.j in numbers)))
         return cls(
             hierarchy=hierarchy,
             runs=tuple((share.start + 1, share.stop) for share in hierarchy.share(ranks)),
@@ -83,7 +83,7 @@ class LayerPartition(Partition):
             signature=signature_of(layers.stem),
             inputs={str(node.target): str(node.target) for node in layers.stem.nodes if node.op == "placeholder"},
             fixed=fixed_inputs(layers.stem),
-            parts=net.parts,
+            parts=net.network_parts,
             owned=tuple(owned),
             values=tuple(values),
             tags=message_tags([SEED, *(value.name for value in values)]),

@@ -62,14 +62,14 @@ class Layers:
         layers: time steps and transitions in order.
         head: the graph from ``(u_M, *context)``, with the contexts of ``head_reads``, to the output.
         head_reads: the contexts that it is called with.
-        refusals: additions and residual blocks that are no time steps, and why.
+        left: additions and residual blocks that are no time steps, and why.
     """
 
     stem: fx.Graph
     layers: tuple[Layer, ...]
     head: fx.Graph
     head_reads: tuple[int, ...]
-    refusals: tuple[NotResidual, ...]
+    left: tuple[NotResidual, ...]
 
     @property
     def fixed(self) -> tuple[bool, ...]:
@@ -239,7 +239,7 @@ def _cut(selection: BlockSelection) -> Layers:
         layers=tuple(layers),
         head=head,
         head_reads=tuple(number[node] for node in head_reads),
-        refusals=selection.refusals,
+        left=selection.refusals,
     )
 
 

@@ -250,8 +250,8 @@ def call_key(training: bool, inputs: Sequence[Any]) -> Any:
 
 def segment_devices(net: PararealModule) -> list[torch.device]:
     """The device of each segment, in order."""
-    if net.devices is not None:  # torch.device("cuda") is the current GPU, which tensors call by its number
-        return [torch.empty(0, device=device).device for device in net.devices]
+    if net.segment_devices is not None:  # torch.device("cuda") is the current GPU, which tensors call by its number
+        return [torch.empty(0, device=device).device for device in net.segment_devices]
     return [next(net.parameters()).device] * net.plan.n
 
 

@@ -240,7 +240,7 @@ class LocalModule(ModuleView):
         """Example inputs in the order of the placeholders, where the network is."""
         if example_inputs is None:
             raise ExampleError("no example inputs; pass a batch of the size that will be run")
-        if self.net.devices is None:
+        if self.net.segment_devices is None:
             home = segment_devices(self.net)[0]
             away = {str(t.device) for t in tensors_in(example_inputs) if t.device != home}
             if away:

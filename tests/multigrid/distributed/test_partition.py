@@ -23,7 +23,7 @@ def test_every_part_has_one_owner(ranks: int) -> None:
     partition = LayerPartition.of(net, ranks)
     assert partition.ranks == len(partition.labels) == ranks
     names = [name for rank in range(ranks) for name in partition.owned[rank]]
-    assert names == list(net.parts)  # in the network's order, each once
+    assert names == list(net.network_parts)  # in the network's order, each once
     for rank in range(ranks):
         assert [part.j for part in partition.parts_of(rank) if part.kind == "layer"] == list(partition.layers(rank))
     intervals = [j for first, last in partition.runs for j in range(first, last + 1)]

@@ -200,7 +200,7 @@ def stricken(kind):
                 os._exit(9)
             time.sleep(4.5)  # longer than the others wait, and shorter than a rank that hangs may live
 
-        own = stage.setup.modules.parts[f"f{stage.layers[-1]}"]
+        own = stage.rank_setup.modules.parts[f"f{stage.layers[-1]}"]
         next(m for m in own.modules() if isinstance(m, nn.Linear)).register_forward_hook(strike)
     try:
         stage.step(x, loss_fn=loss_fn)
