@@ -81,7 +81,7 @@ def test_blocks_under_a_long_skip_are_left_as_they_are(wiring: str, steps: int) 
     model = Net(wiring)
     layers = find_layers(capture(model, x))
     assert sum(not fixed for fixed in layers.fixed) == steps
-    assert any("other activations are alive" in refusal.reason for refusal in layers.refusals)
+    assert any("other activations are alive" in refusal.reason for refusal in layers.left)
     torch.testing.assert_close(run(model, layers, x), model(x))
 
 
