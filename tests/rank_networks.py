@@ -118,10 +118,10 @@ def break_it(part: Network, rank: int, folder: Path, way: str) -> None:
         limit_files(part, rank)
         save_state(part, folder / "one.safetensors")
     elif way == "kill":
-        import pararealize.distributed.checkpoint.sharded
+        from torch.distributed.checkpoint import state_dict_saver
 
         if rank == 1:
-            pararealize.distributed.checkpoint.sharded.save = lambda *arguments, **keywords: os._exit(1)
+            state_dict_saver.save = lambda *arguments, **keywords: os._exit(1)
         save_sharded(part, folder / "many")
     elif way == "nowhere":
         save_state(part, folder / "no" / "one.safetensors")
