@@ -5,6 +5,7 @@ In reading order:
     example       what the user gives as example inputs, by the names of the forward's parameters
     front_end     capture(): record twice, merge, check; which modules become one opaque node
     captured      Capture, what comes out
+    fake_copy     the copy of the model that is recorded, on tensors without memory
     tracer        one forward pass on fake tensors -> its calls, as a graph
     node_table    which node holds the present value of each tensor of the pass
     operations    how a call of torch is written in a graph, and the functions that graphs call besides torch's

@@ -25,6 +25,7 @@ from pararealize.restore import ordinary_mode
 
 from .captured import Capture
 from .example import Example
+from .fake_copy import FakeCopy, fake_copy
 from .leaves import is_from_torch
 from .merging import DifferentStructureError, merge
 from .module_copy import check_model
@@ -69,7 +70,8 @@ def capture(
     example = Example.of(model, example_inputs)
     check_model(model)
     opaque = _OpaqueModules(model, leaf_modules)
-    trace, batch, fixed = _record_and_compare(model, example, opaque)
+    copy = fake_copy(model)
+    trace, batch, fixed = _record_and_compare(copy, model, example, opaque)
     trace.graph.eliminate_dead_code(is_impure_node=lambda node: _has_effect(model, node))
     captured = Capture(
         graph_module=Piece(model, trace.graph, f"Captured{type(model).__name__}", trace.constants),
@@ -143,20 +145,22 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _record_and_compare(model: nn.Module, example: Example, opaque: _OpaqueModules) -> tuple[Trace, int, bool]:
+def _record_and_compare(
+    copy: FakeCopy, model: nn.Module, example: Example, opaque: _OpaqueModules
+) -> tuple[Trace, int, bool]:
     """Record until every part is readable; return the merged trace, its batch size and whether that is fixed."""
     rows = example.batch or 1
     fixed = example.batch is None
     for _ in range(_MOST_RETRIES):
         batch = rows if fixed else max(rows, 2)  # a size that follows a batch of 1 looks like one that is 1 for ever
         try:
-            first = record(model, example, batch=batch, training=True, opaque=opaque)
-            second = record(model, example, batch=batch if fixed else batch + 1, training=False, opaque=opaque)
+            first = record(copy, example, batch=batch, training=True, opaque=opaque)
+            second = record(copy, example, batch=batch if fixed else batch + 1, training=False, opaque=opaque)
             return merge(first, second, None if fixed else batch), batch, fixed
         except DifferentStructureError as difference:
             if any(opaque.add(path, "its structure depends on the mode") for path in difference.paths):
                 continue
-            if fixed or not _same_structure(model, example, opaque):
+            if fixed or not _same_structure(copy, example, opaque):
                 raise mode_error(model, difference) from None
         except CaptureError:
             raise
@@ -180,11 +184,11 @@ def _accepts(model: nn.Module, example: Example) -> bool:
     return run_model(model, example, training=False)[1] is None
 
 
-def _same_structure(model: nn.Module, example: Example, opaque: _OpaqueModules) -> bool:
+def _same_structure(copy: FakeCopy, example: Example, opaque: _OpaqueModules) -> bool:
     """Whether train and eval mode agree at one batch size, so that it was the batch size that made the difference."""
     rows = example.batch or 1
     try:
-        train, evaluation = (record(model, example, batch=rows, training=t, opaque=opaque) for t in (True, False))
+        train, evaluation = (record(copy, example, batch=rows, training=t, opaque=opaque) for t in (True, False))
         merge(train, evaluation, None)
     except Exception:  # noqa: BLE001 - whatever it is, they do not agree
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,33 +38,38 @@ class Leaves:
         self.real: dict[int, torch.Tensor] = {}
         self._results: dict[Any, Any] = {}  # what a leaf is called on -> shape, strides, type and device of the result
 
-    def fake(self, tensor: torch.Tensor) -> torch.Tensor:
+    def fake(self, tensor: torch.Tensor, *, requires_grad: bool = False) -> torch.Tensor:
         """A fake tensor of the same shape, layout, type and device, with a storage of its own."""
         if tensor.layout != torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
             return self.mode.from_tensor(tensor.detach())
-        return self.empty(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        fake = self.empty(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, requires_grad=requires_grad)
+        if isinstance(tensor, nn.Parameter):
+            fake._is_param = True  # what isinstance(tensor, nn.Parameter) asks for
+        return fake
 
-    def empty(self, size: Any, stride: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def empty(
+        self, size: Any, stride: Any, dtype: torch.dtype, device: torch.device, *, requires_grad: bool = False
+    ) -> torch.Tensor:
         """A fake tensor, made without a dispatch: a network has thousands.
 
         ``FakeTensorMode.from_tensor`` gives the same, and takes some eight times as long.
         """
         with unset_fake_temporarily():
-            elem = torch.empty_strided(size, stride, dtype=dtype, device="meta")
+            elem = torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=requires_grad)
         return FakeTensor(self.mode, elem, device)
 
-    def call(self, plain_call: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a leaf; of equal leaves on equal inputs, only the first is really run."""
         if not is_from_torch(module):
             with preserve_host_state():  # a layer that is one node may draw from it
                 try:
-                    return plain_call(module, *args, **kwargs)
+                    return module(*args, **kwargs)
                 except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
                     return self._run_for_real(module, args, kwargs)
         key = _pure_call(module, args, kwargs)
         if key in self._results:
             return self.empty(*self._results[key])
-        result = plain_call(module, *args, **kwargs)
+        result = module(*args, **kwargs)
         if key is not None and isinstance(result, torch.Tensor) and not any(result is argument for argument in args):
             self._results[key] = result.shape, result.stride(), result.dtype, result.device
         return result

@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.amp import autocast_mode
+from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -32,7 +33,8 @@ from pararealize.random_state import host_state
 from pararealize.restore import as_written, left_as_found
 
 from .example import Example
-from .leaves import Leaves, is_from_torch
+from .fake_copy import FakeCopy
+from .leaves import is_from_torch
 from .node_table import NodeTable, UnreadableError
 from .operations import describe, tensors_in
 
@@ -47,7 +49,7 @@ _TRANSPARENT = (  # modules of torch.nn that are containers: what they call is r
     nn.TransformerDecoder,
 )
 _VALUE_READERS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
-_PATCHES = threading.RLock()  # what a recording replaces in torch is there once for all threads
+_AUTOCAST = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
 _Call: TypeAlias = tuple[str, Any, Any, Any]  # op and target as fx writes them, and the Python arguments and keywords
 
 
@@ -65,12 +67,12 @@ class Trace:
 
 
 def record(
-    model: nn.Module, example: Example, *, batch: int, training: bool, opaque: Callable[[str, nn.Module], bool]
+    copy: FakeCopy, example: Example, *, batch: int, training: bool, opaque: Callable[[str, nn.Module], bool]
 ) -> Trace:
     """Run the model's forward once and return what happened.
 
     Args:
-        model: the model, put back as found.
+        copy: the model's copy on fake tensors; its Python state is put back afterwards.
         example: its inputs.
         batch: takes the place of the example's batch size, where it has one.
         training: the mode to record in.
@@ -79,13 +81,10 @@ def record(
     Raises:
         UnreadableError, or whatever the forward raises; ``error.pararealize_stack`` lists the modules it was raised in.
     """
-    # Tensors that a model keeps as plain attributes stay real, and calls on them and on fake ones are allowed.
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with left_as_found(model, contents=False):
-        recorder = _Recorder(model, fake_mode, opaque)
-        for module in model.modules():  # module.train() would reach it too, but a model may have overridden train()
+    with left_as_found(copy.model, contents=False):
+        recorder = _Recorder(copy, opaque)
+        for module in copy.model.modules():  # module.train() would reach it too, but a model may have overridden it
             module.training = training
-        recorder.swap_parameters()
         last = max(i for i, value in enumerate(example.values.values()) if isinstance(value, torch.Tensor))
         fakes = {
             # fx wants parameters without a default first: a plain value before the last tensor must have none
@@ -93,52 +92,43 @@ def record(
             for i, (name, value) in enumerate(example.values.items())
         }
         args, kwargs = tree_map(lambda value: fakes.get(id(value), value), (example.args, example.kwargs))
-        with fake_mode, recorder.listening():
-            output = model(*args, **kwargs)
+        with copy.leaves.mode, recorder.listening():
+            output = copy.model(*args, **kwargs)
             recorder.graph.output(recorder.table.output(output))
         return Trace(graph=recorder.graph, constants=recorder.table.constants)
 
 
-class _Recorder(TorchFunctionMode):
+class _Recorder(PreDispatchTorchFunctionMode):
     """Writes down what a forward pass does while it listens.
+
+    It is a mode of torch's of the kind that is told of autocast regions, besides functions and grad modes; torch keeps
+    modes by thread. Each module of the copy is told to call the recorder. So nothing of torch is replaced, and other
+    threads notice nothing.
 
     Attributes:
         stack: the modules whose calls are under way, outermost first, with their names.
         calls: for each of them, the number of its call: a module called twice gives two.
         paused: while a call that is already one node runs, what happens within it is not recorded.
+        grad_enabled: whether the forward itself has gradients on; a custom autograd function switches them off
+            without a call that a mode sees.
     """
 
-    def __init__(self, model: nn.Module, fake_mode: FakeTensorMode, opaque: Callable[[str, nn.Module], bool]) -> None:
-        super().__init__()
-        self.model, self.fake_mode, self.opaque = model, fake_mode, opaque
-        self.leaves = Leaves(fake_mode)
+    def __init__(self, copy: FakeCopy, opaque: Callable[[str, nn.Module], bool]) -> None:
+        TorchFunctionMode.__init__(self)  # and not the parent's, which wants a tracer of torch's own
+        self.copy, self.leaves, self.opaque = copy.model, copy.leaves, opaque
         self.graph = fx.Graph()
-        self.table = NodeTable(self.graph, model)
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.table = NodeTable(self.graph, copy.model)
+        for tensor, path in copy.attributes.values():
+            self.table.add_attribute(tensor, path)
+        for path, tensor in copy.constants.items():
+            self.table.add_constant(tensor, path)
         self.stack: list[tuple[str, nn.Module]] = []
         self.calls: list[int] = []
         self.paused = False
+        self.grad_enabled = torch.is_grad_enabled()
         self._numbers = itertools.count()
 
     # Setting up -----------------------------------------------------------------------------------------------------
-
-    def swap_parameters(self) -> None:
-        """Replace every parameter and buffer by a fake one and remember its name; tied ones by one fake tensor."""
-        fakes: dict[int, torch.Tensor] = {}
-        for path, module in self.model.named_modules():
-            prefix = f"{path}." if path else ""
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in fakes:
-                        fake = fakes[id(tensor)] = self.leaves.fake(tensor)
-                        self.leaves.real[id(fake)] = tensor
-                        self.table.add_attribute(fake, prefix + name)
-                    tensors[name] = fakes[id(tensor)]
-            for name, value in module.__dict__.items():
-                if isinstance(value, torch.Tensor):
-                    self.table.add_constant(value, prefix + name)
 
     def placeholder(self, name: str, value: Any, sizes: tuple[int | None, int], *, required: bool) -> Any:
         """Write a placeholder and return what the forward is called with: a fake tensor, or the plain value.
@@ -150,73 +140,40 @@ class _Recorder(TorchFunctionMode):
             node.meta["plain"] = value
             return value
         size = (sizes[1], *value.shape[1:]) if value.shape[:1] == sizes[:1] else value.shape
-        with self.fake_mode:
+        with self.leaves.mode:
             fake = torch.empty(size, dtype=value.dtype, device=value.device)
         self.table.add_input(fake, self.graph.placeholder(name))
         return fake
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, what this thread calls comes to this recorder.
-
-        No mode of torch sees modules, custom autograd functions and autocast regions, so three methods are replaced, as
-        ``torch.fx.Tracer.trace`` does with ``nn.Module.__call__``. They are replaced for the whole process: what other
-        threads call goes straight on, and of several recordings one waits for the other.
-        """
-        with _PATCHES, self._patches(threading.get_ident()), self, as_written():
-            yield
-
-    @contextlib.contextmanager
-    def _patches(self, thread: int) -> Iterator[None]:
-        plain_call, plain_apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
-        enter: Callable[[Any], Any] = torch.amp.autocast_mode.autocast.__enter__
-        fast_attention = torch.backends.mha.get_fastpath_enabled()
-
-        def ignored() -> bool:
-            return self.paused or threading.get_ident() != thread
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = None if ignored() else self.names.get(id(module))
-            if path is None:
-                return plain_call(module, *args, **kwargs)
-            return self.call_module(plain_call, path, module, args, kwargs)
-
-        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            if ignored():
-                return plain_apply.__get__(None, cls)(*args, **kwargs)
-            # its forward could be recorded, but its backward is Python that no graph of the forward holds
-            raise UnreadableError(f"it applies the custom autograd function {cls.__name__}")
-
-        def autocast(region: Any) -> Any:
-            if not ignored() and len(self.stack) > 1:
-                raise UnreadableError("it switches autocast inside its forward")
-            return enter(region)
-
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        torch.autograd.Function.apply = classmethod(apply)
-        torch.amp.autocast_mode.autocast.__enter__ = autocast  # type: ignore[method-assign]
-        torch.backends.mha.set_fastpath_enabled(False)  # a fused attention for eval mode alone is another structure
+        """Within it, what this thread calls of torch, and of the copy's modules, comes to this recorder."""
+        modules = dict(self.copy.named_modules())
+        for path, module in modules.items():
+            # what ``module(...)`` calls where it is not None; ``torch.compile`` puts compiled code there
+            module.__dict__["_compiled_call_impl"] = functools.partial(self.call_module, path, module)
         try:
-            yield
+            with self, as_written():
+                yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast_attention)
-            nn.Module.__call__ = plain_call  # type: ignore[method-assign]
-            torch.autograd.Function.apply = plain_apply
-            torch.amp.autocast_mode.autocast.__enter__ = enter  # type: ignore[method-assign]
+            for module in modules.values():
+                module.__dict__.pop("_compiled_call_impl", None)
 
     # What happens while the forward runs ----------------------------------------------------------------------------
 
-    def call_module(self, plain_call: Callable[..., Any], path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def call_module(self, path: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Call a module of the model: a leaf becomes one node, of another one the calls within are recorded."""
+        if self.paused:
+            return module._call_impl(*args, **kwargs)
         self.stack.append((path, module))
         self.calls.append(next(self._numbers))
         try:
             if path and self._is_leaf(path, module):
                 with torch._C.DisableTorchFunction():
                     call = "call_module", path, args, kwargs
-                    return self._emit(call, lambda: self.leaves.call(plain_call, module, args, kwargs))
+                    return self._emit(call, lambda: self.leaves.call(module, args, kwargs))
             before = host_state()
-            result = plain_call(module, *args, **kwargs)
+            result = module._call_impl(*args, **kwargs)
             self._check_side_effects(module, before)
             return result
         except Exception as error:
@@ -236,7 +193,7 @@ class _Recorder(TorchFunctionMode):
         """
         if host_state() != before:
             raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
-        for owner in [module] if module is not self.model else self.model.modules():
+        for owner in [module] if module is not self.copy else self.copy.modules():
             if any(buffer is not None and self.table.is_computed(buffer) for buffer in owner._buffers.values()):
                 raise UnreadableError("it assigns new values to its own buffers outside torch.nn's modules")
 
@@ -246,6 +203,13 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every call of torch with a tensor, and every factory, made outside leaves."""
         kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            self.grad_enabled = self.grad_enabled if self.paused else bool(args[0])
+            return func(*args)
+        if func in _AUTOCAST:  # the region itself does the rest
+            if not self.paused and len(self.stack) > 1:
+                raise UnreadableError("it switches autocast inside its forward")
+            return None
         if self.paused or func in _VALUE_READERS:  # fake tensors raise in these: a value decides what happens next
             return func(*args, **kwargs)
         # Within the call, torch's own Python (nn.functional) calls torch again; the call is one node all the same.
@@ -258,6 +222,9 @@ class _Recorder(TorchFunctionMode):
         What changed in place is told by the version counters, which autograd keeps for that very purpose: names that
         end in an underscore would miss ``out=``, ``x[i] = y`` and what a leaf module does.
         """
+        if torch.is_grad_enabled() != self.grad_enabled:
+            # its forward could be recorded, but its backward is Python that no graph of the forward holds
+            raise UnreadableError("it applies a custom autograd function")
         inputs = list(tensors_in(call[2:]))
         versions = [tensor._version for tensor in inputs]
         self.paused = True
