@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .leaves import Leaves
 
-__all__ = ["FakeCopy", "fake_copy"]
+__all__ = ["FakeCopy", "copy_on_fakes"]
 
 _ATOMIC = (type(None), bool, int, float, str, type, FunctionType, torch.dtype, torch.device, torch.Size)
 _NO_FAST_PATH = nn.MultiheadAttention | nn.TransformerEncoderLayer
@@ -42,7 +42,7 @@ class FakeCopy:
     constants: dict[str, torch.Tensor]
 
 
-def fake_copy(model: nn.Module) -> FakeCopy:
+def copy_on_fakes(model: nn.Module) -> FakeCopy:
     """Copy a model, with fake tensors in place of its parameters and buffers; tied ones become one fake tensor."""
     # Tensors that a model keeps as plain attributes stay real, and calls on them and on fake ones are allowed.
     leaves = Leaves(FakeTensorMode(allow_non_fake_inputs=True))

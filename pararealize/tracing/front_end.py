@@ -25,7 +25,7 @@ from pararealize.restore import ordinary_mode
 
 from .captured import Capture
 from .example import Example
-from .fake_copy import FakeCopy, fake_copy
+from .fake_copy import FakeCopy, copy_on_fakes
 from .leaves import is_from_torch
 from .merging import DifferentStructureError, merge
 from .module_copy import check_model
@@ -70,7 +70,7 @@ def capture(
     example = Example.of(model, example_inputs)
     check_model(model)
     opaque = _OpaqueModules(model, leaf_modules)
-    copy = fake_copy(model)
+    copy = copy_on_fakes(model)
     trace, batch, fixed = _record_and_compare(copy, model, example, opaque)
     trace.graph.eliminate_dead_code(is_impure_node=lambda node: _has_effect(model, node))
     captured = Capture(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from pararealize.tracing.fake_copy import fake_copy
+from pararealize.tracing.fake_copy import copy_on_fakes
 
 
 class Odd(nn.Module):
@@ -42,7 +42,7 @@ class Odd(nn.Module):
 
 def test_what_refers_to_the_model_refers_to_the_copy() -> None:
     model = Odd()
-    copy = fake_copy(model)
+    copy = copy_on_fakes(model)
     twin: Any = copy.model
     assert isinstance(twin, Odd)
     assert twin is not model
@@ -58,7 +58,7 @@ def test_what_refers_to_the_model_refers_to_the_copy() -> None:
 
 def test_parameters_and_buffers_have_no_memory_and_tied_ones_are_one() -> None:
     model = Odd()
-    copy = fake_copy(model)
+    copy = copy_on_fakes(model)
     for name, tensor in {**dict(copy.model.named_parameters()), **dict(copy.model.named_buffers())}.items():
         assert isinstance(tensor, FakeTensor)
         assert copy.attributes[id(tensor)] == (tensor, name)
@@ -72,5 +72,5 @@ def test_parameters_and_buffers_have_no_memory_and_tied_ones_are_one() -> None:
 @pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer])
 def test_fused_attention_is_not_taken_on_the_copy(kind: Any) -> None:
     """It gives another tuple, in eval mode alone; torch takes it where no parameter requires a gradient."""
-    copy = fake_copy(nn.Sequential(kind(8, 2).requires_grad_(False)))
+    copy = copy_on_fakes(nn.Sequential(kind(8, 2).requires_grad_(False)))
     assert all(parameter.requires_grad for parameter in copy.model[0].parameters(recurse=False))
