@@ -1,0 +1,106 @@
+"""The command: ``python -m benchmarks.fuzz``.
+
+Outcomes stand in a file of lines, one an example, so that a run that was stopped goes on; ``results.json`` and
+``table.md`` are written from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import linecache
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from .oracle import Outcome, judge
+from .programs import Program, program
+
+FOLDER = Path(__file__).parent
+
+
+class TooLongError(BaseException):
+    """An example took longer than its limit; no ``except Exception`` on the way catches this."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
+    parser.add_argument("--seed", type=int, help="print the program of this example")
+    parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seconds", type=int, default=20, help="limit for one example")
+    parser.add_argument("--lines", type=Path, default=Path("fuzz.jsonl"), help="file of outcomes, a line each")
+    parser.add_argument("--again", nargs="*", default=[], help="kinds of outcomes to try anew, such as wrong crash")
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        print(program(options.seed).source)
+        return 0
+    torch.set_num_threads(1)
+    known = _read(options.lines)
+    seeds = range(options.first, options.first + options.examples)
+    due = [seed for seed in seeds if seed not in known or known[seed]["kind"] in options.again]
+    began = time.perf_counter()
+    with options.lines.open("a", encoding="utf-8") as file:
+        for number, seed in enumerate(due, 1):
+            row = attempt(program(seed), options.seconds)
+            known[seed] = row
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            if row["kind"] in ("wrong", "crash"):
+                print(
+                    f"{seed} {row['kind']} ({row['stage']}) [{', '.join(row['effects'])}] {row['text'][:200]}",
+                    flush=True,
+                )
+            if number % 200 == 0:
+                print(f"{number} examples in {time.perf_counter() - began:.0f} s", flush=True)
+    counts: dict[str, int] = {}
+    for seed in seeds:
+        counts[known[seed]["kind"]] = counts.get(known[seed]["kind"], 0) + 1
+    print(counts, f"{len(due) / max(time.perf_counter() - began, 1e-9):.1f} examples a second")
+    return 1 if counts.get("wrong") or counts.get("crash") else 0
+
+
+def _line(row: dict[str, Any]) -> str:
+    return f"{row['seed']} {row['kind']} ({row['stage']}) [{', '.join(row['effects'])}] {row['text'][:200]}"
+
+
+def attempt(example: Program, seconds: int) -> dict[str, Any]:
+    """Run a program within its limit."""
+    name = f"<fuzz {example.seed}>"
+    linecache.cache[name] = len(example.source), None, example.source.splitlines(keepends=True), name
+    scope: dict[str, Any] = {"__name__": "fuzz"}
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise TooLongError
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        exec(compile(example.source, name, "exec"), scope)
+        outcome = judge(SimpleNamespace(**scope))
+    except TooLongError:
+        outcome = Outcome(kind="crash", stage="", text=f"TooLongError: more than {seconds} s")
+    finally:
+        signal.alarm(0)
+        linecache.cache.pop(name, None)
+    return {
+        "seed": example.seed,
+        "kind": outcome.kind,
+        "stage": outcome.stage,
+        "effects": example.effects,
+        "text": outcome.text[:600],
+    }
+
+
+def _read(path: Path) -> dict[int, dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {row["seed"]: row for row in map(json.loads, lines)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
