@@ -16,6 +16,7 @@ __all__ = [
     "DistributedError",
     "ExampleError",
     "FieldError",
+    "GuardError",
     "ModelError",
     "MultigridError",
     "OutputError",
@@ -57,6 +58,21 @@ class DataError(PararealizeError, ValueError):
 
 class FieldError(PararealizeError, NotImplementedError):
     """An operation without a receptive-field rule stands on a path that needs one."""
+
+
+class GuardError(PararealizeError, ValueError):
+    """Inputs break a condition under which the network was recorded: a size, a number of dimensions, an element type.
+
+    Attributes:
+        guards: the conditions that are broken, with the lines of the model that asked for them.
+    """
+
+    def __init__(self, message: str, guards: tuple[str, ...] = ()) -> None:
+        super().__init__(message, guards)
+        self.guards = guards
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # what else stands in ``args`` is there for copies, which pickle makes of them
 
 
 class PlanError(PararealizeError, ValueError):

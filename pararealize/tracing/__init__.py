@@ -4,6 +4,7 @@ In reading order:
 
     example       what the user gives as example inputs, by the names of the forward's parameters
     front_end     capture(): record twice, merge, check; which modules become one opaque node
+    guards        conditions on inputs under which a recording holds
     captured      Capture, what comes out
     fake_copy     the copy of the model that is recorded, on tensors without memory
     tracer        one forward pass on fake tensors -> its calls, as a graph

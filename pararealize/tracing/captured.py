@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from .example import Example
+from .guards import Guards
 from .module_view import Piece
 
 __all__ = ["Capture"]
@@ -33,6 +34,7 @@ class Capture:
         fixed_batch: whether the model itself takes no other batch size.
         opaque: qualified names of submodules that became one node each, and why.
         constants: tensors of the model that are neither parameters nor buffers, by name.
+        guards: conditions on the inputs under which the graph is right.
     """
 
     graph_module: Piece
@@ -42,6 +44,7 @@ class Capture:
     fixed_batch: bool
     opaque: dict[str, str]
     constants: dict[str, torch.Tensor]
+    guards: Guards
 
     @property
     def graph(self) -> fx.Graph:

@@ -18,6 +18,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from pararealize.errors import CaptureError
@@ -26,6 +27,7 @@ from pararealize.restore import ordinary_mode
 from .captured import Capture
 from .example import Example
 from .fake_copy import FakeCopy, copy_on_fakes
+from .guards import Guard, Guards, Input
 from .leaves import is_from_torch
 from .merging import DifferentStructureError, merge
 from .module_copy import check_model
@@ -81,10 +83,26 @@ def capture(
         fixed_batch=fixed,
         opaque=dict(opaque.reasons),
         constants=trace.constants,
+        guards=_guards(example, batch, fixed),
     )
     if check and not any(parameter.is_meta for parameter in model.parameters()):
         check_against_model(captured)
     return captured
+
+
+def _guards(example: Example, batch: int, fixed: bool) -> Guards:
+    """The inputs' numbers of dimensions, and the batch size where it is fixed."""
+    inputs, conditions = [], []
+    for name, value in example.values.items():
+        if not isinstance(value, torch.Tensor):
+            inputs.append(Input(name))
+            continue
+        conditions.append(Guard(f"{name}.dim() == {value.ndim}"))
+        follows = value.ndim > 0 and value.shape[0] == example.batch
+        if follows and fixed:
+            conditions.append(Guard(f"{name}.size(0) == {batch}", "the model takes no other batch size"))
+        inputs.append(Input(name, tuple(value.shape), value.dtype, free=(0,) if follows and not fixed else ()))
+    return Guards(inputs=tuple(inputs), conditions=tuple(conditions))
 
 
 def _has_effect(model: nn.Module, node: fx.Node) -> bool:
