@@ -22,7 +22,7 @@ from torch import fx
 
 from pararealize.errors import GuardError
 
-__all__ = ["Guard", "Guards", "Input", "check_guards", "write_guards"]
+__all__ = ["Guard", "Guards", "Input", "check_guards", "guards_hold", "write_guards"]
 
 _FUNCTIONS = {"min": min, "max": max, "abs": abs, "floor": math.floor, "ceil": math.ceil, "sqrt": math.sqrt}
 _SYNTAX = (
@@ -113,9 +113,9 @@ class Guards:
     def broken(self, values: Mapping[str, Any]) -> list[Guard]:
         """Those that inputs, by name, do not meet; an input that is not named counts as ``None``."""
         names, inputs = self.names, [values.get(each.name) for each in self.inputs]
-        if _hold(names, tuple(map(str, self.conditions)), inputs):
+        if guards_hold(names, tuple(map(str, self.conditions)), inputs):
             return []
-        return [guard for guard in self.conditions if not _hold(names, (str(guard),), inputs)]
+        return [guard for guard in self.conditions if not guards_hold(names, (str(guard),), inputs)]
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Refuse inputs, by name, that break a guard.
@@ -183,12 +183,12 @@ def check_guards(names: Sequence[str], conditions: Sequence[str], *values: Any) 
     Raises:
         GuardError: they do.
     """
-    if not _hold(names, conditions, values):
+    if not guards_hold(names, conditions, values):
         guards = Guards(inputs=tuple(map(Input, names)), conditions=tuple(map(Guard.read, conditions)))
         guards.check(dict(zip(names, values, strict=True)))
 
 
-def _hold(names: Sequence[str], conditions: Sequence[str], values: Sequence[Any]) -> bool:
+def guards_hold(names: Sequence[str], conditions: Sequence[str], values: Sequence[Any]) -> bool:
     """Whether all conditions hold; one that cannot be evaluated, as of an input that is ``None``, does not."""
     key = names, conditions
     if key not in _CHECKS:
