@@ -6,6 +6,7 @@ In reading order:
     front_end     capture(): record twice, merge, check; which modules become one opaque node
     guards        conditions on inputs under which a recording holds
     captured      Capture, what comes out
+    model_twin    a model -> the same modules with the same Python state over other tensors
     fake_copy     the copy of the model that is recorded, on tensors without memory
     tracer        one forward pass on fake tensors -> its calls, as a graph
     node_table    which node holds the present value of each tensor of the pass

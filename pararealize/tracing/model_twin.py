@@ -1,0 +1,98 @@
+"""A model -> a twin: modules of the same classes with the same Python state, over other tensors.
+
+The model is only read, so that another thread may use it meanwhile. ``copy.deepcopy`` would do the same in three times
+the time, and would refuse a model for one attribute that cannot be copied; such an attribute is shared instead.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["plain_tensors", "real_twin", "twin_of"]
+
+_ATOMIC = (type(None), bool, int, float, str, type, FunctionType, torch.dtype, torch.device, torch.Size)
+
+
+def twin_of(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """The twin of a model over tensors that ``memo`` has by the ``id`` of the model's; it takes up the modules, too."""
+    modules = list(model.modules())
+    for module in modules:
+        memo[id(module)] = module.__class__.__new__(module.__class__)
+    for module in modules:
+        _fill(memo[id(module)], module, memo)
+    twin: nn.Module = memo[id(model)]
+    return twin
+
+
+def real_twin(model: nn.Module, *, share_parameters: bool = False) -> tuple[nn.Module, dict[int, Any]]:
+    """The twin of a model over copies of its tensors, and the copies by the ``id`` of the originals.
+
+    Args:
+        model: the model.
+        share_parameters: let parameters look into the memory of the model's, where nothing changes them.
+    """
+    memo: dict[int, Any] = {}
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    plain = [t for module in model.modules() for value in vars(module).values() for t in plain_tensors(value)]
+    tensors |= {id(tensor): tensor for tensor in plain}
+    aliases = Counter(map(_storage, tensors.values()))
+    for tensor in tensors.values():
+        if type(tensor) not in (torch.Tensor, nn.Parameter) or (aliases[_storage(tensor)] > 1 and tensor.is_leaf):
+            memo[id(tensor)] = copy.deepcopy(tensor, memo)  # which keeps views of one memory views of one memory
+            continue
+        contents = tensor.detach()
+        if not (share_parameters and isinstance(tensor, nn.Parameter)):
+            contents = contents.clone()
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(contents, requires_grad=tensor.requires_grad)
+        else:
+            memo[id(tensor)] = contents.requires_grad_(tensor.requires_grad)
+    return twin_of(model, memo), memo
+
+
+def plain_tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Tensors within plain containers."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for item in items:
+        yield from plain_tensors(item)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """The address of a tensor's memory; one of its own where it has none."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (NotImplementedError, RuntimeError):  # sparse tensors and some subclasses
+        return id(tensor)
+
+
+def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:
+    """Give a copy the state of its original."""
+    slots = (name for kind in type(module).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(module, name))
+    for name in slots:
+        object.__setattr__(twin, name, _copied(getattr(module, name), memo))
+    for name, value in vars(module).items():
+        if type(value) is dict and name in ("_parameters", "_buffers", "_modules"):
+            twin.__dict__[name] = {key: item if item is None else memo[id(item)] for key, item in value.items()}
+        else:
+            twin.__dict__[name] = _copied(value, memo)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A value of a module's for its copy: whatever refers to the model refers to the copy."""
+    if isinstance(value, _ATOMIC):
+        return value
+    if isinstance(value, dict | list | set) and not value:
+        return type(value)() if type(value) in (dict, list, set) else copy.copy(value)
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # noqa: BLE001 - locks, generators, open files: they are shared
+        return value

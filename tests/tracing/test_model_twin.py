@@ -1,0 +1,81 @@
+"""A twin does what its original does, and nothing that is done to the twin reaches the original."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pararealize.tracing.model_twin import real_twin
+
+
+class Stateful(nn.Module):
+    """Every sort of state that a module may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.tied = self.linear
+        self.register_buffer("table", torch.randn(4, 4))
+        self.register_buffer("row", self.table[1])
+        self.constant, self.seen, self.cache = torch.randn(4), [torch.zeros(4)], {"sum": [0.0]}
+        self.computed = self.linear.weight.sum() * 2
+        self.lock = threading.Lock()
+        self.parents = [self]
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.count += 1
+        self.cache["sum"].append(float(self.count))
+        self.seen[0] = self.seen[0] + x.detach().mean()
+        with torch.no_grad():
+            self.table[1] += 1
+            self.linear.weight.mul_(0.5)
+            self.constant.add_(1)
+        return self.norm(self.tied(x)) + self.row + self.constant + self.seen[0]
+
+
+def contents(model: Stateful) -> list[Any]:
+    state = [value.clone() for value in model.state_dict().values()]
+    return [*state, model.constant.clone(), model.seen[0].clone(), model.count, len(model.cache["sum"])]
+
+
+def test_a_twin_is_the_model_and_leaves_it_alone() -> None:
+    torch.manual_seed(0)
+    model, x = Stateful(), torch.randn(3, 4)
+    before = contents(model)
+    twin, memo = real_twin(model)
+    assert type(twin) is Stateful
+    results = [twin(x), twin(x)]
+    assert all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(before, contents(model)))
+    assert [torch.equal(ours, theirs) for ours, theirs in zip([model(x), model(x)], results, strict=True)] == [True] * 2
+    assert twin.tied is twin.linear
+    assert twin.parents[0] is twin
+    assert memo[id(model.constant)] is twin.constant
+    assert twin.lock is model.lock
+    assert torch.equal(twin.row, twin.table[1]), "a view stays a view"
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_parameters_may_share_memory(share: bool) -> None:
+    model = nn.Linear(4, 4)
+    model.bias.requires_grad_(False)
+    twin, _ = real_twin(model, share_parameters=share)
+    assert (twin.weight.data_ptr() == model.weight.data_ptr()) is share
+    assert twin.weight is not model.weight
+    assert [p.requires_grad for p in twin.parameters()] == [True, False]
+    twin(torch.randn(2, 4)).sum().backward()
+    assert model.weight.grad is None
+
+
+def test_sparse_and_empty_tensors() -> None:
+    model = nn.Linear(2, 2)
+    for name, tensor in {"sparse": torch.eye(2).to_sparse(), "empty": torch.empty(0), "none": None}.items():
+        model.register_buffer(name, tensor)
+    twin, _ = real_twin(model)
+    assert torch.equal(twin.sparse.to_dense(), torch.eye(2))
+    assert twin.empty.shape == (0,)
+    assert twin.none is None
