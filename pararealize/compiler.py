@@ -31,7 +31,7 @@ from pararealize.network.module import PararealModule
 from pararealize.plan.plan import Plan
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
-from pararealize.planning.arguments import device_fault
+from pararealize.planning.arguments import device_fault, whole_number
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
 
@@ -117,7 +117,7 @@ def pararealize(
     """
     n = _check_arguments(n, devices, coarse, source, stem_blocks, cost, plan)
     stem_blocks = stem_blocks if plan is None else plan.stem_blocks
-    places = _devices(devices, n)
+    places = _devices(devices)
     with _without_garbage_collection(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules), stem_blocks=stem_blocks)
         if plan is None:
@@ -127,7 +127,8 @@ def pararealize(
         else:
             plan.check(chain)
         adapters, blocks = build_modules(chain, plan, coarse=coarse, seed=seed)
-        return emit(chain, plan, adapters, blocks, devices=places)
+        wrapped = None if places is None else [places[i % len(places)] for i in range(plan.n)]
+        return emit(chain, plan, adapters, blocks, devices=wrapped)
 
 
 def build_modules(
@@ -217,19 +218,30 @@ def make_plan(
 
 
 def _check_arguments(
-    n: int | None,
+    n: Any,
     devices: Sequence[Device] | None,
     coarse: Coarse,
     source: str | None,
     stem_blocks: int,
     cost: str,
-    plan: Plan | None,
+    plan: Any,
 ) -> int:
     """The number of segments, after every fault that can be seen without the model is reported at once."""
     faults: list[PararealizeError] = []
+    if plan is not None and not isinstance(plan, Plan):
+        faults.append(
+            PlanError(
+                f"plan is a {type(plan).__name__}; pass a Plan: net.plan, or Plan.from_json(text) of the text that "
+                "plan.to_json() wrote"
+            )
+        )
+        n, plan = 1 if n is None else n, None
     if n is None:
-        n = plan.n if plan is not None else 0
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if plan is None:
+            faults.append(PlanError("neither n nor plan is given; pass n, the number of segments, or a plan"))
+        n = 1 if plan is None else plan.n
+    count = whole_number(n)
+    if count is None or count < 1:
         faults.append(
             PlanError(f"n is {n!r}; it is the number of segments: pass an integer from 1 to the number of blocks")
         )
@@ -241,7 +253,7 @@ def _check_arguments(
         faults.append(SourceError(f"source is {source!r}; pass 'input', 'stem' or None"))
     if cost not in ("flops", "seconds"):
         faults.append(PlanError(f"cost is {cost!r}; pass 'flops' or 'seconds'"))
-    for check in (lambda: coarse_name(coarse), lambda: _devices(devices, 1)):
+    for check in (lambda: coarse_name(coarse), lambda: _devices(devices)):
         try:
             check()
         except PararealizeError as fault:
@@ -250,11 +262,12 @@ def _check_arguments(
         raise faults[0]
     if faults:
         raise type(faults[0])("; and ".join(str(fault) for fault in faults))
-    return n
+    assert count is not None
+    return count
 
 
-def _devices(devices: Sequence[Device] | None, n: int) -> tuple[torch.device, ...] | None:
-    """One device for every segment, or ``None`` where the model is to stay where it is."""
+def _devices(devices: Sequence[Device] | None) -> tuple[torch.device, ...] | None:
+    """The devices, or ``None`` where the model is to stay where it is."""
     if devices is None:
         return None
     if isinstance(devices, str | torch.device) or not isinstance(devices, Sequence) or not devices:
@@ -262,5 +275,4 @@ def _devices(devices: Sequence[Device] | None, n: int) -> tuple[torch.device, ..
     faults = [fault for device in devices if (fault := device_fault(device))]
     if faults:
         raise DeviceError("; and ".join(faults))
-    places = [torch.device(device) for device in devices]
-    return tuple(places[i % len(places)] for i in range(n))
+    return tuple(map(torch.device, devices))

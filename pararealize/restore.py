@@ -29,7 +29,8 @@ def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
     """
     attributes = [(module, dict(module.__dict__), _containers(module)) for module in model.modules()]
     tensors = [*model.parameters(), *model.buffers()]
-    values = [(tensor, tensor.detach().clone()) for tensor in tensors if contents and not tensor.is_meta]
+    real = [tensor for tensor in tensors if contents and not tensor.is_meta]
+    values = [(tensor, _version(tensor), tensor.detach().clone()) for tensor in real]
     with preserve_state(tensor.device for tensor in tensors):
         try:
             yield
@@ -41,9 +42,22 @@ def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
                     container.clear()
                     (container.extend if isinstance(container, list) else container.update)(content)
             with torch.no_grad():
-                for tensor, value in values:
-                    if not torch.equal(tensor, value):  # a copy in place would make graphs that autograd keeps unusable
+                for tensor, version, value in values:
+                    if not _is_equal(tensor, version, value):  # a copy makes graphs that autograd keeps unusable
                         tensor.copy_(value)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was changed in place; those made in inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_equal(tensor: torch.Tensor, version: int, value: torch.Tensor) -> bool:
+    """Whether a tensor is what it was; by its version where torch compares no values (sparse, nested, quantised)."""
+    try:
+        return torch.equal(tensor, value)
+    except Exception:  # noqa: BLE001 - each layout and subclass has another way to say that it cannot
+        return _version(tensor) == version
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias, TypeVar
+from numbers import Integral
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
@@ -12,7 +13,16 @@ from pararealize.errors import CutError, DeviceError, PararealizeError, PlanErro
 
 from .path_cuts import named_cuts
 
-__all__ = ["AdapterSource", "Faults", "adapter_source", "check_count", "device_fault", "device_names", "named_starts"]
+__all__ = [
+    "AdapterSource",
+    "Faults",
+    "adapter_source",
+    "check_count",
+    "device_fault",
+    "device_names",
+    "named_starts",
+    "whole_number",
+]
 
 T = TypeVar("T")
 AdapterSource: TypeAlias = Literal["input", "stem"]
@@ -38,12 +48,18 @@ class Faults:
             raise type(self.errors[0])("\n".join(map(str, self.errors))) from self.errors[0]
 
 
+def whole_number(n: Any) -> int | None:
+    """A number of segments as Python's integer, where NumPy's or another's is one too; ``None`` where it is none."""
+    return None if isinstance(n, bool) or not isinstance(n, Integral) else int(n)
+
+
 def check_count(chain: BlockChain, n: int) -> None:
     """Raise a PlanError where a network cannot have n segments."""
     blocks = len(chain.blocks)
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= blocks:
+    number = whole_number(n)
+    if number is None or not 1 <= number <= blocks:
         model = type(chain.capture.model).__name__
-        why = f" ({why_no_more(chain.flow)})" if isinstance(n, int) and n > blocks else ""
+        why = f" ({why_no_more(chain.flow)})" if number is not None and number > blocks else ""
         behind = f" behind the {chain.stem_blocks} of its stem" if chain.stem_blocks else ""
         raise PlanError(
             f"n = {n!r} is out of range: {model} has {blocks} blocks{behind}{why}; pass an integer n from 1 to {blocks}"
@@ -81,7 +97,7 @@ def adapter_source(chain: BlockChain, source: str | None) -> AdapterSource:
 
 def device_names(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:
     """The name of each segment's device."""
-    count = max(n, 1) if isinstance(n, int) else 1
+    count = min(max(n, 1), len(chain.blocks)) if isinstance(n, int) else 1  # more are refused, however many
     if devices is None:
         home = next((parameter.device for parameter in chain.capture.model.parameters()), torch.device("cpu"))
         return (str(home),) * count

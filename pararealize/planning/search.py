@@ -21,7 +21,7 @@ from pararealize.plan.simulation import simulate
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
 
-from .arguments import Faults, adapter_source, check_count, device_names, named_starts
+from .arguments import Faults, adapter_source, check_count, device_names, named_starts, whole_number
 from .path_cuts import CutProblem, equal_cuts
 from .prices import Prices
 from .rows import PlanRequest, plan_of
@@ -79,6 +79,8 @@ def plan_segments(
         CoarseError: there is no such coarse kind.
         FieldError: coarse units depend on the field of an operation that has no rule.
     """
+    number = whole_number(n)
+    n = n if number is None else number
     faults = Faults()
     kind = faults.collect(lambda: coarse_name(coarse)) or ""
     adapters_read = faults.collect(lambda: adapter_source(chain, source)) or "stem"

@@ -3,6 +3,7 @@
 In reading order:
 
     example       what the user gives as example inputs, by the names of the forward's parameters
+    input_checks  tensors and names that a forward pass can be recorded with
     front_end     capture(): record twice, merge, check; which modules become one opaque node
     guards        conditions on inputs under which a recording holds
     captured      Capture, what comes out

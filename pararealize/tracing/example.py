@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map_only
 
 from pararealize.errors import ExampleError, ModelError
 
+from .input_checks import check_names, plain_tensor
+
 __all__ = ["Example", "as_call"]
 
 _INFERRED_BATCH = 2
@@ -71,7 +73,7 @@ class Example:
         if example_inputs is None:
             example_inputs = _infer(model)
         # where the model is; a tensor as an object of its own, since one may be passed for two inputs
-        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to(device), as_call(example_inputs))
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: plain_tensor(tensor, device), as_call(example_inputs))
         signature = inspect.signature(model.forward)
         try:
             binding = signature.bind(*args, **kwargs)
@@ -81,6 +83,7 @@ class Example:
                 f"{error}; pass a tensor, a tuple of its positional or a dict of its keyword arguments"
             ) from error
         values = dict(_named(binding))
+        check_names(values)
         tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
         batch = next((tensor.shape[0] for tensor in tensors if tensor.ndim), None)
         example = cls(values=values, args=binding.args, kwargs=binding.kwargs, batch=batch)

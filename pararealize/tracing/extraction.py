@@ -35,7 +35,8 @@ def subgraph(
     Args:
         inputs: nodes whose values become the placeholders, the activation first.
         outputs: a node, several, or the captured graph's own output node.
-        names: names for the placeholders; those of the nodes when left out.
+        names: names for the placeholders; those of the nodes when left out. Where two are the same, the later one gets
+            a number.
         besides: nodes of which those that nothing reads are copied too: they are there for their side effects.
     """
     copier = _Copier(inputs, names)
@@ -60,6 +61,7 @@ class _Copier:
         for node, name in zip_longest(inputs, names):
             default = node.args if node.op == "placeholder" else ()
             copy = self.graph.create_node("placeholder", name or node.name, args=default)
+            copy.target = copy.name  # unique and no word of Python's: what code calls the argument of this name
             copy.meta = dict(node.meta)
             self.copies[node] = copy
         self._device: fx.Node | None = None

@@ -113,4 +113,5 @@ def copy_contents(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A plain module with deep copies of a module's parameters, buffers and submodules, and its mode."""
     tree = nn.Module()
     share_contents(tree, module)
+    memo |= computed_tensors(module)
     return copy.deepcopy(tree, memo)
