@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pararealize.plan.parts import Part
-from pararealize.tracing.module_copy import computed_tensors
+from pararealize.tracing.module_copy import uncopyable_tensors
 from pararealize.tracing.module_view import Piece
 
 from .partition import PartitionableNetwork, TensorPaths, module_at, tensor_at, tensors_of
@@ -74,7 +74,7 @@ def _copied_tensors(net: PartitionableNetwork, paths: TensorPaths, device: torch
     """The memo of ``copy.deepcopy`` that puts every tensor of these paths on the device, once whatever its names."""
     memo: dict[int, Any] = {}
     for path in paths.modules:
-        memo.update(computed_tensors(module_at(net, path)))
+        memo.update(uncopyable_tensors(module_at(net, path)))
     for tensor in paths.tensors(net):
         if id(tensor) not in memo:
             memo[id(tensor)] = _copied(tensor, device)

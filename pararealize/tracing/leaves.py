@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map_only
 
 from pararealize.random_state import preserve_host_state, preserve_torch_state, started_cuda_devices
+from pararealize.restore import set_within
 
 __all__ = ["Leaves", "is_from_torch"]
 
@@ -69,7 +72,10 @@ class Leaves:
         key = _pure_call(module, args, kwargs)
         if key in self._results:
             return self.empty(*self._results[key])
-        result = module(*args, **kwargs)
+        # without a momentum, a batch norm takes it from the value of a counter; shapes do not depend on it
+        momentum = 0.1 if isinstance(module, _NormBase) and module.momentum is None else None
+        with contextlib.nullcontext() if momentum is None else set_within(module, "momentum", momentum):
+            result = module(*args, **kwargs)
         if key is not None and isinstance(result, torch.Tensor) and not any(result is argument for argument in args):
             self._results[key] = result.shape, result.stride(), result.dtype, result.device
         return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import keyword
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch.nn.parameter import is_lazy
 
 from pararealize.errors import ModelError
 
-__all__ = ["RESERVED", "check_model", "computed_tensors", "copy_contents", "copy_model", "share_contents"]
+__all__ = ["RESERVED", "check_model", "copy_contents", "copy_model", "share_contents", "uncopyable_tensors"]
 
 CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")  # of every nn.Module's ``__dict__``
 RESERVED = ("adapters", "coarse", "segments")  # top-level names of a parareal network's own
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 def check_model(model: nn.Module) -> None:
@@ -33,10 +34,15 @@ def check_model(model: nn.Module) -> None:
     scripts = [path or name for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripts:  # the parameters of their deep copies are no leaves, and would not be trained
         raise ModelError(f"{name} has scripted modules ({scripts[0]}); convert the modules that they were made from")
-    lazy = [path for path, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    lazy = [path for path, tensor in _tensors_by_name(model) if is_lazy(tensor)]
     if lazy:
         raise ModelError(
             f"{name} has parameters without a shape yet ({', '.join(lazy[:3])}); run it once on an example"
+        )
+    if odd := [f"{path} ({kind})" for path, tensor in _tensors_by_name(model) if (kind := _unrecordable(tensor))]:
+        raise ModelError(
+            f"{name} has tensors that no forward pass can be recorded with: {', '.join(odd[:3])}; keep what they stand "
+            "for as dense tensors (values and scales, a padded tensor and its lengths) and make them in the forward"
         )
     attributes = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys() | vars(fx.GraphModule).keys()
     clashes = [name for name in (*model._modules, *model._parameters, *model._buffers) if name in attributes]
@@ -48,6 +54,16 @@ def check_model(model: nn.Module) -> None:
     keywords = [path for path, _ in model.named_modules() if any(map(keyword.iskeyword, path.split(".")))]
     if keywords:
         raise ModelError(f"{name} has submodules with keywords of Python as names, which no code can call: {keywords}")
+
+
+def _tensors_by_name(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from (*model.named_parameters(), *model.named_buffers())
+
+
+def _unrecordable(tensor: torch.Tensor) -> str:
+    """The kind of a tensor that has no fake counterpart; nothing where it has one."""
+    kinds = {"quantised": tensor.is_quantized, "nested": tensor.is_nested, "of MKL-DNN": tensor.is_mkldnn}
+    return next((kind for kind, applies in kinds.items() if applies), "")
 
 
 def copy_model(
@@ -70,7 +86,7 @@ def copy_model(
             "rename them, or wrap the model in a module that holds it as an attribute"
         )
     try:
-        tree = copy.deepcopy(model, computed_tensors(model))
+        tree = copy.deepcopy(model, uncopyable_tensors(model))
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); make it deep-copyable, for "
@@ -87,18 +103,20 @@ def copy_model(
     return tree, keys
 
 
-def computed_tensors(model: nn.Module) -> dict[int, Any]:
-    """Copies, by the originals' ids, of attributes that a hook computes anew before each forward.
+def uncopyable_tensors(model: nn.Module) -> dict[int, Any]:
+    """Copies, by the originals' ids, of tensors that ``copy.deepcopy`` refuses; as a memo for it these stand in.
 
-    ``torch.nn.utils.weight_norm`` sets ``weight`` so, as a tensor with a gradient function, which ``copy.deepcopy``
-    refuses; as a memo for it these copies stand in.
+    They are attributes that a hook computes anew before each forward, as tensors with a gradient function
+    (``torch.nn.utils.weight_norm`` sets ``weight`` so), and tensors in compressed sparse layouts, whose storage torch
+    does not give away.
     """
     return {
         id(value): value.detach().clone()
         for module in model.modules()
-        if module._forward_pre_hooks
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
+        for values in (vars(module), module._buffers)
+        for value in values.values()
+        if isinstance(value, torch.Tensor)
+        and (value.layout in _COMPRESSED or (module._forward_pre_hooks and not value.is_leaf))
     }
 
 
@@ -113,5 +131,5 @@ def copy_contents(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A plain module with deep copies of a module's parameters, buffers and submodules, and its mode."""
     tree = nn.Module()
     share_contents(tree, module)
-    memo |= computed_tensors(module)
+    memo |= {key: value for key, value in uncopyable_tensors(module).items() if key not in memo}
     return copy.deepcopy(tree, memo)

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .module_copy import uncopyable_tensors
+
 __all__ = ["SHADOWED", "BorrowedModule", "ContainerView", "ModuleView", "Piece", "borrow", "mirror"]
 
 # Attributes of views, called as no submodule of a user's is. Where a piece takes the name of a module of the user's (a
@@ -154,6 +156,7 @@ class Piece(ModuleView, fx.GraphModule):
         twin = Piece(nn.Module(), fx.Graph(), type(self).__name__)
         twin.__dict__[_ORIGIN] = None
         memo[id(self)] = twin
+        memo |= {key: value for key, value in uncopyable_tensors(self).items() if key not in memo}
         _copy_contents(self, twin, memo)
         twin.graph = copy.deepcopy(self.graph)
         return twin

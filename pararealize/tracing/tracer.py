@@ -48,6 +48,7 @@ _TRANSPARENT = (  # modules of torch.nn that are containers: what they call is r
     nn.TransformerEncoder,
     nn.TransformerDecoder,
 )
+_PYTHON_CALLERS = ("apply_", "map_", "map2_")  # on a fake tensor they read memory that is not there, and crash
 _VALUE_READERS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
 _AUTOCAST = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
 _Call: TypeAlias = tuple[str, Any, Any, Any]  # op and target as fx writes them, and the Python arguments and keywords
@@ -212,6 +213,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
             return None
         if self.paused or func in _VALUE_READERS:  # fake tensors raise in these: a value decides what happens next
             return func(*args, **kwargs)
+        if getattr(func, "__name__", "") in _PYTHON_CALLERS:
+            raise UnreadableError(f"it calls a Python function on each value (Tensor.{func.__name__})")
         # Within the call, torch's own Python (nn.functional) calls torch again; the call is one node all the same.
         with torch._C.DisableTorchFunction():
             return self._emit((*describe(func, args), kwargs), lambda: func(*args, **kwargs))
