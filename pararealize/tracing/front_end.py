@@ -69,8 +69,8 @@ def capture(
         >>> [str(node.target) for node in captured.graph.nodes if node.op == "call_module"]
         ['0', '1']
     """
-    example = Example.of(model, example_inputs)
     check_model(model)
+    example = Example.of(model, example_inputs)
     opaque = _OpaqueModules(model, leaf_modules)
     copy = copy_on_fakes(model)
     trace, batch, fixed = _record_and_compare(copy, model, example, opaque)

@@ -24,12 +24,15 @@ RESERVED = ("adapters", "coarse", "segments")  # top-level names of a parareal n
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: Any) -> None:
     """Refuse a model that no graph module could stand for.
 
     Raises:
         ModelError: its parameters have no shapes yet, or a name cannot be written in a graph's code.
     """
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ModelError(f"the model is {what}; pass an nn.Module: an object of its class, which holds the parameters")
     name = type(model).__name__
     scripts = [path or name for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     if scripts:  # the parameters of their deep copies are no leaves, and would not be trained

@@ -152,6 +152,10 @@ class NodeTable:
         owner, _, name = path.rpartition(".")
         return name in self._model.get_submodule(owner)._parameters
 
+    def _is_buffer(self, path: str) -> bool:
+        owner, _, name = path.rpartition(".")
+        return name in self._model.get_submodule(owner)._buffers
+
     def _attribute(self, tensor: torch.Tensor) -> str:
         """The name that the graph reads a tensor by which no call made."""
         path = self._attributes.get(id(tensor))
@@ -161,7 +165,8 @@ class NodeTable:
             path = self._attributes[id(tensor)] = f"_constant_{len(self.constants)}"
             self.constants[path] = tensor
             self._alive.append(tensor)
-        elif not isinstance(tensor, FakeTensor):
+        # a real parameter comes from a closure in the forward, which holds the model itself
+        elif not isinstance(tensor, FakeTensor) and not self._is_buffer(path) and not self._is_parameter(path):
             self.constants[path] = tensor
         return path
 
