@@ -238,7 +238,9 @@ def _check_arguments(
         n, plan = 1 if n is None else n, None
     if n is None:
         if plan is None:
-            faults.append(PlanError("neither n nor plan is given; pass n, the number of segments, or a plan"))
+            faults.append(
+                PlanError("n is None and there is no plan; pass an integer from 1 to the number of blocks, or a plan")
+            )
         n = 1 if plan is None else plan.n
     count = whole_number(n)
     if count is None or count < 1:

@@ -178,6 +178,11 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
         if len(others) > len(spans) and wider.share(others) > ENOUGH:
             finder, spans = wider, others
     flow = finder.flow
+    if not flow.order:
+        raise CutError(
+            f"nothing that {type(capture.model).__name__} returns is computed from its inputs by its parameters, so that "
+            "there is nothing to cut; let the forward return what its layers give"
+        )
     if not spans:
         raise CutError(
             f"no blocks between cut points: {why_no_more(flow)}. Convert a part of the model that is a chain, or pass "
