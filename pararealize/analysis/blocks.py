@@ -180,8 +180,8 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
     flow = finder.flow
     if not flow.order:
         raise CutError(
-            f"nothing that {type(capture.model).__name__} returns is computed from its inputs by its parameters, so that "
-            "there is nothing to cut; let the forward return what its layers give"
+            f"nothing that {type(capture.model).__name__} returns is computed from its inputs by its parameters, so "
+            "that there is nothing to cut; let the forward return what its layers give"
         )
     if not spans:
         raise CutError(

@@ -24,7 +24,7 @@ def twin_of(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """The twin of a model over tensors that ``memo`` has by the ``id`` of the model's; it takes up the modules, too."""
     modules = list(model.modules())
     for module in modules:
-        memo[id(module)] = module.__class__.__new__(module.__class__)
+        memo[id(module)] = object.__new__(type(module))  # a GraphModule's own makes a class besides
     for module in modules:
         _fill(memo[id(module)], module, memo)
     twin: nn.Module = memo[id(model)]
