@@ -13,6 +13,7 @@ from functools import partial, reduce
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree as pytree
 
 from pararealize.analysis.blocks import Block, BlockChain
@@ -208,14 +209,16 @@ def _reach(root: nn.Module, node: fx.Node, reaches: Mapping[fx.Node, Reach], opa
 
 
 def _rule(node: fx.Node, module: nn.Module | None, opaque: Collection[str]) -> Rule:
-    if module is None:
+    # weight_norm and its like give a module a class of its own, which reads as the one it was
+    kind = type_before_parametrizations(module) if module is not None else None
+    if kind is None:
         rule = OPERATIONS.get(operation_name(node))
-    elif type(module).__name__ in POINTWISE_CLASSES:
+    elif kind.__name__ in POINTWISE_CLASSES:
         rule = pointwise
-    elif str(node.target) in opaque or not type(module).__module__.startswith("torch.nn"):
+    elif str(node.target) in opaque or not kind.__module__.startswith("torch.nn"):
         rule = everything
     else:
-        rule = MODULES.get(type(module))
+        rule = MODULES.get(kind)
     if rule is None:
         raise FieldError(_without_rule(node, module))
     return rule

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from tests.field_oracle import assert_covers, field_of, positive, support
 
@@ -38,6 +41,16 @@ def test_stacks_read_exactly_their_field(stack):
         first = field.start[0] + field.stride[0] * place
         if first >= 0 and first + field.size[0] <= x.shape[2]:
             assert support(stack, x, (place,), 0) == (first, first + field.size[0] - 1)
+
+
+@pytest.mark.parametrize("parametrized", [weight_norm, spectral_norm, orthogonal])
+@pytest.mark.parametrize("module", [nn.Conv1d(1, 2, 3, padding=2, dilation=2), nn.ConvTranspose1d(1, 2, 3)])
+def test_a_parametrized_convolution_has_the_field_of_the_plain_one(parametrized, module):
+    """What makes its weight changes nothing about which positions it reads, though the class is another one."""
+    x = torch.rand(1, 1, 12)
+    field = field_of(nn.Sequential(module), x)
+    assert field_of(nn.Sequential(parametrized(copy.deepcopy(module))), x) == field
+    assert not field.is_global
 
 
 @quick
