@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from benchmarks.harness import Results, run_cases
 
 from . import cases
 from .check import measure
-from .tables import markdown, summary
+from .tables import markdown, summary, unjustified
 
 FOLDER = Path(__file__).parent
 
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     options = parser.parse_args(arguments)
 
+    for library in ("timm", "transformers", "torch.fx.experimental.symbolic_shapes"):
+        importlib.import_module(library)  # once, for all the processes that are forked from this one
     results = Results(options.out / "results.json")
     names = [name for name in cases.names() if _matches(name, options.only)]
     for name in [n for n in names if n in results.rows and _is_due(n, results.rows[n], options.again)]:
@@ -44,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     (options.out / "table.md").write_text(markdown(results))
     rows = {name: results.rows[name] for name in names if name in results.rows}
     print(json.dumps(rows, indent=1, ensure_ascii=False) if options.json else summary(results.rows))
-    return 1 if any(row.get("failed") in ("wrong", "crash") for row in rows.values()) else 0
+    if missing := unjustified(rows):
+        print(f"refused, and nobody has said why: {', '.join(missing)}", file=sys.stderr)
+    return 1 if missing or any(row.get("failed", "refused") != "refused" for row in rows.values()) else 0
 
 
 def _matches(name: str, patterns: list[str] | None) -> bool:
@@ -62,7 +67,9 @@ def show(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{row['failed']} at {row.get('stage', '?')}: {row['error'][:300]} ({row['seconds']} s)"
     meta = " on the meta device" if row["meta"] else ""
-    return f"n = {row['n']} of {row['blocks']} blocks ({row['kinds']}){meta}, {row['seconds']} s"
+    refused = [column for column, verdict in row["columns"].items() if verdict == "refused"]
+    but = f", but refuses {', '.join(refused)}" if refused else ""
+    return f"n = {row['n']} of {row['blocks']} blocks ({row['kinds']}){meta}{but}, {row['seconds']} s"
 
 
 if __name__ == "__main__":

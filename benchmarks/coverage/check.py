@@ -1,18 +1,21 @@
-"""One model -> one row of the coverage table: captured, converted, trained by one step, and switched between modes."""
+"""One model -> one row of the coverage table: captured, converted, and compared with the original.
+
+Every comparison has the original itself as its oracle. None ends the row: no fault hides another.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import io
-import itertools
 import resource
+import subprocess
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,17 +27,17 @@ from pararealize import BlockChain, Capture, PararealizeError, PararealModule, c
 from pararealize import pararealize as convert
 from pararealize.errors import CaptureError
 
+from . import comparison
 from .cases import Case, build
+from .comparison import NotApplicableError, WrongError
+from .tables import COLUMNS
+from .tensors import call, floating, put_back, seeded, shapes, state
 
 __all__ = ["check", "measure"]
 
 SEGMENTS = 4
 _read = functools.partial(capture, check=False)
-_CLOSE = 1e-4  # of the largest output: two runs of the same sums may round differently
-
-
-class WrongError(Exception):
-    """What was converted is not what was asked for."""
+_MOST_ERROR = 600  # letters
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -43,51 +46,93 @@ def measure(name: str) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         row = check(build(name))
     row["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+    row["commit"] = commit()
     return row
+
+
+def commit() -> str:
+    """The commit of this tree, with a ``+`` where the library differs from it."""
+    folder = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False).stdout
+
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--short", "pararealize") else "")
 
 
 def check(case: Case) -> dict[str, Any]:
-    """The row of a case; what fails is ``refused`` (a typed error), ``wrong`` (its result) or a ``crash``."""
+    """The row of a case; what fails is ``refused`` (a typed error), ``wrong`` (its result) or a ``crash``.
+
+    ``columns`` has one of these, ``right``, or ``–`` (nothing to compare), for every comparison; ``faults`` the errors.
+    ``failed`` is the verdict on the whole: refused only where the model was not converted at all.
+    """
     row: dict[str, Any] = {
         "class": type(case.model).__name__,
         "parameters": sum(parameter.numel() for parameter in case.model.parameters()),
-        "input": _shapes(case.inputs),
+        "input": shapes(case.inputs),
         "built_with": case.note,
         "meta": case.on_meta,
+        "columns": {},
+        "faults": {},
     }
-    for stage, run in {"capture": _capture, "convert": _convert, "train": _train, "switch": _switch}.items():
+    nets: dict[str, PararealModule] = {}
+    for stage, run in {"capture": _capture, "convert": _convert}.items():
         began = time.perf_counter()
-        try:
-            run(case, row)
-        except PararealizeError as error:
-            where = "capture" if isinstance(error, CaptureError) else stage
-            row |= {"failed": "refused", "stage": where, "error": f"{type(error).__name__}: {error}"}
-        except WrongError as error:
-            row |= {"failed": "wrong", "stage": stage, "error": str(error)}
-        except Exception as error:  # noqa: BLE001 (it becomes the row)
-            row |= {"failed": "crash", "stage": stage, "error": f"{type(error).__name__}: {error}"}
-            row["trace"] = traceback.format_exc()[-3000:]
+        verdict, error = _verdict(functools.partial(run, case, row, nets))
+        if verdict != "right":
+            where = "capture" if error.startswith(CaptureError.__name__) else stage
+            row |= {"failed": verdict, "stage": where, "error": error}
         row[f"{stage}_seconds"] = round(time.perf_counter() - began, 2)
         gc.collect()
         if "failed" in row:
-            break
-    row.pop("_net", None)
+            return row
+    began = time.perf_counter()
+    states = {model: state(model) for model in (case.model, *nets.values())}
+    for column in COLUMNS:
+        for model, values in states.items():
+            put_back(model, values)  # no column sees what another did to running statistics
+        row["columns"][column], error = _verdict(functools.partial(_compare, column, case, row, nets))
+        if error:
+            row["faults"][column] = error
+    row["compare_seconds"] = round(time.perf_counter() - began, 2)
+    for verdict in ("wrong", "crash"):
+        at = [column for column, found in row["columns"].items() if found == verdict]
+        if at and "failed" not in row:
+            row |= {"failed": verdict, "stage": at[0], "error": row["faults"][at[0]]}
     return row
 
 
-def _shapes(inputs: Any) -> str:
-    tensors = inputs.values() if isinstance(inputs, Mapping) else [inputs]
-    return ", ".join("×".join(map(str, tensor.shape)) for tensor in tensors)
+def _verdict(run: Callable[[], None]) -> tuple[str, str]:
+    """What came of a stage or a comparison, and the error."""
+    try:
+        run()
+    except NotApplicableError:
+        return "–", ""
+    except PararealizeError as error:
+        return "refused", f"{type(error).__name__}: {error}"[:_MOST_ERROR]
+    except WrongError as error:
+        return "wrong", str(error)[:_MOST_ERROR]
+    except Exception as error:  # noqa: BLE001 (it becomes the row)
+        return "crash", f"{type(error).__name__}: {error}"[:_MOST_ERROR] + f" ({_line(error)})"
+    return "right", ""
+
+
+def _line(error: Exception) -> str:
+    """Where it was raised: the last line of this package, and the last of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    library = [frame for frame in frames if "/pararealize/" in frame.filename]
+    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in (*library[-1:], *frames[-1:]))
 
 
 # The stages -----------------------------------------------------------------------------------------------------------
 
 
-def _capture(case: Case, row: dict[str, Any]) -> None:
-    captured = _read(case.model, case.inputs)  # compared with the model when it is converted
+def _capture(case: Case, row: dict[str, Any], _: Any) -> None:
+    """Read, without the library's own comparison, which is made when it is converted."""
+    captured = _read(case.model, case.inputs)
     row["nodes"] = len(captured.graph.nodes)
     row["opaque"] = _opaque(captured)
-    row["fixed_batch"] = captured.fixed_batch
+    row["guards"] = [line for line in str(getattr(captured, "guards", "")).splitlines() if line][:8]
     chain = find_blocks(captured)
     row["blocks"] = len(chain.blocks)
     row["kinds"] = _kinds(chain)
@@ -110,28 +155,42 @@ def _kinds(chain: BlockChain) -> str:
     return ", ".join([*named, *(["…"] if len(ordered) > 3 else [])])
 
 
-def _convert(case: Case, row: dict[str, Any]) -> None:
+def _convert(case: Case, row: dict[str, Any], nets: dict[str, PararealModule]) -> None:
+    """In n segments as a user would, in train mode; and n = 1, in eval mode, which is the one that is compared."""
     row["n"] = min(SEGMENTS, row["blocks"])
-    case.model.eval()
+    case.model.train()
     net = convert(case.model, row["n"], example_inputs=case.inputs)
     row["coarse"] = ", ".join(dict.fromkeys(block.kind for block in net.plan.coarse_blocks))
     row["source"] = ", ".join(dict.fromkeys(adapter.source for adapter in net.plan.adapters))
     row["speedup"] = round(net.plan.virtual_speedup, 2)
     row["notes"] = list(net.plan.notes)
-    row["_net"] = net
+    nets["n"] = net
+    if not case.on_meta:
+        case.model.eval()
+        with mock.patch.object(pararealize.compiler, "capture", _read):
+            nets["1"] = convert(case.model, 1, example_inputs=case.inputs)
 
 
-def _train(case: Case, row: dict[str, Any]) -> None:
+def _compare(column: str, case: Case, row: dict[str, Any], nets: dict[str, PararealModule]) -> None:
+    if column == "trained":
+        return _train(case, row, nets["n"])
+    if case.on_meta:
+        raise NotApplicableError
+    if column in ("iterations", "causality"):
+        return getattr(comparison, column)(case, nets["n"])
+    if column == "bfloat16":
+        return comparison.bfloat16(case, nets["1"], nets["n"])
+    return row.update(getattr(comparison, column.replace(" ", "_"))(case, nets["1"]) or {})
+
+
+def _train(case: Case, row: dict[str, Any], net: PararealModule) -> None:
     """One step: what learns in the original learns in the conversion, and so does all that is new."""
-    net: PararealModule = row.pop("_net")
-    case.model.train()
     reached = {name for name, parameter in _learning(case.model, case.inputs)}
     case.model.zero_grad(set_to_none=True)
-    net.train()
     optimiser = torch.optim.SGD(net.parameters(), lr=1e-3)
     got = dict(_learning(net, case.inputs))
     new = {name for name, _ in net.named_parameters() if name.startswith(("adapters.", "coarse."))}
-    row["trained"], row["new_parameters"] = len(got), len(new)
+    row["new_parameters"] = len(new)
     if missing := sorted((reached | new) - set(got)):
         raise WrongError(
             f"{len(missing)} of {len(reached | new)} parameters receive no gradient: {', '.join(missing[:4])}"
@@ -141,13 +200,17 @@ def _train(case: Case, row: dict[str, Any]) -> None:
             raise WrongError(f"{len(bad)} gradients are not finite: {', '.join(bad[:4])}")
         row["not_finite"] = "gradients of the original are not finite either"
     optimiser.step()
-    case.model.zero_grad(set_to_none=True)
+    for model in (case.model, net):
+        model.zero_grad(set_to_none=True)
 
 
 def _learning(model: nn.Module, inputs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that a backward pass from all outputs reaches."""
-    torch.manual_seed(1)
-    outputs = [output for output in _tensors(_call(model, inputs)) if output.requires_grad]
+    """The parameters that a backward pass from all outputs reaches, in train mode."""
+    model.train()
+    seeded()
+    outputs = [output for output in floating(call(model, inputs)) if output.requires_grad]
+    if not outputs:
+        raise NotApplicableError
     torch.stack([_loss(output) for output in outputs]).sum().backward()
     return ((name, p) for name, p in model.named_parameters() if p.grad is not None)
 
@@ -155,62 +218,3 @@ def _learning(model: nn.Module, inputs: Any) -> Iterator[tuple[str, nn.Parameter
 def _loss(output: torch.Tensor) -> torch.Tensor:
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output.device)
     return (output.float() * weights).mean()
-
-
-def _switch(case: Case, row: dict[str, Any]) -> None:
-    """n = 1 converted in one mode and used in the other is the original in that mode, batch statistics included."""
-    if case.on_meta:
-        return
-    exact = True
-    for first, second in itertools.permutations([True, False]):
-        case.model.train(first)
-        with mock.patch.object(pararealize.compiler, "capture", _read):  # this is the comparison
-            net = convert(case.model, 1, example_inputs=case.inputs)
-        for training in (second, first):
-            difference = _difference(case, net, training=training)
-            if difference > _CLOSE:
-                raise WrongError(
-                    f"n = 1 converted in {_mode(first)} mode differs in {_mode(training)} mode by {difference:.2g} of "
-                    "the largest output"
-                )
-            exact = exact and difference == 0.0
-    row["exact"] = exact
-
-
-def _mode(training: bool) -> str:
-    return "train" if training else "eval"
-
-
-def _difference(case: Case, net: nn.Module, *, training: bool) -> float:
-    """The largest difference between original and conversion, as a share of the largest output."""
-    results = []
-    for model in (case.model, net):
-        model.train(training)
-        torch.manual_seed(3)
-        with torch.no_grad():
-            results.append(list(_tensors(_call(model, case.inputs))))
-    if [r.shape for r in results[0]] != [r.shape for r in results[1]]:
-        return float("inf")
-    return max(_relative(a, b) for a, b in zip(*results, strict=True))
-
-
-def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    if torch.equal(a.nan_to_num(), b.nan_to_num()):
-        return 0.0
-    return float((a.double() - b.double()).abs().max() / a.double().abs().max())
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every floating-point tensor within a result."""
-    if isinstance(value, torch.Tensor):
-        yield from [value] if value.is_floating_point() else []
-    elif isinstance(value, Mapping):
-        yield from itertools.chain.from_iterable(map(_tensors, value.values()))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from itertools.chain.from_iterable(_tensors(getattr(value, f.name)) for f in dataclasses.fields(value))
-    elif isinstance(value, list | tuple):
-        yield from itertools.chain.from_iterable(map(_tensors, value))

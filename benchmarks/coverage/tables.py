@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.harness import Results, table
 
-__all__ = ["markdown", "summary"]
+from .refusals import reason
 
-_LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "Hugging Face"}
+__all__ = ["COLUMNS", "markdown", "summary", "unjustified"]
+
+COLUMNS = (
+    "modes", "gradients", "second call", "batch 1", "other sizes", "iterations", "trained", "causality", "bfloat16",
+)  # fmt: skip
+_LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "Hugging Face", "public": "public style"}
+_VERDICTS = ("right", "refused", "wrong", "crash")
 _HEAD = (
-    "model", "parameters", "input", "blocks", "covered", "n", "coarse", "speed-up", "opaque",
-    "captured", "converted", "trained", "modes", "s",
+    "model", "parameters", "input", "blocks", "covered", "n", "coarse", "speed-up", "opaque", "verdict", *COLUMNS, "s",
 )  # fmt: skip
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -26,13 +32,21 @@ def markdown(results: Results) -> str:
 def _sections(results: Results) -> Iterator[str]:
     yield "# Coverage: what converts, model by model"
     yield "Written by `python -m benchmarks.coverage`; the columns are explained in [README.md](README.md)."
+    yield _commits(results.rows)
     yield summary(results.rows)
-    failed = {name: row for name, row in results.rows.items() if "failed" in row}
+    yield by_column(results.rows)
+    failed = {name: row for name, row in results.rows.items() if row.get("failed", "refused") != "refused"}
     if failed:
-        yield "## What failed, and the error a user gets"
+        yield "## Wrong, or no typed error"
         yield table(
             ("model", "at", "what", "error"),
             [(name, row.get("stage", ""), row["failed"], row["error"]) for name, row in failed.items()],
+        )
+    refused = list(_refusals(results.rows))
+    if refused:
+        yield "## Refusals, each with its reason"
+        yield table(
+            ("model", "at", "error", "why"), [(*line, reason(line[2]) or "**nobody has said why**") for line in refused]
         )
     for library, title in _LIBRARIES.items():
         rows = {name: row for name, row in results.rows.items() if name.startswith(f"{library}:")}
@@ -41,8 +55,29 @@ def _sections(results: Results) -> Iterator[str]:
             yield table(_HEAD, [_row(name.partition(":")[2], row) for name, row in rows.items()])
 
 
+def _commits(rows: Rows) -> str:
+    """Which rows were made by which commit."""
+    counts = Counter(row.get("commit", "?") for row in rows.values())
+    return "Rows by commit of the library: " + ", ".join(f"{commit} {count}" for commit, count in counts.most_common())
+
+
+def _refusals(rows: Rows) -> Iterator[tuple[str, str, str]]:
+    """Every typed error: of whole models, and of single comparisons."""
+    for name, row in rows.items():
+        if row.get("failed") == "refused":
+            yield name, row["stage"], row["error"]
+        for column, verdict in row.get("columns", {}).items():
+            if verdict == "refused":
+                yield name, column, row["faults"][column]
+
+
+def unjustified(rows: Rows) -> list[str]:
+    """The models of refusals of which nobody has said why they are right."""
+    return [name for name, _, error in _refusals(rows) if not reason(error)]
+
+
 def _row(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
-    reached = _reached(row)
+    columns = row.get("columns", {})
     return (
         f"{name} ({row['built_with']})" if row.get("built_with") and "(" not in name else name,
         f"{row['parameters'] / 1e6:.1f}M" if "parameters" in row else "–",
@@ -53,38 +88,22 @@ def _row(name: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
         row.get("coarse", "–"),
         row.get("speedup", "–"),
         ", ".join(row.get("opaque", {})),
-        *("yes" if reached > stage else "no" for stage in range(3)),
-        _modes(row) if reached == 4 else "–",
+        row.get("failed", "meta" if row.get("meta") else "same bits" if row.get("exact") else "right"),
+        *(columns.get(column, "–") for column in COLUMNS),
         row["seconds"],
     )
 
 
-def _modes(row: Mapping[str, Any]) -> str:
-    return "meta" if row.get("meta") else "same bits" if row.get("exact") else "same"
-
-
-def _reached(row: Mapping[str, Any]) -> int:
-    """How many of the stages capture, convert, train, switch were passed."""
-    if "failed" not in row:
-        return 4
-    if row["failed"] == "refused" and row["error"].startswith("CutError"):
-        return 1  # read, but not cut
-    return {"capture": 0, "convert": 1, "train": 2, "switch": 3}.get(str(row.get("stage")), 0)
+def _is_converted(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("columns"))
 
 
 def summary(rows: Rows) -> str:
-    """How many were captured, converted, trained and right, by library."""
+    """How many were converted, right, refused and wrong, by library."""
     head = (
-        "",
-        "models",
-        "captured",
-        "converted",
-        "trained",
-        "right in both modes",
-        "of these on meta",
-        "wrong",
-        "other failures",
-    )
+        "", "models", "converted", "all right", "right, but refuses something", "refused", "wrong", "other failures",
+        "on meta",
+    )  # fmt: skip
     lines = [
         _counts(title, {n: r for n, r in rows.items() if n.startswith(f"{key}:")}) for key, title in _LIBRARIES.items()
     ]
@@ -92,15 +111,23 @@ def summary(rows: Rows) -> str:
 
 
 def _counts(title: str, rows: Rows) -> tuple[Any, ...]:
-    reached = [_reached(row) for row in rows.values()]
+    converted = [row for row in rows.values() if _is_converted(row)]
+    right = [row for row in converted if "failed" not in row]
+    partly = [row for row in right if "refused" in row["columns"].values()]
     kinds = [row.get("failed") for row in rows.values()]
-    meta = sum(bool(row.get("meta")) and _reached(row) == 4 for row in rows.values())
     crashes = sum(kind in ("crash", "timeout", "memory", "killed") for kind in kinds)
+    share = f"{len(converted)} ({len(converted) / max(len(rows), 1):.1%})"
+    on_meta = sum(bool(row.get("meta")) for row in right)
     return (
-        title,
-        len(rows),
-        *(sum(r > stage for r in reached) for stage in range(4)),
-        meta,
-        kinds.count("wrong"),
-        crashes,
-    )
+        title, len(rows), share, len(right) - len(partly), len(partly), kinds.count("refused"), kinds.count("wrong"),
+        crashes, on_meta,
+    )  # fmt: skip
+
+
+def by_column(rows: Rows) -> str:
+    """How often each comparison came out how; ``–`` where the original itself does not do it."""
+    lines = []
+    for column in COLUMNS:
+        counts = Counter(row["columns"].get(column, "–") for row in rows.values() if _is_converted(row))
+        lines.append((column, *(counts[verdict] for verdict in _VERDICTS), counts["–"]))
+    return table(("comparison", *_VERDICTS, "nothing to compare"), lines)

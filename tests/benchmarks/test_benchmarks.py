@@ -17,9 +17,13 @@ from benchmarks.compile import __main__ as compiling
 from benchmarks.compile import measure as compile_measure
 from benchmarks.coverage import cases, check, tables
 from benchmarks.coverage.hugging_face import HUGGING_FACE
+from benchmarks.coverage.public_style import PUBLIC_STYLE
+from benchmarks.coverage.tensors import call, floating
 from benchmarks.memory import __main__ as memory_command
 from benchmarks.memory import measure as memory
 from benchmarks.processes import tables as process_tables
+from pararealize import PararealModule
+from pararealize.errors import CaptureError
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,16 +46,18 @@ class ByValue(nn.Module):
         return self.linear(x) if x.sum() > 0 else x
 
 
-def row_of(*layers):
-    return check.check(cases.Case(model=nn.Sequential(*layers), inputs=torch.randn(4, 6)))
+def row_of(*layers, inputs=None, others=None):
+    inputs = torch.randn(4, 6) if inputs is None else inputs
+    return check.check(cases.Case(model=nn.Sequential(*layers), inputs=inputs, others=others or {}))
 
 
 def test_a_model_that_converts():
-    row = row_of(*(Unit() for _ in range(5)))
+    row = row_of(*(Unit() for _ in range(5)), others={"7 rows": torch.randn(7, 6), "too wide": torch.randn(4, 7)})
     assert "failed" not in row
     assert (row["n"], row["blocks"], row["kinds"], row["exact"]) == (4, 5, "Unit × 5", True)
-    assert row["trained"] == 5 * 4 + row["new_parameters"]
     assert row["new_parameters"] > 0
+    assert row["columns"] == dict.fromkeys(tables.COLUMNS, "right") | {"causality": "–"}
+    assert row["sizes"] == ["7 rows"]  # the original takes no other
 
 
 def test_n_is_the_most_blocks_there_are():
@@ -63,6 +69,7 @@ def test_a_model_on_the_meta_device():
     row = check.check(cases.Case(model=model, inputs=torch.empty(4, 6, device="meta")))
     assert "failed" not in row
     assert row["meta"]
+    assert row["columns"] == dict.fromkeys(tables.COLUMNS, "–") | {"trained": "right"}
 
 
 def test_a_refusal_keeps_its_error():
@@ -72,33 +79,118 @@ def test_a_refusal_keeps_its_error():
     assert row["error"].startswith("CaptureError: ")
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_what_differs_in_a_mode_is_wrong(monkeypatch, mode):
-    def bent(model, n, **options):
-        net = convert(model, n, **options)
-        if n == 1:
-            net.register_forward_hook(lambda module, _, y: y + 1 if module.training == (mode == "train") else y)
+class Late(torch.autograd.Function):
+    """The identity, with half of the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 2
+
+
+def _bent(hook, *, n):
+    """A conversion whose outputs another function has changed, with n = 1 only, or with more segments only."""
+
+    def convert_and_bend(model, segments, **options):
+        net = convert(model, segments, **options)
+        if (segments == 1) == (n == 1):
+            net.register_forward_hook(hook)
         return net
 
     convert = check.convert
-    monkeypatch.setattr(check, "convert", bent)
-    row = row_of(*(Unit() for _ in range(4)))
+    return convert_and_bend
+
+
+def _in_mode(training):
+    return lambda module, _, y: y + 1 if module.training == training else y
+
+
+def _in_its_second_call():
+    calls = []
+    return lambda _module, _, y: calls.append(1) or (y + 1 if len(calls) > 1 else y)
+
+
+@pytest.mark.parametrize(
+    "column, n, hook",
+    [
+        ("modes", 1, _in_mode(training=True)),
+        ("modes", 1, _in_mode(training=False)),
+        ("modes", 1, lambda module, _, y: module.state_dict()["0.norm.running_mean"].add_(1) * 0 + y),
+        ("gradients", 1, lambda _module, _, y: Late.apply(y)),
+        ("gradients", 1, lambda _module, _, y: y.detach()),
+        ("second call", 1, _in_its_second_call()),
+        ("batch 1", 1, lambda _module, _, y: y + 1 if len(y) == 1 else y),
+        ("other sizes", 1, lambda _module, _, y: y[:4]),
+        ("iterations", 4, lambda _module, _, y: y),
+        ("bfloat16", 1, lambda _module, _, y: y.float()),
+        ("bfloat16", 4, lambda _module, _, y: y.float()),
+    ],
+)
+def test_each_comparison_sees_what_it_is_for(monkeypatch, column, n, hook):
+    monkeypatch.setattr(check, "convert", _bent(hook, n=n))
+    if column == "iterations":  # which do not call the network itself
+        monkeypatch.setattr(PararealModule, "iterate", lambda net, inputs, k: net(inputs))
+    row = row_of(*(Unit() for _ in range(5)), others={"7 rows": torch.randn(7, 6)})
+    assert row["columns"][column] == "wrong", row
     assert row["failed"] == "wrong"
-    assert f"in {mode} mode by" in row["error"]
+
+
+def test_what_raises_is_a_crash_and_a_typed_error_a_refusal(monkeypatch):
+    def raises(error):
+        def hook(_module, _, y):
+            if len(y) == 1:
+                raise error
+            return y
+
+        return hook
+
+    for error, verdict in ((KeyError("gone"), "crash"), (CaptureError("not one row"), "refused")):
+        with monkeypatch.context() as patched:
+            patched.setattr(check, "convert", _bent(raises(error), n=1))
+            row = row_of(*(Unit() for _ in range(5)))
+        assert row["columns"]["batch 1"] == verdict
+        assert row.get("failed") == (verdict if verdict == "crash" else None)
+
+
+class Past(nn.Module):
+    """Reads one position to the left, or the same one only."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.linear = steps, nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.linear(torch.nn.functional.pad(x, (0, 0, self.steps, 0))[:, : x.shape[1]])
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_what_leaks_from_the_future_is_wrong(monkeypatch, steps):
+    def reads_all(_module, _, y):
+        return y + y.mean(1, keepdim=True)
+
+    inputs = torch.randn(2, 8, 6)
+    assert row_of(*(Past(steps) for _ in range(5)), inputs=inputs)["columns"]["causality"] == "right"
+    monkeypatch.setattr(check, "convert", _bent(reads_all, n=4))
+    row = row_of(*(Past(steps) for _ in range(5)), inputs=inputs)
+    assert row["columns"]["causality"] == "wrong"
+    assert "axis 1 of the input from 4 on" in row["faults"]["causality"]
 
 
 def test_a_missing_gradient_is_wrong(monkeypatch):
     def frozen(model, n, **options):
         net = convert(model, n, **options)
-        next(net.coarse.parameters()).requires_grad_(requires_grad=False)
+        for parameter in list(net.parameters())[:1] if n > 1 else ():
+            parameter.requires_grad_(requires_grad=False)
         return net
 
     convert = check.convert
     monkeypatch.setattr(check, "convert", frozen)
     row = row_of(*(Unit() for _ in range(4)))
-    assert row["failed"] == "wrong"
+    assert row["columns"]["trained"] == "wrong"
     assert "1 of" in row["error"]
-    assert "coarse." in row["error"]
 
 
 def test_a_child_process_that_fails_becomes_a_row():
@@ -128,23 +220,42 @@ def test_a_stopped_run_goes_on(tmp_path):
 def test_cases_are_named_once_and_counted():
     names = cases.names()
     assert len(set(names)) == len(names)
-    assert sum(name.startswith("hf:") for name in names) == len(HUGGING_FACE) == 30
-    assert sum(name.startswith("timm:") for name in names) == len(cases.TIMM)
+    counts = {library: sum(name.startswith(f"{library}:") for name in names) for library in ("hf", "public", "timm")}
+    assert counts == {"hf": len(HUGGING_FACE), "public": len(PUBLIC_STYLE), "timm": len(cases.TIMM)}
+    assert counts["hf"] >= 60
+    assert counts["public"] >= 25
+
+
+@pytest.mark.parametrize("name", PUBLIC_STYLE)
+def test_networks_in_public_style_take_their_inputs(name):
+    case = cases.build(f"public:{name}")
+    for inputs in (case.inputs, *case.others.values()):
+        assert list(floating(call(case.model, inputs)))
 
 
 def test_coverage_command(tmp_path):
     command = [sys.executable, "-m", "benchmarks.coverage", "--only", "hf:GPTNeoXModel", "--out", tmp_path, "--json"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert run.returncode == 0, run.stderr
-    assert "hf:GPTNeoXModel: n = 4 of 6 blocks (GPTNeoXLayer × 6)" in run.stderr
-    assert json.loads(run.stdout)["hf:GPTNeoXModel"]["exact"]
+    row = json.loads(run.stdout)["hf:GPTNeoXModel"]
+    assert run.returncode == (1 if "failed" in row else 0), run.stderr
+    assert (row["n"], row["kinds"], row["exact"]) == (4, "GPTNeoXLayer × 4", True)
+    assert row["columns"].keys() == set(tables.COLUMNS)
+    assert row["commit"]
     assert "| GPTNeoXModel |" in (tmp_path / "table.md").read_text()
 
 
 def test_table_counts_what_was_reached():
-    failed = {"failed": "refused", "stage": "convert", "error": "PlanError: too few", "seconds": 1}
-    shown = tables.summary({"timm:a": {"seconds": 1, "meta": True}, "timm:b": failed})
-    assert "| timm | 2 | 2 | 1 | 1 | 1 | 1 | 0 | 0 |" in shown
+    refused = {"failed": "refused", "stage": "convert", "error": "PlanError: too few", "seconds": 1}
+    right = {"seconds": 1, "meta": True, "columns": {"modes": "right"}, "commit": "abc"}
+    partly = {
+        "seconds": 1,
+        "columns": {"modes": "right", "other sizes": "refused"},
+        "faults": {"other sizes": "CaptureError: depends on train()/eval(), as auxiliary heads make it"},
+    }
+    rows = {"timm:a": right, "timm:b": refused, "timm:c": partly}
+    assert "| timm | 3 | 2 (66.7%) | 1 | 1 | 1 | 0 | 0 | 1 |" in tables.summary(rows)
+    assert "| other sizes | 0 | 1 | 0 | 0 | 1 |" in tables.by_column(rows)
+    assert tables.unjustified(rows) == ["timm:b"]
 
 
 def test_a_case_of_a_command_is_its_last_line(tmp_path):
