@@ -35,6 +35,7 @@ __all__ = ["Block", "BlockChain", "find_blocks", "runs", "why_no_more"]
 K = TypeVar("K")
 T = TypeVar("T")
 _FEW = 4  # blocks: with fewer, values that are read throughout are tried as context
+_LARGE = 0.5  # of all work outside of the blocks and in the largest of them: likewise
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +172,14 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
     """
     finder = BlockFinder(flow_of(capture))
     spans = finder.spans()
-    if len(spans) < _FEW or finder.share(spans) < ENOUGH:
-        # a value that is read throughout is alive at every point, so that none is a cut, unless it is taken as context
+    few = len(spans) < _FEW or finder.share(spans) < ENOUGH
+    if few or _sequential(finder, spans) > _LARGE:
+        # A value that is read throughout is alive at every point, so that none is a cut, unless it is taken as context;
+        # so is one that a skip carries past all of them (SRGAN, U-Net), which leaves one block with everything between.
         wider = BlockFinder(flow_of(capture, broadcast=True))
         others = wider.spans() if wider.flow.cuts else []
-        if len(others) > len(spans) and wider.share(others) > ENOUGH:
+        better = len(others) > len(spans) if few else _sequential(wider, others) < _sequential(finder, spans)
+        if better and wider.share(others) > ENOUGH:
             finder, spans = wider, others
     flow = finder.flow
     if not flow.order:
@@ -194,6 +198,11 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
             f"and one must remain; pass an integer from 0 to {len(spans) - 1}"
         )
     return _chain(flow, spans[stem_blocks:], stem_blocks)
+
+
+def _sequential(finder: BlockFinder, spans: list[BlockSpan]) -> float:
+    """The share of all work that no number of segments shortens: what is in no block, and the largest of them."""
+    return 1 - finder.share(spans) + max((finder.share([span]) for span in spans), default=0.0)
 
 
 class _Interface(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pararealize.analysis.blocks import BlockChain, find_blocks
 from pararealize.analysis.flow import dependencies, flow_of
-from pararealize.compiler import make_plan
+from pararealize.compiler import make_plan, pararealize
 from pararealize.errors import CutError, PlanError
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
@@ -55,6 +55,30 @@ def test_refused_cuts_say_which_tensors_are_alive() -> None:
     chain = chain_of(SmallResNet(), torch.randn(2, 3, 8, 8))
     shown = [str(cut) for cut in chain.refused]
     assert any("layer1.1.conv2" in line and "2 activations are alive" in line and "4×8×8" in line for line in shown)
+
+
+class LongSkip(nn.Module):
+    """A skip past all blocks, as in SRGAN and EDSR, with layers before and behind that could be cut as well."""
+
+    def __init__(self, depth: int = 8, width: int = 16) -> None:
+        super().__init__()
+        self.front = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, width, 1), nn.ReLU())
+        self.blocks = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
+        self.back = nn.Sequential(nn.Conv2d(width, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = y = self.front(x)
+        for block in self.blocks:
+            y = y + block(torch.relu(y))
+        return self.back(first + y)
+
+
+def test_a_skip_past_most_of_the_work_does_not_make_one_block_of_it() -> None:
+    model, x = LongSkip().eval(), torch.randn(2, 3, 8, 8)
+    chain = chain_of(model, x)
+    assert len(chain.blocks) >= 7
+    assert [node.name for node in chain.flow.broadcast] == ["front_3"]
+    assert torch.equal(pararealize(model, n=4, example_inputs=x).iterate(x, 3), model(x))
 
 
 def test_skips_are_context_where_they_allow_a_chain() -> None:
