@@ -1,7 +1,12 @@
 """Store, rank -> Connections: how the ranks find each other once, and connect each with every other one.
 
-Every rank leaves its addresses in the store; the higher rank of a pair calls the lower one. The store is needed only
-for that: afterwards nothing depends on the process that hosts it, whose death is the death of one rank like any other.
+Every rank leaves a card in the store, twice: first on which machine it runs, then, once it knows where the others run,
+where it listens. Ranks of one machine listen on its loopback interface alone, others on the one interface that leads to
+the other machines. The higher rank of a pair calls the lower one, and each proves to the other that it has read the
+other's token in the store: whoever cannot is a stranger and is turned away, whatever bytes it sends.
+
+The store is needed only for that: afterwards nothing depends on the process that hosts it, whose death is the death of
+one rank like any other.
 """
 
 from __future__ import annotations
@@ -13,10 +18,10 @@ import json
 import os
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch.distributed.distributed_c10d import Store
 
@@ -24,7 +29,15 @@ from pararealize.errors import DistributedError
 
 from .connections import Connection, Connections
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["connect_ranks"]
+
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - what a socket that listens on all interfaces says
+_ADDRESS_OF_INTERFACE = 0x8915  # SIOCGIFADDR of Linux
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +46,7 @@ class _Card:
 
     Attributes:
         hosts: addresses at which it may be reached.
-        port: where it listens.
+        port: where it listens; 0 as long as it does not.
         token: known to the ranks of this run alone, so that a stranger, or another run's rank at that port, is told
             apart.
         pid: of its process.
@@ -60,19 +73,14 @@ def connect_ranks(store: Store, rank: int, who: Sequence[str], timeout: float) -
         DistributedError: some did not come, cannot be reached, or the store has gone.
     """
     until = time.monotonic() + timeout
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    with socket.create_server(("", 0), family=family, backlog=max(16, len(who)), dualstack_ipv6=both) as server:
-        card = _Card(
-            hosts=_own_hosts(store),
-            port=server.getsockname()[1],
-            token=secrets.token_hex(16),
-            pid=os.getpid(),
-            machine=_machine(),
-        )
+    card = _Card(hosts=_own_hosts(store), port=0, token=secrets.token_hex(16), pid=os.getpid(), machine=_machine())
+    with contextlib.ExitStack() as stack:
         try:
-            store.set(f"{rank}", json.dumps(dataclasses.asdict(card)))
-            cards = _cards(store, rank, who, until, timeout)
+            machines = _exchange(store, "machine", card, rank, who, until, timeout)
+            server = stack.enter_context(_listen(machines, rank))
+            host, port = server.getsockname()[:2]
+            hosts = card.hosts if host in _ANY else [host]
+            cards = _exchange(store, "", dataclasses.replace(card, hosts=hosts, port=port), rank, who, until, timeout)
         except DistributedError:
             raise
         except RuntimeError as error:
@@ -87,18 +95,48 @@ def connect_ranks(store: Store, rank: int, who: Sequence[str], timeout: float) -
     return Connections(connections)
 
 
+def _listen(cards: dict[int, _Card], rank: int) -> socket.socket:
+    """A listening socket on the one interface that the other ranks come by."""
+    mine = cards[rank].machine
+    remote = [host for card in cards.values() if card.machine != mine for host in card.hosts]
+    backlog = max(16, len(cards))
+    hosts = [_interface_address(), *map(_address_towards, remote)] if remote else ["127.0.0.1", "::1"]
+    for host in dict.fromkeys(host for host in hosts if host is not None):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with contextlib.suppress(OSError):
+            return socket.create_server((host, 0), family=family, backlog=backlog)
+    # no route that this rank knows of: any interface, as the process groups' own stores do; strangers have no token
+    return socket.create_server(("", 0), backlog=backlog)
+
+
+def _interface_address() -> str | None:
+    """The address of the interface that the user named for the process groups, where one is named."""
+    for variable in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        name = os.environ.get(variable, "").split(",")[0].lstrip("^=")
+        if name and fcntl is not None:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                request = struct.pack("256s", name[:15].encode())
+                return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _ADDRESS_OF_INTERFACE, request)[20:24])
+    return None
+
+
 def _own_hosts(store: Store) -> list[str]:
     """Addresses at which other machines may reach this one: first the one that it uses towards the others' meeting."""
-    hosts = []
     inner = getattr(store, "underlying_store", store)
-    for remote in (os.environ.get("MASTER_ADDR"), getattr(inner, "host", None)):
-        if remote:
-            with contextlib.suppress(OSError):
-                family, kind, _, _, address = socket.getaddrinfo(remote, 9, type=socket.SOCK_DGRAM)[0]
-                with socket.socket(family, kind) as probe:
-                    probe.connect(address)  # sends nothing: it asks which of our addresses would be used
-                    hosts.append(probe.getsockname()[0])
-    return list(dict.fromkeys([*hosts, socket.gethostname()]))
+    towards = filter(None, (os.environ.get("MASTER_ADDR"), getattr(inner, "host", None)))
+    hosts = [_interface_address(), *map(_address_towards, towards)]
+    return list(dict.fromkeys([*filter(None, hosts), socket.gethostname()]))
+
+
+def _address_towards(remote: str) -> str | None:
+    """Which of this machine's addresses is used towards another one; ``None`` where that is this machine itself."""
+    with contextlib.suppress(OSError):
+        family, kind, _, _, address = socket.getaddrinfo(remote, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing: it asks which of our addresses would be used
+            host = str(probe.getsockname()[0])
+            return None if host.startswith("127.") or host == "::1" else host
+    return None
 
 
 def _machine() -> str:
@@ -109,17 +147,22 @@ def _machine() -> str:
     return socket.gethostname()
 
 
-def _cards(store: Store, rank: int, who: Sequence[str], until: float, timeout: float) -> dict[int, _Card]:
-    missing = [peer for peer in range(len(who)) if peer != rank]
-    while not store.check([f"{peer}" for peer in missing]):
+def _exchange(
+    store: Store, folder: str, card: _Card, rank: int, who: Sequence[str], until: float, timeout: float
+) -> dict[int, _Card]:
+    """Leave this rank's card in the store; those of all ranks, once they have come."""
+    keys = [f"{folder}/{peer}" if folder else f"{peer}" for peer in range(len(who))]
+    store.set(keys[rank], json.dumps(dataclasses.asdict(card)))
+    others = [key for peer, key in enumerate(keys) if peer != rank]
+    while not store.check(others):
         if time.monotonic() > until:
-            missing = [peer for peer in missing if not store.check([f"{peer}"])]
+            missing = [peer for peer, key in enumerate(keys) if peer != rank and not store.check([key])]
             raise DistributedError(
                 f"{_listed(missing, who)} did not come to the meeting of the {len(who)} ranks within {timeout:g} s; "
                 "every rank has to make the same network; raise timeout= if they need longer"
             )
         time.sleep(0.01)
-    return {peer: _Card(**json.loads(store.get(f"{peer}"))) for peer in range(len(who))}
+    return {peer: _Card(**json.loads(store.get(key))) for peer, key in enumerate(keys)}
 
 
 def _listed(ranks: Sequence[int], who: Sequence[str]) -> str:
@@ -128,9 +171,8 @@ def _listed(ranks: Sequence[int], who: Sequence[str]) -> str:
 
 def _call(peer: int, cards: dict[int, _Card], rank: int, who: Sequence[str], until: float) -> Connection:
     """Connect to a lower rank, which answers with our own token if it is the one."""
-    near = cards[peer].machine == cards[rank].machine
     failures = []
-    for host in [*(["localhost"] if near else []), *cards[peer].hosts]:
+    for host in cards[peer].hosts:
         seconds = max(0.1, until - time.monotonic())
         try:
             connection = socket.create_connection((host, cards[peer].port), timeout=seconds)
@@ -138,8 +180,8 @@ def _call(peer: int, cards: dict[int, _Card], rank: int, who: Sequence[str], unt
             failures.append(f"{host}: {error}")
             continue
         try:
-            connection.sendall(json.dumps({"token": cards[peer].token, "rank": rank}).encode() + b"\n")
-            if hmac.compare_digest(_greeting(connection).get("token", ""), cards[rank].token):
+            connection.sendall(_greeting(cards[peer].token, rank))
+            if _greeted(connection, cards[rank].token) == peer:
                 return _connection(peer, connection, cards, rank)
             failures.append(f"{host}: another program answers there")
         except (OSError, ValueError) as error:
@@ -168,27 +210,42 @@ def _answer(
             ) from None
         try:
             connection.settimeout(2.0)
-            greeting = _greeting(connection)
-            if not hmac.compare_digest(greeting.get("token", ""), cards[rank].token):
-                raise ValueError("not of this run")
-            peer = greeting["rank"]
-            connection.sendall(json.dumps({"token": cards[peer].token}).encode() + b"\n")
+            peer = _greeted(connection, cards[rank].token)
+            if peer not in cards or peer <= rank or peer in connections:
+                raise ValueError("not one that has to call")
+            connection.sendall(_greeting(cards[peer].token, rank))
             connections[peer] = _connection(peer, connection, cards, rank)
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError):
             connection.close()  # a stranger
     return list(connections.values())
 
 
-def _greeting(connection: socket.socket) -> dict[str, Any]:
-    """One short line, read byte by byte, so that nothing of the messages behind it is taken."""
+def _greeting(token: str, rank: int) -> bytes:
+    """What a rank says first: the other one's token, and who it is."""
+    return f"{token} {rank}\n".encode()
+
+
+def _greeted(connection: socket.socket, token: str) -> int:
+    """The rank that greets with this rank's token: one short line, read byte by byte, so that nothing behind is taken.
+
+    It is no JSON: whatever a stranger sends is compared as bytes and never parsed.
+
+    Raises:
+        ValueError: it does not know the token.
+        OSError: it said nothing, or not in time.
+    """
     data = bytearray()
-    while not data.endswith(b"\n") and len(data) < 1000:
+    longest = len(token) + 12
+    until = time.monotonic() + 2.0  # in all: one byte a second would hold the others up
+    while not data.endswith(b"\n") and len(data) < longest and time.monotonic() < until:
         byte = connection.recv(1)
         if not byte:
             raise ConnectionResetError("it closed the connection")
         data += byte
-    greeting: dict[str, Any] = json.loads(data)
-    return greeting
+    secret, _, rank = bytes(data).partition(b" ")
+    if not hmac.compare_digest(secret, token.encode()) or not rank.endswith(b"\n"):
+        raise ValueError("another program answers there")
+    return int(rank)
 
 
 def _connection(peer: int, connection: socket.socket, cards: dict[int, _Card], rank: int) -> Connection:
