@@ -34,16 +34,19 @@ def context_of(
 
 
 def shared_values(flow: Flow, spans: list[BlockSpan]) -> frozenset[fx.Node]:
-    """Values of parameters alone that several parts read, such as a table of relative positions."""
+    """Values of parameters alone that several parts read, such as a table of relative positions.
+
+    What only other such values read is read by the parts that read those: a table that every block halves for itself.
+    """
     rest = -1  # stem, head and whatever else lies in no span count as one part
     part_of = {node: i for i, span in enumerate(spans) for node in flow.order[span.first : span.last + 1]}
-    return frozenset(
-        node
-        for node in flow.capture.graph.nodes
-        if node.op not in ("output", "get_attr")
-        and flow.depends[node].on_parameters_alone
-        and len({part_of.get(user, rest) for user in node.users}) > 1
-    )
+    readers: dict[fx.Node, set[int]] = {}
+    for node in reversed(flow.capture.graph.nodes):
+        if node.op not in ("output", "get_attr") and flow.depends[node].on_parameters_alone:
+            parts = (readers.get(user, {part_of.get(user, rest)}) for user in node.users)
+            readers[node] = set().union(*parts)
+    several = {node for node, parts in readers.items() if len(parts) > 1}
+    return frozenset(node for node in several if not several.issuperset(node.users))  # the last of each computation
 
 
 def count_parameters(flow: Flow, nodes: tuple[fx.Node, ...]) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pararealize.analysis.blocks import BlockChain, find_blocks
 from pararealize.analysis.context import context_of, count_parameters, shared_values
 from pararealize.analysis.finder import BlockFinder, BlockSpan
+from pararealize.compiler import pararealize
 from pararealize.tracing.front_end import capture
 from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
 
@@ -93,6 +94,33 @@ def test_values_that_the_output_or_two_runs_read_are_shared() -> None:
     assert shared_values(flow, [BlockSpan(runs[0].first, runs[3].last, "joined", "")]) == frozenset(), (
         "one part reads it, however often"
     )
+
+
+class Halved(nn.Module):
+    """A table that is looked up once, under a frozen parameter, and that every layer takes apart for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layers = nn.Linear(6, 6), nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        self.table = nn.Embedding(8, 12)
+        self.table.weight.requires_grad_(requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.table(torch.arange(x.size(1)))[None]
+        x = self.first(x)
+        for layer in self.layers:
+            sine, cosine = table.chunk(2, dim=-1)
+            x = x + torch.relu(layer(x) * sine + cosine)
+        return x
+
+
+def test_a_table_that_every_part_takes_apart_is_computed_once() -> None:
+    model, x = Halved().eval(), torch.randn(2, 5, 6)
+    chain = chain_of(model, x)
+    assert [[node.name for node in block.context] for block in chain.blocks] == [[], *[["getitem"]] * 4]
+    net = pararealize(model, n=4, example_inputs=x, coarse="block")
+    assert not any("table" in name for name, _ in net.coarse.named_parameters()), "no copies of it"
+    assert torch.equal(net.iterate(x, 3), model(x))
 
 
 class Tied(nn.Module):
