@@ -20,6 +20,7 @@ from pararealize.distributed.stage import Stage
 from pararealize.errors import CheckpointError, ModelError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
+from pararealize.tracing.called_module import CalledModule
 from pararealize.tracing.module_copy import copy_contents, share_contents
 from pararealize.tracing.module_view import SHADOWED, Piece, borrow
 
@@ -29,7 +30,7 @@ from .parts import read_parts
 __all__ = ["PararealModule"]
 
 
-class PararealModule(fx.GraphModule, SegmentedNetwork):
+class PararealModule(CalledModule, SegmentedNetwork):
     """A parareal network: N segments that run independently of each other, and a coarse network that corrects them.
 
     It is an ordinary module; ``print(net.code)`` shows equation (3). The original's parameters keep their names in

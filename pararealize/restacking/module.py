@@ -27,6 +27,7 @@ from pararealize.analysis.residual import NotResidual, Residual
 from pararealize.errors import ModelError, RestackError, RestackWarning
 from pararealize.restore import ordinary_mode
 from pararealize.table import quantity
+from pararealize.tracing.called_module import CalledModule
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
@@ -95,7 +96,7 @@ class Restacking:
         return "\n".join(lines)
 
 
-class RestackedModule(fx.GraphModule):
+class RestackedModule(CalledModule):
     """A network whose residual blocks are wired as Runge-Kutta steps; ``print(net.code)`` shows them.
 
     It is an ordinary module with the original's parameter names. With ``adaptive`` it has one scalar a step besides:
