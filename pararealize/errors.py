@@ -24,6 +24,7 @@ __all__ = [
     "PlanError",
     "RankError",
     "RecipeError",
+    "RecordingWarning",
     "RestackError",
     "RestackWarning",
     "SourceError",
@@ -113,6 +114,10 @@ class RestackError(PararealizeError, ValueError):
 
 class RestackWarning(UserWarning):
     """Restacking gives another function than the network had, or one that may not be trainable."""
+
+
+class RecordingWarning(UserWarning):
+    """A converted network was recorded anew, for inputs that its recordings do not hold for; it takes a while."""
 
 
 class MultigridError(PararealizeError, ValueError):

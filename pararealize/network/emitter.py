@@ -15,7 +15,8 @@ from torch import nn
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.plan.plan import Plan
-from pararealize.tracing.module_copy import copy_model
+from pararealize.tracing.module_copy import bare_tree, copy_model
+from pararealize.tracing.original import Original
 
 from .equation import write_equation
 from .module import PararealModule
@@ -52,12 +53,14 @@ def emit(
     tree, keys = copy_model(chain.capture.model, chain.capture.constants)
     training = chain.capture.model.training
     blocks = {f"F{j}": block for j, block in coarse.items() if block is not None}
+    guards, original = chain.capture.guards, Original(tree, tuple(chain.capture.opaque))
+    tree = bare_tree(tree)
     tree._modules["adapters"] = nn.ModuleDict({f"C{j}": C for j, C in adapters.items()}).train(training)
     tree._modules["coarse"] = nn.ModuleDict(blocks).train(training)
     graph = write_equation(pieces, coarse, devices)
     if devices is not None:  # a first network places the modules; which of them pieces borrow is then known
-        _place(PararealModule(tree, pieces.graphs, graph, plan, keys), devices)
-    return PararealModule(tree, pieces.graphs, graph, plan, keys, devices)
+        _place(PararealModule(tree, pieces.graphs, graph, plan, keys, guards=guards, original=original), devices)
+    return PararealModule(tree, pieces.graphs, graph, plan, keys, devices, guards=guards, original=original)
 
 
 def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,17 +21,23 @@ from pararealize.distributed.stage import Stage
 from pararealize.errors import CheckpointError, ModelError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
-from pararealize.tracing.called_module import CalledModule
+from pararealize.tracing.conditions import CallConditions
+from pararealize.tracing.example import as_call
+from pararealize.tracing.guards import Guards
 from pararealize.tracing.module_copy import copy_contents, share_contents
-from pararealize.tracing.module_view import SHADOWED, Piece, borrow
+from pararealize.tracing.module_view import SHADOWED, Piece
+from pararealize.tracing.original import Original
+from pararealize.tracing.recorded_module import RecordedModule
+from pararealize.tracing.recordings import LIMIT, Recordings
 
 from .iteration import iterate_network
 from .parts import read_parts
+from .variant import Variant, give_pieces, record_variant
 
 __all__ = ["PararealModule"]
 
 
-class PararealModule(CalledModule, SegmentedNetwork):
+class PararealModule(RecordedModule, SegmentedNetwork):
     """A parareal network: N segments that run independently of each other, and a coarse network that corrects them.
 
     It is an ordinary module; ``print(net.code)`` shows equation (3). The original's parameters keep their names in
@@ -45,6 +52,8 @@ class PararealModule(CalledModule, SegmentedNetwork):
         head: h, the original from the last block on.
         part_graphs: the graphs of the original's parts, by name (``stem``, ``context``, ``g1`` …, ``head``).
         segment_devices: one for every segment, or ``None`` where all is where the model was.
+        guards: conditions on the inputs under which all this is right. For inputs that break one, the original is
+            recorded anew, once, and cut by the same plan, over the same parameters; see ``docs/howto/guards.md``.
 
     Example:
         >>> from pararealize import pararealize
@@ -73,23 +82,31 @@ class PararealModule(CalledModule, SegmentedNetwork):
         plan: Plan,
         original_keys: Sequence[str],
         devices: Sequence[torch.device] | None = None,
+        *,
+        guards: Guards,
+        original: Original,
+        recording_limit: int = LIMIT,
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
         share_contents(self, tree)
         self.__dict__.update(
-            plan=plan, _original_keys=tuple(original_keys), part_graphs=dict(pieces), segment_devices=devices
+            plan=plan,
+            guards=guards,
+            segment_devices=devices,
+            part_graphs=dict(pieces),
+            _original_keys=tuple(original_keys),
+            _recordings=Recordings(
+                CallConditions.of(graph, guards),
+                original,
+                partial(record_variant, self),
+                # where the parts are on several devices, the original cannot run, and is recorded without memory
+                device=torch.device("meta") if len(set(devices or ())) > 1 else None,
+                limit=recording_limit,
+            ),
         )
-        self.graph = graph
-        parts = self.network_parts
-        runs = {name: Piece(self, copy.deepcopy(piece), name) for name, piece in pieces.items()}
-        segments = nn.ModuleDict({name: piece for name, piece in runs.items() if parts[name].kind == "segment"})
-        # Plain attributes, not submodules: the pieces share the tree's parameters, which must be listed once.
-        self.__dict__.update(stem=runs["stem"], head=runs["head"], context=runs.get("context"), segments=segments)
+        give_pieces(self, pieces, graph)
         for name in ("stem", "head"):  # the model may have submodules of these names, whose attributes users read
-            runs[name].__dict__[SHADOWED] = self._modules.get(name)
-        if devices is not None:  # pieces that share parameters with one elsewhere take copies of them on the way
-            for name, piece in runs.items():
-                borrow(piece, devices[parts[name].home_segment(plan.n) - 1])
+            self.__dict__[name].__dict__[SHADOWED] = self._modules.get(name)
 
     @property
     def network_parts(self) -> dict[str, Part]:
@@ -159,7 +176,9 @@ class PararealModule(CalledModule, SegmentedNetwork):
             >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
             True
         """
-        return iterate_network(self, self.plan, self.segment_devices, inputs, k, errors=errors)
+        args, kwargs = as_call(inputs)
+        recording = self.recording_of(*args, **kwargs)
+        return iterate_network(recording, self.plan, self.segment_devices, inputs, k, errors=errors)
 
     def distribute(
         self,
@@ -218,7 +237,18 @@ class PararealModule(CalledModule, SegmentedNetwork):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
         tree, graph = copy_contents(self, memo), copy.deepcopy(self.graph)
-        copied = PararealModule(tree, self.part_graphs, graph, self.plan, self._original_keys, self.segment_devices)
+        recordings: Recordings[Variant] = self.__dict__["_recordings"]
+        copied = PararealModule(
+            tree,
+            self.part_graphs,
+            graph,
+            self.plan,
+            self._original_keys,
+            self.segment_devices,
+            guards=self.__dict__["guards"],
+            original=copy.deepcopy(recordings.original, memo),
+            recording_limit=recordings.limit,
+        )
         memo[id(self)] = copied
         return copied
 

@@ -181,13 +181,13 @@ class Plan:
         return _ADAPTER.json_schema()
 
     def check(self, chain: BlockChain) -> None:
-        """Make sure that this plan was made for that network.
+        """Make sure that this plan was made for that network, at the sizes of its example or at others.
 
         Raises:
             PlanError: the network's blocks differ from those that the plan was made for.
         """
         actual = fingerprint(chain)
-        if actual == self.fingerprint:
+        if actual == self.fingerprint or not self.misfits(chain):
             return
         count, planned = len(chain.blocks), sum(segment.blocks for segment in self.segments)
         raise PlanError(
@@ -196,6 +196,33 @@ class Plan:
             f"{type(chain.capture.model).__name__} with {count} blocks from {chain.blocks[0].name} to "
             f"{chain.blocks[-1].name} (fingerprint {actual}); leave plan= out to make one for it"
         )
+
+    def misfits(self, chain: BlockChain) -> list[str]:
+        """What is not as planned in a network that was recorded at other sizes: blocks, channels, parameters.
+
+        Sizes of images and numbers of tokens may differ, and so may what blocks compute at other sizes.
+        """
+        blocks, planned = chain.blocks, sum(segment.blocks for segment in self.segments)
+        if len(blocks) != planned or chain.stem_blocks != self.stem_blocks:
+            return [
+                f"{len(blocks)} blocks behind {chain.stem_blocks} in the stem, not {planned} behind {self.stem_blocks}"
+            ]
+        faults = []
+        for segment in self.segments:
+            first, last = blocks[segment.first], blocks[segment.last]
+            here: list[tuple[str, Any, Any]] = [
+                ("first block", first.name, segment.first_block),
+                ("last block", last.name, segment.last_block),
+                ("input's channels", first.x.channels, segment.x.channels),
+                ("output's channels", last.y.channels, segment.y.channels),
+                (
+                    "parameters",
+                    sum(block.parameters for block in blocks[segment.first : segment.last + 1]),
+                    segment.parameters,
+                ),
+            ]
+            faults += [f"segment {segment.j}'s {what}: {now}, not {then}" for what, now, then in here if now != then]
+        return faults
 
     def __str__(self) -> str:
         return plan_text(self)

@@ -18,6 +18,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +28,15 @@ from pararealize.analysis.residual import NotResidual, Residual
 from pararealize.errors import ModelError, RestackError, RestackWarning
 from pararealize.restore import ordinary_mode
 from pararealize.table import quantity
-from pararealize.tracing.called_module import CalledModule
 from pararealize.tracing.captured import Capture
+from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.front_end import capture
-from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
+from pararealize.tracing.guards import Guards
+from pararealize.tracing.module_copy import bare_tree, copy_contents, copy_model, share_contents
+from pararealize.tracing.module_view import Piece
+from pararealize.tracing.original import Original
+from pararealize.tracing.recorded_module import RecordedModule
+from pararealize.tracing.recordings import LIMIT, Recordings
 
 from .grouping import Unit, find_groups
 from .growth import dangers
@@ -96,7 +102,7 @@ class Restacking:
         return "\n".join(lines)
 
 
-class RestackedModule(CalledModule):
+class RestackedModule(RecordedModule):
     """A network whose residual blocks are wired as Runge-Kutta steps; ``print(net.code)`` shows them.
 
     It is an ordinary module with the original's parameter names. With ``adaptive`` it has one scalar a step besides:
@@ -104,6 +110,7 @@ class RestackedModule(CalledModule):
 
     Attributes:
         restacking: which blocks make a step, and which were left and why, as plain data.
+        guards: conditions on the inputs under which the graph is right; the original is recorded anew for others.
 
     Example:
         >>> from pararealize import restack
@@ -116,10 +123,22 @@ class RestackedModule(CalledModule):
 
     restacking: Restacking
 
-    def __init__(self, tree: nn.Module, graph: fx.Graph, restacking: Restacking) -> None:
+    def __init__(
+        self,
+        tree: nn.Module,
+        graph: fx.Graph,
+        restacking: Restacking,
+        table: Tableau,
+        *,
+        guards: Guards,
+        original: Original,
+        recording_limit: int = LIMIT,
+    ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Restacked{restacking.model}")
         share_contents(self, tree)
-        self.__dict__["restacking"] = restacking
+        conditions, build = CallConditions.of(graph, guards), partial(_restack_anew, self)
+        recordings = Recordings(conditions, original, build, limit=recording_limit)
+        self.__dict__.update(restacking=restacking, guards=guards, _table=table, _recordings=recordings)
         self.graph = graph
 
     def parameter_groups(self, **settings: Any) -> list[dict[str, Any]]:
@@ -144,8 +163,16 @@ class RestackedModule(CalledModule):
         return [{"params": weights, **settings}, {"params": sizes, **settings, "weight_decay": 0.0}]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RestackedModule:
-        tree = copy_contents(self, memo)
-        copied = RestackedModule(tree, copy.deepcopy(self.graph), self.restacking)
+        tree, recordings = copy_contents(self, memo), self.__dict__["_recordings"]
+        copied = RestackedModule(
+            tree,
+            copy.deepcopy(self.graph),
+            self.restacking,
+            self.__dict__["_table"],
+            guards=self.__dict__["guards"],
+            original=copy.deepcopy(recordings.original, memo),
+            recording_limit=recordings.limit,
+        )
         memo[id(self)] = copied
         return copied
 
@@ -215,7 +242,6 @@ def restack(
         groups = grouping.groups
         _check_coefficients(table, groups, captured, strict=strict)
         _warn_if_trained(captured, table, h, groups)
-        names = [Group(blocks=tuple(b.name for b in group), post=group[-1].post is not None) for group in groups]
         restacking = Restacking(
             model=type(model).__name__,
             scheme=table.name,
@@ -224,13 +250,34 @@ def restack(
             h=float(h),
             adaptive=kind,
             per=per,
-            groups=tuple(names),
+            groups=_names(groups),
             left=grouping.refusals,
         )
         tree, _ = copy_model(model, captured.constants, [STEP_SIZES] if kind else [])
+        original, tree = Original(tree, tuple(captured.opaque)), bare_tree(tree)
         if kind:
             tree._modules[STEP_SIZES] = _step_sizes(groups, float(h)).train(model.training)
-        return RestackedModule(tree, RestackedGraph(captured, groups, table, float(h), kind).graph, restacking)
+        graph = RestackedGraph(captured, groups, table, float(h), kind).graph
+        return RestackedModule(tree, graph, restacking, table, guards=captured.guards, original=original)
+
+
+def _restack_anew(net: RestackedModule, captured: Capture) -> tuple[CallConditions, Piece]:
+    """The same steps in a new recording of the original.
+
+    Raises:
+        RestackError: they are not there.
+    """
+    restacking, table = net.restacking, net.__dict__["_table"]
+    groups = find_groups(captured, table, restacking.per).groups  # type: ignore[arg-type]
+    if (names := _names(groups)) != restacking.groups:
+        other = next((a for a in names if a not in restacking.groups), None)
+        raise RestackError(f"the blocks are not those of the {len(restacking.groups)} steps that it has: {other}")
+    graph = RestackedGraph(captured, groups, table, restacking.h, restacking.adaptive).graph  # type: ignore[arg-type]
+    return CallConditions.of(graph, captured.guards), Piece(net, graph, f"Restacked{restacking.model}")
+
+
+def _names(groups: Sequence[tuple[Residual, ...]]) -> tuple[Group, ...]:
+    return tuple(Group(blocks=tuple(b.name for b in group), post=group[-1].post is not None) for group in groups)
 
 
 def _check_arguments(scheme: str | Tableau, h: float, adaptive: object, per: str) -> Tableau:

@@ -4,8 +4,6 @@ In reading order:
 
     example       what the user gives as example inputs, by the names of the forward's parameters
     input_checks  tensors and names that a forward pass can be recorded with
-    containers    nested values: their items, how code reads each, copies with others
-    call_signature  how calls of a converted network look: arguments, nesting, what is fixed
     front_end     capture(): record twice, merge, check; which modules become one opaque node
     guards        conditions on inputs under which a recording holds
     captured      Capture, what comes out
@@ -18,11 +16,17 @@ In reading order:
     merging       two recordings -> one graph that follows the mode and the batch size
     verification  the graph run against the model; what went wrong, as the error a user gets
 
+A converted network's recordings:
+
+    original         the model that it was made from, over the network's own tensors
+    conditions       what the arguments of a call have to be for a recording to be right
+    recordings       the first recording, and those made later for inputs that break its guards
+    recorded_module  a graph module that runs the recording that is right for a call
+
 What others do with a captured graph:
 
     extraction    what lies between two sets of values, as a graph
     random_calls  which calls draw random numbers
-    called_module a graph module whose calls are checked first
     graph_copy    the whole graph written anew, with some nodes replaced
     module_view   a graph over modules that live elsewhere, as a module that shares their parameters
     module_copy   the copy of the model that a converted network owns

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from torch import fx
 
 from .captured import Capture
+from .operations import check_plain
 
 __all__ = ["GraphCopy"]
 
@@ -26,21 +27,16 @@ class GraphCopy:
     def write(
         self, captured: Capture, replacements: Mapping[fx.Node, Callable[[], None]], omitted: Collection[fx.Node]
     ) -> None:
-        """Copy every node that is not omitted, or call its replacement; the graph takes the arguments of the forward.
+        """Copy every node that is not omitted, or call its replacement.
 
         A replacement writes nodes of its own into ``graph`` and says in ``copies`` which of them stands for the value.
         The captured nodes' ``meta`` is dropped at the end: shapes recorded there need not be true of the new graph.
         """
-        call = captured.example.call
-        tensors = call.write(self.graph)
         for node in captured.graph.nodes:
-            if node.op == "placeholder":
-                if "plain" not in node.meta:
-                    self.copies[node] = tensors[str(node.target)]
-            elif node in replacements:
+            if node in replacements:
                 replacements[node]()
             elif node not in omitted:
                 self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
+                check_plain(self.graph, node, self.copies[node])
         for node in self.graph.nodes:
-            if not call.begins(node):
-                node.meta.clear()
+            node.meta.clear()

@@ -17,7 +17,15 @@ from torch.nn.parameter import is_lazy
 
 from pararealize.errors import ModelError
 
-__all__ = ["RESERVED", "check_model", "copy_contents", "copy_model", "share_contents", "uncopyable_tensors"]
+__all__ = [
+    "RESERVED",
+    "bare_tree",
+    "check_model",
+    "copy_contents",
+    "copy_model",
+    "share_contents",
+    "uncopyable_tensors",
+]
 
 CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")  # of every nn.Module's ``__dict__``
 RESERVED = ("adapters", "coarse", "segments")  # top-level names of a parareal network's own
@@ -128,6 +136,14 @@ def share_contents(module: nn.Module, tree: nn.Module) -> None:
     for contents in CONTENTS:
         module.__dict__[contents] = tree.__dict__[contents]
     module.training = tree.training
+
+
+def bare_tree(model: nn.Module) -> nn.Module:
+    """A module without a class of the user's that shares a model's contents, and may have submodules of its own."""
+    tree = nn.Module()
+    share_contents(tree, model)
+    tree.__dict__["_modules"] = dict(model._modules)
+    return tree
 
 
 def copy_contents(module: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -25,7 +25,16 @@ from torch import fx, nn
 
 from .module_copy import uncopyable_tensors
 
-__all__ = ["SHADOWED", "BorrowedModule", "ContainerView", "ModuleView", "Piece", "borrow", "mirror"]
+__all__ = [
+    "SHADOWED",
+    "BorrowedModule",
+    "ContainerView",
+    "ModuleView",
+    "Piece",
+    "PlainGraphModule",
+    "borrow",
+    "mirror",
+]
 
 # Attributes of views, called as no submodule of a user's is. Where a piece takes the name of a module of the user's (a
 # model may have a ``stem`` or a ``head``), SHADOWED holds that module, and what the piece has not is looked up in it.
@@ -90,7 +99,22 @@ class BorrowedModule(nn.Module):
         return result
 
 
-class Piece(ModuleView, fx.GraphModule):
+class PlainGraphModule(fx.GraphModule):
+    """A graph module that is called as any module is.
+
+    ``fx.GraphModule`` gives each instance a ``__call__`` that prints the generated code on stderr where an operation of
+    the graph raises; who calls a converted network wants the error alone.
+    """
+
+    def recompile(self) -> Any:
+        """Write the forward anew, as fx does."""
+        code = super().recompile()
+        if "__call__" in vars(type(self)):
+            del type(self).__call__
+        return code
+
+
+class Piece(ModuleView, PlainGraphModule):
     """A graph module over the modules and parameters of ``tree``, which it shares and does not own.
 
     Args:
@@ -124,6 +148,14 @@ class Piece(ModuleView, fx.GraphModule):
             if shadowed is None:
                 raise
             return getattr(shadowed, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        shadowed = self.__dict__.get(SHADOWED)
+        for contents in ("_parameters", "_buffers") if shadowed is not None else ():
+            if name in shadowed.__dict__[contents]:  # torch.export and functional_call exchange tensors by their names
+                shadowed.__dict__[contents][name] = value
+                return
+        super().__setattr__(name, value)
 
     def _open(self, tree: nn.Module, path: str, *, is_module: bool, constant: torch.Tensor | None) -> None:
         """Make views of the containers along ``path`` and put the module itself, or its owner's tensors, at the end."""

@@ -24,8 +24,8 @@ def test_refusals_name_fact_place_and_remedy() -> None:
         capture(SmallResNet(), {"y": torch.randn(2, 4)})
     with pytest.raises(ExampleError, match=r"first layer is Embedding; pass example_inputs"):
         capture(MaskedTransformer())
-    with pytest.raises(ExampleError, match="is a object; only tensors and plain values"):
-        capture(SmallResNet(), ([torch.randn(2, 3, 8, 8), object()],))
+    with pytest.raises(ExampleError, match="is a list; only tensors and plain values"):
+        capture(SmallResNet(), ([torch.randn(2, 3, 8, 8)],))
     with pytest.raises(ModelError, match="has no parameters"):
         capture(nn.ReLU(), torch.randn(2, 4))
     with pytest.raises(CaptureError, match="leaf_modules names 'layer9'"):

@@ -1,0 +1,132 @@
+"""Adapters and coarse blocks, a network recorded at other sizes -> the same modules where they fit, or refitted ones.
+
+Most adapters and coarse blocks follow other sizes as the network's own strided layers do. Where they end a pixel off,
+the same weights are put into other steps: other paddings and ratios. What has weights for each token cannot follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pararealize.analysis.blocks import BlockChain
+from pararealize.coarse.adapter import build_adapter
+from pararealize.coarse.coarse_block import draw_coarse
+from pararealize.coarse.copies import takes_context
+from pararealize.errors import GuardError
+from pararealize.plan.plan import Plan
+from pararealize.tracing.model_twin import twin_of
+
+__all__ = ["refit"]
+
+
+def refit(
+    chain: BlockChain, plan: Plan, adapters: Mapping[int, nn.Module], coarse: Mapping[int, nn.Module | None]
+) -> tuple[dict[int, nn.Module], dict[int, nn.Module | None]]:
+    """Adapters by j = 2..n and coarse blocks by j = 1..n-1 for the sizes of a chain, over the weights of those given.
+
+    Args:
+        chain: the blocks, recorded at some sizes.
+        plan: made at other sizes, perhaps.
+        adapters: C^j for the plan's sizes.
+        coarse: F^j likewise; ``None`` where it is g^{j+1} itself.
+
+    Raises:
+        GuardError: one of them cannot follow; names it, and the shapes.
+    """
+    blocks = [(chain.blocks[segment.first], chain.blocks[segment.last]) for segment in plan.segments]
+    origin, source = blocks[0][0].input, blocks[0][0].x
+    if plan.source == "input" and chain.source is not None:
+        inputs = chain.capture.graph.find_nodes(op="placeholder")
+        origin = next(node for node in inputs if isinstance(_value(node), torch.Tensor) and node.users)
+        source = chain.source
+    faults: list[str] = []
+
+    def fitting(
+        module: nn.Module, reads: Sequence[fx.Node], target: fx.Node, what: str, other: Callable[[], nn.Module | None]
+    ) -> nn.Module:
+        fault = _misfit(module, reads, target)
+        if fault is None:
+            return module
+        refitted = _over_weights_of(module, other())
+        if refitted is not None and _misfit(refitted, reads, target) is None:
+            return refitted
+        faults.append(f"{what} {fault}")
+        return module
+
+    fitted: dict[int, nn.Module] = {}
+    for row in plan.adapters:
+        (first, _), j = blocks[row.j - 1], row.j
+        drawn = partial(_on_meta_device, build_adapter, source, first.x, from_stem=row.source == "stem")
+        fitted[j] = fitting(adapters[j], [origin], first.input, f"C{j}", drawn)
+    fitted_coarse: dict[int, nn.Module | None] = {}
+    for spec in plan.coarse_blocks:
+        j, block = spec.j, coarse[spec.j]
+        (first, last), segment = blocks[j], plan.segments[j]
+        if block is not None:
+            context = chain.context(segment.first, segment.last) if takes_context(block) else ()
+            drawn_block = partial(_on_meta_device, draw_coarse, dataclasses.replace(spec, x=first.x, y=last.y), seed=0)
+            block = fitting(block, [first.input, *context], last.output, f"F{j}", drawn_block)
+        fitted_coarse[j] = block
+    if faults:
+        raise GuardError(f"adapters and coarse blocks cannot follow these sizes: {'; '.join(faults)}")
+    return fitted, fitted_coarse
+
+
+def _on_meta_device(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with torch.device("meta"):
+        return build(*args, **kwargs)
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta.get("val")
+
+
+def _misfit(module: nn.Module, reads: Sequence[fx.Node], target: fx.Node) -> str | None:
+    """What is wrong with the shape that a module gives, run without memory; ``None`` where nothing is."""
+    wanted = tuple(map(int, _value(target).shape))
+    try:
+        result = _without_memory(module)(*map(_meta_value, reads))
+    except NotImplementedError:  # an operation that does not run without memory
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever a module raises for sizes that it does not take
+        return f"does not take {tuple(_meta_value(reads[0]).shape)} ({str(error).split(chr(10))[0]})"
+    shape = tuple(result.shape)
+    return None if shape == wanted else f"gives {shape} where the network has {wanted}"
+
+
+def _meta_value(node: fx.Node) -> Any:
+    value = _value(node)
+    if not isinstance(value, torch.Tensor):
+        return node.meta.get("plain", value)
+    return torch.empty(tuple(map(int, value.shape)), dtype=value.dtype, device="meta")
+
+
+def _without_memory(module: nn.Module) -> nn.Module:
+    """A twin of a module without memory: other threads may use the module itself meanwhile."""
+    memo: dict[int, Any] = {
+        id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
+        if isinstance(tensor, nn.Parameter)
+        else tensor.detach().to("meta")
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return twin_of(module, memo)
+
+
+def _over_weights_of(module: nn.Module, other: nn.Module | None) -> nn.Module | None:
+    """A module of other steps with the tensors of this one; ``None`` where their names or shapes differ."""
+    if other is None or {key: value.shape for key, value in module.state_dict().items()} != {
+        key: value.shape for key, value in other.state_dict().items()
+    }:
+        return None
+    modules = dict(module.named_modules())
+    for path, inner in other.named_modules():
+        if inner._parameters or inner._buffers:
+            for contents in ("_parameters", "_buffers"):
+                inner.__dict__[contents] = modules[path].__dict__[contents]
+    return other

@@ -1,0 +1,138 @@
+"""A converted network, its original recorded anew -> a Variant: the same weights by the same equation, at other sizes.
+
+A variant has the network's parameters, adapters and coarse blocks, and follows its mode. What it has for itself are the
+graphs of stem, context, segments, head and equation; and adapters and coarse blocks whose steps differ, over the
+network's weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pararealize.analysis.blocks import find_blocks
+from pararealize.coarse.copies import takes_context
+from pararealize.errors import GuardError
+from pararealize.plan.plan import Plan
+from pararealize.tracing.captured import Capture
+from pararealize.tracing.conditions import CallConditions
+from pararealize.tracing.module_copy import share_contents
+from pararealize.tracing.module_view import ModuleView, Piece, PlainGraphModule, borrow, mirror
+
+from .equation import write_equation
+from .parts import read_equation, read_parts
+from .pieces import Pieces
+from .refitting import refit
+
+__all__ = ["Variant", "give_pieces", "record_variant"]
+
+
+class Variant(ModuleView, PlainGraphModule):
+    """What a network runs for inputs of other sizes than its first recording's; see the file's docstring.
+
+    Attributes:
+        plan: the network's.
+        part_graphs: the graphs of the original's parts, as the network has them.
+        segment_devices: the network's.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        pieces: Mapping[str, fx.Graph],
+        graph: fx.Graph,
+        plan: Plan,
+        devices: Sequence[torch.device] | None,
+        others: Mapping[str, nn.Module],
+    ) -> None:
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
+        mirror(self, net)
+        share_contents(self, net)
+        self.__dict__.update(plan=plan, segment_devices=devices, part_graphs=dict(pieces))
+        for folder in ("adapters", "coarse"):
+            blocks = net.get_submodule(folder)
+            mine = nn.ModuleDict({name: others.get(name, block) for name, block in blocks.named_children()})
+            self.__dict__[folder] = mine
+        self.__dict__["_refitted"] = tuple(others.items())
+        self.__dict__["_net"] = net
+        give_pieces(self, pieces, graph)
+
+    def recompile(self) -> Any:
+        """Write the forward of the graph anew."""
+        code = super().recompile()
+        type(self).forward = _in_modes(type(self).forward)
+        return code
+
+    def follow_modes(self) -> None:
+        """Give refitted adapters and coarse blocks the modes of those whose weights they have."""
+        net = self.__dict__["_net"]
+        for name, module in self.__dict__["_refitted"]:
+            theirs = net.get_submodule("adapters" if name.startswith("C") else "coarse").get_submodule(name)
+            for mine, other in zip(module.modules(), theirs.modules(), strict=False):
+                mine.training = other.training
+
+
+def _in_modes(graph_forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(graph_forward)
+    def forward(self: Variant, *args: Any, **kwargs: Any) -> Any:
+        self.follow_modes()
+        return graph_forward(self, *args, **kwargs)
+
+    return forward
+
+
+def give_pieces(net: fx.GraphModule, pieces: Mapping[str, fx.Graph], graph: fx.Graph) -> None:
+    """Give a network the modules of its pieces, under the names that its equation calls, and the equation."""
+    parts = read_parts(graph)
+    runs = {name: Piece(net, copy.deepcopy(piece), name) for name, piece in pieces.items()}
+    segments = nn.ModuleDict({name: piece for name, piece in runs.items() if parts[name].kind == "segment"})
+    # Plain attributes, not submodules: the pieces share the network's parameters, which must be listed once.
+    net.__dict__.update(stem=runs["stem"], head=runs["head"], context=runs.get("context"), segments=segments)
+    devices = net.__dict__["segment_devices"]
+    if devices is not None:  # pieces that share parameters with one elsewhere take copies of them on the way
+        for name, piece in runs.items():
+            borrow(piece, devices[parts[name].home_segment(net.__dict__["plan"].n) - 1])
+    net.graph = graph
+
+
+def record_variant(net: nn.Module, captured: Capture) -> tuple[CallConditions, Variant]:
+    """Cut a new recording as the network's plan says.
+
+    Args:
+        net: the network, a PararealModule.
+        captured: its original, recorded at other sizes.
+
+    Raises:
+        GuardError: the recording has other blocks, or adapters or coarse blocks cannot follow its sizes.
+        CutError: there is no chain of blocks in it.
+    """
+    plan, devices = net.__dict__["plan"], net.__dict__["segment_devices"]
+    chain = find_blocks(captured, stem_blocks=plan.stem_blocks)
+    if misfits := plan.misfits(chain):
+        raise GuardError(f"the blocks are not those of the plan: {'; '.join(misfits[:3])}")
+    adapters = {row.j: net.get_submodule(f"adapters.C{row.j}") for row in plan.adapters}
+    blocks = net.get_submodule("coarse")._modules
+    coarse = {row.j: blocks.get(f"F{row.j}") for row in plan.coarse_blocks}
+    pieces = Pieces(chain, plan)
+    _check_context(net, pieces, coarse)
+    fitted, fitted_coarse = refit(chain, plan, adapters, coarse)
+    others = {f"C{j}": C for j, C in fitted.items() if C is not adapters[j]}
+    others |= {f"F{j}": F for j, F in fitted_coarse.items() if F is not None and F is not coarse[j]}
+    graph = write_equation(pieces, coarse, devices)
+    variant = Variant(net, pieces.graphs, graph, plan, devices, others)
+    return CallConditions.of(graph, captured.guards), variant
+
+
+def _check_context(net: nn.Module, pieces: Pieces, coarse: Mapping[int, nn.Module | None]) -> None:
+    """Refuse other context than before where a coarse block reads it by position."""
+    nodes = read_equation(net.graph)  # type: ignore[arg-type]
+    for j, block in coarse.items():
+        if block is not None and takes_context(block):
+            before, now = len(nodes.context_of(f"F{j}")), len(pieces.reads[j])
+            if before != now:
+                raise GuardError(f"segment {j + 1} reads {now} values beside its activation, and F{j} reads {before}")

@@ -1,0 +1,87 @@
+"""The model that a converted network was made from, over the network's own tensors: what it is recorded anew from.
+
+``copy_model`` copies the model with its class and its forward. A converted network takes the submodules, parameters and
+buffers of that copy for its own, and the copy's root stays behind here: it has no memory besides, computes what the
+original computes with the weights that the network has now, and follows ``to``, ``load_state_dict`` and training.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .captured import Capture
+from .front_end import capture
+from .model_twin import real_twin, twin_of
+
+__all__ = ["Original"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Original:
+    """A model that can be recorded again.
+
+    Args:
+        root: the model's copy, whose submodules and tensors a network shares.
+        opaque: qualified names of the modules that were one node each in the first recording.
+
+    Attributes:
+        signature: of its forward.
+    """
+
+    def __init__(self, root: nn.Module, opaque: Sequence[str] = ()) -> None:
+        # another dictionary for the root: a network adds modules to its own
+        self._root, self._opaque = root, tuple(opaque)
+        root.__dict__["_modules"] = dict(root._modules)
+        for kind in _HOOKS:  # those of the root are the network's own, and run around whatever it is recorded as
+            root.__dict__[kind] = type(root.__dict__[kind])()
+        self.signature = inspect.signature(root.forward)
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return type(self._root).__name__
+
+    def capture(self, values: Mapping[str, Any], *, device: torch.device | None = None) -> Capture:
+        """Record a call with these arguments, by the names of the forward's parameters.
+
+        The recording runs on a copy with buffers of its own and parameters in the same memory, so that a thread that
+        uses the network meanwhile is not disturbed.
+
+        Args:
+            values: the arguments.
+            device: where the copy is made; on the meta device nothing is computed, nor checked.
+
+        Raises:
+            PararealizeError: as :func:`pararealize.capture` does.
+        """
+        model = self._copy(device)
+        if device is not None:
+            values = {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in values.items()}
+        parameters = self.signature.parameters
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+        if any(parameters[name].kind in by_place for name in values):
+            binding = inspect.BoundArguments(self.signature, dict(values))
+            return capture(model, binding.args, leaf_modules=self._opaque)
+        more = [name for name in values if parameters[name].kind is inspect.Parameter.VAR_KEYWORD]
+        named = {name: value for name, value in values.items() if name not in more}
+        for name in more:
+            named.update(values[name])
+        return capture(model, named, leaf_modules=self._opaque)
+
+    def _copy(self, device: torch.device | None) -> nn.Module:
+        if device is None:
+            return real_twin(self._root, share_parameters=True)[0]
+        memo: dict[int, Any] = {id(buffer): buffer.detach().to(device) for buffer in self._root.buffers()}
+        for parameter in self._root.parameters():
+            memo[id(parameter)] = nn.Parameter(parameter.detach().to(device), requires_grad=parameter.requires_grad)
+        return twin_of(self._root, memo)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Original:
+        return Original(copy.deepcopy(self._root, memo), self._opaque)

@@ -1,0 +1,71 @@
+"""A graph module that runs its own graph for inputs within its guards, and a later recording for others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from .guards import Guards
+from .module_view import PlainGraphModule
+from .recordings import Recordings
+
+__all__ = ["RecordedModule"]
+
+
+class RecordedModule(PlainGraphModule):
+    """A converted network whose forward is chosen by the inputs' sizes.
+
+    Attributes:
+        guards: conditions on the inputs under which the graph that ``code`` prints is right.
+    """
+
+    guards: Guards
+    _recordings: Recordings[Any]
+
+    @property
+    def recording_limit(self) -> int:
+        """How many recordings for other inputs are kept beside the first; the oldest one gives way to a further one."""
+        return self.__dict__["_recordings"].limit  # type: ignore[no-any-return]
+
+    @recording_limit.setter
+    def recording_limit(self, limit: int) -> None:
+        self.__dict__["_recordings"].limit = limit
+
+    @property
+    def recorded_guards(self) -> tuple[Guards, ...]:
+        """The guards of every recording that there is, the first one's first."""
+        return self.__dict__["_recordings"].guards  # type: ignore[no-any-return]
+
+    def recording_of(self, *args: Any, **kwargs: Any) -> fx.GraphModule:
+        """What runs a call with these arguments: this network itself, or a recording for other sizes.
+
+        Raises:
+            GuardError: they break the guards, and the network cannot be recorded anew for them.
+            ExampleError: the original does not accept them.
+            TypeError: they do not fit the original's signature.
+        """
+        choice = self.__dict__["_recordings"].pick(args, kwargs)
+        return self if choice is None else choice[0]
+
+    def recompile(self) -> Any:
+        """Write the forward of the graph anew; it is called where its guards hold."""
+        code = super().recompile()
+        type(self).forward = _by_recording(type(self).forward)
+        return code
+
+
+def _by_recording(graph_forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a network, by whichever recording is right for the call; the first one's is ``graph_forward``."""
+
+    @functools.wraps(graph_forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        choice = self.__dict__["_recordings"].pick(args, kwargs)
+        if choice is None:
+            return graph_forward(self, *args, **kwargs)
+        recording, values = choice
+        return recording.forward(**values)
+
+    return forward

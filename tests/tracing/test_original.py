@@ -1,0 +1,94 @@
+"""What a converted network keeps of its original has no memory of its own, and computes with the network's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from pararealize.tracing.module_copy import bare_tree, copy_model
+from pararealize.tracing.original import Original
+
+
+class Counted(nn.Sequential):
+    """A root that runs its children in order, with a buffer and an argument of any number."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        self.register_buffer("shift", torch.ones(3))
+
+    def forward(self, x: Tensor, /, *more: Tensor, factor: Tensor | None = None) -> Tensor:
+        y = super().forward(x) + self.shift
+        for value in more:
+            y = y + value
+        return y if factor is None else y * factor
+
+
+def network() -> tuple[nn.Module, Original]:
+    tree, _ = copy_model(Counted(), {})
+    original, tree = Original(tree, ()), bare_tree(tree)
+    tree._modules["adapters"] = nn.Linear(1, 1)  # which a Sequential would run, were it a child of the original's
+    return tree, original
+
+
+X = torch.randn(4, 3)
+
+
+def output(original: Original, **values: object) -> Tensor:
+    captured = original.capture(values)
+    arguments = [t for v in values.values() for t in (v if isinstance(v, tuple) else (v,))]
+    y = captured.graph_module.eval()(*arguments)
+    assert isinstance(y, Tensor)
+    return y
+
+
+def test_it_has_the_networks_weights_whatever_becomes_of_them() -> None:
+    net, original = network()
+    net.eval()
+    with torch.no_grad():
+        net.get_parameter("0.weight").mul_(3)
+    expected = nn.functional.batch_norm(X @ net.get_parameter("0.weight").T + net.get_parameter("0.bias"),
+                                        torch.zeros(3), torch.ones(3)) + 1  # fmt: skip
+    torch.testing.assert_close(output(original, x=X), expected)
+    net.double()
+    assert output(original, x=X.double()).dtype == torch.float64
+
+
+def test_recording_leaves_the_network_alone() -> None:
+    net, original = network()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    captured = original.capture({"x": X})
+    assert captured.model.get_parameter("0.weight").data_ptr() == net.get_parameter("0.weight").data_ptr()
+    assert captured.model.get_buffer("1.running_mean").data_ptr() != net.get_buffer("1.running_mean").data_ptr()
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_arguments_by_place_and_by_name() -> None:
+    _, original = network()
+    torch.testing.assert_close(output(original, x=X, more=(X, X)), output(original, x=X) + 2 * X)
+
+
+def test_a_deep_copy_goes_with_the_networks() -> None:
+    net, original = network()
+    memo: dict[int, object] = {}
+    twin = copy.deepcopy(net, memo)
+    other = copy.deepcopy(original, memo)
+    with torch.no_grad():
+        twin.get_parameter("0.bias").add_(1)
+    twin.eval(), net.eval()
+    torch.testing.assert_close(output(other, x=X), output(original, x=X) + 1 / (1 + 1e-5) ** 0.5)
+
+
+def test_without_memory() -> None:
+    _, original = network()
+    captured = original.capture({"x": X}, device=torch.device("meta"))
+    assert all(tensor.is_meta for tensor in (*captured.model.parameters(), *captured.model.buffers()))
+
+
+def test_hooks_of_the_root_are_the_networks() -> None:
+    model = Counted()
+    model.register_forward_hook(lambda *_: torch.zeros(1))
+    tree, _ = copy_model(model, {})
+    assert output(Original(tree, ()), x=X).shape == (4, 3)
