@@ -199,7 +199,7 @@ def _make_opaque(opaque: _OpaqueModules, error: Exception) -> bool:
 
 
 def _accepts(model: nn.Module, example: Example) -> bool:
-    return run_model(model, example, training=False)[1] is None
+    return run_model(model, example, training=False) is None
 
 
 def _same_structure(copy: FakeCopy, example: Example, opaque: _OpaqueModules) -> bool:

@@ -7,7 +7,7 @@ the time, and would refuse a model for one attribute that cannot be copied; such
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
@@ -18,6 +18,8 @@ from torch import nn
 __all__ = ["plain_tensors", "real_twin", "twin_of"]
 
 _ATOMIC = (type(None), bool, int, float, str, type, FunctionType, torch.dtype, torch.device, torch.Size)
+_CONTENTS = ("_parameters", "_buffers", "_modules")
+_PLAIN = (dict, list, set, OrderedDict)
 
 
 def twin_of(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -40,7 +42,8 @@ def real_twin(model: nn.Module, *, share_parameters: bool = False) -> tuple[nn.M
     """
     memo: dict[int, Any] = {}
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    plain = [t for module in model.modules() for value in vars(module).values() for t in plain_tensors(value)]
+    attributes = [item for module in model.modules() for item in vars(module).items() if item[0] not in _CONTENTS]
+    plain = [tensor for _, value in attributes for tensor in plain_tensors(value)]
     tensors |= {id(tensor): tensor for tensor in plain}
     aliases = Counter(map(_storage, tensors.values()))
     for tensor in tensors.values():
@@ -59,6 +62,8 @@ def real_twin(model: nn.Module, *, share_parameters: bool = False) -> tuple[nn.M
 
 def plain_tensors(value: Any) -> Iterator[torch.Tensor]:
     """Tensors within plain containers."""
+    if type(value) in _ATOMIC or (type(value) in _PLAIN and not value):
+        return
     if isinstance(value, torch.Tensor):
         yield value
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
@@ -80,7 +85,7 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:
     for name in slots:
         object.__setattr__(twin, name, _copied(getattr(module, name), memo))
     for name, value in vars(module).items():
-        if type(value) is dict and name in ("_parameters", "_buffers", "_modules"):
+        if type(value) is dict and name in _CONTENTS:
             twin.__dict__[name] = {key: item if item is None else memo[id(item)] for key, item in value.items()}
         else:
             twin.__dict__[name] = _copied(value, memo)
@@ -88,10 +93,10 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """A value of a module's for its copy: whatever refers to the model refers to the copy."""
+    if type(value) in _PLAIN and not value:
+        return type(value)()
     if isinstance(value, _ATOMIC):
         return value
-    if isinstance(value, dict | list | set) and not value:
-        return type(value)() if type(value) in (dict, list, set) else copy.copy(value)
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # noqa: BLE001 - locks, generators, open files: they are shared

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,76 +12,242 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from pararealize.errors import CaptureError, ExampleError
-from pararealize.restore import left_as_found
+from pararealize.random_state import preserve_host_state, set_torch_state, torch_state
+from pararealize.restore import as_written
 
+from .behaviour import Behaviour, Difference, Setting, Shape, first_difference, observe
 from .captured import Capture
 from .example import Example
 from .merging import DifferentStructureError
-from .operations import fields_of
+from .model_twin import real_twin
+from .module_view import Piece
+from .random_calls import draws
+from .random_source import RandomSource
 
-__all__ = ["check_against_model", "explain", "mode_error", "run_model"]
+__all__ = ["check_against_model", "explain", "mode_error", "run_model", "settings"]
+
+_HEAVY = 8_000_000  # parameters, or 4000 calls
+_TRY_OTHER_TYPES = False  # until recordings follow the element type
+_LARGE = 32  # sizes from here on are halved for a heavy network
+_MUCH_MEMORY = 2**31  # bytes of parameters
+_CLOSE, _CLOSE_IN_HALF = 1e-4, 2e-2  # norms of differences, relative
 
 
-def run_model(model: nn.Module, example: Example, *, training: bool) -> tuple[Any, Exception | None]:
-    """What the model gives in a mode, or what it raises; it is left as found."""
-    inputs = example.resized(example.batch)  # copies: a forward may change its inputs
-    return _run(model, lambda: model(*inputs.args, **inputs.kwargs), training=training)
-
-
-def _run(model: nn.Module, call: Callable[[], Any], *, training: bool) -> tuple[Any, Exception | None]:
-    with left_as_found(model), torch.no_grad():
-        for module in model.modules():
-            module.training = training
-        torch.manual_seed(0)  # on all devices: model and graph are to draw the same numbers wherever they draw them
-        try:
-            return call(), None
-        except Exception as error:  # noqa: BLE001 - whatever the model raises is what is asked for
-            return None, error
+def run_model(model: nn.Module, example: Example, *, training: bool) -> Exception | None:
+    """What the model raises in a mode, if anything; it is left alone, since a twin of it runs."""
+    twin, _ = real_twin(model)
+    setting = Setting(training=training)
+    with as_written(), preserve_host_state(), RandomSource(seed=0):
+        return observe(twin, twin, example, setting, by_name=False).error
 
 
 def check_against_model(captured: Capture) -> None:
-    """Run graph and model in both modes, at two batch sizes, and refuse the graph where they differ."""
+    """Run graph and model in settings that differ in all that a graph could miss, and refuse it where they differ.
+
+    Both run on twins of the model, and go through all settings one after the other, so that what a call changes is
+    seen in the next one.
+
+    Raises:
+        CaptureError: what the graph gives is not what the model gives.
+    """
+    if "meta" in {tensor.device.type for tensor in (*captured.model.parameters(), *captured.model.buffers())}:
+        return
+    trial = _Trial(captured)
+    for alternatives in settings(captured):
+        for setting in alternatives:
+            if difference := trial.run(setting):
+                raise _error(captured, setting, difference, trial)
+            if not trial.refused:
+                break
+    if not trial.dtype and (difference := trial.compare_tensors()):
+        raise _error(captured, None, difference, trial)
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+def settings(captured: Capture) -> list[list[Setting]]:
+    """Few settings in which every pair of what may matter comes up: mode, gradients, autocast, shapes, element type.
+
+    Each has alternatives, for models that refuse the first: batch norm does not train on one value a channel. A network
+    of many parameters or calls takes fewer settings, smaller inputs, and computes gradients once.
+    """
+    work = sum(parameter.numel() for parameter in captured.model.parameters()) + 2000 * len(captured.graph.nodes)
+    heavy = work > _HEAVY
+    pair, single = _batch(captured, 2), _batch(captured, 1)
+    small = [pair]
+    if heavy:
+        halves = _halves(captured, pair)
+        small = [single, pair] if halves == pair else [halves, single, pair]
+
+    def each(shapes: list[dict[str, Shape]], **changes: Any) -> list[Setting]:
+        return [Setting(shapes=shape, **changes) for shape in shapes]
+
+    plan = [
+        each(small, training=True, gradients=True),
+        each([single], training=False, gradients=not heavy),
+        each(small, training=None, gradients=not heavy, autocast=True),
+    ]
+    if not heavy:
+        plan += [each([pair], training=None, gradients=True)]
+        others = [shape for shape in captured.guards.other_shapes() if shape not in (pair, single)]
+        plan += [each([shape], training=i % 2 == 0, gradients=i % 2 == 1) for i, shape in enumerate(others[:3])]
+    return plan + [each(small, training=False, gradients=not heavy, dtype=dtype) for dtype in _types(captured)]
+
+
+def _batch(captured: Capture, size: int) -> dict[str, Shape]:
+    """Shapes of inputs with a batch of that size; none where the batch size is fixed."""
+    if captured.fixed_batch:
+        return {}
+    example = captured.example
+    shapes = {name: tuple(tensor.shape) for name, tensor in example.tensors.items()}
+    resized = {name: (size, *shape[1:]) for name, shape in shapes.items() if shape[:1] == (example.batch,)}
+    return {name: shape for name, shape in resized.items() if shape != shapes[name]}
+
+
+def _halves(captured: Capture, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    """Shapes with half the sizes along all free axes but the batch, where there are such and guards allow them."""
+    halves: dict[str, Shape] = {}
+    for each in captured.guards.inputs:
+        shape = shapes.get(each.name, each.shape)
+        free = [axis and axis in each.free and size >= _LARGE for axis, size in enumerate(shape)]
+        if any(free):
+            halves[each.name] = tuple(size // 2 if half else size for size, half in zip(shape, free, strict=True))
+    every = shapes | halves
+    tensors = captured.example.tensors.items()
+    metas = {n: torch.empty(every.get(n, t.shape), dtype=t.dtype, device="meta") for n, t in tensors}
+    return shapes if captured.guards.broken({**captured.example.values, **metas}) else every
+
+
+def _types(captured: Capture) -> list[torch.dtype]:
+    """Another element type than that of the model's parameters."""
+    if not _TRY_OTHER_TYPES:
+        return []
+    dtypes = {parameter.dtype for parameter in captured.model.parameters() if parameter.is_floating_point()}
+    return [next(dtype for dtype in (torch.bfloat16, torch.float32) if dtype not in dtypes)] if len(dtypes) == 1 else []
+
+
+# The trial ------------------------------------------------------------------------------------------------------------
+
+
+class _Trial:
+    """The model and its graph, each on a twin of the model, on their way through the settings.
+
+    Random numbers are torch's, untouched, as long as nothing seems to draw any; from then on, all is done again with
+    numbers that are drawn for this trial alone.
+
+    Attributes:
+        calls: how many calls of both there were.
+        refused: whether the model itself raised in the last setting; then both begin anew.
+        dtype: the element type that both were cast to, or ``None``.
+    """
+
+    def __init__(self, captured: Capture) -> None:
+        self.captured, self.calls, self.refused = captured, 0, False
+        model = captured.model
+        # the recorder has seen all that changes a parameter, but for what an opaque module does
+        self._share = sum(p.nbytes for p in model.parameters()) > _MUCH_MEMORY and not captured.opaque
+        self._draws = any(draws(node, model.get_submodule) for node in captured.graph.nodes)
+        self._devices = list({tensor.device for tensor in (*model.parameters(), *model.buffers())})
+        self._start()
+
+    def _start(self) -> None:
+        (self._model, _), (self._tree, memo) = (
+            real_twin(self.captured.model, share_parameters=self._share) for _ in range(2)
+        )
+        constants = {path: memo.get(id(tensor), tensor) for path, tensor in self.captured.constants.items()}
+        self._graph = Piece(self._tree, self.captured.graph, "Trial", constants)
+        self.captured.graph.owning_module = self.captured.graph_module
+        self.dtype: torch.dtype | None = None
+
+    def run(self, setting: Setting) -> Difference | None:
+        """Where the graph differs from the model, if it does."""
+        if setting.dtype != self.dtype:
+            if difference := self.compare_tensors():  # while they are comparable to the digit
+                return difference
+            self.dtype = setting.dtype
+            for twin in (self._model, self._tree):
+                twin.to(setting.dtype)
+        before = torch_state(self._devices)
+        ours = self._observe(self._model, setting)
+        theirs = Behaviour() if ours.error else self._observe(self._tree, setting, self._graph)
+        if not self._draws and not _same_state(before, torch_state(self._devices)):
+            set_torch_state(before)
+            self._draws = True
+            self._start()
+            return self.run(setting)
+        self.refused = ours.error is not None
+        if self.refused:
+            self._start()  # the model has changed what it may have changed until it raised
+            return None
+        self.calls += 1
+        if theirs.error is not None:
+            return Difference(name="the graph", fault=f"raises {type(theirs.error).__name__}: {theirs.error}")
+        return self._compare(ours, theirs, setting)
+
+    def _observe(self, tree: nn.Module, setting: Setting, graph: nn.Module | None = None) -> Behaviour:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(as_written())
+            stack.enter_context(preserve_host_state())
+            if self._draws:
+                stack.enter_context(RandomSource(seed=self.calls))
+            run = tree if graph is None else graph
+            return observe(run, tree, self.captured.example, setting, by_name=graph is not None)
+
+    def _compare(self, ours: Behaviour, theirs: Behaviour, setting: Setting) -> Difference | None:
+        close = _CLOSE_IN_HALF if setting.autocast or setting.dtype == torch.bfloat16 else _CLOSE
+        a, b = list(ours.outputs.items()), list(theirs.outputs.values())
+        if len(a) != len(b):
+            return Difference(name="the output", fault=f"has {len(a)} tensors and numbers, and in the graph {len(b)}")
+        pairs = [(name, x, y) for (name, x), y in zip(a, b, strict=True)]
+        if difference := first_difference(pairs, close=close):
+            return difference
+        gradients = [(name, gradient, theirs.gradients.get(name)) for name, gradient in ours.gradients.items()]
+        return first_difference(gradients, close=10 * close)
+
+    def compare_tensors(self) -> Difference | None:
+        """Where the twins' parameters and buffers differ, after all calls so far."""
+        before = dict(self.captured.model.named_buffers())
+        theirs = dict(self._tree.named_buffers()) | dict(self._tree.named_parameters())
+        pairs = [
+            (name, tensor.detach(), None if (other := theirs.get(name)) is None else other.detach())
+            for name, tensor in (*self._model.named_buffers(), *self._model.named_parameters())
+            # a buffer of another size than at first is a cache, made anew when it does not fit
+            if name not in before or before[name].shape == tensor.shape
+        ]
+        return first_difference(pairs, close=_CLOSE)
+
+    def repeats(self, setting: Setting) -> bool:
+        """Whether the model does the same when it starts again, so that the fault is the graph's."""
+        behaviours = []
+        for _ in range(2):
+            self._start()
+            self._model.to(setting.dtype)
+            behaviours.append(self._observe(self._model, setting))
+        first, second = behaviours
+        return self._compare(first, second, setting) is None
+
+
+def _same_state(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(state, b[name]) for name, state in a.items())
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def _error(captured: Capture, setting: Setting | None, difference: Difference, trial: _Trial) -> CaptureError:
     name = type(captured.model).__name__
-    sizes = (captured.batch, captured.batch) if captured.fixed_batch else (2, 1)
-    for training, size in zip((True, False), sizes, strict=True):
-        example = captured.example.resized(size)
-        expected, error = run_model(captured.model, example, training=training)
-        if error is not None:
-            continue  # the model itself refuses this mode or batch size
-        values = list(example.values.values())
-        result, error = _run(captured.model, lambda v=values: captured.graph_module(*v), training=training)  # type: ignore[misc]
-        where = f"in {'train' if training else 'eval'} mode with a batch of {size}"
-        if error is not None:
-            fault = f"fails {where}, where the model does not: {error}"
-        elif difference := _largest_difference(expected, result):
-            fault = f"differs from the model {where} by {difference}"
-        else:
-            continue
-        raise CaptureError(
-            f"the captured graph of {name} {fault}; pass leaf_modules=[...] with the class whose forward it misreads"
-        ) from error
-
-
-def _largest_difference(expected: Any, result: Any) -> str | None:
-    ours, theirs = list(_flat(expected)), list(_flat(result))
-    if len(ours) != len(theirs):
-        return f"{len(ours)} against {len(theirs)} tensors"
-    for a, b in zip(ours, theirs, strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return f"{tuple(a.shape)} {a.dtype} against {tuple(b.shape)} {b.dtype}"
-        if not torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True):
-            return f"up to {(a.double() - b.double()).abs().max().item():.3g}"
-    return None
-
-
-def _flat(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value.detach()
-    if (fields := fields_of(value)) is not None:
-        value = fields
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    for item in items:
-        yield from _flat(item)
+    where = f"after {trial.calls} calls" if setting is None else f"{setting}, in call {trial.calls}"
+    if setting is not None and not trial.repeats(setting):
+        return CaptureError(
+            f"{name} itself gives other values when it runs again from the same parameters, inputs and random numbers "
+            f"({setting}), so that no conversion can be compared with it; keep what it changes in buffers, and draw "
+            "random numbers with torch's default generator"
+        )
+    return CaptureError(
+        f"the captured graph of {name} differs from the model {where}: {difference}; pass leaf_modules=[...] with the "
+        "class whose forward it misreads"
+    )
 
 
 def mode_error(model: nn.Module, difference: DifferentStructureError) -> CaptureError:
@@ -94,7 +261,7 @@ def mode_error(model: nn.Module, difference: DifferentStructureError) -> Capture
 
 def explain(model: nn.Module, example: Example, error: Exception) -> Exception:
     """The error that a user gets for what the forward raised while it was recorded."""
-    failure = run_model(model, example, training=False)[1] or run_model(model, example, training=True)[1]
+    failure = run_model(model, example, training=False) or run_model(model, example, training=True)
     if failure is not None:
         return ExampleError(
             f"{type(model).__name__} does not accept the example inputs ({example}): "

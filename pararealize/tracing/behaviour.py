@@ -1,0 +1,245 @@
+"""A network, a setting -> what the network does in it: outputs and gradients; and where two networks differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from .example import Example
+from .operations import fields_of
+
+__all__ = ["Behaviour", "Difference", "Setting", "first_difference", "observe"]
+
+Shape = tuple[int, ...]
+Pair = tuple[str, Any, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How a network is run; it prints as the end of a sentence.
+
+    Attributes:
+        training: the training flag of every module; ``None`` where flags differ from module to module.
+        shapes: of the inputs that have another shape than in the example, by name.
+        dtype: the element type that the network and its floating inputs are cast to, or ``None`` for their own.
+        autocast: whether it runs within ``torch.autocast``.
+        gradients: whether gradients are computed, of parameters and of floating inputs.
+    """
+
+    training: bool | None
+    shapes: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
+    dtype: torch.dtype | None = None
+    autocast: bool = False
+    gradients: bool = False
+
+    def __str__(self) -> str:
+        modes = {True: "in train mode", False: "in eval mode", None: "with some modules in train mode"}
+        words = [modes[self.training]]
+        words += ["under torch.autocast"] if self.autocast else []
+        words += [] if self.gradients else ["under torch.no_grad"]
+        words += [f"cast to {str(self.dtype).removeprefix('torch.')}"] if self.dtype else []
+        words += [f"with {name} of shape {shape}" for name, shape in self.shapes.items()]
+        return ", ".join(words)
+
+    def flags(self, paths: Iterable[str]) -> dict[str, bool]:
+        """The training flag of each module by its qualified name."""
+        if self.training is not None:
+            return dict.fromkeys(paths, self.training)
+        # the network itself trains, as where a part of it is frozen; of the others, half of them, by their names
+        return {path: not path or bool(zlib.crc32(path.encode()) & 8) for path in paths}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """What a network did.
+
+    Attributes:
+        outputs: its tensors and numbers, by a name for each.
+        gradients: of parameters and inputs, by name; ``None`` where there is none. Empty where none were asked for, or
+            where no output has any.
+        error: what it raised, if it did.
+    """
+
+    outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    gradients: dict[str, torch.Tensor | None] = dataclasses.field(default_factory=dict)
+    error: Exception | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Where two networks differ.
+
+    Attributes:
+        name: of the value that differs, such as ``output`` or ``the gradient of layers.0.weight``.
+        fault: how much.
+    """
+
+    name: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.fault}"
+
+
+def observe(
+    run: Callable[..., Any], model: nn.Module, example: Example, setting: Setting, *, by_name: bool
+) -> Behaviour:
+    """Run a network and look at what comes out.
+
+    Args:
+        run: the network.
+        model: what holds its parameters and training flags; both are changed.
+        example: inputs.
+        setting: how it is run.
+        by_name: pass one value for each of the example's inputs, instead of what the model's ``forward`` takes.
+    """
+    names = {id(value): name for name, value in example.values.items()}
+    leaves: dict[str, torch.Tensor] = {}
+
+    def fresh(tensor: torch.Tensor) -> torch.Tensor:
+        name = names.get(id(tensor), "")
+        copy = _reshaped(tensor, setting.shapes.get(name, tensor.shape))
+        if copy.is_floating_point() or copy.is_complex():
+            if setting.dtype and copy.is_floating_point():
+                copy = copy.to(setting.dtype)
+            if setting.gradients:
+                leaves[name] = copy = copy.requires_grad_()
+                return copy.view_as(copy)  # which a forward may change in place
+        return copy
+
+    if by_name:
+        args, kwargs = tuple(tree_map_only(torch.Tensor, fresh, list(example.values.values()))), {}
+    else:
+        args, kwargs = tree_map_only(torch.Tensor, fresh, (example.args, example.kwargs))
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad} if setting.gradients else {}
+    for module, flag in zip(
+        model.modules(), setting.flags(name for name, _ in model.named_modules()).values(), strict=True
+    ):
+        module.training = flag
+    device = next(model.parameters()).device.type
+    try:
+        with (
+            torch.set_grad_enabled(setting.gradients),
+            torch.autocast(device, dtype=torch.bfloat16, enabled=setting.autocast),
+        ):
+            outputs = dict(_named("output", run(*args, **kwargs)))
+        gradients: dict[str, torch.Tensor | None] = {}
+        roots = {name: t for name, t in outputs.items() if isinstance(t, torch.Tensor) and t.requires_grad}
+        if setting.gradients:
+            for name, tensor in outputs.items():
+                outputs[name] = tensor.detach() if isinstance(tensor, torch.Tensor) else tensor
+            outputs |= {f"requires_grad of {name}": name in roots for name in list(outputs)}
+        if roots:
+            # not torch.autograd.grad, which re-entrant checkpoints refuse
+            torch.autograd.backward(list(roots.values()), [_cotangent(root) for root in roots.values()])
+            gradients = {f"the gradient of {name}": leaf.grad for name, leaf in (*leaves.items(), *parameters.items())}
+            for parameter in parameters.values():
+                parameter.grad = None
+    except Exception as error:  # noqa: BLE001 - whatever it raises is what it does
+        for parameter in parameters.values():
+            parameter.grad = None
+        return Behaviour(error=error)
+    return Behaviour(outputs=outputs, gradients=gradients)
+
+
+def _reshaped(tensor: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """A copy of a tensor in another shape: its entries again and again, or the first of them."""
+    copy = tensor.detach().clone()
+    for axis, size in enumerate(shape):
+        if copy.shape[axis] != size:
+            copy = copy.index_select(axis, torch.arange(size, device=copy.device) % copy.shape[axis])
+    return copy
+
+
+def _cotangent(output: torch.Tensor) -> torch.Tensor:
+    """Random numbers from a generator of their own, since torch's belongs to the user."""
+    numbers = torch.randn(output.shape, generator=torch.Generator().manual_seed(output.numel()))
+    return numbers.to(output.device, output.dtype)
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The tensors and numbers within a result, each by a name."""
+    if isinstance(value, torch.Tensor | bool | int | float):
+        yield name, value
+        return
+    if (fields := fields_of(value)) is not None:
+        value = fields
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from _named(f"{name}[{key!r}]", item)
+
+
+# Comparison -----------------------------------------------------------------------------------------------------------
+
+
+def first_difference(pairs: Sequence[Pair], *, close: float) -> Difference | None:
+    """The first pair of values that differ, each by a name; ``None`` where all are equal.
+
+    Args:
+        pairs: names and the two values.
+        close: the norm of a difference that counts as none, relative to the norm of the first value. A norm that is
+            less than a millionth of the largest one counts as none, too: gradients that are zero but for rounding.
+    """
+    tensors: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    for name, a, b in pairs:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                return Difference(name=name, fault=f"is {_described(a)} and became {_described(b)}")
+            if a.numel():
+                tensors.append((name, a, b))
+        elif (a is None) != (b is None) or not (isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor) or a == b):
+            return Difference(name=name, fault=f"is {_described(a)} and became {_described(b)}")
+    plain = [t for t in tensors if t[1].is_floating_point() and t[1].layout == torch.strided]
+    faults = [
+        _exact_difference(*t, close) for t in tensors if not (t[1].is_floating_point() and t[1].layout == torch.strided)
+    ]
+    faults.extend(_norm_differences(plain, close))
+    return next(filter(None, faults), None)
+
+
+def _norm_differences(
+    tensors: list[tuple[str, torch.Tensor, torch.Tensor]], close: float
+) -> Iterator[Difference | None]:
+    """Three calls for all tensors of one type: a network has thousands."""
+    groups: dict[Any, list[tuple[str, torch.Tensor, torch.Tensor]]] = {}
+    for entry in tensors:
+        groups.setdefault((entry[1].dtype, entry[1].device), []).append(entry)
+    for group in groups.values():
+        names, ours, theirs = zip(*group, strict=True)
+        with torch.no_grad():
+            sizes = torch.stack(torch._foreach_norm(ours, 2, torch.float64))
+            offs = torch.stack(torch._foreach_norm(torch._foreach_sub(ours, theirs), 2, torch.float64))
+        limits = close * sizes.clamp(min=1e-6 * sizes.nan_to_num(0, 0, 0).max().item())
+        for i in (~(offs <= limits)).nonzero().flatten().tolist():
+            if not (sizes[i].isfinite() and offs[i].isfinite()) and torch.allclose(
+                ours[i], theirs[i], rtol=close, equal_nan=True
+            ):
+                continue
+            share = (
+                f"{float(offs[i] / sizes[i]):.2g} of its norm" if sizes[i] > 0 else f"{float(offs[i]):.2g} from zero"
+            )
+            yield Difference(name=names[i], fault=f"is off by {share}")
+
+
+def _exact_difference(name: str, a: torch.Tensor, b: torch.Tensor, close: float) -> Difference | None:
+    if a.layout != b.layout:
+        return Difference(name=name, fault=f"is {a.layout} and became {b.layout}")
+    a, b = (t.to_dense() if t.layout != torch.strided else t.dequantize() if t.is_quantized else t for t in (a, b))
+    if a.is_floating_point() or a.is_complex():
+        return None if torch.allclose(a, b, rtol=close, equal_nan=True) else Difference(name=name, fault="is another")
+    if torch.equal(a, b):
+        return None
+    values = f": {a.item()} and {b.item()}" if a.numel() == 1 else f" in {int((a != b).sum())} of {a.numel()} entries"
+    return Difference(name=name, fault=f"differs{values}")
+
+
+def _described(value: Any) -> str:
+    return (
+        f"{tuple(value.shape)} {value.dtype}".replace("torch.", "") if isinstance(value, torch.Tensor) else f"{value}"
+    )
