@@ -7,6 +7,7 @@ computes, sends and differentiates its share. In reading order::
     distribution            PararealModule, mesh -> this rank's module: the composition of what follows
     partition               which rank owns which parts, and which values cross
     assignment              how many segments each rank takes: the least critical path
+    meeting                 the ranks of a mesh before they have groups: who is absent, whose arguments fail
     process_groups          mesh -> the groups of one network's ranks and of its copies
     consistency             facts and weights of all ranks -> the same on all, or an error that names both values
     rank_modules            copies of the modules that a rank's parts use, and of no others

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.errors import DistributedError
 
+from .meeting import meet
+
 __all__ = ["ProcessGroups", "new_group"]
+
+_FALLBACK = timedelta(seconds=600)  # for a rank to tell the others that its own time-out is none
+_LONGEST = 10 * 365 * 86400.0  # seconds; what is longer overflows in clocks of torch's
+_naming = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +52,24 @@ class ProcessGroups:
 
     @classmethod
     def of(cls, mesh: DeviceMesh, timeout: timedelta | float) -> ProcessGroups:
-        """Make them with a time-out, a number being seconds, after checking that the mesh can be used."""
+        """Make them with a time-out, a number being seconds, after checking that the mesh can be used.
+
+        Raises:
+            DistributedError: the mesh cannot be used; a rank of it did not come, or came with a time-out that is none.
+        """
         _check_mesh(mesh)
-        limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
+        fault = _timeout_fault(timeout)
+        limit = _FALLBACK if fault else timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
         names = mesh.mesh_dim_names or ("parareal",)
         row = dist.get_process_group_ranks(mesh.get_group("parareal") if mesh.ndim > 1 else mesh.get_group())
         every = sorted(int(rank) for rank in mesh.mesh.flatten())
-        everyone = new_group(every, limit, "gloo")
-        control = everyone if len(row) == len(every) else new_group(row, limit, "gloo")
-        parareal = new_group(row, limit)
+        meeting = meet(every, limit, fault)
+        everyone = new_group(f"{meeting}/everyone", every, limit, "gloo")
+        control = everyone if len(row) == len(every) else new_group(f"{meeting}/control", row, limit, "gloo")
+        parareal = new_group(f"{meeting}/parareal", row, limit)
         dp = None
         if "dp" in names and mesh.size(names.index("dp")) > 1:
-            dp = new_group(dist.get_process_group_ranks(mesh.get_group("dp")), limit)
+            dp = new_group(f"{meeting}/dp", dist.get_process_group_ranks(mesh.get_group("dp")), limit)
         kind = mesh.device_type
         device = (
             torch.device("cpu") if kind == "cpu" else torch.device(kind, torch.get_device_module(kind).current_device())
@@ -69,10 +86,21 @@ class ProcessGroups:
         )
 
 
-def new_group(ranks: Sequence[int], limit: timedelta, backend: str | None = None) -> dist.ProcessGroup:
-    """A group that its own ranks alone have to ask for; all ranks have to ask for equally many."""
+def new_group(name: str, ranks: Sequence[int], limit: timedelta, backend: str | None = None) -> dist.ProcessGroup:
+    """A group that its own ranks alone have to ask for.
+
+    Args:
+        name: the same on all of these ranks, and no other group's of the same ranks, such as a meeting's.
+        ranks: its ranks.
+        limit: the time-out of every message.
+        backend: that of the default group when left out.
+
+    Raises:
+        DistributedError: not all of them asked for it in time.
+    """
     try:
-        group = dist.new_group(ranks=list(ranks), timeout=limit, backend=backend, use_local_synchronization=True)
+        with _group_name(name):
+            group = dist.new_group(ranks=list(ranks), timeout=limit, backend=backend, use_local_synchronization=True)
     except RuntimeError as error:
         raise DistributedError(
             f"rank {dist.get_rank()} waited for the ranks {list(ranks)} to distribute the network, and not all of them "
@@ -81,6 +109,35 @@ def new_group(ranks: Sequence[int], limit: timedelta, backend: str | None = None
         ) from error
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+@contextlib.contextmanager
+def _group_name(name: str) -> Iterator[None]:
+    """Let groups that are made meanwhile have a name that depends on nothing but this one and their ranks.
+
+    torch names a group that its own ranks alone ask for by its ranks and by how many groups the *process* has made: on
+    a rank that has made one more, on another mesh, it gets another name, and all wait for each other until the time-out
+    (see the comment in torch's ``_hash_ranks_to_str``).
+    """
+
+    def named(ranks: Sequence[int]) -> str:
+        return hashlib.sha256(f"{name} {list(ranks)}".encode()).hexdigest()
+
+    with _naming:
+        by_count = c10d._hash_ranks_to_str
+        c10d._hash_ranks_to_str = named
+        try:
+            yield
+        finally:
+            c10d._hash_ranks_to_str = by_count
+
+
+def _timeout_fault(timeout: Any) -> str | None:
+    """Why this is no time-out; ``None`` where it is one."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds < _LONGEST:
+        return None
+    return f"timeout is {timeout!r}; pass seconds above 0, or a datetime.timedelta"
 
 
 def _check_mesh(mesh: DeviceMesh) -> None:

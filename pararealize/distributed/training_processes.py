@@ -20,6 +20,7 @@ from pararealize.distributed.checkpoint.collective import gather_objects, is_fir
 from pararealize.distributed.watchdog.watchdog import Watch
 
 from .gradients import broadcast_tensors
+from .meeting import meet
 from .process_groups import new_group
 from .stage import Stage
 
@@ -114,7 +115,7 @@ def processes_of(net: nn.Module) -> TrainingProcesses:
 
 
 def _of_stage(stage: Stage) -> TrainingProcesses:
-    mesh = stage.mesh
+    mesh, limit = stage.mesh, stage.rank_setup.channel.timeout
     ranks = sorted(int(rank) for rank in mesh.mesh.flatten())
     several = "dp" in (mesh.mesh_dim_names or ()) and mesh["dp"].size() > 1
     return TrainingProcesses(
@@ -124,7 +125,7 @@ def _of_stage(stage: Stage) -> TrainingProcesses:
         replicas=mesh["dp"].size() if several else 1,
         is_first=is_first(stage),
         is_last=stage.rank_setup.owns_head,
-        group=new_group(ranks, stage.rank_setup.channel.timeout, "gloo") if len(ranks) > 1 else None,
+        group=new_group(meet(ranks, limit), ranks, limit, "gloo") if len(ranks) > 1 else None,
         watch=stage.rank_setup.watch,
         dp=mesh.get_group("dp") if several else None,
     )

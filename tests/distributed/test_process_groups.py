@@ -6,8 +6,9 @@ import re
 from datetime import timedelta
 
 import pytest
+import torch
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pararealize.distributed.process_groups import ProcessGroups
 from pararealize.errors import DistributedError
@@ -53,3 +54,36 @@ def test_each_rank_is_with_those_of_its_network_and_those_of_its_segments():
         (0, [[0, 1, 2, 3], [2, 3], [2, 3], [0, 2]]),
         (1, [[0, 1, 2, 3], [2, 3], [2, 3], [1, 3]]),
     ]
+
+
+def on_two_meshes():
+    """Ranks 0 and 1 have groups of their own, several times, before all three ranks have some."""
+    two, three = (DeviceMesh("cpu", ranks, mesh_dim_names=("parareal",)) for ranks in ([0, 1], [0, 1, 2]))
+    rank = dist.get_rank()
+    few = [ProcessGroups.of(two, LIMIT) for _ in range(2)] if rank < 2 else []
+    everyone = ProcessGroups.of(three, LIMIT)
+    sums = []
+    for groups in (everyone, *few, everyone):
+        total = torch.ones(1)
+        dist.all_reduce(total, group=groups.parareal)
+        sums.append(int(total))
+    return sums
+
+
+def test_groups_on_meshes_of_different_ranks_find_each_other():
+    assert on_ranks(3, on_two_meshes) == [[3, 2, 2, 3], [3, 2, 2, 3], [3, 3]]
+
+
+def odd_timeouts():
+    said = []
+    for timeout in (None, "10", -1.0, float("nan"), float("inf"), True, timedelta(0)):
+        with pytest.raises(DistributedError) as caught:
+            ProcessGroups.of(mesh_of(2), timeout if dist.get_rank() else LIMIT)
+        said.append(str(caught.value))
+    return said
+
+
+def test_a_timeout_that_is_none_is_an_error_on_every_rank():
+    first, second = on_ranks(2, odd_timeouts)
+    assert first == second
+    assert all(re.match(r"rank 1: timeout is .*; pass seconds above 0", said) for said in first)
