@@ -13,6 +13,7 @@ from pararealize.errors import CutError
 from pararealize.plan.plan import Plan, SegmentPlan
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.random_calls import drawn_repeatedly
+from pararealize.tracing.regions import keep_regions
 
 __all__ = ["Pieces", "clone_changing_outputs", "clone_overwritten"]
 
@@ -60,8 +61,7 @@ class Pieces:
                 f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
             )
         for graph in self.graphs.values():  # which are to be run, copied and saved without fake values
-            for node in graph.nodes:
-                node.meta.clear()
+            keep_regions(graph)
 
     def _stem(self) -> fx.Graph:
         outputs = (self.entry, *self.from_stem) if self.from_stem else self.entry

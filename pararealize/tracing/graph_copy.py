@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 
 from torch import fx
 
 from .captured import Capture
 from .operations import check_plain
+from .region_code import write_regions
+from .regions import keep_regions
 
 __all__ = ["GraphCopy"]
 
@@ -30,13 +33,21 @@ class GraphCopy:
         """Copy every node that is not omitted, or call its replacement.
 
         A replacement writes nodes of its own into ``graph`` and says in ``copies`` which of them stands for the value.
-        The captured nodes' ``meta`` is dropped at the end: shapes recorded there need not be true of the new graph.
+        The captured nodes' ``meta`` is dropped at the end, save regions: shapes recorded there need not be true of the
+        new graph.
         """
         for node in captured.graph.nodes:
             if node in replacements:
+                last = next(reversed(self.graph.nodes), None)
                 replacements[node]()
+                self._enter_region(node, after=last)
             elif node not in omitted:
                 self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
                 check_plain(self.graph, node, self.copies[node])
-        for node in self.graph.nodes:
-            node.meta.clear()
+        keep_regions(self.graph)
+        write_regions(self.graph)
+
+    def _enter_region(self, node: fx.Node, *, after: fx.Node | None) -> None:
+        """Let what was written in the place of a node stand in its region."""
+        for new in itertools.takewhile(lambda new: new is not after, reversed(self.graph.nodes)):
+            new.meta["region"] = node.meta.get("region", ())

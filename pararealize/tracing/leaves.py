@@ -100,6 +100,8 @@ def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return None
     if module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False):
         return None
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):  # within a region of the model's own
+        return None
     settings = tuple((k, v) for k, v in module.__dict__.items() if isinstance(v, int | float | str | tuple))
     shapes = tuple((name, p.shape, p.dtype) for name, p in module._parameters.items() if p is not None)
     x = args[0]

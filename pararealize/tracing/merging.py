@@ -16,6 +16,7 @@ from torch import fx
 
 from pararealize.errors import CaptureError
 
+from .regions import Region, deciding, in_both_modes
 from .tracer import Trace
 
 __all__ = ["DifferentStructureError", "by_mode", "merge", "scaled", "size_of"]
@@ -60,15 +61,19 @@ def merge(first: Trace, second: Trace, batch: int | None) -> Trace:
         node.meta["other"] = other.meta.get("val")
         node.meta["memories"] = node.meta.get("memory"), other.meta.get("memory")
         node.meta["changed"] = node.meta.get("changes", frozenset()), other.meta.get("changes", frozenset())
+        regions = (node.meta.get("region"), other.meta.get("region"))
+        node.meta["region"] = None if None in regions else in_both_modes(*regions)
         if node.op == "placeholder":
             continue
         with first.graph.inserting_before(node):
             node.args, node.kwargs = _Rewrite(node, pairs, batch)((node.args, node.kwargs), (other.args, other.kwargs))
+    for node in first.graph.nodes:  # sizes and flags that were inserted are in no region, and may stand in any
+        node.meta.setdefault("region", None)
     return first
 
 
-def _kind(node: fx.Node) -> tuple[str, Any]:
-    return node.op, node.target
+def _kind(node: fx.Node) -> tuple[str, Any, Region]:
+    return node.op, node.target, deciding(node.meta.get("region") or ())
 
 
 def _where_they_differ(ours: list[fx.Node], theirs: list[fx.Node]) -> list[str]:

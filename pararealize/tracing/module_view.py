@@ -24,6 +24,7 @@ import torch
 from torch import fx, nn
 
 from .module_copy import uncopyable_tensors
+from .region_code import write_regions
 
 __all__ = [
     "SHADOWED",
@@ -138,6 +139,7 @@ class Piece(ModuleView, PlainGraphModule):
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 self._open(tree, node.target, is_module=node.op == "call_module", constant=constants.get(node.target))
+        write_regions(graph)
         self.graph = graph
 
     def __getattr__(self, name: str) -> Any:
@@ -221,6 +223,7 @@ def borrow(piece: Piece, device: torch.device) -> None:
         elif isinstance(value, torch.Tensor) and value.device != device:
             with piece.graph.inserting_after(node):
                 transfer = piece.graph.call_method("to", (node, device))
+                transfer.meta["region"] = ()  # gradients flow through it to readers outside of any region
             node.replace_all_uses_with(transfer, delete_user_cb=lambda user, transfer=transfer: user is not transfer)
     piece.recompile()
 

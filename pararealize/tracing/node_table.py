@@ -128,7 +128,7 @@ class NodeTable:
             node.meta["trainable"] = self._is_parameter(str(node.target))
         if (cause := self._changes.pop(id(tensor), None)) is not None:
             node = self._nodes[id(tensor)] = self.graph.call_function(after, (node, cause))
-            node.meta.update(cause.meta, val=tensor)
+            node.meta.update(cause.meta, val=tensor, region=None)
         return node
 
     def is_of_model(self, tensor: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -37,6 +38,7 @@ from .fake_copy import FakeCopy
 from .leaves import is_from_torch
 from .node_table import NodeTable, UnreadableError
 from .operations import describe, tensors_in
+from .regions import RegionTracker
 
 __all__ = ["Trace", "record"]
 
@@ -51,6 +53,7 @@ _TRANSPARENT = (  # modules of torch.nn that are containers: what they call is r
 _PYTHON_CALLERS = ("apply_", "map_", "map2_")  # on a fake tensor they read memory that is not there, and crash
 _VALUE_READERS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
 _AUTOCAST = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 _Call: TypeAlias = tuple[str, Any, Any, Any]  # op and target as fx writes them, and the Python arguments and keywords
 
 
@@ -95,6 +98,7 @@ def record(
         args, kwargs = tree_map(lambda value: fakes.get(id(value), value), (example.args, example.kwargs))
         with copy.leaves.mode, recorder.listening():
             output = copy.model(*args, **kwargs)
+            recorder.regions.finish()
             recorder.graph.output(recorder.table.output(output))
         return Trace(graph=recorder.graph, constants=recorder.table.constants)
 
@@ -110,8 +114,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         stack: the modules whose calls are under way, outermost first, with their names.
         calls: for each of them, the number of its call: a module called twice gives two.
         paused: while a call that is already one node runs, what happens within it is not recorded.
-        grad_enabled: whether the forward itself has gradients on; a custom autograd function switches them off
-            without a call that a mode sees.
+        regions: the grad modes, autocast regions and checkpoints that the forward is in.
     """
 
     def __init__(self, copy: FakeCopy, opaque: Callable[[str, nn.Module], bool]) -> None:
@@ -126,7 +129,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         self.stack: list[tuple[str, nn.Module]] = []
         self.calls: list[int] = []
         self.paused = False
-        self.grad_enabled = torch.is_grad_enabled()
+        self.regions = RegionTracker()
         self._numbers = itertools.count()
 
     # Setting up -----------------------------------------------------------------------------------------------------
@@ -205,11 +208,12 @@ class _Recorder(PreDispatchTorchFunctionMode):
         """Every call of torch with a tensor, and every factory, made outside leaves."""
         kwargs = kwargs or {}
         if func is torch._C._set_grad_enabled:
-            self.grad_enabled = self.grad_enabled if self.paused else bool(args[0])
+            if not self.paused:
+                self.regions.set_grad_enabled(bool(args[0]), sys._getframe(1))
             return func(*args)
-        if func in _AUTOCAST:  # the region itself does the rest
-            if not self.paused and len(self.stack) > 1:
-                raise UnreadableError("it switches autocast inside its forward")
+        if func in _AUTOCAST:  # which has been switched already
+            if not self.paused:
+                self.regions.exit_autocast() if func is _AUTOCAST[1] else self.regions.enter_autocast(*args)
             return None
         if self.paused or func in _VALUE_READERS:  # fake tensors raise in these: a value decides what happens next
             return func(*args, **kwargs)
@@ -225,14 +229,13 @@ class _Recorder(PreDispatchTorchFunctionMode):
         What changed in place is told by the version counters, which autograd keeps for that very purpose: names that
         end in an underscore would miss ``out=``, ``x[i] = y`` and what a leaf module does.
         """
-        if torch.is_grad_enabled() != self.grad_enabled:
-            # its forward could be recorded, but its backward is Python that no graph of the forward holds
-            raise UnreadableError("it applies a custom autograd function")
+        self.regions.look()
         inputs = list(tensors_in(call[2:]))
         versions = [tensor._version for tensor in inputs]
         self.paused = True
         try:
-            result = run()
+            with _countable() if torch.is_inference_mode_enabled() else _NOTHING:
+                result = run()
         finally:
             self.paused = False
         mutations = [tensor for tensor, version in zip(inputs, versions, strict=True) if tensor._version != version]
@@ -246,12 +249,11 @@ class _Recorder(PreDispatchTorchFunctionMode):
         table = self.table
         if any(map(table.is_of_model, mutations)):
             raise UnreadableError("it changes its own parameters or buffers outside torch.nn's modules")
-        if not torch.is_grad_enabled() and any(map(table.is_trainable, inputs)):
-            raise UnreadableError("it switches gradients off inside its forward")
         node = self.graph.create_node(op, target, table.argument(tuple(args)), table.argument(dict(kwargs)))
         node.meta["nn_module_stack"] = {path: type(module) for path, module in self.stack}
         node.meta["calls"] = tuple(self.calls)
         node.meta["trainable"] = op == "call_module" or any(map(table.is_trainable, inputs))
+        node.meta["region"] = self.regions.region
         node.meta["changes"] = frozenset(map(table.memory, mutations))
         if any(result is tensor for tensor in inputs) and not any(result is tensor for tensor in mutations):
             # Returned as it came (dropout in eval mode): its own value all the same, since in train mode it is another
@@ -264,3 +266,10 @@ class _Recorder(PreDispatchTorchFunctionMode):
             table.add_change(tensor, node, results)
         table.add_result(result, node, unchanged={id(t) for t in inputs} - {id(t) for t in mutations})
         return result
+
+
+@contextlib.contextmanager
+def _countable() -> Iterator[None]:
+    """Within inference mode, make ordinary tensors, whose changes autograd counts."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield

@@ -90,8 +90,8 @@ def test_attention_is_read_on_every_device() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_gradients_switched_off_where_none_would_flow() -> None:
-    """Around a buffer or a constant ``no_grad`` changes nothing; around a parameter a graph could not say it."""
+def test_gradients_switched_off_around_a_tensor_of_the_model() -> None:
+    """The region is part of the graph, whether or not a gradient would flow without it."""
 
     class Still(nn.Module):
         def __init__(self, kind: str) -> None:
@@ -110,8 +110,10 @@ def test_gradients_switched_off_where_none_would_flow() -> None:
     for kind in ("buffer", "constant", "weight"):
         model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)), Still(kind))
         captured = capture(model, x)
-        assert list(captured.opaque) == (["4"] if kind == "weight" else [])
+        assert captured.opaque == {}
         assert torch.equal(captured.graph_module(x), model(x))
+        captured.graph_module(x).sum().backward()
+        assert model[4].weight.grad is None
 
 
 def test_values_know_whether_parameters_made_them() -> None:

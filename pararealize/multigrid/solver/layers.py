@@ -26,6 +26,7 @@ from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.operations import check_plain
 from pararealize.tracing.random_calls import drawn_repeatedly, draws
+from pararealize.tracing.regions import keep_regions
 
 __all__ = ["BlockSelection", "Layer", "Layers", "find_layers", "select_blocks"]
 
@@ -122,8 +123,7 @@ def find_layers(captured: Capture) -> Layers:
             f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
         )
     for graph in graphs.values():
-        for node in graph.nodes:
-            node.meta.clear()  # fake values, which would keep the capture alive
+        keep_regions(graph)  # without fake values, which would keep the capture alive
     return layers
 
 
