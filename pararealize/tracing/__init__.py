@@ -11,6 +11,7 @@ In reading order:
     fake_copy     the copy of the model that is recorded, on tensors without memory
     tracer        one forward pass on fake tensors -> its calls, as a graph
     node_table    which node holds the present value of each tensor of the pass
+    regions       grad modes, autocast and checkpoints that the calls of the pass stand in
     operations    how a call of torch is written in a graph, and the functions that graphs call besides torch's
     leaves        leaf modules on fake tensors, without arithmetic
     merging       two recordings -> one graph that follows the mode and the batch size
@@ -30,6 +31,7 @@ What others do with a captured graph:
     extraction    what lies between two sets of values, as a graph
     random_calls  which calls draw random numbers
     graph_copy    the whole graph written anew, with some nodes replaced
+    region_code   a graph whose nodes stand in regions, as code that runs within them
     module_view   a graph over modules that live elsewhere, as a module that shares their parameters
     module_copy   the copy of the model that a converted network owns
 """

@@ -25,6 +25,7 @@ class Capture:
             - ``nn_module_stack``, ``calls``: names and classes of the modules it was called in, outermost first, and
               the numbers of those modules' calls;
             - ``trainable``: whether a parameter may have a part in its value, as in that of every module call;
+            - ``region``: the grad modes, autocast regions and checkpoints that it stands in;
             - ``memories``: what memory the two values look into, equal for values that share it;
             - ``changed``: what memories the call changes in place, in either mode;
             - ``plain``: of a placeholder, the value of an input that is no tensor.

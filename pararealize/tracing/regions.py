@@ -42,6 +42,7 @@ __all__ = [
 _GRAD_MODE_FILE = torch.no_grad.__enter__.__code__.co_filename
 _CHECKPOINT_FILE = torch.utils.checkpoint.CheckpointFunction.forward.__code__.co_filename
 _CHECKPOINT_FUNCTION = torch.utils.checkpoint.CheckpointFunction.forward.__code__
+_SAVES = ("save_inputs", "setup_context")  # functions of that file in which hooks see what a checkpoint is called with
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
@@ -145,7 +146,8 @@ class RegionTracker:
 
     def set_grad_enabled(self, enabled: bool, frame: FrameType) -> None:
         """A grad mode is switched, in this Python frame; to be called before it is."""
-        self.look()
+        if not self.look():
+            return
         manager, leaves, user = _grad_manager(frame)
         if user is not None and user.f_code is _CHECKPOINT_FUNCTION:
             # the re-entrant checkpoint's own no_grad: ``look`` has seen the checkpoint itself, where there is one
@@ -184,25 +186,30 @@ class RegionTracker:
 
     # Seen from the state that it leaves -----------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Notice what began or ended without a word since the last call.
+
+        Returns:
+            Whether it is the model that runs, and not a checkpoint that saves what the model calls it with.
 
         Raises:
             UnreadableError: something did that no graph can repeat.
         """
+        if _saved_tensor_hooks() != self._expected_hooks():
+            self._look_at_hooks()
         if torch.is_inference_mode_enabled() != any(isinstance(c, InferenceMode) for c in self.region):
             if torch.is_inference_mode_enabled():
                 self._set((*self.region, InferenceMode()))
             else:
                 self._set(tuple(c for c in self.region if not isinstance(c, InferenceMode)))
-        hooks = _saved_tensor_hooks()
-        if hooks != self._expected_hooks():
-            self._look_at_hooks(hooks)
         if torch.is_grad_enabled() != self.grad_enabled:
+            if _frame_of(lambda frame: frame.f_code.co_name in _SAVES):
+                return False
             self._look_for_reentrant_checkpoint()
         for device, state in self._autocast.items():
             if _autocast_state(device) != state:
                 raise UnreadableError("it switches autocast by functions, and not by torch.autocast")
+        return True
 
     def _expected_hooks(self) -> Any:
         """The hooks of saved tensors that the innermost of the contexts has set which sets any."""
@@ -214,27 +221,31 @@ class RegionTracker:
             return context.pack, context.unpack
         return self._evidence[context.number] if isinstance(context, Checkpoint) and not context.reentrant else None
 
-    def _look_at_hooks(self, hooks: Any) -> None:
-        """Hooks of saved tensors came or went: those of a checkpoint, of torch's ``save_on_cpu``, or the model's."""
+    def _look_at_hooks(self) -> None:
+        """Hooks of saved tensors came or went: those of checkpoints, of torch's ``save_on_cpu``, or the model's."""
         in_force = _all_saved_tensor_hooks()
         ended = [c for c in self.region if (pair := self._hooks_of(c)) is not None and pair not in in_force]
         if ended:  # what began before them within the region goes on, or was told of
             self._set(tuple(c for c in self.region if c not in ended))
-        if hooks == self._expected_hooks():
-            return
-        pack, unpack = hooks
-        frame = _frame_of(lambda frame: frame.f_code.co_name == "checkpoint")
-        if getattr(pack, "__qualname__", "").startswith("_checkpoint_hook") and frame is not None:
-            self._set((*self.region, self._checkpoint(frame, reentrant=False, evidence=hooks)))
-        elif not str(getattr(pack, "__module__", "")).startswith("torch."):
-            raise UnreadableError("it sets hooks of its own for saved tensors")
-        else:
-            self._set((*self.region, SavedTensorHooks(pack, unpack)))
+        entered = [pair for c in self.region if (pair := self._hooks_of(c)) is not None]
+        new: list[Context] = []
+        calls = [frame for frame in _checkpoint_frames() if frame.f_locals.get("use_reentrant") is False]
+        for pack, unpack in reversed(in_force):  # the innermost first
+            if (pack, unpack) in entered or (pack, unpack) == self._ambient_hooks:
+                break
+            if getattr(pack, "__qualname__", "").startswith("_checkpoint_hook") and calls:
+                context: Context = self._checkpoint(calls.pop(0), reentrant=False, evidence=(pack, unpack))
+            elif str(getattr(pack, "__module__", "")).startswith("torch."):
+                context = SavedTensorHooks(pack, unpack)
+            else:
+                raise UnreadableError("it sets hooks of its own for saved tensors")
+            new.insert(0, context)
+        self._set((*self.region, *new))
 
     def _look_for_reentrant_checkpoint(self) -> None:
         """Gradients went off without a word: a custom autograd function is being applied."""
         frame = _frame_of(lambda frame: frame.f_code is _CHECKPOINT_FUNCTION)
-        outer = frame and _frame_of(lambda frame: frame.f_code.co_name == "checkpoint")
+        outer = next(iter(_checkpoint_frames()), None)
         if frame is None or outer is None or any(self._is_call(c, frame) for c in self.region):
             # its forward could be recorded, but its backward is Python that no graph of the forward holds
             raise UnreadableError("it applies a custom autograd function")
@@ -302,12 +313,12 @@ def _saved_tensor_hooks() -> Any:
 
 
 def _all_saved_tensor_hooks() -> list[Any]:
-    """All pairs of hooks that this thread has set: torch shows the last; others come up as it is taken off."""
-    pairs = []
+    """All pairs of hooks that this thread has set, outermost first; torch shows the last until it is taken off."""
+    pairs: list[Any] = []
     while (pair := _saved_tensor_hooks()) is not None:
-        pairs.append(pair)
+        pairs.insert(0, pair)
         torch._C._autograd._pop_saved_tensors_default_hooks()
-    for pack, unpack in reversed(pairs):
+    for pack, unpack in pairs:
         torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
     return pairs
 
@@ -335,6 +346,11 @@ def _frame_of(condition: Callable[[FrameType], bool]) -> FrameType | None:
         if frame.f_code.co_filename == _CHECKPOINT_FILE and condition(frame):
             return frame
     return None
+
+
+def _checkpoint_frames() -> list[FrameType]:
+    """The calls of ``checkpoint`` that are under way, innermost first."""
+    return [f for f in _frames() if f.f_code.co_filename == _CHECKPOINT_FILE and f.f_code.co_name == "checkpoint"]
 
 
 def _frames() -> Iterator[FrameType]:

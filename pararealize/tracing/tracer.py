@@ -53,7 +53,6 @@ _TRANSPARENT = (  # modules of torch.nn that are containers: what they call is r
 _PYTHON_CALLERS = ("apply_", "map_", "map2_")  # on a fake tensor they read memory that is not there, and crash
 _VALUE_READERS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
 _AUTOCAST = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
-_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 _Call: TypeAlias = tuple[str, Any, Any, Any]  # op and target as fx writes them, and the Python arguments and keywords
 
 
@@ -229,13 +228,19 @@ class _Recorder(PreDispatchTorchFunctionMode):
         What changed in place is told by the version counters, which autograd keeps for that very purpose: names that
         end in an underscore would miss ``out=``, ``x[i] = y`` and what a leaf module does.
         """
-        self.regions.look()
+        if not self.regions.look():
+            return run()
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():  # tensors whose changes autograd counts
+                return self._run(call, run)
+        return self._run(call, run)
+
+    def _run(self, call: _Call, run: Callable[[], Any]) -> Any:
         inputs = list(tensors_in(call[2:]))
         versions = [tensor._version for tensor in inputs]
         self.paused = True
         try:
-            with _countable() if torch.is_inference_mode_enabled() else _NOTHING:
-                result = run()
+            result = run()
         finally:
             self.paused = False
         mutations = [tensor for tensor, version in zip(inputs, versions, strict=True) if tensor._version != version]
@@ -266,10 +271,3 @@ class _Recorder(PreDispatchTorchFunctionMode):
             table.add_change(tensor, node, results)
         table.add_result(result, node, unchanged={id(t) for t in inputs} - {id(t) for t in mutations})
         return result
-
-
-@contextlib.contextmanager
-def _countable() -> Iterator[None]:
-    """Within inference mode, make ordinary tensors, whose changes autograd counts."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield

