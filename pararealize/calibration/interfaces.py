@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import read_equation
+from pararealize.tracing.call_signature import CallSignature
 
 __all__ = ["Batches", "InterfaceRecord", "InterfaceValues", "Interfaces", "inputs_of", "labels_of", "one_pass"]
 
@@ -73,7 +74,7 @@ class Interfaces:
         adapters = {part.j: name for name, part in nodes.parts.items() if part.kind == "adapter"}
         self._source = {j: calls[name].all_input_nodes[0] for j, name in adapters.items()}
         self._context = {name: nodes.context_of(name) for name in calls}
-        self._x_1 = nodes.x[1]
+        self._x_1, self._inputs = nodes.x[1], CallSignature.tensor_nodes(self.net.graph)
 
     def adapter(self, j: int) -> nn.Module:
         """C^j."""
@@ -157,20 +158,11 @@ class Interfaces:
         """The values of the stem, of the context, and of what adapters read."""
         run = fx.Interpreter(self.net, garbage_collect_values=False)
         values = run.env = {}
-        placeholders = [node for node in self._early if node.op == "placeholder"]
-        names = [str(node.target) for node in placeholders]
-        inputs = inputs_of(batch, names)
+        tensors = inputs_of(batch, CallSignature.of_graph(self.net.graph))
         home = next(iter(self.net.stem.parameters()), next(self.net.parameters())).device
-        for node, name in zip(placeholders, names, strict=True):
-            if name not in inputs and not node.args:
-                raise ExampleError(
-                    f"the batch has no input {name!r}, which {self.net.plan.model} needs; pass a dict of its inputs by "
-                    f"name ({', '.join(names)}), with its labels as 'labels'"
-                )
-            value = inputs.get(name, *node.args)
-            values[node] = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(home), value)
+        values.update((node, tensors[name].to(home)) for name, node in self._inputs.items())
         for node in self._early:
-            if node.op != "placeholder":
+            if not CallSignature.begins(node):
                 try:
                     values[node] = run.run_node(node)
                 except Exception as error:
@@ -222,11 +214,27 @@ class InterfaceRecord:
         return map(self.interfaces.with_fine, self)
 
 
-def inputs_of(batch: Any, names: list[str]) -> Mapping[str, Any]:
-    """The inputs of a batch by their names: a tensor, ``(input, labels)``, or a dict of keyword arguments."""
-    if isinstance(batch, Mapping):
-        return {name: value for name, value in batch.items() if name in names}
-    return {names[0]: batch[0] if isinstance(batch, list | tuple) else batch}
+def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
+    """The tensors of a batch by their names: of an input, of ``(input, labels)``, or of a dict of keyword arguments.
+
+    A dict with none of the arguments' names is itself the input, but for its labels.
+
+    Raises:
+        ExampleError: an input is missing, or is not nested as in the example of the conversion.
+    """
+    names = list(call.signature.parameters)
+    if not isinstance(batch, Mapping):
+        return call.tensors((batch[0] if isinstance(batch, list | tuple) else batch,), {})
+    inputs = {name: value for name, value in batch.items() if name in names}
+    if not inputs and call.takes_mapping:
+        return call.tensors((batch if call.fits(batch) else {k: v for k, v in batch.items() if k != "labels"},), {})
+    required = [p.name for p in call.signature.parameters.values() if p.default is p.empty and p.name not in inputs]
+    if required:
+        raise ExampleError(
+            f"the batch has no input {required[0]!r}, which {call.model} needs; pass a dict of its inputs by name "
+            f"({', '.join(names)}), with its labels as 'labels'"
+        )
+    return call.tensors((), inputs)
 
 
 def labels_of(batch: Any) -> Tensor | None:

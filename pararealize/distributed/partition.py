@@ -8,7 +8,6 @@ the head.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from torch import fx, nn
 from pararealize.plan.parts import Part
 from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.plan import Plan
-from pararealize.tracing.operations import as_captured
+from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.random_calls import draws
 
 from .messages.message_order import message_tags
@@ -32,9 +31,7 @@ __all__ = [
     "SharedValue",
     "TensorPaths",
     "differentiable_outputs",
-    "fixed_inputs",
     "module_at",
-    "signature_of",
     "tensor_at",
     "tensors_of",
 ]
@@ -98,9 +95,8 @@ class Partition:
     Attributes:
         runs: first and last segment, or interval of layers, (from 1) of each rank.
         labels: what to call each rank in errors, such as ``"1 (segments 3 to 4, layer2.0 to layer2.3)"``.
-        signature: of the network's call.
-        inputs: from the names in the signature to those that parts read.
-        fixed: inputs that are no tensors, with the values that the network was captured with.
+        call: how the network is called.
+        inputs: from the names of the tensors in a call to those that parts read.
         parts: every part by its name.
         owned: the names of each rank's parts.
         values: of the stem and the context, in the order in which they are sent.
@@ -109,9 +105,8 @@ class Partition:
 
     runs: tuple[tuple[int, int], ...]
     labels: tuple[str, ...]
-    signature: inspect.Signature
+    call: CallSignature
     inputs: Mapping[str, str]
-    fixed: Mapping[str, Any]
     parts: Mapping[str, Part]
     owned: tuple[tuple[str, ...], ...]
     values: tuple[SharedValue, ...]
@@ -175,9 +170,8 @@ class SegmentPartition(Partition):
         return cls(
             runs=tuple(runs),
             labels=tuple(labels),
-            signature=signature_of(net.graph),
-            inputs={str(node.target): node.name for node in net.graph.nodes if node.op == "placeholder"},
-            fixed=fixed_inputs(net.graph),
+            call=CallSignature.of_graph(net.graph),
+            inputs={name: node.name for name, node in CallSignature.tensor_nodes(net.graph).items()},
             parts=parts,
             owned=tuple(
                 tuple(part.name for part in _parts_of(parts, runs, rank, context_everywhere=everywhere))
@@ -219,26 +213,6 @@ def _parts_of(
 
 
 # What parts read -----------------------------------------------------------------------------------------------------
-
-
-def signature_of(graph: fx.Graph) -> inspect.Signature:
-    """That of a call with the graph's inputs by name."""
-    parameters = []
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            default = node.args[0] if node.args else inspect.Parameter.empty
-            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-            parameters.append(inspect.Parameter(str(node.target), kind, default=default))
-    return inspect.Signature(parameters)
-
-
-def fixed_inputs(graph: fx.Graph) -> dict[str, Any]:
-    """The graph's inputs that are no tensors, with the values that it was captured with."""
-    return {
-        str(node.args[2]): node.args[1]
-        for node in graph.nodes
-        if node.op == "call_function" and node.target is as_captured
-    }
 
 
 def module_at(tree: nn.Module, path: str) -> nn.Module:

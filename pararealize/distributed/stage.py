@@ -20,7 +20,6 @@ from pararealize.plan.plan import Plan
 from pararealize.plan.recording import StepRecording
 from pararealize.restore import set_within
 from pararealize.tracing.module_copy import share_contents
-from pararealize.tracing.operations import as_captured
 
 from .consistency import FAULT, agree
 from .messages.formats import TensorFormat
@@ -141,7 +140,7 @@ class Stage(nn.Module):
 
         Raises:
             DistributedError: ranks disagree on shapes, types, mode or autocast, or one did not answer in time.
-            TypeError: inputs do not fit the network's signature.
+            ExampleError: inputs do not fit the network's signature, or are not nested as the example's were.
         """
         with self.rank_setup.watch.step(), torch.enable_grad():
             inputs = self._inputs(args, kwargs)
@@ -219,11 +218,8 @@ class Stage(nn.Module):
                 f"({self._failure}); start the processes again from a checkpoint"
             )
         partition = self.rank_setup.partition
-        bound = partition.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        for name, captured in partition.fixed.items():
-            as_captured(bound.arguments[name], captured, name)
-        return {partition.inputs[name]: self._to_device(value) for name, value in bound.arguments.items()}
+        tensors = partition.call.tensors(args, kwargs)
+        return {partition.inputs[name]: self._to_device(tensor) for name, tensor in tensors.items()}
 
     def _to_device(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

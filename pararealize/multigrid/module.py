@@ -107,9 +107,10 @@ class LayerParallel(LayeredNetwork):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
         Settings.of(self).check()
+        inputs = self.structure.call.tensors(args, kwargs).values()
         if self.exact:
             return self._whole(*args, **kwargs)
-        u, *context = self._stem(*args, **kwargs)
+        u, *context = self._stem(*inputs)
         propagate = LayerPropagation(
             rows=self.rows,
             hierarchy=self.hierarchy,

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from pararealize.errors import PlanError
 from pararealize.restore import left_as_found
-from pararealize.tracing.example import as_call
 from pararealize.tracing.module_view import Piece
 
 from .module import LayerParallel
@@ -65,10 +64,10 @@ def measure_layers(net: LayerParallel, inputs: Any, *, repeats: int = 3) -> Laye
     kind = next(net.parameters()).device.type
     if kind != "cpu":
         raise PlanError(f"the network is on {kind}, and layers are timed on the CPU; pass LayerTimes of your own")
-    args, kwargs = as_call(inputs)
+    tensors = net.structure.call.tensors_of(inputs).values()
     stem, head = (Piece(net, copy.deepcopy(net.part_graphs[name]), name) for name in ("stem", "head"))
     with left_as_found(net), torch.enable_grad():
-        stem_time, (u, *context) = _timed(lambda: stem(*args, **kwargs), repeats)
+        stem_time, (u, *context) = _timed(lambda: stem(*tensors), repeats)
         times: list[Triple] = []
         for row in net.rows:
             leaf = u.detach().requires_grad_()

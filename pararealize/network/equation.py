@@ -24,7 +24,6 @@ import torch
 from torch import fx, nn
 
 from pararealize.coarse.copies import takes_context
-from pararealize.tracing.operations import check_plain
 
 from .pieces import Pieces
 
@@ -69,13 +68,9 @@ class _EquationWriter:
         self._pieces, self._coarse, self._devices = pieces, coarse, devices
         self._on_device: dict[tuple[fx.Node, str], fx.Node] = {}  # a value on a device, by the value as first computed
         self._values: dict[fx.Node, fx.Node] = {}  # by nodes of the captured graph
-        for source in pieces.placeholders:
-            default = {"default_value": source.args[0]} if source.args else {}
-            self._values[source] = self.graph.placeholder(str(source.target), **default)
-        for source, node in self._values.items():
-            check_plain(self.graph, source, node)
+        tensors = pieces.chain.capture.example.call.write(self.graph)
+        self._values.update((source, tensors[str(source.target)]) for source in pieces.placeholders)
         self._inputs = list(self._values.values())
-        self._plain = {node for source, node in self._values.items() if not _is_tensor(source)}
         if pieces.computed:
             self._unpack(self.node("context", self._inputs, "context", 1), pieces.computed, first=0)
 
@@ -130,7 +125,7 @@ class _EquationWriter:
 
     def _to(self, node: Any, j: int) -> Any:
         """The value on the device of segment j: one transfer a device."""
-        if self._devices is None or not isinstance(node, fx.Node) or node in self._plain:
+        if self._devices is None or not isinstance(node, fx.Node):
             return node
         device = self._devices[j - 1]
         key = node, str(device)
@@ -142,8 +137,4 @@ class _EquationWriter:
 
     def _raw_input(self) -> fx.Node:
         """The network's one floating-point input."""
-        return next(self._values[source] for source in self._pieces.placeholders if _is_tensor(source) and source.users)
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.Tensor)
+        return next(self._values[source] for source in self._pieces.placeholders if source.users)

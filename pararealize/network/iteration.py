@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -27,7 +26,7 @@ from pararealize.errors import PlanError
 from pararealize.plan.plan import Plan
 from pararealize.random_state import replay_torch_state, torch_state
 from pararealize.table import aligned
-from pararealize.tracing.example import as_call
+from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.module_view import BorrowedModule
 
 from .parareal import Map, compose, iterations
@@ -123,12 +122,10 @@ class _NetworkMaps:
     ) -> None:
         self.devices = devices
         nodes = read_equation(net.graph)
-        args, kwargs = as_call(inputs)
-        bound = inspect.signature(net.forward).bind(*args, **kwargs)
-        bound.apply_defaults()
         interpreter = fx.Interpreter(net, garbage_collect_values=False)
-        interpreter.args_iter = iter(bound.args)
         self._values = interpreter.env
+        tensors = CallSignature.of_graph(net.graph).tensors_of(inputs)
+        self._values.update((node, tensors[name]) for name, node in CallSignature.tensor_nodes(net.graph).items())
 
         def repeated(name: str, times: int) -> _RepeatedModule:
             return _RepeatedModule(net.get_submodule(nodes.parts[name].target), times)
@@ -142,6 +139,8 @@ class _NetworkMaps:
         segment_calls = {node: g[j] for j, node in nodes.y.items()}
         # Equation (2): everything that does not wait for a residual.
         for node in nodes.before([*nodes.r.values(), nodes.calls["head"]]):
+            if CallSignature.begins(node):
+                continue
             g_j = segment_calls.get(node)
             self._values[node] = g_j(*self._read(node.args)) if g_j else interpreter.run_node(node)
         self.x_1, y_1 = self._values[nodes.x[1]], self._values[nodes.y[1]]

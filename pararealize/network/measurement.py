@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from pararealize.analysis.stopwatch import Runnable, median_seconds
 from pararealize.errors import ModelError
 from pararealize.plan.times import Seconds, Times
 from pararealize.random_state import preserve_torch_state
+from pararealize.tracing.call_signature import CallSignature, as_call, binds
+from pararealize.tracing.containers import leaves_of, map_leaves
 
 from .module import PararealModule
 from .parts import read_equation
@@ -63,9 +66,12 @@ def measure_network(
     home = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
     others = dict(beside or {})
     with preserve_torch_state([home]), torch.inference_mode(False), torch.enable_grad():
-        runs = _part_runs(copy.deepcopy(net), *_as_call(example_inputs))
+        runs = _part_runs(copy.deepcopy(net), example_inputs)
         for name, (module, inputs) in others.items():
-            runs[f"beside {name}"] = PartRun(copy.deepcopy(module), *_as_call(inputs))
+            args, kwargs = as_call(inputs)
+            if not binds(inspect.signature(module.forward), args, kwargs):
+                args, kwargs = (inputs,), {}
+            runs[f"beside {name}"] = PartRun(copy.deepcopy(module), args, kwargs)
         medians = median_seconds(list(runs.values()), home, repeats=repeats, warmup=warmup)
     seconds = dict(zip(runs, medians, strict=True))
     n = net.plan.n
@@ -79,26 +85,20 @@ def measure_network(
     return times, {name: seconds[f"beside {name}"] for name in others}
 
 
-def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
 class PartRun(Runnable):
     """A module on fixed inputs, forward and backward, as a training step runs it."""
 
     def __init__(self, module: nn.Module, inputs: Iterable[Any], named: Mapping[str, Any] | None = None) -> None:
         self.module = module
-        self.leaves = pytree.tree_map_only(torch.Tensor, _leaf, (tuple(inputs), dict(named or {})))
+        self.leaves = map_leaves(_leaf, (tuple(inputs), dict(named or {})))
         self.call = self.leaves
 
     def reset(self) -> None:
         """Drop the gradients, and take fresh copies of the inputs, which the module may change in place."""
-        for leaf in (*self.module.parameters(), *pytree.tree_leaves(self.leaves)):
+        for leaf in (*self.module.parameters(), *leaves_of(self.leaves)):
             if isinstance(leaf, torch.Tensor):
                 leaf.grad = None
-        self.call = pytree.tree_map_only(torch.Tensor, torch.clone, self.leaves)
+        self.call = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, self.leaves)
 
     def forward(self) -> list[torch.Tensor]:
         """The outputs through which a gradient can flow."""
@@ -112,11 +112,11 @@ class PartRun(Runnable):
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
 
-def _leaf(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+def _leaf(value: Any) -> Any:
+    return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
 
 
-def _part_runs(net: PararealModule, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Runnable]:
+def _part_runs(net: PararealModule, example_inputs: Any) -> dict[str, Runnable]:
     """Run the network once; every part by its name, in the order of the equation, on what entered it.
 
     F^j stands with its subtraction and addition, ``y_{j+1} + F^j(z_j - x_{j+1})``, since that is what one interface
@@ -125,14 +125,14 @@ def _part_runs(net: PararealModule, arguments: tuple[Any, ...], keywords: Mappin
     nodes = read_equation(net.graph)
     interpreter = fx.Interpreter(net, garbage_collect_values=False)
     values = interpreter.env
-    inputs = {
-        node: arguments[i] if i < len(arguments) else keywords.get(str(node.target), *node.args)
-        for i, node in enumerate(nodes.placeholders)
-    }
+    tensors = CallSignature.of_graph(net.graph).tensors_of(example_inputs)
+    values.update((node, tensors[name]) for name, node in CallSignature.tensor_nodes(net.graph).items())
     runs: dict[str, Runnable] = {}
     names = {call: name for name, call in nodes.calls.items()}
     for node in net.graph.nodes:
-        values[node] = inputs[node] if node in inputs else interpreter.run_node(node)
+        if CallSignature.begins(node):
+            continue
+        values[node] = interpreter.run_node(node)
         part = nodes.parts[names[node]] if node in names else None
         if part is None or part.kind == "context":
             continue

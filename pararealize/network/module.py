@@ -21,8 +21,8 @@ from pararealize.distributed.stage import Stage
 from pararealize.errors import CheckpointError, ModelError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
+from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions
-from pararealize.tracing.example import as_call
 from pararealize.tracing.guards import Guards
 from pararealize.tracing.module_copy import copy_contents, share_contents
 from pararealize.tracing.module_view import SHADOWED, Piece
@@ -96,7 +96,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             part_graphs=dict(pieces),
             _original_keys=tuple(original_keys),
             _recordings=Recordings(
-                CallConditions.of(graph, guards),
+                CallConditions.of(CallSignature.of_graph(graph), guards),
                 original,
                 partial(record_variant, self),
                 # where the parts are on several devices, the original cannot run, and is recorded without memory
@@ -176,7 +176,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
             True
         """
-        args, kwargs = as_call(inputs)
+        args, kwargs = CallSignature.of_graph(self.graph).as_arguments(inputs)
         recording = self.recording_of(*args, **kwargs)
         return iterate_network(recording, self.plan, self.segment_devices, inputs, k, errors=errors)
 

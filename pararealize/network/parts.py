@@ -41,11 +41,6 @@ class EquationNodes:
     r: dict[int, fx.Node]
     z: dict[int, fx.Node]
 
-    @property
-    def placeholders(self) -> list[fx.Node]:
-        """The network's inputs, in the order of its signature."""
-        return self.graph.find_nodes(op="placeholder")
-
     def context_of(self, name: str) -> list[fx.Node]:
         """What a segment, a coarse block or the head reads beside its activation or residual."""
         return [read for read in self.calls[name].args[1:] if isinstance(read, fx.Node)]

@@ -26,7 +26,7 @@ class Pieces:
         plan: where to cut.
 
     Attributes:
-        placeholders: the inputs of the captured graph, which stem and context are called with.
+        placeholders: the inputs of the captured graph that are tensors, which stem and context are called with.
         reads: for each segment, the captured nodes that it reads beside its activation.
         from_stem: those of them that depend on the activation before the first block: the stem gives them.
         computed: those that depend on the inputs alone: the context gives them.
@@ -38,7 +38,9 @@ class Pieces:
 
     def __init__(self, chain: BlockChain, plan: Plan) -> None:
         self.chain, self.plan = chain, plan
-        self.placeholders = [node for node in chain.capture.graph.nodes if node.op == "placeholder"]
+        self.placeholders = [
+            node for node in chain.capture.graph.find_nodes(op="placeholder") if "plain" not in node.meta
+        ]
         self.reads = [chain.context(segment.first, segment.last) for segment in plan.segments]
         context = dict.fromkeys(node for read in (*self.reads, chain.head.context) for node in read)
         broadcast = chain.flow.broadcast

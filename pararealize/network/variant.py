@@ -125,7 +125,7 @@ def record_variant(net: nn.Module, captured: Capture) -> tuple[CallConditions, V
     others |= {f"F{j}": F for j, F in fitted_coarse.items() if F is not None and F is not coarse[j]}
     graph = write_equation(pieces, coarse, devices)
     variant = Variant(net, pieces.graphs, graph, plan, devices, others)
-    return CallConditions.of(graph, captured.guards), variant
+    return CallConditions.of(captured.example.call, captured.guards), variant
 
 
 def _check_context(net: nn.Module, pieces: Pieces, coarse: Mapping[int, nn.Module | None]) -> None:

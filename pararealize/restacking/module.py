@@ -28,6 +28,7 @@ from pararealize.analysis.residual import NotResidual, Residual
 from pararealize.errors import ModelError, RestackError, RestackWarning
 from pararealize.restore import ordinary_mode
 from pararealize.table import quantity
+from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.front_end import capture
@@ -136,7 +137,7 @@ class RestackedModule(RecordedModule):
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Restacked{restacking.model}")
         share_contents(self, tree)
-        conditions, build = CallConditions.of(graph, guards), partial(_restack_anew, self)
+        conditions, build = CallConditions.of(CallSignature.of_graph(graph), guards), partial(_restack_anew, self)
         recordings = Recordings(conditions, original, build, limit=recording_limit)
         self.__dict__.update(restacking=restacking, guards=guards, _table=table, _recordings=recordings)
         self.graph = graph
@@ -273,7 +274,7 @@ def _restack_anew(net: RestackedModule, captured: Capture) -> tuple[CallConditio
         other = next((a for a in names if a not in restacking.groups), None)
         raise RestackError(f"the blocks are not those of the {len(restacking.groups)} steps that it has: {other}")
     graph = RestackedGraph(captured, groups, table, restacking.h, restacking.adaptive).graph  # type: ignore[arg-type]
-    return CallConditions.of(graph, captured.guards), Piece(net, graph, f"Restacked{restacking.model}")
+    return CallConditions.of(captured.example.call, captured.guards), Piece(net, graph, f"Restacked{restacking.model}")
 
 
 def _names(groups: Sequence[tuple[Residual, ...]]) -> tuple[Group, ...]:

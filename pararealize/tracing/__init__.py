@@ -4,6 +4,8 @@ In reading order:
 
     example       what the user gives as example inputs, by the names of the forward's parameters
     input_checks  tensors and names that a forward pass can be recorded with
+    containers    nested values: their items, how code reads each, copies with others
+    call_signature  how calls of a converted network look: arguments, nesting, what is fixed
     front_end     capture(): record twice, merge, check; which modules become one opaque node
     guards        conditions on inputs under which a recording holds
     captured      Capture, what comes out
@@ -30,6 +32,7 @@ What others do with a captured graph:
 
     extraction    what lies between two sets of values, as a graph
     random_calls  which calls draw random numbers
+    called_module a graph module whose calls are checked first
     graph_copy    the whole graph written anew, with some nodes replaced
     region_code   a graph whose nodes stand in regions, as code that runs within them
     module_view   a graph over modules that live elsewhere, as a module that shares their parameters

@@ -1,127 +1,98 @@
-"""A recorded graph, its guards -> CallConditions: what a call's arguments have to be for the recording to be right.
+"""A recording's signature and guards -> CallConditions: what a call's arguments have to be for it to be right.
 
-Guards speak of sizes. An input that is no tensor has the value that it was recorded with besides, and an input of
-integers or truth values its element type: a model may do something else with bytes than with numbers of 64 bits. Among
-floating-point types a recording holds for all that no guard excludes.
+The signature says where tensors stand among the arguments, and what stands beside them. Guards speak of the tensors'
+sizes. A tensor of integers or truth values has the element type that it was recorded with, since a model may do
+something else with bytes than with numbers of 64 bits; of floating-point types, a recording holds for all that no guard
+excludes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from pararealize.errors import ExampleError, GuardError
 
+from .call_signature import CallSignature
 from .guards import Guards, guards_hold
-from .operations import as_captured
 
 __all__ = ["CallConditions"]
 
 
-class _Required:
-    """Stands for the default value of an input that has none."""
-
-    def __repr__(self) -> str:
-        return "required"
-
-
-_REQUIRED = _Required()
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CallConditions:
     """What the arguments of a call have to be.
 
     Attributes:
-        defaults: the inputs' default values, in the order of the signature.
-        fixed: the values of inputs that are no tensors.
-        dtypes: the element types of inputs that are tensors.
-        guards: conditions on sizes.
+        call: how the network is called.
+        guards: conditions on the tensors' sizes.
         texts: these as they print.
+        dtypes: the element types that the tensors were recorded with, by name.
+        read_tensors: a function of the arguments that gives the tensors in order; it is what torch.compile can follow.
 
     Example:
         >>> from pararealize import capture
         >>> captured = capture(torch.nn.Linear(4, 4), torch.randn(2, 4))
-        >>> conditions = CallConditions.of(captured.graph, captured.guards)
-        >>> conditions.hold({"input": torch.randn(3, 4)}), conditions.hold({"input": torch.randn(4)})
+        >>> conditions = CallConditions.of(captured.example.call, captured.guards)
+        >>> conditions.hold((torch.randn(3, 4),), {}), conditions.hold((torch.randn(4),), {})
         (True, False)
     """
 
-    defaults: Mapping[str, Any]
-    fixed: Mapping[str, Any]
-    dtypes: Mapping[str, torch.dtype]
+    call: CallSignature
     guards: Guards
     texts: tuple[str, ...]
+    dtypes: Mapping[str, torch.dtype]
+    read_tensors: Callable[..., Any]
 
     @classmethod
-    def of(cls, graph: fx.Graph, guards: Guards) -> CallConditions:
-        """The conditions of a graph that is called with a network's inputs.
-
-        Args:
-            graph: it has the inputs as placeholders, and checks those that are no tensors.
-            guards: of the recording that it was made from.
-        """
-        placeholders = graph.find_nodes(op="placeholder")
-        checks = [node for node in graph.nodes if node.op == "call_function" and node.target is as_captured]
+    def of(cls, call: CallSignature, guards: Guards) -> CallConditions:
+        """The conditions of a recording with this signature and these guards."""
+        graph = fx.Graph()
+        graph.output(tuple(call.write(graph).values()))
         return cls(
-            defaults={str(node.target): node.args[0] if node.args else _REQUIRED for node in placeholders},
-            fixed={str(node.args[2]): node.args[1] for node in checks},
-            dtypes={each.name: each.dtype for each in guards.inputs if each.dtype is not None},
+            call=call,
             guards=guards,
             texts=tuple(map(str, guards)),
+            dtypes={each.name: each.dtype for each in guards.inputs if each.dtype is not None},
+            read_tensors=fx.GraphModule(nn.Module(), graph).forward,
         )
 
-    def values(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The inputs by name; ``None`` where the arguments do not fit the signature."""
-        names = tuple(self.defaults)
-        given = dict(zip(names, args, strict=False))
-        if len(args) > len(names) or any(name in given or name not in self.defaults for name in kwargs):
-            return None
-        values = {**self.defaults, **given, **kwargs}
-        return None if any(value is _REQUIRED for value in values.values()) else values
-
-    def hold(self, values: Mapping[str, Any]) -> bool:
-        """Whether the recording is right for inputs, by name."""
-        for name, captured in self.fixed.items():
-            if not _is_same(values.get(name), captured):
+    def hold(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the recording is right for a call."""
+        if torch.compiler.is_compiling():
+            tensors = dict(zip(self.dtypes, self.read_tensors(*args, **kwargs), strict=False))
+        else:
+            try:
+                tensors = self.call.tensors(args, kwargs)
+            except ExampleError:
                 return False
         for name, dtype in self.dtypes.items():
-            value = values.get(name)
-            if not isinstance(value, torch.Tensor) or not _is_like(value.dtype, dtype):
+            if not _is_like(tensors[name].dtype, dtype):
                 return False
         guards = self.guards
-        return guards_hold(guards.names, self.texts, [values.get(name) for name in guards.names])
+        return guards_hold(guards.names, self.texts, [tensors.get(name) for name in guards.names])
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Refuse inputs, by name, for which the recording is not right.
+    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The tensors of a call by name, where the recording is right for it.
 
         Raises:
-            GuardError: sizes or numbers of dimensions are not within the guards.
-            ExampleError: an input has another value or another kind of element type than was recorded.
+            GuardError: sizes, numbers of dimensions or kinds of element types are others than were recorded.
+            ExampleError: the arguments are not those of the signature, or have another form than the example's.
         """
-        self.guards.check(values)
-        for name, captured in self.fixed.items():
-            if not _is_same(value := values.get(name), captured):
-                raise ExampleError(
-                    f"the input {name!r} is {_described(value)}, and the network was recorded with {captured!r}; pass "
-                    "that value, or convert again with another one in example_inputs"
-                )
+        tensors = self.call.tensors(args, kwargs)
+        self.guards.check(tensors)
         for name, dtype in self.dtypes.items():
-            value = values.get(name)
-            if not isinstance(value, torch.Tensor) or not _is_like(value.dtype, dtype):
+            if not _is_like(tensors[name].dtype, dtype):
                 raise GuardError(
-                    f"the input {name!r} is {_described(value)}, and the network was recorded with a tensor of "
-                    f"{str(dtype).removeprefix('torch.')}; pass such a one, or convert again with another example",
+                    f"the network was recorded for {name} of {_text(dtype)}, and was given one of "
+                    f"{_text(tensors[name].dtype)}; pass {name}.to({dtype}), or convert again with another example",
                     (f"{name}.dtype == {dtype}",),
                 )
-
-
-def _is_same(value: Any, captured: Any) -> bool:
-    return not isinstance(value, torch.Tensor) and (value is captured or bool(value == captured))
+        return tensors
 
 
 def _is_like(dtype: torch.dtype, recorded: torch.dtype) -> bool:
@@ -129,7 +100,5 @@ def _is_like(dtype: torch.dtype, recorded: torch.dtype) -> bool:
     return dtype == recorded or (dtype.is_floating_point and recorded.is_floating_point)
 
 
-def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
-    return repr(value)
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

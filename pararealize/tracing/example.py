@@ -4,43 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from pararealize.errors import ExampleError, ModelError
 
-from .input_checks import check_names, plain_tensor
+from .call_signature import CallSignature, as_call, binds
+from .containers import map_leaves
+from .input_checks import plain_tensor
 
-__all__ = ["Example", "as_call"]
+__all__ = ["Example"]
 
 _INFERRED_BATCH = 2
-_PLAIN = (torch.Tensor, str, int, float, bool, complex, torch.dtype, torch.device)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """Inputs of a model by the names of its ``forward``'s parameters.
+    """Inputs of a model by the names of its ``forward``'s parameters, and of the places within them.
 
     Attributes:
-        values: name -> tensor, or a plain value that is passed on as it is.
-        args: the positional ones, as a call takes them.
-        kwargs: the others.
+        values: name -> tensor, or a plain value that is passed on as it is; the tensor ``batch["cat"]`` is called
+            ``batch_cat``.
+        args: the positional arguments of a call with them, nested as the forward takes them.
+        kwargs: the keyword arguments.
+        call: how the forward, and every network made of it, is called.
         batch: the leading dimension that the inputs share, or ``None`` where there is none.
+        doubt: where what was given is no call of the forward, and was taken as its one argument: what to say should the
+            forward not accept it.
     """
 
     values: dict[str, Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    call: CallSignature
     batch: int | None
+    doubt: str = ""
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those of the inputs that are tensors."""
-        return {name: value for name, value in self.values.items() if isinstance(value, torch.Tensor)}
+        return {name: value for name, value in self.values.items() if _is_tensor(value)}
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype)[6:]}" for name, t in self.tensors.items())
@@ -48,13 +54,23 @@ class Example:
     def resized(self, batch: int | None) -> Example:
         """Copies of the inputs with ``batch`` rows: those of the example, again and again."""
 
-        def rows(tensor: torch.Tensor) -> torch.Tensor:
+        def rows(tensor: Any) -> Any:
+            if not _is_tensor(tensor):
+                return tensor
             if batch in (None, self.batch) or tensor.ndim == 0 or tensor.shape[0] != self.batch:
                 return tensor.clone()  # a forward may change its inputs in place
             return tensor[torch.arange(batch, device=tensor.device) % tensor.shape[0]]
 
-        values, args, kwargs = tree_map_only(torch.Tensor, rows, (self.values, self.args, self.kwargs))
-        return Example(values=values, args=args, kwargs=kwargs, batch=self.batch if self.batch is None else batch)
+        values = {name: rows(value) for name, value in self.values.items()}
+        args, kwargs = self.arguments(values)
+        size = self.batch if self.batch is None else batch
+        return dataclasses.replace(self, values=values, args=args, kwargs=kwargs, batch=size)
+
+    def arguments(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and the keyword arguments with other values in the place of the example's, by their names."""
+        leaves = iter(self.values)  # in the order in which the arguments hold them
+        args, kwargs = map_leaves(lambda _: values[next(leaves)], (self.args, self.kwargs))
+        return args, kwargs
 
     @classmethod
     def of(cls, model: nn.Module, example_inputs: Any = None) -> Example:
@@ -62,8 +78,8 @@ class Example:
 
         Args:
             model: its parameters' device is where the inputs go.
-            example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, or ``None`` to infer them
-                from timm's or torchvision's default sizes, Hugging Face's dummy inputs, or the first layer.
+            example_inputs: a tensor, a tuple of positional or a dict of keyword arguments, nested or not; ``None`` to
+                infer them from timm's or torchvision's default sizes, Hugging Face's dummy inputs, or the first layer.
 
         Raises:
             ExampleError: nothing can be inferred, or the arguments do not fit ``forward``'s signature.
@@ -72,21 +88,15 @@ class Example:
         device = _device(model)
         if example_inputs is None:
             example_inputs = _infer(model)
-        # where the model is; a tensor as an object of its own, since one may be passed for two inputs
-        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: plain_tensor(tensor, device), as_call(example_inputs))
         signature = inspect.signature(model.forward)
-        try:
-            binding = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise ExampleError(
-                f"the example inputs do not fit {type(model).__name__}.forward{signature}: "
-                f"{error}; pass a tensor, a tuple of its positional or a dict of its keyword arguments"
-            ) from error
-        values = dict(_named(binding))
-        check_names(values)
-        tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
+        args, kwargs, doubt = _call_of(model, example_inputs, signature)
+        # where the model is; a tensor as an object of its own, since one may be passed for two inputs
+        args, kwargs = map_leaves(lambda leaf: plain_tensor(leaf, device) if _is_tensor(leaf) else leaf, (args, kwargs))
+        binding = signature.bind(*args, **kwargs)
+        call, values = CallSignature.of(type(model).__name__, binding)
+        tensors = [value for value in values.values() if _is_tensor(value)]
         batch = next((tensor.shape[0] for tensor in tensors if tensor.ndim), None)
-        example = cls(values=values, args=binding.args, kwargs=binding.kwargs, batch=batch)
+        example = cls(values=values, args=binding.args, kwargs=binding.kwargs, call=call, batch=batch, doubt=doubt)
         if not tensors:
             raise ExampleError(f"the example inputs {example_inputs!r} hold no tensor; pass at least one")
         if batch == 0:
@@ -94,16 +104,30 @@ class Example:
         return example
 
 
-def _named(binding: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
-    """Each input with a name of its own: of ``*args`` and ``**kwargs`` every item."""
-    for name, value in binding.arguments.items():
-        kind = binding.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            yield from ((f"{name}_{i}", item) for i, item in enumerate(value))
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            yield from value.items()
-        else:
-            yield name, value
+def _call_of(
+    model: nn.Module, inputs: Any, signature: inspect.Signature
+) -> tuple[tuple[Any, ...], dict[str, Any], str]:
+    """Positional and keyword arguments, and what is to say where they may be meant otherwise.
+
+    Raises:
+        ExampleError: the signature has other arguments.
+    """
+    args, kwargs = as_call(inputs)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        fault = (
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}; pass a tensor, a tuple "
+            "of its positional or a dict of its keyword arguments"
+        )
+        if _is_tensor(inputs) or not binds(signature, (inputs,), {}):
+            raise ExampleError(fault) from error
+        return (inputs,), {}, fault  # a dict, a list or a tuple may itself be the one argument
+    return args, kwargs, ""
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -114,28 +138,6 @@ def _device(model: nn.Module) -> torch.device:
             "pass the network that holds the layers"
         )
     return parameter.device
-
-
-def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments, of a tensor, a tuple or a dict."""
-    if isinstance(example_inputs, torch.Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        args, kwargs = (), dict(example_inputs)
-    elif isinstance(example_inputs, tuple | list):
-        args, kwargs = tuple(example_inputs), {}
-    else:
-        raise ExampleError(
-            f"example_inputs is a {type(example_inputs).__name__}; pass a tensor, a tuple of positional arguments or a "
-            "dict of keyword arguments"
-        )
-    for value in (*args, *kwargs.values()):
-        if value is not None and not isinstance(value, _PLAIN):
-            raise ExampleError(
-                f"an example input is a {type(value).__name__}; only tensors and plain values can be inputs: "
-                "wrap the model in a module whose forward takes the tensors one by one"
-            )
-    return args, kwargs
 
 
 def _infer(model: nn.Module) -> Any:

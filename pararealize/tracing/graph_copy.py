@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping
 from torch import fx
 
 from .captured import Capture
-from .operations import check_plain
 from .region_code import write_regions
 from .regions import keep_regions
 
@@ -30,21 +29,28 @@ class GraphCopy:
     def write(
         self, captured: Capture, replacements: Mapping[fx.Node, Callable[[], None]], omitted: Collection[fx.Node]
     ) -> None:
-        """Copy every node that is not omitted, or call its replacement.
+        """Copy every node that is not omitted, or call its replacement; the graph takes the arguments of the forward.
 
         A replacement writes nodes of its own into ``graph`` and says in ``copies`` which of them stands for the value.
         The captured nodes' ``meta`` is dropped at the end, save regions: shapes recorded there need not be true of the
         new graph.
         """
+        call = captured.example.call
+        tensors = call.write(self.graph)
         for node in captured.graph.nodes:
-            if node in replacements:
+            if node.op == "placeholder":
+                if "plain" not in node.meta:
+                    self.copies[node] = tensors[str(node.target)]
+            elif node in replacements:
                 last = next(reversed(self.graph.nodes), None)
                 replacements[node]()
                 self._enter_region(node, after=last)
             elif node not in omitted:
                 self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
-                check_plain(self.graph, node, self.copies[node])
+        calls = {node: dict(node.meta) for node in self.graph.nodes if call.begins(node)}
         keep_regions(self.graph)
+        for node, meta in calls.items():
+            node.meta.update(meta)
         write_regions(self.graph)
 
     def _enter_region(self, node: fx.Node, *, after: fx.Node | None) -> None:

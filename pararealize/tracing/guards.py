@@ -164,12 +164,13 @@ def write_guards(graph: fx.Graph, placeholders: Mapping[str, fx.Node], guards: G
 
     Args:
         graph: the graph.
-        placeholders: its inputs by name.
+        placeholders: its inputs by name, as far as it has them: those that are no tensors stand in no condition.
         guards: what is checked; nothing is written where there is none.
     """
     if guards.conditions:
-        values = [placeholders[name] for name in guards.names]
-        graph.call_function(check_guards, (guards.names, tuple(map(str, guards.conditions)), *values))
+        names = tuple(name for name in guards.names if name in placeholders)
+        values = [placeholders[name] for name in names]
+        graph.call_function(check_guards, (names, tuple(map(str, guards.conditions)), *values))
 
 
 def check_guards(names: Sequence[str], conditions: Sequence[str], *values: Any) -> None:

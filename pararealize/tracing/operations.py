@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pararealize.errors import ExampleError
-
-__all__ = ["after", "as_captured", "check_plain", "describe", "fields_of", "is_computed", "setitem", "tensors_in"]
+__all__ = ["after", "describe", "fields_of", "is_computed", "setitem", "tensors_in"]
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "and", "or", "xor")
 _OTHERS = (
@@ -28,25 +26,6 @@ _FACTORIES = {function for name in ("zeros", "ones", "full", "empty") for functi
 def after(value: Any, _happened: Any) -> Any:
     """The value itself, read after something that changed it in place."""
     return value
-
-
-def as_captured(value: Any, captured: Any, name: str) -> None:
-    """Refuse a plain input that differs from the one the network was captured with.
-
-    Raises:
-        ExampleError: it does, and what it would change is fixed.
-    """
-    if value != captured:
-        raise ExampleError(
-            f"the input {name!r} is {value!r}, and the network was captured with {captured!r}, which is fixed in it; "
-            "pass that value, or convert again with another one in example_inputs"
-        )
-
-
-def check_plain(graph: fx.Graph, source: fx.Node, placeholder: fx.Node) -> None:
-    """Where ``source`` is a plain input of a captured graph, have the one that stands for it in ``graph`` checked."""
-    if source.op == "placeholder" and "plain" in source.meta:
-        graph.call_function(as_captured, (placeholder, source.meta["plain"], str(source.target)))
 
 
 def setitem(target: torch.Tensor, index: Any, value: Any) -> torch.Tensor:

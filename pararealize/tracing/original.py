@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from .captured import Capture
 from .front_end import capture
@@ -48,32 +49,32 @@ class Original:
         """The class's name."""
         return type(self._root).__name__
 
-    def capture(self, values: Mapping[str, Any], *, device: torch.device | None = None) -> Capture:
-        """Record a call with these arguments, by the names of the forward's parameters.
+    def capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, device: torch.device | None = None) -> Capture:
+        """Record a call with these arguments.
 
         The recording runs on a copy with buffers of its own and parameters in the same memory, so that a thread that
         uses the network meanwhile is not disturbed.
 
         Args:
-            values: the arguments.
+            args: the positional ones.
+            kwargs: the others.
             device: where the copy is made; on the meta device nothing is computed, nor checked.
 
         Raises:
             PararealizeError: as :func:`pararealize.capture` does.
+            TypeError: the arguments do not fit the forward.
         """
         model = self._copy(device)
         if device is not None:
-            values = {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in values.items()}
-        parameters = self.signature.parameters
-        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-        if any(parameters[name].kind in by_place for name in values):
-            binding = inspect.BoundArguments(self.signature, dict(values))
-            return capture(model, binding.args, leaf_modules=self._opaque)
-        more = [name for name in values if parameters[name].kind is inspect.Parameter.VAR_KEYWORD]
-        named = {name: value for name, value in values.items() if name not in more}
-        for name in more:
-            named.update(values[name])
-        return capture(model, named, leaf_modules=self._opaque)
+            args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (tuple(args), dict(kwargs)))
+        example: Any = tuple(args)
+        if kwargs:
+            parameters, binding = self.signature.parameters, self.signature.bind(*args, **kwargs)
+            more = [name for name in binding.arguments if parameters[name].kind is inspect.Parameter.VAR_KEYWORD]
+            example = {name: value for name, value in binding.arguments.items() if name not in more}
+            for name in more:
+                example.update(binding.arguments[name])
+        return capture(model, example, leaf_modules=self._opaque)
 
     def _copy(self, device: torch.device | None) -> nn.Module:
         if device is None:

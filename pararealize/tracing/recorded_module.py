@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -45,10 +46,9 @@ class RecordedModule(PlainGraphModule):
         Raises:
             GuardError: they break the guards, and the network cannot be recorded anew for them.
             ExampleError: the original does not accept them.
-            TypeError: they do not fit the original's signature.
         """
         choice = self.__dict__["_recordings"].pick(args, kwargs)
-        return self if choice is None else choice[0]
+        return self if choice is None else choice
 
     def recompile(self) -> Any:
         """Write the forward of the graph anew; it is called where its guards hold."""
@@ -60,12 +60,12 @@ class RecordedModule(PlainGraphModule):
 def _by_recording(graph_forward: Callable[..., Any]) -> Callable[..., Any]:
     """The forward of a network, by whichever recording is right for the call; the first one's is ``graph_forward``."""
 
-    @functools.wraps(graph_forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        choice = self.__dict__["_recordings"].pick(args, kwargs)
-        if choice is None:
+        recording = self.__dict__["_recordings"].pick(args, kwargs)
+        if recording is None:
             return graph_forward(self, *args, **kwargs)
-        recording, values = choice
-        return recording.forward(**values)
+        return recording.forward(*args, **kwargs)
 
-    return forward
+    # torch.compile counts compilations by code object, of which each network has to have one of its own
+    code, names, cells = forward.__code__.replace(), forward.__globals__, forward.__closure__
+    return functools.wraps(graph_forward)(types.FunctionType(code, names, "forward", None, cells))

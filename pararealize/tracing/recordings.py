@@ -26,6 +26,7 @@ from pararealize.restore import ordinary_mode
 
 from .captured import Capture
 from .conditions import CallConditions
+from .containers import leaves_of
 from .guards import Guards
 from .original import Original
 
@@ -86,68 +87,61 @@ class Recordings(Generic[T]):
         """Of all recordings, the first one's first."""
         return (self.first.guards, *(recording.conditions.guards for recording in self._later))
 
-    def pick(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[T, dict[str, Any]] | None:
-        """What is to run a call, and its inputs by name; ``None`` for the network's own graph.
+    def pick(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T | None:
+        """What is to run a call; ``None`` for the network's own graph.
 
         Raises:
-            GuardError: the inputs break the first recording's guards, and cannot be recorded anew under its plan.
-            ExampleError: the original does not accept them either.
-            TypeError: they do not fit the original's signature.
+            GuardError: the tensors break the first recording's guards, and the network cannot be recorded anew.
+            ExampleError: the arguments are not the original's, or have a form that it cannot be recorded anew for; or
+                the original does not accept them.
         """
-        values = self.first.values(args, kwargs)
-        if values is not None and self.first.hold(values):
+        if self.first.hold(args, kwargs):
             return None
-        return self._find(args, kwargs) or self._record(args, kwargs)
+        network = self._find(args, kwargs)
+        return self._record(args, kwargs) if network is None else network
 
-    def _find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[T, dict[str, Any]] | None:
+    def _find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T | None:
         for recording in self._later:
-            values = recording.conditions.values(args, kwargs)
-            if values is not None and recording.conditions.hold(values):
+            if recording.conditions.hold(args, kwargs):
                 if not torch.compiler.is_compiling():
                     recording.last_use = next(self._clock)
-                return recording.network, values
+                return recording.network
         return None
 
     @_disable_dynamo
-    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[T, dict[str, Any]]:
+    def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T:
         """Record a call anew, or refuse it; one thread at a time."""
-        arguments = self._bound(args, kwargs)
+        fact = self._fact(args, kwargs)
+        try:
+            arguments = self.original.signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            raise fact from None
+        if any(map(_is_symbolic, leaves_of((list(args), dict(kwargs))))):
+            self._refuse(fact, arguments, "of a tensor without values, as torch.export and torch.func pass them")
         with self._lock:
-            if (call := self._find(args, kwargs)) is not None:
-                return call
-            key = _key(arguments)
+            if (network := self._find(args, kwargs)) is not None:
+                return network
+            key = tuple((name, _key(value)) for name, value in arguments.items())
             if (refusal := self._refusals.get(key)) is not None:
                 raise type(refusal)(*refusal.args)
             try:
-                return self._add(args, kwargs, arguments)
+                return self._add(args, kwargs, fact, arguments)
             except PararealizeError as error:
                 if len(self._refusals) >= _MOST_REFUSALS:
                     del self._refusals[next(iter(self._refusals))]
                 self._refusals[key] = type(error)(*error.args)  # without the traceback, which would keep the recording
                 raise
 
-    def _bound(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments by the names of the original's parameters; what could be no example is refused here."""
-        signature = self.original.signature
-        try:
-            arguments = dict(signature.bind(*args, **kwargs).arguments)
-        except TypeError as error:
-            raise TypeError(f"{self.original.name}.forward{signature} takes other arguments: {error}") from None
-        if any(map(_is_symbolic, (*args, *kwargs.values()))):
-            self._refuse(arguments, "a tensor without values of its own, as torch.export and torch.func pass them")
-        return arguments
-
     def _add(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], arguments: dict[str, Any]
-    ) -> tuple[T, dict[str, Any]]:
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], fact: PararealizeError, arguments: Mapping[str, Any]
+    ) -> T:
         try:
             with ordinary_mode():
-                conditions, network = self._build(self.original.capture(arguments, device=self._device))
+                conditions, network = self._build(self.original.capture(args, kwargs, device=self._device))
         except Exception as error:  # noqa: BLE001 - whatever the model's code raises for such inputs
-            self._refuse(arguments, error)
-        values = conditions.values(args, kwargs)
-        if values is None or not conditions.hold(values):
-            self._refuse(arguments, "the new recording does not hold for them either")
+            self._refuse(fact, arguments, error)
+        if not conditions.hold(args, kwargs):
+            self._refuse(fact, arguments, "the new recording does not hold for them either")
         later = sorted(self._later, key=lambda recording: recording.last_use)
         dropped = later[: max(0, len(later) + 1 - self.limit)]
         kept = [recording for recording in self._later if recording not in dropped]
@@ -159,38 +153,37 @@ class Recordings(Generic[T]):
             else ""
         )
         warnings.warn(
-            f"{self.original.name} was recorded anew for {_text(arguments)}, since {self._fact(arguments)}{more}",
+            f"{self.original.name} was recorded anew for {_text(arguments)}: {_what(fact)}{more}",
             RecordingWarning,
             stacklevel=2,
         )
-        return network, values
+        return network
 
-    def _fact(self, arguments: Mapping[str, Any]) -> str:
-        """Which conditions of the first recording the arguments do not meet."""
-        values = self.first.values((), arguments)
-        if values is None:
-            names = set(arguments) ^ set(self.first.defaults)
-            return f"the first recording was of a call with other arguments ({', '.join(sorted(names))})"
+    def _fact(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> PararealizeError:
+        """Why the first recording does not hold for a call."""
         try:
-            self.first.check(values)
+            self.first.check(args, kwargs)
         except PararealizeError as error:
-            return str(error).partition("; pass ")[0]
-        return "the first recording does not hold for them"
+            return error
+        return GuardError("the first recording does not hold for this call")
 
-    def _refuse(self, arguments: Mapping[str, Any], reason: Exception | str) -> NoReturn:
-        """Raise the error for a call that cannot be recorded."""
-        fact, name = self._fact(arguments), self.original.name
-        values = self.first.values((), arguments)
-        guards = tuple(map(str, self.first.guards.broken(values))) if values is not None else ()
+    def _refuse(self, fact: PararealizeError, arguments: Mapping[str, Any], reason: Exception | str) -> NoReturn:
+        """Raise the error for a call that cannot be recorded: of the kind of the first recording's own."""
+        name, cause = self.original.name, reason if isinstance(reason, Exception) else None
+        guards = fact.guards if isinstance(fact, GuardError) else ()
         if isinstance(reason, ExampleError):
-            raise ExampleError(f"{fact}; recorded anew, {reason}") from reason
-        cause = reason if isinstance(reason, Exception) else None
+            raise ExampleError(f"{_what(fact)}; recorded anew, {reason}") from reason
         why = reason if isinstance(reason, PararealizeError | str) else f"{type(reason).__name__}: {reason}"
-        raise GuardError(
-            f"{fact}; {name} cannot be recorded anew for {_text(arguments)} under the same plan: {why}; pass inputs "
-            "within net.guards, or convert again with example_inputs such as these",
-            guards,
-        ) from cause
+        text = (
+            f"{_what(fact)}; {name} cannot be recorded anew for {_text(arguments)} under the same plan: {why}; pass "
+            "inputs within net.guards, or convert again with example_inputs such as these"
+        )
+        raise (GuardError(text, guards) if isinstance(fact, GuardError) else ExampleError(text)) from cause
+
+
+def _what(fact: PararealizeError) -> str:
+    """An error without its remedies."""
+    return str(fact).partition("; pass ")[0].partition("; leave ")[0]
 
 
 def _is_symbolic(value: Any) -> bool:
@@ -200,18 +193,18 @@ def _is_symbolic(value: Any) -> bool:
     return isinstance(value, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
-def _key(arguments: Mapping[str, Any]) -> Any:
+def _key(value: Any) -> Any:
     return tuple(
-        (name, value.shape, value.dtype, value.device) if isinstance(value, torch.Tensor) else (name, repr(value))
-        for name, value in arguments.items()
+        (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, torch.Tensor) else repr(leaf)
+        for leaf in leaves_of(value)
     )
 
 
 def _text(arguments: Mapping[str, Any]) -> str:
-    texts = (
-        f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-        if isinstance(value, torch.Tensor)
-        else f"{name}={str(value)[:60]}"
-        for name, value in arguments.items()
-    )
-    return ", ".join(texts)
+    return ", ".join(f"{name} {', '.join(map(_leaf_text, leaves_of(value)))}" for name, value in arguments.items())
+
+
+def _leaf_text(leaf: Any) -> str:
+    if isinstance(leaf, torch.Tensor):
+        return f"{tuple(leaf.shape)} {str(leaf.dtype).removeprefix('torch.')}"
+    return repr(leaf)[:60]

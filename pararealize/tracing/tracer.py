@@ -28,7 +28,6 @@ from torch import fx, nn
 from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from pararealize.random_state import host_state
 from pararealize.restore import as_written, left_as_found
@@ -89,12 +88,13 @@ def record(
         for module in copy.model.modules():  # module.train() would reach it too, but a model may have overridden it
             module.training = training
         last = max(i for i, value in enumerate(example.values.values()) if isinstance(value, torch.Tensor))
-        fakes = {
-            # fx wants parameters without a default first: a plain value before the last tensor must have none
-            id(value): recorder.placeholder(name, value, (example.batch, batch), required=i < last)
-            for i, (name, value) in enumerate(example.values.items())
-        }
-        args, kwargs = tree_map(lambda value: fakes.get(id(value), value), (example.args, example.kwargs))
+        args, kwargs = example.arguments(
+            {
+                # fx wants parameters without a default first: a plain value before the last tensor must have none
+                name: recorder.placeholder(name, value, (example.batch, batch), required=i < last)
+                for i, (name, value) in enumerate(example.values.items())
+            }
+        )
         with copy.leaves.mode, recorder.listening():
             output = copy.model(*args, **kwargs)
             recorder.regions.finish()

@@ -263,6 +263,8 @@ def explain(model: nn.Module, example: Example, error: Exception) -> Exception:
     """The error that a user gets for what the forward raised while it was recorded."""
     failure = run_model(model, example, training=False) or run_model(model, example, training=True)
     if failure is not None:
+        if example.doubt:
+            return ExampleError(example.doubt)
         return ExampleError(
             f"{type(model).__name__} does not accept the example inputs ({example}): "
             f"{type(failure).__name__}: {failure}; pass example_inputs that the model runs on"

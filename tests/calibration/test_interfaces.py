@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from pararealize import PararealModule, pararealize
 from pararealize.calibration.interfaces import InterfaceRecord, Interfaces, inputs_of, labels_of, one_pass
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.network.parareal import messages
+from pararealize.tracing.call_signature import CallSignature
 from tests.models import MaskedTransformer, SharedBias, SmallResNet
 
 NETWORKS = {
@@ -112,9 +115,12 @@ def test_memory_is_that_of_all_values() -> None:
 
 def test_inputs_and_labels_of_a_batch() -> None:
     x, labels = torch.randn(3, 2), torch.tensor([0, 1, 2])
+    call, _ = CallSignature.of("Model", inspect.signature(lambda x, mask=None: x).bind(x))
     for batch in (x, (x, labels), [x, labels]):
-        assert inputs_of(batch, ["x", "mask"]) == {"x": x}
-    assert inputs_of({"x": x, "labels": labels}, ["x"]) == {"x": x}
+        assert inputs_of(batch, call) == {"x": x}
+    assert inputs_of({"x": x, "labels": labels}, call) == {"x": x}
+    with pytest.raises(ExampleError, match="no input 'x'"):
+        inputs_of({"labels": labels}, call)
     for batch in ((x, labels), {"x": x, "labels": labels}):
         assert labels_of(batch) is labels
     for batch in (x, (x,), (x, x), (x, labels.float()), {"x": x}):

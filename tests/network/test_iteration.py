@@ -186,7 +186,7 @@ def test_inputs_in_each_form() -> None:
     assert torch.equal(net.iterate((x,), 1), net.iterate({name: x}, 1))
     with pytest.raises(ExampleError, match="is a str"):
         net.iterate("x", 1)
-    with pytest.raises(TypeError, match="too many positional"):
+    with pytest.raises(ExampleError, match="too many positional"):
         net.iterate((x, x), 1)
 
 

@@ -52,7 +52,7 @@ def test_inputs_may_have_the_letters_as_names() -> None:
 
     net = pararealize(Named(), n=2, example_inputs=torch.randn(4, 8), coarse="exact")
     nodes = read_equation(net.graph)
-    assert [node.name for node in nodes.placeholders] == ["y_1"]
+    assert [node.name for node in nodes.graph.find_nodes(op="placeholder")] == ["y_1"]
     assert nodes.parts["F1"].target == "segments.g2"
     assert nodes.r[1].all_input_nodes == [nodes.y[1], nodes.x[2]]
     assert nodes.z[2].all_input_nodes == [nodes.y[2], nodes.calls["F1"]]
@@ -68,7 +68,7 @@ def test_what_comes_before_a_residual_is_equation_2() -> None:
     nodes = read_equation(converted("convolutions").graph)
     early = nodes.before([*nodes.r.values(), nodes.calls["head"]])
     assert [node.name for node in early] == ["x", "x_1", "x_2", "x_3", "y_1", "y_2", "y_3"]
-    assert nodes.before(nodes.placeholders) == []
+    assert nodes.before(nodes.graph.find_nodes(op="placeholder")) == []
 
 
 def test_context_is_what_is_read_beside_the_activation() -> None:

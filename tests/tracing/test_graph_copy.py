@@ -7,6 +7,7 @@ import torch
 from torch import fx, nn
 
 from pararealize.errors import ExampleError
+from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.graph_copy import GraphCopy
 
@@ -32,7 +33,9 @@ def test_nothing_replaced_is_the_same_network():
     copy = GraphCopy()
     copy.write(captured, {}, ())
     assert len(copy.graph.nodes) == len(captured.graph.nodes)
-    assert not any(node.meta.keys() - {"region"} for node in copy.graph.nodes)
+    placeholder, *others = copy.graph.nodes
+    assert CallSignature.begins(placeholder)
+    assert not any(node.meta.keys() - {"region"} for node in others)
     assert torch.equal(fx.GraphModule(model, copy.graph)(X), model(X))
 
 

@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import fx
 from torch.overrides import TorchFunctionMode
 
-from pararealize.errors import ExampleError
 from pararealize.tracing.operations import (
     after,
-    as_captured,
     describe,
     fields_of,
     is_computed,
@@ -116,14 +114,6 @@ def test_changes_in_place_as_expressions():
     assert setitem(x, 1, 5.0) is x
     assert x.tolist() == [0, 5, 0]
     assert after(x, "whatever happened") is x
-
-
-def test_a_plain_input_of_another_value_is_refused():
-    as_captured([1, "a"], [1, "a"], "flags")
-    with pytest.raises(
-        ExampleError, match=r"the input 'flags' is 2, and the network was captured with 1.*convert again"
-    ):
-        as_captured(2, 1, "flags")
 
 
 def test_fields_by_name():

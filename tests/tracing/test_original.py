@@ -18,7 +18,7 @@ class Counted(nn.Sequential):
         super().__init__(nn.Linear(3, 3), nn.BatchNorm1d(3))
         self.register_buffer("shift", torch.ones(3))
 
-    def forward(self, x: Tensor, /, *more: Tensor, factor: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *more: Tensor, factor: Tensor | None = None) -> Tensor:
         y = super().forward(x) + self.shift
         for value in more:
             y = y + value
@@ -35,10 +35,9 @@ def network() -> tuple[nn.Module, Original]:
 X = torch.randn(4, 3)
 
 
-def output(original: Original, **values: object) -> Tensor:
-    captured = original.capture(values)
-    arguments = [t for v in values.values() for t in (v if isinstance(v, tuple) else (v,))]
-    y = captured.graph_module.eval()(*arguments)
+def output(original: Original, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    captured = original.capture(args, kwargs)
+    y = captured.graph_module.eval()(*captured.example.tensors.values())
     assert isinstance(y, Tensor)
     return y
 
@@ -50,15 +49,15 @@ def test_it_has_the_networks_weights_whatever_becomes_of_them() -> None:
         net.get_parameter("0.weight").mul_(3)
     expected = nn.functional.batch_norm(X @ net.get_parameter("0.weight").T + net.get_parameter("0.bias"),
                                         torch.zeros(3), torch.ones(3)) + 1  # fmt: skip
-    torch.testing.assert_close(output(original, x=X), expected)
+    torch.testing.assert_close(output(original, X), expected)
     net.double()
-    assert output(original, x=X.double()).dtype == torch.float64
+    assert output(original, X.double()).dtype == torch.float64
 
 
 def test_recording_leaves_the_network_alone() -> None:
     net, original = network()
     state = {key: value.clone() for key, value in net.state_dict().items()}
-    captured = original.capture({"x": X})
+    captured = original.capture((X,), {})
     assert captured.model.get_parameter("0.weight").data_ptr() == net.get_parameter("0.weight").data_ptr()
     assert captured.model.get_buffer("1.running_mean").data_ptr() != net.get_buffer("1.running_mean").data_ptr()
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
@@ -67,7 +66,9 @@ def test_recording_leaves_the_network_alone() -> None:
 
 def test_arguments_by_place_and_by_name() -> None:
     _, original = network()
-    torch.testing.assert_close(output(original, x=X, more=(X, X)), output(original, x=X) + 2 * X)
+    y = output(original, X)
+    torch.testing.assert_close(output(original, X, X, X), y + 2 * X)
+    torch.testing.assert_close(output(original, X, factor=2 * torch.ones(3)), 2 * y)
 
 
 def test_a_deep_copy_goes_with_the_networks() -> None:
@@ -78,12 +79,12 @@ def test_a_deep_copy_goes_with_the_networks() -> None:
     with torch.no_grad():
         twin.get_parameter("0.bias").add_(1)
     twin.eval(), net.eval()
-    torch.testing.assert_close(output(other, x=X), output(original, x=X) + 1 / (1 + 1e-5) ** 0.5)
+    torch.testing.assert_close(output(other, X), output(original, X) + 1 / (1 + 1e-5) ** 0.5)
 
 
 def test_without_memory() -> None:
     _, original = network()
-    captured = original.capture({"x": X}, device=torch.device("meta"))
+    captured = original.capture((X,), {}, device=torch.device("meta"))
     assert all(tensor.is_meta for tensor in (*captured.model.parameters(), *captured.model.buffers()))
 
 
@@ -91,4 +92,4 @@ def test_hooks_of_the_root_are_the_networks() -> None:
     model = Counted()
     model.register_forward_hook(lambda *_: torch.zeros(1))
     tree, _ = copy_model(model, {})
-    assert output(Original(tree, ()), x=X).shape == (4, 3)
+    assert output(Original(tree, ()), X).shape == (4, 3)

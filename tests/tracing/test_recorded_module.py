@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pararealize import pararealize
-from pararealize.errors import RecordingWarning
+from pararealize.errors import ExampleError, RecordingWarning
 from tests.models import Perceptron
 
 X = torch.randn(4, 8)
@@ -39,6 +39,6 @@ def test_errors_come_alone(capsys: pytest.CaptureFixture[str]) -> None:
     net = pararealize(Perceptron(), n=2, example_inputs=X)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         net(torch.randn(4, 9))
-    with pytest.raises(TypeError, match="missing a required argument"):
+    with pytest.raises(ExampleError, match="missing a required argument"):
         net()
     assert "Traceback" not in capsys.readouterr().err

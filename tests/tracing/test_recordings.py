@@ -38,9 +38,9 @@ def recordings(limit: int = 8, refuse: Callable[[Capture], str | None] = lambda 
     def build(new: Capture) -> tuple[CallConditions, nn.Module]:
         if (why := refuse(new)) is not None:
             raise GuardError(why)
-        return CallConditions.of(new.graph, new.guards), new.graph_module
+        return CallConditions.of(new.example.call, new.guards), new.graph_module
 
-    return Recordings(CallConditions.of(captured.graph, captured.guards), Original(tree), build, limit=limit)
+    return Recordings(CallConditions.of(captured.example.call, captured.guards), Original(tree), build, limit=limit)
 
 
 def of_rank(rank: int) -> Tensor:
@@ -50,23 +50,20 @@ def of_rank(rank: int) -> Tensor:
 def test_a_recording_is_made_once_and_with_a_note() -> None:
     kept = recordings()
     assert kept.pick((of_rank(2),), {}) is None
-    with pytest.warns(
-        RecordingWarning, match=r"AnyRank was recorded anew for x \(2, 2, 3\) float32, since .*x.dim\(\) =="
-    ):
-        network, values = kept.pick((of_rank(3),), {})  # type: ignore[misc]
-    assert values["x"].shape == (2, 2, 3)
+    with pytest.warns(RecordingWarning, match=r"AnyRank was recorded anew for x \(2, 2, 3\) float32: .*x.dim\(\) =="):
+        network = kept.pick((of_rank(3),), {})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kept.pick((), {"x": of_rank(3)})[0] is network  # type: ignore[index]
+        assert kept.pick((), {"x": of_rank(3)}) is network
     assert [str(guards).splitlines()[0] for guards in kept.guards] == ["x.dim() == 2", "x.dim() == 3"]
 
 
 def test_an_argument_that_the_example_did_not_have() -> None:
     kept, x, mask = recordings(), of_rank(2), torch.ones(2, 3)
     with pytest.warns(RecordingWarning, match="mask"):
-        network, values = kept.pick((x, mask), {})  # type: ignore[misc]
-    assert set(values) == {"x", "mask"}
-    assert network(**values).shape == (2, 3)
+        network = kept.pick((x, mask), {})
+    assert network is not None
+    assert network(x, mask).shape == (2, 3)
 
 
 def test_the_one_that_was_not_used_for_longest_gives_way() -> None:
@@ -104,8 +101,8 @@ def test_what_cannot_be_recorded_says_why_and_is_not_tried_again() -> None:
         ((torch.randn(2, 2, 4),), ExampleError, r"does not accept .*mat1 and mat2"),
         ((None,), PararealizeError, "None"),
         (("text",), PararealizeError, "text"),
-        ((of_rank(2), of_rank(2), of_rank(2)), TypeError, "too many positional arguments"),
-        ((), TypeError, "missing a required argument: 'x'"),
+        ((of_rank(2), of_rank(2), of_rank(2)), ExampleError, "too many positional arguments"),
+        ((), ExampleError, "missing a required argument: 'x'"),
     ],
 )
 def test_what_the_original_does_not_take_either(args: Any, error: type[Exception], message: str) -> None:
@@ -139,5 +136,5 @@ def test_threads_record_each_kind_of_input_once() -> None:
         for thread in threads:
             thread.join()
     assert errors == []
-    found = {(rank, id(call and call[0])) for rank, call in networks}
+    found = {(rank, id(call)) for rank, call in networks}
     assert len(found) == 3

@@ -15,8 +15,6 @@ from pararealize.distributed.partition import (
     PartitionableNetwork,
     SharedValue,
     differentiable_outputs,
-    fixed_inputs,
-    signature_of,
 )
 from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.layers import Layers
@@ -75,14 +73,14 @@ class LayerPartition(Partition):
             labels.append(f"{rank} ({which})")
             is_here = {"stem": rank == 0, "head": rank == ranks - 1}
             owned.append(tuple(p.name for p in net.network_parts.values() if is_here.get(p.kind, p.j in numbers)))
+        placeholders = layers.stem.find_nodes(op="placeholder")
         return cls(
             hierarchy=hierarchy,
             runs=tuple((share.start + 1, share.stop) for share in hierarchy.share(ranks)),
             labels=tuple(labels),
             owners=owners,
-            signature=signature_of(layers.stem),
-            inputs={str(node.target): str(node.target) for node in layers.stem.nodes if node.op == "placeholder"},
-            fixed=fixed_inputs(layers.stem),
+            call=layers.call,
+            inputs=dict(zip(layers.call.tensor_names, map(str, (p.target for p in placeholders)), strict=True)),
             parts=net.network_parts,
             owned=tuple(owned),
             values=tuple(values),

@@ -22,9 +22,9 @@ from pararealize.analysis.residual import NotResidual, Residual, Residuals, chai
 from pararealize.errors import MultigridError
 from pararealize.network.pieces import clone_changing_outputs, clone_overwritten
 from pararealize.table import quantity
+from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
-from pararealize.tracing.operations import check_plain
 from pararealize.tracing.random_calls import drawn_repeatedly, draws
 from pararealize.tracing.regions import keep_regions
 
@@ -59,13 +59,15 @@ class Layers:
     """A network in layers.
 
     Attributes:
-        stem: the graph from the inputs to ``(u_0, *context)``.
+        call: how the network is called.
+        stem: the graph from the tensors of a call to ``(u_0, *context)``.
         layers: time steps and transitions in order.
         head: the graph from ``(u_M, *context)``, with the contexts of ``head_reads``, to the output.
         head_reads: the contexts that it is called with.
         left: additions and residual blocks that are no time steps, and why.
     """
 
+    call: CallSignature
     stem: fx.Graph
     layers: tuple[Layer, ...]
     head: fx.Graph
@@ -224,17 +226,14 @@ def _cut(selection: BlockSelection) -> Layers:
     for section, nodes in zip(sections, reads, strict=True):
         graph = subgraph((section.entry, *nodes), section.result, ("u",), besides=section.nodes)
         layers.append(_layer(flow.capture, section, graph, tuple(number[node] for node in nodes)))
-    inputs = [node for node in flow.capture.graph.nodes if node.op == "placeholder"]
+    inputs = [node for node in flow.capture.graph.find_nodes(op="placeholder") if "plain" not in node.meta]
     stem = subgraph(inputs, (entry, *context), besides=before)
-    placeholders = [node for node in stem.nodes if node.op == "placeholder"]
-    with stem.inserting_after(placeholders[-1]):
-        for source, placeholder in zip(inputs, placeholders, strict=True):
-            check_plain(stem, source, placeholder)
     head = subgraph((last, *head_reads), output, ("u",), besides=behind)
     for graph in (stem, *(layer.graph for layer in layers), head):
         clone_overwritten(graph, first=True)
     clone_changing_outputs(stem)
     return Layers(
+        call=flow.capture.example.call,
         stem=stem,
         layers=tuple(layers),
         head=head,

@@ -262,7 +262,7 @@ def check_replay(
     with left_as_found(net), torch.no_grad():
         for module in net.modules():
             module.training = True
-        u, *context = stem(*example.args, **example.kwargs)
+        u, *context = stem(*example.tensors.values())
         forward = Forward(dict(enumerate(rows)), hierarchy, context, 0, recording=False)
         for n in range(opaque[-1] + 1):
             # A copy of u each time: the maps remember what a layer gave for one and the same tensor.

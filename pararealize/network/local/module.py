@@ -10,7 +10,6 @@ Three things keep one GPU from running n segments at the same time, and each has
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -20,10 +19,11 @@ from pararealize.errors import DeviceError, ExampleError, ModelError, PlanError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import read_equation
 from pararealize.restore import preserve_training_flags
-from pararealize.tracing.example import Example, as_call
+from pararealize.tracing.call_signature import CallSignature
+from pararealize.tracing.containers import leaves_of
+from pararealize.tracing.example import Example
 from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.module_view import ModuleView, mirror
-from pararealize.tracing.operations import tensors_in
 
 from .capture_checks import check_hooks, check_static, example_error
 from .graphed_network import ArgumentRecorder, call_key, capture_network, preserve_network_state, segment_devices
@@ -144,11 +144,11 @@ class LocalModule(ModuleView):
         self.__dict__.update(net=net, stacks=tuple(stacks), _streams=streams, _captures={})
         graph = stacked_graph(net, stacks) if stacks else net.graph
         self.__dict__["_runner"] = Runner(net, graph, self._make_streams())
-        self.__dict__["_signature"] = inspect.signature(net.forward)
+        self.__dict__["_call"] = CallSignature.of_graph(net.graph)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output: by a captured graph where one fits, eagerly elsewhere."""
-        inputs = self._positional(args, kwargs)
+        inputs = list(self._call.tensors(args, kwargs).values())
         graphed = self._captures.get(call_key(self.training, inputs)) if self._captures else None
         if graphed is None or not graphed.fits(inputs):
             return self._runner.run(*inputs)
@@ -231,28 +231,22 @@ class LocalModule(ModuleView):
         devices = segment_devices(self.net)
         return make_streams(devices) if self._streams and all(map(_is_gpu, devices)) else None
 
-    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        bound = self._signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return [*bound.arguments.values()]
-
-    def _example(self, example_inputs: Any) -> list[Any]:
-        """Example inputs in the order of the placeholders, where the network is."""
+    def _example(self, example_inputs: Any) -> list[torch.Tensor]:
+        """The tensors of example inputs in the order of the signature, where the network is."""
         if example_inputs is None:
             raise ExampleError("no example inputs; pass a batch of the size that will be run")
         if self.net.segment_devices is None:
             home = segment_devices(self.net)[0]
-            away = {str(t.device) for t in tensors_in(example_inputs) if t.device != home}
+            away = {
+                str(t.device) for t in leaves_of(example_inputs) if isinstance(t, torch.Tensor) and t.device != home
+            }
             if away:
                 raise DeviceError(
                     f"the example is on {_listed(away)} and the network on {home}; move it with .to({str(home)!r})"
                 )
-        example = Example.of(self.net, example_inputs)
-        args, kwargs = as_call(example_inputs)
-        originals = {**dict(zip(example.values, args, strict=False)), **kwargs}
-        for name, value in example.tensors.items():
-            value.requires_grad_(originals[name].requires_grad)
-        return self._positional(example.args, example.kwargs)
+        tensors = [*self._call.tensors_of(example_inputs).values()]
+        copies = [*Example.of(self.net, example_inputs).tensors.values()]
+        return [copy.requires_grad_(tensor.requires_grad) for copy, tensor in zip(copies, tensors, strict=True)]
 
     def _faster(self, stacks: Sequence[Stack], example_inputs: Any) -> list[Stack]:
         """Those of the stacks that take less time than their segments."""

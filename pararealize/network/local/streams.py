@@ -29,6 +29,7 @@ from torch import fx
 
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import part_of
+from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.operations import tensors_in
 
 from .stacking import Stack
@@ -57,14 +58,14 @@ class Runner:
     ) -> None:
         self.net, self.graph, self.streams = net, graph, streams
         self.lanes = lanes_of(graph, net.plan.n)
-        self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        self.inputs = list(CallSignature.tensor_nodes(graph).values())
         self.output = graph.output_node()
-        self.order = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+        self.order = [node for node in graph.nodes if node.op != "output" and not CallSignature.begins(node)]
         self.calls = {node: parts.get(node) or self._callable(node) for node in self.order}
         self.last_reads = _last_reads(self.order, self.output)
 
     def run(self, *inputs: Any) -> Any:
-        """The network's output for inputs in the order of the graph's placeholders."""
+        """The network's output for the tensors of a call, in the order of its signature."""
         callers = {stream: torch.cuda.current_stream(stream.device) for stream in self.streams or ()}
         for stream, caller in callers.items():
             stream.wait_stream(caller)

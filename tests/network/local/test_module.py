@@ -368,7 +368,7 @@ def test_examples_that_do_not_fit() -> None:
     with cuda_on_the_cpu() as double:
         for example, error, message in (
             (torch.randn(4, 8, device="meta"), DeviceError, "example is on meta and the network on cpu"),
-            ((torch.randn(4, 8), 3, 4), ExampleError, "do not fit"),
+            ((torch.randn(4, 8), 3, 4), ExampleError, "does not take this call: too many"),
             (torch.randn(4, 9), ExampleError, "does not accept the example inputs"),
             (None, ExampleError, "no example inputs"),
         ):

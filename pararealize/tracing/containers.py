@@ -1,0 +1,101 @@
+"""A nested value (dicts, lists, named tuples, dataclasses) -> its items and how code reads each; a copy with others.
+
+batch = {"cat": c, "num": [a, b]}        batch["cat"]    batch["num"][0]    batch["num"][1]
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+__all__ = ["Step", "items_of", "leaves_of", "map_leaves"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """How one item is read from its container: ``container.key``, or ``container[key]``."""
+
+    key: Any
+    is_attribute: bool = False
+
+    def read(self, container: Any) -> Any:
+        """The item."""
+        return getattr(container, self.key) if self.is_attribute else container[self.key]
+
+    def __str__(self) -> str:
+        return f".{self.key}" if self.is_attribute else f"[{self.key!r}]"
+
+
+def items_of(value: Any) -> list[tuple[Step, Any]] | None:
+    """The items of a container with the steps to them; ``None`` for a leaf: a tensor, a number, any other object.
+
+    Containers are mappings, lists and tuples, named tuples, dataclasses, and what is registered with torch's pytree.
+    """
+    if isinstance(value, torch.Tensor | type):
+        return None
+    if isinstance(value, Mapping):
+        return [(Step(key), item) for key, item in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(Step(name, is_attribute=True), getattr(value, name)) for name in value._fields]
+    if isinstance(value, list | tuple):
+        return [(Step(i), item) for i, item in enumerate(value)]
+    if dataclasses.is_dataclass(value):
+        return [
+            (Step(field.name, is_attribute=True), getattr(value, field.name)) for field in dataclasses.fields(value)
+        ]
+    node = pytree.SUPPORTED_NODES.get(type(value))
+    if node is None or node.flatten_with_keys_fn is None:
+        return None
+    pairs, _ = node.flatten_with_keys_fn(value)
+    return [(_step(entry), item) for entry, item in pairs]
+
+
+def _step(entry: Any) -> Step:
+    if isinstance(entry, pytree.GetAttrKey):
+        return Step(entry.name, is_attribute=True)
+    return Step(entry.idx if isinstance(entry, pytree.SequenceKey) else entry.key)
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """What a nested value holds that is no container, in order."""
+    items = items_of(value)
+    if items is None:
+        yield value
+    for _, item in items or ():
+        yield from leaves_of(item)
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """A copy of a nested value, of the same classes, with ``function(leaf)`` in the place of each leaf."""
+    items = items_of(value)
+    if items is None:
+        return function(value)
+    return _with_items(value, [(step, map_leaves(function, item)) for step, item in items])
+
+
+def _with_items(value: Any, items: list[tuple[Step, Any]]) -> Any:
+    contents = [item for _, item in items]
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(contents)
+    if type(value) in (list, tuple, torch.Size):
+        return type(value)(contents)
+    if type(value) is dict:
+        return {step.key: item for step, item in items}
+    node = pytree.SUPPORTED_NODES.get(type(value))
+    if node is not None and not dataclasses.is_dataclass(value):  # whose registration may leave out what is None
+        _, context = node.flatten_fn(value)
+        return node.unflatten_fn(contents, context)
+    twin = copy.copy(
+        value
+    )  # a class of the user's own: without calling its constructor, which may want other arguments
+    for i, (step, item) in enumerate(items):
+        if step.is_attribute:
+            object.__setattr__(twin, step.key, item)  # a frozen dataclass has no other way
+        elif isinstance(value, Mapping | list):
+            twin[step.key if isinstance(value, Mapping) else i] = item
+    return type(value)(contents) if isinstance(value, tuple) else twin

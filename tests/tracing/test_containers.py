@@ -1,0 +1,92 @@
+"""Nested values come apart into leaves, in order, and together again, in the classes that they had."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+
+from pararealize.tracing.containers import items_of, leaves_of, map_leaves
+
+Point = namedtuple("Point", ["x", "y"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    tokens: Any
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.length >= 0
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    tokens: Any
+
+
+class Registered:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+pytree.register_pytree_node(
+    Registered,
+    lambda r: ([r.value], None),
+    lambda values, _: Registered(*values),
+    flatten_with_keys_fn=lambda r: ([(pytree.GetAttrKey("value"), r.value)], None),
+)
+
+VALUES = [
+    ({"a": 1, "b": [2, 3]}, ["['a']", "['b'][0]", "['b'][1]"]),
+    ((1, (2,)), ["[0]", "[1][0]"]),
+    (Point(1, 2), [".x", ".y"]),
+    (Frozen({"ids": 1}, 2), [".tokens['ids']", ".length"]),
+    (Slotted([1]), [".tokens[0]"]),
+    (OrderedDict(b=1, a=2), ["['b']", "['a']"]),
+    (UserDict(a=1), ["['a']"]),
+    (defaultdict(list, a=1), ["['a']"]),
+    (Registered({0: 1}), [".value[0]"]),
+    (torch.Size([1, 2]), ["[0]", "[1]"]),
+]
+
+
+def paths(value: Any, path: str = "") -> list[str]:
+    items = items_of(value)
+    if items is None:
+        return [path]
+    return [inner for step, item in items for inner in paths(item, f"{path}{step}")]
+
+
+@pytest.mark.parametrize("value, expected", VALUES, ids=lambda value: type(value).__name__)
+def test_steps_lead_to_every_leaf_and_copies_are_of_the_same_class(value: Any, expected: list[str]) -> None:
+    assert paths(value) == expected
+    for path, leaf in zip(expected, leaves_of(value), strict=True):
+        assert eval(f"value{path}") == leaf
+    doubled = map_leaves(lambda leaf: 2 * leaf, value)
+    assert type(doubled) is type(value)
+    assert list(leaves_of(doubled)) == [2 * leaf for leaf in leaves_of(value)]
+    assert list(leaves_of(value)) != list(leaves_of(doubled))  # the value itself stays
+
+
+def test_leaves_are_tensors_and_what_is_no_container() -> None:
+    for leaf in (torch.zeros(2), None, "text", 1.5, Frozen, object()):
+        assert items_of(leaf) is None
+
+
+@given(
+    st.recursive(
+        st.integers(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_a_copy_with_the_same_leaves_is_the_value(value: Any) -> None:
+    assert map_leaves(lambda leaf: leaf, value) == value
+    assert list(leaves_of(value)) == pytree.tree_leaves(value)
