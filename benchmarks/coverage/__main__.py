@@ -17,9 +17,10 @@ from benchmarks.harness import Results, run_cases
 
 from . import cases
 from .check import measure
-from .tables import markdown, summary, unjustified
+from .tables import markdown, result, summary, unjustified
 
 FOLDER = Path(__file__).parent
+_MARKS = ("<!-- result -->", "<!-- end of result -->")  # in README.md
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--again", nargs="?", const="*", metavar="PATTERN", help="measure these anew ('failed': what failed)"
     )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json and table.md")
+    parser.add_argument("--merge", nargs="+", type=Path, default=[], help="folders whose rows are taken over as well")
     parser.add_argument("--seconds", type=float, default=600, help="limit for one model")
     parser.add_argument("--gibibytes", type=float, default=14, help="memory limit for one model")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     for library in ("timm", "transformers", "torch.fx.experimental.symbolic_shapes"):
         importlib.import_module(library)  # once, for all the processes that are forked from this one
     results = Results(options.out / "results.json")
+    for folder in options.merge:
+        results.rows |= Results(folder / "results.json").rows
     names = [name for name in cases.names() if _matches(name, options.only)]
     for name in [n for n in names if n in results.rows and _is_due(n, results.rows[n], options.again)]:
         del results.rows[name]
@@ -45,11 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
     results.rows = {name: results.rows[name] for name in order}
     results.save()
     (options.out / "table.md").write_text(markdown(results))
+    if options.out == FOLDER:
+        _write_readme(result(results))
     rows = {name: results.rows[name] for name in names if name in results.rows}
     print(json.dumps(rows, indent=1, ensure_ascii=False) if options.json else summary(results.rows))
     if missing := unjustified(rows):
         print(f"refused, and nobody has said why: {', '.join(missing)}", file=sys.stderr)
     return 1 if missing or any(row.get("failed", "refused") != "refused" for row in rows.values()) else 0
+
+
+def _write_readme(text: str) -> None:
+    """Put the result between its marks in README.md."""
+    path = FOLDER / "README.md"
+    before, _, rest = path.read_text().partition(_MARKS[0])
+    path.write_text(f"{before}{_MARKS[0]}\n{text}\n{_MARKS[1]}{rest.partition(_MARKS[1])[2]}")
 
 
 def _matches(name: str, patterns: list[str] | None) -> bool:

@@ -10,12 +10,13 @@ from benchmarks.harness import Results, table
 
 from .refusals import reason
 
-__all__ = ["COLUMNS", "markdown", "summary", "unjustified"]
+__all__ = ["COLUMNS", "by_column", "markdown", "result", "summary", "unjustified"]
 
 COLUMNS = (
     "modes", "gradients", "second call", "batch 1", "other sizes", "iterations", "trained", "causality", "bfloat16",
 )  # fmt: skip
 _LIBRARIES = {"torchvision": "torchvision", "timm": "timm", "hf": "Hugging Face", "public": "public style"}
+_NAMED = ("torch", "torchvision", "timm", "transformers")
 _VERDICTS = ("right", "refused", "wrong", "crash")
 _HEAD = (
     "model", "parameters", "input", "blocks", "covered", "n", "coarse", "speed-up", "opaque", "verdict", *COLUMNS, "s",
@@ -35,24 +36,55 @@ def _sections(results: Results) -> Iterator[str]:
     yield _commits(results.rows)
     yield summary(results.rows)
     yield by_column(results.rows)
-    failed = {name: row for name, row in results.rows.items() if row.get("failed", "refused") != "refused"}
-    if failed:
-        yield "## Wrong, or no typed error"
-        yield table(
-            ("model", "at", "what", "error"),
-            [(name, row.get("stage", ""), row["failed"], row["error"]) for name, row in failed.items()],
-        )
-    refused = list(_refusals(results.rows))
-    if refused:
-        yield "## Refusals, each with its reason"
-        yield table(
-            ("model", "at", "error", "why"), [(*line, reason(line[2]) or "**nobody has said why**") for line in refused]
-        )
+    yield from _failures(results.rows)
     for library, title in _LIBRARIES.items():
         rows = {name: row for name, row in results.rows.items() if name.startswith(f"{library}:")}
         if rows:
             yield f"## {title}"
             yield table(_HEAD, [_row(name.partition(":")[2], row) for name, row in rows.items()])
+
+
+def result(results: Results) -> str:
+    """What README.md says of the result: machine, counts, goals, and every refusal with its reason."""
+    machine, rows = results.about.get("machine", {}), results.rows
+    versions = ", ".join(f"{name} {machine[name]}" for name in _NAMED if name in machine)
+    converted, refused = [row for row in rows.values() if _is_converted(row)], list(_refusals(rows))
+    failed = Counter(row.get("failed") for row in rows.values())
+    reasoned = sum(bool(reason(error)) for _, _, error in refused)
+    goals = [
+        ("converted", "95%", f"{len(converted) / max(len(rows), 1):.1%} ({len(converted)} of {len(rows)})"),
+        ("wrong", "none", failed["wrong"] or "none"),
+        ("other exceptions, time-outs", "none", _other_failures(rows) or "none"),
+        ("refusals that a sentence justifies", "all", f"{reasoned} of {len(refused)}"),
+    ]
+    about = f"{machine.get('processor', '')}, one thread a model; Python {machine.get('python', '')}, {versions}."
+    parts = [about, _commits(rows), summary(rows), table(("", "goal", "here"), goals), by_column(rows)]
+    return "\n\n".join([*parts, *_failures(rows)])
+
+
+def _failures(rows: Rows) -> Iterator[str]:
+    failed = {name: row for name, row in rows.items() if row.get("failed", "refused") != "refused"}
+    if failed:
+        yield "### Wrong, or no typed error"
+        lines = [(name, *found, _short(error)) for name, row in failed.items() for *found, error in _faults(row)]
+        yield table(("model", "at", "what", "error"), lines)
+    refused = [(name, at, _short(error), reason(error) or "**not said**") for name, at, error in _refusals(rows)]
+    if refused:
+        yield "### Refusals, each with its reason"
+        yield table(("model", "at", "error", "why it is right"), refused)
+
+
+def _faults(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Everything that is wrong with a row, and not refused: where, what, the error."""
+    if not _is_converted(row):
+        yield row.get("stage", ""), row["failed"], row["error"]
+    for column, verdict in row.get("columns", {}).items():
+        if verdict in ("wrong", "crash"):
+            yield column, verdict, row["faults"][column]
+
+
+def _short(error: str, most: int = 240) -> str:
+    return error if len(error) <= most else error[: most - 1] + "…"
 
 
 def _commits(rows: Rows) -> str:
@@ -115,13 +147,17 @@ def _counts(title: str, rows: Rows) -> tuple[Any, ...]:
     right = [row for row in converted if "failed" not in row]
     partly = [row for row in right if "refused" in row["columns"].values()]
     kinds = [row.get("failed") for row in rows.values()]
-    crashes = sum(kind in ("crash", "timeout", "memory", "killed") for kind in kinds)
+    crashes = _other_failures(rows)
     share = f"{len(converted)} ({len(converted) / max(len(rows), 1):.1%})"
     on_meta = sum(bool(row.get("meta")) for row in right)
     return (
         title, len(rows), share, len(right) - len(partly), len(partly), kinds.count("refused"), kinds.count("wrong"),
         crashes, on_meta,
     )  # fmt: skip
+
+
+def _other_failures(rows: Rows) -> int:
+    return sum(row.get("failed") in ("crash", "timeout", "memory", "killed") for row in rows.values())
 
 
 def by_column(rows: Rows) -> str:
