@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.harness import Results, run_cases
 
 from . import cases
-from .check import measure
+from .check import commit, measure
 from .tables import markdown, result, summary, unjustified
 
 FOLDER = Path(__file__).parent
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     for library in ("timm", "transformers", "torch.fx.experimental.symbolic_shapes"):
         importlib.import_module(library)  # once, for all the processes that are forked from this one
+    commit()  # of what is imported now, whatever the folder holds later
     results = Results(options.out / "results.json")
     for folder in options.merge:
         results.rows |= Results(folder / "results.json").rows

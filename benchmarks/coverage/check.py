@@ -33,7 +33,7 @@ from .comparison import NotApplicableError, WrongError
 from .tables import COLUMNS
 from .tensors import call, floating, put_back, seeded, shapes, state
 
-__all__ = ["check", "measure"]
+__all__ = ["check", "commit", "measure"]
 
 SEGMENTS = 4
 _read = functools.partial(capture, check=False)
@@ -50,6 +50,7 @@ def measure(name: str) -> dict[str, Any]:
     return row
 
 
+@functools.cache
 def commit() -> str:
     """The commit of this tree, with a ``+`` where the library differs from it."""
     folder = Path(__file__).parents[2]
