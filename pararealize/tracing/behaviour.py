@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,22 +25,23 @@ class Setting:
     """How a network is run; it prints as the end of a sentence.
 
     Attributes:
-        training: the training flag of every module; ``None`` where flags differ from module to module.
+        training: the training flag of every module; or flags that differ from module to module: those of each second
+            "level" of submodules, the network itself included, or those that a digest of the module's "name" picks.
         shapes: of the inputs that have another shape than in the example, by name.
         dtype: the element type that the network and its floating inputs are cast to, or ``None`` for their own.
         autocast: whether it runs within ``torch.autocast``.
         gradients: whether gradients are computed, of parameters and of floating inputs.
     """
 
-    training: bool | None
+    training: bool | Literal["level", "name"]
     shapes: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
     dtype: torch.dtype | None = None
     autocast: bool = False
     gradients: bool = False
 
     def __str__(self) -> str:
-        modes = {True: "in train mode", False: "in eval mode", None: "with some modules in train mode"}
-        words = [modes[self.training]]
+        mixed = {"level": "with each second level of modules in train mode", "name": "with some modules in train mode"}
+        words = [mixed.get(str(self.training), "in train mode" if self.training else "in eval mode")]
         words += ["under torch.autocast"] if self.autocast else []
         words += [] if self.gradients else ["under torch.no_grad"]
         words += [f"cast to {str(self.dtype).removeprefix('torch.')}"] if self.dtype else []
@@ -49,10 +50,11 @@ class Setting:
 
     def flags(self, paths: Iterable[str]) -> dict[str, bool]:
         """The training flag of each module by its qualified name."""
-        if self.training is not None:
-            return dict.fromkeys(paths, self.training)
-        # the network itself trains, as where a part of it is frozen; of the others, half of them, by their names
-        return {path: not path or bool(zlib.crc32(path.encode()) & 8) for path in paths}
+        if self.training == "level":  # so that no module has the flag of its parent
+            return {path: bool(path and path.count(".") % 2) or not path for path in paths}
+        if self.training == "name":
+            return {path: bool(zlib.crc32(path.encode()) & 8) for path in paths}
+        return dict.fromkeys(paths, self.training)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +65,13 @@ class Behaviour:
         outputs: its tensors and numbers, by a name for each.
         gradients: of parameters and inputs, by name; ``None`` where there is none. Empty where none were asked for, or
             where no output has any.
+        draws: how many calls drew random numbers, where these are counted.
         error: what it raised, if it did.
     """
 
     outputs: dict[str, Any] = dataclasses.field(default_factory=dict)
     gradients: dict[str, torch.Tensor | None] = dataclasses.field(default_factory=dict)
+    draws: int = 0
     error: Exception | None = None
 
 
@@ -183,8 +187,8 @@ def first_difference(pairs: Sequence[Pair], *, close: float) -> Difference | Non
 
     Args:
         pairs: names and the two values.
-        close: the norm of a difference that counts as none, relative to the norm of the first value. A norm that is
-            less than a millionth of the largest one counts as none, too: gradients that are zero but for rounding.
+        close: the norm of a difference that counts as none, relative to the norm of the first value, or to a
+            thousandth of the largest one: gradients that are zero but for rounding may be anything.
     """
     tensors: list[tuple[str, torch.Tensor, torch.Tensor]] = []
     for name, a, b in pairs:
@@ -215,7 +219,7 @@ def _norm_differences(
         with torch.no_grad():
             sizes = torch.stack(torch._foreach_norm(ours, 2, torch.float64))
             offs = torch.stack(torch._foreach_norm(torch._foreach_sub(ours, theirs), 2, torch.float64))
-        limits = close * sizes.clamp(min=1e-6 * sizes.nan_to_num(0, 0, 0).max().item())
+        limits = close * sizes.clamp(min=1e-3 * sizes.nan_to_num(0, 0, 0).max().item())
         for i in (~(offs <= limits)).nonzero().flatten().tolist():
             if not (sizes[i].isfinite() and offs[i].isfinite()) and torch.allclose(
                 ours[i], theirs[i], rtol=close, equal_nan=True
