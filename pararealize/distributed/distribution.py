@@ -27,7 +27,7 @@ from .assignment import assign
 from .meta_device import draw_values
 from .partition import SegmentedNetwork, SegmentPartition, module_at
 from .process_groups import ProcessGroups
-from .rank_modules import RankModules, copy_modules
+from .rank_modules import RankModules, check_hooks, copy_modules
 from .rank_segments import RankSegments
 from .rank_setup import agree_on_partition, set_up_rank
 from .stage import Stage
@@ -56,6 +56,7 @@ def distribute(
                 "the network was converted with devices=[...], for one process; leave devices out: the mesh says where "
                 "each segment runs"
             )
+        check_hooks(net)
         runs = assign(net.plan, ranks, assignment)
         partition = SegmentPartition.of(net, runs, _peers(net, runs, reduce_linear))
         plan = net.plan

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from pararealize.errors import DistributedError
 from pararealize.plan.parts import Part
+from pararealize.tracing.hooks import copy_tensor_hooks, hook_of, tensor_hook_of
 from pararealize.tracing.module_copy import uncopyable_tensors
 from pararealize.tracing.module_view import Piece
 
 from .partition import PartitionableNetwork, TensorPaths, module_at, tensor_at, tensors_of
 
-__all__ = ["RankModules", "copy_modules"]
+__all__ = ["RankModules", "check_hooks", "copy_modules"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +37,29 @@ class RankModules:
 
     tree: nn.Module
     parts: Mapping[str, nn.Module]
+
+
+def check_hooks(net: PartitionableNetwork) -> None:
+    """Refuse hooks that no rank could run: those of the whole network, and of parameters that several parts share.
+
+    Raises:
+        DistributedError: there are such hooks.
+    """
+    if hook := hook_of(net):
+        raise DistributedError(
+            f"the network has a {hook}, and no rank has all that it would be called with; remove it from the network "
+            "before distribute(...)"
+        )
+    targets: dict[int, set[str]] = {}
+    for part in net.network_parts.values():
+        for tensor in tensors_of(net, part).tensors(net):
+            targets.setdefault(id(tensor), set()).add(part.target)
+    for name, parameter in net.named_parameters():
+        if len(users := targets.get(id(parameter), ())) > 1 and (hook := tensor_hook_of(parameter)):
+            raise DistributedError(
+                f"{name} has the hook {hook}, and is read by {', '.join(sorted(users))}: ranks would call it with "
+                "parts of the gradient. Remove it, and change the gradient after backward"
+            )
 
 
 def copy_modules(net: PartitionableNetwork, parts: Sequence[Part], device: torch.device) -> RankModules:
@@ -140,4 +165,5 @@ def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if isinstance(tensor, nn.Parameter):
         copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
     copied.__dict__.update(tensor.__dict__)
+    copy_tensor_hooks(tensor, copied)
     return copied

@@ -36,6 +36,7 @@ from pararealize.plan.parts import Part
 from pararealize.restore import ordinary_mode, set_within
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.graph_copy import GraphCopy
+from pararealize.tracing.hooks import tensor_hook_of
 from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
 from pararealize.tracing.module_view import Piece
 
@@ -319,6 +320,7 @@ def layer_parallel(
         raise MultigridError(f"tolerance is {tolerance!r}; pass a residual norm of at least 0")
     with ordinary_mode():
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
+        _check_parameter_hooks(model)
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
         tree, _ = copy_model(model, captured.constants, _RESERVED)
@@ -327,3 +329,13 @@ def layer_parallel(
         net = LayerParallel(tree, layers, hierarchy, whole.graph, type(model).__name__, settings)
         check_replay(net, net._stem, net.rows, hierarchy, captured)
     return net if mesh is None else net.distribute(mesh)
+
+
+def _check_parameter_hooks(model: nn.Module) -> None:
+    """Refuse hooks of parameters: a solve computes gradients in several passes, and each would call them."""
+    for name, parameter in model.named_parameters():
+        if hook := tensor_hook_of(parameter):
+            raise MultigridError(
+                f"{name} has the hook {hook}, which every pass of a solve would call with a part of the gradient; "
+                "remove it, and change the gradient after backward"
+            )

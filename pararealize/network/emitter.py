@@ -53,8 +53,8 @@ def emit(
     tree, keys = copy_model(chain.capture.model, chain.capture.constants)
     training = chain.capture.model.training
     blocks = {f"F{j}": block for j, block in coarse.items() if block is not None}
-    guards, original = chain.capture.guards, Original(tree, tuple(chain.capture.opaque))
-    tree = bare_tree(tree)
+    root, tree = tree, bare_tree(tree)  # which has the root's hooks
+    guards, original = chain.capture.guards, Original(root, tuple(chain.capture.opaque))
     tree._modules["adapters"] = nn.ModuleDict({f"C{j}": C for j, C in adapters.items()}).train(training)
     tree._modules["coarse"] = nn.ModuleDict(blocks).train(training)
     graph = write_equation(pieces, coarse, devices)

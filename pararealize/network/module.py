@@ -24,6 +24,7 @@ from pararealize.plan.plan import Plan
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.guards import Guards
+from pararealize.tracing.hooks import hook_of
 from pararealize.tracing.module_copy import copy_contents, share_contents
 from pararealize.tracing.module_view import SHADOWED, Piece
 from pararealize.tracing.original import Original
@@ -178,6 +179,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         """
         args, kwargs = CallSignature.of_graph(self.graph).as_arguments(inputs)
         recording = self.recording_of(*args, **kwargs)
+        if hook := hook_of(self):
+            raise ModelError(f"the network has a {hook}, which iterations would not call; remove it first")
         return iterate_network(recording, self.plan, self.segment_devices, inputs, k, errors=errors)
 
     def distribute(

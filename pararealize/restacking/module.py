@@ -255,7 +255,8 @@ def restack(
             left=grouping.refusals,
         )
         tree, _ = copy_model(model, captured.constants, [STEP_SIZES] if kind else [])
-        original, tree = Original(tree, tuple(captured.opaque)), bare_tree(tree)
+        root, tree = tree, bare_tree(tree)  # which has the root's hooks
+        original = Original(root, tuple(captured.opaque))
         if kind:
             tree._modules[STEP_SIZES] = _step_sizes(groups, float(h)).train(model.training)
         graph = RestackedGraph(captured, groups, table, float(h), kind).graph

@@ -28,7 +28,8 @@ from .captured import Capture
 from .example import Example
 from .fake_copy import FakeCopy, copy_on_fakes
 from .guards import Guard, Guards, Input
-from .leaves import is_from_torch
+from .hooks import check_global_hooks, hook_of, move_hooks, without_hooks
+from .leaves import is_from_torch, is_layer
 from .merging import DifferentStructureError, merge
 from .module_copy import check_model
 from .module_view import Piece
@@ -70,9 +71,11 @@ def capture(
         ['0', '1']
     """
     check_model(model)
+    check_global_hooks()
     example = Example.of(model, example_inputs)
     opaque = _OpaqueModules(model, leaf_modules)
     copy = copy_on_fakes(model)
+    without_hooks(copy.model)
     trace, batch, fixed = _record_and_compare(copy, model, example, opaque)
     trace.graph.eliminate_dead_code(is_impure_node=lambda node: _has_effect(model, node))
     captured = Capture(
@@ -85,6 +88,7 @@ def capture(
         constants=trace.constants,
         guards=_guards(example, batch, fixed),
     )
+    move_hooks(model, captured.graph_module)
     if check and not any(parameter.is_meta for parameter in model.parameters()):
         check_against_model(captured)
     return captured
@@ -139,12 +143,26 @@ class _OpaqueModules:
                 close = difflib.get_close_matches(leaf, names, n=3)
                 raise CaptureError(f"leaf_modules names {leaf!r}, which {type(model).__name__} has not; close: {close}")
             self.rules[leaf] = "asked for"
+        for path, module in names.items():
+            if path and not is_layer(module) and not self(path, module) and (hook := hook_of(module)):
+                self._keep_hook(path, module, hook)
+        self.reasons.clear()
 
     def __call__(self, path: str, module: nn.Module) -> bool:
         why = self.rules.get(path) or self.rules.get(type(module))
         if why is not None:
             self.reasons[path] = why
         return why is not None
+
+    def _keep_hook(self, path: str, module: nn.Module, hook: str) -> None:
+        """Make a module with a hook opaque, and it alone: the call, which runs the hook, is then one of the graph's."""
+        if 2 * _size(module) > self._size:
+            raise CaptureError(
+                f"{path} ({type(module).__name__}) has a {hook}, and more than half of the parameters: as one call, "
+                f"which the hook would need, it could not be cut. Remove the hook, register it on modules within "
+                f"{path}, or pass leaf_modules=[{path!r}] to keep {path} as one call nevertheless"
+            )
+        self.rules[path] = f"it has a {hook}"
 
     def add(self, path: str, why: str) -> bool:
         """Make a module opaque, and its class with it; say whether that may be done.

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from pararealize.random_state import preserve_host_state, preserve_torch_state, started_cuda_devices
 from pararealize.restore import set_within
 
-__all__ = ["Leaves", "is_from_torch"]
+__all__ = ["Leaves", "is_from_torch", "is_layer"]
 
 _PURE = {  # what comes out depends on settings and shapes alone; other layers are called each time
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm,
@@ -26,6 +26,21 @@ _PURE = {  # what comes out depends on settings and shapes alone; other layers a
 def is_from_torch(module: nn.Module) -> bool:
     """Whether a module's class is one of torch.nn, of which it is known what a call does."""
     return type(module).__module__.startswith("torch.nn")
+
+
+_TRANSPARENT = (  # modules of torch.nn that are containers: what they call is recorded, and not they
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of torch.nn that is called as a whole, and no container."""
+    return is_from_torch(module) and not isinstance(module, _TRANSPARENT)
 
 
 class Leaves:

@@ -17,6 +17,8 @@ from torch.nn.parameter import is_lazy
 
 from pararealize.errors import ModelError
 
+from .hooks import copy_tensor_hooks, move_hooks
+
 __all__ = [
     "RESERVED",
     "bare_tree",
@@ -106,6 +108,8 @@ def copy_model(
     bare = nn.Module()  # without the model's class, whose extra state and hooks would add keys
     share_contents(bare, tree)
     keys = list(bare.state_dict())
+    for parameter, copied in zip(model.parameters(), tree.parameters(), strict=True):
+        copy_tensor_hooks(parameter, copied)
     for path, constant in constants.items():
         owner_path, _, name = path.rpartition(".")
         owner = tree.get_submodule(owner_path)
@@ -132,9 +136,10 @@ def uncopyable_tensors(model: nn.Module) -> dict[int, Any]:
 
 
 def share_contents(module: nn.Module, tree: nn.Module) -> None:
-    """Give a module the parameters, buffers and submodules of ``tree``, shared from then on, and its mode."""
+    """Give a module the parameters, buffers, submodules and hooks of ``tree``, shared from then on, and its mode."""
     for contents in CONTENTS:
         module.__dict__[contents] = tree.__dict__[contents]
+    move_hooks(tree, module)
     module.training = tree.training
 
 

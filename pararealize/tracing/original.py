@@ -18,11 +18,10 @@ from torch.utils._pytree import tree_map_only
 
 from .captured import Capture
 from .front_end import capture
+from .hooks import without_hooks
 from .model_twin import real_twin, twin_of
 
 __all__ = ["Original"]
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Original:
@@ -40,8 +39,7 @@ class Original:
         # another dictionary for the root: a network adds modules to its own
         self._root, self._opaque = root, tuple(opaque)
         root.__dict__["_modules"] = dict(root._modules)
-        for kind in _HOOKS:  # those of the root are the network's own, and run around whatever it is recorded as
-            root.__dict__[kind] = type(root.__dict__[kind])()
+        without_hooks(root)  # they are the network's own, and run around whatever it is recorded as
         self.signature = inspect.signature(root.forward)
 
     @property

@@ -37,6 +37,7 @@ __all__ = [
     "deciding",
     "in_both_modes",
     "keep_regions",
+    "leaves_gradients",
 ]
 
 _GRAD_MODE_FILE = torch.no_grad.__enter__.__code__.co_filename
@@ -104,6 +105,11 @@ def keep_regions(graph: fx.Graph) -> None:
 def deciding(region: Region) -> Region:
     """What of a region decides values and gradients, and not only what is kept for backward."""
     return tuple(context for context in region if not isinstance(context, Checkpoint | SavedTensorHooks))
+
+
+def leaves_gradients(region: Region) -> bool:
+    """Whether gradients are on in a region of a network that is called with them on."""
+    return next((on for context in reversed(region) if (on := _grad_of(context)) is not None), True)
 
 
 def in_both_modes(train: Region, evaluation: Region) -> Region:
@@ -290,7 +296,8 @@ class RegionTracker:
             if not any(_replaces(other, context) for other in inner):
                 contexts.append(context)
         self.region = tuple(reversed(contexts))
-        self.grad_enabled = next((on for c in contexts if (on := _grad_of(c)) is not None), self._ambient_grad)
+        modes = (False if isinstance(c, Checkpoint) and c.reentrant else _grad_of(c) for c in contexts)
+        self.grad_enabled = next((on for on in modes if on is not None), self._ambient_grad)
 
 
 def _replaces(inner: Context, outer: Context) -> bool:
@@ -304,8 +311,7 @@ def _grad_of(context: Context) -> bool | None:
     """Whether gradients are on in a context; ``None`` where it says nothing about them."""
     if isinstance(context, GradMode):
         return context.enabled
-    off = isinstance(context, InferenceMode) or (isinstance(context, Checkpoint) and context.reentrant)
-    return False if off else None
+    return False if isinstance(context, InferenceMode) else None
 
 
 def _saved_tensor_hooks() -> Any:

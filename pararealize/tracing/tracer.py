@@ -32,23 +32,16 @@ from torch.overrides import TorchFunctionMode
 from pararealize.random_state import host_state
 from pararealize.restore import as_written, left_as_found
 
+from .autograd_calls import AutogradCalls
 from .example import Example
 from .fake_copy import FakeCopy
-from .leaves import is_from_torch
+from .leaves import is_layer
 from .node_table import NodeTable, UnreadableError
 from .operations import describe, tensors_in
 from .regions import RegionTracker
 
 __all__ = ["Trace", "record"]
 
-_TRANSPARENT = (  # modules of torch.nn that are containers: what they call is recorded, and not they
-    nn.Sequential,
-    nn.ModuleList,
-    nn.ModuleDict,
-    nn.Transformer,
-    nn.TransformerEncoder,
-    nn.TransformerDecoder,
-)
 _PYTHON_CALLERS = ("apply_", "map_", "map2_")  # on a fake tensor they read memory that is not there, and crash
 _VALUE_READERS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
 _AUTOCAST = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
@@ -129,6 +122,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         self.calls: list[int] = []
         self.paused = False
         self.regions = RegionTracker()
+        self.autograd_calls = AutogradCalls(self.table, copy.model, copy.leaves.real)
         self._numbers = itertools.count()
 
     # Setting up -----------------------------------------------------------------------------------------------------
@@ -201,7 +195,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
                 raise UnreadableError("it assigns new values to its own buffers outside torch.nn's modules")
 
     def _is_leaf(self, path: str, module: nn.Module) -> bool:
-        return self.opaque(path, module) or (is_from_torch(module) and not isinstance(module, _TRANSPARENT))
+        return self.opaque(path, module) or is_layer(module)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every call of torch with a tensor, and every factory, made outside leaves."""
@@ -218,6 +212,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") in _PYTHON_CALLERS:
             raise UnreadableError(f"it calls a Python function on each value (Tensor.{func.__name__})")
+        if (answer := self.autograd_calls.answer(func, args, sys._getframe(1))) is not None:
+            return answer[0]
         # Within the call, torch's own Python (nn.functional) calls torch again; the call is one node all the same.
         with torch._C.DisableTorchFunction():
             return self._emit((*describe(func, args), kwargs), lambda: func(*args, **kwargs))

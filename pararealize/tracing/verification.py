@@ -19,6 +19,8 @@ from pararealize.restore import as_written
 from .behaviour import Behaviour, Difference, Setting, Shape, first_difference, observe
 from .captured import Capture
 from .example import Example
+from .hooks import move_hooks
+from .leaves import is_layer
 from .merging import DifferentStructureError
 from .model_twin import real_twin
 from .module_view import Piece
@@ -36,10 +38,14 @@ _CLOSE, _CLOSE_IN_HALF = 1e-4, 2e-3  # norms of differences, relative
 
 def run_model(model: nn.Module, example: Example, *, training: bool) -> Exception | None:
     """What the model raises in a mode, if anything; it is left alone, since a twin of it runs."""
-    twin, _ = real_twin(model)
-    setting = Setting(training=training)
     with as_written(), preserve_host_state(), RandomSource(seed=0):
-        return observe(twin, twin, example, setting, by_name=False).error
+        for gradients in (False, True):  # some need them: they compute gradients within their forward
+            twin, _ = real_twin(model)
+            setting = Setting(training=training, gradients=gradients)
+            error = observe(twin, twin, example, setting, by_name=False).error
+            if error is None:
+                break
+    return error
 
 
 def check_against_model(captured: Capture) -> None:
@@ -158,6 +164,7 @@ class _Trial:
         )
         constants = {path: memo.get(id(tensor), tensor) for path, tensor in self.captured.constants.items()}
         self._graph = Piece(self._tree, self.captured.graph, "Trial", constants)
+        move_hooks(self._tree, self._graph)
         self.captured.graph.owning_module = self.captured.graph_module
         self.dtype: torch.dtype | None = None
 
@@ -279,8 +286,20 @@ def explain(model: nn.Module, example: Example, error: Exception) -> Exception:
         why = "control flow or a shape depends on the values of a tensor; write it with torch.where or masks, or"
     return CaptureError(
         f"cannot capture {path or 'the forward'} ({type(module).__name__}) {_line(error)}: {why} "
-        "pass leaf_modules=[...] with a submodule that contains it"
+        f"{_remedy(path, module)}"
     )
+
+
+def _remedy(path: str, module: nn.Module) -> str:
+    """What the user can do about a module that cannot be read and was not made one call."""
+    if not path:
+        return "move it into a module of its own, which the forward calls: a small one that cannot be read is one call"
+    if not is_layer(module):
+        return (
+            f"move it into a smaller module, or pass leaf_modules=[{path!r}] to keep {path} as one call, though it has "
+            "more than half of the parameters"
+        )
+    return f"pass leaf_modules=[{(path.rpartition('.')[0] or path)!r}] to keep the module that calls it as one call"
 
 
 def _line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from tests.models import Auxiliary, Branching, MaskedTransformer, SmallResNet
 
 def test_refusals_name_fact_place_and_remedy() -> None:
     with pytest.raises(
-        CaptureError, match=r"Branching.*models\.py:\d+ `if x.sum\(\) > 0:`.*values of a tensor.*leaf_modules"
+        CaptureError, match=r"Branching.*models\.py:\d+ `if x.sum\(\) > 0:`.*values of a tensor.*a module of its own"
     ):
         capture(Branching(), torch.randn(2, 4))
     with pytest.raises(CaptureError, match=r"depends on train\(\)/eval\(\).*aux_logits=False"):

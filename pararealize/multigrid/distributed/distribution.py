@@ -15,7 +15,7 @@ from typing import Any
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.distributed.process_groups import ProcessGroups
-from pararealize.distributed.rank_modules import RankModules, copy_modules
+from pararealize.distributed.rank_modules import RankModules, check_hooks, copy_modules
 from pararealize.distributed.rank_setup import agree_on_partition, set_up_rank
 from pararealize.errors import DistributedError
 from pararealize.multigrid.solver.propagators import TimeStep
@@ -40,6 +40,7 @@ def distribute_layers(
             raise DistributedError(
                 "the network is on the meta device; give it values first: net.to_empty(...), and load"
             )
+        check_hooks(net)
         return LayerPartition.of(net, ranks), {
             "the layers": str(net.structure),
             "the levels": str(net.hierarchy),
