@@ -143,7 +143,8 @@ def build_modules(
     spans = {segment.j: (segment.first, segment.last) for segment in plan.segments}
     with left_as_found(chain.capture.model), torch.device("meta" if device.type == "meta" else "cpu"):
         adapters: dict[int, nn.Module] = {
-            a.j: build_adapter(a.x, a.y, from_stem=a.source == "stem", seed=seed, name=f"C{a.j}") for a in plan.adapters
+            a.j: build_adapter(a.x, a.y, from_stem=a.source == "stem", seed=seed, name=f"C{a.j}", sides=a.causal)
+            for a in plan.adapters
         }
         blocks = {
             c.j: build_coarse(c, chain, first=spans[c.j + 1][0], last=spans[c.j + 1][1], seed=seed, coarse=coarse)

@@ -10,15 +10,17 @@ In reading order:
     blocks      Capture -> BlockChain: stem, blocks and head (``find_blocks`` composes the files above)
     addition    Flow -> its sums of two activations as x + f(x), or why they are none
     residual    Flow -> Residuals: blocks of the form x + f(x), and chains of them
+    causality   Causality: on which side of its own position one axis is read; plain data
     cost        BlockChain -> Costs: counted on shapes, or measured in seconds
     counter     a module -> the operations and written elements of one call, on fake tensors
     dry_run     a module -> a run forward and backward on stand-ins for its tensors
     stopwatch   modules to run -> the median seconds of each, measured in turn
-    fields      BlockChain -> Fields, the receptive fields (a folder)
+    fields      BlockChain -> Fields, the receptive fields, and Dependencies, what is causal (a folder)
 """
 
 from .addition import Addition
 from .blocks import Block, BlockChain, find_blocks
+from .causality import Causality, Sides, causal_axes
 from .cost import PER_ELEMENT, BlockCost, Costs, count_costs, count_module, measure_costs, measure_module
 from .flow import Flow, RefusedCut, flow_of
 from .residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
@@ -30,13 +32,16 @@ __all__ = [
     "Block",
     "BlockChain",
     "BlockCost",
+    "Causality",
     "Costs",
     "Flow",
     "NotResidual",
     "RefusedCut",
     "Residual",
     "Residuals",
+    "Sides",
     "Space",
+    "causal_axes",
     "chains_of",
     "count_costs",
     "count_module",

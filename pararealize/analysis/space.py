@@ -29,6 +29,7 @@ _CHANNELS_FIRST = (
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _FUNCTIONS_FIRST = {F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.group_norm, F.instance_norm, torch.conv2d}
 _FUNCTIONS_LAST = {F.linear, F.layer_norm, F.rms_norm, torch.layer_norm}
+_PADDING = {F.pad, torch._C._nn.pad}
 _STEPS = 24  # operations to look at for one that decides where the channels are
 
 
@@ -126,7 +127,7 @@ def _first_verdict(nodes: Iterable[fx.Node], module_of: Callable[[str], nn.Modul
 
 
 def _search(start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]]) -> Iterable[fx.Node]:
-    """The operations around one, nearest first, through those whose values are of the same shape as its own."""
+    """The operations around one, nearest first, through those that keep its shape, but for padding."""
     queue, seen = list(neighbours(start)), {start}
     for _ in range(_STEPS):
         if not queue:
@@ -136,7 +137,7 @@ def _search(start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]]) -> I
             continue
         seen.add(node)
         yield node
-        if _same_shape(node, start):
+        if _same_shape(node, start) or node.target in _PADDING:
             queue += neighbours(node)
 
 

@@ -3,6 +3,8 @@
 In reading order:
 
     spec              AdapterPlan and CoarsePlan, the rows of a plan: plain data
+    halving           two sizes -> the halvings that lead from the one near to the other
+    one_sided         which side may be read -> padding and shifts that keep to it, or why nothing does
     resampling        two spaces -> the route between them: pools, projections, moves of axes
     adapter           two spaces -> the adapter C^j, its description and its cost
     kinds             the table of coarse kinds, one row each: a new kind is registered here

@@ -11,6 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from pararealize.analysis.causality import Sides
 from pararealize.analysis.cost import BlockCost, count_module
 from pararealize.analysis.space import Space
 from pararealize.random_state import seeded_weights
@@ -20,14 +21,16 @@ from .resampling import route
 __all__ = ["Adapter", "adapter_cost", "build_adapter", "describe_adapter"]
 
 
-def describe_adapter(source: Space, target: Space, *, from_stem: bool = False) -> str:
+def describe_adapter(source: Space, target: Space, *, from_stem: bool = False, sides: Sides = ()) -> str:
     """What :func:`build_adapter` would build, in one line: ``"2 × max_pool 3×3/2 → conv 1×1 3→64"``."""
-    runs = [(text, len(list(run))) for text, run in groupby(step.text for step in route(source, target))]
+    runs = [(text, len(list(run))) for text, run in groupby(step.text for step in route(source, target, sides=sides))]
     recipe = " → ".join(text if times == 1 else f"{times} × {text}" for text, times in runs)
-    return f"{recipe}, from the identity" if _starts_as_identity(source, target, from_stem) else recipe
+    return f"{recipe}, from the identity" if _starts_as_identity(source, target, from_stem, sides) else recipe
 
 
-def build_adapter(source: Space, target: Space, *, from_stem: bool, seed: int = 0, name: str = "adapter") -> "Adapter":
+def build_adapter(
+    source: Space, target: Space, *, from_stem: bool, seed: int = 0, name: str = "adapter", sides: Sides = ()
+) -> "Adapter":
     """The adapter from one space to another, for any pair of maps, token sequences and vectors.
 
     Weights are drawn with variance 1 / fan-in, as nothing rectifies their input, and biases start at zero; where the
@@ -40,6 +43,7 @@ def build_adapter(source: Space, target: Space, *, from_stem: bool, seed: int = 
         from_stem: whether the source is the stem's output.
         seed: with ``name``, fixes the weights: equal ones give equal bits on the CPU.
         name: the adapter's name, such as ``"C2"``, so that adapters of one seed differ.
+        sides: where it may read, by axis; both sides of all where empty.
 
     Returns:
         A module ``(batch, *source.shape) -> (batch, *target.shape)``. It follows other image sizes as strided layers
@@ -50,10 +54,10 @@ def build_adapter(source: Space, target: Space, *, from_stem: bool, seed: int = 
         and a 1×1 convolution with 3·128 parameters.
     """
     with seeded_weights(seed, name):
-        adapter = Adapter(source, target)
+        adapter = Adapter(source, target, sides)
         project = adapter.project
         with torch.no_grad():
-            if not _starts_as_identity(source, target, from_stem):
+            if not _starts_as_identity(source, target, from_stem, sides):
                 nn.init.kaiming_normal_(project.weight, nonlinearity="linear")
             elif isinstance(project, nn.Linear):
                 nn.init.eye_(project.weight)
@@ -61,15 +65,15 @@ def build_adapter(source: Space, target: Space, *, from_stem: bool, seed: int = 
                 nn.init.dirac_(project.weight)
             if project.bias is not None:
                 nn.init.zeros_(project.bias)
-    adapter.recipe = describe_adapter(source, target, from_stem=from_stem)
+    adapter.recipe = describe_adapter(source, target, from_stem=from_stem, sides=sides)
     return adapter
 
 
 @lru_cache(maxsize=4096)
-def adapter_cost(source: Space, target: Space, *, from_stem: bool) -> tuple[int, BlockCost]:
+def adapter_cost(source: Space, target: Space, *, from_stem: bool, sides: Sides = ()) -> tuple[int, BlockCost]:
     """Parameters and cost of an adapter, counted on the meta device; no gradient flows into a raw input."""
     with torch.device("meta"):
-        adapter = Adapter(source, target)
+        adapter = Adapter(source, target, sides)
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
     return parameters, count_module(adapter, source, first=not from_stem)
 
@@ -79,12 +83,12 @@ class Adapter(nn.Sequential):
 
     project: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-    def __init__(self, source: Space, target: Space) -> None:
+    def __init__(self, source: Space, target: Space, sides: Sides = ()) -> None:
         super().__init__()
-        for step in route(source, target):
+        for step in route(source, target, sides=sides):
             self.add_module(step.name, step.make())
         self.spaces = f"{source} → {target}"
-        self.recipe = describe_adapter(source, target)
+        self.recipe = describe_adapter(source, target, sides=sides)
         self.cast = source.dtype != target.dtype
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,5 +104,6 @@ class Adapter(nn.Sequential):
         return f"{self.spaces}: {self.recipe}"
 
 
-def _starts_as_identity(source: Space, target: Space, from_stem: bool) -> bool:
-    return from_stem and source.shape == target.shape and source.channel == target.channel
+def _starts_as_identity(source: Space, target: Space, from_stem: bool, sides: Sides) -> bool:
+    shifted = any(side is not None and side.offset for side in sides)
+    return from_stem and source.shape == target.shape and source.channel == target.channel and not shifted

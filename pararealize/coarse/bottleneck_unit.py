@@ -7,15 +7,17 @@ depth that linear ones lack, for a few per cent of a block, on maps, tokens and 
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pararealize.analysis.causality import Causality, Sides
 from pararealize.analysis.space import Space
 
 from .resampling import CONVOLUTIONS
-from .units import NORMS, linear_map
+from .units import NORMS, convolution, linear_map
 
-__all__ = ["Bottleneck", "bottleneck"]
+__all__ = ["Bottleneck", "OrderedMix", "bottleneck"]
 
 MAP_SHARE = 8  # the inner width is the outer one divided by so much, on maps, where D is a full convolution
 TOKEN_SHARE = 5  # and on tokens and vectors
@@ -34,12 +36,14 @@ class Bottleneck(nn.Module):
     Args:
         space: of input and output.
         kernel: how many neighbours D reads along an axis, odd; or 0, for all tokens.
+        sides: where D may read, by axis; both sides of all where empty. The matrix of tokens is triangular then.
 
     Shapes: ``(batch, *space.shape)`` to the same; other extents work too, unless D is a matrix.
     """
 
-    def __init__(self, space: Space, kernel: int) -> None:
+    def __init__(self, space: Space, kernel: int, sides: Sides = ()) -> None:
         super().__init__()
+        sides = _at_the_own_position(sides)
         c, axes, dtype = space.channels, len(space.extent), space.torch_dtype
         self.axes, self.first = axes, axes > 0 and space.channel == 0
         h = max(c // (MAP_SHARE if self.first else TOKEN_SHARE), min(c, LEAST))
@@ -49,17 +53,17 @@ class Bottleneck(nn.Module):
         self.mix: nn.Module
         if self.first:
             self.down = CONVOLUTIONS[axes](c, h, 1, bias=False, dtype=dtype)
-            self.mix = CONVOLUTIONS[axes](h, h, 3, padding=1, bias=False, dtype=dtype)
+            self.mix = convolution(h, h, 3, (None,) * axes, sides, dtype=dtype, gain="")
             self.norm2: nn.Module = NORMS[axes](h, dtype=dtype)
             self.up = CONVOLUTIONS[axes](h, c, 1, bias=False, dtype=dtype)
         else:
             self.down, self.up = nn.Linear(c, h, dtype=dtype), nn.Linear(h, c, bias=False, dtype=dtype)
             nn.init.zeros_(self.down.get_parameter("bias"))
-            self.mix, self.norm2 = _mix_of_tokens(space, h, kernel), nn.Identity()
+            self.mix, self.norm2 = _mix_of_tokens(space, h, kernel, sides), nn.Identity()
         for module in (self.down, self.up):
             nn.init.kaiming_normal_(module.get_parameter("weight"), nonlinearity="relu")
-        if axes:
-            nn.init.kaiming_normal_(self.mix.get_parameter("weight"), nonlinearity="linear")
+        for weight in self.mix.parameters():
+            nn.init.kaiming_normal_(weight, nonlinearity="linear")
 
     def forward(self, r: Tensor) -> Tensor:
         """``(batch, *shape) -> (batch, *shape)``."""
@@ -72,20 +76,46 @@ class Bottleneck(nn.Module):
         return r + f  # type: ignore[no-any-return]
 
 
-def _mix_of_tokens(space: Space, width: int, kernel: int) -> nn.Module:
+class OrderedMix(nn.Module):
+    """A matrix from all tokens to all tokens that no token reads later ones by, or none earlier ones.
+
+    ``(batch, channels, tokens) -> (batch, channels, tokens)``; half of the weight is not used.
+    """
+
+    def __init__(self, tokens: int, side: Causality, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(tokens, tokens, dtype=dtype))
+        self.side = side.side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The tokens mixed, those of the one side alone."""
+        return functional.linear(x, self.weight.tril() if self.side == "past" else self.weight.triu())
+
+    def extra_repr(self) -> str:
+        """The side."""
+        return f"reads the {self.side}"
+
+
+def _mix_of_tokens(space: Space, width: int, kernel: int, sides: Sides) -> nn.Module:
     """What mixes neighbours of a value ``(batch, width, *extent)`` whose channels stood last."""
     axes, dtype = len(space.extent), space.torch_dtype
     if not axes:
         return nn.Identity()
     if kernel:
-        return CONVOLUTIONS[axes](  # type: ignore[no-any-return]
-            width, width, kernel, padding=kernel // 2, groups=width, bias=False, dtype=dtype
-        )
-    return nn.Linear(space.extent[-1], space.extent[-1], bias=False, dtype=dtype)
+        return convolution(width, width, kernel, (None,) * axes, sides, dtype=dtype, groups=width, gain="")
+    side = sides[-1] if sides else None
+    if side is None:
+        return nn.Linear(space.extent[-1], space.extent[-1], bias=False, dtype=dtype)
+    return nn.Identity() if side.side == "own" else OrderedMix(space.extent[-1], side, dtype=dtype)
 
 
-def bottleneck(x: Space, y: Space, kernel: int) -> nn.Sequential:
+def _at_the_own_position(sides: Sides) -> Sides:
+    """The sides of a unit on one space, behind what shifts and halves."""
+    return tuple(None if side is None else Causality(side=side.side) for side in sides)
+
+
+def bottleneck(x: Space, y: Space, kernel: int, sides: Sides = ()) -> nn.Sequential:
     """The linear map from x to y, where there is one to make, and a :class:`Bottleneck` behind it."""
-    linear = linear_map(x, y)
+    linear = linear_map(x, y, sides)
     modules = [] if isinstance(linear, nn.Identity) else [("linear", linear)]
-    return nn.Sequential(OrderedDict([*modules, ("bottleneck", Bottleneck(y, kernel))]))
+    return nn.Sequential(OrderedDict([*modules, ("bottleneck", Bottleneck(y, kernel, sides))]))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.causality import Sides
 from pararealize.analysis.cost import BlockCost, count_module
 from pararealize.analysis.space import Space
 from pararealize.errors import CoarseError
@@ -56,7 +57,7 @@ def build_coarse(
             return build_custom(coarse, plan, chain, first, last)
         kind = KIND_TABLE[plan.kind]
         if kind.blocks is None:
-            return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
+            return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel, plan.causal)
         if not kind.copies:
             return None
         return copy_blocks(chain, first, last, kind.blocks(chain.blocks[first : last + 1], plan.units))
@@ -67,11 +68,13 @@ def draw_coarse(plan: CoarsePlan, *, seed: int) -> nn.Module | None:
     if plan.kind not in SPACE_KINDS:
         return None
     with seeded_weights(seed, f"F{plan.j}"):
-        return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel)
+        return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel, plan.causal)
 
 
 @lru_cache(maxsize=4096)
-def coarse_cost(kind: str, x: Space, y: Space, units: int, kernel: int = LARGEST_KERNEL) -> tuple[int, BlockCost]:
+def coarse_cost(
+    kind: str, x: Space, y: Space, units: int, kernel: int = LARGEST_KERNEL, sides: Sides = ()
+) -> tuple[int, BlockCost]:
     """Parameters and cost of a block of one of ``SPACE_KINDS``, counted on the meta device.
 
     Kinds that are made of the segment's blocks cost what these do. Units behind those that change the space are all
@@ -79,10 +82,10 @@ def coarse_cost(kind: str, x: Space, y: Space, units: int, kernel: int = LARGEST
     """
     few = _units_that_change(x, y) + 1
     if units > few + 1:
-        (p, cost), (q, more) = (coarse_cost(kind, x, y, count, kernel) for count in (few, few + 1))
+        (p, cost), (q, more) = (coarse_cost(kind, x, y, count, kernel, sides) for count in (few, few + 1))
         return p + (units - few) * (q - p), cost.plus(more, times=units - few)
     with torch.device("meta"):
-        module = coarse_units(kind, x, y, units, kernel)
+        module = coarse_units(kind, x, y, units, kernel, sides)
     return sum(parameter.numel() for parameter in module.parameters()), count_module(module, x)
 
 
@@ -92,10 +95,10 @@ def _units_that_change(x: Space, y: Space) -> int:
     return max(1, *(math.ceil(math.log2(ratio)) for ratio in ratios), 1)
 
 
-def coarse_units(kind: str, x: Space, y: Space, units: int, kernel: int) -> nn.Module:
+def coarse_units(kind: str, x: Space, y: Space, units: int, kernel: int, sides: Sides = ()) -> nn.Module:
     """A block of one of ``SPACE_KINDS``, of so many units where it has any, its weights drawn as they come."""
     build = KIND_TABLE[kind].build if kind in KIND_TABLE else None
     if build is None:
         costs = ", ".join(map(repr, SPACE_KINDS))
         raise CoarseError(f"a {kind!r} block has no cost of its own; there are costs of {costs}")
-    return build(x, y, units, kernel)
+    return build(x, y, units, kernel, sides)

@@ -16,7 +16,7 @@ from pararealize.analysis.fields.field import Fields, ReceptiveField
 from pararealize.analysis.fields.reach import Number
 from pararealize.analysis.space import Space
 
-from .resampling import halvings
+from .halving import halvings
 
 __all__ = ["LARGEST_KERNEL", "copied_blocks_for", "is_map", "kernel_for", "paper_units_for"]
 

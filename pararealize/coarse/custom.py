@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.causality import causal_axes
+from pararealize.analysis.fields.probe import Probe, UnprobedError, try_out
 from pararealize.analysis.space import Space
 from pararealize.errors import CoarseError
 
@@ -51,7 +53,34 @@ def build_custom(build: Builder, plan: CoarsePlan, chain: BlockChain, first: int
             f"F^{plan.j} of {name} maps (batch, {_commas(plan.x)}) to {_batch(shape)}, but X_{plan.j + 1} is {plan.y}; "
             f"it has to return {signature}"
         )
+    if any(plan.causal):
+        _check_sides(module, plan, chain, name, chain.context(first, last) if takes_context(module) else ())
     return module
+
+
+def _check_sides(module: nn.Module, plan: CoarsePlan, chain: BlockChain, name: str, context: Sequence[fx.Node]) -> None:
+    """Raise where the module reads what the segment does not; on the meta device nothing can be tried out."""
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        return
+    probe = Probe(chain)
+    try:
+        values = probe.context(context)
+        trial = try_out(module, plan.x, plan.y, batch=probe.batch, context=values)
+    except UnprobedError as error:
+        raise CoarseError(
+            f"F^{plan.j} of {name} stands for a segment that is causal ({causal_axes(plan.causal)}), and whether it is "
+            f"so, too, cannot be tried out: {error}; let it take any values of that shape"
+        ) from error
+    faults = [
+        f"along axis {i} position o reads from {stride}·o - {behind} to {stride}·o + {ahead}, and the segment {side}"
+        for i, ((stride, behind, ahead), side) in enumerate(zip(trial.axes, plan.causal, strict=True), 1)
+        if side is not None and not side.allows(float(behind), float(ahead))
+    ]
+    if faults:
+        raise CoarseError(
+            f"F^{plan.j} of {name} reads what the segment that it stands for does not: {'; '.join(faults)}; pad its "
+            "convolutions on the other side alone, and mix no positions by pools, norms or matrices"
+        )
 
 
 def _try_out(module: nn.Module, x: Space, batch: int, context: list[Any]) -> Any:

@@ -23,6 +23,7 @@ from typing import TypeAlias
 from torch import nn
 
 from pararealize.analysis.blocks import Block, BlockChain
+from pararealize.analysis.causality import Sides
 from pararealize.analysis.fields.field import Fields
 from pararealize.analysis.space import Space
 from pararealize.errors import CoarseError
@@ -32,12 +33,13 @@ from .copies import block_choice
 from .coverage import copied_blocks_for, is_map, paper_units_for
 from .custom import Builder, builder_name
 from .family import family_of
+from .one_sided import misfit
 from .units import CoarseBlock, depthwise_units, linear_map, paper_units
 
 __all__ = ["KINDS", "KIND_TABLE", "SPACE_KINDS", "Coarse", "CoarseKind", "coarse_name", "kind_for", "units_for"]
 
 Coarse: TypeAlias = str | Builder
-BuildUnits: TypeAlias = Callable[[Space, Space, int, int], nn.Module]
+BuildUnits: TypeAlias = Callable[[Space, Space, int, int, Sides], nn.Module]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +48,19 @@ class CoarseKind:
 
     Attributes:
         name: as users write it and plans show it.
-        misfit: from the spaces X_j and X_{j+1}, what is wrong with them for this kind, empty where it fits; ``None``
-            where it fits any two.
+        misfit: from the spaces X_j and X_{j+1} and the sides that may be read, what is wrong with them for this kind,
+            empty where it fits; ``None`` where it fits any.
         fallback: the name of the kind in its place where it does not fit.
         units: from (chain, fields, n), the number of units of every block; ``None`` where it is not made of units.
         convolves: from (X_{j+1}, chain), whether a block has a convolution whose width the plan decides; ``None``
             where it never has.
-        build: from (X_j, X_{j+1}, units, kernel) to a module; ``None`` where the two spaces alone do not say enough.
+        build: from (X_j, X_{j+1}, units, kernel, sides) to a module; ``None`` where the spaces do not say enough.
         blocks: from (the segment's blocks, units) to the offsets of those that it is made of; ``None`` elsewhere.
         copies: whether those blocks are copies, with parameters of their own, or the segment's.
     """
 
     name: str
-    misfit: Callable[[Space, Space], str] | None = None
+    misfit: Callable[[Space, Space, Sides], str] | None = None
     fallback: str = ""
     units: Callable[[BlockChain, Fields, int], int] | None = None
     convolves: Callable[[Space, BlockChain], bool] | None = None
@@ -67,15 +69,21 @@ class CoarseKind:
     copies: bool = True
 
 
-def _no_maps(x: Space, y: Space) -> str:
+def _no_maps(x: Space, y: Space, sides: Sides) -> str:
     fits = is_map(x) and is_map(y) and len(x.extent) == len(y.extent)
-    return "" if fits else f"needs maps on both sides, {x} → {y} is not"
+    return misfit(x, y, sides) if fits else f"needs maps on both sides, {x} → {y} is not"
 
 
-def _no_narrow_unit(_: Space, y: Space) -> str:
+def _no_narrow_unit(x: Space, y: Space, sides: Sides) -> str:
     """A :class:`~pararealize.coarse.bottleneck_unit.Bottleneck` is for a vector, or one to three axes and channels."""
     fits = bool(y.shape) and len(y.extent) <= 3 and (y.channel == 0 or y.channels_last)
-    return "" if fits else f"needs channels at an end and at most three axes, {y} is not"
+    return misfit(x, y, sides) if fits else f"needs channels at an end and at most three axes, {y} is not"
+
+
+def _no_linear_map(x: Space, y: Space, sides: Sides) -> str:
+    """The identity between equal spaces is counted on to be one, so that nothing may be shifted there."""
+    shift = x.shape == y.shape and next((str(side) for side in sides if side is not None and side.offset), "")
+    return f"is the identity, and the network reads {shift}" if shift else misfit(x, y, sides)
 
 
 def _mixes_by_convolution(y: Space, chain: BlockChain) -> bool:
@@ -89,7 +97,7 @@ _ROWS = (
         misfit=_no_maps,
         fallback="block",
         units=paper_units_for,
-        build=lambda x, y, units, _: CoarseBlock(x, y, paper_units(x, y, units)),
+        build=lambda x, y, units, _, sides: CoarseBlock(x, y, paper_units(x, y, units, sides)),
     ),
     CoarseKind(
         name="depthwise",
@@ -97,16 +105,21 @@ _ROWS = (
         fallback="block",
         units=lambda *_: 1,
         convolves=lambda *_: True,
-        build=lambda x, y, units, kernel: CoarseBlock(x, y, depthwise_units(x, y, units, kernel)),
+        build=lambda x, y, units, kernel, sides: CoarseBlock(x, y, depthwise_units(x, y, units, kernel, sides)),
     ),
     CoarseKind(
         name="bottleneck",
         misfit=_no_narrow_unit,
         fallback="linear",
         convolves=_mixes_by_convolution,
-        build=lambda x, y, _, kernel: bottleneck(x, y, kernel),
+        build=lambda x, y, _, kernel, sides: bottleneck(x, y, kernel, sides),
     ),
-    CoarseKind(name="linear", build=lambda x, y, *_: linear_map(x, y)),
+    CoarseKind(
+        name="linear",
+        misfit=_no_linear_map,
+        fallback="block",
+        build=lambda x, y, _, __, sides: linear_map(x, y, sides),
+    ),
     CoarseKind(name="block", units=copied_blocks_for, blocks=block_choice),
     CoarseKind(name="exact", blocks=lambda blocks, _: tuple(range(len(blocks))), copies=False),
 )
@@ -134,19 +147,25 @@ def coarse_name(coarse: Coarse) -> str:
     )
 
 
-def kind_for(coarse: Coarse, x: Space, y: Space) -> tuple[str, str]:
+def kind_for(coarse: Coarse, x: Space, y: Space, sides: Sides = ()) -> tuple[str, str]:
     """The kind of one ``F^j`` and a note: a kind that does not fit the two spaces gives way to its fallback.
+
+    Args:
+        coarse: the kind asked for.
+        x: X_j.
+        y: X_{j+1}.
+        sides: where ``F^j`` may read, by axis; both sides of all where empty.
 
     Returns ``(kind, note)``, ``note`` empty where the kind is the one asked for; a callable's kind is ``"custom"``.
     """
-    name = coarse_name(coarse)
+    name = kind = coarse_name(coarse)
     if not isinstance(coarse, str):
         return "custom", ""
-    row = KIND_TABLE.get(name)
-    misfit = row.misfit(x, y) if row is not None and row.misfit is not None else ""
-    if row is None or not misfit:
-        return name, ""
-    return row.fallback, f'"{name}" {misfit}: "{row.fallback}" instead'
+    reasons = []
+    while (row := KIND_TABLE.get(kind)) is not None and row.misfit is not None and (why := row.misfit(x, y, sides)):
+        reasons.append(f'"{kind}" {why}')
+        kind = row.fallback
+    return kind, f'{"; ".join(reasons)}: "{kind}" instead' if kind != name else ""
 
 
 def units_for(kind: str, chain: BlockChain, fields: Fields, n: int) -> int:

@@ -7,7 +7,7 @@ linear layer on their channels. Exactly one step, ``project``, has parameters.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,9 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pararealize.analysis.causality import Sides
 from pararealize.analysis.space import Space
 
-__all__ = ["CONVOLUTIONS", "Move", "Resample", "RouteStep", "halved", "halvings", "route"]
+from .one_sided import Pad, by_axis, path, shifts, window
+
+__all__ = ["CONVOLUTIONS", "Move", "Resample", "RouteStep", "route"]
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _MAX_POOL: dict[int, Any] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
@@ -34,9 +37,12 @@ class RouteStep:
     make: Callable[[], nn.Module]
 
 
-def route(source: Space, target: Space, *, linear: bool = False) -> tuple[RouteStep, ...]:
-    """The steps from one space to another; ``linear`` takes averages for maxima and leaves the bias out."""
-    steps = _Route(source, target, linear=linear)
+def route(source: Space, target: Space, *, linear: bool = False, sides: Sides = ()) -> tuple[RouteStep, ...]:
+    """The steps from one space to another; ``linear`` takes averages for maxima and leaves the bias out.
+
+    They keep to ``sides``, where :func:`~pararealize.coarse.one_sided.misfit` has nothing to say against it.
+    """
+    steps = _Route(source, target, linear=linear, sides=sides)
     if not source.shape:
         steps.add("unsqueeze", "as one channel", lambda: nn.Unflatten(0, (-1, 1)))
     if not target.extent:
@@ -48,39 +54,6 @@ def route(source: Space, target: Space, *, linear: bool = False) -> tuple[RouteS
     if not target.shape:
         steps.add("squeeze", "as a scalar", lambda: nn.Flatten(0))
     return tuple(steps.steps)
-
-
-def halvings(source: int, target: int) -> tuple[int, ...]:
-    """The paddings of the 3-wide kernels of stride 2 that bring a size as near to a smaller one as halving can.
-
-    Padding 1 turns L into ⌈L/2⌉, padding 0 into ⌈L/2⌉ - 1 = ⌊(L-1)/2⌋; both follow other image sizes as the network's
-    own strided layers do. Where no path ends at the target, the paddings are 1 and the end lies above it.
-
-    >>> halvings(32, 8), halvings(224, 55), halvings(27, 13), halvings(24, 8), halvings(8, 16)
-    ((1, 1), (1, 0), (0,), (1,), ())
-    """
-    steps, size = 0, source
-    while size > target and -(-size // 2) >= target:
-        size = -(-size // 2)
-        steps += 1
-    exact = _paddings(source, target, steps)
-    return (1,) * steps if exact is None else exact
-
-
-def halved(size: int, padding: int) -> int:
-    """The size behind a 3-wide kernel of stride 2."""
-    return (size + 2 * padding - 3) // 2 + 1
-
-
-def _paddings(size: int, target: int, steps: int) -> tuple[int, ...] | None:
-    """The path of exactly so many halvings from size to target, padding 1 as early as possible, or None."""
-    if steps == 0:
-        return () if size == target else None
-    for padding in (1, 0):
-        rest = _paddings(halved(size, padding), target, steps - 1) if size + 2 * padding >= 3 else None
-        if rest is not None:
-            return (padding, *rest)
-    return None
 
 
 class Move(nn.Module):
@@ -123,8 +96,9 @@ class Resample(nn.Module):
 class _Route:
     """The steps so far, and the layout (channels and their axis, extent) that they lead to."""
 
-    def __init__(self, source: Space, target: Space, *, linear: bool) -> None:
+    def __init__(self, source: Space, target: Space, *, linear: bool, sides: Sides) -> None:
         self.source, self.target, self.linear = source, target, linear
+        self.sides = by_axis(sides, len(source.extent))
         self.channels, self.extent, self.channel = source.channels, source.extent, source.channel
         self.goal = _at_most_three_axes(target.extent)
         self.steps: list[RouteStep] = []
@@ -158,9 +132,10 @@ class _Route:
         """Halve, set the channels where the map is smallest, resample; a linear layer where channels stand last."""
         source, target = self.source, self.target
         grows = math.prod(target.extent) >= math.prod(source.extent)
+        self.shift()
         if grows and source.channel == len(source.extent):
             self.project(target.channels)
-        if source.extent != target.extent or target.channel != len(target.extent):
+        if self.extent != target.extent or target.channel != len(target.extent):
             self.move(0)
             self.fold()
             self.align()
@@ -197,18 +172,36 @@ class _Route:
             self.add("unflatten", f"to {_times(grid)}", lambda: nn.Unflatten(2, sizes))
             self.extent = (*grid, *self.extent[1:])
 
+    def shift(self) -> None:
+        """Move every position to where it may be read; most stand there already."""
+        ends = shifts(self.sides)
+        if any(map(any, ends)):
+            behind = 1 if self.channel == len(self.extent) else 0
+            self.move(self.channel if behind else 0)
+            self.add("shift", "shift", lambda: Pad(ends, behind=behind))
+            self.extent = tuple(size + a + b for size, (a, b) in zip(self.extent, ends, strict=True))
+
     def halve(self, goal: tuple[int, ...]) -> None:
         """3×3 max pools of stride 2, an axis at a time where the axes differ; averages will do it if linear."""
-        paddings = [() if self.linear else halvings(size, g) for size, g in zip(self.extent, goal, strict=True)]
+        sides = self.sides if len(self.sides) == len(self.extent) else (None,) * len(self.extent)
+        sizes = zip(self.extent, goal, sides, strict=True)
+        paddings = [() if self.linear and side is None else path(size, g, side) for size, g, side in sizes]
         for pads in itertools.zip_longest(*paddings):  # None where an axis is halved no more
             stride = tuple(1 if pad is None else 2 for pad in pads)
-            kernel, padding = tuple(2 * s - 1 for s in stride), tuple(pad or 0 for pad in pads)
-            self.add(
-                "pool",
-                f"max_pool {_times(kernel)}/{stride[0] if len(set(stride)) == 1 else _times(stride)}",
-                partial(_MAX_POOL[len(pads)], kernel, stride=stride, padding=padding),
-            )
-            self.extent = tuple((n + 2 * p - k) // s + 1 for n, p, k, s in zip(self.extent, padding, kernel, stride))
+            windows = [
+                window(2 * s - 1, pad, None if pad is None else side)
+                for s, pad, side in zip(stride, pads, sides, strict=True)
+            ]
+            kernel, padding = tuple(w.kernel for w in windows), tuple(w.padding for w in windows)
+            ends = [w.ends for w in windows]
+            text = f"max_pool {_times(kernel)}/{stride[0] if len(set(stride)) == 1 else _times(stride)}"
+            make = partial(_MAX_POOL[len(pads)], kernel, stride=stride, padding=padding)
+            if any(map(any, ends)):
+                self.add("pool", f"one-sided {text}", partial(_padded, ends, make))
+            else:
+                self.add("pool", text, make)
+            rows = zip(self.extent, padding, kernel, stride, ends, strict=True)
+            self.extent = tuple((n + sum(e) + 2 * p - k) // s + 1 for n, p, k, s, e in rows)
 
     def resample(self, goal: tuple[int, ...]) -> None:
         """Adaptive average pooling for the ratio that is left, if any."""
@@ -260,6 +253,11 @@ class _Route:
         """Append a step under a name of its own: pool, pool2, …"""
         times = sum(step.name.rstrip("0123456789") == name for step in self.steps) + 1
         self.steps.append(RouteStep(name=name if times == 1 else f"{name}{times}", text=text, make=make))
+
+
+def _padded(ends: Sequence[tuple[int, int]], make: Callable[[], nn.Module]) -> nn.Module:
+    """A max pool behind padding that is never the largest value."""
+    return nn.Sequential(Pad(ends, value=-math.inf), make())
 
 
 def _is_tokens(space: Space) -> bool:

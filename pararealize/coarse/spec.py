@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from pararealize.analysis.causality import Causality
 from pararealize.analysis.space import Space
 
 __all__ = ["STRICT", "AdapterPlan", "CoarsePlan", "RowCost"]
@@ -29,7 +30,10 @@ class RowCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class AdapterPlan(RowCost):
-    """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``."""
+    """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``.
+
+    ``causal`` says, for each axis, on which side alone it reads; null for both, and empty where it is so for all.
+    """
 
     j: int
     source: Literal["input", "stem"]
@@ -39,13 +43,15 @@ class AdapterPlan(RowCost):
     flops_forward: int
     flops_backward: int
     recipe: str
+    causal: tuple[Causality | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CoarsePlan(RowCost):
     """F^j, j from 1 to n - 1: from X_j (``x``) to X_{j+1} (``y``), on segment j + 1's device.
 
-    ``units`` and ``kernel`` are 0 where the kind has none; ``note`` says where the kind is not the one asked for.
+    ``units`` and ``kernel`` are 0 where the kind has none; ``note`` says where the kind is not the one asked for;
+    ``causal``, for each axis, on which side alone it reads: null for both, and empty where it is so for all.
     """
 
     j: int
@@ -58,3 +64,4 @@ class CoarsePlan(RowCost):
     flops_forward: int
     flops_backward: int
     note: str
+    causal: tuple[Causality | None, ...] = ()

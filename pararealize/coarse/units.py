@@ -5,6 +5,7 @@ normalises and rectifies before it convolves (He et al., "Identity Mappings in D
 of any size passes along P and is corrected by something of the size of one.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any
@@ -13,15 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pararealize.analysis.causality import Sides
 from pararealize.analysis.space import Space
 
-from .resampling import CONVOLUTIONS, Move, Resample, halved, halvings, route
+from .halving import halved
+from .one_sided import Ends, Halving, Pad, by_axis, crops, path, shifted, shifts, window
+from .resampling import CONVOLUTIONS, Move, Resample, route
 
-__all__ = ["CoarseBlock", "DepthwiseUnit", "PaperUnit", "Projection", "depthwise_units", "linear_map", "paper_units"]
+__all__ = [
+    "CoarseBlock",
+    "DepthwiseUnit",
+    "PaperUnit",
+    "Projection",
+    "convolution",
+    "depthwise_units",
+    "linear_map",
+    "paper_units",
+]
 
 NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
-Halving = tuple[int | None, ...]  # per axis: None at stride 1, else the padding of a 3-wide kernel of stride 2
 NamedModules = list[tuple[str, nn.Module]]
 
 
@@ -33,14 +45,14 @@ class PaperUnit(nn.Module):
     ``9cd + 9d² + 2c + 2d``, and ``cd`` for P.
     """
 
-    def __init__(self, before: int, after: int, halving: Halving, *, dtype: torch.dtype) -> None:
+    def __init__(self, before: int, after: int, halving: Halving, *, dtype: torch.dtype, sides: Sides = ()) -> None:
         super().__init__()
         axes = len(halving)
         self.norm1 = NORMS[axes](before, dtype=dtype)
-        self.conv1 = _convolution(before, after, 3, halving, dtype=dtype)
+        self.conv1 = convolution(before, after, 3, halving, sides, dtype=dtype)
         self.norm2 = NORMS[axes](after, dtype=dtype)
-        self.conv2 = _convolution(after, after, 3, (None,) * axes, dtype=dtype)
-        self.skip = _skip(before, after, halving, dtype)
+        self.conv2 = convolution(after, after, 3, (None,) * axes, sides, dtype=dtype)
+        self.skip = _skip(before, after, halving, sides, dtype)
 
     def forward(self, r: Tensor) -> Tensor:
         """``(batch, before, *extent) -> (batch, after, *halved extent)``."""
@@ -56,16 +68,18 @@ class DepthwiseUnit(nn.Module):
     on images, where a paper unit sees 5 to 7 at ``9cd + 9d²``.
     """
 
-    def __init__(self, before: int, after: int, halving: Halving, *, kernel: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, before: int, after: int, halving: Halving, *, kernel: int, dtype: torch.dtype, sides: Sides = ()
+    ) -> None:
         super().__init__()
         axes = len(halving)
         still: Halving = (None,) * axes
         self.norm1 = NORMS[axes](before, dtype=dtype)
-        self.conv1 = _convolution(before, after, 1, still, dtype=dtype)
-        self.depthwise = _convolution(after, after, kernel, halving, dtype=dtype, groups=after, gain="linear")
+        self.conv1 = convolution(before, after, 1, still, (), dtype=dtype)
+        self.depthwise = convolution(after, after, kernel, halving, sides, dtype=dtype, groups=after, gain="linear")
         self.norm2 = NORMS[axes](after, dtype=dtype)
-        self.conv2 = _convolution(after, after, 1, still, dtype=dtype)
-        self.skip = _skip(before, after, halving, dtype)
+        self.conv2 = convolution(after, after, 1, still, (), dtype=dtype)
+        self.skip = _skip(before, after, halving, sides, dtype)
 
     def forward(self, r: Tensor) -> Tensor:
         """``(batch, before, *extent) -> (batch, after, *halved extent)``."""
@@ -77,26 +91,30 @@ class DepthwiseUnit(nn.Module):
 class Projection(nn.Module):
     """A strided 1×1 convolution without bias that reads the centres of the kernels of some halvings.
 
-    ``paths`` gives the paddings of the halvings, per axis, as :func:`~pararealize.coarse.resampling.halvings` does: a
-    kernel of padding 1 has its first centre at 0, one of padding 0 at 1, so a few pixels at both ends go first.
+    ``paths`` gives the paddings of the halvings, per axis, as :func:`~pararealize.coarse.halving.halvings` does: a
+    kernel of padding 1 has its first centre at 0, one of padding 0 at 1, so a few pixels at both ends go first. Along
+    an axis that is read on one side alone every kernel begins, or ends, at its own position: the pixels go at the end.
     """
 
-    def __init__(self, before: int, after: int, paths: Sequence[Sequence[int]], *, dtype: torch.dtype) -> None:
+    def __init__(
+        self, before: int, after: int, paths: Sequence[Sequence[int]], *, dtype: torch.dtype, sides: Sides = ()
+    ) -> None:
         super().__init__()
-        self.crop = tuple(sum((1 - padding) << i for i, padding in enumerate(path)) for path in paths)
+        rows = zip(paths, by_axis(sides, len(paths)), strict=True)
+        self.ends = tuple(_centres(path) if side is None else crops(path) for path, side in rows)
         stride = tuple(2 ** len(path) for path in paths)
         self.conv = CONVOLUTIONS[len(paths)](before, after, 1, stride=stride, bias=False, dtype=dtype)
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="linear")
 
     def forward(self, r: Tensor) -> Tensor:
         """``(batch, before, *extent) -> (batch, after, *halved extent)``."""
-        if any(self.crop):
-            r = functional.pad(r, [-c for c in reversed(self.crop) for _ in range(2)])
+        if any(map(any, self.ends)):
+            r = functional.pad(r, [count for ends in reversed(self.ends) for count in ends])
         return self.conv(r)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The crop, where there is one."""
-        return f"crop={self.crop}" if any(self.crop) else ""
+        return f"crop={tuple(-front for front, _ in self.ends)}" if any(map(any, self.ends)) else ""
 
 
 class CoarseBlock(nn.Sequential):
@@ -117,70 +135,108 @@ class CoarseBlock(nn.Sequential):
         return self.spaces
 
 
-def paper_units(x: Space, y: Space, units: int) -> NamedModules:
+def paper_units(x: Space, y: Space, units: int, sides: Sides = ()) -> NamedModules:
     """So many paper units, the first ones at stride 2 where the extent halves, and what resampling is left."""
-    return _chain(x, y, units, PaperUnit)
+    return _chain(x, y, units, PaperUnit, sides)
 
 
-def depthwise_units(x: Space, y: Space, units: int, kernel: int) -> NamedModules:
+def depthwise_units(x: Space, y: Space, units: int, kernel: int, sides: Sides = ()) -> NamedModules:
     """So many depthwise units, as :func:`paper_units` places them."""
-    return _chain(x, y, units, partial(DepthwiseUnit, kernel=kernel))
+    return _chain(x, y, units, partial(DepthwiseUnit, kernel=kernel), sides)
 
 
-def linear_map(x: Space, y: Space) -> nn.Module:
+def linear_map(x: Space, y: Space, sides: Sides = ()) -> nn.Module:
     """The cheapest linear map: the identity, a strided 1×1 convolution, or averages and a linear layer; no bias."""
+    shift = _shift_of(sides)
     if x.shape == y.shape and x.channel == y.channel:
-        return nn.Identity()
+        return CoarseBlock(x, y, shift) if shift else nn.Identity()
     dtype = y.torch_dtype
     if len(x.extent) == len(y.extent) and 1 <= len(x.extent) <= 3 and not len(x.extent) == x.channel == y.channel == 1:
-        paths, extent = _paths(x, y)
-        modules: NamedModules = [("project", Projection(x.channels, y.channels, paths, dtype=dtype))]
+        paths, extent = _paths(x, y, sides)
+        projection = Projection(x.channels, y.channels, paths, dtype=dtype, sides=sides)
+        modules: NamedModules = [*shift, ("project", projection)]
         if extent != y.extent:
             modules.append(("resample", Resample(extent, y.extent)))
         return CoarseBlock(x, y, modules)
     block = nn.Sequential()
-    for step in route(x, y, linear=True):
+    for step in route(x, y, linear=True, sides=sides):
         block.add_module(step.name, step.make())
     nn.init.kaiming_normal_(block.get_parameter("project.weight"), nonlinearity="linear")
     return block
 
 
-def _chain(x: Space, y: Space, units: int, make: Callable[..., nn.Module]) -> NamedModules:
+def _shift_of(sides: Sides) -> NamedModules:
+    """The shift in front of a coarse block, where one is needed."""
+    ends = shifts(sides)
+    return [("shift", Pad(ends))] if any(map(any, ends)) else []
+
+
+def _chain(x: Space, y: Space, units: int, make: Callable[..., nn.Module], sides: Sides) -> NamedModules:
     """Units with the halvings first; resampling after those where it shrinks the map, at the end where it enlarges."""
-    paths, extent = _paths(x, y)
+    paths, extent = _paths(x, y, sides)
     steps = max(map(len, paths))
     modules: NamedModules = []
     for i in range(max(units, steps, 1)):
         halving = tuple(path[i] if i < len(path) else None for path in paths)
         before = y.channels if i else x.channels
-        modules.append((f"unit{i + 1}", make(before, y.channels, halving, dtype=y.torch_dtype)))
+        modules.append((f"unit{i + 1}", make(before, y.channels, halving, dtype=y.torch_dtype, sides=sides)))
     if extent != y.extent:
         shrinks = all(after <= before for before, after in zip(extent, y.extent, strict=True))
         place = max(steps, 1) if shrinks else len(modules)
         modules.insert(place, ("resample", Resample(extent, y.extent)))
-    return modules
+    return [*_shift_of(sides), *modules]
 
 
-def _paths(x: Space, y: Space) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+def _paths(x: Space, y: Space, sides: Sides) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
     """The halvings of each axis, and the extent where they end."""
-    paths = [halvings(a, b) for a, b in zip(x.extent, y.extent, strict=True)]
-    return paths, tuple(reduce(halved, path, size) for size, path in zip(x.extent, paths, strict=True))
+    extent = shifted(x.extent, sides)
+    paths = [path(*row) for row in zip(extent, y.extent, by_axis(sides, len(extent)), strict=True)]
+    return paths, tuple(reduce(halved, path, size) for size, path in zip(extent, paths, strict=True))
 
 
-def _convolution(
-    before: int, after: int, kernel: int, halving: Halving, *, dtype: torch.dtype, groups: int = 1, gain: str = "relu"
+def _centres(path: Sequence[int]) -> Ends:
+    """What is cut off at both ends of an axis so that a kernel's first centre is the first position."""
+    crop = sum((1 - padding) << i for i, padding in enumerate(path))
+    return -crop, -crop
+
+
+def convolution(
+    before: int,
+    after: int,
+    kernel: int,
+    halving: Halving,
+    sides: Sides,
+    *,
+    dtype: torch.dtype,
+    groups: int = 1,
+    gain: str = "relu",
 ) -> nn.Module:
-    """A convolution without bias that keeps the extent, or halves it as a 3-wide kernel of that padding does."""
+    """A convolution without bias that keeps the extent, or halves it as a 3-wide kernel of that padding does.
+
+    Along axes that are read on one side alone, it is padded on that side, by a module in front of it. Without a gain,
+    the weight is as torch draws it.
+    """
+    axes = len(halving)
+    windows = [window(kernel, half, side) for half, side in zip(halving, by_axis(sides, axes), strict=True)]
     stride = tuple(1 if padding is None else 2 for padding in halving)
-    padding = tuple(kernel // 2 - (padding == 0) for padding in halving)
-    convolution: nn.Module = CONVOLUTIONS[len(halving)](
-        before, after, kernel, stride=stride, padding=padding, groups=groups, bias=False, dtype=dtype
+    module: nn.Module = CONVOLUTIONS[axes](
+        before,
+        after,
+        tuple(w.kernel for w in windows),
+        stride=stride,
+        padding=tuple(w.padding for w in windows),
+        groups=groups,
+        bias=False,
+        dtype=dtype,
     )
-    nn.init.kaiming_normal_(convolution.get_parameter("weight"), nonlinearity=gain)  # type: ignore[arg-type]
-    return convolution
+    if gain:
+        nn.init.kaiming_normal_(module.get_parameter("weight"), nonlinearity=gain)  # type: ignore[arg-type]
+    ends = [w.ends for w in windows]
+    return nn.Sequential(OrderedDict(pad=Pad(ends), conv=module)) if any(map(any, ends)) else module
 
 
-def _skip(before: int, after: int, halving: Halving, dtype: torch.dtype) -> nn.Module:
+def _skip(before: int, after: int, halving: Halving, sides: Sides, dtype: torch.dtype) -> nn.Module:
     if before == after and all(padding is None for padding in halving):
         return nn.Identity()
-    return Projection(before, after, [() if padding is None else (padding,) for padding in halving], dtype=dtype)
+    paths = [() if padding is None else (padding,) for padding in halving]
+    return Projection(before, after, paths, dtype=dtype, sides=sides)

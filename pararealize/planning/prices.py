@@ -15,13 +15,17 @@ import torch
 from torch import nn
 
 from pararealize.analysis.blocks import Block, BlockChain
+from pararealize.analysis.causality import Sides
 from pararealize.analysis.cost import BlockCost, Costs, Split, measure_module, plus
+from pararealize.analysis.fields.dependency import Dependencies, dependencies
 from pararealize.analysis.fields.field import Fields
 from pararealize.analysis.space import Space
 from pararealize.coarse.adapter import adapter_cost, build_adapter
 from pararealize.coarse.coarse_block import coarse_cost, coarse_units
 from pararealize.coarse.coverage import LARGEST_KERNEL, kernel_for
 from pararealize.coarse.kinds import KIND_TABLE, Coarse, kind_for
+from pararealize.coarse.one_sided import misfit
+from pararealize.errors import SourceError
 from pararealize.random_state import seeded_weights
 
 from .arguments import AdapterSource
@@ -79,6 +83,21 @@ class Prices:
         value: T = self._memory[key]
         return value
 
+    # What may be read ------------------------------------------------------------------------------------------------
+
+    @property
+    def dependencies(self) -> Dependencies:
+        """What every block reads along every axis; looked at once, and not where there is one segment alone."""
+        return self._once("dependencies", partial(dependencies, self.chain))
+
+    def seen_by_adapter(self, first: int) -> Sides:
+        """Where an adapter in front of block ``first`` may read: what it stands for reads no more."""
+        return self._once(("before", first), lambda: self.dependencies.of(0, first, from_input=self.source == "input"))
+
+    def seen_by(self, first: int, last: int) -> Sides:
+        """Where a coarse block for blocks ``first`` to ``last`` may read."""
+        return self._once(("seen", first, last), lambda: self.dependencies.of(first, last + 1))
+
     # The network itself ----------------------------------------------------------------------------------------------
 
     def end(self, block: Block, cost: BlockCost) -> Price:
@@ -103,12 +122,32 @@ class Prices:
         """The space that adapters read from."""
         return self.chain.source if self.source == "input" and self.chain.source is not None else self.chain.blocks[0].x
 
-    def adapter(self, target: Space) -> Price:
-        """The price of an adapter into a space."""
+    def adapter(self, first: int) -> Price:
+        """The price of an adapter into the input of block ``first``.
+
+        Raises:
+            SourceError: every adapter from there would read what the network does not.
+        """
+        target, sides = self.chain.blocks[first].x, self.seen_by_adapter(first)
+        if why := self.why_no_adapter(first):
+            raise SourceError(why)
         stem = self.source == "stem"
-        build = partial(build_adapter, self.origin, target, from_stem=stem)
-        count = partial(adapter_cost, self.origin, target, from_stem=stem)
-        return self._module(("adapter", target), count, build, self.origin, first=not stem)
+        build = partial(build_adapter, self.origin, target, from_stem=stem, sides=sides)
+        count = partial(adapter_cost, self.origin, target, from_stem=stem, sides=sides)
+        return self._module(("adapter", target, sides), count, build, self.origin, first=not stem)
+
+    def why_no_adapter(self, first: int) -> str:
+        """Why none leads into the input of block ``first``, and what to do; empty where one does."""
+        block = self.chain.blocks[first]
+        why = misfit(self.origin, block.x, self.seen_by_adapter(first))
+        if not why:
+            return ""
+        stem = 'pass source="stem"; or ' if self.source == "input" else ""
+        return (
+            f"no adapter leads from the {self.source} into block {block.name} without showing it what the network "
+            f"does not see: it {why}; {stem}give the blocks that change the axes to the stem (stem_blocks=...), or "
+            "convert the part behind them"
+        )
 
     # Coarse blocks ---------------------------------------------------------------------------------------------------
 
@@ -145,7 +184,7 @@ class Prices:
             price = self.blocks(first + offset for offset in row.blocks(blocks, units))
             price = price if row.copies else replace(price, parameters=0)
         else:
-            arguments = kind, x, y, units, kernel
+            arguments = kind, x, y, units, kernel, self.seen_by(first, last)
             price = self._module(arguments, partial(coarse_cost, *arguments), partial(coarse_units, *arguments), x)
         return replace(price, cost=plus(price.cost, self._correction(x, y)))
 
@@ -158,7 +197,7 @@ class Prices:
         if first >= stop:
             return 0, 0
         x, y = self.chain.blocks[first].x, self.chain.blocks[stop - 1].y
-        kind, _ = kind_for(coarse, x, y)
+        kind, _ = kind_for(coarse, x, y, self.seen_by(first, stop - 1))
         if kind == "exact":
             return self._correction(x, y)
         kernel = LARGEST_KERNEL if self._has_kernel(kind, y) else 0

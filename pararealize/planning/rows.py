@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pararealize.analysis.space import Space
+from pararealize.analysis.causality import causal_axes
 from pararealize.coarse.adapter import describe_adapter
 from pararealize.coarse.kinds import Coarse, kind_for
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
@@ -63,13 +63,18 @@ def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: Plan
         unit=costs.unit,
         stem=PartPlan(**prices.end(chain.stem, costs.stem).columns()),
         segments=segments,
-        adapters=tuple(_adapter(prices, j, segment.x) for j, segment in enumerate(segments[1:], 2)),
+        adapters=tuple(_adapter(prices, j, segment.first) for j, segment in enumerate(segments[1:], 2)),
         coarse_blocks=coarse_blocks,
         head=PartPlan(**prices.end(chain.head, costs.head).columns()),
         notes=tuple(notes),
         stem_blocks=chain.stem_blocks,
     )
-    if plan.n == 1 or plan.virtual_speedup >= 1:
+    if plan.n == 1:
+        return plan
+    if note := _causality_note(plan):
+        plan = replace(plan, notes=(*plan.notes, note))
+    plan = replace(plan, notes=(*plan.notes, *prices.dependencies.notes))
+    if plan.virtual_speedup >= 1:
         return plan
     ratio = plan.critical_path / plan.serial
     warning = (
@@ -96,16 +101,27 @@ def _segment(prices: Prices, j: int, first: int, last: int, device: str) -> Segm
     )
 
 
-def _adapter(prices: Prices, j: int, target: Space) -> AdapterPlan:
-    recipe = describe_adapter(prices.origin, target, from_stem=prices.source == "stem")
-    columns = prices.adapter(target).columns()
-    return AdapterPlan(j=j, source=prices.source, x=prices.origin, y=target, recipe=recipe, **columns)
+def _adapter(prices: Prices, j: int, first: int) -> AdapterPlan:
+    """C^j, which leads into block ``first``."""
+    target, sides = prices.chain.blocks[first].x, prices.seen_by_adapter(first)
+    columns = prices.adapter(first).columns()
+    recipe = describe_adapter(prices.origin, target, from_stem=prices.source == "stem", sides=sides)
+    return AdapterPlan(j=j, source=prices.source, x=prices.origin, y=target, recipe=recipe, causal=sides, **columns)
 
 
 def _coarse_block(prices: Prices, coarse: Coarse, j: int, first: int, last: int) -> CoarsePlan:
     """F^j, which stands for segment j + 1: blocks ``first`` to ``last``."""
-    x, y = prices.chain.blocks[first].x, prices.chain.blocks[last].y
-    kind, note = kind_for(coarse, x, y)
+    x, y, sides = prices.chain.blocks[first].x, prices.chain.blocks[last].y, prices.seen_by(first, last)
+    kind, note = kind_for(coarse, x, y, sides)
     units, kernel = prices.units(kind), prices.kernel(kind, first, last)
     columns = prices.coarse_block(kind, units, kernel, first, last).columns()
-    return CoarsePlan(j=j, kind=kind, units=units, kernel=kernel, x=x, y=y, note=note, **columns)
+    return CoarsePlan(j=j, kind=kind, units=units, kernel=kernel, x=x, y=y, note=note, causal=sides, **columns)
+
+
+def _causality_note(plan: Plan) -> str:
+    """Along which axes adapters and coarse blocks read one side alone."""
+    rows = [*(row.causal for row in plan.adapters), *(row.causal for row in plan.coarse_blocks)]
+    if not any(rows):
+        return ""
+    who = "adapters and coarse blocks" if all(rows) else "some adapters and coarse blocks"
+    return f"causal: {'; '.join(dict.fromkeys(map(causal_axes, filter(None, rows))))}, and so for {who}"

@@ -5,6 +5,7 @@ Every fault of the arguments is found before any is reported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -93,7 +94,11 @@ def plan_segments(
         choice = choose(chain, n)
         coarse, notes = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
         adapters_read = adapter_source(chain, source or (None if chain.stem_blocks else choice.source))
-    search = _CutSearch(Prices(chain, fields, costs, n, adapters_read), coarse, transfer, rate)
+    prices = Prices(chain, fields, costs, n, adapters_read)
+    boundaries = range(1, len(chain.blocks)) if source is None and adapters_read == "input" and n > 1 else ()
+    if any(map(prices.why_no_adapter, boundaries)):
+        prices = Prices(chain, fields, costs, n, "stem")
+    search = _CutSearch(prices, coarse, transfer, rate)
     if starts is None:
         starts, note = search.starts(str(cuts))
         notes += [note] if note else []
@@ -164,7 +169,12 @@ class _CutSearch:
         stem = costs.split(costs.stem) if chain.stem.nodes else (0, 0)
         wait = plus(stem, self._message(spaces[0])) if prices.source == "stem" else (0, 0)
         work = list(map(costs.split, costs.blocks))
-        adapters = [plus(wait, prices.adapter(space).cost) for space in spaces]
+        # the first boundary of each kind stands for all; none is before block 0 or behind the last one
+        fronts = [min(max(first, 1), len(chain.blocks) - 1) for first, _ in edges]
+        adapters = [
+            (math.inf, math.inf) if prices.why_no_adapter(first) else plus(wait, prices.adapter(first).cost)
+            for first in fronts
+        ]
         boundary_kinds = range(len(spaces))
         coarse = [
             [

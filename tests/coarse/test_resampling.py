@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pararealize.coarse.resampling import Move, Resample, halvings, route
+from pararealize.coarse.resampling import Move, Resample, route
 from tests.spaces import space, spaces
 
 
@@ -57,21 +57,6 @@ def test_maps_of_four_axes_are_folded_into_three():
 def test_an_image_becomes_tokens_over_a_grid_of_that_many_points():
     texts = [step.text for step in route(space(3, 224, 224), space(197, 768, channel=1))]
     assert texts == [*["max_pool 3×3/2"] * 4, "flatten", "repeat 196 to 197", "channels last", "linear 3→768"]
-
-
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_halvings_against_brute_force(source, target):
-    """As many halvings as fit; exact wherever some choice of paddings is."""
-    path = halvings(source, target)
-    sizes, ceiling, steps = {source}, source, 0
-    while ceiling > target and -(-ceiling // 2) >= target:
-        ceiling, steps = -(-ceiling // 2), steps + 1
-        sizes = {(n + 2 * p - 3) // 2 + 1 for n in sizes for p in (0, 1) if n + 2 * p >= 3}
-    end = source
-    for padding in path:
-        end = nn.functional.max_pool1d(torch.zeros(1, 1, end), 3, 2, padding).shape[-1]
-    assert len(path) == steps
-    assert end == target if target in sizes else end == ceiling
 
 
 @given(st.data(), st.integers(1, 3))

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from pararealize.coarse import units
+from pararealize.coarse.halving import halvings
 from tests.spaces import ended_spaces
 
 
@@ -24,7 +25,7 @@ def test_linear_is_linear_on_every_pair_of_spaces(x, y):
 @given(st.integers(1, 80), st.integers(1, 40))
 def test_projection_reads_the_centres_of_the_windows(size, target):
     """A strided 1×1 convolution must land on the pixels on which 3-wide windows of the same paddings are centred."""
-    path = units.halvings(size, target)
+    path = halvings(size, target)
     assume(path)
     projection = units.Projection(1, 1, [path], dtype=torch.float64)
     nn.init.ones_(projection.conv.weight)

@@ -7,11 +7,24 @@ In reading order:
     rules               the two tables: which operation, by module class or by function name, has which rule
     rules_convolution   rules of what slides a kernel: convolutions, pools, padding, interpolation
     rules_shape         rules of the rest: elementwise, norms, products, attention, reshaping, indexing
+    dependency          BlockChain -> Dependencies: how far before and behind its own position each block reads
+    witness             a block -> whether it surely sees both sides, and whether its rules can be trusted
+    probe               a block -> how far it reads, by trying a copy of it out
 
 An operation in neither table raises a FieldError, once somebody asks for a field that it lies in; a new one takes a row
 in ``rules.py``.
 """
 
+from .dependency import Dependencies, Dependency, PieceDependency, dependencies
 from .field import Fields, ReceptiveField, receptive_field, receptive_fields
 
-__all__ = ["Fields", "ReceptiveField", "receptive_field", "receptive_fields"]
+__all__ = [
+    "Dependencies",
+    "Dependency",
+    "Fields",
+    "PieceDependency",
+    "ReceptiveField",
+    "dependencies",
+    "receptive_field",
+    "receptive_fields",
+]

@@ -24,7 +24,7 @@ from .reach import EVERYWHERE, Axis, Call, Interval, Number, Reach, Rule, operat
 from .rules import MODULES, NO_VALUES, OPERATIONS, POINTWISE_CLASSES
 from .rules_shape import everything, pointwise
 
-__all__ = ["Fields", "ReceptiveField", "receptive_field", "receptive_fields"]
+__all__ = ["Fields", "ReceptiveField", "field_of_block", "receptive_field", "receptive_fields"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,24 +131,32 @@ def receptive_fields(chain: BlockChain) -> Fields:
         >>> print(fields.of(0, 1))
         9×9, stride 1×1, start -4×-4
     """
-    blocks = chain.for_each_block(partial(_field_of_block, chain))
+    blocks = chain.for_each_block(partial(_field_or_error, chain))
     return Fields(names=tuple(block.name for block in chain.blocks), blocks=blocks)
 
 
-def _field_of_block(chain: BlockChain, block: Block) -> ReceptiveField | FieldError:
-    captured = chain.capture
+def _field_or_error(chain: BlockChain, block: Block) -> ReceptiveField | FieldError:
     try:
-        return receptive_field(
-            captured.graph_module,
-            block.nodes,
-            enter=block.input,
-            leave=block.output,
-            enter_axes=_axes(block.x),
-            leave_axes=_axes(block.y),
-            opaque=captured.opaque,
-        )
+        return field_of_block(chain, block)
     except FieldError as error:
         return error
+
+
+def field_of_block(chain: BlockChain, block: Block) -> ReceptiveField:
+    """The receptive field of one block.
+
+    Raises:
+        FieldError: an operation has no rule.
+    """
+    return receptive_field(
+        chain.capture.graph_module,
+        block.nodes,
+        enter=block.input,
+        leave=block.output,
+        enter_axes=_axes(block.x),
+        leave_axes=_axes(block.y),
+        opaque=chain.capture.opaque,
+    )
 
 
 def _axes(space: Space) -> tuple[int, ...]:

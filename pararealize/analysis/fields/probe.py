@@ -1,0 +1,278 @@
+"""A block -> how far before and behind its own position it reads along each axis, by trying a copy of it out.
+
+For some positions t, the values from t on are changed, and the outputs looked at that stand before; and the other way
+round. Weights are those of the model, disturbed, so that a layer that starts at zero hides nothing; what is zero among
+other values stays so, since a mask may have made it. Changes are compared with the largest one: what is smaller by five
+digits is rounding, as of a Fourier transform.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from pararealize.analysis.blocks import Block, BlockChain
+from pararealize.analysis.space import Space
+from pararealize.random_state import generator, seeded_state
+from pararealize.restore import ordinary_mode
+from pararealize.tracing.extraction import subgraph
+from pararealize.tracing.module_view import Piece
+
+from .reach import Number
+
+__all__ = ["Probe", "Trial", "UnprobedError", "try_out"]
+
+ROUNDING = 1e-5  # of the largest change
+BATCH = 2
+ALL = 16  # axes up to so long are tried at every position
+SCALE = 3.0  # standard deviation of the changed values, where the others have 1
+
+
+class UnprobedError(Exception):
+    """A block cannot be tried out; says why."""
+
+
+class Trial(NamedTuple):
+    """What was seen of a block.
+
+    Attributes:
+        axes: along each, (stride, positions behind, positions ahead) that are read, see
+            :class:`~pararealize.analysis.fields.dependency.Dependency`.
+        raster: whether two axes are read in reading order.
+        ordered_channels: whether one side alone is read along the channels.
+    """
+
+    axes: tuple[tuple[Number, Number, Number], ...]
+    raster: bool
+    ordered_channels: bool
+
+
+def try_out(module: nn.Module, x: Space, y: Space, *, batch: int = BATCH, context: Sequence[Any] = ()) -> Trial:
+    """How far a module from one space to another reads, along each of equally many axes.
+
+    Args:
+        module: called ``module(x, *context)``; a copy of it runs, in eval mode.
+        x: the space of its input.
+        y: the space of its output.
+        batch: how many samples it is tried out on.
+        context: what it reads besides.
+
+    Raises:
+        UnprobedError: it cannot be copied, or does not run on random values.
+    """
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    with seeded_state(0, devices), ordinary_mode(), torch.no_grad():
+        try:
+            run = _Run(_disturbed(copy.deepcopy(module)), x, batch, list(context))
+            axes, ends = _axes(x), _axes(y)
+            trials = tuple(run.axis(a, b) for a, b in zip(axes, ends, strict=True))
+            raster = run.raster(trials, axes, ends)
+            ordered = run.ordered(x.channel, y.channel)
+        except Exception as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise UnprobedError(f"it does not run on random values ({lines[0]})") from error
+    if raster is not None:
+        trials = ((1, max(x.extent), raster),) * 2
+    return Trial(trials, raster is not None, ordered)
+
+
+def _axes(space: Space) -> list[int]:
+    return [d for d in range(len(space.shape)) if d != space.channel]
+
+
+def _disturbed(module: nn.Module) -> nn.Module:
+    """The module in eval mode, its weights a little other than they were, in place."""
+    for part in module.modules():
+        part.training = False
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            noise = torch.randn(parameter.shape, generator=generator("disturbed")).to(parameter)
+            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.add_(noise, alpha=0.1)
+            else:
+                parameter.mul_(1 + 0.1 * noise)
+    return module
+
+
+class Probe:
+    """Tries out blocks of a chain; what they read besides is computed once, from the example."""
+
+    def __init__(self, chain: BlockChain) -> None:
+        self.chain = chain
+        self.batch = chain.capture.batch if chain.capture.fixed_batch else BATCH
+        self._values: dict[fx.Node, Any] = {}
+
+    def measure(self, block: Block) -> Trial:
+        """How far a block reads.
+
+        Raises:
+            UnprobedError: it is on the meta device, cannot be copied, or does not run on random values.
+        """
+        capture = self.chain.capture
+        if any(tensor.is_meta for tensor in (*capture.model.parameters(), *capture.model.buffers())):
+            raise UnprobedError("the model is on the meta device, where nothing runs")
+        piece = self._piece((block.input, *block.context), block.output)
+        return try_out(piece, block.x, block.y, batch=self.batch, context=self.context(block.context))
+
+    def _piece(self, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node] | fx.Node) -> Piece:
+        capture = self.chain.capture
+        return Piece(capture.model, subgraph(inputs, outputs), "Piece", capture.constants)
+
+    def context(self, nodes: Sequence[fx.Node]) -> list[Any]:
+        """The values of nodes, of a run of the captured network on the example.
+
+        Raises:
+            UnprobedError: it does not run.
+        """
+        chain = self.chain
+        if nodes and not self._values:
+            every = chain.context(0, len(chain.blocks) - 1)
+            inputs = list(chain.capture.graph.find_nodes(op="placeholder"))
+            values = chain.capture.example.resized(self.batch).values.values()
+            devices = {value.device for value in values if isinstance(value, torch.Tensor)}
+            with seeded_state(0, devices), ordinary_mode(), torch.no_grad():
+                try:
+                    piece = copy.deepcopy(self._piece(inputs, every))
+                    for module in piece.modules():
+                        module.training = False
+                    self._values = dict(zip(every, piece(*values), strict=True))
+                except Exception as error:
+                    raise UnprobedError(f"what it reads besides is not known ({type(error).__name__})") from error
+        return [self._values[node] for node in nodes]
+
+
+class _Run:
+    """A module with an input, its output, and what changes there when something of the input does."""
+
+    def __init__(self, module: nn.Module, x: Space, batch: int, context: list[Any]) -> None:
+        self.module, self.context = module, context
+        device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+        if not x.torch_dtype.is_floating_point:
+            raise TypeError(f"its input is of {x.dtype}")
+
+        def draw(name: str) -> torch.Tensor:
+            return torch.randn(batch, *x.shape, generator=generator("probe", name)).to(device, x.torch_dtype)
+
+        self.x, self.change = draw("x"), SCALE * draw("change")
+        self.y = self.run(self.x)
+        self.rank = self.x.ndim
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """The output, in double precision."""
+        torch.manual_seed(0)
+        context = pytree.tree_map_only(torch.Tensor, torch.clone, self.context)
+        y = self.module(x.clone(), *context)
+        if not isinstance(y, torch.Tensor):
+            raise TypeError(f"it gives {type(y).__name__}")
+        return y.double()
+
+    def difference(self, mask: torch.Tensor) -> torch.Tensor:
+        """Where the output changes when the input does where ``mask`` is."""
+        change = (self.run(torch.where(mask, self.x + self.change, self.x)) - self.y).abs()
+        change = torch.where(change.isnan(), math.inf, change)
+        return change > ROUNDING * change[change.isfinite()].max() if bool(change.any()) else change > 0
+
+    def changes(self, a: int, mask: torch.Tensor) -> torch.Tensor:
+        """Where the output changes when the input does at some positions of its axis a."""
+        shape = [1] * self.rank
+        shape[a + 1] = -1
+        return self.difference(mask.view(shape).to(self.x.device))
+
+    def along(self, a: int, b: int, mask: torch.Tensor) -> list[int]:
+        """Positions of axis b of the output that change when those of axis a of the input do."""
+        return _positions(self.changes(a, mask), b)
+
+    def axis(self, a: int, b: int) -> tuple[Number, Number, Number]:
+        """(stride, behind, ahead) from axis a of the input to axis b of the output."""
+        size, target = self.x.shape[a + 1], self.y.shape[b + 1]
+        stride = _stride(size, target)
+        behind: Number | None = None
+        ahead: Number | None = None
+        places = torch.arange(size)
+        for few in (True, False):
+            for t in _places(size, few=few):
+                later = self.along(a, b, places >= t)
+                if later:
+                    ahead = max(t - stride * later[0], -size if ahead is None else ahead)
+                earlier = self.along(a, b, places < t)
+                if earlier:
+                    behind = max(stride * earlier[-1] - (t - 1), -size if behind is None else behind)
+            if ahead is not None and behind is not None and 2 * min(ahead, behind) >= max(ahead, behind, 2 * stride):
+                break  # it sees both sides
+        return stride, behind or 0, ahead or 0
+
+    def raster(
+        self, trials: tuple[tuple[Number, Number, Number], ...], axes: list[int], ends: list[int]
+    ) -> Number | None:
+        """Of a map of two axes that is causal along the first alone, whether it is read row by row.
+
+        Returns ``None`` where it is not; else 0 where its own position is read, -1 where not.
+        """
+        if len(trials) != 2 or trials[0][2] > 0 or trials[1][2] <= 0 or trials[1][1] <= 0:
+            return None
+        if self.x.ndim != 4 or any(self.x.shape[a + 1] != self.y.shape[b + 1] for a, b in zip(axes, ends, strict=True)):
+            return None
+        height, width = (self.x.shape[a + 1] for a in axes)
+        order = torch.arange(height * width).view(height, width)
+        own = False
+        for h, w in {(h, w) for h in (1, height // 2) for w in (1, width // 2, width - 1)}:
+            begin = h * width + w
+            mask = (order >= begin).unsqueeze(_channel(axes)).unsqueeze(0).to(self.x.device)
+            changed = self.difference(mask).any(_channel(ends) + 1).any(0)
+            if bool(changed.flatten()[:begin].any()):
+                return None
+            own = own or bool(changed[h, w])
+        return 0 if own else -1
+
+    def ordered(self, a: int, b: int) -> bool:
+        """Whether what counts as channels, axis a of the input or axis b of the output, is read in an order."""
+        for i, size in enumerate(self.x.shape[1:]):
+            ends = [j for j, target in enumerate(self.y.shape[1:]) if (i == a or j == b) and target == size > 2]
+            if not ends:
+                continue
+            middle, places = size // 2, torch.arange(size)
+            later, earlier = self.changes(i, places >= middle), self.changes(i, places < middle)
+            for j in ends:
+                past = all(place >= middle for place in _positions(later, j))
+                future = all(place < middle for place in _positions(earlier, j))
+                if past != future:
+                    return True
+        return False
+
+
+def _positions(changed: torch.Tensor, axis: int) -> list[int]:
+    """The positions along an axis, counted behind the batch, where anything changed."""
+    others = [d for d in range(changed.ndim) if d != axis + 1]
+    return [int(i) for i in changed.any(others).nonzero().flatten()]
+
+
+def _channel(axes: list[int]) -> int:
+    """Where the channels stand among three axes, two of which these are."""
+    return next(d for d in range(3) if d not in axes)
+
+
+def _stride(size: int, target: int) -> Number:
+    """Input positions from one output position to the next."""
+    if target >= size:
+        return Fraction(size, target) if target % size == 0 and target > size else 1
+    steps = (s for s in range(1, size + 1) if target in (-(-size // s), size // s))
+    return next(steps, 1)
+
+
+def _places(size: int, *, few: bool) -> Iterator[int]:
+    """Positions at which an axis is parted: its ends, or more."""
+    ends = {1, size - 1}
+    if few:
+        yield from sorted(t for t in ends if 0 < t < size)
+    elif size <= ALL:
+        yield from (t for t in range(1, size) if t not in ends)
+    else:
+        more = {2, 3, 5, size // 4, size // 3, size // 2, size // 2 + 1, 2 * size // 3, size - 5, size - 3, size - 2}
+        yield from sorted(t for t in more - ends if 0 < t < size)
