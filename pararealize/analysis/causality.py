@@ -33,10 +33,11 @@ class Causality:
     def allows(self, behind: float, ahead: float) -> bool:
         """Whether a module may read from ``stride · o - behind`` to ``stride · o + ahead``."""
         last = self.offset + (self.stride - 1 if self.frame else 0)
+        begins = -behind > self.offset - 1  # an axis that grows has positions between those of the input
         return {
             "past": ahead <= last,
-            "future": -behind >= self.offset,
-            "own": ahead <= last and -behind >= self.offset,
+            "future": begins,
+            "own": ahead <= last and begins,
             "unclear": False,
         }[self.side]
 

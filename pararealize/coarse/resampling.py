@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pararealize.analysis.causality import Sides
+from pararealize.analysis.causality import Causality, Sides
 from pararealize.analysis.space import Space
 
 from .one_sided import Pad, by_axis, path, shifts, window
@@ -139,7 +139,7 @@ class _Route:
             self.move(0)
             self.fold()
             self.align()
-            if not (_is_tokens(source) or _is_tokens(target)):
+            if not (_is_tokens(source) or _is_tokens(target)) or not self.averages():
                 self.halve(self.goal)
             if grows:
                 self.project(target.channels)
@@ -181,15 +181,23 @@ class _Route:
             self.add("shift", "shift", lambda: Pad(ends, behind=behind))
             self.extent = tuple(size + a + b for size, (a, b) in zip(self.extent, ends, strict=True))
 
+    def averages(self) -> bool:
+        """Whether averages over whole parts of every axis read no more than may be read."""
+        return all(
+            side is None or size <= goal or (side.frame and size == goal * side.stride)
+            for side, size, goal in zip(self.sides, self.extent, self.goal, strict=False)
+        )
+
     def halve(self, goal: tuple[int, ...]) -> None:
         """3×3 max pools of stride 2, an axis at a time where the axes differ; averages will do it if linear."""
         sides = self.sides if len(self.sides) == len(self.extent) else (None,) * len(self.extent)
         sizes = zip(self.extent, goal, sides, strict=True)
         paddings = [() if self.linear and side is None else path(size, g, side) for size, g, side in sizes]
+        own = Causality(side="own")  # of kernels one wide, the maximum is linear
         for pads in itertools.zip_longest(*paddings):  # None where an axis is halved no more
             stride = tuple(1 if pad is None else 2 for pad in pads)
             windows = [
-                window(2 * s - 1, pad, None if pad is None else side)
+                window(2 * s - 1, pad, None if pad is None else own if self.linear else side)
                 for s, pad, side in zip(stride, pads, sides, strict=True)
             ]
             kernel, padding = tuple(w.kernel for w in windows), tuple(w.padding for w in windows)

@@ -204,7 +204,7 @@ def dependencies(chain: BlockChain) -> Dependencies:
         >>> units = [nn.Sequential(nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(4, 4, 3), nn.Tanh()) for _ in range(4)]
         >>> chain = find_blocks(capture(nn.Sequential(*units), torch.randn(2, 4, 16)))
         >>> dependencies(chain).of(0, 2)
-        (Causality(side='past', offset=0, frame=False),)
+        (Causality(side='past', offset=0, stride=1, frame=False),)
     """
     probe = Probe(chain)
     memory: dict[Hashable, PieceDependency] = {}

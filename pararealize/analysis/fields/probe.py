@@ -262,7 +262,9 @@ def _stride(size: int, target: int) -> Number:
     """Input positions from one output position to the next."""
     if target >= size:
         return Fraction(size, target) if target % size == 0 and target > size else 1
-    steps = (s for s in range(1, size + 1) if target in (-(-size // s), size // s))
+    if size % target == 0:
+        return size // target
+    steps = (s for up in (True, False) for s in range(1, size + 1) if target == (-(-size // s) if up else size // s))
     return next(steps, 1)
 
 

@@ -1,0 +1,84 @@
+"""Trying a module out, against convolutions whose reach is known."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pararealize.analysis.blocks import find_blocks
+from pararealize.analysis.fields.probe import Probe, UnprobedError, try_out
+from pararealize.tracing.front_end import capture
+from tests.spaces import space
+
+
+class Decoder(nn.Module):
+    """Layers that read one mask, of the order and of padding, which is made from the token ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 8)
+        layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0) for _ in range(4)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, ids):
+        x, places = self.embed(ids), torch.arange(ids.shape[1], device=ids.device)
+        mask, padding = places[:, None] < places, ids == 0
+        for layer in self.layers:
+            x = layer(x, src_mask=mask, src_key_padding_mask=padding)
+        return x
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(6, 20))
+def test_a_convolution(behind, ahead, stride, size):
+    """Padded so that position o reads from stride·o - behind to stride·o + ahead."""
+    conv = nn.Conv1d(2, 3, behind + ahead + 1, stride)
+    module = nn.Sequential(nn.ConstantPad1d((behind, ahead), 0.0), conv)
+    length = module(torch.zeros(1, 2, size)).shape[-1]
+    ((s, b, a),) = try_out(module, space(2, size), space(3, length)).axes
+    assert s == stride
+    assert b <= behind
+    assert a <= ahead
+    if behind < size // 2 and ahead < size // 2 and stride == 1:
+        assert min(b, 1) == min(behind, 1)
+        assert min(a, 1) == min(ahead, 1)
+        if not behind or not ahead:
+            assert (b, a) == (behind, ahead)
+
+
+def test_zero_layers_hide_nothing_and_masked_weights_stay_masked():
+    module = nn.Sequential(nn.Conv1d(2, 2, 3, padding=1), nn.Conv1d(2, 2, 1))
+    nn.init.zeros_(module[1].weight)
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert try_out(module, space(2, 12), space(2, 12)).axes == ((1, 1, 1),)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+    with torch.no_grad():
+        module[0].weight[..., 2] = 0
+    assert try_out(module, space(2, 12), space(2, 12)).axes == ((1, 1, 0),)
+
+
+def test_what_no_gradient_flows_through_is_seen():
+    class Largest(nn.Module):
+        def forward(self, x):
+            return x / x.detach().abs().amax(-1, keepdim=True)
+
+    ((_, behind, ahead),) = try_out(Largest(), space(2, 12), space(2, 12)).axes
+    assert min(behind, ahead) >= 6
+
+
+def test_context_is_of_the_example_and_random_states_stay():
+    chain = find_blocks(capture(Decoder(), torch.randint(1, 9, (2, 12))))
+    assert chain.blocks[0].context
+    state = torch.get_rng_state()
+    assert Probe(chain).measure(chain.blocks[0]).axes == ((1, 11, 0),)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_does_not_run_is_said():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no kernel")
+
+    with pytest.raises(UnprobedError, match=r"does not run on random values \(no kernel\)"):
+        try_out(Broken(), space(2, 12), space(2, 12))
