@@ -158,7 +158,7 @@ def test_random_numbers_that_several_parts_read(kind: str) -> None:
         pararealize(Noisy(), n=2, example_inputs=X)
 
 
-@pytest.mark.parametrize("way", ["a layer", "a function", "attention", "noise"])
+@pytest.mark.parametrize("way", ["a layer", "a function", "attention", "noise", "noise of nothing"])
 def test_random_numbers_that_nobody_reads_move_the_others(way: str) -> None:
     """They went with the dead code: refused, or worse, not seen where the outputs of the check were zeros anyway."""
 
@@ -175,8 +175,10 @@ def test_random_numbers_that_nobody_reads_move_the_others(way: str) -> None:
                 F.dropout(x, 0.5, self.training)
             elif way == "attention":
                 self.attention(x, x, x)
-            else:
+            elif way == "noise":
                 torch.rand_like(x)
+            else:
+                torch.rand(3)
             return self.dropout(self.linear(x))
 
     same_steps(Layers(Wasteful), X)

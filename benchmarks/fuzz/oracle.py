@@ -184,9 +184,8 @@ def _flags(model: nn.Module, training: Any, number: int) -> dict[str, bool]:
 
 def _step(program: Any, network: nn.Module, step: dict[str, Any], flags: dict[str, bool]) -> dict[str, Any]:
     network.train(flags[""])
-    for name, flag in flags.items():
-        with contextlib.suppress(AttributeError):
-            network.get_submodule(name).training = flag
+    for name, module in network.named_modules():  # not get_submodule: ``net.head`` is the piece, not the model's module
+        module.training = flags.get(name, flags[""])
     network.zero_grad(set_to_none=True)
     args, kwargs = program.inputs(step["batch"], step["size"], seed=step["batch"])
     leaves = []
@@ -206,6 +205,7 @@ def _step(program: Any, network: nn.Module, step: dict[str, Any], flags: dict[st
         "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     }
     torch.manual_seed(5)
+    random.seed(5)
     with modes.get(step["mode"], contextlib.nullcontext)():
         output = network(*args, **kwargs)
     result: dict[str, Any] = {"type": str(tree_flatten(output)[1])}
@@ -314,6 +314,7 @@ def _evaluate(program: Any, network: Any, call: Any, seed: int = 0, run: Any = N
     if "STATE" in vars(program):
         program.STATE["calls"] = 0
     torch.manual_seed(seed)
+    random.seed(seed)
     args, kwargs = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
     with torch.no_grad():
         output = (run or network)(*args, **kwargs)

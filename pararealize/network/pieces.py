@@ -45,6 +45,7 @@ class Pieces:
         context = dict.fromkeys(node for read in (*self.reads, chain.head.context) for node in read)
         broadcast = chain.flow.broadcast
         self.entry = chain.blocks[0].input
+        self._unread = self._unread_calls()
         self.from_stem = [node for node in context if node in broadcast]
         self.computed = [node for node in context if node not in broadcast and node.op != "placeholder"]
         self.graphs: dict[str, fx.Graph] = {"stem": self._stem()}
@@ -56,7 +57,7 @@ class Pieces:
             self.graphs[f"g{segment.j}"] = self._segment(segment)
         head = chain.head
         inputs = (chain.blocks[-1].output, *head.context)
-        self.graphs["head"] = subgraph(inputs, head.output, ("z",), besides=head.nodes)
+        self.graphs["head"] = subgraph(inputs, head.output, ("z",), besides=[*head.nodes, *self._unread["head"]])
         if repeated := drawn_repeatedly(self.graphs, chain.capture.model.get_submodule):
             raise CutError(
                 f"random numbers are read by several parts of the network, each of which would draw its own: "
@@ -65,16 +66,37 @@ class Pieces:
         for graph in self.graphs.values():  # which are to be run, copied and saved without fake values
             keep_regions(graph)
 
+    def _unread_calls(self) -> dict[str, list[fx.Node]]:
+        """Calls that no block holds, since they read and give nothing of the state, by the piece that they run in.
+
+        They are in the graph for their effect: after random numbers that nobody reads, others are drawn.
+        """
+        chain = self.chain
+        piece_of = dict.fromkeys(chain.stem.nodes, "stem")
+        for segment in self.plan.segments:
+            for block in chain.blocks[segment.first : segment.last + 1]:
+                piece_of |= dict.fromkeys(block.nodes, f"g{segment.j}")
+        piece_of |= dict.fromkeys(chain.head.nodes, "head")
+        calls: dict[str, list[fx.Node]] = {
+            name: [] for name in ("stem", *(f"g{s.j}" for s in self.plan.segments), "head")
+        }
+        piece = "stem"
+        for node in chain.capture.graph.nodes:
+            piece = piece_of.get(node, piece)
+            if node.op.startswith("call_") and not node.users and node not in piece_of and not node.all_input_nodes:
+                calls[piece].append(node)
+        return calls
+
     def _stem(self) -> fx.Graph:
         outputs = (self.entry, *self.from_stem) if self.from_stem else self.entry
-        graph = subgraph(self.placeholders, outputs, besides=self.chain.stem.nodes)
+        graph = subgraph(self.placeholders, outputs, besides=[*self.chain.stem.nodes, *self._unread["stem"]])
         if self.computed or self.plan.n > 1:
             clone_overwritten(graph, first=True)
         return graph
 
     def _segment(self, segment: SegmentPlan) -> fx.Graph:
         blocks = self.chain.blocks[segment.first : segment.last + 1]
-        nodes = [node for block in blocks for node in block.nodes]
+        nodes = [*(node for block in blocks for node in block.nodes), *self._unread[f"g{segment.j}"]]
         graph = subgraph((blocks[0].input, *self.reads[segment.j - 1]), blocks[-1].output, ("x",), besides=nodes)
         # r_{j-1} reads x_j once more; x_1 is read by adapters where they read the stem, or is the caller's own tensor.
         is_read_elsewhere = self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
