@@ -22,6 +22,7 @@ from torch import fx, nn
 from pararealize.errors import CutError
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
+from pararealize.tracing.layouts import lay_out
 from pararealize.tracing.module_view import Piece
 
 from .context import context_of, count_parameters, shared_values
@@ -131,7 +132,10 @@ class BlockChain:
         return self._piece((block.input, *block.context), block.output)
 
     def _piece(self, inputs: tuple[fx.Node, ...], output: fx.Node) -> Piece:
-        return Piece(self.capture.model, subgraph(inputs, output), "Piece", self.capture.constants)
+        graph = subgraph(inputs, output)
+        if inputs[0].op != "placeholder":
+            lay_out(graph)
+        return Piece(self.capture.model, graph, "Piece", self.capture.constants)
 
     def __str__(self) -> str:
         kinds = itertools.groupby(self.blocks, key=lambda block: block.kind)

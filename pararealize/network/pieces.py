@@ -12,6 +12,7 @@ from pararealize.analysis.blocks import BlockChain
 from pararealize.errors import CutError
 from pararealize.plan.plan import Plan, SegmentPlan
 from pararealize.tracing.extraction import subgraph
+from pararealize.tracing.layouts import lay_out
 from pararealize.tracing.random_calls import drawn_repeatedly
 from pararealize.tracing.regions import keep_regions
 
@@ -58,6 +59,7 @@ class Pieces:
         head = chain.head
         inputs = (chain.blocks[-1].output, *head.context)
         self.graphs["head"] = subgraph(inputs, head.output, ("z",), besides=[*head.nodes, *self._unread["head"]])
+        lay_out(self.graphs["head"])
         if repeated := drawn_repeatedly(self.graphs, chain.capture.model.get_submodule):
             raise CutError(
                 f"random numbers are read by several parts of the network, each of which would draw its own: "
@@ -98,6 +100,8 @@ class Pieces:
         blocks = self.chain.blocks[segment.first : segment.last + 1]
         nodes = [*(node for block in blocks for node in block.nodes), *self._unread[f"g{segment.j}"]]
         graph = subgraph((blocks[0].input, *self.reads[segment.j - 1]), blocks[-1].output, ("x",), besides=nodes)
+        if blocks[0].input.op != "placeholder":
+            lay_out(graph)
         # r_{j-1} reads x_j once more; x_1 is read by adapters where they read the stem, or is the caller's own tensor.
         is_read_elsewhere = self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
         clone_overwritten(graph, first=segment.j > 1 or is_read_elsewhere)

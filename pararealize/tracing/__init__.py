@@ -33,6 +33,7 @@ A converted network's recordings:
 What others do with a captured graph:
 
     extraction    what lies between two sets of values, as a graph
+    layouts       a piece's first input in the order in memory that was recorded
     random_calls  which calls draw random numbers
     called_module a graph module whose calls are checked first
     graph_copy    the whole graph written anew, with some nodes replaced

@@ -25,6 +25,7 @@ from pararealize.table import quantity
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
+from pararealize.tracing.layouts import lay_out
 from pararealize.tracing.random_calls import drawn_repeatedly, draws
 from pararealize.tracing.regions import keep_regions
 
@@ -229,6 +230,8 @@ def _cut(selection: BlockSelection) -> Layers:
     inputs = [node for node in flow.capture.graph.find_nodes(op="placeholder") if "plain" not in node.meta]
     stem = subgraph(inputs, (entry, *context), besides=before)
     head = subgraph((last, *head_reads), output, ("u",), besides=behind)
+    for graph in (*(layer.graph for layer in layers), head):
+        lay_out(graph)
     for graph in (stem, *(layer.graph for layer in layers), head):
         clone_overwritten(graph, first=True)
     clone_changing_outputs(stem)
