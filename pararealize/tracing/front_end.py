@@ -9,11 +9,13 @@ The forward is recorded twice on fake tensors, in train mode with b samples and 
 A constant that differs as True/False, or 0.1/0.0, follows the mode of the module that it stands in; an integer that
 differs follows a tensor's size. Where the structure differs (stochastic depth), the smallest such module becomes one
 opaque node, and so does the innermost module that the recorder cannot read; then both recordings are made anew. At last
-the graph is run against the model itself in both modes and at two further batch sizes.
+the graph is run against the model itself in several settings; where it differs, modules of one class become opaque if
+that mends it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable
 from typing import Any
@@ -36,11 +38,12 @@ from .module_view import Piece
 from .node_table import UnreadableError
 from .random_calls import draws
 from .tracer import Trace, record
-from .verification import check_against_model, explain, mode_error, run_model
+from .verification import MisreadError, check_against_model, explain, mode_error, run_model
 
 __all__ = ["capture"]
 
 _MOST_RETRIES = 40
+_MOST_CLASSES = 6  # that are tried as opaque ones where a graph is wrong
 
 
 @ordinary_mode()
@@ -76,6 +79,20 @@ def capture(
     opaque = _OpaqueModules(model, leaf_modules)
     copy = copy_on_fakes(model)
     without_hooks(copy.model)
+    captured = _read(model, copy, example, opaque)
+    if check and not any(parameter.is_meta for parameter in model.parameters()):
+        try:
+            check_against_model(captured)
+        except MisreadError:
+            other = _with_one_class_opaque(model, copy, example, opaque, captured)
+            if other is None:
+                raise
+            return other
+    return captured
+
+
+def _read(model: nn.Module, copy: FakeCopy, example: Example, opaque: _OpaqueModules) -> Capture:
+    """The capture of what the recordings say, which nothing has been compared with yet."""
     trace, batch, fixed = _record_and_compare(copy, model, example, opaque)
     trace.graph.eliminate_dead_code(is_impure_node=lambda node: _has_effect(model, node))
     captured = Capture(
@@ -89,9 +106,29 @@ def capture(
         guards=_guards(example, batch, fixed),
     )
     move_hooks(model, captured.graph_module)
-    if check and not any(parameter.is_meta for parameter in model.parameters()):
-        check_against_model(captured)
     return captured
+
+
+def _with_one_class_opaque(
+    model: nn.Module, copy: FakeCopy, example: Example, opaque: _OpaqueModules, captured: Capture
+) -> Capture | None:
+    """Where a graph is not its model, the capture in which the modules of one class, as calls, mend that.
+
+    Classes of small modules come first, and so the innermost.
+    """
+    paths: dict[type[nn.Module], str] = {}
+    for node in captured.graph.nodes:
+        for path, kind in node.meta.get("nn_module_stack", {}).items():
+            if path and not is_from_torch(model.get_submodule(path)):
+                paths.setdefault(kind, path)
+    for path in sorted(paths.values(), key=lambda path: _size(model.get_submodule(path)))[:_MOST_CLASSES]:
+        trial = opaque.copy()
+        if trial.add(path, "its graph did something else than its forward"):
+            with contextlib.suppress(CaptureError):
+                other = _read(model, copy, example, trial)
+                check_against_model(other)
+                return other
+    return None
 
 
 def _guards(example: Example, batch: int, fixed: bool) -> Guards:
@@ -147,6 +184,12 @@ class _OpaqueModules:
             if path and not is_layer(module) and not self(path, module) and (hook := hook_of(module)):
                 self._keep_hook(path, module, hook)
         self.reasons.clear()
+
+    def copy(self) -> _OpaqueModules:
+        """The same rules, to which others may be added."""
+        other = object.__new__(_OpaqueModules)
+        other.__dict__.update(self.__dict__, rules=dict(self.rules), reasons={})
+        return other
 
     def __call__(self, path: str, module: nn.Module) -> bool:
         why = self.rules.get(path) or self.rules.get(type(module))

@@ -27,7 +27,7 @@ from .module_view import Piece
 from .random_calls import draws
 from .random_source import RandomSource
 
-__all__ = ["check_against_model", "explain", "mode_error", "run_model", "settings"]
+__all__ = ["MisreadError", "check_against_model", "explain", "mode_error", "run_model", "settings"]
 
 _HEAVY = 8_000_000  # parameters, or 4000 calls
 _TRY_OTHER_TYPES = False  # until recordings follow the element type
@@ -246,6 +246,10 @@ def _same_state(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) ->
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
+class MisreadError(CaptureError):
+    """A graph is not its model: what a call of some module would do right, the graph does not."""
+
+
 def _error(captured: Capture, setting: Setting | None, difference: Difference, trial: _Trial) -> CaptureError:
     name = type(captured.model).__name__
     where = f"after {trial.calls} calls" if setting is None else f"{setting}, in call {trial.calls}"
@@ -255,9 +259,9 @@ def _error(captured: Capture, setting: Setting | None, difference: Difference, t
             f"({setting}), so that no conversion can be compared with it; keep what it changes in buffers, and draw "
             "random numbers with torch's default generator"
         )
-    return CaptureError(
-        f"the captured graph of {name} differs from the model {where}: {difference}; pass leaf_modules=[...] with the "
-        "class whose forward it misreads"
+    return MisreadError(
+        f"the captured graph of {name} differs from the model {where}: {difference}; move what its forward does there "
+        "into a submodule, which can be one call in the graph: pass leaf_modules=[...] with that submodule"
     )
 
 

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from pararealize.errors import CaptureError
-from pararealize.tracing import verification
+from pararealize.tracing import front_end, verification
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.module_view import Piece
-from pararealize.tracing.verification import check_against_model
+from pararealize.tracing.tracer import record
+from pararealize.tracing.verification import MisreadError, check_against_model
 
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
 
@@ -211,6 +212,50 @@ def test_state_that_the_second_call_reads() -> None:
     with pytest.raises(CaptureError, match=r"in call 2: output is off by"):
         check_against_model(captured)
     assert captured.model.count == 0, "the user's model is not run"
+
+
+class Around(nn.Module):
+    """A network whose parts are read wrong, and nothing else of it."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Scaled() for _ in range(parts))
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return self.last(x)
+
+
+class Scaled(nn.Module):
+    """It multiplies, which :func:`misread` gets wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * 1.5
+
+
+def test_modules_of_a_misread_class_become_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is the last resort: what it finds wrong is mended where the modules of one class can be calls."""
+    monkeypatch.setattr(front_end, "record", lambda *args, **options: misread(record(*args, **options)))
+    captured = capture(Around(3), X)
+    assert set(captured.opaque) == {"parts.0", "parts.1", "parts.2"}
+    assert "something else than its forward" in captured.opaque["parts.0"]
+    check_against_model(captured)
+    with pytest.raises(MisreadError, match=r"differs from the model in train mode.*into a submodule"):
+        capture(Scaled(), X)
+
+
+def misread(trace: Any) -> Any:
+    """A recorder's fault: a factor that it does not write down right."""
+    for node in trace.graph.nodes:
+        if node.target == "mul":
+            node.update_arg(1, 1.25)
+    return trace
 
 
 def test_a_large_network_takes_fewer_settings_and_sees_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
