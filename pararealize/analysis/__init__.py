@@ -6,8 +6,10 @@ In reading order:
     signature   operations -> keys under which blocks are of one structure, or interchangeable
     finder      Flow -> BlockSpans: which stretches between cut points are the blocks that a person would name
     context     operations -> what they read from outside: masks, tables, parameters
+    packing     blocks that hand on several values -> a graph with one tensor, which holds them, between its blocks
     space       a value -> Space, its shape without the batch and the axis of its channels
     blocks      Capture -> BlockChain: stem, blocks and head (``find_blocks`` composes the files above)
+    bulk        BlockChain -> a sentence on the part that holds most of the work, and what keeps it whole
     addition    Flow -> its sums of two activations as x + f(x), or why they are none
     residual    Flow -> Residuals: blocks of the form x + f(x), and chains of them
     causality   Causality: on which side of its own position one axis is read; plain data

@@ -28,6 +28,7 @@ from pararealize.tracing.module_view import Piece
 from .context import context_of, count_parameters, shared_values
 from .finder import ENOUGH, BlockFinder, BlockSpan, entry_of
 from .flow import Flow, RefusedCut, flow_of
+from .packing import Pack, pack_of, packings
 from .signature import isomorphic, signatures
 from .space import Space, space_of
 
@@ -37,6 +38,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 _FEW = 4  # blocks: with fewer, values that are read throughout are tried as context
 _LARGE = 0.5  # of all work outside of the blocks and in the largest of them: likewise
+_MUCH_LESS = 0.7  # of such work, for several values to be packed into one tensor between blocks
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,10 +139,18 @@ class BlockChain:
             lay_out(graph)
         return Piece(self.capture.model, graph, "Piece", self.capture.constants)
 
+    @property
+    def packs(self) -> tuple[Pack, ...]:
+        """The interfaces that are several values side by side, in order."""
+        ends = (self.blocks[0].input, *(block.output for block in self.blocks))
+        return tuple(pack for node in ends if (pack := pack_of(node)) is not None)
+
     def __str__(self) -> str:
         kinds = itertools.groupby(self.blocks, key=lambda block: block.kind)
         runs = ", ".join(f"{kind} × {len(list(group))}" for kind, group in kinds)
-        return f"{type(self.capture.model).__name__}: {len(self.blocks)} blocks ({runs})"
+        most = max((len(pack.names) for pack in self.packs), default=1)
+        packed = f", {most} values as one tensor between them" if most > 1 else ""
+        return f"{type(self.capture.model).__name__}: {len(self.blocks)} blocks ({runs}){packed}"
 
 
 def runs(keys: Iterable[K]) -> Iterator[tuple[K, int, int]]:
@@ -185,6 +195,12 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
         better = len(others) > len(spans) if few else _sequential(wider, others) < _sequential(finder, spans)
         if better and wider.share(others) > ENOUGH:
             finder, spans = wider, others
+    if len(spans) < 2 or _sequential(finder, spans) > _LARGE:
+        for packed, others in packings(capture):
+            if _sequential(packed, others) < _MUCH_LESS * _sequential(finder, spans):
+                finder, spans = packed, others
+                if _sequential(finder, spans) <= _LARGE:
+                    break  # more values in an interface make it larger
     flow = finder.flow
     if not flow.order:
         raise CutError(

@@ -42,10 +42,16 @@ class _LayerGroup:
 
 
 class BlockFinder:
-    """Looks for the stretches between cut points that are blocks, by module and, failing that, by layer."""
+    """Looks for the stretches between cut points that are blocks, by module and, failing that, by layer.
 
-    def __init__(self, flow: Flow) -> None:
-        self.flow = flow
+    Args:
+        flow: the state in execution order, with its cut points.
+        tails: whether a module's call may be joined by operations without weights before and behind it, up to the next
+            cuts, as by the sum that its caller adds one of its results to.
+    """
+
+    def __init__(self, flow: Flow, *, tails: bool = False) -> None:
+        self.flow, self.tails = flow, tails
         self.module_of: Callable[[str], nn.Module] = flow.capture.graph_module.get_submodule
         self.work = [work(node, self.module_of) for node in flow.order]
         self.work_before = [0.0, *itertools.accumulate(self.work)]
@@ -95,10 +101,32 @@ class BlockFinder:
         calls = []
         for call, (first, last, count) in extents.items():
             path, kind = modules[call]
-            fills = count == last - first + 1 and first in self.begins and last in self.ends
+            is_whole = count == last - first + 1
+            if self.tails and is_whole:
+                first, last = self._with_tails(first, last, modules[call][0])
+            fills = is_whole and first in self.begins and last in self.ends
             if fills and path and self._could_be_block(path, kind):
                 calls.append((self._key(first, last, kind), BlockSpan(first, last, path, kind.__name__)))
         return calls
+
+    def _with_tails(self, first: int, last: int, path: str) -> tuple[int, int]:
+        """A module's call, and what its callers do without weights between it and the nearest cuts."""
+        begin = max((begin for begin in self.begins if begin <= first), default=first)
+        end = min((end for end in self.ends if end >= last), default=last)
+        return first if self._has_work(begin, first - 1, path) else begin, (
+            last if self._has_work(last + 1, end, path) else end
+        )
+
+    def _has_work(self, first: int, last: int, path: str) -> bool:
+        """Whether a stretch beside a module's call has weights, or belongs to others than the module's callers."""
+        return any(
+            self.is_weighted(i) or not f"{path}.".startswith(f"{module_path(self.flow.order[i])}.".lstrip("."))
+            for i in range(first, last + 1)
+        )
+
+    def is_weighted(self, position: int) -> bool:
+        """Whether the operation at a position reads parameters."""
+        return bool(weights_of(self.flow.order[position], self.module_of))
 
     def _could_be_block(self, path: str, kind: type) -> bool:
         """A module of the user's, or one of torch's that holds others; a single layer of torch's is none."""

@@ -24,7 +24,18 @@ from torch import fx
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.merging import size_of
 
-__all__ = ["Dependence", "Flow", "RefusedCut", "dependencies", "flow_of", "module_path", "numbered"]
+__all__ = [
+    "Dependence",
+    "Flow",
+    "RefusedCut",
+    "dependencies",
+    "described",
+    "flow_of",
+    "living",
+    "module_path",
+    "numbered",
+    "unfit",
+]
 
 _MOST_BROADCAST = 8  # more values alive at once than this is no broadcast but a growing carry
 
@@ -84,18 +95,19 @@ class Flow:
     def refused(self) -> Iterator[RefusedCut]:
         """Every point between two operations that is no cut, and why."""
         cuts = set(self.cuts)
-        for i, alive in _living(self.last_read):
+        for i, alive in living(self.last_read):
             if i not in cuts and i < len(self.order) - 1:
                 nodes = [self.order[t] for t in alive]
                 if len(nodes) > 1:
                     why = f"{len(nodes)} activations are alive"
                 else:
-                    why = _unfit(nodes[0], self.capture) or "it lies outside the region that can be cut"
-                after, names = self.order[i], tuple(map(_described, nodes))
+                    why = unfit(nodes[0], self.capture) or "it lies outside the region that can be cut"
+                after, names = self.order[i], tuple(map(described, nodes))
                 yield RefusedCut(after=after.name, module=module_path(after), why=why, alive=names)
 
 
-def _described(node: fx.Node) -> str:
+def described(node: fx.Node) -> str:
+    """A value's name and its sizes, the batch left out."""
     value = node.meta.get("val")
     shape = "×".join(map(str, value.shape[1:])) if isinstance(value, torch.Tensor) else type(value).__name__
     return f"{node.name} {shape}"
@@ -162,7 +174,7 @@ def flow_of(capture: Capture, *, broadcast: bool = False) -> Flow:
     )
 
 
-def _living(last_read: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
+def living(last_read: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
     """For each position, the positions whose values are alive after it, in the order of their births.
 
     One sweep, as a register allocator's linear scan: a value enters at its birth and leaves at its last read, so that
@@ -179,7 +191,7 @@ def _living(last_read: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
         yield i, list(alive)
 
 
-def _unfit(node: fx.Node, capture: Capture) -> str | None:
+def unfit(node: fx.Node, capture: Capture) -> str | None:
     """Why a value that is alone alive cannot be an interface."""
     value, other = node.meta.get("val"), node.meta.get("other")
     if not isinstance(value, torch.Tensor):
@@ -204,9 +216,9 @@ class _Liveness:
 
     def cuts(self, start: int, births: frozenset[int]) -> Iterator[int]:
         """Positions after which one activation is alive, ``births`` not counted from position ``start`` on."""
-        for i, alive in _living(self.last_read):
+        for i, alive in living(self.last_read):
             carry = [t for t in alive if t not in births] if i >= start else alive
-            if self.order[i].users and len(carry) == 1 and _unfit(self.order[carry[0]], self.capture) is None:
+            if self.order[i].users and len(carry) == 1 and unfit(self.order[carry[0]], self.capture) is None:
                 yield i  # what nothing reads (a norm that only counts) makes no interface
 
     def best_region(self) -> tuple[int, frozenset[int]]:
@@ -217,7 +229,7 @@ class _Liveness:
         point, with and without the youngest, which may be the carry itself; the 64 of the longest life are counted.
         """
         candidates: dict[frozenset[int], int] = {}
-        for i, alive in _living(self.last_read):
+        for i, alive in living(self.last_read):
             if 2 <= len(alive) <= _MOST_BROADCAST:
                 candidates.setdefault(frozenset(alive[:-1]), i)
                 candidates.setdefault(frozenset(alive), i)

@@ -94,7 +94,9 @@ def space_of(node: fx.Node, module_of: Callable[[str], nn.Module]) -> Space:
     value = node.meta["val"]
     shape = tuple(int(size) for size in value.shape[1:])
     channel = max(len(shape) - 1, 0)
-    if len(shape) > 1 and not _are_channels_last(node, len(shape), module_of):
+    if "pack" in node.meta:  # several values, side by side along their channels
+        channel = node.meta["pack"].axis - 1
+    elif len(shape) > 1 and not _are_channels_last(node, len(shape), module_of):
         channel = 0
     return Space(shape=shape, channel=channel, dtype=str(value.dtype).removeprefix("torch."))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.packing import unpack_inside
 from pararealize.errors import CutError
 from pararealize.plan.plan import Plan, SegmentPlan
 from pararealize.tracing.extraction import subgraph
@@ -66,6 +67,7 @@ class Pieces:
                 f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
             )
         for graph in self.graphs.values():  # which are to be run, copied and saved without fake values
+            unpack_inside(graph)
             keep_regions(graph)
 
     def _unread_calls(self) -> dict[str, list[fx.Node]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 
 from pararealize.analysis.blocks import BlockChain, why_no_more
+from pararealize.analysis.bulk import bulk_of
 from pararealize.errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
 
 from .path_cuts import named_cuts
@@ -59,7 +60,9 @@ def check_count(chain: BlockChain, n: int) -> None:
     number = whole_number(n)
     if number is None or not 1 <= number <= blocks:
         model = type(chain.capture.model).__name__
-        why = f" ({why_no_more(chain.flow)})" if number is not None and number > blocks else ""
+        why = ""
+        if number is not None and number > blocks:
+            why = f" ({'; '.join(filter(None, (bulk_of(chain), why_no_more(chain.flow))))})"
         behind = f" behind the {chain.stem_blocks} of its stem" if chain.stem_blocks else ""
         raise PlanError(
             f"n = {n!r} is out of range: {model} has {blocks} blocks{behind}{why}; pass an integer n from 1 to {blocks}"

@@ -6,12 +6,13 @@ Every fault of the arguments is found before any is reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from pararealize.analysis.blocks import Block, BlockChain
+from pararealize.analysis.bulk import bulk_of
 from pararealize.analysis.cost import Costs, Split, plus
 from pararealize.analysis.fields.field import Fields
 from pararealize.analysis.space import Space
@@ -106,9 +107,21 @@ def plan_segments(
         coarse=kind,
         cuts=cuts if isinstance(cuts, str) else tuple(cuts),
         devices=places,
-        notes=notes if n > 1 else (),
+        notes=[*notes, *_notes(chain)] if n > 1 else (),
     )
     return plan_of(search.prices, coarse, starts, request)
+
+
+def _notes(chain: BlockChain) -> Iterator[str]:
+    """What one should know of a network's blocks."""
+    if chain.packs:
+        widest = max(chain.packs, key=lambda pack: len(pack.names))
+        yield (
+            f"blocks hand on {len(widest.names)} values, as one tensor that holds them side by side along axis "
+            f"{widest.axis}, such as {widest}"
+        )
+    if bulk := bulk_of(chain):
+        yield bulk
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,52 @@
+"""The part that holds most of the work is named, with what keeps it whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pararealize.analysis.blocks import find_blocks
+from pararealize.analysis.bulk import bulk_of
+from pararealize.compiler import pararealize
+from pararealize.errors import PlanError
+from pararealize.tracing.front_end import capture
+from tests.models import Growing, SmallResNet
+
+
+class Within(nn.Module):
+    """A large module between small ones."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.front = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)])
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.middle(self.front(x))
+        return y[0] if isinstance(y, tuple) else y
+
+
+def test_no_bulk_where_blocks_share_the_work() -> None:
+    assert bulk_of(find_blocks(capture(SmallResNet(), torch.randn(2, 3, 8, 8)))) == ""
+
+
+@pytest.mark.parametrize(
+    "middle, leaves, words",
+    [
+        (nn.GRU(8, 64, batch_first=True), (), r"middle \(GRU\) is one call of torch.nn's; write its layers out"),
+        (nn.Linear(8, 800), (), r"middle \(Linear\) is one layer"),
+        (nn.Sequential(*[nn.Linear(8, 8) for _ in range(40)]), ["middle"], r"as leaf_modules says; leave it out there"),
+        (Growing(), (), r"in the middle of it, after .*, there are \d+: middle_layers_0 5×8.*; hand on one tensor"),
+    ],
+)
+def test_the_bulk_is_named(middle: nn.Module, leaves: tuple[str, ...], words: str) -> None:
+    if isinstance(middle, Growing):
+        middle.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
+    x = torch.randn(2, 5, 8)
+    with pytest.raises(PlanError, match=words):
+        pararealize(Within(middle), n=99, example_inputs=x, leaf_modules=leaves)
+    chain = find_blocks(capture(Within(middle), x, leaf_modules=leaves))
+    if len(chain.blocks) > 1:
+        plan = pararealize(Within(middle), n=2, example_inputs=x, leaf_modules=leaves, coarse="linear").plan
+        assert any("of the work" in note for note in plan.notes)
