@@ -16,7 +16,7 @@ from pararealize.analysis.cost import BlockCost, count_module
 from pararealize.analysis.space import Space
 from pararealize.random_state import seeded_weights
 
-from .resampling import route
+from .resampling import Move, route
 
 __all__ = ["Adapter", "adapter_cost", "build_adapter", "describe_adapter"]
 
@@ -90,6 +90,7 @@ class Adapter(nn.Sequential):
         self.spaces = f"{source} → {target}"
         self.recipe = describe_adapter(source, target, sides=sides)
         self.cast = source.dtype != target.dtype
+        self.moves = any(isinstance(step, Move) for step in self)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, *source.shape) -> (batch, *target.shape)``."""
@@ -97,7 +98,8 @@ class Adapter(nn.Sequential):
             x = x.to(self.project.weight.dtype)
         for step in self:
             x = step(x)
-        return x
+        # what has moved its channels is a view in another order of memory, which blocks that view their input refuse
+        return x.contiguous() if self.moves else x
 
     def extra_repr(self) -> str:
         """The spaces and the recipe, printed before the steps."""

@@ -29,6 +29,7 @@ def test_every_pair_of_spaces(source, target, from_stem, batch):
     y = adapter(x)
     assert y.shape == (batch, *target.shape)
     assert y.dtype == getattr(torch, target.dtype)
+    assert y.is_contiguous()  # as what blocks read by view is
     (y * torch.randn_like(y)).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
