@@ -114,7 +114,7 @@ def observe(
                 copy = copy.to(setting.dtype)
             if setting.gradients:
                 leaves[name] = copy = copy.requires_grad_()
-                return copy.view_as(copy)  # which a forward may change in place
+                return copy.clone()  # which a forward may change in place
         return copy
 
     if by_name:
@@ -197,7 +197,7 @@ def first_difference(pairs: Sequence[Pair], *, close: float) -> Difference | Non
                 return Difference(name=name, fault=f"is {_described(a)} and became {_described(b)}")
             if a.numel():
                 tensors.append((name, a, b))
-        elif (a is None) != (b is None) or not (isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor) or a == b):
+        elif isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor) or a != b:
             return Difference(name=name, fault=f"is {_described(a)} and became {_described(b)}")
     plain = [t for t in tensors if t[1].is_floating_point() and t[1].layout == torch.strided]
     faults = [
