@@ -12,6 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from pararealize import pararealize
 from pararealize.models import resnet20
 from tests.models import InPlace, LanguageModel, MaskedTransformer, Perceptron, SharedBias, SmallResNet
+from tests.nested_inputs import Tabular, table
+from tests.pair_networks import RevNet, WaveNet
 
 TIGHT = 1e-11
 
@@ -55,6 +57,9 @@ NETWORKS = {
     "in place, one segment": (InPlace, lambda b: vectors(b, 6), {"n": 1}),
     "tied embedding": (LanguageModel, ids, {"n": 3, "coarse": "linear"}),
     "shared layers": (lambda: LanguageModel(shared=True), ids, {"n": 3, "coarse": "exact"}),
+    "a dict of inputs": (Tabular, table, {"n": 3, "coarse": "linear"}),
+    "skips that add up": (WaveNet, lambda b: torch.randn(b, 1, 9, dtype=torch.float64), {"n": 3}),
+    "reversible halves": (RevNet, lambda b: vectors(b, 5), {"n": 3, "coarse": "exact"}),
 }
 
 
