@@ -28,14 +28,15 @@ from pararealize.coarse.coarse_block import build_coarse
 from pararealize.coarse.kinds import Coarse, coarse_name
 from pararealize.network.emitter import emit
 from pararealize.network.module import PararealModule
-from pararealize.plan.plan import Plan
+from pararealize.network.refitting import refit
+from pararealize.plan.plan import Plan, fingerprint
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
 from pararealize.planning.arguments import device_fault, whole_number
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
 
-from .errors import DeviceError, PararealizeError, PlanError, SourceError
+from .errors import DeviceError, GuardError, PararealizeError, PlanError, SourceError
 from .restore import left_as_found, ordinary_mode
 
 __all__ = ["build_modules", "make_plan", "pararealize"]
@@ -96,7 +97,8 @@ def pararealize(
             compared with it at 10¹² operations a second; :func:`make_plan` takes another rate. With linear coarse
             blocks, the cut is then for sums over ranks (:meth:`PararealModule.distribute`), where those are faster.
         leaf_modules: classes or qualified names of modules whose forward is not looked into; each becomes one call.
-        plan: a plan made before, for this same model.
+        plan: a plan made before, for this same model; at other sizes of the example, too, where adapters and coarse
+            blocks can follow them.
 
     Returns:
         An ``fx.GraphModule``; ``print(net.code)`` reads as the equation above, ``print(net.plan)`` as a table.
@@ -126,7 +128,7 @@ def pararealize(
             )
         else:
             plan.check(chain)
-        adapters, blocks = build_modules(chain, plan, coarse=coarse, seed=seed)
+        adapters, blocks = _at_sizes_of(chain, plan, *build_modules(chain, plan, coarse=coarse, seed=seed))
         wrapped = None if places is None else [places[i % len(places)] for i in range(plan.n)]
         return emit(chain, plan, adapters, blocks, devices=wrapped)
 
@@ -153,6 +155,24 @@ def build_modules(
     for module in (*adapters.values(), *filter(None, blocks.values())):
         module.to(device)
     return adapters, blocks
+
+
+def _at_sizes_of(
+    chain: BlockChain, plan: Plan, adapters: dict[int, nn.Module], coarse: dict[int, nn.Module | None]
+) -> tuple[dict[int, nn.Module], dict[int, nn.Module | None]]:
+    """The modules of a plan that may have been made at other sizes, or in another element type, than the chain's."""
+    if fingerprint(chain) == plan.fingerprint:
+        return adapters, coarse
+    dtype = chain.blocks[0].x.torch_dtype
+    for module in (*adapters.values(), *filter(None, coarse.values())):
+        module.to(dtype)
+    try:
+        return refit(chain, plan, adapters, coarse)
+    except GuardError as error:
+        raise PlanError(
+            f"this plan was made at other sizes than those of the example, and {error}; leave plan= out to make one "
+            "for these"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ __all__ = [
     "RankError",
     "RecipeError",
     "RecordingWarning",
+    "RefusedCallError",
     "RestackError",
     "RestackWarning",
     "SourceError",
@@ -150,6 +151,10 @@ class OutputError(PararealizeError, OSError):
 
 class AgreedError(DistributedError):
     """What all ranks of a network raise together before the first message: they may go on."""
+
+
+class RefusedCallError(GuardError, ExampleError, AgreedError):
+    """A call that the ranks of a network refuse together, for its inputs: by their sizes, their types or their form."""
 
 
 class RankError(DistributedError):

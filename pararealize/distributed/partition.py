@@ -19,6 +19,8 @@ from pararealize.plan.parts import Part
 from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.plan import Plan
 from pararealize.tracing.call_signature import CallSignature
+from pararealize.tracing.conditions import CallConditions
+from pararealize.tracing.guards import Guards
 from pararealize.tracing.random_calls import draws
 
 from .messages.message_order import message_tags
@@ -69,6 +71,10 @@ class SegmentedNetwork(PartitionableNetwork):
             """Equation (3): the calls of all parts."""
 
         @property
+        def guards(self) -> Guards:
+            """Conditions on the inputs under which it is right."""
+
+        @property
         def segment_devices(self) -> Sequence[torch.device] | None:
             """One for every segment where one process runs it on several, otherwise ``None``."""
 
@@ -95,7 +101,7 @@ class Partition:
     Attributes:
         runs: first and last segment, or interval of layers, (from 1) of each rank.
         labels: what to call each rank in errors, such as ``"1 (segments 3 to 4, layer2.0 to layer2.3)"``.
-        call: how the network is called.
+        conditions: how the network is called, and with inputs of which sizes.
         inputs: from the names of the tensors in a call to those that parts read.
         parts: every part by its name.
         owned: the names of each rank's parts.
@@ -105,7 +111,7 @@ class Partition:
 
     runs: tuple[tuple[int, int], ...]
     labels: tuple[str, ...]
-    call: CallSignature
+    conditions: CallConditions
     inputs: Mapping[str, str]
     parts: Mapping[str, Part]
     owned: tuple[tuple[str, ...], ...]
@@ -170,7 +176,7 @@ class SegmentPartition(Partition):
         return cls(
             runs=tuple(runs),
             labels=tuple(labels),
-            call=CallSignature.of_graph(net.graph),
+            conditions=CallConditions.of(CallSignature.of_graph(net.graph), net.guards),
             inputs={name: node.name for name, node in CallSignature.tensor_nodes(net.graph).items()},
             parts=parts,
             owned=tuple(

@@ -14,7 +14,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils import _pytree as pytree
 
-from pararealize.errors import CheckpointError, DistributedError
+from pararealize.errors import (
+    AgreedError,
+    CheckpointError,
+    DistributedError,
+    ExampleError,
+    GuardError,
+    RefusedCallError,
+)
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.plan.recording import StepRecording
@@ -140,7 +147,8 @@ class Stage(nn.Module):
 
         Raises:
             DistributedError: ranks disagree on shapes, types, mode or autocast, or one did not answer in time.
-            ExampleError: inputs do not fit the network's signature, or are not nested as the example's were.
+            RefusedCallError: inputs do not fit the network's signature, are not nested as the example's were, or break
+                the guards under which the network was recorded; a GuardError and an ExampleError.
         """
         with self.rank_setup.watch.step(), torch.enable_grad():
             inputs = self._inputs(args, kwargs)
@@ -218,7 +226,14 @@ class Stage(nn.Module):
                 f"({self._failure}); start the processes again from a checkpoint"
             )
         partition = self.rank_setup.partition
-        tensors = partition.call.tensors(args, kwargs)
+        try:
+            tensors = partition.conditions.check(args, kwargs)
+        except (GuardError, ExampleError) as fault:  # which the other ranks learn, should they have other inputs
+            try:
+                self._agree({FAULT: str(fault)})
+            except AgreedError as agreed:
+                raise RefusedCallError(str(fault), getattr(fault, "guards", ())) from agreed
+            raise
         return {partition.inputs[name]: self._to_device(tensor) for name, tensor in tensors.items()}
 
     def _to_device(self, value: Any) -> Any:
@@ -246,7 +261,7 @@ class Stage(nn.Module):
         return self._messages_by_signature[signature]
 
     def _agree_on_step(self, inputs: Mapping[str, Any], call: str, autocast: str) -> None:
-        channel, undefined = self.rank_setup.channel, self.rank_setup.undefined.names()
+        undefined = self.rank_setup.undefined.names()
         facts = {
             "call": call,
             "mode": "train" if self.training else "eval",
@@ -258,6 +273,11 @@ class Stage(nn.Module):
                 f"{len(undefined)} tensors have no values ({', '.join(undefined[:3])}): the network came from the "
                 "meta device, and no module draws them; load a checkpoint with stage.load_state_dict(...)"
             )
+        self._agree(facts)
+
+    def _agree(self, facts: Mapping[str, Any]) -> None:
+        """Compare facts about a step with the other ranks."""
+        channel = self.rank_setup.channel
         self.rank_setup.watch.waiting("the beginning of a step")
         agree(
             channel.control,

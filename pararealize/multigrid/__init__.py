@@ -1,6 +1,7 @@
 """Layer-parallel training: a network's forward and backward passes by multigrid iterations in depth.
 
 module         nn.Module                               -> LayerParallel, a network like any other
+pieces         a recording cut into layers             -> what runs it, over the network's own modules
 autograd       the value before the first layer        -> the one behind the last, and the adjoint solve's gradient
 monitor        LayerParallel, its losses               -> its iterations, raised when they prove too few
 oneshot        LayerParallel, an optimiser             -> steps in which states, adjoints and weights converge

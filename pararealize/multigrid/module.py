@@ -34,19 +34,30 @@ from pararealize.multigrid.solver.propagators import TimeStep, check_replay
 from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 from pararealize.plan.parts import Part
 from pararealize.restore import ordinary_mode, set_within
+from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.front_end import capture
-from pararealize.tracing.graph_copy import GraphCopy
+from pararealize.tracing.guards import Guards
 from pararealize.tracing.hooks import tensor_hook_of
-from pararealize.tracing.module_copy import copy_contents, copy_model, share_contents
-from pararealize.tracing.module_view import Piece
+from pararealize.tracing.module_copy import bare_tree, copy_contents, copy_hooks, copy_model, share_contents
+from pararealize.tracing.original import Original
+from pararealize.tracing.recordings import LIMIT, Recordings
 
 from .autograd import LayerPropagation, States
+from .pieces import LayerPieces, layers_anew, whole_graph
 
 __all__ = ["LayerParallel", "layer_parallel"]
 
 # Top-level names that the result needs for itself, so that no submodule may have them.
 _RESERVED = sorted(
-    ["hierarchy", "history", "rows", "states", "structure", *(field.name for field in dataclasses.fields(Settings))]
+    [
+        "guards",
+        "hierarchy",
+        "history",
+        "rows",
+        "states",
+        "structure",
+        *(field.name for field in dataclasses.fields(Settings)),
+    ]
 )
 
 
@@ -69,6 +80,7 @@ class LayerParallel(LayeredNetwork):
         rows: the layers in order, each of which can be run.
         states: the values at the C-points, ``"forward"`` and ``"backward"``, that a warm start begins from.
         runs_in_series: whether :meth:`in_series` is in force.
+        guards: conditions on the inputs under which the layers are right; the original is recorded anew for others.
 
     Example:
         >>> import torch
@@ -87,40 +99,50 @@ class LayerParallel(LayeredNetwork):
     rows: list[TimeStep]
     states: States
     runs_in_series: bool
-    _stem: Piece
-    _head: Piece
-    _whole: Piece
+    guards: Guards
+    _pieces: LayerPieces
+    _recordings: Recordings[LayerPieces]
     _graph: fx.Graph
     _name: str
 
     def __init__(
-        self, tree: nn.Module, layers: Layers, hierarchy: Hierarchy, whole: fx.Graph, name: str, settings: Settings
+        self,
+        tree: nn.Module,
+        layers: Layers,
+        hierarchy: Hierarchy,
+        whole: fx.Graph,
+        name: str,
+        settings: Settings,
+        *,
+        guards: Guards,
+        original: Original,
+        recording_limit: int = LIMIT,
     ) -> None:
         super().__init__()
         share_contents(self, tree)
-        stem, head = Piece(self, copy.deepcopy(layers.stem), "Stem"), Piece(self, copy.deepcopy(layers.head), "Head")
+        pieces, conditions = LayerPieces.of(self, layers, whole), CallConditions.of(layers.call, guards)
+        recordings = Recordings(conditions, original, partial(layers_anew, self, layers), limit=recording_limit)
         # Into ``__dict__``, past nn.Module: a piece that it registered would list the tree's parameters a second time.
-        self.__dict__.update(_stem=stem, _head=head, _whole=Piece(self, copy.deepcopy(whole), "Whole"))
         self.__dict__.update(dataclasses.asdict(settings), structure=layers, hierarchy=hierarchy, _graph=whole)
-        self.__dict__.update(rows=[TimeStep(self, layer) for layer in layers.layers], states={}, history=Convergence())
-        self.__dict__.update(_name=name, runs_in_series=False)
+        self.__dict__.update(_pieces=pieces, rows=pieces.rows, states={}, history=Convergence())
+        self.__dict__.update(_name=name, runs_in_series=False, guards=guards, _recordings=recordings)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
         Settings.of(self).check()
-        inputs = self.structure.call.tensors(args, kwargs).values()
+        pieces = self._recordings.pick(args, kwargs) or self._pieces
         if self.exact:
-            return self._whole(*args, **kwargs)
-        u, *context = self._stem(*inputs)
+            return pieces.whole(*args, **kwargs)
+        u, *context = pieces.stem(*pieces.structure.call.tensors(args, kwargs).values())
         propagate = LayerPropagation(
-            rows=self.rows,
+            rows=pieces.rows,
             hierarchy=self.hierarchy,
             settings=partial(Settings.of, self),
             states=self.states,
             convergence=self.history,
             serial=self.runs_in_series,
         )
-        return self._head(propagate(u, context), *(context[i] for i in self.structure.head_reads))
+        return pieces.head(propagate(u, context), *(context[i] for i in pieces.structure.head_reads))
 
     def serially(self) -> AbstractContextManager[None]:
         """Within it, the network runs as it is: to evaluate what was trained, or to finish with exact steps.
@@ -183,9 +205,19 @@ class LayerParallel(LayeredNetwork):
         return distribute_layers(self, mesh, timeout=timeout, bucket_bytes=bucket_bytes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:
-        tree = copy_contents(self, memo)
-        copied = LayerParallel(tree, self.structure, self.hierarchy, self._graph, self._name, Settings.of(self))
+        copied = LayerParallel(
+            copy_contents(self, memo),
+            self.structure,
+            self.hierarchy,
+            self._graph,
+            self._name,
+            Settings.of(self),
+            guards=self.guards,
+            original=copy.deepcopy(self._recordings.original, memo),
+            recording_limit=self._recordings.limit,
+        )
         memo[id(self)] = copied
+        copy_hooks(self, copied, memo)
         return copied
 
     def __reduce__(self) -> Any:
@@ -323,11 +355,11 @@ def layer_parallel(
         _check_parameter_hooks(model)
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
-        tree, _ = copy_model(model, captured.constants, _RESERVED)
-        whole = GraphCopy()
-        whole.write(captured, {}, ())
-        net = LayerParallel(tree, layers, hierarchy, whole.graph, type(model).__name__, settings)
-        check_replay(net, net._stem, net.rows, hierarchy, captured)
+        root, _ = copy_model(model, captured.constants, _RESERVED)
+        original, tree, guards = Original(root, tuple(captured.opaque)), bare_tree(root), captured.guards
+        name, graph = type(model).__name__, whole_graph(captured)
+        net = LayerParallel(tree, layers, hierarchy, graph, name, settings, guards=guards, original=original)
+        check_replay(net, net._pieces.stem, net.rows, hierarchy, captured)
     return net if mesh is None else net.distribute(mesh)
 
 

@@ -25,7 +25,7 @@ from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.guards import Guards
 from pararealize.tracing.hooks import hook_of
-from pararealize.tracing.module_copy import copy_contents, share_contents
+from pararealize.tracing.module_copy import copy_contents, copy_hooks, share_contents
 from pararealize.tracing.module_view import SHADOWED, Piece
 from pararealize.tracing.original import Original
 from pararealize.tracing.recorded_module import RecordedModule
@@ -253,6 +253,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             recording_limit=recordings.limit,
         )
         memo[id(self)] = copied
+        copy_hooks(self, copied, memo)
         return copied
 
     def __reduce__(self) -> Any:

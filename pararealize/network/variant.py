@@ -41,6 +41,10 @@ class Variant(ModuleView, PlainGraphModule):
         segment_devices: the network's.
     """
 
+    plan: Plan
+    part_graphs: dict[str, fx.Graph]
+    segment_devices: Sequence[torch.device] | None
+
     def __init__(
         self,
         net: nn.Module,

@@ -33,7 +33,7 @@ from pararealize.tracing.captured import Capture
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.guards import Guards
-from pararealize.tracing.module_copy import bare_tree, copy_contents, copy_model, share_contents
+from pararealize.tracing.module_copy import bare_tree, copy_contents, copy_hooks, copy_model, share_contents
 from pararealize.tracing.module_view import Piece
 from pararealize.tracing.original import Original
 from pararealize.tracing.recorded_module import RecordedModule
@@ -175,6 +175,7 @@ class RestackedModule(RecordedModule):
             recording_limit=recordings.limit,
         )
         memo[id(self)] = copied
+        copy_hooks(self, copied, memo)
         return copied
 
     def __reduce__(self) -> Any:

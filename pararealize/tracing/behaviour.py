@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from .example import Example
 from .operations import fields_of
@@ -117,10 +116,10 @@ def observe(
                 return copy.clone()  # which a forward may change in place
         return copy
 
-    if by_name:
-        args, kwargs = tuple(tree_map_only(torch.Tensor, fresh, list(example.values.values()))), {}
-    else:
-        args, kwargs = tree_map_only(torch.Tensor, fresh, (example.args, example.kwargs))
+    values = {
+        name: fresh(value) if isinstance(value, torch.Tensor) else value for name, value in example.values.items()
+    }
+    args, kwargs = (tuple(values.values()), {}) if by_name else example.arguments(values)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad} if setting.gradients else {}
     for module, flag in zip(
         model.modules(), setting.flags(name for name, _ in model.named_modules()).values(), strict=True

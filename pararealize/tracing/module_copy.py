@@ -24,6 +24,7 @@ __all__ = [
     "bare_tree",
     "check_model",
     "copy_contents",
+    "copy_hooks",
     "copy_model",
     "share_contents",
     "uncopyable_tensors",
@@ -141,6 +142,19 @@ def share_contents(module: nn.Module, tree: nn.Module) -> None:
         module.__dict__[contents] = tree.__dict__[contents]
     move_hooks(tree, module)
     module.training = tree.training
+
+
+def copy_hooks(source: nn.Module, target: nn.Module, memo: dict[int, Any]) -> None:
+    """Give a deep copy the hooks that were registered on its original itself, as ``copy.deepcopy`` of a module does.
+
+    Args:
+        source: the original.
+        target: the copy; ``memo`` has it, so that a method of the original becomes one of the copy.
+        memo: of the deep copy.
+    """
+    for name, value in vars(source).items():
+        if "_hook" in name and isinstance(value, dict | bool | type(None)) and name in vars(target):
+            target.__dict__[name] = copy.deepcopy(value, memo)
 
 
 def bare_tree(model: nn.Module) -> nn.Module:

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from pararealize.errors import ExampleError, GuardError, PararealizeError, RecordingWarning
 from pararealize.restore import ordinary_mode
 
+from .call_signature import binds
 from .captured import Capture
 from .conditions import CallConditions
 from .containers import leaves_of
@@ -161,6 +162,9 @@ class Recordings(Generic[T]):
 
     def _fact(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> PararealizeError:
         """Why the first recording does not hold for a call."""
+        takes = binds(self.original.signature, tuple(args), kwargs)
+        if takes and not binds(self.first.call.signature, tuple(args), kwargs):
+            return ExampleError("the network was recorded with other arguments")
         try:
             self.first.check(args, kwargs)
         except PararealizeError as error:

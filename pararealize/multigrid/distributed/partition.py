@@ -19,6 +19,8 @@ from pararealize.distributed.partition import (
 from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.layers import Layers
 from pararealize.multigrid.solver.settings import SettingsAttributes
+from pararealize.tracing.conditions import CallConditions
+from pararealize.tracing.guards import Guards
 
 __all__ = ["SEED", "LayerPartition", "LayeredNetwork"]
 
@@ -37,6 +39,10 @@ class LayeredNetwork(PartitionableNetwork, SettingsAttributes):
         @property
         def hierarchy(self) -> Hierarchy:
             """The levels of multigrid."""
+
+        @property
+        def guards(self) -> Guards:
+            """Conditions on the inputs under which the layers are right."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,7 @@ class LayerPartition(Partition):
             runs=tuple((share.start + 1, share.stop) for share in hierarchy.share(ranks)),
             labels=tuple(labels),
             owners=owners,
-            call=layers.call,
+            conditions=CallConditions.of(layers.call, net.guards),
             inputs=dict(zip(layers.call.tensor_names, map(str, (p.target for p in placeholders)), strict=True)),
             parts=net.network_parts,
             owned=tuple(owned),

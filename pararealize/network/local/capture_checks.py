@@ -44,7 +44,7 @@ def check_hooks(net: PararealModule) -> None:
         )
 
 
-def check_static(net: PararealModule, inputs: Sequence[Any]) -> None:
+def check_static(net: PararealModule, runner: Runner, inputs: Sequence[Any]) -> None:
     """Run the network on fake tensors, which have no values: what asks for one cannot be captured.
 
     Raises:
@@ -59,7 +59,7 @@ def check_static(net: PararealModule, inputs: Sequence[Any]) -> None:
 
         values = [fake(value) if isinstance(value, Tensor) else value for value in inputs]
         try:
-            DryRun(_PartsInOrder(net), values, fake).forward()
+            DryRun(_PartsInOrder(net, runner), values, fake).forward()
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise CaptureError(
                 f"{net.plan.model} asks the GPU for values while it runs ({error}), which a CUDA graph cannot; run it "
@@ -78,10 +78,10 @@ def check_static(net: PararealModule, inputs: Sequence[Any]) -> None:
 class _PartsInOrder(nn.Module):
     """The network's parts under its own names, run one after the other."""
 
-    def __init__(self, net: PararealModule) -> None:
+    def __init__(self, net: PararealModule, runner: Runner) -> None:
         super().__init__()
         share_contents(self, net)
-        self.__dict__["run"] = Runner(net, net.graph).run
+        self.__dict__["run"] = Runner(runner.net, runner.net.graph).run
 
     def forward(self, *inputs: Any) -> Any:
         return self.__dict__["run"](*inputs)

@@ -10,7 +10,8 @@ Three things keep one GPU from running n segments at the same time, and each has
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,11 +19,12 @@ import torch
 from pararealize.errors import DeviceError, ExampleError, ModelError, PlanError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import read_equation
+from pararealize.network.variant import Variant
 from pararealize.restore import preserve_training_flags
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.containers import leaves_of
 from pararealize.tracing.example import Example
-from pararealize.tracing.module_copy import share_contents
+from pararealize.tracing.module_copy import copy_hooks, share_contents
 from pararealize.tracing.module_view import ModuleView, mirror
 
 from .capture_checks import check_hooks, check_static, example_error
@@ -144,15 +146,28 @@ class LocalModule(ModuleView):
         self.__dict__.update(net=net, stacks=tuple(stacks), _streams=streams, _captures={})
         graph = stacked_graph(net, stacks) if stacks else net.graph
         self.__dict__["_runner"] = Runner(net, graph, self._make_streams())
+        # those of the network's later recordings, whose segments are not stacked
+        self.__dict__["_runners"] = weakref.WeakKeyDictionary()
         self.__dict__["_call"] = CallSignature.of_graph(net.graph)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output: by a captured graph where one fits, eagerly elsewhere."""
-        inputs = list(self._call.tensors(args, kwargs).values())
-        graphed = self._captures.get(call_key(self.training, inputs)) if self._captures else None
+        runner, inputs = self._runner_of(args, kwargs)
+        graphed = self._captures.get((runner, call_key(self.training, inputs))) if self._captures else None
         if graphed is None or not graphed.fits(inputs):
-            return self._runner.run(*inputs)
+            return runner.run(*inputs)
         return graphed(inputs)
+
+    def _runner_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Runner, list[torch.Tensor]]:
+        """What runs a call, by the recording of the network that is right for it, and the call's tensors in order."""
+        recording = self.net.recording_of(*args, **kwargs)
+        if not isinstance(recording, Variant):
+            return self._runner, list(self._call.tensors(args, kwargs).values())
+        runner = self._runners.get(recording)
+        if runner is None:
+            runner = self._runners[recording] = Runner(recording, recording.graph, self._runner.streams)
+        recording.follow_modes()
+        return runner, list(CallSignature.of_graph(recording.graph).tensors(args, kwargs).values())
 
     def capture(self, example_inputs: Any, *, graphs: Graphs | None = None, training: bool | None = None) -> None:
         """Capture one mode and one size of input as CUDA graphs; what was captured before for these is replaced.
@@ -187,15 +202,16 @@ class LocalModule(ModuleView):
             )
         check_hooks(net)
         inputs = self._example(example_inputs)
+        runner, _ = self._runner_of(*self._call.as_arguments(example_inputs))
         with preserve_training_flags(net), torch.inference_mode(False), torch.set_grad_enabled(training):
             if training != self.training:
                 net.train(training)
-            check_static(net, inputs)
-            key = call_key(training, inputs)
+            check_static(net, runner, inputs)
+            key = runner, call_key(training, inputs)
             if old := self._captures.pop(key, None):
                 old.release()
             whole = graphs == "whole"
-            self._captures[key] = capture_network(net, self._runner, inputs, whole=whole, training=training)
+            self._captures[key] = capture_network(net, runner, inputs, whole=whole, training=training)
 
     def release(self) -> PararealModule:
         """Give the memory of all captures back; returns the network, which was an ordinary module all along."""
@@ -217,6 +233,7 @@ class LocalModule(ModuleView):
         segments = {stack.segments for stack in self.stacks}
         stacks = [stack for stack in stacks_of(net)[0] if stack.segments in segments] if segments else []
         memo[id(self)] = copied = LocalModule(net, streams=self._streams, stacks=stacks)
+        copy_hooks(self, copied, memo)
         return copied
 
     def __reduce__(self) -> Any:
@@ -225,6 +242,7 @@ class LocalModule(ModuleView):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LocalModule:
         self.net._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._runner.streams = self._make_streams()
+        self._runners.clear()
         return self
 
     def _make_streams(self) -> tuple[torch.cuda.Stream, ...] | None:

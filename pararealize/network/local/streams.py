@@ -29,6 +29,7 @@ from torch import fx
 
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import part_of
+from pararealize.network.variant import Variant
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.operations import tensors_in
 
@@ -51,7 +52,7 @@ class Runner:
 
     def __init__(
         self,
-        net: PararealModule,
+        net: PararealModule | Variant,
         graph: fx.Graph,
         streams: Sequence[torch.cuda.Stream] | None = None,
         parts: Mapping[fx.Node, Callable[..., Any]] = MappingProxyType({}),
