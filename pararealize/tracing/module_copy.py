@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from pararealize.errors import ModelError
 
-from .hooks import copy_tensor_hooks, move_hooks
+from .hooks import copy_tensor_hooks, move_hooks, without_hooks
 
 __all__ = [
     "RESERVED",
@@ -169,5 +169,6 @@ def copy_contents(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A plain module with deep copies of a module's parameters, buffers and submodules, and its mode."""
     tree = nn.Module()
     share_contents(tree, module)
+    without_hooks(tree)  # one may refer to the module itself, of which there is no copy yet: see ``copy_hooks``
     memo |= {key: value for key, value in uncopyable_tensors(module).items() if key not in memo}
     return copy.deepcopy(tree, memo)
