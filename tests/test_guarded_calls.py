@@ -246,7 +246,7 @@ def test_hooks_go_with_a_deep_copy() -> None:
         pararealize(model, n=2, example_inputs=example),
         layer_parallel(model, coarsening=2, example_inputs=example),
     ]
-    ways += [restack(model, "euler", example_inputs=example), run_local(ways[0])]
+    ways += [restack(model, "euler", example_inputs=example), run_local(copy.deepcopy(ways[0]))]
     for way in ways:
         watch = Watch(way)
         twin = copy.deepcopy(way)

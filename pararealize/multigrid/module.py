@@ -356,7 +356,8 @@ def layer_parallel(
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
         root, _ = copy_model(model, captured.constants, _RESERVED)
-        original, tree, guards = Original(root, tuple(captured.opaque)), bare_tree(root), captured.guards
+        tree = bare_tree(root)  # which has the root's hooks
+        original, guards = Original(root, tuple(captured.opaque)), captured.guards
         name, graph = type(model).__name__, whole_graph(captured)
         net = LayerParallel(tree, layers, hierarchy, graph, name, settings, guards=guards, original=original)
         check_replay(net, net._pieces.stem, net.rows, hierarchy, captured)

@@ -230,9 +230,12 @@ class LocalModule(ModuleView):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalModule:
         net = copy.deepcopy(self.net, memo)
+        if id(self) in memo:  # by a hook of the network's that refers to this module
+            copied: LocalModule = memo[id(self)]
+            return copied
         segments = {stack.segments for stack in self.stacks}
         stacks = [stack for stack in stacks_of(net)[0] if stack.segments in segments] if segments else []
-        memo[id(self)] = copied = LocalModule(net, streams=self._streams, stacks=stacks)
+        copied = memo[id(self)] = LocalModule(net, streams=self._streams, stacks=stacks)
         copy_hooks(self, copied, memo)
         return copied
 
