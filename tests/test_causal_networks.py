@@ -135,6 +135,31 @@ def test_strides_that_no_adapter_keeps_to_are_refused():
     assert net(x).shape == (2, 8, 8)
 
 
+def test_cuts_fall_where_adapters_lead_to():
+    """Behind the stride none does; of four cuts, the best are in front of it."""
+    model, x = strided(3, frame=False, depth=4), torch.randn(2, 3, 24)
+    plan = pararealize(model, n=3, coarse="linear", example_inputs=x).plan
+    assert [segment.first for segment in plan.segments][-1] <= 4
+
+
+def test_a_signal_without_a_channel_is_no_vector_to_mix():
+    class Raw(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network("front")[0]
+            self.network.stem, self.network.head = nn.Conv1d(1, 8, 1), nn.Conv1d(8, 1, 1)
+
+        def forward(self, x):
+            return self.network(x[:, None])[:, 0]
+
+    model, x = Raw().eval(), torch.randn(2, 12)
+    with pytest.raises(SourceError, match=r'in an order that it can keep.*pass source="stem"'):
+        pararealize(model, n=3, coarse="linear", example_inputs=x, source="input")
+    net = pararealize(model, n=3, coarse="paper", example_inputs=x).eval()
+    disturb(net)
+    assert leak(net, x, 1, 7) == 0
+
+
 class Delayed(nn.Module):
     """A convolution that does not read its own position."""
 

@@ -31,6 +31,8 @@ from .step_cuts import StepProblem, cheapest_step
 
 __all__ = ["plan_segments"]
 
+FORBIDDEN = 1000  # times the network's own cost
+
 
 def plan_segments(
     chain: BlockChain,
@@ -184,8 +186,9 @@ class _CutSearch:
         work = list(map(costs.split, costs.blocks))
         # the first boundary of each kind stands for all; none is before block 0 or behind the last one
         fronts = [min(max(first, 1), len(chain.blocks) - 1) for first, _ in edges]
+        never = FORBIDDEN * costs.total  # where no adapter leads to: no cut falls there, if another can be made
         adapters = [
-            (math.inf, math.inf) if prices.why_no_adapter(first) else plus(wait, prices.adapter(first).cost)
+            (never, never) if prices.why_no_adapter(first) else plus(wait, prices.adapter(first).cost)
             for first in fronts
         ]
         boundary_kinds = range(len(spaces))
