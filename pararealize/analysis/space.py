@@ -116,11 +116,10 @@ def _first_verdict(nodes: Iterable[fx.Node], module_of: Callable[[str], nn.Modul
     """Whether the channels come last, by the first of the operations that works along one axis of channels."""
     for node in nodes:
         if node.op == "call_module":
-            for module in module_of(str(node.target)).modules():
-                if isinstance(module, _CHANNELS_FIRST):
-                    return False
-                if isinstance(module, _CHANNELS_LAST):
-                    return True
+            modules = list(module_of(str(node.target)).modules())
+            first, last = (any(isinstance(m, kinds) for m in modules) for kinds in (_CHANNELS_FIRST, _CHANNELS_LAST))
+            if first != last:  # a module of both kinds that was not looked into moves axes within
+                return last
         elif node.op == "call_function" and node.target in _FUNCTIONS_FIRST:
             return False
         elif node.op == "call_function" and node.target in _FUNCTIONS_LAST:

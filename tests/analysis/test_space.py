@@ -50,3 +50,37 @@ def test_operations_tell_where_the_channels_are() -> None:
     assert axes["x"] == axes["conv"] == axes["relu"] == 0
     assert axes["permute"] == axes["norm"] == axes["linear"] == axes["tanh"] == 2
     assert axes["permute_1"] == axes["back"] == 0
+
+
+class Padded(nn.Module):
+    """A signal that is padded before it is convolved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(nn.functional.pad(x, (2, 0)))
+
+
+class TokenMixer(nn.Module):
+    """Convolves tokens between two linear layers; it is kept as one node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.conv(x.transpose(1, 2)).transpose(1, 2))
+
+
+def test_channels_stand_where_the_convolution_behind_padding_has_them() -> None:
+    captured = capture(Padded(), torch.randn(2, 3, 12))
+    node = next(node for node in captured.graph.nodes if node.op == "placeholder")
+    assert space_of(node, captured.graph_module.get_submodule).channel == 0
+
+
+def test_a_module_of_both_kinds_that_is_not_looked_into_says_nothing() -> None:
+    captured = capture(nn.Sequential(TokenMixer(), nn.LayerNorm(6)), torch.randn(2, 12, 6), leaf_modules=[TokenMixer])
+    node = next(node for node in captured.graph.nodes if node.op == "placeholder")
+    assert space_of(node, captured.graph_module.get_submodule).channel == 1

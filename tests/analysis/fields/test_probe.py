@@ -75,6 +75,23 @@ def test_context_is_of_the_example_and_random_states_stay():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("padding", [0, 3])
+def test_rows_of_padding_that_attend_to_everything_are_not_the_rule(padding):
+    """As Hugging Face's decoders have them, padded in front: a row that may see nothing sees all."""
+
+    class Attention(nn.Module):
+        def forward(self, x, mask):
+            allowed = torch.ones(12, 12).tril().bool() & mask[:, None]
+            allowed = allowed | ~allowed.any(-1, keepdim=True)
+            return x + (x @ x.mT).masked_fill(~allowed, -1e9).softmax(-1) @ x
+
+    mask = (torch.arange(12) >= padding).expand(2, 12)
+    (axis,) = try_out(Attention(), space(12, 8, channel=1), space(12, 8, channel=1), context=[mask]).axes
+    assert axis[2] == 0
+    (axis,) = try_out(Attention(), space(12, 8, channel=1), space(12, 8, channel=1), context=[mask & False]).axes
+    assert axis[2] == 11
+
+
 def test_what_does_not_run_is_said():
     class Broken(nn.Module):
         def forward(self, x):
