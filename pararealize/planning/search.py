@@ -5,7 +5,6 @@ Every fault of the arguments is found before any is reported.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
