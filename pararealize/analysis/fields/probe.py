@@ -118,12 +118,8 @@ class Probe:
         capture = self.chain.capture
         if any(tensor.is_meta for tensor in (*capture.model.parameters(), *capture.model.buffers())):
             raise UnprobedError("the model is on the meta device, where nothing runs")
-        piece = self._piece((block.input, *block.context), block.output)
-        return try_out(piece, block.x, block.y, batch=self.batch, context=self.context(block.context))
-
-    def _piece(self, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node] | fx.Node) -> Piece:
-        capture = self.chain.capture
-        return Piece(capture.model, subgraph(inputs, outputs), "Piece", capture.constants)
+        context = self.context(block.context)
+        return try_out(self.chain.piece(block), block.x, block.y, batch=self.batch, context=context)
 
     def context(self, nodes: Sequence[fx.Node]) -> list[Any]:
         """The values of nodes, of a run of the captured network on the example.
@@ -139,7 +135,8 @@ class Probe:
             devices = {value.device for value in values if isinstance(value, torch.Tensor)}
             with seeded_state(0, devices), ordinary_mode(), torch.no_grad():
                 try:
-                    piece = copy.deepcopy(self._piece(inputs, every))
+                    graph = subgraph(inputs, every)
+                    piece = copy.deepcopy(Piece(chain.capture.model, graph, "Piece", chain.capture.constants))
                     for module in piece.modules():
                         module.training = False
                     self._values = dict(zip(every, piece(*values), strict=True))
