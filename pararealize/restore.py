@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,14 @@ from torch import nn
 
 from .random_state import preserve_state
 
-__all__ = ["as_written", "left_as_found", "ordinary_mode", "preserve_training_flags", "set_within"]
+__all__ = [
+    "as_written",
+    "attributes_as_found",
+    "left_as_found",
+    "ordinary_mode",
+    "preserve_training_flags",
+    "set_within",
+]
 
 
 @contextlib.contextmanager
@@ -27,20 +34,14 @@ def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
         model: the model.
         contents: keep a copy of every parameter's and buffer's values, for what runs the model on them.
     """
-    attributes = [(module, dict(module.__dict__), _containers(module)) for module in model.modules()]
     tensors = [*model.parameters(), *model.buffers()]
     real = [tensor for tensor in tensors if contents and not tensor.is_meta]
     values = [(tensor, _version(tensor), tensor.detach().clone()) for tensor in real]
     with preserve_state(tensor.device for tensor in tensors):
         try:
-            yield
+            with attributes_as_found(model.modules()):
+                yield
         finally:
-            for module, dictionary, containers in attributes:
-                module.__dict__.clear()
-                module.__dict__.update(dictionary)
-                for container, content in containers:
-                    container.clear()
-                    (container.extend if isinstance(container, list) else container.update)(content)
             with torch.no_grad():
                 for tensor, version, value in values:
                     if not _is_equal(tensor, version, value):  # a copy makes graphs that autograd keeps unusable
@@ -58,6 +59,21 @@ def _is_equal(tensor: torch.Tensor, version: int, value: torch.Tensor) -> bool:
         return torch.equal(tensor, value)
     except Exception:  # noqa: BLE001 - each layout and subclass has another way to say that it cannot
         return _version(tensor) == version
+
+
+@contextlib.contextmanager
+def attributes_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back, on leaving, every attribute of these modules, and what stands in those that are containers."""
+    attributes = [(module, dict(module.__dict__), _containers(module)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, dictionary, containers in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(dictionary)
+            for container, content in containers:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
 
 
 @contextlib.contextmanager

@@ -25,9 +25,11 @@ from torch import fx, nn
 from pararealize.errors import PlanError
 from pararealize.plan.plan import Plan
 from pararealize.random_state import replay_torch_state, torch_state
+from pararealize.restore import attributes_as_found
 from pararealize.table import aligned
 from pararealize.tracing.call_signature import CallSignature
-from pararealize.tracing.module_view import BorrowedModule
+from pararealize.tracing.leaves import is_from_torch
+from pararealize.tracing.module_view import BorrowedModule, ModuleView
 
 from .parareal import Map, compose, iterations
 from .parts import read_equation
@@ -171,8 +173,8 @@ class _NetworkMaps:
 class _RepeatedModule:
     """A module that is called several times in one step, as if it ran once: the same random numbers in each call.
 
-    Its buffers move in the call of number ``times``, and in none where that is 0: running statistics are then those of
-    a single pass. Calls before and after it work on copies.
+    Its buffers, and what its modules keep in Python, move in the call of number ``times``, and in none where that is 0:
+    running statistics and counters are then those of a single pass. Calls before and after it work on copies.
     """
 
     def __init__(self, module: nn.Module, times: int) -> None:
@@ -180,6 +182,7 @@ class _RepeatedModule:
         lenders = [m.lender for m in module.modules() if isinstance(m, BorrowedModule)]
         inner = (*module.modules(), *(m for lender in lenders for m in lender.modules()))
         self._owners = [m for m in inner if m._buffers]
+        self._stateful = [m for m in inner if not is_from_torch(m) and not isinstance(m, ModuleView)]
         self._devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
         self._random_state: dict[str, torch.Tensor] | None = None
 
@@ -202,7 +205,8 @@ class _RepeatedModule:
             for name, buffer in owner._buffers.items():
                 owner._buffers[name] = None if buffer is None else buffer.clone()
         try:
-            yield
+            with attributes_as_found(self._stateful):
+                yield
         finally:
             for owner, buffers in zip(self._owners, originals, strict=True):
                 owner._buffers.update(buffers)

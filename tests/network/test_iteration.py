@@ -196,3 +196,29 @@ def test_the_table() -> None:
     assert lines[0] == "Perceptron: relative errors of the interfaces after k iterations, n = 3"
     assert lines[2].split() == ["k", "U_1", "U_2", "U_3"]
     assert [line.split().count("exact") for line in lines[3:]] == [1, 2, 3, 3]
+
+
+class Counting(nn.Module):
+    """A layer that counts its calls in Python, and reads the count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.count, self.seen = nn.Linear(8, 8), 0, [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.seen.append(1)
+        return x + torch.tanh(self.linear(x)) * self.count / len(self.seen)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_state_in_python_moves_once(k: int) -> None:
+    """A segment that is called anew in each iteration counted each of them, and gave another output each time."""
+    model, x = nn.Sequential(*(Counting() for _ in range(3))), torch.randn(4, 8)
+    net = pararealize(model, n=3, example_inputs=x, coarse="linear", leaf_modules=[Counting])
+    for calls in (1, 2):
+        output = net.iterate(x, k)
+        expected = model(x)
+        assert k < 2 or torch.equal(output, expected)
+        modules = [module for module in net.modules() if isinstance(module, Counting)]
+        assert [(module.count, len(module.seen)) for module in modules] == [(calls, 1 + calls)] * 3
