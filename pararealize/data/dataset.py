@@ -27,8 +27,11 @@ class Samples(Protocol):
     def shape(self) -> Any:
         """``(count, ...)``."""
 
-    def __getitem__(self, numbers: Any, /) -> Tensor:
-        """The samples with these numbers, in this order."""
+    def __getitem__(self, numbers: Any, /) -> Any:
+        """The samples with these numbers, in this order: a tensor, or a container of tensors that a network takes.
+
+        A container, such as a dict, has no augmentation and no scale.
+        """
 
 
 S_co = TypeVar("S_co", bound=Samples, covariant=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Step", "items_of", "leaves_of", "map_leaves"]
+__all__ = ["Step", "items_of", "leaves_of", "map_leaves", "on_device"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,6 +76,11 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     if items is None:
         return function(value)
     return _with_items(value, [(step, map_leaves(function, item)) for step, item in items])
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A nested value with its tensors on a device."""
+    return map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
 def _with_items(value: Any, items: list[tuple[Step, Any]]) -> Any:

@@ -23,6 +23,7 @@ from pararealize.distributed.checkpoint.state import save_state
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import MultigridError, TrainingError
 from pararealize.random_state import derived_seed, preserve_state, seed_all
+from pararealize.tracing.containers import on_device
 from pararealize.train.run.checkpoint import gather_run_state, load_run_state, read_run_state, write_run_state
 from pararealize.train.run.history import EpochRow, History, Row, StepRow, from_line, to_line
 from pararealize.train.run.progress import Progress, RateMeter
@@ -247,13 +248,14 @@ class _Training:
             for x, labels in batches:
                 self.advance(x, labels, epoch + 1)
 
-    def advance(self, x: torch.Tensor, labels: torch.Tensor, epoch: int) -> None:
+    def advance(self, x: Any, labels: torch.Tensor, epoch: int) -> None:
         """Take a step, and do what follows it: rows, a score, a checkpoint, a report. Epochs count from 1 here."""
         start = time.perf_counter()
         lr = self.recipe.lr_at(self.step, steps=self.steps)
-        result = self.update(x.to(self.update.device), labels, lr)
+        x = on_device(x, self.update.device)
+        result = self.update(x, labels, lr)
         if result.fault:
-            self.fail(result, x.to(self.update.device))
+            self.fail(result, x)
         self.step += 1
         self.rate_meter.add(time.perf_counter() - start, int(result.sums.count))
         self.row_sums.add(result.sums)
@@ -314,7 +316,7 @@ class _Training:
                 for row in rows:
                     self.board.add(row, meter.rate)
 
-    def fail(self, result: StepResult, x: torch.Tensor) -> NoReturn:
+    def fail(self, result: StepResult, x: Any) -> NoReturn:
         """Find where the loss or the gradients became non-finite first, and raise."""
         if result.fault == "loss":
             what, value, way = "loss", result.sums.loss / result.sums.count, "the forward pass"

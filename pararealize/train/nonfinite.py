@@ -69,7 +69,7 @@ class _WatchedPart:
     culprit: str = ""
 
 
-def forward_fault(net: nn.Module, x: torch.Tensor, processes: TrainingProcesses) -> Fault:
+def forward_fault(net: nn.Module, x: Any, processes: TrainingProcesses) -> Fault:
     """Run a batch once more, in the network's mode and without a graph, and say where it becomes non-finite.
 
     All ranks call it. Buffers are put back; random numbers are drawn anew, so that dropout may differ.

@@ -90,7 +90,7 @@ class Update:
         self.optimizer = recipe.make_optimizer(trainable)
         self.scaler = _scaler(net, self.device) if recipe.amp == "float16" else None
 
-    def __call__(self, x: torch.Tensor, labels: torch.Tensor, lr: float) -> StepResult:
+    def __call__(self, x: Any, labels: torch.Tensor, lr: float) -> StepResult:
         """One step with this learning rate; all ranks call it, each with its share of the batch."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr

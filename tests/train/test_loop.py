@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pararealize import Recipe, evaluate, fit, run_local
+from pararealize import Recipe, evaluate, fit, pararealize, run_local
+from pararealize.data.dataset import Dataset
 from pararealize.errors import CheckpointError, ExampleError, OutputError, RecipeError, TrainingError
 from pararealize.train.run.history import from_line
+from tests.nested_inputs import Tabular, table
 from tests.training import chain, network, same, samples
 
 RECIPE = Recipe(epochs=3, lr=0.05, clip=1.0)
@@ -351,3 +353,29 @@ def test_a_learning_rate_that_is_too_large_is_seen():
 def test_numbers_that_make_no_sense(name):
     with pytest.raises(RecipeError, match=rf"{name} is -1; pass an integer of at least 1"):
         fit(network(), samples(), RECIPE, **{name: -1})
+
+
+class Rows:
+    """Samples that are dicts of tensors."""
+
+    def __init__(self, batch):
+        self.batch = batch
+        self.shape = (len(batch["num"]), 3)
+
+    def __getitem__(self, numbers):
+        return {name: tensor[numbers] for name, tensor in self.batch.items()}
+
+
+def test_batches_may_be_dicts():
+    torch.manual_seed(0)
+    rows, more = table(40, torch.float32), table(10, torch.float32)
+    labels, more_labels = (batch["cat"].sum(1) % 2 for batch in (rows, more))
+    data = Dataset(
+        name="rows", classes=2, batch_size=10, seed=0,
+        images=Rows(rows), labels=labels, test_images=Rows(more), test_labels=more_labels,
+    )  # fmt: skip
+    net = pararealize(Tabular(), n=2, example_inputs=data.example(), coarse="linear")
+    history = fit(net, data, Recipe(epochs=30, lr=0.05, warmup=0))
+    losses = [row.loss for row in history.epochs]
+    assert losses[-1] < 0.7 * losses[0]
+    assert evaluate(net, data).count == 10

@@ -15,6 +15,7 @@ from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import ExampleError
 from pararealize.restore import preserve_training_flags
+from pararealize.tracing.containers import on_device
 
 __all__ = ["Score", "correct", "eval_mode", "evaluate", "logits_of"]
 
@@ -68,7 +69,7 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
     total = torch.zeros(3, dtype=torch.float64)
     with eval_mode(net), torch.no_grad():
         for x, labels in itertools.islice(data.test_batches(), processes.replica, None, processes.replicas):
-            output = net(x.to(device))
+            output = net(on_device(x, device))
             if not processes.is_last:
                 continue
             output = logits_of(output, labels, data.classes)
