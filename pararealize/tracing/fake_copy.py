@@ -29,7 +29,7 @@ class FakeCopy:
         leaves: what calls its leaf modules, and knows the real tensor of every fake one.
         attributes: qualified names of parameters and buffers by the ``id`` of the fake tensor, and of the real one: a
             closure of the user's may hold the model itself.
-        constants: tensors that modules hold as plain attributes, which stay real, by qualified name.
+        constants: copies, no fakes, of tensors that modules hold as plain attributes, by qualified name.
     """
 
     model: nn.Module
@@ -61,8 +61,10 @@ def copy_on_fakes(model: nn.Module) -> FakeCopy:
                     attributes[id(tensor)] = tensor, prefix + name
         for name, value in vars(module).items():
             for tensor in plain_tensors(value):
-                memo.setdefault(id(tensor), tensor)
+                if id(tensor) not in memo:  # a forward may change it
+                    copied = memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+                    leaves.real[id(copied)] = tensor
             if isinstance(value, torch.Tensor):
-                constants.setdefault(prefix + name, value)
+                constants.setdefault(prefix + name, memo[id(value)])
     twin = twin_of(model, memo)
     return FakeCopy(model=twin, leaves=leaves, attributes=attributes, constants=constants)

@@ -95,13 +95,14 @@ def _read(model: nn.Module, copy: FakeCopy, example: Example, opaque: _OpaqueMod
     """The capture of what the recordings say, which nothing has been compared with yet."""
     trace, batch, fixed = _record_and_compare(copy, model, example, opaque)
     trace.graph.eliminate_dead_code(is_impure_node=lambda node: _has_effect(model, node))
+    calls = {node.target for node in trace.graph.find_nodes(op="call_module")}
     captured = Capture(
         graph_module=Piece(model, trace.graph, f"Captured{type(model).__name__}", trace.constants),
         model=model,
         example=example,
         batch=batch,
         fixed_batch=fixed,
-        opaque=dict(opaque.reasons),
+        opaque={path: why for path, why in opaque.reasons.items() if path in calls},
         constants=trace.constants,
         guards=_guards(example, batch, fixed),
     )

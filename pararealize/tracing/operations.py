@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["after", "describe", "fields_of", "is_computed", "setitem", "tensors_in"]
+__all__ = ["CACHED", "after", "computed_calls", "describe", "fields_of", "is_computed", "setitem", "tensors_in"]
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "and", "or", "xor")
 _OTHERS = (
@@ -19,6 +19,7 @@ _OTHERS = (
 )
 _OPERATORS = {f"__{name}__": getattr(operator, f"__{name}__") for name in (*_BINARY, *_OTHERS)}
 _REFLECTED = {f"__r{name}__": getattr(operator, f"__{name}__") for name in _BINARY}
+CACHED = "_cached_"  # begins the names of tensors that a first pass left as attributes, in the graph of a second one
 # Functions that read the size, the type and the device of their tensor, and none of its values.
 _FACTORIES = {function for name in ("zeros", "ones", "full", "empty") for function in (f"new_{name}", f"{name}_like")}
 
@@ -55,6 +56,18 @@ def is_computed(node: fx.Node) -> bool:
             stack += sources
             seen.update(sources)
     return False
+
+
+def computed_calls(graph: fx.Graph) -> list[tuple[str, Any]]:
+    """The calls whose values come from inputs or from the model's own tensors, in order."""
+    computed: set[fx.Node] = set()
+    for node in graph.nodes:
+        makes = getattr(node.target, "__name__", node.target) not in _FACTORIES
+        if node.op == "get_attr" and node.target.startswith(CACHED):
+            continue
+        if node.op in ("placeholder", "get_attr") or (makes and not computed.isdisjoint(node.all_input_nodes)):
+            computed.add(node)
+    return [(node.op, node.target) for node in graph.nodes if node in computed and node.op.startswith("call")]
 
 
 def describe(func: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:

@@ -20,7 +20,8 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -37,8 +38,10 @@ from .example import Example
 from .fake_copy import FakeCopy
 from .leaves import is_layer
 from .node_table import NodeTable, UnreadableError
-from .operations import describe, tensors_in
+from .operations import CACHED, computed_calls, describe, tensors_in
+from .python_state import names_host_random
 from .regions import RegionTracker
+from .state_watch import StateWatch
 
 __all__ = ["Trace", "record"]
 
@@ -77,22 +80,21 @@ def record(
         UnreadableError, or whatever the forward raises; ``error.pararealize_stack`` lists the modules it was raised in.
     """
     with left_as_found(copy.model, contents=False):
-        recorder = _Recorder(copy, opaque)
         for module in copy.model.modules():  # module.train() would reach it too, but a model may have overridden it
             module.training = training
-        last = max(i for i, value in enumerate(example.values.values()) if isinstance(value, torch.Tensor))
-        args, kwargs = example.arguments(
-            {
-                # fx wants parameters without a default first: a plain value before the last tensor must have none
-                name: recorder.placeholder(name, value, (example.batch, batch), required=i < last)
-                for i, (name, value) in enumerate(example.values.items())
-            }
-        )
-        with copy.leaves.mode, recorder.listening():
-            output = copy.model(*args, **kwargs)
-            recorder.regions.finish()
-            recorder.graph.output(recorder.table.output(output))
-        return Trace(graph=recorder.graph, constants=recorder.table.constants)
+        recorder = _Recorder(copy, opaque)
+        recorder.run(example, batch)
+
+        def does_the_same(cached: Sequence[torch.Tensor]) -> bool:
+            again = _Recorder(copy, opaque)
+            for i, tensor in enumerate(cached):
+                again.table.add_constant(tensor, f"{CACHED}{i}")
+            again.run(example, batch)
+            return computed_calls(again.graph) == computed_calls(recorder.graph)
+
+        recorder.state.check(recorder.table.is_computed, does_the_same)
+        constants = {name: copy.leaves.real.get(id(value), value) for name, value in recorder.table.constants.items()}
+        return Trace(graph=recorder.graph, constants=constants)
 
 
 class _Recorder(PreDispatchTorchFunctionMode):
@@ -107,6 +109,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         calls: for each of them, the number of its call: a module called twice gives two.
         paused: while a call that is already one node runs, what happens within it is not recorded.
         regions: the grad modes, autocast regions and checkpoints that the forward is in.
+        state: the Python state that the forward may change.
     """
 
     def __init__(self, copy: FakeCopy, opaque: Callable[[str, nn.Module], bool]) -> None:
@@ -118,6 +121,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
             self.table.add_attribute(tensor, path)
         for path, tensor in copy.constants.items():
             self.table.add_constant(tensor, path)
+        self.state = StateWatch(copy.model, self._is_leaf)
         self.stack: list[tuple[str, nn.Module]] = []
         self.calls: list[int] = []
         self.paused = False
@@ -141,6 +145,21 @@ class _Recorder(PreDispatchTorchFunctionMode):
             fake = torch.empty(size, dtype=value.dtype, device=value.device)
         self.table.add_input(fake, self.graph.placeholder(name))
         return fake
+
+    def run(self, example: Example, batch: int) -> None:
+        """Call the model once, with fake tensors of that batch size, and write down what happens."""
+        last = max(i for i, value in enumerate(example.values.values()) if isinstance(value, torch.Tensor))
+        args, kwargs = example.arguments(
+            {
+                # fx wants parameters without a default first: a plain value before the last tensor must have none
+                name: self.placeholder(name, value, (example.batch, batch), required=i < last)
+                for i, (name, value) in enumerate(example.values.items())
+            }
+        )
+        with self.leaves.mode, self.listening():
+            output = self.copy(*args, **kwargs)
+            self.regions.finish()
+            self.graph.output(self.table.output(output))
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -167,8 +186,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         try:
             if path and self._is_leaf(path, module):
                 with torch._C.DisableTorchFunction():
-                    call = "call_module", path, args, kwargs
-                    return self._emit(call, lambda: self.leaves.call(module, args, kwargs))
+                    return self._call_leaf(path, module, args, kwargs)
             before = host_state()
             result = module._call_impl(*args, **kwargs)
             self._check_side_effects(module, before)
@@ -181,6 +199,15 @@ class _Recorder(PreDispatchTorchFunctionMode):
             self.stack.pop()
             self.calls.pop()
 
+    def _call_leaf(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = "call_module", path, args, kwargs
+        if is_layer(module):
+            return self._emit(call, lambda: self.leaves.call(module, args, kwargs))
+        self.state.enter(path, module)
+        result = self._emit(call, lambda: self.leaves.call(module, args, kwargs))
+        self.state.leave(path, module)
+        return result
+
     def _check_side_effects(self, module: nn.Module, before: tuple[Any, ...]) -> None:
         """Refuse what a module did besides computing with tensors, which a graph would do once and never again.
 
@@ -188,7 +215,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
         not come to it at all, since an assignment is no call: a module's buffers are looked at when it returns, and
         those of all modules when the model does, for a module may assign to another one's.
         """
-        if host_state() != before:
+        # another thread may draw from them meanwhile: then it is the module's own code that tells
+        if host_state() != before and (threading.active_count() == 1 or names_host_random(module)):
             raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
         for owner in [module] if module is not self.copy else self.copy.modules():
             if any(buffer is not None and self.table.is_computed(buffer) for buffer in owner._buffers.values()):

@@ -65,8 +65,9 @@ def test_parameters_and_buffers_have_no_memory_and_tied_ones_are_one() -> None:
         assert copy.leaves.real[id(tensor)] is model.state_dict(keep_vars=True)[name]
     assert copy.model.second.weight is copy.model.first.weight
     assert isinstance(copy.model.first.weight, nn.Parameter)
-    assert copy.model.constant is model.constant
-    assert copy.constants == {"constant": model.constant}
+    assert torch.equal(copy.model.constant, model.constant)
+    assert copy.model.constant is not model.constant  # a forward may change it
+    assert list(copy.constants) == ["constant"]
 
 
 @pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer])

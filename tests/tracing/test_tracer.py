@@ -144,6 +144,9 @@ class Reversed(torch.autograd.Function):
         return -gradient
 
 
+RESULTS: list[Tensor] = []
+
+
 class Interrupted(nn.Module):
     """While its forward runs, another thread does something, and is waited for."""
 
@@ -160,17 +163,16 @@ class Interrupted(nn.Module):
 
 def test_other_threads_are_not_recorded() -> None:
     """They apply custom functions, switch autocast and call modules as ever, those of the recorded model too."""
-    results: list[Tensor] = []
     real = nn.Linear(4, 4)
 
     def other() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            results.append(Reversed.apply(real(torch.ones(2, 4, requires_grad=True))))
+            RESULTS.append(Reversed.apply(real(torch.ones(2, 4, requires_grad=True))))
 
     captured = capture(nn.Sequential(nn.Linear(4, 4), Interrupted(other), nn.Linear(4, 4)), torch.randn(2, 4))
     assert captured.opaque == {}
     assert len([node for node in captured.graph.nodes if node.op not in ("placeholder", "output")]) == 3
-    assert {result.dtype for result in results} == {torch.bfloat16}
+    assert {result.dtype for result in RESULTS} == {torch.bfloat16}
 
 
 def model_of() -> nn.Module:
