@@ -217,6 +217,7 @@ _MIXER = {
     "prediction_length": 8,
 }  # fmt: skip
 _SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+_ALL_LAYERS = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
 _EAGER = {"attn_implementation": "eager"}
 
 _ENCODERS: dict[str, Builder] = {
@@ -362,8 +363,9 @@ _SERIES: dict[str, Builder] = {
     "PatchTSTModel": _model("PatchTSTModel", _PATCHES, _past, (32,)),
     "PatchTSTForPrediction": _model("PatchTSTForPrediction", _PATCHES, _past, (32,)),
     "PatchTSMixerModel": _model("PatchTSMixerModel", _MIXER, _past, (32,)),
-    "TimeSeriesTransformerModel": _time_series("TimeSeriesTransformer"),
-    "InformerModel": _time_series("Informer"),
-    "AutoformerModel": _time_series("Autoformer", moving_average=5),
+    "TimeSeriesTransformerModel(layerdrop)": _time_series("TimeSeriesTransformer"),  # of 0.1, as it comes
+    "TimeSeriesTransformerModel": _time_series("TimeSeriesTransformer", **_ALL_LAYERS),
+    "InformerModel": _time_series("Informer", **_ALL_LAYERS),
+    "AutoformerModel": _time_series("Autoformer", moving_average=5, **_ALL_LAYERS),
 }
 HUGGING_FACE = {**_ENCODERS, **_DECODERS, **_PAIRS, **_VISION, **_AUDIO, **_SERIES}
