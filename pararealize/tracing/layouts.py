@@ -23,7 +23,8 @@ def lay_out(graph: fx.Graph) -> None:
     order = order_of(first.meta.get("val"))
     if order is None or order == tuple(range(len(order))):
         return
-    users, previous = list(first.users), inputs[-1]
+    previous = inputs[-1]
+    users = [user for user in first.users if previous < user]  # what stands between inputs asks for the device alone
     back = tuple(order.index(i) for i in range(len(order)))
     node = first
     for method, arguments in (("permute", (order,)), ("contiguous", ()), ("permute", (back,))):

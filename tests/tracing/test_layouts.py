@@ -61,6 +61,28 @@ def test_layers_of_multigrid_view_their_input() -> None:
     torch.testing.assert_close(net.eval()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+class Shifted(nn.Module):
+    """Blocks of channels first in memory order of channels last, which make a constant and read a context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.layers = nn.ModuleList(nn.Conv1d(6, 6, 1) for _ in range(4))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        x = self.first(x).transpose(1, 2)
+        for layer in self.layers:
+            ones = torch.ones(6, 1, device=x.device)
+            x = (layer(x) * gate + ones).transpose(1, 2).contiguous().transpose(1, 2)
+        return x
+
+
+def test_pieces_that_ask_for_their_device() -> None:
+    model, inputs = Shifted().eval(), (torch.randn(2, 5, 6), torch.rand(2, 1, 1))
+    net = pararealize(model, n=3, example_inputs=inputs).eval()
+    assert torch.equal(net.iterate(inputs, 2), model(*inputs))
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.permutations(range(4)), st.lists(st.integers(1, 4), min_size=4, max_size=4), st.permutations(range(4)))
 def test_a_piece_sees_the_recorded_order(order: list[int], sizes: list[int], other: list[int]) -> None:
