@@ -103,13 +103,14 @@ def settings(captured: Capture) -> list[list[Setting]]:
 
 
 def _batch(captured: Capture, size: int) -> dict[str, Shape]:
-    """Shapes of inputs with a batch of that size; none where the batch size is fixed."""
+    """Shapes of inputs with a batch of that size; none where the batch size is fixed, or guards do not allow it."""
     if captured.fixed_batch:
         return {}
     example = captured.example
     shapes = {name: tuple(tensor.shape) for name, tensor in example.tensors.items()}
     resized = {name: (size, *shape[1:]) for name, shape in shapes.items() if shape[:1] == (example.batch,)}
-    return {name: shape for name, shape in resized.items() if shape != shapes[name]}
+    changed = {name: shape for name, shape in resized.items() if shape != shapes[name]}
+    return changed if _is_allowed(captured, changed) else {}
 
 
 def _halves(captured: Capture, shapes: dict[str, Shape]) -> dict[str, Shape]:
@@ -121,9 +122,14 @@ def _halves(captured: Capture, shapes: dict[str, Shape]) -> dict[str, Shape]:
         if any(free):
             halves[each.name] = tuple(size // 2 if half else size for size, half in zip(shape, free, strict=True))
     every = shapes | halves
+    return every if _is_allowed(captured, every) else shapes
+
+
+def _is_allowed(captured: Capture, shapes: dict[str, Shape]) -> bool:
+    """Whether inputs of these shapes, and otherwise like the example's, are within the guards."""
     tensors = captured.example.tensors.items()
-    metas = {n: torch.empty(every.get(n, t.shape), dtype=t.dtype, device="meta") for n, t in tensors}
-    return shapes if captured.guards.broken({**captured.example.values, **metas}) else every
+    metas = {n: torch.empty(shapes.get(n, t.shape), dtype=t.dtype, device="meta") for n, t in tensors}
+    return not captured.guards.broken({**captured.example.values, **metas})
 
 
 def _types(captured: Capture) -> list[torch.dtype]:
