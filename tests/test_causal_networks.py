@@ -30,7 +30,7 @@ def test_no_conversion_sees_the_future(make):
         net = pararealize(model, n=2, coarse=coarse, example_inputs=x).eval()
         disturb(net)
         assert leak(net, x, axis, 7) < KEEPS, (make, coarse, str(net.plan))
-        assert any("axis 1 reads nothing later" in note for note in net.plan.notes)
+        assert any("causal along axis 1: nothing later" in note for note in net.plan.notes)
         assert Plan.from_json(net.plan.to_json()) == net.plan
 
 

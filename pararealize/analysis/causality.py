@@ -56,5 +56,5 @@ Sides: TypeAlias = tuple[Causality | None, ...]  # one for each axis of an exten
 
 
 def causal_axes(sides: Sides) -> str:
-    """``"axis 1 reads nothing later"``, the axes counted without batch and channels, from 1; empty for both sides."""
-    return ", ".join(f"axis {i} reads {side}" for i, side in enumerate(sides, 1) if side is not None)
+    """``"axis 1: nothing later"``, the axes counted without batch and channels, from 1; empty for both sides."""
+    return ", ".join(f"axis {i}: {side}" for i, side in enumerate(sides, 1) if side is not None)

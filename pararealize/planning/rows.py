@@ -124,4 +124,5 @@ def _causality_note(plan: Plan) -> str:
     if not any(rows):
         return ""
     who = "adapters and coarse blocks" if all(rows) else "some adapters and coarse blocks"
-    return f"causal: {'; '.join(dict.fromkeys(map(causal_axes, filter(None, rows))))}, and so for {who}"
+    axes = "; ".join(dict.fromkeys(map(causal_axes, filter(None, rows))))
+    return f"causal along {axes} is read by {who}"

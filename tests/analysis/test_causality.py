@@ -25,7 +25,7 @@ def test_what_a_module_may_read(side, allowed, refused):
 
 def test_it_prints_and_survives_json():
     sides = None, Causality(side="past", offset=-2), Causality(side="own")
-    assert causal_axes(sides) == "axis 2 reads nothing later, 2 before its own, axis 3 reads its own position alone"
+    assert causal_axes(sides) == "axis 2: nothing later, 2 before its own, axis 3: its own position alone"
     assert causal_axes((None, None)) == ""
     adapter = TypeAdapter(tuple[Causality | None, ...])
     assert adapter.validate_json(adapter.dump_json(sides)) == sides

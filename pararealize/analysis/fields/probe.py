@@ -205,7 +205,7 @@ class _Run:
             if ahead is not None and behind is not None and 2 * min(ahead, behind) >= max(ahead, behind, 2 * stride):
                 break  # it sees both sides
         if ahead and behind and self.masked and self.rank == 3 and size == target and self.mostly_behind(a, b):
-            ahead = 0
+            return stride, 0, 0  # what reads earlier positions might read one of those that see later ones
         return stride, behind or 0, ahead or 0
 
     def mostly_behind(self, a: int, b: int) -> bool:
