@@ -382,8 +382,8 @@ def _has_steps(form: _Nest, value: Any) -> bool:
         return all(step.is_attribute and hasattr(value, step.key) for step, _ in form.items)
     if isinstance(value, Mapping):
         return len(value) == len(form.items) and all(step.key in value for step, _ in form.items)
-    is_sequence = all(step.key == i for i, (step, _) in enumerate(form.items))
-    return isinstance(value, list | tuple) and is_sequence and len(value) == len(form.items)
+    items = items_of(value)  # of a list, a tuple, a queue
+    return items is not None and [step for step, _ in items] == [step for step, _ in form.items]
 
 
 def _equal(captured: Any, value: Any) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -95,12 +95,14 @@ def _with_items(value: Any, items: list[tuple[Step, Any]]) -> Any:
     if node is not None and not dataclasses.is_dataclass(value):  # whose registration may leave out what is None
         _, context = node.flatten_fn(value)
         return node.unflatten_fn(contents, context)
-    twin = copy.copy(
-        value
-    )  # a class of the user's own: without calling its constructor, which may want other arguments
-    for i, (step, item) in enumerate(items):
+    if isinstance(value, tuple):
+        return type(value)(contents)
+    if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
+        return type(value)({step.key: item for step, item in items})  # type: ignore[call-arg]
+    twin = copy.copy(value)  # of a class of the user's own, whose constructor may want other arguments
+    for step, item in items:
         if step.is_attribute:
             object.__setattr__(twin, step.key, item)  # a frozen dataclass has no other way
-        elif isinstance(value, Mapping | list):
-            twin[step.key if isinstance(value, Mapping) else i] = item
-    return type(value)(contents) if isinstance(value, tuple) else twin
+        else:
+            twin[step.key] = item
+    return twin

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections import OrderedDict, UserDict, defaultdict, deque, namedtuple
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -31,6 +32,14 @@ class Slotted:
     tokens: Any
 
 
+class ListOfTheirs(list[Any]):
+    pass
+
+
+class DictOfTheirs(dict[str, Any]):
+    pass
+
+
 class Registered:
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -54,6 +63,10 @@ VALUES = [
     (defaultdict(list, a=1), ["['a']"]),
     (Registered({0: 1}), [".value[0]"]),
     (torch.Size([1, 2]), ["[0]", "[1]"]),
+    (MappingProxyType({"a": 1}), ["['a']"]),
+    (deque([1, 2]), ["[0]", "[1]"]),
+    (ListOfTheirs([1]), ["[0]"]),
+    (DictOfTheirs(a=1), ["['a']"]),
 ]
 
 
