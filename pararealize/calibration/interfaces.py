@@ -99,6 +99,7 @@ class Interfaces:
         Raises:
             CalibrationError: an activation is not finite.
             ExampleError: the batch does not fit the network.
+            GuardError: its sizes are others than the network was recorded for.
         """
         early = self._before_segments(batch)
         context = {name: tuple(early[node] for node in nodes) for name, nodes in self._context.items()}
@@ -159,6 +160,7 @@ class Interfaces:
         run = fx.Interpreter(self.net, garbage_collect_values=False)
         values = run.env = {}
         tensors = inputs_of(batch, CallSignature.of_graph(self.net.graph))
+        self.net.call_conditions.check_tensors(tensors)
         home = next(iter(self.net.stem.parameters()), next(self.net.parameters())).device
         values.update((node, tensors[name].to(home)) for name, node in self._inputs.items())
         for node in self._early:

@@ -20,7 +20,6 @@ from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.plan import Plan
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions
-from pararealize.tracing.guards import Guards
 from pararealize.tracing.random_calls import draws
 
 from .messages.message_order import message_tags
@@ -71,8 +70,8 @@ class SegmentedNetwork(PartitionableNetwork):
             """Equation (3): the calls of all parts."""
 
         @property
-        def guards(self) -> Guards:
-            """Conditions on the inputs under which it is right."""
+        def call_conditions(self) -> CallConditions:
+            """How it is called, and with inputs of which sizes."""
 
         @property
         def segment_devices(self) -> Sequence[torch.device] | None:
@@ -176,7 +175,7 @@ class SegmentPartition(Partition):
         return cls(
             runs=tuple(runs),
             labels=tuple(labels),
-            conditions=CallConditions.of(CallSignature.of_graph(net.graph), net.guards),
+            conditions=net.call_conditions,
             inputs={name: node.name for name, node in CallSignature.tensor_nodes(net.graph).items()},
             parts=parts,
             owned=tuple(

@@ -160,6 +160,11 @@ class LayerParallel(LayeredNetwork):
         return set_within(self, "exact", True)
 
     @property
+    def call_conditions(self) -> CallConditions:
+        """What the arguments of a call have to be for these layers to be right; others are recorded anew."""
+        return self._recordings.first
+
+    @property
     def part_graphs(self) -> dict[str, fx.Graph]:
         """The graphs of its parts by name: ``stem``, ``f0``, ``f1`` … of the layers, ``head``."""
         layers = {f"f{n}": layer.graph for n, layer in enumerate(self.structure.layers)}

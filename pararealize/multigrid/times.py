@@ -64,7 +64,9 @@ def measure_layers(net: LayerParallel, inputs: Any, *, repeats: int = 3) -> Laye
     kind = next(net.parameters()).device.type
     if kind != "cpu":
         raise PlanError(f"the network is on {kind}, and layers are timed on the CPU; pass LayerTimes of your own")
-    tensors = net.structure.call.tensors_of(inputs).values()
+    named = net.structure.call.tensors_of(inputs)
+    net.call_conditions.check_tensors(named)
+    tensors = named.values()
     stem, head = (Piece(net, copy.deepcopy(net.part_graphs[name]), name) for name in ("stem", "head"))
     with left_as_found(net), torch.enable_grad():
         stem_time, (u, *context) = _timed(lambda: stem(*tensors), repeats)

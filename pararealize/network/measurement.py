@@ -126,6 +126,7 @@ def _part_runs(net: PararealModule, example_inputs: Any) -> dict[str, Runnable]:
     interpreter = fx.Interpreter(net, garbage_collect_values=False)
     values = interpreter.env
     tensors = CallSignature.of_graph(net.graph).tensors_of(example_inputs)
+    net.call_conditions.check_tensors(tensors)
     values.update((node, tensors[name]) for name, node in CallSignature.tensor_nodes(net.graph).items())
     runs: dict[str, Runnable] = {}
     names = {call: name for name, call in nodes.calls.items()}

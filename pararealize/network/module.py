@@ -22,7 +22,7 @@ from pararealize.errors import CheckpointError, ModelError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.tracing.call_signature import CallSignature
-from pararealize.tracing.conditions import CallConditions
+from pararealize.tracing.conditions import CallConditions, SizeCheck, no_fault
 from pararealize.tracing.guards import Guards
 from pararealize.tracing.hooks import hook_of
 from pararealize.tracing.module_copy import copy_contents, copy_hooks, share_contents
@@ -86,6 +86,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         *,
         guards: Guards,
         original: Original,
+        fault: SizeCheck = no_fault,
         recording_limit: int = LIMIT,
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
@@ -97,7 +98,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             part_graphs=dict(pieces),
             _original_keys=tuple(original_keys),
             _recordings=Recordings(
-                CallConditions.of(CallSignature.of_graph(graph), guards),
+                CallConditions.of(CallSignature.of_graph(graph), guards, fault),
                 original,
                 partial(record_variant, self),
                 # where the parts are on several devices, the original cannot run, and is recorded without memory
@@ -250,6 +251,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             self.segment_devices,
             guards=self.__dict__["guards"],
             original=copy.deepcopy(recordings.original, memo),
+            fault=recordings.first.fault,
             recording_limit=recordings.limit,
         )
         memo[id(self)] = copied

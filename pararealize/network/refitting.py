@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.space import Space
 from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import draw_coarse
 from pararealize.coarse.copies import takes_context
@@ -22,7 +23,7 @@ from pararealize.errors import GuardError
 from pararealize.plan.plan import Plan
 from pararealize.tracing.model_twin import twin_of
 
-__all__ = ["refit"]
+__all__ = ["refit", "shape_given", "source_of", "without_memory"]
 
 
 def refit(
@@ -40,11 +41,7 @@ def refit(
         GuardError: one of them cannot follow; names it, and the shapes.
     """
     blocks = [(chain.blocks[segment.first], chain.blocks[segment.last]) for segment in plan.segments]
-    origin, source = blocks[0][0].input, blocks[0][0].x
-    if plan.source == "input" and chain.source is not None:
-        inputs = chain.capture.graph.find_nodes(op="placeholder")
-        origin = next(node for node in inputs if isinstance(_value(node), torch.Tensor) and node.users)
-        source = chain.source
+    origin, source = source_of(chain, plan)
     faults: list[str] = []
 
     def fitting(
@@ -62,8 +59,10 @@ def refit(
     fitted: dict[int, nn.Module] = {}
     for row in plan.adapters:
         (first, _), j = blocks[row.j - 1], row.j
-        drawn = partial(_on_meta_device, build_adapter, source, first.x, from_stem=row.source == "stem")
-        fitted[j] = fitting(adapters[j], [origin], first.input, f"C{j}", drawn)
+        sides = row.causal  # by axis: a network that has other axes now would have to be looked at anew
+        drawn = partial(_on_meta_device, build_adapter, source, first.x, from_stem=row.source == "stem", sides=sides)
+        same_axes = len(row.y.extent) == len(first.x.extent) or not sides
+        fitted[j] = fitting(adapters[j], [origin], first.input, f"C{j}", drawn if same_axes else _nothing)
     fitted_coarse: dict[int, nn.Module | None] = {}
     for spec in plan.coarse_blocks:
         j, block = spec.j, coarse[spec.j]
@@ -71,11 +70,25 @@ def refit(
         if block is not None:
             context = chain.context(segment.first, segment.last) if takes_context(block) else ()
             drawn_block = partial(_on_meta_device, draw_coarse, dataclasses.replace(spec, x=first.x, y=last.y), seed=0)
-            block = fitting(block, [first.input, *context], last.output, f"F{j}", drawn_block)
+            same_axes = len(spec.y.extent) == len(last.y.extent) or not spec.causal
+            other = drawn_block if same_axes else _nothing
+            block = fitting(block, [first.input, *context], last.output, f"F{j}", other)
         fitted_coarse[j] = block
     if faults:
         raise GuardError(f"adapters and coarse blocks cannot follow these sizes: {'; '.join(faults)}")
     return fitted, fitted_coarse
+
+
+def source_of(chain: BlockChain, plan: Plan) -> tuple[fx.Node, Space]:
+    """What adapters read, and its space."""
+    if plan.source == "input" and chain.source is not None:
+        inputs = chain.capture.graph.find_nodes(op="placeholder")
+        return next(node for node in inputs if isinstance(_value(node), torch.Tensor) and node.users), chain.source
+    return chain.blocks[0].input, chain.blocks[0].x
+
+
+def _nothing() -> None:
+    return None
 
 
 def _on_meta_device(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -88,16 +101,22 @@ def _value(node: fx.Node) -> Any:
 
 
 def _misfit(module: nn.Module, reads: Sequence[fx.Node], target: fx.Node) -> str | None:
-    """What is wrong with the shape that a module gives, run without memory; ``None`` where nothing is."""
-    wanted = tuple(map(int, _value(target).shape))
-    try:
-        result = _without_memory(module)(*map(_meta_value, reads))
-    except NotImplementedError:  # an operation that does not run without memory
+    """What is wrong with the shape that a module gives; ``None`` where nothing is."""
+    wanted, inputs = tuple(map(int, _value(target).shape)), list(map(_meta_value, reads))
+    shape, why = shape_given(without_memory(module), inputs)
+    if shape in (wanted, None):
         return None
+    return f"does not take {tuple(inputs[0].shape)} ({why})" if why else f"gives {shape} where the network has {wanted}"
+
+
+def shape_given(module: nn.Module, inputs: Sequence[Any]) -> tuple[tuple[int, ...] | None, str]:
+    """The shape that a module without memory gives, ``None`` where that cannot be found out; or why it gives none."""
+    try:
+        return tuple(module(*inputs).shape), ""
+    except NotImplementedError:  # an operation that does not run without memory
+        return None, ""
     except Exception as error:  # noqa: BLE001 - whatever a module raises for sizes that it does not take
-        return f"does not take {tuple(_meta_value(reads[0]).shape)} ({str(error).split(chr(10))[0]})"
-    shape = tuple(result.shape)
-    return None if shape == wanted else f"gives {shape} where the network has {wanted}"
+        return (), str(error).split("\n")[0]
 
 
 def _meta_value(node: fx.Node) -> Any:
@@ -107,15 +126,18 @@ def _meta_value(node: fx.Node) -> Any:
     return torch.empty(tuple(map(int, value.shape)), dtype=value.dtype, device="meta")
 
 
-def _without_memory(module: nn.Module) -> nn.Module:
-    """A twin of a module without memory: other threads may use the module itself meanwhile."""
+def without_memory(module: nn.Module) -> nn.Module:
+    """A twin of a module, in eval mode, without memory: other threads may use the module itself meanwhile."""
     memo: dict[int, Any] = {
         id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
         if isinstance(tensor, nn.Parameter)
         else tensor.detach().to("meta")
         for tensor in (*module.parameters(), *module.buffers())
     }
-    return twin_of(module, memo)
+    twin = twin_of(module, memo)
+    for inner in twin.modules():
+        inner.training = False  # a batch norm in train mode refuses what has one value a channel
+    return twin
 
 
 def _over_weights_of(module: nn.Module, other: nn.Module | None) -> nn.Module | None:

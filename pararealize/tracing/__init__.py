@@ -11,6 +11,7 @@ In reading order:
     captured      Capture, what comes out
     model_twin    a model -> the same modules with the same Python state over other tensors
     fake_copy     the copy of the model that is recorded, on tensors without memory
+    fake_logs     what torch logs of fake tensors, kept off stderr meanwhile
     tracer        one forward pass on fake tensors -> its calls, as a graph
     node_table    which node holds the present value of each tensor of the pass
     python_state  what a model holds besides its own tensors, and which of it a pass changed

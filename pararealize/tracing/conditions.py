@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -20,7 +20,14 @@ from pararealize.errors import ExampleError, GuardError
 from .call_signature import CallSignature
 from .guards import Guards, guards_hold
 
-__all__ = ["CallConditions"]
+__all__ = ["CallConditions", "SizeCheck", "no_fault"]
+
+SizeCheck: TypeAlias = Callable[[Mapping[str, torch.Tensor]], str]
+
+
+def no_fault(_tensors: Mapping[str, torch.Tensor]) -> str:
+    """What is wrong with tensors of which nothing more is asked."""
+    return ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,6 +39,8 @@ class CallConditions:
         guards: conditions on the tensors' sizes.
         texts: these as they print.
         dtypes: the element types that the tensors were recorded with, by name.
+        fault: a further condition on the tensors, by name: what is wrong with them, empty where nothing is. It is
+            left out where torch.compile looks on.
         read_tensors: a function of the arguments that gives the tensors in order; it is what torch.compile can follow.
 
     Example:
@@ -46,17 +55,19 @@ class CallConditions:
     guards: Guards
     texts: tuple[str, ...]
     dtypes: Mapping[str, torch.dtype]
+    fault: SizeCheck
     read_tensors: Callable[..., Any]
 
     @classmethod
-    def of(cls, call: CallSignature, guards: Guards) -> CallConditions:
-        """The conditions of a recording with this signature and these guards."""
+    def of(cls, call: CallSignature, guards: Guards, fault: SizeCheck = no_fault) -> CallConditions:
+        """The conditions of a recording with this signature and these guards, and a further one."""
         graph = fx.Graph()
         graph.output(tuple(call.write(graph).values()))
         return cls(
             call=call,
             guards=guards,
             texts=tuple(map(str, guards)),
+            fault=fault,
             dtypes={each.name: each.dtype for each in guards.inputs if each.dtype is not None},
             read_tensors=fx.GraphModule(nn.Module(), graph).forward,
         )
@@ -74,7 +85,9 @@ class CallConditions:
             if not _is_like(tensors[name].dtype, dtype):
                 return False
         guards = self.guards
-        return guards_hold(guards.names, self.texts, [tensors.get(name) for name in guards.names])
+        if not guards_hold(guards.names, self.texts, [tensors.get(name) for name in guards.names]):
+            return False
+        return torch.compiler.is_compiling() or not self.fault(tensors)
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The tensors of a call by name, where the recording is right for it.
@@ -84,6 +97,15 @@ class CallConditions:
             ExampleError: the arguments are not those of the signature, or have another form than the example's.
         """
         tensors = self.call.tensors(args, kwargs)
+        self.check_tensors(tensors)
+        return tensors
+
+    def check_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Refuse a call with these tensors, by name, where the recording is not right for it.
+
+        Raises:
+            GuardError: it is not.
+        """
         self.guards.check(tensors)
         for name, dtype in self.dtypes.items():
             if not _is_like(tensors[name].dtype, dtype):
@@ -92,7 +114,11 @@ class CallConditions:
                     f"{_text(tensors[name].dtype)}; pass {name}.to({dtype}), or convert again with another example",
                     (f"{name}.dtype == {dtype}",),
                 )
-        return tensors
+        if fault := self.fault(tensors):
+            sizes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+            raise GuardError(
+                f"at the sizes of {sizes}, {fault}; pass inputs of other sizes, or convert again with these"
+            )
 
 
 def _is_like(dtype: torch.dtype, recorded: torch.dtype) -> bool:

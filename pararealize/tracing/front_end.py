@@ -29,6 +29,7 @@ from pararealize.restore import ordinary_mode
 from .captured import Capture
 from .example import Example
 from .fake_copy import FakeCopy, copy_on_fakes
+from .fake_logs import without_fake_logs
 from .guards import Guard, Guards, Input
 from .hooks import check_global_hooks, hook_of, move_hooks, without_hooks
 from .leaves import is_from_torch, is_layer
@@ -47,6 +48,7 @@ _MOST_CLASSES = 6  # that are tried as opaque ones where a graph is wrong
 
 
 @ordinary_mode()
+@without_fake_logs()
 def capture(
     model: nn.Module,
     example_inputs: Any = None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from .conditions import CallConditions
 from .guards import Guards
 from .module_view import PlainGraphModule
 from .recordings import Recordings
@@ -34,6 +35,11 @@ class RecordedModule(PlainGraphModule):
     @recording_limit.setter
     def recording_limit(self, limit: int) -> None:
         self.__dict__["_recordings"].limit = limit
+
+    @property
+    def call_conditions(self) -> CallConditions:
+        """What the arguments of a call have to be for this network's own graph, and its parts, to be right."""
+        return self.__dict__["_recordings"].first  # type: ignore[no-any-return]
 
     @property
     def recorded_guards(self) -> tuple[Guards, ...]:

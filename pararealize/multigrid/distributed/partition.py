@@ -20,7 +20,6 @@ from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.layers import Layers
 from pararealize.multigrid.solver.settings import SettingsAttributes
 from pararealize.tracing.conditions import CallConditions
-from pararealize.tracing.guards import Guards
 
 __all__ = ["SEED", "LayerPartition", "LayeredNetwork"]
 
@@ -41,8 +40,8 @@ class LayeredNetwork(PartitionableNetwork, SettingsAttributes):
             """The levels of multigrid."""
 
         @property
-        def guards(self) -> Guards:
-            """Conditions on the inputs under which the layers are right."""
+        def call_conditions(self) -> CallConditions:
+            """How it is called, and with inputs of which sizes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +84,7 @@ class LayerPartition(Partition):
             runs=tuple((share.start + 1, share.stop) for share in hierarchy.share(ranks)),
             labels=tuple(labels),
             owners=owners,
-            conditions=CallConditions.of(layers.call, net.guards),
+            conditions=net.call_conditions,
             inputs=dict(zip(layers.call.tensor_names, map(str, (p.target for p in placeholders)), strict=True)),
             parts=net.network_parts,
             owned=tuple(owned),
