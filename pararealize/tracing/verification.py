@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from .behaviour import Behaviour, Difference, Setting, Shape, first_difference, 
 from .captured import Capture
 from .example import Example
 from .hooks import move_hooks
-from .leaves import is_layer
+from .leaves import is_from_torch, is_layer
 from .merging import DifferentStructureError
 from .model_twin import real_twin
 from .module_view import Piece
@@ -29,7 +30,7 @@ from .random_source import RandomSource
 
 __all__ = ["MisreadError", "check_against_model", "explain", "mode_error", "run_model", "settings"]
 
-_HEAVY = 8_000_000  # parameters, or 4000 calls
+_HEAVY = 4e8  # operations of a call, from which on fewer settings do
 _TRY_OTHER_TYPES = False  # until recordings follow the element type
 _LARGE = 32  # sizes from here on are halved for a heavy network
 _MUCH_MEMORY = 2**31  # bytes of parameters
@@ -79,8 +80,7 @@ def settings(captured: Capture) -> list[list[Setting]]:
     Each has alternatives, for models that refuse the first: batch norm does not train on one value a channel. A network
     of many parameters or calls takes fewer settings, smaller inputs, and computes gradients once.
     """
-    work = sum(parameter.numel() for parameter in captured.model.parameters()) + 2000 * len(captured.graph.nodes)
-    heavy = work > _HEAVY
+    heavy = _work(captured) > _HEAVY
     pair, single = _batch(captured, 2), _batch(captured, 1)
     small = [pair]
     if heavy:
@@ -100,6 +100,19 @@ def settings(captured: Capture) -> list[list[Setting]]:
         others = [shape for shape in captured.guards.other_shapes() if shape not in (pair, single)]
         plan += [each([shape], training=i % 2 == 0, gradients=i % 2 == 1) for i, shape in enumerate(others[:3])]
     return plan + [each(small, training=False, gradients=not heavy, dtype=dtype) for dtype in _types(captured)]
+
+
+def _work(captured: Capture) -> float:
+    """What a call takes, in operations: multiplications of layers with weights, and for each call and each parameter
+    what they take besides.
+    """
+    work = 1e6 * len(captured.graph.nodes) + 20 * sum(p.numel() for p in captured.model.parameters())
+    for node in captured.graph.find_nodes(op="call_module"):
+        weight, output = captured.model.get_submodule(str(node.target))._parameters.get("weight"), node.meta.get("val")
+        if weight is not None and weight.ndim > 1 and isinstance(output, torch.Tensor):
+            sizes = [size if isinstance(size, int) else size.node.hint for size in output.shape]
+            work += math.prod(sizes) * weight.numel() / weight.shape[0]
+    return work
 
 
 def _batch(captured: Capture, size: int) -> dict[str, Shape]:
