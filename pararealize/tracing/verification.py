@@ -21,7 +21,7 @@ from .behaviour import Behaviour, Difference, Setting, Shape, first_difference, 
 from .captured import Capture
 from .example import Example
 from .hooks import move_hooks
-from .leaves import is_from_torch, is_layer
+from .leaves import is_layer
 from .merging import DifferentStructureError
 from .model_twin import real_twin
 from .module_view import Piece

@@ -194,24 +194,39 @@ def test_a_type_that_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
         check_against_model(captured)
 
 
-class Remembering(nn.Module):
-    """State in Python that is read in the next call."""
+class Linear(nn.Module):
+    """What is compared with a graph that was read from it, or in place of the model that was."""
 
-    def __init__(self, part: nn.Module | None = None) -> None:
+    def __init__(self, factor: Callable[[nn.Module], float] = lambda _: 1.0) -> None:
         super().__init__()
-        self.linear, self.count, self.part = nn.Linear(6, 6), 0, part
+        self.linear, self.count, self.factor = nn.Linear(6, 6), 0, factor
 
     def forward(self, x: Tensor) -> Tensor:
-        self.count += 1
-        return self.linear(x) * self.count if self.part is None else self.part(self.linear(x))
+        return self.linear(x) * self.factor(self)
 
 
-def test_state_that_the_second_call_reads() -> None:
-    """The graph holds the count of the call that was recorded."""
-    captured = capture(Remembering(), X, check=False)
-    with pytest.raises(CaptureError, match=r"in call 2: output is off by"):
+def counting(module: Any) -> float:
+    module.count += 1
+    return float(module.count)
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_state_that_the_second_call_reads(heavy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first call, the graph is right."""
+    if heavy:
+        monkeypatch.setattr(verification, "_HEAVY", 0)
+    captured = dataclasses.replace(capture(Linear(), X, check=False), model=Linear(counting))
+    with pytest.raises(MisreadError, match=r"in call 2: output is off by"):
         check_against_model(captured)
     assert captured.model.count == 0, "the user's model is not run"
+
+
+def test_a_model_that_does_not_repeat_itself_is_named() -> None:
+    """A count that stands outside the model belongs to no copy of it: run after run, it gives other values."""
+    numbers = itertools.count(1)
+    captured = dataclasses.replace(capture(Linear(), X, check=False), model=Linear(lambda _: float(next(numbers))))
+    with pytest.raises(CaptureError, match=r"Linear itself gives other values when it runs again.*in buffers"):
+        check_against_model(captured)
 
 
 class Around(nn.Module):
@@ -283,14 +298,6 @@ class Picky(nn.Module):
 
 
 def test_what_the_model_itself_refuses_proves_nothing() -> None:
-    class Linear(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(6, 6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x)
-
     captured = capture(Linear(), X, check=False)
     check_against_model(dataclasses.replace(captured, model=Picky(always=True)))
     with pytest.raises(CaptureError, match="in eval mode"):
