@@ -21,7 +21,7 @@ from pararealize.coarse.coarse_block import draw_coarse
 from pararealize.coarse.copies import takes_context
 from pararealize.errors import GuardError
 from pararealize.plan.plan import Plan
-from pararealize.tracing.model_twin import twin_of
+from pararealize.tracing.model_twin import plain_tensors, twin_of
 
 __all__ = ["refit", "shape_given", "source_of", "without_memory"]
 
@@ -116,6 +116,8 @@ def shape_given(module: nn.Module, inputs: Sequence[Any]) -> tuple[tuple[int, ..
     except NotImplementedError:  # an operation that does not run without memory
         return None, ""
     except Exception as error:  # noqa: BLE001 - whatever a module raises for sizes that it does not take
+        if "meta" in str(error):  # a tensor that has memory, of some object that the module holds
+            return None, ""
         return (), str(error).split("\n")[0]
 
 
@@ -132,12 +134,19 @@ def without_memory(module: nn.Module) -> nn.Module:
         id(tensor): nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
         if isinstance(tensor, nn.Parameter)
         else tensor.detach().to("meta")
-        for tensor in (*module.parameters(), *module.buffers())
+        for tensor in (*module.parameters(), *module.buffers(), *_plain_tensors(module))
     }
     twin = twin_of(module, memo)
     for inner in twin.modules():
         inner.training = False  # a batch norm in train mode refuses what has one value a channel
     return twin
+
+
+def _plain_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Tensors that modules hold as attributes, which are neither parameters nor buffers."""
+    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    values = (value for inner in module.modules() for value in vars(inner).values())
+    return [tensor for value in values for tensor in plain_tensors(value) if id(tensor) not in own]
 
 
 def _over_weights_of(module: nn.Module, other: nn.Module | None) -> nn.Module | None:
