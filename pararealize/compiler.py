@@ -36,7 +36,8 @@ from pararealize.planning.arguments import device_fault, whole_number
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
 
-from .errors import DeviceError, GuardError, PararealizeError, PlanError, SourceError
+from .argument_types import typed_arguments
+from .errors import CutError, DeviceError, GuardError, PararealizeError, PlanError, SourceError
 from .restore import left_as_found, ordinary_mode
 
 __all__ = ["build_modules", "make_plan", "pararealize"]
@@ -44,6 +45,9 @@ __all__ = ["build_modules", "make_plan", "pararealize"]
 Device = torch.device | str | int
 
 
+@typed_arguments(
+    PlanError, "model", "n", "devices", "coarse", "source", "stem_blocks", "cost", "plan", "leaf_modules", cuts=CutError
+)
 def pararealize(
     model: nn.Module,
     n: int | None = None,
@@ -187,6 +191,7 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+@typed_arguments(PlanError, "n", "coarse", "source", cuts=CutError, devices=DeviceError)
 def make_plan(
     chain: BlockChain,
     n: int,

@@ -6,12 +6,14 @@ images. :func:`build` also takes torchvision's names, ``timm:NAME``, ``package.m
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from .argument_types import typed_arguments
 from .errors import ModelError
 from .lookup import brief, find, unknown
 
@@ -222,6 +224,7 @@ def timm_names() -> list[str]:
     return list(_import_timm("a list of timm's models").list_models())
 
 
+@typed_arguments(ModelError)
 def build(name: str, **arguments: Any) -> nn.Module:
     """The network of that name, with random weights drawn from torch's global generator.
 
@@ -245,6 +248,10 @@ def build(name: str, **arguments: Any) -> nn.Module:
         278132
     """
     if name in BUILT_IN:
+        try:
+            inspect.signature(BUILT_IN[name]).bind(**arguments)
+        except TypeError as error:
+            raise ModelError(f"{name} {error}; it takes {inspect.signature(BUILT_IN[name])}") from error
         return BUILT_IN[name](**arguments)
     scheme, colon, rest = name.rpartition(":")
     if scheme == "timm":

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import fx, nn
 
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import CutError
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
@@ -161,6 +162,7 @@ def runs(keys: Iterable[K]) -> Iterator[tuple[K, int, int]]:
         yield key, first, last
 
 
+@typed_arguments(CutError, "stem_blocks")
 def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
     """Cut a captured network into stem, blocks and head.
 

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from pararealize.errors import ModelError
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import ModelError, PlanError
 from pararealize.random_state import preserve_torch_state
 from pararealize.table import aligned
 
@@ -181,6 +182,7 @@ class Costs:
         return aligned(lines, gap=1, least=(6, 14, 14, 12, 12, 15))
 
 
+@typed_arguments(PlanError)
 def count_costs(chain: BlockChain) -> Costs:
     """Count operations and bytes of every block on fake tensors, once for each group of interchangeable blocks.
 
@@ -220,6 +222,7 @@ def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCo
     return _per_sample(module, flops, elements, _SAMPLES, elements[0] // _SAMPLES * x.torch_dtype.itemsize)
 
 
+@typed_arguments(PlanError)
 def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Costs:
     """Measure forward and backward seconds of every block where the model is, once for interchangeable blocks.
 

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from pararealize.errors import PlanError
+
 __all__ = ["Runnable", "median_seconds", "now"]
 
 
@@ -38,7 +40,12 @@ def median_seconds(
         device: where they run: a GPU is waited for before and after each pass.
         repeats: measured rounds.
         warmup: rounds before those.
+
+    Raises:
+        PlanError: there would be nothing to measure.
     """
+    if repeats < 1 or warmup < 0:
+        raise PlanError(f"repeats is {repeats} and warmup {warmup}; pass 1 or more, and 0 or more")
     seconds: list[list[tuple[float, float]]] = [[] for _ in runs]
     for i in range(warmup + repeats):
         for run, times in zip(runs, seconds, strict=True):

@@ -11,6 +11,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import CalibrationError, OutputError
 from pararealize.figure import BLUE, FAINT, GRID, INK, LINE, ORANGE, save_figure
 from pararealize.table import share
 
@@ -26,6 +28,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 LEAST = 1e-16  # what an exact value is drawn at
 
 
+@typed_arguments(OutputError, calibration=CalibrationError)
 def draw_calibration(calibration: Calibration, path: str | Path, *, title: str = "") -> Path:
     """Draw a calibration into an SVG or PNG file, which appears only when it is complete.
 

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
-from pararealize.errors import CalibrationError
+from pararealize.errors import CalibrationError, DataError, ModelError, RecipeError
 from pararealize.network.module import PararealModule
 from pararealize.restacking.batchnorm import running_norms
 from pararealize.restore import preserve_training_flags
@@ -33,6 +34,7 @@ WARMUP_PART = 10  # the rate rises for a tenth of the steps
 FAR = 0.5  # relative error of the output from which on batch norms are trained as usual
 
 
+@typed_arguments(CalibrationError, net=ModelError, data=DataError, recipe=RecipeError)
 def fine_tune(
     net: PararealModule,
     data: Dataset,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import CalibrationError, ModelError
 from pararealize.network.module import PararealModule
 from pararealize.random_state import preserve_state
@@ -33,6 +34,7 @@ __all__ = ["calibrate", "calibration_mode", "check_network"]
 KEEP = 1 << 30
 
 
+@typed_arguments(CalibrationError, net=ModelError)
 def calibrate(
     net: PararealModule,
     batches: Batches,

@@ -225,6 +225,8 @@ def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
         ExampleError: an input is missing, or is not nested as in the example of the conversion.
     """
     names = list(call.signature.parameters)
+    if isinstance(batch, list | tuple) and not batch:
+        raise ExampleError("a batch is empty; pass tensors, (input, labels), or dicts of keyword arguments")
     if not isinstance(batch, Mapping):
         return call.tensors((batch[0] if isinstance(batch, list | tuple) else batch,), {})
     inputs = {name: value for name, value in batch.items() if name in names}
@@ -255,7 +257,12 @@ def one_pass(batches: Batches) -> Iterator[Any]:
     Raises:
         ExampleError: they can be read once only.
     """
-    iterator = iter(batches() if callable(batches) else batches)
+    source: Any = batches() if callable(batches) else batches
+    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+        raise ExampleError(
+            f"the batches are a {type(source).__name__}; pass a list, a loader, or a function that gives one"
+        )
+    iterator: Iterator[Any] = iter(source)
     if iterator is batches:
         raise ExampleError(
             "calibration reads its batches several times, and an iterator gives them once; pass a list, a loader, or a "

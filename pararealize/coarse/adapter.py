@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from pararealize.analysis.causality import Sides
 from pararealize.analysis.cost import BlockCost, count_module
 from pararealize.analysis.space import Space
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import CoarseError
 from pararealize.random_state import seeded_weights
 
 from .resampling import Move, route
@@ -28,6 +30,7 @@ def describe_adapter(source: Space, target: Space, *, from_stem: bool = False, s
     return f"{recipe}, from the identity" if _starts_as_identity(source, target, from_stem, sides) else recipe
 
 
+@typed_arguments(CoarseError)
 def build_adapter(
     source: Space, target: Space, *, from_stem: bool, seed: int = 0, name: str = "adapter", sides: Sides = ()
 ) -> "Adapter":

@@ -15,6 +15,7 @@ from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.causality import Sides
 from pararealize.analysis.cost import BlockCost, count_module
 from pararealize.analysis.space import Space
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import CoarseError
 from pararealize.random_state import seeded_weights
 
@@ -27,6 +28,7 @@ from .spec import CoarsePlan
 __all__ = ["build_coarse", "coarse_cost", "coarse_units", "draw_coarse"]
 
 
+@typed_arguments(CoarseError, "coarse")
 def build_coarse(
     plan: CoarsePlan, chain: BlockChain, *, first: int, last: int, seed: int, coarse: Coarse | None = None
 ) -> nn.Module | None:

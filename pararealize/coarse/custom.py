@@ -15,7 +15,7 @@ from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.causality import causal_axes
 from pararealize.analysis.fields.probe import Probe, UnprobedError, try_out
 from pararealize.analysis.space import Space
-from pararealize.errors import CoarseError
+from pararealize.errors import CoarseError, PararealizeError
 
 from .copies import takes_context
 from .spec import CoarsePlan
@@ -37,7 +37,15 @@ def build_custom(build: Builder, plan: CoarsePlan, chain: BlockChain, first: int
         CoarseError: it returns no module, or one that does not run or maps to another shape.
     """
     name = builder_name(build)
-    module = build(chain.module(first, last), plan.x.shape, plan.y.shape)
+    try:
+        module = build(chain.module(first, last), plan.x.shape, plan.y.shape)
+    except PararealizeError:
+        raise
+    except Exception as error:
+        raise CoarseError(
+            f"{name} raised {type(error).__name__} for F^{plan.j}: {error}; it is called as "
+            f"{name}(segment, x_shape, y_shape) and has to return an nn.Module"
+        ) from error
     if not isinstance(module, nn.Module):
         raise CoarseError(f"{name} gave {type(module).__name__} for F^{plan.j}; it has to return an nn.Module")
     signature = f"a module (batch, {_commas(plan.x)}) -> (batch, {_commas(plan.y)})"

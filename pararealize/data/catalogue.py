@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import DataError
 
 from . import archives, glyphs, image_folder, peaks
@@ -32,6 +33,7 @@ def names() -> list[str]:
     return [name for entry in ENTRIES.values() for name in entry.names]
 
 
+@typed_arguments(DataError)
 def load(
     name: str,
     *,

@@ -23,6 +23,7 @@ from typing import Any, overload
 from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import ModelError, MultigridError
 from pararealize.multigrid.distributed.distribution import distribute_layers
 from pararealize.multigrid.distributed.partition import LayeredNetwork
@@ -273,6 +274,17 @@ def layer_parallel(
 ) -> LayerStage: ...
 
 
+@typed_arguments(
+    MultigridError,
+    "model",
+    "levels",
+    "coarsening",
+    "forward_iterations",
+    "backward_iterations",
+    "relaxation",
+    "cycle",
+    "leaf_modules",
+)
 def layer_parallel(
     model: nn.Module,
     levels: int = 2,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pararealize.analysis.residual import Residual
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import MultigridError
 from pararealize.multigrid.solver.layers import select_blocks
 from pararealize.restore import ordinary_mode
@@ -34,9 +35,12 @@ from pararealize.tracing.module_copy import copy_model
 
 __all__ = ["prolong"]
 
+_LARGEST = 1024  # blocks of one; a network grows that much in ten calls by 2
+
 DEEPER = "deeper"  # the top-level name under which further copies of the blocks' weights stand
 
 
+@typed_arguments(MultigridError, "model", "factor", "weights", "leaf_modules")
 def prolong(
     model: nn.Module,
     factor: int = 2,
@@ -73,8 +77,8 @@ def prolong(
         level 1: 9 steps
     """
     faults = []
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-        faults.append(f"factor is {factor!r}; pass a whole number of at least 2")
+    if isinstance(factor, bool) or not isinstance(factor, int) or not 2 <= factor <= _LARGEST:
+        faults.append(f"factor is {factor!r}; pass a whole number from 2 to {_LARGEST}")
     if weights not in ("linear", "copy"):
         faults.append(f"weights is {weights!r}; pass 'linear' or 'copy'")
     if faults:

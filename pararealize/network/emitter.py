@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from pararealize.analysis.blocks import BlockChain
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import DeviceError, PlanError
 from pararealize.plan.plan import Plan
 from pararealize.tracing.module_copy import bare_tree, copy_model
 from pararealize.tracing.original import Original
@@ -26,6 +28,7 @@ from .pieces import Pieces
 __all__ = ["emit"]
 
 
+@typed_arguments(PlanError)
 def emit(
     chain: BlockChain,
     plan: Plan,
@@ -49,6 +52,13 @@ def emit(
     Raises:
         ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
     """
+    if set(adapters) != set(range(2, plan.n + 1)) or set(coarse) != set(range(1, plan.n)):
+        raise PlanError(
+            f"the plan has {plan.n} segments, the adapters are for j = {sorted(adapters)} and the coarse blocks for "
+            f"j = {sorted(coarse)}; pass adapters C^j for j = 2..n and coarse blocks F^j for j = 1..n-1"
+        )
+    if devices is not None and len(devices) != plan.n:
+        raise DeviceError(f"{len(devices)} devices for {plan.n} segments; pass one for every segment")
     pieces = Pieces(chain, plan)
     tree, keys = copy_model(chain.capture.model, chain.capture.constants)
     training = chain.capture.model.training

@@ -12,7 +12,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from pararealize.analysis.stopwatch import Runnable, median_seconds
-from pararealize.errors import ModelError
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import ModelError, PlanError
 from pararealize.plan.times import Seconds, Times
 from pararealize.random_state import preserve_torch_state
 from pararealize.tracing.call_signature import CallSignature, as_call, binds
@@ -24,6 +25,7 @@ from .parts import read_equation
 __all__ = ["PartRun", "measure_network"]
 
 
+@typed_arguments(PlanError, net=ModelError)
 def measure_network(
     net: PararealModule,
     example_inputs: Any,

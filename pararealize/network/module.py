@@ -128,15 +128,21 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         """Load the original network's part of a checkpoint; other keys (another n's coarse blocks) are passed over.
 
         Raises:
-            CheckpointError: keys of the original are missing, others are unknown, or a shape differs.
+            CheckpointError: keys of the original are missing, others are unknown, values are no tensors, or a shape,
+                a layout or the kind of numbers differs.
         """
+        if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
+            raise CheckpointError(
+                f"the checkpoint is a {type(state_dict).__name__} that is no dict of tensors by name; pass "
+                "model.state_dict(), or what safetensors.torch.load_file(path) gives"
+            )
         current = self.state_dict()
         originals = [key for key in state_dict if key.split(".")[0] not in ("adapters", "coarse")]
-        shapes = {key: (tuple(state_dict[key].shape), tuple(current[key].shape)) for key in originals if key in current}
+        pairs = {key: (state_dict[key], current[key]) for key in originals if key in current}
         misfits = {
             "missing": [key for key in self._original_keys if key not in state_dict],
             "unknown": [key for key in originals if key not in current],
-            "of another shape": [f"{key}: {a} there, {b} here" for key, (a, b) in shapes.items() if a != b],
+            "of another shape or type": [f"{key}: {fault}" for key, pair in pairs.items() if (fault := _misfit(*pair))],
         }
         faults = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in misfits.items() if keys]
         if faults:
@@ -263,3 +269,18 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             "a parareal module is saved by its parts, not pickled: net.state_dict() (safetensors) and "
             "net.plan.to_json(), then pararealize(model, plan=Plan.from_json(...)) and load_state_dict"
         )
+
+
+def _misfit(value: Any, current: torch.Tensor) -> str:
+    """Why a value of a checkpoint cannot take the place of a tensor; nothing where it can."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__} there, a tensor here"
+    if value.is_nested or value.shape != current.shape:
+        return f"{'nested' if value.is_nested else tuple(value.shape)} there, {tuple(current.shape)} here"
+    if value.is_complex() != current.is_complex():  # torch would drop the imaginary part, with a warning at most
+        return f"{value.dtype} there, {current.dtype} here"
+    if value.layout != current.layout or value.is_quantized != current.is_quantized:
+        return f"{value.dtype}, {value.layout} there, {current.dtype}, {current.layout} here"
+    if value.is_meta and not current.is_meta:
+        return "without values, on the meta device, there"
+    return ""

@@ -20,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch
 
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import OutputError, PlanError
 from pararealize.figure import BOXES, FAINT, INK, LINE, STAGES, save_figure
 from pararealize.table import count, quantity
 
@@ -64,6 +66,7 @@ class Geometry:
         return (self.middle(j) + self.middle(j + 1)) / 2
 
 
+@typed_arguments(OutputError, plan=PlanError)
 def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
     """Draw the cut network into an SVG or PNG file, which appears only when it is complete.
 

@@ -12,15 +12,20 @@ __all__ = ["parse_json", "read_json"]
 T = TypeVar("T")
 
 
-def parse_json(text: str, writer: str) -> Any:
+def parse_json(text: Any, writer: str) -> Any:
     """What a JSON text says, whatever it is.
 
     Raises:
         PlanError: it is no JSON; names the method, ``writer``, that writes such texts.
     """
+    if not isinstance(text, str | bytes):
+        raise PlanError(
+            f"this is a {type(text).__name__} and no JSON text; pass the text that {writer} wrote, such as "
+            "path.read_text() of a file or json.dumps(...) of a dict"
+        )
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"this is not JSON: {error}; pass the text that {writer} wrote") from error
 
 

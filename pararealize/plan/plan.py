@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.space import Space
+from pararealize.argument_types import typed_arguments
 from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, RowCost
 from pararealize.errors import PlanError
 from pararealize.table import aligned, billions, count, shortened
@@ -180,6 +181,7 @@ class Plan:
         """The JSON schema of a plan."""
         return _ADAPTER.json_schema()
 
+    @typed_arguments(PlanError)
     def check(self, chain: BlockChain) -> None:
         """Make sure that this plan was made for that network, at the sizes of its example or at others.
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
 
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import PlanError
 
 from .actions import Action, ActionKey, Direction, Span, in_order, waits_for
@@ -29,6 +30,7 @@ FORWARD: Direction = "forward"
 BACKWARD: Direction = "backward"
 
 
+@typed_arguments(PlanError)
 def simulate(
     plan: Plan,
     costs: Times | None = None,

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import OutputError, PlanError
 from pararealize.figure import BARS, FAINT, INK, LINE, PAPER, save_figure
 from pararealize.table import duration, from_to, quantity, share, time_unit
 
@@ -34,6 +36,7 @@ OF_LAYERS = {"fine": "layer, last sweep", "coarse": "coarse step", "relax": "rel
 BACKWARD_HATCH = "///"
 
 
+@typed_arguments(OutputError, timeline=PlanError)
 def draw_timeline(timeline: Timeline, path: str | Path, *, title: str = "") -> Path:
     """Draw a timeline into an SVG or PNG file, which appears only when it is complete.
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import TypeAlias
 
+from pararealize.argument_types import typed_arguments
 from pararealize.coarse.spec import RowCost
 from pararealize.errors import PlanError
 
@@ -47,6 +48,7 @@ class Times:
         return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
 
+@typed_arguments(PlanError)
 def plan_times(plan: Plan, *, batch: int | None = None, rate: float = RATE) -> Times:
     """What a plan's costs are in seconds.
 

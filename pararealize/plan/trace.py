@@ -12,6 +12,8 @@ number.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import PlanError
 from pararealize.table import from_to
 
 from .actions import Action
@@ -27,6 +29,7 @@ _COLOURS = {  # names that the format reserves
 }  # fmt: skip
 
 
+@typed_arguments(PlanError)
 def chrome_trace(timeline: Timeline) -> dict[str, Any]:
     """The trace of a timeline; ``json.dumps`` of it is a file that Perfetto opens.
 

@@ -2,14 +2,18 @@
 
 import dataclasses
 import math
+from typing import Any
 
+from pararealize.argument_types import is_allowed
 from pararealize.errors import PlanError
 
 __all__ = ["Transfer", "transfer_fault"]
 
 
-def transfer_fault(latency: float, bandwidth: float) -> str:
+def transfer_fault(latency: Any, bandwidth: Any) -> str:
     """What is wrong with these numbers, where something is."""
+    if not is_allowed(latency, float) or not is_allowed(bandwidth, float):
+        return f"latency is {latency!r} and bandwidth {bandwidth!r}; they are no numbers"
     if latency >= 0 and math.isfinite(latency) and bandwidth > 0:
         return ""
     return f"latency is {latency:g} s and bandwidth {bandwidth:g} bytes/s; they cannot be"

@@ -15,8 +15,10 @@ from pararealize.analysis.bulk import bulk_of
 from pararealize.analysis.cost import Costs, Split, plus
 from pararealize.analysis.fields.field import Fields
 from pararealize.analysis.space import Space
+from pararealize.argument_types import typed_arguments
 from pararealize.coarse.evidence_table import choose
 from pararealize.coarse.kinds import Coarse, coarse_name
+from pararealize.errors import CutError, DeviceError, PlanError
 from pararealize.plan.plan import Plan
 from pararealize.plan.simulation import simulate
 from pararealize.plan.times import RATE
@@ -33,6 +35,7 @@ __all__ = ["plan_segments"]
 FORBIDDEN = 1000  # times the network's own cost
 
 
+@typed_arguments(PlanError, "n", "source", "coarse", cuts=CutError, devices=DeviceError)
 def plan_segments(
     chain: BlockChain,
     fields: Fields,

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pararealize.errors import ExampleError
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import ExampleError, ModelError
 from pararealize.restore import preserve_training_flags
 
 __all__ = ["measured_norms", "recalibrate_batchnorm", "running_norms"]
 
 
+@typed_arguments(ExampleError, model=ModelError)
 @torch.no_grad()
 def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any]) -> int:
     """Replace the running mean and variance of every batch norm by their averages over a loader's batches.
@@ -52,16 +54,22 @@ def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any]) -> int:
         raise ExampleError("the loader gives no batch; pass some tens of batches of training inputs")
     device = next(model.parameters()).device
     with measured_norms(model, norms):
-        for batch in chain([first], batches):
-            args, kwargs = _call(batch, device)
-            model(*args, **kwargs)
+        for number, batch in enumerate(chain([first], batches), start=1):
+            try:
+                args, kwargs = _call(batch, device)
+                model(*args, **kwargs)
+            except Exception as error:
+                raise ExampleError(
+                    f"{type(model).__name__} does not take batch {number} of the loader, a {type(batch).__name__}: "
+                    f"{type(error).__name__}: {error}; give batches of inputs, (inputs, labels), or dicts"
+                ) from error
     return len(norms)
 
 
 def running_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The batch norms that keep running statistics."""
     norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    return [norm for norm in norms if norm.track_running_stats]
+    return [norm for norm in norms if norm.track_running_stats and norm.running_mean is not None]
 
 
 @contextmanager

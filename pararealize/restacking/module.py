@@ -25,7 +25,8 @@ import torch
 from torch import fx, nn
 
 from pararealize.analysis.residual import NotResidual, Residual
-from pararealize.errors import ModelError, RestackError, RestackWarning
+from pararealize.argument_types import typed_arguments
+from pararealize.errors import ModelError, RestackError, RestackWarning, TableauError
 from pararealize.restore import ordinary_mode
 from pararealize.table import quantity
 from pararealize.tracing.call_signature import CallSignature
@@ -185,6 +186,7 @@ class RestackedModule(RecordedModule):
         )
 
 
+@typed_arguments(RestackError, "model", "h", "adaptive", "per", "leaf_modules", scheme=TableauError)
 def restack(
     model: nn.Module,
     scheme: str | Tableau = "rk4",
@@ -287,7 +289,7 @@ def _check_arguments(scheme: str | Tableau, h: float, adaptive: object, per: str
     faults = []
     if isinstance(h, bool) or not isinstance(h, int | float) or not math.isfinite(h) or h <= 0:
         faults.append(f"h is {h!r}; it is the step: pass a positive number, such as 1.0 or the number of stages")
-    if adaptive not in (True, False, "all", "output"):
+    if not isinstance(adaptive, bool | str) or adaptive not in (True, False, "all", "output"):
         faults.append(f"adaptive is {adaptive!r}; pass True, False, 'all' or 'output'")
     if per not in ("residual", "block"):
         faults.append(f"per is {per!r}; pass 'residual' or 'block'")

@@ -107,7 +107,10 @@ class Tableau:
     total: int = 1
 
     def __post_init__(self) -> None:
-        rows, b = tuple(map(tuple, self.a)), tuple(self.b)
+        try:
+            rows, b = tuple(map(tuple, self.a)), tuple(self.b)
+        except TypeError as error:
+            raise TableauError(f"tableau {self.name!r}: {error}; pass a as rows of numbers and b as numbers") from error
         c = None if self.c is None else tuple(self.c)
         faults = list(_shape_faults(rows, b, c))
         if isinstance(self.order, bool) or not isinstance(self.order, int) or not 0 <= self.order <= _ORDERS:

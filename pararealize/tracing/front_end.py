@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import CaptureError
 from pararealize.restore import ordinary_mode
 
@@ -47,6 +48,7 @@ _MOST_RETRIES = 40
 _MOST_CLASSES = 6  # that are tried as opaque ones where a graph is wrong
 
 
+@typed_arguments(CaptureError, "model")
 @ordinary_mode()
 @without_fake_logs()
 def capture(

@@ -18,10 +18,11 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import save_state
 from pararealize.distributed.training_processes import processes_of
-from pararealize.errors import MultigridError, TrainingError
+from pararealize.errors import DataError, ModelError, MultigridError, RecipeError, TrainingError
 from pararealize.random_state import derived_seed, preserve_state, seed_all
 from pararealize.tracing.containers import on_device
 from pararealize.train.run.checkpoint import gather_run_state, load_run_state, read_run_state, write_run_state
@@ -40,6 +41,7 @@ from .update import StepResult, Sums, Update
 __all__ = ["fit"]
 
 
+@typed_arguments(RecipeError, net=ModelError, data=DataError)
 def fit(
     net: nn.Module,
     data: Dataset,

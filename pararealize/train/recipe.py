@@ -93,7 +93,7 @@ class Recipe:
     initialise: Literal["he"] | None = None
 
     def __post_init__(self) -> None:
-        if self.milestones is not None:
+        if isinstance(self.milestones, Iterable):
             object.__setattr__(self, "milestones", tuple(self.milestones))
         faults = [
             f"{name} is {getattr(self, name)!r}; pass {' or '.join(map(repr, words))}"
@@ -231,4 +231,8 @@ def _is_positive(value: object) -> bool:
 
 
 def _rises(values: tuple[float, ...]) -> bool:
-    return all(map(_is_positive, values)) and all(a < b for a, b in itertools.pairwise(values))
+    return (
+        isinstance(values, tuple)
+        and all(map(_is_positive, values))
+        and all(a < b for a, b in itertools.pairwise(values))
+    )

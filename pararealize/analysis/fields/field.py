@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pararealize.analysis.blocks import Block, BlockChain
 from pararealize.analysis.space import Space
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import CutError, FieldError
 
 from .reach import EVERYWHERE, Axis, Call, Interval, Number, Reach, Rule, operation_name, plain, shape_of, union
@@ -120,6 +121,7 @@ class Fields:
         return "\n".join(f"{name}: {field}" for name, field in zip(self.names, self.blocks, strict=True))
 
 
+@typed_arguments(FieldError)
 def receptive_fields(chain: BlockChain) -> Fields:
     """The receptive field of every block; interchangeable blocks are looked at once.
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pararealize.argument_types import is_allowed
 from pararealize.errors import MultigridError
 
 __all__ = ["Hierarchy", "Level", "LevelStep", "make_hierarchy"]
@@ -150,9 +151,9 @@ def make_hierarchy(fixed: Sequence[bool], levels: int = 2, coarsening: int | Seq
     return Hierarchy(levels=(*finer, Level(steps=steps, intervals=())))
 
 
-def _factors(levels: object, coarsening: object) -> list[int]:
+def _factors(levels: Any, coarsening: object) -> list[int]:
     """How many steps make one of the next level, for every level but the coarsest."""
-    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
+    if not is_allowed(levels, int) or levels < 2:
         raise MultigridError(f"levels is {levels!r}; pass a whole number of at least 2, the layers themselves included")
     several = isinstance(coarsening, Sequence) and not isinstance(coarsening, str)
     factors: list[Any] = list(coarsening) if several else [coarsening] * (levels - 1)  # type: ignore[call-overload]

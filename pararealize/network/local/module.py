@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import DeviceError, ExampleError, ModelError, PlanError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import read_equation
@@ -38,6 +39,7 @@ Stacking = Literal["auto"] | bool
 Graphs = Literal["whole", "parts"]
 
 
+@typed_arguments(DeviceError, "stack", net=ModelError)
 def run_local(
     net: PararealModule, example_inputs: Any = None, *, streams: bool = True, stack: Stacking = False
 ) -> LocalModule:
@@ -91,6 +93,7 @@ def run_local(
     return LocalModule(net, streams=streams, stacks=stacks)
 
 
+@typed_arguments(DeviceError, "stack", "graphs", net=ModelError)
 def capture_graphs(
     net: PararealModule,
     example_inputs: Any,

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
 from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import processes_of
-from pararealize.errors import ExampleError
+from pararealize.errors import DataError, ExampleError, ModelError
 from pararealize.restore import preserve_training_flags
 from pararealize.tracing.containers import on_device
 
@@ -43,6 +44,7 @@ class Score:
         return f"error {self.error:.2%}, loss {self.loss:.4f} on {self.count} samples"
 
 
+@typed_arguments(DataError, net=ModelError)
 def evaluate(net: nn.Module, data: Dataset) -> Score:
     """The loss and the error of a network on the test part of a data set, in eval mode.
 
