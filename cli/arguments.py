@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
     from pararealize.restacking.tableaux import Tableau
 
-__all__ = ["coarse", "cuts", "devices", "example", "leaf_modules", "model", "scheme", "shape"]
+__all__ = ["coarse", "cuts", "devices", "example", "inputs", "is_mask", "leaf_modules", "model", "scheme", "shape"]
+
+_PLAIN = {"true": True, "false": False, "none": None}  # inputs that are no tensors
+_TYPES = (
+    "float16", "bfloat16", "float32", "float64", "half", "float", "double", "uint8", "int8", "int16", "int32", "int64",
+    "short", "int", "long", "bool", "complex64", "complex128",
+)  # fmt: skip
 
 
 def model(name: str, *, num_classes: int | None, seed: int, meta: bool = False) -> nn.Module:
@@ -50,22 +57,77 @@ def example(name: str, text: str | None, dtype: str, batch: int, *, meta: bool =
 
     Integer inputs are zeros, which are valid token ids everywhere.
     """
-    import torch
-
     from pararealize import models
 
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise ExampleError(f"--input-dtype {dtype!r} is not a type of torch's; write float32, bfloat16 or int64")
+    kind = _type("--input-dtype", dtype)
     if batch < 1:
         raise ExampleError(f"--batch {batch} is not positive; write 1 or more")
     sizes = models.default_input(name) if text is None else shape(text)
-    if sizes is None:
-        return None
-    device = "meta" if meta else "cpu"
-    if not kind.is_floating_point:
-        return torch.zeros(batch, *sizes, dtype=kind, device=device)
-    return torch.randn(batch, *sizes, device=device).to(kind)
+    return None if sizes is None else _values("", (batch, *sizes), kind, "meta" if meta else "cpu")
+
+
+def inputs(texts: list[str], *, meta: bool = False) -> dict[str, Any]:
+    """Example inputs by name: of ``NAME=SHAPE:DTYPE``, where the shape has the batch in front, or ``NAME=true``.
+
+    Integers are zeros, which are valid token ids everywhere; those of masks are ones, so that nothing is masked.
+
+    Example:
+        >>> {name: value.shape for name, value in inputs(["ids=2x128:int64", "image=2,3,8,8"]).items()}
+        {'ids': torch.Size([2, 128]), 'image': torch.Size([2, 3, 8, 8])}
+        >>> inputs(["ids=2x128:int64", "use_cache=false"])["use_cache"]
+        False
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        match = re.fullmatch(r"(?P<name>\w+)=(?P<value>[^:]+)(?::(?P<dtype>\w+))?", text.strip())
+        sizes = [] if match is None else re.split(r"\s*[,x×]\s*", match["value"].strip())
+        word = "" if match is None or match["dtype"] else match["value"].strip().lower()
+        if match is None or not (word in _PLAIN or all(size.isdigit() and int(size) > 0 for size in sizes)):
+            raise ExampleError(
+                f"--input {text!r} is no input; write NAME=SHAPE:DTYPE with the batch in front, such as "
+                "--input input_ids=2x128:int64 (float32 where no type is said), or --input NAME=true, false or none"
+            )
+        if match["name"] in values:
+            raise ExampleError(f"--input {match['name']} is there twice; write each input once")
+        if word in _PLAIN:
+            values[match["name"]] = _PLAIN[word]
+            continue
+        kind = _type(f"--input {text!r}:", match["dtype"] or "float32")
+        device = "meta" if meta else "cpu"
+        values[match["name"]] = _values(match["name"], tuple(map(int, sizes)), kind, device)
+    return values
+
+
+def _type(where: str, text: str) -> torch.dtype:
+    """The type of an input's numbers; ``where`` it stands, for the error where it is none."""
+    import torch
+
+    if text not in _TYPES:
+        close = difflib.get_close_matches(text, _TYPES, n=1)
+        hint = f"did you mean {close[0]}? Write" if close else "write"
+        raise ExampleError(
+            f"{where} {text!r} is not a type of inputs; {hint} float32, bfloat16, int64 or another of torch's"
+        )
+    kind: torch.dtype = getattr(torch, text)
+    return kind
+
+
+def _values(name: str, sizes: tuple[int, ...], kind: torch.dtype, device: str) -> torch.Tensor:
+    import torch
+
+    if kind.is_floating_point:
+        return torch.randn(sizes, device=device).to(kind)
+    return (torch.ones if is_mask(name) else torch.zeros)(sizes, dtype=kind, device=device)
+
+
+def is_mask(name: str) -> bool:
+    """Whether an input of that name says which positions count; zeros would leave none.
+
+    Example:
+        >>> is_mask("attention_mask"), is_mask("input_ids")
+        (True, False)
+    """
+    return "mask" in name.lower()
 
 
 def coarse(text: str) -> str | Callable[..., Any]:
@@ -108,10 +170,10 @@ def scheme(text: str) -> str | Tableau:
     return value
 
 
-def leaf_modules(names: list[str] | None) -> tuple[type, ...]:
-    """The classes that ``package.module:Class`` stands for."""
-    classes = [find(name) for name in names or []]
-    for name, value in zip(names or [], classes, strict=True):
-        if not isinstance(value, type):
+def leaf_modules(names: list[str] | None) -> tuple[type | str, ...]:
+    """The classes that ``package.module:Class`` stands for; without a colon, a name is a submodule's qualified one."""
+    leaves = [find(name) if ":" in name else name for name in names or []]
+    for name, value in zip(names or [], leaves, strict=True):
+        if not isinstance(value, type | str):
             raise ExampleError(f"--leaf {name!r} is a {type(value).__name__} and not a class; name a module's class")
-    return tuple(classes)
+    return tuple(leaves)

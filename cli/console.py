@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
+from .flags import in_flags
+
 __all__ = ["keep_stdout", "one_message", "out", "print_json", "print_result", "working"]
 
 PIPE_WIDTH = 160  # columns of a table where nobody says how wide the page is
@@ -98,11 +100,12 @@ def one_message(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except PararealizeError as error:
+            message = in_flags(str(error), kwargs)
             if kwargs.get("as_json"):
-                print_json({"error": {"type": type(error).__name__, "message": str(error)}})
+                print_json({"error": {"type": type(error).__name__, "message": message}})
             else:
                 console = Console(stderr=True, highlight=False, soft_wrap=True)
-                console.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}")
+                console.print(f"[bold red]{type(error).__name__}[/]: {escape(message)}")
             sys.exit(FAILED)
 
     return guarded

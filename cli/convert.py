@@ -95,7 +95,7 @@ def command(
         from . import arguments, report
 
         net = network.build(model, meta=no_weights)
-        inputs = example.tensor(model, meta=no_weights)
+        inputs = example.values(model, meta=no_weights)
         progress(f"converting {model}")
         pnet = pararealize(
             net,

@@ -38,7 +38,7 @@ def command(
 
         net = network.build(model)
         progress(f"reading {model}")
-        inspection = report.inspection(net, example.tensor(model), leaf_modules=network.leaf_modules())
+        inspection = report.inspection(net, example.values(model), leaf_modules=network.leaf_modules())
     if as_json:
         print_json(report.inspection_json(inspection))
     else:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .arguments import is_mask
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ class Origin:
 
     model: str
     options: ModelOptions
-    example: torch.Tensor | None = None
+    example: torch.Tensor | dict[str, Any] | None = None
 
     def source_of_model(self) -> str:
         """The arguments of ``models.build``."""
@@ -36,16 +38,29 @@ class Origin:
         return source_of_callable(self.model) + ("" if classes is None else f", num_classes={classes}")
 
     def source_of_example(self) -> dict[str, str]:
-        """The example input as a keyword argument; none where the library inferred it."""
+        """The example inputs as a keyword argument; none where the library inferred them."""
         if self.example is None:
             return {}
-        return {"example_inputs": f"torch.zeros({tuple(self.example.shape)}, dtype={self.example.dtype})"}
+        if not isinstance(self.example, dict):
+            return {"example_inputs": _source_of_input("", self.example)}
+        items = (f'"{name}": {_source_of_input(name, value)}' for name, value in self.example.items())
+        return {"example_inputs": f"{{{', '.join(items)}}}"}
 
     def source_of_leaf_modules(self) -> dict[str, str]:
         """The classes that were not looked into as a keyword argument; none where there are none."""
         if not self.options.leaf:
             return {}
-        return {"leaf_modules": f"[{', '.join(f'find({source_of_callable(name)})' for name in self.options.leaf)}]"}
+        sources = {name: source_of_callable(name) for name in self.options.leaf}
+        leaves = [f"find({source})" if ":" in name else source for name, source in sources.items()]
+        return {"leaf_modules": f"[{', '.join(leaves)}]"}
+
+
+def _source_of_input(name: str, value: Any) -> str:
+    """A call that makes an input of this shape and type, or the value of a plain one."""
+    if not hasattr(value, "shape"):
+        return repr(value)
+    function = "ones" if is_mask(name) and not value.is_floating_point() else "zeros"
+    return f"torch.{function}({tuple(value.shape)}, dtype={value.dtype})"
 
 
 def source_code(header: str, origin: Origin, arguments: Mapping[str, str], code: str, **fields: object) -> str:

@@ -115,7 +115,9 @@ NumClasses = Annotated[int | None, typer.Option("--num-classes", help="Passed to
 Leaf = Annotated[
     list[str] | None,
     typer.Option(
-        "--leaf", metavar="CLASS", help="package.module:Class of a submodule not to look into; may be repeated."
+        "--leaf",
+        metavar="CLASS",
+        help="package.module:Class of submodules not to look into, or one's qualified name; may be repeated.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the model's weights and of what conversion adds.")]
@@ -141,8 +143,8 @@ class ModelOptions:
 
         return arguments.model(name, num_classes=self.num_classes, seed=self.seed, meta=meta)
 
-    def leaf_modules(self) -> tuple[type, ...]:
-        """The classes of submodules that are not looked into."""
+    def leaf_modules(self) -> tuple[type | str, ...]:
+        """The classes, or qualified names, of submodules that are not looked into."""
         from . import arguments
 
         return arguments.leaf_modules(self.leaf)
@@ -163,12 +165,40 @@ class ExampleOptions:
     input_dtype: Annotated[str, typer.Option(metavar="TYPE", help="float32, bfloat16, int64 (token ids), …")] = (
         "float32"
     )
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME=SHAPE:DTYPE",
+            help="An input by its name, with the batch in front, such as input_ids=2x128:int64; once for each input "
+            "of a model that takes several. NAME=true, false or none for one that is no tensor.",
+        ),
+    ] = None
 
-    def tensor(self, name: str, *, meta: bool = False) -> torch.Tensor | None:
-        """The input of the model of that name; None where the library is to infer it."""
+    def values(self, name: str, *, meta: bool = False) -> torch.Tensor | dict[str, Any] | None:
+        """The input of the model of that name, or its inputs by name; None where the library is to infer it."""
+        from pararealize.errors import ExampleError
+
         from . import arguments
 
-        return arguments.example(name, self.input_shape, self.input_dtype, self.batch, meta=meta)
+        if not self.inputs:
+            return arguments.example(name, self.input_shape, self.input_dtype, self.batch, meta=meta)
+        if self.input_shape is not None:
+            raise ExampleError(
+                "--input and --input-shape are both there; say every input with --input, or leave it out"
+            )
+        return arguments.inputs(self.inputs, meta=meta)
+
+    @property
+    def samples(self) -> int:
+        """How many samples the example has: the leading size of the first input that is a tensor."""
+        if not self.inputs:
+            return self.batch
+        from . import arguments
+
+        values = arguments.inputs(self.inputs, meta=True).values()
+        sizes = [int(value.shape[0]) for value in values if hasattr(value, "shape")]
+        return sizes[0] if sizes else self.batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

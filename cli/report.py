@@ -12,14 +12,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from pararealize.analysis.blocks import Block, BlockChain, find_blocks
+from pararealize.analysis.blocks import KIND_WIDTH, Block, BlockChain, find_blocks
 from pararealize.analysis.cost import BlockCost, Costs, count_costs
 from pararealize.analysis.fields.field import Fields, receptive_fields
 from pararealize.analysis.flow import RefusedCut
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.errors import FieldError
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan
-from pararealize.table import billions, count, from_to, quantity
+from pararealize.table import billions, count, from_to, quantity, shortened
 from pararealize.tracing.front_end import capture
 
 __all__ = [
@@ -179,7 +179,7 @@ class Inspection:
         return text(inspection_tables(self))
 
 
-def inspection(model: nn.Module, example_inputs: Any = None, *, leaf_modules: Sequence[type] = ()) -> Inspection:
+def inspection(model: nn.Module, example_inputs: Any = None, *, leaf_modules: Sequence[type | str] = ()) -> Inspection:
     """Capture a model, find its blocks, and count: all that conversion would know before it cuts.
 
     Raises:
@@ -277,7 +277,16 @@ def _block_table(result: Inspection, every: bool) -> Table:
     def add(number: str, name: str, block: Block, cost: BlockCost, field: str) -> None:
         x = "" if number == "stem" else str(block.x)
         y = "" if number == "head" else str(block.y)
-        table.add_row(number, name, block.kind if name else "", x, y, count(block.parameters), *_flops(cost), field)
+        table.add_row(
+            number,
+            name,
+            shortened(block.kind, KIND_WIDTH) if name else "",
+            x,
+            y,
+            count(block.parameters),
+            *_flops(cost),
+            field,
+        )
 
     add("stem", "", chain.stem, costs.stem, "")
     for first, last in _runs(range(len(chain.blocks)), lambda i: i if every else chain.blocks[i].exact_signature):

@@ -129,7 +129,7 @@ def command(
         from . import arguments
 
         net = network.build(model)
-        inputs = example.tensor(model)
+        inputs = example.values(model)
         progress(f"restacking {model}")
         restacked = restack(
             net,

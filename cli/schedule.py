@@ -110,13 +110,13 @@ def command(
     """Simulate one step of MODEL in N segments: who computes, sends and waits, and when."""
     with working(f"building {model}") as progress, output_folder(output, force=force, files=SCHEDULE_FILES) as folder:
         net = network.build(model, meta=not step.seconds)
-        inputs = example.tensor(model, meta=not step.seconds)
+        inputs = example.values(model, meta=not step.seconds)
         leaves = network.leaf_modules()
         progress(f"measuring {model}" if step.seconds else f"planning {model}")
         decisions = conversion.arguments() | step.planning()
         stored = _stored(plan, n, conversion.stem_blocks)
         chosen, times = (_measured if step.seconds else _planned)(net, n, stored, inputs, leaves, decisions)
-        timeline = step.simulate(chosen, times, batch=example.batch)
+        timeline = step.simulate(chosen, times, batch=example.samples)
         files = [] if folder is None else _write(timeline, folder, model, picture)
     document = {"timeline": json.loads(timeline.to_json()), "step": timeline.step, "serial": timeline.serial}
     document |= {"speedup": timeline.speedup, "efficiency": timeline.efficiency}
@@ -136,7 +136,12 @@ def _stored(path: Path | None, n: int | None, stem_blocks: int) -> Plan | None:
 
 
 def _planned(
-    net: nn.Module, n: int | None, stored: Plan | None, inputs: Any, leaves: tuple[type, ...], decisions: dict[str, Any]
+    net: nn.Module,
+    n: int | None,
+    stored: Plan | None,
+    inputs: Any,
+    leaves: tuple[type | str, ...],
+    decisions: dict[str, Any],
 ) -> tuple[Plan, None]:
     """The stored plan, which fits the model, or a new one; nothing is run."""
     from pararealize import capture, find_blocks, make_plan
@@ -151,14 +156,19 @@ def _planned(
 
 
 def _measured(
-    net: nn.Module, n: int | None, stored: Plan | None, inputs: Any, leaves: tuple[type, ...], decisions: dict[str, Any]
+    net: nn.Module,
+    n: int | None,
+    stored: Plan | None,
+    inputs: Any,
+    leaves: tuple[type | str, ...],
+    decisions: dict[str, Any],
 ) -> tuple[Plan, Times]:
     """The stored plan or a new one, and the seconds of its parts: the model is run here and now."""
     from pararealize import measure_network, pararealize
     from pararealize.errors import PlanError
 
     if inputs is None:
-        raise PlanError("--seconds runs the model, whose input is not known; write --input-shape as well")
+        raise PlanError("--seconds runs the model, whose input is not known; write --input-shape or --input as well")
     pnet = pararealize(net, n, example_inputs=inputs, leaf_modules=leaves, plan=stored, cost="seconds", **decisions)
     return pnet.plan, measure_network(pnet, inputs)[0]
 

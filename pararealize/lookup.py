@@ -14,6 +14,8 @@ from .errors import ModelError
 
 __all__ = ["brief", "find", "unknown"]
 
+_FILES: dict[Path, tuple[ModuleType, int]] = {}  # files that were run, as modules, and when each was written
+
 
 def find(name: str) -> Any:
     """What ``package.module:name`` or ``file.py:name`` stands for; the name may have dots.
@@ -63,12 +65,16 @@ def _import_file(name: str, path: Path) -> ModuleType:
     if not path.is_file():
         beside = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise ModelError(unknown(path.name, beside, f"a file in {path.parent.resolve()} (model {name!r})"))
+    written = path.stat().st_mtime_ns
+    if _FILES.get(path.resolve(), (None, 0))[1] == written:  # run once: a class of it is the same class each time
+        return _FILES[path.resolve()][0]
     spec = importlib.util.spec_from_file_location(f"pararealize_user_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    _FILES[path.resolve()] = module, written
     return module
 
 

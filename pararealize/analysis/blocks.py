@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import CutError
+from pararealize.table import shortened
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.layouts import lay_out
@@ -33,10 +34,11 @@ from .packing import Pack, pack_of, packings
 from .signature import isomorphic, signatures
 from .space import Space, space_of
 
-__all__ = ["Block", "BlockChain", "find_blocks", "runs", "why_no_more"]
+__all__ = ["KIND_WIDTH", "Block", "BlockChain", "find_blocks", "runs", "why_no_more"]
 
 K = TypeVar("K")
 T = TypeVar("T")
+KIND_WIDTH = 24  # characters of the kind of a block that is named by its layers, where it is printed
 _FEW = 4  # blocks: with fewer, values that are read throughout are tried as context
 _LARGE = 0.5  # of all work outside of the blocks and in the largest of them: likewise
 _MUCH_LESS = 0.7  # of such work, for several values to be packed into one tensor between blocks
@@ -73,7 +75,7 @@ class Block:
     parameters: int
 
     def __str__(self) -> str:
-        return f"{self.name} {self.kind}: {self.x} → {self.y}, {self.parameters:,} parameters"
+        return f"{self.name} {shortened(self.kind, KIND_WIDTH)}: {self.x} → {self.y}, {self.parameters:,} parameters"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +150,7 @@ class BlockChain:
 
     def __str__(self) -> str:
         kinds = itertools.groupby(self.blocks, key=lambda block: block.kind)
-        runs = ", ".join(f"{kind} × {len(list(group))}" for kind, group in kinds)
+        runs = ", ".join(f"{shortened(kind, KIND_WIDTH)} × {len(list(group))}" for kind, group in kinds)
         most = max((len(pack.names) for pack in self.packs), default=1)
         packed = f", {most} values as one tensor between them" if most > 1 else ""
         return f"{type(self.capture.model).__name__}: {len(self.blocks)} blocks ({runs}){packed}"

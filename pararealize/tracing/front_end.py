@@ -252,9 +252,12 @@ def _record_and_compare(
             if _make_opaque(opaque, error):
                 continue
             if fixed or _accepts(model, example.resized(batch + 1)) or not _accepts(model, example):
-                raise explain(model, example, error) from error
+                raise explain(model, example, error, opaque.reasons) from error
         fixed = True
-    raise CaptureError(f"{type(model).__name__} still cannot be read with {sorted(opaque.reasons)} as opaque modules")
+    raise CaptureError(
+        f"{type(model).__name__} still cannot be read with {sorted(opaque.reasons)} as opaque modules; convert a part "
+        "of it that has fewer of them"
+    )
 
 
 def _make_opaque(opaque: _OpaqueModules, error: Exception) -> bool:

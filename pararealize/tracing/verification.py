@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ _HEAVY = 4e8  # operations of a call, from which on fewer settings do
 _TRY_OTHER_TYPES = False  # until recordings follow the element type
 _LARGE = 32  # sizes from here on are halved for a heavy network
 _MUCH_MEMORY = 2**31  # bytes of parameters
+_LINE = 80  # characters of a line of code in an error
 _CLOSE, _CLOSE_IN_HALF = 1e-4, 2e-3  # norms of differences, relative
 
 
@@ -293,8 +294,15 @@ def mode_error(model: nn.Module, difference: DifferentStructureError) -> Capture
     )
 
 
-def explain(model: nn.Module, example: Example, error: Exception) -> Exception:
-    """The error that a user gets for what the forward raised while it was recorded."""
+def explain(model: nn.Module, example: Example, error: Exception, opaque: Collection[str] = ()) -> Exception:
+    """The error that a user gets for what the forward raised while it was recorded.
+
+    Args:
+        model: the model.
+        example: its inputs.
+        error: what was raised.
+        opaque: qualified names of the modules that were one call each.
+    """
     failure = run_model(model, example, training=False) or run_model(model, example, training=True)
     if failure is not None:
         if example.doubt:
@@ -307,9 +315,11 @@ def explain(model: nn.Module, example: Example, error: Exception) -> Exception:
     why = f"{str(error).splitlines()[0] if str(error) else type(error).__name__};"
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
         why = "control flow or a shape depends on the values of a tensor; write it with torch.where or masks, or"
+    remedy = _remedy(path, module)
+    if path in opaque:  # what was done already would be no remedy
+        remedy = f"it is one call already ({path}): convert the part of the model before or behind it"
     return CaptureError(
-        f"cannot capture {path or 'the forward'} ({type(module).__name__}) {_line(error)}: {why} "
-        f"{_remedy(path, module)}"
+        f"cannot capture {path or 'the forward'} ({type(module).__name__}) {_line(error)}: {why} {remedy}"
     )
 
 
@@ -329,4 +339,7 @@ def _line(error: Exception) -> str:
     """The last line of the model's own code that the error passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if "/torch/" not in frame.filename and "/pararealize/" not in frame.filename]
-    return f"at {users[-1].filename}:{users[-1].lineno} `{users[-1].line}`" if users else ""
+    if not users:
+        return ""
+    line = users[-1].line or ""
+    return f"at {users[-1].filename}:{users[-1].lineno} `{line if len(line) <= _LINE else line[: _LINE - 1] + '…'}`"
