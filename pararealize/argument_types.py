@@ -128,19 +128,21 @@ def _value(value: Any) -> str:
 
 def _words(hint: Any) -> str:
     """What an annotation allows, in words."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        options = list(map(repr, typing.get_args(hint)))
-    elif origin in (typing.Union, types.UnionType):
-        options = [_words(option) for option in typing.get_args(hint)]
-    else:
-        kind = origin or hint
-        name = getattr(kind, "__name__", str(kind))
-        source = f", such as {_SOURCES[name]}" if name in _SOURCES else ""
-        options = [_WORDS.get(kind, f"{'an' if name[0] in 'AEIO' else 'a'} {name}{source}")]
-        if kind in (collections.abc.Sequence, collections.abc.Iterable) and (items := typing.get_args(hint)) != (Any,):
-            options = [f"a list, each item {_words(items[0])}"] if items else options
-        if kind is type:
-            options = [f"a class of {typing.get_args(hint)[0].__name__}"] if typing.get_args(hint) else ["a class"]
-    options = list(dict.fromkeys(options))
+    options = list(dict.fromkeys(_options(hint)))
     return " or ".join([", ".join(options[:-1]), options[-1]] if len(options) > 1 else options)
+
+
+def _options(hint: Any) -> list[str]:
+    origin, items = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return list(map(repr, items))
+    if origin in (typing.Union, types.UnionType):
+        return [option for item in items for option in _options(item)]
+    kind = origin or hint
+    if kind in (collections.abc.Sequence, collections.abc.Iterable) and items and items != (Any,):
+        return [f"a list, each item {_words(items[0])}"]
+    if kind is type:
+        return [f"a class of {items[0].__name__}" if items else "a class"]
+    name = getattr(kind, "__name__", str(kind))
+    source = f", such as {_SOURCES[name]}" if name in _SOURCES else ""
+    return [_WORDS.get(kind, f"{'an' if name[0] in 'AEIO' else 'a'} {name}{source}")]

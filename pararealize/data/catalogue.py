@@ -33,7 +33,7 @@ def names() -> list[str]:
     return [name for entry in ENTRIES.values() for name in entry.names]
 
 
-@typed_arguments(DataError)
+@typed_arguments(DataError, "count")
 def load(
     name: str,
     *,

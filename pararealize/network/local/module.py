@@ -39,7 +39,7 @@ Stacking = Literal["auto"] | bool
 Graphs = Literal["whole", "parts"]
 
 
-@typed_arguments(DeviceError, "stack", net=ModelError)
+@typed_arguments(DeviceError, "net", "stack")
 def run_local(
     net: PararealModule, example_inputs: Any = None, *, streams: bool = True, stack: Stacking = False
 ) -> LocalModule:
@@ -93,7 +93,7 @@ def run_local(
     return LocalModule(net, streams=streams, stacks=stacks)
 
 
-@typed_arguments(DeviceError, "stack", "graphs", net=ModelError)
+@typed_arguments(DeviceError, "net", "stack", "graphs")
 def capture_graphs(
     net: PararealModule,
     example_inputs: Any,
