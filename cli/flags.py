@@ -34,6 +34,7 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"pass (?:a tensor, )?a tuple of its positional or a dict of its keyword arguments", "name each with --input"),
     (r"leaf_modules=\[\.\.\.\](?: with (?:a submodule that contains it|that|a smaller module))?", LEAF),
     (r"leaf_modules=\[that module's class\]", LEAF),
+    (r"leaf_modules=\['([\w.]+)'\]", r"--leaf \1"),
     (r"leaf_modules=\[(\w+)\]", r"--leaf package.module:\1"),
     (r"leaf_modules names", "--leaf names"),
     (r"leaf_modules", "--leaf"),

@@ -281,8 +281,6 @@ CONVERTED: dict[str, Callable[[], Program]] = {
     ),
     "an alias": lambda: changed(lambda model: model.add_module("alias", model.layers[0])),
     "an unused part on meta": lambda: changed(lambda model: model.add_module("unused", nn.Linear(8, 8, device="meta"))),
-    "a patched forward": lambda: changed(patch_forward),
-    "a patched block": lambda: changed(lambda model: patch_forward(model.layers[1])),
     "quantised weights": lambda: (nn.Sequential(*[Quantised() for _ in range(5)]), vectors()),
     "slots": lambda: (Residuals(Slotted), vectors()),
     "parameter lists": lambda: (Listed(), vectors()),
@@ -305,6 +303,7 @@ CONVERTED: dict[str, Callable[[], Program]] = {
             "one tensor twice": lambda x, y: (y, y),
             "nested lists": lambda x, y: [y, [y]],
             "a size": lambda x, y: (y, y.shape),
+            "a sparse tensor": lambda x, y: y.to_sparse(),
         }.items()
     },
 }
@@ -341,15 +340,17 @@ REFUSED: dict[str, tuple[Callable[[], Program], type[PararealizeError], str]] = 
             ("fake tensor", fake_vectors, "a FakeTensor"),
             ("masked tensor", lambda: masked_tensor(vectors(), torch.ones(3, WIDTH, dtype=torch.bool)), "MaskedTensor"),
             ("functional tensor", lambda: torch._to_functional_tensor(vectors()), "transformation of torch.func"),
-            ("list of numbers", lambda: [[1.0] * WIDTH], "only tensors and plain values"),
+            ("list of numbers", lambda: [[1.0] * WIDTH], "hold no tensor"),
             ("word", lambda: "tensor", "example_inputs is a str"),
             ("number", lambda: 3, "example_inputs is a int"),
             ("set", lambda: {1}, "example_inputs is a set"),
             ("tuple of nothing", lambda: (None,), "hold no tensor"),
             ("batch of nothing", lambda: vectors(0), "hold no sample"),
             ("dict of another name", lambda: {"y": vectors()}, "do not fit"),
-            ("dict of a number", lambda: {0: vectors()}, "keywords must be strings"),
+            ("dict of a number", lambda: {0: vectors()}, "does not accept"),
             ("tensor too many", lambda: (vectors(), vectors()), "do not fit"),
+            ("tensor of integers", lambda: vectors().long(), "does not accept"),
+            ("tensor of doubles", lambda: vectors().double(), "does not accept"),
             ("tensor of another shape", lambda: torch.randn(3, 5), "does not accept"),
         )
     },
@@ -381,6 +382,13 @@ REFUSED: dict[str, tuple[Callable[[], Program], type[PararealizeError], str]] = 
             ("a computed tensor", lambda model: model.__dict__.update(cache=2 * model.layers[0][1].weight)),
         )
     },
+    # the closure holds the model itself, whose parameters a copy of the model would go on to use
+    "a patched forward": (lambda: changed(patch_forward), CaptureError, "differs from the model"),
+    "a patched block": (
+        lambda: changed(lambda model: patch_forward(model.layers[1])),
+        CaptureError,
+        "differs from the model",
+    ),
     **{
         f"a child {name}": (lambda name=name: with_child_called(name, of_block=False), ModelError, name)
         for name in FX_NAMES.split()

@@ -198,12 +198,15 @@ def first_difference(pairs: Sequence[Pair], *, close: float) -> Difference | Non
                 tensors.append((name, a, b))
         elif isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor) or a != b:
             return Difference(name=name, fault=f"is {_described(a)} and became {_described(b)}")
-    plain = [t for t in tensors if t[1].is_floating_point() and t[1].layout == torch.strided]
-    faults = [
-        _exact_difference(*t, close) for t in tensors if not (t[1].is_floating_point() and t[1].layout == torch.strided)
-    ]
+    plain = [t for t in tensors if _has_norm(t[1])]
+    faults = [_exact_difference(*t, close) for t in tensors if not _has_norm(t[1])]
     faults.extend(_norm_differences(plain, close))
     return next(filter(None, faults), None)
+
+
+def _has_norm(tensor: torch.Tensor) -> bool:
+    """Whether torch subtracts such tensors and takes their norms, which it does not with floats of eight bits."""
+    return tensor.is_floating_point() and tensor.layout == torch.strided and tensor.dtype.itemsize > 1
 
 
 def _norm_differences(
@@ -234,6 +237,8 @@ def _exact_difference(name: str, a: torch.Tensor, b: torch.Tensor, close: float)
     if a.layout != b.layout:
         return Difference(name=name, fault=f"is {a.layout} and became {b.layout}")
     a, b = (t.to_dense() if t.layout != torch.strided else t.dequantize() if t.is_quantized else t for t in (a, b))
+    if a.is_floating_point() and a.dtype.itemsize == 1:
+        a, b = a.float(), b.float()
     if a.is_floating_point() or a.is_complex():
         return None if torch.allclose(a, b, rtol=close, equal_nan=True) else Difference(name=name, fault="is another")
     if torch.equal(a, b):
