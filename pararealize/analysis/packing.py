@@ -137,11 +137,12 @@ def _packs(flow: Flow, k: int) -> dict[int, Pack]:
     """
     packs: dict[int, Pack] = {}
     changed = _changed(flow.capture.graph)
+    widths = {size for parameter in flow.capture.model.parameters() for size in parameter.shape}
     for i, alive in living(flow.last_read):
         nodes = [flow.order[t] for t in alive]
         if len(nodes) not in (1, k) or not flow.order[i].users or any(unfit(node, flow.capture) for node in nodes):
             continue
-        pack = _pack(nodes, flow, changed)
+        pack = _pack(nodes, flow, changed, widths)
         if pack is not None and not _is_in_checkpoint(flow, i):
             packs[i] = pack
     return packs
@@ -153,7 +154,7 @@ def _is_in_checkpoint(flow: Flow, i: int) -> bool:
     return any(isinstance(context, Checkpoint) and context in region for region in behind for context in here)
 
 
-def _pack(nodes: Sequence[fx.Node], flow: Flow, changed: set[int]) -> Pack | None:
+def _pack(nodes: Sequence[fx.Node], flow: Flow, changed: set[int], widths: set[int]) -> Pack | None:
     """How values stand side by side; ``None`` where they differ in more than their channels."""
     values = [node.meta["val"] for node in nodes]
     names = tuple(node.name for node in nodes)
@@ -164,7 +165,7 @@ def _pack(nodes: Sequence[fx.Node], flow: Flow, changed: set[int]) -> Pack | Non
     module_of = flow.capture.graph_module.get_submodule
     ((axis, _),) = Counter(space_of(node, module_of).channel + 1 for node in nodes).most_common(1)
     others = {(*value.shape[:axis], *value.shape[axis + 1 :]) for value in values}
-    sizes = tuple(size for node in nodes if (size := _fixed_size(node, axis)) is not None)
+    sizes = tuple(size for node in nodes if (size := _fixed_size(node, axis, widths)) is not None)
     # two that look into memory which is changed in place would not see it any more, each in a place of its own
     counts = Counter(memory for node in nodes for memory in set(node.meta.get("memories", ())))
     if (
@@ -176,10 +177,16 @@ def _pack(nodes: Sequence[fx.Node], flow: Flow, changed: set[int]) -> Pack | Non
     return Pack(axis, names, sizes)
 
 
-def _fixed_size(node: fx.Node, axis: int) -> int | None:
-    """The size along an axis; ``None`` where other inputs have another one, which a cut that stands for all cannot."""
-    size = node.meta.get("sizes", node.meta["val"].shape)[axis]
-    return None if size is None or getattr(size, "free_symbols", None) else int(size)
+def _fixed_size(node: fx.Node, axis: int, widths: set[int]) -> int | None:
+    """The size along an axis; ``None`` where other inputs have another one, which a cut that stands for all cannot.
+
+    Where the recording has no expressions for sizes, one that no parameter has is taken for such a size.
+    """
+    if "sizes" in node.meta:
+        size = node.meta["sizes"][axis]
+        return None if size is None or getattr(size, "free_symbols", None) else int(size)
+    fixed = int(node.meta["val"].shape[axis])
+    return fixed if fixed in widths else None
 
 
 def _with_fewest(finder: BlockFinder, packs: dict[int, Pack]) -> Iterator[BlockSpan]:
