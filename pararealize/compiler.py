@@ -32,7 +32,7 @@ from pararealize.network.refitting import refit
 from pararealize.plan.plan import Plan, fingerprint
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
-from pararealize.planning.arguments import device_fault, whole_number
+from pararealize.planning.arguments import check_sides, device_fault, whole_number
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
 
@@ -132,6 +132,7 @@ def pararealize(
             )
         else:
             plan.check(chain)
+            check_sides(chain, plan)
         adapters, blocks = _at_sizes_of(chain, plan, *build_modules(chain, plan, coarse=coarse, seed=seed))
         wrapped = None if places is None else [places[i % len(places)] for i in range(plan.n)]
         return emit(chain, plan, adapters, blocks, devices=wrapped)

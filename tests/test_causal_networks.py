@@ -12,7 +12,7 @@ from torch.nn import functional
 from pararealize import pararealize, restack
 from pararealize.calibration.fitting import calibrate
 from pararealize.coarse.kinds import KINDS
-from pararealize.errors import CoarseError, PararealizeError, SourceError
+from pararealize.errors import CoarseError, PararealizeError, PlanError, SourceError
 from pararealize.multigrid.module import layer_parallel
 from pararealize.plan.plan import Plan
 from tests.causal import MAKES, Network, disturb, leak, network, networks
@@ -158,6 +158,20 @@ def test_a_signal_without_a_channel_is_no_vector_to_mix():
     net = pararealize(model, n=3, coarse="paper", example_inputs=x).eval()
     disturb(net)
     assert leak(net, x, 1, 7) == 0
+
+
+def test_a_plan_of_a_twin_that_sees_both_sides_is_refused():
+    """Two networks whose blocks differ in the values of a mask alone have one fingerprint."""
+    model, x, axis = network("masked")
+    twin, _, _ = network("masked")
+    for block in twin.blocks:
+        block.mask.fill_(1)
+    plan = pararealize(twin, n=2, coarse="depthwise", example_inputs=x).plan
+    with pytest.raises(PlanError, match=r"C\^2 reads both sides of every axis, and the network axis 1: nothing later"):
+        pararealize(model, plan=plan, coarse="depthwise", example_inputs=x)
+    own = pararealize(model.eval(), n=2, coarse="depthwise", example_inputs=x).plan
+    net = pararealize(model, plan=Plan.from_json(own.to_json()), example_inputs=x)
+    assert leak(net, x, axis, 7) == 0
 
 
 class Delayed(nn.Module):

@@ -10,7 +10,11 @@ import torch
 
 from pararealize.analysis.blocks import BlockChain, why_no_more
 from pararealize.analysis.bulk import bulk_of
+from pararealize.analysis.causality import Sides, causal_axes
+from pararealize.analysis.fields.dependency import dependencies
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
+from pararealize.plan.plan import Plan
 
 from .path_cuts import named_cuts
 
@@ -19,6 +23,7 @@ __all__ = [
     "Faults",
     "adapter_source",
     "check_count",
+    "check_sides",
     "device_fault",
     "device_names",
     "named_starts",
@@ -96,6 +101,25 @@ def adapter_source(chain: BlockChain, source: str | None) -> AdapterSource:
             f'{chain.capture.example}; pass source="stem"'
         )
     return "input"
+
+
+def check_sides(chain: BlockChain, plan: Plan) -> None:
+    """Raise a PlanError where a plan, made for a network of other masks, lets parts read what this one does not see."""
+    if plan.n == 1:
+        return
+    reads = dependencies(chain)
+    rows: list[tuple[str, AdapterPlan | CoarsePlan, Sides]] = []
+    for adapter, coarse, segment in zip(plan.adapters, plan.coarse_blocks, plan.segments[1:], strict=True):
+        rows.append((f"C^{adapter.j}", adapter, reads.of(0, segment.first, from_input=plan.source == "input")))
+        if coarse.kind not in ("block", "exact"):
+            rows.append((f"F^{coarse.j}", coarse, reads.of(segment.first, segment.last + 1)))
+    faults = [
+        f"{name} reads {causal_axes(row.causal) or 'both sides of every axis'}, and the network {causal_axes(sides)}"
+        for name, row, sides in rows
+        if sides and row.causal != sides
+    ]
+    if faults:
+        raise PlanError(f"this plan shows what the network does not see: {'; '.join(faults)}; make the plan anew")
 
 
 def device_names(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ def reducing(position: int) -> Rule:
     """A sum, mean, norm or maximum whose dimensions stand at ``position``: global along them, the others follow."""
 
     def rule(call: Call) -> Reach:
-        if len(call.operands) > 1:  # max(x, y) is torch.maximum by another name
+        # max(x, y) is torch.maximum by another name, with a constant for y, too
+        if len(call.operands) > 1 or isinstance(call.argument(position, "dim"), fx.Node):
             return pointwise(call)
         dims = call.dims(position, "dim", call.node.kwargs.get("axis"))
         others = [d for d in range(call.rank) if d not in dims]

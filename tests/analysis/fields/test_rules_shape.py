@@ -67,6 +67,7 @@ PIECES = {
     "kept mean": (lambda m, x: m.conv(x) + x.mean(2, keepdim=True).expand_as(x), "all×3, start 0×-1"),
     "mean": (lambda m, x: m.conv(x) + x.mean(-2).unsqueeze(2), "all×3, start 0×-1"),
     "mean of everything": (lambda m, x: x * x.mean(), "global"),
+    "maximum with a constant": (lambda m, x: torch.max(m.conv(x), m.linear.bias[0]), "3×3, start -1×-1"),
     "maximum of two": (lambda m, x: torch.max(x, m.conv(x)), "3×3, start -1×-1"),
     "norm": (lambda m, x: x / x.norm(2, dim=3, keepdim=True), "1×all, start 0×0"),
     "normalise": (lambda m, x: F.normalize(m.conv(x), dim=2), "all×3, start 0×-1"),
