@@ -34,7 +34,7 @@ __all__ = ["calibrate", "calibration_mode", "check_network"]
 KEEP = 1 << 30
 
 
-@typed_arguments(CalibrationError, net=ModelError)
+@typed_arguments(CalibrationError, "net")
 def calibrate(
     net: PararealModule,
     batches: Batches,
