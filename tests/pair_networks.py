@@ -50,6 +50,32 @@ class WaveNet(nn.Module):
         return self.last(F.relu(self.mix(F.relu(total))))
 
 
+class ConditionedBlock(WaveBlock):
+    def __init__(self, channels: int, skips: int, dilation: int) -> None:
+        super().__init__(channels, skips, dilation)
+        self.shift = nn.Linear(5, channels)
+
+    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x + self.shift(condition)[:, :, None])
+
+
+class ConditionedWaveNet(nn.Module):
+    """Every block reads what is computed of the speaker, with parameters: a third value, alive throughout."""
+
+    def __init__(self, depth: int = 6) -> None:
+        super().__init__()
+        self.speaker, self.front = nn.Embedding(3, 5), nn.Conv1d(1, 6, 1)
+        self.blocks = nn.ModuleList(ConditionedBlock(6, 4, 2 ** (i % 3)) for i in range(depth))
+        self.last = nn.Conv1d(4, 3, 1)
+
+    def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
+        condition, x, total = torch.tanh(self.speaker(speaker)), self.front(x), 0
+        for block in self.blocks:
+            x, skip = block(x, condition)
+            total = total + skip
+        return self.last(F.relu(total))
+
+
 class RevBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -171,6 +197,7 @@ PAIRS: dict[str, tuple[Any, tuple[Tensor, ...], int]] = {  # a network, inputs, 
         f"WaveNet {start}": (partial(WaveNet, start), SOUND, 2)
         for start in ("zero", "zeros", "none", "in place", "sum")
     },
+    "WaveNet of speakers": (ConditionedWaveNet, (torch.randn(3, 1, 12), torch.tensor([0, 2, 1])), 2),
     "RevNet": (RevNet, (torch.randn(3, 5),), 2),
     "RevNet of tokens": (RevNet, (torch.randn(3, 4, 5),), 2),
     "Mamba": (Mamba, (torch.randint(0, 10, (2, 7)),), 1),

@@ -13,11 +13,11 @@ a segment nothing is packed: see :func:`unpack_inside`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -73,8 +73,8 @@ def packings(capture: Capture) -> Iterator[tuple[BlockFinder, list[BlockSpan]]]:
     graph, _ = _copied(capture)
     _add_early(graph)
     early = _with_graph(capture, graph)
-    flow = flow_of(early)
-    for k in range(2, _MOST + 1):
+    whole = flow_of(early)
+    for flow, k in itertools.product([whole, *_with_context(whole)], range(2, _MOST + 1)):
         packs = _packs(flow, k)
         if not any(len(pack.names) == k for pack in packs.values()):
             continue
@@ -82,6 +82,14 @@ def packings(capture: Capture) -> Iterator[tuple[BlockFinder, list[BlockSpan]]]:
         spans = list(_with_fewest(finder, packs))
         if sum(len(packs[span.last].names) == k for span in spans) >= min(_FEWEST, len(spans) - 1) > 0:
             yield _packed(early, flow, packs, spans)
+
+
+def _with_context(flow: Flow) -> Iterator[Flow]:
+    """The flow with what is alive throughout, such as what conditions every block, as context; where there is any."""
+    half = len(flow.order) // 2
+    births = [t for t, last in enumerate(flow.last_read) if last - t > half]
+    if births:
+        yield dataclasses.replace(flow, broadcast=tuple(flow.order[t] for t in births), start=births[-1] + 1)
 
 
 def _with_graph(capture: Capture, graph: fx.Graph) -> Capture:
@@ -139,8 +147,13 @@ def _packs(flow: Flow, k: int) -> dict[int, Pack]:
     changed = _changed(flow.capture.graph)
     widths = {size for parameter in flow.capture.model.parameters() for size in parameter.shape}
     for i, alive in living(flow.last_read):
-        nodes = [flow.order[t] for t in alive]
-        if len(nodes) not in (1, k) or not flow.order[i].users or any(unfit(node, flow.capture) for node in nodes):
+        nodes = [flow.order[t] for t in alive if flow.order[t] not in flow.broadcast]
+        if (
+            i < flow.start - 1
+            or len(nodes) not in (1, k)
+            or not flow.order[i].users
+            or any(unfit(node, flow.capture) for node in nodes)
+        ):
             continue
         pack = _pack(nodes, flow, changed, widths)
         if pack is not None and not _is_in_checkpoint(flow, i):
@@ -192,7 +205,7 @@ def _fixed_size(node: fx.Node, axis: int, widths: set[int]) -> int | None:
 def _with_fewest(finder: BlockFinder, packs: dict[int, Pack]) -> Iterator[BlockSpan]:
     """The spans, each up to where fewer values are alive, if only what has no weights stands before that point."""
     spans, begin = finder.spans(), None
-    for span, following in pairwise([*spans, None]):
+    for span, following in itertools.pairwise([*spans, None]):
         if span is None:
             return
         last = end = span.last
@@ -228,10 +241,16 @@ def _packed(
             values.update(zip(alive, parts, strict=True))
     result = flow_of(_with_graph(capture, graph))
     position = {node: i for i, node in enumerate(result.order)}
+    if flow.broadcast:
+        context = tuple(copies[node] for node in flow.broadcast)
+        start = max(position[node] for node in context) + 1
+        result = dataclasses.replace(
+            result, broadcast=context, start=start, cuts=tuple(position[n] for n in cuts.values())
+        )
     edges = [position[cuts[end]] + 1 if end >= 0 else 0 for end in ends]
     moved = [
         dataclasses.replace(span, first=first, last=behind - 1)
-        for span, (first, behind) in zip(spans, pairwise(edges), strict=True)
+        for span, (first, behind) in zip(spans, itertools.pairwise(edges), strict=True)
     ]
     return BlockFinder(result), moved
 
