@@ -89,16 +89,21 @@ class Call:
         return len(shape_of(self.source))
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or name; of a module, its attribute of that name."""
+        """An argument by position or name, sizes as the example has them; of a module, its attribute of that name."""
         if self.module is not None:
             return getattr(self.module, name, default)
-        if position < len(self.node.args):
-            return self.node.args[position]
-        return self.node.kwargs.get(name, default)
+        given = self.node.args[position] if position < len(self.node.args) else self.node.kwargs.get(name, default)
+        return fx.map_arg(given, _number)
 
     def dims(self, position: int, name: str, default: Any = None) -> tuple[int, ...]:
         """The dimensions of that tensor that an argument names, counted from the front."""
         return dims_from_front(self.argument(position, name, default), self.rank)
+
+
+def _number(node: fx.Node) -> Any:
+    """The number that a node gives with the example's sizes, such as how much to pad; the node where it is no number."""
+    value = node.meta.get("val")
+    return value if isinstance(value, int | float) else node
 
 
 Rule = Callable[[Call], Reach]

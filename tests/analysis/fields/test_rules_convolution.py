@@ -204,3 +204,17 @@ def test_one_and_three_axes():
 def test_convolution_of_tokens_mixes_them():
     """Where the spatial axis of a block stands in a convolution's channels, every position is read."""
     assert field_of(nn.Conv1d(5, 5, 1), torch.rand(1, 5, 6), (1,), (1,)).is_global
+
+
+class PadsToAMultiple(nn.Module):
+    """What a size decides is computed in the graph: here 1 position to the left, of 8."""
+
+    def forward(self, x):
+        return F.pad(x, [-x.size(2) % 3, 0], mode="constant", value=1.0)
+
+
+def test_padding_that_follows_a_size_reads_as_it_is_for_the_example():
+    x = torch.rand(1, 1, 8)
+    module = positive(nn.Sequential(PadsToAMultiple(), nn.Conv1d(1, 1, 3)))
+    assert field_of(module, x).start == (-1,)
+    assert_covers(module, x)
