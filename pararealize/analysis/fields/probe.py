@@ -9,6 +9,7 @@ digits is rounding, as of a Fourier transform.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -27,7 +28,7 @@ from pararealize.tracing.module_view import Piece
 
 from .reach import Number
 
-__all__ = ["Probe", "Trial", "UnprobedError", "try_out"]
+__all__ = ["Probe", "ReachTrial", "UnprobedError", "try_out"]
 
 ROUNDING = 1e-5  # of the largest change
 BATCH = 2
@@ -39,7 +40,7 @@ class UnprobedError(Exception):
     """A block cannot be tried out; says why."""
 
 
-class Trial(NamedTuple):
+class ReachTrial(NamedTuple):
     """What was seen of a block.
 
     Attributes:
@@ -54,7 +55,7 @@ class Trial(NamedTuple):
     ordered_channels: bool
 
 
-def try_out(module: nn.Module, x: Space, y: Space, *, batch: int = BATCH, context: Sequence[Any] = ()) -> Trial:
+def try_out(module: nn.Module, x: Space, y: Space, *, batch: int = BATCH, context: Sequence[Any] = ()) -> ReachTrial:
     """How far a module from one space to another reads, along each of equally many axes.
 
     Args:
@@ -80,7 +81,7 @@ def try_out(module: nn.Module, x: Space, y: Space, *, batch: int = BATCH, contex
             raise UnprobedError(f"it does not run on random values ({lines[0]})") from error
     if raster is not None:
         trials = ((1, max(x.extent), raster),) * 2
-    return Trial(trials, raster is not None, ordered)
+    return ReachTrial(trials, raster is not None, ordered)
 
 
 def _axes(space: Space) -> list[int]:
@@ -109,7 +110,7 @@ class Probe:
         self.batch = chain.capture.batch if chain.capture.fixed_batch else BATCH
         self._values: dict[fx.Node, Any] = {}
 
-    def measure(self, block: Block) -> Trial:
+    def measure(self, block: Block) -> ReachTrial:
         """How far a block reads.
 
         Raises:
@@ -246,18 +247,20 @@ class _Run:
 
     def ordered(self, a: int, b: int) -> bool:
         """Whether what counts as channels, axis a of the input or axis b of the output, is read in an order."""
-        for i, size in enumerate(self.x.shape[1:]):
-            ends = [j for j, target in enumerate(self.y.shape[1:]) if (i == a or j == b) and target == size > 2]
-            if not ends:
-                continue
-            middle, places = size // 2, torch.arange(size)
-            later, earlier = self.changes(i, places >= middle), self.changes(i, places < middle)
-            for j in ends:
-                past = all(place >= middle for place in _positions(later, j))
-                future = all(place < middle for place in _positions(earlier, j))
-                if past != future:
-                    return True
-        return False
+        pairs = itertools.product(enumerate(self.x.shape[1:]), enumerate(self.y.shape[1:]))
+        return any(size == target > 2 and self.in_order(i, j) for (i, size), (j, target) in pairs if i == a or j == b)
+
+    def in_order(self, i: int, j: int) -> bool:
+        """Whether axis i is read from one side by axis j, wherever it is parted; halves alone may be of two values."""
+        size = self.x.shape[i + 1]
+        places, past, future = torch.arange(size), True, True
+        for t in dict.fromkeys((size // 2, size // 3, 2 * size // 3, size - 1, 1)):
+            later, earlier = self.along(i, j, places >= t), self.along(i, j, places < t)
+            past = past and all(place >= t for place in later)
+            future = future and all(place < t for place in earlier)
+            if past == future:
+                return False
+        return True
 
 
 def _positions(changed: torch.Tensor, axis: int) -> list[int]:

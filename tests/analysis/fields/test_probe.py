@@ -95,6 +95,30 @@ def test_rows_of_padding_that_attend_to_everything_are_not_the_rule(padding):
     assert axis[2] == 11
 
 
+def test_two_values_side_by_side_are_no_order_of_channels():
+    """A value and a sum of skips, packed along the channels: the second is read by itself alone."""
+
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(4, 8, 1)
+
+        def forward(self, x):
+            y, skip = self.conv(x[:, :4]).chunk(2, 1)
+            return torch.cat([x[:, :4] + y, x[:, 4:] + skip], 1)
+
+    class Triangular(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x):
+            return self.weight.tril() @ x
+
+    assert not try_out(Packed(), space(8, 12), space(8, 12)).ordered_channels
+    assert try_out(Triangular(), space(8, 12), space(8, 12)).ordered_channels
+
+
 def test_what_does_not_run_is_said():
     class Broken(nn.Module):
         def forward(self, x):
