@@ -38,7 +38,7 @@ from pararealize.tracing.front_end import capture
 
 from .argument_types import typed_arguments
 from .errors import CutError, DeviceError, GuardError, PararealizeError, PlanError, SourceError
-from .restore import left_as_found, ordinary_mode
+from .restore import ordinary_mode
 
 __all__ = ["build_modules", "make_plan", "pararealize"]
 
@@ -148,7 +148,8 @@ def build_modules(
     """
     device = next(chain.capture.model.parameters()).device
     spans = {segment.j: (segment.first, segment.last) for segment in plan.segments}
-    with left_as_found(chain.capture.model), torch.device("meta" if device.type == "meta" else "cpu"):
+    chain = chain.on_twin()
+    with torch.device("meta" if device.type == "meta" else "cpu"):
         adapters: dict[int, nn.Module] = {
             a.j: build_adapter(a.x, a.y, from_stem=a.source == "stem", seed=seed, name=f"C{a.j}", sides=a.causal)
             for a in plan.adapters
@@ -226,9 +227,9 @@ def make_plan(
         >>> Plan.from_json(plan.to_json()) == plan
         True
     """
-    with left_as_found(chain.capture.model):
-        fields = receptive_fields(chain)
-        costs = measure_costs(chain) if cost == "seconds" else count_costs(chain)
+    twin = chain.on_twin()
+    fields = receptive_fields(twin)
+    costs = measure_costs(twin) if cost == "seconds" else count_costs(twin)
     names = None if devices is None else [str(device) for device in devices]
     return plan_segments(
         chain,

@@ -15,11 +15,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+
+from .random_source import RandomSource
 
 __all__ = [
     "derived_seed",
@@ -27,6 +30,7 @@ __all__ = [
     "host_state",
     "host_state_as_json",
     "preserve_host_state",
+    "preserve_host_state_if_alone",
     "preserve_state",
     "preserve_torch_state",
     "replay_torch_state",
@@ -101,6 +105,13 @@ def preserve_host_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def preserve_host_state_if_alone() -> Iterator[None]:
+    """The same where there is no other thread, whose numbers would be drawn a second time."""
+    with preserve_host_state() if threading.active_count() == 1 else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
 def preserve_state(devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """Put all random states back on leaving: torch's, on the CPU and on ``devices``, Python's and NumPy's."""
     with preserve_torch_state(devices), preserve_host_state():
@@ -123,11 +134,11 @@ def seeded_state(seed: int, devices: Iterable[torch.device] = ()) -> Iterator[No
 def seeded_weights(seed: int, name: str) -> Iterator[None]:
     """Build modules whose weights follow from a seed and a name, on the CPU (or meta), whatever the default device is.
 
-    All CUDA devices that are started are seeded and put back too: a constructor may draw where it likes.
+    What a constructor draws from torch comes from generators of this thread's own, on whatever device.
     """
     number = random.Random(f"{seed} {name}").getrandbits(63)  # noqa: S311  (not for secrets)
     device = torch.device("meta" if torch.get_default_device().type == "meta" else "cpu")
-    with seeded_state(number, started_cuda_devices()), device:
+    with RandomSource(number), device:
         yield
 
 

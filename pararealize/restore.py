@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,19 +24,15 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def left_as_found(model: nn.Module, *, contents: bool = True) -> Iterator[None]:
+def left_as_found(model: nn.Module) -> Iterator[None]:
     """Put back, on leaving, every attribute, training flag, hook, parameter and buffer, and all random states.
 
     Parameters, buffers, submodules, hooks and training flags all stand in a module's ``__dict__``, the first four in
     dictionaries of their own: both layers are put back, and the very same objects with them. What stands deeper (a list
-    within a list) is not.
-
-    Args:
-        model: the model.
-        contents: keep a copy of every parameter's and buffer's values, for what runs the model on them.
+    within a list) is not. No other thread may use the model meanwhile.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    real = [tensor for tensor in tensors if contents and not tensor.is_meta]
+    real = [tensor for tensor in tensors if not tensor.is_meta]
     values = [(tensor, _version(tensor), tensor.detach().clone()) for tensor in real]
     with preserve_state(tensor.device for tensor in tensors):
         try:
@@ -113,12 +110,39 @@ def ordinary_mode() -> Iterator[None]:
         yield
 
 
-def as_written() -> contextlib.AbstractContextManager[None]:
-    """Run what torch.compile made as the Python that it was made of; what compiled code calls, no recorder sees."""
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Run what torch.compile made as the Python that it was made of; what compiled code calls, no recorder sees.
+
+    It is a setting of the whole process: the first thread that wants it switches it, and the last one back.
+    """
     if "torch._dynamo" not in sys.modules:  # then nothing was compiled, and it takes long to import
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-    return stance
+        yield
+        return
+    with _STANCE.lock:
+        _STANCE.users += 1
+        if _STANCE.users == 1:
+            _STANCE.context = torch.compiler.set_stance("force_eager")
+            _STANCE.context.__enter__()
+    try:
+        yield
+    finally:
+        with _STANCE.lock:
+            _STANCE.users -= 1
+            if _STANCE.users == 0:
+                _STANCE.context.__exit__(None, None, None)
+
+
+class _Stance:
+    """Who runs compiled code as it was written at this moment."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.context: Any = None
+
+
+_STANCE = _Stance()
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:

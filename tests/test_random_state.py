@@ -72,7 +72,8 @@ def test_what_a_seed_once_gave_it_gives_for_ever():
     assert derived_seed(0, "begin 0") == 7633367920238288
     assert generator(3, "glyphs").initial_seed() == 11475140233621696508
     with seeded_weights(0, "C2"):
-        assert torch.default_generator.initial_seed() == 5372784214480327273
+        weights = torch.rand(9)
+    assert torch.equal(weights, torch.rand(9, generator=torch.Generator().manual_seed(5372784214480327273)))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,8 @@ def test_a_seed_is_set_where_it_is_asked_for_and_nowhere_else(gpus, monkeypatch)
         assert [gpu.initial_seed() for gpu in generators] == [100, 101, 5]
         assert torch.default_generator.initial_seed() == 5
     with seeded_weights(5, "C1"):
-        assert {gpu.initial_seed() for gpu in generators} == {torch.default_generator.initial_seed()}
+        torch.rand(2)  # from generators of its own: other threads draw from these meanwhile
+        assert [gpu.initial_seed() for gpu in generators] == [100, 101, 102]
     assert [gpu.initial_seed() for gpu in generators] == [100, 101, 102]
 
 
@@ -196,5 +198,7 @@ def test_nothing_else_in_the_library_handles_random_states():
         for word in words
         if word in file.read_text(encoding="utf-8")
     }
-    assert users.keys() == {"random_state.py", "train/loop.py"}, users
+    # those without states: an example, an argument of torch's checkpoint, and what tells whether a model's code draws
+    others = {"random_source.py", "tracing/regions.py", "tracing/python_state.py"}
+    assert users.keys() - others == {"random_state.py", "train/loop.py"}, users
     assert users["train/loop.py"] == "seed_all("

@@ -15,17 +15,25 @@ from pararealize.tracing.front_end import capture
 
 
 def test_the_model_is_left_as_found() -> None:
-    class Caching(nn.Module):
+    class Remembering(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()
             self.calls: list[int] = []
             self.cache: Tensor | None = None
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls.append(1)
-            self.cache = self.linear(x)
-            return self.drop(self.norm(self.cache))
+            self.cache = x * 2
+            return self.cache
+
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = Remembering()
+            self.linear, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.drop(self.norm(self.memory(self.linear(x))))
 
     model = Caching()
     model.norm.eval()
@@ -37,9 +45,9 @@ def test_the_model_is_left_as_found() -> None:
     state = torch.get_rng_state()
     captured = capture(model, torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(state, torch.get_rng_state())
-    assert model.cache is None
-    assert model.calls == []
-    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert model.memory.cache is None
+    assert model.memory.calls == []
+    assert [module.training for module in model.modules()] == [True, True, True, False, True]
     assert all(value is mine for value, mine in zip(model.parameters(), parameters, strict=True))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for name, module in model.named_modules():

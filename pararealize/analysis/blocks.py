@@ -25,6 +25,7 @@ from pararealize.table import shortened
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.layouts import lay_out
+from pararealize.tracing.model_twin import real_twin
 from pararealize.tracing.module_view import Piece
 
 from .context import context_of, count_parameters, shared_values
@@ -99,6 +100,11 @@ class BlockChain:
     blocks: tuple[Block, ...]
     head: Block
     stem_blocks: int = 0
+
+    def on_twin(self) -> BlockChain:
+        """The same chain over a twin of the model, which may be run: another thread may be using the model itself."""
+        twin, _ = real_twin(self.capture.model, share_parameters=True)
+        return dataclasses.replace(self, capture=dataclasses.replace(self.capture, model=twin))
 
     @property
     def refused(self) -> tuple[RefusedCut, ...]:

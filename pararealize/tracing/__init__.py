@@ -23,7 +23,6 @@ In reading order:
     leaves        leaf modules on fake tensors, without arithmetic
     merging       two recordings -> one graph that follows the mode and the batch size
     behaviour     what a network does in a setting: outputs and gradients; where two networks differ
-    random_source random numbers of one thread, beside torch's own
     verification  the graph run against the model in several settings; what went wrong, as the error a user gets
 
 A converted network's recordings:

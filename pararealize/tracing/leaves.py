@@ -12,7 +12,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map_only
 
-from pararealize.random_state import preserve_host_state, preserve_torch_state, started_cuda_devices
+from pararealize.random_source import RandomSource
+from pararealize.random_state import preserve_host_state_if_alone
 from pararealize.restore import set_within
 
 __all__ = ["Leaves", "is_from_torch", "is_layer"]
@@ -79,7 +80,7 @@ class Leaves:
     def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a leaf; of equal leaves on equal inputs, only the first is really run."""
         if not is_from_torch(module):
-            with preserve_host_state():  # a layer that is one node may draw from it
+            with preserve_host_state_if_alone():  # a layer that is one node may draw from it
                 try:
                     return module(*args, **kwargs)
                 except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
@@ -102,7 +103,7 @@ class Leaves:
         them; the shapes are those that zeros give, and the last check runs the graph on the user's own example.
         """
         tensors = (*module.named_parameters(), *module.named_buffers())
-        with unset_fake_temporarily(), preserve_torch_state(started_cuda_devices()):
+        with unset_fake_temporarily(), RandomSource(seed=0):
             copies = {name: self.real[id(fake)].detach().clone() for name, fake in tensors if id(fake) in self.real}
             zeros = tree_map_only(torch.Tensor, _zeros, (tuple(args), dict(kwargs)))
             result = functional_call(module, copies, *zeros)

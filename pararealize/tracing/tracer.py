@@ -30,8 +30,8 @@ from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.overrides import TorchFunctionMode
 
-from pararealize.random_state import host_state
-from pararealize.restore import as_written, left_as_found
+from pararealize.random_state import host_state, preserve_host_state_if_alone
+from pararealize.restore import as_written, attributes_as_found
 
 from .autograd_calls import AutogradCalls
 from .example import Example
@@ -79,7 +79,7 @@ def record(
     Raises:
         UnreadableError, or whatever the forward raises; ``error.pararealize_stack`` lists the modules it was raised in.
     """
-    with left_as_found(copy.model, contents=False):
+    with attributes_as_found(copy.model.modules()), preserve_host_state_if_alone():
         for module in copy.model.modules():  # module.train() would reach it too, but a model may have overridden it
             module.training = training
         recorder = _Recorder(copy, opaque)

@@ -14,7 +14,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from pararealize.errors import CaptureError, ExampleError
-from pararealize.random_state import preserve_host_state, set_torch_state, torch_state
+from pararealize.random_source import RandomSource
+from pararealize.random_state import preserve_host_state_if_alone, set_torch_state, torch_state
 from pararealize.restore import as_written
 
 from .behaviour import Behaviour, Difference, Setting, Shape, first_difference, observe
@@ -26,7 +27,6 @@ from .merging import DifferentStructureError
 from .model_twin import real_twin
 from .module_view import Piece
 from .random_calls import draws
-from .random_source import RandomSource
 
 __all__ = ["MisreadError", "check_against_model", "explain", "mode_error", "run_model", "settings"]
 
@@ -40,7 +40,7 @@ _CLOSE, _CLOSE_IN_HALF = 1e-4, 2e-3  # norms of differences, relative
 
 def run_model(model: nn.Module, example: Example, *, training: bool) -> Exception | None:
     """What the model raises in a mode, if anything; it is left alone, since a twin of it runs."""
-    with as_written(), preserve_host_state(), RandomSource(seed=0):
+    with as_written(), preserve_host_state_if_alone(), RandomSource(seed=0):
         for gradients in (False, True):  # some need them: they compute gradients within their forward
             twin, _ = real_twin(model)
             setting = Setting(training=training, gradients=gradients)
@@ -221,7 +221,7 @@ class _Trial:
     def _observe(self, tree: nn.Module, setting: Setting, graph: nn.Module | None = None) -> Behaviour:
         with contextlib.ExitStack() as stack:
             stack.enter_context(as_written())
-            stack.enter_context(preserve_host_state())
+            stack.enter_context(preserve_host_state_if_alone())
             source = stack.enter_context(RandomSource(seed=self.calls)) if self._draws else None
             run = tree if graph is None else graph
             behaviour = observe(run, tree, self.captured.example, setting, by_name=graph is not None)

@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 
 from pararealize.analysis.blocks import Block, BlockChain
 from pararealize.analysis.space import Space
-from pararealize.random_state import generator, seeded_state
+from pararealize.random_source import RandomSource
+from pararealize.random_state import generator
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.module_view import Piece
@@ -68,8 +69,7 @@ def try_out(module: nn.Module, x: Space, y: Space, *, batch: int = BATCH, contex
     Raises:
         UnprobedError: it cannot be copied, or does not run on random values.
     """
-    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-    with seeded_state(0, devices), ordinary_mode(), torch.no_grad():
+    with ordinary_mode(), torch.no_grad():
         try:
             run = _Run(_disturbed(copy.deepcopy(module)), x, batch, list(context))
             axes, ends = _axes(x), _axes(y)
@@ -133,8 +133,7 @@ class Probe:
             every = chain.context(0, len(chain.blocks) - 1)
             inputs = list(chain.capture.graph.find_nodes(op="placeholder"))
             values = chain.capture.example.resized(self.batch).values.values()
-            devices = {value.device for value in values if isinstance(value, torch.Tensor)}
-            with seeded_state(0, devices), ordinary_mode(), torch.no_grad():
+            with RandomSource(seed=0), ordinary_mode(), torch.no_grad():
                 try:
                     graph = subgraph(inputs, every)
                     piece = copy.deepcopy(Piece(chain.capture.model, graph, "Piece", chain.capture.constants))
@@ -165,9 +164,9 @@ class _Run:
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """The output, in double precision."""
-        torch.manual_seed(0)
         context = pytree.tree_map_only(torch.Tensor, torch.clone, self.context)
-        y = self.module(x.clone(), *context)
+        with RandomSource(seed=0):  # of this thread alone, the same in each run
+            y = self.module(x.clone(), *context)
         if not isinstance(y, torch.Tensor):
             raise TypeError(f"it gives {type(y).__name__}")
         return y.double()

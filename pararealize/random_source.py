@@ -67,11 +67,13 @@ class RandomSource(TorchDispatchMode):
             kwargs["generator"] = self._generator(args, kwargs)
         return func(*args, **kwargs)
 
-    def _generator(self, args: Any, kwargs: Any) -> torch.Generator:
-        """That of the device on which a call draws."""
+    def _generator(self, args: Any, kwargs: Any) -> torch.Generator | None:
+        """That of the device on which a call draws; none where nothing has values."""
         self.draws += 1
         device = kwargs.get("device") or next((a.device for a in args if isinstance(a, torch.Tensor)), None)
         device = torch.device(device or "cpu")
+        if device.type == "meta":
+            return None
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pararealize.tracing.random_source import RandomSource
+from pararealize.random_source import RandomSource
 
 X = torch.rand(4, 6, 8)
 ATTENTION = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
