@@ -152,7 +152,7 @@ def test_many_at_once_beside_threads_that_train(round_: int) -> None:
 def test_one_seed_gives_one_network_whatever_other_threads_draw() -> None:
     x, threads = torch.ones(4, 8), Threads()
     expected = pararealize(model_of(0), n=3, coarse="linear", source="stem", example_inputs=x, seed=5).state_dict()
-    results = []
+    results, models = [], [model_of(0) for _ in range(3)]
 
     def draw() -> None:
         torch.rand(100)
@@ -160,7 +160,7 @@ def test_one_seed_gives_one_network_whatever_other_threads_draw() -> None:
         np.random.rand()
 
     def convert() -> None:
-        net = pararealize(model_of(0), n=3, coarse="linear", source="stem", example_inputs=x, seed=5)
+        net = pararealize(models.pop(), n=3, coarse="linear", source="stem", example_inputs=x, seed=5)
         results.append(net.state_dict())
 
     for _ in range(3):
@@ -175,10 +175,10 @@ def test_one_seed_gives_one_network_whatever_other_threads_draw() -> None:
 def test_numbers_of_another_thread_are_not_drawn_twice() -> None:
     """Random states that are put back after a conversion would take back what others drew meanwhile."""
     drawn: list[float] = []
-    threads = Threads()
+    threads, model = Threads(), model_of(1).eval()
 
     def convert() -> None:
-        pararealize(model_of(1).eval(), n=2, coarse="linear", example_inputs=torch.ones(4, 8))
+        pararealize(model, n=2, coarse="linear", example_inputs=torch.ones(4, 8))
 
     threads.add(convert)
     threads.add(lambda: drawn.extend(torch.rand(50, dtype=torch.float64).tolist()), again=True)

@@ -29,8 +29,13 @@ def twin_of(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo[id(module)] = object.__new__(type(module))  # a GraphModule's own makes a class besides
     for module in modules:
         _fill(memo[id(module)], module, memo)
-    twin: nn.Module = memo[id(model)]
-    return twin
+    for module in modules:  # what torch.compile made calls the original, which is to be left alone
+        twin = memo[id(module)]
+        twin.__dict__.pop("_compiled_call_impl", None)
+        if "dynamo_ctx" in vars(module) and (original := module._modules.get("_orig_mod")) is not None:
+            twin.__dict__["forward"] = memo[id(original)].__call__
+    result: nn.Module = memo[id(model)]
+    return result
 
 
 def real_twin(model: nn.Module, *, share_parameters: bool = False) -> tuple[nn.Module, dict[int, Any]]:
