@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from pararealize.tracing.merging import size_of
+from pararealize.tracing.size_nodes import is_told, size_of, tensors_of_size
 
 from .finder import BlockSpan
 from .flow import Flow
@@ -27,10 +27,19 @@ def context_of(
             seen.add(argument)
             if flow.depends[argument].inputs or argument in shared:
                 context[argument] = None
+            elif argument.meta.get("size") is not None:
+                if not _is_at_hand(argument, entering, inside):
+                    context[argument] = None  # a number, which the network computes from its inputs
             elif argument.target is not None and argument.op != "placeholder" and argument.target is not size_of:
                 # a constant, or parameters' values that this part alone reads: computed within it, from what it reads
                 stack.append(argument)
     return tuple(context)
+
+
+def _is_at_hand(size: fx.Node, entering: fx.Node, inside: set[fx.Node]) -> bool:
+    """Whether a part can compute a size from tensors of its own, or from those of its activation."""
+    tensors = tensors_of_size(size)
+    return inside.issuperset(tensors) or is_told(size.meta["size"], [entering])
 
 
 def shared_values(flow: Flow, spans: list[BlockSpan]) -> frozenset[fx.Node]:

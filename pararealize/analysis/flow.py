@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from pararealize.tracing.captured import Capture
-from pararealize.tracing.merging import size_of
+from pararealize.tracing.size_nodes import size_of
 
 __all__ = [
     "Dependence",

@@ -68,6 +68,7 @@ class _EquationWriter:
         self._pieces, self._coarse, self._devices = pieces, coarse, devices
         self._on_device: dict[tuple[fx.Node, str], fx.Node] = {}  # a value on a device, by the value as first computed
         self._values: dict[fx.Node, fx.Node] = {}  # by nodes of the captured graph
+        self._sizes: set[fx.Node] = set()  # those of them that are plain numbers, on no device
         tensors = pieces.chain.capture.example.call.write(self.graph)
         self._values.update((source, tensors[str(source.target)]) for source in pieces.placeholders)
         self._inputs = list(self._values.values())
@@ -118,14 +119,16 @@ class _EquationWriter:
         """Take context values out of a part's outputs, the first of which has this index; they count on from c_1."""
         number = 1 + (len(self._pieces.computed) if first else 0)
         for i, source in enumerate(sources):
-            self._values[source] = self.node(operator.getitem, (outputs, first + i), f"c_{number + i}", 1)
+            self._values[source] = value = self.node(operator.getitem, (outputs, first + i), f"c_{number + i}", 1)
+            if "size" in source.meta:
+                self._sizes.add(value)
 
     def _context(self, sources: Sequence[fx.Node]) -> list[fx.Node]:
         return [self._values[source] for source in sources]
 
     def _to(self, node: Any, j: int) -> Any:
         """The value on the device of segment j: one transfer a device."""
-        if self._devices is None or not isinstance(node, fx.Node):
+        if self._devices is None or not isinstance(node, fx.Node) or node in self._sizes:
             return node
         device = self._devices[j - 1]
         key = node, str(device)

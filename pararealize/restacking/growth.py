@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from pararealize.analysis.addition import Addition
 from pararealize.analysis.residual import Residual
-from pararealize.tracing.merging import size_of
 from pararealize.tracing.random_calls import draws
+from pararealize.tracing.size_nodes import size_of
 
 from .tableaux import Tableau
 

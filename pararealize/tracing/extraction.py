@@ -1,19 +1,19 @@
 """A captured graph, values that enter and values that leave -> the graph of what lies between.
 
-What is needed besides (parameters, constants, sizes) is copied; sizes of the batch are read from the piece's own first
-input, and devices too, so that a piece runs wherever its input is.
+What is needed besides (parameters, constants, sizes) is copied; sizes are read from the piece's own inputs, and devices
+from the first of them, so that a piece runs wherever its input is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import fx
 
-from .merging import scaled, size_of
+from .size_nodes import scaled, size_from, size_of, tensors_of_size
 
 __all__ = ["device_of", "subgraph"]
 
@@ -76,17 +76,41 @@ class _Copier:
             self.copies[node] = self._copy(node)
 
     def _needs(self, nodes: list[fx.Node]) -> set[fx.Node]:
-        """The nodes themselves and all that they are computed from, up to what is copied already."""
-        needs: set[fx.Node] = set()
+        """The nodes themselves and all that they are computed from, up to what is copied already.
+
+        A size is computed as the network does where the piece has the tensors that it is read from; else from the
+        piece's inputs, where these tell it.
+        """
+        sizes: list[fx.Node] = []
+
+        def is_size(node: fx.Node) -> bool:
+            if node.meta.get("size") is not None:
+                sizes.append(node)
+                return True
+            return False
+
+        needs = self._ancestors(nodes, is_size)
+        for node in dict.fromkeys(sizes):
+            if not all(tensor in needs or tensor in self.copies for tensor in tensors_of_size(node)):
+                copy = size_from(node.meta["size"], self.inputs, copies=self.copies.__getitem__)
+                if copy is not None:
+                    self.copies[node] = copy
+                    continue
+            needs |= self._ancestors([node], needs.__contains__)
+        return needs
+
+    def _ancestors(self, nodes: list[fx.Node], ends: Callable[[fx.Node], bool]) -> set[fx.Node]:
+        """Nodes and what they are computed from, without what is copied already and what ends the search."""
+        ancestors: set[fx.Node] = set()
         stack = list(nodes)
         while stack:
             node = stack.pop()
-            if node in needs or node in self.copies:
+            if node in ancestors or node in self.copies or ends(node):
                 continue
-            needs.add(node)
+            ancestors.add(node)
             if not self._is_local_size(node):
                 stack += node.all_input_nodes
-        return needs
+        return ancestors
 
     def _copy(self, node: fx.Node) -> fx.Node:
         assert node.op != "placeholder", f"{node} is read inside a piece that does not receive it"
@@ -99,7 +123,7 @@ class _Copier:
 
     def _is_local_size(self, node: fx.Node) -> bool:
         """Whether a size can be read from the piece's first input instead: it grows with the batch, or not at all."""
-        if node.target is not size_of or node.args[0] in self.inputs or not self.inputs:
+        if node.target is not size_of or node.args[0] in self.inputs or not self.inputs or "size" in node.meta:
             return False
         value, other = (self.inputs[0].meta.get(key) for key in ("val", "other"))
         return (

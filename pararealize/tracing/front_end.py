@@ -18,10 +18,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import CaptureError
@@ -31,21 +31,23 @@ from .captured import Capture
 from .example import Example
 from .fake_copy import FakeCopy, copy_on_fakes
 from .fake_logs import without_fake_logs
-from .guards import Guard, Guards, Input
+from .guards import Guards
 from .hooks import check_global_hooks, hook_of, move_hooks, without_hooks
 from .leaves import is_from_torch, is_layer
-from .merging import DifferentStructureError, merge
+from .merging import DifferentStructureError, FollowsBatchError, merge
 from .module_copy import check_model
 from .module_view import Piece
 from .node_table import UnreadableError
 from .random_calls import draws
+from .size_guards import contradict, follows_batch, guards_of, pins_of
 from .tracer import Trace, record
 from .verification import MisreadError, check_against_model, explain, mode_error, run_model
 
 __all__ = ["capture"]
 
-_MOST_RETRIES = 40
+_MOST_RETRIES = 80
 _MOST_CLASSES = 6  # that are tried as opaque ones where a graph is wrong
+_UNREADABLE = (UnreadableError, DataDependentOutputException, DynamicOutputShapeException)
 
 
 @typed_arguments(CaptureError, "model")
@@ -97,7 +99,7 @@ def capture(
 
 def _read(model: nn.Module, copy: FakeCopy, example: Example, opaque: _OpaqueModules) -> Capture:
     """The capture of what the recordings say, which nothing has been compared with yet."""
-    trace, batch, fixed = _record_and_compare(copy, model, example, opaque)
+    trace, batch, fixed, guards = _record_and_compare(copy, model, example, opaque)
     trace.graph.eliminate_dead_code(is_impure_node=lambda node: _has_effect(model, node))
     calls = {node.target for node in trace.graph.find_nodes(op="call_module")}
     captured = Capture(
@@ -108,7 +110,7 @@ def _read(model: nn.Module, copy: FakeCopy, example: Example, opaque: _OpaqueMod
         fixed_batch=fixed,
         opaque={path: why for path, why in opaque.reasons.items() if path in calls},
         constants=trace.constants,
-        guards=_guards(example, batch, fixed),
+        guards=guards,
     )
     move_hooks(model, captured.graph_module)
     return captured
@@ -134,21 +136,6 @@ def _with_one_class_opaque(
                 check_against_model(other)
                 return other
     return None
-
-
-def _guards(example: Example, batch: int, fixed: bool) -> Guards:
-    """The inputs' numbers of dimensions, and the batch size where it is fixed."""
-    inputs, conditions = [], []
-    for name, value in example.values.items():
-        if not isinstance(value, torch.Tensor):
-            inputs.append(Input(name))
-            continue
-        conditions.append(Guard(f"{name}.dim() == {value.ndim}"))
-        follows = value.ndim > 0 and value.shape[0] == example.batch
-        if follows and fixed:
-            conditions.append(Guard(f"{name}.size(0) == {batch}", "the model takes no other batch size"))
-        inputs.append(Input(name, tuple(value.shape), value.dtype, free=(0,) if follows and not fixed else ()))
-    return Guards(inputs=tuple(inputs), conditions=tuple(conditions))
 
 
 def _has_effect(model: nn.Module, node: fx.Node) -> bool:
@@ -229,35 +216,101 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _record_and_compare(
-    copy: FakeCopy, model: nn.Module, example: Example, opaque: _OpaqueModules
-) -> tuple[Trace, int, bool]:
-    """Record until every part is readable; return the merged trace, its batch size and whether that is fixed."""
-    rows = example.batch or 1
-    fixed = example.batch is None
+class _Attempt(NamedTuple):
+    """A way to record twice: the inputs' axes that are symbols, and whether the second recording has a sample more."""
+
+    free: frozenset[tuple[str, int]]
+    grown: bool
+
+
+def _attempts(example: Example) -> list[_Attempt]:
+    """Ways to record, the most general first.
+
+    A model may do with sizes what symbols cannot take part in, such as to use one as the key of a dictionary: then the
+    batch alone is one, and at last nothing is. A model may decide on the batch size: then both recordings have one.
+    """
+    axes = [(name, axis, size) for name, value in example.tensors.items() for axis, size in enumerate(value.shape)]
+    every = frozenset((name, axis) for name, axis, _ in axes)
+    rows = frozenset((name, axis) for name, axis, size in axes if axis == 0 and size == example.batch)
+    frees = dict.fromkeys((every, rows, frozenset[tuple[str, int]]()))
+    return [_Attempt(free, grown) for free in frees for grown in ((True, False) if rows else (False,))]
+
+
+class _Recording(NamedTuple):
+    """Both recordings in one graph, its batch size, whether that is fixed, and the conditions under which it holds."""
+
+    trace: Trace
+    batch: int
+    fixed: bool
+    guards: Guards
+
+
+def _record_and_compare(copy: FakeCopy, model: nn.Module, example: Example, opaque: _OpaqueModules) -> _Recording:
+    """Record until every part is readable."""
+    attempts = _attempts(example)
+    number = 0
     for _ in range(_MOST_RETRIES):
-        batch = rows if fixed else max(rows, 2)  # a size that follows a batch of 1 looks like one that is 1 for ever
+        attempt = attempts[number]
+        plain = not attempt.free
         try:
-            first = record(copy, example, batch=batch, training=True, opaque=opaque)
-            second = record(copy, example, batch=batch if fixed else batch + 1, training=False, opaque=opaque)
-            return merge(first, second, None if fixed else batch), batch, fixed
+            return _record_twice(copy, example, opaque, attempt)
+        except FollowsBatchError:
+            number += 1
+            continue
         except DifferentStructureError as difference:
-            if any(opaque.add(path, "its structure depends on the mode") for path in difference.paths):
+            additions = [opaque.add(path, "its structure depends on the mode") for path in difference.paths]
+            if not any(additions):
+                if not attempt.grown:
+                    raise mode_error(model, difference.paths) from None
+                number += 1  # it may be the batch that makes the difference
                 continue
-            if fixed or not _same_structure(copy, example, opaque):
-                raise mode_error(model, difference) from None
-        except CaptureError:
-            raise
-        except Exception as error:
-            if _make_opaque(opaque, error):
-                continue
-            if fixed or _accepts(model, example.resized(batch + 1)) or not _accepts(model, example):
+        except _UNREADABLE as error:
+            if not _make_opaque(opaque, error):
                 raise explain(model, example, error, opaque.reasons) from error
-        fixed = True
+        except Exception as error:
+            if not plain:
+                number = next(i for i, other in enumerate(attempts) if len(other.free) < len(attempt.free))
+                continue
+            if not _make_opaque(opaque, error):
+                if (
+                    attempt.grown
+                    and not _accepts(model, example.resized(_rows(example) + 1))
+                    and _accepts(model, example)
+                ):
+                    number += 1
+                    continue
+                raise explain(model, example, error, opaque.reasons) from error
+        number = 0
     raise CaptureError(
         f"{type(model).__name__} still cannot be read with {sorted(opaque.reasons)} as opaque modules; convert a part "
         "of it that has fewer of them"
     )
+
+
+def _rows(example: Example) -> int:
+    """The batch size to record: one that follows a batch of 1 would look as if it were 1 for ever."""
+    return max(example.batch or 1, 2)
+
+
+def _record_twice(copy: FakeCopy, example: Example, opaque: _OpaqueModules, attempt: _Attempt) -> _Recording:
+    batch = _rows(example) if attempt.grown or (attempt.free and example.batch) else example.batch or 1
+    checked: set[Any] = set()
+    first, second = (
+        record(copy, example, batch=rows, training=training, opaque=opaque, free=attempt.free, checked=checked)
+        for rows, training in ((batch, True), (batch + attempt.grown, False))
+    )
+    sizes = first.sizes, second.sizes
+    if contradict(*sizes):
+        raise FollowsBatchError
+    pins = pins_of(sizes, grown=attempt.grown)
+    try:
+        trace = merge(first, second, batch if attempt.grown else None, copy.leaves.empty, pins)
+    except DifferentStructureError:
+        if attempt.grown and any(each.decides_on_batch for each in sizes):
+            raise FollowsBatchError from None
+        raise
+    guards = guards_of(example, sizes, batch=batch, grown=attempt.grown)
+    return _Recording(trace, batch, not (attempt.grown or follows_batch(guards, batch)), guards)
 
 
 def _make_opaque(opaque: _OpaqueModules, error: Exception) -> bool:
@@ -269,14 +322,3 @@ def _make_opaque(opaque: _OpaqueModules, error: Exception) -> bool:
 
 def _accepts(model: nn.Module, example: Example) -> bool:
     return run_model(model, example, training=False) is None
-
-
-def _same_structure(copy: FakeCopy, example: Example, opaque: _OpaqueModules) -> bool:
-    """Whether train and eval mode agree at one batch size, so that it was the batch size that made the difference."""
-    rows = example.batch or 1
-    try:
-        train, evaluation = (record(copy, example, batch=rows, training=t, opaque=opaque) for t in (True, False))
-        merge(train, evaluation, None)
-    except Exception:  # noqa: BLE001 - whatever it is, they do not agree
-        return False
-    return True

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +21,11 @@ from torch import fx
 
 from pararealize.errors import GuardError
 
+from .expressions import FUNCTIONS
+
 __all__ = ["Guard", "Guards", "Input", "check_guards", "guards_hold", "write_guards"]
 
-_FUNCTIONS = {"min": min, "max": max, "abs": abs, "floor": math.floor, "ceil": math.ceil, "sqrt": math.sqrt}
+
 _SYNTAX = (
     *(ast.Expression, ast.Compare, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Call, ast.Attribute, ast.Name, ast.Constant),
     *(ast.Load, ast.cmpop, ast.boolop, ast.operator, ast.unaryop),
@@ -145,11 +146,11 @@ class Guards:
                     )
                     for each in tensors
                 }
-                if other not in shapes and self._allow(other):
+                if other not in shapes and self.allow(other):
                     shapes.append(other)
         return shapes[1:]
 
-    def _allow(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    def allow(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether inputs of these shapes, and otherwise like the example's, meet all guards."""
         values = {
             each.name: torch.empty(shapes[each.name], dtype=each.dtype, device="meta")
@@ -208,11 +209,11 @@ def _compiled(names: Sequence[str], conditions: Sequence[str]) -> Callable[..., 
     for expression, condition in zip(expressions, conditions, strict=True):
         for node in ast.walk(expression):
             private = isinstance(node, ast.Attribute) and node.attr.startswith("_")
-            unknown = isinstance(node, ast.Name) and node.id not in (*names, *_FUNCTIONS, "torch")
+            unknown = isinstance(node, ast.Name) and node.id not in (*names, *FUNCTIONS, "torch")
             if not isinstance(node, _SYNTAX) or private or unknown:
                 raise GuardError(f"{condition!r} is no guard: {ast.unparse(node)} does not stand in one")
     body = " and ".join(f"({ast.unparse(expression)})" for expression in expressions) or "True"
-    function: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {body}", {**_FUNCTIONS, "torch": torch})  # noqa: S307
+    function: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {body}", {**FUNCTIONS, "torch": torch})  # noqa: S307
     return function
 
 

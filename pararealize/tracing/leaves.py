@@ -16,12 +16,27 @@ from pararealize.random_source import RandomSource
 from pararealize.random_state import preserve_host_state_if_alone
 from pararealize.restore import set_within
 
-__all__ = ["Leaves", "is_from_torch", "is_layer"]
+from .sizes import has_symbols, is_symbolic, layout_of
+
+__all__ = ["Leaves", "is_from_torch", "is_layer", "size_kind"]
 
 _PURE = {  # what comes out depends on settings and shapes alone; other layers are called each time
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm,
     nn.GroupNorm, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d,
 }  # fmt: skip
+_CHANNELS = {
+    *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels", "normalized_shape"),
+    *("groups", "num_groups"),
+}
+_PURE_METHODS = (
+    *("add", "sub", "mul", "div", "relu", "tanh", "sigmoid", "relu_", "add_", "__add__", "__sub__", "__mul__"),
+    *("__radd__", "__rsub__", "__rmul__", "__truediv__", "__neg__", "__iadd__"),
+)
+_PURE_FUNCTIONS = {
+    *(getattr(torch.Tensor, name) for name in _PURE_METHODS),
+    *(torch.add, torch.sub, torch.mul, torch.relu, torch.tanh, torch.sigmoid),
+    *(nn.functional.relu, nn.functional.gelu, nn.functional.silu),
+}
 
 
 def is_from_torch(module: nn.Module) -> bool:
@@ -71,10 +86,14 @@ class Leaves:
     ) -> torch.Tensor:
         """A fake tensor, made without a dispatch: a network has thousands.
 
-        ``FakeTensorMode.from_tensor`` gives the same, and takes some eight times as long.
+        ``FakeTensorMode.from_tensor`` gives the same, and takes some eight times as long. With symbols as sizes, most
+        of it is arithmetic for the bytes of a storage, which a storage of none spares.
         """
         with unset_fake_temporarily():
-            elem = torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=requires_grad)
+            if any(map(is_symbolic, size)):
+                elem = torch.as_strided(torch.empty(0, dtype=dtype, device="meta"), size, stride)
+            else:
+                elem = torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=requires_grad)
         return FakeTensor(self.mode, elem, device)
 
     def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -83,17 +102,36 @@ class Leaves:
             with preserve_host_state_if_alone():  # a layer that is one node may draw from it
                 try:
                     return module(*args, **kwargs)
-                except Exception:  # noqa: BLE001 - whatever it does not do with fake tensors
+                except Exception:  # whatever it does not do with fake tensors
+                    if has_symbols((args, kwargs)):  # the caller learns what it gives from calls with plain sizes
+                        raise
                     return self._run_for_real(module, args, kwargs)
-        key = _pure_call(module, args, kwargs)
-        if key in self._results:
-            return self.empty(*self._results[key])
         # without a momentum, a batch norm takes it from the value of a counter; shapes do not depend on it
         momentum = 0.1 if isinstance(module, _NormBase) and module.momentum is None else None
         with contextlib.nullcontext() if momentum is None else set_within(module, "momentum", momentum):
-            result = module(*args, **kwargs)
-        if key is not None and isinstance(result, torch.Tensor) and not any(result is argument for argument in args):
-            self._results[key] = result.shape, result.stride(), result.dtype, result.device
+            return self._cached(_pure_call(module, args, kwargs), module, args, kwargs)
+
+    def call_function(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function of torch's; of equal calls of the commonest ones, only the first is really made."""
+        return self._cached(_pure_function_call(function, args, kwargs), function, args, kwargs)
+
+    def _cached(self, key: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call what gives, or changes in place and returns, one tensor, or do as if it had been called."""
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):  # within a region of the model's own
+            key = None
+        key = None if key is None else (id(self.mode.shape_env), *key)  # symbols belong to one recording
+        if key in self._results:
+            layout = self._results[key]
+            if layout is not None:
+                return self.empty(*layout)
+            torch.autograd.graph.increment_version(args[0])
+            return args[0]
+        result = function(*args, **kwargs)
+        if key is not None and isinstance(result, torch.Tensor):
+            if result is args[0] and result._version:
+                self._results[key] = None
+            elif not any(result is argument for argument in args):
+                self._results[key] = result.size(), result.stride(), result.dtype, result.device
         return result
 
     def _run_for_real(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -114,14 +152,41 @@ def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """A key equal for calls that give equal shapes, for the layers that deep networks have most of; else ``None``."""
     if type(module) not in _PURE or kwargs or len(args) != 1 or not isinstance(args[0], torch.Tensor):
         return None
-    if module._forward_hooks or module._forward_pre_hooks or getattr(module, "inplace", False):
+    if module._forward_hooks or module._forward_pre_hooks:
         return None
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):  # within a region of the model's own
+    return *settings_of(module), *layout_of(args[0])
+
+
+def _pure_function_call(function: Any, args: Any, kwargs: Any) -> Any:
+    """The same for the functions that deep networks call most."""
+    if function not in _PURE_FUNCTIONS or kwargs or not args or not isinstance(args[0], torch.Tensor):
         return None
+    if not all(isinstance(argument, torch.Tensor | int | float) for argument in args):
+        return None
+    layouts = (layout_of(a) if isinstance(a, torch.Tensor) else (type(a), a) for a in args)
+    # whether two arguments are one tensor decides what a change in place does
+    return function, *layouts, *(argument is args[0] for argument in args[1:])
+
+
+def size_kind(target: Any) -> Any:
+    """Equal for what treats sizes that are no channels alike; ``None`` where channels matter, too.
+
+    That is a convolution of 32 channels and one of 64, or a concatenation: whether what they give has the sizes that it
+    should have need not be checked for each number of channels.
+    """
+    if not isinstance(target, nn.Module):
+        return target if target in _PURE_FUNCTIONS or target is torch.cat else None
+    if type(target) not in _PURE:
+        return None
+    kind, settings, _ = settings_of(target)
+    return kind, tuple(item for item in settings if item[0] not in _CHANNELS)
+
+
+def settings_of(module: nn.Module) -> tuple[Any, ...]:
+    """Equal for modules of one kind that do the same with shapes, save for what they hold besides plain values."""
     settings = tuple((k, v) for k, v in module.__dict__.items() if isinstance(v, int | float | str | tuple))
     shapes = tuple((name, p.shape, p.dtype) for name, p in module._parameters.items() if p is not None)
-    x = args[0]
-    return type(module), settings, shapes, x.shape, x.stride(), x.dtype, x.device
+    return type(module), settings, shapes
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:

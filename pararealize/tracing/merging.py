@@ -1,35 +1,33 @@
 """Two traces of one network, in either mode and at two batch sizes -> one graph that follows both.
 
-Both have the same calls in the same order, so that their nodes pair off; where an argument differs, what it follows is
-read from the difference: the mode of the module that the call stands in, or the size of a tensor,
+Both have the same calls in the same order, so that their nodes pair off. An argument that is a size is a symbol's
+expression in both, and becomes arithmetic on sizes of tensors at hand (``size_nodes.py``). Where a plain argument
+differs, what it follows is read from the difference: the mode of the module that the call stands in, or the batch size,
 
     a at batch b, a' at b + 1:   slope = a' - a,   argument = slope * batch + (a - slope * b)
 """
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx
 
-from pararealize.errors import CaptureError
-
+from .expressions import substituted
 from .regions import Region, deciding, in_both_modes
+from .size_nodes import SizeWriter, scaled, size_of
+from .sizes import SizeArgument, Sizes, layout_of
 from .tracer import Trace
 
-__all__ = ["DifferentStructureError", "by_mode", "merge", "scaled", "size_of"]
+__all__ = ["DifferentStructureError", "FollowsBatchError", "by_mode", "merge"]
 
 
 def by_mode(training: bool, train: Any, evaluation: Any) -> Any:
     """The value that the mode asks for."""
     return train if training else evaluation
-
-
-def size_of(tensor: torch.Tensor, axis: int) -> int:
-    """The size of a tensor along an axis; within a piece of a network, of that piece's own input."""
-    return tensor.shape[axis]
 
 
 class DifferentStructureError(Exception):
@@ -40,36 +38,92 @@ class DifferentStructureError(Exception):
         self.paths = paths
 
 
-def merge(first: Trace, second: Trace, batch: int | None) -> Trace:
+class FollowsBatchError(Exception):
+    """What differs between the two traces follows the batch size, in a way that is not known."""
+
+
+def merge(
+    first: Trace,
+    second: Trace,
+    batch: int | None,
+    empty: Callable[..., torch.Tensor],
+    pins: Mapping[Any, int] = MappingProxyType({}),
+) -> Trace:
     """Rewrite what differs between the traces, in the first one, to follow the mode or the batch size.
+
+    Besides, the fake values of its nodes get the example's sizes in place of symbols; ``meta["sizes"]`` keeps these.
 
     Args:
         first: in train mode.
         second: in eval mode.
         batch: the batch size of the first, where the second has one more; ``None`` where both have the same, and
             integers follow the mode, too.
+        empty: makes a tensor of a shape, strides, an element type and a device.
+        pins: symbols that stand for one size only.
 
     Raises:
         DifferentStructureError: they did not make the same calls.
-        CaptureError: a size differs that no tensor at hand has.
+        FollowsBatchError: a size differs that no tensor at hand has.
     """
     ours, theirs = list(first.graph.nodes), list(second.graph.nodes)
     if [_kind(node) for node in ours] != [_kind(node) for node in theirs]:
         raise DifferentStructureError(_where_they_differ(ours, theirs))
     pairs = dict(zip(theirs, ours, strict=True))
+    values = _Values(first.sizes, second.sizes, batch, empty, pins)
     for other, node in pairs.items():
-        node.meta["other"] = other.meta.get("val")
+        values.set(node, other)
         node.meta["memories"] = node.meta.get("memory"), other.meta.get("memory")
         node.meta["changed"] = node.meta.get("changes", frozenset()), other.meta.get("changes", frozenset())
         regions = (node.meta.get("region"), other.meta.get("region"))
         node.meta["region"] = None if None in regions else in_both_modes(*regions)
+    writer = SizeWriter(first.graph, first.sizes, pins)
+    for other, node in pairs.items():
         if node.op == "placeholder":
             continue
         with first.graph.inserting_before(node):
-            node.args, node.kwargs = _Rewrite(node, pairs, batch)((node.args, node.kwargs), (other.args, other.kwargs))
+            rewrite = _Rewrite(node, pairs, batch, writer)
+            node.args, node.kwargs = rewrite((node.args, node.kwargs), (other.args, other.kwargs))
     for node in first.graph.nodes:  # sizes and flags that were inserted are in no region, and may stand in any
         node.meta.setdefault("region", None)
     return first
+
+
+class _Values:
+    """Sets the fake values of nodes that two recordings gave, with plain sizes in place of symbols."""
+
+    def __init__(
+        self,
+        first: Sizes,
+        second: Sizes,
+        batch: int | None,
+        empty: Callable[..., torch.Tensor],
+        pins: Mapping[Any, int],
+    ) -> None:
+        self.pins = pins
+        self.first, self.second, self.empty = first, second, empty
+        self.grown = dict(first.hints)
+        for symbol, hint in second.hints.items():  # one sample more, whether or not it was recorded so
+            follows = hint != first.hints[symbol] if batch is not None else symbol in first.rows
+            self.grown[symbol] = first.hints[symbol] + follows
+        self._stand_ins: dict[Any, torch.Tensor] = {}
+
+    def set(self, node: fx.Node, other: fx.Node) -> None:
+        """The value at the example's sizes, the other one with one sample more, and sizes as expressions."""
+        ours, theirs = node.meta.get("val"), other.meta.get("val")
+        if isinstance(ours, torch.Tensor):
+            sizes = layout_of(ours)[0]
+            same = isinstance(theirs, torch.Tensor) and layout_of(theirs)[0] == sizes
+            sizes = tuple(substituted(size, self.pins) for size in sizes)
+            node.meta["sizes"] = sizes if same else tuple(None for _ in sizes)
+        if "val" in node.meta:
+            node.meta["val"] = self.first.at(ours, self.first.hints, self.empty)
+        node.meta["other"] = self.second.at(theirs, self.grown, self._shared)
+
+    def _shared(self, *layout: Any) -> torch.Tensor:
+        """One tensor for all of a layout, of which nothing but the layout is read."""
+        if layout not in self._stand_ins:
+            self._stand_ins[layout] = self.empty(*layout)
+        return self._stand_ins[layout]
 
 
 def _kind(node: fx.Node) -> tuple[str, Any, Region]:
@@ -95,8 +149,8 @@ def _where_they_differ(ours: list[fx.Node], theirs: list[fx.Node]) -> list[str]:
 class _Rewrite:
     """Walks the arguments of one node in both recordings at once and replaces constants that differ."""
 
-    def __init__(self, node: fx.Node, pairs: dict[fx.Node, fx.Node], batch: int | None) -> None:
-        self.graph, self.node, self.pairs, self.batch = node.graph, node, pairs, batch
+    def __init__(self, node: fx.Node, pairs: dict[fx.Node, fx.Node], batch: int | None, writer: SizeWriter) -> None:
+        self.graph, self.node, self.pairs, self.batch, self.writer = node.graph, node, pairs, batch, writer
 
     def __call__(self, a: Any, b: Any) -> Any:
         if isinstance(a, fx.Node) or isinstance(b, fx.Node):
@@ -109,6 +163,8 @@ class _Rewrite:
             return {key: self(a[key], b[key]) for key in a}
         if isinstance(a, slice) and isinstance(b, slice):
             return slice(self(a.start, b.start), self(a.stop, b.stop), self(a.step, b.step))
+        if isinstance(a, SizeArgument) or isinstance(b, SizeArgument):
+            return self._symbolic(a, b)
         if type(a) is type(b) and (a == b or (a != a and b != b)):  # a NaN is not equal to itself
             return a
         if self.batch is not None and type(a) is int and type(b) is int:
@@ -121,11 +177,18 @@ class _Rewrite:
         return str(stack[-2] if self.node.op == "call_module" and len(stack) > 1 else stack[-1])
 
     def _mode(self, train: Any, evaluation: Any) -> Any:
+        if self.batch is not None and self.writer.reads_rows and not isinstance(train, bool | fx.Node):
+            raise FollowsBatchError
         path = self._innermost()
         flag = self.graph.get_attr(f"{path}.training" if path else "training")
         if train is True and evaluation is False:
             return flag
         return self.graph.call_function(by_mode, (flag, train, evaluation))
+
+    def _symbolic(self, a: Any, b: Any) -> Any:
+        ours, theirs = self.writer.write(a, self.node), self.writer.write(b, self.node)
+        same = self.writer.simplified(a) == self.writer.simplified(b)
+        return ours if same else self._mode(ours, theirs)
 
     def _size(self, a: int, b: int, batch: int) -> Any:
         """``a = slope * batch + offset`` with the batch read from one of the node's own tensors, or from the input.
@@ -140,16 +203,7 @@ class _Rewrite:
                     continue
                 size = self.graph.call_function(size_of, (tensor, axis))
                 return size if (m, n) == (a, b) else scaled(self.graph, size, n - m, slope, offset)
-        raise CaptureError(f"cannot follow the batch size at {self.node.name} ({self._innermost()}): {a} became {b}")
-
-
-def scaled(graph: fx.Graph, size: fx.Node, per_sample: int, slope: int, offset: int) -> fx.Node:
-    """``slope * (size / per_sample) + offset``, with no more calls than it takes."""
-    if per_sample != 1:
-        size = graph.call_function(operator.floordiv, (size, per_sample))
-    if slope != 1:
-        size = graph.call_function(operator.mul, (size, slope))
-    return graph.call_function(operator.add, (size, offset)) if offset else size
+        raise FollowsBatchError
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .operations import after, fields_of, is_computed, tensors_in
+from .sizes import SizeArgument, expression_of, is_symbolic
 
 __all__ = ["NodeTable", "UnreadableError", "storage_of"]
 
@@ -182,6 +183,8 @@ class NodeTable:
             return self.node(value)
         if value is None or value is ... or isinstance(value, _BASE_TYPES):
             return value
+        if is_symbolic(value):
+            return SizeArgument(expression_of(value))
         if isinstance(value, slice):
             return slice(*map(self.argument, (value.start, value.stop, value.step)))
         if isinstance(value, list | tuple):  # a torch.Size and a named tuple, too

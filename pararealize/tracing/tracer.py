@@ -21,11 +21,12 @@ import functools
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.overrides import TorchFunctionMode
@@ -41,6 +42,8 @@ from .node_table import NodeTable, UnreadableError
 from .operations import CACHED, computed_calls, describe, tensors_in
 from .python_state import names_host_random
 from .regions import RegionTracker
+from .size_checks import Silence, SizeChecks
+from .sizes import Sizes
 from .state_watch import StateWatch
 
 __all__ = ["Trace", "record"]
@@ -58,14 +61,23 @@ class Trace:
     Attributes:
         graph: the calls, in the order in which they were made.
         constants: tensors of the model that are neither parameters nor buffers, by the names that the graph reads.
+        sizes: the symbols that stand for sizes of inputs in it, and what was decided on them.
     """
 
     graph: fx.Graph
     constants: dict[str, torch.Tensor]
+    sizes: Sizes
 
 
 def record(
-    copy: FakeCopy, example: Example, *, batch: int, training: bool, opaque: Callable[[str, nn.Module], bool]
+    copy: FakeCopy,
+    example: Example,
+    *,
+    batch: int,
+    training: bool,
+    opaque: Callable[[str, nn.Module], bool],
+    free: Collection[tuple[str, int]] = (),
+    checked: set[Any] | None = None,
 ) -> Trace:
     """Run the model's forward once and return what happened.
 
@@ -75,26 +87,31 @@ def record(
         batch: takes the place of the example's batch size, where it has one.
         training: the mode to record in.
         opaque: whether the module of a qualified name is to be one node.
+        free: the inputs' axes whose sizes are symbols, by name and number.
+        checked: calls whose sizes were checked in another recording with the same symbols.
 
     Raises:
         UnreadableError, or whatever the forward raises; ``error.pararealize_stack`` lists the modules it was raised in.
     """
+    sizes = Sizes()
+    copy.leaves.mode.shape_env = sizes.env
     with attributes_as_found(copy.model.modules()), preserve_host_state_if_alone():
         for module in copy.model.modules():  # module.train() would reach it too, but a model may have overridden it
             module.training = training
-        recorder = _Recorder(copy, opaque)
-        recorder.run(example, batch)
+        checks = SizeChecks(sizes, copy.leaves.empty, set() if checked is None else checked)
+        recorder = _Recorder(copy, opaque, checks)
+        recorder.run(example, batch, free)
 
         def does_the_same(cached: Sequence[torch.Tensor]) -> bool:
-            again = _Recorder(copy, opaque)
+            again = _Recorder(copy, opaque, checks)
             for i, tensor in enumerate(cached):
                 again.table.add_constant(tensor, f"{CACHED}{i}")
-            again.run(example, batch)
+            again.run(example, batch, free)
             return computed_calls(again.graph) == computed_calls(recorder.graph)
 
         recorder.state.check(recorder.table.is_computed, does_the_same)
         constants = {name: copy.leaves.real.get(id(value), value) for name, value in recorder.table.constants.items()}
-        return Trace(graph=recorder.graph, constants=constants)
+        return Trace(graph=recorder.graph, constants=constants, sizes=sizes)
 
 
 class _Recorder(PreDispatchTorchFunctionMode):
@@ -112,9 +129,9 @@ class _Recorder(PreDispatchTorchFunctionMode):
         state: the Python state that the forward may change.
     """
 
-    def __init__(self, copy: FakeCopy, opaque: Callable[[str, nn.Module], bool]) -> None:
+    def __init__(self, copy: FakeCopy, opaque: Callable[[str, nn.Module], bool], checks: SizeChecks) -> None:
         TorchFunctionMode.__init__(self)  # and not the parent's, which wants a tracer of torch's own
-        self.copy, self.leaves, self.opaque = copy.model, copy.leaves, opaque
+        self.copy, self.leaves, self.opaque, self.checks = copy.model, copy.leaves, opaque, checks
         self.graph = fx.Graph()
         self.table = NodeTable(self.graph, copy.model)
         for tensor, path in copy.attributes.values():
@@ -131,33 +148,44 @@ class _Recorder(PreDispatchTorchFunctionMode):
 
     # Setting up -----------------------------------------------------------------------------------------------------
 
-    def placeholder(self, name: str, value: Any, sizes: tuple[int | None, int], *, required: bool) -> Any:
+    def placeholder(
+        self, name: str, value: Any, rows: tuple[int | None, int], free: Collection[tuple[str, int]], *, required: bool
+    ) -> Any:
         """Write a placeholder and return what the forward is called with: a fake tensor, or the plain value.
 
-        A leading dimension of the first of ``sizes``, the example's batch, is replaced by the second.
+        A leading dimension of the first of ``rows``, the example's batch, is replaced by the second.
         """
         if not isinstance(value, torch.Tensor):
             node = self.graph.placeholder(name) if required else self.graph.placeholder(name, default_value=value)
             node.meta["plain"] = value
             return value
-        size = (sizes[1], *value.shape[1:]) if value.shape[:1] == sizes[:1] else value.shape
+        has_rows = value.shape[:1] == rows[:1]
+        shape = (rows[1], *value.shape[1:]) if has_rows else value.shape
+        symbol = self.checks.sizes.symbol
+        size = [
+            symbol(name, axis, n, batch=has_rows and axis == 0) if (name, axis) in free else n
+            for axis, n in enumerate(shape)
+        ]
         with self.leaves.mode:
             fake = torch.empty(size, dtype=value.dtype, device=value.device)
         self.table.add_input(fake, self.graph.placeholder(name))
         return fake
 
-    def run(self, example: Example, batch: int) -> None:
+    def run(self, example: Example, batch: int, free: Collection[tuple[str, int]]) -> None:
         """Call the model once, with fake tensors of that batch size, and write down what happens."""
         last = max(i for i, value in enumerate(example.values.values()) if isinstance(value, torch.Tensor))
         args, kwargs = example.arguments(
             {
                 # fx wants parameters without a default first: a plain value before the last tensor must have none
-                name: self.placeholder(name, value, (example.batch, batch), required=i < last)
+                name: self.placeholder(name, value, (example.batch, batch), free, required=i < last)
                 for i, (name, value) in enumerate(example.values.items())
             }
         )
-        with self.leaves.mode, self.listening():
+        sizes = self.checks.sizes
+        with Silence(), self.leaves.mode, enable_python_dispatcher(), self.listening():
+            sizes.inner = None
             output = self.copy(*args, **kwargs)
+            sizes.inner = {}
             self.regions.finish()
             self.graph.output(self.table.output(output))
 
@@ -202,9 +230,9 @@ class _Recorder(PreDispatchTorchFunctionMode):
     def _call_leaf(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = "call_module", path, args, kwargs
         if is_layer(module):
-            return self._emit(call, lambda: self.leaves.call(module, args, kwargs))
+            return self._emit(call, self._checked(module, functools.partial(self.leaves.call, module), args, kwargs))
         self.state.enter(path, module)
-        result = self._emit(call, lambda: self.leaves.call(module, args, kwargs))
+        result = self._emit(call, self._checked(module, functools.partial(self.leaves.call, module), args, kwargs))
         self.state.leave(path, module)
         return result
 
@@ -244,7 +272,12 @@ class _Recorder(PreDispatchTorchFunctionMode):
             return answer[0]
         # Within the call, torch's own Python (nn.functional) calls torch again; the call is one node all the same.
         with torch._C.DisableTorchFunction():
-            return self._emit((*describe(func, args), kwargs), lambda: func(*args, **kwargs))
+            run = self._checked(func, functools.partial(self.leaves.call_function, func), args, kwargs)
+            return self._emit((*describe(func, args), kwargs), run)
+
+    def _checked(self, target: Any, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Callable[[], Any]:
+        """A call that finds the conditions on sizes under which it gives what it gives."""
+        return functools.partial(self.checks.call, target, run, args, kwargs)
 
     def _emit(self, call: _Call, run: Callable[[], Any]) -> Any:
         """Run one call and write it down, unless it neither makes nor changes a tensor.

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from .captured import Capture
 from .example import Example
 from .hooks import move_hooks
 from .leaves import is_layer
-from .merging import DifferentStructureError
 from .model_twin import real_twin
 from .module_view import Piece
 from .random_calls import draws
@@ -290,9 +289,9 @@ def _error(captured: Capture, setting: Setting | None, difference: Difference, t
     )
 
 
-def mode_error(model: nn.Module, difference: DifferentStructureError) -> CaptureError:
+def mode_error(model: nn.Module, paths: Iterable[str]) -> CaptureError:
     """The error for a structure that one graph cannot hold."""
-    where = ", ".join(path or type(model).__name__ for path in difference.paths)
+    where = ", ".join(path or type(model).__name__ for path in paths)
     return CaptureError(
         f"the structure of {where} depends on train()/eval(), as auxiliary heads make it; one graph cannot be right in "
         "both modes: build the model without them (aux_logits=False), or pass leaf_modules=[...] with a smaller module"

@@ -1,0 +1,314 @@
+"""A recorded call, run again at other sizes -> whether what it gives has the sizes that the recording says it has.
+
+A call decides much on the sizes of what it is given (is it contiguous? does it broadcast?), and the graph calls it
+anew, so that most of it is nobody's business. Some decides what comes out: a slice beyond the end, the number of
+chunks, ``squeeze``. Which does is found by running the call at other sizes, on tensors without memory: where it fails
+or gives other sizes than the recording computed, the simplest of the call's decisions that was another there, and the
+same wherever all went well, is a condition under which the recording holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dispatch.python import no_python_dispatcher
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from pararealize.restore import left_as_found
+
+from .expressions import UnknownFunctionError, operations, symbols_of
+from .leaves import is_layer, size_kind
+from .operations import tensors_in
+from .sizes import Decision, Sizes, expression_of, has_symbols, layout_of, line_of_model, sizes_in
+
+__all__ = ["Silence", "SizeChecks"]
+
+_MOST_RUNS = 24
+_MOST_OPERATIONS = 30  # in a size; arithmetic on longer expressions takes longer than all the rest
+_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+_Assignment = dict[Any, int]
+
+
+class Silence(logging.Filter):
+    """Within it, torch does not log the calls of this thread that fail on fake tensors: some are made to see that."""
+
+    def __enter__(self) -> None:
+        self.thread = threading.get_ident()
+        _LOG.addFilter(self)
+
+    def __exit__(self, *_: object) -> None:
+        _LOG.removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log something."""
+        return record.thread != self.thread
+
+
+class LongSizeError(Exception):
+    """A size became too long an expression in the inputs' sizes."""
+
+
+class SizeChecks:
+    """Runs calls at other sizes than those that were recorded.
+
+    Args:
+        sizes: the recording's symbols and decisions, to which conditions are added.
+        empty: makes a tensor of a shape, strides, an element type and a device.
+        checked: calls that need no check; those that are checked are added.
+    """
+
+    def __init__(self, sizes: Sizes, empty: Callable[..., torch.Tensor], checked: set[Any]) -> None:
+        self.sizes, self.empty = sizes, empty
+        self._checked = checked
+        self._pool: dict[Any, Any] = {}  # what calls decided so far: torch may know the answer, and not ask again
+
+    def call(self, target: Any, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
+        """Make a call that is one node, and find the conditions under which it gives what it gives.
+
+        Args:
+            target: what is called: equal ones are checked once for arguments of equal sizes.
+            run: makes the call.
+            args: its arguments.
+            kwargs: the others.
+        """
+        self.sizes.inner = {}
+        try:
+            try:
+                result = run(args, kwargs)
+            except Exception as error:
+                values = isinstance(error, DataDependentOutputException | DynamicOutputShapeException)
+                if not has_symbols((args, kwargs)) or (values and not isinstance(target, nn.Module)):
+                    raise
+                try:
+                    return self._learn(_repeatable(target, run), args, kwargs)
+                except Exception:  # noqa: BLE001 - it cannot be called with plain sizes either
+                    raise error from None
+            if any(operations(size) > _MOST_OPERATIONS for size in sizes_in(result)):
+                raise LongSizeError
+            if self.sizes.inner or next(tensors_in(result), None) is not None:
+                self._check(_call_key(target, args, kwargs), _repeatable(target, run), args, kwargs, result)
+            return result
+        finally:
+            self.sizes.inner = None
+
+    def _check(self, key: Any, run: Callable[[Any, Any], Any], args: Any, kwargs: Any, result: Any) -> None:
+        """Find the conditions under which a call gives what it gave; calls of equal keys are checked once."""
+        inner, self.sizes.inner = self.sizes.inner or {}, {}
+        self._pool.update(inner)
+        try:
+            if key in self._checked:
+                return
+            self._checked.add(key)
+        except TypeError:  # an argument that cannot be hashed
+            pass
+        symbols = sorted({symbol for size in sizes_in((args, kwargs)) for symbol in symbols_of(size)}, key=str)
+        passes, failures = [], []
+        for assignment in self._assignments(symbols, inner):
+            try:
+                with no_python_dispatcher():  # which symbols need, and which takes long
+                    other = run(*self.sizes.at((args, kwargs), assignment, self.empty))
+            except Exception:  # noqa: BLE001 - whatever it is: it cannot be called so
+                failures.append((assignment, False))
+                continue
+            if self._agree(result, other, assignment):
+                passes.append(assignment)
+            else:
+                failures.append((assignment, True))
+        for assignment, differs in failures:
+            if self._is_allowed(assignment):
+                self._explain(assignment, differs, passes, symbols)
+
+    # Which sizes to try ---------------------------------------------------------------------------------------------
+
+    def _assignments(self, symbols: list[Any], inner: dict[Any, Any]) -> Iterator[_Assignment]:
+        """Sizes within the conditions so far: equal ones changed together, each alone, and what flips a decision."""
+        hints = self.sizes.hints
+        groups = [[s for s in symbols if hints[s] == size] for size in dict.fromkeys(hints[s] for s in symbols)]
+        moves = [*groups, *([s] for group in groups if len(group) > 1 for s in group)]
+        tried: list[_Assignment] = []
+        for move in moves:
+            size = hints[move[0]]
+            for other in dict.fromkeys((size + 1, 2 * size, 1)):
+                yield from self._new({**hints, **dict.fromkeys(move, other)}, tried)
+        for expression, answer in inner.items():
+            mine = symbols_of(expression)
+            numbers = {int(n) for n in getattr(expression, "atoms", lambda *_: ())() if getattr(n, "is_Integer", False)}
+            others = sorted({n + d for n in numbers for d in (-1, 0, 1) if n + d > 0})
+            flips = (
+                assignment
+                for symbol in mine
+                for other in others
+                if self._answer(expression, assignment := {**hints, symbol: other}) not in (answer, None)
+            )
+            if all(self._answer(expression, assignment) == answer for assignment in tried):
+                for assignment in flips:
+                    yield from self._new(assignment, tried)
+                    break
+
+    def _new(self, assignment: _Assignment, tried: list[_Assignment]) -> Iterator[_Assignment]:
+        if assignment not in (self.sizes.hints, *tried) and len(tried) < _MOST_RUNS and self._is_allowed(assignment):
+            tried.append(assignment)
+            yield assignment
+
+    def _is_allowed(self, assignment: _Assignment) -> bool:
+        """Whether the conditions so far hold; one that asks for a value is no reason to leave it alone."""
+        return all(
+            self._answer(decision.expression, assignment) in (decision.answer, None)
+            for decision in self.sizes.decisions.values()
+        )
+
+    def _answer(self, expression: Any, assignment: _Assignment) -> Any:
+        try:
+            return self.sizes.value(expression, assignment)
+        except (UnknownFunctionError, ArithmeticError, ValueError):
+            return None
+
+    # What comes out -------------------------------------------------------------------------------------------------
+
+    def _agree(self, recorded: Any, other: Any, assignment: _Assignment) -> bool:
+        """Whether what came out has the sizes that the recording says it has."""
+        if isinstance(recorded, torch.Tensor):
+            if not isinstance(other, torch.Tensor) or recorded.dtype != other.dtype:
+                return False
+            shape, _, _, _ = layout_of(recorded)
+            return tuple(self._answer(size, assignment) for size in shape) == tuple(other.shape)
+        if isinstance(recorded, torch.SymInt | torch.SymFloat | torch.SymBool):
+            return bool(self._answer(expression_of(recorded), assignment) == other)
+        if isinstance(recorded, dict):
+            recorded, other = list(recorded.items()), list(other.items()) if isinstance(other, dict) else None
+        if isinstance(recorded, tuple | list):
+            return (
+                isinstance(other, tuple | list)
+                and len(recorded) == len(other)
+                and all(self._agree(a, b, assignment) for a, b in zip(recorded, other, strict=True))
+            )
+        return bool(recorded == other) if isinstance(recorded, bool | int | float | str) else True
+
+    def _explain(self, failure: _Assignment, differs: bool, passes: list[_Assignment], symbols: list[Any]) -> None:
+        """Add the condition that a failure breaks and that holds wherever all went well."""
+        hints = self.sizes.hints
+        moved = [symbol for symbol in symbols if failure[symbol] != hints[symbol]]
+        reasons = [
+            expression
+            for expression, answer in self._pool.items()
+            if not set(moved).isdisjoint(symbols_of(expression))
+            and self._answer(expression, failure) not in (answer, None)
+            and all(self._answer(expression, assignment) == answer for assignment in passes)
+        ]
+        if reasons:
+            self._add(min(reasons, key=lambda reason: (reason.count_ops(), str(reason))), self._pool)
+            return
+        for symbol in moved:
+            # where it fails, the model fails too, and there is nothing to say unless it fails at all other sizes
+            if differs or not any(assignment[symbol] != hints[symbol] for assignment in passes):
+                self._add(symbol, hints)
+
+    def _add(self, expression: Any, answers: Any) -> None:
+        self.sizes.decisions.setdefault(expression, Decision(expression, answers[expression], line_of_model()))
+
+    # Calls that torch makes with plain sizes only -------------------------------------------------------------------
+
+    def _learn(self, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
+        """What a call gives that cannot be made with symbols: made at several sizes, from which its own are learnt.
+
+        A size of the result is affine in the symbols, or the symbol's size is a condition from now on.
+        """
+        hints = self.sizes.hints
+        symbols = {symbol for size in sizes_in((args, kwargs)) for symbol in symbols_of(size)}
+        plain = self.sizes.at((args, kwargs), hints, self.empty)
+        base = run(*plain)
+        if any(tensor._version for tensor in tensors_in(plain)):
+            raise NotImplementedError("it changes its arguments in place")
+        slopes: dict[Any, list[int]] = {}
+        for symbol in sorted(symbols, key=str):
+            try:
+                other = run(*self.sizes.at((args, kwargs), {**hints, symbol: hints[symbol] + 1}, self.empty))
+                sizes = zip(sizes_in(base), sizes_in(other), strict=True)
+                slopes[symbol] = [b - a for a, b in sizes]
+            except Exception:  # noqa: BLE001 - whatever it is: it cannot be called so
+                self._add(symbol, hints)
+        numbers = iter(range(sum(1 for _ in sizes_in(base))))
+
+        def symbolic(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                shape = [self._affine(size, next(numbers), slopes) for size in value.shape]
+                return self.empty(shape, _strides(shape, value), value.dtype, value.device)
+            return value
+
+        result = torch.utils._pytree.tree_map(symbolic, base)
+        for step in (2, 3):  # was it affine?
+            assignment = {**hints, **{symbol: hints[symbol] + step + i for i, symbol in enumerate(slopes)}}
+            try:
+                other = run(*self.sizes.at((args, kwargs), assignment, self.empty))
+            except Exception:  # noqa: BLE001, S112 - some sizes may have to be equal
+                continue
+            if not self._agree(result, other, assignment):
+                for symbol in slopes:
+                    self._add(symbol, hints)
+        return result
+
+    def _affine(self, size: int, number: int, slopes: dict[Any, list[int]]) -> Any:
+        expression: Any = size
+        for symbol, changes in slopes.items():
+            expression = expression + changes[number] * (symbol - self.sizes.hints[symbol])
+        return self.sizes.size(expression) if _changes(slopes, number) else size
+
+
+def _repeatable(target: Any, run: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A call that leaves a module's Python state as it was."""
+    if not isinstance(target, nn.Module) or is_layer(target):
+        return run
+
+    def repeat(args: Any, kwargs: Any) -> Any:
+        with left_as_found(target, contents=False):
+            return run(args, kwargs)
+
+    return repeat
+
+
+def _call_key(target: Any, args: Any, kwargs: Any) -> Any:
+    """Equal for calls that need one check."""
+    kind = size_kind(target)
+    if kind is None:
+        return target, _key(args), _key(kwargs)
+    layouts = [layout_of(tensor)[:2] for tensor in tensors_in((args, kwargs))]
+    # plain sizes are channels here, save for 1, which broadcasts; the order of strides is that of axes in memory
+    shapes = [tuple(size if size == 1 or symbols_of(size) else None for size in shape) for shape, _ in layouts]
+    plain = [value for value in (*args, *kwargs.values()) if isinstance(value, int | float)]
+    return kind, tuple(shapes), tuple(plain)
+
+
+def _key(value: Any) -> Any:
+    """Equal for arguments of equal sizes and equal plain values, whatever the element types."""
+    if isinstance(value, torch.Tensor):
+        return layout_of(value)[:2]
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        return expression_of(value)
+    if isinstance(value, slice):
+        value = value.start, value.stop, value.step
+    if isinstance(value, dict):
+        return tuple((key, _key(item)) for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return tuple(map(_key, value))
+    return type(value), value
+
+
+def _changes(slopes: dict[Any, list[int]], number: int) -> bool:
+    """Whether a size, by its number, changes with any symbol."""
+    return any(changes[number] for changes in slopes.values())
+
+
+def _strides(shape: Iterable[Any], value: torch.Tensor) -> list[Any]:
+    """Strides of a tensor of this shape whose axes lie in memory in the same order as another one's."""
+    shape = list(shape)
+    strides: list[Any] = [1] * len(shape)
+    step: Any = 1
+    for axis in sorted(range(len(shape)), key=lambda axis: (value.stride(axis), -axis)):
+        strides[axis] = step
+        step = step * shape[axis]
+    return strides
