@@ -19,7 +19,7 @@ from torch import nn
 from torch._dispatch.python import no_python_dispatcher
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from pararealize.restore import left_as_found
+from pararealize.restore import attributes_as_found
 
 from .expressions import UnknownFunctionError, operations, symbols_of
 from .leaves import is_layer, size_kind
@@ -265,7 +265,7 @@ def _repeatable(target: Any, run: Callable[[Any, Any], Any]) -> Callable[[Any, A
         return run
 
     def repeat(args: Any, kwargs: Any) -> Any:
-        with left_as_found(target, contents=False):
+        with attributes_as_found(target.modules()):
             return run(args, kwargs)
 
     return repeat

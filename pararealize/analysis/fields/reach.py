@@ -101,7 +101,7 @@ class Call:
 
 
 def _number(node: fx.Node) -> Any:
-    """The number that a node gives with the example's sizes, such as how much to pad; the node where it is no number."""
+    """The number that a node gives with the example's sizes, such as how much to pad; the node where it gives none."""
     value = node.meta.get("val")
     return value if isinstance(value, int | float) else node
 
