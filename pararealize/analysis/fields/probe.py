@@ -204,9 +204,11 @@ class _Run:
                     behind = max(stride * earlier[-1] - (t - 1), -size if behind is None else behind)
             if ahead is not None and behind is not None and 2 * min(ahead, behind) >= max(ahead, behind, 2 * stride):
                 break  # it sees both sides
-        if ahead and behind and self.masked and self.rank == 3 and size == target and self.mostly_behind(a, b):
+        behind, ahead = behind or 0, ahead or 0
+        both = min(behind, ahead) > 0 and self.rank == 3 and size == target
+        if both and self.masked and self.mostly_behind(a, b):
             return stride, 0, 0  # what reads earlier positions might read one of those that see later ones
-        return stride, behind or 0, ahead or 0
+        return stride, behind, ahead
 
     def mostly_behind(self, a: int, b: int) -> bool:
         """Whether at most positions of some sample nothing reads the next one.
