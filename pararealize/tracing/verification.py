@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._pytree import tree_map
 
 from pararealize.errors import CaptureError, ExampleError
 from pararealize.random_source import RandomSource
@@ -32,6 +33,7 @@ __all__ = ["MisreadError", "check_against_model", "explain", "mode_error", "run_
 _HEAVY = 4e8  # operations of a call, from which on fewer settings do
 _TRY_OTHER_TYPES = False  # until recordings follow the element type
 _LARGE = 32  # sizes from here on are halved for a heavy network
+_CASTS = ("to", "type", "type_as", "float", "half", "bfloat16", "double", "view_as_complex", "complex", "dtype_of")
 _MUCH_MEMORY = 2**31  # bytes of parameters
 _LINE = 80  # characters of a line of code in an error
 _CLOSE, _CLOSE_IN_HALF = 1e-4, 2e-3  # norms of differences, relative
@@ -82,10 +84,12 @@ def check_against_model(captured: Capture) -> None:
 def settings(captured: Capture) -> list[list[Setting]]:
     """Few settings in which every pair of what may matter comes up: mode, gradients, autocast, shapes, element type.
 
-    Each has alternatives, for models that refuse the first: batch norm does not train on one value a channel. A network
-    of many parameters or calls takes fewer settings, smaller inputs, and computes gradients once.
+    Each has alternatives, for models that refuse the first: batch norm does not train on one value a channel. A large
+    network takes fewer settings, smaller inputs, and computes gradients once; other element types, which autocast
+    makes, too, where its graph has calls that could mind them.
     """
     heavy = _work(captured) > _HEAVY
+    types = not heavy or any(map(_minds_types, captured.graph.nodes))
     pair, single = _batch(captured, 2), _batch(captured, 1)
     small = [pair]
     if heavy:
@@ -98,13 +102,26 @@ def settings(captured: Capture) -> list[list[Setting]]:
     plan = [
         each(small, training=True, gradients=True),
         each([single], training=False, gradients=not heavy),
-        each(small, training="level", gradients=not heavy, autocast=True),
+        each(small, training="level", gradients=not heavy, autocast=types),
     ]
     if not heavy:
         plan += [each([pair], training="name", gradients=True), each([pair], training="level", gradients=True)]
-        others = [shape for shape in captured.guards.other_shapes() if shape not in (pair, single)]
-        plan += [each([shape], training=i % 2 == 0, gradients=i % 2 == 1) for i, shape in enumerate(others[:3])]
-    return plan + [each(small, training=False, gradients=not heavy, dtype=dtype) for dtype in _types(captured)]
+        shapes = [shape for shape in captured.guards.other_shapes() if shape not in (pair, single)]
+        plan += [each([shape], training=i % 2 == 0, gradients=i % 2 == 1) for i, shape in enumerate(shapes[:3])]
+    others = _types(captured) if types else []
+    return plan + [each(small, training=False, gradients=not heavy, dtype=dtype) for dtype in others]
+
+
+def _minds_types(node: fx.Node) -> bool:
+    """Whether a call could do with one element type what it would not do with another: casts, new tensors, regions."""
+    constants: list[Any] = []
+    tree_map(constants.append, (node.args, node.kwargs))
+    name = str(getattr(node.target, "__name__", node.target))
+    is_new = node.op == "call_function" and not node.all_input_nodes
+    typed = any(
+        isinstance(c, torch.dtype) or (isinstance(c, float) and c and not 1e-4 < abs(c) < 1e4) for c in constants
+    )
+    return bool(node.meta.get("region")) or is_new or typed or name in _CASTS
 
 
 def _work(captured: Capture) -> float:
