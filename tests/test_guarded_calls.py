@@ -129,10 +129,7 @@ def _serially(layers: Any, x: Tensor) -> Tensor:
     return y
 
 
-WAITING = pytest.mark.xfail(reason="sizes are no symbols yet", strict=False)
-
-
-@pytest.mark.parametrize("name", [name if name == "ranks" else pytest.param(name, marks=WAITING) for name in MODELS])
+@pytest.mark.parametrize("name", MODELS)
 def test_other_sizes_are_right_in_every_runtime(name: str) -> None:
     make, example, others = MODELS[name]
     model = make().eval()

@@ -7,6 +7,7 @@ In reading order:
     equation          those and the coarse blocks -> the network's own graph, equation (3)
     emitter           BlockChain, Plan, adapters, coarse blocks -> PararealModule (``emit`` composes the files here)
     variant           the same network recorded at other sizes, cut by the same plan, over the same parameters
+    interface_sizes   whether adapters and coarse blocks give the network's shapes at other sizes
     refitting         adapters and coarse blocks at other sizes, over the same weights
     module            PararealModule: the parts, what is loaded and saved, and what else it can be run by
     parts             the emitted graph -> its parts, and the nodes of x_j, y_j, r_j and z_j

@@ -21,6 +21,7 @@ from pararealize.tracing.module_copy import bare_tree, copy_model
 from pararealize.tracing.original import Original
 
 from .equation import write_equation
+from .interface_sizes import InterfaceSizes
 from .module import PararealModule
 from .parts import part_modules
 from .pieces import Pieces
@@ -70,7 +71,10 @@ def emit(
     graph = write_equation(pieces, coarse, devices)
     if devices is not None:  # a first network places the modules; which of them pieces borrow is then known
         _place(PararealModule(tree, pieces.graphs, graph, plan, keys, guards=guards, original=original), devices)
-    return PararealModule(tree, pieces.graphs, graph, plan, keys, devices, guards=guards, original=original)
+    fault = InterfaceSizes(chain, plan, adapters, coarse).fault
+    return PararealModule(
+        tree, pieces.graphs, graph, plan, keys, devices, guards=guards, original=original, fault=fault
+    )
 
 
 def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:

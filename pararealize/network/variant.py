@@ -25,6 +25,7 @@ from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.module_view import ModuleView, Piece, PlainGraphModule, borrow, mirror
 
 from .equation import write_equation
+from .interface_sizes import InterfaceSizes
 from .parts import read_equation, read_parts
 from .pieces import Pieces
 from .refitting import refit
@@ -129,7 +130,8 @@ def record_variant(net: nn.Module, captured: Capture) -> tuple[CallConditions, V
     others |= {f"F{j}": F for j, F in fitted_coarse.items() if F is not None and F is not coarse[j]}
     graph = write_equation(pieces, coarse, devices)
     variant = Variant(net, pieces.graphs, graph, plan, devices, others)
-    return CallConditions.of(captured.example.call, captured.guards), variant
+    fault = InterfaceSizes(chain, plan, fitted, fitted_coarse).fault
+    return CallConditions.of(captured.example.call, captured.guards, fault), variant
 
 
 def _check_context(net: nn.Module, pieces: Pieces, coarse: Mapping[int, nn.Module | None]) -> None:
