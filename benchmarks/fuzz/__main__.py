@@ -18,8 +18,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.coverage.check import commit
+from benchmarks.harness import machine
+
 from .oracle import Outcome, judge
 from .programs import Program, program
+from .tables import markdown, summary
 
 FOLDER = Path(__file__).parent
 
@@ -36,18 +40,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=20, help="limit for one example")
     parser.add_argument("--lines", type=Path, default=Path("fuzz.jsonl"), help="file of outcomes, a line each")
     parser.add_argument("--again", nargs="*", default=[], help="kinds of outcomes to try anew, such as wrong crash")
+    parser.add_argument("--out", type=Path, help=f"folder for results.json and table.md, such as {FOLDER.name}")
     options = parser.parse_args(arguments)
     if options.seed is not None:
         print(program(options.seed).source)
         return 0
     torch.set_num_threads(1)
+    commit()  # of what is imported now, whatever the folder holds later
     known = _read(options.lines)
     seeds = range(options.first, options.first + options.examples)
     due = [seed for seed in seeds if seed not in known or known[seed]["kind"] in options.again]
     began = time.perf_counter()
     with options.lines.open("a", encoding="utf-8") as file:
         for number, seed in enumerate(due, 1):
-            row = attempt(program(seed), options.seconds)
+            row = attempt(program(seed), options.seconds) | {"commit": commit()}
             known[seed] = row
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
@@ -58,11 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             if number % 200 == 0:
                 print(f"{number} examples in {time.perf_counter() - began:.0f} s", flush=True)
-    counts: dict[str, int] = {}
-    for seed in seeds:
-        counts[known[seed]["kind"]] = counts.get(known[seed]["kind"], 0) + 1
-    print(counts, f"{len(due) / max(time.perf_counter() - began, 1e-9):.1f} examples a second")
-    return 1 if counts.get("wrong") or counts.get("crash") else 0
+    results = summary([known[seed] for seed in seeds])
+    print(results["counts"], f"{len(due) / max(time.perf_counter() - began, 1e-9):.1f} examples a second")
+    if options.out:
+        (options.out / "results.json").write_text(
+            json.dumps({"machine": machine(), **results}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        (options.out / "table.md").write_text(markdown(results), encoding="utf-8")
+    return 1 if results["counts"]["wrong"] or results["counts"]["crash"] else 0
 
 
 def _line(row: dict[str, Any]) -> str:

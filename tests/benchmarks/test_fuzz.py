@@ -119,7 +119,10 @@ def test_other_outcomes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = tmp_path / "lines.jsonl"
     main(["--examples", "2", "--lines", str(lines)])
-    main(["--examples", "3", "--lines", str(lines)])
+    main(["--examples", "3", "--lines", str(lines), "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["examples"] == sum(results["counts"].values()) == sum(results["commits"].values()) == 3
+    assert "| right |" in (tmp_path / "table.md").read_text()
     assert [json.loads(line)["seed"] for line in lines.read_text().splitlines()] == [0, 1, 2]
     capsys.readouterr()
     assert main(["--seed", "4711"]) == 0
