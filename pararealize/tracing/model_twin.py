@@ -56,7 +56,8 @@ def real_twin(model: nn.Module, *, share_parameters: bool = False) -> tuple[nn.M
             memo[id(tensor)] = copy.deepcopy(tensor, memo)  # which keeps views of one memory views of one memory
             continue
         contents = tensor.detach()
-        if not (share_parameters and isinstance(tensor, nn.Parameter)):
+        # a tensor of inference_mode could not require a gradient, and its copy may
+        if not (share_parameters and isinstance(tensor, nn.Parameter)) or tensor.is_inference():
             contents = contents.clone()
         if isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(contents, requires_grad=tensor.requires_grad)

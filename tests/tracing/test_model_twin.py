@@ -79,3 +79,12 @@ def test_sparse_and_empty_tensors() -> None:
     assert torch.equal(twin.sparse.to_dense(), torch.eye(2))
     assert twin.empty.shape == (0,)
     assert twin.none is None
+
+
+def test_parameters_of_inference_mode_may_require_a_gradient() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+    twin, _ = real_twin(model, share_parameters=True)
+    twin(torch.ones(1, 2)).sum().backward()
+    assert twin.weight.grad is not None
+    assert torch.equal(twin.weight, model.weight)
