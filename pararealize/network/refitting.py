@@ -61,7 +61,7 @@ def refit(
         (first, _), j = blocks[row.j - 1], row.j
         sides = row.causal  # by axis: a network that has other axes now would have to be looked at anew
         drawn = partial(_on_meta_device, build_adapter, source, first.x, from_stem=row.source == "stem", sides=sides)
-        same_axes = len(row.y.extent) == len(first.x.extent) or not sides
+        same_axes = len(row.y.extent) == len(first.x.extent)
         fitted[j] = fitting(adapters[j], [origin], first.input, f"C{j}", drawn if same_axes else _nothing)
     fitted_coarse: dict[int, nn.Module | None] = {}
     for spec in plan.coarse_blocks:
@@ -70,7 +70,7 @@ def refit(
         if block is not None:
             context = chain.context(segment.first, segment.last) if takes_context(block) else ()
             drawn_block = partial(_on_meta_device, draw_coarse, dataclasses.replace(spec, x=first.x, y=last.y), seed=0)
-            same_axes = len(spec.y.extent) == len(last.y.extent) or not spec.causal
+            same_axes = len(spec.y.extent) == len(last.y.extent)
             other = drawn_block if same_axes else _nothing
             block = fitting(block, [first.input, *context], last.output, f"F{j}", other)
         fitted_coarse[j] = block
