@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="print the program of this example")
     parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--seconds", type=int, default=20, help="limit for one example")
+    parser.add_argument("--seconds", type=int, default=20, help="limit for one example, in processor time")
     parser.add_argument("--lines", type=Path, default=Path("fuzz.jsonl"), help="file of outcomes, a line each")
     parser.add_argument("--again", nargs="*", default=[], help="kinds of outcomes to try anew, such as wrong crash")
     parser.add_argument("--out", type=Path, help=f"folder for results.json and table.md, such as {FOLDER.name}")
@@ -87,15 +87,15 @@ def attempt(example: Program, seconds: int) -> dict[str, Any]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise TooLongError
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.signal(signal.SIGPROF, stop)  # of processor time: what else runs on the machine changes no outcome
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         exec(compile(example.source, name, "exec"), scope)
         outcome = judge(SimpleNamespace(**scope))
     except TooLongError:
         outcome = Outcome(kind="crash", stage="", text=f"TooLongError: more than {seconds} s")
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         linecache.cache.pop(name, None)
     return {
         "seed": example.seed,

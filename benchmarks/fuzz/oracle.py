@@ -272,14 +272,15 @@ def _short(value: Any) -> str:
 
 def _several(program: Any) -> None:
     """Several segments: n - 1 iterations are the original; a copy, a step of training and a cast run."""
+    fresh = _convert(program, program.N, program.COARSE)  # once; what runs below is a deep copy of it
     call = program.inputs(*program.EXAMPLE)
     try:
         _train(program, program.make())
     except Exception:  # noqa: BLE001 (whatever it is, the original does not learn)
         pass
     else:
-        _train(program, _convert(program, program.N, program.COARSE))
-    net = _convert(program, program.N, program.COARSE)
+        _train(program, copy.deepcopy(fresh))
+    net = copy.deepcopy(fresh)
     twin = copy.deepcopy(net)
     first, second = (_evaluate(program, network, call) for network in (net, twin))
     if fault := _different(first, second, 1e-5):
@@ -287,14 +288,14 @@ def _several(program: Any) -> None:
     expected = [_evaluate(program, program.make(), call, seed) for seed in (1, 2)]
     if _different(*expected, 1e-6):
         return  # it draws random numbers in eval mode
-    net = _convert(program, program.N, program.COARSE)
+    net = copy.deepcopy(fresh)
     args, kwargs = call
     inputs: Any = args if not kwargs else {"x": args[0], **kwargs}
     result = _evaluate(program, net, ((inputs, net.plan.n - 1), {}), run=net.iterate)
     if fault := _different(expected[0], result, _ITERATED):
         raise WrongError(f"iterate(x, {net.plan.n - 1}): {fault}")
     if program.CAUSAL:
-        _look_ahead(program)
+        _look_ahead(program, fresh)
 
 
 def _train(program: Any, net: nn.Module) -> None:
@@ -321,11 +322,11 @@ def _evaluate(program: Any, network: Any, call: Any, seed: int = 0, run: Any = N
     return [value.clone() if isinstance(value, torch.Tensor) else value for value in tree_flatten(output)[0]]
 
 
-def _look_ahead(program: Any) -> None:
+def _look_ahead(program: Any, fresh: nn.Module) -> None:
     """What a causal network gives before a position does not change with what stands from there on."""
     batch, size = program.EXAMPLE
     results = {}
-    for name, make in {"original": program.make, "net": lambda: _convert(program, program.N, program.COARSE)}.items():
+    for name, make in {"original": program.make, "net": lambda: copy.deepcopy(fresh)}.items():
         for changed in (False, True):
             call = program.inputs(batch, size)
             for tensor in tree_flatten(call)[0]:
