@@ -10,6 +10,14 @@ REASONS = {
         "Its outputs are other ones in train mode than in eval mode, and a graph has one structure; without its "
         "auxiliary heads it converts."
     ),
+    "dropout_probability < self.layerdrop": (
+        "In train mode a random number decides whether a layer runs: another network each time, which no graph is; with "
+        "layerdrop=0.0 it converts."
+    ),
+    "block.attention.output.weight.div_": (
+        "Its forward divides its own weights, once, when it is first called in eval mode: the model that is called a "
+        "second time is another one."
+    ),
     "random numbers are read by several parts": (
         "One dropout mask is read by all layers: segments on several devices would each draw another, and the network "
         "would be another one."
