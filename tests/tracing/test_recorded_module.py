@@ -37,7 +37,7 @@ def test_its_signature_is_the_graphs() -> None:
 
 def test_errors_come_alone(capsys: pytest.CaptureFixture[str]) -> None:
     net = pararealize(Perceptron(), n=2, example_inputs=X)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(ExampleError, match="shapes cannot be multiplied"):
         net(torch.randn(4, 9))
     with pytest.raises(ExampleError, match="missing a required argument"):
         net()
