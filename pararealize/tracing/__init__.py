@@ -21,6 +21,11 @@ In reading order:
     regions       grad modes, autocast and checkpoints that the calls of the pass stand in
     operations    how a call of torch is written in a graph, and the functions that graphs call besides torch's
     leaves        leaf modules on fake tensors, without arithmetic
+    sizes         symbols that stand for sizes of inputs, and what was decided on them
+    expressions   arithmetic on symbols -> Python text, functions, nodes
+    size_checks   which of a call's decisions on sizes matter for what it gives
+    size_nodes    sizes that a graph computes
+    size_guards   what was decided on sizes -> guards
     merging       two recordings -> one graph that follows the mode and the batch size
     behaviour     what a network does in a setting: outputs and gradients; where two networks differ
     verification  the graph run against the model in several settings; what went wrong, as the error a user gets

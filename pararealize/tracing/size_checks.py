@@ -108,7 +108,8 @@ class SizeChecks:
             pass
         symbols = sorted({symbol for size in sizes_in((args, kwargs)) for symbol in symbols_of(size)}, key=str)
         passes, failures = [], []
-        for assignment in self._assignments(symbols, inner):
+        numbers = _numbers_in((args, kwargs))
+        for assignment in self._assignments(symbols, inner, numbers):
             try:
                 with no_python_dispatcher():  # which symbols need, and which takes long
                     other = run(*self.sizes.at((args, kwargs), assignment, self.empty))
@@ -119,13 +120,13 @@ class SizeChecks:
                 passes.append(assignment)
             else:
                 failures.append((assignment, True))
-        for assignment, differs in failures:
-            if self._is_allowed(assignment):
-                self._explain(assignment, differs, passes, symbols)
+        while failures := [(failure, differs) for failure, differs in failures if self._is_allowed(failure)]:
+            self._explain(failures, passes, symbols, numbers)
+            failures = failures[1:]
 
     # Which sizes to try ---------------------------------------------------------------------------------------------
 
-    def _assignments(self, symbols: list[Any], inner: dict[Any, Any]) -> Iterator[_Assignment]:
+    def _assignments(self, symbols: list[Any], inner: dict[Any, Any], numbers: set[int]) -> Iterator[_Assignment]:
         """Sizes within the conditions so far: equal ones changed together, each alone, and what flips a decision."""
         hints = self.sizes.hints
         groups = [[s for s in symbols if hints[s] == size] for size in dict.fromkeys(hints[s] for s in symbols)]
@@ -133,7 +134,8 @@ class SizeChecks:
         tried: list[_Assignment] = []
         for move in moves:
             size = hints[move[0]]
-            for other in dict.fromkeys((size + 1, 2 * size, 1)):
+            near = (n + d for n in sorted(numbers) for d in (0, 1, -1) if n + d > 0 and len(move) == len(groups[0]))
+            for other in dict.fromkeys((size + 1, 2 * size, 1, *near)):
                 yield from self._new({**hints, **dict.fromkeys(move, other)}, tried)
         for expression, answer in inner.items():
             mine = symbols_of(expression)
@@ -158,7 +160,7 @@ class SizeChecks:
     def _is_allowed(self, assignment: _Assignment) -> bool:
         """Whether the conditions so far hold; one that asks for a value is no reason to leave it alone."""
         return all(
-            self._answer(decision.expression, assignment) in (decision.answer, None)
+            self._answer(decision.expression, assignment) == decision.answer
             for decision in self.sizes.decisions.values()
         )
 
@@ -189,19 +191,30 @@ class SizeChecks:
             )
         return bool(recorded == other) if isinstance(recorded, bool | int | float | str) else True
 
-    def _explain(self, failure: _Assignment, differs: bool, passes: list[_Assignment], symbols: list[Any]) -> None:
-        """Add the condition that a failure breaks and that holds wherever all went well."""
+    def _explain(
+        self, failures: list[tuple[_Assignment, bool]], passes: list[_Assignment], symbols: list[Any], numbers: set[int]
+    ) -> None:
+        """Add the condition that the first failure breaks, and that holds wherever all went well.
+
+        Of several it is the one that most failures break, and of these the simplest.
+        """
         hints = self.sizes.hints
+        failure, differs = failures[0]
         moved = [symbol for symbol in symbols if failure[symbol] != hints[symbol]]
-        reasons = [
-            expression
-            for expression, answer in self._pool.items()
+        reasons = {
+            expression: answer
+            for expression, answer in {**self._pool, **_simple_reasons(moved, hints, numbers)}.items()
             if not set(moved).isdisjoint(symbols_of(expression))
-            and self._answer(expression, failure) not in (answer, None)
+            and self._answer(expression, failure) != answer
             and all(self._answer(expression, assignment) == answer for assignment in passes)
-        ]
+        }
         if reasons:
-            self._add(min(reasons, key=lambda reason: (reason.count_ops(), str(reason))), self._pool)
+
+            def rank(reason: Any) -> tuple[int, int, str]:
+                broken = sum(self._answer(reason, other) != reasons[reason] for other, _ in failures)
+                return -broken, operations(reason), str(reason)
+
+            self._add(min(reasons, key=rank), reasons)
             return
         for symbol in moved:
             # where it fails, the model fails too, and there is nothing to say unless it fails at all other sizes
@@ -257,6 +270,30 @@ class SizeChecks:
         for symbol, changes in slopes.items():
             expression = expression + changes[number] * (symbol - self.sizes.hints[symbol])
         return self.sizes.size(expression) if _changes(slopes, number) else size
+
+
+def _numbers_in(value: Any) -> set[int]:
+    """Plain numbers among the arguments of a call, which its sizes may have to do with."""
+    if isinstance(value, slice):
+        value = value.start, value.stop, value.step
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    numbers = {value} if type(value) is int and value > 1 else set()
+    return numbers.union(*map(_numbers_in, items))
+
+
+def _simple_reasons(symbols: list[Any], hints: _Assignment, numbers: set[int]) -> dict[Any, Any]:
+    """Conditions on one size and one number, that may be why a call fails at other sizes, and what they are here."""
+    import sympy  # type: ignore[import-untyped]
+    from torch.utils._sympy.functions import Mod
+
+    reasons: dict[Any, Any] = {}
+    for symbol in symbols:
+        size = hints[symbol]
+        for number in numbers:
+            reasons |= {symbol <= number: size <= number, symbol >= number: size >= number}
+            if size % number == 0:
+                reasons[sympy.Eq(Mod(symbol, number), 0)] = True
+    return reasons
 
 
 def _repeatable(target: Any, run: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
