@@ -9,8 +9,6 @@ same wherever all went well, is a condition under which the recording holds.
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,27 +24,11 @@ from .leaves import is_layer, size_kind
 from .operations import tensors_in
 from .sizes import Decision, Sizes, expression_of, has_symbols, layout_of, line_of_model, sizes_in
 
-__all__ = ["Silence", "SizeChecks"]
+__all__ = ["SizeChecks"]
 
 _MOST_RUNS = 24
 _MOST_OPERATIONS = 30  # in a size; arithmetic on longer expressions takes longer than all the rest
-_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 _Assignment = dict[Any, int]
-
-
-class Silence(logging.Filter):
-    """Within it, torch does not log the calls of this thread that fail on fake tensors: some are made to see that."""
-
-    def __enter__(self) -> None:
-        self.thread = threading.get_ident()
-        _LOG.addFilter(self)
-
-    def __exit__(self, *_: object) -> None:
-        _LOG.removeFilter(self)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to log something."""
-        return record.thread != self.thread
 
 
 class LongSizeError(Exception):

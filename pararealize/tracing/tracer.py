@@ -42,7 +42,7 @@ from .node_table import NodeTable, UnreadableError
 from .operations import CACHED, computed_calls, describe, tensors_in
 from .python_state import names_host_random
 from .regions import RegionTracker
-from .size_checks import Silence, SizeChecks
+from .size_checks import SizeChecks
 from .sizes import Sizes
 from .state_watch import StateWatch
 
@@ -182,7 +182,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
             }
         )
         sizes = self.checks.sizes
-        with Silence(), self.leaves.mode, enable_python_dispatcher(), self.listening():
+        with self.leaves.mode, enable_python_dispatcher(), self.listening():
             sizes.inner = None
             output = self.copy(*args, **kwargs)
             sizes.inner = {}
