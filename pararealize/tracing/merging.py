@@ -179,7 +179,9 @@ class _Rewrite:
     def _mode(self, train: Any, evaluation: Any) -> Any:
         if self.batch is not None and self.writer.reads_rows and not isinstance(train, bool | fx.Node):
             raise FollowsBatchError
-        path = self._innermost()
+        path = self.node.meta.get("flag")  # which its arguments were chosen by
+        if path is None:
+            path = self._innermost()
         flag = self.graph.get_attr(f"{path}.training" if path else "training")
         if train is True and evaluation is False:
             return flag

@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .mode_flag import ModeFlag
 from .operations import after, fields_of, is_computed, tensors_in
 from .sizes import SizeArgument, expression_of, is_symbolic
 
@@ -183,6 +184,8 @@ class NodeTable:
             return self.node(value)
         if value is None or value is ... or isinstance(value, _BASE_TYPES):
             return value
+        if isinstance(value, ModeFlag):
+            return self.graph.get_attr(f"{value.path}.training" if value.path else "training")
         if is_symbolic(value):
             return SizeArgument(expression_of(value))
         if isinstance(value, slice):

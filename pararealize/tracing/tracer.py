@@ -38,6 +38,7 @@ from .autograd_calls import AutogradCalls
 from .example import Example
 from .fake_copy import FakeCopy
 from .leaves import is_layer
+from .mode_flag import ModeFlag, without_flags
 from .node_table import NodeTable, UnreadableError
 from .operations import CACHED, computed_calls, describe, tensors_in
 from .python_state import names_host_random
@@ -100,10 +101,18 @@ def record(
             module.training = training
         checks = SizeChecks(sizes, copy.leaves.empty, set() if checked is None else checked)
         recorder = _Recorder(copy, opaque, checks)
-        recorder.run(example, batch, free)
+        try:
+            recorder.run(example, batch, free)
+        except Exception as error:
+            if ModeFlag.__name__ not in str(error):
+                raise
+            recorder = _Recorder(copy, opaque, checks)  # a function of torch's C takes a flag only if it is a bool
+            recorder.tells_flags = False
+            recorder.run(example, batch, free)
 
         def does_the_same(cached: Sequence[torch.Tensor]) -> bool:
             again = _Recorder(copy, opaque, checks)
+            again.tells_flags = recorder.tells_flags
             for i, tensor in enumerate(cached):
                 again.table.add_constant(tensor, f"{CACHED}{i}")
             again.run(example, batch, free)
@@ -124,6 +133,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
     Attributes:
         stack: the modules whose calls are under way, outermost first, with their names.
         calls: for each of them, the number of its call: a module called twice gives two.
+        flags: for each of them, whose training flag its own code read last, if any.
+        tells_flags: whether training flags are values that tell when they are read.
         paused: while a call that is already one node runs, what happens within it is not recorded.
         regions: the grad modes, autocast regions and checkpoints that the forward is in.
         state: the Python state that the forward may change.
@@ -141,6 +152,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
         self.state = StateWatch(copy.model, self._is_leaf)
         self.stack: list[tuple[str, nn.Module]] = []
         self.calls: list[int] = []
+        self.flags: list[str | None] = []
+        self.tells_flags = True
         self.paused = False
         self.regions = RegionTracker()
         self.autograd_calls = AutogradCalls(self.table, copy.model, copy.leaves.real)
@@ -196,12 +209,24 @@ class _Recorder(PreDispatchTorchFunctionMode):
         for path, module in modules.items():
             # what ``module(...)`` calls where it is not None; ``torch.compile`` puts compiled code there
             module.__dict__["_compiled_call_impl"] = functools.partial(self.call_module, path, module)
+        flags = {module: bool(module.training) for module in modules.values()}
+        for path, module in modules.items():  # outer ones first
+            outer = path.rpartition(".")[0]
+            is_within_call = path and type(modules[outer].__dict__["training"]) is not ModeFlag
+            is_call = is_within_call or is_layer(module) or (path and self._is_leaf(path, module))
+            if self.tells_flags and not is_call:  # within one call, a flag is only a flag
+                module.__dict__["training"] = ModeFlag(flags[module], path, self._flag_was_read)
         try:
             with self, as_written():
                 yield
         finally:
-            for module in modules.values():
+            for module, flag in flags.items():
                 module.__dict__.pop("_compiled_call_impl", None)
+                module.__dict__["training"] = flag
+
+    def _flag_was_read(self, path: str) -> None:
+        if self.flags and not self.paused:
+            self.flags[-1] = path
 
     # What happens while the forward runs ----------------------------------------------------------------------------
 
@@ -210,6 +235,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         if self.paused:
             return module._call_impl(*args, **kwargs)
         self.stack.append((path, module))
+        self.flags.append(None)
         self.calls.append(next(self._numbers))
         try:
             if path and self._is_leaf(path, module):
@@ -225,10 +251,12 @@ class _Recorder(PreDispatchTorchFunctionMode):
             raise
         finally:
             self.stack.pop()
+            self.flags.pop()
             self.calls.pop()
 
     def _call_leaf(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = "call_module", path, args, kwargs
+        args, kwargs = without_flags(args), without_flags(kwargs)
         if is_layer(module):
             return self._emit(call, self._checked(module, functools.partial(self.leaves.call, module), args, kwargs))
         self.state.enter(path, module)
@@ -272,7 +300,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
             return answer[0]
         # Within the call, torch's own Python (nn.functional) calls torch again; the call is one node all the same.
         with torch._C.DisableTorchFunction():
-            run = self._checked(func, functools.partial(self.leaves.call_function, func), args, kwargs)
+            plain = without_flags(args), without_flags(kwargs)
+            run = self._checked(func, functools.partial(self.leaves.call_function, func), *plain)
             return self._emit((*describe(func, args), kwargs), run)
 
     def _checked(self, target: Any, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Callable[[], Any]:
@@ -316,6 +345,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         node.meta["calls"] = tuple(self.calls)
         node.meta["trainable"] = op == "call_module" or any(map(table.is_trainable, inputs))
         node.meta["region"] = self.regions.region
+        node.meta["flag"] = next((path for path in reversed(self.flags) if path is not None), None)
         node.meta["changes"] = frozenset(map(table.memory, mutations))
         if any(result is tensor for tensor in inputs) and not any(result is tensor for tensor in mutations):
             # Returned as it came (dropout in eval mode): its own value all the same, since in train mode it is another
