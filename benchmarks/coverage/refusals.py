@@ -11,8 +11,8 @@ REASONS = {
         "auxiliary heads it converts."
     ),
     "dropout_probability < self.layerdrop": (
-        "In train mode a random number decides whether a layer runs: another network each time, which no graph is; with "
-        "layerdrop=0.0 it converts."
+        "In train mode a random number decides whether a layer runs: another network each time, which no graph is; "
+        "with layerdrop=0.0 it converts."
     ),
     "block.attention.output.weight.div_": (
         "Its forward divides its own weights, once, when it is first called in eval mode: the model that is called a "
