@@ -91,6 +91,8 @@ def settings(captured: Capture) -> list[list[Setting]]:
     heavy = _work(captured) > _HEAVY
     types = not heavy or any(map(_minds_types, captured.graph.nodes))
     pair, single = _batch(captured, 2), _batch(captured, 1)
+    if not single and captured.example.batch != 1:  # guards want more than one row
+        single = _batch(captured, 3)
     small = [pair]
     if heavy:
         halves = _halves(captured, pair)

@@ -145,8 +145,8 @@ FAULTS: dict[str, tuple[Callable[[fx.Graph], None], str]] = {
     ),
     "another module's flag": (swap_flag, "each second level of modules in train mode"),
     "a flag that is fixed": (freeze_flag, "in eval mode"),
-    "a size that is fixed": (bake_sizes, r"with x of shape \(1, 6\)"),
-    "a number that is fixed": (bake_output, r"output\[1\] is 1 and became 2"),
+    "a size that is fixed": (bake_sizes, r"with x of shape \([13], 6\)"),
+    "a number that is fixed": (bake_output, r"output\[1\] is [13] and became 2"),
     "statistics that do not move": (drop_statistics, r"watch\.(running_mean|num_batches_tracked)"),
     "values": (
         lambda graph: behind(node_of(graph, "inner.1"), lambda g, n: g.call_function(torch.mul, (n, 1.01))),
