@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_TORCH, _HERE = f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/"
+_TORCH, _HERE = f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/"
+_MODELS = f"{_HERE}models.py"
 
 
 class Decision(NamedTuple):
@@ -221,9 +222,10 @@ def sizes_in(value: Any) -> Iterator[Any]:
 def line_of_model() -> str:
     """The innermost line under way that is neither torch's nor the recorder's: ``model.py:31: if x.shape[0] > 4:``."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and not (frame.f_code.co_name == "capture" and frame.f_code.co_filename.startswith(_HERE)):
         file = frame.f_code.co_filename
-        if not file.startswith((_TORCH, _HERE, "<")) and not file.endswith(("/contextlib.py", "/functools.py")):
+        library = file.startswith((_TORCH, _HERE, "<")) and file != _MODELS
+        if not library and not file.endswith(("/contextlib.py", "/functools.py")):
             text = linecache.getline(file, frame.f_lineno).strip()
             return f"{Path(file).name}:{frame.f_lineno}" + (f": {text}" if text else "")
         frame = frame.f_back
