@@ -21,6 +21,7 @@ from pararealize.coarse.coarse_block import draw_coarse
 from pararealize.coarse.copies import takes_context
 from pararealize.errors import GuardError
 from pararealize.plan.plan import Plan
+from pararealize.random_source import RandomSource
 from pararealize.tracing.model_twin import plain_tensors, twin_of
 
 __all__ = ["refit", "shape_given", "source_of", "without_memory"]
@@ -112,7 +113,8 @@ def _misfit(module: nn.Module, reads: Sequence[fx.Node], target: fx.Node) -> str
 def shape_given(module: nn.Module, inputs: Sequence[Any]) -> tuple[tuple[int, ...] | None, str]:
     """The shape that a module without memory gives, ``None`` where that cannot be found out; or why it gives none."""
     try:
-        return tuple(module(*inputs).shape), ""
+        with RandomSource(seed=0):  # what the module draws with memory is not the caller's
+            return tuple(module(*inputs).shape), ""
     except NotImplementedError:  # an operation that does not run without memory
         return None, ""
     except Exception as error:  # noqa: BLE001 - whatever a module raises for sizes that it does not take
