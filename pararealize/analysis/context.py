@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from pararealize.tracing.size_nodes import is_told, size_of, tensors_of_size
+from pararealize.tracing.type_nodes import reads_no_value
 
 from .finder import BlockSpan
 from .flow import Flow
@@ -25,6 +26,8 @@ def context_of(
             if argument in inside or argument in seen:
                 continue
             seen.add(argument)
+            if reads_no_value(argument):
+                continue  # of a tensor of the part's own, or of an input of the same type
             if flow.depends[argument].inputs or argument in shared:
                 context[argument] = None
             elif argument.meta.get("size") is not None:

@@ -23,6 +23,7 @@ from torch import fx
 
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.size_nodes import size_of
+from pararealize.tracing.type_nodes import reads_no_value
 
 __all__ = [
     "Dependence",
@@ -133,7 +134,7 @@ def dependencies(graph: fx.Graph) -> dict[fx.Node, Dependence]:
             depends[node] = Dependence(isinstance(node.meta.get("val"), torch.Tensor), False)
         elif node.op == "get_attr":
             depends[node] = Dependence(False, bool(node.meta.get("trainable")))
-        elif node.target is size_of:  # of a shape, whatever the values
+        elif node.target is size_of or reads_no_value(node):  # of a shape or a type, whatever the values
             depends[node] = Dependence(False, False)
         else:
             arguments = [depends[argument] for argument in node.all_input_nodes]
@@ -158,7 +159,7 @@ def flow_of(capture: Capture, *, broadcast: bool = False) -> Flow:
 
     def read_position(user: fx.Node) -> int:
         """Never where it reads a size only; behind all where it is no state itself."""
-        return -1 if user.target is size_of else position.get(user, len(position))
+        return -1 if user.target is size_of or reads_no_value(user) else position.get(user, len(position))
 
     last_read = tuple(max(map(read_position, node.users), default=i) for i, node in enumerate(order))
     liveness = _Liveness(order, last_read, capture)

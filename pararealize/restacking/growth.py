@@ -13,6 +13,7 @@ from pararealize.analysis.addition import Addition
 from pararealize.analysis.residual import Residual
 from pararealize.tracing.random_calls import draws
 from pararealize.tracing.size_nodes import size_of
+from pararealize.tracing.type_nodes import reads_no_value
 
 from .tableaux import Tableau
 
@@ -65,7 +66,7 @@ def normalised_first(addition: Addition, module_of: Callable[[str], nn.Module]) 
     queue, seen = [addition.x], {addition.x}
     while queue:
         for user in queue.pop().users:
-            if user not in inside or user in seen or user.target is size_of:
+            if user not in inside or user in seen or user.target is size_of or reads_no_value(user):
                 continue
             seen.add(user)
             if _is_norm(user, module_of):

@@ -26,6 +26,7 @@ In reading order:
     expressions   arithmetic on symbols -> Python text, functions, nodes
     size_checks   which of a call's decisions on sizes matter for what it gives
     size_nodes    sizes that a graph computes
+    type_nodes    element types that a graph reads from tensors
     size_guards   what was decided on sizes -> guards
     merging       two recordings -> one graph that follows the mode and the batch size
     behaviour     what a network does in a setting: outputs and gradients; where two networks differ

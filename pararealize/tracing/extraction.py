@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from .size_nodes import scaled, size_from, size_of, tensors_of_size
+from .type_nodes import reads_no_value, types_of
 
 __all__ = ["device_of", "subgraph"]
 
@@ -90,6 +91,8 @@ class _Copier:
             return False
 
         needs = self._ancestors(nodes, is_size)
+        for node in [node for node in needs if reads_no_value(node)]:
+            self._read_type(node, needs)
         for node in dict.fromkeys(sizes):
             if not all(tensor in needs or tensor in self.copies for tensor in tensors_of_size(node)):
                 copy = size_from(node.meta["size"], self.inputs, copies=self.copies.__getitem__)
@@ -98,6 +101,20 @@ class _Copier:
                     continue
             needs |= self._ancestors([node], needs.__contains__)
         return needs
+
+    def _read_type(self, node: fx.Node, needs: set[fx.Node]) -> None:
+        """Have a type read from a tensor that the piece has: its own, or an input that always has the same type."""
+        source = node.all_input_nodes[0]
+        if not self.inputs or source in needs or source in self.copies:
+            return
+        if source.op != "get_attr":
+            alike = (each for each in self.inputs if types_of(each) == types_of(source))
+            tensor = next(alike, self.inputs[0])
+            assert callable(node.target)
+            self.copies[node] = self.graph.call_function(node.target, (self.copies[tensor], *node.args[1:]))
+            needs.discard(node)
+            return
+        needs.add(source)
 
     def _ancestors(self, nodes: list[fx.Node], ends: Callable[[fx.Node], bool]) -> set[fx.Node]:
         """Nodes and what they are computed from, without what is copied already and what ends the search."""
@@ -108,7 +125,7 @@ class _Copier:
             if node in ancestors or node in self.copies or ends(node):
                 continue
             ancestors.add(node)
-            if not self._is_local_size(node):
+            if not self._is_local_size(node) and not (reads_no_value(node) and self.inputs):
                 stack += node.all_input_nodes
         return ancestors
 

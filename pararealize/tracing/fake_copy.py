@@ -5,7 +5,9 @@ The user's model is only read, so that another thread may use it meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,6 +38,31 @@ class FakeCopy:
     leaves: Leaves
     attributes: dict[int, tuple[torch.Tensor, str]]
     constants: dict[str, torch.Tensor]
+
+    @contextlib.contextmanager
+    def cast(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Within it, parameters and buffers of a floating-point type have this one; nothing changes without one."""
+        before: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        others: dict[int, torch.Tensor] = {}
+        for module in self.model.modules() if dtype is not None else ():
+            for tensors in (module.__dict__["_parameters"], module.__dict__["_buffers"]):
+                for name, tensor in tensors.items():
+                    if tensor is None or not tensor.is_floating_point():
+                        continue
+                    if id(tensor) not in others:
+                        others[id(tensor)] = other = self.leaves.fake(
+                            tensor, requires_grad=tensor.requires_grad, dtype=dtype
+                        )
+                        self.attributes[id(other)] = other, self.attributes[id(tensor)][1]
+                        self.leaves.real[id(other)] = self.leaves.real[id(tensor)]
+                    before.append((tensors, name, tensor))
+        for tensors, name, tensor in before:
+            tensors[name] = others[id(tensor)]
+        try:
+            yield
+        finally:
+            for tensors, name, tensor in before:
+                tensors[name] = tensor
 
 
 def copy_on_fakes(model: nn.Module) -> FakeCopy:

@@ -41,6 +41,7 @@ from .node_table import UnreadableError
 from .random_calls import draws
 from .size_guards import contradict, follows_batch, guards_of, pins_of
 from .tracer import Trace, record
+from .type_nodes import fix_type, other_type
 from .verification import MisreadError, check_against_model, explain, mode_error, run_model
 
 __all__ = ["capture"]
@@ -293,23 +294,46 @@ def _rows(example: Example) -> int:
 
 
 def _record_twice(copy: FakeCopy, example: Example, opaque: _OpaqueModules, attempt: _Attempt) -> _Recording:
+    """Record in either mode, and where the model asks for element types, the second time in another one."""
+    try:
+        return _record_in_types(copy, example, opaque, attempt, other=True)
+    except _SameTypeError:
+        return _record_in_types(copy, example, opaque, attempt, other=False)
+
+
+class _SameTypeError(Exception):
+    """The model does something else in another element type."""
+
+
+def _record_in_types(
+    copy: FakeCopy, example: Example, opaque: _OpaqueModules, attempt: _Attempt, *, other: bool
+) -> _Recording:
     batch = _rows(example) if attempt.grown or (attempt.free and example.batch) else example.batch or 1
     checked: set[Any] = set()
-    first, second = (
-        record(copy, example, batch=rows, training=training, opaque=opaque, free=attempt.free, checked=checked)
-        for rows, training in ((batch, True), (batch + attempt.grown, False))
-    )
-    sizes = first.sizes, second.sizes
-    if contradict(*sizes):
-        raise FollowsBatchError
-    pins = pins_of(sizes, grown=attempt.grown)
+    settings: dict[str, Any] = {"opaque": opaque, "free": attempt.free, "checked": checked}
+    first = record(copy, example, batch=batch, training=True, **settings)
+    dtypes = {tensor.dtype for tensor in (*copy.model.parameters(), *example.tensors.values())}
+    dtype = other_type(dtypes) if other and first.reads_types else None
     try:
+        second = record(copy, example, batch=batch + attempt.grown, training=False, dtype=dtype, **settings)
+        sizes = first.sizes, second.sizes
+        if contradict(*sizes):
+            raise FollowsBatchError
+        pins = pins_of(sizes, grown=attempt.grown)
         trace = merge(first, second, batch if attempt.grown else None, copy.leaves.empty, pins)
-    except DifferentStructureError:
+    except Exception as error:
+        if dtype is not None:
+            raise _SameTypeError from error
+        if not isinstance(error, DifferentStructureError):
+            raise
         if attempt.grown and any(each.decides_on_batch for each in sizes):
             raise FollowsBatchError from None
         raise
     guards = guards_of(example, sizes, batch=batch, grown=attempt.grown)
+    if first.reads_types and not other:
+        guards = guards.of_types()
+        if not any(".dtype ==" in guard.condition for guard in guards):
+            fix_type(trace.graph)
     return _Recording(trace, batch, not (attempt.grown or follows_batch(guards, batch)), guards)
 
 

@@ -127,6 +127,12 @@ class Guards:
         if broken := self.broken(values):
             raise _error(broken, values)
 
+    def of_types(self) -> Guards:
+        """These, and that inputs of floating-point types have the example's."""
+        kinds = [each for each in self.inputs if each.dtype is not None and each.dtype.is_floating_point]
+        types = (Guard(f"{each.name}.dtype == {each.dtype}", "the model decides by element types") for each in kinds)
+        return Guards(inputs=self.inputs, conditions=(*self.conditions, *types))
+
     def other_shapes(self) -> list[dict[str, tuple[int, ...]]]:
         """Shapes of the inputs that are tensors, by name, within the guards and unlike the example's.
 

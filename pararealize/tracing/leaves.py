@@ -72,11 +72,14 @@ class Leaves:
         self.real: dict[int, torch.Tensor] = {}
         self._results: dict[Any, Any] = {}  # what a leaf is called on -> shape, strides, type and device of the result
 
-    def fake(self, tensor: torch.Tensor, *, requires_grad: bool = False) -> torch.Tensor:
-        """A fake tensor of the same shape, layout, type and device, with a storage of its own."""
+    def fake(
+        self, tensor: torch.Tensor, *, requires_grad: bool = False, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A fake tensor of the same shape, layout and device, and of that type, with a storage of its own."""
         if tensor.layout != torch.strided or type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
-            return self.mode.from_tensor(tensor.detach())
-        fake = self.empty(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, requires_grad=requires_grad)
+            return self.mode.from_tensor(tensor.detach() if dtype is None else tensor.detach().to(dtype))
+        dtype = dtype or tensor.dtype
+        fake = self.empty(tensor.shape, tensor.stride(), dtype, tensor.device, requires_grad=requires_grad)
         if isinstance(tensor, nn.Parameter):
             fake._is_param = True  # what isinstance(tensor, nn.Parameter) asks for
         return fake
@@ -142,7 +145,11 @@ class Leaves:
         """
         tensors = (*module.named_parameters(), *module.named_buffers())
         with unset_fake_temporarily(), RandomSource(seed=0):
-            copies = {name: self.real[id(fake)].detach().clone() for name, fake in tensors if id(fake) in self.real}
+            copies = {
+                name: self.real[id(fake)].detach().to(fake.dtype, copy=True)
+                for name, fake in tensors
+                if id(fake) in self.real
+            }
             zeros = tree_map_only(torch.Tensor, _zeros, (tuple(args), dict(kwargs)))
             result = functional_call(module, copies, *zeros)
         return tree_map_only(torch.Tensor, self.fake, result)

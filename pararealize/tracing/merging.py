@@ -21,8 +21,9 @@ from .regions import Region, deciding, in_both_modes
 from .size_nodes import SizeWriter, scaled, size_of
 from .sizes import SizeArgument, Sizes, layout_of
 from .tracer import Trace
+from .type_nodes import dtype_of, finfo_of, limit_of, source_of_type
 
-__all__ = ["DifferentStructureError", "FollowsBatchError", "by_mode", "merge"]
+__all__ = ["DifferentStructureError", "FollowsBatchError", "UnknownTypeError", "by_mode", "merge"]
 
 
 def by_mode(training: bool, train: Any, evaluation: Any) -> Any:
@@ -40,6 +41,10 @@ class DifferentStructureError(Exception):
 
 class FollowsBatchError(Exception):
     """What differs between the two traces follows the batch size, in a way that is not known."""
+
+
+class UnknownTypeError(Exception):
+    """What differs between the two traces follows the element type, in a way that is not known."""
 
 
 def merge(
@@ -63,6 +68,7 @@ def merge(
 
     Raises:
         DifferentStructureError: they did not make the same calls.
+        UnknownTypeError: an element type differs that no tensor at hand has.
         FollowsBatchError: a size differs that no tensor at hand has.
     """
     ours, theirs = list(first.graph.nodes), list(second.graph.nodes)
@@ -167,6 +173,8 @@ class _Rewrite:
             return self._symbolic(a, b)
         if type(a) is type(b) and (a == b or (a != a and b != b)):  # a NaN is not equal to itself
             return a
+        if (source := self._of_type(a, b)) is not None:
+            return source
         if self.batch is not None and type(a) is int and type(b) is int:
             return self._size(a, b, self.batch)
         return self._mode(a, b)
@@ -186,6 +194,19 @@ class _Rewrite:
         if train is True and evaluation is False:
             return flag
         return self.graph.call_function(by_mode, (flag, train, evaluation))
+
+    def _of_type(self, a: Any, b: Any) -> fx.Node | None:
+        """What reads an element type, or a number that belongs to one, which differs between the recordings."""
+        if isinstance(a, torch.dtype) and isinstance(b, torch.dtype):
+            source = source_of_type(self.node, a, b)
+            if source is None:
+                raise UnknownTypeError
+            return self.graph.call_function(dtype_of, (source,))
+        for dtype, read in self.node.meta.get("types", {}).items() if type(a) is float and type(b) is float else ():
+            other = getattr(read.meta.get("other"), "dtype", dtype)
+            if other != dtype and (limit := limit_of(a, dtype, b, other)) is not None:
+                return self.graph.call_function(finfo_of, (read, limit))
+        return None
 
     def _symbolic(self, a: Any, b: Any) -> Any:
         ours, theirs = self.writer.write(a, self.node), self.writer.write(b, self.node)

@@ -26,7 +26,14 @@ from .regions import Autocast, Checkpoint, Context, GradMode, InferenceMode, Reg
 __all__ = ["checkpoint_as_reentrant", "write_regions"]
 
 
-_NUMBERS = ("size_of", "by_mode", "device_of", "after")  # functions that compute nothing of autograd's
+_NUMBERS = (
+    "size_of",
+    "dtype_of",
+    "finfo_of",
+    "by_mode",
+    "device_of",
+    "after",
+)  # functions that compute nothing of autograd's
 
 
 def write_regions(graph: fx.Graph) -> None:

@@ -180,6 +180,8 @@ class SizeChecks:
 
         Of several it is the one that most failures break, and of these the simplest.
         """
+        import sympy  # type: ignore[import-untyped]
+
         hints = self.sizes.hints
         failure, differs = failures[0]
         moved = [symbol for symbol in symbols if failure[symbol] != hints[symbol]]
@@ -198,6 +200,12 @@ class SizeChecks:
 
             self._add(min(reasons, key=rank), reasons)
             return
+        for symbol in moved:
+            partners = [s for s in symbols if hints[s] == hints[symbol] and failure[s] != failure[symbol]]
+            if partners:  # sizes that are equal in the example, and that went well together
+                equal = sympy.Eq(*sorted((symbol, partners[0]), key=str))
+                self._add(equal, {equal: True})
+                return
         for symbol in moved:
             # where it fails, the model fails too, and there is nothing to say unless it fails at all other sizes
             if differs or not any(assignment[symbol] != hints[symbol] for assignment in passes):
@@ -265,7 +273,7 @@ def _numbers_in(value: Any) -> set[int]:
 
 def _simple_reasons(symbols: list[Any], hints: _Assignment, numbers: set[int]) -> dict[Any, Any]:
     """Conditions on one size and one number, that may be why a call fails at other sizes, and what they are here."""
-    import sympy  # type: ignore[import-untyped]
+    import sympy
     from torch.utils._sympy.functions import Mod
 
     reasons: dict[Any, Any] = {}

@@ -57,6 +57,9 @@ def guards_of(example: Example, recordings: tuple[Sizes, Sizes], *, batch: int, 
             _add(guards, Guard(f"{name}.size({axis}) == {size}", line))
         movable = (axis for axis in range(value.ndim) if mine.get(axis) not in (None, *pins))
         inputs.append(Input(name, shape, value.dtype, tuple(movable) or ((0,) if rows and grown and not mine else ())))
+    leading = [names[symbol] for symbol in sizes.hints if symbol in sizes.rows and symbol not in pins]
+    for name in leading[1:]:  # that these may differ was never seen
+        _add(guards, Guard(f"{name} == {leading[0]}"))
     fixed = {symbol: sizes.hints[symbol] for symbol in pins}
     for decision in decisions:
         condition = decision.condition.xreplace(fixed)

@@ -51,6 +51,14 @@ __all__ = ["Trace", "record"]
 
 _PYTHON_CALLERS = ("apply_", "map_", "map2_")  # on a fake tensor they read memory that is not there, and crash
 _VALUE_READERS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
+_TYPE_READERS = (
+    torch.Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    torch.Tensor.is_floating_point,
+    torch.is_floating_point,
+    torch.Tensor.type,
+    torch.Tensor.element_size,
+    torch.Tensor.itemsize.__get__,  # type: ignore[attr-defined]
+)
 _AUTOCAST = (autocast_mode._enter_autocast, autocast_mode._exit_autocast)
 _Call: TypeAlias = tuple[str, Any, Any, Any]  # op and target as fx writes them, and the Python arguments and keywords
 
@@ -63,11 +71,13 @@ class Trace:
         graph: the calls, in the order in which they were made.
         constants: tensors of the model that are neither parameters nor buffers, by the names that the graph reads.
         sizes: the symbols that stand for sizes of inputs in it, and what was decided on them.
+        reads_types: whether the model asked a tensor for its element type.
     """
 
     graph: fx.Graph
     constants: dict[str, torch.Tensor]
     sizes: Sizes
+    reads_types: bool
 
 
 def record(
@@ -79,6 +89,7 @@ def record(
     opaque: Callable[[str, nn.Module], bool],
     free: Collection[tuple[str, int]] = (),
     checked: set[Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Trace:
     """Run the model's forward once and return what happened.
 
@@ -90,28 +101,31 @@ def record(
         opaque: whether the module of a qualified name is to be one node.
         free: the inputs' axes whose sizes are symbols, by name and number.
         checked: calls whose sizes were checked in another recording with the same symbols.
+        dtype: takes the place of every floating-point type of inputs, parameters and buffers.
 
     Raises:
         UnreadableError, or whatever the forward raises; ``error.pararealize_stack`` lists the modules it was raised in.
     """
     sizes = Sizes()
     copy.leaves.mode.shape_env = sizes.env
-    with attributes_as_found(copy.model.modules()), preserve_host_state_if_alone():
+    with attributes_as_found(copy.model.modules()), preserve_host_state_if_alone(), copy.cast(dtype):
         for module in copy.model.modules():  # module.train() would reach it too, but a model may have overridden it
             module.training = training
         checks = SizeChecks(sizes, copy.leaves.empty, set() if checked is None else checked)
-        recorder = _Recorder(copy, opaque, checks)
+        recorder = _Recorder(copy, opaque, checks, dtype)
         try:
             recorder.run(example, batch, free)
         except Exception as error:
             if ModeFlag.__name__ not in str(error):
                 raise
-            recorder = _Recorder(copy, opaque, checks)  # a function of torch's C takes a flag only if it is a bool
+            recorder = _Recorder(
+                copy, opaque, checks, dtype
+            )  # a function of torch's C takes a flag only if it is a bool
             recorder.tells_flags = False
             recorder.run(example, batch, free)
 
         def does_the_same(cached: Sequence[torch.Tensor]) -> bool:
-            again = _Recorder(copy, opaque, checks)
+            again = _Recorder(copy, opaque, checks, dtype)
             again.tells_flags = recorder.tells_flags
             for i, tensor in enumerate(cached):
                 again.table.add_constant(tensor, f"{CACHED}{i}")
@@ -120,7 +134,7 @@ def record(
 
         recorder.state.check(recorder.table.is_computed, does_the_same)
         constants = {name: copy.leaves.real.get(id(value), value) for name, value in recorder.table.constants.items()}
-        return Trace(graph=recorder.graph, constants=constants, sizes=sizes)
+        return Trace(graph=recorder.graph, constants=constants, sizes=sizes, reads_types=recorder.reads_types)
 
 
 class _Recorder(PreDispatchTorchFunctionMode):
@@ -135,12 +149,20 @@ class _Recorder(PreDispatchTorchFunctionMode):
         calls: for each of them, the number of its call: a module called twice gives two.
         flags: for each of them, whose training flag its own code read last, if any.
         tells_flags: whether training flags are values that tell when they are read.
+        types: for every element type that the model read, the tensor that it read it from last.
+        reads_types: whether it read any.
         paused: while a call that is already one node runs, what happens within it is not recorded.
         regions: the grad modes, autocast regions and checkpoints that the forward is in.
         state: the Python state that the forward may change.
     """
 
-    def __init__(self, copy: FakeCopy, opaque: Callable[[str, nn.Module], bool], checks: SizeChecks) -> None:
+    def __init__(
+        self,
+        copy: FakeCopy,
+        opaque: Callable[[str, nn.Module], bool],
+        checks: SizeChecks,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         TorchFunctionMode.__init__(self)  # and not the parent's, which wants a tracer of torch's own
         self.copy, self.leaves, self.opaque, self.checks = copy.model, copy.leaves, opaque, checks
         self.graph = fx.Graph()
@@ -152,6 +174,9 @@ class _Recorder(PreDispatchTorchFunctionMode):
         self.state = StateWatch(copy.model, self._is_leaf)
         self.stack: list[tuple[str, nn.Module]] = []
         self.calls: list[int] = []
+        self.types: dict[torch.dtype, fx.Node] = {}
+        self.reads_types = False
+        self._dtype = dtype
         self.flags: list[str | None] = []
         self.tells_flags = True
         self.paused = False
@@ -180,7 +205,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
             for axis, n in enumerate(shape)
         ]
         with self.leaves.mode:
-            fake = torch.empty(size, dtype=value.dtype, device=value.device)
+            dtype = self._dtype if self._dtype is not None and value.is_floating_point() else value.dtype
+            fake = torch.empty(size, dtype=dtype, device=value.device)
         self.table.add_input(fake, self.graph.placeholder(name))
         return fake
 
@@ -292,6 +318,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
             if not self.paused:
                 self.regions.exit_autocast() if func is _AUTOCAST[1] else self.regions.enter_autocast(*args)
             return None
+        if func in _TYPE_READERS and not self.paused:
+            self._note_type(args[0])
         if self.paused or func in _VALUE_READERS:  # fake tensors raise in these: a value decides what happens next
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") in _PYTHON_CALLERS:
@@ -303,6 +331,13 @@ class _Recorder(PreDispatchTorchFunctionMode):
             plain = without_flags(args), without_flags(kwargs)
             run = self._checked(func, functools.partial(self.leaves.call_function, func), *plain)
             return self._emit((*describe(func, args), kwargs), run)
+
+    def _note_type(self, tensor: torch.Tensor) -> None:
+        """Remember the tensor that the model reads an element type from."""
+        with torch._C.DisableTorchFunction():
+            self.reads_types = True
+            if tensor.is_floating_point():
+                self.types = {**self.types, tensor.dtype: self.table.node(tensor)}
 
     def _checked(self, target: Any, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Callable[[], Any]:
         """A call that finds the conditions on sizes under which it gives what it gives."""
@@ -343,6 +378,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         node = self.graph.create_node(op, target, table.argument(tuple(args)), table.argument(dict(kwargs)))
         node.meta["nn_module_stack"] = {path: type(module) for path, module in self.stack}
         node.meta["calls"] = tuple(self.calls)
+        node.meta["types"] = self.types
         node.meta["trainable"] = op == "call_module" or any(map(table.is_trainable, inputs))
         node.meta["region"] = self.regions.region
         node.meta["flag"] = next((path for path in reversed(self.flags) if path is not None), None)
