@@ -14,6 +14,7 @@ from torch import nn
 from .random_state import preserve_state
 
 __all__ = [
+    "AttributeSnapshot",
     "as_written",
     "attributes_as_found",
     "left_as_found",
@@ -61,16 +62,54 @@ def _is_equal(tensor: torch.Tensor, version: int, value: torch.Tensor) -> bool:
 @contextlib.contextmanager
 def attributes_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put back, on leaving, every attribute of these modules, and what stands in those that are containers."""
-    attributes = [(module, dict(module.__dict__), _containers(module)) for module in modules]
+    attributes = [(module, dict(module.__dict__), _containers(module), module.training) for module in modules]
     try:
         yield
     finally:
-        for module, dictionary, containers in attributes:
+        for module, dictionary, containers, training in attributes:
             module.__dict__.clear()
             module.__dict__.update(dictionary)
             for container, content in containers:
                 container.clear()
                 (container.extend if isinstance(container, list) else container.update)(content)
+            module.training = training  # which is not in the dictionary where a module has the mode of another
+
+
+class AttributeSnapshot:
+    """What modules hold as plain attributes now, tensors by value, for calls that are to begin with just that.
+
+    Args:
+        modules: the modules; their parameters, buffers, submodules and hooks are no part of it.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        own = vars(nn.Module()).keys()
+        self._attributes = [
+            (module, {name: _copied(value) for name, value in vars(module).items() if name not in own})
+            for module in modules
+        ]
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """The attributes of the snapshot within; on leaving, those that were there before."""
+        own = vars(nn.Module()).keys()
+        with attributes_as_found(module for module, _ in self._attributes):
+            for module, values in self._attributes:
+                for name in vars(module).keys() - own - values.keys():
+                    del module.__dict__[name]
+                module.__dict__.update({name: _copied(value) for name, value in values.items()})
+            yield
+
+
+def _copied(value: Any) -> Any:
+    """A value, anew where it is a tensor or a list, dictionary or set, whose entries may change in place."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if type(value) in (list, set):
+        return type(value)(map(_copied, value))
+    if type(value) is dict:
+        return {key: _copied(entry) for key, entry in value.items()}
+    return value
 
 
 @contextlib.contextmanager

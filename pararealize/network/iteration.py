@@ -25,7 +25,7 @@ from torch import fx, nn
 from pararealize.errors import PlanError
 from pararealize.plan.plan import Plan
 from pararealize.random_state import replay_torch_state, torch_state
-from pararealize.restore import attributes_as_found
+from pararealize.restore import AttributeSnapshot
 from pararealize.table import aligned
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.leaves import is_from_torch
@@ -174,7 +174,8 @@ class _RepeatedModule:
     """A module that is called several times in one step, as if it ran once: the same random numbers in each call.
 
     Its buffers, and what its modules keep in Python, move in the call of number ``times``, and in none where that is 0:
-    running statistics and counters are then those of a single pass. Calls before and after it work on copies.
+    running statistics and counters are then those of a single pass. Calls before and after it work on copies of what
+    there was before the first, so that a memory that is read as well is the same in all.
     """
 
     def __init__(self, module: nn.Module, times: int) -> None:
@@ -182,7 +183,8 @@ class _RepeatedModule:
         lenders = [m.lender for m in module.modules() if isinstance(m, BorrowedModule)]
         inner = (*module.modules(), *(m for lender in lenders for m in lender.modules()))
         self._owners = [m for m in inner if m._buffers]
-        self._stateful = [m for m in inner if not is_from_torch(m) and not isinstance(m, ModuleView)]
+        self._buffers = [{name: _copy_of(buffer) for name, buffer in m._buffers.items()} for m in self._owners]
+        self._attributes = AttributeSnapshot(m for m in inner if not is_from_torch(m) and not isinstance(m, ModuleView))
         self._devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
         self._random_state: dict[str, torch.Tensor] | None = None
 
@@ -201,12 +203,15 @@ class _RepeatedModule:
     def _on_copies(self) -> Iterator[None]:
         """Buffers are exchanged, not put back by value: autograd may have saved them for backward."""
         originals = [dict(owner._buffers) for owner in self._owners]
-        for owner in self._owners:
-            for name, buffer in owner._buffers.items():
-                owner._buffers[name] = None if buffer is None else buffer.clone()
+        for owner, buffers in zip(self._owners, self._buffers, strict=True):
+            owner._buffers.update({name: _copy_of(buffer) for name, buffer in buffers.items()})
         try:
-            with attributes_as_found(self._stateful):
+            with self._attributes.restored():
                 yield
         finally:
             for owner, buffers in zip(self._owners, originals, strict=True):
                 owner._buffers.update(buffers)
+
+
+def _copy_of(buffer: torch.Tensor | None) -> torch.Tensor | None:
+    return None if buffer is None else buffer.clone()

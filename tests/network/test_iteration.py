@@ -222,3 +222,36 @@ def test_state_in_python_moves_once(k: int) -> None:
         assert k < 2 or torch.equal(output, expected)
         modules = [module for module in net.modules() if isinstance(module, Counting)]
         assert [(module.count, len(module.seen)) for module in modules] == [(calls, 1 + calls)] * 3
+
+
+class Remembering(nn.Module):
+    """A layer that reads what it kept of its last call, and keeps this one's: in an attribute, in place, or a list."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.linear, self.where = nn.Linear(8, 8), where
+        self.last: Tensor | None = torch.zeros(4, 8) if where == "in place" else None
+        self.kept: list[Tensor] = [torch.zeros(4, 8)]
+        self.register_buffer("memory", torch.zeros(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.linear(x))
+        before = {"buffer": self.memory, "list": self.kept[0]}.get(self.where, self.last)
+        y = x + h if before is None else x + h + before.clone()
+        if self.where == "attribute":
+            self.last = h.detach()
+        else:
+            before.copy_(h.detach())
+        return y
+
+
+@pytest.mark.parametrize("coarse", ["exact", "linear"])
+@pytest.mark.parametrize("where", ["attribute", "in place", "list", "buffer"])
+def test_a_memory_that_is_read_is_the_same_in_every_call_of_a_step(where: str, coarse: str) -> None:
+    """F^j that is g^{j+1} itself was called once more after the call that moved the memory, and read the moved one."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(Remembering(where) for _ in range(4))).eval(), torch.randn(4, 8)
+    net = pararealize(model, n=4, example_inputs=x, coarse=coarse, leaf_modules=[Remembering])
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.allclose(net.iterate(x, 3), model(x), atol=1e-5)
