@@ -40,6 +40,7 @@ from pararealize.tracing.front_end import capture
 from pararealize.tracing.guards import Guards
 from pararealize.tracing.hooks import tensor_hook_of
 from pararealize.tracing.module_copy import bare_tree, copy_contents, copy_hooks, copy_model, share_contents
+from pararealize.tracing.module_view import ModuleView
 from pararealize.tracing.original import Original
 from pararealize.tracing.recordings import LIMIT, Recordings
 
@@ -62,7 +63,7 @@ _RESERVED = sorted(
 )
 
 
-class LayerParallel(LayeredNetwork):
+class LayerParallel(ModuleView, LayeredNetwork):
     """A network whose layers are solved for by multigrid in depth; its parameters keep the original's names.
 
     The number of iterations and the rest may be changed between steps.
@@ -121,6 +122,7 @@ class LayerParallel(LayeredNetwork):
     ) -> None:
         super().__init__()
         share_contents(self, tree)
+        original.give_mode(self)
         pieces, conditions = LayerPieces.of(self, layers, whole), CallConditions.of(layers.call, guards)
         recordings = Recordings(conditions, original, partial(layers_anew, self, layers), limit=recording_limit)
         # Into ``__dict__``, past nn.Module: a piece that it registered would list the tree's parameters a second time.

@@ -106,6 +106,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
                 limit=recording_limit,
             ),
         )
+        original.give_mode(self)
         give_pieces(self, pieces, graph)
         for name in ("stem", "head"):  # the model may have submodules of these names, whose attributes users read
             self.__dict__[name].__dict__[SHADOWED] = self._modules.get(name)

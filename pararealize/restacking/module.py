@@ -141,6 +141,7 @@ class RestackedModule(RecordedModule):
         conditions, build = CallConditions.of(CallSignature.of_graph(graph), guards), partial(_restack_anew, self)
         recordings = Recordings(conditions, original, build, limit=recording_limit)
         self.__dict__.update(restacking=restacking, guards=guards, _table=table, _recordings=recordings)
+        original.give_mode(self)
         self.graph = graph
 
     def parameter_groups(self, **settings: Any) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from .captured import Capture
 from .front_end import capture
 from .hooks import without_hooks
 from .model_twin import real_twin, twin_of
+from .module_view import ModuleView, mirror
 
 __all__ = ["Original"]
 
@@ -46,6 +47,11 @@ class Original:
     def name(self) -> str:
         """The class's name."""
         return type(self._root).__name__
+
+    def give_mode(self, network: ModuleView) -> None:
+        """Let a network's training flag be the root's: a module that refers to the root reads it there."""
+        self._root.training = network.training
+        mirror(network, self._root)
 
     def capture(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, device: torch.device | None = None) -> Capture:
         """Record a call with these arguments.

@@ -11,14 +11,14 @@ from torch import fx, nn
 
 from .conditions import CallConditions
 from .guards import Guards
-from .module_view import PlainGraphModule
+from .module_view import ModuleView, PlainGraphModule
 from .recordings import Recordings
 
 __all__ = ["RecordedModule"]
 
 
-class RecordedModule(PlainGraphModule):
-    """A converted network whose forward is chosen by the inputs' sizes.
+class RecordedModule(ModuleView, PlainGraphModule):
+    """A converted network whose forward is chosen by the inputs' sizes, and whose mode is its original's.
 
     Attributes:
         guards: conditions on the inputs under which the graph that ``code`` prints is right.
