@@ -18,6 +18,7 @@ from pararealize.argument_types import typed_arguments
 from pararealize.errors import DeviceError, PlanError
 from pararealize.plan.plan import Plan
 from pararealize.tracing.module_copy import bare_tree, copy_model
+from pararealize.tracing.network_piece import contents_of
 from pararealize.tracing.original import Original
 
 from .equation import write_equation
@@ -85,7 +86,7 @@ def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:
         net, sorted(net.network_parts.values(), key=lambda part: part.home_segment(n))
     ).items():
         device = devices[part.home_segment(n) - 1]
-        for module in root.modules():
+        for module in contents_of(root).modules():
             if id(module._parameters) not in placed:  # views of modules share this dictionary with the modules
                 placed.add(id(module._parameters))
                 module._apply(lambda tensor, device=device: tensor.to(device), recurse=False)

@@ -18,6 +18,7 @@ from pararealize.plan.times import Seconds, Times
 from pararealize.random_state import preserve_torch_state
 from pararealize.tracing.call_signature import CallSignature, as_call, binds
 from pararealize.tracing.containers import leaves_of, map_leaves
+from pararealize.tracing.network_piece import contents_of
 
 from .module import PararealModule
 from .parts import read_equation
@@ -97,7 +98,7 @@ class PartRun(Runnable):
 
     def reset(self) -> None:
         """Drop the gradients, and take fresh copies of the inputs, which the module may change in place."""
-        for leaf in (*self.module.parameters(), *leaves_of(self.leaves)):
+        for leaf in (*contents_of(self.module).parameters(), *leaves_of(self.leaves)):
             if isinstance(leaf, torch.Tensor):
                 leaf.grad = None
         self.call = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, self.leaves)

@@ -26,7 +26,7 @@ from pararealize.tracing.conditions import CallConditions, SizeCheck, no_fault
 from pararealize.tracing.guards import Guards
 from pararealize.tracing.hooks import hook_of
 from pararealize.tracing.module_copy import copy_contents, copy_hooks, share_contents
-from pararealize.tracing.module_view import SHADOWED, Piece
+from pararealize.tracing.module_view import Piece
 from pararealize.tracing.original import Original
 from pararealize.tracing.recorded_module import RecordedModule
 from pararealize.tracing.recordings import LIMIT, Recordings
@@ -46,7 +46,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
 
     Attributes:
         plan: where it was cut, as plain data.
-        stem: C^1, the original up to the first block.
+        stem: C^1, the original up to the first block; what is asked of it and of ``head``, other than calls, is asked
+            of the model's own module of that name, where it has one.
         adapters: C^j for j = 2..N, by name (``C2`` …).
         segments: g^j for j = 1..N, by name (``g1`` …); they share the original's parameters.
         coarse: F^j for j = 1..N-1, by name (``F1`` …), save where F^j is g^{j+1} itself.
@@ -108,8 +109,6 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         )
         original.give_mode(self)
         give_pieces(self, pieces, graph)
-        for name in ("stem", "head"):  # the model may have submodules of these names, whose attributes users read
-            self.__dict__[name].__dict__[SHADOWED] = self._modules.get(name)
 
     @property
     def network_parts(self) -> dict[str, Part]:

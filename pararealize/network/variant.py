@@ -22,7 +22,8 @@ from pararealize.plan.plan import Plan
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.module_copy import share_contents
-from pararealize.tracing.module_view import ModuleView, Piece, PlainGraphModule, borrow, mirror
+from pararealize.tracing.module_view import ModuleView, PlainGraphModule, borrow, mirror
+from pararealize.tracing.network_piece import NetworkPiece
 
 from .equation import write_equation
 from .interface_sizes import InterfaceSizes
@@ -94,10 +95,15 @@ def _in_modes(graph_forward: Callable[..., Any]) -> Callable[..., Any]:
 def give_pieces(net: fx.GraphModule, pieces: Mapping[str, fx.Graph], graph: fx.Graph) -> None:
     """Give a network the modules of its pieces, under the names that its equation calls, and the equation."""
     parts = read_parts(graph)
-    runs = {name: Piece(net, copy.deepcopy(piece), name) for name, piece in pieces.items()}
+    runs = {
+        name: NetworkPiece(net, copy.deepcopy(piece), name, is_attribute=parts[name].kind != "segment")
+        for name, piece in pieces.items()
+    }
     segments = nn.ModuleDict({name: piece for name, piece in runs.items() if parts[name].kind == "segment"})
     # Plain attributes, not submodules: the pieces share the network's parameters, which must be listed once.
-    net.__dict__.update(stem=runs["stem"], head=runs["head"], context=runs.get("context"), segments=segments)
+    net.__dict__.update(stem=runs["stem"], head=runs["head"], segments=segments)
+    if "context" in runs or not {*net._modules, *net._parameters, *net._buffers} & {"context"}:
+        net.__dict__["context"] = runs.get("context")
     devices = net.__dict__["segment_devices"]
     if devices is not None:  # pieces that share parameters with one elsewhere take copies of them on the way
         for name, piece in runs.items():

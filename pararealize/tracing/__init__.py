@@ -48,6 +48,7 @@ What others do with a captured graph:
     graph_copy    the whole graph written anew, with some nodes replaced
     region_code   a graph whose nodes stand in regions, as code that runs within them
     module_view   a graph over modules that live elsewhere, as a module that shares their parameters
+    network_piece  a piece of a converted network, which is asked what the model's module of its name would be
     module_copy   the copy of the model that a converted network owns
 """
 

@@ -27,7 +27,7 @@ from .module_copy import uncopyable_tensors
 from .region_code import write_regions
 
 __all__ = [
-    "SHADOWED",
+    "NETWORK",
     "BorrowedModule",
     "ContainerView",
     "ModuleView",
@@ -35,11 +35,11 @@ __all__ = [
     "PlainGraphModule",
     "borrow",
     "mirror",
+    "origin_of",
 ]
 
-# Attributes of views, called as no submodule of a user's is. Where a piece takes the name of a module of the user's (a
-# model may have a ``stem`` or a ``head``), SHADOWED holds that module, and what the piece has not is looked up in it.
-_ORIGIN, SHADOWED = "_mirrored_origin", "_shadowed_child"
+# Attributes of views, called as no submodule of a user's is; NETWORK is a view of the whole tree, within a piece.
+_ORIGIN, NETWORK = "_mirrored_origin", "_network"
 
 
 class ModuleView(nn.Module):
@@ -124,6 +124,8 @@ class Piece(ModuleView, PlainGraphModule):
         class_name: the name that the printed module shows.
         constants: tensors that the graph reads by a name under which the tree has no parameter or buffer.
 
+    Paths that begin with ``NETWORK`` lead through a view of the whole tree to the same names.
+
     A deep copy of a piece is self-contained: it owns copies of what the piece uses, and follows its own mode.
     """
 
@@ -142,30 +144,13 @@ class Piece(ModuleView, PlainGraphModule):
         write_regions(graph)
         self.graph = graph
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            shadowed = self.__dict__.get(SHADOWED)
-            if shadowed is None:
-                raise
-            return getattr(shadowed, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        shadowed = self.__dict__.get(SHADOWED)
-        for contents in ("_parameters", "_buffers") if shadowed is not None else ():
-            if name in shadowed.__dict__[contents]:  # torch.export and functional_call exchange tensors by their names
-                shadowed.__dict__[contents][name] = value
-                return
-        super().__setattr__(name, value)
-
     def _open(self, tree: nn.Module, path: str, *, is_module: bool, constant: torch.Tensor | None) -> None:
         """Make views of the containers along ``path`` and put the module itself, or its owner's tensors, at the end."""
         view: ModuleView = self
         origin = tree
         *containers, name = path.split(".")
         for container in containers:
-            child = origin._modules[container]
+            child = origin if container == NETWORK else origin._modules[container]
             assert child is not None
             origin = child
             child_view = view._modules.get(container)
@@ -199,6 +184,11 @@ class Piece(ModuleView, PlainGraphModule):
 def mirror(view: ModuleView, origin: nn.Module) -> None:
     """Let a view have the mode of a module."""
     view.__dict__[_ORIGIN] = origin
+
+
+def origin_of(view: ModuleView) -> nn.Module | None:
+    """The module whose mode a view has; ``None`` where that is its own."""
+    return view.__dict__.get(_ORIGIN)
 
 
 def _adopt(view: nn.Module, name: str, child: nn.Module | None) -> None:

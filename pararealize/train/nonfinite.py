@@ -25,6 +25,7 @@ from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.network.local.module import LocalModule
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import part_modules
+from pararealize.tracing.network_piece import contents_of
 
 __all__ = ["Fault", "backward_fault", "forward_fault"]
 
@@ -97,7 +98,13 @@ def forward_fault(net: nn.Module, x: Any, processes: TrainingProcesses) -> Fault
         for buffer, value in buffers:
             buffer.copy_(value)
     faults = [
-        (part.order, part.label, part.input_is_finite, part.culprit, _finite(list(part.module.parameters())))
+        (
+            part.order,
+            part.label,
+            part.input_is_finite,
+            part.culprit,
+            _finite(list(contents_of(part.module).parameters())),
+        )
         for part in parts
         if not part.output_is_finite
     ]
@@ -123,7 +130,7 @@ def backward_fault(net: nn.Module, processes: TrainingProcesses) -> Fault:
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     faults = []
     for part in _parts(net) if _has_parts(net) else [_WatchedPart(label="", module=net)]:
-        parameters = [p for p in part.module.parameters() if p.grad is not None and not _finite(p.grad)]
+        parameters = [p for p in contents_of(part.module).parameters() if p.grad is not None and not _finite(p.grad)]
         if parameters:
             faults.append((part.order, part.label, names.get(id(parameters[-1]), "")))
     rows = [row for faults in processes.gather(faults) for row in faults]

@@ -19,6 +19,7 @@ from pararealize.errors import CaptureError, ExampleError
 from pararealize.network.module import PararealModule
 from pararealize.random_state import host_state, preserve_host_state
 from pararealize.tracing.module_copy import share_contents
+from pararealize.tracing.network_piece import contents_of
 
 from .streams import Runner
 
@@ -33,8 +34,9 @@ def check_hooks(net: PararealModule) -> None:
     Raises:
         CaptureError: there are some; says where.
     """
-    roots = (net, net.stem, net.head, *net.segments.values(), *filter(None, [net.context]))
-    named = {id(m): (name or type(m).__name__, m) for root in roots for name, m in root.named_modules()}
+    names = {"context"} & net.part_graphs.keys()
+    roots = (net, net.stem, net.head, *net.segments.values(), *(net.get_submodule(name) for name in names))
+    named = {id(m): (name or type(m).__name__, m) for root in roots for name, m in contents_of(root).named_modules()}
     hooked = [name for name, module in named.values() if any(getattr(module, kind) for kind in _HOOKS)]
     if hooked:
         more = f" and {len(hooked) - 3} more" if len(hooked) > 3 else ""

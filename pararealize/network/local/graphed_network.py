@@ -19,6 +19,7 @@ from pararealize.errors import CaptureError, ModelError
 from pararealize.network.module import PararealModule
 from pararealize.random_state import preserve_state
 from pararealize.tracing.module_view import BorrowedModule
+from pararealize.tracing.network_piece import contents_of
 from pararealize.tracing.operations import tensors_in
 
 from .cuda_graph import GraphedFunction
@@ -165,7 +166,7 @@ def _capture_parts(net: PararealModule, runner: Runner, inputs: Sequence[Any], *
             modules, j = _modules_of(net, node), runner.lanes[node]
             if j == CALLER or not _is_on_one_device(modules, args, devices[j - 1]):
                 continue
-            used = dict.fromkeys(p for module in modules for p in module.parameters() if id(p) in real)
+            used = dict.fromkeys(p for module in modules for p in contents_of(module).parameters() if id(p) in real)
             pairs = [(real[id(stand_in)], stand_in) for stand_in in used]
             function = node.target if isinstance(node.target, Stack) else modules[0]
             stream = streams[j - 1]
@@ -202,9 +203,9 @@ def _modules_of(net: PararealModule, node: fx.Node) -> tuple[nn.Module, ...]:
 
 def _is_on_one_device(modules: Sequence[nn.Module], args: Sequence[Any], device: torch.device) -> bool:
     """Whether a part reads tensors alone, all on its segment's device: transfers do not belong into a graph."""
-    if any(isinstance(inner, BorrowedModule) for module in modules for inner in module.modules()):
+    if any(isinstance(inner, BorrowedModule) for module in modules for inner in contents_of(module).modules()):
         return False
-    read = [*args, *(t for module in modules for t in (*module.parameters(), *module.buffers()))]
+    read = [*args, *(t for module in map(contents_of, modules) for t in (*module.parameters(), *module.buffers()))]
     return all(isinstance(value, Tensor) and value.device == device for value in read)
 
 
