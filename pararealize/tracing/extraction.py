@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from .size_nodes import scaled, size_from, size_of, tensors_of_size
-from .type_nodes import reads_no_value, types_of
+from .type_nodes import parameter_of_type, reads_no_value, types_of
 
 __all__ = ["device_of", "subgraph"]
 
@@ -108,13 +108,20 @@ class _Copier:
         if not self.inputs or source in needs or source in self.copies:
             return
         if source.op != "get_attr":
-            alike = (each for each in self.inputs if types_of(each) == types_of(source))
-            tensor = next(alike, self.inputs[0])
+            alike = (self.copies[each] for each in self.inputs if types_of(each) == types_of(source))
+            tensor = next(alike, None) or self._parameter_of(source)
             assert callable(node.target)
-            self.copies[node] = self.graph.call_function(node.target, (self.copies[tensor], *node.args[1:]))
+            self.copies[node] = self.graph.call_function(node.target, (tensor, *node.args[1:]))
             needs.discard(node)
             return
         needs.add(source)
+
+    def _parameter_of(self, source: fx.Node) -> fx.Node:
+        """A parameter that a value is computed with, which has its type."""
+        path = parameter_of_type(source)
+        node = self.graph.get_attr(path)
+        node.meta.update(val=source.meta["val"], other=source.meta["other"], region=None)
+        return node
 
     def _ancestors(self, nodes: list[fx.Node], ends: Callable[[fx.Node], bool]) -> set[fx.Node]:
         """Nodes and what they are computed from, without what is copied already and what ends the search."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pararealize.errors import GuardError
+from pararealize.errors import CaptureError, GuardError
 
 __all__ = [
     "dtype_of",
@@ -20,6 +20,7 @@ __all__ = [
     "limit_of",
     "of_type",
     "other_type",
+    "parameter_of_type",
     "reads_no_value",
     "source_of_type",
     "types_of",
@@ -91,6 +92,32 @@ def source_of_type(node: fx.Node, dtype: torch.dtype, other: torch.dtype) -> fx.
     """
     candidates = (node.meta.get("types", {}).get(dtype), *node.all_input_nodes)
     return next((source for source in candidates if source is not None and types_of(source) == (dtype, other)), None)
+
+
+def parameter_of_type(node: fx.Node) -> str:
+    """The qualified name of a parameter or buffer that a value is computed from, the nearest of its type.
+
+    Raises:
+        CaptureError: it is computed from none.
+    """
+    module = node.graph.owning_module
+    dtype = node.meta["val"].dtype
+    queue, seen = [node], {node}
+    while queue and module is not None:
+        each = queue.pop(0)
+        if each.op == "get_attr" and types_of(each)[0] == dtype:
+            return str(each.target)
+        if each.op == "call_module":
+            for name, parameter in module.get_submodule(str(each.target)).named_parameters():
+                if parameter.dtype == dtype:
+                    return f"{each.target}.{name}"
+        arguments = [argument for argument in each.all_input_nodes if argument not in seen]
+        seen.update(arguments)
+        queue += arguments
+    raise CaptureError(
+        f"the element type of {node.name} is read where neither it nor a parameter of its type is at hand; read it "
+        "from a tensor that the block itself is called with"
+    )
 
 
 def types_of(node: fx.Node) -> tuple[Any, Any]:

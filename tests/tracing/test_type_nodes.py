@@ -15,6 +15,7 @@ from pararealize import pararealize
 from pararealize.errors import GuardError
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.type_nodes import dtype_of, finfo_of, limit_of, of_type, other_type
+from tests.models import LanguageModel
 
 TYPES = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -76,6 +77,17 @@ def test_a_decoder_follows(n: int) -> None:
             assert torch.equal(result.iterate(rows, n - 1), expected(rows))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(net.iterate(ids, n - 1), model(ids))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_table_in_the_type_of_the_first_values_follows(n: int) -> None:
+    """It is context, computed from the ids, which have another type."""
+    torch.manual_seed(0)
+    model, ids = LanguageModel().eval(), torch.randint(0, 11, (4, 5))
+    net = pararealize(model, n=n, coarse="linear", example_inputs=ids).eval()
+    for dtype in TYPES:
+        expected, result = copy.deepcopy(model).to(dtype), copy.deepcopy(net).to(dtype)
+        assert torch.equal(result.iterate(ids, n - 1)["logits"], expected(ids)["logits"])
 
 
 class Function(nn.Module):
