@@ -64,3 +64,52 @@ def test_what_cannot_follow_is_named_with_its_shapes() -> None:
     net(torch.randn(5, 3, 16, 16))
     with pytest.raises(GuardError, match=r"F1 gives \(2, 4, \d+, \d+\), not \(2, 4, \d+, \d+\).*F1 gives"):
         net(torch.randn(2, 3, 24, 24))
+
+
+class Attention(nn.Module):
+    """Attention that adds up scores, (batch, tokens, tokens), beside its activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.out = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        scores = self.q(x) @ self.k(x).transpose(1, 2)
+        scores = scores if before is None else scores + before
+        return x + self.out(scores.softmax(-1) @ x), scores
+
+
+class Scores(nn.Module):
+    """Where tokens are embedded, scores are no interface; where they are not, the first ones are one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.embed = nn.Identity() if channels == 8 else nn.Linear(channels, 8)
+        self.layers = nn.ModuleList(Attention() for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, scores = self.embed(x), None
+        for layer in self.layers:
+            x, scores = layer(x, scores)
+        return x
+
+
+@pytest.mark.parametrize("coarse", ["linear", "exact"])
+@pytest.mark.parametrize("channels, length", [(8, 6), (8, 8), (8, 2), (3, 6), (3, 8)])
+def test_scores_that_are_handed_on_follow_the_length_or_are_refused(channels: int, length: int, coarse: str) -> None:
+    """With scores as an interface, an adapter has a weight for each token, and another length was torch's error."""
+    torch.manual_seed(0)
+    model = Scores(channels).eval()
+    net = pararealize(model, n=2, example_inputs=torch.randn(2, length, channels), coarse=coarse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RecordingWarning)
+        for batch, other in ((2, length), (3, length), (2, length + 3), (3, 5), (1, 1)):
+            x = torch.randn(batch, other, channels)
+            if channels == 8 and other != length:
+                with pytest.raises(GuardError, match=r"C2 (gives|does not take)"):
+                    net(x)
+                with pytest.raises(GuardError):
+                    net.iterate(x, 1)
+                continue
+            assert net(x).shape == (*x.shape[:2], 8)
+            torch.testing.assert_close(net.iterate(x, 1), model(x))

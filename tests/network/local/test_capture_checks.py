@@ -12,6 +12,7 @@ from pararealize import PararealModule, pararealize
 from pararealize.errors import CaptureError, ExampleError
 from pararealize.network.local.capture_checks import check_hooks, check_static
 from pararealize.network.local.module import capture_graphs, run_local
+from pararealize.network.local.streams import Runner
 from tests.cuda_double import cuda_on_the_cpu
 from tests.models import SmallResNet
 
@@ -56,17 +57,17 @@ def test_a_momentum_that_is_counted_is_read_from_the_gpu() -> None:
         if isinstance(module, nn.BatchNorm1d):
             module.momentum = None
     with pytest.raises(CaptureError, match="asks the GPU for values"):
-        check_static(net, [X])
-    check_static(net.eval(), [X])
+        check_static(net, Runner(net, net.graph, None), [X])
+    check_static(net.eval(), Runner(net, net.graph, None), [X])
 
 
 def test_looking_changes_nothing() -> None:
     net = pararealize(SmallResNet(), n=3, example_inputs=torch.randn(4, 3, 8, 8))
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    check_static(net, [torch.randn(4, 3, 8, 8)])
+    check_static(net, Runner(net, net.graph, None), [torch.randn(4, 3, 8, 8)])
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     with pytest.raises(ExampleError, match="does not accept the example inputs"):
-        check_static(net, [torch.randn(4, 5, 8, 8)])
+        check_static(net, Runner(net, net.graph, None), [torch.randn(4, 5, 8, 8)])
 
 
 @pytest.mark.parametrize("where", ["the network", "a layer", "a segment"])
