@@ -126,14 +126,15 @@ def pararealize(
     places = _devices(devices)
     with _without_garbage_collection(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules), stem_blocks=stem_blocks)
+        trial = chain.on_twin()
         if plan is None:
             plan = make_plan(
-                chain, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost, transfer=transfer
+                trial, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost, transfer=transfer
             )
         else:
             plan.check(chain)
             check_sides(chain, plan)
-        adapters, blocks = _at_sizes_of(chain, plan, *build_modules(chain, plan, coarse=coarse, seed=seed))
+        adapters, blocks = _at_sizes_of(chain, plan, *build_modules(trial, plan, coarse=coarse, seed=seed))
         wrapped = None if places is None else [places[i % len(places)] for i in range(plan.n)]
         return emit(chain, plan, adapters, blocks, devices=wrapped)
 

@@ -91,6 +91,7 @@ class BlockChain:
         blocks: the chain.
         head: what comes after the last block; may be empty.
         stem_blocks: how many further blocks, in front of these, went to the stem.
+        is_on_twin: whether the model is a twin of the user's.
     """
 
     capture: Capture
@@ -100,11 +101,14 @@ class BlockChain:
     blocks: tuple[Block, ...]
     head: Block
     stem_blocks: int = 0
+    is_on_twin: bool = False
 
     def on_twin(self) -> BlockChain:
         """The same chain over a twin of the model, which may be run: another thread may be using the model itself."""
+        if self.is_on_twin:
+            return self
         twin, _ = real_twin(self.capture.model, share_parameters=True)
-        return dataclasses.replace(self, capture=dataclasses.replace(self.capture, model=twin))
+        return dataclasses.replace(self, capture=dataclasses.replace(self.capture, model=twin), is_on_twin=True)
 
     @property
     def refused(self) -> tuple[RefusedCut, ...]:

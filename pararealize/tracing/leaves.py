@@ -16,7 +16,7 @@ from pararealize.random_source import RandomSource
 from pararealize.random_state import preserve_host_state_if_alone
 from pararealize.restore import set_within
 
-from .sizes import has_symbols, is_symbolic, layout_of
+from .sizes import Sizes, has_symbols, is_symbolic, layout_of
 
 __all__ = ["Leaves", "is_from_torch", "is_layer", "size_kind"]
 
@@ -65,12 +65,17 @@ class Leaves:
     Attributes:
         mode: the fake mode that the tensors belong to.
         real: from the ``id`` of a fake parameter or buffer to the real one.
+        sizes: the symbols of the recording that is under way, if any.
+        repeated: whether the last call was one of those that were not really made.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self.mode = mode
+        self.sizes: Sizes | None = None
+        self.repeated = False
         self.real: dict[int, torch.Tensor] = {}
         self._results: dict[Any, Any] = {}  # what a leaf is called on -> shape, strides, type and device of the result
+        self._sizes_of_results: dict[Any, Any] = {}  # the same, with sizes that belong to one recording
 
     def fake(
         self, tensor: torch.Tensor, *, requires_grad: bool = False, dtype: torch.dtype | None = None
@@ -101,6 +106,7 @@ class Leaves:
 
     def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a leaf; of equal leaves on equal inputs, only the first is really run."""
+        self.repeated = False
         if not is_from_torch(module):
             with preserve_host_state_if_alone():  # a layer that is one node may draw from it
                 try:
@@ -120,13 +126,13 @@ class Leaves:
 
     def _cached(self, key: Any, function: Any, args: Any, kwargs: Any) -> Any:
         """Call what gives, or changes in place and returns, one tensor, or do as if it had been called."""
+        self.repeated = False
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):  # within a region of the model's own
             key = None
-        key = None if key is None else (id(self.mode.shape_env), *key)  # symbols belong to one recording
-        if key in self._results:
-            layout = self._results[key]
-            if layout is not None:
-                return self.empty(*layout)
+        if key is not None and key in self._results:
+            self.repeated = True
+            if self._results[key] is not None:
+                return self.empty(*self._layout(key))
             torch.autograd.graph.increment_version(args[0])
             return args[0]
         result = function(*args, **kwargs)
@@ -134,8 +140,18 @@ class Leaves:
             if result is args[0] and result._version:
                 self._results[key] = None
             elif not any(result is argument for argument in args):
-                self._results[key] = result.size(), result.stride(), result.dtype, result.device
+                self._results[key] = layout_of(result)
         return result
+
+    def _layout(self, key: Any) -> Any:
+        """What :meth:`empty` makes a result of; its symbols, which recordings share, as sizes of the one under way."""
+        place = id(self.sizes), key
+        if place not in self._sizes_of_results:
+            shape, stride, dtype, device = self._results[key]
+            if self.sizes is not None:
+                shape, stride = (tuple(map(self.sizes.size, axes)) for axes in (shape, stride))
+            self._sizes_of_results[place] = shape, stride, dtype, device
+        return self._sizes_of_results[place]
 
     def _run_for_real(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Learn an opaque module's output shapes from a run on real tensors: its parameters, inputs of zeros.

@@ -42,10 +42,17 @@ class SizeChecks:
         sizes: the recording's symbols and decisions, to which conditions are added.
         empty: makes a tensor of a shape, strides, an element type and a device.
         checked: calls that need no check; those that are checked are added.
+        repeated: whether the call that was made last was known, so that it was not really made.
     """
 
-    def __init__(self, sizes: Sizes, empty: Callable[..., torch.Tensor], checked: set[Any]) -> None:
-        self.sizes, self.empty = sizes, empty
+    def __init__(
+        self,
+        sizes: Sizes,
+        empty: Callable[..., torch.Tensor],
+        checked: set[Any],
+        repeated: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.sizes, self.empty, self._repeated = sizes, empty, repeated
         self._checked = checked
         self._pool: dict[Any, Any] = {}  # what calls decided so far: torch may know the answer, and not ask again
 
@@ -70,6 +77,8 @@ class SizeChecks:
                     return self._learn(_repeatable(target, run), args, kwargs)
                 except Exception:  # noqa: BLE001 - it cannot be called with plain sizes either
                     raise error from None
+            if self._repeated():
+                return result
             if any(operations(size) > _MOST_OPERATIONS for size in sizes_in(result)):
                 raise LongSizeError
             if self.sizes.inner or next(tensors_in(result), None) is not None:

@@ -12,6 +12,7 @@ Of the second sort only those matter that decide the sizes of what the call give
 from __future__ import annotations
 
 import dataclasses
+import functools
 import linecache
 import sys
 from collections.abc import Iterator, Mapping
@@ -124,11 +125,9 @@ class Sizes:
 
     def size(self, expression: Any) -> Any:
         """A size that Python computes with, for an expression in the symbols; a plain one where it has none."""
-        from torch.fx.experimental.sym_node import SymNode
-
         if not symbols_of(expression):
             return int(expression)
-        return torch.SymInt(SymNode(expression, self.env, int, int(self.value(expression, self.hints))))
+        return torch.SymInt(_size_node()(expression, self.env, int, int(self.value(expression, self.hints))))
 
     def decide(self, expression: Any, hint: Any = None, *_args: Any, **_options: Any) -> Any:
         """Answer what is asked of sizes by the example's, and write it down; in the place of ``evaluate_expr``."""
@@ -170,6 +169,21 @@ class Sizes:
             named = {key: self.at(item, sizes, empty) for key, item in value.items()}
             return type(value)(**named) if hasattr(value, "__dataclass_fields__") else named
         return value
+
+
+@functools.cache
+def _size_node() -> Any:
+    """A size as torch computes with it, known to be no number: torch asks at every tensor that is made."""
+    from torch.fx.experimental.sym_node import SymNode
+
+    class SizeNode(SymNode):
+        def is_int(self) -> bool:
+            return True
+
+        def maybe_as_int(self) -> None:
+            return None
+
+    return SizeNode
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -107,11 +107,12 @@ def record(
         UnreadableError, or whatever the forward raises; ``error.pararealize_stack`` lists the modules it was raised in.
     """
     sizes = Sizes()
-    copy.leaves.mode.shape_env = sizes.env
+    leaves = copy.leaves
+    leaves.mode.shape_env, leaves.sizes = sizes.env, sizes
     with attributes_as_found(copy.model.modules()), preserve_host_state_if_alone(), copy.cast(dtype):
         for module in copy.model.modules():  # module.train() would reach it too, but a model may have overridden it
             module.training = training
-        checks = SizeChecks(sizes, copy.leaves.empty, set() if checked is None else checked)
+        checks = SizeChecks(sizes, leaves.empty, set() if checked is None else checked, lambda: leaves.repeated)
         recorder = _Recorder(copy, opaque, checks, dtype)
         try:
             recorder.run(example, batch, free)

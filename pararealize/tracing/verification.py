@@ -104,8 +104,9 @@ def settings(captured: Capture) -> list[list[Setting]]:
     plan = [
         each(small, training=True, gradients=True),
         each([single], training=False, gradients=not heavy),
-        each(small, training="level", gradients=not heavy, autocast=types),
     ]
+    if types or _reads_flags(captured):
+        plan.append(each(small, training="level", gradients=not heavy, autocast=types))
     if not heavy:
         plan += [each([pair], training="name", gradients=True), each([pair], training="level", gradients=True)]
         shapes = [shape for shape in captured.guards.other_shapes() if shape not in (pair, single)]
@@ -124,6 +125,12 @@ def _minds_types(node: fx.Node) -> bool:
         isinstance(c, torch.dtype) or (isinstance(c, float) and c and not 1e-4 < abs(c) < 1e4) for c in constants
     )
     return bool(node.meta.get("region")) or is_new or typed or name in _CASTS
+
+
+def _reads_flags(captured: Capture) -> bool:
+    """Whether the mode of some module matters but to itself, as a layer of torch's does: it may be another's."""
+    nodes = captured.graph.find_nodes(op="get_attr")
+    return bool(captured.opaque) or any(str(node.target).rpartition(".")[2] == "training" for node in nodes)
 
 
 def _work(captured: Capture) -> float:
