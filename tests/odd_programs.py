@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -394,7 +393,7 @@ REFUSED: dict[str, tuple[Callable[[], Program], type[PararealizeError], str]] = 
         for name in FX_NAMES.split()
     },
     **{
-        f"returns {what}": (lambda after=after: with_output(after), kind, "return|pass")
+        f"returns {what}": (lambda after=after: with_output(after), kind, "return|pass|numpy")
         for what, after, kind in (
             ("nothing", lambda x, y: None, CutError),
             ("its input", lambda x, y: x, CutError),
@@ -425,7 +424,6 @@ REFUSED: dict[str, tuple[Callable[[], Program], type[PararealizeError], str]] = 
             "contains": lambda x: x if 3.0 in x else 2 * x,
             "apply_": lambda x: x.detach().clone().apply_(lambda value: value),
             "map_": lambda x: x.detach().clone().map_(x.detach(), lambda value, other: value),
-            "deepcopy": lambda x: copy.deepcopy(x.detach()),
         }.items()
     },
 }

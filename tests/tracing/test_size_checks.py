@@ -75,3 +75,13 @@ def test_a_call_that_takes_plain_sizes_only_is_learnt_from_several() -> None:
         assert not captured.guards.broken({"input": torch.randn(shape)})
     sizes = next(node.meta["sizes"] for node in captured.graph.nodes if node.target == "1")
     assert str(sizes[1]).endswith("+ 2")
+
+
+def test_one_sample_is_enough_for_a_norm_that_does_not_train() -> None:
+    """In train mode it wants more than one value a channel, and says so itself; that is no guard in eval mode."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    captured = capture(model, torch.randn(4, 3))
+    model.eval()
+    x = torch.randn(1, 3)
+    assert not captured.guards.broken({"input": x})
+    assert torch.equal(captured.graph_module(x), model(x))

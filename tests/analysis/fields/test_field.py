@@ -85,7 +85,7 @@ class Named(nn.Module):
 def test_arguments_that_are_not_numbers_stop_too():
     class Dynamic(nn.Module):
         def forward(self, x):
-            return F.pad(x, (x.size(2), 0))
+            return F.pad(x, x.shape[2:])
 
     with pytest.raises(FieldError, match="its rule cannot read these arguments"):
         field_of(Dynamic(), torch.rand(2, 3, 8, 8))
