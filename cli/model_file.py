@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import is_mask
-
 if TYPE_CHECKING:
     import torch
 
@@ -59,6 +57,8 @@ def _source_of_input(name: str, value: Any) -> str:
     """A call that makes an input of this shape and type, or the value of a plain one."""
     if not hasattr(value, "shape"):
         return repr(value)
+    from .arguments import is_mask
+
     function = "ones" if is_mask(name) and not value.is_floating_point() else "zeros"
     return f"torch.{function}({tuple(value.shape)}, dtype={value.dtype})"
 

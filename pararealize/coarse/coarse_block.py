@@ -28,7 +28,7 @@ from .spec import CoarsePlan
 __all__ = ["build_coarse", "coarse_cost", "coarse_units", "draw_coarse"]
 
 
-@typed_arguments(CoarseError, "coarse")
+@typed_arguments(CoarseError, "coarse", "chain")  # kinds that read no block do without the chain
 def build_coarse(
     plan: CoarsePlan, chain: BlockChain, *, first: int, last: int, seed: int, coarse: Coarse | None = None
 ) -> nn.Module | None:

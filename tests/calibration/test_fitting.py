@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pararealize import pararealize
 from pararealize.calibration.fitting import calibrate
-from pararealize.errors import CalibrationError, ExampleError, ModelError
+from pararealize.errors import CalibrationError, ExampleError, GuardError, ModelError
 from pararealize.network.parareal import messages
 from tests.models import LanguageModel, MaskedTransformer, SmallResNet
 
@@ -233,7 +233,7 @@ def test_refusals() -> None:
         calibrate(net, [])
     with pytest.raises(ExampleError, match="an iterator gives them once; pass a list"):
         calibrate(net, iter(batches))
-    with pytest.raises(ExampleError, match="does not take this batch"):
+    with pytest.raises(GuardError, match=r"x.size\(1\) == 3 .*, and was given x \(4, 5, 8, 8\)"):
         calibrate(net, [torch.randn(4, 5, 8, 8)])
     with pytest.raises(ExampleError, match=r"no input 'x', .*pass a dict of its inputs by name \(x\), with its labels"):
         calibrate(net, [{"image": x}])
