@@ -68,7 +68,7 @@ def on(action: Callable[[Block, Tensor], Any]) -> Callable[[Block, Tensor], Tens
 
 def use_table(block: Block, x: Tensor) -> Tensor:
     if block.table is None or len(block.table) != x.shape[-1]:
-        block.table = torch.arange(x.shape[-1]).to(x.dtype)
+        block.table = torch.arange(x.shape[-1], dtype=torch.float32)
     return x + block.table
 
 
