@@ -172,4 +172,4 @@ def test_the_command(tmp_path) -> None:
     assert "such as 2/1" in result.output
     result = CliRunner().invoke(app, [*command, "--method", "multigrid", "--coarsening", "9", "--out", str(out / "x")])
     assert result.exit_code != 0
-    assert "coarsening = 9" in result.output
+    assert "--coarsening 9 is larger" in result.output
