@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import random
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "generator",
     "host_state",
     "host_state_as_json",
+    "others_draw",
     "preserve_host_state",
     "preserve_host_state_if_alone",
     "preserve_state",
@@ -43,6 +45,7 @@ __all__ = [
     "torch_state",
 ]
 
+_LOOK = 0.01  # seconds in which a thread that draws again and again is seen to do so
 
 # Seeds and streams ---------------------------------------------------------------------------------------------------
 
@@ -109,6 +112,15 @@ def preserve_host_state_if_alone() -> Iterator[None]:
     """The same where there is no other thread, whose numbers would be drawn a second time."""
     with preserve_host_state() if threading.active_count() == 1 else contextlib.nullcontext():
         yield
+
+
+def others_draw() -> bool:
+    """Whether another thread draws from Python's or NumPy's generators just now."""
+    if threading.active_count() == 1:
+        return False
+    before = host_state()
+    time.sleep(_LOOK)
+    return host_state() != before
 
 
 @contextlib.contextmanager

@@ -55,8 +55,8 @@ _TRANSPARENT = (  # modules of torch.nn that are containers: what they call is r
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of torch.nn that is called as a whole, and no container."""
-    return is_from_torch(module) and not isinstance(module, _TRANSPARENT)
+    """Whether a module is one of torch.nn that is called as a whole, and no container, as a bare ``nn.Module`` is."""
+    return is_from_torch(module) and type(module) is not nn.Module and not isinstance(module, _TRANSPARENT)
 
 
 class Leaves:

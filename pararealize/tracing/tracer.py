@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import itertools
 import sys
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -31,7 +30,7 @@ from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.overrides import TorchFunctionMode
 
-from pararealize.random_state import host_state, preserve_host_state_if_alone
+from pararealize.random_state import host_state, others_draw, preserve_host_state_if_alone
 from pararealize.restore import as_written, attributes_as_found
 
 from .autograd_calls import AutogradCalls
@@ -298,8 +297,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
         not come to it at all, since an assignment is no call: a module's buffers are looked at when it returns, and
         those of all modules when the model does, for a module may assign to another one's.
         """
-        # another thread may draw from them meanwhile: then it is the module's own code that tells
-        if host_state() != before and (threading.active_count() == 1 or names_host_random(module)):
+        # another thread may draw from them all the time: then it is the module's own code that tells
+        if host_state() != before and (names_host_random(module) or not others_draw()):
             raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
         for owner in [module] if module is not self.copy else self.copy.modules():
             if any(buffer is not None and self.table.is_computed(buffer) for buffer in owner._buffers.values()):
