@@ -75,7 +75,9 @@ class Leaves:
         self.repeated = False
         self.real: dict[int, torch.Tensor] = {}
         self._results: dict[Any, Any] = {}  # what a leaf is called on -> shape, strides, type and device of the result
-        self._sizes_of_results: dict[Any, Any] = {}  # the same, with sizes that belong to one recording
+        self._sizes_of_results: dict[Any, Any] = {}  # the same, with sizes that belong to the recording under way
+        self._recording: Sizes | None = None
+        self._meaning: tuple[Any, ...] = ()
 
     def fake(
         self, tensor: torch.Tensor, *, requires_grad: bool = False, dtype: torch.dtype | None = None
@@ -129,7 +131,8 @@ class Leaves:
         self.repeated = False
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):  # within a region of the model's own
             key = None
-        if key is not None and key in self._results:
+        key = None if key is None else (self._symbols(), *key)
+        if key in self._results:
             self.repeated = True
             if self._results[key] is not None:
                 return self.empty(*self._layout(key))
@@ -145,13 +148,20 @@ class Leaves:
 
     def _layout(self, key: Any) -> Any:
         """What :meth:`empty` makes a result of; its symbols, which recordings share, as sizes of the one under way."""
-        place = id(self.sizes), key
-        if place not in self._sizes_of_results:
+        if key not in self._sizes_of_results:
             shape, stride, dtype, device = self._results[key]
             if self.sizes is not None:
                 shape, stride = (tuple(map(self.sizes.size, axes)) for axes in (shape, stride))
-            self._sizes_of_results[place] = shape, stride, dtype, device
-        return self._sizes_of_results[place]
+            self._sizes_of_results[key] = shape, stride, dtype, device
+        return self._sizes_of_results[key]
+
+    def _symbols(self) -> tuple[Any, ...]:
+        """What the symbols of the recording under way stand for: recordings share results where that is the same."""
+        if self._recording is not self.sizes:  # compared by the object, which is held: an id may be given again
+            self._recording = self.sizes
+            self._sizes_of_results.clear()
+            self._meaning = () if self.sizes is None else tuple((s, *place) for s, place in self.sizes.inputs.items())
+        return self._meaning
 
     def _run_for_real(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Learn an opaque module's output shapes from a run on real tensors: its parameters, inputs of zeros.
