@@ -5,6 +5,7 @@ In reading order:
     example       what the user gives as example inputs, by the names of the forward's parameters
     input_checks  tensors and names that a forward pass can be recorded with
     containers    nested values: their items, how code reads each, copies with others
+    argument_form  what stands in one argument: where its tensors are, what else is fixed
     call_signature  how calls of a converted network look: arguments, nesting, what is fixed
     front_end     capture(): record twice, merge, check; which modules become one opaque node
     guards        conditions on inputs under which a recording holds

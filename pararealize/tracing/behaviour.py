@@ -102,23 +102,7 @@ def observe(
         setting: how it is run.
         by_name: pass one value for each of the example's inputs, instead of what the model's ``forward`` takes.
     """
-    names = {id(value): name for name, value in example.values.items()}
-    leaves: dict[str, torch.Tensor] = {}
-
-    def fresh(tensor: torch.Tensor) -> torch.Tensor:
-        name = names.get(id(tensor), "")
-        copy = _reshaped(tensor, setting.shapes.get(name, tensor.shape))
-        if copy.is_floating_point() or copy.is_complex():
-            if setting.dtype and copy.is_floating_point():
-                copy = copy.to(setting.dtype)
-            if setting.gradients:
-                leaves[name] = copy = copy.requires_grad_()
-                return copy.clone()  # which a forward may change in place
-        return copy
-
-    values = {
-        name: fresh(value) if isinstance(value, torch.Tensor) else value for name, value in example.values.items()
-    }
+    values, leaves = _inputs(example, setting)
     args, kwargs = (tuple(values.values()), {}) if by_name else example.arguments(values)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad} if setting.gradients else {}
     for module, flag in zip(
@@ -132,23 +116,45 @@ def observe(
             torch.autocast(device, dtype=torch.bfloat16, enabled=setting.autocast),
         ):
             outputs = dict(_named("output", run(*args, **kwargs)))
-        gradients: dict[str, torch.Tensor | None] = {}
         roots = {name: t for name, t in outputs.items() if isinstance(t, torch.Tensor) and t.requires_grad}
         if setting.gradients:
             for name, tensor in outputs.items():
                 outputs[name] = tensor.detach() if isinstance(tensor, torch.Tensor) else tensor
             outputs |= {f"requires_grad of {name}": name in roots for name in list(outputs)}
-        if roots:
-            # not torch.autograd.grad, which re-entrant checkpoints refuse
-            torch.autograd.backward(list(roots.values()), [_cotangent(root) for root in roots.values()])
-            gradients = {f"the gradient of {name}": leaf.grad for name, leaf in (*leaves.items(), *parameters.items())}
-            for parameter in parameters.values():
-                parameter.grad = None
+        # an input may be called as a parameter is
+        others = {f"parameter {name}" if name in leaves else name: p for name, p in parameters.items()}
+        return Behaviour(outputs=outputs, gradients=_gradients(roots, {**leaves, **others}))
     except Exception as error:  # noqa: BLE001 - whatever it raises is what it does
+        return Behaviour(error=error)
+    finally:
         for parameter in parameters.values():
             parameter.grad = None
-        return Behaviour(error=error)
-    return Behaviour(outputs=outputs, gradients=gradients)
+
+
+def _inputs(example: Example, setting: Setting) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Copies of the example's inputs as the setting asks for, and those of which gradients are wanted, by name."""
+    leaves: dict[str, torch.Tensor] = {}
+
+    def fresh(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        copy = _reshaped(tensor, setting.shapes.get(name, tensor.shape))
+        if setting.dtype and copy.is_floating_point():
+            copy = copy.to(setting.dtype)
+        if setting.gradients and (copy.is_floating_point() or copy.is_complex()):
+            leaves[name] = copy.requires_grad_()
+            return copy.clone()  # which a forward may change in place
+        return copy
+
+    values = example.values.items()
+    return {name: fresh(name, v) if isinstance(v, torch.Tensor) else v for name, v in values}, leaves
+
+
+def _gradients(roots: Mapping[str, torch.Tensor], leaves: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | None]:
+    """The gradients that random cotangents of the roots give to the leaves, by name."""
+    if not roots:
+        return {}
+    # not torch.autograd.grad, which re-entrant checkpoints refuse
+    torch.autograd.backward(list(roots.values()), [_cotangent(root) for root in roots.values()])
+    return {f"the gradient of {name}": leaf.grad for name, leaf in leaves.items()}
 
 
 def _reshaped(tensor: torch.Tensor, shape: Shape) -> torch.Tensor:

@@ -13,13 +13,8 @@ recorded: a call with something else there is refused.
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import inspect
-import operator
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 import torch
@@ -27,69 +22,13 @@ from torch import fx
 
 from pararealize.errors import ExampleError
 
-from .containers import Step, items_of
+from .argument_form import Argument, ContainerForm, TensorForm, argument_of, read_tensors, tensor_names, write_reads
+from .containers import items_of
 from .input_checks import check_names
 
 __all__ = ["Argument", "CallSignature", "as_call", "binds"]
 
 _EMPTY = inspect.Parameter.empty
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Tensor:
-    """A tensor, under the name that the captured graph has for it."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return "a tensor"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Plain:
-    """A value that is no tensor."""
-
-    value: Any
-
-    def __str__(self) -> str:
-        return repr(self.value)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Nest:
-    """A container: the steps to its items, and what stands there."""
-
-    kind: str
-    items: tuple[tuple[Step, _Form], ...]
-
-    def __str__(self) -> str:
-        return f"a {self.kind} of {', '.join(str(step.key) for step, _ in self.items) or 'nothing'}"
-
-
-_Form = _Tensor | _Plain | _Nest
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Argument:
-    """One argument of the forward.
-
-    Attributes:
-        name: its name.
-        form: what the example had there; the default where it had nothing.
-        default: what a call of the converted network that leaves it out means; ``inspect.Parameter.empty`` for none.
-        is_absent: whether the example left it out.
-    """
-
-    name: str
-    form: _Form
-    default: Any
-    is_absent: bool
-
-    def fault(self, value: Any) -> str | None:
-        """What is wrong with a value for it; ``None`` where nothing is."""
-        if value is self.default and self.is_absent:  # also where a default that code cannot show gave way to None
-            return None
-        return _fault(self.form, value, "", self)
 
 
 class CallSignature:
@@ -125,7 +64,7 @@ class CallSignature:
         for name, default, value in _bound(binding):
             if default is _EMPTY and arguments and arguments[-1].default is not _EMPTY:
                 default = None  # a keyword-only argument may stand behind one with a default, and code has no such mark
-            arguments.append(_argument(name, default, value, leaves))
+            arguments.append(argument_of(name, default, value, leaves))
         check_names(argument.name for argument in arguments)
         return cls(model, arguments), leaves
 
@@ -157,13 +96,13 @@ class CallSignature:
         """
         tensors: dict[str, torch.Tensor] = {}
         for argument, value in zip(self.arguments, self.values(args, kwargs), strict=True):
-            tensors.update(_read(argument.form, value))
+            tensors.update(read_tensors(argument.form, value))
         return tensors
 
     @property
     def tensor_names(self) -> list[str]:
         """The names that the captured graph has for the tensors of a call, in order."""
-        return [name for argument in self.arguments for name in _names(argument.form)]
+        return [name for argument in self.arguments for name in tensor_names(argument.form)]
 
     def tensors_of(self, inputs: Any) -> dict[str, torch.Tensor]:
         """The same of inputs as one value: a tensor, a tuple of positional or a dict of keyword arguments.
@@ -183,7 +122,7 @@ class CallSignature:
     def takes_mapping(self) -> bool:
         """Whether the first argument is a dict of inputs."""
         form = self.arguments[0].form
-        return isinstance(form, _Nest) and not any(step.is_attribute for step, _ in form.items)
+        return isinstance(form, ContainerForm) and not any(step.is_attribute for step, _ in form.items)
 
     def fits(self, first: Any) -> bool:
         """Whether a value has the form of the first argument."""
@@ -232,11 +171,11 @@ class CallSignature:
             default = {} if argument.default is _EMPTY else {"default_value": argument.default}
             placeholders.append(graph.placeholder(argument.name, **default))
         written = [*placeholders]
-        if len(self.arguments) > 1 or not isinstance(self.arguments[0].form, _Tensor):
+        if len(self.arguments) > 1 or not isinstance(self.arguments[0].form, TensorForm):
             written.append(graph.call_function(self, tuple(placeholders)))
         nodes: dict[str, fx.Node] = {}
         for argument, placeholder in zip(self.arguments, placeholders, strict=True):
-            written += _write_reads(graph, argument.form, placeholder, argument.name, nodes)
+            written += write_reads(graph, argument.form, placeholder, argument.name, nodes)
         for node in written:
             node.meta["call"] = self
         for name, node in nodes.items():
@@ -271,9 +210,6 @@ def binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
     return True
 
 
-# The example ----------------------------------------------------------------------------------------------------------
-
-
 def _bound(binding: inspect.BoundArguments) -> Iterator[tuple[str, Any, Any]]:
     """Each argument's name, default and value in the example, ``_EMPTY`` for none; items of ``*args`` singly."""
     for parameter in binding.signature.parameters.values():
@@ -285,136 +221,3 @@ def _bound(binding: inspect.BoundArguments) -> Iterator[tuple[str, Any, Any]]:
             yield from ((name, _EMPTY, item) for name, item in ({} if value is _EMPTY else value).items())
         else:
             yield parameter.name, parameter.default, value
-
-
-def _argument(name: str, default: Any, value: Any, leaves: dict[str, Any]) -> Argument:
-    is_absent = value is _EMPTY
-    form: _Form = _Plain(default) if is_absent else _form(name, value, leaves)
-    return Argument(name, form, default if default is _EMPTY or _is_literal(default) else None, is_absent)
-
-
-_PLAIN = (torch.Tensor, str, int, float, bool, complex, torch.dtype, torch.device)
-
-
-def _form(path: str, value: Any, leaves: dict[str, Any]) -> _Form:
-    items = items_of(value)
-    if items is not None:
-        if faults := [step.key for step, _ in items if not _is_literal(step.key) and not isinstance(step.key, Enum)]:
-            raise ExampleError(
-                f"an example input is a {type(value).__name__} with the key {faults[0]!r}, which no code can show; "
-                "use texts or numbers as keys"
-            )
-        forms = tuple((step, _form(f"{path}_{step.key}", item, leaves)) for step, item in items)
-        return _Nest(type(value).__name__, forms)
-    if value is not None and not isinstance(value, _PLAIN):
-        raise ExampleError(
-            f"an example input is a {type(value).__name__}; only tensors and plain values can be inputs, in containers "
-            "or not: wrap the model in a module whose forward takes the tensors one by one"
-        )
-    name = re.sub(r"\W", "_", path)
-    while name in leaves:
-        name += "_"
-    leaves[name] = value
-    return _Tensor(name) if isinstance(value, torch.Tensor) else _Plain(value)
-
-
-def _is_literal(value: Any) -> bool:
-    """Whether printed code can show a value."""
-    try:
-        return bool(ast.literal_eval(repr(value)) == value)
-    except (ValueError, SyntaxError, TypeError):
-        return False
-
-
-# The forms ------------------------------------------------------------------------------------------------------------
-
-
-def _read(form: _Form, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(form, _Tensor):
-        yield form.name, value
-    elif isinstance(form, _Nest):
-        for step, item in form.items:
-            yield from _read(item, step.read(value))
-
-
-def _names(form: _Form) -> Iterator[str]:
-    if isinstance(form, _Tensor):
-        yield form.name
-    elif isinstance(form, _Nest):
-        for _, item in form.items:
-            yield from _names(item)
-
-
-def _write_reads(graph: fx.Graph, form: _Form, node: fx.Node, path: str, nodes: dict[str, fx.Node]) -> list[fx.Node]:
-    """Read the tensors within a value, a call for each step; all of the calls."""
-    written: list[fx.Node] = []
-    if isinstance(form, _Tensor):
-        nodes[form.name] = node
-    elif isinstance(form, _Nest):
-        for step, item in form.items:
-            if next(_names(item), None) is None:
-                continue
-            read = getattr if step.is_attribute else operator.getitem
-            name = re.sub(r"\W", "_", f"{path}_{step.key}")
-            child = graph.create_node("call_function", read, (node, step.key), name=name)
-            written += [child, *_write_reads(graph, item, child, name, nodes)]
-    return written
-
-
-def _fault(form: _Form, value: Any, path: str, argument: Argument) -> str | None:
-    """What is wrong with a value at a place within an argument."""
-    if isinstance(form, _Tensor):
-        return None if isinstance(value, torch.Tensor) else _misfit(form, value, path, argument)
-    if isinstance(form, _Plain):
-        return None if _equal(form.value, value) else _misfit(form, value, path, argument)
-    if not _has_steps(form, value):
-        return _misfit(form, value, path, argument)
-    for step, item in form.items:
-        fault = _fault(item, step.read(value), f"{path}{step}", argument)
-        if fault is not None:
-            return fault
-    return None
-
-
-def _has_steps(form: _Nest, value: Any) -> bool:
-    """Whether a value has the items of a form, and no others."""
-    if any(step.is_attribute for step, _ in form.items):
-        return all(step.is_attribute and hasattr(value, step.key) for step, _ in form.items)
-    if isinstance(value, Mapping):
-        return len(value) == len(form.items) and all(step.key in value for step, _ in form.items)
-    items = items_of(value)  # of a list, a tuple, a queue
-    return items is not None and [step for step, _ in items] == [step for step, _ in form.items]
-
-
-def _equal(captured: Any, value: Any) -> bool:
-    if value is captured:
-        return True
-    if isinstance(value, torch.Tensor):
-        return False
-    try:
-        return bool(value == captured)
-    except (ValueError, RuntimeError, TypeError):  # an array, whose comparison is another
-        return False
-
-
-def _misfit(form: _Form, value: Any, path: str, argument: Argument) -> str:
-    place = f"{argument.name}{path}" if path else repr(argument.name)
-    items = items_of(value)
-    kind = type(value).__name__
-    what = "a tensor" if isinstance(value, torch.Tensor) else repr(value)[:80]
-    if items is not None:
-        what = f"a {kind} of {', '.join(str(step.key) for step, _ in items) or 'nothing'}"
-    if argument.is_absent:
-        return (
-            f"the input {place} is {what}, and the network was captured without it ({form}), which is fixed in it; "
-            "leave it out, or convert again with it in example_inputs"
-        )
-    if isinstance(form, _Plain) and not isinstance(value, torch.Tensor):
-        return (
-            f"the input {place} is {what}, and the network was captured with {form}, which is fixed in it; "
-            "pass that value, or convert again with another one in example_inputs"
-        )
-    return (
-        f"the input {place} is {what}, and the network was captured with {form}, which is fixed in it; "
-        f"pass {form} there, or convert again with {what} in example_inputs"
-    )

@@ -237,7 +237,7 @@ def _attempts(example: Example) -> list[_Attempt]:
     return [_Attempt(free, grown) for free in frees for grown in ((True, False) if rows else (False,))]
 
 
-class _Recording(NamedTuple):
+class _MergedRecordings(NamedTuple):
     """Both recordings in one graph, its batch size, whether that is fixed, and the conditions under which it holds."""
 
     trace: Trace
@@ -246,7 +246,9 @@ class _Recording(NamedTuple):
     guards: Guards
 
 
-def _record_and_compare(copy: FakeCopy, model: nn.Module, example: Example, opaque: _OpaqueModules) -> _Recording:
+def _record_and_compare(
+    copy: FakeCopy, model: nn.Module, example: Example, opaque: _OpaqueModules
+) -> _MergedRecordings:
     """Record until every part is readable."""
     attempts = _attempts(example)
     number = 0
@@ -293,7 +295,7 @@ def _rows(example: Example) -> int:
     return max(example.batch or 1, 2)
 
 
-def _record_twice(copy: FakeCopy, example: Example, opaque: _OpaqueModules, attempt: _Attempt) -> _Recording:
+def _record_twice(copy: FakeCopy, example: Example, opaque: _OpaqueModules, attempt: _Attempt) -> _MergedRecordings:
     """Record in either mode, and where the model asks for element types, the second time in another one."""
     try:
         return _record_in_types(copy, example, opaque, attempt, other=True)
@@ -307,7 +309,7 @@ class _SameTypeError(Exception):
 
 def _record_in_types(
     copy: FakeCopy, example: Example, opaque: _OpaqueModules, attempt: _Attempt, *, other: bool
-) -> _Recording:
+) -> _MergedRecordings:
     batch = _rows(example) if attempt.grown or (attempt.free and example.batch) else example.batch or 1
     checked: set[Any] = set()
     settings: dict[str, Any] = {"opaque": opaque, "free": attempt.free, "checked": checked}
@@ -334,7 +336,7 @@ def _record_in_types(
         guards = guards.of_types()
         if not any(".dtype ==" in guard.condition for guard in guards):
             fix_type(trace.graph)
-    return _Recording(trace, batch, not (attempt.grown or follows_batch(guards, batch)), guards)
+    return _MergedRecordings(trace, batch, not (attempt.grown or follows_batch(guards, batch)), guards)
 
 
 def _make_opaque(opaque: _OpaqueModules, error: Exception) -> bool:

@@ -76,7 +76,7 @@ def snapshot(
         identity: whether another tensor of the same shape is another value.
         variables: take up globals, closures and class attributes, too.
     """
-    reader = _Reader(identity=identity)
+    reader = _StateReader(identity=identity)
     settings: dict[str, tuple[Any, ...]] = {}
     for path, module in _modules(model, is_call):
         if is_layer(module):  # of which a forward may change a setting
@@ -155,7 +155,7 @@ def _modules(model: nn.Module, is_call: Callable[[str, nn.Module], bool]) -> Ite
 # Values as what compares ----------------------------------------------------------------------------------------------
 
 
-class _Reader:
+class _StateReader:
     """Turns values into nested tuples; what is found in two places is read once."""
 
     def __init__(self, *, identity: bool) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,19 +44,12 @@ def guards_of(example: Example, recordings: tuple[Sizes, Sizes], *, batch: int, 
         if not isinstance(value, torch.Tensor):
             inputs.append(Input(name))
             continue
-        mine = {axis: symbol for symbol, (owner, axis) in sizes.inputs.items() if owner == name}
         rows = example.batch is not None and value.shape[:1] == (example.batch,)
         shape = (batch, *value.shape[1:]) if rows else tuple(value.shape)
-        _add(guards, Guard(f"{name}.dim() == {value.ndim}"))
-        for axis, size in enumerate(shape):
-            if axis in mine and sizes.zero and mine[axis] not in pins:
-                _add(guards, Guard(f"{name}.size({axis}) > 0"))
-            if (axis in mine and mine[axis] not in pins) or (axis not in mine and rows and axis == 0 and grown):
-                continue
-            line = pins[mine[axis]].line if axis in mine else "its size was read as a plain number"
-            _add(guards, Guard(f"{name}.size({axis}) == {size}", line))
-        movable = (axis for axis in range(value.ndim) if mine.get(axis) not in (None, *pins))
-        inputs.append(Input(name, shape, value.dtype, tuple(movable) or ((0,) if rows and grown and not mine else ())))
+        axes = _Axes({axis: symbol for symbol, (owner, axis) in sizes.inputs.items() if owner == name}, rows and grown)
+        for guard in axes.guards(name, shape, pins, above_zero=sizes.zero):
+            _add(guards, guard)
+        inputs.append(Input(name, shape, value.dtype, axes.free(pins)))
     leading = [names[symbol] for symbol in sizes.hints if symbol in sizes.rows and symbol not in pins]
     for name in leading[1:]:  # that these may differ was never seen
         _add(guards, Guard(f"{name} == {leading[0]}"))
@@ -71,6 +64,38 @@ def guards_of(example: Example, recordings: tuple[Sizes, Sizes], *, batch: int, 
             for symbol in symbols_of(condition):
                 _add(guards, Guard(f"{names[symbol]} == {sizes.hints[symbol]}", decision.line))
     return Guards(inputs=tuple(inputs), conditions=tuple(guards.values()))
+
+
+class _Axes(NamedTuple):
+    """The axes of an input.
+
+    Attributes:
+        symbols: by axis, where the size is one.
+        grows: whether the first axis is the batch, and one recording had a sample more.
+    """
+
+    symbols: dict[int, Any]
+    grows: bool
+
+    def guards(
+        self, name: str, shape: tuple[int, ...], pins: Mapping[Any, Decision], *, above_zero: bool
+    ) -> Iterator[Guard]:
+        """On the number of axes, and on the sizes that are fixed: by what pinned their symbol, or for want of one."""
+        yield Guard(f"{name}.dim() == {len(shape)}")
+        for axis, size in enumerate(shape):
+            symbol = self.symbols.get(axis)
+            if symbol is None:
+                if not (self.grows and axis == 0):
+                    yield Guard(f"{name}.size({axis}) == {size}", "its size was read as a plain number")
+            elif symbol in pins:
+                yield Guard(f"{name}.size({axis}) == {size}", pins[symbol].line)
+            elif above_zero:
+                yield Guard(f"{name}.size({axis}) > 0")
+
+    def free(self, pins: Mapping[Any, Decision]) -> tuple[int, ...]:
+        """Axes along which other sizes are possible."""
+        movable = tuple(sorted(axis for axis, symbol in self.symbols.items() if symbol not in pins))
+        return movable or ((0,) if self.grows and not self.symbols else ())
 
 
 def pins_of(recordings: tuple[Sizes, Sizes], *, grown: bool) -> dict[Any, int]:
