@@ -32,7 +32,7 @@ __all__ = [
     "host_state_as_json",
     "others_draw",
     "preserve_host_state",
-    "preserve_host_state_if_alone",
+    "preserve_own_host_state",
     "preserve_state",
     "preserve_torch_state",
     "replay_torch_state",
@@ -45,7 +45,7 @@ __all__ = [
     "torch_state",
 ]
 
-_LOOK = 0.01  # seconds in which a thread that draws again and again is seen to do so
+_SHORTEST_LOOK, _LONGEST_LOOK = 0.02, 0.25  # seconds in which a thread that draws again and again is seen to do so
 
 # Seeds and streams ---------------------------------------------------------------------------------------------------
 
@@ -108,19 +108,31 @@ def preserve_host_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def preserve_host_state_if_alone() -> Iterator[None]:
-    """The same where there is no other thread, whose numbers would be drawn a second time."""
-    with preserve_host_state() if threading.active_count() == 1 else contextlib.nullcontext():
+def preserve_own_host_state() -> Iterator[None]:
+    """The same, unless another thread draws from them meanwhile: it would draw its numbers a second time."""
+    before, python, numpy = host_state(), random.getstate(), np.random.get_state()
+    began = time.perf_counter()
+    try:
         yield
+    finally:
+        if host_state() != before and not others_draw(time.perf_counter() - began):
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
-def others_draw() -> bool:
-    """Whether another thread draws from Python's or NumPy's generators just now."""
-    if threading.active_count() == 1:
-        return False
-    before = host_state()
-    time.sleep(_LOOK)
-    return host_state() != before
+def others_draw(seconds: float = 0.0) -> bool:
+    """Whether another thread draws from Python's or NumPy's generators: whether any does, while this one waits.
+
+    Args:
+        seconds: how long something ran in which another thread may have drawn; it is looked for as long, but for
+            some hundredths of a second at least, and for a quarter of one at most.
+    """
+    before, end = host_state(), time.perf_counter() + min(max(seconds, _SHORTEST_LOOK), _LONGEST_LOOK)
+    while threading.active_count() > 1 and time.perf_counter() < end:
+        time.sleep(_SHORTEST_LOOK / 4)
+        if host_state() != before:
+            return True
+    return False
 
 
 @contextlib.contextmanager

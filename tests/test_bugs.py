@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,20 @@ def test_random_numbers_that_nobody_reads_move_the_others(way: str) -> None:
     pararealize(Layers(Wasteful), n=3, example_inputs=X, coarse="linear")(X)
 
 
+@pytest.fixture(params=["alone", "beside an idle thread"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether there is a thread besides the one that converts, as progress bars and data loaders leave them."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    if request.param != "alone":
+        thread.start()
+    yield
+    over.set()
+    if request.param != "alone":
+        thread.join()
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("source", [random.random, np.random.rand])
 def test_random_numbers_from_outside_torch(source: Callable[[], float]) -> None:
     """Layers dropped by Python's random numbers were recorded once, and kept or dropped for ever after."""
@@ -201,6 +216,7 @@ def test_random_numbers_from_outside_torch(source: Callable[[], float]) -> None:
     assert states == (random.getstate(), np.random.get_state()[1].tolist())
 
 
+@pytest.mark.usefixtures("threads")
 def test_a_layer_with_random_numbers_from_outside_torch_is_one_node() -> None:
     class Scaled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import json
 import random
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from pararealize.random_state import (
     generator,
     host_state,
     host_state_as_json,
+    others_draw,
     preserve_host_state,
+    preserve_own_host_state,
     preserve_state,
     preserve_torch_state,
     replay_torch_state,
@@ -202,3 +206,47 @@ def test_nothing_else_in_the_library_handles_random_states():
     others = {"random_source.py", "tracing/regions.py", "tracing/python_state.py"}
     assert users.keys() - others == {"random_state.py", "train/loop.py"}, users
     assert users["train/loop.py"] == "seed_all("
+
+
+# ------------------------------------------------------------------------------------------------------ other threads
+
+
+@contextlib.contextmanager
+def beside(work: Callable[[], object]) -> Iterator[None]:
+    """Another thread, which does something every few milliseconds."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(0.002):
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_own_numbers_are_put_back_beside_a_thread_that_draws_none():
+    with beside(lambda: None):
+        assert not others_draw()
+        before = host_state()
+        with preserve_own_host_state():
+            draw()
+        assert host_state() == before
+    with preserve_own_host_state():
+        draw()
+    assert host_state() == before
+
+
+@pytest.mark.parametrize("source", [random.random, np.random.rand])
+def test_another_thread_does_not_draw_its_numbers_twice(source):
+    seen: list[float] = []
+    with beside(lambda: seen.append(source())):
+        for _ in range(5):
+            with preserve_own_host_state():
+                source()
+        assert others_draw()
+    assert len(set(seen)) == len(seen) > 5

@@ -62,7 +62,8 @@ def judge(program: Any) -> Outcome:
         with warnings.catch_warnings(), _quiet_state(), contextlib.redirect_stderr(stderr):
             warnings.simplefilter("ignore")
             for stage, run in _STAGES.items():  # noqa: B007 (it is told below)
-                run(program)
+                if run is not _several or program.N > 1:
+                    run(program)
     except PararealizeError as error:
         return Outcome(kind="refused", stage=stage, text=f"{type(error).__name__}: {error}")
     except WrongError as error:

@@ -233,6 +233,7 @@ class _Source:
         steps.append({"training": True, "batch": batch, "size": size, "mode": "gradients"})
         steps.append({"training": False, "batch": batch, "size": size, "mode": "gradients"})
         r.shuffle(steps)
+        n = 1 if seed % 2 else r.randint(2, self.depth)
         lines = [
             f"EXAMPLE = {(batch, size)}  # batch size, length or height",
             f"CONVERTED_IN = {r.choice(['train', 'train', 'eval'])!r}",
@@ -240,7 +241,7 @@ class _Source:
             "STEPS = [",
             *(f"    {step}," for step in steps),
             "]",
-            f"N = {r.randint(2, self.depth)}",
+            f"N = {n}",
             f"COARSE = {r.choice(_COARSE)!r}",
             f"CAUSAL = {self.domain == 'causal'}",
             "",

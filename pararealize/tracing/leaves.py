@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map_only
 
 from pararealize.random_source import RandomSource
-from pararealize.random_state import preserve_host_state_if_alone
+from pararealize.random_state import preserve_own_host_state
 from pararealize.restore import set_within
 
 from .sizes import Sizes, has_symbols, is_symbolic, layout_of
@@ -110,7 +110,7 @@ class Leaves:
         """Call a leaf; of equal leaves on equal inputs, only the first is really run."""
         self.repeated = False
         if not is_from_torch(module):
-            with preserve_host_state_if_alone():  # a layer that is one node may draw from it
+            with preserve_own_host_state():  # a layer that is one node may draw from it
                 try:
                     return module(*args, **kwargs)
                 except Exception:  # whatever it does not do with fake tensors

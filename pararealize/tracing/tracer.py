@@ -30,7 +30,7 @@ from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import PreDispatchTorchFunctionMode
 from torch.overrides import TorchFunctionMode
 
-from pararealize.random_state import host_state, others_draw, preserve_host_state_if_alone
+from pararealize.random_state import host_state, others_draw, preserve_own_host_state
 from pararealize.restore import as_written, attributes_as_found
 
 from .autograd_calls import AutogradCalls
@@ -108,7 +108,7 @@ def record(
     sizes = Sizes()
     leaves = copy.leaves
     leaves.mode.shape_env, leaves.sizes = sizes.env, sizes
-    with attributes_as_found(copy.model.modules()), preserve_host_state_if_alone(), copy.cast(dtype):
+    with attributes_as_found(copy.model.modules()), preserve_own_host_state(), copy.cast(dtype):
         for module in copy.model.modules():  # module.train() would reach it too, but a model may have overridden it
             module.training = training
         checks = SizeChecks(sizes, leaves.empty, set() if checked is None else checked, lambda: leaves.repeated)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from pararealize.errors import CaptureError, ExampleError
 from pararealize.random_source import RandomSource
-from pararealize.random_state import preserve_host_state_if_alone, set_torch_state, torch_state
+from pararealize.random_state import preserve_own_host_state, set_torch_state, torch_state
 from pararealize.restore import as_written
 
 from .behaviour import Behaviour, Difference, Setting, Shape, first_difference, observe
@@ -41,7 +41,7 @@ _CLOSE, _CLOSE_IN_HALF = 1e-4, 2e-3  # norms of differences, relative
 
 def run_model(model: nn.Module, example: Example, *, training: bool) -> Exception | None:
     """What the model raises in a mode, if anything; it is left alone, since a twin of it runs."""
-    with as_written(), preserve_host_state_if_alone(), RandomSource(seed=0):
+    with as_written(), preserve_own_host_state(), RandomSource(seed=0):
         for gradients in (False, True):  # some need them: they compute gradients within their forward
             twin, _ = real_twin(model)
             setting = Setting(training=training, gradients=gradients)
@@ -246,7 +246,7 @@ class _Trial:
     def _observe(self, tree: nn.Module, setting: Setting, graph: nn.Module | None = None) -> Behaviour:
         with contextlib.ExitStack() as stack:
             stack.enter_context(as_written())
-            stack.enter_context(preserve_host_state_if_alone())
+            stack.enter_context(preserve_own_host_state())
             source = stack.enter_context(RandomSource(seed=self.calls)) if self._draws else None
             run = tree if graph is None else graph
             behaviour = observe(run, tree, self.captured.example, setting, by_name=graph is not None)
