@@ -1,5 +1,6 @@
 """The examples that readers see: of docstrings, and of command lines on the pages, whose output is compared."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -16,6 +17,8 @@ from pararealize_cli.main import app
 PAGES = Path(__file__).resolve().parent.parent / "docs"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = sorted(module.name for module in pkgutil.walk_packages(pararealize.__path__, "pararealize."))
+PROMISES = PAGES / "howto" / "promises.md"
+TEST = re.compile(r"`(?P<file>tests/[\w/]+\.py)(?:::(?P<function>\w+))?`")
 NETWORK = re.compile(r"```python\n# (?P<name>\w+\.py)\n(?P<code>.*?)```", re.DOTALL)
 CONSOLE = re.compile(r"```console\n\$ (?P<command>pararealize .*?)\n(?P<output>.*?)```", re.DOTALL)
 
@@ -51,3 +54,28 @@ def test_command_lines(page: str, command: str, expected: str, tmp_path: Path, m
 def test_pages_have_command_lines() -> None:
     """The pattern above finds them."""
     assert len(_console_blocks()) >= 5
+
+
+def _rows() -> list[str]:
+    """The rows of the table of promises, without its head."""
+    lines = [line for line in PROMISES.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    return lines[2:]
+
+
+def _first_cell(row: str) -> str:
+    return row.split("|")[1].strip()[:60]
+
+
+@pytest.mark.parametrize("row", _rows(), ids=_first_cell)
+def test_promises_are_shown(row: str) -> None:
+    """Every row of the page of promises names tests, and these exist: ``tests/file.py`` or ``tests/file.py::test``."""
+    assert row.count("|") == 4, f"a row has three cells: {row}"
+    tests = list(TEST.finditer(row.split("|")[3]))
+    assert tests, f"this row names no test: {row}"
+    for test in tests:
+        path = PAGES.parent / test["file"]
+        assert path.is_file(), f"{test['file']} does not exist"
+        if test["function"]:
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+            assert test["function"] in functions, f"{test['file']} has no {test['function']}"
