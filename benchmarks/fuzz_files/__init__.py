@@ -1,0 +1,1 @@
+"""Files that were changed since they were written, and what becomes of who reads them."""

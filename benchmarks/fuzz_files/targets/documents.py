@@ -1,0 +1,35 @@
+"""What a file says, and what was read from it: whether these are the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+__all__ = ["difference"]
+
+
+def difference(file: str | bytes, again: str) -> str:
+    """Where a JSON file says something that what was read from it, written again, does not; nothing where all is alike.
+
+    Keys that the file leaves out have defaults.
+    """
+    return _difference(json.loads(file), json.loads(again), "")
+
+
+def _difference(before: Any, after: Any, where: str) -> str:
+    if isinstance(before, bool) or isinstance(after, bool) or before is None or after is None:
+        return "" if before is after else f"{where} is {after!r}, and the file says {before!r}"
+    if isinstance(before, dict) and isinstance(after, dict):
+        missing = sorted(set(before) - set(after))
+        faults = [f"{where} is without {missing}"] if missing else []
+        faults += [_difference(value, after[key], f"{where}.{key}") for key, value in before.items() if key in after]
+        return next(filter(None, faults), "")
+    if isinstance(before, list) and isinstance(after, list):
+        if len(before) != len(after):
+            return f"{where} has {len(after)} items, and the file {len(before)}"
+        pairs = enumerate(zip(before, after, strict=True))
+        return next(filter(None, (_difference(*pair, f"{where}.{i}") for i, pair in pairs)), "")
+    numbers = isinstance(before, int | float) and isinstance(after, int | float)
+    same = before == after or (numbers and math.isclose(before, after, rel_tol=1e-15))
+    return "" if same and (numbers or type(before) is type(after)) else f"{where} is {after!r}, the file: {before!r}"
