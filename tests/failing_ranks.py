@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ def strike(kind: str) -> None:
         ctypes.PyDLL(None).sleep(1000)
     if kind == "exit":
         os._exit(3)
+    if kind == "status":  # of a script that catches its error
+        try:
+            raise ValueError("a bad batch")
+        except ValueError:
+            sys.exit(3)
+    if kind == "SystemExit":
+        raise SystemExit("no data")
 
 
 def line(rank: int, n: int, folder: str, kind: str, culprit: int, point: str, timeout: float, store: str) -> None:

@@ -1,4 +1,4 @@
-"""Waits of this process on process groups -> errors, at once, whichever thread is in them.
+"""Waits of this process on process groups -> errors, at once, whichever thread is in them; or the end of the process.
 
 Python cannot interrupt a wait of gloo. But when a wait runs out of time, gloo closes all connections of the group, as
 their contents would be ambiguous from then on, and every other wait on the group raises (``UnboundBuffer::waitRecv``
@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import faulthandler
+import os
+import sys
+from typing import Never
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-__all__ = ["break_waits"]
+__all__ = ["break_waits", "end_process"]
 
 _UNUSED_TAG = 2**31 - 9  # of the receives that end waits; no message has it
 
@@ -42,3 +46,11 @@ def _runs_out(group: dist.ProcessGroup, peer: int) -> bool:
     except RuntimeError as error:
         return "timed out" in str(error).lower()
     return False
+
+
+def end_process(reason: str) -> Never:
+    """End this process, whatever its threads do, after writing to stderr where they stand."""
+    print(f"{reason}; its threads stand at", file=sys.stderr, flush=True)  # noqa: T201 (nobody is left to take an error)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a replaced stderr may be no file
+        faulthandler.dump_traceback(sys.stderr)
+    os._exit(1)

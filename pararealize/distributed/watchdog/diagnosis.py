@@ -17,9 +17,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch.distributed as dist
+
 from .heartbeat import Failure, Heartbeat
 
-__all__ = ["RankStatus", "find_culprit", "silent"]
+__all__ = ["RankStatus", "find_culprit", "is_consequence", "silent"]
+
+_COMMUNICATION = ("gloo", "nccl", "connection", "pair closure", "timed out", "socket", "broken pipe")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,10 @@ class RankStatus(Heartbeat):
         return cls(who=who, quiet=quiet, left=left, **{**fields, "seconds": heartbeat.seconds + quiet})
 
     def __str__(self) -> str:
+        if not self.waits and not self.doing:
+            return f"outside every step, after {self.latest}" if self.latest else "outside every step"
         if not self.waits:
-            return f"in {self.doing!r}" if self.doing else "outside every step"
+            return f"in {self.doing!r}"
         return f"waiting for {self.doing}" + ("" if self.peer is None else f" of rank {self.peer}")
 
 
@@ -79,7 +85,7 @@ def silent(rank: int, status: RankStatus) -> Failure:
         rank=rank,
         message=f"{status.who} has given no sign of life for {status.quiet:.0f} s: its process is stopped, hangs "
         f"outside Python, or its machine cannot be reached; it was last seen {status}, started {status.seconds:.0f} s "
-        "ago; raise timeout= if a step really takes so long",
+        f"ago{_place(status)}; raise timeout= if a step really takes so long",
     )
 
 
@@ -118,8 +124,12 @@ def _blame(rank: int, status: RankStatus, waiting: RankStatus, waited: float, qu
     return Failure(
         rank=rank,
         message=f"{status.who} has not answered for {waited:.0f} s{silence}: it was last seen {status}, started "
-        f"{status.seconds:.0f} s ago; raise timeout= if a step really takes so long",
+        f"{status.seconds:.0f} s ago{_place(status)}; raise timeout= if a step really takes so long",
     )
+
+
+def _place(status: RankStatus) -> str:
+    return f", and stands at {status.place}" if status.place else ""
 
 
 def _circle(ranks: list[int], statuses: Mapping[int, RankStatus], waited: float) -> Failure:
@@ -129,3 +139,13 @@ def _circle(ranks: list[int], statuses: Mapping[int, RankStatus], waited: float)
         message=f"the ranks have waited for each other for {waited:.0f} s: {waits}; every rank has to do the same "
         "steps in the same order, with the same batch",
     )
+
+
+def is_consequence(error: BaseException, *, waits: bool) -> bool:
+    """Whether an error may come from another rank's failure: it did in a wait, or speaks of communication."""
+    if isinstance(error, dist.DistError | ConnectionError | TimeoutError):
+        return True
+    text = str(error).lower()
+    if type(error) is RuntimeError and (waits or any(word in text for word in _COMMUNICATION)):
+        return True
+    return error.__cause__ is not None and is_consequence(error.__cause__, waits=waits)  # as the runtime's own are

@@ -31,6 +31,10 @@ class Heartbeat:
         step: how many steps it has begun.
         sent: how many messages it has sent, by the rank that they are for.
         took: how many messages it has taken, by the rank that they are of.
+        latest: its last call in words; empty before the first.
+        place: where its main thread stands, in words.
+        calls: of the calls that the ranks of one network make alike, the last of each name, by number.
+        shared_calls: of those that the ranks of all copies make alike.
     """
 
     doing: str = ""
@@ -40,6 +44,10 @@ class Heartbeat:
     step: int = 0
     sent: Mapping[int, int] = dataclasses.field(default_factory=dict)
     took: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    latest: str = ""
+    place: str = ""
+    calls: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    shared_calls: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +65,15 @@ class Farewell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loss:
-    """The connection to a rank has ended; ``how`` completes a sentence, such as ``"died (its process is gone)"``."""
+    """The connection to a rank has ended, or the process of one that had left.
+
+    Attributes:
+        how: completes a sentence, such as ``"died (its process is gone)"``.
+        status: of its process, where it is known; a signal that ended it is a negative number.
+    """
 
     how: str
+    status: int | None = None
 
 
 Message: TypeAlias = Heartbeat | Failure | Farewell

@@ -254,4 +254,4 @@ def _connection(peer: int, connection: socket.socket, cards: dict[int, _Card], r
     if cards[peer].machine == cards[rank].machine and hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):  # not allowed, or already gone: the connection will tell
             process = os.pidfd_open(cards[peer].pid)
-    return Connection(peer, connection, process)
+    return Connection(peer, connection, process, cards[peer].pid)

@@ -8,6 +8,8 @@ Each rank has a thread that tells the others twice a second what its rank is doi
     it hangs in Python            it lives, but others wait for it (diagnosis.py)        timeout
     it is stopped, hangs in C     no heartbeats                                          timeout
     its machine vanishes          no heartbeats                                          timeout
+    it leaves with a status       it says so, or its process does (exits.py)             milliseconds
+    it calls what others do not   it says what it has called (calls.py)                  a second
 
 What may be judged is only what a rank has said itself and how long it has been silent, by the clock of the one that
 judges: a busy rank is never at fault, however long it takes, until another one has waited for it for ``timeout``.
@@ -22,7 +24,8 @@ and passes on, so a rank that fails because its neighbour did is not blamed.
 
 A rank that comes out of a hang finds its own name in the error. One that does not, with the failure known to its
 thread, has another ``timeout`` seconds; then it writes where it hangs to stderr and ends its process, so that a job
-does not stand for ever where no launcher ends the rest.
+does not stand for ever where no launcher ends the rest. That holds for a hang between steps too: in a data loader, an
+optimiser, or a barrier of the user's own, which the watching thread sees in the main thread's frames (position.py).
 
 NCCL: its waits do not hold up Python, so the main thread stands where it first needs a value, such as ``loss.item()``;
 there, waits end by aborting the communicators. That is written from the documentation and has not been run.
@@ -33,10 +36,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import faulthandler
 import itertools
+import multiprocessing.util
 import os
-import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -47,10 +49,13 @@ from torch.distributed import distributed_c10d as c10d
 
 from pararealize.errors import AgreedError, DistributedError, RankError
 
-from .abort import break_waits
+from .abort import break_waits, end_process
+from .calls import Calls
 from .connections import Connections
-from .diagnosis import RankStatus, find_culprit, silent
+from .diagnosis import RankStatus, find_culprit, is_consequence, silent
+from .exits import SCRIPT
 from .heartbeat import Failure, Farewell, Heartbeat, Loss, Message
+from .position import Position
 from .rendezvous import connect_ranks
 
 __all__ = ["Watch"]
@@ -58,7 +63,8 @@ __all__ = ["Watch"]
 _GRACE = 2.0  # seconds that an error of communication waits for its cause
 _LAST_WORDS = 1.0  # seconds that a rank's last messages may take
 _LEFT = 1.0  # seconds in which what a rank sent before it left must have come
-_COMMUNICATION = ("gloo", "nccl", "connection", "pair closure", "timed out", "socket", "broken pipe")
+_ENDING = 5.0  # seconds in which the process of a script that is over ends, and tells its status
+_LEAVING = 10.0  # seconds in which the end of a process is the end of the script that has left
 _meetings: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
 
@@ -74,7 +80,7 @@ class Watch:
     """Ends every rank, with an error that names the one at fault, when one raises, dies or hangs.
 
     All ranks make it at about the same time. It costs one thread, one connection to every other rank, and a message of
-    a hundred bytes to each of them every half second; the main thread sends nothing.
+    some hundred bytes to each of them every half second; the main thread sends nothing.
 
     Args:
         store: where the ranks meet: a store that all of them share, or a process group of just these ranks. It is not
@@ -84,6 +90,7 @@ class Watch:
         timeout: seconds after which a wait means that the other side hangs, and that ranks have to come here.
         peers: which ranks callers of :meth:`waiting` mean by 0, 1, …, where these count otherwise: those of one
             replica's group, for instance, in a watch over all replicas.
+        meeting: a name that all ranks share and no other watch has; made of ``who`` and a count when left out.
 
     Raises:
         DistributedError: some rank did not come, or cannot be reached.
@@ -105,6 +112,7 @@ class Watch:
         rank: int | None = None,
         timeout: float = 30.0,
         peers: Sequence[int] | None = None,
+        meeting: str | None = None,
     ) -> None:
         if isinstance(store, dist.ProcessGroup):
             rank = dist.get_rank(store)
@@ -119,7 +127,9 @@ class Watch:
         self._beat = min(0.5, timeout / 8)
         self._quiet = 4 * self._beat
         self._state = _State("")
-        self._inside, self._step = False, 0
+        self._depth, self._step = 0, 0  # calls that this rank is in, and those that it has begun
+        self._calls, self._position = Calls(self._peers), Position()
+        self._user = threading.get_ident()  # the thread that makes the calls
         self._sent: Counter[int] = Counter()
         self._took: Counter[int] = Counter()
         self._failure: Failure | None = None
@@ -127,6 +137,7 @@ class Watch:
         self._failure_known = threading.Event()
         self._others_told = threading.Event()  # and the waits of this rank are ended
         self._failing = threading.Lock()  # the first failure stays
+        self._raised = False  # whether the main thread knows of it
         self._closing = False
         self._left: dict[int, float] = {}  # ranks that closed in good order, and when
         self._pid = os.getpid()
@@ -136,34 +147,54 @@ class Watch:
         self._connections: Connections | None = None
         if len(who) > 1:
             place = f"pararealize/watch/{' '.join(who)}"
-            meeting = c10d.PrefixStore(f"{place}/{next(_meetings[place])}", store)
-            self._connections = connect_ranks(meeting, rank, who, timeout)
+            meeting = meeting or f"{place}/{next(_meetings[place])}"
+            self._connections = connect_ranks(c10d.PrefixStore(meeting, store), rank, who, timeout)
             self._thread = threading.Thread(
                 target=self._run, args=(self._connections,), name="pararealize-watch", daemon=True
             )
             self._thread.start()
+            SCRIPT.record()
             atexit.register(self._at_exit)
+            # a child of multiprocessing ends without what atexit knows
+            self._finalizer = multiprocessing.util.Finalize(None, self._at_exit, exitpriority=100)
 
     # ------------------------------------------------------------------------------------------------ main thread
 
+    def describe(self, who: Sequence[str]) -> None:
+        """Call the ranks so from now on."""
+        self.who = list(who)
+
     @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """Around a whole step: other ranks learn of an exception in it, and it raises what happened to them.
+    def step(self, call: str = "a step", *, everyone: bool = True) -> Iterator[None]:
+        """Around a whole step, or whatever else all ranks call: it raises what happened to other ranks.
+
+        They learn of an exception in it, and of a call of another name that they make in its place. Calls may be made
+        within calls.
+
+        Args:
+            call: its name, the same on all ranks.
+            everyone: whether all ranks make it; otherwise those alone that ``peers`` names.
 
         Raises:
             RankError: another rank failed, before or during the step.
         """
         self._raise_known()
-        self._step += 1
-        self._state, self._inside = _State("the start of a step"), True
+        SCRIPT.goes_on()
+        self._user = threading.get_ident()
+        self._step += not self._depth
+        number = self._calls.begin(call, everyone=everyone)
+        outer, self._state = self._state, _State(f"the start of {call}")
+        self._depth += 1
         try:
             yield
         except BaseException as error:
+            if isinstance(error, AgreedError):
+                self._calls.withdraw(number)
             self._leave(error)
             raise
         finally:
-            self._inside = False
-            self._state = _State("")
+            self._depth -= 1
+            self._state = _State(outer.doing)
 
     def doing(self, what: str) -> None:
         """Say what this rank does from now on; no more than two assignments and a look at a flag."""
@@ -172,7 +203,7 @@ class Watch:
 
     def waiting(self, what: str, peer: int | None = None) -> None:
         """Say that this rank now waits for ``what`` of rank ``peer``, or of all where no other one is named."""
-        rank = None if peer is None else self._peers[peer]
+        rank = self.rank if peer is None else self._peers[peer]
         self._state = _State(what, None if rank == self.rank else rank, waits=True)
         self._raise_known()
 
@@ -185,35 +216,43 @@ class Watch:
         self._took[self._peers[peer]] += 1
 
     def close(self) -> None:
-        """Leave in good order: the others are told, and do not take it for a death. May be called again."""
+        """Leave in good order: the others are told, and do not take it for a death. May be called again.
+
+        Where ``sys.exit`` was called with a status before, it is no good order, and they are told that.
+        """
         if self._connections is None or self._closing or os.getpid() != self._pid:
             return
+        if words := SCRIPT.bad_exit():
+            self._report(words)
         self._closing = True
         atexit.unregister(self._at_exit)
+        self._finalizer.cancel()
+        SCRIPT.stop_recording()
         self._connections.wake()
         self._thread.join(_LAST_WORDS)
 
     def _at_exit(self) -> None:
-        """The script is over: by an exception outside every step, or in good order."""
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-        if error is not None and not hasattr(sys, "ps1") and os.getpid() == self._pid:
-            self._report(error)
+        """The script is over: by an exception outside every step, with a status, or in good order."""
+        error = SCRIPT.uncaught_error()
+        if error is not None and not self._closing and os.getpid() == self._pid:
+            with contextlib.suppress(RankError):
+                self._report(error) if isinstance(error, AgreedError) else self._leave(error)
         self.close()
 
     def _leave(self, error: BaseException) -> None:
         """Tell of an error that starts here; raise the cause of one that does not."""
         if isinstance(error, RankError | AgreedError) or self._connections is None:  # known to all
             return
-        if _is_consequence(error, self._state):
+        if is_consequence(error, waits=self._state.waits):
             if not self._failure_known.wait(_GRACE):
                 self._suspect(error)
             if self._failure is not None:
-                self._others_told.wait(_LAST_WORDS)
-                raise RankError(self._failure.message, self._failure.rank) from error
+                self._raise_known(error)
         if self._failure is None:
             self._report(error)
-        elif str(error) not in self._failure.message:  # as it is where all ranks find the same fault at once
+        elif self._failure.rank != self.rank and str(error) not in self._failure.message:  # all may find one fault
             error.add_note(f"besides, {self._failure.message}")
+        self._raised = True
 
     def _suspect(self, error: BaseException) -> None:
         """A wait failed though nobody is known to have failed: out of time, or for one that has left."""
@@ -226,16 +265,22 @@ class Watch:
             if late or statuses[failure.rank].left:
                 self._fail(failure)
 
-    def _report(self, error: BaseException) -> None:
-        text = str(error).strip()
-        message = f"{self.who[self.rank]} failed {self._statuses()[self.rank]}: {type(error).__name__}: {text[:500]}"
+    def _report(self, error: BaseException | str) -> None:
+        """Tell of an error that starts here, or in words of how the script ends."""
+        status = self._statuses()[self.rank]
+        if isinstance(error, str):
+            message = f"{self.who[self.rank]} {error}; it was last seen {status}"
+        else:
+            message = f"{self.who[self.rank]} failed {status}: {type(error).__name__}: {str(error).strip()[:500]}"
         self._fail(Failure(rank=self.rank, message=message.removesuffix(": ")))
+        self._raised = True
         self._others_told.wait(_LAST_WORDS)
 
-    def _raise_known(self) -> None:
+    def _raise_known(self, error: BaseException | None = None) -> None:
         if self._failure is not None:
+            self._raised = True
             self._others_told.wait(_LAST_WORDS)
-            raise RankError(self._failure.message, self._failure.rank)
+            raise RankError(self._failure.message, self._failure.rank) from error
 
     # ------------------------------------------------------------------------------------------- shared by threads
 
@@ -249,16 +294,24 @@ class Watch:
         assert self._connections is not None
         self._connections.wake()
 
-    def _heartbeat(self, now: float) -> Heartbeat:
-        state = self._state
+    def _heartbeat(self, now: float, waits_for: float = 0.0) -> Heartbeat:
+        """What this rank does; where its main thread has stood in a wait of torch's so long, it waits for others."""
+        state, stands = self._state, self._position
+        doing, seconds, waits = state.doing, now - state.since, state.waits
+        if not waits and waits_for:  # in a collective call that nobody announced
+            doing = f"a collective call of torch.distributed{f' in {doing!r}' if doing else ''}"
+            seconds, waits = min(seconds, waits_for), True
         return Heartbeat(
-            doing=state.doing,
-            seconds=now - state.since,
-            waits=state.waits,
+            doing=doing,
+            seconds=seconds,
+            waits=waits,
             peer=state.peer,
             step=self._step,
             sent=dict(self._sent),
             took=dict(self._took),
+            latest=self._calls.latest,
+            place=stands.text,
+            **self._calls.told(),
         )
 
     def _statuses(self) -> dict[int, RankStatus]:
@@ -286,9 +339,12 @@ class Watch:
     def _attend(self, connections: Connections) -> None:
         last = beat_at = time.monotonic()
         while not self._closing or (self._failure is not None and not self._others_told.is_set()):
-            for rank, message in connections.poll(beat_at - time.monotonic()):
+            for rank, message in connections.poll(min(beat_at, self._calls.next_look()) - time.monotonic()):
                 self._hear(rank, message)
             now = time.monotonic()
+            heard = {rank: heartbeat for rank, (heartbeat, _) in self._heard.items()}
+            if difference := self._calls.failure(self.rank, heard, self.who, now):
+                self._fail(difference)
             if now - last > self._quiet:  # this process itself stood still: the others' silence says nothing
                 self._heard = {rank: (beat, min(now, at + now - last)) for rank, (beat, at) in self._heard.items()}
             last = now
@@ -298,57 +354,46 @@ class Watch:
                 self._others_told.set()
             if now >= beat_at:
                 beat_at = now + self._beat
-                state = self._state
-                connections.send(self._heartbeat(now))
-                self._judge(state, now)
+                self._position.look(self._user)
+                heartbeat = self._heartbeat(now, self._position.seconds)
+                connections.send(heartbeat)
+                self._judge(connections, heartbeat, now)
 
     def _hear(self, rank: int, message: Message | Loss) -> None:
+        now = time.monotonic()
         if isinstance(message, Heartbeat):
-            self._heard[rank] = message, time.monotonic()
+            self._heard[rank] = message, now
+            self._calls.compare(rank, message, now)
         elif isinstance(message, Failure):
             self._fail(message)
         elif isinstance(message, Farewell):
-            self._left[rank] = time.monotonic()
+            self._left[rank] = now
         elif rank not in self._left:
             status = self._statuses()[rank]
             self._fail(Failure(rank=rank, message=f"{status.who} {message.how}; it was last seen {status}"))
+        elif message.status and now - self._left[rank] < _LEAVING:
+            text = f"{self.who[rank]} left with exit status {message.status}; it was last seen {self._statuses()[rank]}"
+            self._fail(Failure(rank=rank, message=text))
 
-    def _judge(self, state: _State, now: float) -> None:
+    def _judge(self, connections: Connections, heartbeat: Heartbeat, now: float) -> None:
         """Every half second: has patience run out?"""
         if self._failure is not None:
-            if self._inside:  # it may have begun a wait, or a group, that was not there before
+            if self._depth:  # it may have begun a wait, or a group, that was not there before
                 break_waits()
-                if now - self._failed_at > self.timeout:
-                    self._end_process()
+            hangs = self._depth or (self._failure.rank == self.rank and not self._raised)
+            if hangs and now - self._failed_at > self.timeout:
+                end_process(
+                    f"{self.who[self.rank]} still hangs {self.timeout:g} s after a failure and ends here: "
+                    f"{self._failure.message}"
+                )
             return
-        waited = now - state.since if state.waits else 0.0
-        awaited = self._left if state.peer is None else {state.peer} & self._left.keys()
-        deserted = waited > _LEFT and any(now - self._left[rank] > _LEFT for rank in awaited)
+        waited = heartbeat.seconds if heartbeat.waits else 0.0
+        awaited = self._left if heartbeat.peer is None else {heartbeat.peer} & self._left.keys()
+        gone = (rank for rank in awaited if not connections.is_ending(rank) or now - self._left[rank] > _ENDING)
+        deserted = waited > _LEFT and any(now - self._left[rank] > _LEFT for rank in gone)
         if waited >= self.timeout or deserted:
             self._fail(find_culprit(self._statuses(), self.rank, quiet=self._quiet))
-        elif self._inside:
+        elif self._depth:
             for rank, status in self._statuses().items():
                 if status.quiet >= self.timeout and not status.left:
                     self._fail(silent(rank, status))
-
-    def _end_process(self) -> None:
-        assert self._failure is not None
-        print(  # noqa: T201 (nobody is left who could take an exception)
-            f"{self.who[self.rank]} still hangs {self.timeout:g} s after a failure and ends here: "
-            f"{self._failure.message}; its threads stand at",
-            file=sys.stderr,
-            flush=True,
-        )
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # a replaced stderr may be no file
-            faulthandler.dump_traceback(sys.stderr)
-        os._exit(1)
-
-
-def _is_consequence(error: BaseException, state: _State) -> bool:
-    """Whether an error may come from another rank's failure: it did in a wait, or speaks of communication."""
-    if isinstance(error, dist.DistError | ConnectionError | TimeoutError):
-        return True
-    text = str(error).lower()
-    if type(error) is RuntimeError and (state.waits or any(word in text for word in _COMMUNICATION)):
-        return True
-    return error.__cause__ is not None and _is_consequence(error.__cause__, state)  # as the runtime's own errors are

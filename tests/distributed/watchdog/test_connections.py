@@ -1,6 +1,9 @@
 """What goes over the connections of three ranks, and how an end shows."""
 
 import os
+import select
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from pararealize.distributed.watchdog.connections import Connections
+from pararealize.distributed.watchdog.connections import Connections, _exit_status, _words
 from pararealize.distributed.watchdog.heartbeat import Failure, Heartbeat, Loss, Message
 from pararealize.distributed.watchdog.rendezvous import connect_ranks
 
@@ -83,3 +86,19 @@ def test_a_forked_process_keeps_no_connection(trio: list[Connections]) -> None:
     os.close(reader), os.close(writer)
     trio[0].send(Heartbeat())
     assert receive(trio[1], 1) == [(0, Heartbeat())]
+
+
+def test_a_process_that_has_ended_leaves_its_status() -> None:
+    """Until its parent has asked for it, on newer systems for longer, and only if it has ended."""
+    statuses = []
+    for command in ("import os; os._exit(3)", "import os; os.kill(os.getpid(), 9)", "input()"):
+        child = subprocess.Popen([sys.executable, "-S", "-c", command], stdin=subprocess.PIPE)
+        process = os.pidfd_open(child.pid)
+        if command != "input()":
+            select.select([process], [], [], 30)
+        statuses.append(_exit_status(process, child.pid))
+        child.communicate(b"\n")
+        assert _exit_status(process, child.pid) in (child.returncode, None)
+        os.close(process)
+    assert statuses == [3, -9, None]
+    assert [_words(status) for status in (3, -9)] == ["with exit status 3", "killed by SIGKILL"]

@@ -35,7 +35,7 @@ def test_a_death_ends_every_rank(tmp_path: Path, i: int, point: str, n: int) -> 
     culprit = {"send": 0, "receive": n - 1}.get(point, i % n)
     ends = failing_ranks.launch(n, tmp_path, "kill", culprit, point, 60.0, store(i + n), seconds=SECONDS)
     assert ends[culprit]["code"] == -signal.SIGKILL
-    check(ends, culprit, "died (its process is gone)")
+    check(ends, culprit, "died (its process is gone")
 
 
 @pytest.mark.parametrize("i, point", list(enumerate(failing_ranks.POINTS[:-1])))
@@ -59,7 +59,7 @@ def test_nobody_waits_for_one_that_raised_and_lives_on(tmp_path: Path, point: st
     "kind, culprit, point, n, cause",
     [
         ("sleep", 0, "forward", 3, "it was last seen in 'g^1 forward', started"),
-        ("sleep", 1, "between", 2, "it was last seen outside every step, started"),
+        ("sleep", 1, "between", 2, "it was last seen outside every step, after a step (call 3), started"),
         ("stop", 2, "backward", 3, "no sign of life"),
         ("hold", 0, "sum", 2, "no sign of life"),
     ],
@@ -79,12 +79,12 @@ def test_a_rank_that_comes_out_of_its_hang_finds_its_own_name(tmp_path: Path) ->
     assert [(end["type"], end["rank"]) for end in ends] == [("RankError", 1)] * 2
 
 
-def test_a_rank_that_stays_in_its_hang_ends_in_the_end(tmp_path: Path) -> None:
-    ends = failing_ranks.launch(
-        2, tmp_path, "sleep", 1, "forward", 2.0, "file", seconds=SECONDS, after=lambda pid: None
-    )
+@pytest.mark.parametrize("point, place", [("forward", "in 'g^2 forward'"), ("between", "outside every step, after")])
+def test_a_rank_that_stays_in_its_hang_ends_in_the_end(tmp_path: Path, point: str, place: str) -> None:
+    ends = failing_ranks.launch(2, tmp_path, "sleep", 1, point, 2.0, "file", seconds=SECONDS, after=lambda pid: None)
     assert ends[1]["code"] == 1
-    check(ends, 1, "it was last seen in 'g^2 forward'")
+    check(ends, 1, f"it was last seen {place}")
+    check(ends, 1, "ago, and stands at tests/failing_ranks.py:")
 
 
 def test_a_rank_that_leaves_early_is_named(tmp_path: Path) -> None:
@@ -96,6 +96,17 @@ def test_a_rank_that_leaves_early_is_named(tmp_path: Path) -> None:
 def test_replicas_that_never_speak_to_the_culprit_end_too(tmp_path: Path, culprit: int) -> None:
     ends = failing_ranks.launch(3, tmp_path, "raise", culprit, "", 60.0, "", seconds=SECONDS, target=failing_ranks.grid)
     check(ends, culprit, "failed in 'g forward': ValueError: a bad batch")
+
+
+@pytest.mark.parametrize("kind, cause", [
+    ("exit", "died (its process is gone"),
+    ("status", "left with exit status 3, after ValueError: a bad batch; it was last seen outside every step, after a"),
+    ("SystemExit", "left with exit status 1: no data; it was last seen outside every step"),
+])  # fmt: skip
+def test_a_status_is_no_good_order(tmp_path: Path, kind: str, cause: str) -> None:
+    ends = failing_ranks.launch(3, tmp_path, kind, 1, "between", 60.0, "file", seconds=SECONDS)
+    assert ends[1]["code"] == (1 if kind == "SystemExit" else 3)
+    check(ends, 1, cause)
 
 
 SCRIPT = """
@@ -116,7 +127,11 @@ for step in range(100):
 
 
 @pytest.mark.parametrize(
-    "kind, told", [("sleep", "RankError: rank 1 (segment 2) has not answered"), ("raise", "a bad")]
+    "kind, told",
+    [
+        ("sleep", "RankError: rank 1 (segment 2) has not answered"),
+        ("raise", "a bad"),
+    ],
 )
 def test_under_torchrun_interpreters_end_by_themselves(tmp_path: Path, kind: str, told: str) -> None:
     """An exception that nobody catches runs through the interpreter's exit, with the groups' destructors."""
