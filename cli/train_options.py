@@ -27,6 +27,7 @@ __all__ = [
     "PlacementOptions",
     "RateSchedule",
     "RecipeOptions",
+    "ResumeFrom",
     "RunOptions",
 ]
 
@@ -60,6 +61,13 @@ class Amp(StrEnum):
     auto = "auto"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class ResumeFrom(StrEnum):
+    """Checkpoints to go on from."""
+
+    last = "last"
+    previous = "previous"
 
 
 class Initialise(StrEnum):
@@ -230,6 +238,10 @@ class RunOptions:
         ),
     ] = None
     resume: Annotated[bool, of_run("--resume", help="Go on from the folder's last checkpoint.")] = False
+    resume_from: Annotated[
+        ResumeFrom,
+        of_run(help="With previous, go on, too; where the last checkpoint is damaged, from an intact one before it."),
+    ] = ResumeFrom.last
     force: Force = False
     checkpoint_every: Annotated[
         int | None, of_run(help="Steps. [dim]\\[default: at the end of every epoch only][/]", min=1)
@@ -246,13 +258,14 @@ class RunOptions:
 
     def arguments(self) -> dict[str, Any]:
         """All but the folder and TensorBoard, as keyword arguments of :func:`pararealize.fit`."""
-        return {name: getattr(self, name) for name in ("resume", "force", "checkpoint_every", "keep", "log_every")}
+        names = ("resume", "force", "checkpoint_every", "keep", "log_every")
+        return {name: getattr(self, name) for name in names} | {"resume_from": self.resume_from.value}
 
     def check(self) -> None:
         """Refuse to go on with a run and to replace it at once."""
         from pararealize.errors import OutputError
 
-        if self.resume and self.force:
+        if (self.resume or self.resume_from is ResumeFrom.previous) and self.force:
             raise OutputError(
                 "--resume goes on with the run that is there and --force replaces it; give one of the two"
             )

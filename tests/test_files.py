@@ -1,14 +1,26 @@
 """Files and folders that appear whole or not at all: killed at every call, refused by the system, at any umask."""
 
 import errno
+import hashlib
 import os
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
 from pararealize import files
-from pararealize.files import remove, unfinished, whole_file, whole_folder
+from pararealize.files import (
+    discard,
+    file_digest,
+    kind_of,
+    open_file,
+    read_file,
+    remove,
+    unfinished,
+    whole_file,
+    whole_folder,
+)
 
 CALLS = ((files, "sync"), (Path, "chmod"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (Path, "touch"))
 
@@ -236,3 +248,49 @@ def test_remove(tmp_path):
     remove(tmp_path / "out")
     remove(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_discarded_has_its_name_until_it_is_gone(tmp_path, monkeypatch):
+    old_folder(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "remove", lambda path: None)
+        discard(tmp_path / "out")
+    assert [tree(part) for part in unfinished(tmp_path)] == [{"file": "old"}]
+    assert not (tmp_path / "out").exists()
+
+
+def put_socket(path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+
+
+@pytest.mark.parametrize("put, kind", [
+    (old_file, "file"), (old_folder, "folder"), (os.mkfifo, "FIFO"), (put_socket, "socket"),
+    (lambda path: path.symlink_to("/dev/null"), "link"), (lambda path: None, None),
+])  # fmt: skip
+def test_only_files_are_opened(tmp_path, put, kind):
+    path = tmp_path / "out"
+    put(path)
+    assert kind_of(path) == kind
+    assert kind_of(path / "below") is None
+    if kind == "file":
+        assert read_file(path, most=3) == b"old"
+        assert file_digest(path) == (3, hashlib.sha256(b"old").hexdigest())
+        assert file_digest(path, 2) == (2, hashlib.sha256(b"ol").hexdigest())
+        with pytest.raises(OSError, match="more than 2 bytes"):
+            read_file(path, most=2)
+    else:
+        with pytest.raises(OSError, match="No such file" if kind is None else f"it is a {kind} and no file"):
+            open_file(path)
+    if kind == "link":
+        assert kind_of(path, follow=True) == "device"
+        with pytest.raises(OSError, match="it is a device and no file"):
+            open_file(path, follow=True)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "\ud800"])
+def test_names_that_no_file_has(tmp_path, name):
+    for work in (kind_of, open_file, lambda path: whole_file(path).__enter__(),
+                 lambda path: whole_folder(path).__enter__()):  # fmt: skip
+        with pytest.raises(OSError, match=r"NUL|too long|cannot encode"):
+            work(tmp_path / name)

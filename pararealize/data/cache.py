@@ -4,18 +4,17 @@ A file that is damaged, or whose tensors have another origin, counts as absent. 
 safetensors.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pararealize.errors import DataError
 from pararealize.files import whole_file
+from pararealize.manifest import tensors_digest
 
 __all__ = ["cache_folder", "recall", "store"]
 
@@ -38,7 +37,7 @@ def store(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) 
     Raises:
         DataError: the folder cannot be written.
     """
-    metadata = dict(origin) | {DIGEST: _digest(tensors)}
+    metadata = dict(origin) | {DIGEST: tensors_digest(tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
@@ -57,14 +56,4 @@ def recall(path: Path, origin: Mapping[str, str]) -> dict[str, Tensor] | None:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    return tensors if metadata.get(DIGEST) == _digest(tensors) else None
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A checksum of names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tensors if metadata.get(DIGEST) == tensors_digest(tensors) else None

@@ -13,20 +13,22 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
 
 from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
-from pararealize.distributed.checkpoint.state import save_state
+from pararealize.distributed.checkpoint.state import own_tensors, save_state
 from pararealize.distributed.training_processes import processes_of
-from pararealize.errors import DataError, ModelError, MultigridError, RecipeError, TrainingError
+from pararealize.errors import CheckpointError, DataError, ModelError, MultigridError, RecipeError, TrainingError
+from pararealize.manifest import tensors_digest
 from pararealize.random_state import derived_seed, preserve_state, seed_all
 from pararealize.tracing.containers import on_device
-from pararealize.train.run.checkpoint import gather_run_state, load_run_state, read_run_state, write_run_state
+from pararealize.train.run.checkpoint import gather_run_state, load_run_state, write_run_state
 from pararealize.train.run.history import EpochRow, History, Row, StepRow, from_line, to_line
+from pararealize.train.run.plain_state import PlainState, read_plain_state
 from pararealize.train.run.progress import Progress, RateMeter
 from pararealize.train.run.run_folder import METRICS, TIMES, RunFolder
 from pararealize.train.run.score import Score, evaluate
@@ -49,6 +51,7 @@ def fit(
     *,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    resume_from: Literal["last", "previous"] = "last",
     force: bool = False,
     seed: int = 0,
     report: Callable[[Progress], None] | None = None,
@@ -73,6 +76,8 @@ def fit(
             exist yet.
         resume: go on from the folder's last checkpoint, where there is one. On one machine's CPU, and with as many
             ranks as before, the run ends with the very bits of one that never stopped.
+        resume_from: ``"previous"`` goes on, too, and where the last checkpoint is damaged, from the newest before it
+            that is not; ``"last"`` refuses that.
         force: replace an earlier run in the folder.
         seed: of random numbers drawn in training (dropout) and of weights that the recipe draws. The caller's random
             state stays as found.
@@ -115,7 +120,8 @@ def fit(
         stack.enter_context(preserve_state(parameter.device for parameter in net.parameters()))
         stack.push(training.undo)
         try:
-            training.begin(folder, about or {}, resume=resume, force=force)
+            previous = resume_from == "previous"
+            training.begin(folder, about or {}, resume=resume or previous, force=force, previous=previous)
             if training.folder is not None and tensorboard and training.processes.is_first:
                 training.board = Board(training.folder.path / "tensorboard", training.step)
                 stack.callback(training.board.close)
@@ -171,7 +177,13 @@ class _Training:
     # Beginning and end -----------------------------------------------------------------------------------------------
 
     def begin(
-        self, path: str | os.PathLike[str] | None, about: Mapping[str, Any], *, resume: bool, force: bool
+        self,
+        path: str | os.PathLike[str] | None,
+        about: Mapping[str, Any],
+        *,
+        resume: bool,
+        force: bool,
+        previous: bool,
     ) -> None:
         """Draw weights where the recipe says so, or take everything from the folder's last checkpoint."""
         self.net.train()
@@ -181,7 +193,15 @@ class _Training:
             request = describe_request(
                 self.net, self.data, self.recipe, self.settings, self.processes, about=about, monitor=self.monitor
             )
-            last = self.processes.on_first(self.net, lambda: folder.begin(request, resume=resume, force=force))
+            begin = partial(
+                folder.begin,
+                request,
+                lambda: tensors_digest(own_tensors(self.net)),
+                resume=resume,
+                force=force,
+                previous=previous,
+            )
+            last = self.processes.on_first(self.net, begin)
             self.processes.on_first(self.net, lambda: _write_plan(self.net, folder))
             if last is not None:
                 self.resume(folder, last)
@@ -195,17 +215,27 @@ class _Training:
 
     def resume(self, folder: RunFolder, checkpoint: Path) -> None:
         """Take everything from a checkpoint."""
-        plain = read_run_state(checkpoint)
-        self.step = plain["step"]
-        self.row_sums, self.epoch_sums = Sums(*plain["recent"]), Sums(*plain["whole"])
+        plain = read_plain_state(checkpoint)
+        self.check_place(checkpoint, plain)
+        self.step = plain.step
+        self.row_sums, self.epoch_sums = Sums(*plain.recent), Sums(*plain.whole)
         if not load_run_state(checkpoint, plain, self.net, self.update.optimizer, self.update.scaler, self.processes):
             self.seed_random("step", self.step)  # written by another number of ranks: there is no state for each
         if self.monitor is not None:
-            self.monitor.load_state_dict(plain.get("monitor", {}))
+            self.monitor.load_state_dict(plain.monitor or {})
             self.event_count = len(self.monitor.events)
-        self.processes.on_first(self.net, lambda: folder.truncate(plain["bytes"]))
+        self.processes.on_first(self.net, lambda: folder.truncate(plain.lines))
         self.history.rows = [from_line(line) for line in folder.lines(METRICS)]
-        self.history.score = None if plain["score"] is None else Score(**plain["score"])
+        self.history.score = plain.score
+
+    def check_place(self, checkpoint: Path, plain: PlainState) -> None:
+        """Refuse a checkpoint that stands where this run never is."""
+        each = self.data.steps
+        if plain.step > self.steps or (plain.epoch, plain.batch) != divmod(plain.step, each):
+            raise CheckpointError(
+                f"{str(checkpoint)!r} stands at step {plain.step}, epoch {plain.epoch}, batch {plain.batch}, and this "
+                f"run has {self.steps} steps, {each} an epoch; it is damaged, take an earlier one"
+            )
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -219,13 +249,19 @@ class _Training:
             "recent": list(dataclasses.astuple(self.row_sums)),
             "whole": list(dataclasses.astuple(self.epoch_sums)),
             "score": None if self.history.score is None else dataclasses.asdict(self.history.score),
-            "bytes": self.processes.on_first(self.net, folder.sizes),
+            "lines": {
+                name: dataclasses.asdict(fact)
+                for name, fact in self.processes.on_first(self.net, folder.line_files).items()
+            },
             **({} if self.monitor is None else {"monitor": self.monitor.state_dict()}),
         }
         with self.processes.watched("the parts of a checkpoint"):
             state = gather_run_state(self.net, self.update.optimizer, self.update.scaler, self.processes, facts)
-        write = partial(folder.save, self.step, partial(write_run_state, state=state), keep=self.settings.keep)
-        self.processes.on_first(self.net, write)
+        keep = self.settings.keep
+        self.processes.on_first(
+            self.net,
+            lambda: folder.save(self.step, partial(write_run_state, state=state, run=folder.run), keep=keep),
+        )
 
     def end(self) -> None:
         """Write the weights and the curves."""
@@ -236,9 +272,11 @@ class _Training:
             self.processes.on_first(self.net, lambda: _draw(self.history, folder))
 
     def undo(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Leave no folder of a run that failed before its first step was taken."""
-        if error is not None and self.folder is not None and self.step == 0 and self.processes.is_first:
-            self.folder.undo()
+        """Leave no folder of a run that failed before its first step was taken; let other processes into it."""
+        if self.folder is not None and self.processes.is_first:
+            if error is not None and self.step == 0:
+                self.folder.undo()
+            self.folder.close()
 
     # Steps -----------------------------------------------------------------------------------------------------------
 

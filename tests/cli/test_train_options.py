@@ -15,6 +15,7 @@ from pararealize_cli.train_options import (
     PlacementOptions,
     RateSchedule,
     RecipeOptions,
+    ResumeFrom,
     RunOptions,
 )
 
@@ -66,6 +67,9 @@ def test_a_run_is_resumed_or_replaced():
     RunOptions(force=True).check()
     with pytest.raises(OutputError, match="give one of the two"):
         RunOptions(resume=True, force=True).check()
+    with pytest.raises(OutputError, match="give one of the two"):
+        RunOptions(resume_from=ResumeFrom.previous, force=True).check()
     assert RunOptions(keep=3).arguments() == {
         "resume": False, "force": False, "checkpoint_every": None, "keep": 3, "log_every": 10,
+        "resume_from": "last",
     }  # fmt: skip

@@ -292,12 +292,14 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(tmp_path):
     fit(whole, samples(), RECIPE, folder=tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "step-00000015"
     (last / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"step-00000015' cannot be read .*remove this folder"):
+    told = "step-00000015' is damaged: state.json is not what was written.*step-00000010, is intact: .*from previous"
+    with pytest.raises(CheckpointError, match=told):
         fit(network(), samples(), RECIPE, folder=tmp_path / "run", resume=True)
-    shutil.rmtree(last)
     net = network()
-    fit(net, samples(), RECIPE, folder=tmp_path / "run", resume=True)
+    fit(net, samples(), RECIPE, folder=tmp_path / "run", resume_from="previous")
     assert same(net, whole)
+    names = {path.name for path in last.parent.iterdir()}
+    assert names == {"step-00000010", "step-00000015", "damaged-step-00000015"}
 
 
 def spoiled(net, part, calls, spoil):

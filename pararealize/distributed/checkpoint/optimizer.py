@@ -12,14 +12,30 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
 from pararealize.errors import CheckpointError
+from pararealize.manifest import faults_of_schema
 
 from .collective import collect, gather_objects, group_of
 
 __all__ = ["gather_optimizer_state", "load_optimizer_state", "parameter_names"]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    params: list[str]
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    state: dict[str, dict[str, torch.Tensor | int | float | bool | None]]
+    groups: list[_Group]
+
+
+_FORM = TypeAdapter(_State)
 
 
 def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere: bool = False) -> dict[str, Any]:
@@ -83,8 +99,7 @@ def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[
     Raises:
         CheckpointError: another number of groups, a parameter in another group or in none, or another shape.
     """
-    if not {"state", "groups"} <= set(state):
-        raise CheckpointError("this is no state of gather_optimizer_state; pass what that returned")
+    _check_form(state)
     names, fault = _names(stage, optimizer)
     all_names = parameter_names(stage)
     states: dict[str, Mapping[str, Any]] = {
@@ -102,11 +117,21 @@ def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[
         {
             "state": {i: dict(states[names[id(p)]]) for i, p in enumerate(parameters) if states[names[id(p)]]},
             "param_groups": [
-                {**saved, "params": [numbers[id(p)] for p in group["params"]]}
+                {**_settings(group), **saved, "params": [numbers[id(p)] for p in group["params"]]}
                 for saved, group in zip(state["groups"], optimizer.param_groups, strict=True)
             ],
         }
     )
+
+
+def _check_form(state: Mapping[str, Any]) -> None:
+    """Refuse what :func:`gather_optimizer_state` never gives, before anything of it is used."""
+    try:
+        _FORM.validate_python(state)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"this is no state of gather_optimizer_state ({faults_of_schema(error)}); pass what that returned"
+        ) from error
 
 
 def _misfits(
@@ -135,12 +160,31 @@ def _misfits(
         strangers = [name for name in here if set(saved["params"]).isdisjoint(all_names[name])]
         if strangers:
             faults.append(f"{len(strangers)} parameters of group {i} are not in it there ({', '.join(strangers[:3])})")
+        faults += [
+            f"{key} of group {i}: {ascii(saved.get(key))[:80]} there, {value!r} here"
+            for key, value in _settings(group).items()
+            if key in saved and not _alike(saved[key], value)
+        ]
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         name = names[id(parameter)]
         for key, value in states[name].items():
             if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
                 faults.append(f"{key} of {name}: {tuple(value.shape)} there, {tuple(parameter.shape)} here")
     return faults
+
+
+def _alike(there: Any, here: Any) -> bool:
+    """Whether a setting that was saved can stand for one of an optimiser: of the same kind, whatever its value."""
+    kinds = [_kind(value) for value in (there, here)]
+    return kinds[0] == kinds[1] and (kinds[0] != "sequence" or len(there) == len(here))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool | None):  # foreach, fused and the like are None for what fits best
+        return "choice"
+    if isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return "number"
+    return "sequence" if isinstance(value, list | tuple) else type(value).__name__
 
 
 def parameter_names(stage: nn.Module) -> dict[str, tuple[str, ...]]:

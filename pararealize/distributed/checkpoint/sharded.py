@@ -6,8 +6,10 @@ tensors and reads only its own, so that nowhere more memory is needed than for t
     step-1000/
         shard-00001-model-00001-of-00001.safetensors      rank 0: stem, g^1, …
         shard-00002-model-00001-of-00001.safetensors      rank 1: C^2, F^1, g^2, …
+        manifest.json                                     the digest of each file, written last
 
-torch.distributed.checkpoint is imported where it is used: it takes a second, and brings hundreds of modules.
+torch.distributed.checkpoint is imported where it is used: it takes a second, and brings hundreds of modules. It is not
+used for reading: a file is looked at as a whole, to compare its digest, before anything is taken from it.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ from safetensors import SafetensorError
 from torch import nn
 
 from pararealize.errors import CheckpointError, OutputError
-from pararealize.files import whole_folder
+from pararealize.files import kind_of, whole_folder
+from pararealize.manifest import MANIFEST, FileFact, Manifest, faults_of_files, read_manifest, write_manifest
 
 from .collective import facts_of_all, group_of, is_first, together
 from .state import check_fit, own_tensors
+from .tensor_file import open_tensors
 
 __all__ = ["load_sharded", "save_sharded"]
+
+HOLDS = "the shards of a network"
 
 
 def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -69,11 +75,14 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
             if is_first(stage):
                 _check_free(target)
                 with _refused(target):
+                    write_manifest(Path(part), HOLDS, {}, files)
                     writing.close()
 
         tensors = together(stage, begin)
         part = next(path for paths in facts_of_all(stage, parts) for path in paths)
         together(stage, lambda: _write(tensors, Path(part), group_of(stage)))
+        described = together(stage, lambda: _describe(Path(part), group_of(stage)))
+        files = {name: fact for facts in facts_of_all(stage, described or {}) for name, fact in facts.items()}
         together(stage, finish)
 
 
@@ -88,29 +97,61 @@ def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bo
         strict: refuse a checkpoint in which tensors are missing; otherwise these stay as they are.
 
     Raises:
-        CheckpointError: it is no such folder, tensors are missing, or one has another shape. Nothing is changed then.
+        CheckpointError: it is no such folder, a file that is read is not what was written (of which other step or run
+            it is, where that stands beside it), tensors are missing, or one has another shape. Nothing is changed then.
     """
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load
-
     path = Path(folder)
-    if not any(path.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{str(path)!r} holds no checkpoint: no safetensors file is in it; name a folder that save_sharded wrote, "
-            "or use load_state for a single file"
-        )
-    try:
-        stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {error}; it is damaged, take an earlier one") from error
+    manifest = _manifest(path)
     state = stage.state_dict()
-    formats = {key: kind for key, kind in stored.items() if key in state and isinstance(kind, TensorStorageMetadata)}
-    check_fit(state, {key: kind.size for key, kind in formats.items()}, f"{str(path)!r}", strict=strict)
-    tensors = {key: torch.empty(kind.size, dtype=kind.properties.dtype) for key, kind in formats.items()}
-    with _one_process():
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    owners: dict[str, str] = {}  # the file that each tensor of this rank's part stands in
+    shapes: dict[str, tuple[int, ...]] = {}
+    faults: list[str] = []
+    for name in sorted(manifest.files):
+        try:
+            with open_tensors(path / name) as file:
+                parts = {key: shape for key, shape in file.shapes.items() if key in state}
+        except CheckpointError:
+            parts = {}
+            faults += faults_of_files(path, manifest, [name]) or [f"{name} holds no tensors"]
+        faults += faults_of_files(path, manifest, [name]) if parts else []
+        shapes |= parts
+        owners |= dict.fromkeys(parts, name)
+    if not faults and shapes.keys() != state.keys():  # are they missing, or in a file that no longer says so?
+        faults = faults_of_files(path, manifest, sorted(manifest.files.keys() - set(owners.values())))
+    if faults:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged: {'; '.join(dict.fromkeys(faults))}; put the files back from a copy, or take an "
+            "earlier checkpoint"
+        )
+    check_fit(state, shapes, f"{str(path)!r}", strict=strict)
+    tensors: dict[str, torch.Tensor] = {}
+    for name in sorted(set(owners.values())):
+        with open_tensors(path / name) as file:
+            tensors |= {key: file.tensor(key) for key, owner in owners.items() if owner == name}
     stage.load_state_dict(tensors, strict=False)
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        return read_manifest(path, HOLDS)
+    except CheckpointError as error:
+        remedy = "name a folder that save_sharded wrote, or use load_state for a single file"
+        with contextlib.suppress(OSError):
+            if kind_of(path / MANIFEST) is None and any(path.glob("*.safetensors")):
+                remedy = (
+                    "put it back from a copy, or take an earlier checkpoint; the files of another program, or of a "
+                    "version without manifests, are taken unchecked one by one with load_state(stage, file, "
+                    "strict=False)"
+                )
+        raise CheckpointError(f"{error}; {remedy}") from error
+
+
+def _describe(part: Path, group: dist.ProcessGroup | None) -> dict[str, FileFact]:
+    """What some of the files are: every rank looks at its share, whoever wrote them."""
+    rank, ranks = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    names = sorted(entry.name for entry in part.iterdir())[rank::ranks]
+    with _refused(part):
+        return {name: FileFact.of(part / name) for name in names}
 
 
 def _write(own: dict[str, torch.Tensor], part: Path, group: dist.ProcessGroup | None) -> None:
@@ -124,7 +165,9 @@ def _write(own: dict[str, torch.Tensor], part: Path, group: dist.ProcessGroup | 
 
 
 def _check_free(target: Path) -> None:
-    if target.exists() or target.is_symlink():
+    with _refused(target):
+        kind = kind_of(target)
+    if kind is not None:
         raise OutputError(f"{str(target)!r} is there already; name another folder, such as one with the step's number")
 
 
@@ -145,7 +188,7 @@ def _refused(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, CheckpointException) as error:
         causes = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
-        reasons = {str(cause) for cause, _ in causes}
+        reasons = {getattr(cause, "strerror", None) or str(cause) for cause, _ in causes}
         raise OutputError(
             f"cannot write the checkpoint {str(path)!r}: {'; '.join(sorted(reasons))}; earlier checkpoints are as they "
             "were; free the disk, or name another folder"

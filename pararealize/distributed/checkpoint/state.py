@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import nn
 
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import whole_file
 
 from .collective import collect, group_of, is_first, together
+from .tensor_file import open_tensors, write_tensors
 
 __all__ = ["check_fit", "check_tensors", "gather_state_dict", "load_state", "own_tensors", "save_state"]
 
@@ -75,31 +75,27 @@ def load_state(
 
     Args:
         stage: this rank's part, or the whole network in one process.
-        source: a safetensors file, or a state dict.
+        source: a safetensors file, one of ``torch.save`` with a state dict in it, or a state dict.
         strict: refuse a checkpoint in which tensors are missing; otherwise these stay as they are.
 
     Raises:
-        CheckpointError: it is no such file, tensors are missing, or one has another shape. Nothing is changed then.
+        CheckpointError: it is no such file, tensors are missing, one has another shape, or one is not what
+            :func:`save_state` wrote. Nothing is changed then.
     """
     state = stage.state_dict()
     if isinstance(source, Mapping):
+        if strangers := [key for key in state if key in source and not isinstance(source[key], torch.Tensor)]:
+            raise CheckpointError(
+                f"the state dict holds no tensors under {', '.join(strangers[:3])}; pass a state dict"
+            )
         shapes = {key: tuple(source[key].shape) for key in state if key in source}
         check_fit(state, shapes, "the state dict", strict=strict)
         stage.load_state_dict({key: source[key] for key in shapes}, strict=False)
         return
-    path = str(Path(source))
-    try:
-        opened = safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path!r} cannot be read as a safetensors file: {error}; name one that save_state wrote, or use "
-            "load_sharded for a folder"
-        ) from error
-    with opened as file:
-        keys = set(file.keys())
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in state if key in keys}
-        check_fit(state, shapes, f"{str(source)!r}", strict=strict)
-        stage.load_state_dict({key: file.get_tensor(key) for key in shapes}, strict=False)
+    with open_tensors(source) as file:
+        shapes = {key: file.shapes[key] for key in state if key in file.shapes}
+        check_fit(state, shapes, repr(os.fspath(source)), strict=strict)
+        stage.load_state_dict({key: file.tensor(key) for key in shapes}, strict=False)
 
 
 def check_fit(
@@ -131,7 +127,7 @@ def check_fit(
 def _write(state: dict[str, torch.Tensor], path: Path) -> None:
     try:
         with whole_file(path) as part:
-            save_file(state, str(part))
+            write_tensors(part, state)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"cannot write the checkpoint {str(path)!r}: {getattr(error, 'strerror', None) or error}; what was there "

@@ -3,7 +3,8 @@
     weights.safetensors   the network's state dict, by the names of the one-process network
     state.safetensors     what the optimiser keeps of each parameter; each rank's random states
     state.json            the step, sums of the epoch, the optimiser's settings, other random states, a monitor's state
-                          where there is one; schema and version
+                          where there is one; see plain_state.py
+    manifest.json         the digests of these, of which run and step they are; written last
 
 Nothing is pickled.
 """
@@ -11,6 +12,7 @@ Nothing is pickled.
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,16 @@ from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state,
 from pararealize.distributed.checkpoint.state import load_state, own_tensors
 from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import CheckpointError
+from pararealize.files import open_file
+from pararealize.manifest import faults_of_files, read_manifest, write_manifest
 from pararealize.random_state import host_state_as_json, set_host_state, set_torch_state, torch_state
 
-__all__ = ["RunState", "gather_run_state", "load_run_state", "read_run_state", "write_run_state"]
+from .plain_state import PLAIN, SCHEMA, VERSION, PlainState, read_plain_state
 
-SCHEMA, VERSION = "pararealize.run-state", 1
-WEIGHTS, TENSORS, PLAIN = "weights.safetensors", "state.safetensors", "state.json"
+__all__ = ["RunState", "check_run_state", "gather_run_state", "load_run_state", "write_run_state"]
+
+WEIGHTS, TENSORS = "weights.safetensors", "state.safetensors"
+HOLDS = "the state of a training run"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,35 +99,61 @@ def gather_run_state(
     return RunState(weights=weights, tensors=tensors, plain=plain)
 
 
-def write_run_state(folder: Path, state: RunState) -> None:
-    """Write a state's three files into a folder."""
+def write_run_state(folder: Path, state: RunState, *, run: str) -> None:
+    """Write a state's files into a folder, and last of all what they have to be.
+
+    Args:
+        folder: an empty one.
+        state: of the run.
+        run: which one it is, see :class:`~pararealize.train.run.run_folder.RunFolder`.
+    """
     for name, values in ((WEIGHTS, state.weights), (TENSORS, state.tensors)):
         save_file(values, str(folder / name))
     (folder / PLAIN).write_text(json.dumps(state.plain), encoding="utf-8")
+    write_manifest(folder, HOLDS, {"run": run, "step": state.plain["step"]})
 
 
-def read_run_state(folder: Path) -> dict[str, Any]:
-    """The plain part of a state.
+def check_run_state(folder: Path, *, run: str) -> PlainState:
+    """The plain part of a checkpoint, all files of which are what was written.
+
+    Args:
+        folder: of one checkpoint.
+        run: whose it has to be.
 
     Raises:
-        CheckpointError: there is none, or it is of another version.
+        CheckpointError: a file is missing, is not what was written, or is another run's or another step's; says which.
     """
-    try:
-        plain: dict[str, Any] = json.loads((folder / PLAIN).read_text(encoding="utf-8"))
-        kind = plain["schema"], plain["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(folder, type(error).__name__, error) from error
-    if kind != (SCHEMA, VERSION):
+    manifest = read_manifest(folder, HOLDS)
+    faults = faults_of_files(folder, manifest, dict.fromkeys((WEIGHTS, TENSORS, PLAIN, *manifest.files)))
+    if faults:
+        raise CheckpointError(f"{str(folder)!r} is damaged: {'; '.join(faults)}")
+    plain = read_plain_state(folder)
+    if manifest.facts.get("run") != run:
         raise CheckpointError(
-            f"the checkpoint {str(folder)!r} is of schema {kind[0]!r}, version {kind[1]!r}, and this is {SCHEMA!r}, "
-            f"version {VERSION}; go on with the version of pararealize that wrote it"
+            f"{str(folder)!r} is a checkpoint of another run: {manifest.facts.get('run')!r} there, {run!r} here"
+        )
+    if not manifest.facts.get("step") == plain.step == step_of(folder):
+        raise CheckpointError(
+            f"{str(folder)!r} contradicts itself: its name says step {step_of(folder)}, its manifest "
+            f"{manifest.facts.get('step')!r}, its state {plain.step}"
         )
     return plain
 
 
+def step_of(folder: Path) -> int | None:
+    """The step that the name of a checkpoint says.
+
+    Example:
+        >>> step_of(Path("checkpoints/step-00000024")), step_of(Path("checkpoints"))
+        (24, None)
+    """
+    match = re.fullmatch(r"step-([0-9]{8,18})", folder.name)
+    return None if match is None else int(match[1])
+
+
 def load_run_state(
     folder: Path,
-    plain: Mapping[str, Any],
+    plain: PlainState,
     net: nn.Module,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler | None,
@@ -130,8 +162,8 @@ def load_run_state(
     """Put a network, its optimiser and the random states where a run stood; each rank reads its own part alone.
 
     Args:
-        folder: of one checkpoint.
-        plain: what :func:`read_run_state` read of it.
+        folder: of one checkpoint, which :func:`check_run_state` has looked at on the rank that writes.
+        plain: what is no tensor of it.
         net: the network, or this rank's part.
         optimizer: with the settings that the saved one had.
         scaler: of the loss, where there is one.
@@ -144,41 +176,55 @@ def load_run_state(
     Raises:
         CheckpointError: something is missing or has another shape.
     """
-    with _opened(folder, WEIGHTS):  # load_state's own error would speak of a file that the caller named
-        pass
-    load_state(net, folder / WEIGHTS)
     parameters = {name for names in parameter_names(net).values() for name in names}
     state: dict[str, dict[str, Any]] = {
-        name: dict(values) for name, values in plain["optimizer"]["state"].items() if name in parameters
+        name: dict(values) for name, values in plain.optimizer.state.items() if name in parameters
     }
-    same_world: bool = plain["world"] == processes.world
+    same_world = plain.world == processes.world
     random_states: dict[str, torch.Tensor] = {}  # of this rank
-    with _opened(folder, TENSORS) as file:
+    with _tensors(folder, TENSORS) as file:
         for entry in file.keys():  # noqa: SIM118 (it is no mapping)
-            kind, key, name = entry.split("/", 2)
+            kind, key, name = (*entry.split("/", 2), "", "")[:3]
             if kind == "optimizer" and name in parameters:
                 state.setdefault(name, {})[key] = file.get_tensor(entry)
             elif kind == "random" and same_world and key == str(processes.rank):
                 random_states[name] = file.get_tensor(entry)
-        set_torch_state(random_states)
-    load_optimizer_state(net, optimizer, {"state": state, "groups": plain["optimizer"]["groups"]})
-    if scaler is not None and plain["scaler"] is not None:
-        scaler.load_state_dict(plain["scaler"])
-    if same_world:
-        set_host_state(plain["random"][processes.rank])
+    keys = {key for values in state.values() for key in values}  # the optimisers of recipes keep the same of all
+    if lacking := [name for name, values in state.items() if values.keys() != keys]:
+        raise CheckpointError(
+            f"the state in {str(folder)!r} cannot be taken: of {', '.join(lacking[:3])} it has not all of "
+            f"{', '.join(sorted(keys))}"
+        )
+    with _tensors(folder, WEIGHTS):  # load_state's own error would speak of a file that the caller named
+        pass
+    load_state(net, folder / WEIGHTS)
+    load_optimizer_state(net, optimizer, {"state": state, "groups": plain.optimizer.groups})
+    with _taken(folder):
+        if scaler is not None and plain.scaler is not None:
+            scaler.load_state_dict(plain.scaler)
+        if same_world:
+            set_torch_state(random_states)
+            set_host_state(dataclasses.asdict(plain.random[processes.rank]))
     return same_world
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, name: str) -> Iterator[Any]:
+def _tensors(folder: Path, name: str) -> Iterator[Any]:
     """Open a file of tensors; an error is raised as one of the checkpoint."""
     try:
+        open_file(folder / name).close()  # what is no file is not opened by others either
         with safe_open(str(folder / name), framework="pt") as file:
             yield file
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise _unreadable(folder, name, error) from error
+        raise CheckpointError(f"{str(folder / name)!r} cannot be read: {error}") from error
 
 
-def _unreadable(folder: Path, where: str, error: Exception) -> CheckpointError:
-    text = f"the checkpoint {str(folder)!r} cannot be read ({where}: {error}); remove this folder, and the run goes on "
-    return CheckpointError(text + "from the one before")
+@contextlib.contextmanager
+def _taken(folder: Path) -> Iterator[None]:
+    """What torch, Python and NumPy say of a state that is none of theirs, as an error of the checkpoint."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError, IndexError, OverflowError) as error:
+        raise CheckpointError(
+            f"the state in {str(folder)!r} cannot be taken: {type(error).__name__}: {error}"
+        ) from error

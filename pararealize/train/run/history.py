@@ -7,6 +7,10 @@ import dataclasses
 import json
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from pararealize.errors import CheckpointError
+from pararealize.manifest import faults_of_schema
 from pararealize.multigrid.monitor import Event
 from pararealize.table import aligned
 
@@ -62,6 +66,7 @@ class EpochRow:
 
 Row = StepRow | EpochRow | Event
 KINDS: dict[str, type[Row]] = {"step": StepRow, "epoch": EpochRow, "event": Event}
+_ROWS: dict[str, TypeAdapter[Row]] = {kind: TypeAdapter(row) for kind, row in KINDS.items()}
 
 
 @dataclasses.dataclass(slots=True)
@@ -114,6 +119,17 @@ def to_line(row: Row) -> str:
 
 
 def from_line(line: str) -> Row:
-    """The row that a line of :func:`to_line` holds."""
-    values: dict[str, Any] = json.loads(line)
-    return KINDS[values.pop("kind")](**values)
+    """The row that a line of :func:`to_line` holds.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    try:
+        values: dict[str, Any] = json.loads(line)
+        kind = values.pop("kind")
+        if strangers := values.keys() - {field.name for field in dataclasses.fields(KINDS[kind])}:
+            raise KeyError(*strangers)
+        return _ROWS[kind].validate_json(json.dumps(values), strict=True)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        what = faults_of_schema(error) if isinstance(error, ValidationError) else type(error).__name__
+        raise CheckpointError(f"this is no line of the metrics: {line[:80]!a} ({what})") from error

@@ -1,33 +1,57 @@
 """A folder -> the files of one training run, each whole or not there, and the checkpoint at which a killed run goes on.
 
-run.json                      what the run is asked for; schema and version
+run.json                      what the run is asked for, and which one it is; schema and version
 metrics.jsonl                 a line for some steps, an epoch, what a monitor changed: the same in every run of one seed
 times.jsonl                   samples a second
 checkpoints/step-00000024/    see checkpoint.py; the last two stay
+run.lock                      while a process writes into the folder, which one does
 """
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from pararealize.errors import CheckpointError, OutputError
-from pararealize.files import remove, sync, unfinished, whole_file, whole_folder
+from pararealize.files import (
+    discard,
+    file_digest,
+    kind_of,
+    read_file,
+    remove,
+    sync,
+    unfinished,
+    whole_file,
+    whole_folder,
+)
+from pararealize.manifest import FileFact, read_document
+
+from .checkpoint import check_run_state, step_of
+from .lock import FolderLock
+from .plain_state import PlainState
 
 __all__ = ["FILES", "RunFolder", "differences"]
 
-SCHEMA, VERSION = "pararealize.run", 1
+SCHEMA, VERSION = "pararealize.run", 2
 METRICS, TIMES = "metrics.jsonl", "times.jsonl"
 LINES = (METRICS, TIMES)
-CHECKPOINTS = "checkpoints"
-FILES = frozenset(
-    {*LINES, CHECKPOINTS, "run.json", "plan.json", "weights.safetensors", "curves.svg", "curves.png", "tensorboard"}
-)
+CHECKPOINTS, REQUEST, LOCK = "checkpoints", "run.json", "run.lock"
+FOLDERS = frozenset({CHECKPOINTS, "tensorboard"})
+FILES = FOLDERS | {*LINES, REQUEST, LOCK, "plan.json", "weights.safetensors", "curves.svg", "curves.png"}
+DAMAGED = "damaged-"  # how the name of a checkpoint begins that a run passed over
+ANEW = "start anew with force=True (--force)"
+MOST_BYTES = 1 << 30  # of a file of lines
 UNFINISHED = tuple(f".{name}." for name in sorted(FILES))  # how their temporary names begin
+
+
+_REQUEST = TypeAdapter(dict[str, Any])
 
 
 class RunFolder:
@@ -35,111 +59,164 @@ class RunFolder:
 
     Args:
         path: of the folder, which may not exist yet.
+
+    Attributes:
+        run: which run is in it, as its checkpoints say too: a digest of what it is asked for, and of its first weights.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.checkpoint_folder = self.path / CHECKPOINTS
         self.existed, self.was_occupied = True, True  # before this run
+        self.run = ""
+        self._lock = FolderLock(self.path / LOCK)
 
     # Beginning and going on ------------------------------------------------------------------------------------------
 
-    def begin(self, request: Mapping[str, Any], *, resume: bool, force: bool) -> Path | None:
-        """Make the folder, or find where an earlier run in it stood.
+    def begin(
+        self,
+        request: Mapping[str, Any],
+        weights: Callable[[], str],
+        *,
+        resume: bool,
+        force: bool,
+        previous: bool = False,
+    ) -> Path | None:
+        """Make the folder, or find where an earlier run in it stood; no other process writes into it until the end.
 
         Args:
             request: what the run is asked for, as JSON knows it; written to ``run.json``, and compared with it where
                 the run goes on.
+            weights: gives a digest of the weights that it begins with.
             resume: go on from the last checkpoint; where there is none yet, start.
             force: remove an earlier run's files first.
+            previous: where the last checkpoint is damaged, go on from the newest before it that is not.
 
         Returns:
-            The last checkpoint, or ``None`` for a run that starts.
+            The checkpoint to go on from, which has been checked, or ``None`` for a run that starts.
 
         Raises:
-            OutputError: the folder has files and neither of the two is true, or it cannot be written.
-            CheckpointError: the run in it was asked for something else.
+            OutputError: the folder has files and neither of the two is true, it cannot be written, or another process
+                writes into it.
+            CheckpointError: the run in it was asked for something else, or the checkpoint is damaged.
         """
-        with self._output_errors("the run's folder"):
-            if self._is_occupied():
-                if not (resume or force):
-                    raise OutputError(
-                        f"{str(self.path)!r} is there already; go on with it (resume=True, --resume), replace it "
-                        "(force=True, --force), or name another folder"
-                    )
-                self._check_files()
-                if not resume:
+        try:
+            self._check_free(resume=resume, force=force)
+            existed = kind_of(self.path, follow=True) is not None
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"cannot make the run's folder {str(self.path)!r}: {error.strerror or error}; name another folder"
+            ) from error
+        try:
+            with self._output_errors("the run's folder"):
+                self._check_free(resume=resume, force=force)  # another process may have begun in it meanwhile
+                if force and not resume:
                     self._clear()
-            self.existed, self.was_occupied = self.path.exists(), self._is_occupied()
-            try:
-                self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(
-                    f"cannot make the run's folder {str(self.path)!r}: {error.strerror or error}; name another folder"
-                ) from error
-            for part in (*unfinished(self.path), *unfinished(self.checkpoint_folder)):  # of a run that was killed
-                remove(part)
-            last = self.last_checkpoint()
-            if (earlier := self._read()) is not None:
-                self._compare(earlier, request)
-            elif last is not None:
-                raise CheckpointError(
-                    f"{str(self.path)!r} has checkpoints and no run.json, so that nobody knows of what; start anew "
-                    "with force=True (--force)"
-                )
-            else:
-                content = {"schema": SCHEMA, "version": VERSION, **request}
-                self.write("run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-            if last is None:
-                for name in LINES:
-                    (self.path / name).write_bytes(b"")
-            sync(self.path)
-            return last
+                self.existed, self.was_occupied = existed, self._is_occupied()
+                return self._begin(request, weights, previous=previous)
+        except BaseException:
+            if self.was_occupied:  # else undo() does
+                self._lock.release()
+            raise
+
+    def _begin(self, request: Mapping[str, Any], weights: Callable[[], str], *, previous: bool) -> Path | None:
+        self._check_kinds()
+        self.checkpoint_folder.mkdir(exist_ok=True)
+        for part in (*unfinished(self.path), *unfinished(self.checkpoint_folder)):  # of a run that was killed
+            remove(part)
+        plain = json.loads(json.dumps(request))
+        if (earlier := self._read()) is not None:
+            self.run = earlier.pop("run")
+            self._compare(earlier, plain)
+        elif self.checkpoints():
+            raise CheckpointError(
+                f"{str(self.path)!r} has checkpoints and no {REQUEST}, so that nobody knows of what; {ANEW}"
+            )
+        last = self._intact_checkpoint(previous=previous)
+        if last is None:
+            self.run = hashlib.sha256(f"{json.dumps(plain, sort_keys=True)} {weights()}".encode()).hexdigest()
+            content = {"schema": SCHEMA, "version": VERSION, "run": self.run, **request}
+            self.write(REQUEST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            for name in LINES:
+                (self.path / name).write_bytes(b"")
+        sync(self.path)
+        return last
 
     def undo(self) -> None:
         """Remove what this run wrote, where the folder was empty before it; for a run that failed at its beginning."""
         if not self.was_occupied:
             with contextlib.suppress(OSError):
                 self._clear()
+                self._lock.release()
                 if not self.existed:
                     self.path.rmdir()
 
-    def _is_occupied(self) -> bool:
-        is_empty = self.path.is_dir() and not any(self.path.iterdir())
-        return self.path.is_symlink() or (self.path.exists() and not is_empty)
+    def close(self) -> None:
+        """Let other processes write into the folder."""
+        self._lock.release()
 
-    def _check_files(self) -> None:
-        if not self.path.is_dir():
-            raise OutputError(f"{str(self.path)!r} is a file and not a folder; name another folder")
+    def _check_free(self, *, resume: bool, force: bool) -> None:
+        """Refuse a folder in which there is something already, unless it is a run's and goes on or is replaced."""
+        if not self._is_occupied():
+            return
+        if not (resume or force):
+            raise OutputError(
+                f"{str(self.path)!r} is there already; go on with it (resume=True, --resume), replace it "
+                "(force=True, --force), or name another folder"
+            )
+        if (kind := kind_of(self.path, follow=True)) != "folder":
+            what = "a link that leads nowhere" if kind is None else f"a {kind} and not a folder"
+            raise OutputError(f"{str(self.path)!r} is {what}; name another folder")
         names = sorted(entry.name for entry in self.path.iterdir())
         if others := [name for name in names if name not in FILES and not name.startswith(UNFINISHED)]:
-            listed = ", ".join(others[:3] + ["…"] * (len(others) > 3))
+            listed = ", ".join([*map(_shown, others[:3]), *["…"] * (len(others) > 3)])
             raise OutputError(f"{str(self.path)!r} holds what no training run wrote ({listed}); name another folder")
+
+    def _is_there(self) -> bool:
+        with contextlib.suppress(OSError):
+            return kind_of(self.path, follow=True) == "folder"
+        return False
+
+    def _is_occupied(self) -> bool:
+        kind = kind_of(self.path)
+        is_empty = kind == "folder" and all(entry.name == LOCK for entry in self.path.iterdir())
+        return kind is not None and not is_empty
+
+    def _check_kinds(self) -> None:
+        """Refuse links and what else is neither file nor folder before anything is opened."""
+        for name in sorted(FILES - {LOCK}):
+            kind = kind_of(self.path / name)
+            if kind not in (None, expected := "folder" if name in FOLDERS else "file"):
+                raise CheckpointError(
+                    f"{str(self.path / name)!r} is a {kind} and no {expected}; put the {expected} back in its place, "
+                    f"or {ANEW} (the run's folder itself may be a link)"
+                )
 
     def _clear(self) -> None:
         for entry in self.path.iterdir():
-            remove(entry)
+            if entry.name != LOCK:
+                remove(entry)
 
     def _read(self) -> dict[str, Any] | None:
-        file = self.path / "run.json"
-        if not file.exists():
+        file = self.path / REQUEST
+        if kind_of(file) is None:
             return None
         try:
-            request: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            kind = request.pop("schema"), request.pop("version")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            request = read_document(file, _REQUEST, schema=SCHEMA, version=VERSION)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{str(file)!r} cannot be read ({error}); start anew with force=True (--force)"
+                f"{error}; put it back, or {ANEW}; a run of another version goes on with the pararealize that wrote it"
             ) from error
-        if kind != (SCHEMA, VERSION):
-            raise CheckpointError(
-                f"{str(file)!r} is of schema {kind[0]!r}, version {kind[1]!r}, and this is {SCHEMA!r}, version "
-                f"{VERSION}; go on with the version of pararealize that wrote it"
-            )
-        return request
+        if not re.fullmatch("[0-9a-f]{64}", str(request.get("run"))):
+            raise CheckpointError(f"{str(file)!r} does not say which run it is of; put it back, or {ANEW}")
+        return {key: value for key, value in request.items() if key not in ("schema", "version")}
 
     def _compare(self, earlier: Mapping[str, Any], request: Mapping[str, Any]) -> None:
-        faults = differences(earlier, json.loads(json.dumps(request)))
+        faults = differences(earlier, request)
         if faults:
             more = f"; and {len(faults) - 6} more" if len(faults) > 6 else ""
             raise CheckpointError(
@@ -164,34 +241,27 @@ class RunFolder:
             file.seek(0, os.SEEK_END)
             file.write("".join(f"{line}\n" for line in lines).encode())
 
-    def sizes(self) -> dict[str, int]:
-        """Put the ``.jsonl`` files on the disk, and give their sizes in bytes."""
+    def line_files(self) -> dict[str, FileFact]:
+        """Put the ``.jsonl`` files on the disk, and tell what they are now."""
         with self._output_errors("the metrics"):
             for name in LINES:
                 sync(self.path / name)
-            return {name: (self.path / name).stat().st_size for name in LINES}
+            return {name: FileFact.of(self.path / name) for name in LINES}
 
-    def truncate(self, sizes: Mapping[str, int]) -> None:
-        """Cut off the ``.jsonl`` files what a run appended after its last checkpoint, and then takes anew.
+    def truncate(self, files: Mapping[str, FileFact]) -> None:
+        """Cut off the ``.jsonl`` files what a run appended after a checkpoint, and then takes anew.
 
-        Raises:
-            CheckpointError: one is shorter than it was at the checkpoint.
+        Args:
+            files: what they were at the checkpoint.
         """
         with self._output_errors("the metrics"):
-            for name, size in sizes.items():
-                file = self.path / name
-                present = file.stat().st_size if file.exists() else 0
-                if present < size:
-                    raise CheckpointError(
-                        f"{str(file)!r} has {present} bytes, and had {size} at the checkpoint; put it back, or start "
-                        "anew with force=True (--force)"
-                    )
-                os.truncate(file, size)
+            for name in LINES:
+                os.truncate(self.path / name, files[name].size)
 
     def lines(self, name: str) -> list[str]:
         """The lines of one of the ``.jsonl`` files."""
         with self._output_errors(name):
-            return (self.path / name).read_text(encoding="utf-8").splitlines()
+            return read_file(self.path / name, most=MOST_BYTES).decode("utf-8").split("\n")[:-1]
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -206,16 +276,76 @@ class RunFolder:
             with whole_folder(target, replace=True) as part:
                 write(part)
             for old in self.checkpoints()[:-keep]:
-                remove(old)
+                discard(old)
         return target
 
     def checkpoints(self) -> list[Path]:
-        """All checkpoints, in the order of their steps."""
-        return sorted(path for path in self.checkpoint_folder.glob("step-*") if path.is_dir())
+        """All checkpoints, in the order of their steps, and what else has the name of one."""
+        steps = {path: step_of(path) for path in self.checkpoint_folder.glob("step-*")}
+        return sorted((path for path, step in steps.items() if step is not None), key=lambda path: (steps[path], path))
 
     def last_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from."""
+        """The newest checkpoint."""
         return next(reversed(self.checkpoints()), None)
+
+    def check(self, checkpoint: Path) -> PlainState:
+        """What is no tensor of a checkpoint, all of which, and all lines before it, are what was written.
+
+        Raises:
+            CheckpointError: something is not; says what.
+        """
+        if (kind := kind_of(checkpoint)) != "folder":
+            raise CheckpointError(f"{str(checkpoint)!r} is a {kind} and no folder")
+        plain = check_run_state(checkpoint, run=self.run)
+        if set(plain.lines) != set(LINES):
+            raise CheckpointError(f"{str(checkpoint)!r} is of other files of lines than {' and '.join(LINES)}")
+        for name, fact in plain.lines.items():
+            file = self.path / name
+            try:
+                size, sha256 = file_digest(file, fact.size)
+            except OSError as error:
+                raise CheckpointError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
+            if size < fact.size:
+                raise CheckpointError(f"{str(file)!r} has {size} bytes, and had {fact.size} at {checkpoint.name}")
+            if sha256 != fact.sha256:
+                raise CheckpointError(
+                    f"{str(file)!r} is not what was written up to {checkpoint.name}: the SHA-256 of its first {size} "
+                    f"bytes was {fact.sha256[:12]}… and is {sha256[:12]}…"
+                )
+        return plain
+
+    def _intact_checkpoint(self, *, previous: bool) -> Path | None:
+        """The checkpoint to go on from: the newest, or, where it is damaged and that is asked for, one before it.
+
+        Raises:
+            CheckpointError: it is damaged, and nobody asked for one before it, or none of these is intact.
+        """
+        checkpoints = self.checkpoints()
+        faults: list[str] = []
+        for checkpoint in reversed(checkpoints):
+            try:
+                self.check(checkpoint)
+            except CheckpointError as error:
+                faults.append(str(error))
+                continue
+            if not faults:
+                return checkpoint
+            if not previous:
+                raise CheckpointError(
+                    f"{faults[0]}; an earlier checkpoint, {checkpoint.name}, is intact: go on from it "
+                    "(resume_from='previous', --resume-from previous)"
+                )
+            for damaged in checkpoints[checkpoints.index(checkpoint) + 1 :]:
+                aside = damaged.with_name(DAMAGED + damaged.name)
+                remove(aside)
+                damaged.rename(aside)
+            return checkpoint
+        if faults:
+            raise CheckpointError(
+                f"{faults[0]}; no earlier checkpoint in {str(self.checkpoint_folder)!r} is intact; put the files back "
+                f"from a copy, or {ANEW}"
+            )
+        return None
 
     @contextlib.contextmanager
     def _output_errors(self, what: str) -> Iterator[None]:
@@ -226,7 +356,7 @@ class RunFolder:
             raise
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            if not self.path.is_dir():
+            if not self._is_there():
                 raise OutputError(
                     f"cannot write {what} ({reason}): the folder {str(self.path)!r} is gone, with the checkpoints in "
                     "it; start again, in a folder that stays"
@@ -252,4 +382,17 @@ def differences(earlier: Any, now: Any, name: str = "") -> list[str]:
             for key in dict.fromkeys([*earlier, *now])
             for difference in differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else str(key))
         ]
-    return [] if earlier == now else [f"{name}: {earlier!r} there, {now!r} here"]
+    if earlier == now:
+        return []
+    return [f"{_shown(name)}: {_cut(earlier)} there, {_cut(now)} here"]
+
+
+def _shown(name: str) -> str:
+    """A name from a file or a folder, without what would move the cursor of a terminal."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _cut(value: Any) -> str:
+    """A value of a file in an error: what a damaged file says may be long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"

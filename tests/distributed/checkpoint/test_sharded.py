@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state
-from pararealize.distributed.checkpoint.sharded import load_sharded, save_sharded
+from pararealize.distributed.checkpoint.sharded import HOLDS, load_sharded, save_sharded
 from pararealize.distributed.checkpoint.state import gather_state_dict, load_state
 from pararealize.errors import CheckpointError, OutputError
+from pararealize.manifest import read_manifest
 from tests import failing_ranks, rank_networks
 from tests.distributed.checkpoint.test_state import same
 
@@ -51,9 +54,11 @@ def test_what_ranks_save_is_the_one_process_network(saved: Path) -> None:
 
 
 def test_every_tensor_is_written_once(saved: Path) -> None:
-    keys = [key for path in (saved / "many").iterdir() for key in load_file(path)]
+    keys = [key for path in (saved / "many").glob("*.safetensors") for key in load_file(path)]
     assert sorted(keys) == sorted(rank_networks.Network().state_dict())
-    assert len(list((saved / "many").iterdir())) > 1
+    files = {path.name for path in (saved / "many").iterdir()}
+    assert len(files) > 2
+    assert files == {"manifest.json", *read_manifest(saved / "many", HOLDS).files}
     assert [path.name for path in saved.glob(".*")] == []
 
 
@@ -109,12 +114,66 @@ def test_a_folder_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_wrong_folders_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(CheckpointError, match="no safetensors file is in it"):
+    for path, told in ((tmp_path, "manifest.json' cannot be read: No such file"), (tmp_path / "no", "is not there")):
+        with pytest.raises(CheckpointError, match=rf"{told}.*; name a folder that save_sharded wrote"):
             load_sharded(rank_networks.Network(), path)
     (tmp_path / "x.safetensors").write_text("no tensors")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"manifest.json' cannot be read.*one by one with load_state"):
         load_sharded(rank_networks.Network(), tmp_path)
+    for path in ("a\0b", "x" * 300):
+        with pytest.raises(CheckpointError, match=r"cannot be read: (there is a NUL|File name too long)"):
+            load_sharded(rank_networks.Network(), path)
+        with pytest.raises(OutputError, match=r"cannot write the checkpoint.*(there is a NUL|File name too long)"):
+            save_sharded(rank_networks.Network(), path)
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("steps")
+    for step in (1, 2):
+        save_sharded(rank_networks.Network(step), folder / f"step-{step}")
+    return folder
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def of_another_step(file: Path) -> None:
+    file.write_bytes((file.parent.parent / "step-1" / file.name).read_bytes())
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def link(file: Path) -> None:
+    file.rename(file.parent / "elsewhere")
+    file.symlink_to("elsewhere")
+
+
+DAMAGES = {
+    "is not what was written: its SHA-256 was": flip,
+    r"which is shard-00001.*safetensors of step-1": of_another_step,
+    "it is a FIFO and no file": fifo,
+    "it is a link and no file": link,
+    "is missing": Path.unlink,
+    "it had .* bytes and has 0": lambda file: file.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("told", DAMAGES)
+def test_damaged_shards_are_named_and_change_nothing(steps: Path, tmp_path: Path, told: str) -> None:
+    shutil.copytree(steps, tmp_path / "all")
+    (shard,) = (tmp_path / "all" / "step-2").glob("*.safetensors")
+    DAMAGES[told](shard)
+    network = rank_networks.Network(5)
+    with pytest.raises(CheckpointError, match=rf"step-2' is damaged: {shard.name}.*{told}.*take an earlier"):
+        load_sharded(network, shard.parent)
+    assert same(gather_state_dict(network), gather_state_dict(rank_networks.Network(5)))
 
 
 def test_real_stages_of_any_number_of_ranks_go_on_with_each_others_checkpoints(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,21 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tensors")
-    for path in (tmp_path / "text", tmp_path / "nothing", tmp_path):
-        with pytest.raises(CheckpointError, match="cannot be read as a safetensors file"):
-            load_state(rank_networks.Network(), path)
+    os.mkfifo(tmp_path / "fifo")
+    for path, told in (
+        ("text", "cannot be read as a safetensors file or one of torch.save"),
+        ("nothing", "No such file"),
+        ("", "it is a folder and no file; .*load_sharded"),
+        ("fifo", "it is a FIFO and no file"),
+        ("a\0b", "NUL"),
+        ("x" * 300, "File name too long"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            load_state(rank_networks.Network(), tmp_path / path)
+    with pytest.raises(CheckpointError, match=r"holds no tensors under stem\.weight"):
+        load_state(rank_networks.Network(), {"stem.weight": 1})
+    with pytest.raises(OutputError, match="NUL"):
+        save_state(rank_networks.Network(), tmp_path / "a\0b")
 
 
 def test_what_is_no_tensor_is_refused(tmp_path: Path) -> None:

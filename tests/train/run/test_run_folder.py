@@ -1,19 +1,42 @@
 """A run's folder: what is taken, what is compared, checkpoints that are whole, and what the system refuses."""
 
+import dataclasses
 import errno
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from pararealize.errors import CheckpointError, OutputError
+from pararealize.train.run import lock
+from pararealize.train.run.checkpoint import RunState, write_run_state
 from pararealize.train.run.run_folder import LINES, METRICS, RunFolder, differences
+from tests.train.run.test_plain_state import STATE
 
 ASKED = {"recipe": {"lr": 0.1}, "seed": 0}
+WEIGHTS = "0" * 64
+
+
+def begin(path, asked=ASKED, weights=WEIGHTS, **how):
+    """A run's folder and where the run goes on; another process may have it at once."""
+    folder = RunFolder(path)
+    try:
+        return folder, folder.begin(asked, lambda: weights, **{"resume": False, "force": False, **how})
+    finally:
+        folder.close()
 
 
 def begun(tmp_path, **how):
-    folder = RunFolder(tmp_path / "run")
-    return folder, folder.begin(ASKED, **{"resume": False, "force": False, **how})
+    return begin(tmp_path / "run", **how)
+
+
+def save(folder, step, keep=3):
+    """A checkpoint without tensors."""
+    lines = {name: dataclasses.asdict(fact) for name, fact in folder.line_files().items()}
+    state = RunState(weights={}, tensors={}, plain=STATE | {"step": step, "lines": lines})
+    return folder.save(step, lambda part: write_run_state(part, state, run=folder.run), keep=keep)
 
 
 def content(text):
@@ -29,9 +52,12 @@ def test_a_new_folder_and_an_empty_one(tmp_path):
     assert last is None
     assert {path.name for path in folder.path.iterdir()} == {"run.json", "checkpoints", *LINES}
     told = json.loads((folder.path / "run.json").read_text())
-    assert told == {"schema": "pararealize.run", "version": 1, **ASKED}
+    assert told == {"schema": "pararealize.run", "version": 2, "run": folder.run, **ASKED}
     (tmp_path / "empty").mkdir()
-    assert RunFolder(tmp_path / "empty").begin(ASKED, resume=False, force=False) is None
+    assert begin(tmp_path / "empty")[1] is None
+    runs = {begin(tmp_path / f"{i}", **how)[0].run for i, how in enumerate(({}, {"weights": "1"}, {"asked": {}}))}
+    assert len(runs) == 3
+    assert folder.run in runs  # the same one, asked for twice
 
 
 def test_a_taken_folder_is_refused(tmp_path):
@@ -44,7 +70,7 @@ def test_a_taken_folder_is_refused(tmp_path):
             begun(tmp_path, **how)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file and not a folder"):
-        RunFolder(tmp_path / "file").begin(ASKED, resume=True, force=False)
+        begin(tmp_path / "file", resume=True)
 
 
 def test_force_starts_anew(tmp_path):
@@ -62,7 +88,7 @@ def test_force_starts_anew(tmp_path):
 def test_going_on(tmp_path):
     folder, _ = begun(tmp_path)
     folder.append(METRICS, ["{}"])
-    kept = folder.save(7, content("seven"), keep=2)
+    kept = save(folder, 7)
     for left in (".step-00000009.part", ".step-00000009.0a1b2c3d.part"):  # of this and of earlier versions
         (folder.path / "checkpoints" / left).mkdir()
     for left in (".run.json.part", ".run.json.0a1b2c3d.part", ".weights.safetensors.0a1b2c3d.part"):
@@ -84,21 +110,22 @@ def test_going_on_where_nothing_was_kept_starts(tmp_path):
 
 
 def test_another_run_is_refused_with_the_values(tmp_path):
-    folder, _ = begun(tmp_path)
+    begun(tmp_path)
     with pytest.raises(
         CheckpointError, match=r"recipe.lr: 0.1 there, 0.2 here; seed: 0 there, 1 here; ask for the same"
     ):
-        folder.begin({"recipe": {"lr": 0.2}, "seed": 1}, resume=True, force=False)
+        begun(tmp_path, asked={"recipe": {"lr": 0.2}, "seed": 1}, resume=True)
     many = {**ASKED, **{f"value {i}": i for i in range(9)}}
     with pytest.raises(CheckpointError, match=r"value 5: None there, 5 here; and 3 more"):
-        folder.begin(many, resume=True, force=False)
+        begun(tmp_path, asked=many, resume=True)
 
 
 @pytest.mark.parametrize("text, told", [
     ("{", "cannot be read"),
     ("[]", "cannot be read"),
     ('{"schema": "pararealize.run"}', "cannot be read"),
-    ('{"schema": "pararealize.run", "version": 2}', "version 2, and this is 'pararealize.run', version 1"),
+    ('{"schema": "pararealize.run", "version": 1}', "version 1, and this is .* version 2; .*pararealize that wrote"),
+    ('{"schema": "pararealize.run", "version": 2, "run": 5}', "does not say which run it is of"),
 ])  # fmt: skip
 def test_a_strange_run_is_refused(tmp_path, text, told):
     folder, _ = begun(tmp_path)
@@ -145,7 +172,11 @@ def test_a_folder_that_is_gone(tmp_path):
     (folder.path / METRICS).unlink()
     with pytest.raises(OutputError, match=r"cannot write metrics.jsonl .*there is no checkpoint yet"):
         folder.append(METRICS, ["{}"])
-    for work in (folder.sizes, lambda: folder.save(1, content("one"), keep=1), lambda: folder.write("plan.json", "")):
+    for work in (
+        folder.line_files,
+        lambda: folder.save(1, content("one"), keep=1),
+        lambda: folder.write("plan.json", ""),
+    ):
         folder.path.rename(tmp_path / "elsewhere")
         with pytest.raises(OutputError, match=r"the folder .*run' is gone"):
             work()
@@ -154,22 +185,118 @@ def test_a_folder_that_is_gone(tmp_path):
 
 def test_lines_after_a_checkpoint_are_cut(tmp_path):
     folder, _ = begun(tmp_path)
-    folder.append(METRICS, ["1", "2"])
-    sizes = folder.sizes()
+    folder.append(METRICS, ["1", "2\u2028"])
+    checkpoint = save(folder, 3)
     folder.append(METRICS, ["3"])
-    folder.truncate(sizes)
-    assert folder.lines(METRICS) == ["1", "2"]
+    folder.truncate(folder.check(checkpoint).lines)
+    assert folder.lines(METRICS) == ["1", "2\u2028"]
     (folder.path / METRICS).write_bytes(b"1\n")
-    with pytest.raises(CheckpointError, match=r"has 2 bytes, and had 4 at the checkpoint"):
-        folder.truncate(sizes)
+    with pytest.raises(CheckpointError, match=r"has 2 bytes, and had 7 at step-00000003"):
+        folder.check(checkpoint)
+    (folder.path / METRICS).write_bytes(b"1\n3\xe2\x80\xa8\n4\n")
+    with pytest.raises(CheckpointError, match=r"is not what was written up to step-00000003: .* its first 7 bytes"):
+        folder.check(checkpoint)
 
 
-def test_nothing_can_be_made_in_a_file(tmp_path):
+@pytest.fixture
+def three(tmp_path):
+    """A run with three checkpoints, a line before each."""
+    folder, _ = begun(tmp_path)
+    for step in (1, 2, 3):
+        folder.append(METRICS, [str(step)])
+        save(folder, step)
+    return folder
+
+
+def damage(checkpoint):
+    (checkpoint / "state.json").write_text("{}")
+
+
+def test_a_damaged_checkpoint_is_passed_over_when_asked_for(tmp_path, three):
+    one, two, last = three.checkpoints()
+    damage(last)
+    damage(two)
+    told = (
+        r"03' is damaged: state.json .*; an earlier checkpoint, step-00000001, is intact: .*\(--resume-from previous\)"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        begun(tmp_path, resume=True)
+    assert begun(tmp_path, resume=True, previous=True)[1] == one
+    names = ["damaged-step-00000002", "damaged-step-00000003", "step-00000001"]
+    assert sorted(path.name for path in one.parent.iterdir()) == names
+    save(three, 2)
+    assert begun(tmp_path, resume=True, previous=True)[1] == two  # the newest, which is intact
+    damage(one)
+    damage(two)
+    with pytest.raises(CheckpointError, match=r"damaged: .*; no earlier checkpoint in .* is intact; .*--force"):
+        begun(tmp_path, resume=True, previous=True)
+
+
+def link(path):
+    elsewhere = next(folder for folder in path.parents if folder.name == "run").with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def in_place(make):
+    def replace(path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        make(path)
+
+    return replace
+
+
+ODD = {"link": link, "FIFO": in_place(os.mkfifo), "file": in_place(Path.touch), "folder": in_place(Path.mkdir)}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("name", ["run.json", METRICS, "checkpoints", "checkpoints/step-00000003", "plan.json"])
+def test_what_stands_in_the_place_of_a_file_is_told(tmp_path, three, name, kind):
+    (three.path / "plan.json").touch()
+    if kind == ("folder" if "checkpoints" in name else "file"):
+        return
+    ODD[kind](three.path / name)
+    with pytest.raises(CheckpointError, match=f"{name}' is a {kind} and no (file|folder)"):
+        begun(tmp_path, resume=True)
+    assert begun(tmp_path, force=True)[1] is None
+    assert {path.name for path in three.path.iterdir()} == {"run.json", "checkpoints", *LINES}
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path, three):
+    (tmp_path / "link").symlink_to(three.path)
+    assert begin(tmp_path / "link", resume=True)[1] == tmp_path / "link" / "checkpoints" / "step-00000003"
+
+
+@pytest.mark.parametrize("path, told", [
+    ("file/run", "Not a directory"), ("a\0b", "NUL"), ("x" * 300, "too long"), ("fifo", "is a FIFO and not a folder"),
+    ("nowhere", "is a link that leads nowhere"),
+])  # fmt: skip
+def test_nothing_can_be_made_there(tmp_path, path, told):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot make the run's folder .*Not a directory; name another folder"):
-        RunFolder(tmp_path / "file" / "run").begin(ASKED, resume=False, force=False)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "nowhere").symlink_to("nothing")
+    with pytest.raises(OutputError, match=rf"{told}.*; name another folder"):
+        begin(tmp_path / path, resume=True)
+
+
+def test_one_process_writes_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.begin(ASKED, lambda: WEIGHTS, resume=False, force=False)
+    for how in ({"resume": True}, {"force": True}):
+        with pytest.raises(OutputError, match=rf"is in use: process {os.getpid()} on .* writes into it; wait for it"):
+            second.begin(ASKED, lambda: WEIGHTS, **{"resume": False, "force": False, **how})
+        second.undo()
+    save(first, 1)
+    first.close()
+    assert second.begin(ASKED, lambda: WEIGHTS, resume=True, force=False) == first.checkpoints()[0]
+    second.close()
+    assert "run.lock" not in {path.name for path in first.path.iterdir()}
 
 
 def test_differences():
     assert differences({"a": [1]}, {"a": [1]}) == []
     assert differences({"a": {"b": 1}}, {"a": None}) == ["a: {'b': 1} there, None here"]
+    (text,) = differences({"\x1b[2J": "\x07" * 500}, {})
+    assert text.isprintable()
+    assert len(text) < 300

@@ -1,0 +1,145 @@
+"""Tensors by name -> one safetensors file with the digest of each; and back, checked, also from what torch.save wrote.
+
+The digests stand in the file's metadata, so that any reader of safetensors can still open it. A file of another program
+has none: what changed in its values since then cannot be known. A file of ``torch.save`` has checksums of its own.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pararealize.errors import CheckpointError
+from pararealize.files import open_file
+from pararealize.manifest import tensors_digest
+
+__all__ = ["DIGESTS", "TensorFile", "open_tensors", "write_tensors"]
+
+DIGESTS = "pararealize.sha256"  # of the metadata: JSON, a digest of each tensor by its name
+ZIP = b"PK\x03\x04"
+DAMAGED = "it is damaged, take another copy of it, or an earlier one"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFile:
+    """Tensors of an open file.
+
+    Attributes:
+        shapes: by name.
+        tensor: reads the tensor of a name, and raises a :class:`~pararealize.errors.CheckpointError` where it is not
+            what was written.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    tensor: Callable[[str], torch.Tensor]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    digests = {name: tensors_digest({name: tensor}) for name, tensor in sorted(tensors.items())}
+    save_file(dict(tensors), str(path), metadata={DIGESTS: json.dumps(digests)})
+
+
+@contextlib.contextmanager
+def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
+    """The tensors of a file of safetensors or of ``torch.save``; nothing is unpickled but tensors.
+
+    Raises:
+        CheckpointError: it is no such file, it is damaged, or there is more in it than tensors by name.
+    """
+    with contextlib.ExitStack() as stack:
+        with _damage(path):
+            with open_file(path, follow=True) as file:
+                is_zip = file.read(len(ZIP)) == ZIP
+            opened = _of_torch(path) if is_zip else _of_safetensors(path, stack)
+        yield opened
+
+
+@contextlib.contextmanager
+def _damage(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever a reader says of a file that is not what it should be, as an error of the checkpoint."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} cannot be read: {ascii(error.strerror or str(error))[1:-1]}; name a file of "
+            "save_state, or use load_sharded for a folder"
+        ) from error
+    except Exception as error:  # unpicklers and parsers of foreign bytes raise what they meet with
+        raise CheckpointError(
+            f"{os.fspath(path)!r} cannot be read as a safetensors file or one of torch.save: "
+            f"{type(error).__name__}: {ascii(str(error))[1:300]}; {DAMAGED}"
+        ) from error
+
+
+def _of_safetensors(path: str | os.PathLike[str], stack: contextlib.ExitStack) -> TensorFile:
+    file = stack.enter_context(safe_open(os.fspath(path), framework="pt"))
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    text = (file.metadata() or {}).get(DIGESTS)
+    digests = None if text is None else json.loads(text)
+    if digests is not None and (not isinstance(digests, dict) or digests.keys() != shapes.keys()):
+        raise CheckpointError(f"{os.fspath(path)!r} has other tensors than were written into it; {DAMAGED}")
+
+    def tensor(name: str) -> torch.Tensor:
+        with _damage(path):
+            value: torch.Tensor = file.get_tensor(name)
+            if digests is not None and tensors_digest({name: value}) != digests[name]:
+                raise CheckpointError(
+                    f"{os.fspath(path)!r} is damaged: the tensor {name!a} is not what was written; take another "
+                    "copy of it, or an earlier one"
+                )
+        return value
+
+    return TensorFile(shapes=shapes, tensor=tensor)
+
+
+def _of_torch(path: str | os.PathLike[str]) -> TensorFile:
+    """torch.load does not look at the checksums of a file (PyTorch compiles its reader of zip files without them)."""
+    with open_file(path, follow=True) as file:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise ValueError("torch.save compresses nothing, and this is compressed")
+            if len({entry.filename for entry in entries}) != len(entries):
+                raise ValueError("two of its entries have one name")
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of its entry {damaged} is wrong")
+        file.seek(0)
+        with warnings.catch_warnings():  # of sparse tensors, which are refused below
+            warnings.simplefilter("ignore")
+            value = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"{os.fspath(path)!r} holds a {type(value).__name__}, and no tensors by name")
+    strangers = [name for name, tensor in value.items() if not _is_plain(tensor)]
+    if strangers:
+        listed = ", ".join(ascii(name)[:80] for name in strangers[:3])
+        raise CheckpointError(
+            f"{os.fspath(path)!r} holds more than tensors with values ({len(strangers)} others: {listed}); load it "
+            "with torch.load(..., weights_only=True), and pass the state dict in it"
+        )
+    return TensorFile(shapes={name: tuple(tensor.shape) for name, tensor in value.items()}, tensor=value.__getitem__)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a dense tensor in memory."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_nested
+    )
