@@ -10,8 +10,9 @@ from torch import fx
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.packing import unpack_inside
-from pararealize.errors import CutError
+from pararealize.errors import CoarseError, CutError
 from pararealize.plan.plan import Plan, SegmentPlan
+from pararealize.tracing.captured import CHANGES_ITSELF
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.layouts import lay_out
 from pararealize.tracing.random_calls import drawn_repeatedly
@@ -36,6 +37,7 @@ class Pieces:
 
     Raises:
         CutError: several pieces would draw the same random numbers, each anew.
+        CoarseError: a segment that is to be its own coarse block writes into its own parameters or buffers.
     """
 
     def __init__(self, chain: BlockChain, plan: Plan) -> None:
@@ -66,6 +68,13 @@ class Pieces:
                 f"random numbers are read by several parts of the network, each of which would draw its own: "
                 f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
             )
+        for segment, coarse in zip(plan.segments[1:], plan.coarse_blocks, strict=True):
+            if coarse.kind == "exact" and (modules := self._changing_modules(segment)):
+                raise CoarseError(
+                    f'F^{segment.j - 1} is segment {segment.j} itself ("exact"), which runs a second time '
+                    f"in each step; {', '.join(modules[:3])} writes into its own parameters or buffers, from which "
+                    'autograd then has no gradients; pass coarse="block" (copies of its blocks) or another kind'
+                )
         for graph in self.graphs.values():  # which are to be run, copied and saved without fake values
             unpack_inside(graph)
             keep_regions(graph)
@@ -97,6 +106,12 @@ class Pieces:
         if self.computed or self.plan.n > 1:
             clone_overwritten(graph, first=True)
         return graph
+
+    def _changing_modules(self, segment: SegmentPlan) -> list[str]:
+        """The modules of a segment that write into their own parameters or buffers, as torch's own ones do not."""
+        blocks = self.chain.blocks[segment.first : segment.last + 1]
+        calls = [str(node.target) for block in blocks for node in block.nodes if node.op == "call_module"]
+        return [path for path in calls if self.chain.capture.opaque.get(path) == CHANGES_ITSELF]
 
     def _segment(self, segment: SegmentPlan) -> fx.Graph:
         blocks = self.chain.blocks[segment.first : segment.last + 1]

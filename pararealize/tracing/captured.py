@@ -11,7 +11,9 @@ from .example import Example
 from .guards import Guards
 from .module_view import Piece
 
-__all__ = ["Capture"]
+__all__ = ["CHANGES_ITSELF", "Capture"]
+
+CHANGES_ITSELF = "it changes its own parameters or buffers outside torch.nn's modules"  # why a module is one call
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,25 +111,30 @@ class _Values:
         for symbol, hint in second.hints.items():  # one sample more, whether or not it was recorded so
             follows = hint != first.hints[symbol] if batch is not None else symbol in first.rows
             self.grown[symbol] = first.hints[symbol] + follows
-        self._stand_ins: dict[Any, torch.Tensor] = {}
+        self._examples: dict[Any, Any] = {}
+        self._others: dict[Any, Any] = {}
 
     def set(self, node: fx.Node, other: fx.Node) -> None:
         """The value at the example's sizes, the other one with one sample more, and sizes as expressions."""
         ours, theirs = node.meta.get("val"), other.meta.get("val")
-        if isinstance(ours, torch.Tensor):
-            sizes = layout_of(ours)[0]
-            same = isinstance(theirs, torch.Tensor) and layout_of(theirs)[0] == sizes
-            sizes = tuple(substituted(size, self.pins) for size in sizes)
-            node.meta["sizes"] = sizes if same else tuple(None for _ in sizes)
+        layout, other_layout = (layout_of(v) if isinstance(v, torch.Tensor) else None for v in (ours, theirs))
+        if layout is not None:
+            sizes = layout[0]
+            same = other_layout is not None and other_layout[0] == sizes
+            node.meta["sizes"] = tuple(substituted(size, self.pins) if same else None for size in sizes)
         if "val" in node.meta:
-            node.meta["val"] = self.first.at(ours, self.first.hints, self.empty)
-        node.meta["other"] = self.second.at(theirs, self.grown, self._shared)
+            node.meta["val"] = self._at(ours, layout, self.first, self.first.hints, self._examples)
+        node.meta["other"] = self._at(theirs, other_layout, self.second, self.grown, self._others)
 
-    def _shared(self, *layout: Any) -> torch.Tensor:
-        """One tensor for all of a layout, of which nothing but the layout is read."""
-        if layout not in self._stand_ins:
-            self._stand_ins[layout] = self.empty(*layout)
-        return self._stand_ins[layout]
+    def _at(self, value: Any, layout: Any, recording: Sizes, sizes: Mapping[Any, int], plain: dict[Any, Any]) -> Any:
+        """A value at plain sizes; a tensor is one of its own, whose layout is computed once for all that have it."""
+        if layout is None:
+            return recording.at(value, sizes, self.empty)
+        if layout not in plain:
+            tensor: torch.Tensor = recording.at(value, sizes, self.empty)
+            plain[layout] = None if tensor is value else layout_of(tensor)
+            return tensor
+        return value if plain[layout] is None else self.empty(*plain[layout])
 
 
 def _kind(node: fx.Node) -> tuple[str, Any, Region]:

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from pararealize.errors import ModelError
 
 from .hooks import copy_tensor_hooks, move_hooks, without_hooks
+from .model_twin import copy_plain_layers
 
 __all__ = [
     "RESERVED",
@@ -100,7 +101,9 @@ def copy_model(
             "rename them, or wrap the model in a module that holds it as an attribute"
         )
     try:
-        tree = copy.deepcopy(model, uncopyable_tensors(model))
+        memo = uncopyable_tensors(model)
+        copy_plain_layers(model, memo)
+        tree = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); make it deep-copyable, for "

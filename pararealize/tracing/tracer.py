@@ -34,6 +34,7 @@ from pararealize.random_state import host_state, others_draw, preserve_own_host_
 from pararealize.restore import as_written, attributes_as_found
 
 from .autograd_calls import AutogradCalls
+from .captured import CHANGES_ITSELF
 from .example import Example
 from .fake_copy import FakeCopy
 from .leaves import is_layer
@@ -374,7 +375,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         op, target, args, kwargs = call
         table = self.table
         if any(map(table.is_of_model, mutations)):
-            raise UnreadableError("it changes its own parameters or buffers outside torch.nn's modules")
+            raise UnreadableError(CHANGES_ITSELF)
         node = self.graph.create_node(op, target, table.argument(tuple(args)), table.argument(dict(kwargs)))
         node.meta["nn_module_stack"] = {path: type(module) for path, module in self.stack}
         node.meta["calls"] = tuple(self.calls)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from pararealize import pararealize
 from pararealize.analysis.blocks import find_blocks
 from pararealize.compiler import make_plan
-from pararealize.errors import CutError
+from pararealize.errors import CoarseError, CutError
 from pararealize.network.pieces import Pieces
 from pararealize.plan.plan import Plan
 from pararealize.tracing.front_end import capture
@@ -170,3 +171,20 @@ def test_random_numbers_are_drawn_by_one_piece() -> None:
     assert sum(str(graph).count("rand_like](") for graph in pieces.graphs.values()) == 4
     with pytest.raises(CutError, match=r"random numbers are read by several parts.*rand_like in .*make them an input"):
         pieces_of(Noisy(once=True), torch.randn(2, 4), n=3)
+
+
+class Clipped(nn.Linear):
+    """A layer that keeps its weights small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.clamp_(-1, 1)
+        return x + super().forward(x)
+
+
+def test_a_segment_that_changes_its_own_parameters_is_not_run_twice() -> None:
+    """Autograd told of a variable "modified by an inplace operation", at the first step of training."""
+    model, x = nn.Sequential(*(Clipped(4, 4) for _ in range(4))), torch.randn(2, 4)
+    with pytest.raises(CoarseError, match=r"F\^1 is segment 2 itself.* 3 writes into its own parameters"):
+        pararealize(model, n=2, example_inputs=x, coarse="exact")
+    pararealize(model, n=2, example_inputs=x, coarse="block")(x).sum().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pararealize.tracing.model_twin import real_twin
+from pararealize.tracing.model_twin import copy_plain_layers, real_twin
 
 
 class Stateful(nn.Module):
@@ -88,3 +89,26 @@ def test_parameters_of_inference_mode_may_require_a_gradient() -> None:
     twin(torch.ones(1, 2)).sum().backward()
     assert twin.weight.grad is not None
     assert torch.equal(twin.weight, model.weight)
+
+
+def test_plain_layers_are_copied_as_a_deep_copy_would() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Stateful(), nn.Linear(4, 2))
+    model.append(model[0])
+    model[4].weight = model[3].linear.weight  # tied across the layers that are copied and those that are left
+    model[2].register_forward_hook(lambda *_: None)  # not a plain layer
+    del model[3].lock
+    model[3].computed = None
+    memo: dict[int, Any] = {}
+    copy_plain_layers(model, memo)
+    assert {id(model[0]), id(model[1]), id(model[4]), id(model[3].linear)} <= memo.keys()
+    assert id(model[2]) not in memo
+    ours, theirs = copy.deepcopy(model, memo), copy.deepcopy(model)
+    assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
+    for a, b in zip(ours.modules(), theirs.modules(), strict=True):
+        assert vars(a).keys() == vars(b).keys()
+    assert [*ours.state_dict()] == [*theirs.state_dict()]
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    pointers = {value.data_ptr() for value in model.state_dict().values()}
+    assert not pointers & {value.data_ptr() for value in ours.state_dict().values()}
+    assert ours[5] is ours[0]
+    assert ours[4].weight is ours[3].linear.weight

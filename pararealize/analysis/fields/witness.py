@@ -49,7 +49,7 @@ def sees_both_sides(chain: BlockChain, block: Block) -> bool:
             if node.op != "call_module" and _may_shift(node):
                 return False
         elif isinstance(module, _CONVOLUTIONS):
-            if len(module.kernel_size) == axes and _is_dense(module.weight):
+            if len(module.kernel_size) == axes and _is_dense(_weight(module)):
                 spans = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
                 same = [span // 2 if module.padding == "same" else 0 for span in spans]
                 pads = same if isinstance(module.padding, str) else module.padding
@@ -105,6 +105,12 @@ def _tensor(chain: BlockChain, target: str) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+def _weight(module: nn.Module) -> torch.Tensor | None:
+    """A layer's weight where it is kept; none where it is computed: reading that may change state."""
+    weight = module._parameters.get("weight", vars(module).get("weight"))
+    return weight if isinstance(weight, torch.Tensor) else None
+
+
 def _is_dense(weight: Any) -> bool:
     """Whether a weight has no zeros, which a mask would leave; judged by its first filter, and on meta by its kind."""
     return isinstance(weight, torch.Tensor) and (weight.is_meta or bool(weight.detach()[0].ne(0).all()))
@@ -117,8 +123,9 @@ def masks_of(chain: BlockChain, block: Block) -> Iterator[Hashable]:
     while stack:
         node = stack.pop()
         module = _module(chain, node)
-        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and not _is_dense(module.weight):
-            yield _digest(module.weight.detach().ne(0))
+        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and not _is_dense(weight := _weight(module)):
+            sources = list(module.buffers()) if weight is None else [weight]
+            yield from (_digest(source.detach().ne(0)) for source in sources)
         elif node.op == "call_module" and module is None:
             buffers = chain.capture.graph_module.get_submodule(str(node.target)).named_buffers()
             yield from ((name, _digest(buffer)) for name, buffer in buffers)

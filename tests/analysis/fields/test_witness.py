@@ -59,3 +59,16 @@ def test_a_parametrized_weight_is_no_witness():
         parametrize.register_parametrization(layer[0], "weight", Halved())
     chain = chain_of(nn.Sequential(*layers), torch.randn(2, 4, 12))
     assert not any(sees_both_sides(chain, block) for block in chain.blocks)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_that_is_computed_is_not_read(norm):
+    """To read spectral norm's in train mode is a step of its power method: conversion moved the model's own vectors."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(norm(nn.Linear(5, 5)) for _ in range(4)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    chain = chain_of(model, torch.randn(2, 3, 5))
+    for block in chain.blocks:
+        list(masks_of(chain, block))
+        sees_both_sides(chain, block)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
