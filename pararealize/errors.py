@@ -13,6 +13,7 @@ __all__ = [
     "CutError",
     "DataError",
     "DeviceError",
+    "DisagreementError",
     "DistributedError",
     "ExampleError",
     "FieldError",
@@ -151,6 +152,13 @@ class OutputError(PararealizeError, OSError):
 
 class AgreedError(DistributedError):
     """What all ranks of a network raise together before the first message: they may go on."""
+
+
+class DisagreementError(DistributedError):
+    """Ranks that hold one network, or copies of it, do not do the same; the message has the value of each of them.
+
+    Some of them had begun to send: the run is over, as after a :class:`RankError`.
+    """
 
 
 class RefusedCallError(GuardError, ExampleError, AgreedError):

@@ -14,6 +14,7 @@ computes, sends and differentiates its share. In reading order::
     meta_device             values for such modules of a network without any
     rank_setup              what every rank is made of, whichever kind of network it is
     rank_segments           a rank's parts as functions
+    rank_calls              each call of a rank, announced before its messages
     step                    a rank's share of one training step, forward and backward
     correction              z_j from y_j and what other ranks send, and backward what they get in return
     autograd_cuts           where one graph of autograd ends and the next begins

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pararealize.distributed.checkpoint.collective import gather_objects
+from pararealize.distributed.watchdog.shared_calls import differences
 from pararealize.errors import AgreedError, DistributedError
 
 __all__ = ["FAULT", "agree", "agree_on_weights", "digests"]
@@ -59,15 +60,7 @@ def agree(
     faults = [f"rank {who(i)}: {its_facts[FAULT]}" for i, its_facts in enumerate(everyone) if its_facts.get(FAULT)]
     if faults:
         raise AgreedError("; ".join(faults))
-    names = dict.fromkeys(name for its_facts in everyone for name in its_facts)
-    differing = []
-    for name in names:
-        ranks: dict[str, list[int]] = {}
-        for i, its_facts in enumerate(everyone):
-            ranks.setdefault(str(its_facts.get(name, "nothing")), []).append(i)
-        if len(ranks) > 1:
-            values = ", ".join(f"{value} on rank {', '.join(map(who, some))}" for value, some in ranks.items())
-            differing.append(f"{name} is {values}")
+    differing = list(differences(dict(enumerate(everyone)), who))
     if differing:
         more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
         raise AgreedError(f"the ranks do not agree on how to {what}: {'; '.join(differing[:4])}{more}; {remedy}")

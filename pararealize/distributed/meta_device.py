@@ -42,6 +42,16 @@ class UndefinedTensors:
                 del self.versions[name]
         return list(self.versions)
 
+    def fault(self) -> str:
+        """Why no step can be run: some have no values; empty where all have."""
+        names = self.names()
+        if not names:
+            return ""
+        return (
+            f"{len(names)} tensors have no values ({', '.join(names[:3])}): the network came from the meta device, and "
+            "no module draws them; load a checkpoint with stage.load_state_dict(...)"
+        )
+
 
 def draw_values(
     modules: RankModules, net: SegmentedNetwork, parts: Sequence[Part], device: torch.device, seed: int

@@ -5,6 +5,7 @@ agree             on partition, weights and versions             consistency.py
 RankModules       the rank's own modules, with memory            rank_modules.py
 PointToPoint      messages                                       messages/point_to_point.py
 Watch             what ends all ranks when one fails             watchdog/watchdog.py
+RankCalls         each call, announced before its messages       rank_calls.py
 GradientSync      what is summed and averaged over ranks         gradients.py, tied_parameters.py
 """
 
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pararealize.distributed.watchdog.shared_calls import SharedCalls
 from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import DistributedError
 
@@ -30,6 +32,7 @@ from .messages.point_to_point import PointToPoint
 from .meta_device import UndefinedTensors
 from .partition import Partition, PartitionableNetwork, module_at, tensors_of
 from .process_groups import ProcessGroups
+from .rank_calls import RankCalls
 from .rank_modules import RankModules
 from .tied_parameters import TiedParameters, counted_parameters
 
@@ -49,11 +52,11 @@ class RankSetup:
         mesh: the ranks of all copies of the network.
         modules: the rank's own.
         channel: messages between the ranks of one network.
+        calls: what this rank is called for, announced to the others.
         activity: tells the watchdog, and a recording, what the rank does.
         sync: sums and averages of gradients.
         counted: the parameters that a sum over the ranks of one network takes from this one.
         other_names: for every key of the whole network's state dict, the other names of its tensor.
-        undefined: tensors that still need values, of a network from the meta device.
         description: the rank and its network, for errors.
     """
 
@@ -62,11 +65,11 @@ class RankSetup:
     mesh: DeviceMesh
     modules: RankModules
     channel: PointToPoint
+    calls: RankCalls
     activity: Activity
     sync: GradientSync
     counted: Sequence[nn.Parameter]
     other_names: Mapping[str, tuple[str, ...]]
-    undefined: UndefinedTensors
     description: str
 
     @property
@@ -178,17 +181,26 @@ def set_up_rank(
             bucket_bytes,
             lambda work: channel.wait(work, "averages over dp", rank),
         )
+    calls = RankCalls(
+        channel,
+        partition.tags,
+        *_shared_calls(groups, watch),
+        parameters=list(modules.tree.parameters()),
+        shared=shared,
+        fault=(UndefinedTensors() if undefined is None else undefined).fault,
+    )
+    channel.confirm = calls.confirm
     return RankSetup(
         partition=partition,
         rank=rank,
         mesh=groups.mesh,
         modules=modules,
         channel=channel,
+        calls=calls,
         activity=Activity(watch),
         sync=GradientSync(tied_sum, average),
         counted=counted_parameters(rank, modules.tree, shared),
         other_names=tied.other_names,
-        undefined=UndefinedTensors() if undefined is None else undefined,
         description=f"{name}: {partition.labels[rank]} of {partition.ranks}",
     )
 
@@ -200,6 +212,30 @@ def _phases_of_parameters(modules: RankModules, last_phases: Mapping[str, int]) 
         for parameter in part.parameters():
             phases[id(parameter)] = max(phases.get(id(parameter), 0), last_phases[name])
     return [(parameter, phases.get(id(parameter), 0)) for parameter in modules.tree.parameters()]
+
+
+def _shared_calls(groups: ProcessGroups, watch: Watch) -> tuple[SharedCalls, SharedCalls | None]:
+    """The calls of one network's ranks, and the steps of the ranks with the same parts of its copies."""
+    everyone = dist.get_process_group_ranks(groups.everyone)
+
+    def watched(group: dist.ProcessGroup) -> list[int]:
+        return [everyone.index(rank) for rank in dist.get_process_group_ranks(group)]
+
+    network = watch.announcements.add(
+        f"network {watched(groups.parareal)}",
+        watched(groups.parareal),
+        what="run a step",
+        remedy="give every rank of a parareal group the same inputs, mode and autocast, in the same order of calls",
+    )
+    if groups.dp is None:
+        return network, None
+    return network, watch.announcements.add(
+        f"copies {watched(groups.dp)}",
+        watched(groups.dp),
+        what="average gradients",
+        remedy="let every copy of the network make the same steps and train the same parameters; inference that only "
+        "some of them do belongs within stage.no_sync()",
+    )
 
 
 def _watch_over(groups: ProcessGroups, labels: Sequence[str]) -> Watch:

@@ -28,9 +28,8 @@ from pararealize.plan.recording import StepRecording
 from pararealize.restore import set_within
 from pararealize.tracing.module_copy import share_contents
 
-from .consistency import FAULT, agree
-from .messages.formats import TensorFormat
 from .messages.message_order import StepMessages
+from .rank_calls import samples_of
 from .rank_setup import RankSetup
 from .step import check_loss
 
@@ -71,7 +70,6 @@ class Stage(nn.Module):
     rank_setup: RankSetup
     _program: RankProgram
     _averages_gradients: bool
-    _messages_by_signature: dict[Any, StepMessages]
     _failure: str
 
     def __init__(self, setup: RankSetup, program: RankProgram, plan: Plan | None = None) -> None:
@@ -82,7 +80,6 @@ class Stage(nn.Module):
             mesh=setup.mesh,
             _program=program,
             _averages_gradients=True,
-            _messages_by_signature={},
             _failure="",
             **({} if plan is None else {"plan": plan}),
         )
@@ -146,15 +143,22 @@ class Stage(nn.Module):
             The loss, detached and not scaled, on every rank.
 
         Raises:
-            DistributedError: ranks disagree on shapes, types, mode or autocast, or one did not answer in time.
+            DistributedError: ranks disagree on shapes, types, mode, autocast or the kind of call, or one did not answer
+                in time.
             RefusedCallError: inputs do not fit the network's signature, are not nested as the example's were, or break
                 the guards under which the network was recorded; a GuardError and an ExampleError.
         """
-        with self.rank_setup.watch.step(), torch.enable_grad():
-            inputs = self._inputs(args, kwargs)
-            messages = self._messages(inputs, "step")
-            with self._usable_only_if_it_ends_well():
-                return self._step(inputs, messages, target, loss_fn, scaler)
+        with self.rank_setup.watch.step("step"), torch.enable_grad(), self._usable_only_if_it_ends_well():
+            inputs, samples = self._inputs(args, kwargs, "step")
+            messages = self.rank_setup.calls.begin_step(
+                self._call("step", inputs),
+                inputs,
+                samples,
+                training=self.training,
+                averages=self._averages_gradients,
+                scales=scaler is not None and scaler.is_enabled(),
+            )
+            return self._step(inputs, messages, target, loss_fn, scaler)
 
     def _step(
         self,
@@ -175,6 +179,8 @@ class Stage(nn.Module):
             scaled = None if loss is None else scaled_here
         shared: list[tuple[torch.Tensor, dist.Work]] = []
         last = setup.partition.ranks - 1
+        if self._averages_gradients:
+            setup.calls.confirm_copies()
         setup.sync.begin(active=self._averages_gradients)
         with torch.autocast(self.device.type, enabled=False):
             self._program.backward(run, messages, scaled, lambda: shared.append(messages.share("loss", loss, last)))
@@ -200,93 +206,66 @@ class Stage(nn.Module):
         Returns:
             The output on the last rank, ``None`` elsewhere; or the output on every rank.
         """
-        with self.rank_setup.watch.step(), torch.no_grad():
-            inputs = self._inputs(args, kwargs)
-            messages = self._messages(inputs, "inference, everywhere" if everywhere else "inference")
-            with self._usable_only_if_it_ends_well():
-                output = self._program.forward(inputs, messages, graph=False).output
-                self._end_messages(messages)
-                return messages.copy_to_all(output, self.rank_setup.partition.ranks - 1) if everywhere else output
+        with (
+            self.rank_setup.watch.step("inference", everyone=False),
+            torch.no_grad(),
+            self._usable_only_if_it_ends_well(),
+        ):
+            calls, call = self.rank_setup.calls, "inference, everywhere" if everywhere else "inference"
+            inputs, samples = self._inputs(args, kwargs, call)
+            messages = calls.begin(self._call(call, inputs), inputs, samples, training=self.training)
+            output = self._program.forward(inputs, messages, graph=False).output
+            if self.rank_setup.owns_head:
+                calls.confirm()  # all ranks have a part in it
+            self._end_messages(messages)
+            if self._averages_gradients:
+                calls.end_inference()
+            return messages.copy_to_all(output, self.rank_setup.partition.ranks - 1) if everywhere else output
 
     @contextlib.contextmanager
     def _usable_only_if_it_ends_well(self) -> Iterator[None]:
-        """Refuse further steps after one that failed: messages that it left behind would be taken for later ones."""
-        try:
-            yield
-        except BaseException as error:
-            self.__dict__["_failure"] = f"{type(error).__name__}: {str(error)[:200]}"
-            self.rank_setup.channel.forget()
-            raise
+        """Refuse further calls after one that failed: messages that it left behind would be taken for later ones.
 
-    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs by the names that parts read, detached and on this rank's device."""
+        What all ranks refuse together has sent no message.
+        """
         if self._failure:
             raise DistributedError(
                 f"rank {self.rank_setup.partition.labels[self.rank]} cannot run another step after one that failed "
                 f"({self._failure}); start the processes again from a checkpoint"
             )
+        try:
+            yield
+        except AgreedError:
+            raise
+        except BaseException as error:
+            self.__dict__["_failure"] = f"{type(error).__name__}: {str(error)[:200]}"
+            self.rank_setup.channel.forget()
+            raise
+
+    def _inputs(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: str
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Inputs by the names that parts read, detached and on this rank's device; and samples of them."""
         partition = self.rank_setup.partition
         try:
             tensors = partition.conditions.check(args, kwargs)
         except (GuardError, ExampleError) as fault:  # which the other ranks learn, should they have other inputs
             try:
-                self._agree({FAULT: str(fault)})
+                self.rank_setup.calls.refuse(call, str(fault))
             except AgreedError as agreed:
                 raise RefusedCallError(str(fault), getattr(fault, "guards", ())) from agreed
             raise
-        return {partition.inputs[name]: self._to_device(tensor) for name, tensor in tensors.items()}
+        inputs = {partition.inputs[name]: tensor for name, tensor in tensors.items()}
+        return {name: self._to_device(tensor) for name, tensor in inputs.items()}, samples_of(inputs)
 
     def _to_device(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.detach().to(self.device, non_blocking=True)
         return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(self.device, non_blocking=True), value)
 
-    def _messages(self, inputs: Mapping[str, Any], call: str) -> StepMessages:
-        """The messages for inputs like these; where they are new, the ranks first compare what they are to run.
-
-        Ranks whose inputs or modes differ would send messages that the others take for something else. So they meet
-        once for each signature, before the first message, and not again.
-        """
-        kind = self.device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        shapes = tuple(
-            (value.shape, value.dtype) if isinstance(value, torch.Tensor) else repr(value) for value in inputs.values()
-        )
-        signature = (shapes, self.training, autocast, call)
-        if signature not in self._messages_by_signature:
-            self._agree_on_step(inputs, call, str(autocast or "off").removeprefix("torch."))
-            self._messages_by_signature[signature] = StepMessages(
-                self.rank_setup.channel, self.rank_setup.partition.tags
-            )
-        return self._messages_by_signature[signature]
-
-    def _agree_on_step(self, inputs: Mapping[str, Any], call: str, autocast: str) -> None:
-        undefined = self.rank_setup.undefined.names()
-        facts = {
-            "call": call,
-            "mode": "train" if self.training else "eval",
-            "autocast": autocast,
-            **{f"input {name}": _text(value) for name, value in inputs.items()},
-        }
-        if undefined:
-            facts[FAULT] = (
-                f"{len(undefined)} tensors have no values ({', '.join(undefined[:3])}): the network came from the "
-                "meta device, and no module draws them; load a checkpoint with stage.load_state_dict(...)"
-            )
-        self._agree(facts)
-
-    def _agree(self, facts: Mapping[str, Any]) -> None:
-        """Compare facts about a step with the other ranks."""
-        channel = self.rank_setup.channel
-        self.rank_setup.watch.waiting("the beginning of a step")
-        agree(
-            channel.control,
-            facts,
-            what="run a step",
-            remedy="give every rank of a parareal group the same inputs, mode and autocast",
-            timeout=channel.timeout,
-            who=channel.who,
-        )
+    def _call(self, call: str, inputs: Mapping[str, Any]) -> str:  # noqa: ARG002 - other stages look at them
+        """The call, with all besides inputs, mode and autocast that decides which messages it sends."""
+        return call
 
     # Around steps ----------------------------------------------------------------------------------------------------
 
@@ -309,13 +288,15 @@ class Stage(nn.Module):
         Returns:
             The norm before, the same on every rank.
         """
-        gradients = [parameter.grad for parameter in self.rank_setup.counted if parameter.grad is not None]
-        norm_here = get_total_norm(gradients, norm_type) if gradients else torch.zeros(())
-        norm = norm_here.to(self.device, torch.float64)
-        if norm_type == float("inf"):
-            self.rank_setup.channel.all_reduce("the gradients' norm", norm, dist.ReduceOp.MAX)
-        else:
-            norm = self.rank_setup.channel.all_reduce("the gradients' norm", norm**norm_type) ** (1 / norm_type)
+        with self.rank_setup.watch.step("clip_grad_norm_", everyone=False), self._usable_only_if_it_ends_well():
+            self.rank_setup.calls.announce("clip_grad_norm_", norm_type=f"{norm_type:g}", max_norm=f"{max_norm:g}")
+            gradients = [parameter.grad for parameter in self.rank_setup.counted if parameter.grad is not None]
+            norm_here = get_total_norm(gradients, norm_type) if gradients else torch.zeros(())
+            norm = norm_here.to(self.device, torch.float64)
+            if norm_type == float("inf"):
+                self.rank_setup.channel.all_reduce("the gradients' norm", norm, dist.ReduceOp.MAX)
+            else:
+                norm = self.rank_setup.channel.all_reduce("the gradients' norm", norm**norm_type) ** (1 / norm_type)
         if error_if_nonfinite and not norm.isfinite():
             raise RuntimeError(f"the gradients' norm of order {norm_type} is {norm.item()}, so they cannot be clipped")
         clip_grads_with_norm_(self.parameters(), max_norm, norm.where(norm.isfinite(), 0.0))
@@ -330,6 +311,9 @@ class Stage(nn.Module):
         is slower.
         """
         activity = self.rank_setup.activity
+        with self.rank_setup.watch.step("record", everyone=False), self._usable_only_if_it_ends_well():
+            self.rank_setup.calls.announce("record")
+            self.rank_setup.calls.confirm()
         # all ranks leave a barrier at about the same time, so that each may call that moment zero: their clocks differ
         dist.barrier(self.rank_setup.channel.control)
         activity.recording = recording = StepRecording(self.rank, self.device)
@@ -366,7 +350,3 @@ class Stage(nn.Module):
     def extra_repr(self) -> str:
         """Which segments of which network."""
         return self.rank_setup.description
-
-
-def _text(value: Any) -> str:
-    return str(TensorFormat.of(value)) if isinstance(value, torch.Tensor) else repr(value)

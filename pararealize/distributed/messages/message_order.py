@@ -7,7 +7,8 @@ network, the common program of all ranks for multigrid). Here stands in which or
   messages between them in the same order: values of the stem, then z or s; backward, the gradients of z or s, then
   those of the values. NCCL needs that: it ignores tags, and what one rank of a pair issues first is matched with what
   the other issues first. gloo matches by tag, so there each name has its own, even forward; the next odd one is its
-  gradient's.
+  gradient's. Every signature of the inputs has other tags: gloo would write a longer message than was expected over the
+  end of its memory, or abort, and take a shorter one for the whole.
 - A send never blocks: it is begun (``isend``) and waited for at the end of the step (``PointToPoint.flush``).
 - A receive waits for a value that another rank computes from its inputs and from messages that stand before this one
   in forward order (stem, segments, z_1, z_2, …), or before it in backward order, which is the reverse. So no chain of
@@ -37,6 +38,7 @@ from .point_to_point import PointToPoint
 __all__ = ["ORDERED_TAG", "PendingMessage", "StepMessages", "message_tags"]
 
 ORDERED_TAG = 0  # of names without a tag: those from one rank to another arrive in the order in which they were sent
+_TAGS = 1 << 30  # as many as messages of steps may have
 
 
 def message_tags(names: Iterable[str]) -> dict[str, int]:
@@ -67,14 +69,18 @@ class StepMessages:
     Args:
         channel: carries them.
         tags: of the names of values; a name that is not in it has :data:`ORDERED_TAG`.
+        signature: its number, the same on all ranks; messages of steps with other signatures have other tags, so that
+            none is taken for one of these.
 
     Attributes:
         formats_known: whether a step has been done, so that no descriptions are sent any more.
     """
 
-    def __init__(self, channel: PointToPoint, tags: Mapping[str, int]) -> None:
+    def __init__(self, channel: PointToPoint, tags: Mapping[str, int], signature: int = 0) -> None:
         self.channel, self.formats_known = channel, False
         self._tags = tags
+        width = max([ORDERED_TAG, *tags.values()]) + 2
+        self._first_tag = signature % (_TAGS // width) * width
         self._formats: dict[str, ValueFormat] = {}
 
     # Values ----------------------------------------------------------------------------------------------------------
@@ -163,7 +169,7 @@ class StepMessages:
     # -----------------------------------------------------------------------------------------------------------------
 
     def _tag(self, name: str) -> int:
-        return self._tags.get(name, ORDERED_TAG)
+        return self._first_tag + self._tags.get(name, ORDERED_TAG)
 
     def _post(self, pending: PendingMessage, formats: Sequence[TensorFormat], tag: int) -> None:
         pending.tensors = [tensor_format.empty(self.channel.device) for tensor_format in formats]

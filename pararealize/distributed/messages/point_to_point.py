@@ -21,7 +21,7 @@ from .formats import in_memory_order
 
 __all__ = ["PointToPoint"]
 
-_EXCHANGE_TAG = 1 << 20  # of tensors that ranks exchange; no message between parts has it
+_EXCHANGE_TAG = (1 << 30) + 2  # of tensors that ranks exchange; no message between parts has it
 
 
 class PointToPoint:
@@ -34,6 +34,10 @@ class PointToPoint:
         timeout: of every wait.
         who: what to call a rank of the group in an error.
         watch: hears of every wait before it begins.
+
+    Attributes:
+        confirm: called before every collective call: waits until all ranks are known to be at the same step.
+        keeps_tags_apart: whether a message fits only a receive with its tag.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class PointToPoint:
     ) -> None:
         self.group, self.control, self.device, self.timeout = group, control, device, timeout
         self.who, self.watch = who, watch
+        self.confirm: Callable[[], None] = lambda: None
+        self.keeps_tags_apart = "gloo" in dist.get_backend_config(group) and device.type == "cpu"
         self.rank: int = dist.get_rank(group)
         self._global_ranks = dist.get_process_group_ranks(group)
         self._waits_on_host = device.type == "cpu"
@@ -90,6 +96,7 @@ class PointToPoint:
 
     def broadcast(self, tensor: torch.Tensor, owner: int) -> dist.Work:
         """Begin to give a tensor of one rank to all others, which pass the memory for it."""
+        self.confirm()
         source = self._global_ranks[owner]
         return _begun(dist.broadcast(in_memory_order(tensor), source, group=self.group, async_op=True))
 
@@ -97,6 +104,7 @@ class PointToPoint:
         self, name: str, tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     ) -> torch.Tensor:
         """The tensor, after all ranks have summed theirs in place."""
+        self.confirm()
         self.wait(_begun(dist.all_reduce(tensor, operation, group=self.group, async_op=True)), name, self.rank)
         return tensor
 
@@ -106,6 +114,7 @@ class PointToPoint:
         All sends and receives go as one batch: over NCCL each pair of ranks is one queue, and a receive that waits in
         front of a send on both sides would hold up both for ever.
         """
+        self.confirm()
         tensors = {rank: tensor if rank == self.rank else torch.empty_like(tensor) for rank in ranks}
         others = [rank for rank in ranks if rank != self.rank]
         operations = [
@@ -133,6 +142,7 @@ class PointToPoint:
 
     def broadcast_object(self, name: str, value: Any, owner: int) -> Any:
         """An object of one rank, on all of them."""
+        self.confirm()
         values = [value]
         with self._bounded(name, owner, "waiting for"):
             dist.broadcast_object_list(values, src=self._global_ranks[owner], group=self.control)

@@ -3,6 +3,8 @@
 In reading order::
 
     watchdog       what this rank does and what it hears -> an error on every rank: :class:`Watch`
+    shared_calls   what each rank calls, by number -> the same on all, or both values
+    samples        a tensor -> some of its numbers, which tell one batch from another
     heartbeat      what ranks tell each other twice a second, and when one fails
     connections    one connection to every other rank: these messages go over it, and a death shows
     rendezvous     how the ranks find each other once

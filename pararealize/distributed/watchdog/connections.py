@@ -18,8 +18,9 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 try:
@@ -65,7 +66,10 @@ _open: weakref.WeakSet[Connections] = weakref.WeakSet()
 
 
 class Connections:
-    """The connections of one rank to all others. One thread polls, sends and closes; any thread may wake it."""
+    """The connections of one rank to all others.
+
+    One thread polls, sends and closes; any thread may wake it, or send to some ranks.
+    """
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = {connection.rank: connection for connection in connections}
@@ -80,6 +84,7 @@ class Connections:
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
             if connection.process is not None:
                 self._selector.register(connection.process, selectors.EVENT_READ, connection)
+        self._sending = threading.Lock()  # so that no line is sent within another one
         self._unreported: list[tuple[int, Message | Loss]] = []  # what a failed send has read
         self.closed = False
         _open.add(self)
@@ -147,14 +152,24 @@ class Connections:
         line = encode(message)
         for connection in list(self._connections.values()):
             urgent = not isinstance(message, Heartbeat) and len(connection.unsent) < _FULL
-            if not connection.unsent or urgent:
-                connection.unsent += line
             try:
-                del connection.unsent[: connection.socket.send(connection.unsent)]
-            except BlockingIOError:
-                pass
+                self._send(connection, line if not connection.unsent or urgent else b"")
             except OSError:
                 self._unreported += self._read(connection, ended=True)
+
+    def send_to(self, ranks: Iterable[int], message: Message) -> None:
+        """To some ranks, from any thread, without waiting; of a connection that has ended, polling will tell."""
+        line = encode(message)
+        for rank in ranks:
+            if (connection := self._connections.get(rank)) is not None:
+                with contextlib.suppress(OSError):
+                    self._send(connection, line)
+
+    def _send(self, connection: Connection, line: bytes) -> None:
+        with self._sending:
+            connection.unsent += line
+            with contextlib.suppress(BlockingIOError):
+                del connection.unsent[: connection.socket.send(connection.unsent)]
 
     def is_ending(self, rank: int) -> bool:
         """Whether a rank has said goodbye, and its process has not ended yet."""

@@ -3,6 +3,7 @@
 A message is one of
 
     Heartbeat     twice a second: what the rank is doing
+    Announcement  with each call: which one it is, and what it is with
     Failure       once: the first failure that the rank has learnt of, its own or another's
     Farewell      last: the rank closes its watchdog in good order
 
@@ -13,10 +14,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-__all__ = ["Failure", "Farewell", "Heartbeat", "Loss", "Message", "decode", "encode"]
+from pararealize.errors import DisagreementError, DistributedError, RankError
+
+__all__ = ["Announcement", "Failure", "Farewell", "Heartbeat", "Loss", "Message", "RankState", "decode", "encode"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RankState:
+    """What this rank does, as it says itself, and since when: its next heartbeat has it."""
+
+    doing: str
+    peer: int | None = None
+    waits: bool = False
+    since: float = dataclasses.field(default_factory=time.monotonic)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +65,40 @@ class Heartbeat:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """The rank at fault, and the whole sentence that every rank raises."""
+class Announcement:
+    """A call that the rank begins, one of those that some ranks make together; nothing of it has been sent yet.
 
-    rank: int
+    Attributes:
+        calls: whose calls these are, by the name of :class:`~.shared_calls.SharedCalls`.
+        number: which one it is, from 1.
+        facts: by name, what all ranks of the call have to have alike.
+        samples: by name, some numbers of tensors that all of them have to have alike, up to rounding.
+        partial: by name, what those ranks have to have alike that have it.
+        fault: why this rank refuses the call; empty where it does not.
+        waits: whether it waits for all others' announcements before it sends anything.
+    """
+
+    calls: str
+    number: int
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    samples: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    partial: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fault: str = ""
+    waits: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The rank at fault, ``None`` where ranks disagree, and the whole sentence that every rank raises."""
+
+    rank: int | None
     message: str
+
+    def error(self, *, earlier: bool = False) -> DistributedError:
+        """What a rank raises for it; ``earlier`` says that a call before this one has failed."""
+        if self.rank is not None:
+            return RankError(self.message, self.rank)
+        return DisagreementError("a call before this one has failed: " * earlier + self.message)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,14 +119,20 @@ class Loss:
     status: int | None = None
 
 
-Message: TypeAlias = Heartbeat | Failure | Farewell
-_KINDS: dict[str, type[Message]] = {"heartbeat": Heartbeat, "failure": Failure, "farewell": Farewell}
+Message: TypeAlias = Heartbeat | Announcement | Failure | Farewell
+_KINDS: dict[str, type[Message]] = {
+    "heartbeat": Heartbeat,
+    "announcement": Announcement,
+    "failure": Failure,
+    "farewell": Farewell,
+}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def encode(message: Message) -> bytes:
-    """One line. Counts by rank become pairs: JSON has no numbers as keys."""
-    fields = {key: [*v.items()] if isinstance(v, dict) else v for key, v in dataclasses.asdict(message).items()}
+    """One line. Mappings become pairs: JSON has no numbers as keys."""
+    values = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
+    fields = {key: [*v.items()] if isinstance(v, Mapping) else v for key, v in values.items()}
     return json.dumps({"kind": _NAMES[type(message)], **fields}).encode() + b"\n"
 
 

@@ -47,16 +47,17 @@ from collections.abc import Iterator, Sequence
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from pararealize.errors import AgreedError, DistributedError, RankError
+from pararealize.errors import AgreedError, DisagreementError, DistributedError, RankError
 
 from .abort import break_waits, end_process
 from .calls import Calls
 from .connections import Connections
 from .diagnosis import RankStatus, find_culprit, is_consequence, silent
 from .exits import SCRIPT
-from .heartbeat import Failure, Farewell, Heartbeat, Loss, Message
+from .heartbeat import Announcement, Failure, Farewell, Heartbeat, Loss, Message, RankState
 from .position import Position
 from .rendezvous import connect_ranks
+from .shared_calls import CallsByName
 
 __all__ = ["Watch"]
 
@@ -68,19 +69,11 @@ _LEAVING = 10.0  # seconds in which the end of a process is the end of the scrip
 _meetings: defaultdict[str, itertools.count[int]] = defaultdict(itertools.count)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _State:
-    doing: str
-    peer: int | None = None
-    waits: bool = False
-    since: float = dataclasses.field(default_factory=time.monotonic)
-
-
 class Watch:
     """Ends every rank, with an error that names the one at fault, when one raises, dies or hangs.
 
     All ranks make it at about the same time. It costs one thread, one connection to every other rank, and a message of
-    some hundred bytes to each of them every half second; the main thread sends nothing.
+    some hundred bytes to each of them every half second; the main thread sends announcements.
 
     Args:
         store: where the ranks meet: a store that all of them share, or a process group of just these ranks. It is not
@@ -126,19 +119,20 @@ class Watch:
         self._peers = range(len(who)) if peers is None else peers
         self._beat = min(0.5, timeout / 8)
         self._quiet = 4 * self._beat
-        self._state = _State("")
+        self._state = RankState("")
         self._depth, self._step = 0, 0  # calls that this rank is in, and those that it has begun
         self._calls, self._position = Calls(self._peers), Position()
         self._user = threading.get_ident()  # the thread that makes the calls
         self._sent: Counter[int] = Counter()
         self._took: Counter[int] = Counter()
         self._failure: Failure | None = None
-        self._failed_at = 0.0
+        self._failed_at, self._raised = 0.0, False
         self._failure_known = threading.Event()
         self._others_told = threading.Event()  # and the waits of this rank are ended
         self._failing = threading.Lock()  # the first failure stays
         self._raised = False  # whether the main thread knows of it
         self._closing = False
+        self.announcements = CallsByName(self, lambda *_: None, self._fail)
         self._left: dict[int, float] = {}  # ranks that closed in good order, and when
         self._pid = os.getpid()
         now = time.monotonic()
@@ -149,6 +143,7 @@ class Watch:
             place = f"pararealize/watch/{' '.join(who)}"
             meeting = meeting or f"{place}/{next(_meetings[place])}"
             self._connections = connect_ranks(c10d.PrefixStore(meeting, store), rank, who, timeout)
+            self.announcements = CallsByName(self, self._connections.send_to, self._fail)
             self._thread = threading.Thread(
                 target=self._run, args=(self._connections,), name="pararealize-watch", daemon=True
             )
@@ -178,12 +173,12 @@ class Watch:
         Raises:
             RankError: another rank failed, before or during the step.
         """
-        self._raise_known()
+        self.raise_known(earlier=self._raised)
         SCRIPT.goes_on()
         self._user = threading.get_ident()
         self._step += not self._depth
         number = self._calls.begin(call, everyone=everyone)
-        outer, self._state = self._state, _State(f"the start of {call}")
+        outer, self._state = self._state, RankState(f"the start of {call}")
         self._depth += 1
         try:
             yield
@@ -194,18 +189,18 @@ class Watch:
             raise
         finally:
             self._depth -= 1
-            self._state = _State(outer.doing)
+            self._state = RankState(outer.doing)
 
     def doing(self, what: str) -> None:
         """Say what this rank does from now on; no more than two assignments and a look at a flag."""
-        self._state = _State(what)
-        self._raise_known()
+        self._state = RankState(what)
+        self.raise_known()
 
     def waiting(self, what: str, peer: int | None = None) -> None:
         """Say that this rank now waits for ``what`` of rank ``peer``, or of all where no other one is named."""
         rank = self.rank if peer is None else self._peers[peer]
-        self._state = _State(what, None if rank == self.rank else rank, waits=True)
-        self._raise_known()
+        self._state = RankState(what, None if rank == self.rank else rank, waits=True)
+        self.raise_known()
 
     def sent(self, peer: int) -> None:
         """Count a message to a rank; every one that it gets by :meth:`took` is to be counted."""
@@ -235,19 +230,19 @@ class Watch:
         """The script is over: by an exception outside every step, with a status, or in good order."""
         error = SCRIPT.uncaught_error()
         if error is not None and not self._closing and os.getpid() == self._pid:
-            with contextlib.suppress(RankError):
+            with contextlib.suppress(DistributedError):
                 self._report(error) if isinstance(error, AgreedError) else self._leave(error)
         self.close()
 
     def _leave(self, error: BaseException) -> None:
         """Tell of an error that starts here; raise the cause of one that does not."""
-        if isinstance(error, RankError | AgreedError) or self._connections is None:  # known to all
+        if isinstance(error, RankError | AgreedError | DisagreementError) or self._connections is None:  # known to all
             return
         if is_consequence(error, waits=self._state.waits):
             if not self._failure_known.wait(_GRACE):
                 self._suspect(error)
             if self._failure is not None:
-                self._raise_known(error)
+                self.raise_known(error)
         if self._failure is None:
             self._report(error)
         elif self._failure.rank != self.rank and str(error) not in self._failure.message:  # all may find one fault
@@ -262,7 +257,7 @@ class Watch:
             statuses[self.rank] = dataclasses.replace(statuses[self.rank], waits=True)
         if statuses[self.rank].waits:
             failure = find_culprit(statuses, self.rank, quiet=self._quiet)
-            if late or statuses[failure.rank].left:
+            if late or (failure.rank is not None and statuses[failure.rank].left):
                 self._fail(failure)
 
     def _report(self, error: BaseException | str) -> None:
@@ -276,11 +271,12 @@ class Watch:
         self._raised = True
         self._others_told.wait(_LAST_WORDS)
 
-    def _raise_known(self, error: BaseException | None = None) -> None:
+    def raise_known(self, error: BaseException | None = None, *, earlier: bool = False) -> None:
+        """Raise the failure that this rank knows of; ``error`` came of it, or a call has raised it ``earlier``."""
         if self._failure is not None:
             self._raised = True
             self._others_told.wait(_LAST_WORDS)
-            raise RankError(self._failure.message, self._failure.rank) from error
+            raise self._failure.error(earlier=earlier) from error
 
     # ------------------------------------------------------------------------------------------- shared by threads
 
@@ -364,10 +360,13 @@ class Watch:
         if isinstance(message, Heartbeat):
             self._heard[rank] = message, now
             self._calls.compare(rank, message, now)
+        elif isinstance(message, Announcement):
+            self.announcements.hear(rank, message)
         elif isinstance(message, Failure):
             self._fail(message)
         elif isinstance(message, Farewell):
             self._left[rank] = now
+            self.announcements.leave(rank)
         elif rank not in self._left:
             status = self._statuses()[rank]
             self._fail(Failure(rank=rank, message=f"{status.who} {message.how}; it was last seen {status}"))

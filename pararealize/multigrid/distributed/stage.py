@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pararealize.distributed.messages.message_order import StepMessages
 from pararealize.distributed.rank_setup import RankSetup
 from pararealize.distributed.stage import Stage
 from pararealize.multigrid.solver.convergence import Convergence
@@ -68,9 +67,10 @@ class LayerStage(Stage, SettingsAttributes):
         """Drop the states that a warm start would begin from; on all ranks."""
         self._layer_step.forget()
 
-    def _messages(self, inputs: Mapping[str, Any], call: str) -> StepMessages:
-        """The messages of a step with the settings as they are now; ranks whose settings differ are refused here."""
+    def _call(self, call: str, inputs: Mapping[str, Any]) -> str:
+        """The call with the settings as they are now, and with what it begins from."""
         self._layer_step.settings = settings = Settings.of(self)
         settings.check()
         values = ", ".join(f"{name} = {value}" for name, value in dataclasses.asdict(settings).items())
-        return super()._messages(inputs, f"{call} with {values}")
+        starts = self._layer_step.warm_starts(inputs)
+        return f"{call} with {values}" + (f", from saved states {' and '.join(starts)}" if starts else "")

@@ -104,7 +104,7 @@ class LayerStep:
 
     def __init__(self, layers: RankLayers, activity: Activity, sync: GradientSync, settings: Settings) -> None:
         self.settings, self.history = settings, Convergence()
-        self.receive_orders: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+        self.receive_orders: dict[tuple[int | str, ...], list[tuple[str, int]]] = {}
         self._layers, self._activity, self._sync = layers, activity, sync
         self._first, _ = layers.partition.runs[layers.rank]  # of the rank's intervals
         self._differentiable = [(i, value) for i, value in enumerate(layers.partition.values) if value.differentiable]
@@ -114,6 +114,11 @@ class LayerStep:
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
         self._saved.clear()
+
+    def warm_starts(self, inputs: Mapping[str, Any]) -> list[Direction]:
+        """Which solves of a step with these inputs begin from states of the last one."""
+        ways: tuple[Direction, ...] = ("forward", "backward")
+        return [way for way in ways if self._points(way, self.settings, _shapes(inputs)) is not None]
 
     def forward(self, inputs: Mapping[str, Any], messages: StepMessages, *, graph: bool) -> LayerValues:
         """All that a rank computes and sends, up to the network's output on the last rank.
@@ -185,12 +190,10 @@ class LayerStep:
     def _begin(self, inputs: Mapping[str, Any], messages: StepMessages) -> LayerValues:
         """The common program's run: what it receives in which order is known from the last run of the same program."""
         settings = self.settings
-        shapes = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs.values())
-        starts = [self._points(way, settings, shapes) is not None for way in ("forward", "backward")]
         order = None
         if settings.tolerance == 0:  # otherwise residuals decide where the program ends
-            order = self.receive_orders.setdefault((id(messages), *starts), [])
-        return LayerValues(SpmdContext(messages, order, settings.tolerance), settings, shapes)
+            order = self.receive_orders.setdefault((id(messages), *self.warm_starts(inputs)), [])
+        return LayerValues(SpmdContext(messages, order, settings.tolerance), settings, _shapes(inputs))
 
     def _end(self, run: LayerValues) -> None:
         """The ranks meet to put in norms that were not known at once; where nothing was left to correct, rows end."""
@@ -292,3 +295,7 @@ class LayerStep:
             ends, leaves = differentiable_tensors(run.stem_contexts[i]), differentiable_tensors(run.contexts[i])
             pairs += [(end, leaf.grad) for end, leaf in zip(ends, leaves, strict=True)]
         differentiate(pairs)
+
+
+def _shapes(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs.values())

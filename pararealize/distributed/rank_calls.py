@@ -1,0 +1,192 @@
+"""A call's kind, mode and inputs -> its messages, once the other ranks are to hear what this rank begins.
+
+Ranks that are called differently would send messages that the others take for something else. So each announces every
+call (:mod:`pararealize.distributed.watchdog.shared_calls`), and three things keep a message from being misread:
+
+- Messages over gloo have tags that count the signatures that the ranks have agreed on: what was sent with other shapes,
+  types, mode, autocast or kind of call fits no receive. NCCL knows no tags: there each call waits for them all.
+- A call with a new signature waits for all announcements before it sends anything.
+- A collective call, and an output or a loss that is given away, wait for them as well; by then they have mostly come.
+
+The ranks of one network compare everything. Copies of the network compare what they average: each step, and which
+parameters are trained; every copy has batches of its own, and inference is no other copy's business.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pararealize.distributed.watchdog.samples import sample
+from pararealize.distributed.watchdog.shared_calls import SharedCalls
+
+from .messages.formats import TensorFormat
+from .messages.message_order import StepMessages
+from .messages.point_to_point import PointToPoint
+
+__all__ = ["RankCalls", "samples_of"]
+
+
+class RankCalls:
+    """All calls that one rank makes of its part of a network, one after the other.
+
+    Args:
+        channel: between the ranks of one network.
+        tags: of the messages between them.
+        network: the calls of these ranks.
+        copies: the steps of the ranks that hold the same parts of the network's copies, where there are several.
+        parameters: of this rank.
+        shared: for each set of ranks of one network, the parameters that exactly these share.
+        fault: gives what speaks against every call of this rank, such as tensors without values.
+    """
+
+    def __init__(
+        self,
+        channel: PointToPoint,
+        tags: Mapping[str, int],
+        network: SharedCalls,
+        copies: SharedCalls | None,
+        parameters: Sequence[nn.Parameter],
+        shared: Mapping[tuple[int, ...], Sequence[nn.Parameter]],
+        fault: Callable[[], str],
+    ) -> None:
+        self._channel, self._tags = channel, tags
+        self._network, self._copies = network, copies
+        self._parameters, self._shared, self._fault = parameters, shared, fault
+        self._signatures: dict[Any, tuple[StepMessages, Mapping[str, str]]] = {}
+        self._steps = 0  # since the last inference that copies make alike
+
+    def begin(
+        self, call: str, inputs: Mapping[str, Any], samples: Mapping[str, str], *, training: bool, **facts: str
+    ) -> StepMessages:
+        """Announce an inference; its messages.
+
+        Args:
+            call: what it is, with all that decides what is sent.
+            inputs: of the network.
+            samples: of the inputs.
+            training: whether the network is in train mode.
+            **facts: what else all ranks have to have alike.
+
+        Raises:
+            AgreedError: the ranks do not agree, and none has sent anything.
+            DistributedError: they do not agree, or another one failed or left.
+        """
+        kind = self._channel.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        shapes = tuple(
+            (value.shape, value.dtype) if isinstance(value, torch.Tensor) else repr(value) for value in inputs.values()
+        )
+        signature = call, training, autocast, shapes
+        messages, signature_facts = self._signatures.get(signature, (None, None))
+        if messages is None or signature_facts is None:
+            signature_facts = {
+                "call": call,
+                "mode": "train" if training else "eval",
+                "autocast": str(autocast or "off").removeprefix("torch."),
+                **{f"input {name}": _text(value) for name, value in inputs.items()},
+            }
+        waits = messages is None or not self._channel.keeps_tags_apart
+        self._network.begin(
+            {**signature_facts, **facts},
+            samples=samples,
+            partial=self._trained_together() if self._shared else {},
+            fault=self._fault() if messages is None else "",
+            waits=waits,
+        )
+        if waits:
+            self._network.confirm()
+        if messages is None:
+            messages = StepMessages(self._channel, self._tags, len(self._signatures))
+            self._signatures[signature] = messages, signature_facts
+        return messages
+
+    def begin_step(
+        self,
+        call: str,
+        inputs: Mapping[str, Any],
+        samples: Mapping[str, str],
+        *,
+        training: bool,
+        averages: bool,
+        scales: bool,
+    ) -> StepMessages:
+        """Announce a training step, to the network's other copies too; its messages.
+
+        Args:
+            call: as in :meth:`begin`.
+            inputs: of the network.
+            samples: of the inputs.
+            training: whether the network is in train mode.
+            averages: whether gradients are averaged and summed at its end, outside of ``no_sync``.
+            scales: whether the loss is scaled.
+        """
+        facts = {"no_sync": "off" if averages else "on", "scaler": "on" if scales else "off"}
+        messages = self.begin(call, inputs, samples, training=training, **facts)
+        self._steps += 1
+        if self._copies is not None:
+            steps = {"steps since the last inference": str(self._steps)}
+            self._copies.begin({"call": "step", **facts, **steps, "trained parameters": _flags(self._parameters)})
+        return messages
+
+    def refuse(self, call: str, fault: str) -> None:
+        """Announce that this rank refuses a call.
+
+        Raises:
+            AgreedError: no rank has sent anything.
+            DistributedError: one may have.
+        """
+        self._network.begin({"call": call}, fault=fault, waits=True)
+        self._network.confirm()
+
+    def announce(self, call: str, **facts: str) -> None:
+        """Announce a call besides steps that all ranks of the network make together, such as a sum over them.
+
+        The first collective call of the channel in it waits until all have announced the same; others confirm it.
+        """
+        self._network.begin({"call": call, **facts})
+
+    def end_inference(self) -> None:
+        """The copies of the network count steps from here on."""
+        self._steps = 0
+
+    def confirm(self) -> None:
+        """Wait until all ranks of the network have announced the call that this one is in."""
+        self._network.confirm()
+
+    def confirm_copies(self) -> None:
+        """Wait until the same ranks of all copies have announced the step that this one is in."""
+        if self._copies is not None:
+            self._copies.confirm()
+
+    def _trained_together(self) -> dict[str, str]:
+        return {
+            f"trained parameters shared by ranks {', '.join(map(str, ranks))}": _flags(parameters)
+            for ranks, parameters in self._shared.items()
+        }
+
+
+def samples_of(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """Some numbers of each tensor on the CPU, by its name; elsewhere, reading them would hold up the device."""
+    return {
+        f"input {name}": sample(value)
+        for name, value in inputs.items()
+        if type(value) in (torch.Tensor, nn.Parameter)
+        and value.device.type == "cpu"
+        and value.layout is torch.strided
+        and not value.is_quantized
+    }
+
+
+def _flags(parameters: Sequence[nn.Parameter]) -> str:
+    """Which parameters are trained: how many, and a digest."""
+    flags = bytes([parameter.requires_grad for parameter in parameters])
+    return f"{sum(flags)} of {len(flags)} (digest {zlib.crc32(flags):08x})"
+
+
+def _text(value: Any) -> str:
+    return str(TensorFormat.of(value)) if isinstance(value, torch.Tensor) else repr(value)

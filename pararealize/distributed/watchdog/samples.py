@@ -1,0 +1,60 @@
+"""A tensor -> some of its numbers, as text: enough to tell one batch from another, in microseconds."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+
+__all__ = ["about_the_same", "sample", "sample_text"]
+
+_COUNT = 32  # numbers of a tensor
+_ROUNDING = 1e-3  # by which samples may differ, relative to the largest: ranks may stand on other processors
+_places: dict[torch.Size, tuple[torch.Tensor, ...]] = {}
+
+
+def sample(tensor: torch.Tensor) -> str:
+    """Some numbers of a tensor on the CPU, spread over all of it: the same ones for every tensor of that shape."""
+    tensor = tensor.detach()
+    places = _places.get(tensor.shape)
+    if places is None:
+        count = tensor.numel()
+        # multiples of the golden ratio fall between each other, and on no row or column more than on others
+        numbers = {int(i * (math.sqrt(5) - 1) / 2 % 1 * count) for i in range(_COUNT)} if count else set()
+        places = torch.unravel_index(torch.tensor(sorted(numbers), dtype=torch.long), tensor.shape)
+        if len(_places) > 1000:  # as many shapes as that come from sequences of all lengths
+            _places.clear()
+        _places[tensor.shape] = places
+    values = (tensor[places] if tensor.ndim else tensor.reshape(1)).resolve_neg()
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj()).flatten()
+    return f"{values.dtype}:{values.view(torch.uint8).numpy().tobytes().hex()}"
+
+
+def _values(text: str) -> torch.Tensor:
+    """The numbers of a sample."""
+    name, _, digits = text.partition(":")
+    dtype = getattr(torch, name.removeprefix("torch."))
+    return torch.frombuffer(bytearray.fromhex(digits), dtype=dtype) if digits else torch.empty(0, dtype=dtype)
+
+
+def about_the_same(text: str, other: str) -> bool:
+    """Whether two samples are of the same numbers: whole ones are the same, others are so up to rounding."""
+    if text == other:
+        return True
+    if text.partition(":")[0] != other.partition(":")[0] or len(text) != len(other):
+        return False
+    a, b = _values(text), _values(other)
+    if not a.dtype.is_floating_point:
+        return False
+    a, b = a.double(), b.double()
+    finite = a[a.isfinite()]
+    scale = float(finite.abs().max()) if len(finite) else 1.0
+    return torch.allclose(a, b, rtol=_ROUNDING, atol=_ROUNDING * scale, equal_nan=True)
+
+
+def sample_text(text: str) -> str:
+    """A sample as errors show it: its first numbers, and a digest of all of them."""
+    numbers = ", ".join(f"{number:.4g}" for number in _values(text)[:3].tolist())
+    return f"{numbers} … (digest {zlib.crc32(text.encode()):08x})"
