@@ -145,11 +145,12 @@ def _planned(
 ) -> tuple[Plan, None]:
     """The stored plan, which fits the model, or a new one; nothing is run."""
     from pararealize import capture, find_blocks, make_plan
+    from pararealize.planning.agreement import check_plan
 
     stem_blocks = decisions.pop("stem_blocks") if stored is None else stored.stem_blocks
     chain = find_blocks(capture(net, inputs, leaf_modules=leaves), stem_blocks=stem_blocks)
     if stored is not None:
-        stored.check(chain)
+        check_plan(chain, stored)
         return stored, None
     assert n is not None  # refused beforehand
     return make_plan(chain, n, **decisions), None

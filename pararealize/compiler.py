@@ -32,7 +32,8 @@ from pararealize.network.refitting import refit
 from pararealize.plan.plan import Plan, fingerprint
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
-from pararealize.planning.arguments import check_sides, device_fault, whole_number
+from pararealize.planning.agreement import check_plan
+from pararealize.planning.arguments import device_fault, whole_number
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
 
@@ -132,8 +133,7 @@ def pararealize(
                 trial, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost, transfer=transfer
             )
         else:
-            plan.check(chain)
-            check_sides(chain, plan)
+            check_plan(chain, plan)
         adapters, blocks = _at_sizes_of(chain, plan, *build_modules(trial, plan, coarse=coarse, seed=seed))
         wrapped = None if places is None else [places[i % len(places)] for i in range(plan.n)]
         return emit(chain, plan, adapters, blocks, devices=wrapped)

@@ -4,6 +4,10 @@ Every error of this package is a :class:`PararealizeError`, so one ``except`` cl
 kept for our own bugs.
 """
 
+from typing import Any
+
+from .control_characters import visible
+
 __all__ = [
     "AgreedError",
     "CalibrationError",
@@ -35,8 +39,17 @@ __all__ = [
 ]
 
 
+LONGEST = 8000  # characters of a message; a longer one loses its middle, and keeps the fact and the remedy
+
+
 class PararealizeError(Exception):
-    """The base of every error that this package raises on purpose."""
+    """The base of every error that this package raises on purpose.
+
+    What comes out of a file stands in the message as it may go to a terminal or a log: control characters as escapes.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(_message(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ModelError(PararealizeError, ValueError):
@@ -178,3 +191,11 @@ class RankError(DistributedError):
 
     def __str__(self) -> str:
         return str(self.args[0])  # what else stands in ``args`` is there for copies, which pickle makes of them
+
+
+def _message(text: str) -> str:
+    text = visible(text)
+    if len(text) <= LONGEST:
+        return text
+    begin, end = text[: LONGEST * 2 // 3], text[-LONGEST // 4 :]
+    return f"{begin} … ({len(text) - len(begin) - len(end):,} characters more) … {end}"

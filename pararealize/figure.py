@@ -6,10 +6,26 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pararealize.control_characters import visible
 from pararealize.errors import OutputError
 from pararealize.files import whole_file
+from pararealize.table import shortened
 
-__all__ = ["BARS", "BLUE", "BOXES", "FAINT", "GRID", "INK", "LINE", "ORANGE", "PALE", "PAPER", "STAGES", "save_figure"]
+__all__ = [
+    "BARS",
+    "BLUE",
+    "BOXES",
+    "FAINT",
+    "GRID",
+    "INK",
+    "LINE",
+    "ORANGE",
+    "PALE",
+    "PAPER",
+    "STAGES",
+    "label",
+    "save_figure",
+]
 
 INK = "#1f2933"  # names and headings
 LINE = "#52606d"  # lines, and text beside names
@@ -32,6 +48,16 @@ BARS = {
     "stem": (STAGES[1][0], "#eefaf3", "#52796f", INK),
     "head": (STAGES[1][0], "#eefaf3", "#52796f", INK),
 }
+
+
+def label(text: str, width: int = 200) -> str:
+    r"""A name or another text that is not mathematics, as matplotlib is to draw it: letter by letter, in one line.
+
+    Example:
+        >>> print(label("Net$x_"), label("a\x1b[0m\nb"))
+        Net\$x_ a\x1b[0m b
+    """
+    return shortened(visible(text).replace("\n", " ").replace("\t", " "), width).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

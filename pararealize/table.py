@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from .control_characters import visible
+
 __all__ = ["aligned", "billions", "count", "duration", "from_to", "quantity", "share", "shortened", "time_unit"]
 
 
@@ -34,7 +36,7 @@ def aligned(
         C2     conv 1×1    0.5
         C3     identity
     """
-    cells = [[missing if cell is None else cell for cell in row] for row in rows]
+    cells = [[missing if cell is None else visible(cell).replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     widths = [max(pair) for pair in zip_longest(widths, least, fillvalue=0)]
     words = columns.rfind("l")

@@ -35,7 +35,10 @@ def make_plan(n=3, *, source="input", uneven=False, unit="flops", name="stage{st
         unit=unit, stem=PartPlan(parameters=432, **cost(1e6)), head=PartPlan(parameters=3082, **cost(1e4)),
         segments=segments,
         adapters=tuple(
-            AdapterPlan(j=s.j, source=source, x=IMAGE, y=s.x, parameters=256 * s.j, recipe="conv 1×1", **cost(1e6))
+            AdapterPlan(
+                j=s.j, source=source, x=IMAGE if source == "input" else segments[0].x, y=s.x, parameters=256 * s.j,
+                recipe="conv 1×1", **cost(1e6),
+            )
             for s in segments[1:]
         ),
         coarse_blocks=tuple(

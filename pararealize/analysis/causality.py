@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 __all__ = ["Causality", "Sides", "causal_axes"]
+
+_FURTHEST = 2**31  # positions
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class Causality:
             average is no more than it sees.
     """
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # of a plan's text, in which unknown keys are faults
+
     side: Literal["past", "future", "own", "unclear"]
     offset: int = 0
     stride: int = 1
@@ -40,6 +44,14 @@ class Causality:
             "own": ahead <= last and begins,
             "unclear": False,
         }[self.side]
+
+    @property
+    def fault(self) -> str:
+        """What cannot be, in a value that comes out of a file; empty where it can."""
+        faults = [f"{self.stride} input positions from one output position to the next"] if self.stride < 1 else []
+        if not max(abs(self.offset), self.stride) <= _FURTHEST:
+            faults.append(f"position {self.stride}·o + {self.offset} is further away than {_FURTHEST}")
+        return " and ".join(faults)
 
     def __str__(self) -> str:
         words = {

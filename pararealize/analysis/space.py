@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ _FUNCTIONS_FIRST = {F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.group_norm, F.
 _FUNCTIONS_LAST = {F.linear, F.layer_norm, F.rms_norm, torch.layer_norm}
 _PADDING = {F.pad, torch._C._nn.pad}
 _STEPS = 24  # operations to look at for one that decides where the channels are
+_TYPES = ("float32", "bfloat16", "float16", "float64", "complex64", "complex128")  # in which weights can be drawn
+_MOST_AXES = 16
+_LARGEST = 2**31  # elements of an axis, and 2^16 times as many of a sample: where torch stops counting is further away
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Space:
         >>> print(image, image.channels, image.extent)
         64×32×32 64 (32, 32)
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # of a plan's text, in which unknown keys are faults
 
     shape: tuple[int, ...]
     channel: int
@@ -79,6 +84,34 @@ class Space:
         dtype = getattr(torch, self.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype
+
+    @property
+    def fault(self) -> str:
+        """What cannot be, in a space that comes out of a file; empty where it can.
+
+        Example:
+            >>> Space(shape=(3, 0), channel=2, dtype="string").fault
+            "axis 1 has 0 positions, channels are on axis 2 of 2, and 'string' is no type of an activation"
+        """
+        faults = [
+            f"axis {axis} has {size} positions"
+            for axis, size in enumerate(self.shape[:_MOST_AXES])
+            if not 1 <= size <= _LARGEST
+        ]
+        if len(self.shape) > _MOST_AXES:
+            faults.append(f"there are {len(self.shape)} axes")
+        elif not faults and self.numel > _LARGEST << 16:
+            faults.append(f"a sample has {self.numel} values")
+        if not 0 <= self.channel < max(len(self.shape), 1):
+            faults.append(f"channels are on axis {self.channel} of {len(self.shape)}")
+        if self.dtype not in _TYPES:
+            faults.append(f"{self.dtype[:60]!r} is no type of an activation")
+        return " and ".join([", ".join(faults[:-1]) + ",", faults[-1]] if len(faults) > 2 else faults)
+
+    @property
+    def description(self) -> str:
+        """All of it in words: ``64×32×32 (channels on axis 0, float32)``."""
+        return f"{self} (channels on axis {self.channel}, {self.dtype})"
 
     def __str__(self) -> str:
         return "×".join(str(size) for size in self.shape) or "scalar"

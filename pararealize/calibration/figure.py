@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import CalibrationError, OutputError
-from pararealize.figure import BLUE, FAINT, GRID, INK, LINE, ORANGE, save_figure
+from pararealize.figure import BLUE, FAINT, GRID, INK, LINE, ORANGE, label, save_figure
 from pararealize.table import share
 
 from .report import Calibration
@@ -63,7 +63,9 @@ def draw_calibration(calibration: Calibration, path: str | Path, *, title: str =
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(which="both", labelsize=8.5, colors=LINE)
         axes.set_xlim(1.6, n + (1.4 if axes is right else 0.4))
-    figure.text(0.09, 0.93, f"{title or calibration.model}, n = {n}: calibrated", fontsize=13, color=INK, weight="bold")
+    figure.text(
+        0.09, 0.93, f"{title or label(calibration.model)}, n = {n}: calibrated", fontsize=13, color=INK, weight="bold"
+    )
     figure.text(0.09, 0.825, _summary(calibration), fontsize=8.5, color=FAINT, linespacing=1.4)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.08, 0.005), ncols=3, fontsize=9, frameon=False)
@@ -84,7 +86,7 @@ def _plain(value: float, _: int) -> str:
 
 
 def _summary(calibration: Calibration) -> str:
-    text = f"coarse {calibration.coarse!r}, fitted to {calibration.samples} samples, errors on "
+    text = f"coarse {label(calibration.coarse)!r}, fitted to {calibration.samples} samples, errors on "
     text += f"{calibration.tested} others" if calibration.held_out else "the same"
     if calibration.accuracy is None:
         return text

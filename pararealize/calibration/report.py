@@ -3,14 +3,22 @@
 import dataclasses
 import json
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
+from pydantic import TypeAdapter
+
+from pararealize.coarse.spec import Count, Number, Text
+from pararealize.control_characters import visible
 from pararealize.errors import CalibrationError
-from pararealize.table import aligned, share
+from pararealize.plan.json_text import parse_json, read_json
+from pararealize.table import aligned, share, shortened
 
 __all__ = ["VERSION", "Calibration", "Errors", "Fit"]
 
 VERSION = 1
+STAGES = ("before", "after", "fine-tuned")
+MOST_FAULTS = 12  # that a message lists
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +32,11 @@ class Fit:
         seconds: how long the fit took.
     """
 
-    part: str
-    kind: str
-    method: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # of a file, in which unknown keys are faults
+
+    part: Text
+    kind: Text
+    method: Text
     seconds: float
 
 
@@ -45,7 +55,9 @@ class Errors:
         accuracy: share of the samples put into the right class; None without labels.
     """
 
-    stage: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    stage: Text
     adapters: tuple[float, ...]
     interfaces: tuple[float, ...]
     output: float
@@ -71,16 +83,18 @@ class Calibration:
         version: version of the JSON document.
     """
 
-    model: str
-    n: int
-    coarse: str
-    samples: int
-    tested: int
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    model: Text
+    n: Number
+    coarse: Text
+    samples: Count
+    tested: Count
     held_out: bool
     accuracy: float | None
     fits: tuple[Fit, ...]
     stages: tuple[Errors, ...]
-    fine_tune_steps: int = 0
+    fine_tune_steps: Count = 0
     version: int = VERSION
 
     def stage(self, name: str) -> Errors:
@@ -104,20 +118,26 @@ class Calibration:
         """What :meth:`to_json` gave; errors that are null become NaN.
 
         Raises:
-            CalibrationError: it is no such document, or of another version.
+            CalibrationError: it is no such document, of another version, or contradicts itself; names every fault.
         """
         try:
-            values = json.loads(text)
-            version = values.get("version")
-            if version != VERSION:
-                raise CalibrationError(f"the calibration is of version {version!r}, and this reads version {VERSION}")
-            values["fits"] = tuple(Fit(**fit) for fit in values["fits"])
-            values["stages"] = tuple(_errors(stage) for stage in values["stages"])
-            return Calibration(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, CalibrationError):
-                raise
-            raise CalibrationError(f"this is no calibration: {error}; pass what to_json gave") from error
+            values = parse_json(text, "Calibration.to_json()", CalibrationError)
+        except CalibrationError as error:
+            raise CalibrationError(f"this is no calibration: {error}") from error
+        if not isinstance(values, dict):
+            raise CalibrationError(f"this is no calibration: it is a {type(values).__name__}; pass what to_json gave")
+        if (version := values.get("version")) != VERSION:
+            raise CalibrationError(f"the calibration is of version {version!r}, and this reads version {VERSION}")
+        if any(isinstance(value, float) and not math.isfinite(value) for value in _values(values)):
+            raise CalibrationError("this calibration has numbers that are not finite, which to_json gives as null")
+        stages = values.get("stages")
+        for stage in stages if isinstance(stages, list) else ():
+            if isinstance(stage, dict):
+                stage |= {name: _numbers(stage[name]) for name in ("adapters", "interfaces", "output") if name in stage}
+        calibration = read_json(_ADAPTER, json.dumps(values), "calibration", CalibrationError)
+        if faults := list(_contradictions(calibration)):
+            raise CalibrationError("this calibration cannot be read:\n" + "\n".join(faults[:MOST_FAULTS]))
+        return calibration
 
     def __str__(self) -> str:
         return _text(self)
@@ -131,12 +151,47 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _errors(values: dict[str, Any]) -> Errors:
-    def number(value: float | None) -> float:
-        return math.nan if value is None else value
+def _values(value: Any) -> Iterator[Any]:
+    """All that a document holds, of a depth that has been looked at."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    yield value
+    for item in items:
+        yield from _values(item)
 
-    several = {name: tuple(map(number, values[name])) for name in ("adapters", "interfaces")}
-    return Errors(**values | several | {"output": number(values["output"])})
+
+def _numbers(value: Any) -> Any:
+    """Errors of a document: NaN where they are null."""
+    if isinstance(value, list):
+        return [math.nan if item is None else item for item in value]
+    return math.nan if value is None else value
+
+
+_ADAPTER = TypeAdapter(Calibration)
+
+
+def _contradictions(calibration: Calibration) -> Iterator[str]:
+    """What a report says about itself that cannot be."""
+    n, parts = calibration.n, [fit.part for fit in calibration.fits]
+    expected = [f"{letter}{j + (letter == 'C')}" for j in range(1, min(n, len(parts) + 2)) for letter in "CF"]
+    if sorted(parts) != sorted(expected):
+        shown = [shortened(", ".join(map(repr, names)), 200) or "none" for names in (parts, expected)]
+        yield f"fits are of {shown[0]}; n = {n} has {shown[1]}"
+    for fit in calibration.fits:
+        if not fit.seconds >= 0:
+            yield f"the fit of {shortened(fit.part, 60)!r} took {fit.seconds} s"
+    names = [errors.stage for errors in calibration.stages]
+    if names != [*STAGES[:2], *STAGES[2:] * (len(names) - 2)]:  # it may be fine-tuned several times
+        yield f"its stages are {shortened(', '.join(map(repr, names)), 200)}; there are {', '.join(map(repr, STAGES))}"
+    shares = [("accuracy", calibration.accuracy)]
+    for errors in calibration.stages:
+        stage = shortened(errors.stage, 60)
+        for what, values, count in (("adapters", errors.adapters, n - 1), ("interfaces", errors.interfaces, n)):
+            if len(values) != count:
+                yield f"{stage}: {len(values)} errors of {what}; n = {n} has {count}"
+        if any(value < 0 for value in (*errors.adapters, *errors.interfaces, errors.output)):
+            yield f"{stage}: an error is negative"
+        shares += [(f"{stage}: accuracy", errors.accuracy), (f"{stage}: agreement", errors.agreement)]
+    yield from (f"{name} is {value}" for name, value in shares if value is not None and not 0 <= value <= 1)
 
 
 # As text ------------------------------------------------------------------------------------------------------------
@@ -165,7 +220,9 @@ def _text(calibration: Calibration) -> str:
         ends.append((f"accuracy (original {share(calibration.accuracy, 2)})",
                      *(_percent(errors.accuracy) for errors in calibration.stages)))  # fmt: skip
     where = f"{calibration.tested} other samples" if calibration.held_out else "the same"
-    title = f"{calibration.model}: n = {calibration.n}, coarse {calibration.coarse!r}"
+    title = (
+        f"{shortened(calibration.model, WIDTH)}: n = {calibration.n}, coarse {shortened(calibration.coarse, WIDTH)!r}"
+    )
     title += f", fitted to {calibration.samples} samples, errors on {where}"
     tables = [title]
     if calibration.n > 1:
@@ -177,7 +234,7 @@ def _text(calibration: Calibration) -> str:
     tables.append(aligned(ends, "l", missing="–"))
     if calibration.fine_tune_steps:
         tables.append(f"fine-tuned for {calibration.fine_tune_steps} steps; errors against the original before that")
-    return "\n\n".join(tables)
+    return visible("\n\n".join(tables))
 
 
 def _error(value: float) -> str:

@@ -20,7 +20,7 @@ from pararealize.random_state import seeded_weights
 
 from .resampling import Move, route
 
-__all__ = ["Adapter", "adapter_cost", "build_adapter", "describe_adapter"]
+__all__ = ["Adapter", "adapter_cost", "adapter_parameters", "build_adapter", "describe_adapter"]
 
 
 def describe_adapter(source: Space, target: Space, *, from_stem: bool = False, sides: Sides = ()) -> str:
@@ -75,10 +75,23 @@ def build_adapter(
 @lru_cache(maxsize=4096)
 def adapter_cost(source: Space, target: Space, *, from_stem: bool, sides: Sides = ()) -> tuple[int, BlockCost]:
     """Parameters and cost of an adapter, counted on the meta device; no gradient flows into a raw input."""
+    adapter = _on_meta_device(source, target, sides)
+    return _numel(adapter), count_module(adapter, source, first=not from_stem)
+
+
+@lru_cache(maxsize=4096)
+def adapter_parameters(source: Space, target: Space, *, sides: Sides = ()) -> int:
+    """Parameters of an adapter, without its cost: nothing is run."""
+    return _numel(_on_meta_device(source, target, sides))
+
+
+def _on_meta_device(source: Space, target: Space, sides: Sides) -> "Adapter":
     with torch.device("meta"):
-        adapter = Adapter(source, target, sides)
-    parameters = sum(parameter.numel() for parameter in adapter.parameters())
-    return parameters, count_module(adapter, source, first=not from_stem)
+        return Adapter(source, target, sides)
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class Adapter(nn.Sequential):

@@ -25,7 +25,7 @@ from .custom import build_custom
 from .kinds import KIND_TABLE, SPACE_KINDS, Coarse
 from .spec import CoarsePlan
 
-__all__ = ["build_coarse", "coarse_cost", "coarse_units", "draw_coarse"]
+__all__ = ["build_coarse", "coarse_cost", "coarse_parameters", "coarse_units", "draw_coarse"]
 
 
 @typed_arguments(CoarseError, "coarse", "chain")  # kinds that read no block do without the chain
@@ -55,7 +55,11 @@ def build_coarse(
     """
     with seeded_weights(seed, f"F{plan.j}"):
         if plan.kind == "custom":
-            assert callable(coarse)
+            if isinstance(coarse, str) or not callable(coarse):
+                raise CoarseError(
+                    f"F^{plan.j} was built by a callable, which no plan holds, and coarse is {coarse!r}; pass it as "
+                    "coarse=, a callable (segment, x_shape, y_shape) -> nn.Module"
+                )
             return build_custom(coarse, plan, chain, first, last)
         kind = KIND_TABLE[plan.kind]
         if kind.blocks is None:
@@ -86,9 +90,27 @@ def coarse_cost(
     if units > few + 1:
         (p, cost), (q, more) = (coarse_cost(kind, x, y, count, kernel, sides) for count in (few, few + 1))
         return p + (units - few) * (q - p), cost.plus(more, times=units - few)
+    module = _on_meta_device(kind, x, y, units, kernel, sides)
+    return _numel(module), count_module(module, x)
+
+
+@lru_cache(maxsize=4096)
+def coarse_parameters(kind: str, x: Space, y: Space, units: int, kernel: int, sides: Sides = ()) -> int:
+    """Parameters of such a block, without its cost: nothing is run, however many units there are."""
+    few = _units_that_change(x, y) + 1
+    if units > few + 1:
+        p, q = (coarse_parameters(kind, x, y, count, kernel, sides) for count in (few, few + 1))
+        return p + (units - few) * (q - p)
+    return _numel(_on_meta_device(kind, x, y, units, kernel, sides))
+
+
+def _on_meta_device(kind: str, x: Space, y: Space, units: int, kernel: int, sides: Sides) -> nn.Module:
     with torch.device("meta"):
-        module = coarse_units(kind, x, y, units, kernel, sides)
-    return sum(parameter.numel() for parameter in module.parameters()), count_module(module, x)
+        return coarse_units(kind, x, y, units, kernel, sides)
+
+
+def _numel(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _units_that_change(x: Space, y: Space) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 __all__ = ["halved", "halvings"]
 
 
@@ -27,6 +29,7 @@ def halved(size: int, padding: int) -> int:
     return (size + 2 * padding - 3) // 2 + 1
 
 
+@lru_cache(maxsize=4096)  # two paddings a step, and yet only a few different sizes behind so many steps
 def _paddings(size: int, target: int, steps: int) -> tuple[int, ...] | None:
     """The path of exactly so many halvings from size to target, padding 1 as early as possible, or None."""
     if steps == 0:

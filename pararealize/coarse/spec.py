@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.causality import Causality
 from pararealize.analysis.space import Space
 
-__all__ = ["STRICT", "AdapterPlan", "CoarsePlan", "RowCost"]
+__all__ = ["STRICT", "AdapterPlan", "CoarsePlan", "Cost", "Count", "Number", "RowCost", "Text"]
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+# of files, whose numbers may be anything: sums and products of such numbers are still numbers
+Cost: TypeAlias = Annotated[float, Field(ge=0, le=1e60)]
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+Number: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+Text: TypeAlias = Annotated[str, Field(max_length=20_000)]  # names and notes; real ones are a hundredth of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class RowCost:
     """The cost of one step of a row, in the plan's unit."""
 
-    cost_forward: float
-    cost_backward: float
+    cost_forward: Cost
+    cost_backward: Cost
 
     @property
     def cost(self) -> float:
@@ -35,14 +40,14 @@ class AdapterPlan(RowCost):
     ``causal`` says, for each axis, on which side alone it reads; null for both, and empty where it is so for all.
     """
 
-    j: int
+    j: Number
     source: Literal["input", "stem"]
     x: Space
     y: Space
-    parameters: int
-    flops_forward: int
-    flops_backward: int
-    recipe: str
+    parameters: Count
+    flops_forward: Count
+    flops_backward: Count
+    recipe: Text
     causal: tuple[Causality | None, ...] = ()
 
 
@@ -54,14 +59,14 @@ class CoarsePlan(RowCost):
     ``causal``, for each axis, on which side alone it reads: null for both, and empty where it is so for all.
     """
 
-    j: int
-    kind: str
-    units: int
-    kernel: int
+    j: Number
+    kind: Text
+    units: Count
+    kernel: Count
     x: Space
     y: Space
-    parameters: int
-    flops_forward: int
-    flops_backward: int
-    note: str
+    parameters: Count
+    flops_forward: Count
+    flops_backward: Count
+    note: Text
     causal: tuple[Causality | None, ...] = ()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pararealize.figure import GRID, INK, STAGES, save_figure
+from pararealize.figure import GRID, INK, STAGES, label, save_figure
 
 from .iteration import Iterates
 
@@ -30,15 +30,15 @@ def draw_iterates(iterates: Iterates, path: str | Path, *, title: str = "") -> P
     for j in range(1, iterates.n + 1):
         column = [row[j - 1] for row in iterates.errors]
         points = [(i, error) for i, error in enumerate(column) if error > 0]
-        label = f"$U_{{{j}}}$" if points else f"$U_{{{j}}}$ (exact)"
+        name = f"$U_{{{j}}}$" if points else f"$U_{{{j}}}$ (exact)"
         iterations, values = zip(*points, strict=True) if points else ((), ())
         colour, style = STAGES[(j - 1) % len(STAGES)][1], "-" if j <= len(STAGES) else "--"
-        axes.plot(iterations, values, style, color=colour, linewidth=1.6, marker="o", markersize=3, label=label)
+        axes.plot(iterations, values, style, color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
     axes.set_xticks(range(iterates.k + 1))
     axes.set_xlim(-0.2, max(iterates.k, 1) + 0.2)
     axes.set_xlabel("iteration k")
     axes.set_ylabel("relative error of the interface")
-    axes.set_title(title or f"{iterates.model}, n = {iterates.n}", loc="left", color=INK)
+    axes.set_title(title or f"{label(iterates.model)}, n = {iterates.n}", loc="left", color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID)
     axes.legend(frameon=False, fontsize=8, ncols=2 if iterates.n > 6 else 1)

@@ -4,6 +4,8 @@ The planner gives a Plan, which prints and survives JSON; with the seconds that 
 which does likewise. A real step gives rows, and from them the same kind of Timeline. In reading order::
 
     json_text          a stored text back as the value, or all its faults
+    spec               the rows of a plan for stem, segments and head
+    consistency        what rows say that cannot be
     plan               where a network is cut, its adapters and coarse blocks, and what that promises
     parts              one part of a network: what it is called, what it reads, on whose device it runs
     times              the seconds of every part, forward and backward
@@ -22,9 +24,10 @@ which does likewise. A real step gives rows, and from them the same kind of Time
 from .actions import Action, ActionKey, Span, waits_for
 from .parts import Part
 from .peers import Peers, peers_of
-from .plan import PartPlan, Plan, SegmentPlan, Totals, fingerprint
+from .plan import Plan, Totals, fingerprint
 from .recording import RecordedAction, StepRecording
 from .simulation import simulate
+from .spec import PartPlan, SegmentPlan
 from .timeline import Timeline
 from .times import Times, plan_times
 from .trace import chrome_trace

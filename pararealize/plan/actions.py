@@ -25,13 +25,25 @@ operation        text        kind        what it is
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pararealize.coarse.spec import STRICT
+from pararealize.coarse.spec import STRICT, Cost, Count, Text
 
-__all__ = ["Action", "ActionKey", "ActionKind", "Direction", "Operation", "Span", "formula", "in_order", "waits_for"]
+__all__ = [
+    "Action",
+    "ActionKey",
+    "ActionKind",
+    "Direction",
+    "Operation",
+    "Span",
+    "formula",
+    "in_order",
+    "kind_of",
+    "waits_for",
+]
 
 ActionKind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "transfer"]
 Direction = Literal["forward", "backward"]
@@ -56,6 +68,9 @@ _TEXTS: dict[Operation, tuple[str, ActionKind]] = {
     "send u": ("u", "transfer"),
     "send v": ("v", "transfer"),
 }
+
+
+_KINDS: dict[str, ActionKind] = dict(_TEXTS.values())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,15 +126,15 @@ class Action:
         after: positions in the timeline of the actions whose results it needs.
     """
 
-    name: str
+    name: Text
     kind: ActionKind
     direction: Direction
-    j: int
-    rank: int
-    to: int | None = None
-    start: float
-    end: float
-    after: tuple[int, ...] = ()
+    j: Count
+    rank: Count
+    to: Count | None = None
+    start: Cost
+    end: Annotated[float, Field(le=1e60)]
+    after: tuple[Count, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -157,9 +172,20 @@ def in_order(spans: Mapping[ActionKey, Span], needs: Mapping[ActionKey, Iterable
     )
 
 
+def kind_of(name: str) -> ActionKind | None:
+    """What sort of thing an action of this name is; ``None`` where none has such a name.
+
+    Example:
+        >>> kind_of("F2"), kind_of("s2.1"), kind_of("g"), kind_of("stem2")
+        ('coarse', 'coarse', None, None)
+    """
+    word = re.fullmatch(r"(stem|head)|([A-Za-z])[0-9]{1,9}(?:\.[0-9]{1,9})?", name)
+    return None if word is None else _KINDS.get(word[1] or word[2])
+
+
 def formula(name: str) -> str:
     """The text form of an action as mathematics: ``g3`` as ``$g^{3}$``, words as they are."""
-    return re.sub(r"^(\w)(\d[\d.]*)$", r"$\1^{\2}$", name)
+    return re.sub(r"^([A-Za-z])([0-9][0-9.]*)$", r"$\1^{\2}$", name)
 
 
 def waits_for(key: ActionKey, n: int, source: str = "input") -> list[ActionKey]:

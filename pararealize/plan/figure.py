@@ -22,7 +22,7 @@ from matplotlib.patches import Circle, FancyBboxPatch
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import OutputError, PlanError
-from pararealize.figure import BOXES, FAINT, INK, LINE, STAGES, save_figure
+from pararealize.figure import BOXES, FAINT, INK, LINE, STAGES, label, save_figure
 from pararealize.table import count, quantity
 
 from .plan import Plan
@@ -87,7 +87,7 @@ def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
     axes.set_xlim(0, geometry.width)
     axes.set_ylim(0, geometry.height)
     axes.set_axis_off()
-    _draw_title(axes, geometry, plan, title or plan.model)
+    _draw_title(axes, geometry, plan, title or label(plan.model))
     _draw_input(axes, geometry, plan)
     stages = list(dict.fromkeys(segment.y for segment in plan.segments))
     for j, segment in enumerate(plan.segments, 1):
@@ -161,7 +161,9 @@ def _draw_title(axes: Axes, geometry: Geometry, plan: Plan, title: str) -> None:
     totals = plan.parameters
     parts = [f"{count(totals.original)} parameters"]
     if plan.n > 1:
-        parts[0] += f" + {count(totals.adapters)} in adapters + {count(totals.coarse)} in coarse blocks ({plan.coarse})"
+        parts[0] += (
+            f" + {count(totals.adapters)} in adapters + {count(totals.coarse)} in coarse blocks ({label(plan.coarse)})"
+        )
         parts.append(f"predicted speed-up {plan.virtual_speedup:.2f}×")
     parts.append("heights: forward and backward cost")
     if geometry.width < 9.5:
@@ -207,7 +209,7 @@ def _draw_segment(axes: Axes, geometry: Geometry, plan: Plan, j: int, colour: tu
     lines = [f"$g^{{{j}}}$", quantity(segment.blocks, "block"), count(segment.parameters)]
     room = height - BAR_LEAST
     if room > 0.2 and segment.device and len({s.device for s in plan.segments}) > 1:
-        lines.append(str(segment.device))
+        lines.append(label(segment.device))
         room -= 0.16
     _lines(axes, x, top, lines, geometry.font)
     bottom = top - height
@@ -216,9 +218,9 @@ def _draw_segment(axes: Axes, geometry: Geometry, plan: Plan, j: int, colour: tu
     letters = geometry.font * 0.0085  # inches that a letter takes
     names, style = (segment.first_block, segment.last_block), {"rotation": 90, "color": colour[1]}
     if inside := _names(*names, letters=int(room / letters)):
-        _text(axes, x, bottom + 0.2 + room / 2, inside, geometry.font, **style)
+        _text(axes, x, bottom + 0.2 + room / 2, _label(inside), geometry.font, **style)
     elif beside := _names(*names, letters=int(below / letters)):
-        _text(axes, x + 0.06, bottom - 0.1, beside, geometry.font, **style, va="top", ha="left")
+        _text(axes, x + 0.06, bottom - 0.1, _label(beside), geometry.font, **style, va="top", ha="left")
     _path(axes, (x, bottom), (x, geometry.y_sum + (RADIUS if j > 1 else 0)), arrow=j > 1)
 
 
@@ -235,6 +237,10 @@ def _names(first: str, last: str, letters: int) -> str:
     return next((text for text in choices if max(map(len, text.split("\n"))) <= letters), "")
 
 
+def _label(names: str) -> str:
+    return "\n".join(map(label, names.split("\n")))
+
+
 def _draw_coarse(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     """The minus sign between columns j and j + 1, F^j below, and the plus sign under segment j + 1."""
     block, adapter_edge, edge = plan.coarse_blocks[j - 1], BOXES["adapter"][1], BOXES["coarse"][1]
@@ -247,7 +253,7 @@ def _draw_coarse(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     height = max(COARSE_LEAST, geometry.scale * block.cost)
     left = next_middle - geometry.bar / 2
     _box(axes, left, top, geometry.bar, height, *BOXES["coarse"])
-    kind = f"{block.units} × {block.kind}" if block.units else block.kind
+    kind = label(f"{block.units} × {block.kind}" if block.units else block.kind)
     _lines(axes, next_middle, top, [f"$F^{{{j}}}$", kind, count(block.parameters)], geometry.font)
     y_in = top - 0.14
     _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=edge)

@@ -14,47 +14,20 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
-from pararealize.analysis.space import Space
 from pararealize.argument_types import typed_arguments
-from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, RowCost
+from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Count, Text
+from pararealize.control_characters import visible
 from pararealize.errors import PlanError
 from pararealize.table import aligned, billions, count, shortened
 
+from .consistency import cut_faults, kind_faults, row_faults
 from .json_text import parse_json, read_json
+from .spec import PartPlan, SegmentPlan
 
 __all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
 
 VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class PartPlan(RowCost):
-    """The stem or the head: parameters and FLOPs per sample."""
-
-    parameters: int
-    flops_forward: int
-    flops_backward: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class SegmentPlan(RowCost):
-    """g^j, j from 1: blocks ``first`` to ``last`` (0-based, inclusive), from X_{j-1} (``x``) to X_j (``y``).
-
-    FLOPs are per sample.
-    """
-
-    j: int
-    first: int
-    last: int
-    first_block: str
-    last_block: str
-    blocks: int
-    x: Space
-    y: Space
-    parameters: int
-    flops_forward: int
-    flops_backward: int
-    device: str
+MOST_FAULTS = 12  # that a message lists
 
 
 @plain_dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +64,20 @@ class Plan:
     """
 
     version: int = VERSION
-    model: str
-    fingerprint: str
+    model: Text
+    fingerprint: Text
     n: int
-    coarse: str
-    cuts: str | tuple[str, ...]
+    coarse: Text
+    cuts: Text | tuple[Text, ...]
     source: Literal["input", "stem"]
-    batch: int
+    batch: Count
     unit: Literal["flops", "seconds"]
     stem: PartPlan
     segments: tuple[SegmentPlan, ...]
     adapters: tuple[AdapterPlan, ...]
     coarse_blocks: tuple[CoarsePlan, ...]
     head: PartPlan
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
     stem_blocks: int = 0
 
     WIDTH: ClassVar[int] = 120
@@ -174,7 +147,18 @@ class Plan:
                 f"this plan has version {data['version']!r}, this release reads version {VERSION}; make the plan again "
                 "with pararealize(model, n, ...).plan"
             )
-        return read_json(_ADAPTER, text, "plan")
+        plan = read_json(_ADAPTER, text, "plan")
+        if faults := plan.contradictions():
+            raise PlanError("this plan cannot be read:\n" + "\n".join(faults[:MOST_FAULTS]))
+        return plan
+
+    def contradictions(self) -> list[str]:
+        """What the rows say that cannot be, though they are as many as they should be; nothing of a plan that was made.
+
+        :meth:`from_json` looks for it, and whoever applies a plan.
+        """
+        faults = row_faults(self.segments, self.adapters, self.coarse_blocks, self.source)
+        return faults or kind_faults(self.coarse, self.coarse_blocks) + cut_faults(self.cuts, self.segments)
 
     @staticmethod
     def schema() -> dict[str, Any]:
@@ -189,8 +173,15 @@ class Plan:
             PlanError: the network's blocks differ from those that the plan was made for.
         """
         actual = fingerprint(chain)
-        if actual == self.fingerprint or not self.misfits(chain):
+        misfits = self.misfits(chain, exact=actual == self.fingerprint)
+        if not misfits:
             return
+        if actual == self.fingerprint:
+            raise PlanError(
+                f"this plan is not as it was made: its fingerprint {actual} is that of this network, which has other "
+                + "; ".join(misfits[:MOST_FAULTS])
+                + "; leave plan= out to make one for it"
+            )
         count, planned = len(chain.blocks), sum(segment.blocks for segment in self.segments)
         raise PlanError(
             f"this plan is for another network: {self.model} with {planned} blocks from {self.segments[0].first_block} "
@@ -199,24 +190,28 @@ class Plan:
             f"{chain.blocks[-1].name} (fingerprint {actual}); leave plan= out to make one for it"
         )
 
-    def misfits(self, chain: BlockChain) -> list[str]:
+    def misfits(self, chain: BlockChain, *, exact: bool = False) -> list[str]:
         """What is not as planned in a network that was recorded at other sizes: blocks, channels, parameters.
 
-        Sizes of images and numbers of tokens may differ, and so may what blocks compute at other sizes.
+        Sizes of images and numbers of tokens may differ, and so may what blocks compute at other sizes; unless
+        ``exact``, where the network was recorded at the plan's own.
         """
         blocks, planned = chain.blocks, sum(segment.blocks for segment in self.segments)
         if len(blocks) != planned or chain.stem_blocks != self.stem_blocks:
-            return [
-                f"{len(blocks)} blocks behind {chain.stem_blocks} in the stem, not {planned} behind {self.stem_blocks}"
-            ]
+            counts = f"{len(blocks)} behind {chain.stem_blocks}", f"{planned} behind {self.stem_blocks}"
+            return [f"number of blocks: {counts[0]} in the stem, not {counts[1]}"]
         faults = []
         for segment in self.segments:
             first, last = blocks[segment.first], blocks[segment.last]
             here: list[tuple[str, Any, Any]] = [
                 ("first block", first.name, segment.first_block),
                 ("last block", last.name, segment.last_block),
-                ("input's channels", first.x.channels, segment.x.channels),
-                ("output's channels", last.y.channels, segment.y.channels),
+                ("input", first.x.description, segment.x.description)
+                if exact
+                else ("input's channels", first.x.channels, segment.x.channels),
+                ("output", last.y.description, segment.y.description)
+                if exact
+                else ("output's channels", last.y.channels, segment.y.channels),
                 (
                     "parameters",
                     sum(block.parameters for block in blocks[segment.first : segment.last + 1]),
@@ -224,6 +219,10 @@ class Plan:
                 ),
             ]
             faults += [f"segment {segment.j}'s {what}: {now}, not {then}" for what, now, then in here if now != then]
+        ends = ("stem", chain.stem, self.stem), ("head", chain.head, self.head)
+        for name, block, part in ends if exact else ():
+            if block.parameters != part.parameters:
+                faults.append(f"{name}'s parameters: {block.parameters}, not {part.parameters}")
         return faults
 
     def __str__(self) -> str:
@@ -289,7 +288,7 @@ def plan_text(plan: Plan) -> str:
         tables.append(aligned([_COARSE, *map(_coarse, plan.coarse_blocks)], "lllll"))
     tables.append(_totals(plan))
     tables.append("\n".join(f"note: {note}" for note in plan.notes))
-    text = "\n\n".join([title, *filter(None, tables)])
+    text = visible("\n\n".join([title, *filter(None, tables)]))
     return "\n".join(shortened(line, plan.WIDTH) for line in text.splitlines())
 
 

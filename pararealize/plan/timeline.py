@@ -3,25 +3,29 @@
 Names of actions are those of ``actions.py``: ``stem``, ``C3``, ``g3``, ``F2``, ``head``, and messages such as ``z2``.
 """
 
+import graphlib
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Literal
 
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from pararealize.coarse.spec import STRICT
+from pararealize.coarse.spec import STRICT, Number, Text
+from pararealize.control_characters import visible
 from pararealize.errors import PlanError
-from pararealize.table import aligned, duration, from_to, quantity, share, time_unit
+from pararealize.table import aligned, duration, from_to, quantity, share, shortened, time_unit
 
-from .actions import Action, ActionKind, Direction, in_order
+from .actions import Action, ActionKind, Direction, in_order, kind_of
 from .json_text import parse_json, read_json
 from .spans import needs_of, spans_of
 
 __all__ = ["VERSION", "Timeline", "timeline_text"]
 
 VERSION = 1
+MOST_FAULTS = 12  # that a message lists
+LONGEST = 500  # characters of a note, as it is printed
 _ROUNDING = 1e-9
 
 
@@ -40,12 +44,12 @@ class Timeline:
     """
 
     version: int = VERSION
-    model: str
-    n: int
-    ranks: int
+    model: Text
+    n: Number
+    ranks: Number
     origin: Literal["simulated", "recorded"]
     actions: tuple[Action, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
 
     def __post_init__(self) -> None:
         if faults := _inconsistencies(self):
@@ -105,13 +109,14 @@ class Timeline:
             computed = [i for i, action in enumerate(self.actions) if action.rank == rank and action.kind != "transfer"]
             before.update((later, earlier) for earlier, later in pairwise(computed))
         at = max(range(len(self.actions)), key=lambda i: self.actions[i].end)
-        path = [at]
+        path = {at: None}
         while True:
-            candidates = [*self.actions[at].after, *([before[at]] if at in before else [])]
+            needs = [*self.actions[at].after, *([before[at]] if at in before else [])]
+            candidates = [i for i in needs if i not in path]  # clocks of ranks may differ: no going round
             if not candidates:
                 return tuple(self.actions[i] for i in reversed(path))
             at = max(candidates, key=lambda i: self.actions[i].end)  # of equals, a need before an order
-            path.append(at)
+            path[at] = None
 
     # Making, reading and writing ------------------------------------------------------------------------------------
 
@@ -173,7 +178,10 @@ class Timeline:
             raise PlanError(
                 f"this is no timeline of version {VERSION} (its version is {version!r}); make it again with simulate()"
             )
-        return read_json(_ADAPTER, text, "timeline")
+        timeline = read_json(_ADAPTER, text, "timeline")
+        if faults := list(_contradictions(timeline)):
+            raise PlanError("this timeline cannot be read:\n" + "\n".join(faults[:MOST_FAULTS]))
+        return timeline
 
     def __str__(self) -> str:
         return timeline_text(self)
@@ -205,6 +213,40 @@ def _inconsistencies(timeline: Timeline) -> list[str]:
     return faults
 
 
+def _contradictions(timeline: Timeline) -> Iterator[str]:
+    """What a timeline out of a file says that cannot be, besides; those that this library makes say nothing of it."""
+    for i, action in enumerate(timeline.actions):
+        if kind_of(action.name) != action.kind:
+            yield f"action {i}, {shortened(str(action), 60)}, is no {action.kind}"
+        if (action.to is not None) != (action.kind == "transfer"):
+            yield f"action {i}, {shortened(str(action), 60)}, is a {action.kind} to rank {action.to}"
+        if action.j > timeline.n:
+            yield f"action {i}, {shortened(str(action), 60)}, is of segment {action.j} of {timeline.n}"
+    ranks = {rank for action in timeline.actions for rank in (action.rank, action.to) if rank is not None}
+    if timeline.ranks > max(len(ranks), 1):
+        yield f"there are {timeline.ranks} ranks, and {len(ranks)} of them do something"
+    try:
+        graphlib.TopologicalSorter({i: action.after for i, action in enumerate(timeline.actions)}).prepare()
+    except graphlib.CycleError as error:
+        cycle = " after ".join(str(timeline.actions[i]) for i in error.args[1][:MOST_FAULTS])
+        yield f"actions wait for one another: {shortened(cycle, 200)}"
+    yield from _overlaps(timeline)
+
+
+def _overlaps(timeline: Timeline) -> Iterator[str]:
+    """A simulated rank computes one action at a time; a real one has streams and threads."""
+    if timeline.origin == "recorded":
+        return
+    last: dict[int, Action] = {}
+    for action in sorted(timeline.actions, key=lambda action: action.start):
+        if action.kind != "transfer":
+            before = last.get(action.rank, action)
+            if before.end > action.start + _ROUNDING * before.end and before is not action:
+                times = f"{before} until {before.end:g} s and {action} from {action.start:g} s"
+                yield f"rank {action.rank} computes {times}"
+            last[action.rank] = max(before, action, key=lambda one: one.end)
+
+
 # As text ------------------------------------------------------------------------------------------------------------
 
 _HEAD = ("rank", "segments", "fine", "adapter", "coarse", "stem, head", "forward", "backward", "busy", "idle", "idle %")
@@ -224,12 +266,12 @@ def timeline_text(timeline: Timeline) -> str:
         parts = *kinds, *directions, timeline.busy(rank), idle
         percent = f"{100 * idle / step:.0f}" if step else None
         rows.append((str(rank), from_to(timeline.segments(rank)), *(f"{part * scale:.2f}" for part in parts), percent))
-    title = f"{timeline.model}: one {timeline.origin} step, n = {timeline.n} on {quantity(timeline.ranks, 'device')}, "
-    title += f"times in {unit}"
+    title = f"{shortened(timeline.model, LONGEST)}: one {timeline.origin} step, n = {timeline.n} on "
+    title += f"{quantity(timeline.ranks, 'device')}, times in {unit}"
     sums = (
         f"step {duration(step)}, the original's own work {duration(timeline.serial)}: speed-up "
         f"{timeline.speedup:.2f}×, efficiency {share(timeline.efficiency)}"
     )
     path = textwrap.fill("critical path: " + " → ".join(map(str, timeline.critical_path)), 118, subsequent_indent="  ")
-    notes = [f"note: {note}" for note in timeline.notes]
-    return "\n".join([title, "", aligned(rows), "", sums, path, *notes])
+    notes = [shortened(f"note: {note}", LONGEST) for note in timeline.notes]
+    return visible("\n".join([title, "", aligned(rows), "", sums, path, *notes]))

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import OutputError, PlanError
-from pararealize.figure import BARS, FAINT, INK, LINE, PAPER, save_figure
+from pararealize.figure import BARS, FAINT, INK, LINE, PAPER, label, save_figure
 from pararealize.table import duration, from_to, quantity, share, time_unit
 
 from .actions import Action, formula
@@ -68,8 +68,8 @@ def draw_timeline(timeline: Timeline, path: str | Path, *, title: str = "") -> P
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
     axes.set_facecolor(PAPER)
-    figure.text(LEFT / WIDTH, 1 - 0.28 / height, f"{title or timeline.model}, n = {timeline.n}", fontsize=13, color=INK,
-                weight="bold", va="center")  # fmt: skip
+    heading = f"{title or label(timeline.model)}, n = {timeline.n}"
+    figure.text(LEFT / WIDTH, 1 - 0.28 / height, heading, fontsize=13, color=INK, weight="bold", va="center")
     figure.text(LEFT / WIDTH, 1 - 0.55 / height, _summary(timeline), fontsize=8.5, color=FAINT, va="center")
     figure.legend(handles=_legend(timeline), loc="lower left", bbox_to_anchor=(LEFT / WIDTH, 0.02), ncols=7, fontsize=8,
                   frameon=False, handlelength=2.4, handleheight=1.3, columnspacing=1.4)  # fmt: skip

@@ -4,6 +4,7 @@ In reading order:
 
     search      BlockChain, Fields, Costs, n -> Plan (``plan_segments``). Here it is decided where to cut: by
                 ``step_cuts``, by equal cuts, or at the blocks that the user names
+    agreement   a plan made before, a network -> every fault of the one as a plan for the other
     arguments   what a user asks of a plan -> what it means for a network, or every fault at once
     prices      a kind of module and two spaces -> what it costs, counted or measured
     step_cuts   costs of both directions -> the cut with the smallest step: a search over pairs of times
@@ -12,6 +13,7 @@ In reading order:
     rows        prices and a cut -> the Plan with its rows: segments, adapters, coarse blocks
 """
 
+from .agreement import check_plan
 from .arguments import device_fault
 from .path_cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
 from .prices import Price, Prices
@@ -25,6 +27,7 @@ __all__ = [
     "StepProblem",
     "cheapest_cuts",
     "cheapest_step",
+    "check_plan",
     "device_fault",
     "equal_cuts",
     "named_cuts",

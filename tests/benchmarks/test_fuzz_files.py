@@ -1,4 +1,4 @@
-"""The fuzzer of files: mutations are the same for ever and change something, and every outcome is seen as what it is."""
+"""The fuzzer of files: mutations are the same for ever and change something; every outcome is seen as what it is."""
 
 from __future__ import annotations
 

@@ -1,0 +1,92 @@
+"""A plan, a network -> every fault of the one as a plan for the other: blocks, spaces, recipes, kinds, parameters.
+
+A plan may be for other sizes of the example and another element type than the network was recorded with: then its
+spaces are compared with its own rows alone, and adapters and coarse blocks are fitted to the network's later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pararealize.analysis.blocks import BlockChain
+from pararealize.argument_types import typed_arguments
+from pararealize.coarse.adapter import adapter_parameters, describe_adapter
+from pararealize.coarse.coarse_block import coarse_parameters
+from pararealize.coarse.kinds import KIND_TABLE
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan
+from pararealize.errors import PlanError
+from pararealize.plan.plan import MOST_FAULTS, Plan, fingerprint
+from pararealize.table import shortened
+
+from .arguments import check_sides
+
+__all__ = ["check_plan"]
+
+
+@typed_arguments(PlanError)
+def check_plan(chain: BlockChain, plan: Plan) -> None:
+    """Make sure that a plan is for a network, and that what it says of itself is so.
+
+    Raises:
+        PlanError: it is for another network, or was changed since it was made; names every fault.
+    """
+    faults = plan.contradictions()
+    if not faults:
+        plan.check(chain)
+        check_sides(chain, plan)
+        faults = [*_adapters(chain, plan), *_coarse_blocks(chain, plan)]
+    if faults:
+        raise PlanError(
+            "this plan is not as it was made: " + "; ".join(faults[:MOST_FAULTS]) + "; leave plan= out to make one anew"
+        )
+
+
+def _adapters(chain: BlockChain, plan: Plan) -> Iterator[str]:
+    """What adapters read, where it is not what the network gives them, and their recipes and parameters."""
+    if plan.source == "input" and chain.source is None and plan.adapters:
+        yield "its adapters read the input, which is not one floating-point tensor here"
+        return
+    origin = chain.source if plan.source == "input" and chain.source is not None else chain.blocks[0].x
+    exact = fingerprint(chain) == plan.fingerprint
+    for row in plan.adapters:
+        if row.x != origin if exact else row.x.channels != origin.channels:
+            yield f"C{row.j} reads {row.x.description}, and the {plan.source} is {origin.description}"
+            continue
+        yield from _adapter(row)
+
+
+def _adapter(row: AdapterPlan) -> Iterator[str]:
+    recipe = describe_adapter(row.x, row.y, from_stem=row.source == "stem", sides=row.causal)
+    if row.recipe != recipe:
+        yield f"C{row.j} from {row.x} to {row.y} is {recipe!r}, not {shortened(row.recipe, 200)!r}"
+    parameters = adapter_parameters(row.x, row.y, sides=row.causal)
+    if row.parameters != parameters:
+        yield f"C{row.j} has {parameters} parameters, not {row.parameters}"
+
+
+def _coarse_blocks(chain: BlockChain, plan: Plan) -> Iterator[str]:
+    """Units, kernels and parameters that are not those of the kind."""
+    exact = fingerprint(chain) == plan.fingerprint
+    for row, segment in zip(plan.coarse_blocks, plan.segments[1:], strict=True):
+        kind, parameters = KIND_TABLE.get(row.kind), 0
+        if kind is not None and kind.convolves is not None and kind.convolves(row.y, chain) != (row.kernel > 0):
+            yield f"F{row.j} has a convolution {row.kernel} wide, and on {row.y} a {row.kind!r} block has " + (
+                "none" if row.kernel else "one"
+            )
+            continue
+        if kind is not None and kind.build is not None:
+            parameters = coarse_parameters(row.kind, row.x, row.y, row.units, row.kernel, row.causal)
+        elif kind is not None and kind.blocks is not None and kind.copies:
+            blocks = chain.blocks[segment.first : segment.last + 1]
+            if row.units > len(chain.blocks):
+                yield f"F{row.j} has copies of {row.units} blocks, and the network has {len(chain.blocks)}"
+                continue
+            if not exact:  # which blocks keep their space, and are copied, may depend on sizes
+                continue
+            parameters = sum(blocks[i].parameters for i in kind.blocks(blocks, row.units))
+        if row.parameters != parameters:
+            yield f"F{row.j}, {_units(row)}, has {parameters} parameters, not {row.parameters}"
+
+
+def _units(row: CoarsePlan) -> str:
+    return f"{row.kind!r} of {row.units} units" if row.units else f"{row.kind!r}"

@@ -1,0 +1,116 @@
+"""A plan meets a network: what was changed in it is refused, or leads to the network that it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no installed package
+
+from benchmarks.fuzz_files.mutations import mutated_json
+from benchmarks.fuzz_files.targets.networks import Planned, planned
+from benchmarks.fuzz_files.targets.plans import wrong_network
+from benchmarks.fuzz_files.trial import unreadable
+from pararealize import Plan, capture, find_blocks, pararealize
+from pararealize.errors import CoarseError, PararealizeError, PlanError
+from pararealize.planning.agreement import check_plan
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Planned]:
+    return planned(2)
+
+
+@given(st.integers(0, 2**40))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_mutated_plan_is_refused_or_leads_to_the_originals_output(rows: list[Planned], seed: int) -> None:
+    random = Random(seed)
+    row = random.choice(rows)
+    content, change = mutated_json(row.plan.to_json().encode(), random)
+    try:
+        fault = wrong_network(row, Plan.from_json(content))  # type: ignore[arg-type]
+    except PararealizeError as error:
+        fault = unreadable(str(error))
+    assert not fault, change
+
+
+def changed(plan: Plan, part: str, index: int, **values: Any) -> Plan:
+    rows = list(getattr(plan, part))
+    rows[index] = dataclasses.replace(rows[index], **values)
+    return dataclasses.replace(plan, **{part: tuple(rows)})
+
+
+def test_what_only_the_network_can_tell(rows: list[Planned]) -> None:
+    """Rows that agree with each other, and not with the network; by a fingerprint of its own or another's."""
+    paper = rows[0]
+    chain = find_blocks(capture(paper.model, paper.x))
+    check_plan(chain, paper.plan)
+    other = {"fingerprint": "0" * 16}
+    check_plan(chain, dataclasses.replace(paper.plan, **other))  # type: ignore[arg-type]
+    units, kernel = paper.plan.coarse_blocks[0].units, rows[1].plan.coarse_blocks[0].kernel
+    for plan, fault in (
+        (changed(paper.plan, "adapters", 0, recipe="conv"), "C2 from 3×8×8 to"),
+        (changed(paper.plan, "adapters", 1, parameters=1), "C3 has .* parameters, not 1"),
+        (changed(paper.plan, "coarse_blocks", 0, units=units + 1), f"F1, 'paper' of {units + 1} units, has"),
+        (changed(rows[1].plan, "coarse_blocks", 0, kernel=kernel + 2), "F1, 'depthwise' of 1 units, has"),
+    ):
+        for again in (plan, dataclasses.replace(plan, **other)):  # type: ignore[arg-type]
+            with pytest.raises(PlanError, match=f"this plan is not as it was made: .*{fault}"):
+                check_plan(chain, again)
+    for plan, fault in (
+        (changed(paper.plan, "segments", 0, first_block="x", last_block="x"), "segment 1's first block: 1, not x"),
+        (changed(paper.plan, "segments", 0, parameters=7), "segment 1's parameters: .*, not 7"),
+        (dataclasses.replace(paper.plan, head=dataclasses.replace(paper.plan.head, parameters=7)), "head's parameters"),
+    ):
+        with pytest.raises(PlanError, match=fault):
+            check_plan(chain, plan)
+
+
+def test_a_space_of_another_kind_under_the_networks_own_fingerprint(rows: list[Planned]) -> None:
+    paper = rows[0]
+    text = paper.plan.to_json().replace('"dtype": "float32"', '"dtype": "float64"')
+    chain = find_blocks(capture(paper.model, paper.x))
+    with pytest.raises(PlanError, match=r"input: 4×8×8 \(channels on axis 0, float32\), not 4×8×8 .* float64\)"):
+        check_plan(chain, Plan.from_json(text))
+    data = json.loads(paper.plan.to_json())
+    for row in data["adapters"]:
+        row["x"]["shape"] = [3, 9, 9]
+    with pytest.raises(PlanError, match=r"C2 reads 3×9×9 .*, and the input is 3×8×8"):
+        check_plan(chain, Plan.from_json(json.dumps(data)))
+
+
+def test_blocks_of_a_callable_need_the_callable() -> None:
+    model, x = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), torch.randn(2, 4)
+
+    def small(segment: nn.Module, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> nn.Module:
+        return nn.Linear(*x_shape, *y_shape)
+
+    plan = pararealize(model, 2, example_inputs=x, coarse=small).plan
+    assert pararealize(model, plan=plan, example_inputs=x, coarse=small).plan is plan
+    with pytest.raises(CoarseError, match="F\\^1 was built by a callable, which no plan holds, and coarse is 'paper'"):
+        pararealize(model, plan=plan, example_inputs=x)
+
+
+def test_names_in_a_plan_import_nothing(rows: list[Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a plan calls the model, a block, a kind or a device: it is a word, and no module's name."""
+    (tmp_path / "planted_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    paper, name = rows[0], "planted_module:Net"
+    plan = Plan.from_json(dataclasses.replace(paper.plan, model=name, notes=(name,)).to_json())
+    assert not wrong_network(paper, plan)
+    for path in ("coarse", "cuts", "fingerprint", "source", "unit"):
+        try:
+            wrong_network(paper, Plan.from_json(json.dumps(json.loads(paper.plan.to_json()) | {path: name})))
+        except PararealizeError:
+            continue
+    assert "planted_module" not in sys.modules
