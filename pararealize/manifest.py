@@ -6,6 +6,7 @@ A JSON file -> a value of the form that its schema asks for. Tensors -> a digest
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -44,6 +45,9 @@ MOST_FAULTS, MOST_NEIGHBOURS = 4, 64  # that are told; in which a file of anothe
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=True)
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FileFact:
     """What a file, or its beginning, has to be.
@@ -54,7 +58,7 @@ class FileFact:
     """
 
     size: NonNegativeInt
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
 
     @staticmethod
     def of(path: Path) -> "FileFact":
@@ -77,6 +81,7 @@ class Manifest:
         holds: the kind of folder.
         facts: what distinguishes it from others of its kind, such as the step.
         files: by their names, without the manifest itself.
+        sha256: of the three above, so that an entry that was lost is told.
     """
 
     schema: Literal["pararealize.manifest"] = "pararealize.manifest"
@@ -84,6 +89,7 @@ class Manifest:
     holds: str
     facts: dict[str, int | str]
     files: dict[str, FileFact]
+    sha256: Sha256 = ""
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -106,6 +112,7 @@ def write_manifest(
     if files is None:
         files = {name: FileFact.of(folder / name) for name in sorted(entry.name for entry in folder.iterdir())}
     manifest = Manifest(holds=holds, facts=dict(facts), files=dict(files))
+    manifest = dataclasses.replace(manifest, sha256=_digest(manifest))
     (folder / MANIFEST).write_bytes(_MANIFEST.dump_json(manifest, indent=1) + b"\n")
 
 
@@ -122,9 +129,20 @@ def read_manifest(folder: str | os.PathLike[str], holds: str) -> Manifest:
     if kind != "folder":
         raise CheckpointError(f"{str(folder)!r} is {'not there' if kind is None else f'a {kind} and no folder'}")
     manifest = read_document(Path(folder) / MANIFEST, _MANIFEST, schema=SCHEMA, version=VERSION)
+    if manifest.sha256 != (sha256 := _digest(manifest)):
+        raise CheckpointError(
+            f"{str(Path(folder) / MANIFEST)!r} is not what was written: the SHA-256 of its entries was "
+            f"{manifest.sha256[:12]}… and is {sha256[:12]}…"
+        )
     if manifest.holds != holds:
         raise CheckpointError(f"{str(folder)!r} holds {_shown(manifest.holds)} and no {holds}")
     return manifest
+
+
+def _digest(manifest: Manifest) -> str:
+    entries = {name: [fact.size, fact.sha256] for name, fact in manifest.files.items()}
+    content = json.dumps([manifest.holds, manifest.facts, entries], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def faults_of_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:

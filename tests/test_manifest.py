@@ -104,6 +104,8 @@ def test_what_is_no_file_is_not_opened(tmp_path, make, told):
     ({"files": {"a": {"size": "1", "sha256": "0" * 64}}}, "files.a.size: "),
     ({"more": 1}, "more: "),
     ({"facts": None}, "facts: "),
+    ({"files": {}}, "is not what was written: the SHA-256 of its entries"),
+    ({"facts": {"step": 2}}, "is not what was written: the SHA-256 of its entries"),
 ])  # fmt: skip
 def test_a_manifest_of_another_form(folder, change, told):
     values = json.loads((folder / MANIFEST).read_text())

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from ..trial import Target
 from .calibrations import Calibrations
 from .plans import Plans
+from .run_folders import RunFolders
+from .shards import Shards
 from .timelines import Timelines
+from .weights import Weights
 
 __all__ = ["COUNTS", "TARGETS"]
 
@@ -15,5 +18,8 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "plans": Plans,
     "timelines": Timelines,
     "calibrations": Calibrations,
+    "run folders": RunFolders,
+    "weights": Weights,
+    "shards": Shards,
 }
-COUNTS = {"plans": 5000, "timelines": 500, "calibrations": 500}
+COUNTS = {"plans": 5000, "timelines": 500, "calibrations": 500, "run folders": 2000, "weights": 1000, "shards": 500}
