@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..mutations import mutated, mutated_json
@@ -30,8 +31,9 @@ def change_folder(folder: Path, others: Sequence[Path], random: Random) -> str:
     """
     while True:
         change = random.choice(_CHANGES)
-        if text := change(folder, others, random):
-            return text
+        with contextlib.suppress(ValueError, IndexError, struct.error, RecursionError, SafetensorError):
+            if text := change(folder, others, random):  # not where what is read is damaged already
+                return text
 
 
 def _file(folder: Path, random: Random, end: str = "") -> Path:
