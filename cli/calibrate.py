@@ -108,22 +108,15 @@ def command(
 
 def _load(net: nn.Module, path: Path) -> None:
     """Read the weights of the original, every one of them."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
-
+    from pararealize.distributed.checkpoint import load_state
     from pararealize.errors import CheckpointError
 
     try:
-        load_model(net, str(path))
-    except (OSError, SafetensorError) as error:
+        load_state(net, path)
+    except CheckpointError as error:
+        fact = str(error).rpartition("; ")[0]  # the remedy there is for who loads checkpoints
         raise CheckpointError(
-            f"cannot read {str(path)!r}: {error}; name a .safetensors file of the model's state"
-        ) from error
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{str(path)!r} does not fit the model: {first}; name the weights that were saved from this model, with "
-            f"its --num-classes"
+            f"{fact}; name the weights that were saved from this model, with its --num-classes"
         ) from error
 
 

@@ -45,9 +45,8 @@ HERE = Path(__file__).resolve().parent
 
 def load():
     """The network, its weights read from weights.safetensors where that is there."""
-    from safetensors.torch import load_model
-
     from pararealize import Plan, models, pararealize
+    from pararealize.distributed.checkpoint import load_state
 {imports}
     plan = Plan.from_json((HERE / "plan.json").read_text(encoding="utf-8"))
     pnet = pararealize(
@@ -56,7 +55,7 @@ def load():
 {arguments}    )
     weights = HERE / "weights.safetensors"
     if weights.exists():
-        load_model(pnet, str(weights))
+        load_state(pnet, weights)
     return pnet
 
 
@@ -120,11 +119,10 @@ def write_network(
 ) -> list[str]:
     """Write ``plan.json``, ``weights.safetensors``, ``model.py`` and ``network.svg`` (or ``.png``); give their names.
 
-    Tensors that share memory, such as tied embeddings, are stored once; safetensors notes the other names in the file's
-    metadata and ``safetensors.torch.load_model`` restores them. A network on the meta device has no weights to write.
+    Tensors that share memory, such as tied embeddings, are stored once. A network on the meta device has no weights to
+    write.
     """
-    from safetensors.torch import save_model
-
+    from pararealize.distributed.checkpoint import save_state
     from pararealize.plan.figure import draw_plan
 
     plan, code, weights = folder / "plan.json", folder / "model.py", folder / "weights.safetensors"
@@ -138,5 +136,5 @@ def write_network(
     drawn = draw_plan(pnet.plan, folder / f"network.{picture}", title=origin.model)
     if any(tensor.is_meta for tensor in pnet.state_dict().values()):
         return [plan.name, code.name, drawn.name]
-    save_model(pnet, str(weights))
+    save_state(pnet, weights, once=True)
     return [plan.name, weights.name, code.name, drawn.name]

@@ -50,11 +50,17 @@ def output_folder(path: Path | None, *, force: bool, files: frozenset[str] = FIL
 
 def _check_free(path: Path, force: bool, files: frozenset[str]) -> None:
     from pararealize.errors import OutputError
+    from pararealize.files import kind_of
 
-    if not path.exists() and not path.is_symlink():
+    try:
+        kind, target = kind_of(path), kind_of(path, follow=True)
+    except OSError as error:
+        raise OutputError(f"cannot write to {str(path)!r}: {error.strerror}; name another folder with --out") from error
+    if kind is None:
         return
-    if not path.is_dir():
-        raise OutputError(f"{str(path)!r} is a file and not a folder; name another folder with --out")
+    if target != "folder":
+        what = "a link that leads nowhere" if target is None else f"a {target} and not a folder"
+        raise OutputError(f"{str(path)!r} is {what}; name another folder with --out")
     if not force:
         raise OutputError(f"{str(path)!r} is there already; name another folder with --out, or replace it with --force")
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in files)

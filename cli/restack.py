@@ -46,14 +46,13 @@ HERE = Path(__file__).resolve().parent
 
 def load():
     """The network, its weights read from weights.safetensors."""
-    from safetensors.torch import load_model
-
     from pararealize import models, restack
+    from pararealize.distributed.checkpoint import load_state
 {imports}
     net = restack(
         models.build({model}),
 {arguments}    )
-    load_model(net, str(HERE / "weights.safetensors"))
+    load_state(net, HERE / "weights.safetensors")
     return net
 
 
@@ -148,12 +147,12 @@ def command(
 
 
 def _write(net: RestackedModule, folder: Path, settings: SchemeOptions, origin: Origin) -> list[str]:
-    from safetensors.torch import save_model
+    from pararealize.distributed.checkpoint import save_state
 
     restacking, weights, code = folder / "restacking.json", folder / "weights.safetensors", folder / "model.py"
     text = json.dumps(net.restacking.to_dict(), indent=2, ensure_ascii=False)
     restacking.write_text(text + "\n", encoding="utf-8")
-    save_model(net, str(weights))
+    save_state(net, weights, once=True)
     scheme = source_of_callable(settings.scheme)
     arguments = {"scheme": f"scheme({scheme})" if ":" in scheme else scheme}
     arguments |= {name: repr(value) for name, value in settings.arguments().items()}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "StepOptions", "command"]
 
+MOST_BYTES = 1 << 26  # of a plan
+
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -177,11 +179,13 @@ def _measured(
 def _read(path: Path) -> Plan:
     from pararealize import Plan
     from pararealize.errors import PlanError
+    from pararealize.files import read_file
 
     try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
+        return Plan.from_json(read_file(path, most=MOST_BYTES, follow=True).decode())
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"cannot read {str(path)!r}: {error}; name the plan.json that convert wrote") from error
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(f"cannot read {str(path)!r}: {reason}; name the plan.json that convert wrote") from error
 
 
 def _write(timeline: Timeline, folder: Path, title: str, picture: options.Picture) -> list[str]:

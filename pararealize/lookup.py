@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import ModelError
+from .files import kind_of
 
 __all__ = ["brief", "find", "unknown"]
 
@@ -62,7 +63,11 @@ def _import(name: str, where: str) -> ModuleType:
 
 def _import_file(name: str, path: Path) -> ModuleType:
     """Run a file as a module, under a name that hides no other; it stays in ``sys.modules``, where pickle looks."""
-    if not path.is_file():
+    try:
+        kind = kind_of(path, follow=True)
+    except OSError as error:
+        raise ModelError(f"no file can be called {str(path)!r} (model {name!r}): {error.strerror}; name one") from error
+    if kind != "file":
         beside = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise ModelError(unknown(path.name, beside, f"a file in {path.parent.resolve()} (model {name!r})"))
     written = path.stat().st_mtime_ns

@@ -7,7 +7,7 @@ holds a part of it under the same names; what several ranks hold (replicas over 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,17 +50,25 @@ def gather_state_dict(stage: nn.Module, *, everywhere: bool = False) -> dict[str
     return collect(own_tensors(stage), group_of(stage), everywhere=everywhere)
 
 
-def save_state(stage: nn.Module, path: str | os.PathLike[str]) -> None:
+def save_state(stage: nn.Module, path: str | os.PathLike[str], *, once: bool = False) -> None:
     """Write the state dict of the whole network to one safetensors file, which appears complete or not at all.
 
     All ranks call it, those of all replicas; the first rank writes. A file that is there is replaced at the end, so
-    that a crash or a full disk at any time leaves the old one.
+    that a crash or a full disk at any time leaves the old one. The digest of each tensor stands in the file's metadata.
+
+    Args:
+        stage: this rank's part; an ordinary module is the whole network.
+        path: of the file.
+        once: leave out all but one of the names of a tensor that has several (tied embeddings), as
+            ``safetensors.torch.save_model`` does; :func:`load_state` finds it under any of them.
 
     Raises:
         OutputError: the file cannot be written; on every rank.
         CheckpointError: a part cannot be saved; on every rank.
     """
     tensors = together(stage, lambda: own_tensors(stage))
+    if tensors is not None and once:
+        tensors = {names[0]: tensors[names[0]] for names in _same_memory(tensors)}
     whole = {} if tensors is None else collect(tensors, group_of(stage))
     together(stage, lambda: _write(whole, Path(path)) if is_first(stage) else None)
 
@@ -93,9 +101,31 @@ def load_state(
         stage.load_state_dict({key: source[key] for key in shapes}, strict=False)
         return
     with open_tensors(source) as file:
-        shapes = {key: file.shapes[key] for key in state if key in file.shapes}
+        sources = _sources(stage, state, file.shapes)
+        shapes = {key: file.shapes[name] for key, name in sources.items()}
         check_fit(state, shapes, repr(os.fspath(source)), strict=strict)
-        stage.load_state_dict({key: file.tensor(key) for key in shapes}, strict=False)
+        stage.load_state_dict({key: file.tensor(name) for key, name in sources.items()}, strict=False)
+
+
+def _sources(stage: nn.Module, state: Mapping[str, torch.Tensor], present: Collection[str]) -> dict[str, str]:
+    """For each key of a state dict the name that its tensor has among those present, where it is there.
+
+    A tensor of several names may be stored under one of them.
+    """
+    others = {key: names for names in _same_memory(state) for key in names}
+    tied: Mapping[str, Sequence[str]] = getattr(stage, "tied_names", None) or {}
+    sources = {key: [name for name in (key, *others[key], *tied.get(key, ())) if name in present] for key in state}
+    return {key: names[0] for key, names in sources.items() if names}
+
+
+def _same_memory(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """The keys of a state dict, those of one tensor together."""
+    groups: dict[object, list[str]] = {}
+    for key, value in state.items():
+        has_memory = not value.is_meta and value.numel() > 0
+        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype) if has_memory else key
+        groups.setdefault(place, []).append(key)
+    return list(groups.values())
 
 
 def check_fit(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from pararealize import pararealize
@@ -109,3 +109,22 @@ def test_what_is_no_tensor_is_refused(tmp_path: Path) -> None:
         save_state(nn.Linear(1, 1, device="meta"), tmp_path / "odd")
     with pytest.raises(OutputError, match="cannot write"):
         save_state(nn.Linear(1, 1), tmp_path)
+
+
+def test_a_tied_tensor_may_stand_under_one_of_its_names(tmp_path: Path) -> None:
+    def tied(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    model, other = tied(0), tied(1)
+    for once, count in ((False, 2), (True, 1)):
+        save_state(model, tmp_path / "file", once=once)
+        assert len(load_file(tmp_path / "file")) == count
+        load_state(other, tmp_path / "file")
+        assert same(dict(other.state_dict()), dict(model.state_dict()))
+        other = tied(2)
+    save_model(model, tmp_path / "other", metadata={"format": "pt"})
+    load_state(other, tmp_path / "other")
+    assert same(dict(other.state_dict()), dict(model.state_dict()))
