@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import CheckpointError
 from .files import check_name, file_digest, kind_of, read_file
+from .table import shortened
 
 __all__ = [
     "MANIFEST",
@@ -246,8 +247,7 @@ def faults_of_schema(error: ValidationError) -> str:
 
 def _shown(value: Any) -> str:
     """A value of a file in an error: short, and without what would move the cursor of a terminal."""
-    text = value if isinstance(value, str) and value.isprintable() and value else ascii(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return shortened(value if isinstance(value, str) and value.isprintable() and value else ascii(value), 80)
 
 
 # Tensors -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pararealize.errors import DataError
-from pararealize.files import whole_file
+from pararealize.files import open_file, whole_file
 from pararealize.manifest import tensors_digest
 
 __all__ = ["cache_folder", "recall", "store"]
@@ -49,6 +49,7 @@ def store(path: Path, tensors: Mapping[str, Tensor], origin: Mapping[str, str]) 
 def recall(path: Path, origin: Mapping[str, str]) -> dict[str, Tensor] | None:
     """The tensors that :func:`store` wrote, or None where the file is missing, damaged or of another origin."""
     try:
+        open_file(path, follow=True).close()  # what is no file must not be opened
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata() or {}
             if any(metadata.get(key) != value for key, value in origin.items()):

@@ -97,9 +97,10 @@ def fit(
 
     Raises:
         TrainingError: the loss or the gradients are not finite any more; it says at which step and where it began.
-        CheckpointError: a run is to be resumed that was asked for something else, a checkpoint is damaged, or the
-            network's state is more than tensors and cannot be kept.
-        OutputError: the folder exists, or a file cannot be written; the last checkpoint stays.
+        CheckpointError: a run is to be resumed that was asked for something else, the checkpoint is damaged (it says
+            whether an earlier one is not), or the network's state is more than tensors and cannot be kept.
+        OutputError: the folder exists, another process writes into it, or a file cannot be written; the last checkpoint
+            stays.
         RankError: another rank failed, died or hung.
         ExampleError: the network gives no logits, or of fewer classes than the data has.
         ModelError: there is nothing to train.

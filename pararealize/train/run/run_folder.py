@@ -32,6 +32,7 @@ from pararealize.files import (
     whole_folder,
 )
 from pararealize.manifest import FileFact, read_document
+from pararealize.table import shortened
 
 from .checkpoint import check_run_state, step_of
 from .lock import FolderLock
@@ -384,15 +385,9 @@ def differences(earlier: Any, now: Any, name: str = "") -> list[str]:
         ]
     if earlier == now:
         return []
-    return [f"{_shown(name)}: {_cut(earlier)} there, {_cut(now)} here"]
+    return [f"{_shown(name)}: {shortened(repr(earlier), 200)} there, {shortened(repr(now), 200)} here"]
 
 
 def _shown(name: str) -> str:
     """A name from a file or a folder, without what would move the cursor of a terminal."""
     return name if name.isprintable() else ascii(name)
-
-
-def _cut(value: Any) -> str:
-    """A value of a file in an error: what a damaged file says may be long."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:199]}…"

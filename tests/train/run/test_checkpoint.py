@@ -5,11 +5,13 @@ import json
 import os
 import random
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 from torch import nn
 
 from pararealize.distributed.training_processes import TrainingProcesses
@@ -150,6 +152,25 @@ def test_damaged_files_are_named(checkpoint, tmp_path, name, damage, told):
     told = "manifest.json' (cannot be read|is of schema)|damaged" if name == MANIFEST else f"damaged: .*{name}.*{told}"
     with pytest.raises(CheckpointError, match=told):
         check_run_state(copy, run=RUN)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=strategies.sampled_from(NAMES), place=strategies.floats(0, 1, exclude_max=True), bit=strategies.integers(0, 7)
+)
+def test_no_bit_of_a_checkpoint_can_be_flipped_unseen(checkpoint, name, place, bit):
+    """Of the manifest some can, such as a space between two entries."""
+    content = bytearray((checkpoint / name).read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(checkpoint, Path(folder) / checkpoint.name)
+        (copy / name).write_bytes(content)
+        try:
+            plain = check_run_state(copy, run=RUN)
+        except CheckpointError:
+            return
+    assert name == MANIFEST
+    assert plain == check_run_state(checkpoint, run=RUN)
 
 
 def test_another_run_and_another_step_are_named(checkpoint, tmp_path):

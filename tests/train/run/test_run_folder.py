@@ -216,6 +216,93 @@ def test_a_damaged_checkpoint_is_passed_over_when_asked_for(tmp_path, three):
     one, two, last = three.checkpoints()
     damage(last)
     damage(two)
+    told = r"03' is damaged: state.json .*; an earlier checkpoint, step-00000001, is intact: .*--resume-from previous"
+    with pytest.raises(CheckpointError, match=told):
+        begun(tmp_path, resume=True)
+
+
+def test_checkpoints_without_a_run_are_refused(tmp_path):
+    folder, _ = begun(tmp_path)
+    folder.save(1, content("one"), keep=2)
+    (folder.path / "run.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has checkpoints and no run.json"):
+        begun(tmp_path, resume=True)
+
+
+def test_the_oldest_checkpoints_go(tmp_path):
+    folder, _ = begun(tmp_path)
+    for step in (5, 10, 100_000_000, 15):
+        folder.save(step, content(str(step)), keep=2)
+    assert names(folder) == ["step-00000015", "step-100000000"]
+    folder.save(15, content("again"), keep=2)
+    assert (folder.checkpoints()[0] / "state.json").read_text() == "again"
+
+
+def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path):
+    folder, _ = begun(tmp_path)
+    folder.save(1, content("one"), keep=1)
+
+    def fills_the_disk(part):
+        content("half")(part)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"the checkpoint of step 2 .*No space left on device; the last checkpoint, "
+                       r"step-00000001, is as it was; free the disk"):  # fmt: skip
+        folder.save(2, fills_the_disk, keep=1)
+    assert names(folder) == ["step-00000001"]
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert (folder.checkpoints()[0] / "state.json").read_text() == "one"
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    folder, _ = begun(tmp_path)
+    (folder.path / METRICS).unlink()
+    with pytest.raises(OutputError, match=r"cannot write metrics.jsonl .*there is no checkpoint yet"):
+        folder.append(METRICS, ["{}"])
+    for work in (
+        folder.line_files,
+        lambda: folder.save(1, content("one"), keep=1),
+        lambda: folder.write("plan.json", ""),
+    ):
+        folder.path.rename(tmp_path / "elsewhere")
+        with pytest.raises(OutputError, match=r"the folder .*run' is gone"):
+            work()
+        (tmp_path / "elsewhere").rename(folder.path)
+
+
+def test_lines_after_a_checkpoint_are_cut(tmp_path):
+    folder, _ = begun(tmp_path)
+    folder.append(METRICS, ["1", "2\u2028"])
+    checkpoint = save(folder, 3)
+    folder.append(METRICS, ["3"])
+    folder.truncate(folder.check(checkpoint).lines)
+    assert folder.lines(METRICS) == ["1", "2\u2028"]
+    (folder.path / METRICS).write_bytes(b"1\n")
+    with pytest.raises(CheckpointError, match=r"has 2 bytes, and had 7 at step-00000003"):
+        folder.check(checkpoint)
+    (folder.path / METRICS).write_bytes(b"1\n3\xe2\x80\xa8\n4\n")
+    with pytest.raises(CheckpointError, match=r"is not what was written up to step-00000003: .* its first 7 bytes"):
+        folder.check(checkpoint)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A run with three checkpoints, a line before each."""
+    folder, _ = begun(tmp_path)
+    for step in (1, 2, 3):
+        folder.append(METRICS, [str(step)])
+        save(folder, step)
+    return folder
+
+
+def damage(checkpoint):
+    (checkpoint / "state.json").write_text("{}")
+
+
+def test_a_damaged_checkpoint_is_passed_over_when_asked_for(tmp_path, three):
+    one, two, last = three.checkpoints()
+    damage(last)
+    damage(two)
     told = (
         r"03' is damaged: state.json .*; an earlier checkpoint, step-00000001, is intact: .*\(--resume-from previous\)"
     )
