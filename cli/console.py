@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.segment import Segment
 
 from .flags import in_flags
 
-__all__ = ["keep_stdout", "one_message", "out", "print_json", "print_result", "working"]
+__all__ = ["console_of", "keep_stdout", "one_message", "out", "print_json", "print_result", "working"]
 
 PIPE_WIDTH = 160  # columns of a table where nobody says how wide the page is
 FAILED = 2  # exit status of every error that the user can mend, as of a wrong option
@@ -34,8 +36,39 @@ def keep_stdout() -> None:
 
 def out(*, quiet: bool = False) -> Console:
     """The console of the results. Where stdout is a file or a pipe, tables are as wide as they need to be."""
-    console = Console(highlight=False, quiet=quiet)
-    return console if console.is_terminal else Console(highlight=False, quiet=quiet, width=PIPE_WIDTH)
+    console = console_of(quiet=quiet)
+    return console if console.is_terminal else console_of(quiet=quiet, width=PIPE_WIDTH)
+
+
+def console_of(**settings: Any) -> Console:
+    """A console on which no text acts: what comes out of a file, or from another process, shows as it is.
+
+    Args:
+        settings: of rich's console, without highlights.
+    """
+    console = Console(highlight=False, **settings)
+    console.push_render_hook(_Visible())
+    return console
+
+
+class _Visible(RenderHook):
+    """Rich calls this with all that is printed; it takes a few control characters out of texts itself, ESC not."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """The same, their texts without control characters."""
+        return [_VisibleRenderable(renderable) for renderable in renderables]
+
+
+class _VisibleRenderable:
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self.renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.renderable, options):
+            yield segment if segment.control else Segment(_visible(segment.text), segment.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self.renderable)
 
 
 @contextmanager
@@ -45,12 +78,18 @@ def working(what: str, *, every: float | None = None) -> Iterator[Callable[[str]
     Where stderr is no terminal, a text becomes a line, so many seconds behind the last one at the earliest; never where
     ``every`` is left out.
     """
-    console = Console(stderr=True, highlight=False)
+    console = console_of(stderr=True)
     if not console.is_terminal:
         yield _lines(console, float("inf") if every is None else every)
         return
     with console.status(escape(what)) as status:
-        yield lambda text: status.update(escape(text))
+        yield lambda text: status.update(escape(_visible(text)))
+
+
+def _visible(text: str) -> str:
+    from pararealize.control_characters import visible  # which imports torch, as nothing does that only shows help
+
+    return visible(text)
 
 
 def _lines(console: Console, every: float) -> Callable[[str], None]:
@@ -67,7 +106,9 @@ def _lines(console: Console, every: float) -> Callable[[str], None]:
 
 def print_json(value: object) -> None:
     """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    from pararealize.control_characters import visible_json
+
+    sys.stdout.write(visible_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 def print_result(
@@ -104,7 +145,7 @@ def one_message(command: Callable[..., None]) -> Callable[..., None]:
             if kwargs.get("as_json"):
                 print_json({"error": {"type": type(error).__name__, "message": message}})
             else:
-                console = Console(stderr=True, highlight=False, soft_wrap=True)
+                console = console_of(stderr=True, soft_wrap=True)
                 console.print(f"[bold red]{type(error).__name__}[/]: {escape(message)}")
             sys.exit(FAILED)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -21,6 +21,8 @@ from pararealize.errors import FieldError
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan
 from pararealize.table import billions, count, from_to, quantity, shortened
 from pararealize.tracing.front_end import capture
+
+from .console import console_of
 
 __all__ = [
     "Inspection",
@@ -41,7 +43,7 @@ def text(renderable: RenderableType, width: int = 160) -> str:
         >>> print(text(Text("a line")))
         a line
     """
-    console = Console(file=StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
+    console = console_of(file=StringIO(), width=width, color_system=None, force_terminal=False)
     console.print(renderable)
     assert isinstance(console.file, StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).rstrip("\n")

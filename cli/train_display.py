@@ -6,10 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
+
+from .console import console_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,11 +33,11 @@ class Display:
 
     def __init__(self, recipe: Recipe, *, quiet: bool, to_stderr: bool) -> None:
         self.recipe = recipe
-        self.console = Console(stderr=to_stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = console_of(stderr=to_stderr, quiet=quiet, soft_wrap=True)
         self.bar = Bar(
             TextColumn("{task.description}"), BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}  {task.fields[numbers]}"),
-            console=Console(stderr=True, quiet=quiet), transient=True,
+            console=console_of(stderr=True, quiet=quiet), transient=True,
         )  # fmt: skip
         self.bar_visible = self.bar.console.is_terminal and not quiet
         self.task: TaskID | None = None

@@ -7,7 +7,7 @@ there, U+202E turns the line round (https://trojansource.codes). So they are sho
 
 import re
 
-__all__ = ["visible"]
+__all__ = ["visible", "visible_json"]
 
 # C0 but for tab and newline, DEL and C1; what changes the direction of text, joins or hides; line separators of their
 # own; halves of UTF-16 pairs, which cannot be written; tags
@@ -27,6 +27,22 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return _ACTING.sub(lambda match: _escape(match[0]), text)
+
+
+def visible_json(text: str) -> str:
+    r"""The same JSON document without characters that act, which a string may hold as they are or escaped.
+
+    Example:
+        >>> print(visible_json('{"name": "a\u202eb"}'))
+        {"name": "a\u202eb"}
+    """
+    return _ACTING.sub(lambda match: "".join(f"\\u{half:04x}" for half in _halves(match[0])), text)
+
+
+def _halves(character: str) -> list[int]:
+    """A character as JSON counts: one or two halves of UTF-16."""
+    units = character.encode("utf-16-be", "surrogatepass")
+    return [int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2)]
 
 
 def _escape(character: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from xml.etree import ElementTree as ET
 
 import pytest
 from matplotlib.figure import Figure
 
 from pararealize.errors import OutputError
-from pararealize.figure import STAGES, save_figure
+from pararealize.figure import STAGES, label, save_figure
 
 
 def drawing() -> Figure:
@@ -67,3 +68,13 @@ def test_a_stage_has_a_light_and_a_dark_colour():
 
     assert all(brightness(light) > 600 > 500 > brightness(dark) for light, dark in STAGES)
     assert len({dark for _, dark in STAGES}) == len(STAGES)
+
+
+def test_a_name_is_drawn_letter_by_letter(tmp_path):
+    """Neither as mathematics, which may not parse, nor as characters that an SVG file must not hold."""
+    figure = Figure(figsize=(3, 2))
+    for text in ("$\\frac{a}{$ b$", "a\x1b[2J\x07\x00b", "x\ny\tz", "q" * 100_000):
+        figure.text(0.1, 0.5, label(text))
+        assert len(label(text).splitlines()) == 1
+    file = save_figure(figure, tmp_path / "names.svg")
+    ET.parse(file)

@@ -25,10 +25,11 @@ import torch
 
 from pararealize.errors import PararealizeError
 
-__all__ = ["OUTCOMES", "Limits", "Outcome", "Target", "Trial", "outcomes"]
+__all__ = ["OUTCOMES", "PRINTED", "Limits", "Outcome", "Target", "Trial", "outcomes", "unreadable"]
 
 OUTCOMES = ("right", "typed", "raw", "hang", "silent")
 LONGEST = 8000  # characters of a message that somebody can still read
+PRINTED = 2_000_000  # of a value, which has a line for each note, rank and row
 # C0 and C1 but for newline and tab, and what changes the direction of text
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -174,7 +175,7 @@ def _judge(trial: Trial, seconds: int) -> Outcome:
     return Outcome(outcome="silent" if wrong else "right", change=change, text=_cleaned(wrong)[:600])
 
 
-def unreadable(text: str) -> str:
+def unreadable(text: str, longest: int = LONGEST) -> str:
     """What is wrong with a text that people are to read; nothing where nothing is."""
     if match := _CONTROL.search(text):
         return f"has the control character {match[0]!r}"
@@ -182,7 +183,7 @@ def unreadable(text: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         return f"cannot be written: {error}"
-    return f"has {len(text)} characters" if len(text) > LONGEST else ""
+    return f"has {len(text)} characters" if len(text) > longest else ""
 
 
 def _cleaned(text: str) -> str:

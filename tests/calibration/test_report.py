@@ -1,5 +1,6 @@
 """The report: as a table, as JSON and back."""
 
+import json
 import math
 
 import pytest
@@ -76,3 +77,32 @@ def test_other_json_is_refused(text: str, message: str) -> None:
 def test_unknown_stage() -> None:
     with pytest.raises(CalibrationError, match="no stage 'later' of this calibration; there are 'before', 'after'"):
         calibration().stage("later")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"n": "2"}, "n: Input should be a valid integer; it is '2'"),
+        ({"colour": 1}, "colour: Unexpected keyword argument"),
+        ({"fits": []}, "fits are of none; n = 2 has 'C2', 'F1'"),
+        ({"n": 3}, "before: 1 errors of adapters; n = 3 has 2"),
+        ({"stages": []}, "its stages are ; there are 'before', 'after', 'fine-tuned'"),
+        ({"accuracy": 1.5}, "accuracy is 1.5"),
+        ({"accuracy": math.nan}, "numbers that are not finite"),
+        ({"samples": -1}, "samples: Input should be greater than or equal to 0; it is -1"),
+        ({"n": 2**30}, "n = 1073741824 has"),
+    ],
+)
+def test_a_changed_report_is_refused(changes: dict[str, object], message: str) -> None:
+    values = json.loads(calibration().to_json()) | changes
+    with pytest.raises(CalibrationError) as raised:
+        Calibration.from_json(json.dumps(values))
+    assert message in str(raised.value)
+
+
+def test_names_in_a_report_do_not_act() -> None:
+    report = calibration(model="\x1b[2Jnet\r", coarse="\x9b")
+    again = Calibration.from_json(report.to_json())
+    assert (again.model, again.coarse) == (report.model, report.coarse)
+    assert str(again).startswith("\\x1b[2Jnet\\x0d: n = 2")
+    assert {"\x1b", "\r", "\x9b"}.isdisjoint(str(again))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from pararealize.coarse.spec import STRICT
 from pararealize.errors import PlanError
 from pararealize.plan.json_text import parse_json, read_json
 
@@ -19,6 +22,11 @@ class Row:
     def __post_init__(self) -> None:
         if self.j < 1:
             raise ValueError(f"j is {self.j}")
+
+
+@pydantic_dataclass(config=STRICT)
+class Strict:
+    j: int
 
 
 ROWS = TypeAdapter(list[Row])
@@ -44,3 +52,30 @@ def test_all_faults_at_once_each_at_its_place():
     assert "j is 0" in lines[2]
     with pytest.raises(PlanError, match="table: Input should be a valid array"):
         read_json(ROWS, "7", "table")
+
+
+def test_texts_that_are_no_documents():
+    """Deeper, longer or more often said than anything that is written; and faults of a whole crowd in a few lines."""
+    for text, message in (
+        ("[" * 40 + "]" * 40, "more than 32 lists and objects within one another"),
+        ("[" * 100_000 + "]" * 100_000, "this is not JSON"),
+        ('{"j": 1, "j": 2}', "the key j stands twice in one object"),
+        (b'{"j": \xff}', "this is not JSON: 'utf-8'"),
+        ("[1]".encode("utf-16"), "this is not JSON: 'utf-8'"),
+        ("9" * 5000, "this is not JSON"),
+        (" " * (64 * 2**20 + 1), "at most 67,108,864 are read"),
+    ):
+        with pytest.raises(PlanError, match=message) as raised:
+            parse_json(text, "Table.to_json()")
+        assert len(str(raised.value)) < 700
+    crowd = json.dumps([{"j": "\x1b[2J" * 9000, **{f"{'k' * 9000}{i}": 0 for i in range(500)}}] * 100)
+    with pytest.raises(PlanError, match=r"and \d+ faults more") as raised:
+        read_json(TypeAdapter(list[Strict]), crowd, "table")
+    assert len(str(raised.value)) < 8000
+    assert "\x1b" not in str(raised.value)
+
+
+def test_nothing_is_turned_into_another_type():
+    for value in ('"1"', "true", "1.0", "null", "[1]"):
+        with pytest.raises(PlanError, match=r"0\.j: Input should be a valid integer"):
+            read_json(ROWS, f'[{{"j": {value}}}]', "table")

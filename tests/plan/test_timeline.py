@@ -232,3 +232,49 @@ def test_a_row_a_rank_and_what_follows():
 
 def test_no_line_is_wider_than_120():
     assert max(map(len, str(simulate(plan_of([8, 8, 8]), latency=1e-5)).splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda d: d["actions"][0].update(name="nn"), "action 0, nn, is no stem"),
+        (lambda d: d["actions"][0].update(name="g7"), "action 0, g7, is no stem"),
+        (lambda d: d["actions"][0].update(to=1), "is a stem to rank 1"),
+        (lambda d: d["actions"][0].update(j=4), "is of segment 4 of 3"),
+        (lambda d: d.update(ranks=2**30), "there are 1073741824 ranks, and 3 of them do something"),
+        (lambda d: d["actions"][0].update(end=1e300), "actions.0.end: Input should be less than"),
+        (lambda d: d["actions"][0].update(after=[True]), "actions.0.after.0: Input should be a valid integer"),
+    ],
+)
+def test_what_a_file_says_that_no_step_can_be(timeline, change, message):
+    data = json.loads(timeline.to_json())
+    change(data)
+    with pytest.raises(PlanError) as raised:
+        Timeline.from_json(json.dumps(data))
+    assert message in str(raised.value)
+
+
+def test_a_simulated_rank_computes_one_action_at_a_time():
+    times = {"C2": (0.0, 2.0), "C3": (1.0, 3.0)}
+    actions = [
+        Action(name=name, kind="adapter", direction="forward", j=int(name[1]), rank=0, start=start, end=end)
+        for name, (start, end) in times.items()
+    ]
+    both = Timeline(model="Made", n=3, ranks=1, origin="simulated", actions=tuple(actions))
+    with pytest.raises(PlanError, match="rank 0 computes C2 until 2 s and C3 from 1 s"):
+        Timeline.from_json(both.to_json())
+    recorded = dataclasses.replace(both, origin="recorded")  # a real one has threads and streams
+    assert Timeline.from_json(recorded.to_json()) == recorded
+
+
+def test_a_circle_ends_and_is_refused(timeline):
+    """Actions of no length may each come after the other by their times; the longest path went round for ever."""
+    data = json.loads(timeline.to_json())
+    for action in data["actions"]:
+        action["start"] = action["end"] = 0.0
+    data["actions"][0]["after"], data["actions"][1]["after"] = [1], [0]
+    with pytest.raises(PlanError, match="actions wait for one another"):
+        Timeline.from_json(json.dumps(data))
+    actions = [dataclasses.replace(timeline.actions[i], start=0.0, end=0.0, after=(1 - i,)) for i in (0, 1)]
+    circle = dataclasses.replace(timeline, actions=tuple(actions), origin="recorded")
+    assert len(circle.critical_path) == 2

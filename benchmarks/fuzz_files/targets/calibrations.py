@@ -10,7 +10,7 @@ from pararealize.calibration.figure import draw_calibration
 from pararealize.calibration.report import Calibration, Errors, Fit
 
 from ..mutations import mutated_json
-from ..trial import Trial, unreadable
+from ..trial import PRINTED, Trial, unreadable
 from .documents import difference
 from .plans import text_of
 
@@ -66,7 +66,7 @@ class Calibrations:
             file = folder / "calibration.json"
             file.write_bytes(content)
             report = Calibration.from_json(text_of(file, as_bytes=as_bytes))
-            if fault := difference(content, report.to_json()) or unreadable(str(report)):
+            if fault := difference(content, report.to_json()) or unreadable(str(report), PRINTED):
                 return fault
             if drawn:
                 draw_calibration(report, folder / "calibration.svg")

@@ -19,7 +19,7 @@ from pararealize.plan.timeline import Timeline
 from pararealize.plan.trace import chrome_trace
 
 from ..mutations import mutated_json
-from ..trial import Trial, unreadable
+from ..trial import PRINTED, Trial, unreadable
 from .documents import difference
 from .networks import Planned, planned
 
@@ -43,12 +43,12 @@ class Plans:
             file = folder / "plan.json"
             file.write_bytes(content)
             plan = Plan.from_json(text_of(file, as_bytes=as_bytes))
-            if fault := difference(content, plan.to_json()) or unreadable(str(plan)):
+            if fault := difference(content, plan.to_json()) or unreadable(str(plan), PRINTED):
                 return f"the plan: {fault}"
             timeline = simulate(plan)
             assert Timeline.from_json(timeline.to_json()) == timeline
             chrome_trace(timeline)
-            if fault := unreadable(str(timeline)):
+            if fault := unreadable(str(timeline), PRINTED):
                 return f"the timeline: {fault}"
             if drawn:
                 draw_plan(plan, folder / "plan.svg")

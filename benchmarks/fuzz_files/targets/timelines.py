@@ -11,7 +11,7 @@ from pararealize.plan.timeline_figure import draw_timeline
 from pararealize.plan.trace import chrome_trace
 
 from ..mutations import mutated_json
-from ..trial import Trial, unreadable
+from ..trial import PRINTED, Trial, unreadable
 from .documents import difference
 from .networks import planned
 from .plans import text_of
@@ -48,13 +48,14 @@ class Timelines:
             file = folder / "timeline.json"
             file.write_bytes(content)
             timeline = Timeline.from_json(text_of(file, as_bytes=as_bytes))
-            if fault := difference(content, timeline.to_json()) or unreadable(str(timeline)):
+            if fault := difference(content, timeline.to_json()) or unreadable(str(timeline), PRINTED):
                 return fault
             chrome_trace(timeline)
             if drawn:
                 draw_timeline(timeline, folder / "timeline.svg")
-            shares = [timeline.efficiency, *(timeline.busy(rank) / (timeline.step or 1) for rank in range(timeline.n))]
-            late = [share for share in shares if not 0 <= share <= 1 + 1e-6]
+            busy = [timeline.busy(rank) / (timeline.step or 1) for rank in range(timeline.ranks)]
+            most = 1 + 1e-6 if timeline.origin == "simulated" else timeline.ranks * len(timeline.actions)
+            late = [share for share in (timeline.efficiency, *busy) if not 0 <= share <= most]
             return f"a share of {late[0]} of the step" if late else ""
 
         return Trial(change=change, attempt=attempt)

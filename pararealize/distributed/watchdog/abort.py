@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+from pararealize.control_characters import visible
+
 __all__ = ["break_waits", "end_process"]
 
 _UNUSED_TAG = 2**31 - 9  # of the receives that end waits; no message has it
@@ -50,7 +52,7 @@ def _runs_out(group: dist.ProcessGroup, peer: int) -> bool:
 
 def end_process(reason: str) -> Never:
     """End this process, whatever its threads do, after writing to stderr where they stand."""
-    print(f"{reason}; its threads stand at", file=sys.stderr, flush=True)  # noqa: T201 (nobody is left to take an error)
+    print(f"{visible(reason)}; its threads stand at", file=sys.stderr, flush=True)  # noqa: T201 (nobody is left to take an error)
     with contextlib.suppress(OSError, ValueError, AttributeError):  # a replaced stderr may be no file
         faulthandler.dump_traceback(sys.stderr)
     os._exit(1)
