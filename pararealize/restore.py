@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -18,10 +19,15 @@ __all__ = [
     "as_written",
     "attributes_as_found",
     "left_as_found",
+    "never_compiled",
     "ordinary_mode",
     "preserve_training_flags",
     "set_within",
 ]
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 @contextlib.contextmanager
@@ -186,3 +192,23 @@ _STANCE = _Stance()
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
     return [(value, value.copy()) for value in module.__dict__.values() if isinstance(value, dict | list | set)]
+
+
+def never_compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """A function that torch.compile leaves alone, with all that it calls, as ``torch.compiler.disable`` does.
+
+    That imports the compiler where the function is defined, which takes longer than all the rest; here it is left out
+    until somebody else has imported it.
+    """
+    outside: list[Callable[_Arguments, _Result]] = []
+
+    @functools.wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if "torch._dynamo" not in sys.modules or torch._C._is_tracing():  # which refuses what is disabled
+            return function(*args, **kwargs)
+        if not outside:
+            outside.append(torch.compiler.disable(function))
+        return outside[0](*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call

@@ -11,6 +11,7 @@ computes, sends and differentiates its share. In reading order::
     process_groups          mesh -> the groups of one network's ranks and of its copies
     consistency             facts and weights of all ranks -> the same on all, or an error that names both values
     rank_modules            copies of the modules that a rank's parts use, and of no others
+    rank_parameters         whose gradients are counted, summed and averaged, also after others took their place
     meta_device             values for such modules of a network without any
     rank_setup              what every rank is made of, whichever kind of network it is
     rank_segments           a rank's parts as functions
@@ -21,7 +22,9 @@ computes, sends and differentiates its share. In reading order::
     activity                what the rank does, told to the watchdog and to recordings
     tied_parameters         which ranks hold a parameter together, and all its names
     gradients               averages over copies, sums over holders
-    stage                   the module that a rank gets
+    gradient_norms          gradients of any element types -> their norm
+    stage_module            a rank's share as a module: names, copies, moves to other element types
+    stage                   the module that a rank gets: steps
     activation_checkpoint   a segment that keeps few activations
     training_processes      the processes that train one network: sums, facts and faults of all
     messages                in which order ranks send what to each other, and in which format (a folder)

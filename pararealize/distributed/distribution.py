@@ -9,7 +9,7 @@ Stage                  a module with a step                                     
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -20,14 +20,12 @@ from pararealize.errors import DistributedError
 from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.simulation import simulate
 from pararealize.plan.transfer import Transfer
-from pararealize.tracing.module_view import Piece
 
-from .activation_checkpoint import checkpointed_segment
 from .assignment import assign
 from .meta_device import draw_values
 from .partition import SegmentedNetwork, SegmentPartition, module_at
 from .process_groups import ProcessGroups
-from .rank_modules import RankModules, check_hooks, copy_modules
+from .rank_modules import check_hooks, copy_modules
 from .rank_segments import RankSegments
 from .rank_setup import agree_on_partition, set_up_rank
 from .stage import Stage
@@ -81,7 +79,7 @@ def distribute(
     modules = copy_modules(net, parts, groups.device)
     is_meta = any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
     undefined = draw_values(modules, net, parts, groups.device, seed) if is_meta else None
-    segments = RankSegments(partition, groups.rank, _calls(partition, groups.rank, modules, checkpoint_activations))
+    segments = RankSegments(partition, groups.rank, modules, checkpoint_activations=checkpoint_activations)
     setup = set_up_rank(
         net,
         groups,
@@ -115,19 +113,3 @@ def _peers(
         )
         reduce_linear = with_sums.step < without.step
     return summed if reduce_linear else in_a_row
-
-
-def _calls(
-    partition: SegmentPartition, rank: int, modules: RankModules, checkpoint_activations: bool
-) -> dict[str, Callable[..., Any]]:
-    """The rank's parts as they are called: the modules, or segments that compute their activations anew.
-
-    A coarse block that is a segment itself is the same call under another name.
-    """
-    checkpointed: dict[str, Callable[..., Any]] = {}
-    for part in partition.parts_of(rank) if checkpoint_activations else ():
-        if part.kind == "segment":
-            module = modules.parts[part.name]
-            assert isinstance(module, Piece)
-            checkpointed[part.target] = checkpointed_segment(modules.tree, module)
-    return {part.name: checkpointed.get(part.target, modules.parts[part.name]) for part in partition.parts_of(rank)}

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from .rank_modules import RankModules
+from .rank_parameters import RankParameters
 
 __all__ = ["Bucket", "GradientSync", "ReplicaAverage", "TiedSum", "broadcast_tensors", "make_buckets"]
 
@@ -95,6 +99,9 @@ class ReplicaAverage:
         phases: every parameter with the number of the last phase that reaches it.
         size: bytes of a bucket.
         wait: waits for a work, bounded.
+
+    Attributes:
+        phases: as above; between steps others may take their place.
     """
 
     def __init__(
@@ -105,19 +112,23 @@ class ReplicaAverage:
         wait: Callable[[dist.Work], None],
     ) -> None:
         self.group, self.size, self.wait = group, size, wait
-        self._phases = phases
-        self._trained: tuple[bool, ...] = ()
+        self.phases = phases
+        self._arranged: tuple[Any, tuple[bool, ...]] = None, ()
         self._buckets: list[Bucket] = []
         self._place: dict[nn.Parameter, tuple[Bucket, int]] = {}
         self._ready: set[nn.Parameter] = set()
         self._next, self._phase = 0, -1
         self._hooked: set[nn.Parameter] = set()
 
+    def over(self, phases: Sequence[tuple[nn.Parameter, int]]) -> ReplicaAverage:
+        """The same averages of other parameters."""
+        return ReplicaAverage(self.group, phases, self.size, self.wait)
+
     def begin(self) -> None:
         """Get ready for the backward calls of a step; which parameters are trained may have changed."""
-        trained = tuple(parameter.requires_grad for parameter, _ in self._phases)
-        if trained != self._trained:
-            self._trained = trained
+        trained = tuple(parameter.requires_grad for parameter, _ in self.phases)
+        if self._arranged[0] is not self.phases or self._arranged[1] != trained:
+            self._arranged = self.phases, trained
             self._arrange()
         self._ready.clear()
         self._next = 0
@@ -143,7 +154,7 @@ class ReplicaAverage:
             bucket.work = bucket.flat = None
 
     def _arrange(self) -> None:
-        last = {parameter: phase for parameter, phase in self._phases if parameter.requires_grad}
+        last = {parameter: phase for parameter, phase in self.phases if parameter.requires_grad}
         for parameter in last.keys() - self._hooked:
             parameter.register_post_accumulate_grad_hook(self._accumulated)
         self._hooked |= last.keys()
@@ -177,6 +188,9 @@ class TiedSum:
     Args:
         shared: for each set of ranks that this one belongs to, the parameters that exactly these share.
         exchange: gives a tensor to other ranks, and all of theirs with it, in the order of the ranks.
+
+    Attributes:
+        shared: as above; between steps others may take their place.
     """
 
     def __init__(
@@ -184,13 +198,17 @@ class TiedSum:
         shared: Mapping[tuple[int, ...], Sequence[nn.Parameter]],
         exchange: Callable[[torch.Tensor, tuple[int, ...]], list[torch.Tensor]],
     ) -> None:
-        self._shared, self._exchange = dict(shared), exchange
+        self.shared, self._exchange = shared, exchange
         self._summed = False
+
+    def over(self, shared: Mapping[tuple[int, ...], Sequence[nn.Parameter]]) -> TiedSum:
+        """The same sums of other parameters."""
+        return TiedSum(shared, self._exchange)
 
     def begin(self) -> None:
         """Before the backward calls of a step."""
         if self._summed:
-            for ranks, parameters in self._shared.items():
+            for ranks, parameters in self.shared.items():
                 for parameter in parameters:
                     if parameter.grad is not None:
                         parameter.grad.div_(len(ranks))
@@ -198,7 +216,7 @@ class TiedSum:
 
     def finish(self) -> None:
         """Sum what was accumulated."""
-        for ranks, parameters in self._shared.items():
+        for ranks, parameters in self.shared.items():
             for bucket in make_buckets([parameter for parameter in parameters if parameter.requires_grad], 1 << 62):
                 first, *others = self._exchange(bucket.pack(), ranks)
                 bucket.unpack(sum(others, first))
@@ -206,7 +224,7 @@ class TiedSum:
 
     def equalise(self) -> None:
         """Take the values of the first rank of each set."""
-        for ranks, parameters in self._shared.items():
+        for ranks, parameters in self.shared.items():
             for parameter in parameters:
                 value = self._exchange(parameter.detach().contiguous(), ranks)[0]
                 with torch.no_grad():
@@ -217,13 +235,31 @@ class GradientSync:
     """What is done to gradients around the backward calls of one rank's step.
 
     Args:
+        parameters: of the rank.
         tied: sums over the ranks that share parameters.
         average: averages over the dp ranks, where there are several.
     """
 
-    def __init__(self, tied: TiedSum, average: ReplicaAverage | None) -> None:
-        self._tied, self._average = tied, average
+    def __init__(self, parameters: RankParameters, tied: TiedSum, average: ReplicaAverage | None) -> None:
+        self.parameters, self._tied, self._average = parameters, tied, average
         self._active = True
+
+    def over(self, modules: RankModules) -> GradientSync:
+        """The same for copies of the rank's modules."""
+        parameters = self.parameters.over(modules)
+        average = None if self._average is None else self._average.over(parameters.phases)
+        return GradientSync(parameters, self._tied.over(parameters.shared), average)
+
+    def follow(self) -> None:
+        """Before a step: go on with the parameters that stand in the place of the old ones now.
+
+        Raises:
+            DistributedError: they cannot stand there.
+        """
+        if self.parameters.follow():
+            self._tied.shared = self.parameters.shared
+            if self._average is not None:
+                self._average.phases = self.parameters.phases
 
     def begin(self, *, active: bool) -> None:
         """Before the backward calls of a step; one that is not active leaves gradients on their ranks."""

@@ -18,7 +18,7 @@ from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.random_state import seeded_weights
 
-from .partition import SegmentedNetwork, module_at
+from .partition import SegmentedNetwork, module_at, tensor_at
 from .rank_modules import RankModules
 
 __all__ = ["UndefinedTensors", "draw_values"]
@@ -29,15 +29,21 @@ class UndefinedTensors:
     """Tensors that had no values.
 
     Attributes:
-        versions: each by its name, with its version counter at that time.
+        tree: the modules that have them.
+        versions: by name each tensor with its version counter at that time.
     """
 
+    tree: nn.Module
     versions: dict[str, tuple[torch.Tensor, int]] = dataclasses.field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Names of those that still have no values: floats that are NaN, others that were not written since."""
         for name, (tensor, version) in list(self.versions.items()):
-            written = not tensor.isnan().any() if tensor.is_floating_point() else tensor._version != version
+            current = tensor_at(self.tree, name)  # another one stands there where the module was moved
+            if current is not None and current.is_floating_point():
+                written = not current.isnan().any()
+            else:
+                written = current is not tensor or tensor._version != version
             if written:
                 del self.versions[name]
         return list(self.versions)
@@ -50,6 +56,13 @@ class UndefinedTensors:
         return (
             f"{len(names)} tensors have no values ({', '.join(names[:3])}): the network came from the meta device, and "
             "no module draws them; load a checkpoint with stage.load_state_dict(...)"
+        )
+
+    def over(self, tree: nn.Module) -> UndefinedTensors:
+        """The same of a copy of the modules."""
+        copies = {name: tensor_at(tree, name) for name in self.names()}
+        return UndefinedTensors(
+            tree, {name: (tensor, tensor._version) for name, tensor in copies.items() if tensor is not None}
         )
 
 
@@ -87,7 +100,9 @@ def draw_values(
             reset()
         drawn.update(map(id, tensors))
     state = (*modules.tree.named_parameters(), *modules.tree.named_buffers())
-    return UndefinedTensors({name: (tensor, tensor._version) for name, tensor in state if _is_empty(tensor, drawn)})
+    return UndefinedTensors(
+        modules.tree, {name: (tensor, tensor._version) for name, tensor in state if _is_empty(tensor, drawn)}
+    )
 
 
 def _built(plan: Plan, part: Part, seed: int) -> nn.Module | None:

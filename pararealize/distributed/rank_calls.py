@@ -27,6 +27,7 @@ from pararealize.distributed.watchdog.shared_calls import SharedCalls
 from .messages.formats import TensorFormat
 from .messages.message_order import StepMessages
 from .messages.point_to_point import PointToPoint
+from .rank_parameters import RankParameters
 
 __all__ = ["RankCalls", "samples_of"]
 
@@ -40,7 +41,6 @@ class RankCalls:
         network: the calls of these ranks.
         copies: the steps of the ranks that hold the same parts of the network's copies, where there are several.
         parameters: of this rank.
-        shared: for each set of ranks of one network, the parameters that exactly these share.
         fault: gives what speaks against every call of this rank, such as tensors without values.
     """
 
@@ -50,15 +50,20 @@ class RankCalls:
         tags: Mapping[str, int],
         network: SharedCalls,
         copies: SharedCalls | None,
-        parameters: Sequence[nn.Parameter],
-        shared: Mapping[tuple[int, ...], Sequence[nn.Parameter]],
+        parameters: RankParameters,
         fault: Callable[[], str],
     ) -> None:
         self._channel, self._tags = channel, tags
         self._network, self._copies = network, copies
-        self._parameters, self._shared, self._fault = parameters, shared, fault
+        self._parameters, self._fault = parameters, fault
         self._signatures: dict[Any, tuple[StepMessages, Mapping[str, str]]] = {}
         self._steps = 0  # since the last inference that copies make alike
+
+    def over(self, parameters: RankParameters, fault: Callable[[], str]) -> RankCalls:
+        """The calls of a deep copy of the rank's modules: over the same channel, hence with numbers after these."""
+        calls = RankCalls(self._channel, self._tags, self._network, self._copies, parameters, fault)
+        calls._signatures = self._signatures
+        return calls
 
     def begin(
         self, call: str, inputs: Mapping[str, Any], samples: Mapping[str, str], *, training: bool, **facts: str
@@ -94,7 +99,7 @@ class RankCalls:
         self._network.begin(
             {**signature_facts, **facts},
             samples=samples,
-            partial=self._trained_together() if self._shared else {},
+            partial=self._trained_together() if self._parameters.shared else {},
             fault=self._fault() if messages is None else "",
             waits=waits,
         )
@@ -130,7 +135,7 @@ class RankCalls:
         self._steps += 1
         if self._copies is not None:
             steps = {"steps since the last inference": str(self._steps)}
-            self._copies.begin({"call": "step", **facts, **steps, "trained parameters": _flags(self._parameters)})
+            self._copies.begin({"call": "step", **facts, **steps, "trained parameters": self._trained()})
         return messages
 
     def refuse(self, call: str, fault: str) -> None:
@@ -166,8 +171,11 @@ class RankCalls:
     def _trained_together(self) -> dict[str, str]:
         return {
             f"trained parameters shared by ranks {', '.join(map(str, ranks))}": _flags(parameters)
-            for ranks, parameters in self._shared.items()
+            for ranks, parameters in self._parameters.shared.items()
         }
+
+    def _trained(self) -> str:
+        return _flags([parameter for parameter, _ in self._parameters.phases])
 
 
 def samples_of(inputs: Mapping[str, Any]) -> dict[str, str]:

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from pararealize.errors import DistributedError
 from pararealize.plan.parts import Part
 from pararealize.tracing.hooks import copy_tensor_hooks, hook_of, tensor_hook_of
-from pararealize.tracing.module_copy import uncopyable_tensors
+from pararealize.tracing.module_copy import copy_contents, uncopyable_tensors
 from pararealize.tracing.module_view import Piece
 
 from .partition import PartitionableNetwork, TensorPaths, module_at, tensor_at, tensors_of
@@ -33,10 +33,27 @@ class RankModules:
     Attributes:
         tree: a bare module with the rank's submodules, parameters and buffers under the network's names.
         parts: the rank's parts by name, over the modules of the tree.
+        targets: for each part, by name, the qualified name of what is called.
+        graphs: of those targets that are cut out of the original; the others are modules of the tree.
     """
 
     tree: nn.Module
     parts: Mapping[str, nn.Module]
+    targets: Mapping[str, str]
+    graphs: Mapping[str, fx.Graph]
+
+    @classmethod
+    def of(cls, tree: nn.Module, targets: Mapping[str, str], graphs: Mapping[str, fx.Graph]) -> RankModules:
+        """The parts over the modules of a tree; the graphs are copied."""
+        pieces = {
+            target: Piece(tree, copy.deepcopy(graph), target.rpartition(".")[2]) for target, graph in graphs.items()
+        }
+        parts = {name: pieces.get(target) or module_at(tree, target) for name, target in targets.items()}
+        return cls(tree, parts, targets, graphs)
+
+    def copied(self, memo: dict[int, Any]) -> RankModules:
+        """Deep copies of all modules, tied as these are; ``memo`` is that of the copy."""
+        return RankModules.of(copy_contents(self.tree, memo), self.targets, self.graphs)
 
 
 def check_hooks(net: PartitionableNetwork) -> None:
@@ -77,12 +94,8 @@ def copy_modules(net: PartitionableNetwork, parts: Sequence[Part], device: torch
     aliases = [name for name, is_used in others.items() if is_used and id(tensor_at(net, name)) in memo]
     paths = TensorPaths(paths.modules, tuple(dict.fromkeys([*paths.attributes, *aliases])))
     tree = _copied_tree(net, paths, memo)
-    pieces = {
-        part.target: Piece(tree, copy.deepcopy(net.part_graphs[part.name]), part.name)
-        for part in parts
-        if part.name in net.part_graphs
-    }
-    return RankModules(tree, {part.name: pieces.get(part.target) or module_at(tree, part.target) for part in parts})
+    graphs = {part.target: copy.deepcopy(net.part_graphs[part.name]) for part in parts if part.name in net.part_graphs}
+    return RankModules.of(tree, {part.name: part.target for part in parts}, graphs)
 
 
 def _paths_of(net: PartitionableNetwork, parts: Sequence[Part], unused: Sequence[str]) -> TensorPaths:

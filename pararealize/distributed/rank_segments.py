@@ -6,16 +6,19 @@ Beside it, what a step of the rank keeps from forward to backward.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from pararealize.plan.parts import PartKind
+from pararealize.plan.parts import Part, PartKind
 from pararealize.plan.peers import Peers
+from pararealize.tracing.module_view import Piece
 
+from .activation_checkpoint import checkpointed_segment
 from .messages.message_order import PendingMessage
 from .partition import SegmentPartition
+from .rank_modules import RankModules
 
 __all__ = ["RankSegments", "SegmentValues"]
 
@@ -26,7 +29,8 @@ class RankSegments:
     Args:
         partition: which rank owns what.
         rank: this one.
-        calls: the rank's parts by name: modules, or functions that compute the same.
+        modules: the rank's own.
+        checkpoint_activations: whether segments keep few activations and compute the others anew.
 
     Attributes:
         first: the rank's first segment, from 1.
@@ -34,11 +38,19 @@ class RankSegments:
         peers: what it passes to whom.
     """
 
-    def __init__(self, partition: SegmentPartition, rank: int, calls: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self, partition: SegmentPartition, rank: int, modules: RankModules, *, checkpoint_activations: bool = False
+    ) -> None:
         self.partition, self.rank = partition, rank
         self.first, self.last = partition.runs[rank]
         self.peers: Peers = partition.peers[rank]
+        self._checkpoint_activations = checkpoint_activations
+        calls = _calls(modules, partition.parts_of(rank) if checkpoint_activations else ())
         self._calls = {(part.kind, part.j): (part, calls[part.name]) for part in partition.parts_of(rank)}
+
+    def over(self, modules: RankModules) -> RankSegments:
+        """The same parts over copies of the modules."""
+        return RankSegments(self.partition, self.rank, modules, checkpoint_activations=self._checkpoint_activations)
 
     @property
     def owns_head(self) -> bool:
@@ -64,6 +76,20 @@ class RankSegments:
         stem = context if self.partition.cuts_stem else context - 1
         phases = {"head": 0, "coarse": 0, "context": context, "stem": stem}
         return {part.name: phases.get(part.kind, self.last - part.j + 1) for part, _ in self._calls.values()}
+
+
+def _calls(modules: RankModules, checkpointed: Sequence[Part]) -> dict[str, Callable[..., Any]]:
+    """A rank's parts as they are called: the modules, or segments that compute their activations anew.
+
+    A coarse block that is a segment itself is the same call under another name.
+    """
+    segments: dict[str, Callable[..., Any]] = {}
+    for part in checkpointed:
+        if part.kind == "segment":
+            module = modules.parts[part.name]
+            assert isinstance(module, Piece)
+            segments[part.target] = checkpointed_segment(modules.tree, module)
+    return {name: segments.get(modules.targets[name], module) for name, module in modules.parts.items()}
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -34,7 +34,8 @@ from .partition import Partition, PartitionableNetwork, module_at, tensors_of
 from .process_groups import ProcessGroups
 from .rank_calls import RankCalls
 from .rank_modules import RankModules
-from .tied_parameters import TiedParameters, counted_parameters
+from .rank_parameters import RankParameters
+from .tied_parameters import TiedParameters
 
 __all__ = ["RankSetup", "agree_on_partition", "refuse_norms", "set_up_rank"]
 
@@ -55,8 +56,8 @@ class RankSetup:
         calls: what this rank is called for, announced to the others.
         activity: tells the watchdog, and a recording, what the rank does.
         sync: sums and averages of gradients.
-        counted: the parameters that a sum over the ranks of one network takes from this one.
         other_names: for every key of the whole network's state dict, the other names of its tensor.
+        undefined: tensors that still need values, of a network from the meta device.
         description: the rank and its network, for errors.
     """
 
@@ -68,9 +69,27 @@ class RankSetup:
     calls: RankCalls
     activity: Activity
     sync: GradientSync
-    counted: Sequence[nn.Parameter]
     other_names: Mapping[str, tuple[str, ...]]
+    undefined: UndefinedTensors
     description: str
+
+    def copied(self, memo: dict[int, Any]) -> RankSetup:
+        """The same rank with deep copies of its modules, over the same connections; ``memo`` is that of the copy."""
+        modules = self.modules.copied(memo)
+        sync, undefined = self.sync.over(modules), self.undefined.over(modules.tree)
+        return dataclasses.replace(
+            self,
+            modules=modules,
+            activity=Activity(self.watch),
+            sync=sync,
+            calls=self.calls.over(sync.parameters, undefined.fault),
+            undefined=undefined,
+        )
+
+    @property
+    def counted(self) -> Sequence[nn.Parameter]:
+        """The parameters that a sum over the ranks of one network takes from this one."""
+        return self.sync.parameters.counted
 
     @property
     def watch(self) -> Watch:
@@ -168,8 +187,8 @@ def set_up_rank(
         groups.parareal, groups.control, groups.device, groups.limit, partition.labels.__getitem__, watch
     )
     tied = TiedParameters.of(net, partition)
-    shared = tied.shared_by(rank, modules.tree)
-    tied_sum = TiedSum(shared, channel.exchange)
+    parameters = RankParameters(rank, modules, tied, last_phases, averaged=groups.dp is not None)
+    tied_sum = TiedSum(parameters.shared, channel.exchange)
     tied_sum.equalise()
     average = None
     if groups.dp is not None:
@@ -177,17 +196,17 @@ def set_up_rank(
         agree_on_weights(groups.dp, modules.tree, what="copy weights over dp", timeout=groups.limit)
         average = ReplicaAverage(
             groups.dp,
-            _phases_of_parameters(modules, last_phases),
+            parameters.phases,
             bucket_bytes,
             lambda work: channel.wait(work, "averages over dp", rank),
         )
+    undefined = UndefinedTensors(modules.tree) if undefined is None else undefined
     calls = RankCalls(
         channel,
         partition.tags,
         *_shared_calls(groups, watch),
-        parameters=list(modules.tree.parameters()),
-        shared=shared,
-        fault=(UndefinedTensors() if undefined is None else undefined).fault,
+        parameters=parameters,
+        fault=undefined.fault,
     )
     channel.confirm = calls.confirm
     return RankSetup(
@@ -198,20 +217,11 @@ def set_up_rank(
         channel=channel,
         calls=calls,
         activity=Activity(watch),
-        sync=GradientSync(tied_sum, average),
-        counted=counted_parameters(rank, modules.tree, shared),
+        sync=GradientSync(parameters, tied_sum, average),
         other_names=tied.other_names,
+        undefined=undefined,
         description=f"{name}: {partition.labels[rank]} of {partition.ranks}",
     )
-
-
-def _phases_of_parameters(modules: RankModules, last_phases: Mapping[str, int]) -> list[tuple[nn.Parameter, int]]:
-    """Every parameter with the number of the last backward call that reaches it through any part."""
-    phases: dict[int, int] = {}
-    for name, part in modules.parts.items():
-        for parameter in part.parameters():
-            phases[id(parameter)] = max(phases.get(id(parameter), 0), last_phases[name])
-    return [(parameter, phases.get(id(parameter), 0)) for parameter in modules.tree.parameters()]
 
 
 def _shared_calls(groups: ProcessGroups, watch: Watch) -> tuple[SharedCalls, SharedCalls | None]:

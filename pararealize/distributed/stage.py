@@ -3,52 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.utils import _pytree as pytree
 
 from pararealize.errors import (
     AgreedError,
-    CheckpointError,
     DistributedError,
     ExampleError,
     GuardError,
     RefusedCallError,
 )
-from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.plan.recording import StepRecording
-from pararealize.restore import set_within
-from pararealize.tracing.module_copy import share_contents
+from pararealize.restore import never_compiled, set_within
 
+from .gradient_norms import gradient_norm
 from .messages.message_order import StepMessages
 from .rank_calls import samples_of
 from .rank_setup import RankSetup
+from .stage_module import RankProgram, StageModule
 from .step import check_loss
 
-__all__ = ["RankProgram", "Stage"]
+__all__ = ["Stage"]
 
 _NO_TARGET = object()
 
 
-class RankProgram(Protocol):
-    """What one rank computes and sends in a step of some kind of network."""
-
-    def forward(self, inputs: Mapping[str, Any], messages: StepMessages, *, graph: bool) -> Any:
-        """The rank's part of a forward pass; what it gives has the network's ``output`` on the last rank."""
-
-    def backward(self, run: Any, messages: StepMessages, loss: torch.Tensor | None, share: Callable[[], None]) -> None:
-        """Its part of the backward pass; it calls ``share`` where nothing waits for the loss."""
-
-
-class Stage(nn.Module):
+class Stage(StageModule):
     """The segments of one rank, with the weights of these alone; made by :meth:`PararealModule.distribute`.
 
     Its state dict has the names of the one-process network, so that the states of all ranks together are that
@@ -65,59 +51,18 @@ class Stage(nn.Module):
         tied_names: for every key of the whole network's state dict, the other names of its tensor.
     """
 
-    mesh: DeviceMesh
     plan: Plan
-    rank_setup: RankSetup
-    _program: RankProgram
     _averages_gradients: bool
-    _failure: str
 
     def __init__(self, setup: RankSetup, program: RankProgram, plan: Plan | None = None) -> None:
-        super().__init__()
-        share_contents(self, setup.modules.tree)
-        self.__dict__.update(  # not by setattr: a module of the user's may have such a name
-            rank_setup=setup,
-            mesh=setup.mesh,
-            _program=program,
-            _averages_gradients=True,
-            _failure="",
-            **({} if plan is None else {"plan": plan}),
-        )
-        # not at exit: there the watchdog itself looks at how the script ended, and tells the others
-        weakref.finalize(self, setup.watch.close).atexit = False
-
-    @property
-    def rank(self) -> int:
-        """The number of this rank in the parareal group."""
-        return self.rank_setup.rank
-
-    @property
-    def segments(self) -> tuple[int, int]:
-        """The first and the last segment of this rank, from 1."""
-        return self.rank_setup.partition.runs[self.rank]
-
-    @property
-    def device(self) -> torch.device:
-        """Where this rank computes."""
-        return self.rank_setup.channel.device
-
-    @property
-    def group(self) -> dist.ProcessGroup:
-        """The ranks of one network."""
-        return self.rank_setup.channel.group
-
-    @property
-    def tied_names(self) -> Mapping[str, tuple[str, ...]]:
-        """For every key of the whole network's state dict, the other names of its tensor."""
-        return self.rank_setup.other_names
-
-    def part_modules(self) -> dict[Part, nn.Module]:
-        """The parts of this rank and their modules; an F^j that is g^{j+1} itself has none of its own."""
-        parts, modules = self.rank_setup.partition.parts, self.rank_setup.modules.parts
-        return {parts[name]: module for name, module in modules.items() if not parts[name].is_segment_itself}
+        super().__init__(setup, program)
+        self.__dict__["_averages_gradients"] = True  # not by setattr: a module of the user's may have such a name
+        if plan is not None:
+            self.__dict__["plan"] = plan
 
     # A step ----------------------------------------------------------------------------------------------------------
 
+    @never_compiled
     def step(
         self,
         *args: Any,
@@ -195,6 +140,7 @@ class Stage(nn.Module):
         self.rank_setup.channel.flush()
         messages.formats_known = True
 
+    @never_compiled
     def forward(self, *args: Any, everywhere: bool = False, **kwargs: Any) -> Any:
         """The network's output, without a graph.
 
@@ -228,17 +174,17 @@ class Stage(nn.Module):
 
         What all ranks refuse together has sent no message.
         """
-        if self._failure:
+        if failure := self.rank_setup.channel.failure:
             raise DistributedError(
                 f"rank {self.rank_setup.partition.labels[self.rank]} cannot run another step after one that failed "
-                f"({self._failure}); start the processes again from a checkpoint"
+                f"({failure}); start the processes again from a checkpoint"
             )
         try:
             yield
         except AgreedError:
             raise
         except BaseException as error:
-            self.__dict__["_failure"] = f"{type(error).__name__}: {str(error)[:200]}"
+            self.rank_setup.channel.failure = f"{type(error).__name__}: {str(error)[:200]}"
             self.rank_setup.channel.forget()
             raise
 
@@ -247,6 +193,11 @@ class Stage(nn.Module):
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Inputs by the names that parts read, detached and on this rank's device; and samples of them."""
         partition = self.rank_setup.partition
+        try:
+            self._check_use(call)
+        except DistributedError as fault:
+            self.rank_setup.calls.refuse(call, str(fault))
+            raise
         try:
             tensors = partition.conditions.check(args, kwargs)
         except (GuardError, ExampleError) as fault:  # which the other ranks learn, should they have other inputs
@@ -265,7 +216,7 @@ class Stage(nn.Module):
 
     def _call(self, call: str, inputs: Mapping[str, Any]) -> str:  # noqa: ARG002 - other stages look at them
         """The call, with all besides inputs, mode and autocast that decides which messages it sends."""
-        return call
+        return self._described(call)
 
     # Around steps ----------------------------------------------------------------------------------------------------
 
@@ -290,15 +241,18 @@ class Stage(nn.Module):
         """
         with self.rank_setup.watch.step("clip_grad_norm_", everyone=False), self._usable_only_if_it_ends_well():
             self.rank_setup.calls.announce("clip_grad_norm_", norm_type=f"{norm_type:g}", max_norm=f"{max_norm:g}")
+            self.rank_setup.sync.follow()
             gradients = [parameter.grad for parameter in self.rank_setup.counted if parameter.grad is not None]
-            norm_here = get_total_norm(gradients, norm_type) if gradients else torch.zeros(())
-            norm = norm_here.to(self.device, torch.float64)
+            norm = gradient_norm(gradients, norm_type).to(self.device)
             if norm_type == float("inf"):
                 self.rank_setup.channel.all_reduce("the gradients' norm", norm, dist.ReduceOp.MAX)
             else:
                 norm = self.rank_setup.channel.all_reduce("the gradients' norm", norm**norm_type) ** (1 / norm_type)
         if error_if_nonfinite and not norm.isfinite():
-            raise RuntimeError(f"the gradients' norm of order {norm_type} is {norm.item()}, so they cannot be clipped")
+            raise DistributedError(
+                f"the gradients' norm of order {norm_type} is {norm.item()}, so they cannot be clipped; look for the "
+                "rank whose own gradients are not finite"
+            )
         clip_grads_with_norm_(self.parameters(), max_norm, norm.where(norm.isfinite(), 0.0))
         return norm
 
@@ -321,32 +275,3 @@ class Stage(nn.Module):
             yield recording
         finally:
             activity.recording = None
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take this rank's part of a checkpoint of the whole network, or of this rank's part.
-
-        Keys of other ranks are passed over; a tied tensor that is there under another of its names is taken from it.
-
-        Raises:
-            CheckpointError: with ``strict``, keys of this rank are missing, or keys are no rank's.
-        """
-        wanted, tied_names = self.state_dict(), self.tied_names
-        sources = {key: [name for name in (key, *tied_names.get(key, ())) if name in state_dict] for key in wanted}
-        tensors = {key: state_dict[names[0]] for key, names in sources.items() if names}
-        missing = [key for key in wanted if key not in tensors]
-        unknown = [key for key in state_dict if key not in tied_names]
-        if strict and (missing or unknown):
-            faults = [
-                f"{len(names)} {fault} ({', '.join(names[:3])})"
-                for fault, names in (("missing", missing), ("unknown", unknown))
-                if names
-            ]
-            raise CheckpointError(
-                f"the checkpoint does not fit {self.rank_setup.description}: of its keys {', '.join(faults)}; load "
-                "one that was saved from this network, or pass strict=False"
-            )
-        return super().load_state_dict(tensors, strict=False, assign=assign)
-
-    def extra_repr(self) -> str:
-        """Which segments of which network."""
-        return self.rank_setup.description

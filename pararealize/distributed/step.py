@@ -28,6 +28,7 @@ from .gradients import GradientSync
 from .messages.message_order import PendingMessage, StepMessages
 from .partition import SharedValue
 from .rank_segments import RankSegments, SegmentValues
+from .rank_setup import RankSetup
 
 __all__ = ["SegmentStep", "check_loss"]
 
@@ -43,6 +44,10 @@ class SegmentStep:
 
     def __init__(self, segments: RankSegments, activity: Activity, sync: GradientSync) -> None:
         self._segments, self._activity, self._sync = segments, activity, sync
+
+    def copied(self, setup: RankSetup, memo: dict[int, Any]) -> SegmentStep:  # noqa: ARG002 - nothing else to copy
+        """The same over a deep copy of the rank's modules."""
+        return SegmentStep(self._segments.over(setup.modules), setup.activity, setup.sync)
 
     def forward(self, inputs: Mapping[str, Any], messages: StepMessages, *, graph: bool) -> SegmentValues:
         """All that a rank computes and sends, up to the network's output on the last rank.

@@ -56,7 +56,7 @@ class TiedParameters:
         first_names: dict[nn.Parameter, str] = {}
         shared: dict[tuple[int, ...], dict[nn.Parameter, None]] = {}
         for name, parameter in tree.named_parameters(remove_duplicate=False):
-            first_names[parameter] = min(name, *self.other_names[name], first_names.get(parameter, name))
+            first_names[parameter] = min(name, *self.other_names.get(name, ()), first_names.get(parameter, name))
             holders = self.holders.get(name, ())
             if len(holders) > 1 and rank in holders:
                 shared.setdefault(holders, {})[parameter] = None

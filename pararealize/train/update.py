@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pararealize.distributed.gradient_norms import gradient_norm
 from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import ModelError
@@ -141,7 +142,7 @@ class Update:
             with self.processes.watched("the gradients' norm"):
                 return self.net.clip_grad_norm_(math.inf if limit is None else limit).item()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = gradient_norm(p.grad for p in parameters if p.grad is not None)
         if limit is not None and bool(norm.isfinite()):
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm.item()

@@ -14,7 +14,7 @@ from tests.rank_comparison import converted
 def segments_of(net, rank, ranks):
     partition = SegmentPartition.of(net, assign(net.plan, ranks))
     modules = copy_modules(net, partition.parts_of(rank), torch.device("cpu"))
-    return RankSegments(partition, rank, modules.parts)
+    return RankSegments(partition, rank, modules)
 
 
 def test_parts_called_one_after_the_other_are_the_network() -> None:

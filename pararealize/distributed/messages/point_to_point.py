@@ -38,6 +38,8 @@ class PointToPoint:
     Attributes:
         confirm: called before every collective call: waits until all ranks are known to be at the same step.
         keeps_tags_apart: whether a message fits only a receive with its tag.
+        failure: how a step failed whose messages may be under way still, so that nothing more can be sent.
+        copies: how many deep copies of the rank's modules use this channel beside them.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class PointToPoint:
         self.rank: int = dist.get_rank(group)
         self._global_ranks = dist.get_process_group_ranks(group)
         self._waits_on_host = device.type == "cpu"
+        self.failure, self.copies = "", 0
         self._unfinished: list[tuple[str, int, dist.Work, torch.Tensor]] = []
 
     # Tensors ----------------------------------------------------------------------------------------------------------

@@ -15,10 +15,9 @@ from typing import Any
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.distributed.process_groups import ProcessGroups
-from pararealize.distributed.rank_modules import RankModules, check_hooks, copy_modules
+from pararealize.distributed.rank_modules import check_hooks, copy_modules
 from pararealize.distributed.rank_setup import agree_on_partition, set_up_rank
 from pararealize.errors import DistributedError
-from pararealize.multigrid.solver.propagators import TimeStep
 from pararealize.multigrid.solver.settings import Settings
 
 from .partition import LayeredNetwork, LayerPartition
@@ -53,12 +52,8 @@ def distribute_layers(
     partition = agree_on_partition(net, groups, divide)
     rank = groups.rank
     modules = copy_modules(net, partition.parts_of(rank), groups.device)
-    rows = {n: TimeStep(modules.tree, net.structure.layers[n]) for n in partition.layers(rank)}
-    calls = {part.name: rows[part.j].f for part in partition.parts_of(rank) if part.kind == "layer"}
-    modules = RankModules(modules.tree, {**modules.parts, **calls})  # a layer's module is the one that the solver calls
-    layers = RankLayers(
-        partition=partition, rank=rank, parts=modules.parts, rows=rows, head_reads=net.structure.head_reads
-    )
+    numbered = {n: net.structure.layers[n] for n in partition.layers(rank)}
+    layers = RankLayers.of(partition, rank, modules, numbered, net.structure.head_reads)
     setup = set_up_rank(
         net,
         groups,

@@ -73,4 +73,6 @@ class LayerStage(Stage, SettingsAttributes):
         settings.check()
         values = ", ".join(f"{name} = {value}" for name, value in dataclasses.asdict(settings).items())
         starts = self._layer_step.warm_starts(inputs)
-        return f"{call} with {values}" + (f", from saved states {' and '.join(starts)}" if starts else "")
+        return f"{super()._call(call, inputs)} with {values}" + (
+            f", from saved states {' and '.join(starts)}" if starts else ""
+        )

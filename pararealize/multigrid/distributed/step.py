@@ -21,7 +21,10 @@ from pararealize.distributed.activity import Activity
 from pararealize.distributed.autograd_cuts import add_gradients, as_leaf, differentiable_tensors, differentiate
 from pararealize.distributed.gradients import GradientSync
 from pararealize.distributed.messages.message_order import StepMessages
+from pararealize.distributed.rank_modules import RankModules
+from pararealize.distributed.rank_setup import RankSetup
 from pararealize.multigrid.solver.convergence import Convergence, StepNorms
+from pararealize.multigrid.solver.layers import Layer
 from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, without_autocast_cache
 from pararealize.multigrid.solver.settings import Settings
 from pararealize.multigrid.solver.solver import Solution, solve_and_sweep
@@ -52,6 +55,33 @@ class RankLayers:
     parts: Mapping[str, nn.Module]
     rows: Mapping[int, TimeStep]
     head_reads: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        partition: LayerPartition,
+        rank: int,
+        modules: RankModules,
+        layers: Mapping[int, Layer],
+        head_reads: tuple[int, ...],
+    ) -> RankLayers:
+        """The rank's parts over its modules.
+
+        Args:
+            partition: which rank owns what.
+            rank: this one.
+            modules: of the rank.
+            layers: the rank's, by number.
+            head_reads: the numbers of the contexts that the head reads.
+        """
+        # the solver calls the parts themselves, so that hooks on them run
+        rows = {n: TimeStep(modules.tree, layer, modules.parts[f"f{n}"]) for n, layer in layers.items()}
+        return cls(partition=partition, rank=rank, parts=modules.parts, rows=rows, head_reads=head_reads)
+
+    def over(self, modules: RankModules) -> RankLayers:
+        """The same parts over copies of the modules."""
+        layers = {n: row.layer for n, row in self.rows.items()}
+        return RankLayers.of(self.partition, self.rank, modules, layers, self.head_reads)
 
     def last_phases(self) -> dict[str, int]:
         """For each part, by name, the backward call that reaches it: of the head, of the layers, of the stem."""
@@ -110,6 +140,12 @@ class LayerStep:
         self._differentiable = [(i, value) for i, value in enumerate(layers.partition.values) if value.differentiable]
         # Shapes of the inputs, and the C-points that a warm start begins from: owner, place and, on the owner, tensor.
         self._saved: dict[Direction, tuple[tuple[Any, ...], list[tuple[int, str, Tensor | None]]]] = {}
+
+    def copied(self, setup: RankSetup, memo: dict[int, Any]) -> LayerStep:
+        """The same over a deep copy of the rank's modules; it begins cold and without norms, as in one process."""
+        copied = LayerStep(self._layers.over(setup.modules), setup.activity, setup.sync, self.settings)
+        memo[id(self.history)] = copied.history  # the stage's, too
+        return copied
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""

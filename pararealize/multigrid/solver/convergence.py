@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Iterable
 
 __all__ = ["Convergence", "StepNorms"]
 
@@ -39,8 +40,8 @@ class StepNorms:
 class Convergence(collections.deque[StepNorms]):
     """The last thousand steps, the newest last; exact steps leave no entry."""
 
-    def __init__(self) -> None:
-        super().__init__(maxlen=LENGTH)
+    def __init__(self, steps: Iterable[StepNorms] = (), maxlen: int | None = LENGTH) -> None:
+        super().__init__(steps, maxlen)  # with the arguments of a deque, which copies are made by
 
     def __str__(self) -> str:
         first = max(0, len(self) - 5)

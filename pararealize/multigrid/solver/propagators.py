@@ -39,20 +39,25 @@ _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 class TimeStep:
     """A layer that can be run: its graph over the network's own modules.
 
+    Args:
+        tree: the network's modules.
+        layer: its description.
+        f: the map as a module, where there is one already.
+
     Attributes:
         layer: its description.
         f: the map, called with u and its context.
         has_buffers: whether calling it may change buffers.
     """
 
-    def __init__(self, tree: nn.Module, layer: Layer) -> None:
+    def __init__(self, tree: nn.Module, layer: Layer, f: nn.Module | None = None) -> None:
         self.layer = layer
-        self.f = Piece(tree, layer.graph, f"Layer{'' if layer.fixed else 'F'}")
+        self.f = Piece(tree, layer.graph, f"Layer{'' if layer.fixed else 'F'}") if f is None else f
         # Where parameters are looked up anew in each step: modules with all they have, or with one tensor that f reads.
         self._owners: list[tuple[nn.Module, str | None]] = []
         for node in layer.graph.nodes:
             if node.op == "call_module":
-                self._owners += [(part, None) for part in self.f.get_submodule(str(node.target)).modules()]
+                self._owners.append((self.f.get_submodule(str(node.target)), None))
             elif node.op == "get_attr":
                 owner, _, name = str(node.target).rpartition(".")
                 self._owners.append((self.f.get_submodule(owner), name))
@@ -69,7 +74,8 @@ class TimeStep:
         """The parameters that it reads and that are trained; they may have been replaced since the last step."""
         parameters: dict[int, Tensor] = {}
         for owner, name in self._owners:
-            tensors = owner._parameters.values() if name is None else (owner._parameters.get(name),)
+            # all of a module, with submodules that it has got since, as a parametrization is one
+            tensors = owner.parameters() if name is None else (owner._parameters.get(name),)
             parameters.update((id(tensor), tensor) for tensor in tensors if tensor is not None and tensor.requires_grad)
         return list(parameters.values())
 

@@ -120,7 +120,7 @@ def follow(names):
 
 @pytest.mark.parametrize("size, names", [(1, list(NETWORKS)[4:6]), (2, list(NETWORKS)), (3, list(NETWORKS))])
 def test_every_rank_gets_what_one_process_computes(size, names):
-    found = on_ranks(size, follow, names, seconds=55)
+    found = on_ranks(size, follow, names)
     for name in names:
         for rank in range(size):
             assert max(found[rank][name].values()) < TIGHT, (rank, name, found[rank][name])
