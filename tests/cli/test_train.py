@@ -88,6 +88,13 @@ def test_a_run(tmp_path):
     assert told["type"] == "CheckpointError"
     assert "recipe.epochs: 2 there, 3 here" in told["message"]
     assert run(*WORDS, "--epochs", 2, "--initialise", "none", "--resume").exit_code == 0
+    last = folder / "checkpoints" / "step-00000024"
+    (last / "weights.safetensors").write_bytes(b"")
+    damaged = run(*WORDS, "--epochs", 2, "--initialise", "none", "--resume")
+    assert damaged.exit_code == 2
+    assert damaged.stderr.endswith("step-00000012, is intact: go on from it with --resume-from previous\n")
+    assert run(*WORDS, "--epochs", 2, "--initialise", "none", "--resume-from", "previous").exit_code == 0
+    assert len(list(last.iterdir())) == 4
     assert run(*WORDS, "--epochs", 1, "--force").exit_code == 0
 
 

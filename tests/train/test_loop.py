@@ -292,7 +292,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(tmp_path):
     fit(whole, samples(), RECIPE, folder=tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "step-00000015"
     (last / "state.json").write_text("{")
-    told = "step-00000015' is damaged: state.json is not what was written.*step-00000010, is intact: .*from previous"
+    told = "step-00000015' is damaged: state.json is not what was written.*step-00000010, is intact: .* resume_from="
     with pytest.raises(CheckpointError, match=told):
         fit(network(), samples(), RECIPE, folder=tmp_path / "run", resume=True)
     net = network()

@@ -68,7 +68,7 @@ def _run(folder: Path, seed: int, *, segments: bool, resume_from: str = "", stop
 
     net = _network(seed, segments=segments)
     how = {"resume": bool(resume_from), "resume_from": resume_from or "last"}
-    fit(net, _data(), RECIPE, folder=folder, checkpoint_every=3, log_every=2, keep=3, report=report, **how)  # type: ignore[arg-type]
+    fit(net, _data(), RECIPE, folder=folder, checkpoint_every=3, log_every=2, keep=2, report=report, **how)  # type: ignore[arg-type]
     return net
 
 

@@ -333,8 +333,8 @@ class RunFolder:
                 return checkpoint
             if not previous:
                 raise CheckpointError(
-                    f"{faults[0]}; an earlier checkpoint, {checkpoint.name}, is intact: go on from it "
-                    "(resume_from='previous', --resume-from previous)"
+                    f"{faults[0]}; an earlier checkpoint, {checkpoint.name}, is intact: go on from it with "
+                    'resume_from="previous"'
                 )
             for damaged in checkpoints[checkpoints.index(checkpoint) + 1 :]:
                 aside = damaged.with_name(DAMAGED + damaged.name)

@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint_is_passed_over_when_asked_for(tmp_path, three):
     one, two, last = three.checkpoints()
     damage(last)
     damage(two)
-    told = r"03' is damaged: state.json .*; an earlier checkpoint, step-00000001, is intact: .*--resume-from previous"
+    told = r"03' is damaged: state.json .*; an earlier checkpoint, step-00000001, is intact: .* with resume_from="
     with pytest.raises(CheckpointError, match=told):
         begun(tmp_path, resume=True)
     assert begun(tmp_path, resume=True, previous=True)[1] == one
