@@ -1,5 +1,6 @@
 """PararealModule, DeviceMesh -> Stage: each rank with its own segments, the ranks agreed before the first message.
 
+ProcessGroups.joined   the ranks meet, each with arguments that are valid      process_groups.py, meeting.py
 agree_on_partition     plan, weights, versions; who owns what, what crosses     rank_setup.py, partition.py
 copy_modules           the rank's own modules                                   rank_modules.py
 draw_values            of a network from the meta device                        meta_device.py
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pararealize.argument_types import typed_arguments
 from pararealize.errors import DistributedError
 from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.simulation import simulate
@@ -24,7 +26,7 @@ from pararealize.plan.transfer import Transfer
 from .assignment import assign
 from .meta_device import draw_values
 from .partition import SegmentedNetwork, SegmentPartition, module_at
-from .process_groups import ProcessGroups
+from .process_groups import ProcessGroups, check_bucket_bytes
 from .rank_modules import check_hooks, copy_modules
 from .rank_segments import RankSegments
 from .rank_setup import agree_on_partition, set_up_rank
@@ -46,7 +48,52 @@ def distribute(
     reduce_linear: bool | Literal["auto"] = "auto",
 ) -> Stage:
     """What :meth:`PararealModule.distribute` does."""
-    groups = ProcessGroups.of(mesh, timeout)
+
+    def check() -> None:
+        _check_arguments(
+            assignment=assignment,
+            checkpoint_activations=checkpoint_activations,
+            seed=seed,
+            bucket_bytes=bucket_bytes,
+            reduce_linear=reduce_linear,
+        )
+
+    with ProcessGroups.joined(mesh, timeout, check) as groups:
+        return _distribute(
+            net,
+            groups,
+            assignment=assignment,
+            checkpoint_activations=checkpoint_activations,
+            seed=seed,
+            bucket_bytes=bucket_bytes,
+            reduce_linear=reduce_linear,
+        )
+
+
+@typed_arguments(DistributedError)
+def _check_arguments(
+    *,
+    assignment: Sequence[int] | None,  # noqa: ARG001 - the decorator looks at it, as at the others
+    checkpoint_activations: bool,  # noqa: ARG001
+    seed: int,  # noqa: ARG001
+    bucket_bytes: int,
+    reduce_linear: bool | Literal["auto"],  # noqa: ARG001
+) -> None:
+    """Refuse arguments of other types; what they are for a network is looked at when the ranks have met."""
+    check_bucket_bytes(bucket_bytes)
+
+
+def _distribute(
+    net: SegmentedNetwork,
+    groups: ProcessGroups,
+    *,
+    assignment: Sequence[int] | None,
+    checkpoint_activations: bool,
+    seed: int,
+    bucket_bytes: int,
+    reduce_linear: bool | Literal["auto"],
+) -> Stage:
+    """Take a rank's share of the network, once all ranks have come."""
 
     def divide(ranks: int) -> tuple[SegmentPartition, Mapping[str, Any]]:
         if net.segment_devices is not None:
@@ -76,6 +123,7 @@ def distribute(
 
     partition = agree_on_partition(net, groups, divide)
     parts = partition.parts_of(groups.rank)
+    groups.watch.doing("copying its modules")
     modules = copy_modules(net, parts, groups.device)
     is_meta = any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
     undefined = draw_values(modules, net, parts, groups.device, seed) if is_meta else None

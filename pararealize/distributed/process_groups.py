@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh
 
-from pararealize.errors import DistributedError
+from pararealize.distributed.watchdog.watchdog import Watch
+from pararealize.errors import DistributedError, PararealizeError
 
-from .meeting import meet
+from .meeting import leave_fault, meet
 
-__all__ = ["ProcessGroups", "new_group"]
+__all__ = ["ProcessGroups", "check_bucket_bytes", "new_group"]
 
 _FALLBACK = timedelta(seconds=600)  # for a rank to tell the others that its own time-out is none
 _LONGEST = 10 * 365 * 86400.0  # seconds; what is longer overflows in clocks of torch's
@@ -39,6 +40,7 @@ class ProcessGroups:
         device: of this rank.
         limit: the time-out of all of them.
         mesh: what they were made from.
+        watch: ends all ranks of the mesh when one fails.
     """
 
     everyone: dist.ProcessGroup
@@ -49,21 +51,51 @@ class ProcessGroups:
     device: torch.device
     limit: timedelta
     mesh: DeviceMesh
+    watch: Watch
 
     @classmethod
-    def of(cls, mesh: DeviceMesh, timeout: timedelta | float) -> ProcessGroups:
-        """Make them with a time-out, a number being seconds, after checking that the mesh can be used.
+    @contextlib.contextmanager
+    def joined(
+        cls, mesh: DeviceMesh, timeout: timedelta | float, check: Callable[[], None] = lambda: None
+    ) -> Iterator[ProcessGroups]:
+        """Around all that ranks do to distribute a network: the groups, and a watch that begins before they are made.
+
+        A rank that fails, dies or hangs within it ends the others, with an error that names it, and then nothing is
+        left open.
+
+        Args:
+            mesh: the ranks.
+            timeout: of every wait; a number is seconds.
+            check: raises what is wrong with this rank's other arguments.
 
         Raises:
-            DistributedError: the mesh cannot be used; a rank of it did not come, or came with a time-out that is none.
+            AgreedError: a rank came with arguments that are none, or with another mesh; on every rank.
+            DistributedError: the mesh cannot be used; a rank of it did not come, or failed.
         """
-        _check_mesh(mesh)
-        fault = _timeout_fault(timeout)
-        limit = _FALLBACK if fault else timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
+        limit, meeting = _meet(mesh, timeout, check)
+        every = sorted(int(rank) for rank in mesh.mesh.flatten())
+        row = dist.get_process_group_ranks(mesh.get_group("parareal") if mesh.ndim > 1 else mesh.get_group())
+        watch = Watch(
+            c10d._get_default_store(),
+            rank=every.index(dist.get_rank()),
+            who=[f"rank {rank}" for rank in every],
+            timeout=limit.total_seconds(),
+            peers=[every.index(rank) for rank in row],
+            meeting=f"{meeting}/watch",
+        )
+        try:
+            with watch.step("distribute"):
+                watch.doing("making process groups")
+                yield cls._of(mesh, meeting, limit, watch)
+        except BaseException:
+            watch.close()
+            raise
+
+    @classmethod
+    def _of(cls, mesh: DeviceMesh, meeting: str, limit: timedelta, watch: Watch) -> ProcessGroups:
         names = mesh.mesh_dim_names or ("parareal",)
         row = dist.get_process_group_ranks(mesh.get_group("parareal") if mesh.ndim > 1 else mesh.get_group())
         every = sorted(int(rank) for rank in mesh.mesh.flatten())
-        meeting = meet(every, limit, fault)
         everyone = new_group(f"{meeting}/everyone", every, limit, "gloo")
         control = everyone if len(row) == len(every) else new_group(f"{meeting}/control", row, limit, "gloo")
         parareal = new_group(f"{meeting}/parareal", row, limit)
@@ -83,7 +115,35 @@ class ProcessGroups:
             device=device,
             limit=limit,
             mesh=mesh,
+            watch=watch,
         )
+
+
+def _meet(mesh: DeviceMesh, timeout: timedelta | float, check: Callable[[], None]) -> tuple[timedelta, str]:
+    """Meet the other ranks of a mesh, with the same mesh and time-out; the time-out, and the meeting's name."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise DistributedError(
+            "torch.distributed is not initialised; start with torchrun --nproc-per-node N script.py, and call "
+            "init_device_mesh(...) or torch.distributed.init_process_group() first"
+        )
+    faults = [] if (fault := _timeout_fault(timeout)) is None else [fault]
+    try:
+        check()
+    except PararealizeError as error:
+        faults.append(str(error))
+    try:
+        _check_mesh(mesh)
+    except DistributedError as error:
+        faults.append(str(error))
+        leave_fault("; and ".join(faults))
+        raise DistributedError("; and ".join(faults)) from None
+    limit = _FALLBACK if fault else timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
+    facts = {
+        "mesh": f"{mesh.mesh.tolist()} {mesh.mesh_dim_names or ''} of {mesh.device_type}",
+        "timeout": f"{limit.total_seconds():g} s",
+    }
+    every = sorted(int(rank) for rank in mesh.mesh.flatten())
+    return limit, meet(every, limit, "; and ".join(faults) or None, facts=facts)
 
 
 def new_group(name: str, ranks: Sequence[int], limit: timedelta, backend: str | None = None) -> dist.ProcessGroup:
@@ -132,6 +192,12 @@ def _group_name(name: str) -> Iterator[None]:
             c10d._hash_ranks_to_str = by_count
 
 
+def check_bucket_bytes(size: int) -> None:
+    """Refuse buckets that hold nothing."""
+    if size < 1:
+        raise DistributedError(f"bucket_bytes is {size}; pass 1 or more")
+
+
 def _timeout_fault(timeout: Any) -> str | None:
     """Why this is no time-out; ``None`` where it is one."""
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
@@ -142,11 +208,6 @@ def _timeout_fault(timeout: Any) -> str | None:
 
 def _check_mesh(mesh: DeviceMesh) -> None:
     """Refuse what is no mesh of one network's ranks, perhaps in several copies."""
-    if not dist.is_available() or not dist.is_initialized():
-        raise DistributedError(
-            "torch.distributed is not initialised; start with torchrun --nproc-per-node N script.py, and call "
-            "init_device_mesh(...) or torch.distributed.init_process_group() first"
-        )
     if not isinstance(mesh, DeviceMesh):
         raise DistributedError(
             f"mesh is {type(mesh).__name__}; pass torch.distributed.device_mesh.init_device_mesh('cpu' or 'cuda', "

@@ -121,6 +121,7 @@ def agree_on_partition(
     """
     facts: dict[str, Any] = {"torch": torch.__version__, "Python": platform.python_version()}
     partition = None
+    groups.watch.doing("dividing the network")
     try:
         partition, more = divide(dist.get_world_size(groups.parareal))
         refuse_norms(net, partition)
@@ -128,8 +129,10 @@ def agree_on_partition(
     except DistributedError as fault:
         facts[FAULT] = str(fault)
     remedy = "start every rank from the same program"
+    groups.watch.waiting("the others' plans of the network")
     agree(groups.everyone, facts, what=_WHAT, remedy=remedy, timeout=groups.limit)
     assert partition is not None
+    groups.watch.waiting("the others' weights")
     agree_on_weights(groups.control, net, what=_WHAT, timeout=groups.limit)
     return partition
 
@@ -182,7 +185,9 @@ def set_up_rank(
         undefined: tensors of it that need values yet.
     """
     rank = groups.rank
-    watch = _watch_over(groups, partition.labels)
+    watch = groups.watch
+    watch.describe(_descriptions(groups, partition.labels))
+    watch.doing("setting up the rank")
     channel = PointToPoint(
         groups.parareal, groups.control, groups.device, groups.limit, partition.labels.__getitem__, watch
     )
@@ -192,6 +197,7 @@ def set_up_rank(
     tied_sum.equalise()
     average = None
     if groups.dp is not None:
+        watch.waiting("weights over dp")
         broadcast_tensors(groups.dp, [*modules.tree.parameters(), *modules.tree.buffers()])
         agree_on_weights(groups.dp, modules.tree, what="copy weights over dp", timeout=groups.limit)
         average = ReplicaAverage(
@@ -248,19 +254,14 @@ def _shared_calls(groups: ProcessGroups, watch: Watch) -> tuple[SharedCalls, Sha
     )
 
 
-def _watch_over(groups: ProcessGroups, labels: Sequence[str]) -> Watch:
-    """Over all ranks of the mesh: what befalls one copy of the network ends the others too.
-
-    Its ranks are those of the whole mesh, and messages name their peers by ranks of one network: ``peers`` translates.
-    """
+def _descriptions(groups: ProcessGroups, labels: Sequence[str]) -> list[str]:
+    """Of all ranks of the mesh, for errors."""
     mesh = groups.mesh
     rows = mesh.mesh if (mesh.mesh_dim_names or ("parareal",))[-1] == "parareal" else mesh.mesh.T
     rows = rows.reshape(-1, rows.shape[-1])
-    ranks = dist.get_process_group_ranks(groups.everyone)
     who = {}
     for i, row in enumerate(rows.tolist(), start=1):
         replica = f"replica {i}, " if len(rows) > 1 else ""
         for k, rank in enumerate(row):
             who[rank] = f"rank {rank} ({replica}{labels[k].partition('(')[2]}"
-    peers = [ranks.index(rank) for rank in dist.get_process_group_ranks(groups.parareal)]
-    return Watch(groups.everyone, who=[who[rank] for rank in ranks], timeout=groups.limit.total_seconds(), peers=peers)
+    return [who[rank] for rank in sorted(who)]

@@ -6,12 +6,14 @@ import contextlib
 import copy
 import io
 import re
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize import pararealize
 from pararealize.errors import DistributedError
@@ -161,3 +163,54 @@ def abandoned(seconds):
 def test_a_rank_that_leaves_is_named():
     message, _ = on_ranks(2, abandoned, 3)
     assert re.search(r"^rank 1 \(segments 3 to 4, .*\) has left", message)
+
+
+# Arguments of one rank alone -----------------------------------------------------------------------------------------
+
+WRONG = {
+    "assignment": ["xx", [2.0, 2], 3], "timeout": [None, "10"], "checkpoint_activations": ["yes"], "seed": [1.5, None],
+    "bucket_bytes": ["1", 0], "reduce_linear": ["always"], "mesh": ["cpu", None],
+}  # fmt: skip
+
+
+def wrong_arguments():
+    """The second of three ranks passes something wrong; then nobody does."""
+    rank, mesh = dist.get_rank(), mesh_of(3)
+    net, batch = converted("perceptron")
+    found = {}
+    for name, values in WRONG.items():
+        for value in values:
+            arguments = {"mesh": mesh, "timeout": 60, **({name: value} if rank == 1 else {})}
+            start = time.monotonic()
+            message = refused(lambda arguments=arguments: net.distribute(**arguments))
+            found[f"{name} {value}"] = message, time.monotonic() - start
+            dist.barrier()  # a fault without a mesh is nobody's any more when the next call begins
+    square = DeviceMesh("cpu", [[0, 1]], mesh_dim_names=("dp", "parareal"))
+    row = DeviceMesh("cpu", [0, 1], mesh_dim_names=("parareal",))
+    if rank < 2:
+        found["shape"] = refused(lambda: net.distribute([row, square][rank], timeout=60)), 0.0
+        found["seconds"] = refused(lambda: net.distribute(row, timeout=60 + rank)), 0.0
+    found["ranks"] = refused(lambda: net.distribute([row, mesh, mesh][rank], timeout=60)), 0.0
+    dist.barrier()
+    stage = net.distribute(mesh, timeout=60)
+    return found, stage.step(batch(2), target=torch.zeros(()), loss_fn=mean_square).item() > 0
+
+
+def test_a_wrong_argument_of_one_rank_is_told_to_all_at_once():
+    first, second, third = on_ranks(3, wrong_arguments, seconds=300)
+    for found, works in (first, second, third):
+        assert works
+        for name, values in WRONG.items():
+            for value in values:
+                message, seconds = found[f"{name} {value}"]
+                told = message if name != "mesh" or found is not second[0] else f"rank 1: {message}"
+                assert told.startswith(f"rank 1: {name} is"), told
+                assert "; pass " in told
+                assert seconds < 30
+        assert re.search(r"the mesh has the ranks \[0, 1(, 2)?\] on rank [01], \[0, 1", found["ranks"][0])
+    for found, _ in (first, second):
+        assert "mesh is [[0, 1]] ('dp', 'parareal') of cpu on rank 1" in found["shape"][0]
+        assert "timeout is 60 s on rank 0, 61 s on rank 1" in found["seconds"][0]
+        assert re.search(
+            r"the mesh has the ranks \[0, 1(, 2)?\] on rank [01], \[0, 1(, 2)?\] on rank", found["ranks"][0]
+        )

@@ -18,10 +18,16 @@ from tests.ranks import on_ranks
 LIMIT = timedelta(seconds=20)
 
 
+def join(mesh, timeout, check=lambda: None):
+    """The groups alone, without a network."""
+    with ProcessGroups.joined(mesh, timeout, check) as groups:
+        return groups
+
+
 def refused(mesh):
     """The message of the error that a mesh ends in."""
     with pytest.raises(DistributedError) as caught:
-        ProcessGroups.of(mesh, LIMIT)
+        join(mesh, LIMIT)
     return str(caught.value)
 
 
@@ -37,12 +43,12 @@ def test_what_is_no_mesh_of_a_network_is_refused():
 
 def test_it_needs_process_groups():
     with pytest.raises(DistributedError, match=r"torch\.distributed is not initialised; start with torchrun"):
-        ProcessGroups.of(None, LIMIT)
+        join(None, LIMIT)
 
 
 def members():
     """The ranks of each group of this rank, in two copies of a network over two ranks."""
-    groups = ProcessGroups.of(mesh_of(2, 2), LIMIT)
+    groups = join(mesh_of(2, 2), LIMIT)
     found = (groups.everyone, groups.parareal, groups.control, groups.dp)
     return groups.rank, [dist.get_process_group_ranks(group) for group in found]
 
@@ -60,8 +66,8 @@ def on_two_meshes():
     """Ranks 0 and 1 have groups of their own, several times, before all three ranks have some."""
     two, three = (DeviceMesh("cpu", ranks, mesh_dim_names=("parareal",)) for ranks in ([0, 1], [0, 1, 2]))
     rank = dist.get_rank()
-    few = [ProcessGroups.of(two, LIMIT) for _ in range(2)] if rank < 2 else []
-    everyone = ProcessGroups.of(three, LIMIT)
+    few = [join(two, LIMIT) for _ in range(2)] if rank < 2 else []
+    everyone = join(three, LIMIT)
     sums = []
     for groups in (everyone, *few, everyone):
         total = torch.ones(1)
@@ -78,7 +84,7 @@ def odd_timeouts():
     said = []
     for timeout in (None, "10", -1.0, float("nan"), float("inf"), True, timedelta(0)):
         with pytest.raises(DistributedError) as caught:
-            ProcessGroups.of(mesh_of(2), timeout if dist.get_rank() else LIMIT)
+            join(mesh_of(2), timeout if dist.get_rank() else LIMIT)
         said.append(str(caught.value))
     return said
 

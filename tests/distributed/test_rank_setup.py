@@ -37,8 +37,7 @@ def faulty(way):
             raise DistributedError("it is broken here")
         return divided(net, ranks), {"colour": "red" if way == "fact" and rank == 1 else "green"}
 
-    groups = ProcessGroups.of(mesh_of(2), timedelta(seconds=20))
-    with pytest.raises(DistributedError) as error:
+    with pytest.raises(DistributedError) as error, ProcessGroups.joined(mesh_of(2), timedelta(seconds=20)) as groups:
         agree_on_partition(net, groups, divide)
     return str(error.value)
 
@@ -69,15 +68,15 @@ def test_norms_that_several_ranks_share_are_refused() -> None:
 def connected():
     """Copies of two ranks each, whose weights differ before."""
     mesh = mesh_of(2, 2)
-    groups = ProcessGroups.of(mesh, 20.0)
-    net, _ = converted("tied embedding")
-    partition = divided(net, 2)
-    modules = copy_modules(net, partition.parts_of(groups.rank), groups.device)
-    with torch.no_grad():
-        for parameter in modules.tree.parameters():
-            parameter.add_(dist.get_rank())
-    phases = dict.fromkeys(modules.parts, 0)
-    setup = set_up_rank(net, groups, partition, modules, last_phases=phases, bucket_bytes=100, name="Net")
+    with ProcessGroups.joined(mesh, 20.0) as groups:
+        net, _ = converted("tied embedding")
+        partition = divided(net, 2)
+        modules = copy_modules(net, partition.parts_of(groups.rank), groups.device)
+        with torch.no_grad():
+            for parameter in modules.tree.parameters():
+                parameter.add_(dist.get_rank())
+        phases = dict.fromkeys(modules.parts, 0)
+        setup = set_up_rank(net, groups, partition, modules, last_phases=phases, bucket_bytes=100, name="Net")
     state = {name: tensor.tolist() for name, tensor in modules.tree.named_parameters()}
     setup.watch.close()
     return setup.description, setup.watch.who, state, len(setup.counted)

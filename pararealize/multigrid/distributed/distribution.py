@@ -1,5 +1,6 @@
 """LayerParallel, DeviceMesh -> LayerStage: each rank with its own layers, the ranks agreed before the first message.
 
+ProcessGroups.joined   the ranks meet, each with valid arguments    distributed/process_groups.py, meeting.py
 agree_on_partition     layers, settings, weights; who owns what     distributed/rank_setup.py, partition.py
 copy_modules           the rank's own modules                       distributed/rank_modules.py
 set_up_rank            messages, watchdog, gradients                distributed/rank_setup.py
@@ -14,7 +15,8 @@ from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from pararealize.distributed.process_groups import ProcessGroups
+from pararealize.argument_types import typed_arguments
+from pararealize.distributed.process_groups import ProcessGroups, check_bucket_bytes
 from pararealize.distributed.rank_modules import check_hooks, copy_modules
 from pararealize.distributed.rank_setup import agree_on_partition, set_up_rank
 from pararealize.errors import DistributedError
@@ -31,7 +33,17 @@ def distribute_layers(
     net: LayeredNetwork, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
 ) -> LayerStage:
     """What :meth:`LayerParallel.distribute` does."""
-    groups = ProcessGroups.of(mesh, timeout)
+    with ProcessGroups.joined(mesh, timeout, lambda: _check_arguments(bucket_bytes=bucket_bytes)) as groups:
+        return _distribute(net, groups, bucket_bytes)
+
+
+@typed_arguments(DistributedError)
+def _check_arguments(*, bucket_bytes: int) -> None:
+    check_bucket_bytes(bucket_bytes)
+
+
+def _distribute(net: LayeredNetwork, groups: ProcessGroups, bucket_bytes: int) -> LayerStage:
+    """Take a rank's share of the layers, once all ranks have come."""
     settings = Settings.of(net)
 
     def divide(ranks: int) -> tuple[LayerPartition, Mapping[str, Any]]:
@@ -51,6 +63,7 @@ def distribute_layers(
 
     partition = agree_on_partition(net, groups, divide)
     rank = groups.rank
+    groups.watch.doing("copying its modules")
     modules = copy_modules(net, partition.parts_of(rank), groups.device)
     numbered = {n: net.structure.layers[n] for n in partition.layers(rank)}
     layers = RankLayers.of(partition, rank, modules, numbered, net.structure.head_reads)
