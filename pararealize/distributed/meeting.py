@@ -74,14 +74,14 @@ def meet(
         until, looks = time.monotonic() + limit.total_seconds(), 0
         while not shared_fault and len(cards) < len(ranks):
             for other in ranks:
-                if other not in cards and store.check([f"{other}"]) and (card := json.loads(store.get(f"{other}"))):
+                if other not in cards and (card := _card_of(store, other)):
                     cards[other] = card
             shared_fault = _fault_of(cards, what)
             absent = [other for other in ranks if other not in cards]
             if shared_fault or not absent:
                 break
             if looks % _LOOK == 0:
-                word = _word_of(absent, place, number, ranks, what)
+                word = _word_of(absent, place, number, ranks, what, lambda other: bool(_card_of(store, other)))
             if word is not None or time.monotonic() > until:
                 store.set(f"{rank}", "null")
                 _leave_word(word if word is not None and "at" in word else {})  # some may wait for this rank alone
@@ -112,6 +112,12 @@ def _leave_word(word: Mapping[str, Any]) -> None:
     c10d._get_default_store().set(f"pararealize/rank/{dist.get_rank()}", json.dumps(word))
 
 
+def _card_of(store: c10d.Store, rank: int) -> dict[str, Any] | None:
+    """What a rank has brought; ``None`` of one that has not come, or has taken it back."""
+    card: dict[str, Any] | None = json.loads(store.get(f"{rank}")) if store.check([f"{rank}"]) else None
+    return card
+
+
 def _fault_of(cards: Mapping[int, Mapping[str, Any]], what: str) -> str:
     """What speaks against those that have come: their own faults, or facts that differ; empty where nothing does."""
     faults = [f"rank {rank}: {card['fault']}" for rank, card in sorted(cards.items()) if card["fault"]]
@@ -128,9 +134,11 @@ def _fault_of(cards: Mapping[int, Mapping[str, Any]], what: str) -> str:
 
 
 def _word_of(
-    absent: Sequence[int], place: str, number: int, ranks: Sequence[int], what: str
+    absent: Sequence[int], place: str, number: int, ranks: Sequence[int], what: str, has_come: Callable[[int], bool]
 ) -> Mapping[str, Any] | None:
     """Why a rank will not come: it has a fault, or waits for this rank at a meeting of other ranks.
+
+    What it says there is of no account where it has come here in between, and gone on.
 
     Returns:
         The fault, its number, and, where it is one of meetings, which ones.
@@ -139,17 +147,21 @@ def _word_of(
     for other in absent:
         key = f"pararealize/rank/{other}"
         word: dict[str, Any] = json.loads(store.get(key)) if store.check([key]) else {}
-        if word.get("fault") and word["id"] not in _seen and [place, number] in word.get("at", [[place, number]]):
+        elsewhere = word.get("place", place)
+        waits_for_us = elsewhere != place and rank in word["ranks"] and _meetings[elsewhere] <= word["number"]
+        fails = word.get("fault") and word["id"] not in _seen and [place, number] in word.get("at", [[place, number]])
+        if not (fails or waits_for_us) or has_come(other):
+            continue
+        if fails:
             _seen.add(word["id"])
             return word
-        elsewhere = word.get("place", place)
-        if elsewhere != place and rank in word["ranks"] and _meetings[elsewhere] <= word["number"]:
-            fault = (  # it waits for this rank, which waits for it
-                f"the ranks do not agree on how to {what}: the mesh has the ranks {list(ranks)} on rank {rank}, "
-                f"{word['ranks']} on rank {other}; pass the same mesh on all of its ranks, in the same order"
-            )
-            meetings = [[place, number], [elsewhere, word["number"]]]
-            return {"fault": fault, "id": secrets.token_hex(8), "at": meetings}
+        fault = (
+            f"the ranks do not agree on how to {what}: the mesh has the ranks {list(ranks)} on rank {rank}, "
+            f"{word['ranks']} on rank {other}; pass the same mesh on all of its ranks, in the same order"
+        )
+        meetings = sorted([[place, number], [elsewhere, word["number"]]])
+        _seen.add(str(meetings))  # the other one finds the same, in words of its own
+        return {"fault": fault, "id": str(meetings), "at": meetings}
     return None
 
 

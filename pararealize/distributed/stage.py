@@ -153,7 +153,7 @@ class Stage(StageModule):
             The output on the last rank, ``None`` elsewhere; or the output on every rank.
         """
         with (
-            self.rank_setup.watch.step("inference", everyone=False),
+            self.rank_setup.watch.step("inference"),
             torch.no_grad(),
             self._usable_only_if_it_ends_well(),
         ):
@@ -239,7 +239,7 @@ class Stage(StageModule):
         Returns:
             The norm before, the same on every rank.
         """
-        with self.rank_setup.watch.step("clip_grad_norm_", everyone=False), self._usable_only_if_it_ends_well():
+        with self.rank_setup.watch.step("clip_grad_norm_"), self._usable_only_if_it_ends_well():
             self.rank_setup.calls.announce("clip_grad_norm_", norm_type=f"{norm_type:g}", max_norm=f"{max_norm:g}")
             self.rank_setup.sync.follow()
             gradients = [parameter.grad for parameter in self.rank_setup.counted if parameter.grad is not None]
@@ -265,7 +265,7 @@ class Stage(StageModule):
         is slower.
         """
         activity = self.rank_setup.activity
-        with self.rank_setup.watch.step("record", everyone=False), self._usable_only_if_it_ends_well():
+        with self.rank_setup.watch.step("record"), self._usable_only_if_it_ends_well():
             self.rank_setup.calls.announce("record")
             self.rank_setup.calls.confirm()
         # all ranks leave a barrier at about the same time, so that each may call that moment zero: their clocks differ

@@ -9,7 +9,6 @@ In reading order::
     connections    one connection to every other rank: these messages go over it, and a death shows
     rendezvous     how the ranks find each other once
     diagnosis      what every rank was last heard to do -> the rank that the others wait for
-    calls          the calls of each rank -> one that some ranks made otherwise
     position       a thread -> where its code stands, and whether that is in a wait
     exits          the end of the script -> what is wrong with it
     abort          waits of gloo and NCCL -> errors, at once

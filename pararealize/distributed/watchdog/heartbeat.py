@@ -47,8 +47,6 @@ class Heartbeat:
         took: how many messages it has taken, by the rank that they are of.
         latest: its last call in words; empty before the first.
         place: where its main thread stands, in words.
-        calls: of the calls that the ranks of one network make alike, the last of each name, by number.
-        shared_calls: of those that the ranks of all copies make alike.
     """
 
     doing: str = ""
@@ -60,8 +58,6 @@ class Heartbeat:
     took: Mapping[int, int] = dataclasses.field(default_factory=dict)
     latest: str = ""
     place: str = ""
-    calls: Mapping[int, str] = dataclasses.field(default_factory=dict)
-    shared_calls: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ Each rank has a thread that tells the others twice a second what its rank is doi
     it is stopped, hangs in C     no heartbeats                                          timeout
     its machine vanishes          no heartbeats                                          timeout
     it leaves with a status       it says so, or its process does (exits.py)             milliseconds
-    it calls what others do not   it says what it has called (calls.py)                  a second
+    it calls what others do not   it announces what it calls (shared_calls.py)           milliseconds
 
 What may be judged is only what a rank has said itself and how long it has been silent, by the clock of the one that
 judges: a busy rank is never at fault, however long it takes, until another one has waited for it for ``timeout``.
@@ -50,7 +50,6 @@ from torch.distributed import distributed_c10d as c10d
 from pararealize.errors import AgreedError, DisagreementError, DistributedError, RankError
 
 from .abort import break_waits, end_process
-from .calls import Calls
 from .connections import Connections
 from .diagnosis import RankStatus, find_culprit, is_consequence, silent
 from .exits import SCRIPT
@@ -121,12 +120,12 @@ class Watch:
         self._quiet = 4 * self._beat
         self._state = RankState("")
         self._depth, self._step = 0, 0  # calls that this rank is in, and those that it has begun
-        self._calls, self._position = Calls(self._peers), Position()
+        self._latest, self._position = "", Position()
         self._user = threading.get_ident()  # the thread that makes the calls
         self._sent: Counter[int] = Counter()
         self._took: Counter[int] = Counter()
         self._failure: Failure | None = None
-        self._failed_at, self._raised = 0.0, False
+        self._failed_at = 0.0
         self._failure_known = threading.Event()
         self._others_told = threading.Event()  # and the waits of this rank are ended
         self._failing = threading.Lock()  # the first failure stays
@@ -160,15 +159,13 @@ class Watch:
         self.who = list(who)
 
     @contextlib.contextmanager
-    def step(self, call: str = "a step", *, everyone: bool = True) -> Iterator[None]:
+    def step(self, call: str = "a step") -> Iterator[None]:
         """Around a whole step, or whatever else all ranks call: it raises what happened to other ranks.
 
-        They learn of an exception in it, and of a call of another name that they make in its place. Calls may be made
-        within calls.
+        They learn of an exception in it. Calls may be made within calls.
 
         Args:
-            call: its name, the same on all ranks.
-            everyone: whether all ranks make it; otherwise those alone that ``peers`` names.
+            call: its name, for errors.
 
         Raises:
             RankError: another rank failed, before or during the step.
@@ -176,15 +173,14 @@ class Watch:
         self.raise_known(earlier=self._raised)
         SCRIPT.goes_on()
         self._user = threading.get_ident()
-        self._step += not self._depth
-        number = self._calls.begin(call, everyone=everyone)
+        if not self._depth:
+            self._step += 1
+            self._latest = f"{call} (call {self._step})"
         outer, self._state = self._state, RankState(f"the start of {call}")
         self._depth += 1
         try:
             yield
         except BaseException as error:
-            if isinstance(error, AgreedError):
-                self._calls.withdraw(number)
             self._leave(error)
             raise
         finally:
@@ -305,9 +301,8 @@ class Watch:
             step=self._step,
             sent=dict(self._sent),
             took=dict(self._took),
-            latest=self._calls.latest,
+            latest=self._latest,
             place=stands.text,
-            **self._calls.told(),
         )
 
     def _statuses(self) -> dict[int, RankStatus]:
@@ -335,12 +330,9 @@ class Watch:
     def _attend(self, connections: Connections) -> None:
         last = beat_at = time.monotonic()
         while not self._closing or (self._failure is not None and not self._others_told.is_set()):
-            for rank, message in connections.poll(min(beat_at, self._calls.next_look()) - time.monotonic()):
+            for rank, message in connections.poll(beat_at - time.monotonic()):
                 self._hear(rank, message)
             now = time.monotonic()
-            heard = {rank: heartbeat for rank, (heartbeat, _) in self._heard.items()}
-            if difference := self._calls.failure(self.rank, heard, self.who, now):
-                self._fail(difference)
             if now - last > self._quiet:  # this process itself stood still: the others' silence says nothing
                 self._heard = {rank: (beat, min(now, at + now - last)) for rank, (beat, at) in self._heard.items()}
             last = now
@@ -359,7 +351,6 @@ class Watch:
         now = time.monotonic()
         if isinstance(message, Heartbeat):
             self._heard[rank] = message, now
-            self._calls.compare(rank, message, now)
         elif isinstance(message, Announcement):
             self.announcements.hear(rank, message)
         elif isinstance(message, Failure):

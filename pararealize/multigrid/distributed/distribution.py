@@ -1,6 +1,6 @@
 """LayerParallel, DeviceMesh -> LayerStage: each rank with its own layers, the ranks agreed before the first message.
 
-ProcessGroups.joined   the ranks meet, each with valid arguments    distributed/process_groups.py, meeting.py
+ProcessGroups.joined   the ranks meet, each with valid arguments    distributed/process_groups.py
 agree_on_partition     layers, settings, weights; who owns what     distributed/rank_setup.py, partition.py
 copy_modules           the rank's own modules                       distributed/rank_modules.py
 set_up_rank            messages, watchdog, gradients                distributed/rank_setup.py
