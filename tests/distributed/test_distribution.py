@@ -209,7 +209,7 @@ def test_a_wrong_argument_of_one_rank_is_told_to_all_at_once():
                 assert seconds < 30
         assert re.search(r"the mesh has the ranks \[0, 1(, 2)?\] on rank [01], \[0, 1", found["ranks"][0])
     for found, _ in (first, second):
-        assert "mesh is [[0, 1]] ('dp', 'parareal') of cpu on rank 1" in found["shape"][0]
+        assert "[[0, 1]] ('dp', 'parareal') of cpu on rank 1; pass the same" in found["shape"][0]
         assert "timeout is 60 s on rank 0, 61 s on rank 1" in found["seconds"][0]
         assert re.search(
             r"the mesh has the ranks \[0, 1(, 2)?\] on rank [01], \[0, 1(, 2)?\] on rank", found["ranks"][0]
