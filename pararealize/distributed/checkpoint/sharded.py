@@ -149,8 +149,8 @@ def _manifest(path: Path) -> Manifest:
 def _describe(part: Path, group: dist.ProcessGroup | None) -> dict[str, FileFact]:
     """What some of the files are: every rank looks at its share, whoever wrote them."""
     rank, ranks = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-    names = sorted(entry.name for entry in part.iterdir())[rank::ranks]
     with _refused(part):
+        names = sorted(entry.name for entry in part.iterdir())[rank::ranks]
         return {name: FileFact.of(part / name) for name in names}
 
 

@@ -68,7 +68,7 @@ class Killed(BaseException):
     """In place of the process's end."""
 
 
-@pytest.mark.parametrize("number", range(7, 21, 2))
+@pytest.mark.parametrize("number", range(9, 26, 3))
 def test_no_moment_of_writing_is_dangerous(tmp_path, monkeypatch, number):
     """The run ends at each call in turn that puts something on the disk or renames it, and nothing is cleaned up."""
     from pathlib import Path
@@ -83,7 +83,7 @@ def test_no_moment_of_writing_is_dangerous(tmp_path, monkeypatch, number):
     def dying(work):
         def call(*args):
             calls.append(work)
-            if len(calls) == number:  # the first six are of the beginning; twelve and twenty end a checkpoint
+            if len(calls) == number:  # the first seven are of the beginning; 16 and 25 end a checkpoint
                 raise Killed
             return work(*args)
 
