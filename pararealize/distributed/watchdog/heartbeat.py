@@ -128,7 +128,7 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 def encode(message: Message) -> bytes:
     """One line. Mappings become pairs: JSON has no numbers as keys."""
     values = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
-    fields = {key: [*v.items()] if isinstance(v, Mapping) else v for key, v in values.items()}
+    fields = {key: [*v.items()] if isinstance(v, dict) else v for key, v in values.items()}
     return json.dumps({"kind": _NAMES[type(message)], **fields}).encode() + b"\n"
 
 
