@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import random
@@ -22,7 +21,7 @@ from pararealize.distributed.stage import Stage
 from pararealize.errors import DistributedError
 from pararealize.models import resnet20
 
-from .run import OVER, SETTING_UP, _ends
+from .run import OVER, SETTING_UP, ends
 
 __all__ = ["DISAGREEMENTS", "disagree", "disagreement"]
 
@@ -130,12 +129,15 @@ def disagree(n: int, copies: int, kind: str, rank: int, after: int, *, timeout: 
             process.start()
         try:
             until = time.monotonic() + SETTING_UP
-            while not (folder / "deviated").exists() and time.monotonic() < until:
+            alive = list(ranks)
+            while not (folder / "deviated").exists() and time.monotonic() < until and alive == ranks:
+                alive = [process for process in ranks if process.exitcode is None]
                 time.sleep(0.005)
+            if not (folder / "deviated").exists():
+                raise RuntimeError(f"the ranks did not come to train: {[process.exitcode for process in ranks]}")
             late = time.monotonic()
-            ended = _ends(dict(enumerate(ranks)), timeout + OVER)
-            with contextlib.suppress(OSError, ValueError):
-                late -= float((folder / "deviated").read_text())
+            ended = ends(dict(enumerate(ranks)), timeout + OVER)
+            late -= float((folder / "deviated").read_text())
             ended = {k: None if seconds is None else round(seconds + late, 4) for k, seconds in ended.items()}
         finally:
             for process in ranks:
@@ -157,9 +159,8 @@ def _train(rank: int, n: int, copies: int, kind: str, odd: int, after: int, fold
     """Steps until something is said, which goes into a file."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    dist.init_process_group(
-        "gloo", store=dist.FileStore(f"{folder}/store", n * copies), rank=rank, world_size=n * copies
-    )
+    store = dist.FileStore(f"{folder}/store", n * copies)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=n * copies)
     mesh = init_device_mesh("cpu", (copies, n), mesh_dim_names=("dp", "parareal"))
     stage = convert(resnet20(), n=n, coarse="linear").distribute(mesh, timeout=timeout)
     deviates = rank // n == odd // n if kind.startswith("copy") else rank == odd

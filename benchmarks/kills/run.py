@@ -9,6 +9,7 @@ import random
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,11 @@ def _hang(*_: Any) -> None:
     time.sleep(100_000)
 
 
-def case(i: int, seed: int) -> dict[str, Any]:
-    """What run ``i`` is to be."""
+def case(i: int, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, Any]:
+    """What run ``i`` is to be, of some kinds."""
     chance = random.Random(f"{seed} {i}")
     n = chance.choice([2, 3])
-    kind = chance.choices(list(KINDS), list(KINDS.values()))[0]
+    kind = chance.choices(kinds, [KINDS[kind] for kind in kinds])[0]
     return {"n": n, "kind": kind, "rank": chance.randrange(n), "after": round(chance.uniform(0.0, 1.0), 3)}
 
 
@@ -64,7 +65,7 @@ def strike(n: int, kind: str, rank: int, after: float, *, timeout: float) -> dic
             steps = int((Path(folder) / f"training{rank}").stat().st_size)
             sent = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUSR1, "hang": signal.SIGUSR2}
             os.kill(ranks[rank].pid or 0, sent[kind])
-            ended = _ends({k: ranks[k] for k in range(n) if k != rank}, timeout + OVER)
+            ended = ends({k: ranks[k] for k in range(n) if k != rank}, timeout + OVER)
         finally:
             for process in ranks:
                 process.kill()  # a stopped one too
@@ -86,7 +87,7 @@ def _until_all_train(ranks: list[Any], folder: Path) -> None:
         time.sleep(0.005)
 
 
-def _ends(survivors: dict[int, Any], seconds: float) -> dict[int, float | None]:
+def ends(survivors: dict[int, Any], seconds: float) -> dict[int, float | None]:
     """When each process ended, in seconds from now."""
     began = time.monotonic()
     ended: dict[int, float | None] = dict.fromkeys(survivors)

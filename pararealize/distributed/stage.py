@@ -205,6 +205,8 @@ class Stage(StageModule):
                 self.rank_setup.calls.refuse(call, str(fault))
             except AgreedError as agreed:
                 raise RefusedCallError(str(fault), getattr(fault, "guards", ())) from agreed
+            except DistributedError as failure:  # the others had begun already
+                raise fault from failure
             raise
         inputs = {partition.inputs[name]: tensor for name, tensor in tensors.items()}
         return {name: self._to_device(tensor) for name, tensor in inputs.items()}, samples_of(inputs)

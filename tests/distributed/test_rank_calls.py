@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize import layer_parallel, pararealize
 from pararealize.distributed.rank_calls import samples_of
-from pararealize.errors import DisagreementError, DistributedError, RankError
+from pararealize.errors import DisagreementError, DistributedError, GuardError, RankError
 from tests.ranks import on_ranks
 
 TIMEOUT = 60.0  # seconds; what waits for it is too late
@@ -97,6 +97,7 @@ KINDS = {
     "frozen": ("segments", lambda s: with_frozen(s, True), lambda s: with_frozen(s, False), "shared by ranks 0, 1 is"),
     "a step is left out": ("segments", lambda s: step(s, 4, 2), lambda s: step(s, 4, 1), "some values of input"),
     "clipping": ("segments", lambda s: s.clip_grad_norm_(1.0), step, "call is .*clip_grad_norm_"),
+    "refused": ("segments", lambda s: s.step(batch(4).long(), loss_fn=mean), step, "int64"),
     "leaving": ("segments", left, step, "has left"),
     "settings": ("layers", lambda s: with_iterations(s, 2), lambda s: with_iterations(s, 1), "forward_iterations = 2"),
     "shapes of layers": ("layers", lambda s: step(s, 2), step, r"\(2, 6\).*\(4, 6\)|\(4, 6\).*\(2, 6\)"),
@@ -136,12 +137,12 @@ def disagree(kinds):
     try:
         (deviating if here == pair % 2 else usual)(stage)
         step(stage)
-    except DistributedError as error:
+    except (DistributedError, GuardError) as error:
         said, kind = str(error), type(error).__name__
     seconds = time.monotonic() - start
     try:
         step(stage)
-    except DistributedError as error:
+    except (DistributedError, GuardError) as error:
         said_next = str(error)
     dist.destroy_process_group()
     return said, kind, said_next, seconds
@@ -154,7 +155,9 @@ def test_every_disagreement_is_named_with_both_values_and_at_once():
         for said, type_name, said_next, seconds in results[2 * i : 2 * i + 2]:
             assert re.search(KINDS[kind][3], said), (kind, said)
             assert seconds < TIMEOUT / 2, (kind, seconds, said)
-            if kind != "leaving":
+            if kind == "refused":
+                assert type_name in ("GuardError", "RankError"), type_name
+            elif kind != "leaving":
                 assert type_name in (DisagreementError.__name__, "AgreedError"), (kind, type_name)
                 assert "rank 0 (" in said or "on rank 0" in said or f"rank {2 * i}" in said, said
             if type_name == DisagreementError.__name__:

@@ -127,7 +127,9 @@ class SharedCalls:
                 everyone[other] = self._announced[other].pop(self.number, call)
                 self._same[other] = self.number
         if message := self._disagreement(everyone):
-            raise AgreedError(message)
+            if all(one.waits for one in everyone.values()):
+                raise AgreedError(message)
+            self._watch.raise_known()  # comparing it has made it known
 
     def _is_announced_by_all(self) -> bool:
         """Whether the call is; one that no rank waits in is so where it has been found alike."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pararealize.distributed.messages.message_order import StepMessages, message_tags
 from pararealize.distributed.messages.point_to_point import PointToPoint
@@ -32,6 +35,23 @@ def test_every_name_has_an_even_tag_of_its_own() -> None:
     assert list(tags) == ["x_1", "z_1", "s_1"]
     assert all(tag > 0 and tag % 2 == 0 for tag in tags.values())
     assert len(set(tags.values())) == 3
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1 << 40), st.integers(0, 30))
+def test_messages_of_different_signatures_have_different_tags(signature: int, names: int) -> None:
+    """What fits no receive is neither taken for something else nor written over the end of its memory."""
+    tags: dict[int, set[int]] = {}
+    for number in (signature, signature + 1):
+        channel = mock.create_autospec(PointToPoint, instance=True, rank=0, device=torch.device("cpu"))
+        messages = StepMessages(channel, message_tags(f"v{i}" for i in range(names)), number)
+        for name in [f"v{i}" for i in range(names)] + ["ordered"]:
+            messages.send(name, torch.ones(2), 1)
+            messages.send_gradients(name, [None], 1)
+        tags[number] = {call.args[3] for call in channel.isend.call_args_list}
+        assert len(tags[number]) == 2 * (names + 1)
+        assert all(0 <= tag < 1 << 30 for tag in tags[number])
+    assert not tags[signature] & tags[signature + 1]
 
 
 def back_and_forth():

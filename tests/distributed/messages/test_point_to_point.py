@@ -56,6 +56,28 @@ def test_some_ranks_exchange_without_the_others() -> None:
     assert on_ranks(3, exchanged) == [[10.0, 12.0], None, [10.0, 12.0]]
 
 
+def confirmed():
+    """Every collective call asks first whether all ranks are at the same step; messages between two do not."""
+    channel = channel_of()
+    calls = []
+    channel.confirm = lambda: calls.append("confirm")
+    channel.wait(channel.broadcast(torch.ones(1), 0), "a value", 0)
+    channel.all_reduce("a sum", torch.ones(1))
+    channel.exchange(torch.ones(1), (0, 1))
+    channel.broadcast_object("an object", 1, 0)
+    count = len(calls)
+    if channel.rank == 0:
+        channel.isend("a tensor", torch.ones(1), 1, 2)
+        channel.flush()
+    else:
+        channel.wait_for_message(channel.irecv(torch.ones(1), 0, 2), "a tensor", 0)
+    return count, len(calls), channel.keeps_tags_apart
+
+
+def test_collective_calls_are_confirmed_first() -> None:
+    assert on_ranks(2, confirmed) == [(4, 4, True)] * 2
+
+
 def in_vain():
     channel = channel_of(seconds=1)
     store = dist.distributed_c10d._get_default_store()

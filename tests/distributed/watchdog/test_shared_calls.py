@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pararealize.distributed.watchdog.heartbeat import Announcement, Failure, decode, encode
 from pararealize.distributed.watchdog.samples import sample
 from pararealize.distributed.watchdog.shared_calls import CallsByName, SharedCalls, differences
-from pararealize.errors import AgreedError, DisagreementError
+from pararealize.errors import DistributedError
 
 WHO = [f"rank {rank} (segment {rank + 1})" for rank in range(3)]
 
@@ -70,7 +70,7 @@ class Ranks:
         """What a confirmation says; every announcement has come."""
         try:
             self.calls[rank].confirm()
-        except (AgreedError, DisagreementError) as error:
+        except DistributedError as error:
             return f"{type(error).__name__}: {error}"
         return ""
 
@@ -109,6 +109,11 @@ def test_what_is_not_alike_is_a_failure_where_one_may_have_sent_something(kind: 
         assert re.search(text, failure.message), failure.message
         assert failure.rank == (2 if kind == "refused" else None)
         assert "call 2" in failure.message or kind == "refused"
+    for rank in range(3):
+        assert (
+            ranks.confirm(rank)
+            == f"{'Rank' if kind == 'refused' else 'Disagreement'}Error: {ranks.failures[rank].message}"
+        )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OTHERS if kind != "new"])
