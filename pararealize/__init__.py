@@ -24,8 +24,8 @@ Two systems of the same family, for residual networks::
     layer_parallel    nn.Module -> LayerParallel               layers solved for by multigrid in depth  multigrid
     restack           nn.Module -> RestackedModule             blocks rewired as Runge-Kutta steps      restacking
 
-The root's own files serve all packages: errors, control_characters, files, figure, lookup, manifest, models, random_state,
-restore and table.
+The root's own files serve all packages: errors, control_characters, files, figure, lookup, manifest, models,
+random_state, restore and table.
 """
 
 from pararealize.analysis.blocks import Block, BlockChain, find_blocks
