@@ -48,3 +48,15 @@ def test_what_an_error_knows_survives_a_copy(error: PararealizeError, attributes
     assert type(copied) is type(error)
     assert str(copied) == str(error) == error.args[0]
     assert {name: getattr(copied, name) for name in attributes} == attributes
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_message_can_be_read(kind: type[Exception]) -> None:
+    """Whatever a name out of a file holds: it acts on no terminal, and leaves room for the fact and the remedy."""
+    more = {"TrainingError": (1, "g2"), "RankError": (1,)}.get(kind.__name__, ())
+    error = kind(f"the plan is of \x1b]0;title\x07{'n' * 100_000}\u202e\nline 2; pass another", *more)
+    assert str(error).startswith(r"the plan is of \x1b]0;title\x07nnn")
+    assert str(error).endswith("nnn\\u202e\nline 2; pass another")
+    assert len(str(error)) < 8000
+    assert "characters more" in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

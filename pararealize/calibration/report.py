@@ -114,7 +114,7 @@ class Calibration:
         return json.dumps(_plain(dataclasses.asdict(self)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> "Calibration":
+    def from_json(text: str | bytes) -> "Calibration":
         """What :meth:`to_json` gave; errors that are null become NaN.
 
         Raises:

@@ -90,7 +90,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         fault: SizeCheck = no_fault,
         recording_limit: int = LIMIT,
     ) -> None:
-        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), plan.class_name)
         share_contents(self, tree)
         self.__dict__.update(
             plan=plan,

@@ -56,7 +56,7 @@ class Variant(ModuleView, PlainGraphModule):
         devices: Sequence[torch.device] | None,
         others: Mapping[str, nn.Module],
     ) -> None:
-        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Parareal{plan.model}")
+        fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), plan.class_name)
         mirror(self, net)
         share_contents(self, net)
         self.__dict__.update(plan=plan, segment_devices=devices, part_graphs=dict(pieces))

@@ -49,7 +49,7 @@ def parse_json(text: Any, writer: str, error: type[PararealizeError] = PlanError
     return value
 
 
-def read_json(adapter: TypeAdapter[T], text: str, noun: str, error: type[PararealizeError] = PlanError) -> T:
+def read_json(adapter: TypeAdapter[T], text: str | bytes, noun: str, error: type[PararealizeError] = PlanError) -> T:
     """The value of a JSON text that has the right form and does not contradict itself.
 
     Nothing is turned into another type: ``"3"``, ``3.0`` and ``true`` are no whole numbers.

@@ -5,6 +5,7 @@ A plan prints as a table, survives JSON with a version and a schema, and knows w
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from itertools import pairwise
@@ -126,6 +127,11 @@ class Plan:
         coarse = sum(row.parameters for row in self.coarse_blocks)
         return Totals(original=original, adapters=adapters, coarse=coarse, total=original + adapters + coarse)
 
+    @property
+    def class_name(self) -> str:
+        """What the class of the converted network is called: an identifier, whatever a file calls the model."""
+        return f"Parareal{re.sub(r'[^A-Za-z0-9_]', '_', self.model)[:100]}"
+
     # Reading and writing --------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
@@ -133,7 +139,7 @@ class Plan:
         return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
+    def from_json(cls, text: str | bytes) -> "Plan":
         """The plan of a JSON text.
 
         Raises:

@@ -166,7 +166,7 @@ class Timeline:
         return _ADAPTER.dump_json(self, indent=1).decode() + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Timeline":
+    def from_json(cls, text: str | bytes) -> "Timeline":
         """The timeline of a JSON text.
 
         Raises:

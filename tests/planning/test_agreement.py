@@ -38,7 +38,7 @@ def test_a_mutated_plan_is_refused_or_leads_to_the_originals_output(rows: list[P
     row = random.choice(rows)
     content, change = mutated_json(row.plan.to_json().encode(), random)
     try:
-        fault = wrong_network(row, Plan.from_json(content))  # type: ignore[arg-type]
+        fault = wrong_network(row, Plan.from_json(content))
     except PararealizeError as error:
         fault = unreadable(str(error))
     assert not fault, change

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pararealize import Plan, pararealize
 
-__all__ = ["Planned", "planned"]
+__all__ = ["Planned", "images", "planned"]
 
 
 class Planned(NamedTuple):
@@ -75,7 +75,7 @@ class Pooled(nn.Module):
         return self.linear(x.flatten(2).mean(-1))
 
 
-def _images() -> tuple[nn.Module, Tensor]:
+def images() -> tuple[nn.Module, Tensor]:
     blocks = [Residual(4, 4), Residual(4, 4), Residual(4, 8, 2), Residual(8, 8), Residual(8, 8)]
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *blocks, Pooled(8)), torch.randn(2, 3, 8, 8)
 
@@ -95,10 +95,10 @@ def _series() -> tuple[nn.Module, Tensor]:
 
 
 _CASES: tuple[tuple[str, Callable[[], tuple[nn.Module, Tensor]], dict[str, Any]], ...] = (
-    ("images, paper", _images, {"n": 3, "coarse": "paper"}),
-    ("images, depthwise, from the stem", _images, {"n": 4, "coarse": "depthwise", "source": "stem"}),
-    ("images, linear, cuts by name", _images, {"n": 2, "coarse": "linear", "cuts": ["3"]}),
-    ("images, bottleneck, a stem of one block", _images, {"n": 3, "coarse": "bottleneck", "stem_blocks": 1}),
+    ("images, paper", images, {"n": 3, "coarse": "paper"}),
+    ("images, depthwise, from the stem", images, {"n": 4, "coarse": "depthwise", "source": "stem"}),
+    ("images, linear, cuts by name", images, {"n": 2, "coarse": "linear", "cuts": ["3"]}),
+    ("images, bottleneck, a stem of one block", images, {"n": 3, "coarse": "bottleneck", "stem_blocks": 1}),
     ("vectors, block", _vectors, {"n": 3, "coarse": "block"}),
     ("vectors, one segment", _vectors, {"n": 1}),
     ("tokens, bottleneck", _tokens(False), {"n": 3, "coarse": "bottleneck"}),

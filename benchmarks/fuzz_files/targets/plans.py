@@ -57,15 +57,15 @@ class Plans:
         return Trial(change=f"{row.name}: {change}", attempt=attempt)
 
 
-def text_of(file: Path, *, as_bytes: bool) -> str:
+def text_of(file: Path, *, as_bytes: bool) -> str | bytes:
     """A file's text, or its bytes where it has none, which JSON may be given as, too."""
     content = file.read_bytes()
     if as_bytes:
-        return content  # type: ignore[return-value]
+        return content
     try:
         return content.decode()
     except UnicodeDecodeError:
-        return content  # type: ignore[return-value]
+        return content
 
 
 def wrong_network(row: Planned, plan: Plan) -> str:
