@@ -47,6 +47,17 @@ def _fail(error: Exception) -> str:
     raise error
 
 
+class Unreadable(PlanError):
+    """One that does not clean what it says."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def _crash() -> str:
     os.kill(os.getpid(), signal.SIGKILL)
     return ""
@@ -62,8 +73,8 @@ ATTEMPTS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("silent", lambda: "another shape"),
     ("typed", lambda: _fail(PlanError("n is 0; pass 1"))),
     ("raw", lambda: _fail(KeyError("n"))),
-    ("raw", lambda: _fail(PlanError("n is \x1b[31m"))),
-    ("raw", lambda: _fail(PlanError("n" * 100_000))),
+    ("raw", lambda: _fail(Unreadable("n is \x1b[31m"))),
+    ("raw", lambda: _fail(Unreadable("n" * 100_000))),
     ("raw", _crash),
     ("hang", _spin),
     ("right", lambda: ""),
