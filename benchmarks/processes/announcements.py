@@ -2,8 +2,8 @@
 
 Two ranks train one network; step after step, calls are announced to the other rank or not, in turn. Times are those of
 the slower rank, from a barrier on; so are the seconds of processor time that all threads of a rank take for a step,
-which other work on the machine does not lengthen. Besides, the seconds that the main thread spends on announcements are
-added up.
+which other work on the machine does not lengthen. Besides, the processor time that the main thread spends on
+announcements is added up.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def summary(case: Case) -> dict[str, Any]:
         "processor": round(medians["silent", "processor"], 6),
         "more processor": round(median(a - b for a, b in pairs), 7),
         "main thread": round(medians["main thread", "step"], 7),
-        "share": round(medians["main thread", "step"] / medians["silent", "step"], 5),
+        "share": round(medians["main thread", "step"] / medians["silent", "processor"], 5),
         "rounds": case["rounds"],
     }
 
@@ -127,16 +127,16 @@ def _silent() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _timed() -> Iterator[list[float]]:
-    """The seconds that announcements take on the main thread, one after the other."""
+    """The seconds of processor time that announcements take of the main thread, one after the other."""
     spent: list[float] = []
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                spent.append(time.perf_counter() - began)
+                spent.append(time.thread_time() - began)
 
         return call
 
@@ -156,8 +156,8 @@ def markdown(results: Results) -> str:
         "ratio",
         "processor time, ms",
         "more with announcements, µs",
-        "main thread, µs",
-        "share of a step",
+        "announcements on the main thread, µs",
+        "of the step's",
     )
     lines = [
         (

@@ -79,6 +79,14 @@ def with_iterations(stage, count):
     step(stage)
 
 
+def from_saved_states(stage, forget):
+    stage.warm_start = True
+    step(stage)
+    if forget:
+        stage.forget()
+    step(stage)
+
+
 def left(stage):
     stage.rank_setup.watch.close()
     raise DistributedError("has left")  # so that this rank's test sees an error as well
@@ -100,6 +108,12 @@ KINDS = {
     "refused": ("segments", lambda s: s.step(batch(4).long(), loss_fn=mean), step, "int64"),
     "leaving": ("segments", left, step, "has left"),
     "settings": ("layers", lambda s: with_iterations(s, 2), lambda s: with_iterations(s, 1), "forward_iterations = 2"),
+    "saved states": (
+        "layers",
+        lambda s: from_saved_states(s, True),
+        lambda s: from_saved_states(s, False),
+        "warm_start = True.*, from saved states forward and backward on rank",
+    ),
     "shapes of layers": ("layers", lambda s: step(s, 2), step, r"\(2, 6\).*\(4, 6\)|\(4, 6\).*\(2, 6\)"),
 }
 
