@@ -28,9 +28,10 @@ from pararealize.random_state import derived_seed, preserve_state, seed_all
 from pararealize.tracing.containers import on_device
 from pararealize.train.run.checkpoint import gather_run_state, load_run_state, write_run_state
 from pararealize.train.run.history import EpochRow, History, Row, StepRow, from_line, to_line
+from pararealize.train.run.intact_checkpoint import METRICS, TIMES
 from pararealize.train.run.plain_state import PlainState, read_plain_state
 from pararealize.train.run.progress import Progress, RateMeter
-from pararealize.train.run.run_folder import METRICS, TIMES, RunFolder
+from pararealize.train.run.run_folder import RunFolder
 from pararealize.train.run.score import Score, evaluate
 from pararealize.train.run.tensorboard import Board
 

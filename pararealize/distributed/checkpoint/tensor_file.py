@@ -116,6 +116,8 @@ def _of_torch(path: str | os.PathLike[str]) -> TensorFile:
                 raise ValueError("torch.save compresses nothing, and this is compressed")
             if len({entry.filename for entry in entries}) != len(entries):
                 raise ValueError("two of its entries have one name")
+            if sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size:
+                raise ValueError("its entries overlap")
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of its entry {damaged} is wrong")
         file.seek(0)

@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import (
     discard,
-    file_digest,
     kind_of,
     read_file,
     remove,
@@ -34,20 +33,24 @@ from pararealize.files import (
 from pararealize.manifest import FileFact, read_document
 from pararealize.table import shortened
 
-from .checkpoint import check_run_state, step_of
+from .intact_checkpoint import (
+    ANEW,
+    CHECKPOINTS,
+    LINES,
+    METRICS,
+    check_checkpoint,
+    checkpoint_to_go_on_from,
+    checkpoints_in,
+)
 from .lock import FolderLock
 from .plain_state import PlainState
 
 __all__ = ["FILES", "RunFolder", "differences"]
 
 SCHEMA, VERSION = "pararealize.run", 2
-METRICS, TIMES = "metrics.jsonl", "times.jsonl"
-LINES = (METRICS, TIMES)
-CHECKPOINTS, REQUEST, LOCK = "checkpoints", "run.json", "run.lock"
+REQUEST, LOCK = "run.json", "run.lock"
 FOLDERS = frozenset({CHECKPOINTS, "tensorboard"})
 FILES = FOLDERS | {*LINES, REQUEST, LOCK, "plan.json", "weights.safetensors", "curves.svg", "curves.png"}
-DAMAGED = "damaged-"  # how the name of a checkpoint begins that a run passed over
-ANEW = "start anew with force=True (--force)"
 MOST_BYTES = 1 << 30  # of a file of lines
 UNFINISHED = tuple(f".{name}." for name in sorted(FILES))  # how their temporary names begin
 
@@ -137,8 +140,9 @@ class RunFolder:
             raise CheckpointError(
                 f"{str(self.path)!r} has checkpoints and no {REQUEST}, so that nobody knows of what; {ANEW}"
             )
-        last = self._intact_checkpoint(previous=previous)
+        last = checkpoint_to_go_on_from(self.path, run=self.run, previous=previous)
         if last is None:
+            self._check_beginning()
             self.run = hashlib.sha256(f"{json.dumps(plain, sort_keys=True)} {weights()}".encode()).hexdigest()
             content = {"schema": SCHEMA, "version": VERSION, "run": self.run, **request}
             self.write(REQUEST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -146,6 +150,16 @@ class RunFolder:
                 (self.path / name).write_bytes(b"")
         sync(self.path)
         return last
+
+    def _check_beginning(self) -> None:
+        """Refuse to begin anew a run whose checkpoints were lost: at the end of every epoch there was one."""
+        metrics = self.path / METRICS
+        epochs = 0 if kind_of(metrics) is None else read_file(metrics, most=MOST_BYTES).count(b'"kind": "epoch"')
+        if epochs > 1:  # one, where the process was killed while it wrote the first checkpoint
+            raise CheckpointError(
+                f"{str(metrics)!r} tells of {epochs} epochs, and there is no checkpoint in "
+                f"{str(self.checkpoint_folder)!r}; put them back from a copy, or {ANEW}"
+            )
 
     def undo(self) -> None:
         """Remove what this run wrote, where the folder was empty before it; for a run that failed at its beginning."""
@@ -282,71 +296,15 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, in the order of their steps, and what else has the name of one."""
-        steps = {path: step_of(path) for path in self.checkpoint_folder.glob("step-*")}
-        return sorted((path for path, step in steps.items() if step is not None), key=lambda path: (steps[path], path))
+        return checkpoints_in(self.checkpoint_folder)
 
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint."""
         return next(reversed(self.checkpoints()), None)
 
     def check(self, checkpoint: Path) -> PlainState:
-        """What is no tensor of a checkpoint, all of which, and all lines before it, are what was written.
-
-        Raises:
-            CheckpointError: something is not; says what.
-        """
-        if (kind := kind_of(checkpoint)) != "folder":
-            raise CheckpointError(f"{str(checkpoint)!r} is a {kind} and no folder")
-        plain = check_run_state(checkpoint, run=self.run)
-        if set(plain.lines) != set(LINES):
-            raise CheckpointError(f"{str(checkpoint)!r} is of other files of lines than {' and '.join(LINES)}")
-        for name, fact in plain.lines.items():
-            file = self.path / name
-            try:
-                size, sha256 = file_digest(file, fact.size)
-            except OSError as error:
-                raise CheckpointError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
-            if size < fact.size:
-                raise CheckpointError(f"{str(file)!r} has {size} bytes, and had {fact.size} at {checkpoint.name}")
-            if sha256 != fact.sha256:
-                raise CheckpointError(
-                    f"{str(file)!r} is not what was written up to {checkpoint.name}: the SHA-256 of its first {size} "
-                    f"bytes was {fact.sha256[:12]}… and is {sha256[:12]}…"
-                )
-        return plain
-
-    def _intact_checkpoint(self, *, previous: bool) -> Path | None:
-        """The checkpoint to go on from: the newest, or, where it is damaged and that is asked for, one before it.
-
-        Raises:
-            CheckpointError: it is damaged, and nobody asked for one before it, or none of these is intact.
-        """
-        checkpoints = self.checkpoints()
-        faults: list[str] = []
-        for checkpoint in reversed(checkpoints):
-            try:
-                self.check(checkpoint)
-            except CheckpointError as error:
-                faults.append(str(error))
-                continue
-            if not faults:
-                return checkpoint
-            if not previous:
-                raise CheckpointError(
-                    f"{faults[0]}; an earlier checkpoint, {checkpoint.name}, is intact: go on from it with "
-                    'resume_from="previous"'
-                )
-            for damaged in checkpoints[checkpoints.index(checkpoint) + 1 :]:
-                aside = damaged.with_name(DAMAGED + damaged.name)
-                remove(aside)
-                damaged.rename(aside)
-            return checkpoint
-        if faults:
-            raise CheckpointError(
-                f"{faults[0]}; no earlier checkpoint in {str(self.checkpoint_folder)!r} is intact; put the files back "
-                f"from a copy, or {ANEW}"
-            )
-        return None
+        """What is no tensor of a checkpoint, see :func:`~pararealize.train.run.intact_checkpoint.check_checkpoint`."""
+        return check_checkpoint(self.path, checkpoint, run=self.run)
 
     @contextlib.contextmanager
     def _output_errors(self, what: str) -> Iterator[None]:

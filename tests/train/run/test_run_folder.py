@@ -12,7 +12,8 @@ import pytest
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.train.run import lock
 from pararealize.train.run.checkpoint import RunState, write_run_state
-from pararealize.train.run.run_folder import LINES, METRICS, RunFolder, differences
+from pararealize.train.run.intact_checkpoint import LINES, METRICS
+from pararealize.train.run.run_folder import RunFolder, differences
 from tests.train.run.test_plain_state import STATE
 
 ASKED = {"recipe": {"lr": 0.1}, "seed": 0}
@@ -208,28 +209,6 @@ def three(tmp_path):
     return folder
 
 
-def damage(checkpoint):
-    (checkpoint / "state.json").write_text("{}")
-
-
-def test_a_damaged_checkpoint_is_passed_over_when_asked_for(tmp_path, three):
-    one, two, last = three.checkpoints()
-    damage(last)
-    damage(two)
-    told = r"03' is damaged: state.json .*; an earlier checkpoint, step-00000001, is intact: .* with resume_from="
-    with pytest.raises(CheckpointError, match=told):
-        begun(tmp_path, resume=True)
-    assert begun(tmp_path, resume=True, previous=True)[1] == one
-    names = ["damaged-step-00000002", "damaged-step-00000003", "step-00000001"]
-    assert sorted(path.name for path in one.parent.iterdir()) == names
-    save(three, 2)
-    assert begun(tmp_path, resume=True, previous=True)[1] == two  # the newest, which is intact
-    damage(one)
-    damage(two)
-    with pytest.raises(CheckpointError, match=r"damaged: .*; no earlier checkpoint in .* is intact; .*--force"):
-        begun(tmp_path, resume=True, previous=True)
-
-
 def link(path):
     elsewhere = next(folder for folder in path.parents if folder.name == "run").with_name("elsewhere")
     path.rename(elsewhere)
@@ -258,6 +237,21 @@ def test_what_stands_in_the_place_of_a_file_is_told(tmp_path, three, name, kind)
         begun(tmp_path, resume=True)
     assert begun(tmp_path, force=True)[1] is None
     assert {path.name for path in three.path.iterdir()} == {"run.json", "checkpoints", *LINES}
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_lost_checkpoints_are_told(tmp_path, three, epochs):
+    three.append(METRICS, ['{"kind": "epoch"}'] * epochs)
+    shutil.rmtree(three.path / "checkpoints")
+    if epochs == 1:  # the process may have been killed while it wrote the first one
+        assert begun(tmp_path, resume=True)[1] is None
+        return
+    with pytest.raises(
+        CheckpointError, match=r"metrics.jsonl' tells of 2 epochs, and there is no checkpoint in .*force"
+    ):
+        begun(tmp_path, resume=True, previous=True)
+    assert (three.path / METRICS).stat().st_size > 20
+    assert begun(tmp_path, force=True)[1] is None
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path, three):
