@@ -32,7 +32,8 @@ def by_hand(net, data, recipe):
                 group["lr"] = recipe.lr_at(step, steps=recipe.epochs * data.steps)
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x), labels).backward()
-            nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+            norms = [parameter.grad.norm().double() for parameter in net.parameters()]
+            nn.utils.clip_grads_with_norm_(net.parameters(), recipe.clip, torch.stack(norms).norm())
             optimizer.step()
             step += 1
         net.eval()
