@@ -25,6 +25,7 @@ __all__ = ["DIGESTS", "TensorFile", "open_tensors", "write_tensors"]
 
 DIGESTS = "pararealize.sha256"  # of the metadata: JSON, a digest of each tensor by its name
 ZIP = b"PK\x03\x04"
+OLDEST = b"\x80\x02\x8a\n"  # how a file of torch.save begins that is a row of pickles, as all were before 1.6
 DAMAGED = "it is damaged, take another copy of it, or an earlier one"
 
 
@@ -62,8 +63,13 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     with contextlib.ExitStack() as stack:
         with _damage(path):
             with open_file(path, follow=True) as file:
-                is_zip = file.read(len(ZIP)) == ZIP
-            opened = _of_torch(path) if is_zip else _of_safetensors(path, stack)
+                begin = file.read(len(ZIP))
+            if begin == OLDEST:
+                raise CheckpointError(
+                    f"{os.fspath(path)!r} is of the format that torch.save had before PyTorch 1.6, without checksums; "
+                    "load it with torch.load(..., weights_only=True), and pass the state dict or save it anew"
+                )
+            opened = _of_torch(path) if begin == ZIP else _of_safetensors(path, stack)
         yield opened
 
 
