@@ -20,7 +20,7 @@ from pararealize.errors import DistributedError, PararealizeError
 
 from .meeting import leave_fault, meet
 
-__all__ = ["ProcessGroups", "check_bucket_bytes", "new_group"]
+__all__ = ["ProcessGroups", "check_bucket_bytes", "end_groups", "new_group"]
 
 _FALLBACK = timedelta(seconds=600)  # for a rank to tell the others that its own time-out is none
 _LONGEST = 10 * 365 * 86400.0  # seconds; what is longer overflows in clocks of torch's
@@ -83,12 +83,16 @@ class ProcessGroups:
             peers=[every.index(rank) for rank in row],
             meeting=f"{meeting}/watch",
         )
+        groups = None
         try:
             with watch.step("distribute"):
                 watch.doing("making process groups")
-                yield cls._of(mesh, meeting, limit, watch)
+                groups = cls._of(mesh, meeting, limit, watch)
+                yield groups
         except BaseException:
             watch.close()
+            if groups is not None:
+                groups.end(everyone_does=False)
             raise
 
     @classmethod
@@ -117,6 +121,25 @@ class ProcessGroups:
             mesh=mesh,
             watch=watch,
         )
+
+    def end(self, *, everyone_does: bool) -> None:
+        """Close the watch, and let go of the threads and sockets of the groups, which torch would keep till the end.
+
+        Args:
+            everyone_does: whether all ranks do it at about the same time, which NCCL needs and gloo does not.
+        """
+        self.watch.close()
+        end_groups(self.dp, self.parareal, self.control, self.everyone, everyone_does=everyone_does)
+
+
+def end_groups(*groups: dist.ProcessGroup | None, everyone_does: bool) -> None:
+    """Let go of the threads and sockets of groups of :func:`new_group`; see :meth:`ProcessGroups.end`."""
+    for group in groups:
+        if group is None or group not in c10d._world.pg_map:  # ended already, alone or with all others
+            continue
+        if everyone_does or "nccl" not in dist.get_backend_config(group):
+            with contextlib.suppress(RuntimeError, ValueError):  # a group that has failed
+                dist.destroy_process_group(group)
 
 
 def _meet(mesh: DeviceMesh, timeout: timedelta | float, check: Callable[[], None]) -> tuple[timedelta, str]:
@@ -177,19 +200,20 @@ def _group_name(name: str) -> Iterator[None]:
 
     torch names a group that its own ranks alone ask for by its ranks and by how many groups the *process* has made: on
     a rank that has made one more, on another mesh, it gets another name, and all wait for each other until the time-out
-    (see the comment in torch's ``_hash_ranks_to_str``).
+    (see the comment in torch's ``_hash_ranks_to_str``). That count stays as it is here: the user's next groups and
+    meshes have it for a name, on ranks of this group and on others.
     """
 
     def named(ranks: Sequence[int]) -> str:
         return hashlib.sha256(f"{name} {list(ranks)}".encode()).hexdigest()
 
     with _naming:
-        by_count = c10d._hash_ranks_to_str
+        by_count, count = c10d._hash_ranks_to_str, c10d._world.group_count
         c10d._hash_ranks_to_str = named
         try:
             yield
         finally:
-            c10d._hash_ranks_to_str = by_count
+            c10d._hash_ranks_to_str, c10d._world.group_count = by_count, count
 
 
 def check_bucket_bytes(size: int) -> None:

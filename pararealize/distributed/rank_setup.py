@@ -50,7 +50,7 @@ class RankSetup:
     Attributes:
         partition: which rank owns what.
         rank: this one, in the parareal group.
-        mesh: the ranks of all copies of the network.
+        groups: of this rank.
         modules: the rank's own.
         channel: messages between the ranks of one network.
         calls: what this rank is called for, announced to the others.
@@ -63,7 +63,7 @@ class RankSetup:
 
     partition: Partition
     rank: int
-    mesh: DeviceMesh
+    groups: ProcessGroups
     modules: RankModules
     channel: PointToPoint
     calls: RankCalls
@@ -85,6 +85,11 @@ class RankSetup:
             calls=self.calls.over(sync.parameters, undefined.fault),
             undefined=undefined,
         )
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """The ranks of all copies of the network."""
+        return self.groups.mesh
 
     @property
     def counted(self) -> Sequence[nn.Parameter]:
@@ -218,7 +223,7 @@ def set_up_rank(
     return RankSetup(
         partition=partition,
         rank=rank,
-        mesh=groups.mesh,
+        groups=groups,
         modules=modules,
         channel=channel,
         calls=calls,

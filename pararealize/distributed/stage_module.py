@@ -78,7 +78,7 @@ class StageModule(ModuleView):
         _fill(self, setup, program)
         self.__dict__["_connection"] = connection = _Connection()
         # not at exit: there the watchdog itself looks at how the script ended, and tells the others
-        weakref.finalize(connection, setup.watch.close).atexit = False
+        weakref.finalize(connection, setup.groups.end, everyone_does=False).atexit = False
 
     @property
     def rank(self) -> int:
@@ -152,6 +152,14 @@ class StageModule(ModuleView):
                     parameters[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
                 assigned[name] = parameters[id(parameter)]
         return assigned
+
+    def close(self) -> None:
+        """End what connects this rank with the others: a thread, sockets, process groups. All ranks call it.
+
+        The stage and its deep copies keep their weights, and take no more calls. Without it, all of that ends when the
+        last of them is collected as garbage, save communicators of NCCL, which end with the process.
+        """
+        self.rank_setup.groups.end(everyone_does=True)
 
     # Copies ----------------------------------------------------------------------------------------------------------
 

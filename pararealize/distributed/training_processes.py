@@ -21,7 +21,7 @@ from pararealize.distributed.watchdog.watchdog import Watch
 
 from .gradients import broadcast_tensors
 from .meeting import meet
-from .process_groups import new_group
+from .process_groups import end_groups, new_group
 from .stage import Stage
 
 __all__ = ["TrainingProcesses", "processes_of"]
@@ -110,7 +110,8 @@ def processes_of(net: nn.Module) -> TrainingProcesses:
     if not isinstance(net, Stage):
         return TrainingProcesses()
     if net not in _processes:
-        _processes[net] = _of_stage(net)
+        _processes[net] = processes = _of_stage(net)
+        weakref.finalize(net, end_groups, processes.group, everyone_does=False).atexit = False
     return _processes[net]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import timedelta
 
 import pytest
 import torch
 from torch import distributed as dist
+from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pararealize.distributed.process_groups import ProcessGroups
@@ -93,3 +95,21 @@ def test_a_timeout_that_is_none_is_an_error_on_every_rank():
     first, second = on_ranks(2, odd_timeouts)
     assert first == second
     assert all(re.match(r"rank 1: timeout is .*; pass seconds above 0", said) for said in first)
+
+
+def test_they_end_without_a_trace_and_count_for_none_of_the_users():
+    """torch gives the user's next group the number of groups made before, which has to be the same on all ranks."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        before, count = set(c10d._world.pg_map), c10d._world.group_count
+        for fails in (False, True):
+            with contextlib.suppress(ZeroDivisionError), ProcessGroups.joined(mesh, 20.0) as groups:
+                assert set(c10d._world.pg_map) > before
+                assert c10d._world.group_count == count
+                assert 1 / (not fails)
+            groups.end(everyone_does=False)  # which an error has done already
+            groups.end(everyone_does=True)
+            assert set(c10d._world.pg_map) == before
+    finally:
+        dist.destroy_process_group()

@@ -169,8 +169,14 @@ class Watch:
 
         Raises:
             RankError: another rank failed, before or during the step.
+            DistributedError: the watch has been closed.
         """
         self.raise_known(earlier=self._raised)
+        if self._closing:
+            raise DistributedError(
+                f"{self.who[self.rank]} has closed its connections to the other ranks; distribute the network anew, on "
+                "all ranks, for further calls"
+            )
         SCRIPT.goes_on()
         self._user = threading.get_ident()
         if not self._depth:
@@ -211,7 +217,10 @@ class Watch:
 
         Where ``sys.exit`` was called with a status before, it is no good order, and they are told that.
         """
-        if self._connections is None or self._closing or os.getpid() != self._pid:
+        if self._closing or os.getpid() != self._pid:
+            return
+        if self._connections is None:
+            self._closing = True
             return
         if words := SCRIPT.bad_exit():
             self._report(words)

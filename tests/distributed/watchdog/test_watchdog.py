@@ -152,6 +152,8 @@ def test_one_rank_needs_nobody() -> None:
         watch.waiting("nothing")
     watch.close()
     watch.close()
+    with pytest.raises(DistributedError, match="rank 0 has closed its connections"), watch.step():
+        pass
 
 
 @pytest.mark.parametrize("rank, timeout", [(None, 1.0), (1, 1.0), (-1, 1.0), (0, 0.0), (0, float("nan"))])
