@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import os
 import random
 import re
 import tempfile
@@ -172,10 +174,11 @@ def _train(rank: int, n: int, copies: int, kind: str, odd: int, after: int, fold
                 continue
             for size in (2, 3):  # what a rank deviates to may be known
                 step(stage, batch(number, size))
-            if rank == odd:
-                part = Path(folder) / "deviated.part"
+            if deviates:
+                part = Path(folder) / f"deviated{rank}"
                 part.write_text(json.dumps(time.monotonic()))
-                part.rename(Path(folder) / "deviated")
+                with contextlib.suppress(FileExistsError):  # the first one counts
+                    os.link(part, Path(folder) / "deviated")
             if deviates and action is None:
                 return
             action(stage, number) if deviates and action is not None else step(stage, batch(number))

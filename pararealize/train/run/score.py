@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -69,7 +69,9 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
     processes.broadcast_buffers(net)
     device = net.device if isinstance(net, Stage) else next(net.parameters()).device
     total = torch.zeros(3, dtype=torch.float64)
-    with eval_mode(net), torch.no_grad():
+    # of several copies, one may evaluate no batch at all: none of them counts steps from here on
+    alone: AbstractContextManager[None] = net.no_sync() if isinstance(net, Stage) else nullcontext()
+    with eval_mode(net), torch.no_grad(), alone:
         for x, labels in itertools.islice(data.test_batches(), processes.replica, None, processes.replicas):
             output = net(on_device(x, device))
             if not processes.is_last:
