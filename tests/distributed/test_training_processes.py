@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from pararealize import Recipe, evaluate, fit
 from pararealize.distributed.checkpoint.state import gather_state_dict
-from pararealize.errors import OutputError, PararealizeError, TrainingError
+from pararealize.errors import PararealizeError, TrainingError
 from pararealize.train.run.history import from_line
 from tests.ranks import RanksFailed, on_ranks
 from tests.training import network, same, samples
@@ -208,16 +208,21 @@ def test_a_rank_that_is_killed_ends_all(tmp_path):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000005"]
 
 
-def taken(folder):
+def refused(folder, options):
     try:
-        fit(stage_of(), samples(), RECIPE, folder=folder)
+        fit(stage_of(), samples(), RECIPE, folder=folder, **options)
     except PararealizeError as error:
-        return isinstance(error, OutputError), str(error)
-    return False, "went on"
+        return type(error).__name__, str(error)
+    return "", "went on"
 
 
-def test_a_folder_that_is_taken_is_refused_on_all_ranks(tmp_path):
-    fit(network(dropout=0.0), samples(), Recipe(epochs=1), folder=tmp_path / "run")
-    ends = on_ranks(2, taken, str(tmp_path / "run"))
-    assert ends[0][0]
-    assert all("is there already" in text for _, text in ends)
+@pytest.mark.parametrize("options, kind, told", [
+    ({}, "OutputError", "is there already"),
+    ({"resume": True}, "CheckpointError", "weights.safetensors is not what was written"),
+])  # fmt: skip
+def test_a_folder_that_is_taken_or_damaged_is_refused_on_all_ranks(tmp_path, options, kind, told):
+    fit(network(dropout=0.0), samples(), RECIPE, folder=tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000015" / "weights.safetensors").write_bytes(b"")
+    ends = on_ranks(2, refused, str(tmp_path / "run"), options)
+    assert ends[0][0] == kind
+    assert all(told in text for _, text in ends)
