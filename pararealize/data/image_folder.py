@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pararealize.errors import DataError
+from pararealize.files import open_file
 
 from .dataset import Scale, Split, choose
 from .images import LUMINANCE
@@ -48,9 +49,9 @@ class ImageFiles:
 
         path = self.paths[number]
         try:
-            with Image.open(path) as opened:
+            with open_file(path, follow=True) as file, Image.open(file) as opened:
                 image = opened.convert("RGB" if self.channels == 3 else "L")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # readers of damaged files raise whatever they meet
             raise DataError(f"{path} cannot be read as an image: {error}; remove or replace it") from error
         image = ImageOps.fit(image, (self.image_size, self.image_size), method=Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(image))
@@ -110,7 +111,7 @@ def _list(part: Path) -> tuple[list[str], list[str], Tensor]:
 
     try:
         folder = ImageFolder(str(part))
-    except FileNotFoundError as error:
+    except OSError as error:
         raise DataError(f"imagefolder: {part} has no images, or a class without any: {error}") from error
     return folder.classes, [path for path, _ in folder.samples], torch.tensor(folder.targets)
 

@@ -1,5 +1,6 @@
 """Folders of images, read batch by batch."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ def test_nothing_is_read_before_it_is_wanted(tmp_path):
     with pytest.raises(DataError, match=r"\.png cannot be read as an image: .*; remove or replace it"):
         next(data.epoch(0))
     assert len(before) == 2
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    """Pillow would wait for somebody to write into a FIFO, for ever."""
+    write(tmp_path, {"a": 3, "b": 3})
+    path = next((tmp_path / "train" / "a").glob("*.png"))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"cannot be read as an image: .*it is a FIFO and no file"):
+        list(load(f"imagefolder:{tmp_path}", image_size=8, batch_size=3).epoch(0))
 
 
 def test_augmentation_on_request(tmp_path):
