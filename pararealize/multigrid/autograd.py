@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
+from pararealize.errors import MultigridError
 from pararealize.multigrid.solver.convergence import Convergence, StepNorms
 from pararealize.multigrid.solver.hierarchy import Hierarchy
 from pararealize.multigrid.solver.propagators import Adjoint, Forward, TimeStep, norm, without_autocast_cache
@@ -56,7 +57,16 @@ class LayerPropagation:
         Args:
             u: the value before the first layer.
             context: the values of the network's contexts, nested as they come.
+
+        Raises:
+            MultigridError: within a transform, or without values.
         """
+        if torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling() or u.is_meta:
+            raise MultigridError(
+                "a solve by multigrid looks at values, and its gradient is a solve of its own: torch.func and "
+                "torch.export cannot transform it, and it does not run on the meta device. Within net.serially() the "
+                "network runs as it is"
+            )
         leaves, shape = pytree.tree_flatten(list(context))
         tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad}
         parameters = list({id(p): p for row in self.rows for p in row.parameters()}.values())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
@@ -34,7 +34,7 @@ from pararealize.multigrid.solver.layers import Layers, find_layers
 from pararealize.multigrid.solver.propagators import TimeStep, check_replay
 from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 from pararealize.plan.parts import Part
-from pararealize.restore import ordinary_mode, set_within
+from pararealize.restore import never_compiled, ordinary_mode, set_within
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.guards import Guards
@@ -136,6 +136,10 @@ class LayerParallel(ModuleView, LayeredNetwork):
         pieces = self._recordings.pick(args, kwargs) or self._pieces
         if self.exact:
             return pieces.whole(*args, **kwargs)
+        return self._by_multigrid(pieces, args, kwargs)
+
+    @never_compiled
+    def _by_multigrid(self, pieces: LayerPieces, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         u, *context = pieces.stem(*pieces.structure.call.tensors(args, kwargs).values())
         propagate = LayerPropagation(
             rows=pieces.rows,

@@ -549,3 +549,30 @@ def test_names_that_the_result_needs() -> None:
         model.add_module(f"b{i}", Block(3, 0.5, post=False))
     with pytest.raises(ModelError, match="history"):
         layer_parallel(model, 2, 2, example_inputs=torch.randn(2, 3))
+
+
+def gradients_by_name(net, x):
+    parameters = dict(net.named_parameters())
+    return torch.func.grad(lambda values: torch.func.functional_call(net, values, (x,)).square().mean())(parameters)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        gradients_by_name,
+        lambda net, x: torch.vmap(net)(x[:, None]),
+        lambda net, x: torch.export.export(net, (x,)),
+        lambda net, x: net.to("meta")(x.to("meta")),
+    ],
+    ids=["torch.func.grad", "vmap", "torch.export", "meta device"],
+)
+def test_what_would_look_into_a_solve_is_told_of_the_network_as_it_is(look) -> None:
+    """An operation of autograd with an adjoint of its own ended in an error of torch's; in series there is none."""
+    torch.manual_seed(0)
+    net, x = layer_parallel(Chains((6,), (4,)), 2, example_inputs=torch.randn(5, 3)).eval(), torch.randn(5, 3)
+    compiled = torch.compile(net, backend="eager")
+    assert torch.equal(compiled(x), net(x))
+    with pytest.raises(MultigridError, match=r"Within net.serially\(\)"):
+        look(net, x)
+    with net.serially():
+        assert look(net, x) is not None
