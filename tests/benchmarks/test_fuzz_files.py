@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,14 +12,19 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no installed package
 
 from benchmarks.fuzz_files import __main__ as command
 from benchmarks.fuzz_files.mutations import mutated, mutated_json
 from benchmarks.fuzz_files.targets.documents import difference
+from benchmarks.fuzz_files.targets.folders import change_folder
+from benchmarks.fuzz_files.targets.weights import Weights
 from benchmarks.fuzz_files.trial import Limits, Trial, outcomes
-from pararealize.errors import PlanError
+from pararealize.errors import CheckpointError, PlanError
+from pararealize.files import kind_of
 
 ROWS = [{"j": 1, "cost": 2.5}, {"j": 2, "cost": 0.5}]
 DOCUMENT = json.dumps({"n": 3, "rows": ROWS, "name": "x", "to": None}).encode()
@@ -108,3 +114,36 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     assert results["cases"] == results["counts"]["plans"]["right"] == 3
     assert "| plans | 3 | 3 |" in (tmp_path / "table.md").read_text()
     assert [json.loads(line)["seed"] for line in lines.read_text().splitlines()] == [0, 1, 2]
+
+
+def _tree(folder: Path) -> list[tuple[str, str, bytes]]:
+    places = sorted(folder.rglob("*"))
+    kinds = [str(kind_of(path)) for path in places]
+    contents = [path.read_bytes() if kind == "file" else b"" for path, kind in zip(places, kinds, strict=True)]
+    return list(zip([str(path.relative_to(folder)) for path in places], kinds, contents, strict=True))
+
+
+def test_something_in_a_folder_is_changed(tmp_path: Path) -> None:
+    words = set()
+    for seed in range(60):
+        for name, step in (("one", 1.0), ("two", 2.0)):
+            folder = tmp_path / f"{seed}" / name
+            folder.mkdir(parents=True)
+            save_file({"a": torch.full((3,), step), "b": torch.zeros(2)}, folder / "x.safetensors")
+            (folder / "y.json").write_text(f'{{"step": {step}, "rows": [1, 2]}}')
+        folder = tmp_path / f"{seed}" / "one"
+        before = _tree(folder)
+        change = change_folder(folder, [tmp_path / f"{seed}" / "two"], Random(seed))
+        assert _tree(folder) != before, change
+        words.add(change.split()[-1])
+    assert len(words) > 15
+
+
+def test_changed_weights_are_refused_or_right(tmp_path: Path) -> None:
+    target = Weights()
+    for seed in range(20):
+        folder = tmp_path / f"{seed}"
+        folder.mkdir()
+        trial = target(Random(seed), folder)
+        with contextlib.suppress(CheckpointError):
+            assert trial.attempt() == "", trial.change
