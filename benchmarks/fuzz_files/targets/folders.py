@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pararealize.files import remove
+
 from ..mutations import mutated, mutated_json
 
 __all__ = ["change_folder", "change_header", "change_place", "change_tensors"]
@@ -31,7 +33,7 @@ def change_folder(folder: Path, others: Sequence[Path], random: Random) -> str:
     """
     while True:
         change = random.choice(_CHANGES)
-        with contextlib.suppress(ValueError, IndexError, struct.error, RecursionError, SafetensorError):
+        with contextlib.suppress(ValueError, IndexError, OSError, struct.error, RecursionError, SafetensorError):
             if text := change(folder, others, random):  # not where what is read is damaged already
                 return text
 
@@ -71,7 +73,7 @@ def _swapped(folder: Path, _others: Sequence[Path], random: Random) -> str:
 
 def _copied(folder: Path, others: Sequence[Path], random: Random) -> str:
     """A file or folder of another run, or of another step of this one."""
-    places = sorted(path for path in folder.rglob("*"))
+    places = sorted(path for path in folder.rglob("*") if not path.is_symlink() and (path.is_file() or path.is_dir()))
     target = random.choice(places)
     sources = [path for path in places if path.name == target.name or (path.is_dir() and path.parent == target.parent)]
     sources += [path for other in others for path in other.rglob("*") if path.name == target.name]
@@ -91,7 +93,7 @@ def _copied(folder: Path, others: Sequence[Path], random: Random) -> str:
 
 def _missing(folder: Path, _others: Sequence[Path], random: Random) -> str:
     path = random.choice(sorted(folder.rglob("*")))
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(path)
     return f"{_name(folder, path)} is gone"
 
 
