@@ -25,7 +25,8 @@ _OVERLOADS = {"default": "generator", "low": "low_generator"}  # those of creato
 class RandomSource(TorchDispatchMode):
     """Within it, calls of this thread that draw random numbers draw them from generators that begin at ``seed``.
 
-    Fused dropout, which CUDA has, takes no generator and is not reached.
+    Fused dropout takes no generator, and is computed from a mask that does; fused attention with dropout, which CUDA
+    has, is not reached.
 
     Attributes:
         draws: how many calls drew from it.
@@ -56,6 +57,11 @@ class RandomSource(TorchDispatchMode):
             func = getattr(packet, _OVERLOADS[func._overloadname])
         elif packet in _LIKE:
             return _LIKE[packet](_aten.empty_like(*args, **kwargs), self._generator(args, kwargs))
+        elif packet is _aten.native_dropout and (args[2] or args[2] is None) and 0 < args[1] < 1:
+            # what dropout decomposes into while a recording's fake mode has enabled the Python dispatcher
+            generator = self._generator(args, kwargs)
+            mask = _aten.empty_like(args[0], dtype=torch.bool).bernoulli_(1 - args[1], generator=generator)
+            return args[0] * mask / (1 - args[1]), mask
         elif packet is _aten.randint_like:
             bounds = args[1:]
             return _aten.empty_like(args[0], **kwargs).random_(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.utils.checkpoint import checkpoint
 
 from pararealize.random_source import RandomSource
@@ -46,13 +48,17 @@ CALLS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("dispatcher", [contextlib.nullcontext, enable_python_dispatcher])
 @pytest.mark.parametrize("name", CALLS)
-def test_draws_come_from_the_source(name: str) -> None:
+def test_draws_come_from_the_source(
+    name: str, dispatcher: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    """With torch's Python dispatcher, as under a recording's fake mode, dropout is a call that takes no generator."""
     before = torch.get_rng_state()
     torch.manual_seed(3)
     expected, results = torch.get_rng_state(), []
     for seed in (0, 0, 1):
-        with RandomSource(seed) as source:
+        with dispatcher(), RandomSource(seed) as source:
             results.append(CALLS[name]().detach())
         assert source.draws
     assert torch.equal(torch.get_rng_state(), expected), "nothing is drawn from torch's own generator"
@@ -76,3 +82,14 @@ def test_values_have_the_right_distribution() -> None:
         values = torch.randint_like(torch.empty(10_000), 3, 7)
         assert values.unique().tolist() == [3.0, 4.0, 5.0, 6.0]
         assert torch.randint_like(torch.empty(1000), 2).unique().tolist() == [0.0, 1.0]
+
+
+def test_fused_dropout_keeps_the_mean_and_passes_gradients_where_it_kept() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    with enable_python_dispatcher(), RandomSource(0):
+        y = F.dropout(x, 0.25)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+    assert set(y.detach().unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert 600 < int(y.count_nonzero()) < 900

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pararealize import PararealModule, Plan, pararealize
 from tests.models import SmallResNet
@@ -94,3 +94,29 @@ def test_no_shape_is_frozen(net: PararealModule) -> None:
     net.eval()
     for shape in ((1, 3, 8, 8), (5, 3, 8, 8), (2, 3, 16, 12)):
         assert net(torch.randn(shape)).shape == (shape[0], 3)
+
+
+@pytest.mark.parametrize("coarse", ["paper", "depthwise", "bottleneck", "linear", "block", "exact"])
+def test_a_model_that_casts_within_its_forward_keeps_its_types_after_casts(coarse: str) -> None:
+    """Adapters and coarse blocks had weights of the type that they were cast to, and inputs of the region's."""
+
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 2)
+            self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x = self.stem(x)
+                for block in self.blocks:
+                    x = x + torch.relu(block(x))
+                return self.head(x.mean((2, 3)))
+
+    model, x = Casting(), torch.randn(2, 3, 6, 6)
+    net = pararealize(model, n=3, example_inputs=x, coarse=coarse)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        expected, result = model.to(dtype)(x.to(dtype)), net.to(dtype)(x.to(dtype))
+        assert result.dtype == expected.dtype
+        result.float().sum().backward()
+        net.zero_grad()

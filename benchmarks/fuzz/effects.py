@@ -24,6 +24,7 @@ class Effect:
         loop: the expression by which the network calls a block, in place of ``block(x)``.
         setup: lines that run once the network is built; they may name ``{at}``, a module of it.
         at: whether ``{at}`` may be the network itself, too.
+        everywhere: whether one position depends on all others by it, so that no network with it is causal.
         domains: the kinds of input that it can work on.
     """
 
@@ -42,6 +43,7 @@ class Effect:
     loop: str = ""
     setup: str = ""
     at: bool = False
+    everywhere: bool = False
     domains: tuple[str, ...] = ("vector", "sequence", "tokens", "image", "causal")
 
 

@@ -243,7 +243,7 @@ class _Source:
             "]",
             f"N = {n}",
             f"COARSE = {r.choice(_COARSE)!r}",
-            f"CAUSAL = {self.domain == 'causal'}",
+            f"CAUSAL = {self.domain == 'causal' and not any(effect.everywhere for effect in self.effects)}",
             "",
             'if __name__ == "__main__":',
             "    from types import SimpleNamespace",

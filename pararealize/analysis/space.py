@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +29,7 @@ _CHANNELS_FIRST = (
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _FUNCTIONS_FIRST = {F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.group_norm, F.instance_norm, torch.conv2d}
 _FUNCTIONS_LAST = {F.linear, F.layer_norm, F.rms_norm, torch.layer_norm}
+_COUNTS = ("in_channels", "out_channels", "num_features", "num_channels")
 _PADDING = {F.pad, torch._C._nn.pad}
 _STEPS = 24  # operations to look at for one that decides where the channels are
 _TYPES = ("float32", "bfloat16", "float16", "float64", "complex64", "complex128")  # in which weights can be drawn
@@ -139,25 +140,41 @@ def _are_channels_last(node: fx.Node, axes: int, module_of: Callable[[str], nn.M
     readers = _search(node, lambda n: list(n.users))
     makers = (n for n in _search(node, lambda n: n.all_input_nodes) if _same_shape(n, node))
     for nodes in (readers, itertools.chain([node], makers)):
-        verdict = _first_verdict(nodes, module_of)
+        verdict = _first_verdict(nodes, node.meta["val"].shape[1:], module_of)
         if verdict is not None:
             return verdict
     return axes == 2
 
 
-def _first_verdict(nodes: Iterable[fx.Node], module_of: Callable[[str], nn.Module]) -> bool | None:
+def _first_verdict(
+    nodes: Iterable[fx.Node], shape: Sequence[int], module_of: Callable[[str], nn.Module]
+) -> bool | None:
     """Whether the channels come last, by the first of the operations that works along one axis of channels."""
     for node in nodes:
         if node.op == "call_module":
-            modules = list(module_of(str(node.target)).modules())
-            first, last = (any(isinstance(m, kinds) for m in modules) for kinds in (_CHANNELS_FIRST, _CHANNELS_LAST))
-            if first != last:  # a module of both kinds that was not looked into moves axes within
-                return last
+            verdict = _verdict_of_module(module_of(str(node.target)), shape)
+            if verdict is not None:
+                return verdict
         elif node.op == "call_function" and node.target in _FUNCTIONS_FIRST:
             return False
         elif node.op == "call_function" and node.target in _FUNCTIONS_LAST:
             return True
     return None
+
+
+def _verdict_of_module(module: nn.Module, shape: Sequence[int]) -> bool | None:
+    """The same of one call; a module that was not looked into may move axes within, to layers of either kind."""
+    modules = list(module.modules())
+    first, last = (any(isinstance(m, kinds) for m in modules) for kinds in (_CHANNELS_FIRST, _CHANNELS_LAST))
+    if first == last:
+        return None
+    if last or len(modules) == 1:
+        return last
+    counts = {getattr(m, name, None) for m in modules for name in _COUNTS}
+    fits_first, fits_last = shape[0] in counts, shape[-1] in counts
+    if fits_first and fits_last:
+        return None
+    return fits_last
 
 
 def _search(start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]]) -> Iterable[fx.Node]:

@@ -19,6 +19,7 @@ from pararealize.errors import CoarseError
 from pararealize.random_state import seeded_weights
 
 from .resampling import Move, route
+from .units import in_type_of_weights
 
 __all__ = ["Adapter", "adapter_cost", "adapter_parameters", "build_adapter", "describe_adapter"]
 
@@ -110,10 +111,7 @@ class Adapter(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, *source.shape) -> (batch, *target.shape)``."""
-        if self.cast:
-            x = x.to(self.project.weight.dtype)
-        for step in self:
-            x = step(x)
+        x = in_type_of_weights(super().forward, x, [self.project.weight], keep=not self.cast)
         # what has moved its channels is a view in another order of memory, which blocks that view their input refuse
         return x.contiguous() if self.moves else x
 

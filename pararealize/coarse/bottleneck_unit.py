@@ -15,7 +15,7 @@ from pararealize.analysis.causality import Causality, Sides
 from pararealize.analysis.space import Space
 
 from .resampling import CONVOLUTIONS
-from .units import NORMS, convolution, linear_map
+from .units import NORMS, convolution, in_type_of_weights, linear_map
 
 __all__ = ["Bottleneck", "OrderedMix", "bottleneck"]
 
@@ -67,6 +67,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, r: Tensor) -> Tensor:
         """``(batch, *shape) -> (batch, *shape)``."""
+        return in_type_of_weights(self._unit, r, self.parameters())
+
+    def _unit(self, r: Tensor) -> Tensor:
         if self.first:
             f = self.mix(self.down(functional.relu(self.norm(r))))
             f = self.up(functional.relu(self.norm2(f)))

@@ -6,7 +6,7 @@ of any size passes along P and is corrected by something of the size of one.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "Projection",
     "convolution",
     "depthwise_units",
+    "in_type_of_weights",
     "linear_map",
     "paper_units",
 ]
@@ -129,10 +130,29 @@ class CoarseBlock(nn.Sequential):
         if y.channel:
             self.add_module("move_back", Move(0, y.channel))
         self.spaces = f"{x} → {y}"
+        self.keeps_type = x.dtype == y.dtype
+
+    def forward(self, r: Tensor) -> Tensor:
+        """``(batch, *x.shape) -> (batch, *y.shape)``."""
+        return in_type_of_weights(super().forward, r, self.parameters(), keep=self.keeps_type)
 
     def extra_repr(self) -> str:
         """The spaces, printed before the units."""
         return self.spaces
+
+
+def in_type_of_weights(
+    function: Callable[[Tensor], Tensor], r: Tensor, weights: Iterable[Tensor], *, keep: bool = True
+) -> Tensor:
+    """``function(r)``, computed in the type of its weights, and in that of r again where it is to be kept.
+
+    A model that casts within its forward (autocast) gives activations of that type whatever its weights are cast to.
+    """
+    dtype = next((weight.dtype for weight in weights), r.dtype)
+    if dtype == r.dtype:
+        return function(r)
+    result = function(r.to(dtype))
+    return result.to(r.dtype) if keep else result
 
 
 def paper_units(x: Space, y: Space, units: int, sides: Sides = ()) -> NamedModules:

@@ -6,15 +6,22 @@ numbers, each anew, the network is refused.
 
 from __future__ import annotations
 
-from torch import fx
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.packing import unpack_inside
 from pararealize.errors import CoarseError, CutError
 from pararealize.plan.plan import Plan, SegmentPlan
+from pararealize.random_source import RandomSource
+from pararealize.random_state import preserve_own_host_state
 from pararealize.tracing.captured import CHANGES_ITSELF
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.layouts import lay_out
+from pararealize.tracing.model_twin import real_twin
 from pararealize.tracing.random_calls import drawn_repeatedly
 from pararealize.tracing.regions import keep_regions
 
@@ -108,10 +115,12 @@ class Pieces:
         return graph
 
     def _changing_modules(self, segment: SegmentPlan) -> list[str]:
-        """The modules of a segment that write into their own parameters or buffers, as torch's own ones do not."""
+        """The modules of a segment that write into what autograd has saved for them, if they are called twice."""
+        captured = self.chain.capture
         blocks = self.chain.blocks[segment.first : segment.last + 1]
-        calls = [str(node.target) for block in blocks for node in block.nodes if node.op == "call_module"]
-        return [path for path in calls if self.chain.capture.opaque.get(path) == CHANGES_ITSELF]
+        calls = [node for block in blocks for node in block.nodes if node.op == "call_module"]
+        suspects = [node for node in calls if captured.opaque.get(str(node.target)) == CHANGES_ITSELF]
+        return [str(node.target) for node in suspects if _loses_gradients(node, captured.model)]
 
     def _segment(self, segment: SegmentPlan) -> fx.Graph:
         blocks = self.chain.blocks[segment.first : segment.last + 1]
@@ -123,6 +132,28 @@ class Pieces:
         is_read_elsewhere = self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
         clone_overwritten(graph, first=segment.j > 1 or is_read_elsewhere)
         return graph
+
+
+def _loses_gradients(node: fx.Node, model: nn.Module) -> bool:
+    """Whether there are no gradients of two calls of a node's module, one after the other; tried on a twin of it."""
+
+    def value(argument: fx.Node) -> Any:
+        return tree_map_only(torch.Tensor, zeros, argument.meta.get("val"))
+
+    def zeros(fake: torch.Tensor) -> torch.Tensor:
+        tensor = torch.zeros(fake.shape, dtype=fake.dtype, device=fake.device)
+        return tensor.requires_grad_(tensor.is_floating_point())
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), value)
+    twin, _ = real_twin(model.get_submodule(str(node.target)))
+    try:
+        with RandomSource(seed=0), preserve_own_host_state(), torch.enable_grad():
+            outputs = tree_leaves([twin(*args, **kwargs) for _ in range(2)])
+            sources = [o for o in outputs if isinstance(o, torch.Tensor) and o.requires_grad and not o.is_meta]
+            torch.autograd.backward(sources, list(map(torch.ones_like, sources)))
+    except RuntimeError as error:
+        return "modified by an inplace operation" in str(error)
+    return False
 
 
 def clone_overwritten(graph: fx.Graph, *, first: bool) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "hook_of",
     "move_hooks",
     "tensor_hook_of",
+    "without_backward_hooks",
     "without_hooks",
 ]
 
@@ -61,6 +62,13 @@ def without_hooks(module: nn.Module) -> None:
     """Take all hooks off a module that is a copy: its forward is to be read, and they are kept elsewhere."""
     for name in (*_KINDS, *_SETTINGS):
         module.__dict__[name] = type(module.__dict__[name])()
+
+
+def without_backward_hooks(model: nn.Module) -> None:
+    """Take the hooks of the backward pass off all modules of a copy: they change nothing that its forward gives."""
+    for module in model.modules():
+        for name in ("_backward_pre_hooks", "_backward_hooks"):
+            module.__dict__[name] = type(module.__dict__[name])()
 
 
 def move_hooks(source: nn.Module, target: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from .captured import Capture
 from .front_end import capture
-from .hooks import without_hooks
+from .hooks import without_backward_hooks, without_hooks
 from .model_twin import real_twin, twin_of
 from .module_view import ModuleView, mirror
 
@@ -82,7 +82,9 @@ class Original:
 
     def _copy(self, device: torch.device | None) -> nn.Module:
         if device is None:
-            return real_twin(self._root, share_parameters=True)[0]
+            twin, _ = real_twin(self._root, share_parameters=True)
+            without_backward_hooks(twin)  # who sees gradients in a call would be surprised by those of a check
+            return twin
         memo: dict[int, Any] = {id(buffer): buffer.detach().to(device) for buffer in self._root.buffers()}
         for parameter in self._root.parameters():
             memo[id(parameter)] = nn.Parameter(parameter.detach().to(device), requires_grad=parameter.requires_grad)

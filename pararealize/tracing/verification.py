@@ -31,7 +31,7 @@ from .random_calls import draws
 __all__ = ["MisreadError", "check_against_model", "explain", "mode_error", "run_model", "settings"]
 
 _HEAVY = 4e8  # operations of a call, from which on fewer settings do
-_TRY_OTHER_TYPES = False  # until recordings follow the element type
+_TRY_OTHER_TYPES = True
 _LARGE = 32  # sizes from here on are halved for a heavy network
 _CASTS = ("to", "type", "type_as", "float", "half", "bfloat16", "double", "view_as_complex", "complex", "dtype_of")
 _MUCH_MEMORY = 2**31  # bytes of parameters

@@ -84,3 +84,44 @@ def test_a_module_of_both_kinds_that_is_not_looked_into_says_nothing() -> None:
     captured = capture(nn.Sequential(TokenMixer(), nn.LayerNorm(6)), torch.randn(2, 12, 6), leaf_modules=[TokenMixer])
     node = next(node for node in captured.graph.nodes if node.op == "placeholder")
     assert space_of(node, captured.graph_module.get_submodule).channel == 1
+
+
+class Inside(nn.Module):
+    """A convolution over the tokens, between two transpositions; ``unread`` makes it one call."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 3, padding=1)
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(1)
+        return x + self.conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("tokens, width", [(5, 6), (6, 6)])
+def test_a_module_that_was_not_looked_into_may_move_axes(tokens: int, width: int) -> None:
+    """By a convolution inside, tokens were taken for channels."""
+    model = nn.Sequential(nn.Linear(4, width), *(Inside(width) for _ in range(3)), nn.Linear(width, 2))
+    captured = capture(model, torch.randn(2, tokens, 4))
+    assert captured.opaque
+    nodes = [node for node in captured.graph.nodes if str(node.target) in captured.opaque]
+    for node in nodes:
+        assert space_of(node, captured.model.get_submodule) == Space(shape=(tokens, width), channel=1)
+
+
+def test_a_module_that_was_not_looked_into_keeps_channels_first() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.seen = nn.Conv1d(6, 6, 3, padding=1), [0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(1)
+            return x + self.conv(x)
+
+    for length in (6, 9):
+        captured = capture(nn.Sequential(nn.Conv1d(2, 6, 1), *(Block() for _ in range(3))), torch.randn(2, 2, length))
+        nodes = [node for node in captured.graph.nodes if str(node.target) in captured.opaque]
+        assert len(nodes) == 3
+        assert all(space_of(node, captured.model.get_submodule).channel == 0 for node in nodes)

@@ -188,3 +188,19 @@ def test_a_segment_that_changes_its_own_parameters_is_not_run_twice() -> None:
     with pytest.raises(CoarseError, match=r"F\^1 is segment 2 itself.* 3 writes into its own parameters"):
         pararealize(model, n=2, example_inputs=x, coarse="exact")
     pararealize(model, n=2, example_inputs=x, coarse="block")(x).sum().backward()
+
+
+def test_a_segment_that_only_counts_its_calls_may_run_twice() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.add_(1)
+            return x + super().forward(x)
+
+    model, x = nn.Sequential(*(Counting() for _ in range(4))), torch.randn(2, 4)
+    net = pararealize(model, n=2, example_inputs=x, coarse="exact")
+    assert all(int(layer.calls) == 0 for layer in (model[0], net.get_submodule("0")))
+    net(x).sum().backward()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from pararealize import pararealize
+from pararealize.errors import RecordingWarning
 from pararealize.tracing.module_copy import bare_tree, copy_model
 from pararealize.tracing.original import Original
 
@@ -93,3 +96,28 @@ def test_hooks_of_the_root_are_the_networks() -> None:
     model.register_forward_hook(lambda *_: torch.zeros(1))
     tree, _ = copy_model(model, {})
     assert output(Original(tree, ()), X).shape == (4, 3)
+
+
+def test_hooks_of_the_backward_pass_do_not_see_the_check_of_a_new_recording() -> None:
+    """A hook that kept gradients was called with those of a comparison, in a forward pass of eval mode."""
+
+    class Long(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + torch.tanh(layer(x)) * (2 if x.shape[1] > 4 else 3)
+            return x
+
+    seen = []
+    model = Long()
+    model.layers[1].register_full_backward_hook(lambda *_: seen.append("gradient"))
+    net = pararealize(model, n=1, example_inputs=torch.randn(2, 6, 4))
+    seen.clear()
+    with pytest.warns(RecordingWarning, match="recorded anew"):
+        y = net(torch.randn(2, 3, 4))
+    assert not seen
+    y.sum().backward()
+    assert seen == ["gradient"]

@@ -25,6 +25,7 @@ from pararealize.random_source import RandomSource
 from pararealize.random_state import generator
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.extraction import subgraph
+from pararealize.tracing.model_twin import real_twin
 from pararealize.tracing.module_view import Piece
 
 from .reach import Number
@@ -159,14 +160,20 @@ class _Run:
 
         self.x, self.change = draw("x"), SCALE * draw("change")
         self.masked = bool(context) or any(True for _ in module.buffers())
+        twin, _ = real_twin(module)
+        # what counts its calls, say, gives something else each time, whatever it is called on
+        self.changes_itself = not torch.equal(self._call(twin, self.x), self._call(twin, self.x))
         self.y = self.run(self.x)
         self.rank = self.x.ndim
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        """The output, in double precision."""
+        """The output, in double precision, of the module as it is at first."""
+        return self._call(real_twin(self.module)[0] if self.changes_itself else self.module, x)
+
+    def _call(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         context = pytree.tree_map_only(torch.Tensor, torch.clone, self.context)
         with RandomSource(seed=0):  # of this thread alone, the same in each run
-            y = self.module(x.clone(), *context)
+            y = module(x.clone(), *context)
         if not isinstance(y, torch.Tensor):
             raise TypeError(f"it gives {type(y).__name__}")
         return y.double()

@@ -126,3 +126,26 @@ def test_what_does_not_run_is_said():
 
     with pytest.raises(UnprobedError, match=r"does not run on random values \(no kernel\)"):
         try_out(Broken(), space(2, 12), space(2, 12))
+
+
+class Counting(nn.Module):
+    """A causal layer whose values change with each call."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.conv, self.where, self.calls = nn.Sequential(nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(2, 2, 3)), where, []
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.append(1)
+        self.steps += 1
+        return self.conv(x) * (self.steps if self.where == "buffer" else len(self.calls))
+
+
+@pytest.mark.parametrize("where", ["buffer", "list"])
+def test_what_changes_with_each_call_is_tried_from_the_same_state(where):
+    """Every output was another one in each run, and a causal layer seemed to read everything."""
+    module = Counting(where)
+    assert try_out(module, space(2, 9), space(2, 9)).axes == ((1, 2, 0),)
+    assert not module.calls
+    assert not module.steps
