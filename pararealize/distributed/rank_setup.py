@@ -212,14 +212,9 @@ def set_up_rank(
             lambda work: channel.wait(work, "averages over dp", rank),
         )
     undefined = UndefinedTensors(modules.tree) if undefined is None else undefined
-    calls = RankCalls(
-        channel,
-        partition.tags,
-        *_shared_calls(groups, watch),
-        parameters=parameters,
-        fault=undefined.fault,
-    )
-    channel.confirm = calls.confirm
+    network, copies = _shared_calls(groups, watch)
+    calls = RankCalls(channel, partition.tags, network, copies, parameters=parameters, fault=undefined.fault)
+    channel.confirm = network.confirm  # not of what refers to the channel: groups end when the stage is let go of
     return RankSetup(
         partition=partition,
         rank=rank,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import math
 import pickle
+import weakref
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -214,6 +218,29 @@ def test_a_parametrization_is_trained(mesh, kind) -> None:
     stage.load_state_dict(stage.state_dict())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_of_a_stage_and_its_copies_takes_the_connections_with_it(mesh, kind) -> None:
+    """At once: what waited for the collector of garbage had hundreds of threads and sockets by then."""
+    net, x = KINDS[kind]()
+    before = set(c10d._world.pg_map)
+    gc.disable()
+    try:
+        stage = net.distribute(mesh)
+        copied = copy.deepcopy(stage)
+        shallow = copy.copy(copied)
+        stage.step(x, loss_fn=loss_of)
+        copied.step(x, loss_fn=loss_of)
+        channel = weakref.ref(stage.rank_setup.channel)
+        del stage, copied
+        shallow.step(x, loss_fn=loss_of)
+        assert set(c10d._world.pg_map) > before
+        del shallow
+        assert channel() is None
+        assert set(c10d._world.pg_map) == before
+    finally:
+        gc.enable()
+
+
 # Over several ranks --------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +333,20 @@ def assigned():
     return worst
 
 
+def clipped_in_bfloat16():
+    """Beside the norm of the same gradients in float64: rounded tensor by tensor, it depends on who holds which."""
+    net, _ = converted("perceptron")
+    stage, worst = net.distribute(mesh_of(2), timeout=60).bfloat16(), {}
+    for module in (net.bfloat16(), stage):
+        for name, parameter in module.named_parameters():
+            generator = torch.Generator().manual_seed(len(name) + 7 * sum(map(ord, name)))
+            parameter.grad = torch.randn(parameter.shape, generator=generator).bfloat16()
+    for order in (2.0, 1.0, math.inf):
+        every = torch.cat([parameter.grad.double().flatten() for parameter in net.parameters()])
+        worst[f"order {order}"] = 1e-5 * distance(stage.clip_grad_norm_(math.inf, order), every.norm(order))
+    return worst
+
+
 def taken_for_one_another():
     """One rank has moved its part, or calls a copy, and the messages are those of another rank's call: it is told."""
     messages = []
@@ -329,6 +370,7 @@ def two_ranks():
         "layers": averaged("layers", ""),
         "moved": moved(),
         "assigned": assigned(),
+        "clipped": clipped_in_bfloat16(),
     }, taken_for_one_another()
 
 
