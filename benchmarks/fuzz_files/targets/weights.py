@@ -39,7 +39,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def _bits(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().contiguous().flatten().view(torch.uint8)
+    bits = value.detach().contiguous().flatten().view(torch.uint8)
+    return bits.ne(0) if value.dtype == torch.bool else bits  # any byte but 0 is true, and a copy of it is 1
 
 
 class Weights:
