@@ -184,7 +184,7 @@ class Plan:
             return
         if actual == self.fingerprint:
             raise PlanError(
-                f"this plan is not as it was made: its fingerprint {actual} is that of this network, which has other "
+                f"this plan is not as it was made: its fingerprint {actual} is that of this network, and yet "
                 + "; ".join(misfits[:MOST_FAULTS])
                 + "; leave plan= out to make one for it"
             )
@@ -204,8 +204,8 @@ class Plan:
         """
         blocks, planned = chain.blocks, sum(segment.blocks for segment in self.segments)
         if len(blocks) != planned or chain.stem_blocks != self.stem_blocks:
-            counts = f"{len(blocks)} behind {chain.stem_blocks}", f"{planned} behind {self.stem_blocks}"
-            return [f"number of blocks: {counts[0]} in the stem, not {counts[1]}"]
+            counts = f"{len(blocks)} blocks behind {chain.stem_blocks}", f"{planned} behind {self.stem_blocks}"
+            return [f"{counts[0]} in the stem, not {counts[1]}"]
         faults = []
         for segment in self.segments:
             first, last = blocks[segment.first], blocks[segment.last]
