@@ -46,11 +46,11 @@ def checkpoint_as_reentrant(function: Callable[..., Any], *args: Any, **settings
     """A checkpoint whose results require a gradient only where an argument does, as those of a re-entrant one.
 
     Parameters that the function reads get no gradient otherwise, as with ``use_reentrant=True``; unlike that, it works
-    with ``torch.autograd.grad``.
+    with ``torch.autograd.grad``. All of the function runs again in the backward pass, as then: it may count its calls.
     """
     graded = any(isinstance(value, torch.Tensor) and value.requires_grad for value in args)
     with torch.set_grad_enabled(torch.is_grad_enabled() and graded):
-        return checkpoint(function, *args, use_reentrant=False, **settings)
+        return checkpoint(function, *args, use_reentrant=False, early_stop=False, **settings)
 
 
 class _RegionCode(CodeGen):

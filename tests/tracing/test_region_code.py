@@ -80,3 +80,17 @@ def test_parameters_of_a_reentrant_checkpoint_wait_for_an_input_that_needs_a_gra
         expected = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True)
         result = checkpoint_as_reentrant(layer, x)
         assert result.requires_grad == expected.requires_grad == needs_gradient
+
+
+def test_a_reentrant_checkpoint_runs_all_of_its_function_again() -> None:
+    """The other kind stops at the last value that backward needs: a counter behind it was counted once."""
+    counts = []
+
+    def count(x: Tensor) -> Tensor:
+        y = torch.sigmoid(x)
+        counts.append(1)
+        return y
+
+    x = torch.randn(2, requires_grad=True)
+    checkpoint_as_reentrant(count, x).sum().backward()
+    assert len(counts) == 2

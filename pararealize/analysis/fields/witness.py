@@ -72,9 +72,8 @@ def is_doubtful(chain: BlockChain, node: fx.Node) -> bool:
     """Whether a rule may name a side on which an operation reads nothing."""
     module = _module(chain, node)
     if module is not None:
-        weight = getattr(module, "weight", None)
         mixes = isinstance(module, (nn.Linear, *_CONVOLUTIONS, nn.modules.conv._ConvTransposeNd))
-        return isinstance(module, _COVER_MODULES) or (mixes and not _is_dense(weight))
+        return isinstance(module, _COVER_MODULES) or (mixes and not _is_dense(_weight(module)))
     if node.op == "call_module":
         return True
     name = operation_name(node)

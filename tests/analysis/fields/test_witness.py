@@ -71,4 +71,5 @@ def test_a_weight_that_is_computed_is_not_read(norm):
     for block in chain.blocks:
         list(masks_of(chain, block))
         sees_both_sides(chain, block)
+        assert all(is_doubtful(chain, node) for node in block.nodes)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
