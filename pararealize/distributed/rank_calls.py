@@ -148,12 +148,20 @@ class RankCalls:
         self._network.begin({"call": call}, fault=fault, waits=True)
         self._network.confirm()
 
-    def announce(self, call: str, **facts: str) -> None:
+    def announce(self, call: str, *, copies: bool = False, waits: bool = False, **facts: str) -> None:
         """Announce a call besides steps that all ranks of the network make together, such as a sum over them.
 
         The first collective call of the channel in it waits until all have announced the same; others confirm it.
+
+        Args:
+            call: what it is.
+            copies: whether the ranks of all copies make it.
+            waits: whether it is confirmed before anything is sent, so that all may go on where they do not agree.
+            **facts: what all ranks have to have alike.
         """
-        self._network.begin({"call": call, **facts})
+        self._network.begin({"call": call, **facts}, waits=waits)
+        if copies and self._copies is not None:
+            self._copies.begin({"call": call, **facts}, waits=waits)
 
     def end_inference(self) -> None:
         """The copies of the network count steps from here on."""

@@ -242,7 +242,8 @@ class Stage(StageModule):
             The norm before, the same on every rank.
         """
         with self.rank_setup.watch.step("clip_grad_norm_"), self._usable_only_if_it_ends_well():
-            self.rank_setup.calls.announce("clip_grad_norm_", norm_type=f"{norm_type:g}", max_norm=f"{max_norm:g}")
+            kind, limit = f"{norm_type:g}", f"{max_norm:g}"
+            self.rank_setup.calls.announce("clip_grad_norm_", copies=True, norm_type=kind, max_norm=limit)
             self.rank_setup.sync.follow()
             gradients = [parameter.grad for parameter in self.rank_setup.counted if parameter.grad is not None]
             norm = gradient_norm(gradients, norm_type).to(self.device)
@@ -259,6 +260,28 @@ class Stage(StageModule):
         return norm
 
     @contextlib.contextmanager
+    def collective_call(self, call: str, *, copies: bool = True, **facts: object) -> Iterator[None]:
+        """Around what all ranks call together, such as a checkpoint: where one calls something else, all raise.
+
+        Args:
+            call: its name.
+            copies: whether the ranks of all copies of the network call it, or those of one alone.
+            **facts: what all have to pass alike.
+
+        Raises:
+            DistributedError: some ranks called something else, or did not come in time; on every rank.
+        """
+        calls, watch = self.rank_setup.calls, self.rank_setup.watch
+        with watch.step(call):
+            watch.waiting(f"the others' {call}")
+            calls.announce(call, copies=copies, waits=True, **{name: str(fact) for name, fact in facts.items()})
+            calls.confirm()
+            if copies:
+                calls.confirm_copies()
+            watch.doing(call)
+            yield
+
+    @contextlib.contextmanager
     def record(self) -> Iterator[StepRecording]:
         """Write down what this rank does when, in seconds since a barrier at the beginning. Every rank enters it.
 
@@ -267,9 +290,8 @@ class Stage(StageModule):
         is slower.
         """
         activity = self.rank_setup.activity
-        with self.rank_setup.watch.step("record"), self._usable_only_if_it_ends_well():
-            self.rank_setup.calls.announce("record")
-            self.rank_setup.calls.confirm()
+        with self.collective_call("record", copies=False):
+            pass
         # all ranks leave a barrier at about the same time, so that each may call that moment zero: their clocks differ
         dist.barrier(self.rank_setup.channel.control)
         activity.recording = recording = StepRecording(self.rank, self.device)

@@ -139,6 +139,7 @@ class StageModule(ModuleView):
                 "one that was saved from this network, or pass strict=False"
             )
         tensors = {key: state_dict[name] for key, name in sources.items() if name is not None}
+        self.rank_setup.calls.announce("load_state_dict", copies=True)  # parts of two checkpoints are no network
         return super().load_state_dict(self._as_tied(tensors) if assign else tensors, strict=False, assign=assign)
 
     def _as_tied(self, tensors: Mapping[str, Any]) -> dict[str, Any]:

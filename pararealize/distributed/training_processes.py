@@ -68,7 +68,7 @@ class TrainingProcesses:
         if self.watch is None:
             yield
             return
-        with self.watch.step():
+        with self.watch.step(what):
             (self.watch.doing if works else self.watch.waiting)(what)
             yield
 
@@ -119,6 +119,11 @@ def _of_stage(stage: Stage) -> TrainingProcesses:
     mesh, limit = stage.mesh, stage.rank_setup.channel.timeout
     ranks = sorted(int(rank) for rank in mesh.mesh.flatten())
     several = "dp" in (mesh.mesh_dim_names or ()) and mesh["dp"].size() > 1
+    group = None
+    if len(ranks) > 1:
+        with stage.collective_call("fit or evaluate"):
+            meeting = meet(ranks, limit, what="train or evaluate", check=stage.rank_setup.watch.raise_known)
+            group = new_group(meeting, ranks, limit, "gloo")
     return TrainingProcesses(
         rank=ranks.index(dist.get_rank()),
         world=len(ranks),
@@ -126,7 +131,7 @@ def _of_stage(stage: Stage) -> TrainingProcesses:
         replicas=mesh["dp"].size() if several else 1,
         is_first=is_first(stage),
         is_last=stage.rank_setup.owns_head,
-        group=new_group(meet(ranks, limit), ranks, limit, "gloo") if len(ranks) > 1 else None,
+        group=group,
         watch=stage.rank_setup.watch,
         dp=mesh.get_group("dp") if several else None,
     )

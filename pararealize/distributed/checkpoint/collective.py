@@ -6,8 +6,10 @@ the ranks that hold the network together, and ``mesh``, whose dimension ``dp`` s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +17,19 @@ from torch import nn
 
 from pararealize.errors import CheckpointError, DistributedError, OutputError, PararealizeError
 
-__all__ = ["collect", "facts_of_all", "first_replica", "gather_objects", "group_of", "is_first", "together"]
+__all__ = [
+    "called_together",
+    "collect",
+    "facts_of_all",
+    "first_replica",
+    "gather_objects",
+    "group_of",
+    "is_first",
+    "known_to_all",
+    "together",
+]
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 def group_of(stage: nn.Module) -> dist.ProcessGroup | None:
@@ -47,6 +61,29 @@ def _rank(group: dist.ProcessGroup | None) -> int:
     return 0 if group is None else dist.get_rank(group)
 
 
+def called_together(
+    stage: nn.Module, call: str, *, copies: bool = True, **facts: object
+) -> AbstractContextManager[None]:
+    """Around a function that all ranks call: where some of them call another one, all raise.
+
+    Args:
+        stage: the rank's part; an ordinary module has no other ranks.
+        call: its name.
+        copies: whether the ranks of all copies call it, or those of one alone.
+        **facts: what all ranks have to pass alike.
+    """
+    if "rank_setup" not in vars(stage):
+        return contextlib.nullcontext()
+    context: AbstractContextManager[None] = stage.collective_call(call, copies=copies, **facts)  # type: ignore[operator]
+    return context
+
+
+def known_to_all(error: _Error) -> _Error:
+    """The error, marked as one that all ranks raise together: the watchdog need not tell them, and they may go on."""
+    error.known_to_all = True  # type: ignore[attr-defined]
+    return error
+
+
 def together(stage: nn.Module, work: Callable[[], Any]) -> Any:
     """Do this rank's part of some work; where it fails on one rank, every rank raises.
 
@@ -64,9 +101,10 @@ def together(stage: nn.Module, work: Callable[[], Any]) -> Any:
             fault = error
     reports = facts_of_all(stage, None if fault is None else (type(fault).__name__, str(fault)))
     if fault is not None:
-        raise fault
+        raise known_to_all(fault)
     for kind, text in filter(None, reports):
-        raise {"CheckpointError": CheckpointError, "OutputError": OutputError}.get(kind, DistributedError)(text)
+        known = {"CheckpointError": CheckpointError, "OutputError": OutputError}.get(kind, DistributedError)
+        raise known_to_all(known(text))
     return result
 
 
@@ -106,10 +144,8 @@ def collect(
         for key, kind in listed.items():
             owner = owners.setdefault(key, rank)
             if lists[owner][key] != kind:
-                raise CheckpointError(
-                    f"ranks {owner} and {rank} hold {key} as {lists[owner][key]} and {kind}; they are not parts of one "
-                    "network"
-                )
+                text = f"ranks {owner} and {rank} hold {key} as {lists[owner][key]} and {kind}"
+                raise known_to_all(CheckpointError(f"{text}; they are not parts of one network"))
     rank, device = dist.get_rank(group), _device_of(group)
     gathered: dict[Any, torch.Tensor] = {}
     for key, owner in owners.items():

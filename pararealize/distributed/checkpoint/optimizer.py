@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from pararealize.errors import CheckpointError
 from pararealize.manifest import faults_of_schema
 
-from .collective import collect, gather_objects, group_of
+from .collective import called_together, collect, gather_objects, group_of, known_to_all
 
 __all__ = ["gather_optimizer_state", "load_optimizer_state", "parameter_names"]
 
@@ -79,9 +79,10 @@ def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere
     }
     tensors = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
     plain = {key: value for key, value in values.items() if key not in tensors}
-    reports = gather_objects((fault, groups, plain), group)
-    merged = _merge(reports)
-    gathered = collect(tensors, group, everywhere=everywhere)
+    with called_together(stage, "gather_optimizer_state", copies=False, everywhere=everywhere):
+        reports = gather_objects((fault, groups, plain), group)
+        merged = _merge(reports)
+        gathered = collect(tensors, group, everywhere=everywhere)
     if group is not None and not everywhere and dist.get_rank(group) != 0:
         return {}
     state: dict[str, dict[str, Any]] = {}
@@ -218,9 +219,8 @@ def _merge(reports: Sequence[tuple[str, list[dict[str, Any]], Any]]) -> list[dic
         if not faults and of_rank != settings[0]:
             faults.append(f"rank {rank} has groups of parameters {of_rank}, and rank 0 {settings[0]}")
     if faults:
-        raise CheckpointError(
-            f"cannot gather the optimiser's state: {'; '.join(faults[:3])}; make it alike on all ranks"
-        )
+        text = f"cannot gather the optimiser's state: {'; '.join(faults[:3])}; make it alike on all ranks"
+        raise known_to_all(CheckpointError(text))
     merged = []
     for i, setting in enumerate(settings[0]):
         names = dict.fromkeys(name for _, groups, _ in reports for name in groups[i]["params"])

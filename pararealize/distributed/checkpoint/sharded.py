@@ -29,7 +29,7 @@ from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import kind_of, whole_folder
 from pararealize.manifest import MANIFEST, FileFact, Manifest, faults_of_files, read_manifest, write_manifest
 
-from .collective import facts_of_all, group_of, is_first, together
+from .collective import called_together, facts_of_all, group_of, is_first, together
 from .state import check_fit, own_tensors
 from .tensor_file import open_tensors
 
@@ -59,7 +59,10 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
         >>> save_sharded(net, Path(mkdtemp()) / "step-1000")
     """
     target = Path(folder)
-    with contextlib.ExitStack() as writing:  # of the first rank; closing it gives the folder its name
+    with (
+        called_together(stage, "save_sharded"),
+        contextlib.ExitStack() as writing,
+    ):  # of the first rank; closing it gives the folder its name
         parts: list[str] = []
 
         def begin() -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch import nn
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import whole_file
 
-from .collective import collect, group_of, is_first, together
+from .collective import called_together, collect, group_of, is_first, together
 from .tensor_file import open_tensors, write_tensors
 
 __all__ = ["check_fit", "check_tensors", "gather_state_dict", "load_state", "own_tensors", "save_state"]
@@ -47,7 +47,8 @@ def gather_state_dict(stage: nn.Module, *, everywhere: bool = False) -> dict[str
         >>> gather_state_dict(net).keys() == net.state_dict().keys()
         True
     """
-    return collect(own_tensors(stage), group_of(stage), everywhere=everywhere)
+    with called_together(stage, "gather_state_dict", copies=False, everywhere=everywhere):
+        return collect(own_tensors(stage), group_of(stage), everywhere=everywhere)
 
 
 def save_state(stage: nn.Module, path: str | os.PathLike[str], *, once: bool = False) -> None:
@@ -66,11 +67,12 @@ def save_state(stage: nn.Module, path: str | os.PathLike[str], *, once: bool = F
         OutputError: the file cannot be written; on every rank.
         CheckpointError: a part cannot be saved; on every rank.
     """
-    tensors = together(stage, lambda: own_tensors(stage))
-    if tensors is not None and once:
-        tensors = {names[0]: tensors[names[0]] for names in _same_memory(tensors)}
-    whole = {} if tensors is None else collect(tensors, group_of(stage))
-    together(stage, lambda: _write(whole, Path(path)) if is_first(stage) else None)
+    with called_together(stage, "save_state", once=once):
+        tensors = together(stage, lambda: own_tensors(stage))
+        if tensors is not None and once:
+            tensors = {names[0]: tensors[names[0]] for names in _same_memory(tensors)}
+        whole = {} if tensors is None else collect(tensors, group_of(stage))
+        together(stage, lambda: _write(whole, Path(path)) if is_first(stage) else None)
 
 
 def load_state(

@@ -241,7 +241,8 @@ class Watch:
 
     def _leave(self, error: BaseException) -> None:
         """Tell of an error that starts here; raise the cause of one that does not."""
-        if isinstance(error, RankError | AgreedError | DisagreementError) or self._connections is None:  # known to all
+        known = isinstance(error, RankError | AgreedError | DisagreementError) or hasattr(error, "known_to_all")
+        if known or self._connections is None:
             return
         if is_consequence(error, waits=self._state.waits):
             if not self._failure_known.wait(_GRACE):

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
+from pararealize.distributed.checkpoint.collective import called_together
 from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import DataError, ExampleError, ModelError
@@ -66,21 +67,22 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
         (360, True)
     """
     processes = processes_of(net)
-    processes.broadcast_buffers(net)
-    device = net.device if isinstance(net, Stage) else next(net.parameters()).device
-    total = torch.zeros(3, dtype=torch.float64)
-    # of several copies, one may evaluate no batch at all: none of them counts steps from here on
-    alone: AbstractContextManager[None] = net.no_sync() if isinstance(net, Stage) else nullcontext()
-    with eval_mode(net), torch.no_grad(), alone:
-        for x, labels in itertools.islice(data.test_batches(), processes.replica, None, processes.replicas):
-            output = net(on_device(x, device))
-            if not processes.is_last:
-                continue
-            output = logits_of(output, labels, data.classes)
-            labels = labels.to(output.device)
-            loss = functional.cross_entropy(output.float(), labels, reduction="sum")
-            total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels)).to(loss)]).double().cpu()
-    loss_sum, right, count = processes.total(total).tolist()
+    with called_together(net, "evaluate"):
+        processes.broadcast_buffers(net)
+        device = net.device if isinstance(net, Stage) else next(net.parameters()).device
+        total = torch.zeros(3, dtype=torch.float64)
+        # of several copies, one may evaluate no batch at all: none of them counts steps from here on
+        alone: AbstractContextManager[None] = net.no_sync() if isinstance(net, Stage) else nullcontext()
+        with eval_mode(net), torch.no_grad(), alone:
+            for x, labels in itertools.islice(data.test_batches(), processes.replica, None, processes.replicas):
+                output = net(on_device(x, device))
+                if not processes.is_last:
+                    continue
+                output = logits_of(output, labels, data.classes)
+                labels = labels.to(output.device)
+                loss = functional.cross_entropy(output.float(), labels, reduction="sum")
+                total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels)).to(loss)]).double().cpu()
+        loss_sum, right, count = processes.total(total).tolist()
     return Score(loss=loss_sum / count, error=1 - right / count, count=int(count))
 
 
