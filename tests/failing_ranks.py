@@ -77,6 +77,10 @@ def line(rank: int, n: int, folder: str, kind: str, culprit: int, point: str, ti
     error: BaseException | None = None
     try:
         for step in range(STEPS):
+            if (kind, step) == ("sleep", FAULTY_STEP) and point == "barrier":  # of their own, outside of every step
+                reach("barrier", step)
+                with contextlib.suppress(RuntimeError):
+                    dist.barrier()
             reach("between", step)
             with watch.step():
                 pass_through(watch, rank, n, step, wait, reach)

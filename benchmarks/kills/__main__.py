@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.harness import Results, table
 
-from . import disagreements
+from . import disagreements, outside
 from .plot import draw
 from .run import KINDS, case, strike
 
@@ -56,6 +56,14 @@ GROUPS = {
         run=disagreements.disagree,
         right=lambda row: all(row["named"].values()),
         timeout=60.0,  # nobody waits for it
+    ),
+    "outside": Group(
+        kinds=outside.OUTSIDE,
+        file="outside.json",
+        case=outside.occurrence,
+        run=outside.befall,
+        right=lambda row: all(row["named"].values()) and row["culprit"] is not None,
+        timeout=8.0,  # in which all come to distribute, too
     ),
 }
 

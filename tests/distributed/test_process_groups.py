@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
+import time
 from datetime import timedelta
 
 import pytest
@@ -15,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from pararealize.distributed.process_groups import ProcessGroups
 from pararealize.errors import DistributedError
 from tests.rank_comparison import mesh_of
-from tests.ranks import on_ranks
+from tests.ranks import RanksFailed, on_ranks
 
 LIMIT = timedelta(seconds=20)
 
@@ -113,3 +116,43 @@ def test_they_end_without_a_trace_and_count_for_none_of_the_users():
             assert set(c10d._world.pg_map) == before
     finally:
         dist.destroy_process_group()
+
+
+def set_up(way):
+    """Something befalls the second of three ranks when all have met."""
+    rank = dist.get_rank()
+    try:
+        with ProcessGroups.joined(mesh_of(3), 3.0 if way == "hangs" else 60.0) as groups:
+            groups.watch.doing("copying its modules")
+            if rank == 1 and way == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rank == 1 and way == "hangs":
+                time.sleep(5)
+            if rank == 1 and way == "fails":
+                raise ValueError("no memory")
+            groups.watch.waiting("the others")
+            dist.barrier(groups.everyone)
+    except (DistributedError, ValueError) as error:
+        if way == "dies":
+            raise
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+@pytest.mark.parametrize("way, told", [
+    ("fails", "rank 1 failed in 'copying its modules': ValueError: no memory"),
+    ("hangs", "rank 1 has not answered for 3 s: it was last seen in 'copying its modules'"),
+])  # fmt: skip
+def test_a_failure_while_ranks_are_set_up_is_named(way, told):
+    first, second, third = on_ranks(3, set_up, way)
+    for name, text in (first, third):
+        assert name == "RankError"
+        assert text.startswith(told)
+    assert second[0] == ("ValueError" if way == "fails" else "RankError")
+
+
+def test_a_death_while_ranks_are_set_up_is_named():
+    with pytest.raises(RanksFailed) as caught:
+        on_ranks(3, set_up, "dies")
+    assert "rank 1: died with exit code -9" in str(caught.value)
+    assert str(caught.value).count("RankError: rank 1 died (its process is gone") == 2

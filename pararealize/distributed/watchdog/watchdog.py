@@ -39,6 +39,7 @@ import dataclasses
 import itertools
 import multiprocessing.util
 import os
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -235,8 +236,10 @@ class Watch:
         """The script is over: by an exception outside every step, with a status, or in good order."""
         error = SCRIPT.uncaught_error()
         if error is not None and not self._closing and os.getpid() == self._pid:
-            with contextlib.suppress(DistributedError):
+            try:
                 self._report(error) if isinstance(error, AgreedError) else self._leave(error)
+            except DistributedError as cause:  # gloo's own error, of a wait outside of every step, does not name it
+                print(f"{type(cause).__name__}: {cause}", file=sys.stderr, flush=True)  # noqa: T201
         self.close()
 
     def _leave(self, error: BaseException) -> None:
@@ -392,7 +395,13 @@ class Watch:
         gone = (rank for rank in awaited if not connections.is_ending(rank) or now - self._left[rank] > _ENDING)
         deserted = waited > _LEFT and any(now - self._left[rank] > _LEFT for rank in gone)
         if waited >= self.timeout or deserted:
-            self._fail(find_culprit(self._statuses(), self.rank, quiet=self._quiet))
+            statuses = self._statuses()
+            statuses[self.rank] = RankStatus.of(heartbeat, self.who[self.rank])
+            failure = find_culprit(statuses, self.rank, quiet=self._quiet)
+            # all of them in collective calls of the user's own may wait for processes that nobody watches
+            culprit = None if failure.rank is None else statuses[failure.rank]
+            if self._depth or (culprit and (culprit.left or culprit.quiet > self._quiet or not culprit.waits)):
+                self._fail(failure)
         elif self._depth:
             for rank, status in self._statuses().items():
                 if status.quiet >= self.timeout and not status.left:

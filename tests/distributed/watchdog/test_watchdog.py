@@ -60,6 +60,7 @@ def test_nobody_waits_for_one_that_raised_and_lives_on(tmp_path: Path, point: st
     [
         ("sleep", 0, "forward", 3, "it was last seen in 'g^1 forward', started"),
         ("sleep", 1, "between", 2, "it was last seen outside every step, after a step (call 3), started"),
+        ("sleep", 1, "barrier", 3, "it was last seen outside every step, after a step (call 3), started"),
         ("stop", 2, "backward", 3, "no sign of life"),
         ("hold", 0, "sum", 2, "no sign of life"),
     ],

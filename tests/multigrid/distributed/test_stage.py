@@ -243,7 +243,7 @@ def settled():
             net = small(relaxation="FCF" if what == "made otherwise" and dist.get_rank() else "F")
             if what == "weights" and dist.get_rank():
                 next(net.parameters()).data.add_(1)
-            stage = net.distribute(mesh, timeout=3)
+            stage = net.distribute(mesh, timeout=30)
             stage.forward_iterations = 0 if what == "iterations" else 3 if what == "changed" and dist.get_rank() else 2
             stage(torch.ones(2, 6, dtype=torch.float64))
         except (AgreedError, MultigridError, RankError) as error:
