@@ -295,22 +295,25 @@ def _rank(
 def _train(run: Run, kind: str, method: str, n: int, timeout: float) -> None:
     when, action, others, _ = OUTSIDE[kind]
     is_odd = run.rank == run.odd
+    net: Any
+    if method == "multigrid":
+        net = layer_parallel(Chain(), example_inputs=run.x)
+    else:
+        run.x = torch.ones(2, 3, 32, 32)
+        net = convert(resnet20(), n=n, coarse="linear")
     arguments: dict[str, Any] = {"mesh": run.mesh, "timeout": timeout}
     if when == "argument" and is_odd:
         arguments |= run.chance.choice(WRONG)
     if when == "mesh" and is_odd:
         arguments["mesh"] = run.part
+    dist.barrier()  # a machine with other work starts processes at different times
     if when == "before" and is_odd and action is not None:
         action(run)
     if when == "within" and is_odd and action is not None:
         strike_within(run, action)
     if when in ("argument", "mesh") and is_odd:
         run.struck()
-    if method == "multigrid":
-        run.stage = layer_parallel(Chain(), example_inputs=run.x).distribute(**arguments)
-    else:
-        run.x = torch.ones(2, 3, 32, 32)
-        run.stage = convert(resnet20(), n=n, coarse="linear").distribute(**arguments)
+    run.stage = net.distribute(**arguments)
     run.optimizer = torch.optim.SGD(run.stage.parameters(), lr=0.01)
     for number in range(LAST + 200):
         if number != run.after or when != "between":

@@ -4,6 +4,7 @@ Python cannot interrupt a wait of gloo. But when a wait runs out of time, gloo c
 their contents would be ambiguous from then on, and every other wait on the group raises (``UnboundBuffer::waitRecv``
 calls ``context_->signalException`` in gloo/transport/tcp/unbound_buffer.cc). So a receive that nobody answers, and a
 wait of a millisecond for it by the watching thread, end all waits of the main thread. NCCL has ``abort`` for that.
+With NCCL the main thread stands where it first needs a value, such as ``loss.item()``; that has not been run.
 """
 
 from __future__ import annotations

@@ -22,13 +22,9 @@ An error of communication is a consequence: it is held back for a moment until t
 a cause: it is told to the others and passes on unchanged. The first failure that a rank learns of is the one it keeps
 and passes on, so a rank that fails because its neighbour did is not blamed.
 
-A rank that comes out of a hang finds its own name in the error. One that does not, with the failure known to its
-thread, has another ``timeout`` seconds; then it writes where it hangs to stderr and ends its process, so that a job
-does not stand for ever where no launcher ends the rest. That holds for a hang between steps too: in a data loader, an
-optimiser, or a barrier of the user's own, which the watching thread sees in the main thread's frames (position.py).
-
-NCCL: its waits do not hold up Python, so the main thread stands where it first needs a value, such as ``loss.item()``;
-there, waits end by aborting the communicators. That is written from the documentation and has not been run.
+A rank that comes out of a hang finds its own name in the error. One that does not has another ``timeout`` seconds;
+then it writes where it hangs to stderr and ends its process, so that a job does not stand for ever where no launcher
+ends the rest. That holds between steps too; there, the main thread's frames show a barrier of the user's (position.py).
 """
 
 from __future__ import annotations
@@ -248,6 +244,7 @@ class Watch:
         if known or self._connections is None:
             return
         if is_consequence(error, waits=self._state.waits):
+            self._state = dataclasses.replace(self._state, waits=True)  # it did, if it has not said so
             if not self._failure_known.wait(_GRACE):
                 self._suspect(error)
             if self._failure is not None:
@@ -301,7 +298,7 @@ class Watch:
 
     def _heartbeat(self, now: float, waits_for: float = 0.0) -> Heartbeat:
         """What this rank does; where its main thread has stood in a wait of torch's so long, it waits for others."""
-        state, stands = self._state, self._position
+        state = self._state
         doing, seconds, waits = state.doing, now - state.since, state.waits
         if not waits and waits_for:  # in a collective call that nobody announced
             doing = f"a collective call of torch.distributed{f' in {doing!r}' if doing else ''}"
@@ -315,7 +312,7 @@ class Watch:
             sent=dict(self._sent),
             took=dict(self._took),
             latest=self._latest,
-            place=stands.text,
+            place=self._position.text,
         )
 
     def _statuses(self) -> dict[int, RankStatus]:
@@ -375,8 +372,8 @@ class Watch:
             status = self._statuses()[rank]
             self._fail(Failure(rank=rank, message=f"{status.who} {message.how}; it was last seen {status}"))
         elif message.status and now - self._left[rank] < _LEAVING:
-            text = f"{self.who[rank]} left with exit status {message.status}; it was last seen {self._statuses()[rank]}"
-            self._fail(Failure(rank=rank, message=text))
+            text = f"left with exit status {message.status}; it was last seen {self._statuses()[rank]}"
+            self._fail(Failure(rank=rank, message=f"{self.who[rank]} {text}"))
 
     def _judge(self, connections: Connections, heartbeat: Heartbeat, now: float) -> None:
         """Every half second: has patience run out?"""
@@ -385,18 +382,15 @@ class Watch:
                 break_waits()
             hangs = self._depth or (self._failure.rank == self.rank and not self._raised)
             if hangs and now - self._failed_at > self.timeout:
-                end_process(
-                    f"{self.who[self.rank]} still hangs {self.timeout:g} s after a failure and ends here: "
-                    f"{self._failure.message}"
-                )
+                reason = f"still hangs {self.timeout:g} s after a failure and ends here: {self._failure.message}"
+                end_process(f"{self.who[self.rank]} {reason}")
             return
         waited = heartbeat.seconds if heartbeat.waits else 0.0
         awaited = self._left if heartbeat.peer is None else {heartbeat.peer} & self._left.keys()
         gone = (rank for rank in awaited if not connections.is_ending(rank) or now - self._left[rank] > _ENDING)
         deserted = waited > _LEFT and any(now - self._left[rank] > _LEFT for rank in gone)
         if waited >= self.timeout or deserted:
-            statuses = self._statuses()
-            statuses[self.rank] = RankStatus.of(heartbeat, self.who[self.rank])
+            statuses = {**self._statuses(), self.rank: RankStatus.of(heartbeat, self.who[self.rank])}
             failure = find_culprit(statuses, self.rank, quiet=self._quiet)
             # all of them in collective calls of the user's own may wait for processes that nobody watches
             culprit = None if failure.rank is None else statuses[failure.rank]
