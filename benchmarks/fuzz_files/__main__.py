@@ -80,7 +80,7 @@ def _one(kinds: list[str], seed: int) -> int:
         with tempfile.TemporaryDirectory() as folder:
             trial = TARGETS[kind]()(Random(f"{kind} {seed}"), Path(folder))
             print(f"{kind} {seed}: {trial.change!a}")
-            print(repr(trial.attempt()) or "right")
+            print(ascii(trial.attempt() or "right"))
     return 0
 
 

@@ -21,3 +21,10 @@ def test_halvings_against_brute_force(source, target):
         end = nn.functional.max_pool1d(torch.zeros(1, 1, end), 3, 2, padding).shape[-1]
     assert len(path) == steps
     assert end == target if target in sizes else end == ceiling
+
+
+def test_a_long_way_takes_no_time():
+    """Each step has two paddings: thirty steps were a billion paths, for a size that a file may name."""
+    path = halvings(2**31 - 1, 3)
+    assert len(path) == 29
+    assert set(path) <= {0, 1}

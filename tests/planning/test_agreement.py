@@ -106,7 +106,8 @@ def test_names_in_a_plan_import_nothing(rows: list[Planned], tmp_path: Path, mon
     (tmp_path / "planted_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     paper, name = rows[0], "planted_module:Net"
-    plan = Plan.from_json(dataclasses.replace(paper.plan, model=name, notes=(name,)).to_json())
+    plan = Plan.from_json(dataclasses.replace(paper.plan, model=f"{name}\0", notes=(name,)).to_json())
+    assert plan.class_name == "Pararealplanted_module_Net_"
     assert not wrong_network(paper, plan)
     for path in ("coarse", "cuts", "fingerprint", "source", "unit"):
         try:
