@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pararealize.tracing.module_view import Piece
 from pararealize.tracing.region_code import checkpoint_as_reentrant, write_regions
