@@ -218,9 +218,10 @@ def _size(module: nn.Module) -> int:
 
 
 class _Attempt(NamedTuple):
-    """A way to record twice: the inputs' axes that are symbols, and whether the second recording has a sample more."""
+    """A way to record twice: the inputs' axes that are symbols, the batch size, and whether the second has one more."""
 
     free: frozenset[tuple[str, int]]
+    rows: int
     grown: bool
 
 
@@ -228,13 +229,21 @@ def _attempts(example: Example) -> list[_Attempt]:
     """Ways to record, the most general first.
 
     A model may do with sizes what symbols cannot take part in, such as to use one as the key of a dictionary: then the
-    batch alone is one, and at last nothing is. A model may decide on the batch size: then both recordings have one.
+    batch alone is one, and at last nothing is. A model may decide on the batch size: then both recordings have one, at
+    last that of the example.
     """
     axes = [(name, axis, size) for name, value in example.tensors.items() for axis, size in enumerate(value.shape)]
     every = frozenset((name, axis) for name, axis, _ in axes)
     rows = frozenset((name, axis) for name, axis, size in axes if axis == 0 and size == example.batch)
     frees = dict.fromkeys((every, rows, frozenset[tuple[str, int]]()))
-    return [_Attempt(free, grown) for free in frees for grown in ((True, False) if rows else (False,))]
+    attempts = []
+    for free in frees:
+        if rows:
+            attempts.append(_Attempt(free, _rows(example), grown=True))
+        if free and example.batch:
+            attempts.append(_Attempt(free, _rows(example), grown=False))
+        attempts.append(_Attempt(free, example.batch or 1, grown=False))
+    return list(dict.fromkeys(attempts))
 
 
 class _MergedRecordings(NamedTuple):
@@ -251,12 +260,16 @@ def _record_and_compare(
 ) -> _MergedRecordings:
     """Record until every part is readable."""
     attempts = _attempts(example)
+    shapes = {name: tuple(tensor.shape) for name, tensor in example.tensors.items()}
     number = 0
     for _ in range(_MOST_RETRIES):
         attempt = attempts[number]
         plain = not attempt.free
         try:
-            return _record_twice(copy, example, opaque, attempt)
+            recordings = _record_twice(copy, example, opaque, attempt)
+            if attempt.rows == (example.batch or 1) or recordings.guards.allow(shapes):
+                return recordings
+            raise FollowsBatchError  # they hold for more rows than the example has
         except FollowsBatchError:
             number += 1
             continue
@@ -310,7 +323,7 @@ class _SameTypeError(Exception):
 def _record_in_types(
     copy: FakeCopy, example: Example, opaque: _OpaqueModules, attempt: _Attempt, *, other: bool
 ) -> _MergedRecordings:
-    batch = _rows(example) if attempt.grown or (attempt.free and example.batch) else example.batch or 1
+    batch = attempt.rows
     checked: set[Any] = set()
     settings: dict[str, Any] = {"opaque": opaque, "free": attempt.free, "checked": checked}
     first = record(copy, example, batch=batch, training=True, **settings)

@@ -180,3 +180,32 @@ def test_exported_within_the_guards_alone() -> None:
     batch = torch.export.Dim("batch", min=2)
     exported = torch.export.export(net, (X,), dynamic_shapes=({0: batch},))
     torch.testing.assert_close(exported.module()(X[:3]), net(X[:3]))
+
+
+class OneOrMore(nn.Module):
+    """Does one thing for a batch of one and another for all others, as decoders do where positions are not expanded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = torch.ones(1, 4)
+        if shift.shape[0] != x.shape[0]:
+            shift = 2 * shift.expand(x.shape[0], -1)
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x + shift))
+        return x
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_rule_for_a_batch_of_one_holds_for_it(batch: int) -> None:
+    """The example's own batch was not among those for which its recording held, nor could it be recorded anew."""
+    model = OneOrMore().eval()
+    net = pararealize(model, n=2, example_inputs=torch.randn(batch, 4))
+    net.guards.check({"x": torch.randn(batch, 4)})
+    for rows in (batch, 1, 2, 5, 1):
+        x = torch.randn(rows, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecordingWarning)
+            assert torch.allclose(net.eval().iterate(x, 1), model(x), atol=1e-6)
