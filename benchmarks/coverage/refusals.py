@@ -18,6 +18,9 @@ REASONS = {
         "Its forward divides its own weights, once, when it is first called in eval mode: the model that is called a "
         "second time is another one."
     ),
+    "the model does something else in other element types": (
+        "Its forward asks for the element type and clamps in half precision alone; converted in that type it converts."
+    ),
     "random numbers are read by several parts": (
         "One dropout mask is read by all layers: segments on several devices would each draw another, and the network "
         "would be another one."

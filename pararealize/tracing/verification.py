@@ -27,11 +27,11 @@ from .leaves import is_layer
 from .model_twin import real_twin
 from .module_view import Piece
 from .random_calls import draws
+from .type_nodes import of_type
 
 __all__ = ["MisreadError", "check_against_model", "explain", "mode_error", "run_model", "settings"]
 
 _HEAVY = 4e8  # operations of a call, from which on fewer settings do
-_TRY_OTHER_TYPES = True
 _LARGE = 32  # sizes from here on are halved for a heavy network
 _CASTS = ("to", "type", "type_as", "float", "half", "bfloat16", "double", "view_as_complex", "complex", "dtype_of")
 _MUCH_MEMORY = 2**31  # bytes of parameters
@@ -69,7 +69,7 @@ def check_against_model(captured: Capture) -> None:
             if difference := trial.run(setting):
                 raise _error(captured, setting, difference, trial)
             if not trial.refused:
-                ran = True
+                ran = ran or setting.dtype is None  # what runs in another type may not run as the example is
                 break
     if not ran and all(run_model(captured.model, captured.example, training=mode) for mode in (False, True)):
         # fake tensors mind no element types, so that it was recorded; nothing shows that the graph is right
@@ -177,8 +177,10 @@ def _is_allowed(captured: Capture, shapes: dict[str, Shape]) -> bool:
 
 
 def _types(captured: Capture) -> list[torch.dtype]:
-    """Another element type than that of the model's parameters."""
-    if not _TRY_OTHER_TYPES:
+    """Another element type than that of the model's parameters; none where the graph holds for one alone."""
+    if any(node.target is of_type for node in captured.graph.nodes):
+        return []
+    if any(".dtype ==" in guard.condition for guard in captured.guards):
         return []
     dtypes = {parameter.dtype for parameter in captured.model.parameters() if parameter.is_floating_point()}
     return [next(dtype for dtype in (torch.bfloat16, torch.float32) if dtype not in dtypes)] if len(dtypes) == 1 else []

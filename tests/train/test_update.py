@@ -12,7 +12,7 @@ from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import ExampleError, ModelError
 from pararealize.train.steps import one_process_step
 from pararealize.train.update import Sums, Update
-from tests.training import network, same, samples
+from tests.training import network, samples
 
 
 def batch():
@@ -32,8 +32,10 @@ def test_a_step_is_that_written_out(clip):
     loss.backward()
     norm = nn.utils.clip_grad_norm_(twin.parameters(), math.inf if clip is None else clip)
     optimizer.step()
-    assert same(net, twin)
-    assert got.gradient == norm.item()
+    # the norm has more digits than torch's own, which is rounded for each tensor
+    assert got.gradient == pytest.approx(norm.item(), rel=1e-6)
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
     assert got.sums.count == 8
     assert got.sums.loss == loss.double().item() * 8
     assert got.sums.right == (output.argmax(1) == labels).sum().item()
