@@ -178,7 +178,7 @@ def closed():
 
 def three_ranks():
     program(2, 3)  # what torch starts once, such as threads of its own, lives on
-    return program(0, 14), program(1, 14), closed(), failures()
+    return program(0, 7), program(1, 7), closed(), failures()
 
 
 def test_networks_do_not_get_into_each_others_way() -> None:
