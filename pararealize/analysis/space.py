@@ -137,13 +137,18 @@ def space_of(node: fx.Node, module_of: Callable[[str], nn.Module]) -> Space:
 
 def _are_channels_last(node: fx.Node, axes: int, module_of: Callable[[str], nn.Module]) -> bool:
     """By what reads the value, or else by what made it, or else by the custom of (tokens, channels)."""
-    readers = _search(node, lambda n: list(n.users))
-    makers = (n for n in _search(node, lambda n: n.all_input_nodes) if _same_shape(n, node))
+    shape = node.meta["val"].shape[1:]
+    readers = _search(node, lambda n: list(n.users), _same_shape)
+    makers = (n for n in _search(node, lambda n: n.all_input_nodes, _same_shape) if _same_shape(n, node))
     for nodes in (readers, itertools.chain([node], makers)):
-        verdict = _first_verdict(nodes, node.meta["val"].shape[1:], module_of)
+        verdict = _first_verdict(nodes, shape, module_of)
         if verdict is not None:
             return verdict
-    return axes == 2
+    # layers over the last axis may stand behind a reshape that folds the others, such as series into the batch
+    around = (
+        _search(node, towards, _has_last_axis) for towards in (lambda n: list(n.users), lambda n: n.all_input_nodes)
+    )
+    return axes == 2 or bool(_first_verdict(itertools.chain.from_iterable(around), shape, module_of))
 
 
 def _first_verdict(
@@ -163,21 +168,27 @@ def _first_verdict(
 
 
 def _verdict_of_module(module: nn.Module, shape: Sequence[int]) -> bool | None:
-    """The same of one call; a module that was not looked into may move axes within, to layers of either kind."""
+    """The same of one call, whose layers say so by their kind and by how many channels they have.
+
+    A norm over channels may stand between two transpositions, and a module that was not looked into may move axes
+    within, to layers of either kind.
+    """
     modules = list(module.modules())
     first, last = (any(isinstance(m, kinds) for m in modules) for kinds in (_CHANNELS_FIRST, _CHANNELS_LAST))
     if first == last:
         return None
-    if last or len(modules) == 1:
-        return last
+    if last:
+        return True
     counts = {getattr(m, name, None) for m in modules for name in _COUNTS}
     fits_first, fits_last = shape[0] in counts, shape[-1] in counts
-    if fits_first and fits_last:
+    if fits_first and fits_last and len(modules) > 1:
         return None
-    return fits_last
+    return fits_last and not fits_first
 
 
-def _search(start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]]) -> Iterable[fx.Node]:
+def _search(
+    start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]], keeps: Callable[[fx.Node, fx.Node], bool]
+) -> Iterable[fx.Node]:
     """The operations around one, nearest first, through those that keep its shape, but for padding."""
     queue, seen = list(neighbours(start)), {start}
     for _ in range(_STEPS):
@@ -188,10 +199,15 @@ def _search(start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]]) -> I
             continue
         seen.add(node)
         yield node
-        if _same_shape(node, start) or node.target in _PADDING:
+        if keeps(node, start) or node.target in _PADDING:
             queue += neighbours(node)
 
 
 def _same_shape(node: fx.Node, other: fx.Node) -> bool:
     value: Any = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.shape == other.meta["val"].shape
+
+
+def _has_last_axis(node: fx.Node, other: fx.Node) -> bool:
+    value: Any = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and other.meta["val"].shape[-1] in value.shape[1:]

@@ -125,3 +125,30 @@ def test_a_module_that_was_not_looked_into_keeps_channels_first() -> None:
         nodes = [node for node in captured.graph.nodes if str(node.target) in captured.opaque]
         assert len(nodes) == 3
         assert all(space_of(node, captured.model.get_submodule).channel == 0 for node in nodes)
+
+
+class Folded(nn.Module):
+    """A block over the steps of each series, which are folded into the batch meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, series, steps, width = x.shape
+        y = x.reshape(batch * series, steps, width)
+        y = y + self.linear(self.norm(y.transpose(1, 2)).transpose(1, 2))
+        return y.reshape(batch, series, steps, width)
+
+
+def test_channels_behind_a_reshape_that_folds_other_axes() -> None:
+    """Of four axes the first was taken for the channels, and adapters mixed series that the model keeps apart."""
+    model = nn.Sequential(nn.Linear(4, 8), *(Folded() for _ in range(3)))
+    captured = capture(model, torch.randn(2, 3, 5, 4))
+    spaces = [
+        space_of(node, captured.model.get_submodule)
+        for node in captured.graph.nodes
+        if str(getattr(node.meta.get("val"), "shape", "")) == "torch.Size([2, 3, 5, 8])"
+    ]
+    assert len(spaces) == 4
+    assert {space.channel for space in spaces} == {2}
