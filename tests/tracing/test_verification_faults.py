@@ -184,8 +184,7 @@ def test_a_graph_that_is_wrong_in_one_respect(fault: str) -> None:
         check_against_model(captured)
 
 
-def test_a_type_that_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_TRY_OTHER_TYPES", True)
+def test_a_type_that_is_fixed() -> None:
     check_against_model(graph_with(lambda graph: None))
     captured = graph_with(
         lambda graph: behind(node_of(graph, "x"), lambda g, n: g.call_method("to", (n, torch.float32)))
