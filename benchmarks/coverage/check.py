@@ -9,6 +9,7 @@ import contextlib
 import functools
 import gc
 import io
+import re
 import resource
 import subprocess
 import time
@@ -110,12 +111,17 @@ def _verdict(run: Callable[[], None]) -> tuple[str, str]:
     except NotApplicableError:
         return "–", ""
     except PararealizeError as error:
-        return "refused", f"{type(error).__name__}: {error}"[:_MOST_ERROR]
+        return "refused", without_folders(f"{type(error).__name__}: {error}")[:_MOST_ERROR]
     except WrongError as error:
         return "wrong", str(error)[:_MOST_ERROR]
     except Exception as error:  # noqa: BLE001 (it becomes the row)
-        return "crash", f"{type(error).__name__}: {error}"[:_MOST_ERROR] + f" ({_line(error)})"
+        return "crash", without_folders(f"{type(error).__name__}: {error}")[:_MOST_ERROR] + f" ({_line(error)})"
     return "right", ""
+
+
+def without_folders(text: str) -> str:
+    """A text whose paths begin within the installed packages or the project: where these stand is the machine's."""
+    return re.sub(rf"/[^\s`'\"(]*/site-packages/|{re.escape(str(Path(__file__).resolve().parents[2]))}/", "", text)
 
 
 def _line(error: Exception) -> str:
@@ -143,7 +149,9 @@ def _capture(case: Case, row: dict[str, Any], _: Any) -> None:
 
 def _opaque(captured: Capture) -> dict[str, str]:
     """Class -> why it is one node."""
-    return {type(captured.model.get_submodule(path)).__name__: why for path, why in captured.opaque.items()}
+    return {
+        type(captured.model.get_submodule(path)).__name__: without_folders(why) for path, why in captured.opaque.items()
+    }
 
 
 def _kinds(chain: BlockChain) -> str:

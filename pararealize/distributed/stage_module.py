@@ -67,7 +67,7 @@ class StageModule(ModuleView):
     _program: RankProgram
     _copy_number: int
     _element_types: tuple[torch.Tensor, ...]
-    _connection: _Connection
+    _lifetime: _Lifetime
 
     def __init__(self, setup: RankSetup, program: RankProgram) -> None:
         super().__init__()
@@ -76,9 +76,9 @@ class StageModule(ModuleView):
             torch.empty(0, dtype=dtype, device=setup.channel.device) for dtype in (torch.float32, torch.float64)
         )
         _fill(self, setup, program)
-        self.__dict__["_connection"] = connection = _Connection()
+        self.__dict__["_lifetime"] = lifetime = _Lifetime()
         # not at exit: there the watchdog itself looks at how the script ended, and tells the others
-        weakref.finalize(connection, setup.groups.end, everyone_does=False).atexit = False
+        weakref.finalize(lifetime, setup.groups.end, everyone_does=False).atexit = False
 
     @property
     def rank(self) -> int:
@@ -174,7 +174,7 @@ class StageModule(ModuleView):
         nn.Module.__init__(copied)
         memo[id(self)] = copied
         setup.channel.copies += 1
-        copied.__dict__.update(_copy_number=setup.channel.copies, _connection=self._connection)
+        copied.__dict__.update(_copy_number=setup.channel.copies, _lifetime=self._lifetime)
         _fill(copied, setup, program)
         copy_hooks(self, copied, memo)
         copied.__dict__.update(
@@ -263,5 +263,5 @@ def _fill(stage: StageModule, setup: RankSetup, program: RankProgram) -> None:
     stage.__dict__.update(rank_setup=setup, mesh=setup.mesh, _program=program)
 
 
-class _Connection:
+class _Lifetime:
     """Referred to by a stage and its copies alone: when the last of them is gone, what connects the ranks ends."""

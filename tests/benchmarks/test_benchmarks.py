@@ -330,3 +330,10 @@ def test_memory_of_each_rank(tmp_path):
     assert max(two["kept_mib"]) < one["kept_mib"][0]
     assert "| linear | 2 |" in memory_command.markdown(harness.Results(tmp_path / "results.json"))
     assert "<svg" in (tmp_path / "memory.svg").read_text()
+
+
+def test_rows_of_coverage_name_no_folder_of_the_machine() -> None:
+    text = "cannot capture (Net) at /opt/python/lib/python3.11/site-packages/transformers/x.py:3 `y`"
+    assert check.without_folders(text) == "cannot capture (Net) at transformers/x.py:3 `y`"
+    hook = f"a hook ({Path(__file__).resolve()}:9)"
+    assert check.without_folders(hook) == "a hook (tests/benchmarks/test_benchmarks.py:9)"
