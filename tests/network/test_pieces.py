@@ -204,3 +204,15 @@ def test_a_segment_that_only_counts_its_calls_may_run_twice() -> None:
     net = pararealize(model, n=2, example_inputs=x, coarse="exact")
     assert all(int(layer.calls) == 0 for layer in (model[0], net.get_submodule("0")))
     net(x).sum().backward()
+
+
+def test_what_raises_otherwise_in_the_trial_says_nothing_of_gradients() -> None:
+    class Wary(Clipped):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            if x.is_leaf and x.requires_grad:
+                raise ValueError("an input of the user's own")
+            return y
+
+    model, x = nn.Sequential(nn.Linear(4, 4), *(Wary(4, 4) for _ in range(4))), torch.randn(2, 4)
+    pararealize(model, n=2, example_inputs=x, coarse="exact")
