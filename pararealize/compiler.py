@@ -5,7 +5,7 @@ find_blocks       stem C^1, the repeated blocks, head h                         
 receptive_fields  what each block sees of its input                                analysis.fields
 count_costs       what each block costs                                            analysis
 plan_segments     where to cut, which adapters and coarse blocks                   planning
-build_adapter     adapters C^j, j = 2..n: segment j's input, from the network's    coarse
+build_adapter     adapters C^j, j = 2..n: segment j's input, from its window's     coarse
 build_coarse      coarse blocks F^j, j = 1..n-1: stand-ins for segment g^{j+1}     coarse
 emit              the parareal network                                             network
 """
@@ -35,6 +35,7 @@ from pararealize.plan.transfer import Transfer
 from pararealize.planning.agreement import check_plan
 from pararealize.planning.arguments import device_fault, whole_number
 from pararealize.planning.search import plan_segments
+from pararealize.planning.window_arguments import Sequential, Windows
 from pararealize.tracing.front_end import capture
 
 from .argument_types import typed_arguments
@@ -47,7 +48,7 @@ Device = torch.device | str | int
 
 
 @typed_arguments(
-    PlanError, "model", "n", "devices", "coarse", "source", "stem_blocks", "cost", "plan", "leaf_modules", cuts=CutError
+    PlanError, "model", "n", "devices", "coarse", "source", "cost", "plan", "leaf_modules", cuts=CutError
 )
 def pararealize(
     model: nn.Module,
@@ -58,7 +59,8 @@ def pararealize(
     coarse: Coarse = "paper",
     cuts: Literal["cost", "paper"] | Sequence[str] = "cost",
     source: Literal["input", "stem"] | None = None,
-    stem_blocks: int = 0,
+    windows: Windows = 1,
+    sequential: Sequential = 0,
     seed: int = 0,
     cost: Literal["flops", "seconds"] = "flops",
     transfer: Transfer | None = None,
@@ -75,6 +77,9 @@ def pararealize(
         x_j = C^j(x), \quad y_j = g^j(x_j), \quad z_1 = y_1, \quad
         z_{j+1} = y_{j+1} + F^j(z_j - x_{j+1}), \quad \bar f(x) = h(z_n).
 
+    With several ``windows``, each one does this with what the window before it gives in the place of the stem's output;
+    within short windows, segments start from nearly what they would get in the original.
+
     An adapter :math:`C^j` guesses segment j's input from the network's own input, so that no :math:`y_j` waits for
     another. One correction then passes the jumps :math:`z_j - x_{j+1}` through the coarse blocks :math:`F^j`, cheap
     stand-ins for :math:`g^{j+1}`; :math:`z_j` is the corrected output of segment j. It is one iteration of parareal,
@@ -83,8 +88,9 @@ def pararealize(
 
     Args:
         model: any feed-forward module; it is left as found, and the result holds copies of its parameters.
-        n: segments, between 1 and the number of blocks; not needed where ``plan`` is given.
-        devices: where segments run, in order, wrapping round when there are fewer than ``n``; ``None`` for where the
+        n: segments of a window, between 1 and the number of blocks; not needed where ``plan`` is given. A window with
+            fewer blocks has fewer.
+        devices: where the segments of a window run, in order, wrapping round when there are fewer than ``n``; ``None`` for where the
             model is.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
         coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable
@@ -92,10 +98,12 @@ def pararealize(
             networks like this one; the plan's notes say which, and why.
         cuts: ``"cost"`` for the shortest step, ``"paper"`` for equally many blocks in each run of blocks of one shape,
             or the names of the blocks at which segments begin.
-        source: what adapters :math:`C^j` read: the raw ``"input"`` (images) or the ``"stem"``'s output; chosen when
-            left out.
-        stem_blocks: how many of the first blocks are to belong to the stem. They run before everything else, and
-            adapters read what they give: slower, and nearer to the original.
+        source: what adapters :math:`C^j` of the first window read: the raw ``"input"`` (images) or the ``"stem"``'s
+            output; chosen when left out. Those of later windows read what the window before gives.
+        windows: how many windows, one after the other, each of n segments: 1 is the paper's network, as many as blocks
+            the original; the names of the blocks at which windows begin; or ``"auto"``, the most that cost nothing.
+        sequential: how many of the first blocks, or the names of those, that run as in the original: slower, and nearer
+            to it.
         seed: of the new weights. The caller's random state stays as found.
         cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
         transfer: what a message between segments takes, for the cut; messages are free when left out. Counted work is
@@ -122,15 +130,23 @@ def pararealize(
         >>> net(torch.randn(5, 3, 32, 32)).shape
         torch.Size([5, 10])
     """
-    n = _check_arguments(n, devices, coarse, source, stem_blocks, cost, plan)
-    stem_blocks = stem_blocks if plan is None else plan.stem_blocks
+    n = _check_arguments(n, devices, coarse, source, cost, plan)
     places = _devices(devices)
     with _without_garbage_collection(), ordinary_mode():
-        chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules), stem_blocks=stem_blocks)
+        chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
         trial = chain.on_twin()
         if plan is None:
             plan = make_plan(
-                trial, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost, transfer=transfer
+                trial,
+                n,
+                coarse=coarse,
+                cuts=cuts,
+                source=source,
+                windows=windows,
+                sequential=sequential,
+                devices=places,
+                cost=cost,
+                transfer=transfer,
             )
         else:
             check_plan(chain, plan)
@@ -141,32 +157,32 @@ def pararealize(
 
 def build_modules(
     chain: BlockChain, plan: Plan, *, coarse: Coarse = "paper", seed: int = 0
-) -> tuple[dict[int, nn.Module], dict[int, nn.Module | None]]:
-    """The adapters C^j by j = 2..n and the coarse blocks F^j by j = 1..n-1 of a plan, where the model is.
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module | None]]:
+    """The adapters C^{m,j} and the coarse blocks F^{m,j} of a plan, by name, where the model is.
 
     They are drawn on the CPU, so that one seed gives the same weights wherever the model is; on the meta device,
-    nothing is drawn. ``None`` stands for a coarse block that is g^{j+1} itself.
+    nothing is drawn. ``None`` stands for a coarse block that is g^{m,j+1} itself.
     """
     device = next(chain.capture.model.parameters()).device
-    spans = {segment.j: (segment.first, segment.last) for segment in plan.segments}
+    spans = {segment.index: (segment.first, segment.last) for segment in plan.segments}
     chain = chain.on_twin()
     with torch.device("meta" if device.type == "meta" else "cpu"):
-        adapters: dict[int, nn.Module] = {
-            a.j: build_adapter(a.x, a.y, from_stem=a.source == "stem", seed=seed, name=f"C{a.j}", sides=a.causal)
+        adapters: dict[str, nn.Module] = {
+            a.name: build_adapter(a.x, a.y, reads=a.source, seed=seed, name=a.name, sides=a.causal)
             for a in plan.adapters
         }
-        blocks = {
-            c.j: build_coarse(c, chain, first=spans[c.j + 1][0], last=spans[c.j + 1][1], seed=seed, coarse=coarse)
-            for c in plan.coarse_blocks
-        }
+        blocks: dict[str, nn.Module | None] = {}
+        for c in plan.coarse_blocks:
+            first, last = spans[c.m, c.j + 1]
+            blocks[c.name] = build_coarse(c, chain, first=first, last=last, seed=seed, coarse=coarse)
     for module in (*adapters.values(), *filter(None, blocks.values())):
         module.to(device)
     return adapters, blocks
 
 
 def _at_sizes_of(
-    chain: BlockChain, plan: Plan, adapters: dict[int, nn.Module], coarse: dict[int, nn.Module | None]
-) -> tuple[dict[int, nn.Module], dict[int, nn.Module | None]]:
+    chain: BlockChain, plan: Plan, adapters: dict[str, nn.Module], coarse: dict[str, nn.Module | None]
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module | None]]:
     """The modules of a plan that may have been made at other sizes, or in another element type, than the chain's."""
     if fingerprint(chain) == plan.fingerprint:
         return adapters, coarse
@@ -202,6 +218,8 @@ def make_plan(
     coarse: Coarse = "paper",
     cuts: Literal["cost", "paper"] | Sequence[str] = "cost",
     source: Literal["input", "stem"] | None = None,
+    windows: Windows = 1,
+    sequential: Sequential = 0,
     devices: Sequence[torch.device] | None = None,
     cost: Literal["flops", "seconds"] = "flops",
     transfer: Transfer | None = None,
@@ -240,6 +258,8 @@ def make_plan(
         coarse=coarse,
         cuts=cuts,
         source=source,
+        windows=windows,
+        sequential=sequential,
         devices=names,
         transfer=transfer,
         rate=rate,
@@ -251,7 +271,6 @@ def _check_arguments(
     devices: Sequence[Device] | None,
     coarse: Coarse,
     source: str | None,
-    stem_blocks: int,
     cost: str,
     plan: Any,
 ) -> int:
@@ -278,8 +297,6 @@ def _check_arguments(
         )
     elif plan is not None and n != plan.n:
         faults.append(PlanError(f"n is {n} and the plan is for {plan.n} segments; pass one of them"))
-    if plan is not None and stem_blocks not in (0, plan.stem_blocks):
-        faults.append(PlanError(f"stem_blocks is {stem_blocks} and the plan has {plan.stem_blocks}; pass one of them"))
     if source not in (None, "input", "stem"):
         faults.append(SourceError(f"source is {source!r}; pass 'input', 'stem' or None"))
     if cost not in ("flops", "seconds"):

@@ -90,7 +90,6 @@ class BlockChain:
         stem: what comes before the first block; may be empty.
         blocks: the chain.
         head: what comes after the last block; may be empty.
-        stem_blocks: how many further blocks, in front of these, went to the stem.
         is_on_twin: whether the model is a twin of the user's.
     """
 
@@ -100,7 +99,6 @@ class BlockChain:
     stem: Block
     blocks: tuple[Block, ...]
     head: Block
-    stem_blocks: int = 0
     is_on_twin: bool = False
 
     def on_twin(self) -> BlockChain:
@@ -174,17 +172,15 @@ def runs(keys: Iterable[K]) -> Iterator[tuple[K, int, int]]:
         yield key, first, last
 
 
-@typed_arguments(CutError, "stem_blocks")
-def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
+@typed_arguments(CutError)
+def find_blocks(capture: Capture) -> BlockChain:
     """Cut a captured network into stem, blocks and head.
 
     Args:
         capture: the network.
-        stem_blocks: how many of the first blocks are to belong to the stem.
 
     Raises:
-        CutError: fewer than one block lies between cuts; the message says which tensors are alive and where. Or so many
-            blocks for the stem leave none.
+        CutError: fewer than one block lies between cuts; the message says which tensors are alive and where.
 
     Example:
         >>> import torch
@@ -226,12 +222,7 @@ def find_blocks(capture: Capture, *, stem_blocks: int = 0) -> BlockChain:
             f"no blocks between cut points: {why_no_more(flow)}. Convert a part of the model that is a chain, or pass "
             "leaf_modules=[...] with the classes that hold the long skips"
         )
-    if isinstance(stem_blocks, bool) or not isinstance(stem_blocks, int) or not 0 <= stem_blocks < len(spans):
-        raise CutError(
-            f"stem_blocks = {stem_blocks!r} is out of range: {type(capture.model).__name__} has {len(spans)} blocks, "
-            f"and one must remain; pass an integer from 0 to {len(spans) - 1}"
-        )
-    return _chain(flow, spans[stem_blocks:], stem_blocks)
+    return _chain(flow, spans)
 
 
 def _sequential(finder: BlockFinder, spans: list[BlockSpan]) -> float:
@@ -246,7 +237,7 @@ class _Interface(NamedTuple):
     space: Space
 
 
-def _chain(flow: Flow, spans: list[BlockSpan], stem_blocks: int) -> BlockChain:
+def _chain(flow: Flow, spans: list[BlockSpan]) -> BlockChain:
     module_of = flow.capture.graph_module.get_submodule
     block_of = partial(_block, flow, shared_values(flow, spans))
     entry = entry_of(flow) if spans[0].first == 0 else _alive_after(flow, spans[0].first - 1)
@@ -269,7 +260,6 @@ def _chain(flow: Flow, spans: list[BlockSpan], stem_blocks: int) -> BlockChain:
         stem=block_of("stem", "stem", front, (begin, begin), reading=()),
         blocks=tuple(blocks),
         head=block_of("head", "head", rest, (end, _Interface(output, end.space)), reading=(*rest, output)),
-        stem_blocks=stem_blocks,
     )
 
 

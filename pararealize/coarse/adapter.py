@@ -19,32 +19,36 @@ from pararealize.errors import CoarseError
 from pararealize.random_state import seeded_weights
 
 from .resampling import Move, route
+from .spec import AdapterReads
 from .units import in_type_of_weights
 
 __all__ = ["Adapter", "adapter_cost", "adapter_parameters", "build_adapter", "describe_adapter"]
 
 
-def describe_adapter(source: Space, target: Space, *, from_stem: bool = False, sides: Sides = ()) -> str:
+def describe_adapter(source: Space, target: Space, *, reads: AdapterReads = "input", sides: Sides = ()) -> str:
     """What :func:`build_adapter` would build, in one line: ``"2 × max_pool 3×3/2 → conv 1×1 3→64"``."""
+    if _is_identity(source, target, reads, sides):
+        return "identity"
     runs = [(text, len(list(run))) for text, run in groupby(step.text for step in route(source, target, sides=sides))]
     recipe = " → ".join(text if times == 1 else f"{times} × {text}" for text, times in runs)
-    return f"{recipe}, from the identity" if _starts_as_identity(source, target, from_stem, sides) else recipe
+    return f"{recipe}, from the identity" if _starts_as_identity(source, target, reads, sides) else recipe
 
 
 @typed_arguments(CoarseError)
 def build_adapter(
-    source: Space, target: Space, *, from_stem: bool, seed: int = 0, name: str = "adapter", sides: Sides = ()
-) -> "Adapter":
+    source: Space, target: Space, *, reads: AdapterReads, seed: int = 0, name: str = "adapter", sides: Sides = ()
+) -> "Adapter | nn.Identity":
     """The adapter from one space to another, for any pair of maps, token sequences and vectors.
 
     Weights are drawn with variance 1 / fan-in, as nothing rectifies their input, and biases start at zero; where the
-    source is the stem and the shapes agree, the adapter starts as the exact identity. The caller's random state stays
-    as found. Inside ``with torch.device("meta")`` nothing is allocated; otherwise it is built on the CPU.
+    source is the stem and the shapes agree, the adapter starts as the exact identity. Where the source is what a window
+    before gives, and the space does not change, it is the identity and stays it. The caller's random state stays as
+    found. Inside ``with torch.device("meta")`` nothing is allocated; otherwise it is built on the CPU.
 
     Args:
         source: the space of the raw input or of the stem's output, without the batch dimension.
         target: the space X_{j-1} of the segment's input; its dtype is the adapter's.
-        from_stem: whether the source is the stem's output.
+        reads: what the source is: the raw ``"input"``, the ``"stem"``'s output, or that of the ``"window"`` before.
         seed: with ``name``, fixes the weights: equal ones give equal bits on the CPU.
         name: the adapter's name, such as ``"C2"``, so that adapters of one seed differ.
         sides: where it may read, by axis; both sides of all where empty.
@@ -54,14 +58,16 @@ def build_adapter(
         do; the numbers of a token grid, and sizes next to a vector, are those of the spaces.
 
     Example:
-        ``build_adapter(image, interface, from_stem=False)`` for 3×32×32 and 128×16×16 is one 3×3 max pool of stride 2
+        ``build_adapter(image, interface, reads="input")`` for 3×32×32 and 128×16×16 is one 3×3 max pool of stride 2
         and a 1×1 convolution with 3·128 parameters.
     """
+    if _is_identity(source, target, reads, sides):
+        return nn.Identity()
     with seeded_weights(seed, name):
         adapter = Adapter(source, target, sides)
         project = adapter.project
         with torch.no_grad():
-            if not _starts_as_identity(source, target, from_stem, sides):
+            if not _starts_as_identity(source, target, reads, sides):
                 nn.init.kaiming_normal_(project.weight, nonlinearity="linear")
             elif isinstance(project, nn.Linear):
                 nn.init.eye_(project.weight)
@@ -69,21 +75,25 @@ def build_adapter(
                 nn.init.dirac_(project.weight)
             if project.bias is not None:
                 nn.init.zeros_(project.bias)
-    adapter.recipe = describe_adapter(source, target, from_stem=from_stem, sides=sides)
+    adapter.recipe = describe_adapter(source, target, reads=reads, sides=sides)
     return adapter
 
 
 @lru_cache(maxsize=4096)
-def adapter_cost(source: Space, target: Space, *, from_stem: bool, sides: Sides = ()) -> tuple[int, BlockCost]:
+def adapter_cost(source: Space, target: Space, *, reads: AdapterReads, sides: Sides = ()) -> tuple[int, BlockCost]:
     """Parameters and cost of an adapter, counted on the meta device; no gradient flows into a raw input."""
+    if _is_identity(source, target, reads, sides):
+        return 0, BlockCost()
     adapter = _on_meta_device(source, target, sides)
-    return _numel(adapter), count_module(adapter, source, first=not from_stem)
+    return _numel(adapter), count_module(adapter, source, first=reads == "input")
 
 
 @lru_cache(maxsize=4096)
-def adapter_parameters(source: Space, target: Space, *, sides: Sides = ()) -> int:
+def adapter_parameters(
+    source: Space, target: Space, *, reads: AdapterReads = "input", sides: Sides = ()
+) -> int:
     """Parameters of an adapter, without its cost: nothing is run."""
-    return _numel(_on_meta_device(source, target, sides))
+    return 0 if _is_identity(source, target, reads, sides) else _numel(_on_meta_device(source, target, sides))
 
 
 def _on_meta_device(source: Space, target: Space, sides: Sides) -> "Adapter":
@@ -120,6 +130,10 @@ class Adapter(nn.Sequential):
         return f"{self.spaces}: {self.recipe}"
 
 
-def _starts_as_identity(source: Space, target: Space, from_stem: bool, sides: Sides) -> bool:
+def _starts_as_identity(source: Space, target: Space, reads: AdapterReads, sides: Sides) -> bool:
     shifted = any(side is not None and side.offset for side in sides)
-    return from_stem and source.shape == target.shape and source.channel == target.channel and not shifted
+    return reads != "input" and source.shape == target.shape and source.channel == target.channel and not shifted
+
+
+def _is_identity(source: Space, target: Space, reads: AdapterReads, sides: Sides) -> bool:
+    return reads == "window" and source.dtype == target.dtype and _starts_as_identity(source, target, reads, sides)

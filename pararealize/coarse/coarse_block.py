@@ -53,11 +53,11 @@ def build_coarse(
     Raises:
         CoarseError: a custom builder's module maps to another shape; a block cannot be copied.
     """
-    with seeded_weights(seed, f"F{plan.j}"):
+    with seeded_weights(seed, plan.name):
         if plan.kind == "custom":
             if isinstance(coarse, str) or not callable(coarse):
                 raise CoarseError(
-                    f"F^{plan.j} was built by a callable, which no plan holds, and coarse is {coarse!r}; pass it as "
+                    f"{plan.name} was built by a callable, which no plan holds, and coarse is {coarse!r}; pass it as "
                     "coarse=, a callable (segment, x_shape, y_shape) -> nn.Module"
                 )
             return build_custom(coarse, plan, chain, first, last)
@@ -73,7 +73,7 @@ def draw_coarse(plan: CoarsePlan, *, seed: int) -> nn.Module | None:
     """What :func:`build_coarse` makes, for the kinds that need no network to look at; ``None`` for the others."""
     if plan.kind not in SPACE_KINDS:
         return None
-    with seeded_weights(seed, f"F{plan.j}"):
+    with seeded_weights(seed, plan.name):
         return coarse_units(plan.kind, plan.x, plan.y, plan.units, plan.kernel, plan.causal)
 
 

@@ -74,8 +74,13 @@ def evidence() -> tuple[Evidence, ...]:
     return tuple(Evidence(**row) for row in table["rows"])
 
 
-def choose(chain: BlockChain, n: int) -> Choice:
+def choose(chain: BlockChain, n: int, *, sequential: int = 0) -> Choice:
     """The coarse kind for a network cut into n segments: see :func:`choose_from`.
+
+    Args:
+        chain: the network's blocks.
+        n: the number of segments.
+        sequential: how many of the first blocks run as in the original, as if they belonged to the stem.
 
     Example:
         >>> import torch
@@ -85,7 +90,7 @@ def choose(chain: BlockChain, n: int) -> Choice:
         >>> choice.kind in ("linear", "bottleneck", "depthwise"), choice.source
         (True, 'stem')
     """
-    share = chain.stem_blocks / (chain.stem_blocks + len(chain.blocks))
+    share = sequential / len(chain.blocks)
     return choose_from(evidence(), family_of(chain), n, stem_share=share)
 
 
@@ -136,7 +141,7 @@ def _advice(rows: Sequence[Evidence], stem_share: float) -> str:
     if not deeper:
         return ""
     share, _, kind = min(deeper)
-    return f'; with {share:.0%} of the blocks in the stem (stem_blocks), "{kind}" reached it'
+    return f'; with {share:.0%} of the blocks sequential in front (sequential=...), "{kind}" reached it'
 
 
 def _excess(trial: Iterable[Evidence]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -10,13 +10,26 @@ from pydantic.dataclasses import dataclass
 from pararealize.analysis.causality import Causality
 from pararealize.analysis.space import Space
 
-__all__ = ["STRICT", "AdapterPlan", "CoarsePlan", "Cost", "Count", "Number", "RowCost", "Text"]
+__all__ = [
+    "STRICT",
+    "AdapterPlan",
+    "AdapterReads",
+    "CoarsePlan",
+    "Cost",
+    "Count",
+    "Number",
+    "NumberedRow",
+    "RowCost",
+    "Text",
+    "numbered",
+]
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 # of files, whose numbers may be anything: sums and products of such numbers are still numbers
 Cost: TypeAlias = Annotated[float, Field(ge=0, le=1e60)]
 Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Number: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+AdapterReads: TypeAlias = Literal["input", "stem", "window"]  # what C^{m,j} reads
 Text: TypeAlias = Annotated[str, Field(max_length=20_000)]  # names and notes; real ones are a hundredth of it
 
 
@@ -33,15 +46,43 @@ class RowCost:
         return self.cost_forward + self.cost_backward
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class AdapterPlan(RowCost):
-    """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``.
+def numbered(letter: str, m: int, j: int) -> str:
+    """What part j of window m is called: ``g2_3``, and ``g3`` in a network of one window (m = 0)."""
+    return f"{letter}{m}_{j}" if m else f"{letter}{j}"
 
-    ``causal`` says, for each axis, on which side alone it reads; null for both, and empty where it is so for all.
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class NumberedRow(RowCost):
+    """A row of segment ``j`` of window ``m``, both from 1; ``m`` is 0 where the network has one window alone."""
+
+    m: Count = 0
+    j: Number
+
+    LETTER: ClassVar[str] = ""
+
+    @property
+    def name(self) -> str:
+        """What the part is called in the network: ``C2_3``, or ``C3`` in a network of one window."""
+        return numbered(self.LETTER, self.m, self.j)
+
+    @property
+    def index(self) -> tuple[int, int]:
+        """``(m, j)``."""
+        return self.m, self.j
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class AdapterPlan(NumberedRow):
+    """C^{m,j}, j from 2: from the source's space ``x`` to the segment's input ``y``, by ``recipe``.
+
+    The source of the first window's adapters is the network's ``"input"`` or its ``"stem"``, that of the others the
+    ``"window"`` before them. ``causal`` says, for each axis, on which side alone it reads; null for both, and empty
+    where it is so for all.
     """
 
-    j: Number
-    source: Literal["input", "stem"]
+    LETTER: ClassVar[str] = "C"
+
+    source: AdapterReads
     x: Space
     y: Space
     parameters: Count
@@ -52,14 +93,15 @@ class AdapterPlan(RowCost):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class CoarsePlan(RowCost):
-    """F^j, j from 1 to n - 1: from X_j (``x``) to X_{j+1} (``y``), on segment j + 1's device.
+class CoarsePlan(NumberedRow):
+    """F^{m,j}, j from 1: from X_j (``x``) to X_{j+1} (``y``) of window m, on segment j + 1's device.
 
     ``units`` and ``kernel`` are 0 where the kind has none; ``note`` says where the kind is not the one asked for;
     ``causal``, for each axis, on which side alone it reads: null for both, and empty where it is so for all.
     """
 
-    j: Number
+    LETTER: ClassVar[str] = "F"
+
     kind: Text
     units: Count
     kernel: Count

@@ -108,10 +108,10 @@ def draw_values(
 def _built(plan: Plan, part: Part, seed: int) -> nn.Module | None:
     """An adapter or coarse block as a conversion would have built it, where shapes say all of it."""
     if part.kind == "adapter":
-        row = plan.adapters[part.j - 2]
-        return build_adapter(row.x, row.y, from_stem=row.source == "stem", seed=seed, name=part.name, sides=row.causal)
+        row = next(row for row in plan.adapters if row.index == part.index)
+        return build_adapter(row.x, row.y, reads=row.source, seed=seed, name=part.name, sides=row.causal)
     if part.kind == "coarse":
-        return draw_coarse(plan.coarse_blocks[part.j - 1], seed=seed)
+        return draw_coarse(next(row for row in plan.coarse_blocks if row.index == part.index), seed=seed)
     return None
 
 

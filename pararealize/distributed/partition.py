@@ -207,14 +207,13 @@ def _parts_of(
 ) -> list[Part]:
     """A rank's parts, segment after segment; the context on the first rank, or on all that read it."""
     first, last = runs[rank]
-    n = runs[-1][1]
-    owned = [part for part in parts.values() if part.kind != "context" and first <= part.home_segment(n) <= last]
+    owned = [part for part in parts.values() if part.kind != "context" and first <= part.home <= last]
     context = parts.get("context")
     if context is not None:
         reads_it = any(set(context.gives).intersection(part.reads) for part in owned)
         if reads_it if context_everywhere else rank == 0:
             owned.insert(0, context)
-    return sorted(owned, key=lambda part: part.home_segment(n))  # stable: within a segment in the order of the calls
+    return sorted(owned, key=lambda part: part.home)  # stable: within a segment in the order of the calls
 
 
 # What parts read -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from .iteration import Iterates
 from .measurement import measure_network
 from .module import PararealModule
 from .parareal import compose, correction, corrections, difference, iterate, iterations, messages, reduction
-from .parts import EquationNodes, part_modules, part_of, read_equation, read_parts
+from .parts import EquationNodes, part_modules, parts_by_node, read_equation, read_parts
 from .pieces import Pieces
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
     "measure_network",
     "messages",
     "part_modules",
-    "part_of",
+    "parts_by_node",
     "read_equation",
     "read_parts",
     "reduction",

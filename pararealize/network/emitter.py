@@ -34,8 +34,8 @@ __all__ = ["emit"]
 def emit(
     chain: BlockChain,
     plan: Plan,
-    adapters: Mapping[int, nn.Module],
-    coarse: Mapping[int, nn.Module | None],
+    adapters: Mapping[str, nn.Module],
+    coarse: Mapping[str, nn.Module | None],
     *,
     devices: Sequence[torch.device] | None = None,
 ) -> PararealModule:
@@ -44,9 +44,9 @@ def emit(
     Args:
         chain: the network's blocks; its model is copied, so that training the result leaves it alone.
         plan: where to cut.
-        adapters: C^j by j = 2..n.
-        coarse: F^j by j = 1..n-1; ``None`` where it is g^{j+1} itself.
-        devices: one for every segment, or ``None`` to stay where the model is.
+        adapters: C^{m,j} by name.
+        coarse: F^{m,j} by name; ``None`` where it is g^{m,j+1} itself.
+        devices: n of them, or ``None`` to stay where the model is.
 
     Returns:
         The network, in the model's mode.
@@ -54,20 +54,21 @@ def emit(
     Raises:
         ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
     """
-    if set(adapters) != set(range(2, plan.n + 1)) or set(coarse) != set(range(1, plan.n)):
+    wanted = [{row.name for row in rows} for rows in (plan.adapters, plan.coarse_blocks)]
+    if [set(adapters), set(coarse)] != wanted:
         raise PlanError(
-            f"the plan has {plan.n} segments, the adapters are for j = {sorted(adapters)} and the coarse blocks for "
-            f"j = {sorted(coarse)}; pass adapters C^j for j = 2..n and coarse blocks F^j for j = 1..n-1"
+            f"the plan has adapters {sorted(wanted[0])} and coarse blocks {sorted(wanted[1])}, and given are "
+            f"{sorted(map(str, adapters))} and {sorted(map(str, coarse))}; pass those of the plan, by name"
         )
     if devices is not None and len(devices) != plan.n:
-        raise DeviceError(f"{len(devices)} devices for {plan.n} segments; pass one for every segment")
+        raise DeviceError(f"{len(devices)} devices for n = {plan.n}; pass n of them")
     pieces = Pieces(chain, plan)
     tree, keys = copy_model(chain.capture.model, chain.capture.constants)
     training = chain.capture.model.training
-    blocks = {f"F{j}": block for j, block in coarse.items() if block is not None}
+    blocks = {name: block for name, block in coarse.items() if block is not None}
     root, tree = tree, bare_tree(tree)  # which has the root's hooks
     guards, original = chain.capture.guards, Original(root, tuple(chain.capture.opaque))
-    tree._modules["adapters"] = nn.ModuleDict({f"C{j}": C for j, C in adapters.items()}).train(training)
+    tree._modules["adapters"] = nn.ModuleDict(dict(adapters)).train(training)
     tree._modules["coarse"] = nn.ModuleDict(blocks).train(training)
     graph = write_equation(pieces, coarse, devices)
     if devices is not None:  # a first network places the modules; which of them pieces borrow is then known
@@ -80,12 +81,9 @@ def emit(
 
 def _place(net: PararealModule, devices: Sequence[torch.device]) -> None:
     """Move every part to its segment's device; what parts share stays with the first of them."""
-    n = net.plan.n
     placed: set[int] = set()
-    for part, root in part_modules(
-        net, sorted(net.network_parts.values(), key=lambda part: part.home_segment(n))
-    ).items():
-        device = devices[part.home_segment(n) - 1]
+    for part, root in part_modules(net, sorted(net.network_parts.values(), key=lambda part: part.home)).items():
+        device = devices[part.home - 1]
         for module in contents_of(root).modules():
             if id(module._parameters) not in placed:  # views of modules share this dictionary with the modules
                 placed.add(id(module._parameters))

@@ -11,6 +11,15 @@
 ``r_j`` is the propagated residual of the paper (its r with a tilde): z_j - x_{j+1} = r_j + F^{j-1}(r_{j-1}),
 so that one tensor, z_j, crosses each interface.
 
+With several windows the same stands once for each, with two indices. Window m + 1 begins with what window m ends with,
+w_m, in the place of the stem's output:
+
+    w_1 = y_1_2 + self.coarse.F1_1(r_1_1)
+    x_2_2 = self.adapters.C2_2(w_1)
+    y_2_1 = self.segments.g2_1(w_1)
+    y_2_2 = self.segments.g2_2(x_2_2)
+    ...
+
 Source: Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural Network".
 """
 
@@ -25,32 +34,29 @@ from torch import fx, nn
 
 from pararealize.coarse.copies import takes_context
 
+from pararealize.coarse.spec import CoarsePlan, NumberedRow
+from pararealize.plan.spec import SegmentPlan, Window
+
 from .pieces import Pieces
 
 __all__ = ["write_equation"]
 
 
 def write_equation(
-    pieces: Pieces, coarse: Mapping[int, nn.Module | None], devices: Sequence[torch.device] | None
+    pieces: Pieces, coarse: Mapping[str, nn.Module | None], devices: Sequence[torch.device] | None
 ) -> fx.Graph:
     """The network's own graph: equation (3), with every transfer between devices written out.
 
     Args:
         pieces: graphs of stem, segments and head, and what they read.
-        coarse: F^j by j = 1..n-1; ``None`` where it is g^{j+1} itself.
-        devices: one for every segment, or ``None``: no transfers.
+        coarse: the F^{m,j} by name; ``None`` where it is g^{m,j+1} itself.
+        devices: n of them, or ``None``: no transfers.
     """
     writer = _EquationWriter(pieces, coarse, devices)
-    n = pieces.plan.n
-    x = {1: writer.stem()}
-    for j in range(2, n + 1):
-        x[j] = writer.adapter(j, x[1])
-    y = {j: writer.segment(j, x[j], f"y_{j}") for j in range(1, n + 1)}
-    z = y[1]
-    for j in range(1, n):
-        r = writer.node(operator.sub, (z, x[j + 1]), f"r_{j}", j + 1)
-        z = writer.node(operator.add, (y[j + 1], writer.coarse_block(j, r)), f"z_{j + 1}", j + 1)
-    writer.head(z)
+    w = writer.stem()
+    for window in pieces.plan.windows:
+        w = writer.window(window, w)
+    writer.head(w)
     return writer.graph
 
 
@@ -62,7 +68,7 @@ class _EquationWriter:
     """
 
     def __init__(
-        self, pieces: Pieces, coarse: Mapping[int, nn.Module | None], devices: Sequence[torch.device] | None
+        self, pieces: Pieces, coarse: Mapping[str, nn.Module | None], devices: Sequence[torch.device] | None
     ) -> None:
         self.graph = fx.Graph()
         self._pieces, self._coarse, self._devices = pieces, coarse, devices
@@ -78,29 +84,42 @@ class _EquationWriter:
     def stem(self) -> fx.Node:
         """x_1; what segments read of the stem besides is unpacked."""
         besides = self._pieces.from_stem
+        x_1 = _value("x", self._pieces.plan.segments[0])
         if not besides:
-            return self.node("stem", self._inputs, "x_1", 1)
+            return self.node("stem", self._inputs, x_1, 1)
         outputs = self.node("stem", self._inputs, "stem", 1)
-        x_1 = self.node(operator.getitem, (outputs, 0), "x_1", 1)
+        first = self.node(operator.getitem, (outputs, 0), x_1, 1)
         self._unpack(outputs, besides, first=1)
-        return x_1
+        return first
 
-    def adapter(self, j: int, x_1: fx.Node) -> fx.Node:
-        """x_j = C^j(x), or C^j of the stem's output."""
-        source = x_1 if self._pieces.plan.source == "stem" else self._raw_input()
-        return self.node(f"adapters.C{j}", (source,), f"x_{j}", j)
+    def window(self, window: Window, w: fx.Node) -> fx.Node:
+        """w_m, from w_{m-1}: equations (2) and (3) for the segments of one window."""
+        x = {1: w}
+        source = self._raw_input() if window.adapters and window.adapters[0].source == "input" else w
+        for row in window.adapters:
+            x[row.j] = self.node(f"adapters.{row.name}", (source,), _value("x", row), window.offset + row.j)
+        y = {row.j: self._segment(window, row, x[row.j], _value("y", row)) for row in window.segments}
+        z = y[1]
+        for F, segment in zip(window.coarse_blocks, window.segments[1:], strict=True):
+            home = window.offset + segment.j
+            r = self.node(operator.sub, (z, x[segment.j]), _value("r", F), home)
+            is_end = segment.m > 0 and segment.j == window.n
+            name = f"w_{segment.m}" if is_end else _value("z", segment)
+            z = self.node(operator.add, (y[segment.j], self._coarse_block(window, F, segment, r)), name, home)
+        return z
 
-    def segment(self, j: int, x: fx.Node, name: str) -> fx.Node:
-        """g^j(x)."""
-        return self.node(f"segments.g{j}", (x, *self._context(self._pieces.reads[j - 1])), name, j)
+    def _segment(self, window: Window, row: SegmentPlan, x: fx.Node, name: str) -> fx.Node:
+        """g^{m,j}(x)."""
+        context = self._context(self._pieces.reads[row.name])
+        return self.node(f"segments.{row.name}", (x, *context), name, window.offset + row.j)
 
-    def coarse_block(self, j: int, r: fx.Node) -> fx.Node:
-        """F^j(r), which is g^{j+1}(r) where there is no block."""
-        block = self._coarse[j]
+    def _coarse_block(self, window: Window, row: CoarsePlan, segment: SegmentPlan, r: fx.Node) -> fx.Node:
+        """F^{m,j}(r), which is g^{m,j+1}(r) where there is no block."""
+        block = self._coarse[row.name]
         if block is None:
-            return self.segment(j + 1, r, f"F_{j}")
-        context = self._context(self._pieces.reads[j]) if takes_context(block) else []
-        return self.node(f"coarse.F{j}", (r, *context), f"F_{j}", j + 1)
+            return self._segment(window, segment, r, _value("F", row))
+        context = self._context(self._pieces.reads[segment.name]) if takes_context(block) else []
+        return self.node(f"coarse.{row.name}", (r, *context), _value("F", row), window.offset + segment.j)
 
     def head(self, z: fx.Node) -> None:
         """h(z_n), the network's output."""
@@ -141,3 +160,8 @@ class _EquationWriter:
     def _raw_input(self) -> fx.Node:
         """The network's one floating-point input."""
         return next(self._values[source] for source in self._pieces.placeholders if source.users)
+
+
+def _value(letter: str, row: NumberedRow) -> str:
+    """What a value of a part is called in the code: ``y_2_3``, or ``y_3`` in a network of one window."""
+    return f"{letter}_{row.m}_{row.j}" if row.m else f"{letter}_{row.j}"

@@ -45,23 +45,24 @@ class InterfaceSizes:
     Args:
         chain: the recorded network.
         plan: where it is cut.
-        adapters: C^j by j.
-        coarse: F^j by j.
+        adapters: C^{m,j} by name.
+        coarse: F^{m,j} by name.
     """
 
     def __init__(
-        self, chain: BlockChain, plan: Plan, adapters: Mapping[int, nn.Module], coarse: Mapping[int, nn.Module | None]
+        self, chain: BlockChain, plan: Plan, adapters: Mapping[str, nn.Module], coarse: Mapping[str, nn.Module | None]
     ) -> None:
         self._names, self._symbols = _sizes_of_inputs(chain)
         self._faults: dict[Any, str] = {}
         self._checks: list[_Check] = []
-        blocks = [(chain.blocks[segment.first], chain.blocks[segment.last]) for segment in plan.segments]
-        origin, _ = source_of(chain, plan)
-        for j, module in adapters.items():
-            self._add(f"C{j}", module, origin, blocks[j - 1][0].input)
-        for j, block in coarse.items():
+        followers = [(window, segment) for window in plan.windows for segment in window.segments[1:]]
+        for (window, segment), (name, module) in zip(followers, adapters.items(), strict=True):
+            origin, _ = source_of(chain, plan, window)
+            if type(module) is not nn.Identity:
+                self._add(name, module, origin, chain.blocks[segment.first].input)
+        for (_, segment), (name, block) in zip(followers, coarse.items(), strict=True):
             if block is not None and not takes_context(block) and type(block) is not nn.Identity:
-                self._add(f"F{j}", block, blocks[j][0].input, blocks[j][1].output)
+                self._add(name, block, chain.blocks[segment.first].input, chain.blocks[segment.last].output)
 
     def _add(self, name: str, module: nn.Module, reads: fx.Node, gives: fx.Node) -> None:
         """Check a module, unless it is known of neither end, or its ends have one size for ever."""

@@ -9,6 +9,8 @@ blocks carry differences: with x_j, y_j and z_j as in ``equation.py``,
 so the first guess U_1^0 = y_1, U_{j+1}^0 = G^{j+1}(U_j^0) is the recurrence of z_{j+1}: iteration 0 is the parareal
 network itself, to the bit. As g^1 has no other argument than x_1, interface 1 is exact from the beginning, and after k
 iterations the first k + 1 interfaces are.
+
+With several windows each does its iterations, and the next begins with what they gave.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 from torch import fx, nn
 
 from pararealize.errors import PlanError
-from pararealize.plan.plan import Plan
+from pararealize.plan.plan import Plan, Window
 from pararealize.random_state import replay_torch_state, torch_state
 from pararealize.restore import AttributeSnapshot
 from pararealize.table import aligned
@@ -43,16 +45,19 @@ class Iterates:
 
     Attributes:
         model: the original's class name.
-        n: number of segments.
+        n: number of segments of a window.
         output: the network's output after the last iteration.
         errors: ``errors[i][j-1]`` is ‖U_j^i - U_j‖ / ‖U_j‖, the relative error of interface j after i iterations, with
-            the original's U_j; i = 0 … k, j = 1 … n. Where U_j is zero, it is the absolute one.
+            the original's U_j; i = 0 … k, j = 1 … n, and on through the interfaces of further windows, each of which
+            begins with what k iterations of those before it gave. Where U_j is zero, it is the absolute one.
+        interfaces: the interfaces' numbers, as the network's names have them: ``"3"``, or ``"2_3"`` in window 2.
     """
 
     model: str
     n: int
     output: Any
     errors: tuple[tuple[float, ...], ...]
+    interfaces: tuple[str, ...]
 
     @property
     def k(self) -> int:
@@ -60,8 +65,9 @@ class Iterates:
         return len(self.errors) - 1
 
     def __str__(self) -> str:
-        shown = [j for j in range(1, self.n + 1) if j in (1, self.n) or (j - 1) % max(1, (self.n + 9) // 10) == 0]
-        rows = [["k", *(f"U_{j}" for j in shown)]]
+        count = len(self.interfaces)
+        shown = [j for j in range(1, count + 1) if j in (1, count) or (j - 1) % max(1, (count + 9) // 10) == 0]
+        rows = [["k", *(f"U_{self.interfaces[j - 1]}" for j in shown)]]
         for i, row in enumerate(self.errors):
             rows.append([str(i), *(f"{row[j - 1]:.1e}" if row[j - 1] else "exact" for j in shown)])
         title = f"{self.model}: relative errors of the interfaces after k iterations, n = {self.n}"
@@ -78,21 +84,35 @@ def iterate_network(
             f"k is {k!r}; it is the number of iterations: pass an integer from 0, the parareal network, to {n - 1}, "
             f"the original (n = {n}); more change nothing"
         )
-    maps = _NetworkMaps(net, n, devices, min(k, n), inputs, errors=errors)
-    reference: list[torch.Tensor] = []
-    if errors:
-        with torch.no_grad():
-            reference = compose(maps.x_1, maps.segments)
-    rows: list[tuple[float, ...]] = []
-    U: list[torch.Tensor] = []
-    for U in islice(iterations(maps.x_1, maps.segments, maps.coarse), min(k, n) + 1):
+    maps = _NetworkMaps(net, plan, devices, min(k, n), inputs, errors=errors)
+    columns: list[list[tuple[float, ...]]] = []  # by window: a row of errors for each iteration
+    w_true: torch.Tensor | None = None
+    for window in plan.windows:
+        reference: list[torch.Tensor] = []
+        if errors and w_true is not None:
+            with torch.no_grad():
+                first_true = maps.first_segment(window, w_true)
+        of_window = maps.begin(window)
         if errors:
-            rows.append(tuple(_error(a, b) for a, b in zip(U[1:], reference[1:], strict=True)))
-    output = maps.head(U[-1])
+            with torch.no_grad():
+                y_1 = of_window.segments[0](of_window.x_1) if w_true is None else first_true
+                reference = compose(y_1, of_window.segments[1:])
+            w_true = reference[-1]
+        rows: list[tuple[float, ...]] = []
+        U: list[torch.Tensor] = []
+        steps = min(k, n) + 1
+        for U in islice(iterations(of_window.x_1, of_window.segments, of_window.coarse), steps):
+            if errors:
+                rows.append(tuple(_error(a, b) for a, b in zip(U[1:], reference, strict=True)))
+        maps.end(window, U[-1])
+        columns.append(rows + rows[-1:] * (steps - len(rows)))  # a window with fewer segments is exact sooner
+    output = maps.head()
     if not errors:
         return output
-    rows += [rows[-1]] * max(0, k - n)
-    return Iterates(model=plan.model, n=n, output=output, errors=tuple(rows))
+    table = [sum(rows, ()) for rows in zip(*columns, strict=True)]
+    table += [table[-1]] * max(0, k - n)
+    names = tuple(row.name.removeprefix("g") for row in plan.segments)
+    return Iterates(model=plan.model, n=n, output=output, errors=tuple(table), interfaces=names)
 
 
 def _error(value: torch.Tensor, exact: torch.Tensor) -> float:
@@ -101,73 +121,121 @@ def _error(value: torch.Tensor, exact: torch.Tensor) -> float:
         return float((value.double() - exact.double()).norm()) / (size or 1.0)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _WindowMaps:
+    """The maps of one window, for what it begins with.
+
+    Attributes:
+        x_1: what it begins with.
+        segments: ``[g^1 … g^n]`` as maps of an interface's value.
+        coarse: ``[G^1 … G^n]`` likewise.
+    """
+
+    x_1: torch.Tensor
+    segments: list[Map]
+    coarse: list[Map]
+
+
 class _NetworkMaps:
     """The maps of a converted network for one batch: what they read besides their argument is computed once.
 
     Args:
         net: the network.
-        n: number of its segments.
-        devices: one for every segment, or ``None``.
+        plan: where it is cut.
+        devices: n of them, or ``None``.
         k: number of iterations to come, at most n: how often each map will be called follows from it.
         inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         errors: whether the original is evaluated too, before the iterations.
-
-    Attributes:
-        x_1: what the stem gives.
-        segments: ``[g^1 … g^n]`` as maps of an interface's value.
-        coarse: ``[G^1 … G^n]`` likewise.
-        head: h likewise.
     """
 
     def __init__(
-        self, net: fx.GraphModule, n: int, devices: Sequence[torch.device] | None, k: int, inputs: Any, *, errors: bool
+        self, net: fx.GraphModule, plan: Plan, devices: Sequence[torch.device] | None, k: int, inputs: Any, *, errors: bool
     ) -> None:
-        self.devices = devices
-        nodes = read_equation(net.graph)
-        interpreter = fx.Interpreter(net, garbage_collect_values=False)
+        self._devices = devices
+        self._nodes = nodes = read_equation(net.graph)
+        self._interpreter = interpreter = fx.Interpreter(net, garbage_collect_values=False)
+        self._head = net.get_submodule("head")
         self._values = interpreter.env
         tensors = CallSignature.of_graph(net.graph).tensors_of(inputs)
         self._values.update((node, tensors[name]) for name, node in CallSignature.tensor_nodes(net.graph).items())
-
-        def repeated(name: str, times: int) -> _RepeatedModule:
-            return _RepeatedModule(net.get_submodule(nodes.parts[name].target), times)
-
+        self._passed: set[fx.Node] = set()  # of windows that have ended: their corrections are not those of equation (3)
+        self._modules: dict[str, _RepeatedModule] = {}
         # g^j runs once in equation (2) and in each of the iterations 1 … min(k, j), after which its input is exact; so
         # does F^j. Where F^j is g^{j+1} itself, buffers move by the calls for y_{j+1}, and not by those for F^j.
-        # The original's g^j is one call more, which must not be the last one: where k is 0, it comes after that.
-        times = {j: 1 + min(k, j) for j in range(1, n + 1)}
-        g = {j: repeated(f"g{j}", times[j] + min(k, errors) if j > 1 else 1) for j in range(1, n + 1)}
-        F = {j: repeated(f"F{j}", 0 if nodes.parts[f"F{j}"].is_segment_itself else times[j]) for j in range(1, n)}
-        segment_calls = {node: g[j] for j, node in nodes.y.items()}
-        # Equation (2): everything that does not wait for a residual.
-        for node in nodes.before([*nodes.r.values(), nodes.calls["head"]]):
-            if CallSignature.begins(node):
+        # The original's g^j is one call more, which must not be the last one: where k is 0, it comes after that. The
+        # first segment of a later window begins with another value than the original's, whose call comes before.
+        for row in plan.segments:
+            times = 1 + min(k, row.j) + min(k, errors) if row.j > 1 else 1 + (errors and row.m > 1)
+            self._modules[row.name] = _RepeatedModule(net.get_submodule(nodes.parts[row.name].target), times)
+        for F in plan.coarse_blocks:
+            part = nodes.parts[F.name]
+            times = 0 if part.is_segment_itself else 1 + min(k, F.j)
+            self._modules[F.name] = _RepeatedModule(net.get_submodule(part.target), times)
+
+    def first_segment(self, window: Window, w: torch.Tensor) -> torch.Tensor:
+        """The original's g^{m,1} of a later window at the original's w_{m-1}; before :meth:`begin`."""
+        row = window.segments[0]
+        return self._map(row.name)(w)
+
+    def begin(self, window: Window) -> _WindowMaps:
+        """Equation (2) of a window: all that does not wait for its residuals; and its maps."""
+        nodes, rows = self._nodes, window.segments
+        late = [nodes.r[F.index] for F in window.coarse_blocks]
+        if not late:  # a single segment, which the next window waits for
+            late = [user for user in nodes.y[rows[0].index].users]
+        segments = {nodes.y[row.index]: self._modules[row.name] for row in rows}
+        for node in nodes.before([*late, nodes.calls["head"]]):
+            if CallSignature.begins(node) or node in self._values or node in self._passed:
                 continue
-            g_j = segment_calls.get(node)
-            self._values[node] = g_j(*self._read(node.args)) if g_j else interpreter.run_node(node)
-        self.x_1, y_1 = self._values[nodes.x[1]], self._values[nodes.y[1]]
-        self.segments: list[Map] = [lambda _: y_1]
-        self.coarse: list[Map] = [lambda _: y_1]
-        for j in range(2, n + 1):
-            self.segments.append(self._map(g[j], nodes.calls[f"g{j}"], j))
-            F_j = self._map(F[j - 1], nodes.calls[f"F{j - 1}"], j)
-            self.coarse.append(self._propagator(F_j, j, self._values[nodes.x[j]], self._values[nodes.y[j]]))
-        self.head = self._map(net.get_submodule("head"), nodes.calls["head"], n)
+            module = segments.get(node)
+            values = self._values
+            values[node] = module(*self._read(node.args)) if module else self._interpreter.run_node(node)
+        x_1, y_1 = self._values[nodes.x[rows[0].index]], self._values[nodes.y[rows[0].index]]
+        maps = _WindowMaps(x_1=x_1, segments=[lambda _: y_1], coarse=[lambda _: y_1])
+        for row, F in zip(rows[1:], window.coarse_blocks, strict=True):
+            maps.segments.append(self._map(row.name))
+            x, y = self._values[nodes.x[row.index]], self._values[nodes.y[row.index]]
+            maps.coarse.append(self._propagator(self._map(F.name), nodes.parts[F.name].home, x, y))
+        return maps
+
+    def end(self, window: Window, w: torch.Tensor) -> None:
+        """Let a window end with a value, from which the next one goes on."""
+        end = self._nodes.z[window.segments[-1].index]
+        self._values[end] = w
+        behind = [end]
+        while behind:  # what led to w in equation (3) is not computed
+            node = behind.pop()
+            if node not in self._passed:
+                self._passed.add(node)
+                behind += node.all_input_nodes
+
+    def head(self) -> Any:
+        """The network's output."""
+        call = self._nodes.calls["head"]
+        z = self._read(call.args[0])
+        home = self._nodes.parts["head"].home
+        return self._head(self._to(z, home), *self._read(call.args[1:]))
 
     def _read(self, args: Any) -> Any:
-        return fx.map_arg(args, self._values.__getitem__)
+        def value(node: fx.Node) -> Any:
+            if node not in self._values:  # a transfer of what a window ended with
+                self._values[node] = self._interpreter.run_node(node)
+            return self._values[node]
 
-    def _map(self, module: Callable[..., Any], call: fx.Node, j: int) -> Map:
-        """A part as a map of its first argument, on the device of segment j."""
+        return fx.map_arg(args, value)
+
+    def _map(self, name: str) -> Map:
+        """A part as a map of its first argument, on its device."""
+        module, call, home = self._modules[name], self._nodes.calls[name], self._nodes.parts[name].home
         context = self._read(call.args[1:])
-        return lambda u: module(self._to(u, j), *context)
+        return lambda u: module(self._to(u, home), *context)
 
-    def _propagator(self, F: Map, j: int, x: torch.Tensor, y: torch.Tensor) -> Map:
+    def _propagator(self, F: Map, home: int, x: torch.Tensor, y: torch.Tensor) -> Map:
         """``G^j(u) = y_j + F^{j-1}(u - x_j)``."""
-        return lambda u: y + F(self._to(u, j) - x)
+        return lambda u: y + F(self._to(u, home) - x)
 
-    def _to(self, u: torch.Tensor, j: int) -> torch.Tensor:
-        return u if self.devices is None else u.to(self.devices[j - 1], non_blocking=True)
+    def _to(self, u: torch.Tensor, home: int) -> torch.Tensor:
+        return u if self._devices is None else u.to(self._devices[home - 1], non_blocking=True)
 
 
 class _RepeatedModule:

@@ -77,12 +77,12 @@ def measure_network(
             runs[f"beside {name}"] = PartRun(copy.deepcopy(module), args, kwargs)
         medians = median_seconds(list(runs.values()), home, repeats=repeats, warmup=warmup)
     seconds = dict(zip(runs, medians, strict=True))
-    n = net.plan.n
+    plan = net.plan
     times = Times(
         stem=seconds["stem"],
-        segments=tuple(seconds[f"g{j}"] for j in range(1, n + 1)),
-        adapters=tuple(seconds[f"C{j}"] for j in range(2, n + 1)),
-        coarse=tuple(seconds[f"F{j}"] for j in range(1, n)),
+        segments=tuple(seconds[row.name] for row in plan.segments),
+        adapters=tuple(seconds[row.name] for row in plan.adapters),
+        coarse=tuple(seconds[row.name] for row in plan.coarse_blocks),
         head=seconds["head"],
     )
     return times, {name: seconds[f"beside {name}"] for name in others}
@@ -144,7 +144,7 @@ def _part_runs(net: PararealModule, example_inputs: Any) -> dict[str, Runnable]:
         reads = node.args
         if part.kind == "coarse":
             module = _Correction(module)
-            reads = (*nodes.r[part.j].args, nodes.y[part.j + 1], *node.args[1:])
+            reads = (*nodes.r[part.index].args, nodes.y[part.m, part.j + 1], *node.args[1:])
         # as soon as the node has run: an input that a later part changes in place is copied before that
         runs[part.name] = PartRun(module, pytree.tree_map_only(fx.Node, values.__getitem__, reads))
     return dict(sorted(runs.items(), key=lambda item: nodes.parts[item[0]].order))

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.packing import unpack_inside
 from pararealize.errors import CoarseError, CutError
-from pararealize.plan.plan import Plan, SegmentPlan
+from pararealize.plan.plan import Plan, SegmentPlan, Window
 from pararealize.random_source import RandomSource
 from pararealize.random_state import preserve_own_host_state
 from pararealize.tracing.captured import CHANGES_ITSELF
@@ -37,10 +37,10 @@ class Pieces:
 
     Attributes:
         placeholders: the inputs of the captured graph that are tensors, which stem and context are called with.
-        reads: for each segment, the captured nodes that it reads beside its activation.
+        reads: for each segment, by name, the captured nodes that it reads beside its activation.
         from_stem: those of them that depend on the activation before the first block: the stem gives them.
         computed: those that depend on the inputs alone: the context gives them.
-        graphs: the pieces by name, ``stem``, ``context`` (where there is one), ``g1`` …, ``head``.
+        graphs: the pieces by name, ``stem``, ``context`` (where there is one), ``g1`` … (``g1_1`` …), ``head``.
 
     Raises:
         CutError: several pieces would draw the same random numbers, each anew.
@@ -52,8 +52,8 @@ class Pieces:
         self.placeholders = [
             node for node in chain.capture.graph.find_nodes(op="placeholder") if "plain" not in node.meta
         ]
-        self.reads = [chain.context(segment.first, segment.last) for segment in plan.segments]
-        context = dict.fromkeys(node for read in (*self.reads, chain.head.context) for node in read)
+        self.reads = {segment.name: chain.context(segment.first, segment.last) for segment in plan.segments}
+        context = dict.fromkeys(node for read in (*self.reads.values(), chain.head.context) for node in read)
         broadcast = chain.flow.broadcast
         self.entry = chain.blocks[0].input
         self._unread = self._unread_calls()
@@ -64,8 +64,9 @@ class Pieces:
             self.graphs["context"] = graph = subgraph(self.placeholders, self.computed)
             clone_changing_outputs(graph)
             clone_overwritten(graph, first=True)
-        for segment in plan.segments:
-            self.graphs[f"g{segment.j}"] = self._segment(segment)
+        for window in plan.windows:
+            for segment in window.segments:
+                self.graphs[segment.name] = self._segment(segment, window)
         head = chain.head
         inputs = (chain.blocks[-1].output, *head.context)
         self.graphs["head"] = subgraph(inputs, head.output, ("z",), besides=[*head.nodes, *self._unread["head"]])
@@ -75,10 +76,11 @@ class Pieces:
                 f"random numbers are read by several parts of the network, each of which would draw its own: "
                 f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
             )
-        for segment, coarse in zip(plan.segments[1:], plan.coarse_blocks, strict=True):
+        followers = [segment for segment in plan.segments if segment.j > 1]
+        for segment, coarse in zip(followers, plan.coarse_blocks, strict=True):
             if coarse.kind == "exact" and (modules := self._changing_modules(segment)):
                 raise CoarseError(
-                    f'F^{segment.j - 1} is segment {segment.j} itself ("exact"), which runs a second time '
+                    f'{coarse.name} is {segment.label} itself ("exact"), which runs a second time '
                     f"in each step; {', '.join(modules[:3])} writes into its own parameters or buffers, from which "
                     'autograd then has no gradients; pass coarse="block" (copies of its blocks) or another kind'
                 )
@@ -95,10 +97,10 @@ class Pieces:
         piece_of = dict.fromkeys(chain.stem.nodes, "stem")
         for segment in self.plan.segments:
             for block in chain.blocks[segment.first : segment.last + 1]:
-                piece_of |= dict.fromkeys(block.nodes, f"g{segment.j}")
+                piece_of |= dict.fromkeys(block.nodes, segment.name)
         piece_of |= dict.fromkeys(chain.head.nodes, "head")
         calls: dict[str, list[fx.Node]] = {
-            name: [] for name in ("stem", *(f"g{s.j}" for s in self.plan.segments), "head")
+            name: [] for name in ("stem", *(segment.name for segment in self.plan.segments), "head")
         }
         piece = "stem"
         for node in chain.capture.graph.nodes:
@@ -122,14 +124,16 @@ class Pieces:
         suspects = [node for node in calls if captured.opaque.get(str(node.target)) == CHANGES_ITSELF]
         return [str(node.target) for node in suspects if _loses_gradients(node, captured.model)]
 
-    def _segment(self, segment: SegmentPlan) -> fx.Graph:
+    def _segment(self, segment: SegmentPlan, window: Window) -> fx.Graph:
         blocks = self.chain.blocks[segment.first : segment.last + 1]
-        nodes = [*(node for block in blocks for node in block.nodes), *self._unread[f"g{segment.j}"]]
-        graph = subgraph((blocks[0].input, *self.reads[segment.j - 1]), blocks[-1].output, ("x",), besides=nodes)
+        nodes = [*(node for block in blocks for node in block.nodes), *self._unread[segment.name]]
+        graph = subgraph((blocks[0].input, *self.reads[segment.name]), blocks[-1].output, ("x",), besides=nodes)
         if blocks[0].input.op != "placeholder":
             lay_out(graph)
-        # r_{j-1} reads x_j once more; x_1 is read by adapters where they read the stem, or is the caller's own tensor.
-        is_read_elsewhere = self.plan.n > 1 and (self.plan.source == "stem" or self.entry.op == "placeholder")
+        # r_{j-1} reads x_j once more; x_1 is read by adapters where they read the stem or the window before, or is the
+        # caller's own tensor; w_m is also the last z_j.
+        adapters_read_it = window.m > 1 or self.plan.source == "stem" or self.entry.op == "placeholder"
+        is_read_elsewhere = adapters_read_it and self.plan.n > 1
         clone_overwritten(graph, first=segment.j > 1 or is_read_elsewhere)
         return graph
 

@@ -20,7 +20,7 @@ from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import draw_coarse
 from pararealize.coarse.copies import takes_context
 from pararealize.errors import GuardError
-from pararealize.plan.plan import Plan
+from pararealize.plan.plan import Plan, Window
 from pararealize.random_source import RandomSource
 from pararealize.tracing.model_twin import plain_tensors, twin_of
 
@@ -28,21 +28,19 @@ __all__ = ["refit", "shape_given", "source_of", "without_memory"]
 
 
 def refit(
-    chain: BlockChain, plan: Plan, adapters: Mapping[int, nn.Module], coarse: Mapping[int, nn.Module | None]
-) -> tuple[dict[int, nn.Module], dict[int, nn.Module | None]]:
-    """Adapters by j = 2..n and coarse blocks by j = 1..n-1 for the sizes of a chain, over the weights of those given.
+    chain: BlockChain, plan: Plan, adapters: Mapping[str, nn.Module], coarse: Mapping[str, nn.Module | None]
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module | None]]:
+    """Adapters and coarse blocks, by name, for the sizes of a chain, over the weights of those given.
 
     Args:
         chain: the blocks, recorded at some sizes.
         plan: made at other sizes, perhaps.
-        adapters: C^j for the plan's sizes.
-        coarse: F^j likewise; ``None`` where it is g^{j+1} itself.
+        adapters: C^{m,j} for the plan's sizes.
+        coarse: F^{m,j} likewise; ``None`` where it is g^{m,j+1} itself.
 
     Raises:
         GuardError: one of them cannot follow; names it, and the shapes.
     """
-    blocks = [(chain.blocks[segment.first], chain.blocks[segment.last]) for segment in plan.segments]
-    origin, source = source_of(chain, plan)
     faults: list[str] = []
 
     def fitting(
@@ -57,35 +55,39 @@ def refit(
         faults.append(f"{what} {fault}")
         return module
 
-    fitted: dict[int, nn.Module] = {}
-    for row in plan.adapters:
-        (first, _), j = blocks[row.j - 1], row.j
+    fitted: dict[str, nn.Module] = {}
+    followers = [(window, segment) for window in plan.windows for segment in window.segments[1:]]
+    for row, (window, segment) in zip(plan.adapters, followers, strict=True):
+        origin, source = source_of(chain, plan, window)
+        first = chain.blocks[segment.first]
         sides = row.causal  # by axis: a network that has other axes now would have to be looked at anew
-        drawn = partial(_on_meta_device, build_adapter, source, first.x, from_stem=row.source == "stem", sides=sides)
+        drawn = partial(_on_meta_device, build_adapter, source, first.x, reads=row.source, sides=sides)
         same_axes = len(row.y.extent) == len(first.x.extent)
-        fitted[j] = fitting(adapters[j], [origin], first.input, f"C{j}", drawn if same_axes else _nothing)
-    fitted_coarse: dict[int, nn.Module | None] = {}
-    for spec in plan.coarse_blocks:
-        j, block = spec.j, coarse[spec.j]
-        (first, last), segment = blocks[j], plan.segments[j]
+        other = drawn if same_axes else _nothing
+        fitted[row.name] = fitting(adapters[row.name], [origin], first.input, row.name, other)
+    fitted_coarse: dict[str, nn.Module | None] = {}
+    for spec, (_, segment) in zip(plan.coarse_blocks, followers, strict=True):
+        block = coarse[spec.name]
+        first, last = chain.blocks[segment.first], chain.blocks[segment.last]
         if block is not None:
             context = chain.context(segment.first, segment.last) if takes_context(block) else ()
             drawn_block = partial(_on_meta_device, draw_coarse, dataclasses.replace(spec, x=first.x, y=last.y), seed=0)
             same_axes = len(spec.y.extent) == len(last.y.extent)
-            other = drawn_block if same_axes else _nothing
-            block = fitting(block, [first.input, *context], last.output, f"F{j}", other)
-        fitted_coarse[j] = block
+            fallback = drawn_block if same_axes else _nothing
+            block = fitting(block, [first.input, *context], last.output, spec.name, fallback)
+        fitted_coarse[spec.name] = block
     if faults:
         raise GuardError(f"adapters and coarse blocks cannot follow these sizes: {'; '.join(faults)}")
     return fitted, fitted_coarse
 
 
-def source_of(chain: BlockChain, plan: Plan) -> tuple[fx.Node, Space]:
-    """What adapters read, and its space."""
-    if plan.source == "input" and chain.source is not None:
+def source_of(chain: BlockChain, plan: Plan, window: Window) -> tuple[fx.Node, Space]:
+    """What the adapters of a window read, and its space."""
+    if window.m == 1 and plan.source == "input" and chain.source is not None:
         inputs = chain.capture.graph.find_nodes(op="placeholder")
         return next(node for node in inputs if isinstance(_value(node), torch.Tensor) and node.users), chain.source
-    return chain.blocks[0].input, chain.blocks[0].x
+    block = chain.blocks[window.first]
+    return block.input, block.x
 
 
 def _nothing() -> None:

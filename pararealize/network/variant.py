@@ -107,7 +107,7 @@ def give_pieces(net: fx.GraphModule, pieces: Mapping[str, fx.Graph], graph: fx.G
     devices = net.__dict__["segment_devices"]
     if devices is not None:  # pieces that share parameters with one elsewhere take copies of them on the way
         for name, piece in runs.items():
-            borrow(piece, devices[parts[name].home_segment(net.__dict__["plan"].n) - 1])
+            borrow(piece, devices[parts[name].home - 1])
     net.graph = graph
 
 
@@ -123,28 +123,29 @@ def record_variant(net: nn.Module, captured: Capture) -> tuple[CallConditions, V
         CutError: there is no chain of blocks in it.
     """
     plan, devices = net.__dict__["plan"], net.__dict__["segment_devices"]
-    chain = find_blocks(captured, stem_blocks=plan.stem_blocks)
+    chain = find_blocks(captured)
     if misfits := plan.misfits(chain):
         raise GuardError(f"the blocks are not those of the plan: {'; '.join(misfits[:3])}")
-    adapters = {row.j: net.get_submodule(f"adapters.C{row.j}") for row in plan.adapters}
+    adapters = {row.name: net.get_submodule(f"adapters.{row.name}") for row in plan.adapters}
     blocks = net.get_submodule("coarse")._modules
-    coarse = {row.j: blocks.get(f"F{row.j}") for row in plan.coarse_blocks}
+    coarse = {row.name: blocks.get(row.name) for row in plan.coarse_blocks}
     pieces = Pieces(chain, plan)
     _check_context(net, pieces, coarse)
     fitted, fitted_coarse = refit(chain, plan, adapters, coarse)
-    others = {f"C{j}": C for j, C in fitted.items() if C is not adapters[j]}
-    others |= {f"F{j}": F for j, F in fitted_coarse.items() if F is not None and F is not coarse[j]}
+    others = {name: C for name, C in fitted.items() if C is not adapters[name]}
+    others |= {name: F for name, F in fitted_coarse.items() if F is not None and F is not coarse[name]}
     graph = write_equation(pieces, coarse, devices)
     variant = Variant(net, pieces.graphs, graph, plan, devices, others)
     fault = InterfaceSizes(chain, plan, fitted, fitted_coarse).fault
     return CallConditions.of(captured.example.call, captured.guards, fault), variant
 
 
-def _check_context(net: nn.Module, pieces: Pieces, coarse: Mapping[int, nn.Module | None]) -> None:
+def _check_context(net: nn.Module, pieces: Pieces, coarse: Mapping[str, nn.Module | None]) -> None:
     """Refuse other context than before where a coarse block reads it by position."""
     nodes = read_equation(net.graph)  # type: ignore[arg-type]
-    for j, block in coarse.items():
+    followers = [segment for segment in pieces.plan.segments if segment.j > 1]
+    for segment, (name, block) in zip(followers, coarse.items(), strict=True):
         if block is not None and takes_context(block):
-            before, now = len(nodes.context_of(f"F{j}")), len(pieces.reads[j])
+            before, now = len(nodes.context_of(name)), len(pieces.reads[segment.name])
             if before != now:
-                raise GuardError(f"segment {j + 1} reads {now} values beside its activation, and F{j} reads {before}")
+                raise GuardError(f"{segment.label} reads {now} values beside its activation, and {name} reads {before}")

@@ -15,7 +15,7 @@ from pararealize.coarse.one_sided import misfit, shifted
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.table import shortened
 
-from .spec import SegmentPlan
+from .spec import SegmentPlan, Window, windows_of
 
 __all__ = ["cut_faults", "kind_faults", "row_faults"]
 
@@ -29,13 +29,13 @@ def row_faults(
     """Faults of spaces, of sides, and of what leads from where to where; and of the names of devices.
 
     Args:
-        segments: g^1 to g^n.
-        adapters: C^2 to C^n.
-        coarse_blocks: F^1 to F^{n-1}.
-        source: what adapters read, ``"input"`` or ``"stem"``.
+        segments: g^{m,j}, window after window.
+        adapters: C^{m,j} likewise, one fewer a window.
+        coarse_blocks: F^{m,j} likewise.
+        source: what the adapters of the first window read, ``"input"`` or ``"stem"``.
     """
-    spaces = [(f"segment {row.j}", row.x, row.y) for row in segments]
-    spaces += [(f"C{row.j}", row.x, row.y) for row in adapters] + [(f"F{row.j}", row.x, row.y) for row in coarse_blocks]
+    spaces = [(row.label, row.x, row.y) for row in segments]
+    spaces += [(row.name, row.x, row.y) for row in (*adapters, *coarse_blocks)]
     faults = [
         f"{name}'s {what} cannot be: {space.fault}"
         for name, *ends in spaces
@@ -46,21 +46,31 @@ def row_faults(
         return faults  # what follows is computed with them
     for s in segments:
         if not _DEVICE.fullmatch(s.device):
-            faults.append(f"segment {s.j} is on {shortened(s.device, 60)!r}, which is no device such as 'cuda:0'")
+            faults.append(f"{s.label} is on {shortened(s.device, 60)!r}, which is no device such as 'cuda:0'")
         if s.blocks == 1 and s.first_block != s.last_block:
-            faults.append(f"segment {s.j} is one block, from {s.first_block!r} to {s.last_block!r}")
-    origin = segments[0].x if source == "stem" else adapters[0].x if adapters else None
+            faults.append(f"{s.label} is one block, from {s.first_block!r} to {s.last_block!r}")
+    windows = windows_of(segments, adapters, coarse_blocks)
+    for window in windows:
+        reads_window = len(windows) > 1 and (window.m > 1 or source == "stem")
+        faults += _window_faults(window, "window" if reads_window else source)
+    return faults
+
+
+def _window_faults(window: Window, source: str) -> list[str]:
+    """Faults of adapters and coarse blocks against the segments of their window."""
+    segments, adapters, faults = window.segments, window.adapters, list[str]()
+    origin = adapters[0].x if source == "input" and adapters else segments[0].x
     for adapter, segment in zip(adapters, segments[1:], strict=True):
-        name = f"C{adapter.j}"
+        name = adapter.name
         if adapter.source != source:
             faults.append(f"{name} reads the {adapter.source}, and adapters read the {source}")
-        faults += _different(name, "reads", adapter.x, f"adapters read the {source}:", origin or adapter.x)
-        faults += _different(name, "gives", adapter.y, f"segment {segment.j} reads", segment.x)
+        faults += _different(name, "reads", adapter.x, f"adapters read the {source}:", origin)
+        faults += _different(name, "gives", adapter.y, f"{segment.label} reads", segment.x)
         faults += _side_faults(name, adapter.x, adapter.y, adapter.causal, routed=True)
-    for row, (before, segment) in zip(coarse_blocks, pairwise(segments), strict=True):
-        name, routed = f"F{row.j}", row.kind in KIND_TABLE and KIND_TABLE[row.kind].build is not None
-        faults += _different(name, "reads", row.x, f"segment {before.j} gives", before.y)
-        faults += _different(name, "gives", row.y, f"segment {segment.j} gives", segment.y)
+    for row, (before, segment) in zip(window.coarse_blocks, pairwise(segments), strict=True):
+        name, routed = row.name, row.kind in KIND_TABLE and KIND_TABLE[row.kind].build is not None
+        faults += _different(name, "reads", row.x, f"{before.label} gives", before.y)
+        faults += _different(name, "gives", row.y, f"{segment.label} gives", segment.y)
         faults += _side_faults(name, row.x, row.y, row.causal, routed=routed)
     return faults
 
@@ -90,7 +100,7 @@ def kind_faults(coarse: str, coarse_blocks: Sequence[CoarsePlan]) -> list[str]:
     """Faults of the kinds of coarse blocks, against the one that was asked for, and of their units and kernels."""
     faults = []
     for row in coarse_blocks:
-        name = f"F{row.j}"
+        name = row.name
         if row.kind not in (*KINDS, "custom"):
             faults.append(f"{name} is of kind {shortened(row.kind, 60)!r}; there are {', '.join(KINDS)} and custom")
             continue
@@ -125,7 +135,8 @@ def cut_faults(cuts: str | tuple[str, ...], segments: Sequence[SegmentPlan]) -> 
     if isinstance(cuts, str):
         return [] if cuts in ("cost", "paper") else [f"cuts are {shortened(cuts, 60)!r}, not 'cost', 'paper' or names"]
     starts = [segment.first_block for segment in segments]
-    if sorted(cuts) in (sorted(starts[1:]), sorted(starts)):
+    implied = {segment.first_block for segment in segments if segment.j == 1}  # where windows begin
+    if len(set(cuts)) == len(cuts) and set(starts) - implied <= set(cuts) <= set(starts):
         return []
     shown = [shortened(", ".join(map(repr, names)), 200) or "nowhere" for names in (cuts, starts[1:])]
     return [f"cuts are at {shown[0]}, and segments begin at {shown[1]}"]

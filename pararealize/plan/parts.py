@@ -5,7 +5,7 @@ kind         in formulas  name        called in the graph as
 ===========  ===========  ==========  ==========================
 stem         C^1          ``stem``    ``stem``
 context                   ``context`` ``context``
-adapter      C^j, j > 1   ``C2``      ``adapters.C2``
+adapter      C^j, j > 1   ``C2``      ``adapters.C2``; in window 3 of several ``adapters.C3_2``, and so on
 segment      g^j          ``g1``      ``segments.g1``
 coarse       F^j          ``F1``      ``coarse.F1``, or ``segments.g2`` where F^1 is g^2 itself
 head         h            ``head``    ``head``
@@ -15,6 +15,8 @@ layer        f_n          ``f0``      not in a parareal network: a layer that mu
 
 import dataclasses
 from typing import Literal, get_args
+
+from pararealize.coarse.spec import numbered
 
 from .plan import Plan
 
@@ -34,14 +36,19 @@ class Part:
 
     Attributes:
         kind: which of the parts above.
+        m: the window of an adapter, segment or coarse block, from 1; 0 where the network has one window alone.
         j: of an adapter, segment or coarse block, from 1; of a layer, from 0; otherwise 0.
+        home: the device that calls it, from 1: that of its segment. F^j belongs to segment j + 1, the head to the last
+            device.
         target: the module that is called, by its qualified name.
         reads: names of the values it is called with, without the activation of a segment, a coarse block and the head.
         gives: names of the values it gives, where others read them by name.
     """
 
     kind: PartKind
+    m: int = 0
     j: int = 0
+    home: int = 1
     target: str
     reads: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
@@ -49,7 +56,7 @@ class Part:
     @property
     def name(self) -> str:
         """What it is called: ``C2``, ``g1``, ``F1``, ``stem``."""
-        return f"{_LETTERS[self.kind]}{self.j}" if self.kind in _LETTERS else self.kind
+        return numbered(_LETTERS[self.kind], self.m, self.j) if self.kind in _LETTERS else self.kind
 
     @property
     def is_segment_itself(self) -> bool:
@@ -57,19 +64,19 @@ class Part:
         return self.kind == "coarse" and self.target.startswith("segments.")
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, int, int]:
         """Sorts parts as a forward pass meets them: stem, context, adapters, segments, coarse blocks, layers, head."""
-        return get_args(PartKind).index(self.kind), self.j
+        kind = get_args(PartKind).index(self.kind)
+        return kind, self.m, self.j
 
-    def home_segment(self, n: int) -> int:
-        """The segment, of n, on whose device the part is called: F^j belongs to segment j+1, the head to segment n."""
-        if self.kind == "head":
-            return n
-        return self.j + 1 if self.kind == "coarse" else max(self.j, 1)
+    @property
+    def index(self) -> tuple[int, int]:
+        """``(m, j)``."""
+        return self.m, self.j
 
     def label(self, plan: Plan | None = None) -> str:
         """What people call it: ``segment 2 (layer1.1 to layer2.0)``, with its blocks where the plan is given."""
         if self.kind == "segment" and plan is not None:
-            segment = plan.segments[self.j - 1]
-            return f"segment {self.j} ({segment.first_block} to {segment.last_block})"
-        return _LABELS[self.kind].format(j=self.j)
+            segment = next(row for row in plan.segments if row.index == self.index)
+            return f"{segment.label} ({segment.first_block} to {segment.last_block})"
+        return _LABELS[self.kind].format(j=f"{self.m},{self.j}" if self.m else self.j)

@@ -16,18 +16,18 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.argument_types import typed_arguments
-from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Count, Text
+from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Count, NumberedRow, Text
 from pararealize.control_characters import visible
 from pararealize.errors import PlanError
-from pararealize.table import aligned, billions, count, shortened
+from pararealize.table import aligned, billions, count, quantity, shortened
 
 from .consistency import cut_faults, kind_faults, row_faults
 from .json_text import parse_json, read_json
-from .spec import PartPlan, SegmentPlan
+from .spec import PartPlan, SegmentPlan, Window, windows_of
 
-__all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "fingerprint"]
+__all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "Window", "fingerprint"]
 
-VERSION = 1
+VERSION = 2
 MOST_FAULTS = 12  # that a message lists
 
 
@@ -43,24 +43,23 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Plan:
-    """How a network becomes n segments with adapters and coarse blocks.
+    """How a network becomes windows of at most n segments, with adapters and coarse blocks.
 
     Attributes:
         version: of this format.
         model: the class name of the model.
         fingerprint: of the model's chain of blocks; :meth:`check` compares it.
-        n: the number of segments.
+        n: the number of segments of the longest window, and of devices that they run on.
         coarse: the kind of coarse blocks that was asked for.
         cuts: ``"cost"``, ``"paper"``, or the names of the blocks at which segments begin.
-        source: what adapters read.
+        source: what the adapters of the first window read; those of the others read what the window before gives.
         batch: the batch size of the example.
         unit: of every cost: ``"flops"``, work per sample, or ``"seconds"``, measured at that batch size.
         stem: the part before the first segment.
-        stem_blocks: how many blocks of the chain are in it, because the user wanted them there.
         head: the part after the last.
-        segments: g^1 to g^n.
-        adapters: C^2 to C^n.
-        coarse_blocks: F^1 to F^{n-1}.
+        segments: g^{m,j}, window after window: g^1 to g^n where there is one window alone.
+        adapters: C^{m,j}, j > 1, likewise.
+        coarse_blocks: F^{m,j}, j < n_m, likewise.
         notes: what the user should know.
     """
 
@@ -79,7 +78,6 @@ class Plan:
     coarse_blocks: tuple[CoarsePlan, ...]
     head: PartPlan
     notes: tuple[Text, ...] = ()
-    stem_blocks: int = 0
 
     WIDTH: ClassVar[int] = 120
 
@@ -90,33 +88,42 @@ class Plan:
     # What follows from it -------------------------------------------------------------------------------------------
 
     @property
+    def windows(self) -> tuple[Window, ...]:
+        """The rows of segments, adapters and coarse blocks, window by window."""
+        return windows_of(self.segments, self.adapters, self.coarse_blocks)
+
+    @property
     def serial(self) -> float:
         """The cost of one step of the original network, one block after the other."""
         return self.stem.cost + sum(segment.cost for segment in self.segments) + self.head.cost
 
     @property
     def critical_path(self) -> float:
-        """The cost of one step with a device for each segment.
+        """The cost of one step with a device for each segment of a window.
 
-        Forward, ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j``, then the head; ``s_j`` is a segment with its
-        adapter (and the stem, where it is what the adapter reads), ``c_j`` the coarse block F^j. Backward is the mirror
-        image: the head, and the same recursion on the backward costs. Messages are free; see
-        :func:`~pararealize.plan.simulation.simulate` for those that are not.
+        Forward, ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j`` for each window, one after the other, then the
+        head; ``s_j`` is a segment with its adapter (in the first window also with the stem, where that is what the
+        adapter reads), ``c_j`` the coarse block F^j. Backward is the mirror image: the head, and the same recursion on
+        the backward costs. Messages are free; see :func:`~pararealize.plan.simulation.simulate` for those that are not.
         """
         return self._path("cost_forward") + self._path("cost_backward")
 
     def _path(self, cost: Literal["cost_forward", "cost_backward"]) -> float:
         """The longest path in one direction."""
-        stem: float = getattr(self.stem, cost)
-        time, wait = stem + getattr(self.segments[0], cost), stem if self.source == "stem" else 0
-        for segment, adapter, coarse in zip(self.segments[1:], self.adapters, self.coarse_blocks, strict=True):
-            fine = wait + getattr(adapter, cost) + getattr(segment, cost)
-            time = max(fine, time) + getattr(coarse, cost)
+        time: float = getattr(self.stem, cost)
+        for window in self.windows:
+            wait = 0.0 if window.m == 1 and self.source == "input" else time  # adapters read what was there by then
+            time += getattr(window.segments[0], cost)
+            for segment, adapter, coarse in zip(
+                window.segments[1:], window.adapters, window.coarse_blocks, strict=True
+            ):
+                fine = wait + getattr(adapter, cost) + getattr(segment, cost)
+                time = max(fine, time) + getattr(coarse, cost)
         return float(time + getattr(self.head, cost))
 
     @property
     def virtual_speedup(self) -> float:
-        """``serial / critical_path``, what the plan predicts with a device for each segment and free messages."""
+        """``serial / critical_path``, what the plan predicts with n devices and free messages."""
         return self.serial / self.critical_path if self.critical_path else 1.0
 
     @property
@@ -203,9 +210,8 @@ class Plan:
         ``exact``, where the network was recorded at the plan's own.
         """
         blocks, planned = chain.blocks, sum(segment.blocks for segment in self.segments)
-        if len(blocks) != planned or chain.stem_blocks != self.stem_blocks:
-            counts = f"{len(blocks)} blocks behind {chain.stem_blocks}", f"{planned} behind {self.stem_blocks}"
-            return [f"{counts[0]} in the stem, not {counts[1]}"]
+        if len(blocks) != planned:
+            return [f"{len(blocks)} blocks, not {planned}"]
         faults = []
         for segment in self.segments:
             first, last = blocks[segment.first], blocks[segment.last]
@@ -224,7 +230,8 @@ class Plan:
                     segment.parameters,
                 ),
             ]
-            faults += [f"segment {segment.j}'s {what}: {now}, not {then}" for what, now, then in here if now != then]
+            name = segment.label
+            faults += [f"{name}'s {what}: {now}, not {then}" for what, now, then in here if now != then]
         ends = ("stem", chain.stem, self.stem), ("head", chain.head, self.head)
         for name, block, part in ends if exact else ():
             if block.parameters != part.parameters:
@@ -240,33 +247,53 @@ _ADAPTER = TypeAdapter(Plan)
 
 def _inconsistencies(plan: Plan) -> list[str]:
     """What a plan says about itself that cannot be."""
-    counts = (len(plan.segments), len(plan.adapters) + 1, len(plan.coarse_blocks) + 1)
-    if plan.n < 1 or set(counts) != {plan.n}:
-        fault = f"n = {plan.n} needs as many segments, one adapter and one coarse block fewer; it has {counts[0]} "
-        return [fault + f"segments, {counts[1] - 1} adapters and {counts[2] - 1} coarse blocks"]
+    windows = plan.windows
+    counts = {len(window.segments) for window in windows}
+    if plan.n < 1 or plan.n != max(counts, default=0):
+        return [f"n = {plan.n} needs as many segments in the longest window, which has {max(counts, default=0)}"]
     faults = []
+    for window in windows:
+        wanted, m = window.n - 1, window.segments[0].m
+        if (len(window.adapters), len(window.coarse_blocks)) != (wanted, wanted):
+            where = f"window {m}" if m else f"n = {plan.n}"
+            faults.append(
+                f"{where}, {quantity(window.n, 'segment')}, needs one adapter and one coarse block fewer; it has "
+                f"{len(window.adapters)} adapters and {len(window.coarse_blocks)} coarse blocks"
+            )
+        if m != (window.m if len(windows) > 1 else 0):
+            faults.append(f"window {window.m} of {len(windows)} is numbered {m}")
+    if sum(len(window.adapters) for window in windows) != len(plan.adapters) or sum(
+        len(window.coarse_blocks) for window in windows
+    ) != len(plan.coarse_blocks):
+        faults.append("there are adapters or coarse blocks of windows that have no segments")
+    if faults:
+        return faults
     for before, after in pairwise(plan.segments):
+        names = after.label, before.label
         if after.first != before.last + 1:
-            faults.append(f"segment {after.j} begins at block {after.first}, segment {before.j} ends at {before.last}")
+            faults.append(f"{names[0]} begins at block {after.first}, {names[1]} ends at {before.last}")
         if after.x != before.y:
-            faults.append(f"segment {after.j} reads {after.x}, segment {before.j} gives {before.y}")
-    if plan.stem_blocks < 0 or (plan.stem_blocks and plan.source == "input"):
-        faults.append(f"{plan.stem_blocks} blocks in the stem, and adapters that read the {plan.source}")
+            faults.append(f"{names[0]} reads {after.x}, {names[1]} gives {before.y}")
+    if windows[0].sequential and plan.n > 1 and plan.source == "input":
+        faults.append("the first window has no adapters, and they read the input")
     if plan.segments[0].first != 0:
-        faults.append(f"segment 1 begins at block {plan.segments[0].first}, not 0")
+        faults.append(f"{plan.segments[0].label} begins at block {plan.segments[0].first}, not 0")
     faults += [
-        f"segment {s.j} holds blocks {s.first} to {s.last}, which is not {s.blocks}"
+        f"{s.label} holds blocks {s.first} to {s.last}, which is not {s.blocks}"
         for s in plan.segments
         if s.blocks != s.last - s.first + 1 or s.blocks < 1
     ]
-    numbering: list[tuple[str, Sequence[Any], int]] = [
-        ("segment", plan.segments, 1),
-        ("adapter", plan.adapters, 2),
-        ("coarse block", plan.coarse_blocks, 1),
-    ]
-    for name, rows, begin in numbering:
-        faults += [f"{name} {i} is numbered {row.j}" for i, row in enumerate(rows, begin) if row.j != i]
+    for window in windows:
+        numbering: list[tuple[str, Sequence[NumberedRow], int]] = [
+            ("segment", window.segments, 1),
+            ("adapter", window.adapters, 2),
+            ("coarse block", window.coarse_blocks, 1),
+        ]
+        where = f" of window {window.m}" if len(windows) > 1 else ""
+        for name, rows, begin in numbering:
+            faults += [f"{name} {i}{where} is numbered {row.j}" for i, row in enumerate(rows, begin) if row.j != i]
     return faults
+
 
 
 def fingerprint(chain: BlockChain) -> str:
@@ -286,8 +313,12 @@ _NAME = 22  # characters of a block's name; longer ones lose their middle
 def plan_text(plan: Plan) -> str:
     """Segments, adapters, coarse blocks, totals and notes."""
     cuts = plan.cuts if isinstance(plan.cuts, str) else "by name"
-    title = f"{plan.model}: n = {plan.n}, coarse {plan.coarse!r}, cuts {cuts!r}, adapters read the {plan.source}"
-    stem, head = _part("stem", plan.stem, plan.stem_blocks), _part("head", plan.head)
+    parallel = sum(not window.sequential for window in plan.windows)
+    windows = f", {quantity(parallel, 'window')}" if len(plan.windows) > 1 else ""
+    title = (
+        f"{plan.model}: n = {plan.n}{windows}, coarse {plan.coarse!r}, cuts {cuts!r}, adapters read the {plan.source}"
+    )
+    stem, head = _part("stem", plan.stem), _part("head", plan.head)
     tables = [aligned([_SEGMENTS, stem, *map(_segment, plan.segments), head], "lllrllrrrl")]
     if plan.n > 1:
         tables.append(aligned([_ADAPTERS, *map(_adapter_row, plan.adapters)], "llll"))
@@ -303,8 +334,8 @@ _ADAPTERS = ("C", "input", "output", "recipe", "params", "MFLOPs")
 _COARSE = ("F", "kind", "", "input", "output", "params", "GFLOPs", "backward")
 
 
-def _part(name: str, part: PartPlan, blocks: int = 0) -> tuple[str | None, ...]:
-    return name, None, None, str(blocks or ""), None, None, *_sizes(part), None
+def _part(name: str, part: PartPlan) -> tuple[str | None, ...]:
+    return name, None, None, "", None, None, *_sizes(part), None
 
 
 def _sizes(row: PartPlan | SegmentPlan | CoarsePlan) -> tuple[str, str, str]:
@@ -313,17 +344,22 @@ def _sizes(row: PartPlan | SegmentPlan | CoarsePlan) -> tuple[str, str, str]:
 
 def _segment(row: SegmentPlan) -> tuple[str, ...]:
     names = _short(row.first_block), _short(row.last_block)
-    return (str(row.j), *names, str(row.blocks), str(row.x), str(row.y), *_sizes(row), row.device)
+    return (_number(row), *names, str(row.blocks), str(row.x), str(row.y), *_sizes(row), row.device)
+
+
+def _number(row: NumberedRow) -> str:
+    """``(m, j)`` as the network's names have it."""
+    return row.name.removeprefix(row.LETTER)
 
 
 def _adapter_row(row: AdapterPlan) -> tuple[str, ...]:
-    return str(row.j), str(row.x), str(row.y), row.recipe, count(row.parameters), f"{row.flops_forward / 1e6:.2f}"
+    return _number(row), str(row.x), str(row.y), row.recipe, count(row.parameters), f"{row.flops_forward / 1e6:.2f}"
 
 
 def _coarse(row: CoarsePlan) -> tuple[str, ...]:
     units = f"× {row.units}" if row.units else ""
     kernel = f", {row.kernel} wide" if row.kernel else ""
-    return (str(row.j), row.kind, units + kernel, str(row.x), str(row.y), *_sizes(row))
+    return (_number(row), row.kind, units + kernel, str(row.x), str(row.y), *_sizes(row))
 
 
 def _totals(plan: Plan) -> str:
@@ -333,9 +369,13 @@ def _totals(plan: Plan) -> str:
         f"parameters: {count(p.original)} original + {count(p.adapters)} adapters + {count(p.coarse)} coarse "
         f"= {count(p.total)}\n"
         f"one step:   {plan.serial:.4g} {unit} in sequence, {plan.critical_path:.4g} on the longest path of the plan\n"
-        f"speed-up:   {plan.virtual_speedup:.2f}×, with a device for each segment and free messages"
+        f"speed-up:   {plan.virtual_speedup:.2f}×, with {_devices(plan)} and free messages"
     )
 
 
 def _short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}…{name[-_NAME // 2 :]}"
+
+
+def _devices(plan: Plan) -> str:
+    return "a device for each segment" if len(plan.windows) == 1 else quantity(plan.n, "device")

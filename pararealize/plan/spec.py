@@ -1,11 +1,20 @@
-"""The rows of a plan for the network's own parts: stem, segments, head. The others are in ``coarse/spec.py``."""
+"""The rows of a plan for the network's own parts: stem, segments, head; and windows of them.
+
+Rows of adapters and coarse blocks are in ``coarse/spec.py``.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
+from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.space import Space
-from pararealize.coarse.spec import STRICT, Count, Number, RowCost, Text
+from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Count, NumberedRow, RowCost, Text
 
-__all__ = ["PartPlan", "SegmentPlan"]
+__all__ = ["PartPlan", "SegmentPlan", "Window", "windows_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -18,13 +27,14 @@ class PartPlan(RowCost):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class SegmentPlan(RowCost):
-    """g^j, j from 1: blocks ``first`` to ``last`` (0-based, inclusive), from X_{j-1} (``x``) to X_j (``y``).
+class SegmentPlan(NumberedRow):
+    """g^{m,j}, j from 1: blocks ``first`` to ``last`` (0-based, inclusive), from X_{j-1} (``x``) to X_j (``y``).
 
     FLOPs are per sample.
     """
 
-    j: Number
+    LETTER: ClassVar[str] = "g"
+
     first: Count
     last: Count
     first_block: Text
@@ -36,3 +46,73 @@ class SegmentPlan(RowCost):
     flops_forward: Count
     flops_backward: Count
     device: Text
+
+    @property
+    def label(self) -> str:
+        """What people call it: ``segment 3``, or ``segment 2,3`` in window 2."""
+        return f"segment {self.m},{self.j}" if self.m else f"segment {self.j}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Segments that run at the same time, from the value w_{m-1} that they all begin with to w_m.
+
+    A window of one segment is sequential: it has neither adapters nor coarse blocks.
+
+    Attributes:
+        m: its number, from 1.
+        segments: g^{m,1} to g^{m,n_m}.
+        adapters: C^{m,2} to C^{m,n_m}.
+        coarse_blocks: F^{m,1} to F^{m,n_m-1}.
+        offset: how many devices stand before that of its first segment. It is 0 but for a last window with fewer
+            segments than there are devices: the network ends on the last of them.
+    """
+
+    m: int
+    offset: int
+    segments: tuple[SegmentPlan, ...]
+    adapters: tuple[AdapterPlan, ...]
+    coarse_blocks: tuple[CoarsePlan, ...]
+
+    @property
+    def n(self) -> int:
+        """How many segments it has."""
+        return len(self.segments)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether its blocks run one after the other, as in the original."""
+        return self.n == 1
+
+    @property
+    def first(self) -> int:
+        """Its first block, from 0."""
+        return self.segments[0].first
+
+    @property
+    def last(self) -> int:
+        """Its last block."""
+        return self.segments[-1].last
+
+
+def windows_of(
+    segments: Iterable[SegmentPlan], adapters: Iterable[AdapterPlan], coarse_blocks: Iterable[CoarsePlan]
+) -> tuple[Window, ...]:
+    """The rows of a plan, window by window; those of a network of one window alone have the number 0."""
+    number = attrgetter("m")
+    grouped = [tuple(rows) for _, rows in groupby(segments, key=number)]
+    n = max(map(len, grouped), default=0)
+    others = [
+        {m: tuple(rows) for m, rows in groupby(sorted(them, key=number), key=number)}
+        for them in (adapters, coarse_blocks)
+    ]
+    return tuple(
+        Window(
+            m=m,
+            offset=n - len(rows) if m == len(grouped) else 0,
+            segments=rows,
+            adapters=others[0].get(rows[0].m, ()),
+            coarse_blocks=others[1].get(rows[0].m, ()),
+        )
+        for m, rows in enumerate(grouped, 1)
+    )

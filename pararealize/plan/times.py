@@ -17,13 +17,13 @@ Seconds: TypeAlias = tuple[float, float]  # forward, backward
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Seconds, forward and backward, of every part of a parareal network of n segments, each by itself.
+    """Seconds, forward and backward, of every part of a parareal network, each by itself.
 
     Attributes:
         stem: C^1.
-        segments: g^1 to g^n.
-        adapters: C^2 to C^n.
-        coarse: F^1 to F^{n-1}, each with the subtraction before and the addition behind it.
+        segments: g^1 to g^n, of one window after the other.
+        adapters: C^2 to C^n likewise.
+        coarse: F^1 to F^{n-1} likewise, each with the subtraction before and the addition behind it.
         head: h.
     """
 
@@ -35,10 +35,10 @@ class Times:
 
     def __post_init__(self) -> None:
         n = len(self.segments)
-        if n < 1 or len(self.adapters) != n - 1 or len(self.coarse) != n - 1:
+        if n < 1 or len(self.adapters) != len(self.coarse) or len(self.coarse) >= n:
             raise PlanError(
                 f"{n} segments, {len(self.adapters)} adapters, {len(self.coarse)} coarse blocks; "
-                "n segments have n - 1 of each, n ≥ 1"
+                "a window of n segments has n - 1 of each, n ≥ 1"
             )
 
     @property

@@ -9,13 +9,15 @@ In reading order:
     prices      a kind of module and two spaces -> what it costs, counted or measured
     step_cuts   costs of both directions -> the cut with the smallest step: a search over pairs of times
     path_cuts   costs of one direction -> the cut with the smallest critical path, where ``step_cuts`` begins;
-                equal cuts, and cuts by the names of blocks
+                and equal cuts
+    window_arguments  what a user asks of windows -> the blocks of each, or an error
+    window_cuts       costs of blocks, a number of windows -> where they begin
     rows        prices and a cut -> the Plan with its rows: segments, adapters, coarse blocks
 """
 
 from .agreement import check_plan
 from .arguments import device_fault
-from .path_cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
+from .path_cuts import CutProblem, cheapest_cuts, equal_cuts
 from .prices import Price, Prices
 from .search import plan_segments
 from .step_cuts import StepProblem, cheapest_step
@@ -30,6 +32,5 @@ __all__ = [
     "check_plan",
     "device_fault",
     "equal_cuts",
-    "named_cuts",
     "plan_segments",
 ]

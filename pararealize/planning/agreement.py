@@ -43,34 +43,36 @@ def check_plan(chain: BlockChain, plan: Plan) -> None:
 
 def _adapters(chain: BlockChain, plan: Plan) -> Iterator[str]:
     """What adapters read, where it is not what the network gives them, and their recipes and parameters."""
-    if plan.source == "input" and chain.source is None and plan.adapters:
+    if any(row.source == "input" for row in plan.adapters) and chain.source is None:
         yield "its adapters read the input, which is not one floating-point tensor here"
         return
-    origin = chain.source if plan.source == "input" and chain.source is not None else chain.blocks[0].x
     exact = fingerprint(chain) == plan.fingerprint
-    for row in plan.adapters:
+    for window, row in ((window, row) for window in plan.windows for row in window.adapters):
+        from_input = row.source == "input" and chain.source is not None
+        origin = chain.source if from_input and chain.source is not None else chain.blocks[window.first].x
         if row.x != origin if exact else row.x.channels != origin.channels:
-            yield f"C{row.j} reads {row.x.description}, and the {plan.source} is {origin.description}"
+            yield f"{row.name} reads {row.x.description}, and the {row.source} is {origin.description}"
             continue
         yield from _adapter(row)
 
 
 def _adapter(row: AdapterPlan) -> Iterator[str]:
-    recipe = describe_adapter(row.x, row.y, from_stem=row.source == "stem", sides=row.causal)
+    recipe = describe_adapter(row.x, row.y, reads=row.source, sides=row.causal)
     if row.recipe != recipe:
-        yield f"C{row.j} from {row.x} to {row.y} is {recipe!r}, not {shortened(row.recipe, 200)!r}"
-    parameters = adapter_parameters(row.x, row.y, sides=row.causal)
+        yield f"{row.name} from {row.x} to {row.y} is {recipe!r}, not {shortened(row.recipe, 200)!r}"
+    parameters = adapter_parameters(row.x, row.y, reads=row.source, sides=row.causal)
     if row.parameters != parameters:
-        yield f"C{row.j} has {parameters} parameters, not {row.parameters}"
+        yield f"{row.name} has {parameters} parameters, not {row.parameters}"
 
 
 def _coarse_blocks(chain: BlockChain, plan: Plan) -> Iterator[str]:
     """Units, kernels and parameters that are not those of the kind."""
     exact = fingerprint(chain) == plan.fingerprint
-    for row, segment in zip(plan.coarse_blocks, plan.segments[1:], strict=True):
+    followers = [segment for segment in plan.segments if segment.j > 1]
+    for row, segment in zip(plan.coarse_blocks, followers, strict=True):
         kind, parameters = KIND_TABLE.get(row.kind), 0
         if kind is not None and kind.convolves is not None and kind.convolves(row.y, chain) != (row.kernel > 0):
-            yield f"F{row.j} has a convolution {row.kernel} wide, and on {row.y} a {row.kind!r} block has " + (
+            yield f"{row.name} has a convolution {row.kernel} wide, and on {row.y} a {row.kind!r} block has " + (
                 "none" if row.kernel else "one"
             )
             continue
@@ -79,13 +81,13 @@ def _coarse_blocks(chain: BlockChain, plan: Plan) -> Iterator[str]:
         elif kind is not None and kind.blocks is not None and kind.copies:
             blocks = chain.blocks[segment.first : segment.last + 1]
             if row.units > len(chain.blocks):
-                yield f"F{row.j} has copies of {row.units} blocks, and the network has {len(chain.blocks)}"
+                yield f"{row.name} has copies of {row.units} blocks, and the network has {len(chain.blocks)}"
                 continue
             if not exact:  # which blocks keep their space, and are copied, may depend on sizes
                 continue
             parameters = sum(blocks[i].parameters for i in kind.blocks(blocks, row.units))
         if row.parameters != parameters:
-            yield f"F{row.j}, {_units(row)}, has {parameters} parameters, not {row.parameters}"
+            yield f"{row.name}, {_units(row)}, has {parameters} parameters, not {row.parameters}"
 
 
 def _units(row: CoarsePlan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -16,12 +17,11 @@ from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.errors import CutError, DeviceError, PararealizeError, PlanError, SourceError
 from pararealize.plan.plan import Plan
 
-from .path_cuts import named_cuts
-
 __all__ = [
     "AdapterSource",
     "Faults",
     "adapter_source",
+    "block_places",
     "check_count",
     "check_sides",
     "device_fault",
@@ -68,20 +68,24 @@ def check_count(chain: BlockChain, n: int) -> None:
         why = ""
         if number is not None and number > blocks:
             why = f" ({'; '.join(filter(None, (bulk_of(chain), why_no_more(chain.flow))))})"
-        behind = f" behind the {chain.stem_blocks} of its stem" if chain.stem_blocks else ""
         raise PlanError(
-            f"n = {n!r} is out of range: {model} has {blocks} blocks{behind}{why}; pass an integer n from 1 to {blocks}"
+            f"n = {n!r} is out of range: {model} has {blocks} blocks{why}; pass an integer n from 1 to {blocks}"
         )
 
 
-def adapter_source(chain: BlockChain, source: str | None) -> AdapterSource:
-    """What adapters read: as asked, or the input where it is floating-point and of as many axes as most blocks' values.
+def adapter_source(chain: BlockChain, source: str | None, *, sequential: bool = False) -> AdapterSource:
+    """What the adapters of the first window read.
 
-    An adapter from images to tokens or vectors would average axes away which the stem cuts into patches, or unrolls.
-    A stem that was given blocks is for adapters to read.
+    It is what was asked for, or the input where it is floating-point and of as many axes as most blocks' values: an
+    adapter from images to tokens or vectors would average axes away which the stem cuts into patches, or unrolls.
+
+    Args:
+        chain: the network's blocks.
+        source: as asked for, or ``None``.
+        sequential: whether the first block runs as in the original, so that the first window has no adapters.
     """
     if source is None:
-        if chain.source is None or chain.stem_blocks:
+        if chain.source is None or sequential:
             return "stem"
         axes = len(chain.source.extent)
         alike = sum(len(block.x.extent) == axes for block in chain.blocks)
@@ -90,10 +94,10 @@ def adapter_source(chain: BlockChain, source: str | None) -> AdapterSource:
         return "stem"
     if source != "input":
         raise SourceError(f'source = {source!r} is unknown; pass "input" or "stem"')
-    if chain.stem_blocks:
+    if sequential:
         raise SourceError(
-            f'source = "input" and stem_blocks = {chain.stem_blocks} contradict each other: blocks in the stem are '
-            'there for adapters to read; pass source="stem", or leave one of them out'
+            f'source = "input" and sequential contradict each other: block {chain.blocks[0].name} is sequential, and '
+            'the adapters behind it read what it gives; pass source="stem", or leave one of them out'
         )
     if chain.source is None:
         raise SourceError(
@@ -109,10 +113,13 @@ def check_sides(chain: BlockChain, plan: Plan) -> None:
         return
     reads = dependencies(chain)
     rows: list[tuple[str, AdapterPlan | CoarsePlan, Sides]] = []
-    for adapter, coarse, segment in zip(plan.adapters, plan.coarse_blocks, plan.segments[1:], strict=True):
-        rows.append((f"C^{adapter.j}", adapter, reads.of(0, segment.first, from_input=plan.source == "input")))
-        if coarse.kind not in ("block", "exact"):
-            rows.append((f"F^{coarse.j}", coarse, reads.of(segment.first, segment.last + 1)))
+    for window in plan.windows:
+        parts = zip(window.adapters, window.coarse_blocks, window.segments[1:], strict=True)
+        for adapter, coarse, segment in parts:
+            seen = reads.of(window.first, segment.first, from_input=adapter.source == "input")
+            rows.append((adapter.name, adapter, seen))
+            if coarse.kind not in ("block", "exact"):
+                rows.append((coarse.name, coarse, reads.of(segment.first, segment.last + 1)))
     faults = [
         f"{name} reads {causal_axes(row.causal) or 'both sides of every axis'}, and the network {causal_axes(sides)}"
         for name, row, sides in rows
@@ -123,7 +130,7 @@ def check_sides(chain: BlockChain, plan: Plan) -> None:
 
 
 def device_names(chain: BlockChain, devices: Sequence[str | torch.device] | None, n: int) -> tuple[str, ...]:
-    """The name of each segment's device."""
+    """The names of the devices, one for each segment of a window."""
     count = min(max(n, 1), len(chain.blocks)) if isinstance(n, int) else 1  # more are refused, however many
     if devices is None:
         home = next((parameter.device for parameter in chain.capture.model.parameters()), torch.device("cpu"))
@@ -153,10 +160,44 @@ def device_fault(device: str | int | torch.device) -> str:
     return f"device {str(parsed)!r} is not there: this machine has {count} of {parsed.type}; pass others, or fewer"
 
 
-def named_starts(chain: BlockChain, cuts: str | Sequence[str], n: int) -> tuple[int, ...] | None:
-    """The starts where cuts are names of blocks."""
+def named_starts(chain: BlockChain, cuts: str | Sequence[str]) -> tuple[int, ...] | None:
+    """The blocks that cuts name, by number; ``None`` where cuts are found by a rule.
+
+    Raises:
+        CutError: there is no such rule, a name is no block's, or stands twice.
+    """
     if isinstance(cuts, str):
         if cuts not in ("cost", "paper"):
             raise CutError(f'cuts = {cuts!r} is unknown; pass "cost", "paper", or a list of names of blocks')
         return None
-    return named_cuts(list(cuts), n, [block.name for block in chain.blocks])
+    return tuple(sorted(block_places(chain, list(cuts), "cuts")))
+
+
+def block_places(chain: BlockChain, names: Sequence[str], argument: str, *, ordered: bool = False) -> list[int]:
+    """The numbers of blocks, by their names.
+
+    Args:
+        chain: the network's blocks.
+        names: of blocks.
+        argument: that they were given for.
+        ordered: whether they have to stand in the order of the blocks.
+
+    Raises:
+        CutError: a name is no block's, stands twice, or is out of order; every fault at once.
+    """
+    blocks = [block.name for block in chain.blocks]
+    place = {name: i for i, name in enumerate(blocks)}
+    faults = []
+    for name in dict.fromkeys(names):
+        if name not in place:
+            close = difflib.get_close_matches(str(name), blocks, n=3)
+            hint = f"; close ones: {', '.join(close)}" if close else f"; blocks run from {blocks[0]} to {blocks[-1]}"
+            faults.append(f"{argument}: {name!r} is not the name of a block{hint}")
+        elif list(names).count(name) > 1:
+            faults.append(f"{argument}: {name!r} stands more than once")
+    places = [place[name] for name in names if name in place]
+    if ordered and not faults and places != sorted(places):
+        faults.append(f"{argument}: {', '.join(map(repr, names))} are not in the order of the network's blocks")
+    if faults:
+        raise CutError("\n".join(faults))
+    return places

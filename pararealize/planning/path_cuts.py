@@ -1,4 +1,4 @@
-"""CutProblem, n -> the cut with the smallest critical path; and cuts by stages or by name. Arithmetic on plain lists.
+"""CutProblem, n -> the cut with the smallest critical path; and cuts by stages. Arithmetic on plain lists.
 
 Glossary: ``i`` block, ``a`` and ``b`` boundaries (boundary a stands before block a, the last one after every block),
 ``j`` segment. A cut is a tuple of starts: segment j holds the blocks from ``starts[j - 1]`` up to the next start.
@@ -6,7 +6,6 @@ Glossary: ``i`` block, ``a`` and ``b`` boundaries (boundary a stands before bloc
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from array import array
@@ -14,9 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pararealize.errors import CutError
-
-__all__ = ["CutProblem", "cheapest_cuts", "equal_cuts", "named_cuts"]
+__all__ = ["CutProblem", "cheapest_cuts", "equal_cuts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,29 +186,3 @@ def _shares(lengths: Sequence[int], n: int) -> list[int]:
     for stage in order[: n - sum(shares)]:
         shares[stage] += 1
     return shares
-
-
-def named_cuts(names: Sequence[str], n: int, blocks: Sequence[str]) -> tuple[int, ...]:
-    """Starts at the blocks of those names: n - 1 of them, or n with the first block's.
-
-    Raises:
-        CutError: a name is no block's, or stands twice, or their number does not fit n; every fault at once.
-    """
-    place = {name: i for i, name in enumerate(blocks)}
-    faults = []
-    for name in dict.fromkeys(names):
-        if name not in place:
-            close = difflib.get_close_matches(str(name), blocks, n=3)
-            hint = f"; close ones: {', '.join(close)}" if close else f"; blocks run from {blocks[0]} to {blocks[-1]}"
-            faults.append(f"cuts: {name!r} is not the name of a block{hint}")
-        elif list(names).count(name) > 1:
-            faults.append(f"cuts: {name!r} stands more than once")
-    starts = sorted({place[name] for name in names if name in place} | {0})
-    if not faults and len(starts) != n:
-        faults.append(
-            f"cuts: {len(names)} names make {len(starts)} segments, not n = {n}; name the n - 1 blocks at which the "
-            f"second and later segments begin ({blocks[0]}, the first block, may be named too)"
-        )
-    if faults:
-        raise CutError("\n".join(faults))
-    return tuple(starts)

@@ -25,6 +25,7 @@ from pararealize.coarse.coarse_block import coarse_cost, coarse_units
 from pararealize.coarse.coverage import LARGEST_KERNEL, kernel_for
 from pararealize.coarse.kinds import KIND_TABLE, Coarse, kind_for
 from pararealize.coarse.one_sided import misfit
+from pararealize.coarse.spec import AdapterReads
 from pararealize.errors import SourceError
 from pararealize.random_state import seeded_weights
 
@@ -65,8 +66,11 @@ class Prices:
         chain: the network's blocks.
         fields: their receptive fields, which say how many coarse units there are.
         costs: their costs.
-        n: the number of segments.
-        source: what adapters read, ``"input"`` or ``"stem"``.
+        n: the number of segments of a window.
+        source: what the adapters of the first window read, ``"input"`` or ``"stem"``; those of later ones read what the
+            window before gives.
+        several: whether there are several windows. Then the stem is in front of the first as each is in front of the
+            next, and adapters that keep the space are identities.
     """
 
     chain: BlockChain
@@ -74,6 +78,7 @@ class Prices:
     costs: Costs
     n: int
     source: AdapterSource
+    several: bool = False
     _memory: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def _once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -90,9 +95,17 @@ class Prices:
         """What every block reads along every axis; looked at once, and not where there is one segment alone."""
         return self._once("dependencies", partial(dependencies, self.chain))
 
-    def seen_by_adapter(self, first: int) -> Sides:
-        """Where an adapter in front of block ``first`` may read: what it stands for reads no more."""
-        return self._once(("before", first), lambda: self.dependencies.of(0, first, from_input=self.source == "input"))
+    def reads(self, begin: int) -> AdapterReads:
+        """What the adapters of the window that begins with that block read."""
+        return "window" if self.several and (begin > 0 or self.source == "stem") else self.source
+
+    def seen_by_adapter(self, first: int, begin: int = 0) -> Sides:
+        """Where an adapter in front of block ``first``, in a window from block ``begin`` on, may read.
+
+        It is where the blocks that it stands for read.
+        """
+        from_input = self.reads(begin) == "input"
+        return self._once(("before", first, begin), lambda: self.dependencies.of(begin, first, from_input=from_input))
 
     def seen_by(self, first: int, last: int) -> Sides:
         """Where a coarse block for blocks ``first`` to ``last`` may read."""
@@ -117,35 +130,36 @@ class Prices:
 
     # Adapters --------------------------------------------------------------------------------------------------------
 
-    @property
-    def origin(self) -> Space:
-        """The space that adapters read from."""
-        return self.chain.source if self.source == "input" and self.chain.source is not None else self.chain.blocks[0].x
+    def origin(self, begin: int = 0) -> Space:
+        """The space that the adapters of the window that begins with that block read from."""
+        from_input = self.reads(begin) == "input" and self.chain.source is not None
+        return self.chain.source if from_input and self.chain.source is not None else self.chain.blocks[begin].x
 
-    def adapter(self, first: int) -> Price:
-        """The price of an adapter into the input of block ``first``.
+    def adapter(self, first: int, begin: int = 0) -> Price:
+        """The price of an adapter into the input of block ``first``, in a window from block ``begin`` on.
 
         Raises:
             SourceError: every adapter from there would read what the network does not.
         """
-        target, sides = self.chain.blocks[first].x, self.seen_by_adapter(first)
-        if why := self.why_no_adapter(first):
+        target, sides = self.chain.blocks[first].x, self.seen_by_adapter(first, begin)
+        if why := self.why_no_adapter(first, begin):
             raise SourceError(why)
-        stem = self.source == "stem"
-        build = partial(build_adapter, self.origin, target, from_stem=stem, sides=sides)
-        count = partial(adapter_cost, self.origin, target, from_stem=stem, sides=sides)
-        return self._module(("adapter", target, sides), count, build, self.origin, first=not stem)
+        origin, reads = self.origin(begin), self.reads(begin)
+        build = partial(build_adapter, origin, target, reads=reads, sides=sides)
+        count = partial(adapter_cost, origin, target, reads=reads, sides=sides)
+        return self._module(("adapter", origin, target, reads, sides), count, build, origin, first=reads == "input")
 
-    def why_no_adapter(self, first: int) -> str:
+    def why_no_adapter(self, first: int, begin: int = 0) -> str:
         """Why none leads into the input of block ``first``, and what to do; empty where one does."""
-        block = self.chain.blocks[first]
-        why = misfit(self.origin, block.x, self.seen_by_adapter(first))
+        block, reads = self.chain.blocks[first], self.reads(begin)
+        why = misfit(self.origin(begin), block.x, self.seen_by_adapter(first, begin))
         if not why:
             return ""
-        stem = 'pass source="stem"; or ' if self.source == "input" else ""
+        stem = 'pass source="stem"; or ' if reads == "input" else ""
+        where = "window before it" if reads == "window" else reads
         return (
-            f"no adapter leads from the {self.source} into block {block.name} without showing it what the network "
-            f"does not see: it {why}; {stem}give the blocks that change the axes to the stem (stem_blocks=...), or "
+            f"no adapter leads from the {where} into block {block.name} without showing it what the network "
+            f"does not see: it {why}; {stem}let the blocks that change the axes be sequential (sequential=...), or "
             "convert the part behind them"
         )
 

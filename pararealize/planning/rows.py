@@ -23,7 +23,7 @@ class PlanRequest:
     Attributes:
         coarse: the name of the coarse kind, which may be ``"auto"``.
         cuts: ``"cost"``, ``"paper"`` or the names of blocks.
-        devices: one a segment.
+        devices: n of them.
         notes: what was decided beforehand, and why.
     """
 
@@ -33,20 +33,30 @@ class PlanRequest:
     notes: Sequence[str] = ()
 
 
-def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: PlanRequest) -> Plan:
+def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], request: PlanRequest) -> Plan:
     """The plan for a cut, and a warning among its notes where it does not pay.
 
     Args:
         prices: the network with what everything costs.
         coarse: the kind of its coarse blocks.
-        starts: the first block of each segment.
+        windows: of each window the first block of each segment.
         request: what was asked for.
     """
     chain, costs = prices.chain, prices.costs
-    ends = [*starts[1:], len(chain.blocks)]
-    spans = [(a, b - 1) for a, b in zip(starts, ends, strict=True)]
-    segments = tuple(_segment(prices, j, *span, request.devices[j - 1]) for j, span in enumerate(spans, 1))
-    coarse_blocks = tuple(_coarse_block(prices, coarse, j, *span) for j, span in enumerate(spans[1:], 1))
+    n, several = max(map(len, windows)), len(windows) > 1
+    starts = [start for window in windows for start in window]
+    ends = iter([*starts[1:], len(chain.blocks)])
+    segments: list[SegmentPlan] = []
+    adapters: list[AdapterPlan] = []
+    coarse_blocks: list[CoarsePlan] = []
+    for number, window in enumerate(windows, 1):
+        m, offset = number if several else 0, n - len(window) if several and number == len(windows) else 0
+        for j, first in enumerate(window, 1):
+            last = next(ends) - 1
+            segments.append(_segment(prices, (m, j), first, last, request.devices[offset + j - 1]))
+            if j > 1:
+                adapters.append(_adapter(prices, (m, j), first, window[0]))
+                coarse_blocks.append(_coarse_block(prices, coarse, (m, j - 1), first, last))
     notes = [*request.notes, *dict.fromkeys(row.note for row in coarse_blocks if row.note), *costs.notes]
     if any(row.kind == "custom" for row in coarse_blocks):
         notes.append(
@@ -55,19 +65,18 @@ def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: Plan
     plan = Plan(
         model=type(chain.capture.model).__name__,
         fingerprint=fingerprint(chain),
-        n=prices.n,
+        n=n,
         coarse=request.coarse,
         cuts=request.cuts,
         source=prices.source,
         batch=chain.capture.batch,
         unit=costs.unit,
         stem=PartPlan(**prices.end(chain.stem, costs.stem).columns()),
-        segments=segments,
-        adapters=tuple(_adapter(prices, j, segment.first) for j, segment in enumerate(segments[1:], 2)),
-        coarse_blocks=coarse_blocks,
+        segments=tuple(segments),
+        adapters=tuple(adapters),
+        coarse_blocks=tuple(coarse_blocks),
         head=PartPlan(**prices.end(chain.head, costs.head).columns()),
         notes=tuple(notes),
-        stem_blocks=chain.stem_blocks,
     )
     if plan.n == 1:
         return plan
@@ -84,10 +93,12 @@ def plan_of(prices: Prices, coarse: Coarse, starts: Sequence[int], request: Plan
     return replace(plan, notes=(*plan.notes, warning))
 
 
-def _segment(prices: Prices, j: int, first: int, last: int, device: str) -> SegmentPlan:
+def _segment(prices: Prices, index: tuple[int, int], first: int, last: int, device: str) -> SegmentPlan:
     blocks = prices.chain.blocks[first : last + 1]
     price = replace(prices.blocks(range(first, last + 1)), cost=prices.costs.split_step(first, last))
+    m, j = index
     return SegmentPlan(
+        m=m,
         j=j,
         first=first,
         last=last,
@@ -101,21 +112,23 @@ def _segment(prices: Prices, j: int, first: int, last: int, device: str) -> Segm
     )
 
 
-def _adapter(prices: Prices, j: int, first: int) -> AdapterPlan:
-    """C^j, which leads into block ``first``."""
-    target, sides = prices.chain.blocks[first].x, prices.seen_by_adapter(first)
-    columns = prices.adapter(first).columns()
-    recipe = describe_adapter(prices.origin, target, from_stem=prices.source == "stem", sides=sides)
-    return AdapterPlan(j=j, source=prices.source, x=prices.origin, y=target, recipe=recipe, causal=sides, **columns)
+def _adapter(prices: Prices, index: tuple[int, int], first: int, begin: int) -> AdapterPlan:
+    """C^{m,j}, which leads into block ``first`` of the window that begins with block ``begin``."""
+    target, sides = prices.chain.blocks[first].x, prices.seen_by_adapter(first, begin)
+    columns = prices.adapter(first, begin).columns()
+    origin, reads, (m, j) = prices.origin(begin), prices.reads(begin), index
+    recipe = describe_adapter(origin, target, reads=reads, sides=sides)
+    return AdapterPlan(m=m, j=j, source=reads, x=origin, y=target, recipe=recipe, causal=sides, **columns)
 
 
-def _coarse_block(prices: Prices, coarse: Coarse, j: int, first: int, last: int) -> CoarsePlan:
-    """F^j, which stands for segment j + 1: blocks ``first`` to ``last``."""
+def _coarse_block(prices: Prices, coarse: Coarse, index: tuple[int, int], first: int, last: int) -> CoarsePlan:
+    """F^{m,j}, which stands for segment j + 1 of window m: blocks ``first`` to ``last``."""
+    m, j = index
     x, y, sides = prices.chain.blocks[first].x, prices.chain.blocks[last].y, prices.seen_by(first, last)
     kind, note = kind_for(coarse, x, y, sides)
     units, kernel = prices.units(kind), prices.kernel(kind, first, last)
     columns = prices.coarse_block(kind, units, kernel, first, last).columns()
-    return CoarsePlan(j=j, kind=kind, units=units, kernel=kernel, x=x, y=y, note=note, causal=sides, **columns)
+    return CoarsePlan(m=m, j=j, kind=kind, units=units, kernel=kernel, x=x, y=y, note=note, causal=sides, **columns)
 
 
 def _causality_note(plan: Plan) -> str:

@@ -5,7 +5,8 @@ Every fault of the arguments is found before any is reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,16 +24,29 @@ from pararealize.plan.plan import Plan
 from pararealize.plan.simulation import simulate
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
+from pararealize.table import quantity
 
 from .arguments import Faults, adapter_source, check_count, device_names, named_starts, whole_number
 from .path_cuts import CutProblem, equal_cuts
 from .prices import Prices
 from .rows import PlanRequest, plan_of
 from .step_cuts import StepProblem, cheapest_step
+from .window_arguments import (
+    Sequential,
+    Windows,
+    WindowSpan,
+    check_segments,
+    named_windows,
+    sequential_blocks,
+    window_spans,
+    windows_request,
+)
 
 __all__ = ["plan_segments"]
 
 FORBIDDEN = 1000  # times the network's own cost
+FREE = 1.05  # how much longer than the shortest a step may be where windows are chosen
+MOST_TRIALS = 16  # numbers of windows that are looked at
 
 
 @typed_arguments(PlanError, "n", "source", "coarse", cuts=CutError, devices=DeviceError)
@@ -45,13 +59,15 @@ def plan_segments(
     coarse: Coarse = "paper",
     cuts: str | Sequence[str] = "cost",
     source: str | None = None,
+    windows: Windows = 1,
+    sequential: Sequential = 0,
     devices: Sequence[str | torch.device] | None = None,
     transfer: Transfer | None = None,
     rate: float = RATE,
 ) -> Plan:
     """Decide where to cut, what adapters and coarse blocks there are, and what it all costs.
 
-    With ``cuts="cost"`` the cut has the smallest step ``t_n + t'_n`` of all, where ``s_j`` is the forward cost of
+    With ``cuts="cost"`` the cut of a window has the smallest step ``t_n + t'_n`` of all, where ``s_j`` is the forward cost of
     segment j with its adapter (of the first, with the stem), ``c_j`` that of F^j, ``m_j`` that of the message in front
     of it, and ``'`` means backward::
 
@@ -63,22 +79,29 @@ def plan_segments(
     for one another as above: of the best cut by this recursion, the best for free messages and the best for free sums,
     the one with the shortest simulated step is taken, which need not be the best of all.
 
+    Where windows begin is decided before, by what their blocks cost (``window_cuts.py``). ``windows="auto"`` takes as
+    many as there can be while the simulated step, messages included, stays within 5% of the shortest.
+
     Args:
         chain: the network's blocks.
         fields: their receptive fields, which say how many coarse units there are.
         costs: their costs. Where they are seconds, adapters and coarse blocks are measured too, at the same batch.
-        n: the number of segments, from 1 to the number of blocks.
+        n: the number of segments of a window, from 1 to the number of blocks; a window with fewer blocks has fewer.
         coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable, or
             ``"auto"``: what learnt as well as the original on networks like it (``coarse/evidence_table.py``).
         cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
-        source: what adapters read, ``"input"`` or ``"stem"``. When left out: with ``"auto"``, what the evidence is of;
+        source: what adapters of the first window read, ``"input"`` or ``"stem"``. When left out: with several windows,
+            the stem; with ``"auto"``, what the evidence is of;
             otherwise the input where it is floating-point, of as many axes as the blocks' values.
-        devices: one a segment; fewer wrap round. Where the model is, when left out.
+        windows: how many windows, 1 for the paper's network and as many as blocks for the original; the names of the
+            blocks at which they begin; or ``"auto"``.
+        sequential: how many of the first blocks, or the names of those, that run as in the original.
+        devices: one for each segment of a window; fewer wrap round. Where the model is, when left out.
         transfer: what messages between segments take, at the example's batch.
         rate: operations a second, with which messages are compared where costs are counted.
 
     Raises:
-        PlanError: n is out of range.
+        PlanError: n or the number of windows is out of range.
         CutError: the cuts are not names of blocks, or not n - 1 of them.
         SourceError: adapters cannot read from that source.
         DeviceError: a device is unknown or not there.
@@ -89,31 +112,72 @@ def plan_segments(
     n = n if number is None else number
     faults = Faults()
     kind = faults.collect(lambda: coarse_name(coarse)) or ""
-    adapters_read = faults.collect(lambda: adapter_source(chain, source)) or "stem"
+    still = faults.collect(lambda: sequential_blocks(chain, sequential)) or frozenset()
+    adapters_read = faults.collect(lambda: adapter_source(chain, source, sequential=0 in still)) or "stem"
+    several = windows != 1 or bool(still)
+    if source is None and several:
+        adapters_read = "stem"
     places = faults.collect(lambda: device_names(chain, devices, n)) or ()
     faults.collect(lambda: check_count(chain, n))
-    starts = faults.collect(lambda: named_starts(chain, cuts, n)) if isinstance(n, int) and n >= 1 else None
+    wanted = faults.collect(lambda: windows_request(chain, windows, still))
+    names = faults.collect(lambda: named_starts(chain, cuts))
     faults.raise_all()
     notes = []
     if coarse == "auto":
-        choice = choose(chain, n)
+        front = next(i for i in range(len(chain.blocks) + 1) if i not in still)
+        choice = choose(chain, n, sequential=front)
         coarse, notes = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
-        adapters_read = adapter_source(chain, source or (None if chain.stem_blocks else choice.source))
-    prices = Prices(chain, fields, costs, n, adapters_read)
-    boundaries = range(1, len(chain.blocks)) if source is None and adapters_read == "input" and n > 1 else ()
-    if any(map(prices.why_no_adapter, boundaries)):
-        prices = Prices(chain, fields, costs, n, "stem")
-    search = _CutSearch(prices, coarse, transfer, rate)
-    if starts is None:
-        starts, note = search.starts(str(cuts))
-        notes += [note] if note else []
+        adapters_read = adapter_source(chain, source or (None if front else choice.source), sequential=front > 0)
+        adapters_read = "stem" if source is None and several else adapters_read
     request = PlanRequest(
         coarse=kind,
         cuts=cuts if isinstance(cuts, str) else tuple(cuts),
         devices=places,
         notes=[*notes, *_notes(chain)] if n > 1 else (),
     )
-    return plan_of(search.prices, coarse, starts, request)
+
+    def plan_with(number: int | tuple[int, ...]) -> Plan:
+        spans = window_spans(chain, costs, n, number, still)
+        check_segments(chain, n, spans, windows)
+        prices = Prices(chain, fields, costs, n, adapters_read, len(spans) > 1)
+        first_window = range(1, spans[0].stop) if n > 1 and not spans[0].sequential else ()
+        if source is None and adapters_read == "input" and any(map(prices.why_no_adapter, first_window)):
+            prices = replace(prices, source="stem")
+        if spans[0].blocks == 1 or spans[0].sequential:  # it has no adapters
+            prices = replace(prices, source="stem")
+        search = _CutSearch(prices, coarse, transfer, rate)
+        if names is None:
+            starts, note = search.windows(str(cuts), spans)
+        else:
+            starts, note = named_windows(chain, names, spans, n), ""
+        return plan_of(prices, coarse, starts, replace(request, notes=[*request.notes, note] if note else request.notes))
+
+    if wanted is not None:
+        return plan_with(wanted)
+    return _most_windows(plan_with, len(chain.blocks) - len(still), transfer, rate, coarse == "linear")
+
+
+def _most_windows(
+    plan_with: Callable[[int], Plan], blocks: int, transfer: Transfer | None, rate: float, reduce_linear: bool
+) -> Plan:
+    """The plan with the most windows among those whose steps are about as short as the shortest."""
+    numbers = sorted({max(1, blocks // part) for part in range(1, blocks + 1)})
+    if len(numbers) > MOST_TRIALS:
+        numbers = sorted({numbers[round(i * (len(numbers) - 1) / (MOST_TRIALS - 1))] for i in range(MOST_TRIALS)})
+    latency, bandwidth = (0.0, math.inf) if transfer is None else (transfer.latency, transfer.bandwidth)
+    plans = {number: plan_with(number) for number in numbers}
+    steps = {
+        number: simulate(plan, latency=latency, bandwidth=bandwidth, rate=rate, reduce_linear=reduce_linear).step
+        for number, plan in plans.items()
+    }
+    number = max(number for number, step in steps.items() if step <= FREE * min(steps.values()))
+    links = "free messages" if transfer is None else f"messages of {transfer}"
+    note = (
+        f'"auto" is {quantity(number, "window")}, the most whose step is within {FREE - 1:.0%} of the shortest with '
+        f"{links}"
+    )
+    plan = plans[number]
+    return replace(plan, notes=(note, *plan.notes))
 
 
 def _notes(chain: BlockChain) -> Iterator[str]:
@@ -130,34 +194,49 @@ def _notes(chain: BlockChain) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _CutSearch:
-    """Where to cut, with all that it depends on."""
+    """Where to cut windows into segments, with all that it depends on."""
 
     prices: Prices
     coarse: Coarse
     transfer: Transfer | None
     rate: float
 
-    def starts(self, cuts: str) -> tuple[tuple[int, ...], str]:
-        """The first block of each segment, and a note, which may be empty."""
-        n, costs = self.prices.n, self.prices.costs
-        if n == 1:
-            return (0,), ""
+    def windows(self, cuts: str, spans: Sequence[WindowSpan]) -> tuple[list[tuple[int, ...]], str]:
+        """The first block of each segment, window by window, and a note, which may be empty."""
+        if all(self._segments(span) == 1 for span in spans):
+            return [(span.first,) for span in spans], ""
         if cuts == "paper":
-            return equal_cuts(self.prices.chain.stages, n)
+            pairs = [self._equal(span) for span in spans]
+            return [starts for starts, _ in pairs], "; ".join(dict.fromkeys(note for _, note in pairs if note))
         if self.transfer is None:
-            return cheapest_step(self.problem(), n), ""
-        candidates = [cheapest_step(self.problem(), n)]
+            return [self._cheapest(span) for span in spans], ""
+        candidates = [[self._cheapest(span) for span in spans]]
         if self.coarse == "linear":
             free = replace(self, transfer=None)
-            candidates += [cheapest_step(problem, n) for problem in (free.problem(), free.problem(summed=True))]
+            candidates += [[free._cheapest(span, summed=summed) for span in spans] for summed in (False, True)]
+        costs = self.prices.costs
         work = "" if costs.unit == "seconds" else f", counted work at {self.rate:g} operations a second"
         return min(candidates, key=self._simulated_step), f"cut for messages of {self.transfer}{work}"
 
-    def _simulated_step(self, starts: tuple[int, ...]) -> float:
+    def _segments(self, span: WindowSpan) -> int:
+        """How many segments a window has."""
+        return 1 if span.sequential else min(self.prices.n, span.blocks)
+
+    def _cheapest(self, span: WindowSpan, *, summed: bool = False) -> tuple[int, ...]:
+        n = self._segments(span)
+        starts = cheapest_step(self.problem(span, summed=summed), n) if n > 1 else (0,)
+        return tuple(span.first + start for start in starts)
+
+    def _equal(self, span: WindowSpan) -> tuple[tuple[int, ...], str]:
+        n = self._segments(span)
+        stages = [(max(first, span.first), min(last, span.stop - 1)) for first, last in self.prices.chain.stages]
+        return equal_cuts([(a, b) for a, b in stages if a <= b], n) if n > 1 else ((span.first,), "")
+
+    def _simulated_step(self, windows: Sequence[Sequence[int]]) -> float:
         """The step of a cut, with messages and with sums of linear coarse blocks."""
         assert self.transfer is not None
         request = PlanRequest(coarse="", cuts="cost", devices=("",) * self.prices.n)
-        plan = plan_of(self.prices, self.coarse, starts, request)
+        plan = plan_of(self.prices, self.coarse, windows, request)
         latency, bandwidth = self.transfer.latency, self.transfer.bandwidth
         return simulate(plan, latency=latency, bandwidth=bandwidth, reduce_linear=True, rate=self.rate).step
 
@@ -170,8 +249,8 @@ class _CutSearch:
         cost = seconds * (1 if self.prices.costs.unit == "seconds" else self.rate / batch)
         return cost, cost
 
-    def problem(self, *, summed: bool = False) -> StepProblem:
-        """The costs as functions of the cut.
+    def problem(self, span: WindowSpan, *, summed: bool = False) -> StepProblem:
+        """The costs of one window as functions of its cut; boundaries are counted from its first block.
 
         What an adapter, a coarse block or a message costs depends on spaces alone, and spaces change at few blocks. So
         boundaries are of as many *kinds* as there are changes of space before them, plus one: boundaries of one kind
@@ -182,21 +261,22 @@ class _CutSearch:
         ranks at once. The best cut is then the one whose slowest segments are the fastest.
         """
         prices, costs, chain = self.prices, self.prices.costs, self.prices.chain
-        kinds, spaces, edges = _boundaries(chain.blocks)
-        stem = costs.split(costs.stem) if chain.stem.nodes else (0, 0)
-        wait = plus(stem, self._message(spaces[0])) if prices.source == "stem" else (0, 0)
-        work = list(map(costs.split, costs.blocks))
-        # the first boundary of each kind stands for all; none is before block 0 or behind the last one
-        fronts = [min(max(first, 1), len(chain.blocks) - 1) for first, _ in edges]
+        begin = span.first
+        kinds, spaces, edges = _boundaries(chain.blocks[begin : span.stop])
+        stem = costs.split(costs.stem) if chain.stem.nodes and begin == 0 else (0, 0)
+        wait = (0, 0) if prices.reads(begin) == "input" else plus(stem, self._message(spaces[0]))
+        work = list(map(costs.split, costs.blocks[begin : span.stop]))
+        # the first boundary of each kind stands for all; none is before the first block or behind the last one
+        fronts = [min(max(first, 1), span.blocks - 1) + begin for first, _ in edges]
         never = FORBIDDEN * costs.total  # where no adapter leads to: no cut falls there, if another can be made
         adapters = [
-            (never, never) if prices.why_no_adapter(first) else plus(wait, prices.adapter(first).cost)
+            (never, never) if prices.why_no_adapter(first, begin) else plus(wait, prices.adapter(first, begin).cost)
             for first in fronts
         ]
         boundary_kinds = range(len(spaces))
         coarse = [
             [
-                prices.between(self.coarse, edges[a][0], edges[b][1]) if a + summed <= b else (0, 0)
+                prices.between(self.coarse, begin + edges[a][0], begin + edges[b][1]) if a + summed <= b else (0, 0)
                 for b in boundary_kinds
             ]
             for a in boundary_kinds

@@ -119,7 +119,7 @@ def test_a_tail_changes_places_with_a_pointwise_layer() -> None:
     """An adapter that enlarges a map projects first and repeats then."""
     small = Space(shape=(2, 4, 4), channel=0, dtype="float64")
     large = Space(shape=(3, 8, 8), channel=0, dtype="float64")
-    adapter = build_adapter(small, large, from_stem=True)
+    adapter = build_adapter(small, large, reads="stem")
     layer, tail = linear_part(adapter)
     assert [type(step) for step in tail] == [Resample]
     x = torch.randn(20, 2, 4, 4, **DOUBLE)

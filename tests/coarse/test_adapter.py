@@ -69,26 +69,26 @@ def test_every_pair_of_spaces(source, target, from_stem, batch):
 def test_recipes(source, target, recipe):
     text = describe_adapter(source, target)
     assert recipe is None or text == recipe
-    printed = str(build_adapter(source, target, from_stem=False))
+    printed = str(build_adapter(source, target, reads="input"))
     assert text in printed
     assert f"{source} → {target}" in printed
 
 
 def test_identity_says_so():
     tokens = space(197, 768, channel=1)
-    assert describe_adapter(tokens, tokens, from_stem=True) == "linear 768→768, from the identity"
-    assert "from the identity" in str(build_adapter(tokens, tokens, from_stem=True))
+    assert describe_adapter(tokens, tokens, reads="stem") == "linear 768→768, from the identity"
+    assert "from the identity" in str(build_adapter(tokens, tokens, reads="stem"))
 
 
 def test_other_image_sizes_follow_as_strided_layers_do():
-    adapter = build_adapter(space(3, 32, 32), space(64, 8, 8), from_stem=False)
+    adapter = build_adapter(space(3, 32, 32), space(64, 8, 8), reads="input")
     assert adapter(torch.zeros(2, 3, 40, 48)).shape == (2, 64, 10, 12)
     assert adapter(torch.zeros(2, 3, 33, 33)).shape == (2, 64, 9, 9)  # ⌈⌈33/2⌉/2⌉, as two 3×3/2 convolutions give
 
 
 def test_variance_is_kept():
     """No ReLU stands before the projection, so 1 / fan-in and not He's 2 / fan-in keeps a unit variance."""
-    adapter = build_adapter(space(256, 8, 8), space(256, 8, 8), from_stem=False)
+    adapter = build_adapter(space(256, 8, 8), space(256, 8, 8), reads="input")
     assert adapter(torch.randn(16, 256, 8, 8)).var().item() == pytest.approx(1.0, rel=0.1)
 
 
@@ -96,7 +96,7 @@ def test_seed_and_name_fix_the_weights_and_the_callers_state_stays():
     source, target = space(3, 8, 8), space(4, 4, 4)
     before = torch.get_rng_state()
     keys = (1, "C2"), (1, "C2"), (1, "C3"), (2, "C2")
-    built = [build_adapter(source, target, from_stem=False, seed=seed, name=name) for seed, name in keys]
+    built = [build_adapter(source, target, reads="input", seed=seed, name=name) for seed, name in keys]
     assert torch.equal(torch.get_rng_state(), before)
     weights = [adapter.project.weight for adapter in built]
     assert torch.equal(weights[0], weights[1])
@@ -115,7 +115,7 @@ def test_cost_of_the_papers_adapter():
 
 def test_max_pools_against_plain_torch():
     """The whole adapter against its definition, written out."""
-    adapter = build_adapter(space(3, 32, 32), space(16, 8, 8), from_stem=False)
+    adapter = build_adapter(space(3, 32, 32), space(16, 8, 8), reads="input")
     x = torch.randn(2, 3, 32, 32)
     pooled = nn.functional.max_pool2d(nn.functional.max_pool2d(x, 3, 2, 1), 3, 2, 1)
     expected = torch.einsum("oi,bihw->bohw", adapter.project.weight[:, :, 0, 0], pooled)
@@ -124,5 +124,5 @@ def test_max_pools_against_plain_torch():
 
 
 def test_half_precision_interfaces():
-    adapter = build_adapter(space(3, 16, 16), space(4, 8, 8, dtype="bfloat16"), from_stem=False)
+    adapter = build_adapter(space(3, 16, 16), space(4, 8, 8, dtype="bfloat16"), reads="input")
     assert adapter(torch.randn(2, 3, 16, 16)).dtype == torch.bfloat16

@@ -34,7 +34,7 @@ def interfaces(n):
 def test_parameters_of_parareal_resnet_1001(n, coarse_parameters, total):
     X = interfaces(n)
     parts = [coarse_block.coarse_cost("paper", x, y, math.ceil(12 / n))[0] for x, y in pairwise(X)]
-    inputs = [adapter.adapter_cost(IMAGE, x, from_stem=False)[0] for x in X[:-1]]
+    inputs = [adapter.adapter_cost(IMAGE, x, reads="input")[0] for x in X[:-1]]
     with torch.device("meta"):
         original = sum(parameter.numel() for parameter in resnet1001(num_classes=100).parameters())
     assert len(parts) == n - 1

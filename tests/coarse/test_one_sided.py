@@ -40,7 +40,7 @@ def test_whatever_fits_reads_no_more_than_it_may(data):
     torch.manual_seed(0)
     if kind == "adapter":
         assume(not misfit(x, y, sides))
-        module = build_adapter(x, y, from_stem=False, sides=sides)
+        module = build_adapter(x, y, reads="input", sides=sides)
     else:
         assume(kind_for(kind, x, y, sides)[0] == kind)
         module = coarse_units(kind, x, y, 1, 5, sides)

@@ -28,7 +28,7 @@ import torch
 from torch import fx
 
 from pararealize.network.module import PararealModule
-from pararealize.network.parts import part_of
+from pararealize.network.parts import parts_by_node
 from pararealize.network.variant import Variant
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.operations import tensors_in
@@ -58,7 +58,7 @@ class Runner:
         parts: Mapping[fx.Node, Callable[..., Any]] = MappingProxyType({}),
     ) -> None:
         self.net, self.graph, self.streams = net, graph, streams
-        self.lanes = lanes_of(graph, net.plan.n)
+        self.lanes = lanes_of(graph)
         self.inputs = list(CallSignature.tensor_nodes(graph).values())
         self.output = graph.output_node()
         self.order = [node for node in graph.nodes if node.op != "output" and not CallSignature.begins(node)]
@@ -142,16 +142,17 @@ def _last_reads(order: Sequence[fx.Node], output: fx.Node) -> dict[fx.Node, list
     return last
 
 
-def lanes_of(graph: fx.Graph, n: int) -> dict[fx.Node, int]:
-    """The segment, 1 to n, on whose stream each node of an equation runs; 0 for inputs and outputs.
+def lanes_of(graph: fx.Graph) -> dict[fx.Node, int]:
+    """The device, 1 to n, on whose stream each node of an equation runs; 0 for inputs and outputs.
 
     A part runs where its segment does; what is computed from several values belongs to the last segment among them
     (r_j to segment j+1); a transfer belongs to the first segment that reads it.
     """
     lanes: dict[fx.Node, int] = {}
+    parts = parts_by_node(graph)
     for node in graph.nodes:
-        if (part := part_of(node)) is not None:
-            lanes[node] = part.home_segment(n)
+        if (part := parts.get(node)) is not None:
+            lanes[node] = part.home
         elif node.op == "output":
             lanes[node] = CALLER
         else:
