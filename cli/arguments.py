@@ -16,7 +16,20 @@ if TYPE_CHECKING:
 
     from pararealize.restacking.tableaux import Tableau
 
-__all__ = ["coarse", "cuts", "devices", "example", "inputs", "is_mask", "leaf_modules", "model", "scheme", "shape"]
+__all__ = [
+    "coarse",
+    "cuts",
+    "devices",
+    "example",
+    "inputs",
+    "is_mask",
+    "leaf_modules",
+    "model",
+    "scheme",
+    "sequential",
+    "shape",
+    "windows",
+]
 
 _PLAIN = {"true": True, "false": False, "none": None}  # inputs that are no tensors
 _TYPES = (
@@ -144,6 +157,33 @@ def cuts(text: str) -> str | list[str]:
     """``cost``, ``paper``, or the block names at which segments begin, separated by commas."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     return names[0] if names in (["cost"], ["paper"]) else names
+
+
+def windows(text: str) -> int | str | list[str]:
+    """How many windows, ``auto``, or the block names at which they begin, separated by commas.
+
+    Example:
+        >>> windows("4"), windows("auto"), windows("layer2.0,layer3.0"), windows("4,")
+        (4, 'auto', ['layer2.0', 'layer3.0'], ['4'])
+    """
+    return "auto" if text.strip() == "auto" else _count_or_names(text)
+
+
+def sequential(text: str) -> int | list[str]:
+    """How many of the first blocks, or the names of some, separated by commas.
+
+    Example:
+        >>> sequential("2"), sequential("layer1.0")
+        (2, ['layer1.0'])
+    """
+    return _count_or_names(text)
+
+
+def _count_or_names(text: str) -> int | list[str]:
+    """A number, or names of blocks; a block whose name is a number has a comma behind it."""
+    if re.fullmatch(r"\s*[+-]?\d+\s*", text):
+        return int(text)
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def devices(text: str | None) -> list[str] | None:

@@ -13,7 +13,7 @@ from .folder import output_folder
 from .model_file import Origin, source_code, source_of_callable
 
 if TYPE_CHECKING:
-    from pararealize import PararealModule
+    from pararealize import PararealModule, Plan
 
 __all__ = ["EXAMPLES", "command", "write_network"]
 
@@ -28,7 +28,7 @@ EXAMPLES = """
 """
 
 HEADER = '''\
-"""{name} as a parareal network of {n} segments, written by pararealize {version}.
+"""{name} as a parareal network of {size}, written by pararealize {version}.
 
 ``load()`` gives the network with the weights that stand beside this file. ``forward`` is what it computes: ``x_j``
 enters segment g^j and ``y_j`` leaves it, ``r_j`` is the residual at an interface, F^j a coarse block, ``z_j`` the
@@ -114,6 +114,14 @@ def command(
     print_result(report.plan_json(pnet.plan), report.plan_tables(pnet.plan, model), output, files, as_json=as_json)
 
 
+def _size(plan: Plan) -> str:
+    """How many windows and segments, in words."""
+    from pararealize.table import quantity
+
+    segments = quantity(plan.n, "segment")
+    return segments if len(plan.windows) == 1 else f"{len(plan.windows)} windows of at most {segments}"
+
+
 def write_network(
     pnet: PararealModule, folder: Path, origin: Origin, *, coarse: str, picture: options.Picture
 ) -> list[str]:
@@ -131,7 +139,7 @@ def write_network(
     if ":" in coarse:
         arguments["coarse"] = f"find({source_of_callable(coarse)})"
     arguments |= origin.source_of_leaf_modules()
-    text = source_code(HEADER, origin, arguments, pnet.code, name=pnet.plan.model, n=pnet.plan.n)
+    text = source_code(HEADER, origin, arguments, pnet.code, name=pnet.plan.model, size=_size(pnet.plan))
     code.write_text(text, encoding="utf-8")
     drawn = draw_plan(pnet.plan, folder / f"network.{picture}", title=origin.model)
     if any(tensor.is_meta for tensor in pnet.state_dict().values()):

@@ -227,9 +227,21 @@ class ConversionOptions:
             help="Adapters read the network's input or its stem's output. [dim]\\[default: what the input allows][/]"
         ),
     ] = None
-    stem_blocks: Annotated[
-        int, typer.Option(metavar="K", help="The first K blocks belong to the stem, which adapters then read.", min=0)
-    ] = 0
+    windows: Annotated[
+        str,
+        typer.Option(
+            metavar="M",
+            help="How many windows of segments follow one another: a number, the names of the blocks at which they "
+            "begin, separated by commas, or auto (the most that cost nothing).",
+        ),
+    ] = "1"
+    sequential: Annotated[
+        str,
+        typer.Option(
+            metavar="K",
+            help="Blocks that run as in the original: the first K, or their names, separated by commas.",
+        ),
+    ] = "0"
 
     def arguments(self) -> dict[str, Any]:
         """The same as keyword arguments of :func:`pararealize.pararealize`."""
@@ -239,5 +251,6 @@ class ConversionOptions:
             "coarse": arguments.coarse(self.coarse),
             "cuts": arguments.cuts(self.cuts),
             "source": None if self.source is None else self.source.value,
-            "stem_blocks": self.stem_blocks,
+            "windows": arguments.windows(self.windows),
+            "sequential": arguments.sequential(self.sequential),
         }

@@ -97,7 +97,8 @@ def _flops(row: PartPlan | SegmentPlan | AdapterPlan | CoarsePlan | BlockCost) -
 
 
 def _segment_table(plan: Plan, title: str) -> Table:
-    title = f"{title}: {quantity(plan.n, 'segment')}, cuts {_words(plan.cuts)}"
+    windows = f"{quantity(len(plan.windows), 'window')} of at most " if len(plan.windows) > 1 else ""
+    title = f"{title}: {windows}{quantity(plan.n, 'segment')}, cuts {_words(plan.cuts)}"
     table = _table(
         title,
         ["", "first block", "last block"],
@@ -105,12 +106,12 @@ def _segment_table(plan: Plan, title: str) -> Table:
         ["device"],
     )
     table.add_row(
-        "stem", "", "", str(plan.stem_blocks or ""), "", str(plan.segments[0].x), count(plan.stem.parameters),
+        "stem", "", "", "", "", str(plan.segments[0].x), count(plan.stem.parameters),
         *_flops(plan.stem), "",
     )  # fmt: skip
     for s in plan.segments:
         table.add_row(
-            f"g{s.j}", s.first_block, s.last_block, str(s.blocks), str(s.x), str(s.y), count(s.parameters), *_flops(s),
+            s.name, s.first_block, s.last_block, str(s.blocks), str(s.x), str(s.y), count(s.parameters), *_flops(s),
             s.device,
         )  # fmt: skip
     table.add_row("head", "", "", "", str(plan.segments[-1].y), "", count(plan.head.parameters), *_flops(plan.head), "")
@@ -123,14 +124,22 @@ def _words(value: str | Iterable[str]) -> str:
 
 def _adapter_table(plan: Plan) -> Table:
     table = _table(
-        f"\nadapters, from the {'input' if plan.source == 'input' else 'output of the stem'}",
+        f"\nadapters, from {_reads(plan)}",
         [""],
         ["input", "output", "params", "GFLOPs", "backward"],
         ["recipe"],
     )
     for a in plan.adapters:
-        table.add_row(f"C{a.j}", str(a.x), str(a.y), count(a.parameters), *_flops(a), a.recipe)
+        table.add_row(a.name, str(a.x), str(a.y), count(a.parameters), *_flops(a), a.recipe)
     return table
+
+
+def _reads(plan: Plan) -> str:
+    """What adapters read."""
+    if len(plan.windows) == 1:
+        return "the input" if plan.source == "input" else "the output of the stem"
+    before = "the value before their window"
+    return f"the input, behind the first window {before}" if plan.source == "input" else before
 
 
 def _coarse_table(plan: Plan) -> Table:
@@ -143,7 +152,7 @@ def _coarse_table(plan: Plan) -> Table:
     for c in plan.coarse_blocks:
         units = str(c.units) if c.units else ""
         note = [c.note] if len(table.columns) > 8 else []
-        table.add_row(f"F{c.j}", c.kind, units, str(c.x), str(c.y), count(c.parameters), *_flops(c), *note)
+        table.add_row(c.name, c.kind, units, str(c.x), str(c.y), count(c.parameters), *_flops(c), *note)
     return table
 
 
@@ -158,9 +167,10 @@ def _totals(plan: Plan) -> Text:
     lines.append("one step    ", "bold")
     seconds = plan.unit == "seconds"
     serial, longest = (f"{cost:.3g} s" if seconds else count(cost) for cost in (plan.serial, plan.critical_path))
+    devices = "a device a segment" if len(plan.windows) == 1 else quantity(plan.n, "device")
     what = f"at batch {plan.batch}" if seconds else "operations a sample"
     lines.append(
-        f"{serial} {what} in sequence, {longest} on the longest path with a device a segment: "
+        f"{serial} {what} in sequence, {longest} on the longest path with {devices}: "
         f"predicted speed-up {plan.virtual_speedup:.2f}×"
     )
     return lines

@@ -116,7 +116,7 @@ def command(
         leaves = network.leaf_modules()
         progress(f"measuring {model}" if step.seconds else f"planning {model}")
         decisions = conversion.arguments() | step.planning()
-        stored = _stored(plan, n, conversion.stem_blocks)
+        stored = _stored(plan, n, conversion)
         chosen, times = (_measured if step.seconds else _planned)(net, n, stored, inputs, leaves, decisions)
         timeline = step.simulate(chosen, times, batch=example.samples)
         files = [] if folder is None else _write(timeline, folder, model, picture)
@@ -125,13 +125,17 @@ def command(
     print_result(document, str(timeline), output, files, as_json=as_json)
 
 
-def _stored(path: Path | None, n: int | None, stem_blocks: int) -> Plan | None:
-    """The plan of a file, if one is named, which then has the stem that the options ask for, if they do."""
+def _stored(path: Path | None, n: int | None, conversion: options.ConversionOptions) -> Plan | None:
+    """The plan of a file, if one is named, which says what windows there are: the options must not say it too."""
     from pararealize.errors import PlanError
+    from pararealize.table import quantity
 
     plan = None if path is None else _read(path)
-    if plan is not None and stem_blocks not in (0, plan.stem_blocks):
-        raise PlanError(f"--stem-blocks is {stem_blocks} and {path} has {plan.stem_blocks}; give one of them")
+    given = {"--windows": (conversion.windows, "1"), "--sequential": (conversion.sequential, "0")}
+    words = [f"{option} {value}" for option, (value, default) in given.items() if value != default]
+    if plan is not None and words:
+        windows = quantity(len(plan.windows), "window")
+        raise PlanError(f"{' and '.join(words)} asks for a new plan, and {path} is one of {windows}; give one of them")
     if plan is None and n is None:
         raise PlanError("neither --n nor --plan is given; write --n 12, or --plan plan.json")
     return plan
@@ -149,8 +153,7 @@ def _planned(
     from pararealize import capture, find_blocks, make_plan
     from pararealize.planning.agreement import check_plan
 
-    stem_blocks = decisions.pop("stem_blocks") if stored is None else stored.stem_blocks
-    chain = find_blocks(capture(net, inputs, leaf_modules=leaves), stem_blocks=stem_blocks)
+    chain = find_blocks(capture(net, inputs, leaf_modules=leaves))
     if stored is not None:
         check_plan(chain, stored)
         return stored, None

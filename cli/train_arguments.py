@@ -28,7 +28,7 @@ __all__ = [
 
 
 OF_METHODS = {  # options that only some methods read
-    ("parareal",): ("n", "coarse", "cuts", "source", "stem_blocks", "cost"),
+    ("parareal",): ("n", "coarse", "cuts", "source", "windows", "sequential", "cost"),
     ("multigrid", "oneshot"): ("levels", "coarsening", "iterations", "relaxation"),
 }
 

@@ -41,15 +41,14 @@ from pararealize.tracing.front_end import capture
 from .argument_types import typed_arguments
 from .errors import CutError, DeviceError, GuardError, PararealizeError, PlanError, SourceError
 from .restore import ordinary_mode
+from .table import quantity
 
 __all__ = ["build_modules", "make_plan", "pararealize"]
 
 Device = torch.device | str | int
 
 
-@typed_arguments(
-    PlanError, "model", "n", "devices", "coarse", "source", "cost", "plan", "leaf_modules", cuts=CutError
-)
+@typed_arguments(PlanError, "model", "n", "devices", "coarse", "source", "cost", "plan", "leaf_modules", cuts=CutError)
 def pararealize(
     model: nn.Module,
     n: int | None = None,
@@ -90,8 +89,8 @@ def pararealize(
         model: any feed-forward module; it is left as found, and the result holds copies of its parameters.
         n: segments of a window, between 1 and the number of blocks; not needed where ``plan`` is given. A window with
             fewer blocks has fewer.
-        devices: where the segments of a window run, in order, wrapping round when there are fewer than ``n``; ``None`` for where the
-            model is.
+        devices: where the segments of a window run, in order, wrapping round when there are fewer than ``n``; ``None``
+            for where the model is.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
         coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable
             ``(segment, x_shape, y_shape) -> nn.Module``, or ``"auto"``: the cheapest kind that learnt as well as
@@ -130,7 +129,7 @@ def pararealize(
         >>> net(torch.randn(5, 3, 32, 32)).shape
         torch.Size([5, 10])
     """
-    n = _check_arguments(n, devices, coarse, source, cost, plan)
+    n = _check_arguments(n, devices, coarse, source, cost, plan, windows, sequential)
     places = _devices(devices)
     with _without_garbage_collection(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
@@ -273,6 +272,8 @@ def _check_arguments(
     source: str | None,
     cost: str,
     plan: Any,
+    windows: Windows,
+    sequential: Sequential,
 ) -> int:
     """The number of segments, after every fault that can be seen without the model is reported at once."""
     faults: list[PararealizeError] = []
@@ -297,6 +298,14 @@ def _check_arguments(
         )
     elif plan is not None and n != plan.n:
         faults.append(PlanError(f"n is {n} and the plan is for {plan.n} segments; pass one of them"))
+    for name, value, default in (("windows", windows, 1), ("sequential", sequential, 0)):
+        if plan is not None and value != default:
+            faults.append(
+                PlanError(
+                    f"{name} is {value!r}, and the plan says which of its {quantity(len(plan.windows), 'window')} has "
+                    "which blocks; pass one of them"
+                )
+            )
     if source not in (None, "input", "stem"):
         faults.append(SourceError(f"source is {source!r}; pass 'input', 'stem' or None"))
     if cost not in ("flops", "seconds"):

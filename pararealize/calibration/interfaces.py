@@ -74,7 +74,7 @@ class Interfaces:
         adapters = {part.j: name for name, part in nodes.parts.items() if part.kind == "adapter"}
         self._source = {j: calls[name].all_input_nodes[0] for j, name in adapters.items()}
         self._context = {name: nodes.context_of(name) for name in calls}
-        self._x_1, self._inputs = nodes.x[1], CallSignature.tensor_nodes(self.net.graph)
+        self._x_1, self._inputs = nodes.x[0, 1], CallSignature.tensor_nodes(self.net.graph)
 
     def adapter(self, j: int) -> nn.Module:
         """C^j."""

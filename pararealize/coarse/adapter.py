@@ -89,9 +89,7 @@ def adapter_cost(source: Space, target: Space, *, reads: AdapterReads, sides: Si
 
 
 @lru_cache(maxsize=4096)
-def adapter_parameters(
-    source: Space, target: Space, *, reads: AdapterReads = "input", sides: Sides = ()
-) -> int:
+def adapter_parameters(source: Space, target: Space, *, reads: AdapterReads = "input", sides: Sides = ()) -> int:
     """Parameters of an adapter, without its cost: nothing is run."""
     return 0 if _is_identity(source, target, reads, sides) else _numel(_on_meta_device(source, target, sides))
 

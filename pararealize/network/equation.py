@@ -33,7 +33,6 @@ import torch
 from torch import fx, nn
 
 from pararealize.coarse.copies import takes_context
-
 from pararealize.coarse.spec import CoarsePlan, NumberedRow
 from pararealize.plan.spec import SegmentPlan, Window
 

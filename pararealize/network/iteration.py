@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -64,12 +64,17 @@ class Iterates:
         """How many iterations there were."""
         return len(self.errors) - 1
 
-    def __str__(self) -> str:
+    @property
+    def shown(self) -> list[int]:
+        """Which interfaces a table or picture shows, from 0: the first and the last, and every so many-th of many."""
         count = len(self.interfaces)
-        shown = [j for j in range(1, count + 1) if j in (1, count) or (j - 1) % max(1, (count + 9) // 10) == 0]
-        rows = [["k", *(f"U_{self.interfaces[j - 1]}" for j in shown)]]
-        for i, row in enumerate(self.errors):
-            rows.append([str(i), *(f"{row[j - 1]:.1e}" if row[j - 1] else "exact" for j in shown)])
+        return [i for i in range(count) if i == count - 1 or i % max(1, (count + 9) // 10) == 0]
+
+    def __str__(self) -> str:
+        shown = self.shown
+        rows = [["k", *(f"U_{self.interfaces[i]}" for i in shown)]]
+        for k, row in enumerate(self.errors):
+            rows.append([str(k), *(f"{row[i]:.1e}" if row[i] else "exact" for i in shown)])
         title = f"{self.model}: relative errors of the interfaces after k iterations, n = {self.n}"
         return "\n".join([title, "", aligned(rows)])
 
@@ -149,7 +154,14 @@ class _NetworkMaps:
     """
 
     def __init__(
-        self, net: fx.GraphModule, plan: Plan, devices: Sequence[torch.device] | None, k: int, inputs: Any, *, errors: bool
+        self,
+        net: fx.GraphModule,
+        plan: Plan,
+        devices: Sequence[torch.device] | None,
+        k: int,
+        inputs: Any,
+        *,
+        errors: bool,
     ) -> None:
         self._devices = devices
         self._nodes = nodes = read_equation(net.graph)
@@ -158,7 +170,8 @@ class _NetworkMaps:
         self._values = interpreter.env
         tensors = CallSignature.of_graph(net.graph).tensors_of(inputs)
         self._values.update((node, tensors[name]) for name, node in CallSignature.tensor_nodes(net.graph).items())
-        self._passed: set[fx.Node] = set()  # of windows that have ended: their corrections are not those of equation (3)
+        # of windows that have ended: their corrections are not those of equation (3)
+        self._passed: set[fx.Node] = set()
         self._modules: dict[str, _RepeatedModule] = {}
         # g^j runs once in equation (2) and in each of the iterations 1 … min(k, j), after which its input is exact; so
         # does F^j. Where F^j is g^{j+1} itself, buffers move by the calls for y_{j+1}, and not by those for F^j.
@@ -175,14 +188,15 @@ class _NetworkMaps:
     def first_segment(self, window: Window, w: torch.Tensor) -> torch.Tensor:
         """The original's g^{m,1} of a later window at the original's w_{m-1}; before :meth:`begin`."""
         row = window.segments[0]
-        return self._map(row.name)(w)
+        y: torch.Tensor = self._map(row.name)(w)
+        return y
 
     def begin(self, window: Window) -> _WindowMaps:
         """Equation (2) of a window: all that does not wait for its residuals; and its maps."""
         nodes, rows = self._nodes, window.segments
         late = [nodes.r[F.index] for F in window.coarse_blocks]
         if not late:  # a single segment, which the next window waits for
-            late = [user for user in nodes.y[rows[0].index].users]
+            late = list(nodes.y[rows[0].index].users)
         segments = {nodes.y[row.index]: self._modules[row.name] for row in rows}
         for node in nodes.before([*late, nodes.calls["head"]]):
             if CallSignature.begins(node) or node in self._values or node in self._passed:

@@ -193,7 +193,7 @@ def kind_of(name: str) -> ActionKind | None:
 
 
 def formula(name: str) -> str:
-    """The text form of an action as mathematics: ``g3`` as ``$g^{3}$``, ``g2_3`` as ``$g^{2,3}$``, words as they are."""
+    """The text form of an action as mathematics: ``g3`` as ``$g^{3}$``, ``g2_3`` as ``$g^{2,3}$``; words stay."""
     return re.sub(r"^([A-Za-z])(?:([0-9]+)_)?([0-9][0-9.]*)$", _as_mathematics, name)
 
 
@@ -223,8 +223,10 @@ def waits_for(key: ActionKey, lengths: Sequence[int], source: str = "input") -> 
         g3 z2
         >>> print(*waits_for(ActionKey("coarse", "backward", 2), [4]))
         z3'
-        >>> print(*waits_for(ActionKey("adapter", "forward", 2, m=2), [4, 4]), *waits_for(ActionKey("head", "forward"), [4, 4]))
-        x2_2 F2_3
+        >>> print(*waits_for(ActionKey("adapter", "forward", 2, m=2), [4, 4]))
+        x2_2
+        >>> print(*waits_for(ActionKey("head", "forward"), [4, 4]))
+        F2_3
     """
     direction, several = key.direction, len(lengths) > 1
     if key == ActionKey("head", "backward"):
@@ -237,9 +239,7 @@ def waits_for(key: ActionKey, lengths: Sequence[int], source: str = "input") -> 
             return _end(place - 1, lengths)
         from_before = place > 0 or source == "stem"
         needs = _forward(key.j, from_before, first=place == 0).get(key.operation, [])
-        return [
-            ActionKey(operation, direction, j, m=0 if operation == "stem" else key.m) for operation, j in needs
-        ]
+        return [ActionKey(operation, direction, j, m=0 if operation == "stem" else key.m) for operation, j in needs]
     if key.operation == "stem":
         received: list[tuple[Operation, int]] = [("send x", i) for i in range(2, lengths[0] + 1) if source == "stem"]
         return [ActionKey(operation, direction, j, m=int(several)) for operation, j in [("fine", 1), *received]]

@@ -35,7 +35,8 @@ def row_faults(
         source: what the adapters of the first window read, ``"input"`` or ``"stem"``.
     """
     spaces = [(row.label, row.x, row.y) for row in segments]
-    spaces += [(row.name, row.x, row.y) for row in (*adapters, *coarse_blocks)]
+    spaces += [(row.name, row.x, row.y) for row in adapters]
+    spaces += [(row.name, row.x, row.y) for row in coarse_blocks]
     faults = [
         f"{name}'s {what} cannot be: {space.fault}"
         for name, *ends in spaces

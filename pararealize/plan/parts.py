@@ -64,10 +64,13 @@ class Part:
         return self.kind == "coarse" and self.target.startswith("segments.")
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """Sorts parts as a forward pass meets them: stem, context, adapters, segments, coarse blocks, layers, head."""
-        kind = get_args(PartKind).index(self.kind)
-        return kind, self.m, self.j
+    def order(self) -> tuple[int, int, int, int]:
+        """Sorts parts as a forward pass meets them: stem, context, adapters, segments, coarse blocks, layers, head.
+
+        Of windows, one comes after the other.
+        """
+        place = {"stem": 0, "context": 0, "head": 2}.get(self.kind, 1)
+        return place, self.m, get_args(PartKind).index(self.kind), self.j
 
     @property
     def index(self) -> tuple[int, int]:

@@ -295,7 +295,6 @@ def _inconsistencies(plan: Plan) -> list[str]:
     return faults
 
 
-
 def fingerprint(chain: BlockChain) -> str:
     """Sixteen hexadecimal digits that depend on the blocks' names, kinds and exact structure, not on weights."""
     parts = [

@@ -224,7 +224,7 @@ class _Schedule:
     # What there is to do --------------------------------------------------------------------------------------------
 
     def forward(self) -> None:
-        """The forward pass: of each window all that waits for no other segment, then the coarse chain; then the head."""
+        """The forward pass: of a window all that waits for no other segment, then the coarse chain; last the head."""
         self._compute(ActionKey("stem", FORWARD), 1, 0, self.times.stem)
         before: _WindowRanks | None = None
         for w in self.windows:

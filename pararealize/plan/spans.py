@@ -116,7 +116,7 @@ def needs_of(key: ActionKey, spans: Mapping[ActionKey, Span], n: int, source: st
 def _by_equation(key: ActionKey, spans: Mapping[ActionKey, Span], n: int, source: str) -> set[ActionKey]:
     """What the equation names; in place of what was not recorded, what that would have waited for."""
     needs: set[ActionKey] = set()
-    for other in waits_for(key, n, source):
+    for other in waits_for(key, [n], source):
         needs |= {other} if other in spans else _by_equation(other, spans, n, source)
     return needs
 

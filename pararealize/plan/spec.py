@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from itertools import groupby
 from operator import attrgetter
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from pydantic.dataclasses import dataclass
 
@@ -15,6 +15,8 @@ from pararealize.analysis.space import Space
 from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Count, NumberedRow, RowCost, Text
 
 __all__ = ["PartPlan", "SegmentPlan", "Window", "windows_of"]
+
+Row = TypeVar("Row", bound=NumberedRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
@@ -99,20 +101,21 @@ def windows_of(
     segments: Iterable[SegmentPlan], adapters: Iterable[AdapterPlan], coarse_blocks: Iterable[CoarsePlan]
 ) -> tuple[Window, ...]:
     """The rows of a plan, window by window; those of a network of one window alone have the number 0."""
-    number = attrgetter("m")
-    grouped = [tuple(rows) for _, rows in groupby(segments, key=number)]
+    grouped = [tuple(rows) for _, rows in groupby(segments, key=attrgetter("m"))]
     n = max(map(len, grouped), default=0)
-    others = [
-        {m: tuple(rows) for m, rows in groupby(sorted(them, key=number), key=number)}
-        for them in (adapters, coarse_blocks)
-    ]
+    adapters_of, coarse_of = _by_window(adapters), _by_window(coarse_blocks)
     return tuple(
         Window(
             m=m,
             offset=n - len(rows) if m == len(grouped) else 0,
             segments=rows,
-            adapters=others[0].get(rows[0].m, ()),
-            coarse_blocks=others[1].get(rows[0].m, ()),
+            adapters=adapters_of.get(rows[0].m, ()),
+            coarse_blocks=coarse_of.get(rows[0].m, ()),
         )
         for m, rows in enumerate(grouped, 1)
     )
+
+
+def _by_window(rows: Iterable[Row]) -> dict[int, tuple[Row, ...]]:
+    number = attrgetter("m")
+    return {m: tuple(of_window) for m, of_window in groupby(sorted(rows, key=number), key=number)}

@@ -47,7 +47,7 @@ def _adapters(chain: BlockChain, plan: Plan) -> Iterator[str]:
         yield "its adapters read the input, which is not one floating-point tensor here"
         return
     exact = fingerprint(chain) == plan.fingerprint
-    for window, row in ((window, row) for window in plan.windows for row in window.adapters):
+    for window, row in ((w, row) for w in plan.windows for row in w.adapters):
         from_input = row.source == "input" and chain.source is not None
         origin = chain.source if from_input and chain.source is not None else chain.blocks[window.first].x
         if row.x != origin if exact else row.x.channels != origin.channels:

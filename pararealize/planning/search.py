@@ -67,9 +67,9 @@ def plan_segments(
 ) -> Plan:
     """Decide where to cut, what adapters and coarse blocks there are, and what it all costs.
 
-    With ``cuts="cost"`` the cut of a window has the smallest step ``t_n + t'_n`` of all, where ``s_j`` is the forward cost of
-    segment j with its adapter (of the first, with the stem), ``c_j`` that of F^j, ``m_j`` that of the message in front
-    of it, and ``'`` means backward::
+    With ``cuts="cost"`` the cut of a window has the smallest step ``t_n + t'_n`` of all, where ``s_j`` is the forward
+    cost of segment j with its adapter (of the first, with the stem), ``c_j`` that of F^j, ``m_j`` that of the message
+    in front of it, and ``'`` means backward::
 
         t_1 = s_1,    t_{j+1} = max(s_{j+1}, t_j + m_j) + c_j,    t'_{j+1} = max(s'_{j+1}, t'_j + m_j) + c'_j
 
@@ -91,8 +91,8 @@ def plan_segments(
             ``"auto"``: what learnt as well as the original on networks like it (``coarse/evidence_table.py``).
         cuts: ``"cost"``; ``"paper"``, equally many blocks in each stage; or names of blocks at which segments begin.
         source: what adapters of the first window read, ``"input"`` or ``"stem"``. When left out: with several windows,
-            the stem; with ``"auto"``, what the evidence is of;
-            otherwise the input where it is floating-point, of as many axes as the blocks' values.
+            the stem; with ``"auto"``, what the evidence is of; otherwise the input where it is floating-point, of as
+            many axes as the blocks' values.
         windows: how many windows, 1 for the paper's network and as many as blocks for the original; the names of the
             blocks at which they begin; or ``"auto"``.
         sequential: how many of the first blocks, or the names of those, that run as in the original.
@@ -150,7 +150,9 @@ def plan_segments(
             starts, note = search.windows(str(cuts), spans)
         else:
             starts, note = named_windows(chain, names, spans, n), ""
-        return plan_of(prices, coarse, starts, replace(request, notes=[*request.notes, note] if note else request.notes))
+        return plan_of(
+            prices, coarse, starts, replace(request, notes=[*request.notes, note] if note else request.notes)
+        )
 
     if wanted is not None:
         return plan_with(wanted)

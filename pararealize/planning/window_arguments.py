@@ -1,4 +1,4 @@
-"""What a user asks of windows (a number, names of blocks, which blocks stay as they are) -> spans of blocks, or an error.
+"""Windows as a user asks for them (a number, names of blocks, blocks left as they are) -> spans of blocks, or an error.
 
 A window is a span of blocks ``(first, stop)``, ``stop`` not included. Blocks that are sequential form windows of one
 segment; the others are divided into as many windows as were asked for.

@@ -24,6 +24,7 @@ from pararealize.multigrid.module import LayerParallel, layer_parallel
 from pararealize.multigrid.monitor import SETTINGS, Monitor
 from pararealize.plan.plan import Plan
 from pararealize.planning.arguments import device_fault
+from pararealize.planning.window_arguments import Sequential, Windows
 
 from .steps import MonitoredStep, TrainingStep, one_shot_step
 
@@ -42,7 +43,8 @@ class Options:
         coarse: kind of the coarse blocks.
         cuts: where segments begin.
         source: what adapters read.
-        stem_blocks: how many blocks belong to the stem.
+        windows: how many windows there are, or where they begin.
+        sequential: how many of the first blocks, or which ones, run as in the original.
         cost: what the cuts balance.
         devices: the devices to run on, in one process.
         seed: of new weights.
@@ -58,7 +60,8 @@ class Options:
     coarse: Coarse = "paper"
     cuts: Any = "cost"
     source: Any = None
-    stem_blocks: int = 0
+    windows: Windows = 1
+    sequential: Sequential = 0
     cost: Any = "flops"
     devices: Sequence[Device] | None = None
     seed: int = 0
@@ -136,7 +139,8 @@ def parareal(model: nn.Module, options: Options) -> Built:
         coarse=options.coarse,
         cuts=options.cuts,
         source=options.source,
-        stem_blocks=options.stem_blocks,
+        windows=options.windows,
+        sequential=options.sequential,
         seed=options.seed,
         cost=options.cost,
         leaf_modules=options.leaf_modules,

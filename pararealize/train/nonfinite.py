@@ -64,7 +64,7 @@ class _WatchedPart:
 
     label: str
     module: nn.Module
-    order: tuple[int, int] = (0, 0)
+    order: tuple[int, int, int, int] = (0, 0, 0, 0)
     input_is_finite: bool = True
     output_is_finite: bool = True
     culprit: str = ""
@@ -168,8 +168,8 @@ def _watch(part: _WatchedPart, running: list[_WatchedPart], calls: Iterator[int]
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         running.append(part)
         part.input_is_finite = part.input_is_finite and _finite((arguments, keywords))
-        if calls is not None and part.order == (0, 0):
-            part.order = 0, next(calls)
+        if calls is not None and part.order == (0, 0, 0, 0):
+            part.order = 0, 0, 0, next(calls)
 
     def after(_: nn.Module, __: Any, output: Any) -> None:
         running.pop()

@@ -7,7 +7,13 @@ from pararealize.network import iteration_figure
 from pararealize.network.iteration import Iterates
 from pararealize.network.iteration_figure import draw_iterates
 
-ITERATES = Iterates(model="Made", n=3, output=None, errors=((0.0, 0.5, 2.0), (0.0, 0.0, 0.1), (0.0, 0.0, 0.0)))
+ITERATES = Iterates(
+    model="Made",
+    n=3,
+    output=None,
+    interfaces=("1", "2", "3"),
+    errors=((0.0, 0.5, 2.0), (0.0, 0.0, 0.1), (0.0, 0.0, 0.0)),
+)
 
 
 def test_a_line_an_interface(tmp_path, monkeypatch):

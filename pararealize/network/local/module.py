@@ -83,7 +83,7 @@ def run_local(
     if stack:
         stacks, left_out = stacks_of(net)
         if stack is True and not stacks:
-            reasons = "; ".join(f"g{j}: {reason}" for j, reason in left_out.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
             raise PlanError(
                 f"no two segments of {net.plan.model} can be stacked: {reasons}; convert with cuts='paper', which "
                 "makes equal segments, or pass stack=False"
@@ -282,8 +282,9 @@ class LocalModule(ModuleView):
                     recorder.run(*inputs)
                 except (RuntimeError, TypeError, ValueError) as error:
                     raise example_error(self.net, error) from error
-            x = {j: recorder.arguments[call][0] for j, call in read_equation(self.net.graph).y.items()}
-            return [stack for stack in stacks if pays(stack, [x[j] for j in stack.segments], backward=self.training)]
+            calls = read_equation(self.net.graph).calls
+            x = {stack: [recorder.arguments[calls[name]][0] for name in stack.segments] for stack in stacks}
+            return [stack for stack in stacks if pays(stack, x[stack], backward=self.training)]
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

@@ -38,25 +38,25 @@ class Stack:
     """Segments of one structure, called with an input for each.
 
     Attributes:
-        segments: their numbers j.
+        segments: their names, of one window: those of the next wait for it.
         pieces: g^j for each.
         leaves: for each, its modules that do the work, in order.
         tensors: for each name of a parameter or buffer in the first piece, its owner and its name there in each piece.
     """
 
-    segments: tuple[int, ...]
+    segments: tuple[str, ...]
     pieces: tuple[fx.GraphModule, ...]
     leaves: tuple[tuple[nn.Module, ...], ...]
     tensors: Mapping[str, tuple[tuple[nn.Module, str], ...]]
 
     @property
-    def first(self) -> int:
+    def first(self) -> str:
         """The first segment, whose place in the graph is that of all."""
         return self.segments[0]
 
     @property
     def __name__(self) -> str:  # as torch.fx prints it
-        return "stack_" + "_".join(map(str, self.segments))
+        return "_".join(["stack", *self.segments])
 
     def __call__(self, *x: Tensor) -> tuple[Tensor, ...]:
         """``(x_j, ...) -> (y_j, ...)``; one by one where shapes, types or modes have come to differ."""
@@ -86,11 +86,11 @@ class Stack:
                         tensor.copy_(value)
 
     def __str__(self) -> str:
-        return " = ".join(f"g{j}" for j in self.segments)
+        return " = ".join(self.segments)
 
 
-def stacks_of(net: PararealModule) -> tuple[list[Stack], dict[int, str]]:
-    """The largest groups of segments that can be stacked, and by j why each of the others cannot.
+def stacks_of(net: PararealModule) -> tuple[list[Stack], dict[str, str]]:
+    """The largest groups of segments that can be stacked, and by name why each of the others cannot.
 
     Two segments can where their graphs, their modules' settings, all shapes and their devices agree. Left out are those
     that read context, use modules of other libraries (their settings cannot be compared), tie parameters among
@@ -102,22 +102,22 @@ def stacks_of(net: PararealModule) -> tuple[list[Stack], dict[int, str]]:
         >>> net = pararealize(resnet20(), n=3, cuts=["stage1.1", "stage1.2"])
         >>> stacks, left_out = stacks_of(net)
         >>> [str(stack) for stack in stacks], left_out
-        (['g1 = g2'], {3: 'no other segment has its structure'})
+        (['g1 = g2'], {'g3': 'no other segment has its structure'})
     """
-    groups: dict[Any, dict[int, fx.GraphModule]] = {}
-    left_out: dict[int, str] = {}
+    groups: dict[Any, dict[str, fx.GraphModule]] = {}
+    left_out: dict[str, str] = {}
     for segment in net.plan.segments:
-        piece = net.segments[f"g{segment.j}"]
+        piece = net.segments[segment.name]
         assert isinstance(piece, fx.GraphModule)
         if reason := _why_not(piece):
-            left_out[segment.j] = reason
+            left_out[segment.name] = reason
         else:
-            key = str(segment.x), str(segment.y), _structure(piece)
-            groups.setdefault(key, {})[segment.j] = piece
-    alone = [j for group in groups.values() if len(group) == 1 for j in group]
+            key = segment.m, str(segment.x), str(segment.y), _structure(piece)
+            groups.setdefault(key, {})[segment.name] = piece
+    alone = [name for group in groups.values() if len(group) == 1 for name in group]
     left_out |= dict.fromkeys(alone, "no other segment has its structure")
     stacks = [_stack(group) for group in groups.values() if len(group) > 1]
-    return stacks, dict(sorted(left_out.items()))
+    return stacks, {row.name: left_out[row.name] for row in net.plan.segments if row.name in left_out}
 
 
 def stacked_graph(net: PararealModule, stacks: Sequence[Stack]) -> fx.Graph:
@@ -125,9 +125,9 @@ def stacked_graph(net: PararealModule, stacks: Sequence[Stack]) -> fx.Graph:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(net.graph, copies))
-    y = read_equation(net.graph).y
+    calls = read_equation(net.graph).calls
     for stack in stacks:
-        old = [copies[y[j]] for j in stack.segments]
+        old = [copies[calls[name]] for name in stack.segments]
         inputs = [node.all_input_nodes[0] for node in old]
         last = max(inputs, key=list(graph.nodes).index)
         with graph.inserting_after(last):
@@ -248,7 +248,7 @@ def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     return root.get_submodule(owner), key
 
 
-def _stack(group: Mapping[int, fx.GraphModule]) -> Stack:
+def _stack(group: Mapping[str, fx.GraphModule]) -> Stack:
     pieces = tuple(group.values())
     calls = [piece.graph.find_nodes(op="call_module") for piece in pieces]
     tensors = [_tensors(piece) for piece in pieces]

@@ -28,8 +28,9 @@ import torch
 from torch import fx
 
 from pararealize.network.module import PararealModule
-from pararealize.network.parts import parts_by_node
+from pararealize.network.parts import parts_by_node, read_parts
 from pararealize.network.variant import Variant
+from pararealize.plan.parts import Part
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.operations import tensors_in
 
@@ -58,7 +59,7 @@ class Runner:
         parts: Mapping[fx.Node, Callable[..., Any]] = MappingProxyType({}),
     ) -> None:
         self.net, self.graph, self.streams = net, graph, streams
-        self.lanes = lanes_of(graph)
+        self.lanes = lanes_of(graph, read_parts(net.graph))
         self.inputs = list(CallSignature.tensor_nodes(graph).values())
         self.output = graph.output_node()
         self.order = [node for node in graph.nodes if node.op != "output" and not CallSignature.begins(node)]
@@ -142,22 +143,26 @@ def _last_reads(order: Sequence[fx.Node], output: fx.Node) -> dict[fx.Node, list
     return last
 
 
-def lanes_of(graph: fx.Graph) -> dict[fx.Node, int]:
+def lanes_of(graph: fx.Graph, network: Mapping[str, Part]) -> dict[fx.Node, int]:
     """The device, 1 to n, on whose stream each node of an equation runs; 0 for inputs and outputs.
 
     A part runs where its segment does; what is computed from several values belongs to the last segment among them
     (r_j to segment j+1); a transfer belongs to the first segment that reads it.
+
+    Args:
+        graph: the network's own, or one in which some segments are stacked.
+        network: the parts of its own graph, by name, which say where they run.
     """
     lanes: dict[fx.Node, int] = {}
     parts = parts_by_node(graph)
     for node in graph.nodes:
         if (part := parts.get(node)) is not None:
-            lanes[node] = part.home
+            lanes[node] = network[part.name].home
         elif node.op == "output":
             lanes[node] = CALLER
         else:
             read = max((lanes[argument] for argument in node.all_input_nodes), default=CALLER)
-            lanes[node] = node.target.first if isinstance(node.target, Stack) else read
+            lanes[node] = network[node.target.first].home if isinstance(node.target, Stack) else read
     for node in reversed(graph.nodes):
         if node.op == "call_method" and node.target == "to":
             lanes[node] = min((lanes[user] for user in node.users if lanes[user] != CALLER), default=lanes[node])

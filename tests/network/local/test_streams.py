@@ -26,7 +26,7 @@ NETWORKS = {
 
 def test_each_part_runs_on_its_segments_stream() -> None:
     net = pararealize(SmallResNet(), n=3, example_inputs=IMAGES)
-    lanes = {node.name: lane for node, lane in lanes_of(net.graph, 3).items()}
+    lanes = {node.name: lane for node, lane in lanes_of(net.graph, net.network_parts).items()}
     by_lane = {lane: {name for name, at in lanes.items() if at == lane} for lane in range(4)}
     assert by_lane == {
         CALLER: {"x", "output"},
@@ -38,7 +38,7 @@ def test_each_part_runs_on_its_segments_stream() -> None:
 
 def test_a_transfer_belongs_to_the_segment_that_asks_for_it() -> None:
     net = pararealize(SmallResNet(), n=2, example_inputs=IMAGES, devices=["cpu", "meta"])
-    lanes = {node.name: lane for node, lane in lanes_of(net.graph, 2).items()}
+    lanes = {node.name: lane for node, lane in lanes_of(net.graph, net.network_parts).items()}
     assert {name: lane for name, lane in lanes.items() if "_to_" in name} == {"x_to_1": 1, "x_to_2": 2, "y_1_to_2": 2}
     assert lanes["r_1"] == 2
 
