@@ -26,6 +26,7 @@ from pararealize.analysis.fields.field import receptive_fields
 from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import build_coarse
 from pararealize.coarse.kinds import Coarse, coarse_name
+from pararealize.coarse.output_correction import build_correction
 from pararealize.network.emitter import emit
 from pararealize.network.module import PararealModule
 from pararealize.network.refitting import refit
@@ -92,9 +93,10 @@ def pararealize(
         devices: where the segments of a window run, in order, wrapping round when there are fewer than ``n``; ``None``
             for where the model is.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
-        coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable
-            ``(segment, x_shape, y_shape) -> nn.Module``, or ``"auto"``: the cheapest kind that learnt as well as
-            networks like this one; the plan's notes say which, and why.
+        coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``; ``"scale"``,
+            ``"low-rank"`` (``"low-rank:16"`` for rank 16) or ``"dense"``, linear ones with corrections that
+            :func:`calibrate` fits; a callable ``(segment, x_shape, y_shape) -> nn.Module``; or ``"auto"``: the cheapest
+            kind that learnt as well as networks like this one; the plan's notes say which, and why.
         cuts: ``"cost"`` for the shortest step, ``"paper"`` for equally many blocks in each run of blocks of one shape,
             or the names of the blocks at which segments begin.
         source: what adapters :math:`C^j` of the first window read: the raw ``"input"`` (images) or the ``"stem"``'s
@@ -157,7 +159,7 @@ def pararealize(
 def build_modules(
     chain: BlockChain, plan: Plan, *, coarse: Coarse = "paper", seed: int = 0
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module | None]]:
-    """The adapters C^{m,j} and the coarse blocks F^{m,j} of a plan, by name, where the model is.
+    """The adapters C^{m,j}, and the coarse blocks F^{m,j} and corrections K^{m,j} of a plan, where the model is.
 
     They are drawn on the CPU, so that one seed gives the same weights wherever the model is; on the meta device,
     nothing is drawn. ``None`` stands for a coarse block that is g^{m,j+1} itself.
@@ -174,6 +176,10 @@ def build_modules(
         for c in plan.coarse_blocks:
             first, last = spans[c.m, c.j + 1]
             blocks[c.name] = build_coarse(c, chain, first=first, last=last, seed=seed, coarse=coarse)
+        for k in plan.corrections:
+            blocks[k.name] = build_correction(
+                k.kind, k.rank, k.y, differs=k.differs, reads_x=k.reads_x, seed=seed, name=k.name
+            )
     for module in (*adapters.values(), *filter(None, blocks.values())):
         module.to(device)
     return adapters, blocks

@@ -10,6 +10,7 @@ In reading order:
     kinds             the table of coarse kinds, one row each: a new kind is registered here
     units             two spaces -> the units of the paper, depthwise units and linear maps
     bottleneck_unit   two spaces -> the narrow residual unit
+    output_correction a space, a kind -> the linear map K^{m,j} of what the segments of a window miss of one another
     copies            blocks of a segment -> copies with fresh weights
     custom            a callable of the user's -> its module, checked
     coverage          receptive fields -> how many units, and how wide a kernel
@@ -25,7 +26,8 @@ from .coverage import kernel_for
 from .evidence_table import Choice, Evidence, choose, evidence
 from .family import family_of
 from .kinds import CoarseKind, coarse_name, kind_for, units_for
-from .spec import AdapterPlan, CoarsePlan
+from .output_correction import OutputCorrection, build_correction
+from .spec import AdapterPlan, CoarsePlan, CorrectionPlan
 
 __all__ = [
     "Adapter",
@@ -33,10 +35,13 @@ __all__ = [
     "Choice",
     "CoarseKind",
     "CoarsePlan",
+    "CorrectionPlan",
     "Evidence",
+    "OutputCorrection",
     "block_choice",
     "build_adapter",
     "build_coarse",
+    "build_correction",
     "choose",
     "coarse_name",
     "describe_adapter",

@@ -7,6 +7,7 @@
     "linear"        the identity or one strided 1×1 convolution                         the two spaces
     "block"         copies of some of segment j+1's blocks, with fresh weights          the segment
     "exact"         segment j+1 itself                                                  the segment
+    "scale", "low-rank", "dense": "linear", and the outputs of segments are corrected   output_correction.py
     a callable      what it returns, in a plan "custom"                                 itself
 
 A new kind is a row of ``_ROWS``: its module goes to ``units.py`` or a file like ``bottleneck_unit.py``, and its cost is
@@ -34,9 +35,20 @@ from .coverage import copied_blocks_for, is_map, paper_units_for
 from .custom import Builder, builder_name
 from .family import family_of
 from .one_sided import misfit
+from .output_correction import CORRECTIONS, correction_kind
 from .units import CoarseBlock, depthwise_units, linear_map, paper_units
 
-__all__ = ["KINDS", "KIND_TABLE", "SPACE_KINDS", "Coarse", "CoarseKind", "coarse_name", "kind_for", "units_for"]
+__all__ = [
+    "KINDS",
+    "KIND_TABLE",
+    "SPACE_KINDS",
+    "Coarse",
+    "CoarseKind",
+    "coarse_name",
+    "is_summed",
+    "kind_for",
+    "units_for",
+]
 
 Coarse: TypeAlias = str | Builder
 BuildUnits: TypeAlias = Callable[[Space, Space, int, int, Sides], nn.Module]
@@ -135,16 +147,22 @@ def coarse_name(coarse: Coarse) -> str:
     Raises:
         CoarseError: neither one of ``KINDS`` nor ``"auto"`` nor callable; says which kinds come close.
     """
-    if isinstance(coarse, str) and coarse in (*KINDS, "auto"):
+    if isinstance(coarse, str) and (coarse in (*KINDS, "auto") or correction_kind(coarse) is not None):
         return coarse
     if not isinstance(coarse, str) and callable(coarse):
         return builder_name(coarse)
-    close = difflib.get_close_matches(str(coarse), (*KINDS, "auto"), n=2)
+    names = (*KINDS, *CORRECTIONS, "auto")
+    close = difflib.get_close_matches(str(coarse), names, n=2)
     meant = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
     raise CoarseError(
-        f"no coarse kind {coarse!r}{meant}; pass one of {', '.join(map(repr, KINDS))}, 'auto', "
+        f"no coarse kind {coarse!r}{meant}; pass one of {', '.join(map(repr, names))}, "
         "or a callable (segment, x_shape, y_shape) -> nn.Module"
     )
+
+
+def is_summed(coarse: Coarse) -> bool:
+    """Whether the coarse blocks of that kind are identities between equal spaces, whose sums ranks may add up."""
+    return coarse == "linear" or correction_kind(coarse) is not None
 
 
 def kind_for(coarse: Coarse, x: Space, y: Space, sides: Sides = ()) -> tuple[str, str]:
@@ -158,7 +176,7 @@ def kind_for(coarse: Coarse, x: Space, y: Space, sides: Sides = ()) -> tuple[str
 
     Returns ``(kind, note)``, ``note`` empty where the kind is the one asked for; a callable's kind is ``"custom"``.
     """
-    name = kind = coarse_name(coarse)
+    name = kind = "linear" if correction_kind(coarse) is not None else coarse_name(coarse)
     if not isinstance(coarse, str):
         return "custom", ""
     reasons = []

@@ -15,6 +15,7 @@ __all__ = [
     "AdapterPlan",
     "AdapterReads",
     "CoarsePlan",
+    "CorrectionPlan",
     "Cost",
     "Count",
     "Number",
@@ -112,3 +113,23 @@ class CoarsePlan(NumberedRow):
     flops_backward: Count
     note: Text
     causal: tuple[Causality | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class CorrectionPlan(NumberedRow):
+    """K^{m,j}: a linear map of channels that is added to the output of segment (m, j), in its space ``y``.
+
+    ``rank`` is 0 where the kind has none. It reads y_j - x_j where it ``differs``, otherwise y_j alone; and x_j besides
+    where it ``reads_x``.
+    """
+
+    LETTER: ClassVar[str] = "K"
+
+    kind: Literal["scale", "low-rank", "dense"]
+    rank: Count
+    differs: bool
+    reads_x: bool
+    y: Space
+    parameters: Count
+    flops_forward: Count
+    flops_backward: Count

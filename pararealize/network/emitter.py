@@ -45,7 +45,7 @@ def emit(
         chain: the network's blocks; its model is copied, so that training the result leaves it alone.
         plan: where to cut.
         adapters: C^{m,j} by name.
-        coarse: F^{m,j} by name; ``None`` where it is g^{m,j+1} itself.
+        coarse: F^{m,j} by name, ``None`` where it is g^{m,j+1} itself; and K^{m,j}, where there are such.
         devices: n of them, or ``None`` to stay where the model is.
 
     Returns:
@@ -54,7 +54,7 @@ def emit(
     Raises:
         ModelError: the model cannot be copied, or has a top-level name that the result needs for itself.
     """
-    wanted = [{row.name for row in rows} for rows in (plan.adapters, plan.coarse_blocks)]
+    wanted = [{row.name for row in rows} for rows in (plan.adapters, (*plan.coarse_blocks, *plan.corrections))]
     if [set(adapters), set(coarse)] != wanted:
         raise PlanError(
             f"the plan has adapters {sorted(wanted[0])} and coarse blocks {sorted(wanted[1])}, and given are "

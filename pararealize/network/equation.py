@@ -20,6 +20,8 @@ w_m, in the place of the stem's output:
     y_2_2 = self.segments.g2_2(x_2_2)
     ...
 
+Where segments have an output correction K^{m,j}, ``v_2_1 = self.coarse.K2_1(w_1, y_2_1)`` stands in the place of y_2_1.
+
 Source: Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural Network".
 """
 
@@ -98,6 +100,9 @@ class _EquationWriter:
         for row in window.adapters:
             x[row.j] = self.node(f"adapters.{row.name}", (source,), _value("x", row), window.offset + row.j)
         y = {row.j: self._segment(window, row, x[row.j], _value("y", row)) for row in window.segments}
+        for K in window.corrections:
+            arguments, home = (x[K.j], y[K.j]), window.offset + K.j
+            y[K.j] = self.node(f"coarse.{K.name}", arguments, _value("v", K), home)
         z = y[1]
         for F, segment in zip(window.coarse_blocks, window.segments[1:], strict=True):
             home = window.offset + segment.j

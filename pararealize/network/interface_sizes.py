@@ -60,7 +60,8 @@ class InterfaceSizes:
             origin, _ = source_of(chain, plan, window)
             if type(module) is not nn.Identity:
                 self._add(name, module, origin, chain.blocks[segment.first].input)
-        for (_, segment), (name, block) in zip(followers, coarse.items(), strict=True):
+        for (_, segment), row in zip(followers, plan.coarse_blocks, strict=True):
+            name, block = row.name, coarse[row.name]
             if block is not None and not takes_context(block) and type(block) is not nn.Identity:
                 self._add(name, block, chain.blocks[segment.first].input, chain.blocks[segment.last].output)
 

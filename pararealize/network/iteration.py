@@ -10,6 +10,7 @@ so the first guess U_1^0 = y_1, U_{j+1}^0 = G^{j+1}(U_j^0) is the recurrence of 
 network itself, to the bit. As g^1 has no other argument than x_1, interface 1 is exact from the beginning, and after k
 iterations the first k + 1 interfaces are.
 
+Where outputs are corrected, K^j(x_j, y_j) stands for y_j in G, and U_1 = y_1 stays uncorrected: G^2 has the difference.
 With several windows each does its iterations, and the next begins with what they gave.
 """
 
@@ -180,6 +181,8 @@ class _NetworkMaps:
         for row in plan.segments:
             times = 1 + min(k, row.j) + min(k, errors) if row.j > 1 else 1 + (errors and row.m > 1)
             self._modules[row.name] = _RepeatedModule(net.get_submodule(nodes.parts[row.name].target), times)
+        for K in plan.corrections:
+            self._modules[K.name] = _RepeatedModule(net.get_submodule(nodes.parts[K.name].target), 1)
         for F in plan.coarse_blocks:
             part = nodes.parts[F.name]
             times = 0 if part.is_segment_itself else 1 + min(k, F.j)
@@ -206,10 +209,12 @@ class _NetworkMaps:
             values[node] = module(*self._read(node.args)) if module else self._interpreter.run_node(node)
         x_1, y_1 = self._values[nodes.x[rows[0].index]], self._values[nodes.y[rows[0].index]]
         maps = _WindowMaps(x_1=x_1, segments=[lambda _: y_1], coarse=[lambda _: y_1])
+        v_1 = self._values[nodes.v[rows[0].index]]
         for row, F in zip(rows[1:], window.coarse_blocks, strict=True):
             maps.segments.append(self._map(row.name))
-            x, y = self._values[nodes.x[row.index]], self._values[nodes.y[row.index]]
-            maps.coarse.append(self._propagator(self._map(F.name), nodes.parts[F.name].home, x, y))
+            x, v, home = self._values[nodes.x[row.index]], self._values[nodes.v[row.index]], nodes.parts[F.name].home
+            G = self._propagator(self._map(F.name), home, x, v)
+            maps.coarse.append(G if row.j > 2 or v_1 is y_1 else _after_correction(G, y_1, v_1))
         return maps
 
     def end(self, window: Window, w: torch.Tensor) -> None:
@@ -244,12 +249,17 @@ class _NetworkMaps:
         context = self._read(call.args[1:])
         return lambda u: module(self._to(u, home), *context)
 
-    def _propagator(self, F: Map, home: int, x: torch.Tensor, y: torch.Tensor) -> Map:
-        """``G^j(u) = y_j + F^{j-1}(u - x_j)``."""
-        return lambda u: y + F(self._to(u, home) - x)
+    def _propagator(self, F: Map, home: int, x: torch.Tensor, v: torch.Tensor) -> Map:
+        """``G^j(u) = v_j + F^{j-1}(u - x_j)``."""
+        return lambda u: v + F(self._to(u, home) - x)
 
     def _to(self, u: torch.Tensor, home: int) -> torch.Tensor:
         return u if self._devices is None else u.to(self._devices[home - 1], non_blocking=True)
+
+
+def _after_correction(G: Map, y_1: torch.Tensor, v_1: torch.Tensor) -> Map:
+    """G^2 as a map of U_1, which is exact: equation (3) has z_1 = v_1 there, what K^1 makes of y_1."""
+    return lambda u: G(v_1 if u is y_1 else u + (v_1 - y_1))
 
 
 class _RepeatedModule:

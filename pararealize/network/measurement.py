@@ -13,7 +13,9 @@ from torch.utils import _pytree as pytree
 
 from pararealize.analysis.stopwatch import Runnable, median_seconds
 from pararealize.argument_types import typed_arguments
+from pararealize.coarse.spec import numbered
 from pararealize.errors import ModelError, PlanError
+from pararealize.plan.spec import SegmentPlan
 from pararealize.plan.times import Seconds, Times
 from pararealize.random_state import preserve_torch_state
 from pararealize.tracing.call_signature import CallSignature, as_call, binds
@@ -80,7 +82,7 @@ def measure_network(
     plan = net.plan
     times = Times(
         stem=seconds["stem"],
-        segments=tuple(seconds[row.name] for row in plan.segments),
+        segments=tuple(_with_correction(seconds, row) for row in plan.segments),
         adapters=tuple(seconds[row.name] for row in plan.adapters),
         coarse=tuple(seconds[row.name] for row in plan.coarse_blocks),
         head=seconds["head"],
@@ -144,7 +146,7 @@ def _part_runs(net: PararealModule, example_inputs: Any) -> dict[str, Runnable]:
         reads = node.args
         if part.kind == "coarse":
             module = _Correction(module)
-            reads = (*nodes.r[part.index].args, nodes.y[part.m, part.j + 1], *node.args[1:])
+            reads = (*nodes.r[part.index].args, nodes.v[part.m, part.j + 1], *node.args[1:])
         # as soon as the node has run: an input that a later part changes in place is copied before that
         runs[part.name] = PartRun(module, pytree.tree_map_only(fx.Node, values.__getitem__, reads))
     return dict(sorted(runs.items(), key=lambda item: nodes.parts[item[0]].order))
@@ -160,3 +162,9 @@ class _Correction(nn.Module):
     def forward(self, z: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *context: Any) -> torch.Tensor:
         corrected: torch.Tensor = y + self.block(z - x, *context)
         return corrected
+
+
+def _with_correction(seconds: Mapping[str, tuple[float, float]], row: SegmentPlan) -> tuple[float, float]:
+    """A segment and the correction of its output, where there is one."""
+    segment, more = seconds[row.name], seconds.get(numbered("K", row.m, row.j), (0.0, 0.0))
+    return segment[0] + more[0], segment[1] + more[1]

@@ -34,8 +34,9 @@ class EquationNodes:
         calls: the node that calls each part, by the part's name.
         x: the inputs of the segments, j = 1..n; x_1 of a later window is the last z of the one before.
         y: their outputs, j = 1..n.
+        v: their corrected outputs, which all others read: K^j(x_j, y_j), or y_j where there is no K^j.
         r: the residuals that F^j is called with, j = 1..n-1.
-        z: the corrected outputs, j = 1..n; z_1 is y_1.
+        z: the corrected outputs, j = 1..n; z_1 is v_1.
     """
 
     graph: fx.Graph
@@ -43,6 +44,7 @@ class EquationNodes:
     calls: dict[str, fx.Node]
     x: dict[Index, fx.Node]
     y: dict[Index, fx.Node]
+    v: dict[Index, fx.Node]
     r: dict[Index, fx.Node]
     z: dict[Index, fx.Node]
 
@@ -68,15 +70,17 @@ def read_equation(graph: fx.Graph) -> EquationNodes:
     calls = dict(zip(parts, graph.find_nodes(op="call_module"), strict=True))  # whose calls the parts are, in order
     y = {part.index: calls[name] for name, part in parts.items() if part.kind == "segment"}
     F = {part.index: calls[name] for name, part in parts.items() if part.kind == "coarse"}
-    first = {(m, j): node for (m, j), node in y.items() if j == 1}
+    v = y | {part.index: calls[name] for name, part in parts.items() if part.kind == "correction"}
+    first = {(m, j): node for (m, j), node in v.items() if j == 1}
     return EquationNodes(
         graph=graph,
         parts=parts,
         calls=calls,
         x={index: node.all_input_nodes[0] for index, node in y.items()},
         y=y,
+        v=v,
         r={index: node.all_input_nodes[0] for index, node in F.items()},
-        z=first | {(m, j + 1): next(iter(node.users)) for (m, j), node in F.items()},  # z_{j+1} = y_{j+1} + F^j(r_j)
+        z=first | {(m, j + 1): next(iter(node.users)) for (m, j), node in F.items()},  # z_{j+1} = v_{j+1} + F^j(r_j)
     )
 
 
@@ -112,6 +116,8 @@ def _part_of(node: fx.Node) -> Part | None:
     folder, _, name = target.rpartition(".")
     if folder:
         kind, (m, j) = _FOLDERS[folder], _numbers(name)
+        if kind == "coarse" and name[0] == "K":
+            return Part(kind="correction", m=m, j=j, target=target)
         if kind == "segment" and node.all_input_nodes[0].target is operator.sub:  # of a residual: F^{j-1} is g^j itself
             kind, j = "coarse", j - 1
         return Part(kind=kind, m=m, j=j, target=target, reads=reads if kind == "adapter" else reads[1:])

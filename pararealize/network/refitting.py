@@ -76,6 +76,7 @@ def refit(
             fallback = drawn_block if same_axes else _nothing
             block = fitting(block, [first.input, *context], last.output, spec.name, fallback)
         fitted_coarse[spec.name] = block
+    fitted_coarse |= {row.name: coarse[row.name] for row in plan.corrections}  # of channels alone
     if faults:
         raise GuardError(f"adapters and coarse blocks cannot follow these sizes: {'; '.join(faults)}")
     return fitted, fitted_coarse

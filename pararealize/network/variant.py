@@ -128,7 +128,7 @@ def record_variant(net: nn.Module, captured: Capture) -> tuple[CallConditions, V
         raise GuardError(f"the blocks are not those of the plan: {'; '.join(misfits[:3])}")
     adapters = {row.name: net.get_submodule(f"adapters.{row.name}") for row in plan.adapters}
     blocks = net.get_submodule("coarse")._modules
-    coarse = {row.name: blocks.get(row.name) for row in plan.coarse_blocks}
+    coarse = {row.name: blocks.get(row.name) for row in (*plan.coarse_blocks, *plan.corrections)}
     pieces = Pieces(chain, plan)
     _check_context(net, pieces, coarse)
     fitted, fitted_coarse = refit(chain, plan, adapters, coarse)
@@ -144,7 +144,8 @@ def _check_context(net: nn.Module, pieces: Pieces, coarse: Mapping[str, nn.Modul
     """Refuse other context than before where a coarse block reads it by position."""
     nodes = read_equation(net.graph)  # type: ignore[arg-type]
     followers = [segment for segment in pieces.plan.segments if segment.j > 1]
-    for segment, (name, block) in zip(followers, coarse.items(), strict=True):
+    for segment, row in zip(followers, pieces.plan.coarse_blocks, strict=True):
+        name, block = row.name, coarse[row.name]
         if block is not None and takes_context(block):
             before, now = len(nodes.context_of(name)), len(pieces.reads[segment.name])
             if before != now:

@@ -12,6 +12,7 @@ from pararealize.analysis.causality import Sides, causal_axes
 from pararealize.analysis.space import Space
 from pararealize.coarse.kinds import KIND_TABLE, KINDS, kind_for
 from pararealize.coarse.one_sided import misfit, shifted
+from pararealize.coarse.output_correction import correction_kind
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.table import shortened
 
@@ -105,7 +106,7 @@ def kind_faults(coarse: str, coarse_blocks: Sequence[CoarsePlan]) -> list[str]:
         if row.kind not in (*KINDS, "custom"):
             faults.append(f"{name} is of kind {shortened(row.kind, 60)!r}; there are {', '.join(KINDS)} and custom")
             continue
-        if coarse in KINDS:
+        if coarse in KINDS or correction_kind(coarse) is not None:
             kind, _ = kind_for(coarse, row.x, row.y, row.causal)
             if row.kind != kind:
                 faults.append(f"{name} is {row.kind!r}, and where {coarse!r} is asked for it is {kind!r}")

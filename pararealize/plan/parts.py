@@ -8,6 +8,7 @@ context                   ``context`` ``context``
 adapter      C^j, j > 1   ``C2``      ``adapters.C2``; in window 3 of several ``adapters.C3_2``, and so on
 segment      g^j          ``g1``      ``segments.g1``
 coarse       F^j          ``F1``      ``coarse.F1``, or ``segments.g2`` where F^1 is g^2 itself
+correction   K^j          ``K1``      ``coarse.K1``: what is added to segment 1's output
 head         h            ``head``    ``head``
 layer        f_n          ``f0``      not in a parareal network: a layer that multigrid solves for
 ===========  ===========  ==========  ==========================
@@ -22,11 +23,11 @@ from .plan import Plan
 
 __all__ = ["Part", "PartKind"]
 
-PartKind = Literal["stem", "context", "adapter", "segment", "coarse", "layer", "head"]  # in forward order
-_LETTERS: dict[PartKind, str] = {"adapter": "C", "segment": "g", "coarse": "F", "layer": "f"}
+PartKind = Literal["stem", "context", "adapter", "segment", "correction", "coarse", "layer", "head"]  # in forward order
+_LETTERS: dict[PartKind, str] = {"adapter": "C", "segment": "g", "correction": "K", "coarse": "F", "layer": "f"}
 _LABELS: dict[PartKind, str] = {
     "stem": "the stem C^1", "context": "the context", "adapter": "adapter C^{j}", "segment": "segment {j}",
-    "coarse": "coarse block F^{j}", "layer": "layer {j}", "head": "the head",
+    "coarse": "coarse block F^{j}", "correction": "correction K^{j}", "layer": "layer {j}", "head": "the head",
 }  # fmt: skip
 
 

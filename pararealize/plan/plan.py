@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.argument_types import typed_arguments
-from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Count, NumberedRow, Text
+from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, CorrectionPlan, Count, NumberedRow, Text
 from pararealize.control_characters import visible
 from pararealize.errors import PlanError
 from pararealize.table import aligned, billions, count, quantity, shortened
@@ -61,6 +61,7 @@ class Plan:
         adapters: C^{m,j}, j > 1, likewise.
         coarse_blocks: F^{m,j}, j < n_m, likewise.
         notes: what the user should know.
+        corrections: the K^{m,j} that there are.
     """
 
     version: int = VERSION
@@ -78,6 +79,7 @@ class Plan:
     coarse_blocks: tuple[CoarsePlan, ...]
     head: PartPlan
     notes: tuple[Text, ...] = ()
+    corrections: tuple[CorrectionPlan, ...] = ()
 
     WIDTH: ClassVar[int] = 120
 
@@ -90,7 +92,7 @@ class Plan:
     @property
     def windows(self) -> tuple[Window, ...]:
         """The rows of segments, adapters and coarse blocks, window by window."""
-        return windows_of(self.segments, self.adapters, self.coarse_blocks)
+        return windows_of(self.segments, self.adapters, self.coarse_blocks, self.corrections)
 
     @property
     def serial(self) -> float:
@@ -113,11 +115,12 @@ class Plan:
         time: float = getattr(self.stem, cost)
         for window in self.windows:
             wait = 0.0 if window.m == 1 and self.source == "input" else time  # adapters read what was there by then
-            time += getattr(window.segments[0], cost)
-            for segment, adapter, coarse in zip(
-                window.segments[1:], window.adapters, window.coarse_blocks, strict=True
-            ):
-                fine = wait + getattr(adapter, cost) + getattr(segment, cost)
+            fine_of = {row.j: getattr(row, cost) for row in window.segments}
+            for row in window.corrections:
+                fine_of[row.j] += getattr(row, cost)
+            time += fine_of[1]
+            for adapter, coarse in zip(window.adapters, window.coarse_blocks, strict=True):
+                fine = wait + getattr(adapter, cost) + fine_of[adapter.j]
                 time = max(fine, time) + getattr(coarse, cost)
         return float(time + getattr(self.head, cost))
 
@@ -132,6 +135,7 @@ class Plan:
         original = self.stem.parameters + sum(row.parameters for row in self.segments) + self.head.parameters
         adapters = sum(row.parameters for row in self.adapters)
         coarse = sum(row.parameters for row in self.coarse_blocks)
+        coarse += sum(row.parameters for row in self.corrections)
         return Totals(original=original, adapters=adapters, coarse=coarse, total=original + adapters + coarse)
 
     @property
@@ -248,6 +252,12 @@ _ADAPTER = TypeAdapter(Plan)
 def _inconsistencies(plan: Plan) -> list[str]:
     """What a plan says about itself that cannot be."""
     windows = plan.windows
+    numbers = {row.index for window in windows if not window.sequential for row in window.segments}
+    strays = [row.name for row in plan.corrections if row.index not in numbers]
+    if strays or len({row.index for row in plan.corrections}) != len(plan.corrections):
+        return [
+            f"corrections {', '.join(strays) or 'of one segment'} belong to no segment of a window of several, or twice"
+        ]
     counts = {len(window.segments) for window in windows}
     if plan.n < 1 or plan.n != max(counts, default=0):
         return [f"n = {plan.n} needs as many segments in the longest window, which has {max(counts, default=0)}"]
@@ -322,6 +332,8 @@ def plan_text(plan: Plan) -> str:
     if plan.n > 1:
         tables.append(aligned([_ADAPTERS, *map(_adapter_row, plan.adapters)], "llll"))
         tables.append(aligned([_COARSE, *map(_coarse, plan.coarse_blocks)], "lllll"))
+    if plan.corrections:
+        tables.append(aligned([_CORRECTIONS, *map(_correction, plan.corrections)], "llll"))
     tables.append(_totals(plan))
     tables.append("\n".join(f"note: {note}" for note in plan.notes))
     text = visible("\n\n".join([title, *filter(None, tables)]))
@@ -330,6 +342,7 @@ def plan_text(plan: Plan) -> str:
 
 _SEGMENTS = ("g", "first block", "last block", "blocks", "input", "output", "params", "GFLOPs", "backward", "device")
 _ADAPTERS = ("C", "input", "output", "recipe", "params", "MFLOPs")
+_CORRECTIONS = ("K", "kind", "reads", "output", "params", "GFLOPs", "backward")
 _COARSE = ("F", "kind", "", "input", "output", "params", "GFLOPs", "backward")
 
 
@@ -337,7 +350,13 @@ def _part(name: str, part: PartPlan) -> tuple[str | None, ...]:
     return name, None, None, "", None, None, *_sizes(part), None
 
 
-def _sizes(row: PartPlan | SegmentPlan | CoarsePlan) -> tuple[str, str, str]:
+def _correction(row: CorrectionPlan) -> tuple[str, ...]:
+    rank = f" of rank {row.rank}" if row.rank else ""
+    reads = ("y - x" if row.differs else "y") + (", x" if row.reads_x else "")
+    return _number(row), f"{row.kind}{rank}", reads, str(row.y), *_sizes(row)
+
+
+def _sizes(row: PartPlan | SegmentPlan | CoarsePlan | CorrectionPlan) -> tuple[str, str, str]:
     return count(row.parameters), billions(row.flops_forward), billions(row.flops_backward)
 
 

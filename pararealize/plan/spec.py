@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.space import Space
-from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, Count, NumberedRow, RowCost, Text
+from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, CorrectionPlan, Count, NumberedRow, RowCost, Text
 
 __all__ = ["PartPlan", "SegmentPlan", "Window", "windows_of"]
 
@@ -66,6 +66,7 @@ class Window:
         segments: g^{m,1} to g^{m,n_m}.
         adapters: C^{m,2} to C^{m,n_m}.
         coarse_blocks: F^{m,1} to F^{m,n_m-1}.
+        corrections: the K^{m,j} that there are.
         offset: how many devices stand before that of its first segment. It is 0 but for a last window with fewer
             segments than there are devices: the network ends on the last of them.
     """
@@ -75,6 +76,7 @@ class Window:
     segments: tuple[SegmentPlan, ...]
     adapters: tuple[AdapterPlan, ...]
     coarse_blocks: tuple[CoarsePlan, ...]
+    corrections: tuple[CorrectionPlan, ...] = ()
 
     @property
     def n(self) -> int:
@@ -98,19 +100,23 @@ class Window:
 
 
 def windows_of(
-    segments: Iterable[SegmentPlan], adapters: Iterable[AdapterPlan], coarse_blocks: Iterable[CoarsePlan]
+    segments: Iterable[SegmentPlan],
+    adapters: Iterable[AdapterPlan],
+    coarse_blocks: Iterable[CoarsePlan],
+    corrections: Iterable[CorrectionPlan] = (),
 ) -> tuple[Window, ...]:
     """The rows of a plan, window by window; those of a network of one window alone have the number 0."""
     grouped = [tuple(rows) for _, rows in groupby(segments, key=attrgetter("m"))]
     n = max(map(len, grouped), default=0)
-    adapters_of, coarse_of = _by_window(adapters), _by_window(coarse_blocks)
+    by_window = _by_window(adapters), _by_window(coarse_blocks), _by_window(corrections)
     return tuple(
         Window(
             m=m,
             offset=n - len(rows) if m == len(grouped) else 0,
             segments=rows,
-            adapters=adapters_of.get(rows[0].m, ()),
-            coarse_blocks=coarse_of.get(rows[0].m, ()),
+            adapters=by_window[0].get(rows[0].m, ()),
+            coarse_blocks=by_window[1].get(rows[0].m, ()),
+            corrections=by_window[2].get(rows[0].m, ()),
         )
         for m, rows in enumerate(grouped, 1)
     )
@@ -118,4 +124,4 @@ def windows_of(
 
 def _by_window(rows: Iterable[Row]) -> dict[int, tuple[Row, ...]]:
     number = attrgetter("m")
-    return {m: tuple(of_window) for m, of_window in groupby(sorted(rows, key=number), key=number)}
+    return {m: tuple(group) for m, group in groupby(sorted(rows, key=number), key=number)}

@@ -21,7 +21,7 @@ class Times:
 
     Attributes:
         stem: C^1.
-        segments: g^1 to g^n, of one window after the other.
+        segments: g^1 to g^n, of one window after the other, each with the correction of its output.
         adapters: C^2 to C^n likewise.
         coarse: F^1 to F^{n-1} likewise, each with the subtraction before and the addition behind it.
         head: h.
@@ -76,10 +76,15 @@ def plan_times(plan: Plan, *, batch: int | None = None, rate: float = RATE) -> T
     def of(row: RowCost) -> Seconds:
         return row.cost_forward * scale, row.cost_backward * scale
 
+    of_corrections = {row.index: of(row) for row in plan.corrections}
     return Times(
         stem=of(plan.stem),
-        segments=tuple(map(of, plan.segments)),
+        segments=tuple(_plus(of(row), of_corrections.get(row.index)) for row in plan.segments),
         adapters=tuple(map(of, plan.adapters)),
         coarse=tuple(map(of, plan.coarse_blocks)),
         head=of(plan.head),
     )
+
+
+def _plus(seconds: Seconds, more: Seconds | None) -> Seconds:
+    return seconds if more is None else (seconds[0] + more[0], seconds[1] + more[1])

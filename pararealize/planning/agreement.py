@@ -47,9 +47,9 @@ def _adapters(chain: BlockChain, plan: Plan) -> Iterator[str]:
         yield "its adapters read the input, which is not one floating-point tensor here"
         return
     exact = fingerprint(chain) == plan.fingerprint
-    for window, row in ((w, row) for w in plan.windows for row in w.adapters):
+    for first, row in ((window.first, row) for window in plan.windows for row in window.adapters):
         from_input = row.source == "input" and chain.source is not None
-        origin = chain.source if from_input and chain.source is not None else chain.blocks[window.first].x
+        origin = chain.source if from_input and chain.source is not None else chain.blocks[first].x
         if row.x != origin if exact else row.x.channels != origin.channels:
             yield f"{row.name} reads {row.x.description}, and the {row.source} is {origin.description}"
             continue

@@ -25,6 +25,12 @@ from pararealize.coarse.coarse_block import coarse_cost, coarse_units
 from pararealize.coarse.coverage import LARGEST_KERNEL, kernel_for
 from pararealize.coarse.kinds import KIND_TABLE, Coarse, kind_for
 from pararealize.coarse.one_sided import misfit
+from pararealize.coarse.output_correction import (
+    CorrectionKind,
+    OutputCorrection,
+    correction_cost,
+    correction_parameters,
+)
 from pararealize.coarse.spec import AdapterReads
 from pararealize.errors import SourceError
 from pararealize.random_state import seeded_weights
@@ -201,6 +207,17 @@ class Prices:
             arguments = kind, x, y, units, kernel, self.seen_by(first, last)
             price = self._module(arguments, partial(coarse_cost, *arguments), partial(coarse_units, *arguments), x)
         return replace(price, cost=plus(price.cost, self._correction(x, y)))
+
+    def correction(self, kind: CorrectionKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> Price:
+        """The price of an output correction."""
+        what = partial(OutputCorrection, kind, rank, space, differs=differs, reads_x=reads_x)
+
+        def price() -> Price:
+            cost = correction_cost(kind, rank, space, differs=differs, reads_x=reads_x)
+            parameters = correction_parameters(kind, rank, space, differs=differs, reads_x=reads_x)
+            return Price(parameters, (cost.flops_forward, cost.flops_backward), self._cost(cost, what, space, inputs=2))
+
+        return self._once(("correction", kind, rank, space, differs, reads_x), price)
 
     def between(self, coarse: Coarse, first: int, stop: int) -> Split:
         """The cost of a coarse block for blocks ``first`` up to ``stop``, before cuts are known.

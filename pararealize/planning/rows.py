@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pararealize.analysis.causality import causal_axes
 from pararealize.coarse.adapter import describe_adapter
 from pararealize.coarse.kinds import Coarse, kind_for
-from pararealize.coarse.spec import AdapterPlan, CoarsePlan
-from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, fingerprint
+from pararealize.coarse.output_correction import correction_kind, correction_rank
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
+from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, Window, fingerprint
+from pararealize.plan.spec import windows_of
 
 from .prices import Prices
 
@@ -57,6 +59,9 @@ def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], re
             if j > 1:
                 adapters.append(_adapter(prices, (m, j), first, window[0]))
                 coarse_blocks.append(_coarse_block(prices, coarse, (m, j - 1), first, last))
+    corrections = [
+        row for window in windows_of(segments, adapters, coarse_blocks) for row in _corrections(prices, coarse, window)
+    ]
     notes = [*request.notes, *dict.fromkeys(row.note for row in coarse_blocks if row.note), *costs.notes]
     if any(row.kind == "custom" for row in coarse_blocks):
         notes.append(
@@ -77,6 +82,7 @@ def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], re
         coarse_blocks=tuple(coarse_blocks),
         head=PartPlan(**prices.end(chain.head, costs.head).columns()),
         notes=tuple(notes),
+        corrections=tuple(corrections),
     )
     if plan.n == 1:
         return plan
@@ -129,6 +135,39 @@ def _coarse_block(prices: Prices, coarse: Coarse, index: tuple[int, int], first:
     units, kernel = prices.units(kind), prices.kernel(kind, first, last)
     columns = prices.coarse_block(kind, units, kernel, first, last).columns()
     return CoarsePlan(m=m, j=j, kind=kind, units=units, kernel=kernel, x=x, y=y, note=note, causal=sides, **columns)
+
+
+def _corrections(prices: Prices, coarse: Coarse, window: Window) -> Iterator[CorrectionPlan]:
+    """The K^{m,j} of a window: of those segments from whose outputs on neither space nor coarse blocks change it.
+
+    The first of them reads its input besides, which is what the window begins with.
+    """
+    request, begins = correction_kind(coarse), True
+    if request is None or window.sequential:
+        return
+    segments = window.segments
+    same = len(segments)  # how many segments in front give other spaces
+    while same > 1 and segments[same - 2].y == segments[-1].y and _is_identity(window.coarse_blocks[same - 2]):
+        same -= 1
+    for segment in segments[same - 1 :]:
+        kind, space, differs = request.kind, segment.y, segment.x == segment.y
+        rank = correction_rank(kind, request.rank, space)
+        price = prices.correction(kind, rank, space, differs=differs, reads_x=begins and differs)
+        yield CorrectionPlan(
+            m=segment.m,
+            j=segment.j,
+            kind=kind,
+            rank=rank,
+            differs=differs,
+            reads_x=begins and differs,
+            y=space,
+            **price.columns(),
+        )
+        begins = False
+
+
+def _is_identity(row: CoarsePlan) -> bool:
+    return row.kind == "linear" and row.x == row.y
 
 
 def _causality_note(plan: Plan) -> str:

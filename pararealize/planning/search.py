@@ -18,7 +18,7 @@ from pararealize.analysis.fields.field import Fields
 from pararealize.analysis.space import Space
 from pararealize.argument_types import typed_arguments
 from pararealize.coarse.evidence_table import choose
-from pararealize.coarse.kinds import Coarse, coarse_name
+from pararealize.coarse.kinds import Coarse, coarse_name, is_summed
 from pararealize.errors import CutError, DeviceError, PlanError
 from pararealize.plan.plan import Plan
 from pararealize.plan.simulation import simulate
@@ -156,7 +156,7 @@ def plan_segments(
 
     if wanted is not None:
         return plan_with(wanted)
-    return _most_windows(plan_with, len(chain.blocks) - len(still), transfer, rate, coarse == "linear")
+    return _most_windows(plan_with, len(chain.blocks) - len(still), transfer, rate, is_summed(coarse))
 
 
 def _most_windows(
@@ -213,7 +213,7 @@ class _CutSearch:
         if self.transfer is None:
             return [self._cheapest(span) for span in spans], ""
         candidates = [[self._cheapest(span) for span in spans]]
-        if self.coarse == "linear":
+        if is_summed(self.coarse):
             free = replace(self, transfer=None)
             candidates += [[free._cheapest(span, summed=summed) for span in spans] for summed in (False, True)]
         costs = self.prices.costs
