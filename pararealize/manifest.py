@@ -40,7 +40,8 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 SCHEMA, VERSION = "pararealize.manifest", 1
 MOST_BYTES = 1 << 26  # of a JSON file of ours: the largest hold random states and the events of a long run
-MOST_FAULTS, MOST_NEIGHBOURS = 4, 64  # that are told; in which a file of another folder is looked for
+MOST_FAULTS, MOST_ORIGINS = 4, 3  # that are told
+MOST_NEIGHBOURS = 64  # folders in which a file of another one is looked for
 
 # no number for a text, no text for a number; not a number and infinity are values that losses have
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=True)
@@ -182,7 +183,8 @@ def _difference(fact: FileFact, found: FileFact) -> str:
 
 
 def _origin(folder: Path, fact: FileFact) -> str:
-    """Of which file beside this one, in this folder or the next ones, the content is; empty where of none."""
+    """Of which files beside this one, in this folder or the next ones, the content is; empty where of none."""
+    origins = []
     neighbours = [folder]
     with contextlib.suppress(OSError):
         neighbours += sorted(other for other in folder.absolute().parent.iterdir() if other.name != folder.name)
@@ -193,10 +195,10 @@ def _origin(folder: Path, fact: FileFact) -> str:
             manifest = read_document(other / MANIFEST, _MANIFEST, schema=SCHEMA, version=VERSION)
         except (OSError, CheckpointError):
             continue
-        for name, known in manifest.files.items():
-            if known == fact:
-                return f", which is {_shown(name)}" + ("" if other == folder else f" of {_shown(other.name)}")
-    return ""
+        place = "" if other == folder else f" of {_shown(other.name)}"
+        origins += [f"{_shown(name)}{place}" for name, known in sorted(manifest.files.items()) if known == fact]
+    more = f", and {len(origins) - MOST_ORIGINS} more" if len(origins) > MOST_ORIGINS else ""
+    return f", which is {', '.join(origins[:MOST_ORIGINS])}{more}" if origins else ""
 
 
 # JSON files ----------------------------------------------------------------------------------------------------------

@@ -58,6 +58,11 @@ def test_what_is_not_as_it_was_written(folder):
     assert fault("a").endswith(r", which is c of 'two\x1b'")
     (folder / "a").write_text("4 5 6")
     assert fault("a").endswith(", which is b")
+    for name in ("zero", "four", "three"):  # where several files have that content, no one of them is the origin
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "d").write_text("4 5 6")
+        write_manifest(folder.parent / name, HOLDS, {})
+    assert fault("a").endswith(", which is b, d of four, d of three, and 1 more")
     (folder / "a").write_text("")
     assert fault("a").endswith("it had 5 bytes and has 0")
     (folder / "a").unlink()

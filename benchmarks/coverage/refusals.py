@@ -21,6 +21,10 @@ REASONS = {
     "the model does something else in other element types": (
         "Its forward asks for the element type and clamps in half precision alone; converted in that type it converts."
     ),
+    "the network reads positions there one by one": (
+        "Its series never meet, and its only cut lies where each series is unrolled into a vector: an adapter that "
+        "leads there would mix them. With n = 1 it converts."
+    ),
     "random numbers are read by several parts": (
         "One dropout mask is read by all layers: segments on several devices would each draw another, and the network "
         "would be another one."

@@ -18,7 +18,7 @@ class Causality:
 
     Attributes:
         side: ``"past"``, positions before it too; ``"future"``, those after it; ``"own"``, no other one. ``"unclear"``:
-            the piece is causal somewhere, and its input has no axis that is this one.
+            the piece is causal somewhere, or reads positions one by one, and its input has no axis that is this one.
         offset: 0, unless the piece reads its own position not at all (-1: what stands one before and earlier), or
             shortens the axis at its beginning.
         stride: input positions from one output position to the next; 1 where the axis grows, and one position serves
@@ -58,7 +58,7 @@ class Causality:
             "past": "nothing later",
             "future": "nothing earlier",
             "own": "its own position alone",
-            "unclear": "an order that is not known",
+            "unclear": "positions in a way that the network's own blocks alone keep to",
         }
         shift = f", {abs(self.offset)} {'before' if self.offset < 0 else 'behind'} its own" if self.offset else ""
         return words[self.side] + shift

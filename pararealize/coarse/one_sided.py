@@ -108,7 +108,8 @@ def misfit(x: Space, y: Space, sides: Sides) -> str:
     if not any(sides):
         return ""
     if any(side is not None and side.side == "unclear" for side in sides):
-        return f"needs an axis of {x} for each axis of {y}, in an order that it can keep: the network is causal there"
+        axes = f"needs an axis of {x} for each axis of {y}, in an order that it can keep"
+        return f"{axes}: the network reads positions there one by one, or from one side"
     if len(x.extent) != len(y.extent) or len(x.extent) > 3:
         return f"keeps the order of up to three axes, {x} → {y} has others"
     for i, (size, target, side) in enumerate(zip(shifted(x.extent, sides), y.extent, sides, strict=True), 1):

@@ -8,6 +8,7 @@ In reading order:
     rules_convolution   rules of what slides a kernel: convolutions, pools, padding, interpolation
     rules_shape         rules of the rest: elementwise, norms, products, attention, reshaping, indexing
     dependency          BlockChain -> Dependencies: how far before and behind its own position each block reads
+    independence        BlockChain -> IndependentAxes: axes along which the network mixes no positions
     witness             a block -> whether it surely sees both sides, and whether its rules can be trusted
     probe               a block -> how far it reads, by trying a copy of it out
 

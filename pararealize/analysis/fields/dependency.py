@@ -24,9 +24,10 @@ from pararealize.analysis.space import Space
 from pararealize.errors import FieldError
 
 from .field import field_of_block
+from .independence import AxisPath, IndependentAxes, candidates, follow_axes
 from .probe import Probe, UnprobedError
 from .reach import Number
-from .witness import is_doubtful, masks_of, sees_both_sides
+from .witness import is_doubtful, masks_of, mixes_channels, sees_both_sides
 
 __all__ = ["Dependencies", "Dependency", "PieceDependency", "dependencies"]
 
@@ -89,7 +90,8 @@ class PieceDependency:
     Attributes:
         axes: along each axis of its space; ``None`` where input and output have not equally many.
         raster: whether it reads its axes in reading order, row by row, as masked convolutions on images do.
-        ordered_channels: whether it is causal along the axis that counts as that of the channels.
+        ordered_channels: whether it is causal along the axis that counts as that of the channels; where input and
+            output have not equally many axes, along any.
         unknown: why that is not known, and only what the rules cover; empty where it is.
     """
 
@@ -115,11 +117,13 @@ class Dependencies:
         chain: the network's blocks.
         blocks: of each block.
         stem: of the stem, from the raw input, where adapters can read that.
+        independent: the axes along which the network as a whole mixes no positions.
     """
 
     chain: BlockChain
     blocks: tuple[PieceDependency, ...]
     stem: PieceDependency | None = None
+    independent: IndependentAxes = field(default_factory=IndependentAxes)
     _both: dict[int, list[bool]] = field(init=False, repr=False, compare=False)  # by number of axes
     _restrict: bool = field(init=False, repr=False, compare=False)
 
@@ -140,9 +144,15 @@ class Dependencies:
         networks that nowhere see both sides of that axis, since its neighbours are seen anyway elsewhere, and where
         input and output have the same axes.
         """
-        pieces = list(self._pieces(first, stop, from_input=from_input)) if self._restrict else []
-        if not pieces or not pieces[-1][2].extent:
+        pieces = list(self._pieces(first, stop, from_input=from_input))
+        if not pieces:
             return ()
+        sides = self._of_pieces(pieces) if self._restrict and pieces[-1][2].extent else ()
+        from_input = from_input and self.stem is not None
+        return self.independent.bind(sides, pieces[0][1], pieces[-1][2], first, stop, from_input=from_input)
+
+    def _of_pieces(self, pieces: list[tuple[PieceDependency, Space, Space]]) -> Sides:
+        """What the pieces of a run read one after the other."""
         x, y = pieces[0][1], pieces[-1][2]
         unclear = (Causality(side="unclear"),) * len(y.extent)
         if any(piece.axes is None or piece.ordered_channels for piece, _, _ in pieces):
@@ -187,7 +197,8 @@ class Dependencies:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is not known."""
-        return tuple(dict.fromkeys(piece.unknown for piece in self.blocks if piece.unknown))
+        unknown = (*(piece.unknown for piece in self.blocks), self.independent.unknown)
+        return tuple(dict.fromkeys(filter(None, unknown)))
 
 
 def _in_a_row(before: tuple[Dependency, ...], later: tuple[Dependency, ...]) -> tuple[Dependency, ...]:
@@ -218,13 +229,59 @@ def dependencies(chain: BlockChain) -> Dependencies:
     if chain.source is not None and chain.stem.nodes:
         entry = next(node for node in chain.capture.graph.find_nodes(op="placeholder") if node.users)
         stem = _dependency(chain, _stem_block(chain, entry), probe)
-    return Dependencies(chain=chain, blocks=tuple(blocks), stem=stem)
+    independent = _independent(chain, probe, blocks, stem)
+    return Dependencies(chain=chain, blocks=tuple(blocks), stem=stem, independent=independent)
 
 
 def _stem_block(chain: BlockChain, entry: fx.Node) -> Block:
     """The stem as a block from the raw input."""
     assert chain.source is not None
     return replace(chain.stem, input=entry, x=chain.source)
+
+
+# Independent axes ---------------------------------------------------------------------------------------------------
+
+
+def _independent(
+    chain: BlockChain, probe: Probe, blocks: list[PieceDependency], stem: PieceDependency | None
+) -> IndependentAxes:
+    """The network's independent axes, but for those that what is known of the blocks settles."""
+    context = dict.fromkeys((*chain.context(0, len(chain.blocks) - 1), *chain.head.context))
+    context.pop(chain.blocks[0].input, None)
+    pieces = list(zip(blocks, chain.blocks, strict=True))
+    origins = {"from_stem": (replace(chain.stem, x=chain.blocks[0].x, context=tuple(context)), pieces)}
+    if stem is not None:
+        entry, *others = (node for node in chain.capture.graph.find_nodes(op="placeholder") if node.users)
+        front = replace(_stem_block(chain, entry), context=tuple(others))
+        origins["from_input"] = front, [(stem, front), *pieces]
+    paths: dict[str, tuple[AxisPath, ...]] = {}
+    for name, (origin, behind) in origins.items():
+        axes = [axis for axis in candidates(chain, origin.x) if not _is_settled(chain, axis, behind)]
+        try:
+            paths[name] = follow_axes(chain, origin, axes, probe) if axes else ()
+        except UnprobedError as error:
+            unknown = f"whether positions along axis {axes[0] + 1} of {origin.x} stay apart is not known: {error}"
+            return IndependentAxes(unknown=unknown)
+    return IndependentAxes(from_input=paths.get("from_input", ()), from_stem=paths["from_stem"])
+
+
+def _is_settled(chain: BlockChain, axis: int, pieces: list[tuple[PieceDependency, Block]]) -> bool:
+    """Whether some piece surely mixes the positions of an axis, or all of them are known to read their own alone."""
+    for piece, block in pieces:
+        if axis == block.x.channel:
+            return mixes_channels(chain, block)
+        if sees_both_sides(chain, block):
+            return True
+        if piece.axes is None or piece.unknown:
+            return False
+        place = axis - (axis > block.x.channel)
+        reach, size = piece.axes[place], block.x.shape[axis]
+        axis = place + (place >= block.y.channel)
+        if [i for i, other in enumerate(block.y.shape) if other == size] != [axis]:
+            return False  # it may have become another one
+        if reach.behind > 0 or reach.ahead > 0:
+            return True
+    return True
 
 
 # One block ----------------------------------------------------------------------------------------------------------
@@ -234,7 +291,7 @@ def _dependency(chain: BlockChain, block: Block, probe: Probe) -> PieceDependenc
     """What a block reads: by a witness, by rule, or by trying it out."""
     axes = len(block.x.extent)
     if axes != len(block.y.extent):
-        return PieceDependency(axes=None)
+        return _of_other_axes(block, probe)
     everything = Dependency(1, math.inf, math.inf)
     if sees_both_sides(chain, block):
         return PieceDependency(axes=(everything,) * axes)
@@ -247,12 +304,26 @@ def _dependency(chain: BlockChain, block: Block, probe: Probe) -> PieceDependenc
         cover = PieceDependency(axes=tuple(rule or everything for rule in rules))
         if None not in cover.sides(block.x, block.y):
             return cover
-        return replace(cover, unknown=f"whether {block.name} ({block.kind}) is causal is not known: {error}")
+        return replace(cover, unknown=_unknown(block, error))
     return PieceDependency(
         axes=tuple(Dependency(*axis) for axis in trial.axes),
         raster=trial.raster,
         ordered_channels=trial.ordered_channels,
     )
+
+
+def _of_other_axes(block: Block, probe: Probe) -> PieceDependency:
+    """What a block with more or fewer axes behind it reads: whether it is causal along one that it keeps."""
+    if not any(size > 2 for size in {*block.x.shape} & {*block.y.shape}):
+        return PieceDependency(axes=None)
+    try:
+        return PieceDependency(axes=None, ordered_channels=probe.measure(block).ordered_channels)
+    except UnprobedError as error:
+        return PieceDependency(axes=None, unknown=_unknown(block, error))
+
+
+def _unknown(block: Block, error: UnprobedError) -> str:
+    return f"whether {block.name} ({block.kind}) is causal is not known: {error}"
 
 
 def _by_rule(chain: BlockChain, block: Block) -> list[Dependency | None]:

@@ -8,6 +8,7 @@ digits is rounding, as of a Fourier transform.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -70,19 +71,27 @@ def try_out(module: nn.Module, x: Space, y: Space, *, batch: int = BATCH, contex
     Raises:
         UnprobedError: it cannot be copied, or does not run on random values.
     """
-    with ordinary_mode(), torch.no_grad():
-        try:
-            run = _Run(_disturbed(copy.deepcopy(module)), x, batch, list(context))
-            axes, ends = _axes(x), _axes(y)
-            trials = tuple(run.axis(a, b) for a, b in zip(axes, ends, strict=True))
-            raster = run.raster(trials, axes, ends)
-            ordered = run.ordered(x.channel, y.channel)
-        except Exception as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise UnprobedError(f"it does not run on random values ({lines[0]})") from error
+    with _trial():
+        run = _Run(_disturbed(copy.deepcopy(module)), x, batch, list(context))
+        axes, ends = _axes(x), _axes(y)
+        alike = len(axes) == len(ends)
+        trials = tuple(run.axis(a, b) for a, b in zip(axes, ends, strict=True)) if alike else ()
+        raster = run.raster(trials, axes, ends)
+        ordered = run.ordered([x.channel] if alike else range(len(x.shape)), [y.channel])
     if raster is not None:
         trials = ((1, max(x.extent), raster),) * 2
     return ReachTrial(trials, raster is not None, ordered)
+
+
+@contextlib.contextmanager
+def _trial() -> Iterator[None]:
+    """Without gradients, and whatever a module raises as an UnprobedError."""
+    with ordinary_mode(), torch.no_grad():
+        try:
+            yield
+        except Exception as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise UnprobedError(f"it does not run on random values ({lines[0]})") from error
 
 
 def _axes(space: Space) -> list[int]:
@@ -117,21 +126,33 @@ class Probe:
         Raises:
             UnprobedError: it is on the meta device, cannot be copied, or does not run on random values.
         """
-        capture = self.chain.capture
-        if any(tensor.is_meta for tensor in (*capture.model.parameters(), *capture.model.buffers())):
-            raise UnprobedError("the model is on the meta device, where nothing runs")
         context = self.context(block.context)
         return try_out(self.chain.piece(block), block.x, block.y, batch=self.batch, context=context)
+
+    def independent(self, block: Block, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of pairs (axis of the input, axis of the output) along which no position reads another one.
+
+        Raises:
+            UnprobedError: as :meth:`measure` does.
+        """
+        context = self.context(block.context)
+        piece = self.chain.piece(block)
+        with _trial():
+            run = _Run(_disturbed(copy.deepcopy(piece)), block.x, self.batch, context)
+            axes = {i: [end for start, end in pairs if start == i] for i, _ in pairs}
+            return [(i, j) for i, ends in axes.items() for j in run.independent(i, ends)]
 
     def context(self, nodes: Sequence[fx.Node]) -> list[Any]:
         """The values of nodes, of a run of the captured network on the example.
 
         Raises:
-            UnprobedError: it does not run.
+            UnprobedError: the model is on the meta device, or does not run.
         """
         chain = self.chain
-        if nodes and not self._values:
-            every = chain.context(0, len(chain.blocks) - 1)
+        if any(tensor.is_meta for tensor in (*chain.capture.model.parameters(), *chain.capture.model.buffers())):
+            raise UnprobedError("the model is on the meta device, where nothing runs")
+        if not self._values.keys() >= set(nodes):
+            every = tuple(dict.fromkeys((*chain.context(0, len(chain.blocks) - 1), *nodes)))
             inputs = list(chain.capture.graph.find_nodes(op="placeholder"))
             values = chain.capture.example.resized(self.batch).values.values()
             with RandomSource(seed=0), ordinary_mode(), torch.no_grad():
@@ -253,10 +274,12 @@ class _Run:
             own = own or bool(changed[h, w])
         return 0 if own else -1
 
-    def ordered(self, a: int, b: int) -> bool:
-        """Whether what counts as channels, axis a of the input or axis b of the output, is read in an order."""
+    def ordered(self, axes: Sequence[int], ends: Sequence[int]) -> bool:
+        """Whether some of these axes of the input, or of the output, are read in an order: those of the channels."""
         pairs = itertools.product(enumerate(self.x.shape[1:]), enumerate(self.y.shape[1:]))
-        return any(size == target > 2 and self.in_order(i, j) for (i, size), (j, target) in pairs if i == a or j == b)
+        return any(
+            size == target > 2 and self.in_order(i, j) for (i, size), (j, target) in pairs if i in axes or j in ends
+        )
 
     def in_order(self, i: int, j: int) -> bool:
         """Whether axis i is read from one side by axis j, wherever it is parted; halves alone may be of two values."""
@@ -269,6 +292,20 @@ class _Run:
             if past == future:
                 return False
         return True
+
+    def independent(self, i: int, ends: Sequence[int]) -> list[int]:
+        """Those of some axes of the output whose positions read no other one of axis i than their own."""
+        size = self.x.shape[i + 1]
+        places = torch.arange(size)
+        read: set[int] = set()
+        for t in dict.fromkeys((size // 2, size // 3, 2 * size // 3, size - 1, 1)):
+            later, earlier = self.changes(i, places >= t), self.changes(i, places < t)
+            behind, before = ({j: _positions(changed, j) for j in ends} for changed in (later, earlier))
+            ends = [j for j in ends if all(p >= t for p in behind[j]) and all(p < t for p in before[j])]
+            read.update(j for j in ends if behind[j] and before[j])
+            if not ends:
+                break
+        return [j for j in ends if j in read]
 
 
 def _positions(changed: torch.Tensor, axis: int) -> list[int]:

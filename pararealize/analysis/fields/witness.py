@@ -16,7 +16,7 @@ from pararealize.analysis.blocks import Block, BlockChain
 
 from .reach import operation_name
 
-__all__ = ["is_doubtful", "masks_of", "sees_both_sides"]
+__all__ = ["is_doubtful", "masks_of", "mixes_channels", "sees_both_sides"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONSTANT_PADDING = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
@@ -29,6 +29,24 @@ _COVERS = """
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
     adaptive_max_pool3d interpolate upsample
 """
+_ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+# what leaves every axis where it is
+_BY_CHANNEL = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.ELU,
+    nn.LeakyReLU,
+    nn.Dropout,
+    nn.Identity,
+)
 _COVER_MODULES = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
@@ -49,7 +67,9 @@ def sees_both_sides(chain: BlockChain, block: Block) -> bool:
             if node.op != "call_module" and _may_shift(node):
                 return False
         elif isinstance(module, _CONVOLUTIONS):
-            if len(module.kernel_size) == axes and _is_dense(_weight(module)):
+            # behind a reshape that folds an axis into the batch, the axes of a convolution are others
+            alike = _batch(node.all_input_nodes[0]) == _batch(block.input)
+            if alike and len(module.kernel_size) == axes and _is_dense(_weight(module)):
                 spans = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
                 same = [span // 2 if module.padding == "same" else 0 for span in spans]
                 pads = same if isinstance(module.padding, str) else module.padding
@@ -57,6 +77,30 @@ def sees_both_sides(chain: BlockChain, block: Block) -> bool:
         elif isinstance(module, (*_CONSTANT_PADDING, nn.modules.conv._ConvTransposeNd)):
             return False
     return axes > 0 and all(witnessed)
+
+
+def _batch(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return int(value.shape[0]) if isinstance(value, torch.Tensor) and value.ndim else None
+
+
+def mixes_channels(chain: BlockChain, block: Block) -> bool:
+    """Whether a dense layer reads the block's input, as it is or behind norms and activations, along its channels."""
+    queue, inside = [block.input], set(block.nodes)
+    while queue:
+        for node in queue.pop().users:
+            module = _module(chain, node) if node in inside else None
+            inside.discard(node)
+            if isinstance(module, _ATTENTION):
+                return block.x.channels_last
+            if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+                is_first = isinstance(module, _CONVOLUTIONS) and len(module.kernel_size) == len(block.x.extent)
+                channel = 0 if is_first else len(block.x.shape) - 1
+                if channel == block.x.channel and getattr(module, "groups", 1) == 1 and _is_dense(_weight(module)):
+                    return True
+            elif isinstance(module, _BY_CHANNEL):
+                queue.append(node)
+    return False
 
 
 def _may_shift(node: fx.Node) -> bool:

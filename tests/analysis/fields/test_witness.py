@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pararealize.analysis.blocks import find_blocks
-from pararealize.analysis.fields.witness import is_doubtful, masks_of, sees_both_sides
+from pararealize.analysis.fields.witness import is_doubtful, masks_of, mixes_channels, sees_both_sides
 from pararealize.models import resnet20
 from pararealize.tracing.front_end import capture
 from tests.causal import network
@@ -19,6 +19,7 @@ def chain_of(model, x):
 def test_a_residual_network_needs_no_trial():
     chain = chain_of(resnet20(), torch.randn(2, 3, 32, 32))
     assert all(sees_both_sides(chain, block) for block in chain.blocks)
+    assert mixes_channels(chain, chain.blocks[0])
     assert not any(is_doubtful(chain, node) for block in chain.blocks for node in block.nodes)
     assert not [list(masks_of(chain, block)) for block in chain.blocks if list(masks_of(chain, block))]
 
@@ -73,3 +74,18 @@ def test_a_weight_that_is_computed_is_not_read(norm):
         sees_both_sides(chain, block)
         assert all(is_doubtful(chain, node) for node in block.nodes)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "layer, x, expected",
+    [
+        (nn.Linear(6, 6), torch.randn(2, 4, 6), True),
+        (nn.Conv1d(4, 4, 3, padding=1), torch.randn(2, 4, 6), True),
+        (nn.Conv1d(4, 4, 3, padding=1, groups=4), torch.randn(2, 4, 6), False),
+        (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), torch.randn(2, 4, 6), True),
+    ],
+)
+def test_what_mixes_channels(layer, x, expected):
+    model = nn.Sequential(*(nn.Sequential(nn.Dropout(0.1), layer) for _ in range(2)))
+    chain = chain_of(model, x)
+    assert mixes_channels(chain, chain.blocks[0]) == expected
