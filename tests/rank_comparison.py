@@ -52,7 +52,7 @@ NETWORKS = {
     "context with gradients": (SharedBias, lambda b: vectors(b, 6), {"n": 3, "coarse": "exact"}),
     "context with gradients, read by copies": (SharedBias, lambda b: vectors(b, 6), {"n": 4, "coarse": "block"}),
     "context and the stem": (SharedBias, lambda b: vectors(b, 6), {"n": 3, "source": "stem"}),
-    "context and blocks in the stem": (SharedBias, lambda b: vectors(b, 6), {"n": 3, "stem_blocks": 1}),
+    "context and a sequential block": (SharedBias, lambda b: vectors(b, 6), {"n": 3, "sequential": 1}),
     "in place": (InPlace, lambda b: vectors(b, 6), {"n": 3}),
     "in place, one segment": (InPlace, lambda b: vectors(b, 6), {"n": 1}),
     "tied embedding": (LanguageModel, ids, {"n": 3, "coarse": "linear"}),

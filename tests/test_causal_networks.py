@@ -131,7 +131,7 @@ def test_strides_that_no_adapter_keeps_to_are_refused():
     for source in ("input", "stem"):
         with pytest.raises(SourceError, match=r"into block blocks.3 .*average axis 1 \(24 to 8 positions\)"):
             pararealize(model, n=2, cuts=["blocks.3"], coarse="block", example_inputs=x, source=source)
-    net = pararealize(model, n=2, coarse="linear", example_inputs=x, source="stem", stem_blocks=3)
+    net = pararealize(model, n=2, coarse="linear", example_inputs=x, source="stem", sequential=3)
     assert net(x).shape == (2, 8, 8)
 
 

@@ -57,14 +57,15 @@ def test_sources() -> None:
         pararealize(MaskedTransformer(), n=2, example_inputs=IDS, source="input")
 
 
-def test_adapters_read_what_the_blocks_in_the_stem_give() -> None:
+def test_adapters_read_what_sequential_blocks_give() -> None:
     """Slower than without, for the same n; and the plan alone makes the same network again."""
     model = SmallResNet().eval()
-    net = pararealize(model, n=3, example_inputs=IMAGES, stem_blocks=2, coarse="linear").eval()
-    assert (net.plan.source, net.plan.stem_blocks, net.plan.segments[0].first_block) == ("stem", 2, "layer1.2")
+    net = pararealize(model, n=3, example_inputs=IMAGES, sequential=2, coarse="linear").eval()
+    assert [window.n for window in net.plan.windows] == [1, 3]
+    assert (net.plan.source, net.plan.segments[1].first_block) == ("stem", "layer1.2")
     x = model.layer1[:2](model.conv(IMAGES))
-    assert torch.equal(net.stem(IMAGES), x)
-    y_1, x_2 = net.segments["g1"](x), net.adapters["C2"](x)
+    assert torch.equal(net.segments["g1_1"](net.stem(IMAGES)), x)
+    y_1, x_2 = net.segments["g2_1"](x), net.adapters["C2_2"](x)
     assert torch.equal(y_1, model.layer1[2](x.clone()))
     assert x_2.shape == y_1.shape
     again = pararealize(model, example_inputs=IMAGES, plan=Plan.from_json(net.plan.to_json())).eval()
@@ -74,17 +75,22 @@ def test_adapters_read_what_the_blocks_in_the_stem_give() -> None:
     assert net.plan.virtual_speedup < flat.plan.virtual_speedup
 
 
-def test_blocks_in_the_stem_that_cannot_be() -> None:
-    plan = pararealize(SmallResNet(), n=2, example_inputs=IMAGES, stem_blocks=2).plan
-    with pytest.raises(PlanError, match="stem_blocks is 1 and the plan has 2"):
-        pararealize(SmallResNet(), example_inputs=IMAGES, plan=plan, stem_blocks=1)
+def test_sequential_blocks_and_windows_that_cannot_be() -> None:
+    plan = pararealize(SmallResNet(), n=2, example_inputs=IMAGES, sequential=2).plan
+    for options in ({"windows": 2}, {"sequential": 1}, {"windows": ["layer2.0"]}):
+        with pytest.raises(
+            PlanError, match=r"(windows|sequential) is .*, and the plan says which of its 2 windows has"
+        ):
+            pararealize(SmallResNet(), example_inputs=IMAGES, plan=plan, **options)
     with pytest.raises(SourceError, match="contradict each other"):
-        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, source="input", stem_blocks=1)
-    with pytest.raises(PlanError, match="has 4 blocks behind the 2 of its stem"):
-        pararealize(SmallResNet(), n=5, example_inputs=IMAGES, stem_blocks=2)
-    with pytest.raises(CutError, match=r"layer1\.1.*layer1\.2"):
-        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, cuts=["layer1.1"], stem_blocks=2)
-    with pytest.raises(PlanError, match="2 blocks in the stem, and adapters that read the input"):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, source="input", sequential=1)
+    with pytest.raises(PlanError, match="6 blocks, 2 of which are sequential, so that the longest window has 4"):
+        pararealize(SmallResNet(), n=5, example_inputs=IMAGES, sequential=2)
+    with pytest.raises(
+        CutError, match=r"'layer1\.1' stand within blocks that stay as they are, layer1\.0 to layer1\.1"
+    ):
+        pararealize(SmallResNet(), n=2, example_inputs=IMAGES, cuts=["layer1.1"], sequential=2)
+    with pytest.raises(PlanError, match="the first window has no adapters, and they read the input"):
         Plan.from_json(plan.to_json().replace('"source": "stem"', '"source": "input"'))
 
 

@@ -28,7 +28,7 @@ def test_exact_coarse_blocks_leave_a_linear_network_as_it_is(
     blocks = len(find_blocks(capture(model, x)).blocks)
     deeper = min(deeper, blocks - 1)
     n = min(n, blocks - deeper)
-    net = pararealize(model, n=n, example_inputs=x, coarse="exact", cuts=cuts, stem_blocks=deeper)
+    net = pararealize(model, n=n, example_inputs=x, coarse="exact", cuts=cuts, sequential=deeper)
     expected, got = model(x), net(x)
     assert (got - expected).norm() <= 1e-10 * expected.norm() + 1e-14
     names = [name for name, _ in model.named_parameters()]
@@ -49,15 +49,15 @@ def test_other_coarse_blocks_do_not() -> None:
 def test_random_networks_are_converted_right_or_refused(case: tuple[RandomGraph, Tensor], n: int, deeper: int) -> None:
     model, x = case
     try:
-        net = pararealize(model, n=n, example_inputs=x, coarse="linear", stem_blocks=deeper)
+        net = pararealize(model, n=n, example_inputs=x, coarse="linear", sequential=deeper)
     except PararealizeError:
         return
-    single = net if n == 1 else pararealize(model, n=1, example_inputs=x, stem_blocks=deeper)
+    single = net if n == 1 else pararealize(model, n=1, example_inputs=x, sequential=deeper)
     for training in (True, False):
         for rows in (x, x[:3].repeat(3, 1)):
             model.train(training)
             single.train(training)
-            twins = [pararealize(model, n=1, example_inputs=x, stem_blocks=deeper).train(training), model]
+            twins = [pararealize(model, n=1, example_inputs=x, sequential=deeper).train(training), model]
             outputs = []
             for network in twins:
                 torch.manual_seed(1)

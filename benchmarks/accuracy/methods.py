@@ -2,12 +2,13 @@
 
 ``original`` is the family's own network; ``12-linear`` a parareal network of twelve segments with coarse blocks of that
 kind, whose adapters read the stem; ``12-linear@input`` one whose adapters read the images, as the paper's do;
-``6-linear~4`` one with the first four blocks in the stem, and so in front of the adapters. Ablations have a word behind
+``6-linear~4`` one with the first four blocks sequential, and so in front of the adapters. Ablations have a word behind
 a plus sign: see :data:`ABLATIONS`.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def make(method: Method, family: str, shape: tuple[int, int, int], classes: int,
         coarse = _silence
     images = torch.randn(2, *shape)
     net = pararealize(
-        original, method.n, example_inputs=images, coarse=coarse, source=method.source, stem_blocks=method.stem_blocks,
+        original, method.n, example_inputs=images, coarse=coarse, source=method.source, sequential=method.stem_blocks,
         seed=seed,
     )  # fmt: skip
     if method.ablation == "wide":
@@ -111,15 +112,17 @@ def _widened(family: str, shape: tuple[int, int, int], classes: int, least: int,
 
 
 def shares(plan: Plan) -> dict[str, float]:
-    """Coarse blocks' and adapters' FLOPs, of the original's; its share of blocks in the stem; the plan's speed-up."""
+    """Coarse blocks' and adapters' FLOPs, of the original's; the share of blocks in front of them; the speed-up."""
     whole = [plan.stem, *plan.segments, plan.head]
     flops = {
         name: sum(row.flops_forward + row.flops_backward for row in rows)  # type: ignore[attr-defined]
         for name, rows in (("original", whole), ("coarse", plan.coarse_blocks), ("adapters", plan.adapters))
     }
+    front = itertools.takewhile(lambda window: window.sequential, plan.windows if plan.n > 1 else ())
+    sequential = sum(segment.blocks for window in front for segment in window.segments)
     return {
         "coarse_share": flops["coarse"] / flops["original"],
         "adapter_share": flops["adapters"] / flops["original"],
-        "stem_share": plan.stem_blocks / (plan.stem_blocks + sum(segment.blocks for segment in plan.segments)),
+        "stem_share": sequential / sum(segment.blocks for segment in plan.segments),
         "speedup": plan.virtual_speedup,
     }

@@ -68,7 +68,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
 def _calibrated(model: nn.Module, kind: str, data: Any, seed: int, steps: int) -> dict[str, Any]:
     coarse, _, stem = kind.partition("~")
     net = pararealize(
-        model, N, example_inputs=data.example(), coarse=coarse, source="stem", stem_blocks=int(stem or 0), seed=seed
+        model, N, example_inputs=data.example(), coarse=coarse, source="stem", sequential=int(stem or 0), seed=seed
     )
     marks = [time.process_time()]
     calibration = calibrate(net, data.batches, test=data.test_batches, steps=DISTIL, seed=seed)

@@ -2,18 +2,18 @@
 
 For n = 3::
 
-x ─┬──────────────┬──────────────┐
-stem           C^2            C^3
-│ x_1          │ x_2          │ x_3
-g^1         ┌───┤          ┌───┤
-│          │  g^2         │  g^3
-▼          ▼   ▼          ▼   ▼
-y_1 ───────(−) (+) ───────(−) (+) ─── head
-└ F^1 ┘        └ F^2 ┘
+    x ─┬──────────────┬──────────────┐
+     stem            C^2            C^3
+       │ x_1          │ x_2          │ x_3
+      g^1         ┌───┤          ┌───┤
+       │          │  g^2         │  g^3
+       ▼          ▼   ▼          ▼   ▼
+      y_1 ───────(−) (+) ───────(−) (+) ─── head
+                  └ F^1 ┘        └ F^2 ┘
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -25,7 +25,8 @@ from pararealize.errors import OutputError, PlanError
 from pararealize.figure import BOXES, FAINT, INK, LINE, STAGES, label, save_figure
 from pararealize.table import count, quantity
 
-from .plan import Plan
+from .actions import formula
+from .plan import Plan, SegmentPlan, Window
 
 __all__ = ["draw_plan"]
 
@@ -38,16 +39,24 @@ BAR_LEAST = 0.92  # so that four lines of text fit
 COARSE_LEAST = 0.64
 HEAD = 1.15  # width of the head's box
 RADIUS = 0.075
+# of windows
+GAP = 0.5  # between two of them
+LABEL = 0.4  # above them, with their numbers
+LINK = 0.45  # beside a row, for what leads to it
+WIDEST = 15.0  # of a row
+MOST_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """Where the columns and rows of a picture stand, and how large its text is."""
+    """Where the columns and rows of one window stand, and how large the picture and its text are."""
 
-    n: int
+    n: int  # columns
+    left: float  # of the first column
     pitch: float  # from one segment's middle to the next one's
     bar: float  # width of a segment
     font: float  # points
+    narrow: bool  # whether there is no room for the names of values
     scale: float  # inches a unit of cost
     y_input: float
     y_adapter: float  # top edges of the rows
@@ -59,16 +68,23 @@ class Geometry:
 
     def middle(self, j: int) -> float:
         """The middle of segment ``j``'s column, ``j`` from 1."""
-        return MARGIN + self.pitch * (j - 1) + self.bar / 2 + (self.pitch - self.bar) / 2
+        return self.left + self.pitch * (j - 1) + self.bar / 2 + (self.pitch - self.bar) / 2
 
     def gap(self, j: int) -> float:
         """The middle of the gap between the bars of segments ``j`` and ``j + 1``."""
         return (self.middle(j) + self.middle(j + 1)) / 2
 
+    @property
+    def right(self) -> float:
+        """Where the last column ends."""
+        return self.left + self.pitch * self.n
+
 
 @typed_arguments(OutputError, plan=PlanError)
 def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
     """Draw the cut network into an SVG or PNG file, which appears only when it is complete.
+
+    Windows stand side by side, in rows where there are many; of very many, the first and the last are drawn.
 
     The heights of segments and coarse blocks are proportional to their forward and backward cost, small ones excepted,
     which are as high as their text. A colour is a stage: segments whose outputs have one shape.
@@ -81,38 +97,82 @@ def draw_plan(plan: Plan, path: str | Path, *, title: str = "") -> Path:
     Raises:
         OutputError: another ending, or the file cannot be written.
     """
-    geometry = _geometry(plan)
-    figure = Figure(figsize=(geometry.width, geometry.height))
+    layout = _layout(plan)
+    page = layout[0][1]
+    figure = Figure(figsize=(page.width, page.height))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_xlim(0, geometry.width)
-    axes.set_ylim(0, geometry.height)
+    axes.set_xlim(0, page.width)
+    axes.set_ylim(0, page.height)
     axes.set_axis_off()
-    _draw_title(axes, geometry, plan, title or label(plan.model))
-    _draw_input(axes, geometry, plan)
+    _draw_title(axes, page, plan, title or label(plan.model))
     stages = list(dict.fromkeys(segment.y for segment in plan.segments))
-    for j, segment in enumerate(plan.segments, 1):
-        _draw_adapter(axes, geometry, plan, j)
-        _draw_segment(axes, geometry, plan, j, STAGES[stages.index(segment.y) % len(STAGES)])
-    for j in range(1, plan.n):
-        _draw_coarse(axes, geometry, plan, j)
-    _draw_head(axes, geometry, plan)
+    for (window, geometry), following in zip(layout, [*layout[1:], None], strict=True):
+        if window.m == 1:
+            _draw_input(axes, geometry, plan, window)
+        else:
+            _draw_begin(axes, geometry, plan, window)
+        for j, segment in enumerate(window.segments, 1):
+            if window.m == 1 or j > 1:
+                _draw_adapter(axes, geometry, plan, window, j)
+            several = len({s.device for s in plan.segments}) > 1
+            _draw_segment(axes, geometry, segment, STAGES[stages.index(segment.y) % len(STAGES)], device=several)
+        for j in range(1, window.n):
+            _draw_coarse(axes, geometry, window, j)
+        if following is None:
+            _draw_head(axes, geometry, plan, window)
+        else:
+            _draw_end(axes, geometry, window, *following)
     return save_figure(figure, path)
 
 
+def _layout(plan: Plan) -> list[tuple[Window, Geometry]]:
+    """The windows that are drawn, in rows from left to right, and where they stand; of many, some are left out."""
+    windows, several = plan.windows, len(plan.windows) > 1
+    base = _geometry(plan)
+    if not several:
+        return [(windows[0], base)]
+    rows: list[list[Window]] = [[]]
+    for window in windows:
+        columns = sum(w.n for w in rows[-1]) + window.n
+        if rows[-1] and columns * base.pitch + len(rows[-1]) * GAP > WIDEST:
+            rows.append([])
+        rows[-1].append(window)
+    if len(rows) > MOST_ROWS:
+        rows = [*rows[: MOST_ROWS - 1], rows[-1]]
+    ends = [sum(w.n for w in row) * base.pitch + (len(row) - 1) * GAP for row in rows]
+    ends[-1] += 0.3 + HEAD - LINK
+    width = max(2 * MARGIN + LINK + max(ends) + LINK, 4.6)
+    band = base.y_input + LABEL
+    height = band * len(rows) + TITLE
+    placed = []
+    for number, row in enumerate(rows, 1):
+        left, below = MARGIN + LINK, band * (len(rows) - number)
+        for window in row:
+            geometry = replace(
+                base, n=window.n, left=left, width=width, height=height, y_input=base.y_input + below,
+                y_adapter=base.y_adapter + below, y_bar=base.y_bar + below, y_sum=base.y_sum + below,
+                y_coarse=base.y_coarse + below,
+            )  # fmt: skip
+            placed.append((window, geometry))
+            left = geometry.right + GAP
+    return placed
+
+
 def _geometry(plan: Plan) -> Geometry:
-    n = plan.n
+    n = plan.n if len(plan.windows) == 1 else max(min(len(plan.segments), 7), plan.n)
     pitch = 2.2 if n == 1 else 1.5 if n <= 6 else 1.12 if n <= 14 else 0.86
     most = max(segment.cost for segment in plan.segments)
     scale = BAR / most if most else 0.0
     coarse = max((max(COARSE_LEAST, scale * block.cost) for block in plan.coarse_blocks), default=0.0)
     y_coarse = MARGIN + coarse
-    y_sum = y_coarse + 0.38 if n > 1 else MARGIN + 0.35
+    y_sum = y_coarse + 0.38 if plan.n > 1 else MARGIN + 0.35
     y_bar = y_sum + 0.36 + BAR
     y_adapter = y_bar + 0.32 + ADAPTER
     y_input = y_adapter + 0.3
     bar = pitch * (0.76 if n <= 14 else 0.8)
     return Geometry(
-        n=n, pitch=pitch, bar=bar, font=8.5 if n <= 6 else 7.2 if n <= 14 else 6.0, scale=scale,
+        n=n, left=MARGIN, pitch=pitch, bar=bar, font=8.5 if n <= 6 else 7.2 if n <= 14 else 6.0, narrow=n > 14,
+        scale=scale,
         y_input=y_input, y_adapter=y_adapter, y_bar=y_bar, y_sum=y_sum, y_coarse=y_coarse,
         width=max(2 * MARGIN + n * pitch + 0.3 + HEAD, 4.6), height=y_input + TITLE,
     )  # fmt: skip
@@ -157,7 +217,8 @@ def _sign(axes: Axes, x: float, y: float, sign: str) -> None:
 
 def _draw_title(axes: Axes, geometry: Geometry, plan: Plan, title: str) -> None:
     top = geometry.height - 0.26
-    _text(axes, MARGIN, top, f"{title}, n = {plan.n}", 13, ha="left", weight="bold")
+    windows = f", {quantity(len(plan.windows), 'window')}" if len(plan.windows) > 1 else ""
+    _text(axes, MARGIN, top, f"{title}, n = {plan.n}{windows}", 13, ha="left", weight="bold")
     totals = plan.parameters
     parts = [f"{count(totals.original)} parameters"]
     if plan.n > 1:
@@ -173,11 +234,12 @@ def _draw_title(axes: Axes, geometry: Geometry, plan: Plan, title: str) -> None:
         _text(axes, MARGIN, top - 0.25, "; ".join(parts), 8.5, ha="left", color=FAINT)
 
 
-def _draw_input(axes: Axes, geometry: Geometry, plan: Plan) -> None:
+def _draw_input(axes: Axes, geometry: Geometry, plan: Plan, window: Window) -> None:
     """The input's line over all columns; it starts behind the stem where the adapters read the stem's output."""
     y = geometry.y_input
     first, last = geometry.middle(1), geometry.middle(geometry.n)
     _text(axes, first - 0.1, y, "$x$", 10, ha="right")
+    _label_window(axes, geometry, plan, window)
     begin = 1 if geometry.n == 1 or plan.source == "input" else 2
     if begin == 1:
         _path(axes, (first, y), (last, y), arrow=False)
@@ -190,25 +252,68 @@ def _draw_input(axes: Axes, geometry: Geometry, plan: Plan) -> None:
         _path(axes, (geometry.middle(j), y), (geometry.middle(j), geometry.y_adapter))
 
 
-def _draw_adapter(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
+def _label_window(axes: Axes, geometry: Geometry, plan: Plan, window: Window) -> None:
+    """Which window it is, above its first column."""
+    if len(plan.windows) > 1:
+        y = geometry.y_input + LABEL / 2
+        _text(axes, geometry.middle(1), y, f"window {window.m}", geometry.font + 1, color=FAINT)
+
+
+def _draw_begin(axes: Axes, geometry: Geometry, plan: Plan, window: Window) -> None:
+    """What the window before gives, over all columns of this one."""
+    y, first, last = geometry.y_input, geometry.middle(1), geometry.middle(geometry.n)
+    _label_window(axes, geometry, plan, window)
+    _path(axes, (first, y), (last, y), arrow=False)
+    _path(axes, (first, y), (first, geometry.y_bar))
+    for j in range(2, geometry.n + 1):
+        _path(axes, (geometry.middle(j), y), (geometry.middle(j), geometry.y_adapter))
+
+
+def _draw_end(axes: Axes, geometry: Geometry, window: Window, after: Window, of_next: Geometry) -> None:
+    """w_m, from the last sum up to where the next window begins; at the end of a row, from the next row's beginning."""
+    y, start, turn = geometry.y_sum, geometry.middle(geometry.n), geometry.right + GAP / 2
+    points = [(start + (RADIUS if geometry.n > 1 else 0), y), (turn, y)]
+    if after.m == window.m + 1 and of_next.y_sum == y:
+        _path(axes, *points, (turn, of_next.y_input), (of_next.middle(1), of_next.y_input), arrow=False)
+        _text(axes, turn + 0.05, (y + geometry.y_bar) / 2, f"$w_{{{window.m}}}$", 9, ha="left")
+        return
+    _path(axes, *points)
+    _text(axes, turn + 0.05, y, f"$w_{{{window.m}}}$", 9, ha="left")
+    begin = of_next.left - LINK
+    _path(axes, (begin + 0.3, of_next.y_input), (of_next.middle(1), of_next.y_input), arrow=False)
+    _text(axes, begin + 0.27, of_next.y_input, f"$w_{{{after.m - 1}}}$", 9, ha="right")
+    if after.m > window.m + 1:
+        left_out = quantity(after.m - window.m - 1, "window")
+        _text(axes, begin, of_next.y_input + LABEL * 0.75, f"… {left_out} between …", geometry.font + 1, ha="left")
+
+
+def _draw_adapter(axes: Axes, geometry: Geometry, plan: Plan, window: Window, j: int) -> None:
     x, top = geometry.middle(j), geometry.y_adapter
-    name, row = ("stem", plan.stem) if j == 1 else (f"$C^{{{j}}}$", plan.adapters[j - 2])
+    name, row = ("stem", plan.stem) if j == 1 else (formula(window.adapters[j - 2].name), window.adapters[j - 2])
     _box(axes, x - geometry.bar / 2, top, geometry.bar, ADAPTER, *BOXES["adapter"])
-    lines = [name, str(plan.segments[j - 1].x), *([count(row.parameters)] if row.parameters else [])]
+    lines = [name, str(window.segments[j - 1].x), *([count(row.parameters)] if row.parameters else [])]
     _lines(axes, x, top, lines, geometry.font)
     _path(axes, (x, top - ADAPTER), (x, geometry.y_bar))
-    if geometry.n <= 14:
-        _text(axes, x + 0.05, (top - ADAPTER + geometry.y_bar) / 2 + 0.03, f"$x_{{{j}}}$", 9, ha="left")
+    if not geometry.narrow:
+        _text(axes, x + 0.05, (top - ADAPTER + geometry.y_bar) / 2 + 0.03, _value("x", window, j), 9, ha="left")
 
 
-def _draw_segment(axes: Axes, geometry: Geometry, plan: Plan, j: int, colour: tuple[str, str]) -> None:
-    segment = plan.segments[j - 1]
+def _value(letter: str, window: Window, j: int) -> str:
+    """The name of a value at segment j, such as x_j."""
+    m = window.segments[0].m
+    return f"${letter}_{{{f'{m},{j}' if m else j}}}$"
+
+
+def _draw_segment(
+    axes: Axes, geometry: Geometry, segment: SegmentPlan, colour: tuple[str, str], *, device: bool
+) -> None:
+    j = segment.j
     x, top = geometry.middle(j), geometry.y_bar
     height = max(BAR_LEAST, geometry.scale * segment.cost)
     _box(axes, x - geometry.bar / 2, top, geometry.bar, height, *colour)
-    lines = [f"$g^{{{j}}}$", quantity(segment.blocks, "block"), count(segment.parameters)]
+    lines = [formula(segment.name), quantity(segment.blocks, "block"), count(segment.parameters)]
     room = height - BAR_LEAST
-    if room > 0.2 and segment.device and len({s.device for s in plan.segments}) > 1:
+    if room > 0.2 and segment.device and device:
         lines.append(label(segment.device))
         room -= 0.16
     _lines(axes, x, top, lines, geometry.font)
@@ -241,9 +346,9 @@ def _label(names: str) -> str:
     return "\n".join(map(label, names.split("\n")))
 
 
-def _draw_coarse(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
+def _draw_coarse(axes: Axes, geometry: Geometry, window: Window, j: int) -> None:
     """The minus sign between columns j and j + 1, F^j below, and the plus sign under segment j + 1."""
-    block, adapter_edge, edge = plan.coarse_blocks[j - 1], BOXES["adapter"][1], BOXES["coarse"][1]
+    block, adapter_edge, edge = window.coarse_blocks[j - 1], BOXES["adapter"][1], BOXES["coarse"][1]
     middle, gap, next_middle = geometry.middle(j), geometry.gap(j), geometry.middle(j + 1)
     y, top = geometry.y_sum, geometry.y_coarse
     y_x = geometry.y_bar + 0.13  # where x_{j+1} leaves for the minus sign
@@ -254,22 +359,23 @@ def _draw_coarse(axes: Axes, geometry: Geometry, plan: Plan, j: int) -> None:
     left = next_middle - geometry.bar / 2
     _box(axes, left, top, geometry.bar, height, *BOXES["coarse"])
     kind = label(f"{block.units} × {block.kind}" if block.units else block.kind)
-    _lines(axes, next_middle, top, [f"$F^{{{j}}}$", kind, count(block.parameters)], geometry.font)
+    _lines(axes, next_middle, top, [formula(block.name), kind, count(block.parameters)], geometry.font)
     y_in = top - 0.14
     _path(axes, (gap, y - RADIUS), (gap, y_in), (left, y_in), colour=edge)
     _path(axes, (next_middle, top), (next_middle, y - RADIUS), colour=edge)
     _sign(axes, next_middle, y, "+")
-    if geometry.n <= 14:
-        _text(axes, gap - 0.04, y - 0.2, f"$r_{{{j}}}$", 9, ha="right")
+    if not geometry.narrow:
+        _text(axes, gap - 0.04, y - 0.2, _value("r", window, j), 9, ha="right")
 
 
-def _draw_head(axes: Axes, geometry: Geometry, plan: Plan) -> None:
+def _draw_head(axes: Axes, geometry: Geometry, plan: Plan, window: Window) -> None:
     y = geometry.y_sum
     start = geometry.middle(geometry.n)
     left = start + geometry.pitch / 2 + 0.2
     _path(axes, (start + (RADIUS if geometry.n > 1 else 0), y), (left, y))
-    if geometry.n > 1:
-        _text(axes, (start + left) / 2, y + 0.11, f"$z_{{{geometry.n}}}$", 9)
+    if len(plan.windows) > 1 or geometry.n > 1:
+        name = f"$w_{{{window.m}}}$" if len(plan.windows) > 1 else f"$z_{{{geometry.n}}}$"
+        _text(axes, (start + left) / 2, y + 0.11, name, 9)
     _box(axes, left, y + ADAPTER / 2, HEAD, ADAPTER, *BOXES["adapter"])
     lines = ["head"] + ([count(plan.head.parameters)] if plan.head.parameters else [])
     _lines(axes, left + HEAD / 2, y + ADAPTER / 2 - 0.04, lines, geometry.font)

@@ -249,6 +249,7 @@ def _overlaps(timeline: Timeline) -> Iterator[str]:
 
 # As text ------------------------------------------------------------------------------------------------------------
 
+MOST_NAMES = 96  # on the critical path
 _HEAD = ("rank", "segments", "fine", "adapter", "coarse", "stem, head", "forward", "backward", "busy", "idle", "idle %")
 
 
@@ -272,6 +273,10 @@ def timeline_text(timeline: Timeline) -> str:
         f"step {duration(step)}, the original's own work {duration(timeline.serial)}: speed-up "
         f"{timeline.speedup:.2f}×, efficiency {share(timeline.efficiency)}"
     )
-    path = textwrap.fill("critical path: " + " → ".join(map(str, timeline.critical_path)), 118, subsequent_indent="  ")
+    names = list(map(str, timeline.critical_path))
+    if len(names) > MOST_NAMES:
+        half, left_out = MOST_NAMES // 2, len(names) - MOST_NAMES
+        names = [*names[:half], f"… {left_out} more …", *names[-half:]]
+    path = textwrap.fill("critical path: " + " → ".join(names), 118, subsequent_indent="  ")
     notes = [shortened(f"note: {note}", LONGEST) for note in timeline.notes]
     return visible("\n".join([title, "", aligned(rows), "", sums, path, *notes]))

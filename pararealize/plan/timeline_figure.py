@@ -85,7 +85,8 @@ def _summary(timeline: Timeline) -> str:
 
 def _row(timeline: Timeline, rank: int) -> str:
     segments = timeline.segments(rank)
-    return f"rank {rank}: {from_to(segments)}" if segments else f"rank {rank}"
+    several = any(action.m for action in timeline.actions)  # windows, in each of which a rank may have others
+    return f"rank {rank}: {from_to(segments)}" if segments and not several else f"rank {rank}"
 
 
 def _bar(axes: Axes, action: Action, scale: float, *, inches: float) -> None:

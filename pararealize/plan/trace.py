@@ -115,7 +115,9 @@ def _slice(action: Action, thread: int) -> dict[str, Any]:
         "ts": start / 1000,
         "dur": (end - start) / 1000,
         "cname": _COLOURS[action.kind],
-        "args": {"segment": action.j, "direction": action.direction, "kind": action.kind} | to,
+        "args": ({"window": action.m} if action.m else {})
+        | {"segment": action.j, "direction": action.direction, "kind": action.kind}
+        | to,
     }
 
 

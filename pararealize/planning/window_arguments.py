@@ -83,6 +83,8 @@ def windows_request(chain: BlockChain, windows: Windows, sequential: Collection[
             raise PlanError(f'windows = {windows!r} is unknown; pass a number, a list of names of blocks, or "auto"')
         return None
     if isinstance(windows, Collection):
+        if not windows:
+            raise CutError("windows = [] names no block; pass the blocks at which windows begin, or 1 for one window")
         places = block_places(chain, list(windows), "windows", ordered=True)
         inside = [chain.blocks[i].name for i in places if i in sequential]
         if inside:

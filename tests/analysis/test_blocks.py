@@ -10,7 +10,6 @@ import torchvision
 from torch import Tensor, nn
 
 from pararealize.analysis.blocks import BlockChain, find_blocks, why_no_more
-from pararealize.errors import CutError
 from pararealize.models import resnet1001
 from pararealize.tracing.front_end import capture
 from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
@@ -99,33 +98,6 @@ def test_a_chain_leaves_nothing_out(model: nn.Module, x: Tensor) -> None:
     for block in chain.blocks:
         assert block.y.shape == tuple(block.output.meta["val"].shape[1:])
         assert block.output in block.nodes
-
-
-@pytest.mark.parametrize("deeper", [1, 2, 3])
-@pytest.mark.parametrize(
-    "model, x",
-    [
-        (SmallResNet(), torch.randn(2, 3, 8, 8)),
-        (MaskedTransformer(), torch.randint(0, 11, (2, 5))),
-        (Perceptron(), torch.randn(2, 8)),
-    ],
-)
-def test_the_first_blocks_may_belong_to_the_stem(model: nn.Module, x: Tensor, deeper: int) -> None:
-    captured = capture(model, x)
-    plain, chain = find_blocks(captured), find_blocks(captured, stem_blocks=deeper)
-    assert (plain.stem_blocks, chain.stem_blocks) == (0, deeper)
-    assert [block.name for block in chain.blocks] == [block.name for block in plain.blocks[deeper:]]
-    moved = plain.blocks[:deeper]
-    assert chain.stem.nodes == tuple(node for block in (plain.stem, *moved) for node in block.nodes)
-    assert chain.stem.output is moved[-1].output
-    assert chain.stem.parameters == plain.stem.parameters + sum(block.parameters for block in moved)
-    assert chain.head == plain.head
-
-
-@pytest.mark.parametrize("deeper", [-1, 6, 1.0, True])
-def test_a_block_must_remain_behind_the_stem(deeper: object) -> None:
-    with pytest.raises(CutError, match=r"has 6 blocks, and one must remain; pass an integer from 0 to 5"):
-        find_blocks(capture(SmallResNet(), torch.randn(2, 3, 8, 8)), stem_blocks=deeper)  # type: ignore[arg-type]
 
 
 def test_stages_are_runs_of_one_shape() -> None:

@@ -23,13 +23,13 @@ def weights(tmp_path: Path) -> Path:
 
 def test_a_folder_that_loads(weights: Path, tmp_path: Path) -> None:
     words = ("calibrate", "resnet20", "--weights", weights, "--n", 3, "--coarse", "linear", "--image-size", 8)
-    result = run(*words, "--stem-blocks", 1, "--fine-tune-steps", 2, "--out", tmp_path / "out", "--json")
+    result = run(*words, "--sequential", 1, "--fine-tune-steps", 2, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     names = {"plan.json", "weights.safetensors", "model.py", "network.svg", "calibration.json", "calibration.svg"}
     assert set(printed["files"]) == names == {entry.name for entry in (tmp_path / "out").iterdir()}
     written = Calibration.from_json((tmp_path / "out" / "calibration.json").read_text())
-    assert json.loads((tmp_path / "out" / "plan.json").read_text())["stem_blocks"] == 1
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["segments"][1]["m"] == 2
     assert printed["calibration"] == json.loads(written.to_json())
     spec = importlib.util.spec_from_file_location("written", tmp_path / "out" / "model.py")
     module = importlib.util.module_from_spec(spec)

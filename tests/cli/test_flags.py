@@ -12,8 +12,9 @@ from pararealize_cli.flags import in_flags
 from tests.command import run
 
 PYTHON = re.compile(
-    r"example_inputs|leaf_modules|stem_blocks|num_classes|data_dir|torch\.(zeros|randn|long)|\bnet\.|\.plan\b"
-    r"|to_json|from_json|\w=(\[|\{|True|False|None|'|\")|\b(source|coarse|cuts|plan|n|strict|scheme|h) = |callable \("
+    r"example_inputs|leaf_modules|num_classes|data_dir|torch\.(zeros|randn|long)|\bnet\.|\.plan\b"
+    r"|to_json|from_json|\w=(\[|\{|True|False|None|'|\")"
+    r"|\b(source|coarse|cuts|windows|sequential|plan|n|strict|scheme|h) = |callable \("
 )
 
 NETWORKS = """

@@ -52,8 +52,12 @@ def test_a_command_without_groups_stays_as_it_is():
 
 
 def test_groups_stand_for_arguments_of_the_library():
-    words = ConversionOptions(coarse="linear", cuts="layer2.0,layer3.0", source=Source.stem, stem_blocks=2).arguments()
-    assert words == {"coarse": "linear", "cuts": ["layer2.0", "layer3.0"], "source": "stem", "stem_blocks": 2}
+    words = ConversionOptions(coarse="linear", cuts="layer2.0,layer3.0", source=Source.stem, windows="4").arguments()
+    assert words == {
+        "coarse": "linear", "cuts": ["layer2.0", "layer3.0"], "source": "stem", "windows": 4, "sequential": 0,
+    }  # fmt: skip
+    named = ConversionOptions(windows="layer1.1, layer2.0", sequential="layer1.0").arguments()
+    assert (named["windows"], named["sequential"]) == (["layer1.1", "layer2.0"], ["layer1.0"])
     assert type(words["source"]) is str
     assert ConversionOptions().arguments()["source"] is None
     options = ModelOptions(num_classes=7, leaf=["torch.nn:Flatten"], seed=3)

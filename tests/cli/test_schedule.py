@@ -66,17 +66,24 @@ def test_schedule_of_a_plan(tmp_path):
         assert json.loads(value.stdout)["error"]["type"] == "PlanError"
 
 
-def test_blocks_in_the_stem(tmp_path):
-    words = ("convert", "resnet20", "--n", "2", "--stem-blocks", "3", "--no-weights", "--json")
-    plan = json.loads(run(*words).stdout)["plan"]
-    assert (plan["stem_blocks"], plan["source"], plan["segments"][0]["first_block"]) == (3, "stem", "stage2.0")
+def test_windows_and_sequential_blocks(tmp_path):
+    options = ("--n", "2", "--windows", "stage2.0,stage3.0", "--sequential", "3")
+    printed = run("convert", "resnet20", *options, "--coarse", "linear", "--no-weights").stdout
+    for text in ("3 windows of at most 2 segments", "g3_2", "C2_2", "F2_1", "the value before their window"):
+        assert text in printed
     words = ["schedule", "resnet20", "--json"]
-    direct = json.loads(run(*words, "--n", "2", "--stem-blocks", "3").stdout)
+    direct = json.loads(run(*words, *options).stdout)
     file = tmp_path / "plan.json"
-    file.write_text(pararealize(models.resnet20(), 2, stem_blocks=3).plan.to_json())
+    plan = pararealize(models.resnet20(), 2, windows=["stage2.0", "stage3.0"], sequential=3).plan
+    file.write_text(plan.to_json())
     assert json.loads(run(*words, "--plan", file).stdout) == direct
     assert json.loads(run(*words, "--n", "2").stdout) != direct
-    assert run(*words, "--plan", file, "--stem-blocks", "2").exit_code == 2
+    for given in (["--windows", "2"], ["--sequential", "2"], ["--windows", "auto", "--sequential", "stage1.0"]):
+        refused = run(*words, "--plan", file, *given)
+        assert refused.exit_code == 2
+        message = json.loads(refused.stdout)["error"]["message"]
+        assert " and ".join(map(" ".join, zip(given[::2], given[1::2], strict=True))) in message
+        assert f"{file} is one of 3 windows; give one of them" in message
 
 
 def test_schedule_measures():

@@ -22,7 +22,7 @@ def test_words_of_the_recipe():
 
 @pytest.mark.parametrize("given, method, told", [
     (["n"], "serial", "--n: nothing that --method serial reads, but of --method parareal; leave it out"),
-    (["seed", "stem_blocks", "coarse"], "multigrid", "--coarse, --stem-blocks: .*of --method parareal; leave them out"),
+    (["seed", "sequential", "coarse"], "multigrid", "--coarse, --sequential: .*of --method parareal; leave them out"),
     (["levels", "n"], "parareal", "--levels: .*of --method multigrid or oneshot"),
     (["ranks"], "parareal", "--ranks says how several processes share.*this one is alone; start them with torchrun"),
 ])  # fmt: skip

@@ -11,6 +11,8 @@ from torch import nn
 from pararealize.coarse.adapter import adapter_cost, build_adapter, describe_adapter
 from tests.spaces import space, spaces
 
+READS = {False: "input", True: "stem"}
+
 
 def batch_of(source, size, **options):
     return torch.randn(size, *source.shape, dtype=getattr(torch, source.dtype), **options)
@@ -24,7 +26,7 @@ def batch_of(source, size, **options):
 @example(space(3, 4, 4), space(), False, 5)
 @example(space(), space(), True, 1)
 def test_every_pair_of_spaces(source, target, from_stem, batch):
-    adapter = build_adapter(source, target, from_stem=from_stem)
+    adapter = build_adapter(source, target, reads=READS[from_stem])
     x = batch_of(source, batch, requires_grad=True)
     y = adapter(x)
     assert y.shape == (batch, *target.shape)
@@ -39,10 +41,10 @@ def test_every_pair_of_spaces(source, target, from_stem, batch):
     if from_stem and source.shape == target.shape and source.channel == target.channel and source.dtype == target.dtype:
         assert torch.equal(y, x)
     with torch.device("meta"):
-        on_meta = build_adapter(source, target, from_stem=from_stem)
+        on_meta = build_adapter(source, target, reads=READS[from_stem])
     assert all(parameter.is_meta for parameter in on_meta.parameters())
     assert on_meta(x.detach().to("meta")).shape == y.shape
-    parameters, cost = adapter_cost(source, target, from_stem=from_stem)
+    parameters, cost = adapter_cost(source, target, reads=READS[from_stem])
     assert parameters == sum(parameter.numel() for parameter in adapter.parameters())
     assert cost.flops_forward > 0
     assert cost.flops_backward == (2 if from_stem else 1) * cost.flops_forward
@@ -109,7 +111,7 @@ def test_cost_of_the_papers_adapter():
     image, interface = space(3, 32, 32), space(128, 16, 16)
     forward = 2 * 16 * 16 * 3 * 128
     for from_stem, backward in ((False, forward), (True, 2 * forward)):
-        parameters, cost = adapter_cost(image, interface, from_stem=from_stem)
+        parameters, cost = adapter_cost(image, interface, reads=READS[from_stem])
         assert (parameters, cost.flops_forward, cost.flops_backward) == (3 * 128, forward, backward)
 
 

@@ -39,7 +39,7 @@ def test_on_every_data_set():
     assert choose_from(rows, "attention", 6).kind == "paper"
     assert choose_from(rows[:3], "attention", 6).kind == "linear"
     deeper = row("linear", 0.01, 0.0, stem=0.5)
-    assert "in the stem" not in choose_from([*rows[:3], deeper], "attention", 6).why
+    assert "sequential" not in choose_from([*rows[:3], deeper], "attention", 6).why
     deeper_too = row("linear", 0.29, 0.0, data="glyphs", original=0.3, stem=0.5)
     assert "with 50% of the blocks" in choose_from([*rows[:3], deeper, deeper_too], "attention", 6).why
 
@@ -67,13 +67,15 @@ def test_a_deeper_stem_is_advised_and_counts_where_there_is_one():
     deeper = [row("linear", 0.06, 0.0, stem=0.25), row("bottleneck", 0.05, 0.05, stem=0.25)]
     deepest = [row("linear", 0.05, 0.0, stem=0.5)]
     without = choose_from(rows, "attention", 6)
-    assert (without.kind, "in the stem" in without.why) == ("bottleneck", False)
+    assert (without.kind, "sequential" in without.why) == ("bottleneck", False)
     advised = choose_from(rows + deeper + deepest, "attention", 6)
     assert advised.kind == "bottleneck"
-    assert advised.why.endswith('; with 25% of the blocks in the stem (stem_blocks), "bottleneck" reached it')
+    assert advised.why.endswith(
+        '; with 25% of the blocks sequential in front (sequential=...), "bottleneck" reached it'
+    )
     assert choose_from(rows + deeper, "attention", 6, stem_share=0.3).why.startswith("the cheapest that learnt")
     assert choose_from(rows + deeper + deepest, "attention", 6, stem_share=0.5).kind == "linear"
-    assert "in the stem" not in choose_from([*rows, row("linear", 0.06, 0.0, stem=0.5)], "attention", 6).why
+    assert "sequential" not in choose_from([*rows, row("linear", 0.06, 0.0, stem=0.5)], "attention", 6).why
 
 
 def test_a_share_of_the_stem_that_the_table_rounds_up_is_the_networks_own():
@@ -81,14 +83,14 @@ def test_a_share_of_the_stem_that_the_table_rounds_up_is_the_networks_own():
     assert choose_from(rows, "attention", 6, stem_share=2 / 12).why.startswith("the cheapest that learnt")
     rows = [row("linear", 0.09, 0.0), row("bottleneck", 0.06, 0.05, stem=round(2 / 12, 5))]
     rows += [row("block", 0.05, 0.5, stem=round(2 / 12, 5))]
-    assert "stem_blocks" not in choose_from(rows, "attention", 6, stem_share=2 / 12).why
+    assert "sequential" not in choose_from(rows, "attention", 6, stem_share=2 / 12).why
 
 
 def test_a_network_with_blocks_in_its_stem_is_told_by_their_share(monkeypatch):
     told = []
     monkeypatch.setattr("pararealize.coarse.evidence_table.choose_from", lambda *_, stem_share: told.append(stem_share))
     for deeper in (0, 3):
-        choose(find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)), stem_blocks=deeper), 3)
+        choose(find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32))), 3, sequential=deeper)
     assert told == [0, 3 / 9]
 
 

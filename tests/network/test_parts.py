@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize import PararealModule, pararealize
-from pararealize.network.parts import part_modules, part_of, read_equation, read_parts
+from pararealize.network.parts import part_modules, parts_by_node, read_equation, read_parts
 from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
 
 NETWORKS = {
@@ -33,8 +33,8 @@ def test_every_part_and_value_is_found(name: str, coarse: str) -> None:
     assert set(nodes.parts) - {"context"} == {"stem", "C2", "C3", "g1", "g2", "g3", "F1", "F2", "head"}
     letters = {"x": (nodes.x, 1, 3), "y": (nodes.y, 1, 3), "r": (nodes.r, 1, 2)}
     for letter, (values, first, last) in letters.items():
-        assert {j: node.name for j, node in values.items()} == {j: f"{letter}_{j}" for j in range(first, last + 1)}
-    assert {j: node.name for j, node in nodes.z.items()} == {1: "y_1", 2: "z_2", 3: "z_3"}
+        assert {i: node.name for i, node in values.items()} == {(0, j): f"{letter}_{j}" for j in range(first, last + 1)}
+    assert {j: node.name for (_, j), node in nodes.z.items()} == {1: "y_1", 2: "z_2", 3: "z_3"}
     assert [nodes.calls[f"F{j}"].name for j in (1, 2)] == ["F_1", "F_2"]
     blocks = [part for part in nodes.parts.values() if part.kind == "coarse"]
     assert [part.is_segment_itself for part in blocks] == [coarse == "exact"] * 2
@@ -54,14 +54,14 @@ def test_inputs_may_have_the_letters_as_names() -> None:
     nodes = read_equation(net.graph)
     assert [node.name for node in nodes.graph.find_nodes(op="placeholder")] == ["y_1"]
     assert nodes.parts["F1"].target == "segments.g2"
-    assert nodes.r[1].all_input_nodes == [nodes.y[1], nodes.x[2]]
-    assert nodes.z[2].all_input_nodes == [nodes.y[2], nodes.calls["F1"]]
+    assert nodes.r[0, 1].all_input_nodes == [nodes.y[0, 1], nodes.x[0, 2]]
+    assert nodes.z[0, 2].all_input_nodes == [nodes.y[0, 2], nodes.calls["F1"]]
 
 
 def test_one_segment_has_no_residual() -> None:
     nodes = read_equation(converted("convolutions", n=1).graph)
-    assert (nodes.r, nodes.z) == ({}, {1: nodes.y[1]})
-    assert nodes.calls["head"].all_input_nodes[0] is nodes.y[1]
+    assert (nodes.r, nodes.z) == ({}, {(0, 1): nodes.y[0, 1]})
+    assert nodes.calls["head"].all_input_nodes[0] is nodes.y[0, 1]
 
 
 def test_what_comes_before_a_residual_is_equation_2() -> None:
@@ -82,7 +82,7 @@ def test_context_is_what_is_read_beside_the_activation() -> None:
 
 def test_nodes_that_call_no_part() -> None:
     net = converted("convolutions")
-    others = [node.name for node in net.graph.nodes if part_of(node) is None]
+    others = [node.name for node in net.graph.nodes if node not in parts_by_node(net.graph)]
     assert others == ["x", "r_1", "z_2", "r_2", "z_3", "output"]
 
 
@@ -95,3 +95,21 @@ def test_modules_of_parts() -> None:
     assert modules["F1"] is net.coarse["F1"]
     exact = converted("convolutions", "exact")
     assert "coarse" not in {part.kind for part in part_modules(exact, exact.network_parts.values())}
+
+
+@pytest.mark.parametrize("coarse", ["linear", "exact"])
+def test_windows_have_numbers_and_the_last_one_ends_on_the_last_device(coarse: str) -> None:
+    net = pararealize(SmallResNet(), 3, example_inputs=torch.randn(4, 3, 8, 8), coarse=coarse, windows=["layer2.1"])
+    nodes = read_equation(net.graph)
+    assert [window.n for window in net.plan.windows] == [3, 2]
+    assert {index: node.name for index, node in nodes.y.items()} == {
+        (1, 1): "y_1_1", (1, 2): "y_1_2", (1, 3): "y_1_3", (2, 1): "y_2_1", (2, 2): "y_2_2",
+    }  # fmt: skip
+    assert nodes.z[1, 3].name == "w_1"
+    assert nodes.x[2, 1] is nodes.z[1, 3]
+    assert nodes.calls["C2_2"].all_input_nodes == [nodes.z[1, 3]]
+    homes = {name: part.home for name, part in nodes.parts.items()}
+    assert homes == {
+        "stem": 1, "C1_2": 2, "C1_3": 3, "g1_1": 1, "g1_2": 2, "g1_3": 3, "F1_1": 2, "F1_2": 3,
+        "C2_2": 3, "g2_1": 2, "g2_2": 3, "F2_1": 3, "head": 3,
+    }  # fmt: skip

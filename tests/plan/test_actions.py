@@ -29,7 +29,7 @@ def test_every_name_is_defined_and_nothing_waits_for_itself(n, source):
     keys = [key_of(name, way) for name in forward for way in ("forward", "backward")]
     done: set = set()
     while len(done) < len(keys):
-        ready = [key for key in keys if key not in done and set(waits_for(key, n, source)) <= done]
+        ready = [key for key in keys if key not in done and set(waits_for(key, [n], source)) <= done]
         assert ready, f"these wait in a circle, or for what is not there: {set(keys) - done}"
         done.update(ready)
 
@@ -49,9 +49,9 @@ def test_the_backward_rules_by_hand():
         "stem": ["g1", "x2", "x3", "x4"],
     }
     for name, needs in rules.items():
-        assert [other.name for other in waits_for(key_of(name, "backward"), 4, "stem")] == needs
-    assert waits_for(key_of("head", "backward"), 4) == [key_of("head")]
-    assert waits_for(key_of("stem", "backward"), 4) == [key_of("g1", "backward")]
+        assert [other.name for other in waits_for(key_of(name, "backward"), [4], "stem")] == needs
+    assert waits_for(key_of("head", "backward"), [4]) == [key_of("head")]
+    assert waits_for(key_of("stem", "backward"), [4]) == [key_of("g1", "backward")]
 
 
 @pytest.mark.parametrize("source", ["input", "stem"])
@@ -81,9 +81,24 @@ def test_gradients_flow_backward_along_the_same_edges(source):
     act("head", z).backward()
     place = {name: i for i, name in enumerate(order)}
     for name in order:
-        for other in waits_for(key_of(name, "backward"), n, source):
+        for other in waits_for(key_of(name, "backward"), [n], source):
             assert other.direction == "backward" or name == "head"
             assert name == "head" or place[other.name] < place[name], f"{name} needs {other}, visited later"
+
+
+def test_windows_wait_for_one_another():
+    """Of two windows of three and two segments: what begins window 2 is w_1, the last z of window 1."""
+
+    def needs(operation, direction, j=0, m=0):
+        return sorted(map(str, waits_for(ActionKey(operation, direction, j, m=m), [3, 2], "stem")))
+
+    assert needs("send x", "forward", 2, m=2) == needs("send x", "forward", 1, m=2) == ["F1_2"]
+    assert needs("fine", "forward", 1, m=2) == ["x2_1"]
+    assert needs("adapter", "forward", 2, m=2) == ["x2_2"]
+    assert needs("coarse", "forward", 1, m=2) == ["g2_2", "z2_1"]
+    assert needs("head", "forward") == ["F2_1"]
+    assert needs("coarse", "backward", 2, m=1) == needs("fine", "backward", 3, m=1) == ["x2_1'", "x2_2'"]
+    assert needs("stem", "backward") == ["g1_1'", "x1_2'", "x1_3'"]
 
 
 def test_keys_print_as_in_the_mathematics():
@@ -97,8 +112,8 @@ def test_keys_print_as_in_the_mathematics():
 
 
 def test_names_as_formulas():
-    shown = [formula(name) for name in ("g3", "s12.1", "stem", "F", "thinking", "g3x")]
-    assert shown == ["$g^{3}$", "$s^{12.1}$", "stem", "F", "thinking", "g3x"]
+    shown = [formula(name) for name in ("g3", "g2_3", "s12.1", "stem", "F", "thinking", "g3x")]
+    assert shown == ["$g^{3}$", "$g^{2,3}$", "$s^{12.1}$", "stem", "F", "thinking", "g3x"]
 
 
 def test_actions_stand_in_order_and_know_the_places_of_what_they_need():

@@ -1,4 +1,4 @@
-"""Names, homes, order and labels of parts."""
+"""Names, numbers, order and labels of parts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ PARTS = [
     Part(kind="segment", j=3, target="segments.g3"),
     Part(kind="coarse", j=2, target="coarse.F2"),
     Part(kind="layer", j=0, target="f0"),
-    Part(kind="head", target="head"),
+    Part(kind="head", home=4, target="head"),
+]
+OF_WINDOWS = [
+    Part(kind="segment", m=1, j=2, home=2, target="segments.g1_2"),
+    Part(kind="adapter", m=2, j=2, home=2, target="adapters.C2_2"),
+    Part(kind="coarse", m=2, j=1, home=2, target="coarse.F2_1"),
 ]
 
 
-def test_names_and_homes() -> None:
+def test_names_and_numbers() -> None:
     assert [part.name for part in PARTS] == ["stem", "context", "C3", "g1", "g3", "F2", "f0", "head"]
-    assert [part.home_segment(4) for part in PARTS if part.kind != "layer"] == [1, 1, 3, 1, 3, 3, 4]
+    assert [part.name for part in OF_WINDOWS] == ["g1_2", "C2_2", "F2_1"]
+    assert [part.index for part in (*OF_WINDOWS, PARTS[3])] == [(1, 2), (2, 2), (2, 1), (0, 1)]
 
 
 def test_they_sort_in_forward_order() -> None:
     assert sorted({*PARTS}, key=lambda part: part.order) == PARTS
+    stem, head = PARTS[0], PARTS[-1]
+    assert sorted({*OF_WINDOWS, stem, head}, key=lambda part: part.order) == [stem, *OF_WINDOWS, head]
 
 
 def test_labels() -> None:
@@ -42,6 +50,7 @@ def test_labels() -> None:
         "the head",
     ]
     assert PARTS[3].label() == "segment 1"
+    assert [part.label() for part in OF_WINDOWS] == ["segment 1,2", "adapter C^2,2", "coarse block F^2,1"]
 
 
 @pytest.mark.parametrize("target, itself", [("coarse.F1", False), ("segments.g2", True)])

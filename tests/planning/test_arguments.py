@@ -9,6 +9,7 @@ from pararealize.errors import CutError, DeviceError, PlanError, SourceError
 from pararealize.planning.arguments import (
     Faults,
     adapter_source,
+    block_places,
     check_count,
     device_fault,
     device_names,
@@ -18,13 +19,9 @@ from pararealize.tracing.front_end import capture
 from tests.models import MaskedTransformer, Perceptron, SmallResNet
 
 
-def small_resnet(stem_blocks=0):
-    return find_blocks(capture(SmallResNet(), torch.randn(2, 3, 8, 8)), stem_blocks=stem_blocks)
-
-
 @pytest.fixture(scope="module")
 def images():
-    return small_resnet()
+    return find_blocks(capture(SmallResNet(), torch.randn(2, 3, 8, 8)))
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +64,6 @@ def test_where_a_network_has_too_few_blocks_the_places_that_cannot_be_cut_are_na
     check_count(images, len(images.blocks))
     with pytest.raises(PlanError, match="cut points"):
         check_count(images, len(images.blocks) + 1)
-    with pytest.raises(PlanError, match="behind the 1 of its stem"):
-        check_count(small_resnet(stem_blocks=1), 99)
 
 
 def test_adapters_read_the_input_where_it_is_as_the_blocks_values(images, vectors, tokens):
@@ -77,10 +72,9 @@ def test_adapters_read_the_input_where_it_is_as_the_blocks_values(images, vector
     assert adapter_source(images, "input") == "input"
     patches = nn.Sequential(nn.Flatten(), *(nn.Sequential(nn.Linear(48, 48), nn.ReLU()) for _ in range(3)))
     assert adapter_source(find_blocks(capture(patches, torch.randn(2, 3, 4, 4))), None) == "stem"
-    deeper = small_resnet(stem_blocks=1)
-    assert adapter_source(deeper, None) == "stem"
-    with pytest.raises(SourceError, match="contradict each other"):
-        adapter_source(deeper, "input")
+    assert adapter_source(images, None, sequential=True) == "stem"
+    with pytest.raises(SourceError, match=r"contradict each other: block layer1\.0 is sequential"):
+        adapter_source(images, "input", sequential=True)
 
 
 def test_sources_that_are_none(images, tokens):
@@ -107,10 +101,30 @@ def test_every_device_that_is_not_there_is_named(images):
 
 def test_cuts_by_name(images):
     names = [block.name for block in images.blocks]
-    assert named_starts(images, "cost", 2) is None
-    assert named_starts(images, "paper", 2) is None
-    assert named_starts(images, [names[1]], 2) == (0, 1)
+    assert named_starts(images, "cost") is None
+    assert named_starts(images, "paper") is None
+    assert named_starts(images, [names[2], names[1]]) == (1, 2)
     with pytest.raises(CutError, match="'costs' is unknown"):
-        named_starts(images, "costs", 2)
-    with pytest.raises(CutError, match="is not the name of a block"):
-        named_starts(images, [f"{names[1]}x"], 2)
+        named_starts(images, "costs")
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["layer2.O", "stem"], "cuts: 'layer2.O' is not the name of a block; close ones: layer2.2, layer2.1, layer2.0"),
+        (["layer2.O", "stem"], "cuts: 'stem' is not the name of a block; blocks run from layer1.0 to layer2.2"),
+        (["layer2.0", "layer2.0"], "cuts: 'layer2.0' stands more than once"),
+    ],
+)
+def test_names_that_are_none(images, names, message):
+    with pytest.raises(CutError) as raised:
+        named_starts(images, names)
+    assert message in str(raised.value)
+
+
+def test_names_may_have_to_stand_in_order(images):
+    first, second = images.blocks[0].name, images.blocks[1].name
+    assert block_places(images, [second, first], "windows") == [1, 0]
+    assert block_places(images, [first, second], "windows", ordered=True) == [0, 1]
+    with pytest.raises(CutError, match=r"windows: .* are not in the order of the network's blocks"):
+        block_places(images, [second, first], "windows", ordered=True)

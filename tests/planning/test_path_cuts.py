@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pararealize.errors import CutError
-from pararealize.planning.path_cuts import CutProblem, cheapest_cuts, equal_cuts, named_cuts
+from pararealize.planning.path_cuts import CutProblem, cheapest_cuts, equal_cuts
 
 numbers = st.integers(0, 12)
 
@@ -94,27 +92,3 @@ def test_uneven_stages_say_so():
     starts, note = equal_cuts([(0, 2), (3, 6), (7, 12), (13, 15)], 2)
     assert starts == (0, 7)
     assert note == "2 segments over 4 stages: 0, 1, 1, 0"
-
-
-BLOCKS = ["layer1.0", "layer1.1", "layer2.0", "layer2.1"]
-
-
-def test_named_cuts():
-    assert named_cuts(["layer2.0"], 2, BLOCKS) == (0, 2)
-    assert named_cuts(["layer2.1", "layer1.0", "layer1.1"], 3, BLOCKS) == (0, 1, 3)
-    assert named_cuts([], 1, BLOCKS) == (0,)
-
-
-@pytest.mark.parametrize(
-    "names, n, message",
-    [
-        (["layer2.O", "stem"], 3, "'layer2.O' is not the name of a block; close ones: layer2.1, layer2.0"),
-        (["layer2.O", "stem"], 3, "'stem' is not the name of a block; blocks run from layer1.0 to layer2.1"),
-        (["layer2.0", "layer2.0"], 3, "'layer2.0' stands more than once"),
-        (["layer2.0"], 3, "1 names make 2 segments, not n = 3"),
-    ],
-)
-def test_named_cuts_say_what_is_wrong(names, n, message):
-    with pytest.raises(CutError) as raised:
-        named_cuts(names, n, BLOCKS)
-    assert message in str(raised.value)

@@ -22,7 +22,7 @@ def chain():
 def plan(chain, starts, *, coarse="linear", source="input", notes=()):
     prices = Prices(chain, receptive_fields(chain), count_costs(chain), len(starts), source)
     request = PlanRequest(coarse="asked", cuts="cost", devices=("cpu",) * len(starts), notes=notes)
-    return plan_of(prices, coarse, starts, request)
+    return plan_of(prices, coarse, [starts], request)
 
 
 def test_segments_are_the_blocks_in_order(chain):
@@ -39,10 +39,9 @@ def test_adapters_lead_from_the_source_to_every_later_segment(chain, source):
     origin = chain.source if source == "input" else chain.blocks[0].x
     assert [row.j for row in rows] == [2, 3]
     for row, start in zip(rows, (3, 6), strict=True):
-        stem = source == "stem"
         assert (row.source, row.x, row.y) == (source, origin, chain.blocks[start].x)
-        assert row.recipe == describe_adapter(origin, row.y, from_stem=stem)
-        parameters, cost = adapter_cost(origin, row.y, from_stem=stem)
+        assert row.recipe == describe_adapter(origin, row.y, reads=source)
+        parameters, cost = adapter_cost(origin, row.y, reads=source)
         assert (row.parameters, row.cost) == (parameters, cost.work)
 
 
@@ -68,3 +67,18 @@ def test_a_callables_cost_is_said_to_be_unknown(chain):
     custom = plan(chain, (0, 3, 6), coarse=lambda segment, x, y: segment)
     assert any("of asked are not counted" in note for note in custom.notes)
     assert {row.parameters for row in custom.coarse_blocks} == {0}
+
+
+def test_rows_of_windows_have_two_numbers_and_adapters_read_what_the_window_before_gives(chain):
+    windows = [(0, 2), (3,), (4, 6, 8)]
+    prices = Prices(chain, receptive_fields(chain), count_costs(chain), 3, "stem", True)
+    made = plan_of(prices, "linear", windows, PlanRequest(coarse="linear", cuts="cost", devices=("a", "b", "c")))
+    assert [row.index for row in made.segments] == [(1, 1), (1, 2), (2, 1), (3, 1), (3, 2), (3, 3)]
+    assert [(row.first, row.last) for row in made.segments] == [(0, 1), (2, 2), (3, 3), (4, 5), (6, 7), (8, 8)]
+    assert [row.device for row in made.segments] == ["a", "b", "a", "a", "b", "c"]
+    assert [(row.name, row.source) for row in made.adapters] == [(name, "window") for name in ("C1_2", "C3_2", "C3_3")]
+    assert [row.x for row in made.adapters] == [chain.blocks[0].x, chain.blocks[4].x, chain.blocks[4].x]
+    assert made.adapters[0].recipe == "identity"
+    assert [row.name for row in made.coarse_blocks] == ["F1_1", "F3_1", "F3_2"]
+    short = plan_of(prices, "linear", [(0, 3, 6), (8,)], PlanRequest(coarse="", cuts="cost", devices=("a", "b", "c")))
+    assert short.segments[-1].device == "c", "the network ends on the last device"

@@ -26,7 +26,8 @@ def test_parareal_converts():
     assert [row.kind for row in net.plan.coarse_blocks] == ["linear", "linear"]
     again = build("parareal", chain(), options(plan=net.plan, coarse="linear")).net
     assert again.plan == net.plan
-    assert build("parareal", chain(), options(n=2, coarse="linear", stem_blocks=3)).net.plan.stem_blocks == 3
+    windows = build("parareal", chain(), options(n=2, coarse="linear", windows=2, sequential=3)).net.plan.windows
+    assert [window.n for window in windows] == [1, 2, 2]
 
 
 def test_seeds_draw_what_is_added():

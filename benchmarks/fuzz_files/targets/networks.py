@@ -98,7 +98,11 @@ _CASES: tuple[tuple[str, Callable[[], tuple[nn.Module, Tensor]], dict[str, Any]]
     ("images, paper", images, {"n": 3, "coarse": "paper"}),
     ("images, depthwise, from the stem", images, {"n": 4, "coarse": "depthwise", "source": "stem"}),
     ("images, linear, cuts by name", images, {"n": 2, "coarse": "linear", "cuts": ["3"]}),
-    ("images, bottleneck, a stem of one block", images, {"n": 3, "coarse": "bottleneck", "stem_blocks": 1}),
+    (
+        "images, bottleneck, a sequential block, windows",
+        images,
+        {"n": 2, "coarse": "bottleneck", "sequential": 1, "windows": 2},
+    ),
     ("vectors, block", _vectors, {"n": 3, "coarse": "block"}),
     ("vectors, one segment", _vectors, {"n": 1}),
     ("tokens, bottleneck", _tokens(False), {"n": 3, "coarse": "bottleneck"}),
