@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pararealize.errors import CoarseError, DeviceError, ExampleError, TableauError
+from pararealize.errors import CoarseError, DeviceError, ExampleError, PlanError, TableauError
 from pararealize.lookup import find
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "is_mask",
     "leaf_modules",
     "model",
+    "numbers",
     "scheme",
     "sequential",
     "shape",
@@ -157,6 +158,19 @@ def cuts(text: str) -> str | list[str]:
     """``cost``, ``paper``, or the block names at which segments begin, separated by commas."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     return names[0] if names in (["cost"], ["paper"]) else names
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """``2,4`` as ``(2, 4)``.
+
+    Example:
+        >>> numbers("2, 4", "n")
+        (2, 4)
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() and len(part) < 10 for part in parts):
+        raise PlanError(f"--{option} {text!r} is no list of numbers; write numbers of devices such as 2,4")
+    return tuple(map(int, parts))
 
 
 def windows(text: str) -> int | str | list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pararealize.data.dataset import Dataset
     from pararealize.train.run.progress import Progress
 
-__all__ = ["EXAMPLES", "FittingOptions", "command"]
+__all__ = ["EXAMPLES", "FittingOptions", "command", "load_weights"]
 
 SECONDS = 10.0  # between lines in a log
 EXAMPLES = """
@@ -83,7 +83,7 @@ def command(
 
         samples = load(data, batch_size=batch, seed=network.seed, data_dir=data_dir, image_size=image_size)
         net = network.build(model)
-        _load(net, weights)
+        load_weights(net, weights)
         progress(f"converting {model}")
         inputs = samples.example()
         pnet = pararealize(
@@ -106,7 +106,7 @@ def command(
     print_result(document, str(calibration), output, files, as_json=as_json)
 
 
-def _load(net: nn.Module, path: Path) -> None:
+def load_weights(net: nn.Module, path: Path) -> None:
     """Read the weights of the original, every one of them."""
     from pararealize.distributed.checkpoint import load_state
     from pararealize.errors import CheckpointError

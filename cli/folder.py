@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-__all__ = ["CALIBRATION_FILES", "FILES", "RESTACK_FILES", "SCHEDULE_FILES", "output_folder"]
+__all__ = ["CALIBRATION_FILES", "FILES", "RESTACK_FILES", "SCHEDULE_FILES", "TRADEOFF_FILES", "output_folder"]
 
 FILES = frozenset({"plan.json", "weights.safetensors", "model.py", "network.svg", "network.png", "__pycache__"})
 CALIBRATION_FILES = FILES | {"calibration.json", "calibration.svg", "calibration.png"}
 RESTACK_FILES = frozenset({"restacking.json", "weights.safetensors", "model.py", "__pycache__"})
+TRADEOFF_FILES = frozenset({"tradeoff.json", "tradeoff.svg", "tradeoff.png", "plan.json"})
 SCHEDULE_FILES = frozenset({"timeline.json", "trace.json", "timeline.svg", "timeline.png"})
 
 

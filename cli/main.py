@@ -1,4 +1,4 @@
-"""The command line -> one of the commands: ``convert``, ``inspect``, ``train``, ``calibrate``, ``schedule``, ….
+"""The command line -> one of the commands: ``convert``, ``inspect``, ``train``, ``calibrate``, ``tradeoff``, ….
 
 Each command has a file with its function, ``command``: parameters are options, or groups of them, and the docstring is
 the help.
@@ -10,7 +10,7 @@ import os
 
 import typer
 
-from . import calibrate, convert, demo, inspect, ls, restack, schedule, train
+from . import calibrate, convert, demo, inspect, ls, restack, schedule, tradeoff, train
 from .console import keep_stdout, one_message
 from .options import expand_groups
 
@@ -31,6 +31,7 @@ for name, file in {
     "convert": convert,
     "inspect": inspect,
     "calibrate": calibrate,
+    "tradeoff": tradeoff,
     "schedule": schedule,
     "restack": restack,
     "train": train,

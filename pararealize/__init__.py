@@ -18,6 +18,7 @@ What is done with a converted network::
     simulate          Plan, seconds -> Timeline                one step in time, on every device        plan
     fit               a network, data, Recipe -> History       trained from scratch                     train, data
     calibrate         PararealModule, ... -> Calibration       fitted to its trained original           calibration
+    tradeoff          a trained nn.Module, ... -> Tradeoff     speed-up against error, plan by plan     tradeoffs
 
 Two systems of the same family, for residual networks::
 
@@ -54,6 +55,8 @@ from pararealize.restacking.module import RestackedModule, restack
 from pararealize.restacking.tableaux import Tableau
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
+from pararealize.tradeoffs.measured_plans import tradeoff
+from pararealize.tradeoffs.report import Tradeoff
 from pararealize.train.loop import fit
 from pararealize.train.recipe import Recipe
 from pararealize.train.run.history import History
@@ -83,6 +86,7 @@ __all__ = [
     "Tableau",
     "Timeline",
     "Times",
+    "Tradeoff",
     "Transfer",
     "build_adapter",
     "build_coarse",
@@ -108,4 +112,5 @@ __all__ = [
     "restack",
     "run_local",
     "simulate",
+    "tradeoff",
 ]

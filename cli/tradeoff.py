@@ -1,0 +1,114 @@
+"""A trained model's weights and a data set -> speed-up against error, plan by plan: ``pararealize tradeoff``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .calibrate import load_weights
+from .console import print_result, working
+from .folder import TRADEOFF_FILES, output_folder
+
+if TYPE_CHECKING:
+    from pararealize.tradeoffs import Tradeoff
+
+__all__ = ["EXAMPLES", "command"]
+
+SECONDS = 10.0  # between lines in a log
+EXAMPLES = """
+[bold]Examples[/]
+
+  pararealize tradeoff resnet56 --weights trained.safetensors --n 2,4 --data digits
+
+  pararealize tradeoff mynets.py:deep --weights trained.safetensors --n 2,4,8 --tolerance 0.05 --out front
+"""
+
+
+def command(
+    *,
+    model: options.Model,
+    n: Annotated[
+        str, typer.Option("--n", "-n", metavar="N,…", help="Numbers of devices, separated by commas.")
+    ] = "2,4",
+    weights: Annotated[Path, typer.Option(metavar="FILE", help="The trained weights, a .safetensors file.")],
+    data: Annotated[str, typer.Option(metavar="NAME", help="The data set that it was trained on.")] = "digits",
+    data_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the data set lies.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of a side. [dim]\\[default: the data's own][/]")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples in a batch.", min=2)] = 128,
+    coarse: Annotated[
+        str, typer.Option(metavar="KIND", help="low-rank, low-rank:16, scale, dense or linear.")
+    ] = "low-rank",
+    points: Annotated[int, typer.Option(min=1, help="Plans that are calibrated and measured, for each n.")] = 6,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Show the fastest plan whose output errs by no more than this, of its norm."),
+    ] = None,
+    cost: options.CostOfCuts = options.CostUnit.flops,
+    network: options.ModelOptions,
+    output: Annotated[
+        Path | None,
+        options.to_folder(help="Write tradeoff.json, its picture, and with --tolerance plan.json into a new folder."),
+    ] = None,
+    force: options.Force = False,
+    picture: options.PictureFormat = options.Picture.svg,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure how fast a trained MODEL can be made, and how near to itself it then stays."""
+    with (
+        working(f"building {model}", every=SECONDS) as progress,
+        output_folder(output, force=force, files=TRADEOFF_FILES) as folder,
+    ):
+        from pararealize.data.catalogue import load
+        from pararealize.tradeoffs import tradeoff
+
+        from . import arguments
+
+        numbers = arguments.numbers(n, "n")
+        samples = load(data, batch_size=batch, seed=network.seed, data_dir=data_dir, image_size=image_size)
+        net = network.build(model)
+        load_weights(net, weights)
+        measured = tradeoff(
+            net.eval(),
+            samples.batches,
+            test=samples.test_batches,
+            n=numbers,
+            coarse=coarse,
+            points=points,
+            example_inputs=samples.example(),
+            cost=cost.value,
+            leaf_modules=network.leaf_modules(),
+            seed=network.seed,
+            report=progress,
+        )
+        chosen = None if tolerance is None else measured.within(tolerance)
+        files: list[str] = []
+        if folder is not None:
+            files = _write(measured, folder, model, picture)
+            if chosen is not None:
+                (folder / "plan.json").write_text(chosen.plan.to_json(), encoding="utf-8")
+                files.append("plan.json")
+    document = {"tradeoff": json.loads(measured.to_json())}
+    text = str(measured)
+    if chosen is not None:
+        document["chosen"] = {"n": chosen.n, "speedup": chosen.speedup, "error": chosen.error}
+        document["chosen"]["plan"] = json.loads(chosen.plan.to_json())
+        text += (
+            f"\n\nwithin {tolerance:g}: {chosen.speedup:.2f}× with n = {chosen.n}, error {chosen.error:.3g}\n\n"
+            f"{chosen.plan}"
+        )
+    print_result(document, text, output, files, as_json=as_json)
+
+
+def _write(measured: Tradeoff, folder: Path, title: str, picture: options.Picture) -> list[str]:
+    from pararealize.tradeoffs import draw_tradeoff
+
+    document = folder / "tradeoff.json"
+    document.write_text(measured.to_json(), encoding="utf-8")
+    drawn = draw_tradeoff(measured, folder / f"tradeoff.{picture}", title=title)
+    return [document.name, drawn.name]

@@ -1,0 +1,17 @@
+"""How fast a trained network can be made and how near to itself it stays: plans, measured, from exact to fastest.
+
+In reading order:
+
+    measured_plans  a trained model, batches -> Tradeoff (``tradeoff`` composes the files here)
+    block_values    the original's values at every block's ends, and its blocks as functions
+    sensitivity     each possible window's cost, and the error that it alone makes
+    selection       windows that may be together: short steps at little error
+    report          Tradeoff: speed-up against error, as text and JSON
+    figure          a picture of a Tradeoff
+"""
+
+from .figure import draw_tradeoff
+from .measured_plans import tradeoff
+from .report import Tradeoff, TradeoffRow
+
+__all__ = ["Tradeoff", "TradeoffRow", "draw_tradeoff", "tradeoff"]

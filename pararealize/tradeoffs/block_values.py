@@ -1,0 +1,125 @@
+"""A trained model, batches -> its values at every block's ends, and its blocks as functions from any of them on.
+
+The model is converted with one segment a window and a window a block, which is the model itself, block by block; masks,
+tables and what else blocks read besides are where its equation has them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from pararealize.calibration.interfaces import inputs_of
+from pararealize.errors import CalibrationError
+from pararealize.network.module import PararealModule
+from pararealize.network.parts import Index, read_equation
+from pararealize.plan.spec import SegmentPlan
+from pararealize.tracing.call_signature import CallSignature
+
+__all__ = ["BatchValues", "BlockByBlock", "Say", "network_output", "output_error", "same_spaces"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BatchValues:
+    """One batch's values in the original.
+
+    Attributes:
+        ends: u_0, what the first block reads, and u_i, what block i (from 1) gives.
+        context: what each block reads besides, and the head behind the last one.
+        output: the original's output.
+    """
+
+    ends: tuple[Tensor, ...]
+    context: tuple[tuple[Any, ...], ...]
+    output: Any
+
+
+class BlockByBlock:
+    """A network of one block a window, called block by block.
+
+    Args:
+        net: what ``pararealize(model, 1, windows=blocks)`` gives, in eval mode.
+
+    Attributes:
+        rows: the plan's row of each block.
+    """
+
+    def __init__(self, net: PararealModule) -> None:
+        self.net, self.rows = net, tuple(net.plan.segments)
+        if any(row.blocks != 1 for row in self.rows):
+            raise CalibrationError("some windows have several blocks; convert with windows = the number of blocks")
+        self._nodes = read_equation(net.graph)
+        self._indices: list[Index] = [row.index for row in self.rows]
+
+    @property
+    def names(self) -> list[str]:
+        """The blocks' names."""
+        return [row.first_block for row in self.rows]
+
+    def values(self, batch: Any) -> BatchValues:
+        """Run the original on a batch."""
+        nodes = self._nodes
+        env, output = _run(self.net, batch)
+        first = env[nodes.x[self._indices[0]]]
+        ends = (first, *(env[nodes.y[index]] for index in self._indices))
+        names = [*(row.name for row in self.rows), "head"]
+        context = tuple(tuple(env[read] for read in nodes.context_of(name)) for name in names)
+        return BatchValues(ends=ends, context=context, output=output)
+
+    @torch.no_grad()
+    def run(self, values: BatchValues, u: Tensor, first: int, stop: int) -> Tensor:
+        """What blocks ``first`` to ``stop`` - 1 make of a value."""
+        for i in range(first, stop):
+            u = self.net.segments[self.rows[i].name](u.clone(), *values.context[i])
+        return u
+
+    @torch.no_grad()
+    def output(self, values: BatchValues, u: Tensor, first: int) -> Any:
+        """The network's output where block ``first`` reads this value."""
+        return self.net.head(self.run(values, u, first, len(self.rows)).clone(), *values.context[-1])
+
+
+def network_output(net: PararealModule, batch: Any) -> Any:
+    """What a network gives for a batch as :func:`~pararealize.calibrate` takes it: inputs, with labels or without."""
+    return _run(net, batch)[1]
+
+
+@torch.no_grad()
+def _run(net: PararealModule, batch: Any) -> tuple[dict[fx.Node, Any], Any]:
+    """All values of a network's equation, and its output."""
+    run = fx.Interpreter(net, garbage_collect_values=False)
+    tensors = inputs_of(batch, CallSignature.of_graph(net.graph))
+    net.call_conditions.check_tensors(tensors)
+    home, env = next(net.parameters()).device, run.env
+    env.update((node, tensors[name].to(home)) for name, node in CallSignature.tensor_nodes(net.graph).items())
+    for node in net.graph.nodes:
+        if not CallSignature.begins(node) and node.op != "output":
+            env[node] = run.run_node(node)
+    return env, fx.map_arg(net.graph.output_node().args[0], env.__getitem__)
+
+
+def output_error(pairs: Iterable[tuple[Any, Any]]) -> float:
+    """‖value - true‖ / ‖true‖ over all floating-point tensors of all outputs; infinite where all true are nought."""
+    error = whole = 0.0
+    for value, true in pairs:
+        for a, b in zip(pytree.tree_leaves(value), pytree.tree_leaves(true), strict=True):
+            if isinstance(b, Tensor) and b.is_floating_point():
+                error += (a.double() - b.double()).square().sum().item()
+                whole += b.double().square().sum().item()
+    if not error:
+        return 0.0
+    return math.sqrt(error / whole) if whole else math.inf
+
+
+def same_spaces(rows: Sequence[SegmentPlan], first: int, stop: int) -> bool:
+    """Whether blocks ``first`` to ``stop`` - 1 all keep the space that the first of them reads."""
+    return all(row.x == row.y == rows[first].x for row in rows[first:stop])
+
+
+Say = Callable[[str], None]

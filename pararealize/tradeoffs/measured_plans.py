@@ -1,0 +1,227 @@
+"""A trained model, batches -> Tradeoff: windows tried one by one, selections of them calibrated and measured.
+
+block_values   the original, block by block                                    block_values.py
+sensitivity    each possible window's cost, and the error that it alone makes   sensitivity.py
+selection      windows together: short steps at little error                    selection.py
+calibrate      each of a few plans, as a user would                             calibration
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from pararealize.analysis.blocks import find_blocks
+from pararealize.argument_types import typed_arguments
+from pararealize.calibration.fitting import calibrate, calibration_mode
+from pararealize.calibration.interfaces import Batches, one_pass
+from pararealize.coarse.kinds import coarse_name, is_summed
+from pararealize.compiler import pararealize
+from pararealize.errors import CalibrationError, ExampleError, PlanError
+from pararealize.network.module import PararealModule
+from pararealize.plan.transfer import Transfer
+from pararealize.planning.arguments import whole_number
+from pararealize.tracing.front_end import capture
+
+from .block_values import BlockByBlock, Say, network_output, output_error
+from .report import Tradeoff, TradeoffRow
+from .selection import Selection, selections
+from .sensitivity import measure_windows
+
+__all__ = ["tradeoff"]
+
+Agreement = Callable[[Any, Any], float]
+HELD_OUT = 5  # of the batches every fifth is held out where no others are given
+
+
+@typed_arguments(CalibrationError, "model")
+def tradeoff(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    n: int | Sequence[int] = (2, 4),
+    test: Batches | None = None,
+    coarse: str = "low-rank",
+    points: int = 6,
+    sensitivity_batches: int = 8,
+    example_inputs: Any = None,
+    cost: str = "flops",
+    transfer: Transfer | None = None,
+    agreement: tuple[str, Agreement] | None = None,
+    leaf_modules: Iterable[type[nn.Module] | str] = (),
+    seed: int = 0,
+    report: Say | None = None,
+) -> Tradeoff:
+    r"""How fast a trained network can be made, and how near to itself it then stays.
+
+    For every n, each window of blocks is made parallel by itself, with a correction in closed form, and what it does to
+    the output of held-out batches is measured. Blocks that matter stay sequential: of the selections of windows with
+    the least time :math:`t + \lambda \sum_m e_m^2`, a few from the exact original to the fastest are converted,
+    calibrated on ``batches`` and measured. Windows in which the space changes are not tried.
+
+    It costs, for every n, about as much as running the network on ``sensitivity_batches`` once for each possible window
+    (some tens to some hundreds), and ``points`` calibrations.
+
+    Args:
+        model: with its trained weights; it is left as found.
+        batches: inputs, as :func:`calibrate` takes them. Labels are not needed.
+        n: numbers of devices.
+        test: other batches, to measure on; every fifth of ``batches`` where it is left out.
+        coarse: ``"low-rank"``, ``"low-rank:16"``, ``"scale"``, ``"dense"`` or ``"linear"``.
+        points: how many plans are calibrated and measured for each n.
+        sensitivity_batches: how many of the batches windows are tried on, at most; as many are tested on.
+        example_inputs: to record the model with; the first batch's inputs where it is left out.
+        cost: ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
+        transfer: what messages between devices take, in the cut; free when left out.
+        agreement: a name and a function of the network's and the original's outputs of a batch, such as
+            ``("cosine", lambda a, b: cosine_similarity(a, b).mean().item())``; its mean over batches is shown.
+        leaf_modules: as :func:`pararealize` takes them.
+        seed: of all that is drawn.
+        report: called with a line of text as the work goes on.
+
+    Returns:
+        The measured plans; ``print`` shows the table, :meth:`Tradeoff.within` gives the fastest within a tolerance,
+        whose ``plan`` :func:`pararealize` takes.
+
+    Raises:
+        PlanError: a number is out of range.
+        CalibrationError: there are too few batches, or a kind without closed-form corrections was asked for.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import tradeoff
+        >>> from pararealize.models import resnet20
+        >>> batches = [torch.randn(4, 3, 32, 32) for _ in range(5)]
+        >>> front = tradeoff(resnet20().eval(), batches, n=2, points=2)
+        >>> front.rows[0].error, front.rows[0].speedup
+        (0.0, 1.0)
+    """
+    numbers = _numbers(n, points, sensitivity_batches)
+    if not is_summed(coarse_name(coarse)):
+        raise CalibrationError(
+            f"coarse = {coarse!r} has no correction in closed form; pass 'low-rank', 'scale', 'dense' or 'linear'"
+        )
+    say = report or (lambda _: None)
+    train, held_out = _split(batches, test)
+    example = _inputs(train[0]) if example_inputs is None else example_inputs
+    arguments: dict[str, Any] = {"example_inputs": example, "leaf_modules": tuple(leaf_modules), "cost": cost}
+    say("running the original block by block")
+    blocks = len(find_blocks(capture(model, example, leaf_modules=arguments["leaf_modules"])).blocks)
+    original = pararealize(model, 1, windows=blocks, **arguments, seed=seed).eval()
+    rows = [TradeoffRow(plan=original.plan, predicted=0.0, error=0.0, agreement=None)]
+    with calibration_mode(original, seed):
+        by_block = BlockByBlock(original)
+        fitted = [by_block.values(batch) for batch in train[:sensitivity_batches]]
+        tested = [by_block.values(batch) for batch in held_out[:sensitivity_batches]]
+        chosen = []
+        for count in numbers:
+            trials = measure_windows(by_block, fitted, tested, count, coarse=coarse, say=say)
+            chosen += [(count, s) for s in _spread(selections([row.cost for row in by_block.rows], trials), points)]
+        if agreement is not None:  # with itself, which need not be 1
+            itself = [agreement[1](values.output, values.output) for values in tested]
+            rows = [dataclasses.replace(rows[0], agreement=sum(itself) / len(itself))]
+    del fitted, tested
+    plans = set()
+    for i, (count, selection) in enumerate(chosen, 1):
+        say(f"n = {count}: calibrating plan {i} of {len(chosen)}")
+        names = by_block.names
+        inside = {b for window in selection.windows for b in range(window.first, window.stop)}
+        net = pararealize(
+            model,
+            count,
+            coarse=coarse,
+            windows=[names[window.first] for window in selection.windows],
+            sequential=[name for b, name in enumerate(names) if b not in inside],
+            transfer=transfer,
+            seed=seed,
+            **arguments,
+        ).eval()
+        if net.plan in plans:
+            continue
+        plans.add(net.plan)
+        calibrate(net, train, test=held_out, seed=seed)
+        rows.append(_measured(net, by_block, held_out, selection, agreement, seed))
+    samples, others = (sum(map(_samples, some)) for some in (train, held_out))
+    ordered = sorted(rows[1:], key=lambda row: (row.n, row.speedup))
+    return Tradeoff(
+        model=original.plan.model,
+        coarse=coarse,
+        samples=samples,
+        tested=others,
+        measure="" if agreement is None else agreement[0],
+        rows=(rows[0], *ordered),
+    )
+
+
+def _measured(
+    net: PararealModule,
+    original: BlockByBlock,
+    batches: Sequence[Any],
+    selection: Selection,
+    agreement: tuple[str, Agreement] | None,
+    seed: int,
+) -> TradeoffRow:
+    with calibration_mode(net, seed), calibration_mode(original.net, seed):
+        pairs = [(network_output(net, batch), network_output(original.net, batch)) for batch in batches]
+    figure = None if agreement is None else sum(agreement[1](a, b) for a, b in pairs) / len(pairs)
+    return TradeoffRow(plan=net.plan, predicted=selection.error, error=output_error(pairs), agreement=figure)
+
+
+def _numbers(n: Any, points: Any, sensitivity_batches: Any) -> tuple[int, ...]:
+    """The numbers of devices, checked with the other numbers."""
+    numbers = [n] if whole_number(n) is not None or isinstance(n, str) else list(n)
+    wrong = [value for value in numbers if (whole_number(value) or 0) < 2]
+    faults = [f"n is {value!r}; pass numbers of devices, 2 or more" for value in wrong]
+    if not numbers:
+        faults.append("n is empty; pass numbers of devices, 2 or more")
+    for name, value in (("points", points), ("sensitivity_batches", sensitivity_batches)):
+        if (whole_number(value) or 0) < 1:
+            faults.append(f"{name} is {value!r}; pass 1 or more")
+    if faults:
+        raise PlanError("; and ".join(faults))
+    return tuple(dict.fromkeys(int(value) for value in numbers))
+
+
+def _split(batches: Batches, test: Batches | None) -> tuple[list[Any], list[Any]]:
+    """Batches to fit to, and others to measure on."""
+    train = list(one_pass(batches))
+    if test is not None:
+        held_out = list(one_pass(test))
+    else:
+        held_out = train[HELD_OUT - 1 :: HELD_OUT] or train[1:][-1:]
+        train = [batch for batch in train if not any(batch is other for other in held_out)]
+    if not train or not held_out:
+        raise ExampleError(
+            f"there are {len(train)} batches to fit to and {len(held_out)} to measure on; pass some tens of batches, "
+            "or others as test="
+        )
+    return train, held_out
+
+
+def _inputs(batch: Any) -> Any:
+    """The inputs of a batch, as :func:`pararealize` takes examples."""
+    if isinstance(batch, Mapping):
+        return {name: value for name, value in batch.items() if name != "labels"}
+    return batch[0] if isinstance(batch, list | tuple) else batch
+
+
+def _samples(batch: Any) -> int:
+    """How many samples a batch has."""
+    sizes = [len(leaf) for leaf in tree_leaves(_inputs(batch)) if isinstance(leaf, torch.Tensor) and leaf.ndim]
+    return sizes[0] if sizes else 0
+
+
+def _spread(front: Sequence[Selection], points: int) -> list[Selection]:
+    """Some of the selections that have windows, about evenly from the nearest to the fastest."""
+    parallel = [selection for selection in front if selection.windows]
+    if len(parallel) <= points:
+        return parallel
+    if points == 1:
+        return parallel[-1:]
+    places = [round(i * (len(parallel) - 1) / (points - 1)) for i in range(points)]
+    return [parallel[place] for place in dict.fromkeys(places)]

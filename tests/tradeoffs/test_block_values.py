@@ -1,0 +1,39 @@
+"""A network block by block is the network."""
+
+import pytest
+import torch
+
+from pararealize import pararealize
+from pararealize.calibration.fitting import calibration_mode
+from pararealize.errors import CalibrationError
+from pararealize.tradeoffs.block_values import BlockByBlock, network_output, output_error
+
+from .chains import batches, network
+
+
+def test_blocks_go_on_from_any_value_to_the_models_output() -> None:
+    model, (x,) = network(), batches(1)
+    net = pararealize(model, 1, windows=6, example_inputs=x)
+    by_block = BlockByBlock(net)
+    with calibration_mode(net, 0), torch.no_grad():
+        values = by_block.values((x, torch.zeros(len(x))))
+        assert torch.equal(values.output, model(x))
+        assert torch.equal(network_output(net, x), model(x))
+        u = model[0](x)
+        for i in range(6):
+            assert torch.equal(values.ends[i], u)
+            assert torch.equal(by_block.output(values, u, i), model(x))
+            u = model[1 + i](u)
+
+
+def test_windows_of_several_blocks_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="windows have several blocks"):
+        BlockByBlock(pararealize(network(), 1, windows=3, example_inputs=batches(1)[0]))
+
+
+def test_errors_are_relative_to_all_outputs() -> None:
+    true = {"a": torch.full((2,), 3.0), "b": torch.full((2,), 4.0), "n": torch.tensor(1)}
+    value = {"a": torch.full((2,), 3.0), "b": torch.full((2,), 4.5), "n": torch.tensor(2)}
+    assert output_error([(value, true)]) == pytest.approx(0.1)
+    assert output_error([(true, true)]) == 0.0
+    assert output_error([(torch.ones(1), torch.zeros(1))]) == float("inf")

@@ -1,0 +1,52 @@
+"""``tradeoff``: measured plans are what a user gets, and wrong numbers are refused before any work."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pararealize import calibrate, pararealize, tradeoff
+from pararealize.errors import CalibrationError, ExampleError, PlanError
+from pararealize.tradeoffs.block_values import network_output, output_error
+
+from .chains import batches, network
+
+
+def test_what_is_measured_is_what_its_plan_gives() -> None:
+    model, data = network(), batches(6)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    said: list[str] = []
+    cosine = nn.CosineSimilarity()
+    front = tradeoff(
+        model, data, n=(2, 3), points=3, coarse="low-rank:8", report=said.append,
+        agreement=("cosine", lambda a, b: cosine(a, b).mean().item()),
+    )  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert (front.rows[0].error, front.rows[0].speedup, front.rows[0].windows) == (0.0, 1.0, 0)
+    assert front.rows[0].agreement == pytest.approx(1)
+    assert {row.n for row in front.rows} == {1, 2, 3}
+    assert (front.samples, front.tested) == (240, 48)
+    assert any("window 1 of" in line for line in said)
+    fastest = max(front.rows, key=lambda row: row.speedup)
+    assert 0 < fastest.error < 1
+    net = pararealize(model, plan=fastest.plan, example_inputs=data[0]).eval()
+    calibrate(net, data[:4] + data[5:], test=data[4:5])
+    pair = network_output(net, data[4]), model(data[4])
+    assert output_error([pair]) == pytest.approx(fastest.error, rel=1e-4)
+    assert fastest.agreement == pytest.approx(cosine(*pair).mean().item(), rel=1e-4)
+
+
+def test_refusals() -> None:
+    model, data = network(), batches(3)
+    with pytest.raises(PlanError, match=r"n is 1; pass .*; and points is 0; pass 1 or more"):
+        tradeoff(model, data, n=(2, 1), points=0)
+    with pytest.raises(PlanError, match="n is empty"):
+        tradeoff(model, data, n=())
+    with pytest.raises(CalibrationError, match="'paper' has no correction in closed form"):
+        tradeoff(model, data, coarse="paper")
+    with pytest.raises(ExampleError, match="pass some tens of batches"):
+        tradeoff(model, data[:1])
+    with pytest.raises(ExampleError, match=r"read several times|a function that gives"):
+        tradeoff(model, iter(data))

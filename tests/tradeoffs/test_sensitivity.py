@@ -1,0 +1,73 @@
+"""Windows tried one by one: which there are, and which of them matter."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pararealize import pararealize
+from pararealize.calibration.fitting import calibration_mode
+from pararealize.tradeoffs.block_values import BlockByBlock
+from pararealize.tradeoffs.sensitivity import measure_windows, possible_windows
+
+from .chains import batches, network
+
+
+@given(st.integers(1, 400), st.integers(2, 9))
+def test_possible_windows_lie_within_the_network(blocks: int, n: int) -> None:
+    windows = list(possible_windows(blocks, n))
+    assert len(set(windows)) == len(windows) <= 70 * (n + 14)
+    for starts, stop in windows:
+        assert starts[0] >= 0
+        assert stop <= blocks
+        assert len(starts) <= n
+        lengths = {b - a for a, b in zip(starts, [*starts[1:], stop], strict=True)}
+        assert len(lengths) == 1
+        assert len(starts) == n or lengths == {1}
+    for length in {stop - starts[0] for starts, stop in windows}:  # windows of a length cover the network
+        covered = {i for starts, stop in windows if stop - starts[0] == length for i in range(starts[0], stop)}
+        assert len(covered) > blocks - length
+
+
+@pytest.mark.parametrize("coarse", ["linear", "scale", "low-rank:4", "dense"])
+def test_windows_of_large_blocks_err_most(coarse: str) -> None:
+    model, data = network(), batches(6)
+    net = pararealize(model, 1, windows=6, example_inputs=data[0])
+    by_block = BlockByBlock(net)
+    with calibration_mode(net, 0):
+        values = [by_block.values(x) for x in data]
+        said: list[str] = []
+        trials = measure_windows(by_block, values[:4], values[4:], 2, coarse=coarse, say=said.append)
+    assert len(said) == len(trials) == len(list(possible_windows(6, 2)))
+    pairs = {trial.first: trial.error for trial in trials if trial.stop - trial.first == 2}
+    assert max(pairs[1], pairs[2], pairs[3]) < min(pairs[0], pairs[4])
+    costs = [row.cost for row in by_block.rows]
+    assert all(trial.cost >= max(costs) for trial in trials)
+
+
+def test_a_correction_makes_a_window_better_and_never_worse() -> None:
+    model, data = network(), batches(8)
+    net = pararealize(model, 1, windows=6, example_inputs=data[0])
+    by_block = BlockByBlock(net)
+    with calibration_mode(net, 0):
+        values = [by_block.values(x) for x in data]
+        errors = {
+            coarse: sum(t.error for t in measure_windows(by_block, values[:6], values[6:], 2, coarse=coarse, say=print))
+            for coarse in ("linear", "low-rank:8")
+        }
+    assert errors["low-rank:8"] < 0.8 * errors["linear"]
+
+
+def test_windows_in_which_the_space_changes_are_left_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in ((6, 6), (6, 6), (6, 8), (8, 8), (8, 8)))
+    )
+    x = torch.randn(9, 6)
+    net = pararealize(model, 1, windows=5, example_inputs=x)
+    by_block = BlockByBlock(net)
+    with calibration_mode(net, 0):
+        values = [by_block.values(x)]
+        trials = measure_windows(by_block, values, values, 2, coarse="linear", say=lambda _: None)
+    assert [(t.first, t.stop) for t in trials] == [(0, 2), (3, 5)]
