@@ -1,0 +1,70 @@
+"""A trained network, a schedule, a coarse kind -> its quality before and after calibration, and after some training."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pararealize import PararealModule, calibrate, pararealize
+
+from . import decoder, minilm
+from .text import batches, docstrings
+
+__all__ = ["measure"]
+
+STEPS = 920  # of the decoder's training
+DISTIL = 300
+Shape = tuple[int, int, int, int]
+
+
+def measure(network: str, shape: Shape, kind: str, *, weights: Path, minilm_folder: Path | None) -> dict[str, Any]:
+    if network == "decoder":
+        return _decoder(shape, kind, weights)
+    assert minilm_folder is not None
+    return _minilm(shape, kind, minilm_folder)
+
+
+def _converted(model: nn.Module, shape: Shape, kind: str, example: Any, layers: list[str]) -> PararealModule:
+    n, windows, front, behind = shape
+    stay = [*layers[:front], *layers[len(layers) - behind :]]
+    return pararealize(
+        model, n, windows=windows, sequential=stay, coarse=kind, source="stem", example_inputs=example
+    ).eval()
+
+
+def _decoder(shape: Shape, kind: str, weights: Path) -> dict[str, Any]:
+    model = decoder.trained_decoder(weights, steps=STEPS)
+    text, held_out = docstrings(held_out=False), docstrings(held_out=True, most=1_500_000)
+    sample = [x for x, _ in batches(text, batch=16, length=decoder.LENGTH, steps=30, seed=2)]
+    net = _converted(model, shape, kind, sample[0], [f"layers.{i}" for i in range(12)])
+    original = decoder.perplexity(model, held_out)
+    row: dict[str, Any] = {"n": net.plan.n, "speedup": net.plan.virtual_speedup, "perplexity": original}
+    row["sums"] = decoder.perplexity(net, held_out) / original - 1
+    calibration = calibrate(net, sample)
+    row["error"] = calibration.stage("after").output
+    row["excess"] = decoder.perplexity(net, held_out) / original - 1
+    decoder.train(net.train(), text, steps=STEPS // 10, lr=5e-4, seed=7, say=lambda _: None)
+    row["excess_trained"] = decoder.perplexity(net.eval(), held_out) / original - 1
+    again = copy.deepcopy(model)
+    decoder.train(again.train(), text, steps=STEPS // 10, lr=5e-4, seed=7, say=lambda _: None)
+    row["original_trained"] = decoder.perplexity(again.eval(), held_out) / original - 1
+    return row
+
+
+def _minilm(shape: Shape, kind: str, folder: Path) -> dict[str, Any]:
+    model = minilm.minilm(folder)
+    train = minilm.batches_of(folder, held_out=False, count=48)
+    test = minilm.batches_of(folder, held_out=True, count=12)
+    net = _converted(model, shape, kind, train[0], [f"bert.encoder.layer.{i}" for i in range(6)])
+    row: dict[str, Any] = {"n": net.plan.n, "speedup": net.plan.virtual_speedup}
+    row["sums"] = minilm.quality(net, model, test)["cosine"]
+    calibrate(net, train)
+    row |= minilm.quality(net, model, test)
+    torch.manual_seed(0)
+    minilm.distil(net, model, train, steps=DISTIL, lr=1e-4)
+    distilled = minilm.quality(net, model, test)
+    return row | {"distilled": distilled["cosine"], "distilled_worst": distilled["worst"]}
