@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -32,7 +32,7 @@ from pararealize.network.refitting import refit
 from pararealize.plan.plan import Plan, fingerprint
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
-from pararealize.planning.agreement import check_plan
+from pararealize.planning.agreement import argument_faults, check_plan
 from pararealize.planning.arguments import device_fault, whole_number
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
@@ -55,12 +55,12 @@ def pararealize(
     *,
     devices: Sequence[Device] | None = None,
     example_inputs: Any = None,
-    coarse: Coarse = "paper",
-    cuts: Literal["cost", "paper"] | Sequence[str] = "cost",
+    coarse: Coarse | None = None,
+    cuts: Literal["cost", "paper"] | Sequence[str] | None = None,
     source: Literal["input", "stem"] | None = None,
-    stem_blocks: int = 0,
+    stem_blocks: int | None = None,
     seed: int = 0,
-    cost: Literal["flops", "seconds"] = "flops",
+    cost: Literal["flops", "seconds"] | None = None,
     transfer: Transfer | None = None,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
     plan: Plan | None = None,
@@ -89,21 +89,22 @@ def pararealize(
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
         coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``, a callable
             ``(segment, x_shape, y_shape) -> nn.Module``, or ``"auto"``: the cheapest kind that learnt as well as
-            networks like this one; the plan's notes say which, and why.
+            networks like this one; the plan's notes say which, and why. Left out: ``"paper"``.
         cuts: ``"cost"`` for the shortest step, ``"paper"`` for equally many blocks in each run of blocks of one shape,
-            or the names of the blocks at which segments begin.
+            or the names of the blocks at which segments begin. Left out: ``"cost"``.
         source: what adapters :math:`C^j` read: the raw ``"input"`` (images) or the ``"stem"``'s output; chosen when
             left out.
         stem_blocks: how many of the first blocks are to belong to the stem. They run before everything else, and
-            adapters read what they give: slower, and nearer to the original.
+            adapters read what they give: slower, and nearer to the original. Left out: none.
         seed: of the new weights. The caller's random state stays as found.
-        cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
+        cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now). Left out: ``"flops"``.
         transfer: what a message between segments takes, for the cut; messages are free when left out. Counted work is
             compared with it at 10¹² operations a second; :func:`make_plan` takes another rate. With linear coarse
             blocks, the cut is then for sums over ranks (:meth:`PararealModule.distribute`), where those are faster.
         leaf_modules: classes or qualified names of modules whose forward is not looked into; each becomes one call.
         plan: a plan made before, for this same model; at other sizes of the example, too, where adapters and coarse
-            blocks can follow them.
+            blocks can follow them. It says what ``n``, ``coarse``, ``cuts``, ``source``, ``stem_blocks`` and ``cost``
+            are: those that are given as well have to say the same, and a callable that built coarse blocks is given.
 
     Returns:
         An ``fx.GraphModule``; ``print(net.code)`` reads as the equation above, ``print(net.plan)`` as a table.
@@ -122,15 +123,26 @@ def pararealize(
         >>> net(torch.randn(5, 3, 32, 32)).shape
         torch.Size([5, 10])
     """
-    n = _check_arguments(n, devices, coarse, source, stem_blocks, cost, plan)
-    stem_blocks = stem_blocks if plan is None else plan.stem_blocks
+    asked = {
+        "coarse": coarse, "cuts": cuts, "source": source, "stem_blocks": stem_blocks, "cost": cost,
+        "transfer": transfer,
+    }  # fmt: skip
+    n = _check_arguments(n, devices, asked, plan)
+    stem_blocks = plan.stem_blocks if plan is not None else 0 if stem_blocks is None else stem_blocks
     places = _devices(devices)
     with _without_garbage_collection(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules), stem_blocks=stem_blocks)
         trial = chain.on_twin()
         if plan is None:
             plan = make_plan(
-                trial, n, coarse=coarse, cuts=cuts, source=source, devices=places, cost=cost, transfer=transfer
+                trial,
+                n,
+                coarse="paper" if coarse is None else coarse,
+                cuts="cost" if cuts is None else cuts,
+                source=source,
+                devices=places,
+                cost="flops" if cost is None else cost,
+                transfer=transfer,
             )
         else:
             check_plan(chain, plan)
@@ -140,7 +152,7 @@ def pararealize(
 
 
 def build_modules(
-    chain: BlockChain, plan: Plan, *, coarse: Coarse = "paper", seed: int = 0
+    chain: BlockChain, plan: Plan, *, coarse: Coarse | None = None, seed: int = 0
 ) -> tuple[dict[int, nn.Module], dict[int, nn.Module | None]]:
     """The adapters C^j by j = 2..n and the coarse blocks F^j by j = 1..n-1 of a plan, where the model is.
 
@@ -246,16 +258,15 @@ def make_plan(
     )
 
 
-def _check_arguments(
-    n: Any,
-    devices: Sequence[Device] | None,
-    coarse: Coarse,
-    source: str | None,
-    stem_blocks: int,
-    cost: str,
-    plan: Any,
-) -> int:
-    """The number of segments, after every fault that can be seen without the model is reported at once."""
+def _check_arguments(n: Any, devices: Sequence[Device] | None, asked: Mapping[str, Any], plan: Any) -> int:
+    """The number of segments, after every fault that can be seen without the model is reported at once.
+
+    Args:
+        n: as it was given, as are the others.
+        devices: where segments run.
+        asked: the arguments that a plan is made of, by their names; ``None`` where one was left out.
+        plan: a plan that was made before, where there is one.
+    """
     faults: list[PararealizeError] = []
     if plan is not None and not isinstance(plan, Plan):
         faults.append(
@@ -276,19 +287,18 @@ def _check_arguments(
         faults.append(
             PlanError(f"n is {n!r}; it is the number of segments: pass an integer from 1 to the number of blocks")
         )
-    elif plan is not None and n != plan.n:
-        faults.append(PlanError(f"n is {n} and the plan is for {plan.n} segments; pass one of them"))
-    if plan is not None and stem_blocks not in (0, plan.stem_blocks):
-        faults.append(PlanError(f"stem_blocks is {stem_blocks} and the plan has {plan.stem_blocks}; pass one of them"))
+    source, cost, coarse = asked["source"], asked["cost"], asked["coarse"]
     if source not in (None, "input", "stem"):
         faults.append(SourceError(f"source is {source!r}; pass 'input', 'stem' or None"))
-    if cost not in ("flops", "seconds"):
+    if cost not in (None, "flops", "seconds"):
         faults.append(PlanError(f"cost is {cost!r}; pass 'flops' or 'seconds'"))
-    for check in (lambda: coarse_name(coarse), lambda: _devices(devices)):
+    for check in (lambda: None if coarse is None else coarse_name(coarse), lambda: _devices(devices)):
         try:
             check()
         except PararealizeError as fault:
             faults.append(fault)
+    if plan is not None and not faults:
+        faults += map(PlanError, argument_faults(plan, {"n": n, **asked}))
     if len(faults) == 1:
         raise faults[0]
     if faults:

@@ -9,6 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.causality import Causality
 from pararealize.analysis.space import Space
+from pararealize.argument_types import typed_fields
+from pararealize.errors import PlanError
 
 __all__ = ["STRICT", "AdapterPlan", "CoarsePlan", "Cost", "Count", "Number", "RowCost", "Text"]
 
@@ -20,6 +22,7 @@ Number: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
 Text: TypeAlias = Annotated[str, Field(max_length=20_000)]  # names and notes; real ones are a hundredth of it
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class RowCost:
     """The cost of one step of a row, in the plan's unit."""
@@ -33,6 +36,7 @@ class RowCost:
         return self.cost_forward + self.cost_backward
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class AdapterPlan(RowCost):
     """C^j, j from 2: from the source's space ``x`` to segment j's input ``y``, by ``recipe``.
@@ -51,6 +55,7 @@ class AdapterPlan(RowCost):
     causal: tuple[Causality | None, ...] = ()
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CoarsePlan(RowCost):
     """F^j, j from 1 to n - 1: from X_j (``x``) to X_{j+1} (``y``), on segment j + 1's device.

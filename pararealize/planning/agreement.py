@@ -6,21 +6,50 @@ spaces are compared with its own rows alone, and adapters and coarse blocks are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.argument_types import typed_arguments
 from pararealize.coarse.adapter import adapter_parameters, describe_adapter
 from pararealize.coarse.coarse_block import coarse_parameters
-from pararealize.coarse.kinds import KIND_TABLE
+from pararealize.coarse.kinds import KIND_TABLE, KINDS
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.errors import PlanError
 from pararealize.plan.plan import MOST_FAULTS, Plan, fingerprint
 from pararealize.table import shortened
 
-from .arguments import check_sides
+from .arguments import check_sides, whole_number
 
-__all__ = ["check_plan"]
+__all__ = ["argument_faults", "check_plan"]
+
+
+def argument_faults(plan: Plan, asked: Mapping[str, Any]) -> list[str]:
+    """What is asked for and contradicts a plan that is given too.
+
+    Args:
+        plan: made before.
+        asked: arguments of :func:`pararealize.pararealize` by their names; ``None`` where one was left out.
+    """
+    starts = [segment.first_block for segment in plan.segments]
+    faults = []
+    for name, value in asked.items():
+        if value is None:
+            continue
+        shown = shortened(repr(value), 200)
+        if name in ("n", "stem_blocks"):
+            if whole_number(value) != (here := getattr(plan, name)):
+                faults.append(f"{name} is {shown} and the plan {'is for' if name == 'n' else 'has'} {here}")
+        elif name == "transfer":
+            faults.append(f"transfer is {shown}, and the plan has its cuts already")
+        elif name == "cuts" and not isinstance(value, str):
+            if sorted(value) not in (sorted(starts[1:]), sorted(starts)):
+                faults.append(f"cuts are {shown}, and the plan's segments begin at {shortened(', '.join(starts), 200)}")
+        elif name == "coarse" and callable(value) and plan.coarse not in (*KINDS, "auto"):
+            continue  # which callable a plan was made with, it does not know
+        elif value != (here := plan.unit if name == "cost" else getattr(plan, name)):
+            faults.append(f"{name} is {shown}, and the plan says {shortened(repr(here), 200)}")
+    return [f"{fault}; pass one of them" for fault in faults]
 
 
 @typed_arguments(PlanError)

@@ -55,11 +55,11 @@ class Options:
 
     n: int | None = None
     example_inputs: Any = None
-    coarse: Coarse = "paper"
-    cuts: Any = "cost"
+    coarse: Coarse | None = None
+    cuts: Any = None
     source: Any = None
-    stem_blocks: int = 0
-    cost: Any = "flops"
+    stem_blocks: int | None = None
+    cost: Any = None
     devices: Sequence[Device] | None = None
     seed: int = 0
     leaf_modules: Iterable[type[nn.Module] | str] = ()
