@@ -149,7 +149,8 @@ def fitting_names(
     if plan_faults:
         names = without_added(forms)
     fitting = _sources(stage, state, set(names))
-    whole: Collection[str] = getattr(stage, "tied_names", None) or state
+    # a part of a network that does not know the whole one's names cannot tell which are of no rank
+    whole: Collection[str] = getattr(stage, "tied_names", None) or (forms if hasattr(stage, "group") else state)
     misfits = {
         "missing": [key for key in state if key not in fitting] if strict else [],
         "unknown": [name for name in forms if name not in whole and name not in state] if strict else [],
