@@ -20,8 +20,8 @@ from torch import nn
 
 from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
-from pararealize.distributed.checkpoint.plan_facts import plan_of
 from pararealize.distributed.checkpoint.state import own_tensors, save_state
+from pararealize.distributed.checkpoint.weights_plan import plan_of
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import CheckpointError, DataError, ModelError, MultigridError, RecipeError, TrainingError
 from pararealize.manifest import tensors_digest

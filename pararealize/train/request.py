@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from pararealize.data.dataset import Dataset
-from pararealize.distributed.checkpoint.plan_facts import plan_facts
 from pararealize.distributed.checkpoint.state import check_tensors
+from pararealize.distributed.checkpoint.weights_plan import plan_facts
 from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import RecipeError
 from pararealize.multigrid.monitor import Monitor

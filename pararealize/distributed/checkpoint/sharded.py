@@ -31,9 +31,9 @@ from pararealize.files import kind_of, whole_folder
 from pararealize.manifest import MANIFEST, FileFact, Manifest, faults_of_files, read_manifest, write_manifest
 
 from .collective import called_together, facts_of_all, group_of, is_first, together
-from .plan_facts import plan_facts
 from .state import fitting_names, own_tensors
 from .tensor_file import open_tensors
+from .weights_plan import plan_facts
 
 __all__ = ["load_sharded", "save_sharded"]
 

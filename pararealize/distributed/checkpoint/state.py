@@ -21,8 +21,8 @@ from pararealize.manifest import differences
 from pararealize.table import shortened
 
 from .collective import called_together, collect, group_of, is_first, together
-from .plan_facts import plan_facts, without_added
 from .tensor_file import open_tensors, write_tensors
+from .weights_plan import plan_facts, without_added
 
 __all__ = [
     "check_tensors",
@@ -135,7 +135,7 @@ def fitting_names(
         stage: the rank's part, or the whole network.
         state: its state dict.
         forms: the checkpoint's tensors by name, or tensors on the meta device like them.
-        facts: of the plan that the checkpoint is of, see :func:`~.plan_facts.plan_facts`; ``None`` where nobody knows.
+        facts: of the plan that the checkpoint is of, see :func:`~.weights_plan.plan_facts`; ``None`` where nobody knows.
         what: the checkpoint, in errors.
         strict: see :func:`load_state`.
 

@@ -5,7 +5,7 @@ import json
 from torch import nn
 
 from pararealize import run_local
-from pararealize.distributed.checkpoint.plan_facts import plan_facts, plan_of, without_added
+from pararealize.distributed.checkpoint.weights_plan import plan_facts, plan_of, without_added
 from tests.training import chain, network
 
 
