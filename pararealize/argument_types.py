@@ -1,4 +1,7 @@
-"""A public function -> the same function, which refuses arguments that its annotations do not allow, all at once."""
+"""A public function -> the same function, which refuses arguments that its annotations do not allow, all at once.
+
+A class of pydantic's -> the same class, whose constructor refuses fields with an error of this library.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,15 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
+from pydantic import ValidationError
+
 from .errors import PararealizeError
 
-__all__ = ["is_allowed", "typed_arguments"]
+__all__ = ["is_allowed", "typed_arguments", "typed_fields"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
+MOST_FAULTS = 12  # that a message lists
 
 _NUMBERS = {int: Integral, float: Real}  # NumPy's numbers are ones too
 _WORDS = {
@@ -72,6 +79,48 @@ def typed_arguments(error: type[PararealizeError], *besides: str, **errors: type
             return function(*args, **kwargs)
 
         return typing.cast("F", checked)
+
+    return decorate
+
+
+def typed_fields(error: type[PararealizeError]) -> Callable[[C], C]:
+    """Have the constructor of a dataclass of pydantic's, which ``dataclasses.replace`` calls too, raise such an error.
+
+    What is read from a file is not constructed, and raises pydantic's own.
+
+    Example:
+        >>> from pydantic.dataclasses import dataclass
+        >>> from pararealize.errors import PlanError
+        >>> @typed_fields(PlanError)
+        ... @dataclass
+        ... class Row:
+        ...     j: int
+        >>> Row(j="two")
+        Traceback (most recent call last):
+            ...
+        pararealize.errors.PlanError: no Row can be made so: j: Input should be a valid integer, ...
+    """
+
+    def decorate(kind: C) -> C:
+        construct = kind.__init__  # type: ignore[misc]
+
+        @functools.wraps(construct)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                construct(self, *args, **kwargs)
+            except ValidationError as fault:
+                faults = [
+                    ": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, "))))
+                    for one in fault.errors(include_url=False, include_context=False, include_input=False)
+                ]
+                more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
+                raise error(
+                    f"no {kind.__name__} can be made so: {'; '.join(faults[:MOST_FAULTS])}{more}; change together what "
+                    "belongs together, or have it made by the function that makes such values"
+                ) from None
+
+        kind.__init__ = checked  # type: ignore[misc]
+        return kind
 
     return decorate
 

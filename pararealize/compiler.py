@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,7 @@ from pararealize.network.refitting import refit
 from pararealize.plan.plan import Plan, fingerprint
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
-from pararealize.planning.agreement import check_plan
+from pararealize.planning.agreement import argument_faults, check_plan
 from pararealize.planning.arguments import device_fault, whole_number
 from pararealize.planning.search import plan_segments
 from pararealize.planning.window_arguments import Sequential, Windows
@@ -42,7 +42,6 @@ from pararealize.tracing.front_end import capture
 from .argument_types import typed_arguments
 from .errors import CutError, DeviceError, GuardError, PararealizeError, PlanError, SourceError
 from .restore import ordinary_mode
-from .table import quantity
 
 __all__ = ["build_modules", "make_plan", "pararealize"]
 
@@ -56,13 +55,13 @@ def pararealize(
     *,
     devices: Sequence[Device] | None = None,
     example_inputs: Any = None,
-    coarse: Coarse = "paper",
-    cuts: Literal["cost", "paper"] | Sequence[str] = "cost",
+    coarse: Coarse | None = None,
+    cuts: Literal["cost", "paper"] | Sequence[str] | None = None,
     source: Literal["input", "stem"] | None = None,
-    windows: Windows = 1,
-    sequential: Sequential = 0,
+    windows: Windows | None = None,
+    sequential: Sequential | None = None,
     seed: int = 0,
-    cost: Literal["flops", "seconds"] = "flops",
+    cost: Literal["flops", "seconds"] | None = None,
     transfer: Transfer | None = None,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
     plan: Plan | None = None,
@@ -96,23 +95,26 @@ def pararealize(
         coarse: ``"paper"``, ``"depthwise"``, ``"bottleneck"``, ``"linear"``, ``"block"``, ``"exact"``; ``"scale"``,
             ``"low-rank"`` (``"low-rank:16"`` for rank 16) or ``"dense"``, linear ones with corrections that
             :func:`calibrate` fits; a callable ``(segment, x_shape, y_shape) -> nn.Module``; or ``"auto"``: the cheapest
-            kind that learnt as well as networks like this one; the plan's notes say which, and why.
+            kind that learnt as well as networks like this one; the plan's notes say which, and why. Left out:
+            ``"paper"``.
         cuts: ``"cost"`` for the shortest step, ``"paper"`` for equally many blocks in each run of blocks of one shape,
-            or the names of the blocks at which segments begin.
+            or the names of the blocks at which segments begin. Left out: ``"cost"``.
         source: what adapters :math:`C^j` of the first window read: the raw ``"input"`` (images) or the ``"stem"``'s
             output; chosen when left out. Those of later windows read what the window before gives.
         windows: how many windows, one after the other, each of n segments: 1 is the paper's network, as many as blocks
             the original; the names of the blocks at which windows begin; or ``"auto"``, the most that cost nothing.
+            Left out: 1.
         sequential: how many of the first blocks, or the names of those, that run as in the original: slower, and nearer
-            to it.
+            to it. Left out: none.
         seed: of the new weights. The caller's random state stays as found.
-        cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
+        cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now). Left out: ``"flops"``.
         transfer: what a message between segments takes, for the cut; messages are free when left out. Counted work is
             compared with it at 10¹² operations a second; :func:`make_plan` takes another rate. With linear coarse
             blocks, the cut is then for sums over ranks (:meth:`PararealModule.distribute`), where those are faster.
         leaf_modules: classes or qualified names of modules whose forward is not looked into; each becomes one call.
         plan: a plan made before, for this same model; at other sizes of the example, too, where adapters and coarse
-            blocks can follow them.
+            blocks can follow them. It says what ``n``, ``coarse``, ``cuts``, ``source``, ``stem_blocks`` and ``cost``
+            are: those that are given as well have to say the same, and a callable that built coarse blocks is given.
 
     Returns:
         An ``fx.GraphModule``; ``print(net.code)`` reads as the equation above, ``print(net.plan)`` as a table.
@@ -131,7 +133,11 @@ def pararealize(
         >>> net(torch.randn(5, 3, 32, 32)).shape
         torch.Size([5, 10])
     """
-    n = _check_arguments(n, devices, coarse, source, cost, plan, windows, sequential)
+    asked = {
+        "coarse": coarse, "cuts": cuts, "source": source, "windows": windows, "sequential": sequential, "cost": cost,
+        "transfer": transfer,
+    }  # fmt: skip
+    n = _check_arguments(n, devices, asked, plan)
     places = _devices(devices)
     with _without_garbage_collection(), ordinary_mode():
         chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
@@ -140,13 +146,13 @@ def pararealize(
             plan = make_plan(
                 trial,
                 n,
-                coarse=coarse,
-                cuts=cuts,
+                coarse="paper" if coarse is None else coarse,
+                cuts="cost" if cuts is None else cuts,
                 source=source,
-                windows=windows,
-                sequential=sequential,
+                windows=1 if windows is None else windows,
+                sequential=0 if sequential is None else sequential,
                 devices=places,
-                cost=cost,
+                cost="flops" if cost is None else cost,
                 transfer=transfer,
             )
         else:
@@ -157,7 +163,7 @@ def pararealize(
 
 
 def build_modules(
-    chain: BlockChain, plan: Plan, *, coarse: Coarse = "paper", seed: int = 0
+    chain: BlockChain, plan: Plan, *, coarse: Coarse | None = None, seed: int = 0
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module | None]]:
     """The adapters C^{m,j}, and the coarse blocks F^{m,j} and corrections K^{m,j} of a plan, where the model is.
 
@@ -271,17 +277,15 @@ def make_plan(
     )
 
 
-def _check_arguments(
-    n: Any,
-    devices: Sequence[Device] | None,
-    coarse: Coarse,
-    source: str | None,
-    cost: str,
-    plan: Any,
-    windows: Windows,
-    sequential: Sequential,
-) -> int:
-    """The number of segments, after every fault that can be seen without the model is reported at once."""
+def _check_arguments(n: Any, devices: Sequence[Device] | None, asked: Mapping[str, Any], plan: Any) -> int:
+    """The number of segments, after every fault that can be seen without the model is reported at once.
+
+    Args:
+        n: as it was given, as are the others.
+        devices: where segments run.
+        asked: the arguments that a plan is made of, by their names; ``None`` where one was left out.
+        plan: a plan that was made before, where there is one.
+    """
     faults: list[PararealizeError] = []
     if plan is not None and not isinstance(plan, Plan):
         faults.append(
@@ -302,25 +306,18 @@ def _check_arguments(
         faults.append(
             PlanError(f"n is {n!r}; it is the number of segments: pass an integer from 1 to the number of blocks")
         )
-    elif plan is not None and n != plan.n:
-        faults.append(PlanError(f"n is {n} and the plan is for {plan.n} segments; pass one of them"))
-    for name, value, default in (("windows", windows, 1), ("sequential", sequential, 0)):
-        if plan is not None and value != default:
-            faults.append(
-                PlanError(
-                    f"{name} is {value!r}, and the plan says which of its {quantity(len(plan.windows), 'window')} has "
-                    "which blocks; pass one of them"
-                )
-            )
+    source, cost, coarse = asked["source"], asked["cost"], asked["coarse"]
     if source not in (None, "input", "stem"):
         faults.append(SourceError(f"source is {source!r}; pass 'input', 'stem' or None"))
-    if cost not in ("flops", "seconds"):
+    if cost not in (None, "flops", "seconds"):
         faults.append(PlanError(f"cost is {cost!r}; pass 'flops' or 'seconds'"))
-    for check in (lambda: coarse_name(coarse), lambda: _devices(devices)):
+    for check in (lambda: None if coarse is None else coarse_name(coarse), lambda: _devices(devices)):
         try:
             check()
         except PararealizeError as fault:
             faults.append(fault)
+    if plan is not None and not faults:
+        faults += map(PlanError, argument_faults(plan, {"n": n, **asked}))
     if len(faults) == 1:
         raise faults[0]
     if faults:

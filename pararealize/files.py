@@ -147,15 +147,17 @@ def discard(path: Path) -> None:
 
 
 def check_name(path: str | os.PathLike[str]) -> Path:
-    """The path, as far as the system can take it for one.
+    """The path, as far as the system and the libraries that open files take it for one.
 
     Raises:
-        OSError: there are characters in it that no path has, of which Python's own error is a ``ValueError``.
+        OSError: there are characters in it that no path has, of which Python's own error is a ``ValueError``; or bytes
+            that are not UTF-8 (as surrogates), which safetensors and matplotlib do not take.
     """
     try:
         has_nul = b"\0" in os.fsencode(path)
+        os.fsdecode(path).encode()
     except UnicodeEncodeError as error:
-        raise OSError(errno.EINVAL, "there are characters in this path that the system cannot encode") from error
+        raise OSError(errno.EINVAL, "this path is not UTF-8") from error
     if has_nul:
         raise OSError(errno.EINVAL, "there is a NUL character in this path")
     return Path(path)

@@ -27,6 +27,7 @@ __all__ = [
     "STRICT",
     "FileFact",
     "Manifest",
+    "differences",
     "faults_of_files",
     "faults_of_schema",
     "read_document",
@@ -245,6 +246,24 @@ def faults_of_schema(error: ValidationError) -> str:
     ]
     more = f"; and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
     return "; ".join(faults[:MOST_FAULTS]) + more
+
+
+def differences(earlier: Any, now: Any, name: str = "") -> list[str]:
+    """Where two values of JSON differ, in words.
+
+    Example:
+        >>> differences({"lr": 0.1, "data": {"name": "digits"}}, {"lr": 0.1, "data": {"name": "mnist"}})
+        ["data.name: 'digits' there, 'mnist' here"]
+    """
+    if isinstance(earlier, Mapping) and isinstance(now, Mapping):
+        return [
+            difference
+            for key in dict.fromkeys([*earlier, *now])
+            for difference in differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    if earlier == now:
+        return []
+    return [f"{_shown(name)}: {shortened(repr(earlier), 200)} there, {shortened(repr(now), 200)} here"]
 
 
 def _shown(value: Any) -> str:

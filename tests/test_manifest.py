@@ -11,6 +11,7 @@ from pararealize.errors import CheckpointError
 from pararealize.manifest import (
     MANIFEST,
     FileFact,
+    differences,
     faults_of_files,
     read_document,
     read_manifest,
@@ -123,3 +124,11 @@ def test_a_digest_of_tensors_is_of_all_that_they_are():
     base = {"a": torch.zeros(2, 3)}
     others = [{"b": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3).int()}, {"a": -base["a"]}]
     assert len({tensors_digest(tensors) for tensors in (base, *others, {"a": torch.zeros(3, 2).mT})}) == 5
+
+
+def test_differences():
+    assert differences({"a": [1]}, {"a": [1]}) == []
+    assert differences({"a": {"b": 1}}, {"a": None}) == ["a: {'b': 1} there, None here"]
+    (text,) = differences({"\x1b[2J": "\x07" * 500}, {})
+    assert text.isprintable()
+    assert len(text) < 300

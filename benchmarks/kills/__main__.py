@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class RunGroup:
     """Kinds of what befalls a rank, whose rows stand in one file.
 
     Attributes:
@@ -42,14 +42,14 @@ class Group:
 
 
 GROUPS = {
-    "faults": Group(
+    "faults": RunGroup(
         kinds=KINDS,
         file="results.json",
         case=case,
         run=strike,
         right=lambda row: set(row["named"].values()) == {row["rank"]},
     ),
-    "disagreements": Group(
+    "disagreements": RunGroup(
         kinds=disagreements.DISAGREEMENTS,
         file="disagreements.json",
         case=disagreements.disagreement,
@@ -57,7 +57,7 @@ GROUPS = {
         right=lambda row: all(row["named"].values()),
         timeout=60.0,  # nobody waits for it
     ),
-    "outside": Group(
+    "outside": RunGroup(
         kinds=outside.OUTSIDE,
         file="outside.json",
         case=outside.occurrence,

@@ -9,6 +9,8 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.causality import Causality
 from pararealize.analysis.space import Space
+from pararealize.argument_types import typed_fields
+from pararealize.errors import PlanError
 
 __all__ = [
     "STRICT",
@@ -34,6 +36,7 @@ AdapterReads: TypeAlias = Literal["input", "stem", "window"]  # what C^{m,j} rea
 Text: TypeAlias = Annotated[str, Field(max_length=20_000)]  # names and notes; real ones are a hundredth of it
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class RowCost:
     """The cost of one step of a row, in the plan's unit."""
@@ -72,6 +75,7 @@ class NumberedRow(RowCost):
         return self.m, self.j
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class AdapterPlan(NumberedRow):
     """C^{m,j}, j from 2: from the source's space ``x`` to the segment's input ``y``, by ``recipe``.
@@ -93,6 +97,7 @@ class AdapterPlan(NumberedRow):
     causal: tuple[Causality | None, ...] = ()
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CoarsePlan(NumberedRow):
     """F^{m,j}, j from 1: from X_j (``x``) to X_{j+1} (``y``) of window m, on segment j + 1's device.
@@ -115,6 +120,7 @@ class CoarsePlan(NumberedRow):
     causal: tuple[Causality | None, ...] = ()
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class CorrectionPlan(NumberedRow):
     """K^{m,j}: a linear map of channels that is added to the output of segment (m, j), in its space ``y``.

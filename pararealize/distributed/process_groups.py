@@ -20,7 +20,7 @@ from pararealize.errors import DistributedError, PararealizeError
 
 from .meeting import leave_fault, meet
 
-__all__ = ["ProcessGroups", "check_bucket_bytes", "end_groups", "new_group"]
+__all__ = ["ProcessGroups", "check_bucket_bytes", "check_existence", "end_groups", "new_group"]
 
 _FALLBACK = timedelta(seconds=600)  # for a rank to tell the others that its own time-out is none
 _LONGEST = 10 * 365 * 86400.0  # seconds; what is longer overflows in clocks of torch's
@@ -122,6 +122,22 @@ class ProcessGroups:
             watch=watch,
         )
 
+    @contextlib.contextmanager
+    def needed(self) -> Iterator[None]:
+        """Around a call that sends something.
+
+        Raises:
+            DistributedError: torch's groups have been destroyed, before the call or in it.
+        """
+        groups = [group for group in (self.everyone, self.parareal, self.control, self.dp) if group is not None]
+        check_existence(*groups)
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:  # what torch says of a group that is gone
+            if not isinstance(error, PararealizeError):
+                check_existence(*groups, cause=error)
+            raise
+
     def end(self, *, everyone_does: bool) -> None:
         """Close the watch, and let go of the threads and sockets of the groups, which torch would keep till the end.
 
@@ -130,6 +146,20 @@ class ProcessGroups:
         """
         self.watch.close()
         end_groups(self.dp, self.parareal, self.control, self.everyone, everyone_does=everyone_does)
+
+
+def check_existence(*groups: dist.ProcessGroup, cause: BaseException | None = None) -> None:
+    """Refuse groups that have been destroyed; ``cause`` is what came of it.
+
+    Raises:
+        DistributedError: one of them has been.
+    """
+    if any(group not in c10d._world.pg_map for group in groups):
+        raise DistributedError(
+            "the process groups of the network have been destroyed (torch.distributed.destroy_process_group()), so "
+            "that its ranks cannot send each other anything; destroy them after the last call, or initialise "
+            "torch.distributed again and distribute the network anew, on all ranks"
+        ) from cause
 
 
 def end_groups(*groups: dist.ProcessGroup | None, everyone_does: bool) -> None:

@@ -11,9 +11,10 @@ GradientSync      what is summed and averaged over ranks         gradients.py, t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -100,6 +101,17 @@ class RankSetup:
     def watch(self) -> Watch:
         """What ends all ranks when one fails."""
         return self.activity.watch
+
+    @contextlib.contextmanager
+    def call(self, name: str) -> Iterator[None]:
+        """Around whatever all ranks call: what happens to one of them is raised on all.
+
+        Raises:
+            DistributedError: another rank failed; the stage was closed, its process groups are destroyed, or this
+                process was forked from the rank's.
+        """
+        with self.watch.step(name), self.groups.needed():
+            yield
 
     @property
     def owns_head(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -93,7 +94,9 @@ class Stage(StageModule):
             RefusedCallError: inputs do not fit the network's signature, are not nested as the example's were, or break
                 the guards under which the network was recorded; a GuardError and an ExampleError.
         """
-        with self.rank_setup.watch.step("step"), torch.enable_grad(), self._usable_only_if_it_ends_well():
+        with self.rank_setup.call("step"), torch.enable_grad(), self._usable_only_if_it_ends_well():
+            if fault := _step_fault(loss_fn, scaler, needs_loss=self.rank_setup.owns_head):
+                self._refuse("step", fault)
             inputs, samples = self._inputs(args, kwargs, "step")
             messages = self.rank_setup.calls.begin_step(
                 self._call("step", inputs),
@@ -153,7 +156,7 @@ class Stage(StageModule):
             The output on the last rank, ``None`` elsewhere; or the output on every rank.
         """
         with (
-            self.rank_setup.watch.step("inference"),
+            self.rank_setup.call("inference"),
             torch.no_grad(),
             self._usable_only_if_it_ends_well(),
         ):
@@ -196,8 +199,7 @@ class Stage(StageModule):
         try:
             self._check_use(call)
         except DistributedError as fault:
-            self.rank_setup.calls.refuse(call, str(fault))
-            raise
+            self._refuse(call, str(fault))
         try:
             tensors = partition.conditions.check(args, kwargs)
         except (GuardError, ExampleError) as fault:  # which the other ranks learn, should they have other inputs
@@ -210,6 +212,11 @@ class Stage(StageModule):
             raise
         inputs = {partition.inputs[name]: tensor for name, tensor in tensors.items()}
         return {name: self._to_device(tensor) for name, tensor in inputs.items()}, samples_of(inputs)
+
+    def _refuse(self, call: str, fault: str) -> NoReturn:
+        """Refuse a call on all ranks, for a fault of this one: where none has sent anything, they may go on."""
+        self.rank_setup.calls.refuse(call, fault)
+        raise DistributedError(fault)  # of one rank alone, where there is no other
 
     def _to_device(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -240,8 +247,13 @@ class Stage(StageModule):
 
         Returns:
             The norm before, the same on every rank.
+
+        Raises:
+            DistributedError: ``max_norm`` or ``norm_type`` is no number, or out of range; on every rank.
         """
-        with self.rank_setup.watch.step("clip_grad_norm_"), self._usable_only_if_it_ends_well():
+        with self.rank_setup.call("clip_grad_norm_"), self._usable_only_if_it_ends_well():
+            if fault := _clipping_fault(max_norm, norm_type):
+                self._refuse("clip_grad_norm_", fault)
             kind, limit = f"{norm_type:g}", f"{max_norm:g}"
             self.rank_setup.calls.announce("clip_grad_norm_", copies=True, norm_type=kind, max_norm=limit)
             self.rank_setup.sync.follow()
@@ -272,7 +284,7 @@ class Stage(StageModule):
             DistributedError: some ranks called something else, or did not come in time; on every rank.
         """
         calls, watch = self.rank_setup.calls, self.rank_setup.watch
-        with watch.step(call):
+        with self.rank_setup.call(call):
             watch.waiting(f"the others' {call}")
             calls.announce(call, copies=copies, waits=True, **{name: str(fact) for name, fact in facts.items()})
             calls.confirm()
@@ -299,3 +311,24 @@ class Stage(StageModule):
             yield recording
         finally:
             activity.recording = None
+
+
+def _step_fault(loss_fn: Any, scaler: Any, *, needs_loss: bool) -> str:
+    """What is wrong with the arguments of a step; empty where nothing is. Ranks without the head need no loss."""
+    if needs_loss and not callable(loss_fn):
+        return f"loss_fn is {loss_fn!r}; pass a function (output, target) -> one number"
+    if scaler is not None and not (hasattr(scaler, "scale") and hasattr(scaler, "is_enabled")):
+        return f"scaler is {scaler!r}; pass a torch.amp.GradScaler, or leave it out"
+    return ""
+
+
+def _clipping_fault(max_norm: Any, norm_type: Any) -> str:
+    """Why gradients cannot be clipped so; empty where they can."""
+    for name, value, least in (("max_norm", max_norm, "of 0 or more"), ("norm_type", norm_type, "above 0")):
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            number = math.nan
+        if not (number >= 0 if name == "max_norm" else number > 0):
+            return f"{name} is {value!r}; pass a number {least}, or math.inf"
+    return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, Self
 
 import torch
@@ -78,7 +79,9 @@ class StageModule(ModuleView):
         _fill(self, setup, program)
         self.__dict__["_lifetime"] = lifetime = _Lifetime()
         # not at exit: there the watchdog itself looks at how the script ended, and tells the others
-        weakref.finalize(lifetime, setup.groups.end, everyone_does=False).atexit = False
+        weakref.finalize(
+            lifetime, setup.watch.between_calls, partial(setup.groups.end, everyone_does=False)
+        ).atexit = False
 
     @property
     def rank(self) -> int:
@@ -139,7 +142,8 @@ class StageModule(ModuleView):
                 "one that was saved from this network, or pass strict=False"
             )
         tensors = {key: state_dict[name] for key, name in sources.items() if name is not None}
-        self.rank_setup.calls.announce("load_state_dict", copies=True)  # parts of two checkpoints are no network
+        with self.rank_setup.call("load_state_dict"):
+            self.rank_setup.calls.announce("load_state_dict", copies=True)  # parts of two checkpoints are no network
         return super().load_state_dict(self._as_tied(tensors) if assign else tensors, strict=False, assign=assign)
 
     def _as_tied(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,8 +162,17 @@ class StageModule(ModuleView):
         """End what connects this rank with the others: a thread, sockets, process groups. All ranks call it.
 
         The stage and its deep copies keep their weights, and take no more calls. Without it, all of that ends when the
-        last of them is collected as garbage, save communicators of NCCL, which end with the process.
+        last of them is collected as garbage, save communicators of NCCL, which end with the process; where that happens
+        in another thread, or within a call of any network, it ends between two calls of the thread that called it.
+
+        Raises:
+            DistributedError: the stage is in a call, such as a step whose ``loss_fn`` calls this.
         """
+        if self.rank_setup.watch.is_in_call:
+            raise DistributedError(
+                f"rank {self.rank_setup.partition.labels[self.rank]} is within a call of the stage, which needs what "
+                "close() ends; call it after that, on all ranks"
+            )
         self.rank_setup.groups.end(everyone_does=True)
 
     # Copies ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,7 +112,8 @@ def processes_of(net: nn.Module) -> TrainingProcesses:
         return TrainingProcesses()
     if net not in _processes:
         _processes[net] = processes = _of_stage(net)
-        weakref.finalize(net, end_groups, processes.group, everyone_does=False).atexit = False
+        end = partial(end_groups, processes.group, everyone_does=False)
+        weakref.finalize(net, net.rank_setup.watch.between_calls, end).atexit = False
     return _processes[net]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pararealize.distributed.checkpoint.state import tensor_misfit
 from pararealize.distributed.distribution import distribute
 from pararealize.distributed.partition import SegmentedNetwork
 from pararealize.distributed.stage import Stage
@@ -273,14 +274,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
 
 def _misfit(value: Any, current: torch.Tensor) -> str:
     """Why a value of a checkpoint cannot take the place of a tensor; nothing where it can."""
-    if not isinstance(value, torch.Tensor):
-        return f"a {type(value).__name__} there, a tensor here"
-    if value.is_nested or value.shape != current.shape:
-        return f"{'nested' if value.is_nested else tuple(value.shape)} there, {tuple(current.shape)} here"
-    if value.is_complex() != current.is_complex():  # torch would drop the imaginary part, with a warning at most
-        return f"{value.dtype} there, {current.dtype} here"
-    if value.layout != current.layout or value.is_quantized != current.is_quantized:
-        return f"{value.dtype}, {value.layout} there, {current.dtype}, {current.layout} here"
-    if value.is_meta and not current.is_meta:
+    fault = tensor_misfit(value, current)
+    if not fault and value.is_meta and not current.is_meta:
         return "without values, on the meta device, there"
-    return ""
+    return fault

@@ -33,7 +33,9 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from pararealize.argument_types import typed_fields
 from pararealize.coarse.spec import STRICT, Cost, Count, Text, numbered
+from pararealize.errors import PlanError
 
 __all__ = [
     "Action",
@@ -116,6 +118,7 @@ class ActionKey:
         return self.name + ("'" if self.direction == "backward" else "")
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Action:
     """One thing that one rank does, as it is stored.

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
-from pararealize.argument_types import typed_arguments
+from pararealize.argument_types import typed_arguments, typed_fields
 from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, CorrectionPlan, Count, NumberedRow, Text
 from pararealize.control_characters import visible
 from pararealize.errors import PlanError
@@ -41,6 +41,7 @@ class Totals:
     total: int
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Plan:
     """How a network becomes windows of at most n segments, with adapters and coarse blocks.
@@ -191,7 +192,7 @@ class Plan:
         """
         actual = fingerprint(chain)
         misfits = self.misfits(chain, exact=actual == self.fingerprint)
-        if not misfits:
+        if not misfits and (actual == self.fingerprint or not self._at_sizes_of(chain)):
             return
         if actual == self.fingerprint:
             raise PlanError(
@@ -200,11 +201,24 @@ class Plan:
                 + "; leave plan= out to make one for it"
             )
         count, planned = len(chain.blocks), sum(segment.blocks for segment in self.segments)
+        alike = (
+            ""
+            if misfits
+            else ", of the same sizes, with other operations or settings (or as another version of PyTorch prints them)"
+        )
         raise PlanError(
             f"this plan is for another network: {self.model} with {planned} blocks from {self.segments[0].first_block} "
             f"to {self.segments[-1].last_block} (fingerprint {self.fingerprint}), not "
             f"{type(chain.capture.model).__name__} with {count} blocks from {chain.blocks[0].name} to "
-            f"{chain.blocks[-1].name} (fingerprint {actual}); leave plan= out to make one for it"
+            f"{chain.blocks[-1].name} (fingerprint {actual}){alike}; leave plan= out to make one for it"
+        )
+
+    def _at_sizes_of(self, chain: BlockChain) -> bool:
+        """Whether every space of a network, which has the plan's blocks, is the plan's own."""
+        x = chain.source if self.source == "input" and self.adapters else None
+        return (x is None or x == self.adapters[0].x) and all(
+            (chain.blocks[segment.first].x, chain.blocks[segment.last].y) == (segment.x, segment.y)
+            for segment in self.segments
         )
 
     def misfits(self, chain: BlockChain, *, exact: bool = False) -> list[str]:

@@ -12,13 +12,16 @@ from typing import ClassVar, TypeVar
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.space import Space
+from pararealize.argument_types import typed_fields
 from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, CorrectionPlan, Count, NumberedRow, RowCost, Text
+from pararealize.errors import PlanError
 
 __all__ = ["PartPlan", "SegmentPlan", "Window", "windows_of"]
 
 Row = TypeVar("Row", bound=NumberedRow)
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class PartPlan(RowCost):
     """The stem or the head: parameters and FLOPs per sample."""
@@ -28,6 +31,7 @@ class PartPlan(RowCost):
     flops_backward: Count
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class SegmentPlan(NumberedRow):
     """g^{m,j}, j from 1: blocks ``first`` to ``last`` (0-based, inclusive), from X_{j-1} (``x``) to X_j (``y``).

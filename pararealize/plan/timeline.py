@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from pararealize.argument_types import typed_fields
 from pararealize.coarse.spec import STRICT, Number, Text
 from pararealize.control_characters import visible
 from pararealize.errors import PlanError
@@ -29,6 +30,7 @@ LONGEST = 500  # characters of a note, as it is printed
 _ROUNDING = 1e-9
 
 
+@typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Timeline:
     """One step of a parareal network: every action of every rank.

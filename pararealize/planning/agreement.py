@@ -6,21 +6,85 @@ spaces are compared with its own rows alone, and adapters and coarse blocks are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.argument_types import typed_arguments
 from pararealize.coarse.adapter import adapter_parameters, describe_adapter
 from pararealize.coarse.coarse_block import coarse_parameters
-from pararealize.coarse.kinds import KIND_TABLE
+from pararealize.coarse.kinds import KIND_TABLE, KINDS
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.errors import PlanError
+from pararealize.plan.consistency import cut_faults
 from pararealize.plan.plan import MOST_FAULTS, Plan, fingerprint
-from pararealize.table import shortened
+from pararealize.plan.spec import SegmentPlan
+from pararealize.table import quantity, shortened
 
-from .arguments import check_sides
+from .arguments import check_sides, whole_number
 
-__all__ = ["check_plan"]
+__all__ = ["argument_faults", "check_plan"]
+
+
+def argument_faults(plan: Plan, asked: Mapping[str, Any]) -> list[str]:
+    """What is asked for and contradicts a plan that is given too.
+
+    Args:
+        plan: made before.
+        asked: arguments of :func:`pararealize.pararealize` by their names; ``None`` where one was left out.
+    """
+    starts = [segment.first_block for segment in plan.segments]
+    faults = []
+    for name, value in asked.items():
+        if value is None:
+            continue
+        shown = shortened(repr(value), 200)
+        if name == "n":
+            if whole_number(value) != plan.n:
+                faults.append(f"n is {shown} and the plan is for {plan.n}")
+        elif name in ("windows", "sequential"):
+            if not _has_windows(plan, name, value):
+                faults.append(f"{name} is {shown}, and the plan has other windows: {_windows_in_words(plan)}")
+        elif name == "transfer":
+            faults.append(f"transfer is {shown}, and the plan has its cuts already")
+        elif name == "cuts" and not isinstance(value, str):
+            if cut_faults(tuple(value), plan.segments):
+                faults.append(f"cuts are {shown}, and the plan's segments begin at {shortened(', '.join(starts), 200)}")
+        elif name == "coarse" and callable(value) and plan.coarse not in (*KINDS, "auto"):
+            continue  # which callable a plan was made with, it does not know
+        elif value != (here := plan.unit if name == "cost" else getattr(plan, name)):
+            faults.append(f"{name} is {shown}, and the plan says {shortened(repr(here), 200)}")
+    return [f"{fault}; pass one of them" for fault in faults]
+
+
+def _has_windows(plan: Plan, name: str, value: Any) -> bool:
+    """Whether a plan has the windows, or the sequential blocks, that are asked for."""
+    windows = plan.windows
+    if name == "windows":
+        if not isinstance(value, str) and isinstance(value, Collection):
+            return set(value) <= {window.segments[0].first_block for window in windows}
+        return whole_number(value) in (len(windows), sum(not window.sequential for window in windows))
+    if not isinstance(value, str) and isinstance(value, Collection):
+        ends = {name for window in windows if window.sequential for name in _ends(window.segments[0])}
+        return set(value) <= ends or plan.n == 1
+    front = 0
+    for window in windows:
+        if not window.sequential:
+            break
+        front = window.last + 1
+    return (whole_number(value) or 0) <= front
+
+
+def _ends(segment: SegmentPlan) -> tuple[str, str]:
+    return segment.first_block, segment.last_block
+
+
+def _windows_in_words(plan: Plan) -> str:
+    words = [
+        f"{window.segments[0].first_block} to {window.segments[-1].last_block} ({quantity(window.n, 'segment')})"
+        for window in plan.windows
+    ]
+    return shortened(", ".join(words), 200)
 
 
 @typed_arguments(PlanError)

@@ -9,12 +9,12 @@ batchnorm    a network, a loader of inputs           -> statistics of batch norm
 """
 
 from .batchnorm import recalibrate_batchnorm
-from .module import Group, RestackedModule, Restacking, restack
+from .module import BlockGroup, RestackedModule, Restacking, restack
 from .tableaux import SCHEMES, Surd, Tableau, rooted_trees, stacked_euler, tableau, verner
 
 __all__ = [
     "SCHEMES",
-    "Group",
+    "BlockGroup",
     "RestackedModule",
     "Restacking",
     "Surd",

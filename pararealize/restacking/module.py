@@ -45,11 +45,11 @@ from .growth import dangers
 from .rewiring import STEP_SIZES, Adaptive, RestackedGraph
 from .tableaux import Tableau, tableau
 
-__all__ = ["Group", "RestackedModule", "Restacking", "restack"]
+__all__ = ["BlockGroup", "RestackedModule", "Restacking", "restack"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class BlockGroup:
     """The names of the blocks of one step, and whether a ReLU follows it."""
 
     blocks: tuple[str, ...]
@@ -79,7 +79,7 @@ class Restacking:
     h: float
     adaptive: str | None
     per: str
-    groups: tuple[Group, ...]
+    groups: tuple[BlockGroup, ...]
     left: tuple[NotResidual, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -282,8 +282,8 @@ def _restack_anew(net: RestackedModule, captured: Capture) -> tuple[CallConditio
     return CallConditions.of(captured.example.call, captured.guards), Piece(net, graph, f"Restacked{restacking.model}")
 
 
-def _names(groups: Sequence[tuple[Residual, ...]]) -> tuple[Group, ...]:
-    return tuple(Group(blocks=tuple(b.name for b in group), post=group[-1].post is not None) for group in groups)
+def _names(groups: Sequence[tuple[Residual, ...]]) -> tuple[BlockGroup, ...]:
+    return tuple(BlockGroup(blocks=tuple(b.name for b in group), post=group[-1].post is not None) for group in groups)
 
 
 def _check_arguments(scheme: str | Tableau, h: float, adaptive: object, per: str) -> Tableau:

@@ -38,6 +38,7 @@ from .merging import DifferentStructureError, FollowsBatchError, merge
 from .module_copy import check_model
 from .module_view import Piece
 from .node_table import UnreadableError
+from .python_state import names_mode
 from .random_calls import draws
 from .size_guards import contradict, follows_batch, guards_of, pins_of
 from .tracer import Trace, record
@@ -324,6 +325,7 @@ def _record_in_types(
     copy: FakeCopy, example: Example, opaque: _OpaqueModules, attempt: _Attempt, *, other: bool
 ) -> _MergedRecordings:
     batch = attempt.rows
+    copy.leaves.forget_results()  # what their calls decide is a condition of these two recordings
     checked: set[Any] = set()
     settings: dict[str, Any] = {"opaque": opaque, "free": attempt.free, "checked": checked}
     first = record(copy, example, batch=batch, training=True, **settings)
@@ -337,7 +339,7 @@ def _record_in_types(
         pins = pins_of(sizes, grown=attempt.grown)
         trace = merge(first, second, batch if attempt.grown else None, copy.leaves.empty, pins)
     except Exception as error:
-        if dtype is not None:
+        if dtype is not None and not _is_of_mode(copy.model, error):
             raise _SameTypeError from error
         if not isinstance(error, DifferentStructureError):
             raise
@@ -350,6 +352,14 @@ def _record_in_types(
         if not any(".dtype ==" in guard.condition for guard in guards):
             fix_type(trace.graph)
     return _MergedRecordings(trace, batch, not (attempt.grown or follows_batch(guards, batch)), guards)
+
+
+def _is_of_mode(model: nn.Module, error: Exception) -> bool:
+    """Whether two recordings differ in small modules alone that read the mode: no other element type explains more."""
+    if not isinstance(error, DifferentStructureError):
+        return False
+    modules = [model.get_submodule(path) for path in error.paths]
+    return all(names_mode(module) and not [*module.children(), *module.parameters()] for module in modules)
 
 
 def _make_opaque(opaque: _OpaqueModules, error: Exception) -> bool:

@@ -37,6 +37,8 @@ _PURE_FUNCTIONS = {
     *(torch.add, torch.sub, torch.mul, torch.relu, torch.tanh, torch.sigmoid),
     *(nn.functional.relu, nn.functional.gelu, nn.functional.silu),
 }
+# of these, sizes other than those of channels matter, too
+_PURE_PRODUCTS = {torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, nn.functional.linear}
 
 
 def is_from_torch(module: nn.Module) -> bool:
@@ -112,6 +114,11 @@ class Leaves:
             if mode is not None:
                 torch._C._set_dispatch_mode(mode)
         return FakeTensor(self.mode, elem, device)
+
+    def forget_results(self) -> None:
+        """Make every call again: what calls decide on sizes is a condition of the recordings that they are made in."""
+        self._results.clear()
+        self._sizes_of_results.clear()
 
     def call(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a leaf; of equal leaves on equal inputs, only the first is really run."""
@@ -199,7 +206,8 @@ def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 def _pure_function_call(function: Any, args: Any, kwargs: Any) -> Any:
     """The same for the functions that deep networks call most."""
-    if function not in _PURE_FUNCTIONS or kwargs or not args or not isinstance(args[0], torch.Tensor):
+    known = function in _PURE_FUNCTIONS or function in _PURE_PRODUCTS
+    if not known or kwargs or not args or not isinstance(args[0], torch.Tensor):
         return None
     if not all(isinstance(argument, torch.Tensor | int | float) for argument in args):
         return None

@@ -21,6 +21,7 @@ from torch import nn
 from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import own_tensors, save_state
+from pararealize.distributed.checkpoint.weights_plan import plan_of
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import CheckpointError, DataError, ModelError, MultigridError, RecipeError, TrainingError
 from pararealize.manifest import tensors_digest
@@ -37,7 +38,7 @@ from pararealize.train.run.tensorboard import Board
 
 from .nonfinite import backward_fault, forward_fault
 from .recipe import Recipe, he_weights
-from .request import RunSettings, describe_request, plan_of
+from .request import RunSettings, describe_request
 from .steps import MonitoredStep, TrainingStep
 from .update import StepResult, Sums, Update
 

@@ -57,12 +57,12 @@ class Options:
 
     n: int | None = None
     example_inputs: Any = None
-    coarse: Coarse = "paper"
-    cuts: Any = "cost"
+    coarse: Coarse | None = None
+    cuts: Any = None
     source: Any = None
-    windows: Windows = 1
-    sequential: Sequential = 0
-    cost: Any = "flops"
+    windows: Windows | None = None
+    sequential: Sequential | None = None
+    cost: Any = None
     devices: Sequence[Device] | None = None
     seed: int = 0
     leaf_modules: Iterable[type[nn.Module] | str] = ()

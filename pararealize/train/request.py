@@ -11,14 +11,14 @@ from torch import nn
 
 from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import check_tensors
+from pararealize.distributed.checkpoint.weights_plan import plan_facts
 from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import RecipeError
 from pararealize.multigrid.monitor import Monitor
-from pararealize.plan.plan import Plan
 
 from .recipe import Recipe
 
-__all__ = ["RunSettings", "describe_request", "plan_of"]
+__all__ = ["RunSettings", "describe_request"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,6 @@ def describe_request(
     shapes: dict[str, list[int]] = {}
     for part in processes.gather({name: list(value.shape) for name, value in check_tensors(net).items()}):
         shapes |= part
-    plan = plan_of(net)
     return {
         "about": dict(about),
         "recipe": recipe.to_dict(),
@@ -88,22 +87,9 @@ def describe_request(
             "values": sum(math.prod(shape) for shape in shapes.values()),
             "digest": _digest(json.dumps(sorted(shapes.items())).encode()),
         },
-        "plan": None
-        if plan is None
-        else {
-            "n": plan.n,
-            "segments begin at": [segment.first_block for segment in plan.segments],
-            "coarse blocks": [row.kind for row in plan.coarse_blocks],
-            "adapters read": plan.source,
-        },
+        "plan": plan_facts(net),
         **({} if monitor is None else {"monitor": monitor.settings}),
     }
-
-
-def plan_of(net: nn.Module) -> Plan | None:
-    """The plan of a parareal network, or of what runs one."""
-    plan = getattr(net, "plan", None) or getattr(getattr(net, "net", None), "plan", None)
-    return plan if isinstance(plan, Plan) else None
 
 
 def _digest(content: bytes) -> str:

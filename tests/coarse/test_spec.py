@@ -3,10 +3,10 @@
 import math
 
 import pytest
-from pydantic import ValidationError
 
 from pararealize.analysis.space import Space
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan, RowCost
+from pararealize.errors import PlanError
 
 IMAGE, SPACE = Space(shape=(3, 8, 8), channel=0), Space(shape=(4, 4, 4), channel=0)
 NUMBERS = {"cost_forward": 1.0, "cost_backward": 2.5, "parameters": 12, "flops_forward": 3, "flops_backward": 6}
@@ -24,10 +24,10 @@ def test_the_cost_of_a_row_is_forward_and_backward():
 )
 @pytest.mark.parametrize("row, values", [(AdapterPlan, ADAPTER), (CoarsePlan, COARSE)])
 def test_a_row_of_a_file_that_is_no_row_is_refused(row, values, wrong):
-    with pytest.raises(ValidationError):
+    with pytest.raises(PlanError):
         row(**{**values, **wrong})
 
 
 def test_adapters_read_the_input_or_the_stem():
-    with pytest.raises(ValidationError, match="input"):
+    with pytest.raises(PlanError, match="input"):
         AdapterPlan(**{**ADAPTER, "source": "head"})

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import warnings
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
@@ -205,3 +210,88 @@ def partly_used(mesh):
 
 def test_averages_over_replicas():
     assert largest(on_ranks(4, average, ["perceptron", "tied embedding", "context with gradients"])) == {}
+
+
+# Calls that cannot be made --------------------------------------------------------------------------------------------
+
+
+def heard(call):
+    """The kind of this library's error, and what it says."""
+    with pytest.raises(DistributedError) as caught:
+        call()
+    return type(caught.value).__name__, str(caught.value)
+
+
+def in_child(call):
+    """What a call gives in a process that is forked from this one."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that are there, from Python 3.12 on
+        child = os.fork()
+    if not child:
+        try:
+            os.write(writer, ": ".join(heard(call)).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    return os.read(reader, 10_000).decode()
+
+
+def wrong_calls():
+    net, batch = converted("perceptron")
+    x, last = batch(4), dist.get_rank() == 1
+    step = {"target": torch.zeros(()), "loss_fn": mean_square}
+    said = {}
+    stage = net.distribute(mesh_of(2), timeout=60)
+    stage.step(x, **step)
+    for bad in (float("nan"), -1.0, "much"):
+        said[f"max_norm {bad}"] = heard(lambda bad=bad: stage.clip_grad_norm_(bad))
+    said["norm_type"] = heard(lambda: stage.clip_grad_norm_(1.0, 0.0))
+    said["scaler"] = heard(lambda: stage.step(x, **step, scaler=1.0))
+    stage.step(x, **step)
+    said["fork"] = "", in_child(lambda: stage.step(x, **step))
+    said["fork, load"] = "", in_child(lambda: stage.load_state_dict(stage.state_dict()))
+    stage.step(x, **step)
+
+    def closes(output, target):
+        stage.close()
+
+    for name, call in (  # of one rank alone, when the others have begun: the run is over
+        ("close", lambda stage: stage.step(x, **{**step, "loss_fn": closes})),
+        ("loss_fn", lambda stage: stage.step(x, **{**step, "loss_fn": None})),
+        ("one max_norm", lambda stage: stage.clip_grad_norm_(float("nan") if last else 1.0)),
+    ):
+        said[name] = heard(partial(call, stage))
+        stage = net.distribute(mesh_of(2), timeout=60)
+        stage.step(x, **step)
+    with stage.collective_call("the end"):  # the other one has ended its step
+        pass
+    dist.destroy_process_group()
+    said["destroyed"] = heard(lambda: stage.step(x, **step))
+    return said
+
+
+TOLD = {
+    "max_norm nan": "max_norm is nan; pass a number of 0 or more",
+    "max_norm -1.0": "max_norm is -1.0; pass a number",
+    "one max_norm": "rank 1 .*max_norm is nan",
+    "max_norm much": "max_norm is 'much'; pass a number",
+    "norm_type": "norm_type is 0.0; pass a number above 0",
+    "loss_fn": "loss_fn is None; pass a function",
+    "scaler": "scaler is 1.0; pass a torch.amp.GradScaler",
+    "fork": "DistributedError: process .* was forked from rank",
+    "fork, load": "DistributedError: process .* was forked from rank",
+    "close": r"is within a call of the stage, which needs what close\(\) ends",
+    "destroyed": r"process groups of the network have been destroyed \(torch.distributed.destroy_process_group",
+}
+
+
+def test_calls_that_cannot_be_made_are_named_on_every_rank():
+    for said in on_ranks(2, wrong_calls):
+        assert said.keys() == TOLD.keys()
+        for what, (kind, text) in said.items():
+            assert re.search(TOLD[what], text), (what, text)
+            if what in ("close", "destroyed", "loss_fn", "one max_norm"):
+                assert kind in ("DistributedError", "RankError"), what
+            elif "fork" not in what:
+                assert kind == "AgreedError", what

@@ -115,9 +115,26 @@ def test_text_that_is_no_plan():
             Plan.from_json(text)
 
 
+def test_a_changed_copy_is_refused():
+    plan = make_plan(2)
+    for change, told in (
+        (
+            {"n": 3},
+            "no Plan can be made so: n = 3 needs as many segments.*2 segments, 1 adapters and 1 coarse blocks; ",
+        ),
+        ({"source": "head", "batch": -1}, "source: Input should be 'input' or 'stem'; batch: Input should be greater"),
+    ):
+        with pytest.raises(PlanError, match=told):
+            dataclasses.replace(plan, **change)
+
+
 def test_a_plan_for_another_network(layers):
     plan = made_for(layers)
     plan.check(layers)
+    wide = chain_of(nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))).double(), torch.randn(2, 4).double())
+    plan.check(wide)  # another element type is another size
+    with pytest.raises(PlanError, match=r"another network: .*, of the same sizes, with other operations or settings"):
+        dataclasses.replace(plan, fingerprint="0" * 16).check(layers)
     other = chain_of(nn.Sequential(*(nn.Linear(4, 4) for _ in range(5))), torch.randn(2, 4))
     with pytest.raises(
         PlanError, match=r"another network: Sequential with 4 blocks from 0 to 3 .*, not Sequential with 5 blocks"

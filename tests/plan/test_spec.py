@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
+from pararealize.errors import PlanError
 from pararealize.plan.spec import PartPlan, SegmentPlan
 from tests.drawn_plans import cost, make_plan
 
@@ -17,7 +17,7 @@ from tests.drawn_plans import cost, make_plan
 def test_a_part_has_no_numbers_that_cannot_be(wrong: dict[str, Any]) -> None:
     right = {"parameters": 0, **cost(1e9)}
     assert PartPlan(**right).cost == 3e9
-    with pytest.raises(ValidationError):
+    with pytest.raises(PlanError):
         PartPlan(**(right | wrong))
 
 
@@ -25,5 +25,5 @@ def test_a_segment_is_numbered_from_one() -> None:
     row = make_plan(2).segments[0]
     values = {name: getattr(row, name) for name in SegmentPlan.__dataclass_fields__}
     assert SegmentPlan(**values) == row
-    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+    with pytest.raises(PlanError, match="greater than or equal to 1"):
         SegmentPlan(**(values | {"j": 0}))

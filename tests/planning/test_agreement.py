@@ -23,7 +23,8 @@ from benchmarks.fuzz_files.targets.plans import wrong_network
 from benchmarks.fuzz_files.trial import unreadable
 from pararealize import Plan, capture, find_blocks, pararealize
 from pararealize.errors import CoarseError, PararealizeError, PlanError
-from pararealize.planning.agreement import check_plan
+from pararealize.plan.transfer import Transfer
+from pararealize.planning.agreement import argument_faults, check_plan
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,12 @@ def changed(plan: Plan, part: str, index: int, **values: Any) -> Plan:
 
 
 def test_what_only_the_network_can_tell(rows: list[Planned]) -> None:
-    """Rows that agree with each other, and not with the network; by a fingerprint of its own or another's."""
+    """Rows that agree with each other, and not with the network; at its sizes and at others."""
     paper = rows[0]
     chain = find_blocks(capture(paper.model, paper.x))
     check_plan(chain, paper.plan)
-    other = {"fingerprint": "0" * 16}
-    check_plan(chain, dataclasses.replace(paper.plan, **other))  # type: ignore[arg-type]
+    larger = find_blocks(capture(paper.model, torch.cat([paper.x] * 2, 2)))
+    check_plan(larger, paper.plan)
     units, kernel = paper.plan.coarse_blocks[0].units, rows[1].plan.coarse_blocks[0].kernel
     for plan, fault in (
         (changed(paper.plan, "adapters", 0, recipe="conv"), "C2 from 3×8×8 to"),
@@ -64,9 +65,9 @@ def test_what_only_the_network_can_tell(rows: list[Planned]) -> None:
         (changed(paper.plan, "coarse_blocks", 0, units=units + 1), f"F1, 'paper' of {units + 1} units, has"),
         (changed(rows[1].plan, "coarse_blocks", 0, kernel=kernel + 2), "F1, 'depthwise' of 1 units, has"),
     ):
-        for again in (plan, dataclasses.replace(plan, **other)):  # type: ignore[arg-type]
+        for network in (chain, larger):
             with pytest.raises(PlanError, match=f"this plan is not as it was made: .*{fault}"):
-                check_plan(chain, again)
+                check_plan(network, plan)
     for plan, fault in (
         (changed(paper.plan, "segments", 0, first_block="x", last_block="x"), "segment 1's first block: 1, not x"),
         (changed(paper.plan, "segments", 0, parameters=7), "segment 1's parameters: .*, not 7"),
@@ -97,8 +98,22 @@ def test_blocks_of_a_callable_need_the_callable() -> None:
 
     plan = pararealize(model, 2, example_inputs=x, coarse=small).plan
     assert pararealize(model, plan=plan, example_inputs=x, coarse=small).plan is plan
-    with pytest.raises(CoarseError, match="F\\^1 was built by a callable, which no plan holds, and coarse is 'paper'"):
+    with pytest.raises(CoarseError, match="F\\^1 was built by a callable, which no plan holds, and coarse is None"):
         pararealize(model, plan=plan, example_inputs=x)
+
+
+def test_what_is_asked_for_may_not_contradict_the_plan(rows: list[Planned]) -> None:
+    plan = rows[0].plan
+    starts = [segment.first_block for segment in plan.segments]
+    asked = {"n": plan.n, "coarse": "paper", "source": plan.source, "cost": "flops", "stem_blocks": 0}
+    assert argument_faults(plan, asked | {"cuts": starts[1:], "transfer": None}) == []
+    assert argument_faults(plan, dict.fromkeys((*asked, "cuts", "transfer"))) == []
+    with pytest.raises(PlanError, match=r"n is 1 and the plan is for .*; and coarse is 'linear', and the plan says "
+                       r"'paper'; .* cuts is 'paper', .*source is 'stem'.*cost is 'seconds'"):  # fmt: skip
+        pararealize(rows[0].model, 1, plan=plan, coarse="linear", cuts="paper", source="stem", cost="seconds")
+    for name, value in (("cuts", [starts[0]]), ("transfer", Transfer())):
+        assert len(argument_faults(plan, {name: value})) == 1
+    assert "<lambda>" in argument_faults(plan, {"coarse": lambda *_: nn.Identity()})[0]
 
 
 def test_names_in_a_plan_import_nothing(rows: list[Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,3 +169,24 @@ def test_fakes_of_other_layouts_and_classes(leaves):
     assert (parameter.shape, parameter.dtype) == ((2, 3), torch.float32)
     made = leaves.empty((2, 3), (1, 2), torch.bfloat16, torch.device("cuda:1"))
     assert (made.stride(), made.dtype, made.device) == ((1, 2), torch.bfloat16, torch.device("cuda:1"))
+
+
+@pytest.mark.parametrize(
+    "product, shapes",
+    [
+        (torch.matmul, [(2, 3, 4), (4, 5)]),
+        (torch.Tensor.__matmul__, [(2, 1, 3, 4), (6, 4, 2)]),
+        (nn.functional.linear, [(2, 3, 4), (5, 4), (5,)]),
+    ],
+)
+def test_a_product_of_equal_tensors_is_made_once(leaves, product, shapes):
+    expected = product(*(torch.zeros(shape) for shape in shapes))
+    for repeated in (False, True):
+        with leaves.mode:
+            result = leaves.call_function(product, [leaves.fake(torch.zeros(shape)) for shape in shapes], {})
+        assert (result.shape, result.stride(), result.dtype) == (expected.shape, expected.stride(), expected.dtype)
+        assert leaves.repeated == repeated
+    leaves.forget_results()
+    with leaves.mode:
+        leaves.call_function(product, [leaves.fake(torch.zeros(shape)) for shape in shapes], {})
+    assert not leaves.repeated

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pararealize.tracing.python_state import changes_between, line_of, names_host_random, snapshot
+from pararealize.tracing.python_state import changes_between, line_of, names_host_random, names_mode, snapshot
 
 
 class Holder(nn.Module):
@@ -73,3 +73,12 @@ def test_lines_and_random_numbers_are_found_in_the_code() -> None:
     assert "test_python_state.py" in line_of(Holder(0), "value")
     assert int(line_of(Holder(0), "nothing").rpartition(":")[2]) == Holder.forward.__code__.co_firstlineno
     assert (names_host_random(Holder(0)), names_host_random(Jittering(0))) == (False, True)
+
+
+def test_who_names_the_mode():
+    class Drops(nn.Module):
+        def forward(self, x):
+            return nn.functional.dropout(x, 0.5, self.training)
+
+    assert names_mode(Drops())
+    assert not names_mode(nn.Sequential(nn.Linear(2, 2)))

@@ -53,6 +53,32 @@ def test_guards(rule: Callable[[Tensor], Any], guards: list[str]) -> None:
             torch.testing.assert_close(captured.graph_module(x), model(x))
 
 
+class Skips(nn.Module):
+    """Another network in train mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x + 1 if self.training else x
+
+
+def test_conditions_are_those_of_the_recording_that_is_kept() -> None:
+    """A first one is given up, since one part has to be a call; what its calls had decided was asked no more."""
+
+    class Sum(nn.Module):
+        def __init__(self, middle: nn.Module) -> None:
+            super().__init__()
+            self.linear, self.middle = nn.Linear(6, 6), middle
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.middle((self.linear(x) + y) @ y.mT)
+
+    conditions = []
+    for middle in (nn.Identity(), Skips()):
+        captured = capture(Sum(middle), (torch.randn(2, 5, 6), torch.randn(2, 5, 6)))
+        conditions.append([guard.condition for guard in captured.guards])
+    assert conditions[0] == conditions[1]
+    assert "x.size(1) == y.size(1)" in conditions[0]
+
+
 def test_a_size_that_python_keys_with_is_fixed_and_the_batch_is_not() -> None:
     tables = {12: 3.0, 13: 4.0}
     captured = capture(Decides(lambda x: x * tables[x.shape[1]]), torch.randn(2, 12, 4))

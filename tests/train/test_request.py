@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from pararealize import Recipe, layer_parallel, run_local
+from pararealize import Recipe, layer_parallel
 from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import CheckpointError, RecipeError
 from pararealize.models import resnet20
 from pararealize.multigrid.monitor import Monitor
-from pararealize.train.request import RunSettings, describe_request, plan_of
+from pararealize.train.request import RunSettings, describe_request
 from tests.training import chain, network, samples
 
 SETTINGS = RunSettings(seed=3, log_every=10, checkpoint_every=None, keep=2)
@@ -77,16 +77,6 @@ def test_ranks_describe_one_network():
 
     described = describe_request(whole, samples(), Recipe(), SETTINGS, Two(), about={}, monitor=None)
     assert described["network"] == request(whole)["network"]
-
-
-def test_the_plan_of_what_runs_a_network():
-    net = network()
-    assert plan_of(net) is net.plan
-    assert plan_of(run_local(net)) is net.plan
-    assert plan_of(chain()) is None
-    strange = nn.Linear(1, 1)
-    strange.plan = "none of ours"
-    assert plan_of(strange) is None
 
 
 def test_a_state_that_is_more_than_tensors_is_refused():

@@ -3,6 +3,7 @@
 In reading order::
 
     tensor_file   tensors by name -> one file with a digest of each, and back
+    weights_plan  a network -> what of its plan the weights of adapters and coarse blocks depend on
     state         the parts of all ranks -> one state dict, one file
     sharded       the parts of all ranks -> one folder, a file a rank
     optimizer     the optimisers of all ranks -> one state by names of parameters

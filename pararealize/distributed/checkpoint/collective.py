@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pararealize.distributed.process_groups import check_existence
 from pararealize.errors import CheckpointError, DistributedError, OutputError, PararealizeError
 
 __all__ = [
@@ -112,6 +113,7 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
     """The objects of all ranks of a group, on each of them; without a group, those of this process alone."""
     values = [value]
     if group is not None:
+        check_existence(group)
         values = [None] * dist.get_world_size(group)
         dist.all_gather_object(values, value, group=group)
     return values

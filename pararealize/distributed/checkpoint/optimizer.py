@@ -24,7 +24,7 @@ from .collective import called_together, collect, gather_objects, group_of, know
 __all__ = ["gather_optimizer_state", "load_optimizer_state", "parameter_names"]
 
 
-class _Group(BaseModel):
+class _ParameterGroup(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     params: list[str]
 
@@ -32,7 +32,7 @@ class _Group(BaseModel):
 class _State(BaseModel):
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
     state: dict[str, dict[str, torch.Tensor | int | float | bool | None]]
-    groups: list[_Group]
+    groups: list[_ParameterGroup]
 
 
 _FORM = TypeAdapter(_State)

@@ -15,6 +15,7 @@ used for reading: a file is looked at as a whole, to compare its digest, before 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -30,12 +31,14 @@ from pararealize.files import kind_of, whole_folder
 from pararealize.manifest import MANIFEST, FileFact, Manifest, faults_of_files, read_manifest, write_manifest
 
 from .collective import called_together, facts_of_all, group_of, is_first, together
-from .state import check_fit, own_tensors
+from .state import fitting_names, own_tensors
 from .tensor_file import open_tensors
+from .weights_plan import plan_facts
 
 __all__ = ["load_sharded", "save_sharded"]
 
 HOLDS = "the shards of a network"
+PLAN = "plan"  # in the manifest: JSON of plan_facts
 
 
 def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -78,7 +81,7 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
             if is_first(stage):
                 _check_free(target)
                 with _refused(target):
-                    write_manifest(Path(part), HOLDS, {}, files)
+                    write_manifest(Path(part), HOLDS, {PLAN: json.dumps(plan_facts(stage))}, files)
                     writing.close()
 
         tensors = together(stage, begin)
@@ -97,40 +100,43 @@ def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bo
     Args:
         stage: this rank's part, or the whole network in one process.
         folder: of one checkpoint.
-        strict: refuse a checkpoint in which tensors are missing; otherwise these stay as they are.
+        strict: see :func:`~pararealize.distributed.checkpoint.state.load_state`.
 
     Raises:
         CheckpointError: it is no such folder, a file that is read is not what was written (of which other step or run
-            it is, where that stands beside it), tensors are missing, or one has another shape. Nothing is changed then.
+            it is, where that stands beside it), or tensors do not fit. Nothing is changed then.
     """
     path = Path(folder)
     manifest = _manifest(path)
     state = stage.state_dict()
-    owners: dict[str, str] = {}  # the file that each tensor of this rank's part stands in
-    shapes: dict[str, tuple[int, ...]] = {}
+    owners: dict[str, str] = {}  # the file that each tensor stands in
+    forms: dict[str, torch.Tensor] = {}
     faults: list[str] = []
     for name in sorted(manifest.files):
         try:
             with open_tensors(path / name) as file:
-                parts = {key: shape for key, shape in file.shapes.items() if key in state}
+                found = file.forms
         except CheckpointError:
-            parts = {}
+            found = {}
             faults += faults_of_files(path, manifest, [name]) or [f"{name} holds no tensors"]
-        faults += faults_of_files(path, manifest, [name]) if parts else []
-        shapes |= parts
-        owners |= dict.fromkeys(parts, name)
-    if not faults and shapes.keys() != state.keys():  # are they missing, or in a file that no longer says so?
-        faults = faults_of_files(path, manifest, sorted(manifest.files.keys() - set(owners.values())))
+        faults += [] if state.keys().isdisjoint(found) else faults_of_files(path, manifest, [name])
+        forms |= found
+        owners |= dict.fromkeys(found, name)
+    if not faults and not state.keys() <= forms.keys():  # are they missing, or in a file that no longer says so?
+        faults = faults_of_files(
+            path, manifest, sorted(manifest.files.keys() - {owners[key] for key in state if key in owners})
+        )
     if faults:
         raise CheckpointError(
             f"{str(path)!r} is damaged: {'; '.join(dict.fromkeys(faults))}; put the files back from a copy, or take an "
             "earlier checkpoint"
         )
-    check_fit(state, shapes, f"{str(path)!r}", strict=strict)
+    facts = json.loads(str(manifest.facts.get(PLAN, "null")))
+    fitting = fitting_names(stage, state, forms, facts, f"{str(path)!r}", strict=strict)
     tensors: dict[str, torch.Tensor] = {}
-    for name in sorted(set(owners.values())):
-        with open_tensors(path / name) as file:
-            tensors |= {key: file.tensor(key) for key, owner in owners.items() if owner == name}
+    for owner in sorted({owners[name] for name in fitting.values()}):
+        with open_tensors(path / owner) as file:
+            tensors |= {key: file.tensor(name) for key, name in fitting.items() if owners[name] == owner}
     stage.load_state_dict(tensors, strict=False)
 
 

@@ -7,8 +7,9 @@ holds a part of it under the same names; what several ranks hold (replicas over 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,11 +17,24 @@ from torch import nn
 
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import whole_file
+from pararealize.manifest import differences
+from pararealize.table import shortened
 
 from .collective import called_together, collect, group_of, is_first, together
 from .tensor_file import open_tensors, write_tensors
+from .weights_plan import plan_facts, without_added
 
-__all__ = ["check_fit", "check_tensors", "gather_state_dict", "load_state", "own_tensors", "save_state"]
+__all__ = [
+    "check_tensors",
+    "fitting_names",
+    "gather_state_dict",
+    "load_state",
+    "own_tensors",
+    "save_state",
+    "tensor_misfit",
+]
+
+_OTHER_PLAN = "or take the original's part alone with load_original_state_dict, or strict=False"
 
 
 def gather_state_dict(stage: nn.Module, *, everywhere: bool = False) -> dict[str, torch.Tensor]:
@@ -55,7 +69,8 @@ def save_state(stage: nn.Module, path: str | os.PathLike[str], *, once: bool = F
     """Write the state dict of the whole network to one safetensors file, which appears complete or not at all.
 
     All ranks call it, those of all replicas; the first rank writes. A file that is there is replaced at the end, so
-    that a crash or a full disk at any time leaves the old one. The digest of each tensor stands in the file's metadata.
+    that a crash or a full disk at any time leaves the old one. The digest of each tensor, and of which n, cuts and
+    coarse blocks they are, stand in the file's metadata.
 
     Args:
         stage: this rank's part; an ordinary module is the whole network.
@@ -72,7 +87,7 @@ def save_state(stage: nn.Module, path: str | os.PathLike[str], *, once: bool = F
         if tensors is not None and once:
             tensors = {names[0]: tensors[names[0]] for names in _same_memory(tensors)}
         whole = {} if tensors is None else collect(tensors, group_of(stage))
-        together(stage, lambda: _write(whole, Path(path)) if is_first(stage) else None)
+        together(stage, lambda: _write(whole, Path(path), plan_facts(stage)) if is_first(stage) else None)
 
 
 def load_state(
@@ -86,27 +101,100 @@ def load_state(
     Args:
         stage: this rank's part, or the whole network in one process.
         source: a safetensors file, one of ``torch.save`` with a state dict in it, or a state dict.
-        strict: refuse a checkpoint in which tensors are missing; otherwise these stay as they are.
+        strict: refuse a checkpoint in which tensors are missing, which has others than the whole network, or which is
+            of another plan (another n, other cuts or coarse blocks). Otherwise missing ones stay as they are, others
+            are passed over, and of another plan's checkpoint, adapters and coarse blocks are.
 
     Raises:
-        CheckpointError: it is no such file, tensors are missing, one has another shape, or one is not what
-            :func:`save_state` wrote. Nothing is changed then.
+        CheckpointError: it is no such file, does not fit, a tensor has another shape or is of another kind of numbers
+            (floating-point, complex, whole, boolean), or one is not what :func:`save_state` wrote. Nothing is changed
+            then.
     """
     state = stage.state_dict()
     if isinstance(source, Mapping):
-        if strangers := [key for key in state if key in source and not isinstance(source[key], torch.Tensor)]:
-            raise CheckpointError(
-                f"the state dict holds no tensors under {', '.join(strangers[:3])}; pass a state dict"
-            )
-        shapes = {key: tuple(source[key].shape) for key in state if key in source}
-        check_fit(state, shapes, "the state dict", strict=strict)
-        stage.load_state_dict({key: source[key] for key in shapes}, strict=False)
+        fitting = fitting_names(stage, state, source, None, "the state dict", strict=strict)
+        stage.load_state_dict({key: source[name] for key, name in fitting.items()}, strict=False)
         return
     with open_tensors(source) as file:
-        sources = _sources(stage, state, file.shapes)
-        shapes = {key: file.shapes[name] for key, name in sources.items()}
-        check_fit(state, shapes, repr(os.fspath(source)), strict=strict)
-        stage.load_state_dict({key: file.tensor(name) for key, name in sources.items()}, strict=False)
+        fitting = fitting_names(stage, state, file.forms, file.facts, repr(os.fspath(source)), strict=strict)
+        stage.load_state_dict({key: file.tensor(name) for key, name in fitting.items()}, strict=False)
+
+
+def fitting_names(
+    stage: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    forms: Mapping[str, Any],
+    facts: Any,
+    what: str,
+    *,
+    strict: bool,
+) -> dict[str, str]:
+    """For each key of a part's state dict the name of the tensor of a checkpoint that takes its place.
+
+    Args:
+        stage: the rank's part, or the whole network.
+        state: its state dict.
+        forms: the checkpoint's tensors by name, or tensors on the meta device like them.
+        facts: of the plan that the checkpoint is of, see :func:`~.weights_plan.plan_facts`; ``None`` where unknown.
+        what: the checkpoint, in errors.
+        strict: see :func:`load_state`.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    names: Iterable[str] = forms
+    plan_faults = [] if facts is None else differences(facts, plan_facts(stage), "plan")
+    if plan_faults and strict:
+        raise CheckpointError(f"{what} is of another plan: {'; '.join(plan_faults[:4])}; {_OTHER_PLAN}")
+    if plan_faults:
+        names = without_added(forms)
+    fitting = _sources(stage, state, set(names))
+    # a part of a network that does not know the whole one's names cannot tell which are of no rank
+    whole: Collection[str] = getattr(stage, "tied_names", None) or (forms if hasattr(stage, "group") else state)
+    misfits = {
+        "missing": [key for key in state if key not in fitting] if strict else [],
+        "unknown": [name for name in forms if name not in whole and name not in state] if strict else [],
+        "of another shape or type": [
+            f"{key}: {fault}" for key, name in fitting.items() if (fault := tensor_misfit(forms[name], state[key]))
+        ],
+    }
+    faults = [
+        f"{len(keys)} {fault} ({', '.join(map(_shown, keys[:3]))}{', …' if len(keys) > 3 else ''})"
+        for fault, keys in misfits.items()
+        if keys
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{what} does not fit: of {len(state)} tensors here and {len(forms)} there, {', '.join(faults)}; load a "
+            f"checkpoint of this network with the same n, {_OTHER_PLAN}"
+        )
+    return fitting
+
+
+def tensor_misfit(value: Any, current: torch.Tensor) -> str:
+    """Why a tensor of a checkpoint cannot take the place of another one, whatever their devices; nothing where it can.
+
+    Another precision is no fault. Numbers of another kind are: torch would drop imaginary parts, and take whole numbers
+    for weights.
+    """
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__} there, a tensor here"
+    if value.is_nested or value.shape != current.shape:
+        return f"{'nested' if value.is_nested else tuple(value.shape)} there, {tuple(current.shape)} here"
+    if _kind(value.dtype) != _kind(current.dtype):
+        return f"{value.dtype} there, {current.dtype} here"
+    if value.layout != current.layout or value.is_quantized != current.is_quantized:
+        return f"{value.dtype}, {value.layout} there, {current.dtype}, {current.layout} here"
+    return ""
+
+
+def _kind(dtype: torch.dtype) -> str:
+    kinds = (dtype.is_floating_point, "floating"), (dtype.is_complex, "complex"), (dtype is torch.bool, "boolean")
+    return next((kind for is_one, kind in kinds if is_one), "whole")
+
+
+def _shown(key: str) -> str:
+    return shortened(key, 200)
 
 
 def _sources(stage: nn.Module, state: Mapping[str, torch.Tensor], present: Collection[str]) -> dict[str, str]:
@@ -130,36 +218,10 @@ def _same_memory(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
     return list(groups.values())
 
 
-def check_fit(
-    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], what: str, *, strict: bool = True
-) -> None:
-    """Compare a part of a network with the shapes of what a checkpoint holds.
-
-    Raises:
-        CheckpointError: tensors are missing, or have another shape.
-    """
-    missing = [key for key in state if key not in shapes] if strict else []
-    differing = [
-        f"{key}: {tuple(shape)} there, {tuple(state[key].shape)} here"
-        for key, shape in shapes.items()
-        if key in state and tuple(shape) != tuple(state[key].shape)
-    ]
-    faults = [
-        f"{len(keys)} {fault} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for fault, keys in (("missing", missing), ("of another shape", differing))
-        if keys
-    ]
-    if faults:
-        raise CheckpointError(
-            f"{what} does not fit: of the {len(state)} tensors here {', '.join(faults)}; load a checkpoint of this "
-            "network with the same n, or take the original's part alone with load_original_state_dict"
-        )
-
-
-def _write(state: dict[str, torch.Tensor], path: Path) -> None:
+def _write(state: dict[str, torch.Tensor], path: Path, facts: Any) -> None:
     try:
         with whole_file(path) as part:
-            write_tensors(part, state)
+            write_tensors(part, state, facts)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"cannot write the checkpoint {str(path)!r}: {getattr(error, 'strerror', None) or error}; what was there "

@@ -7,11 +7,13 @@ has none: what changed in its values since then cannot be known. A file of ``tor
 import contextlib
 import json
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,9 +25,20 @@ from pararealize.manifest import tensors_digest
 
 __all__ = ["DIGESTS", "TensorFile", "open_tensors", "write_tensors"]
 
-DIGESTS = "pararealize.sha256"  # of the metadata: JSON, a digest of each tensor by its name
+# Entries of the metadata, which has no others: where a flipped bit has changed the name of one, the other tells.
+DIGESTS = "pararealize.sha256"  # JSON: a digest of each tensor by its name
+FACTS = "pararealize.facts"  # JSON: what else the writer says of the tensors; null for nothing
+OURS = {DIGESTS, FACTS}
 ZIP = b"PK\x03\x04"
-OLDEST = b"\x80\x02\x8a\n"  # how a file of torch.save begins that is a row of pickles, as all were before 1.6
+PICKLE = re.compile(rb"\x80[\x02-\x05]")
+OLDEST = bytes.fromhex(
+    "6cfc9c46f9206aa85019"
+)  # in files of torch.save that are a row of pickles, as all were before 1.6
+TYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "C64": torch.complex64,
+}  # fmt: skip
 DAMAGED = "it is damaged, take another copy of it, or an earlier one"
 
 
@@ -34,23 +47,30 @@ class TensorFile:
     """Tensors of an open file.
 
     Attributes:
-        shapes: by name.
+        forms: by name, a tensor on the meta device of the same shape and type.
+        facts: what else the writer said of them, see :func:`write_tensors`; ``None`` where nothing is known.
         tensor: reads the tensor of a name, and raises a :class:`~pararealize.errors.CheckpointError` where it is not
             what was written.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
+    forms: Mapping[str, torch.Tensor]
+    facts: Any
     tensor: Callable[[str], torch.Tensor]
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Any = None) -> None:
     """Write a safetensors file.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        facts: what else is known of them, as JSON knows it.
 
     Raises:
         OSError, SafetensorError: it cannot be written.
     """
     digests = {name: tensors_digest({name: tensor}) for name, tensor in sorted(tensors.items())}
-    save_file(dict(tensors), str(path), metadata={DIGESTS: json.dumps(digests)})
+    save_file(dict(tensors), str(path), metadata={DIGESTS: json.dumps(digests), FACTS: json.dumps(facts)})
 
 
 @contextlib.contextmanager
@@ -63,13 +83,15 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     with contextlib.ExitStack() as stack:
         with _damage(path):
             with open_file(path, follow=True) as file:
-                begin = file.read(len(ZIP))
-            if begin == OLDEST:
+                begin = file.read(64)
+            if PICKLE.match(begin):
+                written = "of the format that torch.save had before PyTorch 1.6, without checksums"
                 raise CheckpointError(
-                    f"{os.fspath(path)!r} is of the format that torch.save had before PyTorch 1.6, without checksums; "
-                    "load it with torch.load(..., weights_only=True), and pass the state dict or save it anew"
+                    f"{os.fspath(path)!r} is {written if OLDEST in begin else 'a pickle, and no file of torch.save'}; "
+                    "load it with torch.load(..., weights_only=True), or in the program that wrote it, and pass the "
+                    "state dict or save it anew"
                 )
-            opened = _of_torch(path) if begin == ZIP else _of_safetensors(path, stack)
+            opened = _of_torch(path) if begin.startswith(ZIP) else _of_safetensors(path, stack)
         yield opened
 
 
@@ -94,11 +116,18 @@ def _damage(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _of_safetensors(path: str | os.PathLike[str], stack: contextlib.ExitStack) -> TensorFile:
     file = stack.enter_context(safe_open(os.fspath(path), framework="pt"))
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    text = (file.metadata() or {}).get(DIGESTS)
-    digests = None if text is None else json.loads(text)
-    if digests is not None and (not isinstance(digests, dict) or digests.keys() != shapes.keys()):
-        raise CheckpointError(f"{os.fspath(path)!r} has other tensors than were written into it; {DAMAGED}")
+    forms = {name: _form(file, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    metadata: dict[str, str] = file.metadata() or {}
+    digests = facts = None
+    if not OURS.isdisjoint(metadata):
+        if metadata.keys() not in (OURS, {DIGESTS}):
+            raise CheckpointError(
+                f"{os.fspath(path)!r} has metadata that were not written so ({', '.join(map(ascii, metadata))}); "
+                f"{DAMAGED}"
+            )
+        digests, facts = json.loads(metadata[DIGESTS]), json.loads(metadata.get(FACTS, "null"))
+        if not isinstance(digests, dict) or digests.keys() != forms.keys():
+            raise CheckpointError(f"{os.fspath(path)!r} has other tensors than were written into it; {DAMAGED}")
 
     def tensor(name: str) -> torch.Tensor:
         with _damage(path):
@@ -110,7 +139,13 @@ def _of_safetensors(path: str | os.PathLike[str], stack: contextlib.ExitStack) -
                 )
         return value
 
-    return TensorFile(shapes=shapes, tensor=tensor)
+    return TensorFile(forms=forms, facts=facts, tensor=tensor)
+
+
+def _form(file: Any, name: str) -> torch.Tensor:
+    part = file.get_slice(name)
+    dtype = TYPES.get(part.get_dtype()) or file.get_tensor(name).dtype
+    return torch.empty(part.get_shape(), dtype=dtype, device="meta")
 
 
 def _of_torch(path: str | os.PathLike[str]) -> TensorFile:
@@ -129,7 +164,14 @@ def _of_torch(path: str | os.PathLike[str]) -> TensorFile:
         file.seek(0)
         with warnings.catch_warnings():  # of sparse tensors, which are refused below
             warnings.simplefilter("ignore")
-            value = torch.load(file, map_location="cpu", weights_only=True)
+            try:
+                value = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # of an intact file: unpicklers raise what they meet with
+                raise CheckpointError(
+                    f"{os.fspath(path)!r} is a file of torch.save with more in it than tensors by name, such as a "
+                    f"whole module, or another archive ({type(error).__name__}: {ascii(_first_line(error))[1:-1]}); "
+                    "save model.state_dict() in the program that wrote it"
+                ) from error
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise CheckpointError(f"{os.fspath(path)!r} holds a {type(value).__name__}, and no tensors by name")
     strangers = [name for name, tensor in value.items() if not _is_plain(tensor)]
@@ -139,7 +181,12 @@ def _of_torch(path: str | os.PathLike[str]) -> TensorFile:
             f"{os.fspath(path)!r} holds more than tensors with values ({len(strangers)} others: {listed}); load it "
             "with torch.load(..., weights_only=True), and pass the state dict in it"
         )
-    return TensorFile(shapes={name: tuple(tensor.shape) for name, tensor in value.items()}, tensor=value.__getitem__)
+    forms = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in value.items()}
+    return TensorFile(forms=forms, facts=None, tensor=value.__getitem__)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _is_plain(value: object) -> bool:

@@ -65,13 +65,15 @@ class PointToPoint:
 
     def isend(self, name: str, tensor: torch.Tensor, to: int, tag: int) -> None:
         """Begin to send a tensor; it must not change until :meth:`flush`, which lets go of its memory."""
-        work = _begun(dist.isend(in_memory_order(tensor), self._global_ranks[to], self.group, tag))
+        with self._typed_errors(name, to, "sending"):  # its connection may have been closed since the last message
+            work = _begun(dist.isend(in_memory_order(tensor), self._global_ranks[to], self.group, tag))
         self._unfinished.append((name, to, work, tensor))
         self.watch.sent(to)
 
     def irecv(self, tensor: torch.Tensor, peer: int, tag: int) -> dist.Work:
         """Begin to receive a tensor; it must not be read before :meth:`wait_for_message`."""
-        return _begun(dist.irecv(in_memory_order(tensor), self._global_ranks[peer], self.group, tag))
+        with self._typed_errors("a message", peer, "waiting for"):
+            return _begun(dist.irecv(in_memory_order(tensor), self._global_ranks[peer], self.group, tag))
 
     def wait_for_message(self, work: dist.Work, name: str, peer: int) -> None:
         """Wait for what :meth:`irecv` began, and count it: the watchdog compares what was sent with what has come."""
@@ -101,14 +103,17 @@ class PointToPoint:
         """Begin to give a tensor of one rank to all others, which pass the memory for it."""
         self.confirm()
         source = self._global_ranks[owner]
-        return _begun(dist.broadcast(in_memory_order(tensor), source, group=self.group, async_op=True))
+        with self._typed_errors("what all ranks get", owner, "waiting for"):
+            return _begun(dist.broadcast(in_memory_order(tensor), source, group=self.group, async_op=True))
 
     def all_reduce(
         self, name: str, tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     ) -> torch.Tensor:
         """The tensor, after all ranks have summed theirs in place."""
         self.confirm()
-        self.wait(_begun(dist.all_reduce(tensor, operation, group=self.group, async_op=True)), name, self.rank)
+        with self._typed_errors(name, self.rank, "waiting for"):
+            work = _begun(dist.all_reduce(tensor, operation, group=self.group, async_op=True))
+        self.wait(work, name, self.rank)
         return tensor
 
     def exchange(self, tensor: torch.Tensor, ranks: tuple[int, ...]) -> list[torch.Tensor]:
@@ -125,7 +130,9 @@ class PointToPoint:
             for rank in others
             for operation, value in ((dist.isend, tensor), (dist.irecv, tensors[rank]))
         ]
-        for work in dist.batch_isend_irecv(operations):
+        with self._typed_errors("what ranks share", others[0], "waiting for"):
+            works = dist.batch_isend_irecv(operations)
+        for work in works:
             self.wait(work, "what ranks share", others[0])
         return [tensors[rank] for rank in ranks]
 
@@ -154,8 +161,15 @@ class PointToPoint:
     @contextlib.contextmanager
     def _bounded(self, name: str, peer: int, verb: str) -> Iterator[None]:
         self.watch.waiting(name, peer)
+        with self._typed_errors(name, peer, verb):
+            yield
+
+    @contextlib.contextmanager
+    def _typed_errors(self, name: str, peer: int, verb: str) -> Iterator[None]:
         try:
             yield
+        except DistributedError:
+            raise
         except RuntimeError as error:
             preposition = "to" if verb == "sending" else "from"
             raise DistributedError(

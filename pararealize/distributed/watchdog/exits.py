@@ -10,12 +10,14 @@ multiprocessing itself calls at the end sees the error on its way out.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing.util
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Never
 
-__all__ = ["SCRIPT", "Script"]
+__all__ = ["SCRIPT", "ExitHook", "Script"]
 
 
 class Script:
@@ -72,3 +74,20 @@ def _words(status: Any, error: BaseException | None) -> str | None:
 
 
 SCRIPT = Script()
+
+
+class ExitHook:
+    """A function that is called when this script ends, whichever way, while calls of ``sys.exit`` are written down."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        SCRIPT.record()
+        atexit.register(function)
+        # a child of multiprocessing ends without what atexit knows
+        self._finalizer = multiprocessing.util.Finalize(None, function, exitpriority=100)
+
+    def cancel(self) -> None:
+        """Do not call it any more."""
+        atexit.unregister(self._function)
+        self._finalizer.cancel()
+        SCRIPT.stop_recording()

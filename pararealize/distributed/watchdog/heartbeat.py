@@ -14,23 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from pararealize.errors import DisagreementError, DistributedError, RankError
 
-__all__ = ["Announcement", "Failure", "Farewell", "Heartbeat", "Loss", "Message", "RankState", "decode", "encode"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RankState:
-    """What this rank does, as it says itself, and since when: its next heartbeat has it."""
-
-    doing: str
-    peer: int | None = None
-    waits: bool = False
-    since: float = dataclasses.field(default_factory=time.monotonic)
+__all__ = ["Announcement", "Failure", "Farewell", "Heartbeat", "Loss", "Message", "decode", "encode"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,17 +29,15 @@ ends the rest. That holds between steps too; there, the main thread's frames sho
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import itertools
-import multiprocessing.util
 import os
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
@@ -47,10 +45,12 @@ from torch.distributed import distributed_c10d as c10d
 from pararealize.errors import AgreedError, DisagreementError, DistributedError, RankError
 
 from .abort import break_waits, end_process
+from .call_gaps import when_in_no_call
 from .connections import Connections
+from .current_call import CurrentCall, RankState
 from .diagnosis import RankStatus, find_culprit, is_consequence, silent
-from .exits import SCRIPT
-from .heartbeat import Announcement, Failure, Farewell, Heartbeat, Loss, Message, RankState
+from .exits import SCRIPT, ExitHook
+from .heartbeat import Announcement, Failure, Farewell, Heartbeat, Loss, Message
 from .position import Position
 from .rendezvous import connect_ranks
 from .shared_calls import CallsByName
@@ -115,12 +115,8 @@ class Watch:
         self._peers = range(len(who)) if peers is None else peers
         self._beat = min(0.5, timeout / 8)
         self._quiet = 4 * self._beat
-        self._state = RankState("")
-        self._depth, self._step = 0, 0  # calls that this rank is in, and those that it has begun
-        self._latest, self._position = "", Position()
-        self._user = threading.get_ident()  # the thread that makes the calls
-        self._sent: Counter[int] = Counter()
-        self._took: Counter[int] = Counter()
+        self._current = CurrentCall()
+        self._position = Position()
         self._failure: Failure | None = None
         self._failed_at = 0.0
         self._failure_known = threading.Event()
@@ -144,10 +140,7 @@ class Watch:
                 target=self._run, args=(self._connections,), name="pararealize-watch", daemon=True
             )
             self._thread.start()
-            SCRIPT.record()
-            atexit.register(self._at_exit)
-            # a child of multiprocessing ends without what atexit knows
-            self._finalizer = multiprocessing.util.Finalize(None, self._at_exit, exitpriority=100)
+            self._exit_hook = ExitHook(self._at_exit)
 
     # ------------------------------------------------------------------------------------------------ main thread
 
@@ -166,8 +159,14 @@ class Watch:
 
         Raises:
             RankError: another rank failed, before or during the step.
-            DistributedError: the watch has been closed.
+            DistributedError: the watch has been closed, or belongs to the process that this one was forked from.
         """
+        if os.getpid() != self._pid:
+            raise DistributedError(
+                f"process {os.getpid()} was forked from {self.who[self.rank]} (process {self._pid}), and has none of "
+                "its connections to the other ranks; make calls of the network in that process alone, and in a child "
+                "only what needs no other rank, such as loading data"
+            )
         self.raise_known(earlier=self._raised)
         if self._closing:
             raise DistributedError(
@@ -175,39 +174,41 @@ class Watch:
                 "all ranks, for further calls"
             )
         SCRIPT.goes_on()
-        self._user = threading.get_ident()
-        if not self._depth:
-            self._step += 1
-            self._latest = f"{call} (call {self._step})"
-        outer, self._state = self._state, RankState(f"the start of {call}")
-        self._depth += 1
-        try:
-            yield
-        except BaseException as error:
-            self._leave(error)
-            raise
-        finally:
-            self._depth -= 1
-            self._state = RankState(outer.doing)
+        with self._current.during(call):
+            try:
+                yield
+            except BaseException as error:
+                self._leave(error)
+                raise
+
+    @property
+    def is_in_call(self) -> bool:
+        """Whether this rank is in a call."""
+        return self._current.depth > 0
+
+    def between_calls(self, work: Callable[[], None]) -> None:
+        """Do some work in the thread that makes this rank's calls, between two of them; not in a forked process."""
+        if os.getpid() == self._pid:
+            when_in_no_call(self._current.thread.identity, work)
 
     def doing(self, what: str) -> None:
         """Say what this rank does from now on; no more than two assignments and a look at a flag."""
-        self._state = RankState(what)
+        self._current.state = RankState(what)
         self.raise_known()
 
     def waiting(self, what: str, peer: int | None = None) -> None:
         """Say that this rank now waits for ``what`` of rank ``peer``, or of all where no other one is named."""
         rank = self.rank if peer is None else self._peers[peer]
-        self._state = RankState(what, None if rank == self.rank else rank, waits=True)
+        self._current.state = RankState(what, None if rank == self.rank else rank, waits=True)
         self.raise_known()
 
     def sent(self, peer: int) -> None:
         """Count a message to a rank; every one that it gets by :meth:`took` is to be counted."""
-        self._sent[self._peers[peer]] += 1
+        self._current.sent[self._peers[peer]] += 1
 
     def took(self, peer: int) -> None:
         """Count a message that has come from a rank."""
-        self._took[self._peers[peer]] += 1
+        self._current.took[self._peers[peer]] += 1
 
     def close(self) -> None:
         """Leave in good order: the others are told, and do not take it for a death. May be called again.
@@ -222,9 +223,7 @@ class Watch:
         if words := SCRIPT.bad_exit():
             self._report(words)
         self._closing = True
-        atexit.unregister(self._at_exit)
-        self._finalizer.cancel()
-        SCRIPT.stop_recording()
+        self._exit_hook.cancel()
         self._connections.wake()
         self._thread.join(_LAST_WORDS)
 
@@ -243,8 +242,8 @@ class Watch:
         known = isinstance(error, RankError | AgreedError | DisagreementError) or hasattr(error, "known_to_all")
         if known or self._connections is None:
             return
-        if is_consequence(error, waits=self._state.waits):
-            self._state = dataclasses.replace(self._state, waits=True)  # it did, if it has not said so
+        if is_consequence(error, waits=self._current.state.waits):
+            self._current.state = dataclasses.replace(self._current.state, waits=True)  # it did, if it has not said so
             if not self._failure_known.wait(_GRACE):
                 self._suspect(error)
             if self._failure is not None:
@@ -296,29 +295,12 @@ class Watch:
         assert self._connections is not None
         self._connections.wake()
 
-    def _heartbeat(self, now: float, waits_for: float = 0.0) -> Heartbeat:
-        """What this rank does; where its main thread has stood in a wait of torch's so long, it waits for others."""
-        state = self._state
-        doing, seconds, waits = state.doing, now - state.since, state.waits
-        if not waits and waits_for:  # in a collective call that nobody announced
-            doing = f"a collective call of torch.distributed{f' in {doing!r}' if doing else ''}"
-            seconds, waits = min(seconds, waits_for), True
-        return Heartbeat(
-            doing=doing,
-            seconds=seconds,
-            waits=waits,
-            peer=state.peer,
-            step=self._step,
-            sent=dict(self._sent),
-            took=dict(self._took),
-            latest=self._latest,
-            place=self._position.text,
-        )
-
     def _statuses(self) -> dict[int, RankStatus]:
         """How every rank was last heard; this rank as it is now."""
         now = time.monotonic()
-        statuses = {self.rank: RankStatus.of(self._heartbeat(now), self.who[self.rank])}
+        statuses = {
+            self.rank: RankStatus.of(self._current.heartbeat(now, place=self._position.text), self.who[self.rank])
+        }
         for rank, (heartbeat, heard_at) in list(self._heard.items()):
             quiet = now - heard_at
             statuses[rank] = RankStatus.of(heartbeat, self.who[rank], quiet=quiet, left=rank in self._left)
@@ -352,8 +334,12 @@ class Watch:
                 self._others_told.set()
             if now >= beat_at:
                 beat_at = now + self._beat
-                self._position.look(self._user)
-                heartbeat = self._heartbeat(now, self._position.seconds)
+                if now - self._current.state.since < 2 * self._beat:  # a thread that goes on is left alone
+                    self._position.forget()
+                else:
+                    self._position.look(self._current.thread)
+                seen = self._position
+                heartbeat = self._current.heartbeat(now, place=seen.text, waits_for=seen.seconds)
                 connections.send(heartbeat)
                 self._judge(connections, heartbeat, now)
 
@@ -378,9 +364,9 @@ class Watch:
     def _judge(self, connections: Connections, heartbeat: Heartbeat, now: float) -> None:
         """Every half second: has patience run out?"""
         if self._failure is not None:
-            if self._depth:  # it may have begun a wait, or a group, that was not there before
+            if self._current.depth:  # it may have begun a wait, or a group, that was not there before
                 break_waits()
-            hangs = self._depth or (self._failure.rank == self.rank and not self._raised)
+            hangs = self._current.depth or (self._failure.rank == self.rank and not self._raised)
             if hangs and now - self._failed_at > self.timeout:
                 reason = f"still hangs {self.timeout:g} s after a failure and ends here: {self._failure.message}"
                 end_process(f"{self.who[self.rank]} {reason}")
@@ -394,9 +380,9 @@ class Watch:
             failure = find_culprit(statuses, self.rank, quiet=self._quiet)
             # all of them in collective calls of the user's own may wait for processes that nobody watches
             culprit = None if failure.rank is None else statuses[failure.rank]
-            if self._depth or (culprit and (culprit.left or culprit.quiet > self._quiet or not culprit.waits)):
+            if self._current.depth or (culprit and (culprit.left or culprit.quiet > self._quiet or not culprit.waits)):
                 self._fail(failure)
-        elif self._depth:
+        elif self._current.depth:
             for rank, status in self._statuses().items():
                 if status.quiet >= self.timeout and not status.left:
                     self._fail(silent(rank, status))

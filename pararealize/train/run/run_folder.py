@@ -30,8 +30,7 @@ from pararealize.files import (
     whole_file,
     whole_folder,
 )
-from pararealize.manifest import FileFact, read_document
-from pararealize.table import shortened
+from pararealize.manifest import FileFact, differences, read_document
 
 from .intact_checkpoint import (
     ANEW,
@@ -45,7 +44,7 @@ from .intact_checkpoint import (
 from .lock import FolderLock
 from .plain_state import PlainState
 
-__all__ = ["FILES", "RunFolder", "differences"]
+__all__ = ["FILES", "RunFolder"]
 
 SCHEMA, VERSION = "pararealize.run", 2
 REQUEST, LOCK = "run.json", "run.lock"
@@ -326,24 +325,6 @@ class RunFolder:
                 f"cannot write {what} into {str(self.path)!r}: {reason}; {state}; free the disk and go on with "
                 "resume=True (--resume)"
             ) from error
-
-
-def differences(earlier: Any, now: Any, name: str = "") -> list[str]:
-    """Where two values of JSON differ, in words.
-
-    Example:
-        >>> differences({"lr": 0.1, "data": {"name": "digits"}}, {"lr": 0.1, "data": {"name": "mnist"}})
-        ["data.name: 'digits' there, 'mnist' here"]
-    """
-    if isinstance(earlier, Mapping) and isinstance(now, Mapping):
-        return [
-            difference
-            for key in dict.fromkeys([*earlier, *now])
-            for difference in differences(earlier.get(key), now.get(key), f"{name}.{key}" if name else str(key))
-        ]
-    if earlier == now:
-        return []
-    return [f"{_shown(name)}: {shortened(repr(earlier), 200)} there, {shortened(repr(now), 200)} here"]
 
 
 def _shown(name: str) -> str:

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
-from pararealize import pararealize
+from pararealize import PararealModule, pararealize
+from pararealize.distributed.checkpoint.sharded import load_sharded, save_sharded
 from pararealize.distributed.checkpoint.state import gather_state_dict, load_state, save_state
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.models import resnet20
@@ -54,10 +55,52 @@ def test_a_gathered_state_is_a_copy() -> None:
 def test_another_n_takes_the_originals_part(tmp_path: Path) -> None:
     two, three = pararealize(resnet20(), n=2), pararealize(resnet20(), n=3)
     save_state(two, tmp_path / "two.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing .*load_original_state_dict"):
+    with pytest.raises(CheckpointError, match=r"of another plan: plan.n: 2 there, 3 here; .*load_original_state_dict"):
         load_state(three, tmp_path / "two.safetensors")
     three.load_original_state_dict(load_file(tmp_path / "two.safetensors"))
     assert same(three.original_state_dict(), two.original_state_dict())
+
+
+def test_adapters_of_another_plan_are_not_taken_for_ones_of_the_same_shapes(tmp_path: Path) -> None:
+    def converted(n: int, *cuts: str) -> PararealModule:
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
+        return pararealize(model, n, coarse="linear", cuts=cuts, example_inputs=torch.randn(2, 4), seed=n)
+
+    two, three, elsewhere = converted(2, "3"), converted(3, "2", "4"), converted(2, "4")
+    save_state(three, tmp_path / "three")
+    save_sharded(three, tmp_path / "shards")
+    before = gather_state_dict(two)
+    for load, told in (
+        (lambda: load_state(two, tmp_path / "three"), "of another plan: plan.n: 3 there, 2 here"),
+        (lambda: load_sharded(two, tmp_path / "shards"), "of another plan: plan.n: 3 there, 2 here"),
+        (lambda: load_state(elsewhere, tmp_path / "three"), "of another plan: plan.n"),
+        (lambda: load_state(two, three.state_dict()), r"2 unknown \(adapters.C3.project.weight"),
+        (lambda: load_state(nn.Sequential(nn.Linear(4, 4)), three.state_dict()), r"unknown \(1.weight"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            load()
+    assert same(gather_state_dict(two), before)
+    for load in (
+        lambda: load_state(two, tmp_path / "three", strict=False),
+        lambda: load_sharded(two, tmp_path / "shards", strict=False),
+    ):
+        load()
+        assert same(two.original_state_dict(), three.original_state_dict())
+        assert torch.equal(two.get_parameter("adapters.C2.project.weight"), before["adapters.C2.project.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
+def test_numbers_of_another_kind_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    network, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3).double()
+    state = network.state_dict()
+    save_file(state | {"weight": state["weight"].to(dtype)}, tmp_path / "file")
+    save_state(other, tmp_path / "precise")
+    for source in (tmp_path / "file", load_file(tmp_path / "file")):
+        with pytest.raises(
+            CheckpointError, match=rf"another shape or type \(weight: {dtype} there, torch.float32 here"
+        ):
+            load_state(network, source)
+    load_state(network, tmp_path / "precise")  # another precision
 
 
 def test_a_file_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
@@ -67,7 +110,7 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     save_file({**state, "shared": torch.zeros(6)}, tmp_path / "shape")
     del state["head.bias"]
     save_file(state, tmp_path / "missing")
-    with pytest.raises(CheckpointError, match=r"1 of another shape \(shared: \(6,\) there, \(5,\) here\)"):
+    with pytest.raises(CheckpointError, match=r"1 of another shape or type \(shared: \(6,\) there, \(5,\) here\)"):
         load_state(network, tmp_path / "shape")
     with pytest.raises(CheckpointError, match=r"1 missing \(head.bias\)"):
         load_state(network, tmp_path / "missing")
@@ -89,10 +132,11 @@ def test_a_wrong_file_is_refused(tmp_path: Path) -> None:
         ("fifo", "it is a FIFO and no file"),
         ("a\0b", "NUL"),
         ("x" * 300, "File name too long"),
+        ("\udcff", "this path is not UTF-8"),
     ):
         with pytest.raises(CheckpointError, match=told):
             load_state(rank_networks.Network(), tmp_path / path)
-    with pytest.raises(CheckpointError, match=r"holds no tensors under stem\.weight"):
+    with pytest.raises(CheckpointError, match=r"stem\.weight: a int there, a tensor here"):
         load_state(rank_networks.Network(), {"stem.weight": 1})
     with pytest.raises(OutputError, match="NUL"):
         save_state(rank_networks.Network(), tmp_path / "a\0b")

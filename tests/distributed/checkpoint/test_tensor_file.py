@@ -1,6 +1,7 @@
 """One file of tensors: read as it was written, or refused; every bit of it counts, and nothing is unpickled."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies
 from safetensors.torch import load_file, save_file
 
-from pararealize.distributed.checkpoint.tensor_file import DIGESTS, open_tensors, write_tensors
+from pararealize.distributed.checkpoint.tensor_file import DIGESTS, FACTS, open_tensors, write_tensors
 from pararealize.errors import CheckpointError
+from pararealize.manifest import tensors_digest
 
 TENSORS = {
     "weight": torch.arange(6.0).reshape(2, 3),
@@ -23,7 +25,7 @@ TENSORS = {
 
 def read(path):
     with open_tensors(path) as file:
-        return {name: file.tensor(name) for name in file.shapes}
+        return {name: file.tensor(name) for name in file.forms}
 
 
 def same(values):
@@ -41,6 +43,10 @@ def content(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("tensors") / "file"
     request.param(path)
     assert same(read(path))
+    with open_tensors(path) as file:
+        assert all(
+            (file.forms[name].dtype, file.forms[name].shape) == (t.dtype, t.shape) for name, t in TENSORS.items()
+        )
     return path.read_bytes()
 
 
@@ -56,6 +62,22 @@ def test_a_flipped_bit_is_harmless_or_told(content, tmp_path, place, bit):
     except CheckpointError:
         return
     assert same(values)
+
+
+def test_no_bit_of_the_metadata_turns_the_digests_off(tmp_path):
+    file = tmp_path / "file"
+    write_tensors(file, TENSORS, {"n": 2})
+    with open_tensors(file) as opened:
+        assert opened.facts == {"n": 2}
+    content = file.read_bytes()
+    for name in (DIGESTS, FACTS):
+        begin = content.index(name.encode())
+        for place in range(begin, begin + len(name)):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            with pytest.raises(CheckpointError, match=r"metadata that were not written so|cannot be read"):
+                read(file)
+    save_file(TENSORS, file, metadata={DIGESTS: json.dumps({n: tensors_digest({n: t}) for n, t in TENSORS.items()})})
+    assert same(read(file))  # of an earlier version
 
 
 def test_a_file_ends_early(content, tmp_path):
@@ -87,7 +109,8 @@ class Trap:
 
 
 @pytest.mark.parametrize("values, told", [
-    ({"weight": Trap()}, "cannot be read"),
+    ({"weight": Trap()}, "file of torch.save with more in it than tensors by name"),
+    (torch.nn.Linear(2, 2), "such as a whole module.*save model.state_dict"),
     ({"model": TENSORS}, r"more than tensors with values \(1 others: 'model'\)"),
     ({"weight": torch.ones(2).to_sparse()}, "more than tensors with values"),
     ([torch.ones(2)], "holds a list, and no tensors by name"),
@@ -102,3 +125,10 @@ def test_the_oldest_files_of_torch_have_no_checksums(tmp_path):
     torch.save(TENSORS, tmp_path / "file", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"before PyTorch 1\.6, without checksums; load it with"):
         read(tmp_path / "file")
+    for protocol in (2, 3, 4, 5):
+        torch.save(TENSORS, tmp_path / "file", _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+        with pytest.raises(CheckpointError, match=r"before PyTorch 1\.6, without checksums; load it with"):
+            read(tmp_path / "file")
+        (tmp_path / "file").write_bytes(pickle.dumps({"weight": 1}, protocol))
+        with pytest.raises(CheckpointError, match=r"is a pickle, and no file of torch\.save"):
+            read(tmp_path / "file")

@@ -13,7 +13,7 @@ from pararealize.errors import CheckpointError, OutputError
 from pararealize.train.run import lock
 from pararealize.train.run.checkpoint import RunState, write_run_state
 from pararealize.train.run.intact_checkpoint import LINES, METRICS
-from pararealize.train.run.run_folder import RunFolder, differences
+from pararealize.train.run.run_folder import RunFolder
 from tests.train.run.test_plain_state import STATE
 
 ASKED = {"recipe": {"lr": 0.1}, "seed": 0}
@@ -284,11 +284,3 @@ def test_one_process_writes_at_a_time(tmp_path, monkeypatch):
     assert second.begin(ASKED, lambda: WEIGHTS, resume=True, force=False) == first.checkpoints()[0]
     second.close()
     assert "run.lock" not in {path.name for path in first.path.iterdir()}
-
-
-def test_differences():
-    assert differences({"a": [1]}, {"a": [1]}) == []
-    assert differences({"a": {"b": 1}}, {"a": None}) == ["a: {'b': 1} there, None here"]
-    (text,) = differences({"\x1b[2J": "\x07" * 500}, {})
-    assert text.isprintable()
-    assert len(text) < 300
