@@ -90,9 +90,7 @@ def trained_decoder(folder: Path, *, steps: int = 920, seed: int = 0, say: Calla
     return model.eval()
 
 
-def train(
-    model: nn.Module, text: str, *, steps: int, lr: float, seed: int, say: Callable[[str], None] = print
-) -> None:
+def train(model: nn.Module, text: str, *, steps: int, lr: float, seed: int, say: Callable[[str], None] = print) -> None:
     """Steps of AdamW on random pieces of a text; the rate rises for a tenth of them and falls as a cosine."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, betas=(0.9, 0.95))
     warm = max(1, steps // 10)

@@ -71,4 +71,6 @@ def batches(text: str, *, batch: int, length: int, steps: int, seed: int) -> Ite
 def sentences(text: str, *, least: int = 40, most: int = 240) -> list[str]:
     """Sentences of a text, each once, in its order."""
     found = dict.fromkeys(" ".join(part.split()) for block in text.split("\n\n") for part in block.split(". "))
-    return [s for s in found if least <= len(s) <= most and s[0].isupper() and sum(c.isalpha() for c in s) > 0.7 * len(s)]
+    return [
+        s for s in found if least <= len(s) <= most and s[0].isupper() and sum(c.isalpha() for c in s) > 0.7 * len(s)
+    ]
