@@ -97,6 +97,24 @@ def test_the_loss_is_half_of_each(net: nn.Module) -> None:
     torch.testing.assert_close(recipe.loss(output, labels), wanted)
 
 
+def test_with_windows_the_teacher_is_the_original_as_it_was() -> None:
+    """Batch norms have new statistics by then: the network in sequence is another one than the original."""
+    torch.manual_seed(0)
+    model = SmallResNet(classes=10)
+    for x, _ in DATA.batches(2):
+        model(x)
+    net = pararealize(model, 2, windows=2, example_inputs=DATA.example(), coarse="scale")
+    calibration = calibrate(net, DATA.batches, test=DATA.test_batches)
+    assert calibration.renewed
+    with pytest.raises(CalibrationError, match=r"statistics were renewed in g.*; pass original=model"):
+        fine_tune(net, DATA, calibration, steps=1)
+    still = Recipe(lr=1e-20, momentum=0, weight_decay=0)
+    tuned = fine_tune(net, DATA, calibration, steps=1, norms="keep", recipe=still, original=model)
+    last, after = tuned.stage("fine-tuned"), calibration.stage("after")
+    assert last.output == pytest.approx(after.output, rel=1e-5)
+    assert last.accuracy == after.accuracy
+
+
 def test_refusals(net: nn.Module) -> None:
     calibration = calibrate(net, DATA.batches)
     with pytest.raises(CalibrationError, match="steps is 0; pass 1 or more"):
