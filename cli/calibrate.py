@@ -33,16 +33,26 @@ EXAMPLES = """
   pararealize calibrate resnet56 --weights trained.safetensors --n 4 --data digits --out resnet56-n4
 
   pararealize calibrate mynets.py:deep --weights trained.safetensors --n 8 --coarse block --fine-tune-steps 500
+
+  pararealize calibrate resnet110 --weights trained.safetensors --n 2 --windows 8 --coarse low-rank
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittingOptions:
-    """How adapters and coarse blocks are fitted, and whether everything is trained afterwards."""
+    """How what was added is fitted, and whether everything is trained afterwards."""
 
     steps: Annotated[int, typer.Option(min=0, help="Of distillation, for each coarse block that is not linear.")] = 200
     lr: Annotated[float, typer.Option(help="Of distillation.")] = 1e-2
     ridge: Annotated[float, typer.Option(help="Of least squares, relative to the mean squared feature.")] = 1e-4
+    renew_statistics: Annotated[
+        bool | None,
+        typer.Option(
+            "--renew-statistics/--keep-statistics",
+            help="Running statistics of the original's batch norms measured anew on what arrives, where that helps. "
+            "[dim]\\[default: with several windows][/]",
+        ),
+    ] = None
     fine_tune_steps: Annotated[int, typer.Option(min=0, help="Then train everything, the original's weights too.")] = 0
 
 
@@ -71,7 +81,7 @@ def command(
     picture: options.PictureFormat = options.Picture.svg,
     as_json: options.AsJson = False,
 ) -> None:
-    """Convert a trained MODEL and fit its adapters and coarse blocks, so that it works without training anew."""
+    """Convert a trained MODEL and fit what was added to it, so that it works without training anew."""
     with (
         working(f"building {model}", every=SECONDS) as progress,
         output_folder(output, force=force, files=CALIBRATION_FILES) as folder,
@@ -95,7 +105,7 @@ def command(
             seed=network.seed,
             leaf_modules=network.leaf_modules(),
         )
-        calibration = _fit(pnet, samples, fitting, network.seed, progress)
+        calibration = _fit(pnet, net, samples, fitting, network.seed, progress)
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
@@ -121,9 +131,14 @@ def load_weights(net: nn.Module, path: Path) -> None:
 
 
 def _fit(
-    pnet: PararealModule, samples: Dataset, fitting: FittingOptions, seed: int, progress: Callable[[str], None]
+    pnet: PararealModule,
+    net: nn.Module,
+    samples: Dataset,
+    fitting: FittingOptions,
+    seed: int,
+    progress: Callable[[str], None],
 ) -> Calibration:
-    """Fit adapters and coarse blocks in place; then train everything, where steps of that are asked for."""
+    """Fit what was added to ``net`` in place; then train everything, where steps of that are asked for."""
     from pararealize import calibrate, fine_tune
 
     calibration = calibrate(
@@ -134,6 +149,7 @@ def _fit(
         lr=fitting.lr,
         ridge=fitting.ridge,
         seed=seed,
+        renew_statistics=fitting.renew_statistics,
         report=progress,
     )
     steps = fitting.fine_tune_steps
@@ -143,7 +159,7 @@ def _fit(
     def report(now: Progress) -> None:
         progress(f"fine-tuning: step {now.step} of {steps}")
 
-    return fine_tune(pnet, samples, calibration, steps=steps, seed=seed, report=report)
+    return fine_tune(pnet, samples, calibration, steps=steps, original=net, seed=seed, report=report)
 
 
 def _write(calibration: Calibration, folder: Path, title: str, picture: options.Picture) -> list[str]:

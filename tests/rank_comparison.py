@@ -35,6 +35,11 @@ def alike():
     return nn.Sequential(*(layer for _ in range(7) for layer in (nn.Linear(8, 8), nn.Tanh())))
 
 
+def deep():
+    """More blocks of one width, for several windows."""
+    return nn.Sequential(*(layer for _ in range(9) for layer in (nn.Linear(8, 8), nn.Tanh())))
+
+
 def undropped(model):
     for layer in model.layers:
         layer.dropout = 0.0
@@ -59,6 +64,13 @@ NETWORKS = {
     "shared layers": (lambda: LanguageModel(shared=True), ids, {"n": 3, "coarse": "exact"}),
     "a dict of inputs": (Tabular, table, {"n": 3, "coarse": "linear"}),
     "skips that add up": (WaveNet, lambda b: torch.randn(b, 1, 9, dtype=torch.float64), {"n": 3}),
+    "windows": (deep, vectors, {"n": 3, "windows": 2, "coarse": "paper"}),
+    "windows, linear coarse": (deep, vectors, {"n": 2, "windows": 3, "coarse": "linear"}),
+    "windows behind a sequential block": (deep, vectors, {"n": 3, "windows": 3, "coarse": "linear", "sequential": 1}),
+    "windows that read the input": (lambda: resnet20(num_classes=3), images, {"n": 2, "windows": 3, "source": "input"}),
+    "windows, context with gradients": (SharedBias, lambda b: vectors(b, 6), {"n": 2, "windows": 2, "coarse": "block"}),
+    "windows, tied embedding": (LanguageModel, ids, {"n": 2, "windows": 2, "coarse": "linear"}),
+    "windows, a short one between": (deep, vectors, {"n": 3, "windows": ["0", "6", "10"], "coarse": "linear"}),
     "reversible halves": (RevNet, lambda b: vectors(b, 5), {"n": 3, "coarse": "exact"}),
 }
 

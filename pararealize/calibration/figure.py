@@ -4,7 +4,7 @@ Stages can be told without colour: each has a marker and a line of its own.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pararealize.figure import BLUE, FAINT, GRID, INK, LINE, ORANGE, label, save
 from pararealize.table import share
 
 from .report import Calibration
+from .rows import indices
 
 __all__ = ["draw_calibration"]
 
@@ -40,20 +41,25 @@ def draw_calibration(calibration: Calibration, path: str | Path, *, title: str =
     Raises:
         OutputError: another ending, or the file cannot be written.
     """
-    n = calibration.n
-    figure = Figure(figsize=(max(7.5, 4.5 + 0.35 * n), 3.9))
+    n, windows = calibration.n, calibration.windows
+    inputs = [(m, j) for m, j in indices(windows) if j > 1]  # of segments, that adapters give
+    outputs = list(indices(windows))[1:]
+    count = len(outputs)
+    figure = Figure(figsize=(min(max(7.5, 4.5 + 0.35 * (count + 1)), 16), 3.9))
     left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
     figure.subplots_adjust(left=0.09, right=0.98, top=0.71, bottom=0.2)
     for errors in calibration.stages:
-        _line(left, range(2, n + 1), errors.adapters, errors.stage)
-        _line(right, [*range(2, n + 1), n + 1], [*errors.interfaces[1:], errors.output], errors.stage)
+        _line(left, range(len(inputs)), errors.adapters, errors.stage)
+        _line(right, range(count + 1), [*errors.interfaces[1:], errors.output], errors.stage)
     left.set_title("inputs $x_j$, from adapters $C^j$", fontsize=9.5, color=INK)
     right.set_title("corrected outputs $z_j$, by coarse blocks $F^{j-1}$", fontsize=9.5, color=INK)
     left.set_ylabel("relative error", fontsize=9, color=INK)
-    step = max(1, math.ceil(n / 16))
-    segments = list(range(2, n + 1, step))
-    left.set_xticks(segments, [f"$x_{{{j}}}$" for j in segments])
-    right.set_xticks([*segments, n + 1], [*(f"$z_{{{j}}}$" for j in segments), "output"])
+    for axes, letter, places in ((left, "x", inputs), (right, "z", outputs)):
+        step = max(1, math.ceil(len(places) / 16))
+        labels = [f"${letter}_{{{_name(index)}}}$" for index in places[::step]]
+        ends = (count, "output") if axes is right else ()
+        axes.set_xticks([*range(0, len(places), step), *ends[:1]], [*labels, *ends[1:]])
+        axes.set_xlim(-0.4, len(places) - 0.6 + (axes is right))
     for axes in (left, right):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(_plain)
@@ -62,10 +68,10 @@ def draw_calibration(calibration: Calibration, path: str | Path, *, title: str =
         axes.grid(axis="y", which="major", color=GRID, linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(which="both", labelsize=8.5, colors=LINE)
-        axes.set_xlim(1.6, n + (1.4 if axes is right else 0.4))
     figure.text(
-        0.09, 0.93, f"{title or label(calibration.model)}, n = {n}: calibrated", fontsize=13, color=INK, weight="bold"
-    )
+        0.09, 0.93, f"{title or label(calibration.model)}, n = {n}{_windows(windows)}: calibrated",
+        fontsize=13, color=INK, weight="bold",
+    )  # fmt: skip
     figure.text(0.09, 0.825, _summary(calibration), fontsize=8.5, color=FAINT, linespacing=1.4)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.08, 0.005), ncols=3, fontsize=9, frameon=False)
@@ -78,6 +84,15 @@ def _line(axes: Axes, places: Iterable[int], values: Iterable[float], stage: str
     if points:
         look = LOOKS.get(stage, LOOKS["after"])
         axes.plot(*zip(*points, strict=True), label=stage, linewidth=1.6, markersize=5.5, **look)
+
+
+def _name(index: tuple[int, int]) -> str:
+    m, j = index
+    return f"{m},{j}" if m else f"{j}"
+
+
+def _windows(windows: Sequence[int]) -> str:
+    return f", {len(windows)} windows" if len(windows) > 1 else ""
 
 
 def _plain(value: float, _: int) -> str:

@@ -43,6 +43,7 @@ def fine_tune(
     steps: int,
     recipe: Recipe | None = None,
     norms: Literal["keep", "train"] | None = None,
+    original: nn.Module | None = None,
     seed: int = 0,
     report: Callable[[Progress], None] | None = None,
 ) -> Calibration:
@@ -71,6 +72,8 @@ def fine_tune(
         norms: ``"keep"`` the statistics that all batch norms have, or ``"train"`` as usual, normalising by the batch.
             Left out: keep, where calibration left a relative error of the output below one half; beyond, little of what
             was fitted is worth keeping.
+        original: the model that was converted, which has the original's statistics where calibration renewed those of
+            batch norms; the network in sequence stands for it when left out.
         seed: fixes dropout and the like.
         report: called after every step.
 
@@ -78,7 +81,9 @@ def fine_tune(
         The calibration with the stage ``"fine-tuned"``.
 
     Raises:
-        CalibrationError: ``steps`` is not positive; labels do not fit the output.
+        CalibrationError: ``steps`` is not positive; labels do not fit the output; statistics were renewed, and the
+            original that has the old ones is missing.
+        CheckpointError: ``original`` is another model.
         TrainingError: the loss is not finite any more.
 
     Example:
@@ -98,9 +103,16 @@ def fine_tune(
         raise CalibrationError(f"steps is {steps!r}; pass 1 or more steps of training")
     if norms not in ("keep", "train", None):
         raise CalibrationError(f"norms is {norms!r}; pass 'keep', 'train' or None")
+    if calibration.renewed and original is None:
+        raise CalibrationError(
+            f"running statistics were renewed in {', '.join(calibration.renewed[:3])}, so that the network in sequence "
+            "is no longer the original; pass original=model, the model that was converted"
+        )
     keep = norms == "keep" or (norms is None and calibration.stages[-1].output < FAR)
     recipe = recipe or Recipe(optimizer="adamw", lr=LR, schedule="cosine", warmup=max(1, steps // WARMUP_PART))
     before = copy.deepcopy(net).eval()
+    if original is not None:
+        before.load_original_state_dict(original.state_dict())
     guided = Guided(net, Interfaces(before), keep_norms=keep)
     recipe = GuidedRecipe(**dataclasses.asdict(recipe) | {"epochs": 1}, guide=guided)
     with preserve_training_flags(net):

@@ -1,20 +1,22 @@
-"""PararealModule of a trained network, batches -> Calibration: adapters and coarse blocks fitted, errors measured.
+"""PararealModule of a trained network, batches -> Calibration: what was added is fitted, and errors are measured.
+
+Window after window, each on what those before it give:
 
 adapters        C^j to each segment's true input             least squares, where linear     least_squares.py
 coarse blocks   F^1, F^2, … to the true propagation of the   least squares, where linear;    distillation.py
                 residuals that arrive                        else a short distillation
+corrections     K^j to what the window's end lacks           least squares                   window_corrections.py
+statistics      of batch norms, to what arrives              averages                        norm_statistics.py
 errors          at every interface, before and after                                         interface_errors.py
 
-Only the new modules change: the original's weights and statistics stay as they are, bit for bit.
+The original's weights stay as they are, bit for bit, and its running statistics unless they are renewed.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain
 
 import torch
-from torch import nn
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import CalibrationError, ModelError
@@ -23,11 +25,11 @@ from pararealize.random_state import preserve_state
 from pararealize.restore import ordinary_mode
 from pararealize.train.run.score import eval_mode
 
-from .distillation import Pair, distil, measure_norms, solve_last
+from .held_out import HeldOut
 from .interface_errors import measure_errors
-from .interfaces import Batches, InterfaceRecord, Interfaces, InterfaceValues
-from .least_squares import Regression, is_trained, linear_part
-from .report import Calibration, Fit
+from .interfaces import Batches, InterfaceRecord, Interfaces
+from .report import Calibration
+from .window_fitting import FitSettings, WindowFitting
 
 __all__ = ["calibrate", "calibration_mode", "check_network"]
 
@@ -45,9 +47,10 @@ def calibrate(
     ridge: float = 1e-4,
     keep: int = KEEP,
     seed: int = 0,
+    renew_statistics: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Calibration:
-    r"""Fit the adapters and coarse blocks of a parareal network to the trained network that it was made from.
+    r"""Fit what a parareal network has besides the trained network that it was made from: window after window.
 
     With :math:`u_j` the output of segment j when all segments run in sequence, adapters first, each on its own,
 
@@ -55,12 +58,20 @@ def calibrate(
 
     then coarse blocks from the first interface on, each with those before it as they are now,
 
-    .. math:: F^j = \operatorname{argmin} \sum \|F^j(z_j - x_{j+1}) - (u_{j+1} - y_{j+1})\|^2 .
+    .. math:: F^j = \operatorname{argmin} \sum \|F^j(z_j - x_{j+1}) - (u_{j+1} - y_{j+1})\|^2 ,
+
+    and the window's output corrections, where it has any, all at once, with :math:`w` its end without them,
+
+    .. math:: K^1, \dots, K^n = \operatorname{argmin} \sum \|\textstyle\sum_j K^j(x_j, y_j) - (u_n - w)\|^2 .
+
+    The next window is fitted on what this one really gives, :math:`w` with its corrections, to the same true values.
 
     Modules that are one linear layer are solved for in closed form, by ridge regression in double precision. Others
     are trained with Adam for ``steps`` batches, and the last layer of a residual unit is solved for before and after.
     Everything runs in eval mode. The batch norms of coarse blocks normalise by the batch while they are distilled;
-    then their running statistics are set to the averages over all batches.
+    then their running statistics are set to the averages over all batches. Penalty and rank of output corrections are
+    those with the smallest error on samples that were held out: ``test``, or the last fifth of the batches without it.
+    Corrections that make that error no smaller are left at nought.
 
     Args:
         net: a converted network with the trained weights; changed where it is, on its own devices.
@@ -73,6 +84,9 @@ def calibrate(
         keep: bytes of activations to hold in memory. Where the data needs more, a pass over it runs the network again,
             and distillation sees as many of the first batches as fit.
         seed: fixes the order of batches, and a loader's own shuffling. The caller's random state stays as found.
+        renew_statistics: measure the running statistics of the original's batch norms anew on what arrives at them, in
+            every window and in the head, where that makes its error on the samples held out smaller: these buffers of
+            ``net`` change then. Left out: with several windows.
         report: called with a line of text as the work goes on.
 
     Returns:
@@ -94,125 +108,38 @@ def calibrate(
         True
     """
     check_network(net)
-    settings = _FitSettings(steps=steps, lr=lr, ridge=ridge, keep=keep, seed=seed)
+    settings = FitSettings(steps=steps, lr=lr, ridge=ridge, keep=keep, seed=seed)
     say = report or (lambda _: None)
+    renews = len(net.plan.windows) > 1 if renew_statistics is None else renew_statistics
     with calibration_mode(net, seed):
         interfaces = Interfaces(net)
         say("running the network in sequence")
         record = InterfaceRecord(interfaces, batches, keep=keep)
-        tested = record if test is None else InterfaceRecord(interfaces, test, keep=0)
+        tested = None if test is None else InterfaceRecord(interfaces, test, keep=record.room if record.complete else 0)
         say("measuring the errors before")
-        before = measure_errors(interfaces, tested)
-        fits = [*_fit_adapters(record, settings, say), *_fit_coarse(record, settings, say)]
+        before = measure_errors(interfaces, tested or record)
+        fitting = WindowFitting(record, HeldOut(record, tested), settings, say)
+        fitted = [fitting.fit(window, renews=renews) for window in interfaces.windows]
+        renewed = [*chain.from_iterable(one.renewed for one in fitted), *(fitting.renew_head() if renews else ())]
         say("measuring the errors after")
-        after = measure_errors(interfaces, tested)
+        after = measure_errors(interfaces, tested or record)
+    corrections = [one.correction for one in fitted if one.correction is not None]
+    chosen = bool(corrections) or (renews and fitting.has_norms)
     return Calibration(
         model=net.plan.model,
         n=net.plan.n,
+        windows=tuple(window.n for window in interfaces.windows),
         coarse=net.plan.coarse,
         samples=record.samples,
-        tested=tested.samples,
+        tested=(tested or record).samples,
         held_out=test is not None,
         accuracy=after.accuracy,
-        fits=tuple(fits),
+        fits=tuple(chain.from_iterable(one.fits for one in fitted)),
         stages=(before.errors("before"), after.errors("after")),
+        corrections=tuple(corrections),
+        held_out_part=str(fitting.held_out) if chosen else "",
+        renewed=tuple(renewed),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _FitSettings:
-    """How to fit; the arguments of :func:`calibrate` of the same names.
-
-    Raises:
-        CalibrationError: a value is out of range; names all that are.
-    """
-
-    steps: int
-    lr: float
-    ridge: float
-    keep: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        checks = (
-            ("steps", "0 or more steps", isinstance(self.steps, int) and self.steps >= 0),
-            ("lr", "a positive number", 0 < self.lr < float("inf")),
-            ("ridge", "0 or a positive number", 0 <= self.ridge < float("inf")),
-            ("keep", "0 or more bytes", self.keep >= 0),
-        )
-        if faults := [f"{name} is {getattr(self, name)!r}; pass {text}" for name, text, fits in checks if not fits]:
-            raise CalibrationError("; and ".join(faults))
-
-
-def _fit_adapters(record: InterfaceRecord, settings: _FitSettings, say: Callable[[str], None]) -> Iterator[Fit]:
-    """Solve for all adapters in one pass over the batches: none depends on another."""
-    interfaces = record.interfaces
-    plans = interfaces.net.plan.adapters
-    start = time.perf_counter()
-    layers = {plan.j: linear_part(interfaces.adapter(plan.j)) for plan in plans}
-    linear = {j: layer for j, layer in layers.items() if layer is not None and is_trained(layer[0])}
-    regressions = {j: Regression(interfaces.adapter(j), *layer) for j, layer in linear.items()}
-    say(f"fitting {len(regressions)} adapters")
-    for values in record:
-        for j, regression in regressions.items():
-            regression.take(values.sources[j], (), interfaces.at(j, values.true[j - 1]))
-    for regression in regressions.values():
-        regression.solve(ridge=settings.ridge)
-    share = (time.perf_counter() - start) / max(len(regressions), 1)
-    for plan in plans:
-        method, seconds = "left: not linear" if layers[plan.j] is None else "left: frozen", 0.0
-        if plan.j in regressions:
-            method, seconds = "least squares", share
-        yield Fit(part=f"C{plan.j}", kind=plan.recipe, method=method, seconds=seconds)
-
-
-def _fit_coarse(record: InterfaceRecord, settings: _FitSettings, say: Callable[[str], None]) -> Iterator[Fit]:
-    """One coarse block after the other, each on the residuals that those before it leave."""
-    interfaces = record.interfaces
-    fitted: set[int] = set()
-    for plan in interfaces.net.plan.coarse_blocks:
-        start = time.perf_counter()
-        module = interfaces.coarse(plan.j)
-        say(f"fitting F{plan.j} of {interfaces.n - 1} ({plan.kind})")
-        if module is None:
-            method = "left: the segment itself"
-        elif not any(parameter.requires_grad for parameter in module.parameters()):
-            method = "left: nothing to fit"
-        elif fitted.intersection(map(id, module.parameters())):
-            method = "left: shared with one before"
-        else:
-            method = _fit_one(module, record, plan.j, settings)
-            fitted.update(map(id, module.parameters()))
-        yield Fit(part=f"F{plan.j}", kind=plan.kind, method=method, seconds=time.perf_counter() - start)
-
-
-def _fit_one(module: nn.Module, record: InterfaceRecord, j: int, settings: _FitSettings) -> str:
-    """Fit F^j to what z_{j+1} still lacks, u_{j+1} - y_{j+1}; says by which method."""
-    interfaces = record.interfaces
-
-    def pair(values: InterfaceValues) -> Pair:
-        target = interfaces.at(j + 1, values.true[j + 1]) - values.y[j + 1]
-        return interfaces.residual(values, j), values.context[f"F{j}"], target
-
-    sample = [pair(interfaces.with_fine(values)) for values in record.in_memory]
-
-    def pairs() -> Iterator[Pair]:
-        return iter(sample) if record.complete else map(pair, record.with_fine())
-
-    layer = linear_part(module)
-    if layer is not None and is_trained(layer[0]):
-        regression = Regression(module, *layer)
-        for each in pairs():
-            regression.take(*each)
-        regression.solve(ridge=settings.ridge)
-        return "least squares"
-    # Running statistics are set before each solution for the last layer, which stands behind the norms, and once more
-    # after the distillation, which changes what enters them.
-    measure_norms(module, pairs())
-    solve_last(module, pairs, ridge=settings.ridge)
-    distil(module, sample, steps=settings.steps, lr=settings.lr, seed=settings.seed)
-    measure_norms(module, pairs())
-    return "distilled, last layer solved" if solve_last(module, pairs, ridge=settings.ridge) else "distilled"
 
 
 def check_network(net: object) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from pararealize.errors import CalibrationError
 from pararealize.train.run.score import correct, logits_of
 
 from .interfaces import Interfaces, InterfaceValues
-from .report import Errors
+from .rows import Errors, indices
 
 __all__ = ["ErrorSums", "SquareSums", "measure_errors"]
 
@@ -40,18 +40,21 @@ class SquareSums:
 
 
 class ErrorSums:
-    """Errors of a network of n segments and its hits in classification, summed over all samples.
+    """Errors of a network and its hits in classification, summed over all samples.
+
+    Args:
+        windows: how many segments each window has.
 
     Attributes:
-        adapters: sums for x_j, by j = 2..n.
-        interfaces: sums for z_j, by j = 1..n.
+        adapters: sums for x_{m,j}, j > 1, by (m, j).
+        interfaces: sums for z_{m,j}, by (m, j).
         output: sums for the network's output, of all its floating-point tensors.
         samples: how many samples were taken in.
     """
 
-    def __init__(self, n: int) -> None:
-        self.adapters = {j: SquareSums() for j in range(2, n + 1)}
-        self.interfaces = {j: SquareSums() for j in range(1, n + 1)}
+    def __init__(self, windows: Sequence[int]) -> None:
+        self.interfaces = {index: SquareSums() for index in indices(windows)}
+        self.adapters = {(m, j): SquareSums() for m, j in self.interfaces if j > 1}
         self.output = SquareSums()
         self.samples = 0
         self._same_class = self._correct = self._correct_in_sequence = 0
@@ -109,15 +112,17 @@ def measure_errors(
         batches: values of that network; their x, y and z are neither used nor changed.
         reference: values of the same batches by another network, which are the true ones then.
     """
-    sums = ErrorSums(interfaces.n)
+    sums = ErrorSums([window.n for window in interfaces.windows])
     pairs = ((values, values) for values in batches) if reference is None else zip(batches, reference, strict=True)
     for values, true in pairs:
-        now = interfaces.with_fine(dataclasses.replace(values, x={}, y={}, z={}))
+        now = values.anew()
+        for window in interfaces.windows:
+            interfaces.end(now, window)
+            for row in window.adapters:
+                sums.adapters[row.index].add(now.x[row.index], true.true[row.m, row.j - 1])
+            for segment in window.segments:
+                sums.interfaces[segment.index].add(now.z[segment.index], true.true[segment.index])
         output = interfaces.result(now)
-        for j, x in now.x.items():
-            sums.adapters[j].add(x, true.true[j - 1])
-        for j, z in now.z.items():
-            sums.interfaces[j].add(z, true.true[j])
         sums.add_output(output, true.output, now.labels, now.samples)
     return sums
 

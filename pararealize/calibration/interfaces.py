@@ -1,92 +1,153 @@
 """PararealModule, batches -> InterfaceValues: what crosses each interface, in sequence and in parallel segments.
 
 Everything is read off the network's own graph, equation (3), so context and devices are where the graph has them. The
-values are those of eval mode, without gradients.
+values are those of eval mode, without gradients. Windows come one after the other: each begins with what the one before
+gives as it is, fitted or not.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from pararealize.coarse.output_correction import OutputCorrection
+from pararealize.coarse.spec import numbered
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.network.module import PararealModule
-from pararealize.network.parts import read_equation
+from pararealize.network.parts import Index, read_equation
+from pararealize.plan.spec import SegmentPlan, Window
 from pararealize.tracing.call_signature import CallSignature
 
-__all__ = ["Batches", "InterfaceRecord", "InterfaceValues", "Interfaces", "inputs_of", "labels_of", "one_pass"]
+from .norm_statistics import NormStatistics
+
+__all__ = [
+    "Batches",
+    "InterfaceRecord",
+    "InterfaceValues",
+    "Interfaces",
+    "inputs_of",
+    "labels_of",
+    "mask_of",
+    "one_pass",
+]
 
 Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 
 
 @dataclass(slots=True, kw_only=True)
 class InterfaceValues:
-    """The values of one batch at all interfaces.
+    """The values of one batch at all interfaces, by (m, j) as parts are numbered; m is 0 where one window is alone.
 
     Attributes:
-        sources: what C^j reads, by j.
+        sources: what C^{m,j} reads, where that is there before the segments: in the first window.
         context: what a part reads beside its activation or residual, by the part's name (``g2``, ``F1``, ``head``).
-        true: u_j, the output of segment j where all run in sequence, by j = 1..n: what z_j should be, and x_{j+1}.
+        true: u_{m,j}, the output of a segment where all run in sequence: what z_{m,j} should be, and x_{m,j+1}.
         output: output of the whole network in sequence.
         labels: the batch's labels, where it has any.
-        x: C^j's output by j = 2..n, once it was computed.
-        y: g^j's output by j.
-        z: the corrected value by j.
+        mask: ``(batch, tokens)``, which positions count, where the batch says so.
+        begins: w_{m-1}, what window m begins with, by m from 1, once it was computed; that of window 1 only where there
+            are several windows or corrections, which read it.
+        x: output of C^{m,j}, j > 1, once it was computed.
+        y: output of g^{m,j}.
+        z: the corrected value.
     """
 
-    sources: dict[int, Tensor]
+    sources: dict[Index, Tensor]
     context: dict[str, tuple[Any, ...]]
-    true: dict[int, Tensor]
+    true: dict[Index, Tensor]
     output: Any
     labels: Tensor | None = None
-    x: dict[int, Tensor] = field(default_factory=dict)
-    y: dict[int, Tensor] = field(default_factory=dict)
-    z: dict[int, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
+    begins: dict[int, Tensor] = field(default_factory=dict)
+    x: dict[Index, Tensor] = field(default_factory=dict)
+    y: dict[Index, Tensor] = field(default_factory=dict)
+    z: dict[Index, Tensor] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
         """How many samples the batch has."""
-        return len(self.true[1])
+        return len(next(iter(self.true.values())))
 
     @property
     def bytes(self) -> int:
-        """The memory of all values, those included that are computed later."""
-        leaves = pytree.tree_leaves((self.sources, self.context, self.output))
+        """The memory of all values, those included that are computed later: x, y and z of one window at a time."""
+        first = [w for m, w in self.begins.items() if m == 1]
+        leaves = pytree.tree_leaves((self.sources, self.context, self.output, first))
         sizes = {leaf.data_ptr(): leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor)}
-        return sum(sizes.values()) + 4 * sum(value.nbytes for value in self.true.values())  # u, x, y and z
+        of_windows: dict[int, int] = {}
+        for (m, _), value in self.true.items():
+            of_windows[m] = of_windows.get(m, 0) + value.nbytes
+        # u of all windows; x, y and z of the largest; w where there are several
+        several = sum(value.nbytes for value in self.true.values()) if len(of_windows) > 1 else 0
+        return sum(sizes.values()) + sum(of_windows.values()) + 3 * max(of_windows.values()) + several
+
+    def anew(self) -> InterfaceValues:
+        """The same batch, of which adapters, segments and coarse blocks have computed nothing yet."""
+        return replace(self, begins={m: w for m, w in self.begins.items() if m == 1}, x={}, y={}, z={})
+
+    def forget(self, window: Window, *, corrected_only: bool = False) -> None:
+        """Drop what the parts of one window have computed, or its corrected values alone, and what followed."""
+        for row in window.segments:
+            for values in (self.z,) if corrected_only else (self.x, self.y, self.z):
+                values.pop(row.index, None)
+        for m in [m for m in self.begins if m > window.m]:
+            del self.begins[m]
 
 
 class Interfaces:
     """The parts of a parareal network, called one by one to get the values between them.
 
     Args:
-        net: the network; its adapters and coarse blocks may change between calls.
+        net: the network; its adapters, coarse blocks, corrections and running statistics may change between calls. The
+            network in sequence keeps the statistics that it has here.
+
+    Attributes:
+        windows: the rows of the plan, window by window.
+        statistics: the running statistics of the original's batch norms, as they are here.
     """
 
     def __init__(self, net: PararealModule) -> None:
-        self.net, self.n = net, net.plan.n
+        self.net, self.windows = net, net.plan.windows
+        self.statistics = NormStatistics(net)
         nodes = read_equation(net.graph)
         calls = {name: call for name, call in nodes.calls.items() if name not in ("stem", "context")}
         self._early = nodes.before(calls.values())
-        adapters = {part.j: name for name, part in nodes.parts.items() if part.kind == "adapter"}
-        self._source = {j: calls[name].all_input_nodes[0] for j, name in adapters.items()}
-        self._context = {name: nodes.context_of(name) for name in calls}
-        self._x_1, self._inputs = nodes.x[0, 1], CallSignature.tensor_nodes(self.net.graph)
+        adapters = {part.index: calls[name] for name, part in nodes.parts.items() if part.kind == "adapter"}
+        sources = {index: call.all_input_nodes[0] for index, call in adapters.items()}
+        self._source = {index: node for index, node in sources.items() if node in set(self._early)}
+        reading = [name for name in calls if nodes.parts[name].kind in ("segment", "coarse", "head")]
+        self._context = {name: nodes.context_of(name) for name in reading}
+        self._homes = {part.index: part.home for part in nodes.parts.values() if part.kind == "segment"}
+        self._keeps_first = len(self.windows) > 1 or bool(net.plan.corrections)
+        self._x_1 = nodes.x[self.windows[0].segments[0].index]
+        self._inputs = CallSignature.tensor_nodes(self.net.graph)
 
-    def adapter(self, j: int) -> nn.Module:
-        """C^j."""
-        return self.net.adapters[f"C{j}"]
+    @property
+    def last(self) -> Index:
+        """The number of the last segment."""
+        return self.windows[-1].segments[-1].index
 
-    def segment(self, j: int) -> nn.Module:
-        """g^j."""
-        return self.net.segments[f"g{j}"]
+    def adapter(self, index: Index) -> nn.Module:
+        """C^{m,j}."""
+        return self.net.adapters[numbered("C", *index)]
 
-    def coarse(self, j: int) -> nn.Module | None:
-        """F^j, ``None`` where it is g^{j+1} itself."""
-        return dict(self.net.coarse.items()).get(f"F{j}")
+    def segment(self, index: Index) -> nn.Module:
+        """g^{m,j}."""
+        return self.net.segments[numbered("g", *index)]
+
+    def coarse(self, index: Index) -> nn.Module | None:
+        """F^{m,j}, ``None`` where it is g^{m,j+1} itself."""
+        return self.net.coarse._modules.get(numbered("F", *index))
+
+    def correction(self, index: Index) -> OutputCorrection | None:
+        """K^{m,j}, ``None`` where the segment has none."""
+        return self.net.coarse._modules.get(numbered("K", *index))  # type: ignore[return-value]
 
     @torch.no_grad()
     def in_sequence(self, batch: Any, number: int = 1) -> InterfaceValues:
@@ -101,59 +162,107 @@ class Interfaces:
             ExampleError: the batch does not fit the network.
             GuardError: its sizes are others than the network was recorded for.
         """
-        early = self._before_segments(batch)
-        context = {name: tuple(early[node] for node in nodes) for name, nodes in self._context.items()}
-        u = early[self._x_1]
-        true: dict[int, Tensor] = {}
-        for j in range(1, self.n + 1):
-            true[j] = u = self.segment(j)(self.at(j, u), *context[f"g{j}"])
-            _check_finite(u, f"the output of segment {j} of the network in sequence", number)
+        with self.statistics.as_found():
+            early = self._before_segments(batch)
+            context = {name: tuple(early[node] for node in nodes) for name, nodes in self._context.items()}
+            u = early[self._x_1]
+            begins = {1: u} if self._keeps_first else {}
+            true: dict[Index, Tensor] = {}
+            for row in self.net.plan.segments:
+                true[row.index] = u = self.segment(row.index)(self.at(row.index, u), *context[row.name])
+                _check_finite(u, f"the output of {row.label} of the network in sequence", number)
+            output = self.net.head(self.at(self.last, u).clone(), *context["head"])
         return InterfaceValues(
-            sources={j: early[node] for j, node in self._source.items()},
+            sources={index: early[node] for index, node in self._source.items()},
             context=context,
             true=true,
-            output=self.net.head(self.at(self.n, u).clone(), *context["head"]),
+            output=output,
             labels=labels_of(batch),
+            mask=mask_of(batch),
+            begins=begins,
         )
 
     @torch.no_grad()
-    def with_fine(self, values: InterfaceValues) -> InterfaceValues:
-        """The same values, with x and y filled in where they are missing: adapters and segments, equation (2)."""
-        if not values.y:
-            values.y[1] = values.true[1]
-            for j in range(2, self.n + 1):
-                values.x[j] = self.adapter(j)(values.sources[j])
-                values.y[j] = self.segment(j)(values.x[j], *values.context[f"g{j}"])
+    def begin(self, values: InterfaceValues, window: Window) -> Tensor:
+        """w_{m-1}, which window m begins with, from the windows before it as they are now; remembered."""
+        for before in self.windows[: window.m - 1]:
+            if before.m + 1 not in values.begins:
+                w = self.end(values, before)
+                values.forget(before)
+                values.begins[before.m + 1] = w
+        return values.begins[window.m]
+
+    @torch.no_grad()
+    def with_fine(self, values: InterfaceValues, window: Window) -> InterfaceValues:
+        """The same values, with x and y of a window filled in where they are missing: equation (2)."""
+        first = window.segments[0]
+        if first.index in values.y:
+            return values
+        if window.m == 1:
+            values.y[first.index] = values.true[first.index]
+        else:
+            values.y[first.index] = self._fine(values, first, self.at(first.index, self.begin(values, window)))
+        for row in window.segments[1:]:
+            source = values.sources.get(row.index)
+            if source is None:
+                source = self.at(row.index, self.begin(values, window))
+            values.x[row.index] = self.adapter(row.index)(source)
+            values.y[row.index] = self._fine(values, row, values.x[row.index])
         return values
 
+    def input(self, values: InterfaceValues, index: Index) -> Tensor:
+        """x_{m,j}; needs x of the window."""
+        return values.x[index] if index[1] > 1 else self.at(index, values.begins[index[0] or 1])
+
     @torch.no_grad()
-    def residual(self, values: InterfaceValues, j: int) -> Tensor:
+    def fine(self, values: InterfaceValues, index: Index) -> Tensor:
+        """y_{m,j} as the others read it: with its correction K^{m,j}, where it has one; needs x and y."""
+        correction, y = self.correction(index), values.y[index]
+        return y if correction is None else correction(self.input(values, index), y)
+
+    @torch.no_grad()
+    def residual(self, values: InterfaceValues, index: Index) -> Tensor:
         """r_j = z_j - x_{j+1}, from the coarse blocks in front of it; z_j is remembered."""
-        return self.at(j + 1, self.corrected(values, j)) - values.x[j + 1]
+        m, j = index
+        return self.at((m, j + 1), self.corrected(values, index)) - values.x[m, j + 1]
 
-    def corrected(self, values: InterfaceValues, j: int) -> Tensor:
-        """z_j by F^1 to F^{j-1}, remembered from call to call; needs x and y."""
-        if 1 not in values.z:
-            values.z[1] = values.y[1]
-        if j not in values.z:
-            values.z[j] = values.y[j] + self.correction(values, j - 1, self.residual(values, j - 1))
-        return values.z[j]
+    def corrected(self, values: InterfaceValues, index: Index) -> Tensor:
+        """z_{m,j} by F^{m,1} to F^{m,j-1}, remembered from call to call; needs x and y."""
+        m, last = index
+        for j in range(1, last + 1):
+            if (m, j) not in values.z:
+                z = self.fine(values, (m, j))
+                if j > 1:
+                    z = z + self.propagated(values, (m, j - 1), self.residual(values, (m, j - 1)))
+                values.z[m, j] = z
+        return values.z[index]
 
     @torch.no_grad()
-    def correction(self, values: InterfaceValues, j: int, r: Tensor) -> Tensor:
-        """F^j(r)."""
-        block = self.coarse(j)
-        value: Tensor = (self.segment(j + 1) if block is None else block)(r, *values.context[f"F{j}"])
+    def propagated(self, values: InterfaceValues, index: Index, r: Tensor) -> Tensor:
+        """F^{m,j}(r)."""
+        (m, j), block = index, self.coarse(index)
+        value: Tensor = (self.segment((m, j + 1)) if block is None else block)(
+            r, *values.context[numbered("F", *index)]
+        )
         return value
+
+    def end(self, values: InterfaceValues, window: Window) -> Tensor:
+        """w_m, the corrected output of a window; x, y and z are remembered."""
+        return self.corrected(self.with_fine(values, window), window.segments[-1].index)
 
     @torch.no_grad()
     def result(self, values: InterfaceValues) -> Any:
-        """h(z_n), the parareal network's output; needs x and y."""
-        return self.net.head(self.corrected(values, self.n).clone(), *values.context["head"])
+        """h(w_M), the parareal network's output."""
+        return self.net.head(self.end(values, self.windows[-1]).clone(), *values.context["head"])
 
-    def at(self, j: int, value: Tensor) -> Tensor:
-        """A value on the device of segment j."""
-        return value if self.net.segment_devices is None else value.to(self.net.segment_devices[j - 1])
+    def at(self, index: Index, value: Tensor) -> Tensor:
+        """A value on the device of segment (m, j)."""
+        devices = self.net.segment_devices
+        return value if devices is None else value.to(devices[self._homes[index] - 1])
+
+    def _fine(self, values: InterfaceValues, row: SegmentPlan, x: Tensor) -> Tensor:
+        y: Tensor = self.segment(row.index)(x, *values.context[row.name])
+        return y
 
     def _before_segments(self, batch: Any) -> dict[fx.Node, Any]:
         """The values of the stem, of the context, and of what adapters read."""
@@ -183,6 +292,12 @@ class InterfaceRecord:
         batches: inputs, or inputs and labels; read once here, and again in every pass where not all fit.
         keep: bytes of activations that may be held in memory; the first batch is, whatever its size.
 
+    Attributes:
+        in_memory: the values of the first batches.
+        count: how many batches there are.
+        samples: how many samples they have.
+        room: what is left of ``keep``.
+
     Raises:
         ExampleError: there is no batch, or the batches can be read only once.
     """
@@ -191,15 +306,20 @@ class InterfaceRecord:
         self.interfaces, self.batches = interfaces, batches
         self.in_memory: list[InterfaceValues] = []
         self.count = self.samples = 0
-        room = keep
+        self.room = keep
         for number, batch in enumerate(one_pass(batches), start=1):
             values = interfaces.in_sequence(batch, number)
             self.count, self.samples = number, self.samples + values.samples
-            if number == len(self.in_memory) + 1 and (values.bytes <= room or not self.in_memory):
+            if number == len(self.in_memory) + 1 and (values.bytes <= self.room or not self.in_memory):
                 self.in_memory.append(values)
-                room -= values.bytes
+                self.room = max(self.room - values.bytes, 0)
         if not self.count:
             raise ExampleError("there is no batch; pass some tens of batches of training inputs")
+
+    def forget(self, window: Window, *, corrected_only: bool = False) -> None:
+        """Drop from the values in memory what the parts of one window have computed, or its corrected values alone."""
+        for values in self.in_memory:
+            values.forget(window, corrected_only=corrected_only)
 
     @property
     def complete(self) -> bool:
@@ -207,13 +327,19 @@ class InterfaceRecord:
         return len(self.in_memory) == self.count
 
     def __iter__(self) -> Iterator[InterfaceValues]:
-        if self.complete:
-            return iter(self.in_memory)
-        return (self.interfaces.in_sequence(batch, i) for i, batch in enumerate(one_pass(self.batches), start=1))
+        return self.part(0, self.count)
 
-    def with_fine(self) -> Iterator[InterfaceValues]:
-        """The values with x and y."""
-        return map(self.interfaces.with_fine, self)
+    def part(self, start: int, stop: int) -> Iterator[InterfaceValues]:
+        """The values of the batches from ``start`` up to ``stop``, counted from 0."""
+        if self.complete:
+            yield from self.in_memory[start:stop]
+            return
+        for number, batch in enumerate(islice(one_pass(self.batches), start, stop), start=start + 1):
+            yield self.interfaces.in_sequence(batch, number)
+
+    def with_fine(self, window: Window) -> Iterator[InterfaceValues]:
+        """The values with x and y of a window."""
+        return (self.interfaces.with_fine(values, window) for values in self)
 
 
 def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
@@ -249,6 +375,12 @@ def labels_of(batch: Any) -> Tensor | None:
         labels = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
     is_label = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
     return labels if is_label else None
+
+
+def mask_of(batch: Any) -> Tensor | None:
+    """Which positions count, ``(batch, tokens)``, where a batch has an ``"attention_mask"`` of that shape."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def one_pass(batches: Batches) -> Iterator[Any]:

@@ -3,66 +3,25 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
 
-from pararealize.coarse.spec import Count, Number, Text
+from pararealize.coarse.spec import Count, Number, Text, numbered
 from pararealize.control_characters import visible
 from pararealize.errors import CalibrationError
 from pararealize.plan.json_text import parse_json, read_json
 from pararealize.table import aligned, share, shortened
 
-__all__ = ["VERSION", "Calibration", "Errors", "Fit"]
+from .rows import CorrectionChoice, Errors, Fit, indices
 
-VERSION = 1
+__all__ = ["VERSION", "Calibration"]
+
+VERSION = 2
 STAGES = ("before", "after", "fine-tuned")
 MOST_FAULTS = 12  # that a message lists
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """How one part was fitted.
-
-    Attributes:
-        part: ``"C2"``, ``"F1"``, …
-        kind: the adapter's recipe or the coarse block's kind.
-        method: ``"least squares"``, ``"distilled"``, ``"distilled, last layer solved"``, or why it was left.
-        seconds: how long the fit took.
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # of a file, in which unknown keys are faults
-
-    part: Text
-    kind: Text
-    method: Text
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Errors:
-    """How far the parareal network is from the network in sequence, at one stage of the calibration.
-
-    Errors are relative, ‖value − true value‖ / ‖true value‖ over all samples.
-
-    Attributes:
-        stage: ``"before"``, ``"after"``, ``"fine-tuned"``.
-        adapters: errors of x_j, the input of segment j, by j = 2..n.
-        interfaces: errors of z_j, the corrected output of segment j, by j = 1..n; z_1 has none.
-        output: error of the network's output.
-        agreement: share of the samples that both networks put into one class; None where the output is no logits.
-        accuracy: share of the samples put into the right class; None without labels.
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    stage: Text
-    adapters: tuple[float, ...]
-    interfaces: tuple[float, ...]
-    output: float
-    agreement: float | None = None
-    accuracy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +30,8 @@ class Calibration:
 
     Attributes:
         model: the class name of the model.
-        n: number of segments.
+        n: number of segments of the longest window.
+        windows: number of segments of each window.
         coarse: the kind of coarse blocks.
         samples: number of samples that were fitted to.
         tested: number of samples that the errors are measured on.
@@ -80,6 +40,10 @@ class Calibration:
         fits: how each part was fitted.
         stages: the errors, in order.
         fine_tune_steps: steps of training everything afterwards.
+        corrections: what output corrections of each kind give, window by window, where the plan has any.
+        held_out_part: which samples were held out, to choose penalties, ranks and statistics by; empty where nothing
+            was chosen so.
+        renewed: the parts whose batch norms have new running statistics (``"g2_1"``, ``"head"``).
         version: version of the JSON document.
     """
 
@@ -87,6 +51,7 @@ class Calibration:
 
     model: Text
     n: Number
+    windows: tuple[Number, ...]
     coarse: Text
     samples: Count
     tested: Count
@@ -95,6 +60,9 @@ class Calibration:
     fits: tuple[Fit, ...]
     stages: tuple[Errors, ...]
     fine_tune_steps: Count = 0
+    corrections: tuple[CorrectionChoice, ...] = ()
+    held_out_part: Text = ""
+    renewed: tuple[Text, ...] = ()
     version: int = VERSION
 
     def stage(self, name: str) -> Errors:
@@ -134,6 +102,10 @@ class Calibration:
         for stage in stages if isinstance(stages, list) else ():
             if isinstance(stage, dict):
                 stage |= {name: _numbers(stage[name]) for name in ("adapters", "interfaces", "output") if name in stage}
+        corrections = values.get("corrections")
+        for choice in corrections if isinstance(corrections, list) else ():
+            if isinstance(choice, dict) and isinstance(choice.get("errors"), dict):
+                choice["errors"] = {name: _numbers(value) for name, value in choice["errors"].items()}
         calibration = read_json(_ADAPTER, json.dumps(values), "calibration", CalibrationError)
         if faults := list(_contradictions(calibration)):
             raise CalibrationError("this calibration cannot be read:\n" + "\n".join(faults[:MOST_FAULTS]))
@@ -171,23 +143,39 @@ _ADAPTER = TypeAdapter(Calibration)
 
 def _contradictions(calibration: Calibration) -> Iterator[str]:
     """What a report says about itself that cannot be."""
-    n, parts = calibration.n, [fit.part for fit in calibration.fits]
-    expected = [f"{letter}{j + (letter == 'C')}" for j in range(1, min(n, len(parts) + 2)) for letter in "CF"]
-    if sorted(parts) != sorted(expected):
-        shown = [shortened(", ".join(map(repr, names)), 200) or "none" for names in (parts, expected)]
+    n, windows, parts = calibration.n, calibration.windows, [fit.part for fit in calibration.fits]
+    if max(windows, default=0) != n:
+        yield f"its longest window has {max(windows, default=0)} segments; n = {n}"
+        return
+    most = len(parts) + 2  # of the segments that a file speaks of, at most so many are counted out
+    segments = list(islice(indices(windows), most))
+    expected = [name for m, j in segments if j > 1 for name in (numbered("C", m, j), numbered("F", m, j - 1))]
+    corrections = [part for part in parts if part.startswith("K")]
+    others = [part for part in parts if not part.startswith("K")]
+    if sorted(others) != sorted(expected):
+        shown = [shortened(", ".join(map(repr, names)), 200) or "none" for names in (others, expected)]
         yield f"fits are of {shown[0]}; n = {n} has {shown[1]}"
+    corrected = {numbered("K", m, j) for m, j in segments if windows[max(m, 1) - 1] > 1}
+    if len(set(corrections)) != len(corrections) or not corrected.issuperset(corrections):
+        yield f"fits are of corrections {shortened(', '.join(map(repr, corrections)), 200)}, twice or of no segment"
     for fit in calibration.fits:
         if not fit.seconds >= 0:
             yield f"the fit of {shortened(fit.part, 60)!r} took {fit.seconds} s"
+    for choice in calibration.corrections:
+        if choice.m > len(windows) or any(value < 0 for value in choice.errors.values()):
+            yield f"corrections of window {choice.m} have errors below 0, or there is no such window"
     names = [errors.stage for errors in calibration.stages]
     if names != [*STAGES[:2], *STAGES[2:] * (len(names) - 2)]:  # it may be fine-tuned several times
         yield f"its stages are {shortened(', '.join(map(repr, names)), 200)}; there are {', '.join(map(repr, STAGES))}"
-    shares = [("accuracy", calibration.accuracy)]
+    shares, listed = [("accuracy", calibration.accuracy)], shortened(", ".join(map(str, windows)), 200)
     for errors in calibration.stages:
         stage = shortened(errors.stage, 60)
-        for what, values, count in (("adapters", errors.adapters, n - 1), ("interfaces", errors.interfaces, n)):
+        counts = sum(windows) - len(windows), sum(windows)
+        for what, values, count in zip(
+            ("adapters", "interfaces"), (errors.adapters, errors.interfaces), counts, strict=True
+        ):
             if len(values) != count:
-                yield f"{stage}: {len(values)} errors of {what}; n = {n} has {count}"
+                yield f"{stage}: {len(values)} errors of {what}; windows of {listed} segments have {count}"
         if any(value < 0 for value in (*errors.adapters, *errors.interfaces, errors.output)):
             yield f"{stage}: an error is negative"
         shares += [(f"{stage}: accuracy", errors.accuracy), (f"{stage}: agreement", errors.agreement)]
@@ -197,21 +185,29 @@ def _contradictions(calibration: Calibration) -> Iterator[str]:
 # As text ------------------------------------------------------------------------------------------------------------
 
 WIDTH = 120
+NOTHING = "left: nothing to fit"
 
 
 def _text(calibration: Calibration) -> str:
-    """Adapters, interfaces and the output, with a column a stage, and accuracies where there are labels."""
+    """Adapters, interfaces, windows and the output, with a column a stage, and accuracies where there are labels."""
+    segments = list(indices(calibration.windows))
+    adapted = [index for index in segments if index[1] > 1]
     stages = [errors.stage for errors in calibration.stages]
     fits = {fit.part: fit for fit in calibration.fits}
     adapters = [("C", "fitted by", "kind", *stages)]
     interfaces = [("z", "fitted by", "kind", *stages)]
-    for j in range(2, calibration.n + 1):
+    for index, errors in zip(segments, zip(*(one.interfaces for one in calibration.stages), strict=True), strict=True):
+        m, j = index
+        if j == 1:
+            continue
+        name, of_adapters = _name(index), [one.adapters[adapted.index(index)] for one in calibration.stages]
         for rows, part, values in (
-            (adapters, f"C{j}", [errors.adapters[j - 2] for errors in calibration.stages]),
-            (interfaces, f"F{j - 1}", [errors.interfaces[j - 1] for errors in calibration.stages]),
+            (adapters, numbered("C", m, j), of_adapters),
+            (interfaces, numbered("F", m, j - 1), errors),
         ):
             fit = fits[part]
-            rows.append((str(j), fit.method, fit.kind, *map(_error, values)))
+            if m == 0 or fit.method != NOTHING:
+                rows.append((name, fit.method, fit.kind, *map(_error, values)))
     outputs = (_error(errors.output) for errors in calibration.stages)
     ends: list[tuple[str | None, ...]] = [("", *stages), ("output, relative error", *outputs)]
     if all(errors.agreement is not None for errors in calibration.stages):
@@ -221,20 +217,66 @@ def _text(calibration: Calibration) -> str:
                      *(_percent(errors.accuracy) for errors in calibration.stages)))  # fmt: skip
     where = f"{calibration.tested} other samples" if calibration.held_out else "the same"
     title = (
-        f"{shortened(calibration.model, WIDTH)}: n = {calibration.n}, coarse {shortened(calibration.coarse, WIDTH)!r}"
+        f"{shortened(calibration.model, WIDTH)}: n = {calibration.n}, "
+        f"{_windows(calibration.windows)}coarse {shortened(calibration.coarse, WIDTH)!r}"
     )
     title += f", fitted to {calibration.samples} samples, errors on {where}"
+    exact = "; z_1 is exact" if len(calibration.windows) == 1 else ""
     tables = [title]
+    if len(calibration.windows) > 1 or calibration.corrections:
+        tables.append(_window_table(calibration))
     if calibration.n > 1:
         for heading, rows in (
             ("adapters, ‖x_j − true‖ / ‖true‖", adapters),
-            ("interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{j-1}; z_1 is exact", interfaces),
+            (f"interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{{j-1}}{exact}", interfaces),
         ):
-            tables.append(f"{heading}\n{aligned(rows, 'lll', width=WIDTH)}")
+            if len(rows) > 1:
+                tables.append(f"{heading}\n{aligned(rows, 'lll', width=WIDTH)}")
+    if calibration.corrections:
+        tables.append(_correction_table(calibration))
     tables.append(aligned(ends, "l", missing="–"))
+    if calibration.renewed:
+        names = shortened(", ".join(calibration.renewed), WIDTH)
+        tables.append(f"running statistics of batch norms renewed in {names}")
     if calibration.fine_tune_steps:
         tables.append(f"fine-tuned for {calibration.fine_tune_steps} steps; errors against the original before that")
     return visible("\n\n".join(tables))
+
+
+def _name(index: tuple[int, int]) -> str:
+    m, j = index
+    return f"{m},{j}" if m else f"{j}"
+
+
+def _windows(windows: Sequence[int]) -> str:
+    return f"{len(windows)} windows, " if len(windows) > 1 else ""
+
+
+def _window_table(calibration: Calibration) -> str:
+    """The error of w_m, what the window's corrections were fitted by, and how many segments it has."""
+    fits = {fit.part: fit for fit in calibration.fits}
+    rows: list[tuple[str | None, ...]] = [("m", "segments", "corrections", *(one.stage for one in calibration.stages))]
+    errors = zip(*(one.interfaces for one in calibration.stages), strict=True)
+    errors_of = dict(zip(indices(calibration.windows), errors, strict=True))
+    for m, length in enumerate(calibration.windows, 1 if len(calibration.windows) > 1 else 0):
+        names = [numbered("K", m, j) for j in range(1, length + 1)]
+        fit = next((fits[name] for name in names if name in fits), None)
+        text = None if fit is None else f"{fit.kind}: {fit.method}"
+        rows.append((str(m or 1), str(length), text, *map(_error, errors_of[m, length])))
+    return f"windows, ‖w_m − true‖ / ‖true‖\n{aligned(rows, 'lll', missing='–', width=WIDTH)}"
+
+
+def _correction_table(calibration: Calibration) -> str:
+    """What corrections of each kind give, a row a window."""
+    kinds = list(dict.fromkeys(kind for choice in calibration.corrections for kind in choice.errors))
+    rows: list[tuple[str | None, ...]] = [("m", *kinds, "used")]
+    for choice in calibration.corrections:
+        errors = (choice.errors.get(kind) for kind in kinds)
+        used = choice.name if choice.used else "none"
+        rows.append((str(choice.m or 1), *(None if e is None else _error(e) for e in errors), used))
+    where = f" on {calibration.held_out_part}" if calibration.held_out_part else ""
+    heading = f"output corrections, ‖w_m − true‖ / ‖true‖{where}, before rounding"
+    return f"{heading}\n{aligned(rows, 'l', missing='–', width=WIDTH)}"
 
 
 def _error(value: float) -> str:

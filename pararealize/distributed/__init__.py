@@ -18,6 +18,7 @@ computes, sends and differentiates its share. In reading order::
     rank_calls              each call of a rank, announced before its messages
     step                    a rank's share of one training step, forward and backward
     correction              z_j from y_j and what other ranks send, and backward what they get in return
+    window_ends             what a window ends with, given to the ranks of the next one, and its gradient back
     autograd_cuts           where one graph of autograd ends and the next begins
     activity                what the rank does, told to the watchdog and to recordings
     tied_parameters         which ranks hold a parameter together, and all its names

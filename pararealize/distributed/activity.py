@@ -21,6 +21,9 @@ _WORDS = {
     "receive": "receive",
     "send sum": "send s_{j}",
     "receive sum": "receive s_{j}",
+    "send end": "send w_{before}",
+    "receive end": "receive w_{before}",
+    "all-reduce": "sum w_{m} over ranks",
 }
 
 
@@ -39,11 +42,13 @@ class Activity:
         self.recording: StepRecording | None = None
 
     @contextlib.contextmanager
-    def during(self, action: str, j: int, direction: Direction = "forward") -> Iterator[None]:
-        """Around an action on segment j, as :class:`~pararealize.plan.recording.RecordedAction` names actions."""
-        self.watch.doing(f"{_WORDS.get(action, action).format(j=j, i=j - 1)} {direction}")
+    def during(self, action: str, j: int, direction: Direction = "forward", m: int = 0) -> Iterator[None]:
+        """Around an action on segment j of window m: see :class:`~pararealize.plan.recording.RecordedAction`."""
+        window = f"{m}," if m else ""
+        word = _WORDS.get(action, action).format(j=f"{window}{j}", i=f"{window}{j - 1}", m=m, before=m - 1)
+        self.watch.doing(f"{word} {direction}")
         if self.recording is None:
             yield
         else:
-            with self.recording.during(j, action, direction):
+            with self.recording.during(j, action, direction, m):
                 yield

@@ -16,7 +16,8 @@ def assign(plan: Plan, ranks: int, assignment: Sequence[int] | None = None) -> t
 
     A rank computes the fine part of all its segments (s), waits for z, and then computes its coarse blocks (c), as in
     :attr:`Plan.critical_path <pararealize.plan.plan.Plan.critical_path>`:
-    ``t_1 = s_1 + c_1``, ``t_{r+1} = max(s_{r+1}, t_r) + c_{r+1}``.
+    ``t_1 = s_1 + c_1``, ``t_{r+1} = max(s_{r+1}, t_r) + c_{r+1}``. Of several windows, the costs of the segments that
+    one device has are added up, as if the windows were one; that is exact where they are divided alike.
 
     Args:
         plan: its costs.
@@ -50,9 +51,14 @@ def assign(plan: Plan, ranks: int, assignment: Sequence[int] | None = None) -> t
     #     time_1(b) = fine(1 … b) + coarse(1 … b)
     #     time_r(b) = min over a of  max(fine(a+1 … b), time_{r-1}(a)) + coarse(a+1 … b)
     # A later z_a never makes z_b earlier, so the best way to (r, b) goes through a best way to (r-1, a).
-    extra = [0.0, *(row.cost for row in plan.adapters)]
-    fine = list(itertools.accumulate((s.cost + e for s, e in zip(plan.segments, extra, strict=True)), initial=0.0))
-    coarse = list(itertools.accumulate((0.0, *(row.cost for row in plan.coarse_blocks)), initial=0.0))
+    fine_costs, coarse_costs = [0.0] * plan.n, [0.0] * plan.n
+    for window in plan.windows:
+        for row in (*window.segments, *window.adapters):
+            fine_costs[window.offset + row.j - 1] += row.cost
+        for block in window.coarse_blocks:
+            coarse_costs[window.offset + block.j] += block.cost
+    fine = list(itertools.accumulate(fine_costs, initial=0.0))
+    coarse = list(itertools.accumulate(coarse_costs, initial=0.0))
     time = {b: fine[b] + coarse[b] for b in range(1, plan.n + 1)}
     ends_before: list[dict[int, int]] = []  # for ranks 2, 3, …: the last segment of the rank before, by b
     for rank in range(2, ranks + 1):

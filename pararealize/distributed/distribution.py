@@ -19,9 +19,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import DistributedError
-from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.simulation import simulate
 from pararealize.plan.transfer import Transfer
+from pararealize.plan.window_ranks import WindowRanks, ranks_of_windows
 
 from .assignment import assign
 from .meta_device import draw_values
@@ -103,11 +103,12 @@ def _distribute(
             )
         check_hooks(net)
         runs = assign(net.plan, ranks, assignment)
-        partition = SegmentPartition.of(net, runs, _peers(net, runs, reduce_linear))
+        partition = SegmentPartition.of(net, runs, _windows(net, runs, reduce_linear))
         plan = net.plan
         facts = {
             "the plan's fingerprint": plan.fingerprint,
             "n": plan.n,
+            "segments of the windows": [window.n for window in plan.windows],
             "where segments begin": [segment.first_block for segment in plan.segments],
             "coarse blocks": [row.kind for row in plan.coarse_blocks],
             "what adapters read": plan.source,
@@ -117,7 +118,10 @@ def _distribute(
             "checkpoint_activations": checkpoint_activations,
             "bucket_bytes": bucket_bytes,
             "the trained parameters": sum(parameter.requires_grad for parameter in net.parameters()),
-            "where ranks send sums (reduce_linear)": [one.sum_to for one in partition.peers],
+            "where ranks send sums (reduce_linear)": [
+                "all-reduce" if window.all_reduces else [one.sum_to for one in window.peers]
+                for window in partition.windows
+            ],
         }
         return partition, facts
 
@@ -141,22 +145,22 @@ def _distribute(
     return Stage(setup, SegmentStep(segments, setup.activity, setup.sync), net.plan)
 
 
-def _peers(
+def _windows(
     net: SegmentedNetwork, runs: Sequence[tuple[int, int]], reduce_linear: bool | Literal["auto"]
-) -> tuple[Peers, ...]:
+) -> tuple[WindowRanks, ...]:
     """What passes between ranks: in a row, or in sums where coarse blocks are the identity.
 
     What is chosen by itself is what makes the simulated step shorter, with messages as between GPUs of one machine.
     """
     if reduce_linear not in (True, False, "auto"):
         raise DistributedError(f"reduce_linear is {reduce_linear!r}; pass True, False or 'auto'")
-    blocks = module_at(net, "coarse")._modules
-    identities = {j for j in range(1, net.plan.n) if type(blocks.get(f"F{j}")) is nn.Identity}
-    in_a_row, summed = peers_of(runs), peers_of(runs, identities)
+    plan, blocks = net.plan, module_at(net, "coarse")._modules
+    identities = {row.name for row in plan.coarse_blocks if type(blocks.get(row.name)) is nn.Identity}
+    in_a_row, summed = ranks_of_windows(plan.windows, runs), ranks_of_windows(plan.windows, runs, identities)
     if reduce_linear == "auto" and summed != in_a_row:
         link, counts = Transfer(), [last - first + 1 for first, last in runs]
         with_sums, without = (
-            simulate(net.plan, latency=link.latency, bandwidth=link.bandwidth, assignment=counts, reduce_linear=way)
+            simulate(plan, latency=link.latency, bandwidth=link.bandwidth, assignment=counts, reduce_linear=way)
             for way in (True, False)
         )
         reduce_linear = with_sums.step < without.step

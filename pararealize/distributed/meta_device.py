@@ -14,6 +14,7 @@ from torch import nn
 
 from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import draw_coarse
+from pararealize.coarse.output_correction import build_correction
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.random_state import seeded_weights
@@ -106,12 +107,15 @@ def draw_values(
 
 
 def _built(plan: Plan, part: Part, seed: int) -> nn.Module | None:
-    """An adapter or coarse block as a conversion would have built it, where shapes say all of it."""
+    """An adapter, coarse block or correction as a conversion would have built it, where shapes say all of it."""
     if part.kind == "adapter":
         row = next(row for row in plan.adapters if row.index == part.index)
         return build_adapter(row.x, row.y, reads=row.source, seed=seed, name=part.name, sides=row.causal)
     if part.kind == "coarse":
         return draw_coarse(next(row for row in plan.coarse_blocks if row.index == part.index), seed=seed)
+    if part.kind == "correction":
+        k = next(row for row in plan.corrections if row.index == part.index)
+        return build_correction(k.kind, k.rank, k.y, differs=k.differs, reads_x=k.reads_x, seed=seed, name=k.name)
     return None
 
 

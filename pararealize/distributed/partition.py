@@ -1,8 +1,8 @@
 """SegmentedNetwork, runs of segments -> SegmentPartition: which rank owns which parts, what crosses between ranks.
 
-The network's own graph, equation (3), says what each part reads. A rank owns consecutive segments, each with its
-adapter C^j and the coarse block F^{j-1} in front of it; the first rank owns the stem and the context too, the last one
-the head.
+The network's own graph, equation (3), says what each part reads. A rank owns consecutive segments of every window,
+each with its adapter C^j, the correction K^j of its output and the coarse block F^{j-1} in front of it; the first rank
+owns the stem and the context too, the last one the head.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import fx, nn
 
 from pararealize.plan.parts import Part
-from pararealize.plan.peers import Peers, peers_of
 from pararealize.plan.plan import Plan
+from pararealize.plan.window_ranks import WindowRanks, ranks_of_windows
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.random_calls import draws
@@ -98,7 +98,7 @@ class Partition:
     """Which rank owns which parts of a network, and which values of the first rank's others read.
 
     Attributes:
-        runs: first and last segment, or interval of layers, (from 1) of each rank.
+        runs: first and last segment of a window with n of them, or interval of layers, (from 1) of each rank.
         labels: what to call each rank in errors, such as ``"1 (segments 3 to 4, layer2.0 to layer2.3)"``.
         conditions: how the network is called, and with inputs of which sizes.
         inputs: from the names of the tensors in a call to those that parts read.
@@ -132,25 +132,25 @@ class SegmentPartition(Partition):
     """The segments of a parareal network, divided among ranks.
 
     Attributes:
-        peers: what each rank passes to whom.
-        source: what adapters read, ``"input"`` or ``"stem"``.
+        windows: which rank has which segments of each window, and passes what to whom.
+        source: what adapters of the first window read, ``"input"`` or ``"stem"``.
         everywhere: whether each rank computes the context for itself: it reads no parameter, buffer or random number.
     """
 
-    peers: tuple[Peers, ...]
+    windows: tuple[WindowRanks, ...]
     source: str
     everywhere: bool
 
     @classmethod
     def of(
-        cls, net: SegmentedNetwork, runs: Sequence[tuple[int, int]], peers: Sequence[Peers] | None = None
+        cls, net: SegmentedNetwork, runs: Sequence[tuple[int, int]], windows: Sequence[WindowRanks] | None = None
     ) -> SegmentPartition:
         """Read the network's graph.
 
         Args:
             net: the network.
-            runs: first and last segment of each rank.
-            peers: what each rank passes to whom; z to the next rank, in a row, where they are left out.
+            runs: first and last segment of each rank, of a window with n of them.
+            windows: what each rank passes to whom; z to the next rank, in a row, where they are left out.
         """
         parts, plan = net.network_parts, net.plan
         everywhere = "context" in parts and _computes_anywhere(net, parts["context"])
@@ -167,14 +167,11 @@ class SegmentPartition(Partition):
             for name, flag in zip(parts[maker].gives, flags, strict=True):
                 others = tuple(sorted(readers.get(name, set()) - {0}))
                 values.append(SharedValue(name=name, readers=others, differentiable=flag))
-        labels = []
-        for rank, (first, last) in enumerate(runs):
-            which = f"segment {first}" if first == last else f"segments {first} to {last}"
-            ends = f"{plan.segments[first - 1].first_block} to {plan.segments[last - 1].last_block}"
-            labels.append(f"{rank} ({which}, {ends})")
+        windows = ranks_of_windows(plan.windows, runs) if windows is None else tuple(windows)
+        between = [window.value(letter, j) for window in windows for j in range(1, window.n + 1) for letter in "zs"]
         return cls(
             runs=tuple(runs),
-            labels=tuple(labels),
+            labels=tuple(_label(plan, rank, run) for rank, run in enumerate(runs)),
             conditions=net.call_conditions,
             inputs={name: node.name for name, node in CallSignature.tensor_nodes(net.graph).items()},
             parts=parts,
@@ -184,22 +181,31 @@ class SegmentPartition(Partition):
             ),
             values=tuple(values),
             tags=message_tags(
-                [value.name for value in values] + [f"{letter}_{j}" for j in range(1, plan.n + 1) for letter in "zs"]
+                [value.name for value in values] + between + [f"w_{window.m}" for window in windows[:-1]]
             ),
-            peers=peers_of(runs) if peers is None else tuple(peers),
+            windows=windows,
             source=plan.source,
             everywhere=everywhere,
         )
 
     @property
     def n(self) -> int:
-        """How many segments."""
+        """How many segments the longest window has."""
         return self.runs[-1][1]
 
     @property
     def cuts_stem(self) -> bool:
         """Whether others than g^1 read what the stem gives, so that its graph ends there."""
         return self.source == "stem" or len(self.parts["stem"].gives) > 1
+
+
+def _label(plan: Plan, rank: int, run: tuple[int, int]) -> str:
+    """What to call a rank in errors."""
+    first, last = run
+    which = f"segment {first}" if first == last else f"segments {first} to {last}"
+    if len(plan.windows) > 1:
+        return f"{rank} ({which} of {len(plan.windows)} windows)"
+    return f"{rank} ({which}, {plan.segments[first - 1].first_block} to {plan.segments[last - 1].last_block})"
 
 
 def _parts_of(
@@ -263,7 +269,7 @@ def tensors_of(net: PartitionableNetwork, part: Part) -> TensorPaths:
     """What a part uses of the network's tree; nothing where it is a coarse block that is a segment itself."""
     if part.is_segment_itself:
         return TensorPaths()
-    if part.kind in ("adapter", "coarse"):
+    if part.kind in ("adapter", "coarse", "correction"):
         return TensorPaths(modules=(part.target,))
     nodes = list(net.part_graphs[part.name].nodes)
     modules = dict.fromkeys(str(node.target) for node in nodes if node.op == "call_module")

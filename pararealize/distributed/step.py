@@ -9,6 +9,7 @@
                send dz_{j-1}                        before the expensive part, so that all ranks differentiate at once
                the graph of C^j and g^j, from dx_j and dy_j
 
+That is a window; what it ends with goes to the ranks of the next one (window_ends.py). Backward begins with the last.
 Values of the stem and the context that other ranks read are cut off in the same way; their gradients come back last.
 """
 
@@ -27,8 +28,16 @@ from .correction import correct, differentiate_correction, expect_corrections
 from .gradients import GradientSync
 from .messages.message_order import PendingMessage, StepMessages
 from .partition import SharedValue
-from .rank_segments import RankSegments, SegmentValues
+from .rank_segments import RankSegments, SegmentValues, WindowSegments, WindowValues
 from .rank_setup import RankSetup
+from .window_ends import (
+    differentiate_all_reduce,
+    end_gradient,
+    expect_begin,
+    pass_end,
+    receive_begin,
+    return_begin_gradient,
+)
 
 __all__ = ["SegmentStep", "check_loss"]
 
@@ -64,7 +73,9 @@ class SegmentStep:
             for value in segments.partition.values
             if segments.rank in value.readers
         ]
-        expect_corrections(segments, run, messages)
+        windows = [(window, WindowValues(graph=graph)) for window in segments.windows]
+        for window, of_window in windows if messages.posts_ahead else windows[:1]:
+            _expect(window, of_window, messages)
         if segments.owns("context"):
             self._compute_values("context", run, messages)
         if segments.owns("stem"):
@@ -73,9 +84,19 @@ class SegmentStep:
             with activity.during("receive", segments.first):
                 value = messages.receive(message)
             run.values[shared.name] = as_leaf(value) if graph and shared.differentiable else value
-        for j in range(segments.first, segments.last + 1):
-            self._compute_fine(j, run)
-        correct(segments, run, messages, activity)
+        end = None
+        while windows:
+            window, of_window = windows.pop(0)
+            if window.before is not None and not messages.posts_ahead:
+                _expect(window, of_window, messages)
+            receive_begin(window, of_window, end, messages, activity)
+            for j in window.run:
+                self._compute_fine(window, j, of_window, run)
+            if window.run and not window.ranks.all_reduces:
+                correct(window, of_window, run, messages, activity)
+            end = pass_end(window, of_window, messages, activity)
+            if graph:
+                run.windows.append(of_window)
         return run
 
     def backward(
@@ -89,24 +110,51 @@ class SegmentStep:
             loss: on the last rank, what to differentiate.
             share: begins to give the loss to all ranks; it is called where nothing waits for it.
         """
-        segments, activity = self._segments, self._activity
-        with self._sync.phase(0):
-            differentiate_correction(segments, run, messages, activity, loss)
-        share()
-        pending = [
-            (value, messages.expect_gradients(value.name, reader))
-            for reader in range(1, segments.partition.ranks)
-            for value in segments.partition.values
-            if segments.rank == 0 and value.differentiable and reader in value.readers
-        ]
-        for j in range(segments.last, segments.first - 1, -1):
-            with self._sync.phase(segments.last - j + 1), activity.during("fine", j, "backward"):
-                pairs = [(run.y[j], run.y_leaf[j].grad), (run.x[j], run.x_leaf[j].grad)]
-                differentiate([pair for pair in pairs if j > 1 or pair[0] is run.y[j]])
+        segments = self._segments
+        begin = None  # of the window that was differentiated before
+        if not segments.windows[-1].run:
+            share()
+        for window, of_window in zip(reversed(segments.windows), reversed(run.windows), strict=True):
+            if window.run:
+                self._differentiate_ends(window, of_window, messages, loss, begin)
+            if window.after is None and window.run:
+                share()
+            if window.before is None:
+                pending = [
+                    (value, messages.expect_gradients(value.name, reader))
+                    for reader in range(1, segments.partition.ranks)
+                    for value in segments.partition.values
+                    if segments.rank == 0 and value.differentiable and reader in value.readers
+                ]
+            for j in reversed(window.run):
+                phase = segments.phase_of(window) + window.last - j + 1
+                with self._sync.phase(phase), self._activity.during("fine", j, "backward", window.m):
+                    pairs = [(of_window.y[j], of_window.y_leaf[j].grad), (of_window.x[j], of_window.x_leaf[j].grad)]
+                    differentiate([pair for pair in pairs if j > 1 or pair[0] is of_window.y[j]])
+            return_begin_gradient(window, of_window, messages, self._activity)
+            begin = of_window.begin
         self._return_gradients(run, messages)
         if segments.rank == 0:
-            with self._sync.phase(segments.last - segments.first + 2):
+            with self._sync.phase(segments.phase_of(None)):
                 self._differentiate_values(run, messages, pending)
+
+    def _differentiate_ends(
+        self,
+        window: WindowSegments,
+        run: WindowValues,
+        messages: StepMessages,
+        loss: torch.Tensor | None,
+        begin: torch.Tensor | None,
+    ) -> None:
+        """Differentiate what follows a window's segments, so that these have gradients, and other ranks' too."""
+        gradient = end_gradient(window, run, begin, messages, self._activity)
+        if window.ranks.all_reduces:
+            assert gradient is not None
+            differentiate_all_reduce(window, run, gradient)
+            return
+        with self._sync.phase(self._segments.phase_of(window)):
+            loss = loss if window.after is None else None
+            differentiate_correction(window, run, messages, self._activity, loss, gradient)
 
     def _compute_values(self, kind: Literal["context", "stem"], run: SegmentValues, messages: StepMessages) -> None:
         """Run the context or the stem, and send what others read of it."""
@@ -128,18 +176,28 @@ class SegmentStep:
                 with activity.during("send", segments.first):
                     messages.send(name, value, reader)
 
-    def _compute_fine(self, j: int, run: SegmentValues) -> None:
-        """``x_j = C^j(x)`` and ``y_j = g^j(x_j)``, equation (2)."""
-        segments, activity = self._segments, self._activity
+    def _compute_fine(self, window: WindowSegments, j: int, run: WindowValues, values: SegmentValues) -> None:
+        """``x_j = C^j(w)`` and ``y_j = g^j(x_j)``, equation (2), corrected by K^j where there is one.
+
+        w is the raw input, or what the window begins with.
+        """
+        partition, activity = self._segments.partition, self._activity
         if j > 1:
-            with activity.during("adapter", j):
-                x = segments.call("adapter", j, run.values)
+            if run.begin is not None:
+                values.values[self._segments.reads("adapter", j, m=window.m)[0]] = run.begin
+            with activity.during("adapter", j, m=window.m):
+                x = window.call("adapter", j, values.values)
+        elif run.begin is not None:
+            x = run.begin.clone() if partition.n == 1 else run.begin  # as below
         else:
-            x = run.values["x_1"]
-            if "x_1" in run.ends and not (segments.partition.n > 1 and segments.partition.source == "stem"):
+            x_1 = partition.parts["stem"].gives[0]
+            x = values.values[x_1]
+            if x_1 in values.ends and not (partition.n > 1 and partition.source == "stem"):
                 x = x.clone()  # g^1 may change it in place, and it is a leaf
-        with activity.during("fine", j):
-            y = segments.call("segment", j, run.values, x)
+        with activity.during("fine", j, m=window.m):
+            y = window.call("segment", j, values.values, x)
+            if self._segments.owns("correction", j, m=window.m):
+                y = window.call("correction", j, values.values, x, y)
         run.x[j], run.y[j] = x, y
         run.x_leaf[j], run.y_leaf[j] = (as_leaf(x), as_leaf(y)) if run.graph else (x, y)
 
@@ -169,6 +227,12 @@ class SegmentStep:
                     differentiable_tensors(value), differentiable_tensors(run.values[name]), strict=True
                 )
             )
+
+
+def _expect(window: WindowSegments, run: WindowValues, messages: StepMessages) -> None:
+    """Post the receives of a window: what it begins with, z and sums."""
+    expect_begin(window, run, messages)
+    expect_corrections(window, run, messages)
 
 
 def check_loss(loss: Any) -> torch.Tensor:

@@ -133,7 +133,8 @@ class Pieces:
         # r_{j-1} reads x_j once more; x_1 is read by adapters where they read the stem or the window before, or is the
         # caller's own tensor; w_m is also the last z_j.
         adapters_read_it = window.m > 1 or self.plan.source == "stem" or self.entry.op == "placeholder"
-        is_read_elsewhere = adapters_read_it and self.plan.n > 1
+        corrected = any(row.j == segment.j for row in window.corrections)  # K^{m,j} reads x_j after g^{m,j}
+        is_read_elsewhere = (adapters_read_it and self.plan.n > 1) or corrected
         clone_overwritten(graph, first=segment.j > 1 or is_read_elsewhere)
         return graph
 

@@ -11,7 +11,9 @@ which does likewise. A real step gives rows, and from them the same kind of Time
     times              the seconds of every part, forward and backward
     transfer           the seconds of a message
     peers              which ranks pass each other interface values, and sums of them
+    window_ranks       which rank has which segments of each window, and passes what to whom
     actions            what is done in a step: what each action is called, and whose results it needs
+    schedule           the tasks of one step in the order of each rank, and when they are done
     simulation         a Plan and its Times as the Timeline of one step
     recording          what a rank did in a real step, a row an action
     spans              such rows of all ranks as actions, with what each waited for

@@ -17,6 +17,8 @@ operation        text        kind        what it is
 ``send x``       ``x3``      transfer    the stem's output for C^3, and its gradient back
 ``send z``       ``z2``      transfer    z_2 from segment 2 to segment 3, and its gradient back
 ``send sum``     ``t3``      transfer    a difference, or a sum of them, of the rank whose last segment is 3
+``all-reduce``   ``a2_3``    transfer    of window 2, the part in a sum over all ranks of the one whose last segment
+                                         is 3: forward of w_2, backward of its gradient
 ``send u``       ``u2.1``    transfer    of layers, a value from interval 2
 ``send v``       ``v2.1``    transfer    of layers, a gradient from interval 2
 ===============  ==========  ==========  =======================================================================
@@ -54,7 +56,7 @@ ActionKind = Literal["stem", "adapter", "fine", "coarse", "relax", "head", "tran
 Direction = Literal["forward", "backward"]
 Operation = Literal[
     "stem", "context", "adapter", "fine", "coarse", "difference", "sum", "relax", "head",
-    "send x", "send z", "send sum", "send u", "send v",
+    "send x", "send z", "send sum", "all-reduce", "send u", "send v",
 ]  # fmt: skip
 
 _TEXTS: dict[Operation, tuple[str, ActionKind]] = {
@@ -70,6 +72,7 @@ _TEXTS: dict[Operation, tuple[str, ActionKind]] = {
     "send x": ("x", "transfer"),
     "send z": ("z", "transfer"),
     "send sum": ("t", "transfer"),
+    "all-reduce": ("a", "transfer"),
     "send u": ("u", "transfer"),
     "send v": ("v", "transfer"),
 }

@@ -13,6 +13,7 @@ The gradient of z_{q+1} is that of every y_i and of z_p, and its negative that o
 
 import dataclasses
 from collections.abc import Container, Sequence
+from typing import Self
 
 __all__ = ["Peers", "peers_of", "rounds"]
 
@@ -34,6 +35,20 @@ class Peers:
     terms: range = range(0)
     sums_from: tuple[int, ...] = ()
     sum_to: int | None = None
+
+    def moved(self, first: int) -> Self:
+        """The same ranks where they are counted from another one, whose number there is ``first``."""
+
+        def move(rank: int | None) -> int | None:
+            return None if rank is None else rank + first
+
+        return dataclasses.replace(
+            self,
+            z_from=move(self.z_from),
+            z_to=move(self.z_to),
+            sums_from=tuple(rank + first for rank in self.sums_from),
+            sum_to=move(self.sum_to),
+        )
 
 
 def peers_of(runs: Sequence[tuple[int, int]], identities: Container[int] = ()) -> tuple[Peers, ...]:

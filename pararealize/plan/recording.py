@@ -21,6 +21,8 @@ MESSAGE_ENDS: dict[str, Literal["send", "receive"]] = {
     "receive": "receive",
     "send sum": "send",
     "receive sum": "receive",
+    "send end": "send",
+    "receive end": "receive",
 }
 """Words for a rank's part in a message, and which end of it that is."""
 
@@ -34,9 +36,12 @@ class RecordedAction(NamedTuple):
         action: ``"context"``, ``"stem"``, ``"adapter"``, ``"fine"``, ``"coarse"``, ``"head"``, ``"send"`` or
             ``"receive"``; where coarse blocks are summed over ranks, ``"difference"``, ``"sum"``, ``"send sum"`` or
             ``"receive sum"``. Backward, ``"fine"`` includes the adapter. A send is its beginning, a receive the wait.
+            What a window begins with, ``"send end"`` and ``"receive end"``, counts to the first segment of the rank
+            that reads it; ``"all-reduce"`` is a sum over all ranks, from when this rank gives its part.
         direction: ``"forward"`` or ``"backward"``.
         start: seconds since the recording began.
         end: seconds since the recording began.
+        m: the window, from 1; 0 where the network has one window alone, and of stem and context.
     """
 
     rank: int
@@ -45,6 +50,7 @@ class RecordedAction(NamedTuple):
     direction: str
     start: float
     end: float
+    m: int = 0
 
 
 class StepRecording:
@@ -65,13 +71,13 @@ class StepRecording:
             torch.cuda.synchronize(self._device)
         return perf_counter() - self._zero
 
-    def add(self, j: int, action: str, direction: str, start: float, end: float) -> None:
+    def add(self, j: int, action: str, direction: str, start: float, end: float, m: int = 0) -> None:
         """Write one row."""
-        self.actions.append(RecordedAction(self._rank, j, action, direction, start, end))
+        self.actions.append(RecordedAction(self._rank, j, action, direction, start, end, m))
 
     @contextlib.contextmanager
-    def during(self, j: int, action: str, direction: str) -> Iterator[None]:
+    def during(self, j: int, action: str, direction: str, m: int = 0) -> Iterator[None]:
         """Write a row for what is done inside."""
         start = self.now()
         yield
-        self.add(j, action, direction, start, self.now())
+        self.add(j, action, direction, start, self.now(), m)

@@ -20,7 +20,7 @@ from pararealize.table import aligned, duration, from_to, quantity, share, short
 
 from .actions import Action, ActionKind, Direction, in_order, kind_of
 from .json_text import parse_json, read_json
-from .spans import needs_of, spans_of
+from .spans import Row, needs_of, spans_of
 
 __all__ = ["VERSION", "Timeline", "timeline_text"]
 
@@ -125,7 +125,7 @@ class Timeline:
     @classmethod
     def recorded(
         cls,
-        records: Iterable[tuple[int, int, str, str, float, float]],
+        records: Iterable[Row],
         *,
         model: str,
         n: int,
@@ -144,7 +144,10 @@ class Timeline:
         ``"sum"`` an addition on the rank whose last segment is j, and ``"send sum"`` and ``"receive sum"`` are of what
         that rank sends, and backward of the gradient that it gets. Where the stem's output or other shared values are
         sent as well, they go before the interface value forward, and after it backward; those messages are left out.
-        Several records of another thing become one action from first start to last end.
+        In a network of several windows a record has the window as its seventh item; ``"send end"`` and
+        ``"receive end"`` are of what a window begins with, j the first segment of the rank that reads it, and
+        ``"all-reduce"`` is a sum over all ranks. Several records of another thing become one action from first start to
+        last end.
 
         Args:
             records: of one step, in any order.
@@ -159,7 +162,7 @@ class Timeline:
         spans = spans_of(records, n)
         zero = min(span.start for span in spans.values())
         spans = {key: span._replace(start=span.start - zero, end=span.end - zero) for key, span in spans.items()}
-        actions = in_order(spans, {key: needs_of(key, spans, n, source) for key in spans})
+        actions = in_order(spans, {key: needs_of(key, spans, source) for key in spans})
         ranks = 1 + max(max(action.rank, action.to or 0) for action in actions)
         return cls(model=model, n=n, ranks=ranks, origin="recorded", actions=actions, notes=tuple(notes))
 

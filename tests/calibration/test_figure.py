@@ -6,7 +6,7 @@ import pytest
 
 from pararealize.calibration.figure import draw_calibration
 from pararealize.errors import OutputError
-from tests.calibration.test_report import calibration
+from tests.calibration.test_report import calibration, windows
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
@@ -14,6 +14,11 @@ def test_it_is_written_and_the_same_twice(ending: str, tmp_path: Path) -> None:
     paths = [draw_calibration(calibration(), tmp_path / f"{i}.{ending}", title="A & B") for i in range(2)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert len(paths[0].read_bytes()) > 5000
+
+
+def test_windows_are_drawn(tmp_path: Path) -> None:
+    text = draw_calibration(windows(), tmp_path / "windows.svg").read_text()
+    assert "3 windows" in text
 
 
 def test_stages_change_it(tmp_path: Path) -> None:

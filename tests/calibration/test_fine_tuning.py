@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pararealize import pararealize
 from pararealize.calibration.fine_tuning import Excerpt, Guided, GuidedRecipe, fine_tune
 from pararealize.calibration.fitting import calibrate
 from pararealize.calibration.interfaces import Interfaces
+from pararealize.calibration.window_fitting import WindowFitting
 from pararealize.data.catalogue import load
 from pararealize.errors import CalibrationError, TrainingError
 from pararealize.train.recipe import Recipe
@@ -95,6 +97,26 @@ def test_the_loss_is_half_of_each(net: nn.Module) -> None:
     teacher, own = net.head(u).softmax(1), output.log_softmax(1)
     wanted = -(own[torch.arange(len(labels)), labels].mean() + (teacher * own).sum(1).mean()) / 2
     torch.testing.assert_close(recipe.loss(output, labels), wanted)
+
+
+def test_with_windows_the_teacher_is_the_original_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norms have new statistics by then: the network in sequence is another one than the original."""
+    torch.manual_seed(0)
+    model = SmallResNet(classes=10)
+    for x, _ in DATA.batches(2):
+        model(x)
+    net = pararealize(model, 2, windows=2, example_inputs=DATA.example(), coarse="scale")
+    errors = itertools.count(0, -1)
+    monkeypatch.setattr(WindowFitting, "_error", lambda *_: next(errors))  # new statistics are always better
+    calibration = calibrate(net, DATA.batches, test=DATA.test_batches)
+    assert calibration.renewed
+    with pytest.raises(CalibrationError, match=r"statistics were renewed in g.*; pass original=model"):
+        fine_tune(net, DATA, calibration, steps=1)
+    still = Recipe(lr=1e-20, momentum=0, weight_decay=0)
+    tuned = fine_tune(net, DATA, calibration, steps=1, norms="keep", recipe=still, original=model)
+    last, after = tuned.stage("fine-tuned"), calibration.stage("after")
+    assert last.output == pytest.approx(after.output, rel=1e-5)
+    assert last.accuracy == after.accuracy
 
 
 def test_refusals(net: nn.Module) -> None:

@@ -67,9 +67,9 @@ def test_errors_are_against_the_network_in_sequence() -> None:
 def test_values_stay_as_they_are() -> None:
     parts = interfaces()
     values = parts.in_sequence(BATCHES[0])
-    values.y[1] = marker = torch.full((1,), 7.0)
+    values.y[0, 1] = marker = torch.full((1,), 7.0)
     measure_errors(parts, [values])
-    assert values.y == {1: marker}
+    assert values.y == {(0, 1): marker}
     assert (values.x, values.z) == ({}, {})
 
 
@@ -82,14 +82,14 @@ def test_another_network_may_be_the_reference() -> None:
     values = [parts.in_sequence(batch) for batch in BATCHES]
     reference = [before.in_sequence(batch) for batch in BATCHES]
     errors = measure_errors(parts, values, reference=reference).errors("fine-tuned")
-    expected = relative(torch.cat([v.true[1] for v in values]), torch.cat([v.true[1] for v in reference]))
+    expected = relative(torch.cat([v.true[0, 1] for v in values]), torch.cat([v.true[0, 1] for v in reference]))
     assert errors.interfaces[0] == pytest.approx(expected, rel=1e-5)
     assert measure_errors(parts, values).errors("after").interfaces[0] == 0.0
 
 
 def test_without_labels_or_logits_nothing_is_counted() -> None:
     logits, labels = torch.eye(3), torch.tensor([0, 1, 1])
-    sums = ErrorSums(1)
+    sums = ErrorSums([1])
     sums.add_output(logits, logits.flip(0), labels, 3)
     assert sums.accuracy == pytest.approx(1 / 3)
     assert (sums.errors("").agreement, sums.errors("").accuracy) == pytest.approx((1 / 3, 2 / 3))
@@ -103,4 +103,4 @@ def test_without_labels_or_logits_nothing_is_counted() -> None:
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_of_another_data_set_are_refused(label: int) -> None:
     with pytest.raises(CalibrationError, match="and the network tells 3 classes"):
-        ErrorSums(1).add_output(torch.eye(3), torch.eye(3), torch.tensor([0, 1, label]), 3)
+        ErrorSums([1]).add_output(torch.eye(3), torch.eye(3), torch.tensor([0, 1, label]), 3)

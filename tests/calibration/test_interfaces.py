@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from pararealize import PararealModule, pararealize
-from pararealize.calibration.interfaces import InterfaceRecord, Interfaces, inputs_of, labels_of, one_pass
+from pararealize.calibration.interfaces import (
+    InterfaceRecord,
+    Interfaces,
+    InterfaceValues,
+    inputs_of,
+    labels_of,
+    mask_of,
+    one_pass,
+)
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.network.parareal import messages
 from pararealize.tracing.call_signature import CallSignature
@@ -29,51 +37,56 @@ def converted(name: str, coarse: str = "linear", **options: object) -> tuple[nn.
     return model, pararealize(model, 3, example_inputs=x, coarse=coarse, **options), x  # type: ignore[arg-type]
 
 
+def computed(interfaces: Interfaces, x: Tensor) -> InterfaceValues:
+    """The values of a network of one window, with x and y."""
+    return interfaces.with_fine(interfaces.in_sequence(x), interfaces.windows[0])
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("coarse", ["linear", "exact", "block"])
 def test_values_are_those_of_the_original_and_of_the_network(name: str, coarse: str) -> None:
     model, net, x = converted(name, coarse)
     interfaces = Interfaces(net)
-    values = interfaces.with_fine(interfaces.in_sequence(x))
+    values = computed(interfaces, x)
     assert torch.equal(values.output, model(x))
     assert torch.equal(interfaces.result(values), net(x))
     assert not values.output.requires_grad
-    assert sorted(values.x) == [2, 3]
-    assert sorted(values.true) == sorted(values.y) == sorted(values.z) == [1, 2, 3]
+    assert sorted(values.x) == [(0, 2), (0, 3)]
+    assert sorted(values.true) == sorted(values.y) == sorted(values.z) == [(0, 1), (0, 2), (0, 3)]
 
 
 def test_corrected_values_are_those_of_the_mathematics() -> None:
     _, net, x = converted("convolutions")
     interfaces = Interfaces(net)
-    values = interfaces.with_fine(interfaces.in_sequence(x))
+    values = computed(interfaces, x)
     adapters, segments = [net.stem, *net.adapters.values()], list(net.segments.values())
     z = messages(x, adapters, segments, list(net.coarse.values()))
     for j in (1, 2, 3):
-        assert torch.equal(interfaces.corrected(values, j), z[j - 1])
-    assert torch.equal(interfaces.residual(values, 1), z[0] - net.adapters["C2"](x))
-    assert torch.equal(values.true[2], segments[1](segments[0](net.stem(x))))
+        assert torch.equal(interfaces.corrected(values, (0, j)), z[j - 1])
+    assert torch.equal(interfaces.residual(values, (0, 1)), z[0] - net.adapters["C2"](x))
+    assert torch.equal(values.true[0, 2], segments[1](segments[0](net.stem(x))))
 
 
 def test_what_is_there_is_not_computed_again() -> None:
     _, net, x = converted("convolutions")
     interfaces = Interfaces(net)
-    values = interfaces.with_fine(interfaces.in_sequence(x))
+    values = computed(interfaces, x)
     y = dict(values.y)
-    interfaces.corrected(values, 3)
+    interfaces.corrected(values, (0, 3))
     with torch.no_grad():
         for parameter in (*net.adapters.parameters(), *net.coarse.parameters()):
             parameter.add_(1.0)
-    assert all(interfaces.with_fine(values).y[j] is y[j] for j in y)
-    assert torch.equal(interfaces.corrected(values, 2), values.z[2])
-    again = interfaces.with_fine(interfaces.in_sequence(x))
-    assert not torch.equal(again.x[2], values.x[2])
-    assert torch.equal(again.true[3], values.true[3])
+    assert all(interfaces.with_fine(values, interfaces.windows[0]).y[j] is y[j] for j in y)
+    assert torch.equal(interfaces.corrected(values, (0, 2)), values.z[0, 2])
+    again = computed(interfaces, x)
+    assert not torch.equal(again.x[0, 2], values.x[0, 2])
+    assert torch.equal(again.true[0, 3], values.true[0, 3])
 
 
 def test_values_are_on_the_segments_devices() -> None:
     _, net, x = converted("convolutions", devices=["cpu", "cpu", "cpu"])
     interfaces = Interfaces(net)
-    values = interfaces.with_fine(interfaces.in_sequence(x))
+    values = computed(interfaces, x)
     assert torch.equal(interfaces.result(values), net.eval()(x))
 
 
@@ -99,7 +112,7 @@ def test_a_record_holds_what_fits_and_computes_the_others_anew(keep: int | str, 
     outputs = [values.output for values in record]
     assert len(passes) == (1 if held == 3 else 2)
     assert all(torch.equal(output, interfaces.in_sequence(x + i).output) for i, output in enumerate(outputs))
-    assert all(len(values.y) == 3 for values in record.with_fine())
+    assert all(len(values.y) == 3 for values in record.with_fine(interfaces.windows[0]))
 
 
 def test_memory_is_that_of_all_values() -> None:
@@ -109,7 +122,7 @@ def test_memory_is_that_of_all_values() -> None:
     before = values.bytes
     activations = sum(value.nbytes for value in values.true.values())
     assert before == x.nbytes + values.output.nbytes + 4 * activations, "adapters read one and the same input"
-    interfaces.result(interfaces.with_fine(values))
+    interfaces.result(values)
     assert values.bytes == before
 
 
@@ -125,6 +138,13 @@ def test_inputs_and_labels_of_a_batch() -> None:
         assert labels_of(batch) is labels
     for batch in (x, (x,), (x, x), (x, labels.float()), {"x": x}):
         assert labels_of(batch) is None
+
+
+def test_masks_of_batches() -> None:
+    x, mask = torch.randn(3, 4, 2), torch.tensor([[1, 1, 0, 0]] * 3)
+    assert torch.equal(mask_of({"x": x, "attention_mask": mask}), mask != 0)
+    for batch in (x, (x, mask), {"x": x}, {"attention_mask": mask[:, None]}):
+        assert mask_of(batch) is None
 
 
 def test_batches_can_be_read_several_times() -> None:

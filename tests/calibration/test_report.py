@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from pararealize.calibration.report import Calibration, Errors, Fit
+from pararealize.calibration.report import Calibration
+from pararealize.calibration.rows import CorrectionChoice, Errors, Fit
 from pararealize.errors import CalibrationError
 
 
@@ -19,8 +20,8 @@ def calibration(**changes: object) -> Calibration:
     )
     after = Errors(stage="after", adapters=(0.5,), interfaces=(0.0, 0.00012), output=0.1, agreement=0.95, accuracy=0.9)
     values = {
-        "model": "Net", "n": 2, "coarse": "paper", "samples": 100, "tested": 20, "held_out": True, "accuracy": 0.925,
-        "fits": fits, "stages": (before, after),
+        "model": "Net", "n": 2, "windows": (2,), "coarse": "paper", "samples": 100, "tested": 20,
+        "held_out": True, "accuracy": 0.925, "fits": fits, "stages": (before, after),
     }  # fmt: skip
     return Calibration(**values | changes)
 
@@ -67,7 +68,13 @@ def test_json_there_and_back() -> None:
 
 @pytest.mark.parametrize(
     "text, message",
-    [("[]", "no calibration"), ("{", "no calibration"), ('{"version": 9}', "of version 9"), ('{"version": 1}', "fits")],
+    [
+        ("[]", "no calibration"),
+        ("{", "no calibration"),
+        ('{"version": 9}', "of version 9"),
+        ('{"version": 2}', "fits"),
+        ('{"version": 1}', "reads version 2"),
+    ],
 )
 def test_other_json_is_refused(text: str, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
@@ -85,12 +92,13 @@ def test_unknown_stage() -> None:
         ({"n": "2"}, "n: Input should be a valid integer; it is '2'"),
         ({"colour": 1}, "colour: Unexpected keyword argument"),
         ({"fits": []}, "fits are of none; n = 2 has 'C2', 'F1'"),
-        ({"n": 3}, "before: 1 errors of adapters; n = 3 has 2"),
+        ({"n": 3}, "its longest window has 2 segments; n = 3"),
+        ({"n": 3, "windows": [3]}, "before: 1 errors of adapters; windows of 3 segments have 2"),
         ({"stages": []}, "its stages are ; there are 'before', 'after', 'fine-tuned'"),
         ({"accuracy": 1.5}, "accuracy is 1.5"),
         ({"accuracy": math.nan}, "numbers that are not finite"),
         ({"samples": -1}, "samples: Input should be greater than or equal to 0; it is -1"),
-        ({"n": 2**30}, "n = 1073741824 has"),
+        ({"n": 2**30, "windows": [2**30] * 3}, "n = 1073741824 has"),
     ],
 )
 def test_a_changed_report_is_refused(changes: dict[str, object], message: str) -> None:
@@ -98,6 +106,67 @@ def test_a_changed_report_is_refused(changes: dict[str, object], message: str) -
     with pytest.raises(CalibrationError) as raised:
         Calibration.from_json(json.dumps(values))
     assert message in str(raised.value)
+
+
+def windows() -> Calibration:
+    """Two windows of two segments with corrections, and a sequential one."""
+    adapters = [Fit(part=f"C{m}_2", kind="identity", method="left: nothing to fit", seconds=0.0) for m in (1, 2)]
+    coarse = [Fit(part=f"F{m}_1", kind="linear", method="left: nothing to fit", seconds=0.0) for m in (1, 2)]
+    corrections = [
+        Fit(part=f"K{m}_{j}", kind="dense", method="least squares, ridge 0.001", seconds=0.1)
+        for m in (1, 2)
+        for j in (1, 2)
+    ]
+    stages = (
+        Errors(stage="before", adapters=(0.5, 0.5), interfaces=(0.0, 0.25, 0.3, 0.35, 0.4), output=0.5),
+        Errors(stage="after", adapters=(0.5, 0.5), interfaces=(0.0, 0.01, 0.02, 0.03, 0.04), output=0.05),
+    )
+    choices = [
+        CorrectionChoice(
+            m=m, kind="dense", rank=0, used=m == 1, errors={"none": 0.25, "low-rank:8": 0.1, "dense": 0.05}
+        )
+        for m in (1, 2)
+    ]
+    return calibration(
+        windows=(2, 2, 1), coarse="dense", accuracy=None, fits=(*adapters, *coarse, *corrections), stages=stages,
+        corrections=tuple(choices), held_out_part="the last 2 of 10 batches", renewed=("g2_1",),
+    )  # fmt: skip
+
+
+def test_windows_print_as_tables_and_come_back() -> None:
+    one = windows()
+    assert Calibration.from_json(one.to_json()) == one
+    assert str(one) == (
+        "Net: n = 2, 3 windows, coarse 'dense', fitted to 100 samples, errors on 20 other samples\n"
+        "\n"
+        "windows, ‖w_m − true‖ / ‖true‖\n"
+        "m  segments  corrections                        before   after\n"
+        "1  2         dense: least squares, ridge 0.001  0.2500  0.0100\n"
+        "2  2         dense: least squares, ridge 0.001  0.3500  0.0300\n"
+        "3  1         –                                  0.4000  0.0400\n"
+        "\n"
+        "output corrections, ‖w_m − true‖ / ‖true‖ on the last 2 of 10 batches, before rounding\n"
+        "m    none  low-rank:8   dense   used\n"
+        "1  0.2500      0.1000  0.0500  dense\n"
+        "2  0.2500      0.1000  0.0500   none\n"
+        "\n"
+        "                        before   after\n"
+        "output, relative error  0.5000  0.0500\n"
+        "\n"
+        "running statistics of batch norms renewed in g2_1"
+    )
+
+
+def test_corrections_that_cannot_be_are_refused() -> None:
+    values = json.loads(windows().to_json())
+    for change, message in (
+        ({"fits": [*values["fits"], values["fits"][-1] | {"part": "K3_1"}]}, "twice or of no segment"),
+        ({"fits": [*values["fits"], values["fits"][-1]]}, "twice or of no segment"),
+        ({"corrections": [values["corrections"][0] | {"m": 4}]}, "there is no such window"),
+        ({"windows": []}, "has 0 segments"),
+    ):
+        with pytest.raises(CalibrationError, match=message):
+            Calibration.from_json(json.dumps(values | change))
 
 
 def test_names_in_a_report_do_not_act() -> None:

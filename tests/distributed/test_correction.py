@@ -32,7 +32,7 @@ from tests.ranks import RanksFailed, on_ranks
 
 def sums(stage):
     """The ranks that a stage's sums come from and go to."""
-    peers = stage.rank_setup.partition.peers[stage.rank]
+    peers = stage.rank_setup.partition.windows[-1].peers[stage.rank]
     return peers.sums_from, peers.sum_to
 
 
@@ -49,6 +49,8 @@ IN_SUMS = [
     ("alike", {"n": 6}, {"assignment": [1, 3, 2]}),
     ("perceptron, an empty stem", {"n": 5}, {"checkpoint_activations": True}),
     ("pre-activation, linear coarse", {"n": 9}, {"assignment": [1, 1, 7]}),
+    ("windows behind a sequential block", {}, {}),
+    ("windows, linear coarse", {"n": 4, "windows": 2}, {"assignment": [1, 2, 1], "checkpoint_activations": True}),
 ]
 
 
@@ -140,7 +142,8 @@ def check_timeline(timeline):
 
 
 def average():
-    return {"averaged": accumulate("alike", dp=True, n=3)}
+    windows = accumulate("windows behind a sequential block", dp=True)
+    return {"averaged": accumulate("alike", dp=True, n=3), "windows": windows}
 
 
 def test_averages_over_replicas_in_sums():
@@ -169,7 +172,7 @@ def test_three_ranks_in_sums_compute_what_one_process_does():
     assert largest(kept) == {}
     check_timeline(Timeline.recorded([row for some in rows for row in some], model="alike", n=3))
     for message in messages:
-        assert "send sums (reduce_linear) is [None, None, None] on rank 0, [None, 2, None] on rank 1, 2" in message
+        assert "send sums (reduce_linear) is [[None, None, None]] on rank 0, [[None, 2, None]] on rank 1, 2" in message
     assert chosen == (((), None), ((), 2), ((1,), None))
 
 
@@ -179,10 +182,10 @@ def struck(kind, culprit, action, direction):
     stage = net.distribute(mesh_of(3), timeout=3, assignment=[2, 2, 2], reduce_linear=True)
     plain, step = Activity.during, 0
 
-    def during(self, what, j, way="forward"):
+    def during(self, what, j, way="forward", m=0):
         if (step, stage.rank, what, way) == (3, culprit, action, direction):
             os.kill(os.getpid(), signal.SIGKILL) if kind == "kill" else time.sleep(1000)
-        return plain(self, what, j, way)
+        return plain(self, what, j, way, m)
 
     Activity.during = during
     while True:

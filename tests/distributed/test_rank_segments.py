@@ -37,6 +37,18 @@ def test_parts_called_one_after_the_other_are_the_network() -> None:
     assert torch.equal(last.call("head", 0, values, z_2)["logits"], net(inputs)["logits"])
 
 
+def test_phases_of_several_windows() -> None:
+    """From the last window to the first; a rank without segments in a window passes over it."""
+    net, _ = converted("windows, a short one between")
+    first, last = (segments_of(net, rank, 3) for rank in (0, 2))
+    assert [window.run for window in first.windows] == [range(1, 2)] * 3
+    assert [list(window.run) for window in last.windows] == [[3], [], [3]]
+    phases = first.last_phases()
+    assert (phases["g3_1"], phases["g2_1"], phases["g1_1"], phases["stem"]) == (1, 3, 5, 6)
+    phases = last.last_phases()
+    assert (phases["head"], phases["F3_2"], phases["g3_3"], phases["F1_2"], phases["g1_3"]) == (0, 0, 1, 2, 3)
+
+
 @pytest.mark.parametrize("source, stem", [("input", 2), ("stem", 3)])
 def test_the_last_phase_of_a_part(source: str, stem: int) -> None:
     """Head and coarse blocks first, then segments from the last to the first; the stem apart where others read it."""

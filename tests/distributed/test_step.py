@@ -14,7 +14,7 @@ def test_two_ranks_compute_what_one_process_does():
 
 
 def test_three_ranks_compute_what_one_process_does():
-    names = ["context with gradients", "shared layers"]
+    names = ["context with gradients", "shared layers", "windows", "windows, a short one between"]
     check(on_ranks(3, follow, names), names)
 
 
@@ -24,7 +24,7 @@ def test_one_rank_does():
             assert max(worst.values()) < TIGHT, name
             assert ours == whole
 
-    alike(on_ranks(1, follow, ["in place, one segment", "context with gradients"]))
+    alike(on_ranks(1, follow, ["in place, one segment", "context with gradients", "windows"]))
 
 
 def test_recomputed_activations_give_the_same():

@@ -9,6 +9,9 @@ network, the common program of all ranks for multigrid). Here stands in which or
   the other issues first. gloo matches by tag, so there each name has its own, even forward; the next odd one is its
   gradient's. Every signature of the inputs has other tags: gloo would write a longer message than was expected over the
   end of its memory, or abort, and take a shorter one for the whole.
+- Where the network has several windows, the last rank of one sends to those of the next, hence also backwards in the
+  order of ranks. Over gloo all receives are posted ahead nevertheless; over NCCL (``posts_ahead`` is false) each rank
+  posts them window by window, in the order of its program, and those of gradients only where nothing is sent between.
 - A send never blocks: it is begun (``isend``) and waited for at the end of the step (``PointToPoint.flush``).
 - A receive waits for a value that another rank computes from its inputs and from messages that stand before this one
   in forward order (stem, segments, z_1, z_2, …), or before it in backward order, which is the reverse. So no chain of
@@ -39,6 +42,7 @@ __all__ = ["ORDERED_TAG", "PendingMessage", "StepMessages", "message_tags"]
 
 ORDERED_TAG = 0  # of names without a tag: those from one rank to another arrive in the order in which they were sent
 _TAGS = 1 << 30  # as many as messages of steps may have
+_DIRECT = 4  # ranks up to which each sends its part of a sum to each: one message's time, and few messages
 
 
 def message_tags(names: Iterable[str]) -> dict[str, int]:
@@ -82,6 +86,11 @@ class StepMessages:
         width = max([ORDERED_TAG, *tags.values()]) + 2
         self._first_tag = signature % (_TAGS // width) * width
         self._formats: dict[str, ValueFormat] = {}
+
+    @property
+    def posts_ahead(self) -> bool:
+        """Whether receives may be posted in any order, since a message fits only a receive with its tag."""
+        return self.channel.keeps_tags_apart
 
     # Values ----------------------------------------------------------------------------------------------------------
 
@@ -141,6 +150,72 @@ class StepMessages:
     def receive_gradients(self, pending: PendingMessage) -> list[torch.Tensor]:
         """Wait for gradients."""
         return self._arrived(pending)
+
+    # Sums over all ranks, the same bits on each -----------------------------------------------------------------------
+
+    def expect_parts(self, name: str, *, gradients: bool = False) -> list[PendingMessage]:
+        """Post the receives of the others' parts of a sum; none where the sum is a collective call of the backend."""
+        others = [rank for rank in range(self.channel.size) if rank != self.channel.rank]
+        if not self.posts_ahead or self.channel.size > _DIRECT or name not in self._formats:
+            return []
+        parts = [PendingMessage(f"the gradient of {name}" if gradients else name, rank) for rank in others]
+        for pending in parts:
+            self._post(pending, self._formats[name].tensors, self._tag(name) + gradients)
+        return parts
+
+    def sum_over_ranks(
+        self, name: str, part: torch.Tensor | None, pending: list[PendingMessage], *, gradients: bool = False
+    ) -> torch.Tensor:
+        """The sum of a tensor over all ranks, which all of them call: of a value in parts, or of its gradients.
+
+        Among few ranks that speak by tags each sends its part to each, and all add in the order of the ranks; otherwise
+        it is an all-reduce. Both give the same bits on every rank and in every run.
+
+        Args:
+            name: of the value.
+            part: this rank's.
+            pending: what :meth:`expect_parts` gave.
+            gradients: whether it is the value's gradient.
+        """
+        channel, label = self.channel, f"the gradient of {name}" if gradients else name
+        if not gradients and not self.formats_known:
+            assert part is not None
+            self._formats[name] = self._common_format(name, part)
+        (tensor_format,) = self._formats[name].tensors
+        if part is None:
+            part = tensor_format.empty(channel.device).zero_()
+        if tuple(part.shape) != tensor_format.shape:
+            raise DistributedError(
+                f"{channel.who(channel.rank)}: its part of {label} is {TensorFormat.of(part)}, and with inputs like "
+                f"these it was {tensor_format} before; shapes of segments must follow from the inputs' shapes"
+            )
+        part = tensor_format.packed(part.detach())
+        if not self.posts_ahead or channel.size > _DIRECT:
+            return channel.all_reduce(label, part.clone())
+        others = [rank for rank in range(channel.size) if rank != channel.rank]
+        for rank in others:
+            channel.isend(label, part, rank, self._tag(name) + gradients)
+        pending = pending or self.expect_parts(name, gradients=gradients)
+        parts = {message.peer: self._arrived(message)[0] for message in pending} | {channel.rank: part}
+        first, *rest = (parts[rank] for rank in range(channel.size))
+        return sum(rest, first)
+
+    def _common_format(self, name: str, part: torch.Tensor) -> ValueFormat:
+        """The format of a sum: the first rank's, in the element type that holds all parts."""
+        channel = self.channel
+        formats: list[TensorFormat] = [
+            channel.broadcast_object(name, TensorFormat.of(part) if owner == channel.rank else None, owner)
+            for owner in range(channel.size)
+        ]
+        dtype = formats[0].dtype
+        for other in formats[1:]:
+            dtype = torch.promote_types(dtype, other.dtype)
+        if len({one.shape for one in formats}) > 1:
+            raise DistributedError(
+                f"the ranks' parts of {name} are {', '.join(map(str, formats))}, and cannot be summed; shapes of "
+                "segments must be those of the plan"
+            )
+        return ValueFormat.read(dataclasses.replace(formats[0], dtype=dtype))
 
     # Values for all ranks ---------------------------------------------------------------------------------------------
 

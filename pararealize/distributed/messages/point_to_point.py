@@ -39,6 +39,7 @@ class PointToPoint:
         confirm: called before every collective call: waits until all ranks are known to be at the same step.
         keeps_tags_apart: whether a message fits only a receive with its tag.
         failure: how a step failed whose messages may be under way still, so that nothing more can be sent.
+        size: how many ranks there are.
         copies: how many deep copies of the rank's modules use this channel beside them.
     """
 
@@ -57,6 +58,7 @@ class PointToPoint:
         self.keeps_tags_apart = "gloo" in dist.get_backend_config(group) and device.type == "cpu"
         self.rank: int = dist.get_rank(group)
         self._global_ranks = dist.get_process_group_ranks(group)
+        self.size = len(self._global_ranks)
         self._waits_on_host = device.type == "cpu"
         self.failure, self.copies = "", 0
         self._unfinished: list[tuple[str, int, dist.Work, torch.Tensor]] = []

@@ -1,0 +1,80 @@
+"""A network, inputs of a part -> running statistics of its batch norms, renewed, and as they were found.
+
+Segments that begin with another value than they were trained on normalise by statistics of values that no longer occur.
+They can be measured anew on what really arrives. The network in sequence, to which everything is fitted, is still the
+original: while it runs, the statistics are those that were found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pararealize.network.module import PararealModule
+from pararealize.restacking.batchnorm import measured_norms, running_norms
+from pararealize.tracing.network_piece import contents_of
+
+__all__ = ["NormStatistics"]
+
+Buffers: TypeAlias = dict[str, Tensor | None]
+
+
+class NormStatistics:
+    """The running statistics of the batch norms in a network's segments and head.
+
+    Norms that several parts share are left alone: no part has statistics of its own there.
+
+    Args:
+        net: the network; its statistics as they are now are those that :meth:`as_found` shows.
+    """
+
+    def __init__(self, net: PararealModule) -> None:
+        parts: dict[str, nn.Module] = {**net.segments, "head": contents_of(net.head)}
+        norms = {name: list(dict.fromkeys(running_norms(part))) for name, part in parts.items()}
+        uses = Counter(norm for some in norms.values() for norm in some)
+        self._norms = {name: [norm for norm in some if uses[norm] == 1] for name, some in norms.items()}
+        self._found: dict[nn.Module, Buffers] = {}
+
+    def of(self, name: str) -> list[nn.modules.batchnorm._BatchNorm]:
+        """The batch norms of a part that have running statistics, by the part's name: ``g2``, ``head``."""
+        return self._norms[name]
+
+    @torch.no_grad()
+    def renew(self, names: Iterable[str], run: Callable[[], None]) -> None:
+        """Set the statistics of some parts to their averages over the batches that ``run`` calls the parts with."""
+        norms = [norm for name in names for norm in self._norms[name]]
+        for norm in norms:
+            self._found.setdefault(norm, _copied(norm))
+        with measured_norms(nn.ModuleList(norms), norms):
+            run()
+
+    @torch.no_grad()
+    def restore(self, names: Iterable[str]) -> None:
+        """Give some parts the statistics that were found."""
+        for norm in (norm for name in names for norm in self._norms[name]):
+            for key, value in self._found.pop(norm, {}).items():
+                if value is not None:
+                    norm.get_buffer(key).copy_(value)
+
+    @contextmanager
+    def as_found(self) -> Iterator[None]:
+        """The statistics that were found, in eval mode, for as long as this is open; none is copied."""
+        renewed = {norm: (norm.training, dict(norm._buffers)) for norm in self._found}
+        for norm, buffers in self._found.items():
+            norm.training = False
+            norm._buffers.update(buffers)
+        try:
+            yield
+        finally:
+            for norm, (training, current) in renewed.items():
+                norm.training = training
+                norm._buffers.update(current)
+
+
+def _copied(norm: nn.Module) -> Buffers:
+    return {key: None if value is None else value.clone() for key, value in norm._buffers.items()}

@@ -1,0 +1,174 @@
+r"""A window, held-out samples -> its output corrections K^{m,j}, in closed form, and what other kinds would give.
+
+Behind the first segment with a correction a window has identities as coarse blocks alone: corrections add up in w_m.
+They are the linear map that comes closest to what w_m lacks without them,
+
+.. math:: \sum_j A_j d_j + A_0 x + b \approx u_{m,n} - w_m,
+
+on the values that really arrive, from the windows before it as they are. Positions are rows: channels are mapped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pararealize.coarse.output_correction import OutputCorrection
+from pararealize.plan.spec import Window
+
+from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
+from .held_out import HeldOut
+from .interfaces import Interfaces, InterfaceValues
+from .rows import CorrectionChoice, Fit
+
+__all__ = ["corrections_of", "fit_corrections", "set_to_nought"]
+
+RANKS = (8, 16, 32, 64, 128, 256)  # that are compared
+
+
+def corrections_of(interfaces: Interfaces, window: Window) -> list[OutputCorrection]:
+    """The modules K^{m,j} of a window, in order."""
+    modules = (interfaces.correction(row.index) for row in window.corrections)
+    return [module for module in modules if module is not None]
+
+
+def are_trained(modules: Sequence[nn.Module]) -> bool:
+    """Whether all parameters may change."""
+    return all(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+@torch.no_grad()
+def set_to_nought(modules: Sequence[OutputCorrection]) -> None:
+    """Let corrections add nothing, where they may change; what maps of low rank read stays drawn."""
+    for module in modules if are_trained(modules) else ():
+        for name, parameter in module.named_parameters():
+            if module.gives is None or not name.startswith("reads"):
+                parameter.zero_()
+
+
+@torch.no_grad()
+def fit_corrections(
+    interfaces: Interfaces, held_out: HeldOut, window: Window, *, ridge: float
+) -> tuple[list[Fit], CorrectionChoice | None]:
+    """Fit the corrections of a window, which are nought as yet; they stay so where they help no sample held out.
+
+    Args:
+        interfaces: of the network.
+        held_out: the samples to fit to and to choose by.
+        window: whose corrections.
+        ridge: the penalty, where no samples are held out to choose it by.
+
+    Returns:
+        How each was fitted, and the errors of other kinds; ``None`` where there is nothing to fit.
+    """
+    modules, rows = corrections_of(interfaces, window), window.corrections
+    if not rows:
+        return [], None
+    kind = f"{rows[0].kind} of rank {rows[0].rank}" if rows[0].rank else rows[0].kind
+    if not are_trained(modules):
+        return [Fit(part=row.name, kind=kind, method="left: frozen", seconds=0.0) for row in rows], None
+    start = time.perf_counter()
+    sums = _sums(interfaces, held_out, window)
+    regressions = Regressions(*sums, PENALTIES if held_out else (ridge,))
+    of_kind = {"scale": regressions.scale, "dense": regressions.dense}
+    found = of_kind[rows[0].kind]() if rows[0].kind in of_kind else regressions.low_rank(rows[0].rank)
+    nothing = sums[1].nothing
+    is_better = found.error < nothing
+    if is_better:
+        _write(modules, found)
+    method = f"least squares, ridge {found.penalty:g}" if is_better else "left: worse than none"
+    if is_better and rows[0].rank:
+        method += f", rank {found.rank} of {rows[0].rank}"
+    seconds = (time.perf_counter() - start) / len(rows)
+    errors = {"none": nothing, **_alternatives(regressions, rows[0].rank)}
+    choice = CorrectionChoice(
+        m=window.segments[0].m,
+        kind=rows[0].kind,
+        rank=rows[0].rank,
+        used=is_better,
+        errors={name: _relative(error, sums[1].whole) for name, error in errors.items()},
+    )
+    return [Fit(part=row.name, kind=kind, method=method, seconds=seconds) for row in rows], choice
+
+
+def _alternatives(regressions: Regressions, planned: int) -> dict[str, float]:
+    """The squared errors on the samples held out of every kind, by what ``coarse=`` calls it."""
+    ranks = sorted({*(rank for rank in RANKS if rank < regressions.channels), *filter(None, (planned,))})
+    errors = {"scale": regressions.scale().error}
+    errors |= {f"low-rank:{rank}": regressions.low_rank(rank).error for rank in ranks}
+    return errors | {"dense": regressions.dense().error}
+
+
+def _relative(error: float, whole: float) -> float:
+    if not error:
+        return 0.0
+    return math.sqrt(error / whole) if whole else math.inf
+
+
+def _sums(interfaces: Interfaces, held_out: HeldOut, window: Window) -> tuple[Moments, Moments]:
+    """Sums over the samples fitted to, and over those held out: the former again where there are none."""
+    modules, last = corrections_of(interfaces, window), window.segments[-1].index
+    groups = sum(2 if row.reads_x else 1 for row in window.corrections)
+    space = window.corrections[0].y
+    device = next(modules[-1].parameters()).device
+    fitted, held = (Moments(groups, space.channels, device) for _ in range(2))
+    for parts in held_out.all():
+        values = interfaces.with_fine(parts.values, window)
+        w, true = interfaces.corrected(values, last), interfaces.at(last, values.true[last])
+        features = [f.to(w.device) for f in _features(interfaces, values, window)]
+        for sums, samples in ((fitted, parts.fitted), (held, parts.held_out)):
+            if samples is None or not len(true[samples]):
+                continue
+            columns = [_rows(value[samples], space.channel, _mask(values, samples)) for value in (*features, w, true)]
+            w_rows, true_rows = (column.to(sums.sums) for column in columns[-2:])
+            sums.add(columns[:-2], true_rows - w_rows, true_rows)
+    return fitted, held if held.count else fitted
+
+
+def _features(interfaces: Interfaces, values: InterfaceValues, window: Window) -> Iterator[Tensor]:
+    """What the corrections read, each its own: ``y - x`` or y, and x where it reads that."""
+    for row in window.corrections:
+        module = interfaces.correction(row.index)
+        assert module is not None
+        yield from module.features(interfaces.input(values, row.index), values.y[row.index])
+
+
+def _mask(values: InterfaceValues, samples: slice) -> Tensor | None:
+    return None if values.mask is None else values.mask[samples]
+
+
+def _rows(value: Tensor, channel: int, mask: Tensor | None) -> Tensor:
+    """``(rows, channels)`` of a batch of values with channels at ``channel``; tokens that a mask excludes left out."""
+    last = value.movedim(channel + 1, -1)
+    if mask is not None and last.ndim == 3 and mask.shape == last.shape[:2]:
+        return last[mask.to(last.device)]
+    return last.reshape(-1, last.shape[-1])
+
+
+def _write(modules: Sequence[OutputCorrection], found: ChannelMap) -> None:
+    """Give each correction its part of the map, and the bias to the first of them."""
+    groups = iter(found.reads)
+    for number, module in enumerate(modules):
+        bias = found.bias if number == 0 else torch.zeros_like(found.bias)
+        if module.gain is not None:
+            assert module.bias is not None
+            module.gain.copy_(next(groups))
+            module.bias.copy_(bias)
+            if module.gain_x is not None:
+                module.gain_x.copy_(next(groups))
+            continue
+        for reads in filter(None, (module.reads_d, module.reads_x)):
+            group = next(groups).T  # inner, channels
+            weight: Tensor = reads.weight  # type: ignore[assignment]
+            weight[: len(group)] = group.reshape(-1, *weight.shape[1:]).to(weight)
+        ends = module.reads_d if module.gives is None else module.gives
+        assert ends is not None
+        ends.bias.copy_(bias)  # type: ignore[operator]
+        if found.gives is not None:
+            weight = ends.weight  # type: ignore[assignment]
+            weight.zero_()  # directions beyond the rank found add nothing until they are trained
+            weight[:, : len(found.gives)] = found.gives.T.reshape(len(weight), -1, *weight.shape[2:]).to(weight)

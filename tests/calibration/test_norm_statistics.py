@@ -1,0 +1,48 @@
+"""Statistics are averages of what arrives, as found while asked for, and put back."""
+
+from __future__ import annotations
+
+import torch
+
+from pararealize import pararealize
+from pararealize.calibration.norm_statistics import NormStatistics
+from tests.models import SmallResNet
+
+
+def test_renewed_shown_as_found_and_restored() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    model = SmallResNet().eval()
+    net = pararealize(model, 2, windows=2, example_inputs=x, coarse="linear").eval()
+    statistics = NormStatistics(net)
+    name = next(name for name in net.segments if name != "g1_1" and statistics.of(name))
+    norm = statistics.of(name)[0]
+    found = {key: value.clone() for key, value in net.state_dict().items()}
+    seen = []
+    handle = norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    statistics.renew([name], lambda: [net.segments[name](net.stem(batch)) for batch in (x, x + 1)] and None)
+    handle.remove()
+    means = torch.stack([value.mean((0, 2, 3)) for value in seen])
+    torch.testing.assert_close(norm.running_mean, means.mean(0))
+    changed = [key for key, value in net.state_dict().items() if not torch.equal(value, found[key])]
+    assert len(changed) == 3 * len(statistics.of(name))
+    assert not norm.training
+    buffer = norm.running_mean
+    with statistics.as_found():
+        assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
+        torch.testing.assert_close(net.segments["g1_1"](net.stem(x)), net.segments["g1_1"](net.stem(x)))
+    assert norm.running_mean is buffer
+    torch.testing.assert_close(buffer, means.mean(0))
+    statistics.renew([name], lambda: _in_the_midst(net, statistics, name, x))  # the original runs while others measure
+    with statistics.as_found():
+        assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
+    statistics.restore([name])
+    assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
+    assert norm.running_mean is buffer
+    assert not NormStatistics(pararealize(torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4))), 2)).of("g1")
+
+
+def _in_the_midst(net: torch.nn.Module, statistics: NormStatistics, name: str, x: torch.Tensor) -> None:
+    with statistics.as_found():
+        net.segments[name](net.stem(x))
+    net.segments[name](net.stem(x))
