@@ -45,12 +45,21 @@ def test_a_twin_that_sees_both_sides_is_converted_as_ever(make):
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(networks(), st.sampled_from([*KINDS, "auto"]), st.integers(2, 5), st.integers(1, 11), st.booleans())
-def test_random_networks(case, coarse, n, t, from_input):
+@given(
+    networks(),
+    st.sampled_from([*KINDS, "auto"]),
+    st.integers(2, 5),
+    st.integers(1, 11),
+    st.booleans(),
+    st.integers(1, 3),
+)
+def test_random_networks(case, coarse, n, t, from_input, windows):
     model, x, axis = case
     source = "input" if from_input and x.is_floating_point() else None
     try:
-        net = pararealize(model.eval(), n=min(n, len(model.blocks)), coarse=coarse, example_inputs=x, source=source)
+        net = pararealize(
+            model.eval(), min(n, len(model.blocks)), coarse=coarse, example_inputs=x, source=source, windows=windows
+        )
     except PararealizeError:
         return
     disturb(net.eval())

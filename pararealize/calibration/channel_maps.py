@@ -126,7 +126,13 @@ class Regressions:
 
     def low_rank(self, rank: int) -> ChannelMap:
         """The map of a rank, or of a smaller one where the rows held out say so."""
-        return min((self._best_rank(i, rank) for i in range(len(self.penalties))), key=lambda one: one.error)
+        error, i, best = self._best_rank(rank)
+        v = self._directions[i][0][:, :best]
+        return self._factors("low-rank", self._weights[i] @ v, v.T, self.penalties[i], error)
+
+    def low_rank_error(self, rank: int) -> float:
+        """The squared error of that map on the rows held out."""
+        return max(self._best_rank(rank)[0], 0.0)
 
     def scale(self) -> ChannelMap:
         """A factor a channel and group."""
@@ -189,11 +195,10 @@ class Regressions:
             directions.append((v, errors.tolist()))
         return directions
 
-    def _best_rank(self, i: int, rank: int) -> ChannelMap:
-        v, errors = self._directions[i]
-        best = min(range(min(rank, self.channels) + 1), key=lambda r: errors[r])
-        weight = self._weights[i] @ v[:, :best]
-        return self._factors("low-rank", weight, v[:, :best].T, self.penalties[i], errors[best])
+    def _best_rank(self, most: int) -> tuple[float, int, int]:
+        """The smallest error, and the number of the penalty and the rank, up to ``most``, that give it."""
+        errors = [errors[: most + 1] for _, errors in self._directions]
+        return min((error, i, rank) for i, of_penalty in enumerate(errors) for rank, error in enumerate(of_penalty))
 
     def _factors(
         self, kind: CorrectionKind, weight: Tensor, gives: Tensor | None, penalty: float, error: float

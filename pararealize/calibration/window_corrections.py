@@ -99,7 +99,7 @@ def _alternatives(regressions: Regressions, planned: int) -> dict[str, float]:
     """The squared errors on the samples held out of every kind, by what ``coarse=`` calls it."""
     ranks = sorted({*(rank for rank in RANKS if rank < regressions.channels), *filter(None, (planned,))})
     errors = {"scale": regressions.scale().error}
-    errors |= {f"low-rank:{rank}": regressions.low_rank(rank).error for rank in ranks}
+    errors |= {f"low-rank:{rank}": regressions.low_rank_error(rank) for rank in ranks}
     return errors | {"dense": regressions.dense().error}
 
 

@@ -170,7 +170,7 @@ def equal_cuts(stages: Sequence[tuple[int, int]], n: int) -> tuple[tuple[int, ..
         for (first, _), length, share in zip(stages, lengths, shares, strict=True)
         for part in range(share)
     ]
-    starts[0] = 0
+    starts[0] = stages[0][0]
     note = "" if len(set(shares)) == 1 else f"{n} segments over {len(stages)} stages: {', '.join(map(str, shares))}"
     return tuple(starts), note
 

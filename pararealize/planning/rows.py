@@ -12,6 +12,7 @@ from pararealize.coarse.output_correction import correction_kind, correction_ran
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, Window, fingerprint
 from pararealize.plan.spec import windows_of
+from pararealize.table import quantity
 
 from .prices import Prices
 
@@ -63,6 +64,8 @@ def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], re
         row for window in windows_of(segments, adapters, coarse_blocks) for row in _corrections(prices, coarse, window)
     ]
     notes = [*request.notes, *dict.fromkeys(row.note for row in coarse_blocks if row.note), *costs.notes]
+    if n < prices.n:
+        notes.insert(0, f"n is {n}, not {prices.n}: the longest window has {quantity(n, 'block')}")
     if any(row.kind == "custom" for row in coarse_blocks):
         notes.append(
             f"coarse blocks of {request.coarse} are not counted: their cost is not known before they are built"

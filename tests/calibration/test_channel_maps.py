@@ -88,6 +88,7 @@ def test_maps_that_are_there_are_found(kind: str) -> None:
     torch.testing.assert_close(applied(found, held), true(held), rtol=1e-6, atol=1e-6)
     if kind == "low-rank":
         assert found.rank == 2
+        assert regressions.low_rank_error(2) == found.error
         assert regressions.low_rank(1).error > 1e-2 * true(held).square().sum()
 
 

@@ -1,5 +1,6 @@
 """Pictures: complete files of the right kind, with every name in them, replaced in one step."""
 
+import itertools
 import re
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from pararealize.errors import OutputError
 from pararealize.plan import figure
 from pararealize.train.run.curves import draw_losses
-from tests.drawn_plans import make_plan
+from tests.drawn_plans import in_windows, make_plan
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12, 24])
@@ -53,6 +54,20 @@ def test_one_segment_has_no_coarse_network(monkeypatch, tmp_path):
     said = words(monkeypatch, make_plan(1), tmp_path)
     assert "coarse" not in said
     assert "speed-up" not in said
+
+
+def test_windows_stand_side_by_side_and_wrap_into_rows(monkeypatch, tmp_path):
+    said = words(monkeypatch, in_windows(make_plan(3), 3, 1, 2), tmp_path)
+    for text in ["resnet1001, n = 3, 3 windows", "window 1", "window 2", "window 3"]:
+        assert text in said
+    layout = figure._layout(in_windows(make_plan(3), 3, 1, 2))
+    assert [window.m for window, _ in layout] == [1, 2, 3]
+    assert all(b.left > a.right for (_, a), (_, b) in itertools.pairwise(layout)), "one after the other, with a gap"
+    many = figure._layout(in_windows(make_plan(3), *[3] * 50))
+    numbers, rows = [window.m for window, _ in many], {geometry.y_sum for _, geometry in many}
+    assert (numbers[0], numbers[-1], len(rows)) == (1, 50, figure.MOST_ROWS)
+    assert all(g.left > 0 and g.right < g.width and 0 < g.y_coarse < g.y_input < g.height for _, g in many)
+    assert "windows between" in words(monkeypatch, in_windows(make_plan(3), *[3] * 50), tmp_path)
 
 
 @pytest.mark.parametrize(

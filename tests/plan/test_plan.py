@@ -69,7 +69,7 @@ def test_json_there_and_back(layers):
         assert again == plan
         assert str(again) == str(plan)
     Plan.from_json(named.to_json()).check(layers)
-    assert Plan.schema()["properties"]["version"]["default"] == 1
+    assert Plan.schema()["properties"]["version"]["default"] == 2
 
 
 def broken(plan: Plan, change) -> str:
@@ -81,7 +81,7 @@ def broken(plan: Plan, change) -> str:
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda d: d.update(version=7), "version 7, this release reads version 1; make the plan again"),
+        (lambda d: d.update(version=7), "version 7, this release reads version 2; make the plan again"),
         (lambda d: d.pop("version"), 'it has no "version"'),
         (lambda d: d.pop("fingerprint"), "fingerprint: Field required"),
         (lambda d: d.update(colour="red"), "colour: Unexpected keyword"),

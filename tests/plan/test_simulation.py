@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -14,6 +15,7 @@ from pararealize.errors import PlanError
 from pararealize.plan.plan import Plan
 from pararealize.plan.simulation import simulate
 from pararealize.plan.times import Times
+from tests.drawn_plans import in_windows, make_plan
 from tests.plans import BYTES, plan_of
 
 seconds = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda pair: (float(pair[0]), float(pair[1])))
@@ -54,6 +56,33 @@ def test_closed_form(case, latency):
             assert simulate(plan, times, latency=float(latency), training=False).step == total
     assert timeline.step == total
     assert timeline.serial == sum(times.serial)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.data(), st.integers(0, 9))
+def test_windows_follow_one_another(lengths, data, latency):
+    """Free messages: the plan's own formula. Others: of n > 1 devices, each window waits for w_{m-1} besides."""
+    plan = in_windows(make_plan(2), *lengths)
+
+    def priced(row):
+        cost = {"cost_forward": data.draw(seconds)[0], "cost_backward": data.draw(seconds)[1]}
+        return dataclasses.replace(row, **cost)
+
+    rows = {name: tuple(map(priced, getattr(plan, name))) for name in ("segments", "adapters", "coarse_blocks")}
+    plan = dataclasses.replace(plan, **rows)
+    timeline = simulate(plan, rate=1.0, batch=1)
+    assert timeline.step == pytest.approx(plan.critical_path)
+    assert timeline.serial == pytest.approx(plan.serial)
+    assert plan == Plan.from_json(plan.to_json())
+    later = simulate(plan, rate=1.0, batch=1, latency=float(latency))
+    moves = sum(min(before.n, 2) - 1 for before in plan.windows)  # windows that end on another device than the first
+    assert later.step >= timeline.step
+    assert (later.step == timeline.step) == (latency == 0 or plan.n == 1 or timeline.step == 0) or moves == 0
+    names = [str(action) for action in later.actions]
+    assert len(set(names)) == len(names)
+    for window in plan.windows:
+        ranks = {a.j: a.rank for a in later.actions if a.kind == "fine" and a.m == window.segments[0].m}
+        assert ranks == {j: window.offset + j - 1 for j in range(1, window.n + 1)}
+    assert [a.rank for a in later.actions if a.kind == "head"] == [plan.n - 1] * 2
 
 
 def independent(plan: Plan, times: Times, message: float) -> float:

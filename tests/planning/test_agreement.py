@@ -98,7 +98,7 @@ def test_blocks_of_a_callable_need_the_callable() -> None:
 
     plan = pararealize(model, 2, example_inputs=x, coarse=small).plan
     assert pararealize(model, plan=plan, example_inputs=x, coarse=small).plan is plan
-    with pytest.raises(CoarseError, match="F\\^1 was built by a callable, which no plan holds, and coarse is None"):
+    with pytest.raises(CoarseError, match="F1 was built by a callable, which no plan holds, and coarse is None"):
         pararealize(model, plan=plan, example_inputs=x)
 
 

@@ -92,3 +92,4 @@ def test_uneven_stages_say_so():
     starts, note = equal_cuts([(0, 2), (3, 6), (7, 12), (13, 15)], 2)
     assert starts == (0, 7)
     assert note == "2 segments over 4 stages: 0, 1, 1, 0"
+    assert equal_cuts([(4, 6), (7, 12)], 3)[0] == (4, 7, 10), "of a window, which need not begin with block 0"

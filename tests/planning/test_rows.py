@@ -80,5 +80,8 @@ def test_rows_of_windows_have_two_numbers_and_adapters_read_what_the_window_befo
     assert [row.x for row in made.adapters] == [chain.blocks[0].x, chain.blocks[4].x, chain.blocks[4].x]
     assert made.adapters[0].recipe == "identity"
     assert [row.name for row in made.coarse_blocks] == ["F1_1", "F3_1", "F3_2"]
+    assert made.notes == ()
+    alone = plan_of(prices, "linear", [(i,) for i in range(9)], PlanRequest(coarse="", cuts="cost", devices=("a",)))
+    assert (alone.n, alone.notes) == (1, ("n is 1, not 3: the longest window has 1 block",))
     short = plan_of(prices, "linear", [(0, 3, 6), (8,)], PlanRequest(coarse="", cuts="cost", devices=("a", "b", "c")))
     assert short.segments[-1].device == "c", "the network ends on the last device"
