@@ -23,7 +23,7 @@ from torch import nn
 from pararealize.analysis.blocks import BlockChain, find_blocks
 from pararealize.analysis.cost import count_costs, measure_costs
 from pararealize.analysis.fields.field import receptive_fields
-from pararealize.coarse.adapter import build_adapter
+from pararealize.coarse.adapter import build_planned_adapter
 from pararealize.coarse.coarse_block import build_coarse
 from pararealize.coarse.kinds import Coarse, coarse_name
 from pararealize.coarse.output_correction import build_correction
@@ -174,10 +174,7 @@ def build_modules(
     spans = {segment.index: (segment.first, segment.last) for segment in plan.segments}
     chain = chain.on_twin()
     with torch.device("meta" if device.type == "meta" else "cpu"):
-        adapters: dict[str, nn.Module] = {
-            a.name: build_adapter(a.x, a.y, reads=a.source, seed=seed, name=a.name, sides=a.causal)
-            for a in plan.adapters
-        }
+        adapters: dict[str, nn.Module] = {row.name: build_planned_adapter(row, seed=seed) for row in plan.adapters}
         blocks: dict[str, nn.Module | None] = {}
         for c in plan.coarse_blocks:
             first, last = spans[c.m, c.j + 1]

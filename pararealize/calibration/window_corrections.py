@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from pararealize.coarse.output_correction import OutputCorrection
+from pararealize.coarse.output_correction import InputCorrection, OutputCorrection, correction_text
 from pararealize.plan.spec import Window
 
 from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
@@ -25,7 +25,7 @@ from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
 from .rows import CorrectionChoice, Fit
 
-__all__ = ["corrections_of", "fit_corrections", "set_to_nought"]
+__all__ = ["corrections_of", "fit_corrections", "fit_input_corrections", "set_to_nought"]
 
 RANKS = (8, 16, 32, 64, 128, 256)  # that are compared
 
@@ -93,6 +93,45 @@ def fit_corrections(
         errors={name: _relative(error, sums[1].whole) for name, error in errors.items()},
     )
     return [Fit(part=row.name, kind=kind, method=method, seconds=seconds) for row in rows], choice
+
+
+@torch.no_grad()
+def fit_input_corrections(interfaces: Interfaces, held_out: HeldOut, window: Window, ridge: float) -> list[Fit]:
+    """Fit the corrections of adapters that are identities: to what segment j's input lacks, u_{j-1} - w.
+
+    They stay, or become, nought where they help no sample held out. The arguments are those of :func:`fit_corrections`.
+    """
+    fits = []
+    for row in window.adapters:
+        module = interfaces.adapter(row.index)
+        if not isinstance(module, InputCorrection):
+            continue
+        text = correction_text(row.kind, row.rank)
+        if not are_trained([module]):
+            fits.append(Fit(part=row.name, kind=text, method="left: frozen", seconds=0.0))
+            continue
+        start = time.perf_counter()
+        set_to_nought([module])
+        space, before = row.y, (row.m, row.j - 1)
+        sums = [Moments(1, space.channels, next(module.parameters()).device) for _ in range(2)]
+        for parts in held_out.all():
+            w = interfaces.at(row.index, interfaces.begin(parts.values, window))
+            true = interfaces.at(row.index, parts.values.true[before])
+            for some, samples in zip(sums, (parts.fitted, parts.held_out), strict=True):
+                if samples is not None and len(true[samples]):
+                    mask = _mask(parts.values, samples)
+                    w_rows, rows = (_rows(value[samples], space.channel, mask) for value in (w, true))
+                    some.add([w_rows], rows.to(some.sums) - w_rows.to(some.sums), rows)
+        fitted, held = sums[0], sums[1] if sums[1].count else sums[0]
+        regressions = Regressions(fitted, held, PENALTIES if held_out else (ridge,))
+        of_kind = {"scale": regressions.scale, "dense": regressions.dense}
+        found = of_kind[row.kind]() if row.kind in of_kind else regressions.low_rank(row.rank)
+        is_better = found.error < held.nothing
+        if is_better:
+            _write([module], found)
+        method = f"least squares, ridge {found.penalty:g}" if is_better else "left: worse than none"
+        fits.append(Fit(part=row.name, kind=text, method=method, seconds=time.perf_counter() - start))
+    return fits
 
 
 def _alternatives(regressions: Regressions, planned: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from .interface_errors import SquareSums
 from .interfaces import InterfaceRecord, InterfaceValues
 from .least_squares import Regression, is_trained, linear_part
 from .rows import CorrectionChoice, Fit
-from .window_corrections import corrections_of, fit_corrections, set_to_nought
+from .window_corrections import corrections_of, fit_corrections, fit_input_corrections, set_to_nought
 
 __all__ = ["FitSettings", "WindowFit", "WindowFitting"]
 
@@ -216,7 +216,15 @@ class WindowFitting:
         if regressions:
             self._forget(window)
         share = (time.perf_counter() - start) / max(len(regressions), 1)
+        corrected = {
+            fit.part: fit for fit in fit_input_corrections(interfaces, self.held_out, window, self.settings.ridge)
+        }
+        if corrected:
+            self._forget(window)
         for plan in plans:
+            if plan.name in corrected:
+                yield corrected[plan.name]
+                continue
             fitted = plan.index in regressions
             method = "least squares" if fitted else _why_left(modules[plan.index], layers[plan.index] is not None)
             yield Fit(part=plan.name, kind=plan.recipe, method=method, seconds=share if fitted else 0.0)

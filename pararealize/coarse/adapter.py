@@ -18,11 +18,22 @@ from pararealize.argument_types import typed_arguments
 from pararealize.errors import CoarseError
 from pararealize.random_state import seeded_weights
 
+from .output_correction import InputCorrection, build_input_correction, correction_parameters, correction_text
 from .resampling import Move, route
-from .spec import AdapterReads
+from .spec import AdapterPlan, AdapterReads
 from .units import in_type_of_weights
 
-__all__ = ["Adapter", "adapter_cost", "adapter_parameters", "build_adapter", "describe_adapter"]
+__all__ = [
+    "Adapter",
+    "adapter_cost",
+    "adapter_parameters",
+    "build_adapter",
+    "build_planned_adapter",
+    "corrected_recipe",
+    "describe_adapter",
+    "planned_parameters",
+    "planned_recipe",
+]
 
 
 def describe_adapter(source: Space, target: Space, *, reads: AdapterReads = "input", sides: Sides = ()) -> str:
@@ -77,6 +88,31 @@ def build_adapter(
                 nn.init.zeros_(project.bias)
     adapter.recipe = describe_adapter(source, target, reads=reads, sides=sides)
     return adapter
+
+
+def build_planned_adapter(row: AdapterPlan, *, seed: int) -> "Adapter | nn.Identity | InputCorrection":
+    """The adapter of a plan's row; ``seed`` as in :func:`build_adapter`."""
+    if row.kind:
+        return build_input_correction(row.kind, row.rank, row.y, seed=seed, name=row.name)
+    return build_adapter(row.x, row.y, reads=row.source, seed=seed, name=row.name, sides=row.causal)
+
+
+def planned_recipe(row: AdapterPlan) -> str:
+    """What the row's recipe has to be."""
+    recipe = describe_adapter(row.x, row.y, reads=row.source, sides=row.causal)
+    return corrected_recipe(recipe, row.kind, row.rank) if row.kind else recipe
+
+
+def corrected_recipe(recipe: str, kind: str, rank: int) -> str:
+    """``"identity + low-rank of rank 16"``."""
+    return f"{recipe} + {correction_text(kind, rank)}"
+
+
+def planned_parameters(row: AdapterPlan) -> int:
+    """How many parameters the adapter of a row has."""
+    if row.kind:
+        return correction_parameters(row.kind, row.rank, row.y, differs=False, reads_x=False)
+    return adapter_parameters(row.x, row.y, reads=row.source, sides=row.causal)
 
 
 @lru_cache(maxsize=4096)

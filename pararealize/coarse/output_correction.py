@@ -1,4 +1,4 @@
-"""A space, a kind -> K^{m,j}, a linear map that gives back what the segments of a window miss of one another.
+"""A space, a kind -> linear maps that give back what the segments of a window miss of one another: K^{m,j} and C^{m,j}.
 
 With linear coarse blocks and adapters that are identities, a window of residual blocks ends with
 
@@ -15,7 +15,12 @@ anything else reads it:
     "low-rank"  U V, of rank r                         2rc                            4rc
     "dense"     a full matrix                          c²                             2c²
 
-It maps channels alone, so that nothing crosses positions: what is causal stays causal. All weights that matter begin
+The same maps correct adapters that are identities: a segment j > 1 would get u_{j-1} in the original and gets w_{m-1},
+and what that lacks is, to a good part, a linear function of w_{m-1} as well:
+
+    x_j = w_{m-1} + b + A w_{m-1}
+
+They map channels alone, so that nothing crosses positions: what is causal stays causal. All weights that matter begin
 with nought: the network begins as that of linear coarse blocks, and ``calibrate`` fits them in closed form.
 """
 
@@ -38,12 +43,15 @@ from .resampling import CONVOLUTIONS
 __all__ = [
     "CORRECTIONS",
     "CorrectionKind",
+    "InputCorrection",
     "OutputCorrection",
     "build_correction",
+    "build_input_correction",
     "correction_cost",
     "correction_kind",
     "correction_parameters",
     "correction_rank",
+    "correction_text",
 ]
 
 CorrectionKind: TypeAlias = Literal["scale", "low-rank", "dense"]
@@ -125,6 +133,17 @@ def build_correction(
         return OutputCorrection(kind, rank, space, differs=differs, reads_x=reads_x)
 
 
+def build_input_correction(kind: CorrectionKind, rank: int, space: Space, *, seed: int, name: str) -> InputCorrection:
+    """An adapter from a space to itself that is the identity as yet; the arguments are :func:`build_correction`'s."""
+    with seeded_weights(seed, name):
+        return InputCorrection(kind, rank, space)
+
+
+def correction_text(kind: str, rank: int) -> str:
+    """``"low-rank of rank 16"``."""
+    return f"{kind} of rank {rank}" if rank else kind
+
+
 class OutputCorrection(nn.Module):
     """``(x, y) -> y + b + A (y - x) + A_0 x``; see the file's docstring."""
 
@@ -200,5 +219,19 @@ class OutputCorrection(nn.Module):
 
     def extra_repr(self) -> str:
         """The kind and what it reads."""
-        rank = f" of rank {self.rank}" if self.rank else ""
-        return f"{self.kind}{rank}, of {'y - x' if self.differs else 'y'}"
+        return f"{correction_text(self.kind, self.rank)}, of {'y - x' if self.differs else 'y'}"
+
+
+class InputCorrection(OutputCorrection):
+    """``w -> w + b + A w``: an adapter that is the identity, with a correction beside it."""
+
+    def __init__(self, kind: CorrectionKind, rank: int, space: Space) -> None:
+        super().__init__(kind, rank, space, differs=False, reads_x=False)
+
+    def forward(self, w: Tensor) -> Tensor:  # type: ignore[override]
+        """``(batch, *space) -> (batch, *space)``."""
+        return super().forward(w, w)
+
+    def extra_repr(self) -> str:
+        """The kind."""
+        return f"identity + {correction_text(self.kind, self.rank)}"

@@ -82,7 +82,8 @@ class AdapterPlan(NumberedRow):
 
     The source of the first window's adapters is the network's ``"input"`` or its ``"stem"``, that of the others the
     ``"window"`` before them. ``causal`` says, for each axis, on which side alone it reads; null for both, and empty
-    where it is so for all.
+    where it is so for all. An adapter that is the identity may have a correction beside it, of a ``kind`` and, where
+    that has one, a ``rank``.
     """
 
     LETTER: ClassVar[str] = "C"
@@ -95,6 +96,8 @@ class AdapterPlan(NumberedRow):
     flops_backward: Count
     recipe: Text
     causal: tuple[Causality | None, ...] = ()
+    kind: Literal["", "scale", "low-rank", "dense"] = ""
+    rank: Count = 0
 
 
 @typed_fields(PlanError)

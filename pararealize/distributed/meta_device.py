@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from pararealize.coarse.adapter import build_adapter
+from pararealize.coarse.adapter import build_planned_adapter
 from pararealize.coarse.coarse_block import draw_coarse
 from pararealize.coarse.output_correction import build_correction
 from pararealize.plan.parts import Part
@@ -110,7 +110,7 @@ def _built(plan: Plan, part: Part, seed: int) -> nn.Module | None:
     """An adapter, coarse block or correction as a conversion would have built it, where shapes say all of it."""
     if part.kind == "adapter":
         row = next(row for row in plan.adapters if row.index == part.index)
-        return build_adapter(row.x, row.y, reads=row.source, seed=seed, name=part.name, sides=row.causal)
+        return build_planned_adapter(row, seed=seed)
     if part.kind == "coarse":
         return draw_coarse(next(row for row in plan.coarse_blocks if row.index == part.index), seed=seed)
     if part.kind == "correction":

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.coarse.copies import takes_context
+from pararealize.coarse.output_correction import InputCorrection
 from pararealize.plan.plan import Plan
 from pararealize.tracing.expressions import FUNCTIONS, UnknownFunctionError, symbols_of, text_of
 
@@ -58,7 +59,7 @@ class InterfaceSizes:
         followers = [(window, segment) for window in plan.windows for segment in window.segments[1:]]
         for (window, segment), (name, module) in zip(followers, adapters.items(), strict=True):
             origin, _ = source_of(chain, plan, window)
-            if type(module) is not nn.Identity:
+            if type(module) not in (nn.Identity, InputCorrection):
                 self._add(name, module, origin, chain.blocks[segment.first].input)
         for (_, segment), row in zip(followers, plan.coarse_blocks, strict=True):
             name, block = row.name, coarse[row.name]

@@ -69,6 +69,10 @@ def _window_faults(window: Window, source: str) -> list[str]:
         faults += _different(name, "reads", adapter.x, f"adapters read the {source}:", origin)
         faults += _different(name, "gives", adapter.y, f"{segment.label} reads", segment.x)
         faults += _side_faults(name, adapter.x, adapter.y, adapter.causal, routed=True)
+        if adapter.kind and (source != "window" or adapter.x != adapter.y):
+            faults.append(f"{name} corrects an identity, and leads from the {source}, {adapter.x}, to {adapter.y}")
+        if (adapter.rank > 0) != (adapter.kind == "low-rank") or adapter.rank > adapter.y.channels:
+            faults.append(f"{name} is {adapter.kind or 'no correction'} of rank {adapter.rank} on {adapter.y}")
     for row, (before, segment) in zip(window.coarse_blocks, pairwise(segments), strict=True):
         name, routed = row.name, row.kind in KIND_TABLE and KIND_TABLE[row.kind].build is not None
         faults += _different(name, "reads", row.x, f"{before.label} gives", before.y)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.argument_types import typed_arguments
-from pararealize.coarse.adapter import adapter_parameters, describe_adapter
+from pararealize.coarse.adapter import planned_parameters, planned_recipe
 from pararealize.coarse.coarse_block import coarse_parameters
 from pararealize.coarse.kinds import KIND_TABLE, KINDS
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
@@ -121,10 +121,10 @@ def _adapters(chain: BlockChain, plan: Plan) -> Iterator[str]:
 
 
 def _adapter(row: AdapterPlan) -> Iterator[str]:
-    recipe = describe_adapter(row.x, row.y, reads=row.source, sides=row.causal)
+    recipe = planned_recipe(row)
     if row.recipe != recipe:
         yield f"{row.name} from {row.x} to {row.y} is {recipe!r}, not {shortened(row.recipe, 200)!r}"
-    parameters = adapter_parameters(row.x, row.y, reads=row.source, sides=row.causal)
+    parameters = planned_parameters(row)
     if row.parameters != parameters:
         yield f"{row.name} has {parameters} parameters, not {row.parameters}"
 

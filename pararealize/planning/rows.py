@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pararealize.analysis.causality import causal_axes
-from pararealize.coarse.adapter import describe_adapter
+from pararealize.coarse.adapter import corrected_recipe, describe_adapter
 from pararealize.coarse.kinds import Coarse, kind_for
 from pararealize.coarse.output_correction import correction_kind, correction_rank
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
@@ -58,7 +58,7 @@ def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], re
             last = next(ends) - 1
             segments.append(_segment(prices, (m, j), first, last, request.devices[offset + j - 1]))
             if j > 1:
-                adapters.append(_adapter(prices, (m, j), first, window[0]))
+                adapters.append(_adapter(prices, coarse, (m, j), first, window[0]))
                 coarse_blocks.append(_coarse_block(prices, coarse, (m, j - 1), first, last))
     corrections = [
         row for window in windows_of(segments, adapters, coarse_blocks) for row in _corrections(prices, coarse, window)
@@ -121,13 +121,20 @@ def _segment(prices: Prices, index: tuple[int, int], first: int, last: int, devi
     )
 
 
-def _adapter(prices: Prices, index: tuple[int, int], first: int, begin: int) -> AdapterPlan:
+def _adapter(prices: Prices, coarse: Coarse, index: tuple[int, int], first: int, begin: int) -> AdapterPlan:
     """C^{m,j}, which leads into block ``first`` of the window that begins with block ``begin``."""
     target, sides = prices.chain.blocks[first].x, prices.seen_by_adapter(first, begin)
     columns = prices.adapter(first, begin).columns()
     origin, reads, (m, j) = prices.origin(begin), prices.reads(begin), index
     recipe = describe_adapter(origin, target, reads=reads, sides=sides)
-    return AdapterPlan(m=m, j=j, source=reads, x=origin, y=target, recipe=recipe, causal=sides, **columns)
+    row = AdapterPlan(m=m, j=j, source=reads, x=origin, y=target, recipe=recipe, causal=sides, **columns)
+    request = correction_kind(coarse)
+    if request is None or recipe != "identity":
+        return row
+    rank = correction_rank(request.kind, request.rank, target)
+    price = prices.correction(request.kind, rank, target, differs=False, reads_x=False)
+    recipe = corrected_recipe(recipe, request.kind, rank)
+    return replace(row, kind=request.kind, rank=rank, recipe=recipe, **price.columns())
 
 
 def _coarse_block(prices: Prices, coarse: Coarse, index: tuple[int, int], first: int, last: int) -> CoarsePlan:

@@ -144,7 +144,7 @@ def tradeoff(
         if net.plan in plans:
             continue
         plans.add(net.plan)
-        calibrate(net, train, test=held_out, seed=seed)
+        calibrate(net, train, seed=seed)
         rows.append(_measured(net, by_block, held_out, selection, agreement, seed))
     samples, others = (sum(map(_samples, some)) for some in (train, held_out))
     ordered = sorted(rows[1:], key=lambda row: (row.n, row.speedup))

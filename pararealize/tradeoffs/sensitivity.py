@@ -1,7 +1,7 @@
 r"""The original block by block, n -> what each possible window would cost and the error that it alone would make.
 
-A window of blocks a to b - 1 on n devices begins with the original's :math:`u_a`. Its segments give
-:math:`d_j = y_j - u_a`, a correction in closed form is fitted to what their sum misses (``channel_maps.py``), and the
+A window of blocks a to b - 1 on n devices begins with the original's :math:`u_a`, from which adapters, fitted in closed
+form, make inputs :math:`x_j`. Its segments give :math:`d_j = y_j - x_j`, a correction in closed form is fitted to what their sum misses (``channel_maps.py``), and the
 rest of the network goes on from there in sequence: what the output then differs by, on batches that were held
 out, is the window's sensitivity. Windows in which the space changes are not looked at: their blocks stay sequential.
 """
@@ -83,7 +83,7 @@ def measure_windows(
 
     Args:
         original: the network block by block.
-        train: values that corrections are fitted to.
+        train: values that adapters and corrections are fitted to.
         test: others, that errors are measured on.
         n: the number of devices.
         coarse: a coarse kind with corrections, or ``"linear"`` for none.
@@ -91,75 +91,97 @@ def measure_windows(
     """
     rows = original.rows
     tried = [(s, stop) for s, stop in possible_windows(len(rows), n) if same_spaces(rows, s[0], stop)]
-    trials = []
+    trials, trying = [], _Trials(original, train, test, coarse)
     for i, (starts, stop) in enumerate(tried, 1):
         say(f"n = {n}: window {i} of {len(tried)}, {rows[starts[0]].first_block} to {rows[stop - 1].last_block}")
-        trials.append(_trial(original, train, test, starts, stop, coarse))
+        trials.append(trying.window(starts, stop))
     return trials
 
 
-def _trial(
-    original: BlockByBlock,
-    train: Sequence[BatchValues],
-    test: Sequence[BatchValues],
-    starts: tuple[int, ...],
-    stop: int,
-    coarse: str,
-) -> WindowTrial:
-    first, space = starts[0], original.rows[starts[0]].x
-    ends = [*starts[1:], stop]
-    segments = [sum(row.cost for row in original.rows[a:b]) for a, b in zip(starts, ends, strict=True)]
-    request, found = correction_kind(coarse), None
-    cost = max(segments)
-    if request is not None:
-        rank = correction_rank(request.kind, request.rank, space)
-        per_operation = original.rows[first].cost / max(original.rows[first].flops_forward, 1)
-        cost += correction_cost(request.kind, rank, space, differs=True, reads_x=True).flops_forward * per_operation
-        found = _fitted(original, train, test, starts, stop, request.kind, rank)
-    pairs = []
-    for values in test:
-        differences = _differences(original, values, starts, ends)
-        u = values.ends[first]
-        w = u + torch.stack(differences).sum(0)
-        if found is not None:
-            w = w + _applied(found, [*differences, u], space)
-        pairs.append((original.output(values, w, stop), values.output))
-    return WindowTrial(starts=starts, stop=stop, cost=cost, error=output_error(pairs))
+class _Trials:
+    """Windows of one network, tried one by one; adapters are fitted once for each place that they lead from and to."""
 
+    def __init__(
+        self, original: BlockByBlock, train: Sequence[BatchValues], test: Sequence[BatchValues], coarse: str
+    ) -> None:
+        self._original, self._train, self._test = original, train, test
+        self._request = correction_kind(coarse)
+        self._adapters: dict[tuple[int, int], ChannelMap | None] = {}
 
-def _differences(
-    original: BlockByBlock, values: BatchValues, starts: Sequence[int], ends: Sequence[int]
-) -> list[Tensor]:
-    u = values.ends[starts[0]]
-    return [original.run(values, u, a, b) - u for a, b in zip(starts, ends, strict=True)]
+    def window(self, starts: tuple[int, ...], stop: int) -> WindowTrial:
+        """Try a window."""
+        rows, first = self._original.rows, starts[0]
+        space, ends = rows[first].x, [*starts[1:], stop]
+        cost = max(sum(row.cost for row in rows[a:b]) for a, b in zip(starts, ends, strict=True))
+        found = None
+        if self._request is not None:
+            rank = correction_rank(self._request.kind, self._request.rank, space)
+            per_operation = rows[first].cost / max(rows[first].flops_forward, 1)
+            both = [
+                correction_cost(self._request.kind, rank, space, differs=differs, reads_x=False).flops_forward
+                for differs in (True, False)
+            ]
+            cost += sum(both) * per_operation  # of the longest segment's adapter and output
+            found = self._output_map(starts, stop)
+        pairs = []
+        for values in self._test:
+            differences, w = self._sum(values, starts, ends)
+            if found is not None:
+                w = w + _applied(found, [*differences, values.ends[first]], space)
+            pairs.append((self._original.output(values, w, stop), values.output))
+        return WindowTrial(starts=starts, stop=stop, cost=cost, error=output_error(pairs))
 
+    def _sum(self, values: BatchValues, starts: Sequence[int], ends: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """The d_j of a batch, and w without corrections."""
+        u, space = values.ends[starts[0]], self._original.rows[starts[0]].x
+        differences = []
+        for a, b in zip(starts, ends, strict=True):
+            adapter = self._adapter(starts[0], a)
+            x = u if adapter is None else u + _applied(adapter, [u], space)
+            differences.append(self._original.run(values, x, a, b) - x)
+        return differences, u + torch.stack(differences).sum(0)
 
-def _fitted(
-    original: BlockByBlock,
-    train: Sequence[BatchValues],
-    test: Sequence[BatchValues],
-    starts: tuple[int, ...],
-    stop: int,
-    kind: str,
-    rank: int,
-) -> ChannelMap | None:
-    """The correction of a window, or none where it would be worse than none on other batches."""
-    space, device = original.rows[starts[0]].x, train[0].ends[0].device
-    ends = [*starts[1:], stop]
-    sums = []
-    for batches in (train, test):
-        moments = Moments(len(starts) + 1, space.channels, device)
-        for values in batches:
-            differences = _differences(original, values, starts, ends)
-            u, true = values.ends[starts[0]], values.ends[stop]
-            missing = true - u - torch.stack(differences).sum(0)
-            moments.add(
-                [rows_of(value, space) for value in (*differences, u)], rows_of(missing, space), rows_of(true, space)
-            )
-        sums.append(moments)
-    regressions = Regressions(sums[0], sums[1])
-    found = regressions.low_rank(rank) if kind == "low-rank" else getattr(regressions, kind)()
-    return found if found.error < sums[1].nothing else None
+    def _adapter(self, first: int, start: int) -> ChannelMap | None:
+        """What leads from u_first to u_start, beside the identity."""
+        if self._request is None or start == first:
+            return None
+        if (first, start) not in self._adapters:
+            batches = [
+                [([values.ends[first]], values.ends[start] - values.ends[first], values.ends[start]) for values in part]
+                for part in (self._train, self._test)
+            ]
+            self._adapters[first, start] = self._map(batches, self._original.rows[first].x, 1)
+        return self._adapters[first, start]
+
+    def _output_map(self, starts: tuple[int, ...], stop: int) -> ChannelMap | None:
+        """The correction of a window, or none where it would be worse than none on other batches."""
+        ends, batches = [*starts[1:], stop], []
+        for part in (self._train, self._test):
+            rows = []
+            for values in part:
+                differences, w = self._sum(values, starts, ends)
+                true = values.ends[stop]
+                rows.append(([*differences, values.ends[starts[0]]], true - w, true))
+            batches.append(rows)
+        return self._map(batches, self._original.rows[starts[0]].x, len(starts) + 1)
+
+    def _map(
+        self, batches: Sequence[Sequence[tuple[list[Tensor], Tensor, Tensor]]], space: Space, groups: int
+    ) -> ChannelMap | None:
+        """The map of the kind asked for from features to what is missing, fitted to some batches, chosen by others."""
+        assert self._request is not None
+        sums = []
+        for part in batches:
+            moments = Moments(groups, space.channels, part[0][1].device)
+            for features, missing, true in part:
+                moments.add([rows_of(f, space) for f in features], rows_of(missing, space), rows_of(true, space))
+            sums.append(moments)
+        regressions, kind = Regressions(sums[0], sums[1]), self._request.kind
+        if kind == "low-rank":
+            found = regressions.low_rank(correction_rank(kind, self._request.rank, space))
+        else:
+            found = regressions.scale() if kind == "scale" else regressions.dense()
+        return found if found.error < sums[1].nothing else None
 
 
 def rows_of(value: Tensor, space: Space) -> Tensor:

@@ -32,7 +32,7 @@ def test_what_is_measured_is_what_its_plan_gives() -> None:
     fastest = max(front.rows, key=lambda row: row.speedup)
     assert 0 < fastest.error < 1
     net = pararealize(model, plan=fastest.plan, example_inputs=data[0]).eval()
-    calibrate(net, data[:4] + data[5:], test=data[4:5])
+    calibrate(net, data[:4] + data[5:])
     pair = network_output(net, data[4]), model(data[4])
     assert output_error([pair]) == pytest.approx(fastest.error, rel=1e-4)
     assert fastest.agreement == pytest.approx(cosine(*pair).mean().item(), rel=1e-4)
