@@ -145,8 +145,12 @@ def is_mask(name: str) -> bool:
 
 
 def coarse(text: str) -> str | Callable[..., Any]:
-    """A coarse kind, or the callable that ``package.module:name`` or ``file.py:name`` stands for."""
+    """A coarse kind such as ``block`` or ``low-rank:16``, or the callable that ``file.py:name`` stands for."""
     if ":" not in text:
+        return text
+    from pararealize.coarse.output_correction import correction_kind
+
+    if correction_kind(text) is not None:
         return text
     value = find(text)
     if not callable(value):

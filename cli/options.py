@@ -209,8 +209,9 @@ class ConversionOptions:
         str,
         typer.Option(
             metavar="KIND",
-            help="paper, depthwise, bottleneck, linear, block, exact, auto (by evidence), or file.py:function "
-            "(segment, x_shape, y_shape) -> module.",
+            help="paper, depthwise, bottleneck, linear, block, exact, auto (by evidence); scale, low-rank (also "
+            "low-rank:16), dense: linear, and outputs of segments corrected; or file.py:function (segment, x_shape, "
+            "y_shape) -> module.",
         ),
     ] = "paper"
     cuts: Annotated[

@@ -16,7 +16,7 @@ from pararealize.analysis.blocks import KIND_WIDTH, Block, BlockChain, find_bloc
 from pararealize.analysis.cost import BlockCost, Costs, count_costs
 from pararealize.analysis.fields.field import Fields, receptive_fields
 from pararealize.analysis.flow import RefusedCut
-from pararealize.coarse.spec import AdapterPlan, CoarsePlan
+from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
 from pararealize.errors import FieldError
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan
 from pararealize.table import billions, count, from_to, quantity, shortened
@@ -71,6 +71,8 @@ def plan_tables(plan: Plan, title: str = "") -> RenderableType:
     if plan.n > 1:
         parts.append(_adapter_table(plan))
         parts.append(_coarse_table(plan))
+    if plan.corrections:
+        parts.append(_correction_table(plan))
     parts.append(_totals(plan))
     parts += [Text(f"note: {note}", style="yellow") for note in plan.notes]
     return Group(*parts)
@@ -91,7 +93,7 @@ def _table(title: str, words: Sequence[str], numbers: Sequence[str], notes: Sequ
     return table
 
 
-def _flops(row: PartPlan | SegmentPlan | AdapterPlan | CoarsePlan | BlockCost) -> tuple[str, str]:
+def _flops(row: PartPlan | SegmentPlan | AdapterPlan | CoarsePlan | CorrectionPlan | BlockCost) -> tuple[str, str]:
     """Forward and backward, of one sample, in units of 10⁹."""
     return billions(row.flops_forward), billions(row.flops_backward)
 
@@ -153,6 +155,13 @@ def _coarse_table(plan: Plan) -> Table:
         units = str(c.units) if c.units else ""
         note = [c.note] if len(table.columns) > 8 else []
         table.add_row(c.name, c.kind, units, str(c.x), str(c.y), count(c.parameters), *_flops(c), *note)
+    return table
+
+
+def _correction_table(plan: Plan) -> Table:
+    table = _table("\noutput corrections", ["", "kind"], ["rank", "output", "params", "GFLOPs", "backward"])
+    for k in plan.corrections:
+        table.add_row(k.name, k.kind, str(k.rank or ""), str(k.y), count(k.parameters), *_flops(k))
     return table
 
 

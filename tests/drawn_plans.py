@@ -56,14 +56,15 @@ def in_windows(plan, *lengths):
     """Windows of so many segments each, one after the other, all of the space of the plan's first segment."""
     first, adapter, coarse = plan.segments[0], plan.adapters[0], plan.coarse_blocks[0]
     space, segments, adapters, coarse_blocks = first.x, [], [], []
-    for m, length in enumerate(lengths, 1):
+    for number, length in enumerate(lengths, 1):
+        m = number if len(lengths) > 1 else 0
         for j in range(1, length + 1):
             start = first.blocks * len(segments)
             last = start + first.blocks - 1
             names = {"first_block": f"blocks.{start}", "last_block": f"blocks.{last}"}
             segments.append(replace(first, m=m, j=j, first=start, last=last, y=space, **names))
             if j > 1:
-                adapters.append(replace(adapter, m=m, j=j, source="window", x=space, y=space))
+                adapters.append(replace(adapter, m=m, j=j, source="window" if m else "stem", x=space, y=space))
                 coarse_blocks.append(replace(coarse, m=m, j=j - 1, x=space, y=space))
     return replace(
         plan, n=max(lengths), source="stem", segments=tuple(segments), adapters=tuple(adapters),

@@ -116,7 +116,8 @@ def test_networks_of_windows_are_networks_like_any_other() -> None:
     net = pararealize(model, 2, example_inputs=x, coarse="linear", windows=2, sequential=["layer1.0"]).eval()
     assert [window.n for window in net.plan.windows] == [1, 2, 2]
     for line in (
-        "x_2_2 = self.adapters.C2_2(w_1)", "y_2_2 = self.segments.g2_2(x_2_2)", "r_2_1 = y_2_1 - x_2_2",
+        "x_2_2 = self.adapters.C2_2(y_1_1)", "x_3_2 = self.adapters.C3_2(w_2)",
+        "y_2_2 = self.segments.g2_2(x_2_2)", "r_2_1 = y_2_1 - x_2_2",
         "F_2_1 = self.coarse.F2_1(r_2_1)", "w_2 = y_2_2 + F_2_1", "y_3_1 = self.segments.g3_1(w_2)",
         "= self.head(w_3)",
     ):  # fmt: skip

@@ -48,6 +48,9 @@ def test_devices():
 def test_coarse():
     assert arguments.coarse("block") == "block"
     assert callable(arguments.coarse("torch.nn:Identity"))
+    assert arguments.coarse("low-rank:16") == "low-rank:16"
+    with pytest.raises(CoarseError, match='only "low-rank" has a rank'):
+        arguments.coarse("dense:16")
     with pytest.raises(CoarseError, match="cannot be called"):
         arguments.coarse("math:pi")
 

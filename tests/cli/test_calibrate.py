@@ -39,9 +39,12 @@ def test_a_folder_that_loads(weights: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         right = sum((net(x).argmax(1) == y).sum().item() for x, y in data.test_batches())
     assert written.stage("fine-tuned").accuracy == pytest.approx(right / data.test_count)
-    again = run(*words, "--out", tmp_path / "out", "--force")
+    assert "interfaces, " in str(written)
+    windows = ("--n", 2, "--windows", 3, "--coarse", "low-rank:4", "--fine-tune-steps", 1)
+    again = run(*words, *windows, "--out", tmp_path / "out", "--force")
     assert again.exit_code == 0, again.output
-    assert "interfaces, " in again.stdout
+    assert all(text in again.stdout for text in ("3 windows", "output corrections, ", "on the test samples", "tuned"))
+    assert Calibration.from_json((tmp_path / "out" / "calibration.json").read_text()).corrections
 
 
 def test_refusals(weights: Path, tmp_path: Path) -> None:

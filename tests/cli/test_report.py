@@ -1,16 +1,18 @@
 """What is printed: every number of a plan, every block of a network, every refused cut."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from pararealize import models
+from pararealize.coarse.spec import CorrectionPlan
 from pararealize.plan.plan import Plan
 from pararealize.table import count
 from pararealize_cli import report
-from tests.drawn_plans import make_plan
+from tests.drawn_plans import cost, in_windows, make_plan
 
 
 def test_plan_tables_show_every_part():
@@ -26,6 +28,16 @@ def test_plan_of_one_segment_has_no_coarse_network():
     shown = report.text(report.plan_tables(make_plan(1)))
     assert "coarse network" not in shown
     assert "1 segment, cuts cost" in shown
+
+
+def test_windows_are_named_in_every_row():
+    plan = in_windows(make_plan(3), 1, 3, 2)
+    scale = {"kind": "scale", "rank": 0, "differs": True, "reads_x": False, "y": plan.segments[0].y, "parameters": 64}
+    plan = replace(plan, corrections=(CorrectionPlan(m=2, j=3, **scale, **cost(1e5)),), coarse="scale")
+    shown = report.text(report.plan_tables(plan))
+    for part in ["3 windows of at most 3 segments", "g1_1", "g3_2", "C2_3", "F3_1", "the value before their window",
+                 "with 3 devices", "output corrections", "K2_3", "scale"]:  # fmt: skip
+        assert part in shown
 
 
 def test_seconds_are_called_seconds():
