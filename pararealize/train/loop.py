@@ -200,12 +200,12 @@ class _Training:
                 folder.begin,
                 request,
                 lambda: tensors_digest(own_tensors(self.net)),
+                files={} if (plan := plan_of(self.net)) is None else {"plan.json": plan.to_json()},
                 resume=resume,
                 force=force,
                 previous=previous,
             )
             last = self.processes.on_first(self.net, begin)
-            self.processes.on_first(self.net, lambda: _write_plan(self.net, folder))
             if last is not None:
                 self.resume(folder, last)
                 return
@@ -270,6 +270,7 @@ class _Training:
         """Write the weights and the curves."""
         folder = self.folder
         if folder is not None:
+            self.processes.on_first(self.net, folder.check_place)
             with self.processes.watched("the weights", works=True):
                 save_state(self.net, folder.path / "weights.safetensors")
             self.processes.on_first(self.net, lambda: _draw(self.history, folder))
@@ -377,11 +378,6 @@ class _Training:
             self.step + 1,
             fault.where,
         )
-
-
-def _write_plan(net: nn.Module, folder: RunFolder) -> None:
-    if (plan := plan_of(net)) is not None:
-        folder.write("plan.json", plan.to_json())
 
 
 def _draw(history: History, folder: RunFolder) -> None:

@@ -17,6 +17,7 @@ from pararealize.errors import RecipeError
 from pararealize.multigrid.monitor import Monitor
 
 from .recipe import Recipe
+from .structure import describe_structure, structure_facts
 
 __all__ = ["RunSettings", "describe_request"]
 
@@ -65,8 +66,11 @@ def describe_request(
         CheckpointError: the network's state is more than tensors.
     """
     shapes: dict[str, list[int]] = {}
-    for part in processes.gather({name: list(value.shape) for name, value in check_tensors(net).items()}):
-        shapes |= part
+    facts: list[dict[str, str]] = []
+    here = {name: list(value.shape) for name, value in check_tensors(net).items()}
+    for tensors, structure in processes.gather((here, structure_facts(net))):
+        shapes |= tensors
+        facts.append(structure)
     return {
         "about": dict(about),
         "recipe": recipe.to_dict(),
@@ -88,6 +92,7 @@ def describe_request(
             "digest": _digest(json.dumps(sorted(shapes.items())).encode()),
         },
         "plan": plan_facts(net),
+        "structure": describe_structure(facts),
         **({} if monitor is None else {"monitor": monitor.settings}),
     }
 

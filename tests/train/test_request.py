@@ -13,6 +13,7 @@ from pararealize.errors import CheckpointError, RecipeError
 from pararealize.models import resnet20
 from pararealize.multigrid.monitor import Monitor
 from pararealize.train.request import RunSettings, describe_request
+from pararealize.train.structure import structure_facts
 from tests.training import chain, network, samples
 
 SETTINGS = RunSettings(seed=3, log_every=10, checkpoint_every=None, keep=2)
@@ -69,14 +70,16 @@ def test_ranks_describe_one_network():
     """Each knows the shapes of its own part; together they are those of the whole network, whatever the order."""
     whole = chain(2)
     state = {name: list(value.shape) for name, value in whole.state_dict().items()}
-    parts = [dict(list(state.items())[3:]), dict(list(state.items())[:3])]
+    facts = structure_facts(whole)
+    parts = [(dict(list(values.items())[3:]), dict(list(facts.items())[:9])) for values in (state,)]
+    parts.append((dict(list(state.items())[:3]), dict(list(facts.items())[9:])))
 
     class Two:
         def gather(self, fact):
             return parts
 
     described = describe_request(whole, samples(), Recipe(), SETTINGS, Two(), about={}, monitor=None)
-    assert described["network"] == request(whole)["network"]
+    assert described == request(whole)
 
 
 def test_a_state_that_is_more_than_tensors_is_refused():

@@ -135,7 +135,7 @@ def fitting_names(
         stage: the rank's part, or the whole network.
         state: its state dict.
         forms: the checkpoint's tensors by name, or tensors on the meta device like them.
-        facts: of the plan that the checkpoint is of, see :func:`~.weights_plan.plan_facts`; ``None`` where nobody knows.
+        facts: of the plan that the checkpoint is of, see :func:`~.weights_plan.plan_facts`; ``None`` where unknown.
         what: the checkpoint, in errors.
         strict: see :func:`load_state`.
 

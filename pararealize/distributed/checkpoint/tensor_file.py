@@ -5,6 +5,7 @@ has none: what changed in its values since then cannot be known. A file of ``tor
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -23,12 +24,11 @@ from pararealize.errors import CheckpointError
 from pararealize.files import open_file
 from pararealize.manifest import tensors_digest
 
-__all__ = ["DIGESTS", "TensorFile", "open_tensors", "write_tensors"]
+__all__ = ["ENTRY", "TensorFile", "open_tensors", "write_tensors"]
 
-# Entries of the metadata, which has no others: where a flipped bit has changed the name of one, the other tells.
-DIGESTS = "pararealize.sha256"  # JSON: a digest of each tensor by its name
-FACTS = "pararealize.facts"  # JSON: what else the writer says of the tensors; null for nothing
-OURS = {DIGESTS, FACTS}
+# The entry of the metadata, JSON: digests of the tensors by name, and what else the writer says of them. It is one,
+# since safetensors writes several in any order. Where a flipped bit has changed its name, its beginning tells.
+ENTRY, BEGIN = "pararealize.sha256", '{"pararealize": 2'
 ZIP = b"PK\x03\x04"
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
 OLDEST = bytes.fromhex(
@@ -70,7 +70,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Any = 
         OSError, SafetensorError: it cannot be written.
     """
     digests = {name: tensors_digest({name: tensor}) for name, tensor in sorted(tensors.items())}
-    save_file(dict(tensors), str(path), metadata={DIGESTS: json.dumps(digests), FACTS: json.dumps(facts)})
+    content = {"pararealize": 2, "facts": facts, "facts' sha256": _digest(facts), "sha256": digests}
+    save_file(dict(tensors), str(path), metadata={ENTRY: json.dumps(content)})
 
 
 @contextlib.contextmanager
@@ -119,13 +120,16 @@ def _of_safetensors(path: str | os.PathLike[str], stack: contextlib.ExitStack) -
     forms = {name: _form(file, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     metadata: dict[str, str] = file.metadata() or {}
     digests = facts = None
-    if not OURS.isdisjoint(metadata):
-        if metadata.keys() not in (OURS, {DIGESTS}):
-            raise CheckpointError(
-                f"{os.fspath(path)!r} has metadata that were not written so ({', '.join(map(ascii, metadata))}); "
-                f"{DAMAGED}"
-            )
-        digests, facts = json.loads(metadata[DIGESTS]), json.loads(metadata.get(FACTS, "null"))
+    if (name := next((name for name, text in metadata.items() if text.startswith(BEGIN)), ENTRY)) != ENTRY:
+        raise CheckpointError(f"{os.fspath(path)!r} has digests under another name, {name!a}; {DAMAGED}")
+    if (text := metadata.get(ENTRY)) is not None:
+        content = json.loads(text)
+        if text.startswith(BEGIN):
+            digests, facts = content["sha256"], content["facts"]
+            if content["facts' sha256"] != _digest(facts):
+                raise CheckpointError(f"{os.fspath(path)!r} says other things than were written into it; {DAMAGED}")
+        else:  # of an earlier version
+            digests = content
         if not isinstance(digests, dict) or digests.keys() != forms.keys():
             raise CheckpointError(f"{os.fspath(path)!r} has other tensors than were written into it; {DAMAGED}")
 
@@ -140,6 +144,10 @@ def _of_safetensors(path: str | os.PathLike[str], stack: contextlib.ExitStack) -
         return value
 
     return TensorFile(forms=forms, facts=facts, tensor=tensor)
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _form(file: Any, name: str) -> torch.Tensor:
