@@ -24,11 +24,12 @@ from pararealize.errors import CheckpointError
 from pararealize.files import open_file
 from pararealize.manifest import tensors_digest
 
-__all__ = ["ENTRY", "TensorFile", "open_tensors", "write_tensors"]
+__all__ = ["ENTRY", "TensorFile", "file_fact", "open_tensors", "write_tensors"]
 
 # The entry of the metadata, JSON: digests of the tensors by name, and what else the writer says of them. It is one,
 # since safetensors writes several in any order. Where a flipped bit has changed its name, its beginning tells.
 ENTRY, BEGIN = "pararealize.sha256", '{"pararealize": 2'
+_SAMPLES = 256  # places in a file
 ZIP = b"PK\x03\x04"
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
 OLDEST = bytes.fromhex(
@@ -72,6 +73,26 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Any = 
     digests = {name: tensors_digest({name: tensor}) for name, tensor in sorted(tensors.items())}
     content = {"pararealize": 2, "facts": facts, "facts' sha256": _digest(facts), "sha256": digests}
     save_file(dict(tensors), str(path), metadata={ENTRY: json.dumps(content)})
+
+
+def file_fact(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """A digest of a file's size, beginning, end, and some bytes in between; and the same in words, with its name.
+
+    The digests of a file of :func:`write_tensors` stand in its beginning, the checksums of one of ``torch.save`` at its
+    end.
+    """
+    digest = hashlib.sha256()
+    with _damage(path), open_file(path, follow=True) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{size}".encode())
+        for place, count in (
+            (0, 1 << 20),
+            *((i * size // _SAMPLES, 64) for i in range(_SAMPLES)),
+            (max(0, size - (1 << 20)), 1 << 20),
+        ):
+            file.seek(place)
+            digest.update(file.read(count))
+    return digest.hexdigest(), f"{os.fspath(path)!r} (digest {digest.hexdigest()[:8]})"
 
 
 @contextlib.contextmanager
