@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -33,6 +33,7 @@ __all__ = [
     "read_document",
     "read_manifest",
     "tensors_digest",
+    "unique_keys",
     "write_manifest",
 ]
 
@@ -220,7 +221,7 @@ def read_document(path: Path, kind: TypeAdapter[T], *, schema: str, version: int
     where = repr(str(path))
     try:
         text = read_file(check_name(path), most=MOST_BYTES).decode()
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=unique_keys)
     except OSError as error:
         raise CheckpointError(f"{where} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -236,6 +237,20 @@ def read_document(path: Path, kind: TypeAdapter[T], *, schema: str, version: int
         return kind.validate_json(text)
     except ValidationError as error:
         raise CheckpointError(f"{where} cannot be read: {faults_of_schema(error)}") from error
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as the hook of ``json.loads``; of one with a key twice, readers take different values.
+
+    Raises:
+        ValueError: a key stands twice in it.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        key = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {_shown(key)} stands twice in one object")
+    return values
 
 
 def faults_of_schema(error: ValidationError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -23,7 +22,7 @@ from pararealize.distributed.stage import Stage
 from pararealize.errors import DistributedError
 from pararealize.models import resnet20
 
-from .run import OVER, SETTING_UP, ends
+from .run import OVER, ends, errors_in, processes, wait_for
 
 __all__ = ["DISAGREEMENTS", "disagree", "disagreement"]
 
@@ -121,31 +120,16 @@ def disagree(n: int, copies: int, kind: str, rank: int, after: int, *, timeout: 
         ``ended``: seconds from then until each process had ended (``None``: it was stuck, and killed); ``named``:
         whether each rank's error has both values, and the rank; ``errors``: of all ranks that could tell.
     """
-    context = multiprocessing.get_context("fork")  # this process has imported torch, and has not run it
     size = n * copies
-    with tempfile.TemporaryDirectory() as name:
+    arguments = (n, copies, kind, rank, after)
+    with tempfile.TemporaryDirectory() as name, processes(_train, size, *arguments, name, timeout) as ranks:
         folder = Path(name)
-        arguments = (n, copies, kind, rank, after, name, timeout)
-        ranks = [context.Process(target=_train, args=(k, *arguments), daemon=True) for k in range(size)]
-        for process in ranks:
-            process.start()
-        try:
-            until = time.monotonic() + SETTING_UP
-            alive = list(ranks)
-            while not (folder / "deviated").exists() and time.monotonic() < until and alive == ranks:
-                alive = [process for process in ranks if process.exitcode is None]
-                time.sleep(0.005)
-            if not (folder / "deviated").exists():
-                raise RuntimeError(f"the ranks did not come to train: {[process.exitcode for process in ranks]}")
-            late = time.monotonic()
-            ended = ends(dict(enumerate(ranks)), timeout + OVER)
-            late -= float((folder / "deviated").read_text())
-            ended = {k: None if seconds is None else round(seconds + late, 4) for k, seconds in ended.items()}
-        finally:
-            for process in ranks:
-                process.kill()
-                process.join()
-        errors = {k: (folder / f"error{k}").read_text() for k in range(size) if (folder / f"error{k}").exists()}
+        wait_for([folder / "deviated"], ranks)
+        late = time.monotonic()
+        ended = ends(dict(enumerate(ranks)), timeout + OVER)
+        late -= float((folder / "deviated").read_text())
+        ended = {k: None if seconds is None else round(seconds + late, 4) for k, seconds in ended.items()}
+        errors = errors_in(folder, size)
     deviating = range(rank // n * n, rank // n * n + n) if kind.startswith("copy") else [rank]
     patterns = DISAGREEMENTS[kind][1]
     right = {

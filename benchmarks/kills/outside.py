@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import re
@@ -33,7 +32,7 @@ from pararealize.errors import PararealizeError
 from pararealize.models import resnet20
 from pararealize.multigrid.distributed import distribution as layer_distribution
 
-from .run import OVER, SETTING_UP, ends
+from .run import OVER, ends, errors_in, processes, wait_for
 
 __all__ = ["OUTSIDE", "befall", "occurrence"]
 
@@ -238,34 +237,18 @@ def befall(n: int, copies: int, kind: str, method: str, rank: int, after: int, *
         ``ended``: seconds from then until each of the others had ended (``None``: it was stuck, and killed);
         ``culprit``: the same of the struck rank; ``named``: whether each error names it; ``errors``: of all ranks.
     """
-    context = multiprocessing.get_context("fork")  # this process has imported torch, and has not run it
     size = n * copies
-    with tempfile.TemporaryDirectory() as name:
+    arguments = (n, copies, kind, method, rank, after)
+    with tempfile.TemporaryDirectory() as name, processes(_rank, size, *arguments, name, timeout) as ranks:
         folder = Path(name)
-        arguments = (n, copies, kind, method, rank, after, name, timeout)
-        ranks = [context.Process(target=_rank, args=(k, *arguments), daemon=True) for k in range(size)]
-        for process in ranks:
-            process.start()
-        try:
-            until = time.monotonic() + SETTING_UP
-            alive = list(ranks)
-            while not (folder / "struck").exists() and time.monotonic() < until and alive == ranks:
-                alive = [process for process in ranks if process.exitcode is None]
-                time.sleep(0.005)
-            if not (folder / "struck").exists():
-                errors = [path.read_text() for path in folder.glob("error*")]
-                raise RuntimeError(f"nothing happened: {[process.exitcode for process in ranks]}, {errors}")
-            late = time.monotonic() - float((folder / "struck").read_text())
-            others = {k: process for k, process in enumerate(ranks) if k != rank}
-            ended = {k: s if s is None else round(s + late, 3) for k, s in ends(others, 2 * timeout + OVER).items()}
-            now = time.monotonic()
-            (own,) = ends({rank: ranks[rank]}, 2 * timeout + OVER).values()
-            culprit = own if own is None else round(own + now - float((folder / "struck").read_text()), 3)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.join()
-        errors = {k: (folder / f"error{k}").read_text() for k in range(size) if (folder / f"error{k}").exists()}
+        wait_for([folder / "struck"], ranks)
+        late = time.monotonic() - float((folder / "struck").read_text())
+        others = {k: process for k, process in enumerate(ranks) if k != rank}
+        ended = {k: s if s is None else round(s + late, 3) for k, s in ends(others, 2 * timeout + OVER).items()}
+        now = time.monotonic()
+        (own,) = ends({rank: ranks[rank]}, 2 * timeout + OVER).values()
+        culprit = own if own is None else round(own + now - float((folder / "struck").read_text()), 3)
+        errors = errors_in(folder, size)
     pattern = OUTSIDE[kind][3].replace("ODD", str(rank))
     named = {k: bool(re.search(pattern, errors.get(k, ""), re.DOTALL)) for k in others}
     typed = {k: "raw: " not in errors.get(k, "") for k in others}

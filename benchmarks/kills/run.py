@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -54,23 +55,14 @@ def strike(n: int, kind: str, rank: int, after: float, *, timeout: float) -> dic
         ``named``: the rank that each survivor's error names; ``errors``: of all ranks that could tell; ``steps``: how
         many the struck rank had done.
     """
-    context = multiprocessing.get_context("fork")  # this process has imported torch, and has not run it
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=_train, args=(k, n, folder, timeout), daemon=True) for k in range(n)]
-        for process in ranks:
-            process.start()
-        try:
-            _until_all_train(ranks, Path(folder))
-            time.sleep(after)
-            steps = int((Path(folder) / f"training{rank}").stat().st_size)
-            sent = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUSR1, "hang": signal.SIGUSR2}
-            os.kill(ranks[rank].pid or 0, sent[kind])
-            ended = ends({k: ranks[k] for k in range(n) if k != rank}, timeout + OVER)
-        finally:
-            for process in ranks:
-                process.kill()  # a stopped one too
-                process.join()
-        errors = {k: json.loads(path.read_text()) for k in range(n) if (path := Path(folder) / f"error{k}").exists()}
+    with tempfile.TemporaryDirectory() as folder, processes(_train, n, n, folder, timeout) as ranks:
+        wait_for([Path(folder) / f"training{k}" for k in range(n)], ranks)
+        time.sleep(after)
+        steps = int((Path(folder) / f"training{rank}").stat().st_size)
+        sent = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUSR1, "hang": signal.SIGUSR2}
+        os.kill(ranks[rank].pid or 0, sent[kind])
+        ended = ends({k: ranks[k] for k in range(n) if k != rank}, timeout + OVER)
+        errors = {k: json.loads(text) for k, text in errors_in(Path(folder), n).items()}
     return {
         "steps": steps,
         "ended": ended,
@@ -79,12 +71,40 @@ def strike(n: int, kind: str, rank: int, after: float, *, timeout: float) -> dic
     }
 
 
-def _until_all_train(ranks: list[Any], folder: Path) -> None:
+@contextlib.contextmanager
+def processes(target: Callable[..., None], count: int, *arguments: Any) -> Iterator[list[Any]]:
+    """Forked processes, called with their numbers and the arguments; at the end, those that are left are killed."""
+    context = multiprocessing.get_context("fork")  # this process has imported torch, and has not run it
+    ranks = [context.Process(target=target, args=(k, *arguments), daemon=True) for k in range(count)]
+    for process in ranks:
+        process.start()
+    try:
+        yield ranks
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+
+
+def wait_for(files: Sequence[Path], ranks: Sequence[Any]) -> None:
+    """Wait until files are there that the processes write.
+
+    Raises:
+        RuntimeError: they are not in time, or a process has ended before.
+    """
     until = time.monotonic() + SETTING_UP
-    while not all((folder / f"training{k}").exists() for k in range(len(ranks))):
-        if time.monotonic() > until or any(process.exitcode is not None for process in ranks):
-            raise RuntimeError(f"the ranks did not come to train: {[process.exitcode for process in ranks]}")
+    alive = True
+    while not all(file.exists() for file in files) and time.monotonic() < until and alive:
+        alive = all(process.exitcode is None for process in ranks)
         time.sleep(0.005)
+    if not all(file.exists() for file in files):
+        told = [path.read_text() for path in sorted(files[0].parent.glob("error*"))]
+        raise RuntimeError(f"nothing happened: {[process.exitcode for process in ranks]}, {told}")
+
+
+def errors_in(folder: Path, count: int) -> dict[int, str]:
+    """What processes have written of their errors, by their numbers."""
+    return {k: path.read_text() for k in range(count) if (path := folder / f"error{k}").exists()}
 
 
 def ends(survivors: dict[int, Any], seconds: float) -> dict[int, float | None]:

@@ -12,6 +12,7 @@ computes, sends and differentiates its share. In reading order::
     consistency             facts and weights of all ranks -> the same on all, or an error that names both values
     rank_modules            copies of the modules that a rank's parts use, and of no others
     rank_parameters         whose gradients are counted, summed and averaged, also after others took their place
+    module_modes            in which submodules the training flag is another one than the network's
     meta_device             values for such modules of a network without any
     rank_setup              what every rank is made of, whichever kind of network it is
     rank_segments           a rank's parts as functions

@@ -9,7 +9,8 @@ call (:mod:`pararealize.distributed.watchdog.shared_calls`), and three things ke
 - A collective call, and an output or a loss that is given away, wait for them as well; by then they have mostly come.
 
 The ranks of one network compare everything. Copies of the network compare what they average: each step, and which
-parameters are trained; every copy has batches of its own, and inference is no other copy's business.
+parameters are trained, modes of modules, and some numbers of the parameters; every copy has batches of its own, and
+inference is no other copy's business.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pararealize.distributed.watchdog.shared_calls import SharedCalls
 from .messages.formats import TensorFormat
 from .messages.message_order import StepMessages
 from .messages.point_to_point import PointToPoint
+from .module_modes import ModuleModes
 from .rank_parameters import RankParameters
 
 __all__ = ["RankCalls", "samples_of"]
@@ -41,6 +43,7 @@ class RankCalls:
         network: the calls of these ranks.
         copies: the steps of the ranks that hold the same parts of the network's copies, where there are several.
         parameters: of this rank.
+        modes: of its modules.
         fault: gives what speaks against every call of this rank, such as tensors without values.
     """
 
@@ -51,17 +54,18 @@ class RankCalls:
         network: SharedCalls,
         copies: SharedCalls | None,
         parameters: RankParameters,
+        modes: ModuleModes,
         fault: Callable[[], str],
     ) -> None:
         self._channel, self._tags = channel, tags
         self._network, self._copies = network, copies
-        self._parameters, self._fault = parameters, fault
+        self._parameters, self._modes, self._fault = parameters, modes, fault
         self._signatures: dict[Any, tuple[StepMessages, Mapping[str, str]]] = {}
         self._steps = 0  # since the last inference that copies make alike
 
-    def over(self, parameters: RankParameters, fault: Callable[[], str]) -> RankCalls:
+    def over(self, parameters: RankParameters, modes: ModuleModes, fault: Callable[[], str]) -> RankCalls:
         """The calls of a deep copy of the rank's modules: over the same channel, hence with numbers after these."""
-        calls = RankCalls(self._channel, self._tags, self._network, self._copies, parameters, fault)
+        calls = RankCalls(self._channel, self._tags, self._network, self._copies, parameters, modes, fault)
         calls._signatures = self._signatures
         return calls
 
@@ -99,7 +103,7 @@ class RankCalls:
         self._network.begin(
             {**signature_facts, **facts},
             samples=samples,
-            partial=self._trained_together() if self._parameters.shared else {},
+            partial=self._trained_together() | self._modes.shared(),
             fault=self._fault() if messages is None else "",
             waits=waits,
         )
@@ -135,7 +139,10 @@ class RankCalls:
         self._steps += 1
         if self._copies is not None:
             steps = {"steps since the last inference": str(self._steps)}
-            self._copies.begin({"call": "step", **facts, **steps, "trained parameters": self._trained()})
+            held = {"trained parameters": self._trained(), "the mode of modules": self._modes.all()}
+            # what is never averaged by the network, as in local SGD, may differ between averages of the user's own
+            samples = self._parameter_sample() if averages else {}
+            self._copies.begin({"call": "step", **facts, **steps, **held}, samples=samples)
         return messages
 
     def refuse(self, call: str, fault: str) -> None:
@@ -182,14 +189,25 @@ class RankCalls:
             for ranks, parameters in self._parameters.shared.items()
         }
 
+    def _parameter_sample(self) -> dict[str, str]:
+        """Some numbers of one parameter on the CPU, of another one in every step, which copies have to have alike.
+
+        They go apart where an optimiser has another learning rate, or a checkpoint was loaded, on one of them alone.
+        """
+        assert self._copies is not None
+        if not (phases := self._parameters.phases):
+            return {}
+        number = self._copies.number % len(phases)
+        return samples_of({self._parameters.names[number][0]: phases[number][0]}, "parameter")
+
     def _trained(self) -> str:
         return _flags([parameter for parameter, _ in self._parameters.phases])
 
 
-def samples_of(inputs: Mapping[str, Any]) -> dict[str, str]:
+def samples_of(inputs: Mapping[str, Any], what: str = "input") -> dict[str, str]:
     """Some numbers of each tensor on the CPU, by its name; elsewhere, reading them would hold up the device."""
     return {
-        f"input {name}": sample(value)
+        f"{what} {name}": sample(value)
         for name, value in inputs.items()
         if type(value) in (torch.Tensor, nn.Parameter)
         and value.device.type == "cpu"

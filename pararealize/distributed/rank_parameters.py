@@ -34,11 +34,13 @@ class RankParameters:
         counted: those that a sum over the ranks of one network takes from this one.
         shared: for each set of ranks that this one belongs to, those that exactly these ranks hold together.
         phases: every one, with the number of the last backward call that reaches it.
+        names: all that each of these has, in the same order.
     """
 
     counted: Sequence[nn.Parameter]
     shared: Mapping[tuple[int, ...], Sequence[nn.Parameter]]
     phases: Sequence[tuple[nn.Parameter, int]]
+    names: Sequence[tuple[str, ...]]
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class RankParameters:
 
     def _sort(self) -> None:
         tree = self._modules.tree
-        self._names = _names_of(tree)
+        self.names = _names_of(tree)
         self._places: list[tuple[Mapping[str, Any], str, Any]] = [
             (contents, name, content)
             for module in tree.modules()
@@ -90,7 +92,7 @@ class RankParameters:
     def _check(self) -> None:
         """Compare modules and the names of parameters with those at the last look."""
         names = _names_of(self._modules.tree)
-        before, now = ({name: i for i, group in enumerate(groups) for name in group} for groups in (self._names, names))
+        before, now = ({name: i for i, group in enumerate(groups) for name in group} for groups in (self.names, names))
         holders = self._tied.holders
         faults = [
             f"the module {name!r} is a {type(contents.get(name)).__name__} now, which this rank does not call"
@@ -103,7 +105,7 @@ class RankParameters:
             if name not in now and (self._averaged or len(holders.get(name, ())) > 1)
         ]
         faults += [f"{name} is new, and copies share none" for name in now if self._averaged and name not in before]
-        for group in self._names:
+        for group in self.names:
             several = [name for name in group if name in now]
             if len({now[name] for name in several}) > 1:
                 faults += [f"{' and '.join(several)} were one parameter and are several now"]

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pararealize.distributed.checkpoint.collective import gather_objects
 from pararealize.distributed.watchdog.shared_calls import SharedCalls
 from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import DistributedError
@@ -31,6 +32,7 @@ from .consistency import FAULT, agree, agree_on_weights
 from .gradients import GradientSync, ReplicaAverage, TiedSum, broadcast_tensors
 from .messages.point_to_point import PointToPoint
 from .meta_device import UndefinedTensors
+from .module_modes import ModuleModes, kinds_by_name, sharers_of
 from .partition import Partition, PartitionableNetwork, module_at, tensors_of
 from .process_groups import ProcessGroups
 from .rank_calls import RankCalls
@@ -59,6 +61,7 @@ class RankSetup:
         sync: sums and averages of gradients.
         other_names: for every key of the whole network's state dict, the other names of its tensor.
         undefined: tensors that still need values, of a network from the meta device.
+        modes: of the rank's modules, which are compared with other ranks'.
         description: the rank and its network, for errors.
     """
 
@@ -72,18 +75,21 @@ class RankSetup:
     sync: GradientSync
     other_names: Mapping[str, tuple[str, ...]]
     undefined: UndefinedTensors
+    modes: ModuleModes
     description: str
 
     def copied(self, memo: dict[int, Any]) -> RankSetup:
         """The same rank with deep copies of its modules, over the same connections; ``memo`` is that of the copy."""
         modules = self.modules.copied(memo)
         sync, undefined = self.sync.over(modules), self.undefined.over(modules.tree)
+        modes = self.modes.over(modules.tree)
         return dataclasses.replace(
             self,
             modules=modules,
             activity=Activity(self.watch),
             sync=sync,
-            calls=self.calls.over(sync.parameters, undefined.fault),
+            modes=modes,
+            calls=self.calls.over(sync.parameters, modes, undefined.fault),
             undefined=undefined,
         )
 
@@ -150,7 +156,7 @@ def agree_on_partition(
     agree(groups.everyone, facts, what=_WHAT, remedy=remedy, timeout=groups.limit)
     assert partition is not None
     groups.watch.waiting("the others' weights")
-    agree_on_weights(groups.control, net, what=_WHAT, timeout=groups.limit)
+    agree_on_weights(groups.everyone, net, what=_WHAT, timeout=groups.limit)
     return partition
 
 
@@ -225,7 +231,11 @@ def set_up_rank(
         )
     undefined = UndefinedTensors(modules.tree) if undefined is None else undefined
     network, copies = _shared_calls(groups, watch)
-    calls = RankCalls(channel, partition.tags, network, copies, parameters=parameters, fault=undefined.fault)
+    watch.waiting("the names of the others' modules")
+    modes = ModuleModes(modules.tree, sharers_of(gather_objects(kinds_by_name(modules.tree), groups.control)))
+    calls = RankCalls(
+        channel, partition.tags, network, copies, parameters=parameters, modes=modes, fault=undefined.fault
+    )
     channel.confirm = network.confirm  # not of what refers to the channel: groups end when the stage is let go of
     return RankSetup(
         partition=partition,
@@ -238,6 +248,7 @@ def set_up_rank(
         sync=GradientSync(parameters, tied_sum, average),
         other_names=tied.other_names,
         undefined=undefined,
+        modes=modes,
         description=f"{name}: {partition.labels[rank]} of {partition.ranks}",
     )
 

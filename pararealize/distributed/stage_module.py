@@ -23,6 +23,7 @@ from pararealize.tracing.hooks import describe_hook
 from pararealize.tracing.module_copy import copy_hooks, share_contents
 from pararealize.tracing.module_view import ModuleView, mirror
 
+from .checkpoint.collective import read_alike, tensor_facts
 from .messages.message_order import StepMessages
 from .rank_setup import RankSetup
 
@@ -122,9 +123,20 @@ class StageModule(ModuleView):
 
         Keys of other ranks are passed over; a tied tensor that is there under another of its names is taken from it.
 
+        All ranks call it, those of all copies of the network; nothing is changed where one of them raises.
+
         Raises:
-            CheckpointError: with ``strict``, keys of this rank are missing, or keys are no rank's.
+            CheckpointError: with ``strict``, keys of a rank are missing, or keys are no rank's; or a tensor has another
+                shape.
+            AgreedError: ranks pass different values of a tensor that several of them have.
         """
+        tensors = read_alike(self, "load_state_dict", lambda: self._part_of(state_dict, strict=strict))
+        return super().load_state_dict(self._as_tied(tensors) if assign else tensors, strict=False, assign=assign)
+
+    def _part_of(
+        self, state_dict: Mapping[str, Any], *, strict: bool
+    ) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+        """The part of this rank in a checkpoint, and what all ranks that have a tensor of it have to have alike."""
         wanted, tied_names = self.state_dict(), self.tied_names
         sources = {
             key: next((name for name in (key, *tied_names.get(key, ())) if name in state_dict), None) for key in wanted
@@ -142,9 +154,17 @@ class StageModule(ModuleView):
                 "one that was saved from this network, or pass strict=False"
             )
         tensors = {key: state_dict[name] for key, name in sources.items() if name is not None}
-        with self.rank_setup.call("load_state_dict"):
-            self.rank_setup.calls.announce("load_state_dict", copies=True)  # parts of two checkpoints are no network
-        return super().load_state_dict(self._as_tied(tensors) if assign else tensors, strict=False, assign=assign)
+        differing = [
+            f"{key}: {tuple(tensor.shape)} there, {tuple(wanted[key].shape)} here"
+            for key, tensor in tensors.items()
+            if isinstance(tensor, torch.Tensor) and tensor.shape != wanted[key].shape
+        ]
+        if differing:
+            raise CheckpointError(
+                f"the checkpoint does not fit {self.rank_setup.description}: {'; '.join(differing[:3])}; load one that "
+                "was saved from this network"
+            )
+        return tensors, tensor_facts(state_dict)
 
     def _as_tied(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """The tensors that are to be assigned, one parameter for all names of a tied one, so that it stays tied."""

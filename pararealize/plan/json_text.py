@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pararealize.errors import PararealizeError, PlanError
+from pararealize.manifest import unique_keys
 from pararealize.table import quantity, shortened
 
 __all__ = ["parse_json", "read_json"]
@@ -41,7 +42,7 @@ def parse_json(text: Any, writer: str, error: type[PararealizeError] = PlanError
         raise error(f"this text has {len(text):,} characters, and at most {LARGEST:,} are read; {remedy}")
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as fault:
         raise error(f"this is not JSON: {shortened(str(fault), 500)}; {remedy}") from fault
     if _is_deeper(value, DEEPEST):
@@ -62,15 +63,6 @@ def read_json(adapter: TypeAdapter[T], text: str | bytes, noun: str, error: type
     except ValidationError as fault:
         lines = _lines(fault, noun)
         raise error(f"this {noun} cannot be read:\n" + "\n".join(lines)) from None  # whose text may be endless
-
-
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"the key {_word(key)} stands twice in one object")
-        values[key] = value
-    return values
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from pararealize.errors import ModelError, PararealizeError
+
 from .conditions import CallConditions
 from .guards import Guards
 from .module_view import ModuleView, PlainGraphModule
@@ -63,14 +65,32 @@ class RecordedModule(ModuleView, PlainGraphModule):
         return code
 
 
+def _meta_fault(net: nn.Module, error: RuntimeError) -> ModelError | None:
+    """What torch's error about devices means where tensors of the network have no values."""
+    empty = [name for name, tensor in (*net.named_parameters(), *net.named_buffers()) if tensor.is_meta]
+    if not empty or isinstance(error, PararealizeError) or "meta" not in str(error).lower():
+        return None
+    listed = ", ".join(empty[:3]) + ", …" * (len(empty) > 3)
+    return ModelError(
+        f"{len(empty)} tensors of the network are on the meta device, without values ({listed}), and the inputs are "
+        "not; give it memory with net.to_empty(device=...) and values with load_state_dict(...), or distribute it, "
+        "which draws them"
+    )
+
+
 def _by_recording(graph_forward: Callable[..., Any]) -> Callable[..., Any]:
     """The forward of a network, by whichever recording is right for the call; the first one's is ``graph_forward``."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        recording = self.__dict__["_recordings"].pick(args, kwargs)
-        if recording is None:
-            return graph_forward(self, *args, **kwargs)
-        return recording.forward(*args, **kwargs)
+        try:
+            recording = self.__dict__["_recordings"].pick(args, kwargs)
+            if recording is None:
+                return graph_forward(self, *args, **kwargs)
+            return recording.forward(*args, **kwargs)
+        except RuntimeError as error:
+            if fault := _meta_fault(self, error):
+                raise fault from error
+            raise
 
     # torch.compile counts compilations by code object, of which each network has to have one of its own
     code, names, cells = forward.__code__.replace(), forward.__globals__, forward.__closure__

@@ -6,6 +6,7 @@ reading order:
 
     recipe      plain data -> optimiser, learning rates, loss, initial weights
     loop        a network, data and a recipe -> the trained network, its history, the files of the run
+    structure   a network -> what it is apart from its weights: modules, settings, code, what is trained
     request     what a run is asked for -> plain data, with which a resumed run has to agree
     update      a batch -> one step of the optimiser
     steps       a network -> forward and backward of one step: plain, monitored, one-shot

@@ -26,19 +26,18 @@ from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import CheckpointError, DataError, ModelError, MultigridError, RecipeError, TrainingError
 from pararealize.manifest import tensors_digest
 from pararealize.random_state import derived_seed, preserve_state, seed_all
-from pararealize.tracing.containers import on_device
 from pararealize.train.run.checkpoint import gather_run_state, load_run_state, write_run_state
 from pararealize.train.run.history import EpochRow, History, Row, StepRow, from_line, to_line
 from pararealize.train.run.intact_checkpoint import METRICS, TIMES
 from pararealize.train.run.plain_state import PlainState, read_plain_state
 from pararealize.train.run.progress import Progress, RateMeter
 from pararealize.train.run.run_folder import RunFolder
-from pararealize.train.run.score import Score, evaluate
+from pararealize.train.run.score import Score, as_input, evaluate
 from pararealize.train.run.tensorboard import Board
 
 from .nonfinite import backward_fault, forward_fault
 from .recipe import Recipe, he_weights
-from .request import RunSettings, describe_request
+from .request import RunSettings, agree_on_request, describe_request
 from .steps import MonitoredStep, TrainingStep
 from .update import StepResult, Sums, Update
 
@@ -104,6 +103,7 @@ def fit(
         OutputError: the folder exists, another process writes into it, or a file cannot be written; the last checkpoint
             stays.
         RankError: another rank failed, died or hung.
+        AgreedError: the ranks were asked for different things, such as other recipes; nothing was changed or written.
         ExampleError: the network gives no logits, or of fewer classes than the data has.
         ModelError: there is nothing to train.
         MultigridError: the step's monitor watches another network.
@@ -124,6 +124,9 @@ def fit(
         stack.push(training.undo)
         try:
             previous = resume_from == "previous"
+            where = None if folder is None else str(Path(folder).absolute())
+            choices = {"resume": resume, "resume_from": resume_from, "force": force, "tensorboard": tensorboard}
+            training.agree(folder=where, about=about or {}, **choices)
             training.begin(folder, about or {}, resume=resume or previous, force=force, previous=previous)
             if training.folder is not None and tensorboard and training.processes.is_first:
                 training.board = Board(training.folder.path / "tensorboard", training.step)
@@ -179,6 +182,10 @@ class _Training:
 
     # Beginning and end -----------------------------------------------------------------------------------------------
 
+    def agree(self, **facts: object) -> None:
+        """Refuse ranks that are asked for different things."""
+        agree_on_request(self.net, self.data, self.recipe, self.settings, self.processes, monitor=self.monitor, **facts)
+
     def begin(
         self,
         path: str | os.PathLike[str] | None,
@@ -200,12 +207,12 @@ class _Training:
                 folder.begin,
                 request,
                 lambda: tensors_digest(own_tensors(self.net)),
+                files={} if (plan := plan_of(self.net)) is None else {"plan.json": plan.to_json()},
                 resume=resume,
                 force=force,
                 previous=previous,
             )
             last = self.processes.on_first(self.net, begin)
-            self.processes.on_first(self.net, lambda: _write_plan(self.net, folder))
             if last is not None:
                 self.resume(folder, last)
                 return
@@ -270,6 +277,7 @@ class _Training:
         """Write the weights and the curves."""
         folder = self.folder
         if folder is not None:
+            self.processes.on_first(self.net, folder.check_place)
             with self.processes.watched("the weights", works=True):
                 save_state(self.net, folder.path / "weights.safetensors")
             self.processes.on_first(self.net, lambda: _draw(self.history, folder))
@@ -295,7 +303,7 @@ class _Training:
         """Take a step, and do what follows it: rows, a score, a checkpoint, a report. Epochs count from 1 here."""
         start = time.perf_counter()
         lr = self.recipe.lr_at(self.step, steps=self.steps)
-        x = on_device(x, self.update.device)
+        x = as_input(self.net, x, self.update.device)
         result = self.update(x, labels, lr)
         if result.fault:
             self.fail(result, x)
@@ -377,11 +385,6 @@ class _Training:
             self.step + 1,
             fault.where,
         )
-
-
-def _write_plan(net: nn.Module, folder: RunFolder) -> None:
-    if (plan := plan_of(net)) is not None:
-        folder.write("plan.json", plan.to_json())
 
 
 def _draw(history: History, folder: RunFolder) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,13 +12,16 @@ from torch import nn
 from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import check_tensors
 from pararealize.distributed.checkpoint.weights_plan import plan_facts
+from pararealize.distributed.consistency import agree
+from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import RecipeError
 from pararealize.multigrid.monitor import Monitor
 
 from .recipe import Recipe
+from .structure import describe_structure, structure_facts
 
-__all__ = ["RunSettings", "describe_request"]
+__all__ = ["RunSettings", "agree_on_request", "describe_request"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +68,74 @@ def describe_request(
         CheckpointError: the network's state is more than tensors.
     """
     shapes: dict[str, list[int]] = {}
-    for part in processes.gather({name: list(value.shape) for name, value in check_tensors(net).items()}):
-        shapes |= part
+    facts: list[dict[str, str]] = []
+    here = {name: list(value.shape) for name, value in check_tensors(net).items()}
+    for tensors, structure in processes.gather((here, structure_facts(net))):
+        shapes |= tensors
+        facts.append(structure)
     return {
         "about": dict(about),
+        **_asked(data, recipe, settings, monitor),
+        "network": {
+            "tensors": len(shapes),
+            "values": sum(math.prod(shape) for shape in shapes.values()),
+            "digest": _digest(json.dumps(sorted(shapes.items())).encode()),
+        },
+        "plan": plan_facts(net),
+        "structure": describe_structure(facts),
+    }
+
+
+def agree_on_request(
+    net: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    settings: RunSettings,
+    processes: TrainingProcesses,
+    *,
+    monitor: Monitor | None,
+    **facts: object,
+) -> None:
+    """Compare what every rank asks for, before anything is drawn, changed or written.
+
+    Args:
+        net: this rank's part.
+        data: what it is trained on.
+        recipe: how it is trained.
+        settings: of the run.
+        processes: the ranks.
+        monitor: of the steps, where there is one.
+        **facts: what else all ranks have to pass alike.
+
+    Raises:
+        AgreedError: the ranks differ; with the value of each, on every rank.
+    """
+    if processes.group is None or not isinstance(net, Stage):
+        return
+    asked = _asked(data, recipe, settings, monitor)
+    alike = {"checkpoint_every": settings.checkpoint_every, "keep": settings.keep, **facts}
+    with processes.watched("what the others ask of fit"):
+        agree(
+            processes.group,
+            dict(_flat({**asked, **alike})),
+            what="train",
+            remedy="call fit with the same arguments on every rank",
+            timeout=net.rank_setup.groups.limit,
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as one, by names such as ``recipe.lr``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _asked(data: Dataset, recipe: Recipe, settings: RunSettings, monitor: Monitor | None) -> dict[str, Any]:
+    """What each rank knows of a request by itself."""
+    return {
         "recipe": recipe.to_dict(),
         "seed": settings.seed,
         "log_every": settings.log_every,
@@ -82,12 +149,6 @@ def describe_request(
             "augmentation": None if data.augmentation is None else str(data.augmentation),
             "labels": _digest(data.labels.numpy().tobytes() + data.test_labels.numpy().tobytes()),
         },
-        "network": {
-            "tensors": len(shapes),
-            "values": sum(math.prod(shape) for shape in shapes.values()),
-            "digest": _digest(json.dumps(sorted(shapes.items())).encode()),
-        },
-        "plan": plan_facts(net),
         **({} if monitor is None else {"monitor": monitor.settings}),
     }
 

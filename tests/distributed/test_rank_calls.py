@@ -22,6 +22,8 @@ def network(way="segments"):
     torch.manual_seed(0)
     tied = nn.Linear(6, 6)
     model = nn.Sequential(tied, nn.Tanh(), *(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)), tied)
+    if way == "nested":
+        model = nn.Sequential(model)
     if way == "layers":
         model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)))
         residual = nn.Sequential(nn.Linear(6, 6), *(Residual() for _ in range(4)))
@@ -67,6 +69,11 @@ def in_mode(stage, training):
     step(stage)
 
 
+def with_module_in(stage, training):
+    stage.get_submodule("0").train(training)
+    step(stage)
+
+
 def with_frozen(stage, frozen):
     for name, parameter in stage.named_parameters(remove_duplicate=False):
         if name in ("0.weight", "6.weight"):
@@ -98,6 +105,12 @@ KINDS = {
     "shapes in inference": ("segments", lambda s: s(batch(2)), lambda s: s(batch(4)), r"\(2, 6\).*\(4, 6\)|\(4.*\(2"),
     "shapes new to one rank": ("segments", lambda s: step(s, 5), step, r"\(5, 6\).*\(4, 6\)|\(4, 6\).*\(5, 6\)"),
     "mode": ("segments", lambda s: in_mode(s, False), lambda s: in_mode(s, True), "mode is .*train.*eval|eval.*train"),
+    "mode of a module": (
+        "nested",
+        lambda s: with_module_in(s, False),
+        lambda s: with_module_in(s, True),
+        "the mode of modules on ranks 0, 1 is .*eval in 0, 0.0, 0.6",
+    ),
     "autocast": ("segments", lambda s: in_autocast(s, True), lambda s: in_autocast(s, False), "autocast is .*bfloat16"),
     "step, inference": ("segments", lambda s: s(batch(4)), step, "call is .*inference.*step|step.*inference"),
     "everywhere": ("segments", lambda s: s(batch(4), everywhere=True), lambda s: s(batch(4)), "inference, everywhere"),
@@ -183,6 +196,8 @@ def test_every_disagreement_is_named_with_both_values_and_at_once():
 COPIES = {
     "no_sync": "average gradients .*no_sync is off on rank .*, on on rank",
     "frozen": "trained parameters is 8 of 8 .* on rank .*, 7 of 8 .* on rank",
+    "modes": "the mode of modules is the network's in all .* on rank .*, eval in 1 \\(1 of ",
+    "parameters": "some values of parameter .* on rank .* on rank",
     "steps": "steps since the last inference is 2 on rank .*, 1 on rank",
 }
 
@@ -215,6 +230,11 @@ def copies(kinds):
             stage.get_parameter("1.weight").requires_grad_(False)
             step(stage)
         else:
+            if copy and kind == "modes":
+                stage.get_submodule("1").eval()
+            if copy and kind == "parameters":  # as of an optimiser with another learning rate
+                with torch.no_grad():
+                    [parameter.mul_(2) for parameter in stage.parameters()]
             if copy and kind == "steps":
                 stage(batch(2))
             step(stage)

@@ -29,15 +29,17 @@ def faulty(way):
     """A fault, another fact or another weight of one rank alone; every rank raises it."""
     net, _ = converted("perceptron")
     rank = dist.get_rank()
-    if way == "weights" and rank == 1:
+    if way in ("weights", "weights of a copy") and rank == 1:
         next(net.parameters()).data.add_(1)
+
+    mesh = mesh_of(2, 1) if way == "weights of a copy" else mesh_of(2)
 
     def divide(ranks):
         if way == "fault" and rank == 1:
             raise DistributedError("it is broken here")
         return divided(net, ranks), {"colour": "red" if way == "fact" and rank == 1 else "green"}
 
-    with pytest.raises(DistributedError) as error, ProcessGroups.joined(mesh_of(2), timedelta(seconds=20)) as groups:
+    with pytest.raises(DistributedError) as error, ProcessGroups.joined(mesh, timedelta(seconds=20)) as groups:
         agree_on_partition(net, groups, divide)
     return str(error.value)
 
@@ -46,6 +48,7 @@ def faulty(way):
     ("fault", "rank 1: it is broken here"),
     ("fact", "the ranks do not agree on how to distribute the network: colour is green on rank 0, red on rank 1"),
     ("weights", "the ranks do not agree on how to distribute the network: the digest of 0.weight is"),
+    ("weights of a copy", "the ranks do not agree on how to distribute the network: the digest of 0.weight is"),
 ])  # fmt: skip
 def test_all_ranks_raise_what_one_of_them_finds(way: str, text: str) -> None:
     first, last = on_ranks(2, faulty, way)

@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from pararealize import layer_parallel, pararealize, restack, run_local
-from pararealize.errors import ExampleError, RecordingWarning
+from pararealize.errors import ExampleError, ModelError, RecordingWarning
 from tests.models import Perceptron
 
 X = torch.randn(4, 8)
+
+
+def test_a_network_without_values_is_told_as_such() -> None:
+    net = pararealize(Perceptron().to("meta"), n=2, example_inputs=X.to("meta"))
+    assert net(X.to("meta")).is_meta
+    with pytest.raises(ModelError, match=r"tensors of the network are on the meta device.* \(0.weight.*to_empty"):
+        net(X)
+    with pytest.raises(RuntimeError, match="meta"):  # torch's own, where the network has values
+        pararealize(Perceptron(), n=2, example_inputs=X)(X.to("meta"))
 
 
 def test_hooks_run_once_around_every_recording() -> None:

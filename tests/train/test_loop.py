@@ -108,8 +108,8 @@ def test_what_a_run_writes(tmp_path):
                   checkpoint_every=3, tensorboard=True)  # fmt: skip
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "run.json", "plan.json", "metrics.jsonl", "times.jsonl", "checkpoints", "curves.svg", "weights.safetensors",
-        "tensorboard",
+        "run.json", "latest.json", "plan.json", "metrics.jsonl", "times.jsonl", "checkpoints", "curves.svg",
+        "weights.safetensors", "tensorboard",
     }  # fmt: skip
     assert same(load_file(folder / "weights.safetensors"), net)
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000012", "step-00000015"]
@@ -173,6 +173,11 @@ def test_a_run_that_was_there_stays_whatever_comes_of_going_on(tmp_path):
     assert sorted(folder.rglob("*")) == before
 
 
+def frozen(net):
+    net.get_parameter("0.weight").requires_grad_(False)
+    return net
+
+
 CHANGES = {
     "recipe.lr: 0.05 there, 0.1 here": lambda: (network(), samples(), Recipe(epochs=3, clip=1.0), {}),
     "seed: 0 there, 1 here": lambda: (network(), samples(), RECIPE, {"seed": 1}),
@@ -186,6 +191,12 @@ CHANGES = {
     "plan.segments begin at: ": lambda: (network(cuts=["4", "12"]), samples(), RECIPE, {}),
     r"plan.coarse blocks: \['linear', 'linear'\] there": lambda: (network(coarse="block"), samples(), RECIPE, {}),
     "plan: {'n': 3.*there, None here": lambda: (chain(), samples(), RECIPE, {}),
+    r"structure.modules.Dropout\(p=0.1, inplace=False\): 6 there, None here": lambda: (
+        network(cuts=["8", "16"], dropout=0.2), samples(), RECIPE, {},
+    ),
+    "structure.tensors.kept torch.float32: 12 there, 13 here": lambda: (
+        frozen(network(cuts=["8", "16"])), samples(), RECIPE, {},
+    ),
     "about.model: None there, 'other' here": lambda: (network(), samples(), RECIPE, {"about": {"model": "other"}}),
 }  # fmt: skip
 

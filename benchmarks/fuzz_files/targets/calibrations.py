@@ -12,9 +12,8 @@ from pararealize.calibration.rows import CorrectionChoice, Errors, Fit, indices
 from pararealize.coarse.spec import numbered
 
 from ..mutations import mutated_json
-from ..trial import PRINTED, Trial, unreadable
-from .documents import difference
-from .plans import text_of
+from ..trial import Trial
+from .documents import reread
 
 __all__ = ["Calibrations"]
 
@@ -79,13 +78,9 @@ class Calibrations:
         drawn, as_bytes = random.randrange(DRAWN) == 0, random.random() < 0.2
 
         def attempt() -> str:
-            file = folder / "calibration.json"
-            file.write_bytes(content)
-            report = Calibration.from_json(text_of(file, as_bytes=as_bytes))
-            if fault := difference(content, report.to_json()) or unreadable(str(report), PRINTED):
-                return fault
-            if drawn:
+            report, fault = reread(folder / "calibration.json", content, Calibration.from_json, as_bytes=as_bytes)
+            if drawn and not fault:
                 draw_calibration(report, folder / "calibration.svg")
-            return ""
+            return fault
 
         return Trial(change=change, attempt=attempt)

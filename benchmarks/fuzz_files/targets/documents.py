@@ -4,12 +4,44 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["difference"]
+from ..trial import PRINTED, unreadable
+
+__all__ = ["reread"]
 
 
-def difference(file: str | bytes, again: str) -> str:
+class Written(Protocol):
+    """A value that prints, and writes itself as JSON."""
+
+    def to_json(self) -> str:
+        """The text."""
+
+
+T = TypeVar("T", bound=Written)
+
+
+def reread(file: Path, content: bytes, read: Callable[[str | bytes], T], *, as_bytes: bool) -> tuple[T, str]:
+    """The value that is read from a file of this content; and how, written again or printed, it says something else."""
+    file.write_bytes(content)
+    value = read(_text_of(file, as_bytes=as_bytes))
+    return value, _says_otherwise(content, value.to_json()) or unreadable(str(value), PRINTED)
+
+
+def _text_of(file: Path, *, as_bytes: bool) -> str | bytes:
+    """A file's text, or its bytes where it has none, which JSON may be given as, too."""
+    content = file.read_bytes()
+    if as_bytes:
+        return content
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content
+
+
+def _says_otherwise(file: str | bytes, again: str) -> str:
     """Where a JSON file says something that what was read from it, written again, does not; nothing where all is alike.
 
     Keys that the file leaves out have defaults.

@@ -20,7 +20,7 @@ from pararealize.plan.trace import chrome_trace
 
 from ..mutations import mutated_json
 from ..trial import PRINTED, Trial, unreadable
-from .documents import difference
+from .documents import reread
 from .networks import Planned, planned
 
 __all__ = ["Plans", "wrong_network"]
@@ -40,10 +40,8 @@ class Plans:
         drawn, as_bytes = random.randrange(DRAWN) == 0, random.random() < 0.2
 
         def attempt() -> str:
-            file = folder / "plan.json"
-            file.write_bytes(content)
-            plan = Plan.from_json(text_of(file, as_bytes=as_bytes))
-            if fault := difference(content, plan.to_json()) or unreadable(str(plan), PRINTED):
+            plan, fault = reread(folder / "plan.json", content, Plan.from_json, as_bytes=as_bytes)
+            if fault:
                 return f"the plan: {fault}"
             timeline = simulate(plan)
             assert Timeline.from_json(timeline.to_json()) == timeline
@@ -55,17 +53,6 @@ class Plans:
             return wrong_network(row, plan)
 
         return Trial(change=f"{row.name}: {change}", attempt=attempt)
-
-
-def text_of(file: Path, *, as_bytes: bool) -> str | bytes:
-    """A file's text, or its bytes where it has none, which JSON may be given as, too."""
-    content = file.read_bytes()
-    if as_bytes:
-        return content
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return content
 
 
 def wrong_network(row: Planned, plan: Plan) -> str:

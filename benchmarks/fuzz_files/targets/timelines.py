@@ -11,10 +11,9 @@ from pararealize.plan.timeline_figure import draw_timeline
 from pararealize.plan.trace import chrome_trace
 
 from ..mutations import mutated_json
-from ..trial import PRINTED, Trial, unreadable
-from .documents import difference
+from ..trial import Trial
+from .documents import reread
 from .networks import planned
-from .plans import text_of
 
 __all__ = ["Timelines"]
 
@@ -45,10 +44,8 @@ class Timelines:
         drawn, as_bytes = random.randrange(DRAWN) == 0, random.random() < 0.2
 
         def attempt() -> str:
-            file = folder / "timeline.json"
-            file.write_bytes(content)
-            timeline = Timeline.from_json(text_of(file, as_bytes=as_bytes))
-            if fault := difference(content, timeline.to_json()) or unreadable(str(timeline), PRINTED):
+            timeline, fault = reread(folder / "timeline.json", content, Timeline.from_json, as_bytes=as_bytes)
+            if fault:
                 return fault
             chrome_trace(timeline)
             if drawn:

@@ -7,6 +7,7 @@ the ranks that hold the network together, and ``mesh``, whose dimension ``dp`` s
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from pararealize.distributed.process_groups import check_existence
-from pararealize.errors import CheckpointError, DistributedError, OutputError, PararealizeError
+from pararealize.distributed.watchdog.samples import sample, sample_text
+from pararealize.errors import AgreedError, CheckpointError, DistributedError, OutputError, PararealizeError
 
 __all__ = [
     "called_together",
@@ -27,10 +29,13 @@ __all__ = [
     "group_of",
     "is_first",
     "known_to_all",
+    "read_alike",
+    "tensor_facts",
     "together",
 ]
 
 _Error = TypeVar("_Error", bound=BaseException)
+_Value = TypeVar("_Value")
 
 
 def group_of(stage: nn.Module) -> dist.ProcessGroup | None:
@@ -107,6 +112,79 @@ def together(stage: nn.Module, work: Callable[[], Any]) -> Any:
         known = {"CheckpointError": CheckpointError, "OutputError": OutputError}.get(kind, DistributedError)
         raise known_to_all(known(text))
     return result
+
+
+def read_alike(stage: nn.Module, call: str, read: Callable[[], tuple[_Value, Mapping[str, tuple[str, str]]]]) -> _Value:
+    """Read something on every rank; where one cannot, or others have something else, all raise, and nothing is changed.
+
+    Args:
+        stage: the rank's part; an ordinary module has no other ranks.
+        call: the name of the function that all ranks call.
+        read: gives what this rank is to take and, by name, what all ranks that name it have to have alike: a value to
+            be compared, and one for the error.
+
+    Raises:
+        CheckpointError: a rank could not read its part; on every rank.
+        AgreedError: ranks have different values.
+    """
+    setup = vars(stage).get("rank_setup")
+    group: dist.ProcessGroup | None = group_of(stage) if setup is None else setup.groups.everyone
+    if group is None or dist.get_world_size(group) == 1:
+        return read()[0]
+    value: _Value | None = None
+    fault: Exception | None = None
+    facts: Mapping[str, tuple[str, str]] = {}
+    with called_together(stage, call):
+        try:
+            value, facts = read()
+        except (PararealizeError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+            fault = error
+        report = None if fault is None else (type(fault).__name__, str(fault))
+        reports = gather_objects((report, facts), group)
+    if fault is not None:
+        raise known_to_all(fault)
+    ranks = dist.get_process_group_ranks(group)
+    for rank, (report, _) in zip(ranks, reports, strict=True):
+        if report is not None:
+            kind = CheckpointError if report[0] == "CheckpointError" else DistributedError
+            raise known_to_all(kind(f"rank {rank}: {report[1]}; no rank has loaded anything"))
+    if differing := _differing(dict(zip(ranks, (facts for _, facts in reports), strict=True))):
+        more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise AgreedError(
+            f"the ranks do not agree on what to load ({call}): {'; '.join(differing[:4])}{more}; parts of two "
+            "checkpoints are no network, pass the same one on every rank; no rank has loaded anything"
+        )
+    assert fault is None
+    return value  # type: ignore[return-value]
+
+
+def _differing(facts: Mapping[int, Mapping[str, tuple[str, str]]]) -> list[str]:
+    """A sentence for each name whose values differ between the ranks that have it: facts of ranks, by name."""
+    sentences = []
+    for name in dict.fromkeys(name for its_facts in facts.values() for name in its_facts):
+        values: dict[str, tuple[str, list[int]]] = {}
+        for rank, its_facts in facts.items():
+            if name in its_facts:
+                value, shown = its_facts[name]
+                values.setdefault(value, (shown, []))[1].append(rank)
+        if len(values) > 1:
+            listed = ", ".join(f"{shown} on rank {', '.join(map(str, ranks))}" for shown, ranks in values.values())
+            sentences.append(f"{name} is {listed}")
+    return sentences
+
+
+def tensor_facts(tensors: Mapping[str, Any], what: str = "") -> dict[str, tuple[str, str]]:
+    """Tensors by name -> what :func:`read_alike` compares: shapes, types, and some numbers of those on the CPU."""
+    facts = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):
+            shape = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            readable = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
+            with contextlib.suppress(TypeError, RuntimeError, KeyError):  # a type that NumPy has not, a wrapper
+                text = sample(tensor) if readable else ""
+                shown = f"{shape}, {sample_text(text)}" if text.partition(":")[2] else shape
+                facts[f"{what}{name}"] = f"{zlib.crc32(f'{shape}{text}'.encode()):08x}", shown
+    return facts
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None) -> list[Any]:

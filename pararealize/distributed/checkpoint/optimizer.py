@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 
 from pararealize.errors import CheckpointError
 from pararealize.manifest import faults_of_schema
+from pararealize.table import shortened
 
-from .collective import called_together, collect, gather_objects, group_of, known_to_all
+from .collective import called_together, collect, gather_objects, group_of, known_to_all, read_alike, tensor_facts
 
 __all__ = ["gather_optimizer_state", "load_optimizer_state", "parameter_names"]
 
@@ -94,12 +95,45 @@ def gather_optimizer_state(stage: nn.Module, optimizer: Optimizer, *, everywhere
 def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Give an optimiser its part of what :func:`gather_optimizer_state` gave.
 
-    Each rank calls it for itself. A tied parameter is found under any of its names. A parameter that the state knows
+    All ranks call it, those of all replicas: where the state of one does not fit, or ranks pass different ones, all
+    raise, and nothing is changed. A tied parameter is found under any of its names. A parameter that the state knows
     nothing of, as one that never had a gradient, starts anew.
 
     Raises:
-        CheckpointError: another number of groups, a parameter in another group or in none, or another shape.
+        CheckpointError: another number of groups, a parameter in another group or in none, or another shape; on every
+            rank.
+        AgreedError: ranks pass different states.
     """
+    parameters, states, groups = read_alike(
+        stage, "load_optimizer_state", lambda: (_fitting(stage, optimizer, state), _facts(state))
+    )
+    numbers = {id(parameter): i for i, parameter in enumerate(parameters)}
+    optimizer.load_state_dict(
+        {
+            "state": {i: dict(values) for i, values in enumerate(states) if values},
+            "param_groups": [
+                {**_settings(group), **saved, "params": [numbers[id(p)] for p in group["params"]]}
+                for saved, group in zip(groups, optimizer.param_groups, strict=True)
+            ],
+        }
+    )
+
+
+def _facts(state: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """What all ranks have to have alike of a state: groups, and what several of them have of a parameter."""
+    values = {f"{name}: {key}": value for name, entry in state["state"].items() for key, value in entry.items()}
+    plain = {key: str(value) for key, value in values.items() if not isinstance(value, torch.Tensor)}
+    groups = {f"group {i} of parameters": str(group) for i, group in enumerate(state["groups"])}
+    count = {"the number of groups": str(len(state["groups"]))}
+    return tensor_facts(values) | {
+        name: (text, shortened(text, 200)) for name, text in (plain | groups | count).items()
+    }
+
+
+def _fitting(
+    stage: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]
+) -> tuple[list[torch.Tensor], list[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """An optimiser's parameters, the state of each, and the groups that were saved."""
     _check_form(state)
     names, fault = _names(stage, optimizer)
     all_names = parameter_names(stage)
@@ -113,16 +147,7 @@ def load_optimizer_state(stage: nn.Module, optimizer: Optimizer, state: Mapping[
             f"the optimiser's state does not fit: {'; '.join(faults[:4])}; make the optimiser as it was made before"
         )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = {id(parameter): i for i, parameter in enumerate(parameters)}
-    optimizer.load_state_dict(
-        {
-            "state": {i: dict(states[names[id(p)]]) for i, p in enumerate(parameters) if states[names[id(p)]]},
-            "param_groups": [
-                {**_settings(group), **saved, "params": [numbers[id(p)] for p in group["params"]]}
-                for saved, group in zip(state["groups"], optimizer.param_groups, strict=True)
-            ],
-        }
-    )
+    return parameters, [states[names[id(p)]] for p in parameters], state["groups"]
 
 
 def _check_form(state: Mapping[str, Any]) -> None:

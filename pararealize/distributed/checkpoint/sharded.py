@@ -15,6 +15,7 @@ used for reading: a file is looked at as a whole, to compare its digest, before 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import warnings
@@ -30,7 +31,7 @@ from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import kind_of, whole_folder
 from pararealize.manifest import MANIFEST, FileFact, Manifest, faults_of_files, read_manifest, write_manifest
 
-from .collective import called_together, facts_of_all, group_of, is_first, together
+from .collective import called_together, facts_of_all, group_of, is_first, read_alike, together
 from .state import fitting_names, own_tensors
 from .tensor_file import open_tensors
 from .weights_plan import plan_facts
@@ -95,7 +96,8 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
 def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bool = True) -> None:
     """Take this rank's part from a folder of :func:`save_sharded`; nothing else is read.
 
-    Each rank calls it for itself, whatever the number of ranks that wrote the folder.
+    All ranks call it, those of all replicas, whatever the number of ranks that wrote the folder. Where one of them
+    cannot read its part, or names another checkpoint, all raise, and nothing is changed.
 
     Args:
         stage: this rank's part, or the whole network in one process.
@@ -106,7 +108,12 @@ def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bo
         CheckpointError: it is no such folder, a file that is read is not what was written (of which other step or run
             it is, where that stands beside it), or tensors do not fit. Nothing is changed then.
     """
-    path = Path(folder)
+    tensors = read_alike(stage, "load_sharded", lambda: _read(stage, Path(folder), strict=strict))
+    stage.load_state_dict(tensors, strict=False)
+
+
+def _read(stage: nn.Module, path: Path, *, strict: bool) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, str]]]:
+    """The part of this rank in a folder, and what all ranks have to have alike of it: the digests of all files."""
     manifest = _manifest(path)
     state = stage.state_dict()
     owners: dict[str, str] = {}  # the file that each tensor stands in
@@ -137,7 +144,8 @@ def load_sharded(stage: nn.Module, folder: str | os.PathLike[str], *, strict: bo
     for owner in sorted({owners[name] for name in fitting.values()}):
         with open_tensors(path / owner) as file:
             tensors |= {key: file.tensor(name) for key, name in fitting.items() if owners[name] == owner}
-    stage.load_state_dict(tensors, strict=False)
+    digest = hashlib.sha256(repr(sorted(manifest.files.items())).encode()).hexdigest()
+    return tensors, {"the folder": (digest, f"{str(path)!r} (digest {digest[:8]})")}
 
 
 def _manifest(path: Path) -> Manifest:

@@ -20,8 +20,8 @@ from pararealize.files import whole_file
 from pararealize.manifest import differences
 from pararealize.table import shortened
 
-from .collective import called_together, collect, group_of, is_first, together
-from .tensor_file import open_tensors, write_tensors
+from .collective import called_together, collect, group_of, is_first, read_alike, together
+from .tensor_file import file_fact, open_tensors, write_tensors
 from .weights_plan import plan_facts, without_added
 
 __all__ = [
@@ -95,7 +95,8 @@ def load_state(
 ) -> None:
     """Take this rank's part of a checkpoint of the whole network; nothing else is read from the file.
 
-    Each rank calls it for itself, whatever the number of ranks that wrote the checkpoint. Between different n, see
+    All ranks call it, those of all replicas, whatever the number of ranks that wrote the checkpoint. Where one of them
+    cannot read its part, or names another checkpoint, all raise, and nothing is changed. Between different n, see
     :meth:`~pararealize.PararealModule.load_original_state_dict`.
 
     Args:
@@ -107,17 +108,26 @@ def load_state(
 
     Raises:
         CheckpointError: it is no such file, does not fit, a tensor has another shape or is of another kind of numbers
-            (floating-point, complex, whole, boolean), or one is not what :func:`save_state` wrote. Nothing is changed
-            then.
+            (floating-point, complex, whole, boolean), or one is not what :func:`save_state` wrote; on every rank.
+            Nothing is changed then.
+        AgreedError: ranks name different checkpoints.
     """
+    tensors = read_alike(stage, "load_state", lambda: _read(stage, source, strict=strict))
+    stage.load_state_dict(tensors, strict=False)
+
+
+def _read(
+    stage: nn.Module, source: str | os.PathLike[str] | Mapping[str, torch.Tensor], *, strict: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, str]]]:
+    """The part of this rank in a checkpoint, and what all ranks have to have alike of it: which file it is."""
     state = stage.state_dict()
     if isinstance(source, Mapping):
         fitting = fitting_names(stage, state, source, None, "the state dict", strict=strict)
-        stage.load_state_dict({key: source[name] for key, name in fitting.items()}, strict=False)
-        return
+        return {key: source[name] for key, name in fitting.items()}, {}
     with open_tensors(source) as file:
         fitting = fitting_names(stage, state, file.forms, file.facts, repr(os.fspath(source)), strict=strict)
-        stage.load_state_dict({key: file.tensor(name) for key, name in fitting.items()}, strict=False)
+        tensors = {key: file.tensor(name) for key, name in fitting.items()}
+    return tensors, {"the file": file_fact(source)}
 
 
 def fitting_names(

@@ -5,6 +5,7 @@ has none: what changed in its values since then cannot be known. A file of ``tor
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -23,12 +24,12 @@ from pararealize.errors import CheckpointError
 from pararealize.files import open_file
 from pararealize.manifest import tensors_digest
 
-__all__ = ["DIGESTS", "TensorFile", "open_tensors", "write_tensors"]
+__all__ = ["ENTRY", "TensorFile", "file_fact", "open_tensors", "write_tensors"]
 
-# Entries of the metadata, which has no others: where a flipped bit has changed the name of one, the other tells.
-DIGESTS = "pararealize.sha256"  # JSON: a digest of each tensor by its name
-FACTS = "pararealize.facts"  # JSON: what else the writer says of the tensors; null for nothing
-OURS = {DIGESTS, FACTS}
+# The entry of the metadata, JSON: digests of the tensors by name, and what else the writer says of them. It is one,
+# since safetensors writes several in any order. Where a flipped bit has changed its name, its beginning tells.
+ENTRY, BEGIN = "pararealize.sha256", '{"pararealize": 2'
+_SAMPLES = 256  # places in a file
 ZIP = b"PK\x03\x04"
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
 OLDEST = bytes.fromhex(
@@ -70,7 +71,28 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Any = 
         OSError, SafetensorError: it cannot be written.
     """
     digests = {name: tensors_digest({name: tensor}) for name, tensor in sorted(tensors.items())}
-    save_file(dict(tensors), str(path), metadata={DIGESTS: json.dumps(digests), FACTS: json.dumps(facts)})
+    content = {"pararealize": 2, "facts": facts, "facts' sha256": _digest(facts), "sha256": digests}
+    save_file(dict(tensors), str(path), metadata={ENTRY: json.dumps(content)})
+
+
+def file_fact(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """A digest of a file's size, beginning, end, and some bytes in between; and the same in words, with its name.
+
+    The digests of a file of :func:`write_tensors` stand in its beginning, the checksums of one of ``torch.save`` at its
+    end.
+    """
+    digest = hashlib.sha256()
+    with _damage(path), open_file(path, follow=True) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{size}".encode())
+        for place, count in (
+            (0, 1 << 20),
+            *((i * size // _SAMPLES, 64) for i in range(_SAMPLES)),
+            (max(0, size - (1 << 20)), 1 << 20),
+        ):
+            file.seek(place)
+            digest.update(file.read(count))
+    return digest.hexdigest(), f"{os.fspath(path)!r} (digest {digest.hexdigest()[:8]})"
 
 
 @contextlib.contextmanager
@@ -119,13 +141,16 @@ def _of_safetensors(path: str | os.PathLike[str], stack: contextlib.ExitStack) -
     forms = {name: _form(file, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     metadata: dict[str, str] = file.metadata() or {}
     digests = facts = None
-    if not OURS.isdisjoint(metadata):
-        if metadata.keys() not in (OURS, {DIGESTS}):
-            raise CheckpointError(
-                f"{os.fspath(path)!r} has metadata that were not written so ({', '.join(map(ascii, metadata))}); "
-                f"{DAMAGED}"
-            )
-        digests, facts = json.loads(metadata[DIGESTS]), json.loads(metadata.get(FACTS, "null"))
+    if (name := next((name for name, text in metadata.items() if text.startswith(BEGIN)), ENTRY)) != ENTRY:
+        raise CheckpointError(f"{os.fspath(path)!r} has digests under another name, {name!a}; {DAMAGED}")
+    if (text := metadata.get(ENTRY)) is not None:
+        content = json.loads(text)
+        if text.startswith(BEGIN):
+            digests, facts = content["sha256"], content["facts"]
+            if content["facts' sha256"] != _digest(facts):
+                raise CheckpointError(f"{os.fspath(path)!r} says other things than were written into it; {DAMAGED}")
+        else:  # of an earlier version
+            digests = content
         if not isinstance(digests, dict) or digests.keys() != forms.keys():
             raise CheckpointError(f"{os.fspath(path)!r} has other tensors than were written into it; {DAMAGED}")
 
@@ -140,6 +165,10 @@ def _of_safetensors(path: str | os.PathLike[str], stack: contextlib.ExitStack) -
         return value
 
     return TensorFile(forms=forms, facts=facts, tensor=tensor)
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _form(file: Any, name: str) -> torch.Tensor:

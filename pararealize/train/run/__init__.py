@@ -8,6 +8,7 @@ The files, in reading order:
     plain_state        what of a run's state is no tensor, as a file holds it
     checkpoint         a run between two steps -> the tensors and plain data that a checkpoint holds, and back
     lock               a file -> the right to write beside it, which one process has at a time
+    line_file          a path, lines -> a file that has them at its end, and what it has to be
     intact_checkpoint  a folder -> the checkpoint to go on from
     run_folder         a folder -> the files of one run, each whole or not there, and where a killed run goes on
     curves             a history -> a picture; imported on its own, since matplotlib is slow to import

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pararealize.errors import CheckpointError
-from pararealize.manifest import faults_of_schema
+from pararealize.manifest import faults_of_schema, unique_keys
 from pararealize.multigrid.monitor import Event
 from pararealize.table import aligned
 
@@ -125,7 +125,7 @@ def from_line(line: str) -> Row:
         CheckpointError: it holds none.
     """
     try:
-        values: dict[str, Any] = json.loads(line)
+        values: dict[str, Any] = json.loads(line, object_pairs_hook=unique_keys)
         kind = values.pop("kind")
         if strangers := values.keys() - {field.name for field in dataclasses.fields(KINDS[kind])}:
             raise KeyError(*strangers)

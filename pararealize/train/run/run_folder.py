@@ -1,9 +1,10 @@
 """A folder -> the files of one training run, each whole or not there, and the checkpoint at which a killed run goes on.
 
-run.json                      what the run is asked for, and which one it is; schema and version
+run.json                      what the run is asked for, which one it is, digests of other files; schema and version
 metrics.jsonl                 a line for some steps, an epoch, what a monitor changed: the same in every run of one seed
 times.jsonl                   samples a second
 checkpoints/step-00000024/    see checkpoint.py; the last two stay
+latest.json                   of which step the newest checkpoint is
 run.lock                      while a process writes into the folder, which one does
 """
 
@@ -14,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -21,7 +23,9 @@ from safetensors import SafetensorError
 
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.files import (
+    check_name,
     discard,
+    file_digest,
     kind_of,
     read_file,
     remove,
@@ -35,26 +39,34 @@ from pararealize.manifest import FileFact, differences, read_document
 from .intact_checkpoint import (
     ANEW,
     CHECKPOINTS,
+    LATEST,
     LINES,
     METRICS,
     check_checkpoint,
     checkpoint_to_go_on_from,
     checkpoints_in,
+    latest_text,
 )
+from .line_file import MOST_BYTES, LineFile, changed
 from .lock import FolderLock
 from .plain_state import PlainState
 
 __all__ = ["FILES", "RunFolder"]
 
-SCHEMA, VERSION = "pararealize.run", 2
+SCHEMA, VERSION = "pararealize.run", 3
 REQUEST, LOCK = "run.json", "run.lock"
 FOLDERS = frozenset({CHECKPOINTS, "tensorboard"})
-FILES = FOLDERS | {*LINES, REQUEST, LOCK, "plan.json", "weights.safetensors", "curves.svg", "curves.png"}
-MOST_BYTES = 1 << 30  # of a file of lines
+FILES = FOLDERS | {*LINES, REQUEST, LATEST, LOCK, "plan.json", "weights.safetensors", "curves.svg", "curves.png"}
 UNFINISHED = tuple(f".{name}." for name in sorted(FILES))  # how their temporary names begin
 
 
 _REQUEST = TypeAdapter(dict[str, Any])
+_TOLD = ("run", "weights", "files")  # what ``run.json`` has beside the request
+
+
+def _run_of(request: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    """Which run it is: a digest of what it is asked for, of its first weights and of the files that it begins with."""
+    return hashlib.sha256(json.dumps([request, told], sort_keys=True).encode()).hexdigest()
 
 
 class RunFolder:
@@ -73,6 +85,8 @@ class RunFolder:
         self.existed, self.was_occupied = True, True  # before this run
         self.run = ""
         self._lock = FolderLock(self.path / LOCK)
+        self._content = b""  # of run.json, while this process writes into the folder
+        self._lines = {name: LineFile(self.path / name) for name in LINES}
 
     # Beginning and going on ------------------------------------------------------------------------------------------
 
@@ -81,6 +95,7 @@ class RunFolder:
         request: Mapping[str, Any],
         weights: Callable[[], str],
         *,
+        files: Mapping[str, str] = MappingProxyType({}),
         resume: bool,
         force: bool,
         previous: bool = False,
@@ -91,6 +106,8 @@ class RunFolder:
             request: what the run is asked for, as JSON knows it; written to ``run.json``, and compared with it where
                 the run goes on.
             weights: gives a digest of the weights that it begins with.
+            files: text files that are written where the run begins, by their names; where it goes on, they have to be
+                what was written then.
             resume: go on from the last checkpoint; where there is none yet, start.
             force: remove an earlier run's files first.
             previous: where the last checkpoint is damaged, go on from the newest before it that is not.
@@ -101,7 +118,7 @@ class RunFolder:
         Raises:
             OutputError: the folder has files and neither of the two is true, it cannot be written, or another process
                 writes into it.
-            CheckpointError: the run in it was asked for something else, or the checkpoint is damaged.
+            CheckpointError: the run in it was asked for something else, or a file is lost or damaged.
         """
         try:
             self._check_free(resume=resume, force=force)
@@ -120,21 +137,24 @@ class RunFolder:
                 if force and not resume:
                     self._clear()
                 self.existed, self.was_occupied = existed, self._is_occupied()
-                return self._begin(request, weights, previous=previous)
+                return self._begin(request, weights, files, previous=previous)
         except BaseException:
             if self.was_occupied:  # else undo() does
                 self._lock.release()
             raise
 
-    def _begin(self, request: Mapping[str, Any], weights: Callable[[], str], *, previous: bool) -> Path | None:
+    def _begin(
+        self, request: Mapping[str, Any], weights: Callable[[], str], files: Mapping[str, str], *, previous: bool
+    ) -> Path | None:
         self._check_kinds()
         self.checkpoint_folder.mkdir(exist_ok=True)
         for part in (*unfinished(self.path), *unfinished(self.checkpoint_folder)):  # of a run that was killed
             remove(part)
         plain = json.loads(json.dumps(request))
-        if (earlier := self._read()) is not None:
-            self.run = earlier.pop("run")
-            self._compare(earlier, plain)
+        earlier = self._read()
+        if earlier is not None:
+            self._compare({key: value for key, value in earlier.items() if key not in _TOLD}, plain)
+            self.run = earlier["run"]
         elif self.checkpoints():
             raise CheckpointError(
                 f"{str(self.path)!r} has checkpoints and no {REQUEST}, so that nobody knows of what; {ANEW}"
@@ -142,12 +162,21 @@ class RunFolder:
         last = checkpoint_to_go_on_from(self.path, run=self.run, previous=previous)
         if last is None:
             self._check_beginning()
-            self.run = hashlib.sha256(f"{json.dumps(plain, sort_keys=True)} {weights()}".encode()).hexdigest()
-            content = {"schema": SCHEMA, "version": VERSION, "run": self.run, **request}
+            for name, text in files.items():
+                self.write(name, text)
+            digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in files.items()}
+            told = {"weights": weights(), "files": digests}
+            self.run = _run_of(plain, told)
+            content = {"schema": SCHEMA, "version": VERSION, "run": self.run, **told, **request}
             self.write(REQUEST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
             for name in LINES:
                 (self.path / name).write_bytes(b"")
+        elif earlier is not None:
+            self._check_files(earlier["files"])
         sync(self.path)
+        self._content = read_file(self.path / REQUEST, most=MOST_BYTES)
+        for lines in self._lines.values():
+            lines.open()
         return last
 
     def _check_beginning(self) -> None:
@@ -160,10 +189,26 @@ class RunFolder:
                 f"{str(self.checkpoint_folder)!r}; put them back from a copy, or {ANEW}"
             )
 
+    def _check_files(self, digests: Mapping[str, str]) -> None:
+        for name, digest in digests.items():
+            try:
+                found = file_digest(check_name(self.path / name))[1]
+            except OSError as error:
+                raise CheckpointError(
+                    f"{str(self.path / name)!r} cannot be read: {error.strerror or error}; put it back from a copy, or "
+                    f"{ANEW}"
+                ) from error
+            if found != digest:
+                raise CheckpointError(
+                    f"{str(self.path / name)!r} is not what was written: its SHA-256 was {digest[:12]}… and is "
+                    f"{found[:12]}…; put it back from a copy, or {ANEW}"
+                )
+
     def undo(self) -> None:
         """Remove what this run wrote, where the folder was empty before it; for a run that failed at its beginning."""
         if not self.was_occupied:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, OutputError):
+                self.check_place()  # never clear another folder that has come in the place of this one
                 self._clear()
                 self._lock.release()
                 if not self.existed:
@@ -227,7 +272,14 @@ class RunFolder:
             ) from error
         if not re.fullmatch("[0-9a-f]{64}", str(request.get("run"))):
             raise CheckpointError(f"{str(file)!r} does not say which run it is of; put it back, or {ANEW}")
-        return {key: value for key, value in request.items() if key not in ("schema", "version")}
+        request = {key: value for key, value in request.items() if key not in ("schema", "version")}
+        told = {key: request.get(key) for key in _TOLD[1:]}
+        if request["run"] != _run_of({key: value for key, value in request.items() if key not in _TOLD}, told):
+            raise CheckpointError(
+                f"{str(file)!r} is not what was written: it is not the request that the run {request['run'][:12]}… "
+                f"began with; put it back from a copy, or {ANEW}"
+            )
+        return request
 
     def _compare(self, earlier: Mapping[str, Any], request: Mapping[str, Any]) -> None:
         faults = differences(earlier, request)
@@ -249,18 +301,19 @@ class RunFolder:
         """Add lines to one of the ``.jsonl`` files.
 
         Raises:
-            OutputError: the file was removed, or the disk is full.
+            OutputError: the file was removed or changed, or the disk is full.
         """
-        with self._output_errors(name), (self.path / name).open("r+b") as file:  # "ab" would make it anew
-            file.seek(0, os.SEEK_END)
-            file.write("".join(f"{line}\n" for line in lines).encode())
+        with self._output_errors(name):
+            self._lines[name].append(lines)
 
     def line_files(self) -> dict[str, FileFact]:
-        """Put the ``.jsonl`` files on the disk, and tell what they are now."""
+        """Put the ``.jsonl`` files on the disk, and tell what they are now.
+
+        Raises:
+            OutputError: one is not what this process has written.
+        """
         with self._output_errors("the metrics"):
-            for name in LINES:
-                sync(self.path / name)
-            return {name: FileFact.of(self.path / name) for name in LINES}
+            return {name: lines.settle() for name, lines in self._lines.items()}
 
     def truncate(self, files: Mapping[str, FileFact]) -> None:
         """Cut off the ``.jsonl`` files what a run appended after a checkpoint, and then takes anew.
@@ -269,8 +322,8 @@ class RunFolder:
             files: what they were at the checkpoint.
         """
         with self._output_errors("the metrics"):
-            for name in LINES:
-                os.truncate(self.path / name, files[name].size)
+            for name, lines in self._lines.items():
+                lines.truncate(files[name].size)
 
     def lines(self, name: str) -> list[str]:
         """The lines of one of the ``.jsonl`` files."""
@@ -289,6 +342,7 @@ class RunFolder:
         with self._output_errors(f"the checkpoint of step {step}"):
             with whole_folder(target, replace=True) as part:
                 write(part)
+            self.write(LATEST, latest_text(step))
             for old in self.checkpoints()[:-keep]:
                 discard(old)
         return target
@@ -305,10 +359,21 @@ class RunFolder:
         """What is no tensor of a checkpoint, see :func:`~pararealize.train.run.intact_checkpoint.check_checkpoint`."""
         return check_checkpoint(self.path, checkpoint, run=self.run)
 
+    def check_place(self) -> None:
+        """Make sure that the folder is the one in which this run began.
+
+        Raises:
+            OutputError: it is another one, or its request was changed.
+            OSError: it is gone.
+        """
+        if self._content and read_file(self.path / REQUEST, most=MOST_BYTES) != self._content:
+            raise OutputError(changed(self.path / REQUEST, "the folder is another one, or the request was edited"))
+
     @contextlib.contextmanager
     def _output_errors(self, what: str) -> Iterator[None]:
         """Raise errors of the system as :class:`OutputError`, with the checkpoint from which a run can go on."""
         try:
+            self.check_place()
             yield
         except (CheckpointError, OutputError):
             raise

@@ -17,9 +17,9 @@ from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import DataError, ExampleError, ModelError
 from pararealize.restore import preserve_training_flags
-from pararealize.tracing.containers import on_device
+from pararealize.tracing.containers import map_leaves, on_device
 
-__all__ = ["Score", "correct", "eval_mode", "evaluate", "logits_of"]
+__all__ = ["Score", "as_input", "correct", "eval_mode", "evaluate", "logits_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +74,8 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
         # of several copies, one may evaluate no batch at all: none of them counts steps from here on
         alone: AbstractContextManager[None] = net.no_sync() if isinstance(net, Stage) else nullcontext()
         with eval_mode(net), torch.no_grad(), alone:
-            for x, labels in itertools.islice(data.test_batches(), processes.replica, None, processes.replicas):
-                output = net(on_device(x, device))
+            for batch, labels in itertools.islice(data.test_batches(), processes.replica, None, processes.replicas):
+                output = net(as_input(net, batch, device))
                 if not processes.is_last:
                     continue
                 output = logits_of(output, labels, data.classes)
@@ -84,6 +84,18 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
                 total += torch.stack([loss, correct(output, labels), torch.tensor(len(labels)).to(loss)]).double().cpu()
         loss_sum, right, count = processes.total(total).tolist()
     return Score(loss=loss_sum / count, error=1 - right / count, count=int(count))
+
+
+def as_input(net: nn.Module, batch: Any, device: torch.device) -> Any:
+    """A batch on a device; numbers with a fraction get the type of the network's parameters, where these have one."""
+    batch = on_device(batch, device)
+    dtypes = {parameter.dtype for parameter in net.parameters() if parameter.is_floating_point()}
+    if len(dtypes) != 1:
+        return batch
+    (dtype,) = dtypes
+    return map_leaves(
+        lambda leaf: leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf, batch
+    )
 
 
 def logits_of(output: Any, labels: torch.Tensor, classes: int = 1) -> torch.Tensor:

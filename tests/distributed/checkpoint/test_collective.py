@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 
 import pytest
@@ -19,9 +20,9 @@ from pararealize.distributed.checkpoint.collective import (
     is_first,
     together,
 )
-from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state
-from pararealize.distributed.checkpoint.sharded import save_sharded
-from pararealize.distributed.checkpoint.state import gather_state_dict, save_state
+from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state, load_optimizer_state
+from pararealize.distributed.checkpoint.sharded import load_sharded, save_sharded
+from pararealize.distributed.checkpoint.state import gather_state_dict, load_state, save_state
 from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import AgreedError, CheckpointError, DistributedError, OutputError
 from pararealize.train.run.score import evaluate
@@ -175,3 +176,82 @@ def test_a_call_beside_the_others_steps_is_named(tmp_path, name) -> None:
         assert "call is step" in message
         assert f"{name} on rank 1" in message
         assert seconds < 30
+
+
+# Loads ----------------------------------------------------------------------------------------------------------------
+
+
+def loads(folder):
+    """What each rank hears of loads that differ or fail on one of them; then it loads, and makes a step."""
+    net, batch = converted("tied embedding")
+    stage = net.distribute(mesh_of(2), timeout=60)
+    optimizer = torch.optim.Adam(stage.parameters(), lr=0.1)
+    step = {"target": torch.zeros(()), "loss_fn": mean_square}
+    inputs, whole = batch(2), {}
+    for name in ("a", "b"):
+        stage.step(inputs, **step)
+        optimizer.step()
+        save_state(stage, f"{folder}/{name}")
+        save_sharded(stage, f"{folder}/{name}.d")
+        whole[name] = gather_state_dict(stage, everywhere=True)
+        whole[f"optimizer {name}"] = gather_optimizer_state(stage, optimizer, everywhere=True)
+    kept = {name: value.clone() for name, value in stage.state_dict().items()}
+    which = "ab"[stage.rank]
+    narrow = {name: value[..., :1] if stage.rank and "head" in name else value for name, value in whole["a"].items()}
+    other_rate = {
+        **whole["optimizer b"],
+        "groups": [{**group, "lr": 0.1 + stage.rank} for group in whole["optimizer b"]["groups"]],
+    }
+    calls = {
+        "files": lambda: load_state(stage, f"{folder}/{which}"),
+        "a missing file": lambda: load_state(stage, f"{folder}/{'a' if stage.rank == 0 else 'none'}"),
+        "folders": lambda: load_sharded(stage, f"{folder}/{which}.d"),
+        "a missing folder": lambda: load_sharded(stage, f"{folder}/{'a.d' if stage.rank else 'none'}"),
+        "state dicts": lambda: stage.load_state_dict(whole[which]),
+        "a shape": lambda: stage.load_state_dict(narrow),
+        "optimisers": lambda: load_optimizer_state(stage, optimizer, whole[f"optimizer {which}"]),
+        "learning rates": lambda: load_optimizer_state(stage, optimizer, other_rate),
+        "an optimiser of one rank": lambda: (
+            load_optimizer_state(stage, optimizer, whole["optimizer b"])
+            if stage.rank
+            else gather_optimizer_state(stage, optimizer)
+        ),
+    }
+    said = {}
+    for name, call in calls.items():
+        with pytest.raises((AgreedError, CheckpointError)) as caught:
+            call()
+        said[name] = type(caught.value).__name__, str(caught.value)
+    unchanged = all(torch.equal(value, kept[name]) for name, value in stage.state_dict().items())
+    load_state(stage, f"{folder}/a")
+    load_sharded(stage, f"{folder}/a.d")
+    stage.load_state_dict(whole["a"])
+    load_optimizer_state(stage, optimizer, whole["optimizer a"])
+    same = all(torch.equal(value, whole["a"][name]) for name, value in stage.state_dict().items() if name in whole["a"])
+    stage.step(inputs, **step)
+    return said, unchanged, same
+
+
+TOLD = {
+    "files": r"AgreedError.*the file is '.*/a' \(digest \w+\) on rank 0, '.*/b' \(digest \w+\) on rank 1",
+    "a missing file": "CheckpointError.*none' cannot be read",
+    "folders": r"AgreedError.*the folder is '.*/a.d' \(digest \w+\) on rank 0, '.*/b.d'",
+    "a missing folder": "CheckpointError.*none. is not there",
+    "state dicts": r"AgreedError.*on rank 0, \(.* on rank 1",
+    "a shape": r"CheckpointError.*head.weight: \(\d+, 1\) there",
+    "optimisers": "AgreedError.*(step|exp_avg) is .* on rank 0, .* on rank 1",
+    "learning rates": "AgreedError.*group 0 of parameters is .*'lr': 0.1.* on rank 0, .*'lr': 1.1.* on rank 1",
+    "an optimiser of one rank": "AgreedError.*gather_optimizer_state on rank 0.*load_optimizer_state on rank 1",
+}
+
+
+def test_loads_are_of_one_checkpoint_or_of_none(tmp_path) -> None:
+    for rank, (said, unchanged, same) in enumerate(on_ranks(2, loads, str(tmp_path))):
+        for name, pattern in TOLD.items():
+            kind, text = said[name]
+            assert re.search(pattern, f"{kind} {text}"), (name, kind, text)
+        other = {"a missing file": 0, "a shape": 0, "a missing folder": 1}  # who hears of it from the one at fault
+        for name, listener in other.items():
+            assert said[name][1].startswith(f"rank {1 - listener}: ") is (rank == listener), said[name]
+        assert unchanged
+        assert same

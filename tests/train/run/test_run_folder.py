@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pararealize.errors import CheckpointError, OutputError
+from pararealize.manifest import FileFact
 from pararealize.train.run import lock
 from pararealize.train.run.checkpoint import RunState, write_run_state
 from pararealize.train.run.intact_checkpoint import LINES, METRICS
@@ -53,7 +54,8 @@ def test_a_new_folder_and_an_empty_one(tmp_path):
     assert last is None
     assert {path.name for path in folder.path.iterdir()} == {"run.json", "checkpoints", *LINES}
     told = json.loads((folder.path / "run.json").read_text())
-    assert told == {"schema": "pararealize.run", "version": 2, "run": folder.run, **ASKED}
+    told_besides = {"weights": WEIGHTS, "files": {}}
+    assert told == {"schema": "pararealize.run", "version": 3, "run": folder.run, **told_besides, **ASKED}
     (tmp_path / "empty").mkdir()
     assert begin(tmp_path / "empty")[1] is None
     runs = {begin(tmp_path / f"{i}", **how)[0].run for i, how in enumerate(({}, {"weights": "1"}, {"asked": {}}))}
@@ -125,14 +127,38 @@ def test_another_run_is_refused_with_the_values(tmp_path):
     ("{", "cannot be read"),
     ("[]", "cannot be read"),
     ('{"schema": "pararealize.run"}', "cannot be read"),
-    ('{"schema": "pararealize.run", "version": 1}', "version 1, and this is .* version 2; .*pararealize that wrote"),
-    ('{"schema": "pararealize.run", "version": 2, "run": 5}', "does not say which run it is of"),
+    ('{"schema": "pararealize.run", "version": 2}', "version 2, and this is .* version 3; .*pararealize that wrote"),
+    ('{"schema": "pararealize.run", "version": 3, "run": 5}', "does not say which run it is of"),
+    ('{"schema": "pararealize.run", "version": 3, "run": 5, "run": 6}', "the key run stands twice in one object"),
 ])  # fmt: skip
 def test_a_strange_run_is_refused(tmp_path, text, told):
     folder, _ = begun(tmp_path)
     (folder.path / "run.json").write_text(text)
     with pytest.raises(CheckpointError, match=told):
         begun(tmp_path, resume=True)
+
+
+def test_a_request_that_was_changed_together_with_the_arguments(tmp_path):
+    folder, _ = begun(tmp_path)
+    file = folder.path / "run.json"
+    file.write_text(file.read_text().replace('"lr": 0.1', '"lr": 0.2'))
+    with pytest.raises(
+        CheckpointError, match=r"run\.json' is not what was written: it is not the request that the run"
+    ):
+        begun(tmp_path, asked={**ASKED, "recipe": {"lr": 0.2}}, resume=True)
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_text("other")])
+def test_files_that_a_run_begins_with_stay_what_they_were(tmp_path, change):
+    files = {"plan.json": "a plan"}
+    folder, _ = begun(tmp_path, files=files)
+    assert (folder.path / "plan.json").read_text() == "a plan"
+    save(folder, 1)
+    assert begun(tmp_path, files={"plan.json": "for other devices"}, resume=True)[1] is not None
+    assert (folder.path / "plan.json").read_text() == "a plan"
+    change(folder.path / "plan.json")
+    with pytest.raises(CheckpointError, match=r"plan.json' (is not what was written|cannot be read).*from a copy"):
+        begun(tmp_path, files=files, resume=True)
 
 
 def test_checkpoints_without_a_run_are_refused(tmp_path):
@@ -199,16 +225,6 @@ def test_lines_after_a_checkpoint_are_cut(tmp_path):
         folder.check(checkpoint)
 
 
-@pytest.fixture
-def three(tmp_path):
-    """A run with three checkpoints, a line before each."""
-    folder, _ = begun(tmp_path)
-    for step in (1, 2, 3):
-        folder.append(METRICS, [str(step)])
-        save(folder, step)
-    return folder
-
-
 def link(path):
     elsewhere = next(folder for folder in path.parents if folder.name == "run").with_name("elsewhere")
     path.rename(elsewhere)
@@ -243,6 +259,7 @@ def test_what_stands_in_the_place_of_a_file_is_told(tmp_path, three, name, kind)
 def test_lost_checkpoints_are_told(tmp_path, three, epochs):
     three.append(METRICS, ['{"kind": "epoch"}'] * epochs)
     shutil.rmtree(three.path / "checkpoints")
+    (three.path / "latest.json").unlink()
     if epochs == 1:  # the process may have been killed while it wrote the first one
         assert begun(tmp_path, resume=True)[1] is None
         return
@@ -254,13 +271,59 @@ def test_lost_checkpoints_are_told(tmp_path, three, epochs):
     assert begun(tmp_path, force=True)[1] is None
 
 
+def test_a_checkpoint_that_was_lost_is_told_however_early(tmp_path, three):
+    shutil.rmtree(three.path / "checkpoints" / "step-00000003")
+    told = r"latest.json' tells of a checkpoint of step 3, which is not in .*; put it back from a copy, "
+    with pytest.raises(CheckpointError, match=rf"{told}go on from step-00000002 with resume_from="):
+        begun(tmp_path, resume=True)
+    assert begun(tmp_path, resume=True, previous=True)[1].name == "step-00000002"
+    shutil.rmtree(three.path / "checkpoints")
+    for name in ("nothing else", "run.json", METRICS):
+        (three.path / name).unlink(missing_ok=True)
+        with pytest.raises(CheckpointError, match=rf"{told}or start anew with force"):
+            begun(tmp_path, resume=True, previous=True)
+    assert begun(tmp_path, force=True)[1] is None
+
+
+def test_what_others_change_while_a_run_goes_on_is_told(tmp_path):
+    """Lines that are cut off, added or changed, and another folder in the place of the run's."""
+    folder, _ = begun(tmp_path)
+    for change, told in (
+        (b"", r"metrics.jsonl' was changed while the run went on: it had 4 bytes and has 0"),
+        (b"one\ntwo\n", "it had 4 bytes and has 8"),
+    ):
+        (folder.path / METRICS).write_bytes(b"")
+        folder.truncate(dict.fromkeys(LINES, FileFact(size=0, sha256="0" * 64)))
+        folder.append(METRICS, ["one"])
+        (folder.path / METRICS).write_bytes(change)
+        with pytest.raises(OutputError, match=told):
+            folder.append(METRICS, ["two"])
+    (folder.path / METRICS).write_bytes(b"two\n")
+    with pytest.raises(OutputError, match="it is not what was written into it"):
+        folder.line_files()
+    other, _ = begin(tmp_path / "other", weights="1")
+    folder.path.rename(tmp_path / "elsewhere")
+    other.path.rename(folder.path)
+    before = sorted(folder.path.rglob("*"))
+    for work in (folder.check_place, folder.line_files, lambda: folder.save(1, content("one"), keep=1),
+                 lambda: folder.append(METRICS, ["3"])):  # fmt: skip
+        with pytest.raises(
+            OutputError, match=r"run\.json' was changed while the run went on: the folder is another one"
+        ):
+            work()
+    folder.was_occupied = False
+    folder.undo()
+    assert sorted(folder.path.rglob("*")) == before  # of somebody else
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path, three):
     (tmp_path / "link").symlink_to(three.path)
     assert begin(tmp_path / "link", resume=True)[1] == tmp_path / "link" / "checkpoints" / "step-00000003"
 
 
 @pytest.mark.parametrize("path, told", [
-    ("file/run", "Not a directory"), ("a\0b", "NUL"), ("x" * 300, "too long"), ("fifo", "is a FIFO and not a folder"),
+    ("file/run", "Not a directory"), ("a\0b", "NUL"), (os.fsdecode(b"\xff"), "not UTF-8"),
+    ("x" * 300, "too long"), ("fifo", "is a FIFO and not a folder"),
     ("nowhere", "is a link that leads nowhere"),
 ])  # fmt: skip
 def test_nothing_can_be_made_there(tmp_path, path, told):

@@ -33,6 +33,14 @@ def test_flags_and_statistics_stay():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_inputs_have_the_type_of_the_network(dtype):
+    net = chain().to(dtype)
+    history = fit(net, samples(), Recipe(epochs=1))
+    assert history.score == evaluate(net, samples())
+    assert next(net.parameters()).dtype is dtype
+
+
 class Wrapped(nn.Module):
     def __init__(self, way):
         super().__init__()
