@@ -46,6 +46,8 @@ def undropped(model):
     return model
 
 
+BEHIND = {"n": 3, "windows": ["2", "8", "14"], "coarse": "linear", "sequential": 1}  # 1, 3, 3 and 2 segments
+
 # name: (model, inputs of a batch size, arguments of pararealize)
 NETWORKS = {
     "residual, batch norm": (SmallResNet, images, {"n": 4}),
@@ -66,10 +68,11 @@ NETWORKS = {
     "skips that add up": (WaveNet, lambda b: torch.randn(b, 1, 9, dtype=torch.float64), {"n": 3}),
     "windows": (deep, vectors, {"n": 3, "windows": 2, "coarse": "paper"}),
     "windows, linear coarse": (deep, vectors, {"n": 2, "windows": 3, "coarse": "linear"}),
-    "windows behind a sequential block": (deep, vectors, {"n": 3, "windows": 3, "coarse": "linear", "sequential": 1}),
+    "windows behind a sequential block": (deep, vectors, BEHIND),
     "windows that read the input": (lambda: resnet20(num_classes=3), images, {"n": 2, "windows": 3, "source": "input"}),
     "windows, context with gradients": (SharedBias, lambda b: vectors(b, 6), {"n": 2, "windows": 2, "coarse": "block"}),
     "windows, tied embedding": (LanguageModel, ids, {"n": 2, "windows": 2, "coarse": "linear"}),
+    "windows, corrected outputs": (deep, vectors, {"n": 2, "windows": 3, "coarse": "dense"}),
     "windows, a short one between": (deep, vectors, {"n": 3, "windows": ["0", "6", "10"], "coarse": "linear"}),
     "reversible halves": (RevNet, lambda b: vectors(b, 5), {"n": 3, "coarse": "exact"}),
 }

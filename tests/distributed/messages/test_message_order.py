@@ -11,6 +11,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pararealize.distributed.messages import message_order
 from pararealize.distributed.messages.message_order import StepMessages, message_tags
 from pararealize.distributed.messages.point_to_point import PointToPoint
 from pararealize.distributed.watchdog.watchdog import Watch
@@ -125,8 +126,45 @@ def for_all():
     return shared, copy["a"].tolist(), copy["b"][1:]
 
 
-def test_a_loss_and_an_output_are_given_to_all() -> None:
-    assert on_ranks(2, for_all) == [([1.5, 2.5], [[7.0] * 3] * 2, ("step 7", None))] * 2
+def sums():
+    """Of parts in two types, twice, and of their gradients; then of parts that do not fit."""
+    channel, found = channel_of(), []
+    for direct in (4, 0):  # to each other, and by the backend
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(message_order, "_DIRECT", direct)
+            messages = StepMessages(channel, message_tags(["w_1"]), direct)
+            for step in range(2):
+                part = torch.tensor([0.5, step + 1 / 3]) * (channel.rank + 1)
+                part = part.half() if channel.rank else part
+                total = messages.sum_over_ranks("w_1", part, messages.expect_parts("w_1"))
+                pending = messages.expect_parts("w_1", gradients=True)
+                assert len(pending) == (direct > 0)
+                gradient = messages.sum_over_ranks("w_1", total if channel.rank else None, pending, gradients=True)
+                assert total.dtype is torch.float32
+                assert torch.equal(gradient, total)
+                found.append(total.tolist())
+                channel.flush()
+                messages.formats_known = True
+            for faulty in (messages, StepMessages(channel, message_tags(["w_1"]), direct + 1)):
+                with pytest.raises(DistributedError) as error:
+                    faulty.sum_over_ranks("w_1", torch.ones(3 + channel.rank), [])
+                found.append(str(error.value))
+    return found
+
+
+def test_a_loss_an_output_and_a_sum_are_given_to_all() -> None:
+    shared, totals = zip(*on_ranks(2, for_all_and_sums), strict=True)
+    assert shared == (([1.5, 2.5], [[7.0] * 3] * 2, ("step 7", None)),) * 2
+    first, last = totals
+    for ours, theirs in zip(first[:2] + first[4:6], last[:2] + last[4:6], strict=True):
+        assert ours == theirs
+    assert first[:2] == first[4:6] == [[1.5, pytest.approx(1.0, rel=1e-3)], [1.5, pytest.approx(4.0, rel=1e-3)]]
+    assert last[2].startswith("number 1: its part of w_1 is (4,) float32, and with inputs like these it was (2,)")
+    assert "the ranks' parts of w_1 are (3,) float32, (4,) float32, and cannot be summed" in first[3]
+
+
+def for_all_and_sums():
+    return for_all(), sums()
 
 
 def issued(cases):

@@ -149,7 +149,8 @@ def test_training_with_graphs_is_training(name: str, coarse: str, graphs: Any, d
 @pytest.mark.parametrize("graphs", ["whole", "parts"])
 @pytest.mark.parametrize("streams", [True, False])
 def test_stacked_segments_are_captured_too(graphs: Any, streams: bool, device: str) -> None:
-    net, x = convert("vectors", coarse="linear", cuts="paper", device=device)
+    windows = {"n": 2, "windows": 2, "cuts": "cost"} if streams else {"cuts": "paper"}
+    net, x = convert("vectors", coarse="linear", device=device, **windows)
     twin = copy.deepcopy(net)
     with machine(device):
         local = capture_graphs(net, x, graphs=graphs, stack=True, streams=streams)

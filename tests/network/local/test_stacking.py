@@ -46,23 +46,24 @@ class Attention(nn.Module):
         return x + self.mlp(x)
 
 
-def chain_of(make, depth: int, x: Tensor, n: int) -> tuple[PararealModule, Tensor]:
+def chain_of(make, depth: int, x: Tensor, n: int, **arguments) -> tuple[PararealModule, Tensor]:
     torch.manual_seed(1)
     first = nn.Conv2d(4, 4, 1) if x.ndim == 4 else nn.Linear(8, 8)
     net = nn.Sequential(first, nn.Sequential(*(make() for _ in range(depth))), nn.Flatten(), nn.LazyLinear(3))
     net(x)
-    return pararealize(net, n=n, example_inputs=x, coarse="linear", cuts="paper"), x
+    return pararealize(net, n=n, example_inputs=x, **{"coarse": "linear", "cuts": "paper", **arguments}), x
 
 
 NETWORKS = {
     "batch norm": lambda: chain_of(lambda: Norms(4, 0.0), 4, torch.randn(5, 4, 6, 6), 2),
     "residual": lambda: chain_of(lambda: Residual(4), 6, torch.randn(5, 4, 6, 6), 3),
     "attention": lambda: chain_of(Attention, 4, torch.randn(5, 7, 8), 4),
+    "windows": lambda: chain_of(lambda: Residual(4), 4, torch.randn(5, 4, 6, 6), 2, windows=2, coarse="scale"),
     "vectors": lambda: chain_of(lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), 6, torch.randn(5, 8), 3),
 }
 
 
-def groups(net: PararealModule) -> list[tuple[int, ...]]:
+def groups(net: PararealModule) -> list[tuple[str, ...]]:
     return [stack.segments for stack in stacks_of(net)[0]]
 
 
@@ -70,7 +71,7 @@ def groups(net: PararealModule) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("training", [True, False])
 def test_outputs_gradients_and_buffers(name: str, training: bool) -> None:
     net, x = NETWORKS[name]()
-    assert groups(net) == [tuple(range(1, net.plan.n + 1))]
+    assert groups(net) == [tuple(row.name for row in window.segments) for window in net.plan.windows]
     net.train(training).double()
     twin, x = copy.deepcopy(net), x.double()
     stacked = run_local(net, stack=True)
@@ -171,7 +172,7 @@ def test_other_settings_are_another_structure(change: nn.Module) -> None:
     changed = [layer(), layer(), layer()]
     place = next(i for i, module in enumerate(changed[2]) if type(module) is type(change))
     changed[2][place] = change
-    for layers, expected in ([layer(), layer(), layer()], [(1, 2, 3)]), (changed, [(1, 2)]):
+    for layers, expected in ([layer(), layer(), layer()], [("g1", "g2", "g3")]), (changed, [("g1", "g2")]):
         model = nn.Sequential(nn.Linear(8, 8), *layers, nn.Linear(8, 2))
         assert groups(pararealize(model, n=3, coarse="linear", cuts=["2", "3"])) == expected
 
@@ -180,7 +181,7 @@ def test_whether_it_pays_is_measured_and_leaves_no_trace() -> None:
     net, x = NETWORKS["residual"]()
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     local = run_local(net, x, stack="auto")
-    assert [stack.segments for stack in local.stacks] in ([], [(1, 2, 3)])
+    assert [stack.segments for stack in local.stacks] in ([], [("g1", "g2", "g3")])
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in net.parameters())

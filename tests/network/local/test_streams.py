@@ -59,6 +59,20 @@ def test_streams_wait_for_what_they_read(name: str, coarse: str) -> None:
         assert torch.equal(local(x), net(x))
 
 
+def test_the_next_window_waits_for_the_end_of_the_one_before() -> None:
+    layers = (layer for _ in range(9) for layer in (nn.Linear(6, 6), nn.Tanh()))
+    x = torch.randn(4, 6)
+    net = pararealize(nn.Sequential(*layers), n=3, windows=3, sequential=1, coarse="low-rank", example_inputs=x).eval()
+    lanes = {node.name: lane for node, lane in lanes_of(net.graph, net.network_parts).items()}
+    for window in net.plan.windows[1:]:
+        assert lanes[f"w_{window.m}"] == window.offset + window.n
+        assert lanes[f"y_{window.m}_1"] == lanes[f"v_{window.m}_1"] == window.offset + 1
+    with cuda_on_the_cpu():
+        local = run_local(net)
+        for _ in range(2):
+            assert torch.equal(local(x), net(x))
+
+
 @pytest.mark.parametrize("missing", ["wait_event", "wait_stream", "lend"])
 def test_the_double_sees_what_is_missing(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = pararealize(SmallResNet(), n=3, example_inputs=IMAGES)
