@@ -15,6 +15,8 @@ from typing import Any
 
 from benchmarks.harness import Results, run_cases, table
 
+from . import text
+
 FOLDER = Path(__file__).parent
 NETWORKS = ("decoder", "minilm")
 # n, windows, blocks that stay as they are in front, behind; where nothing is said, all layers take part
@@ -37,12 +39,14 @@ SCHEDULES = {
     },
 }
 KINDS = ("linear", "scale", "low-rank:32", "dense")  # the first one is the published method: sums
+TRAINED = ("linear", "low-rank:32")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.windows", description=__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=("decoder",))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--trained", nargs="*", choices=KINDS, default=TRAINED, help="kinds to train a little, too")
     parser.add_argument("--minilm", type=Path, help="folder with the weights of all-MiniLM-L6-v2")
     parser.add_argument("--weights", type=Path, default=Path("out"), help="where networks trained here are kept")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results.json and table.md")
@@ -55,18 +59,23 @@ def main(arguments: list[str] | None = None) -> int:
         options.networks = [network for network in options.networks if network != "minilm"]
     results = Results(options.out / "results.json")
     cases = [
-        f"{network}; {schedule}; {kind}"
+        f"{network}; {schedule}; {kind}{suffix}"
+        for suffix, kinds in (("", options.kinds), ("; trained", options.trained))
         for network in options.networks
         for schedule in SCHEDULES[network]
-        for kind in options.kinds
+        for kind in kinds
     ]
+    if options.trained and "decoder" in options.networks:
+        cases.append("decoder; the original; none; trained")
+    for held_out in (False, True):
+        text.docstrings(held_out=held_out)  # read once, before the processes of the cases part
 
     def measure(case: str) -> dict[str, Any]:
         from .measure import measure  # torch must not run before the fork
 
-        network, schedule, kind = case.split("; ")
-        shape = SCHEDULES[network][schedule]
-        return measure(network, shape, kind, weights=options.weights, minilm_folder=options.minilm)
+        network, schedule, kind, *trained = case.split("; ")
+        shape = SCHEDULES[network].get(schedule)
+        return measure(network, shape, kind, train=bool(trained), weights=options.weights, minilm_folder=options.minilm)
 
     run_cases(cases, measure, results, seconds=3000, gibibytes=12, show=_show)
     (options.out / "table.md").write_text(markdown(results.rows))
@@ -96,20 +105,15 @@ def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     ):
         lines = [["schedule", "n", "coarse", "speed-up", *(title for title, _ in figures)]]
         for case, row in rows.items():
-            name, schedule, kind = case.split("; ")
-            if name == network and "failed" not in row:
-                lines.append(
-                    [
-                        schedule,
-                        str(row["n"]),
-                        f"`{kind}`",
-                        f"{row['speedup']:.2f}×",
-                        *(_number(network, row.get(key)) for _, key in figures),
-                    ]
-                )
+            name, schedule, kind, *trained = case.split("; ")
+            if name != network or "failed" in row or trained:
+                continue
+            row = row | rows.get(f"{case}; trained", {})
+            numbers = [_number(network, row.get(key)) for _, key in figures]
+            lines.append([schedule, str(row["n"]), f"`{kind}`", f"{row['speedup']:.2f}×", *numbers])
         if len(lines) > 1:
             yield f"## {network}"
-            yield table(lines)
+            yield table(lines[0], lines[1:])
 
 
 def _number(network: str, value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,26 @@ DISTIL = 300
 Shape = tuple[int, int, int, int]
 
 
-def measure(network: str, shape: Shape, kind: str, *, weights: Path, minilm_folder: Path | None) -> dict[str, Any]:
+def measure(
+    network: str, shape: Shape | None, kind: str, *, train: bool, weights: Path, minilm_folder: Path | None
+) -> dict[str, Any]:
+    if shape is None:
+        return _original(weights)
     if network == "decoder":
-        return _decoder(shape, kind, weights)
+        return _decoder(shape, kind, weights, train=train)
     assert minilm_folder is not None
-    return _minilm(shape, kind, minilm_folder)
+    return _minilm(shape, kind, minilm_folder, train=train)
+
+
+def _original(weights: Path) -> dict[str, Any]:
+    """The decoder itself after a tenth more of its training."""
+    model = decoder.trained_decoder(weights, steps=STEPS)
+    original = decoder.perplexity(model, docstrings(held_out=True))
+    decoder.train(model.train(), docstrings(held_out=False), steps=STEPS // 10, lr=5e-4, seed=7, say=lambda _: None)
+    return {
+        "perplexity": original,
+        "excess_trained": decoder.perplexity(model.eval(), docstrings(held_out=True)) / original - 1,
+    }
 
 
 def _converted(model: nn.Module, shape: Shape, kind: str, example: Any, layers: list[str]) -> PararealModule:
@@ -36,9 +50,9 @@ def _converted(model: nn.Module, shape: Shape, kind: str, example: Any, layers: 
     ).eval()
 
 
-def _decoder(shape: Shape, kind: str, weights: Path) -> dict[str, Any]:
+def _decoder(shape: Shape, kind: str, weights: Path, *, train: bool) -> dict[str, Any]:
     model = decoder.trained_decoder(weights, steps=STEPS)
-    text, held_out = docstrings(held_out=False), docstrings(held_out=True, most=1_500_000)
+    text, held_out = docstrings(held_out=False), docstrings(held_out=True)
     sample = [x for x, _ in batches(text, batch=16, length=decoder.LENGTH, steps=30, seed=2)]
     net = _converted(model, shape, kind, sample[0], [f"layers.{i}" for i in range(12)])
     original = decoder.perplexity(model, held_out)
@@ -47,15 +61,13 @@ def _decoder(shape: Shape, kind: str, weights: Path) -> dict[str, Any]:
     calibration = calibrate(net, sample)
     row["error"] = calibration.stage("after").output
     row["excess"] = decoder.perplexity(net, held_out) / original - 1
-    decoder.train(net.train(), text, steps=STEPS // 10, lr=5e-4, seed=7, say=lambda _: None)
-    row["excess_trained"] = decoder.perplexity(net.eval(), held_out) / original - 1
-    again = copy.deepcopy(model)
-    decoder.train(again.train(), text, steps=STEPS // 10, lr=5e-4, seed=7, say=lambda _: None)
-    row["original_trained"] = decoder.perplexity(again.eval(), held_out) / original - 1
+    if train:
+        decoder.train(net.train(), text, steps=STEPS // 10, lr=5e-4, seed=7, say=lambda _: None)
+        row["excess_trained"] = decoder.perplexity(net.eval(), held_out) / original - 1
     return row
 
 
-def _minilm(shape: Shape, kind: str, folder: Path) -> dict[str, Any]:
+def _minilm(shape: Shape, kind: str, folder: Path, *, train: bool) -> dict[str, Any]:
     model = minilm.minilm(folder)
     train = minilm.batches_of(folder, held_out=False, count=48)
     test = minilm.batches_of(folder, held_out=True, count=12)
@@ -64,6 +76,8 @@ def _minilm(shape: Shape, kind: str, folder: Path) -> dict[str, Any]:
     row["sums"] = minilm.quality(net, model, test)["cosine"]
     calibrate(net, train)
     row |= minilm.quality(net, model, test)
+    if not train:
+        return row
     torch.manual_seed(0)
     minilm.distil(net, model, train, steps=DISTIL, lr=1e-4)
     distilled = minilm.quality(net, model, test)

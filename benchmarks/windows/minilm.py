@@ -58,7 +58,7 @@ def batches_of(folder: Path, *, held_out: bool, count: int, batch: int = 32) -> 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH)
-    texts = sentences(docstrings(held_out=held_out, most=3_000_000))
+    texts = sentences(docstrings(held_out=held_out))
     step = max(1, len(texts) // (count * batch))
     texts = texts[::step][: count * batch]
     batches = []

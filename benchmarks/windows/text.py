@@ -7,6 +7,7 @@ sentence of one file stands in both.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ PACKAGES = ("torch", "numpy", "scipy", "sklearn", "networkx", "sympy", "matplotl
 HELD_OUT = 8  # one file in so many
 
 
+@functools.cache
 def docstrings(*, held_out: bool, most: int = 12_000_000) -> str:
     """The docstrings of all files of the packages, in the order of their names, up to so many letters."""
     texts: list[str] = []
