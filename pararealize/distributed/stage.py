@@ -43,7 +43,7 @@ class Stage(StageModule):
 
     Attributes:
         rank: this one, in the parareal group.
-        segments: the first and the last of its segments, from 1.
+        segments: the first and the last of its segments, from 1, in a window with n of them.
         device: where it computes; inputs are moved there.
         mesh: the ranks of all copies of the network.
         group: the ranks of one network, as ``ShardedGradScaler(process_group=stage.group)`` takes it.
@@ -298,8 +298,8 @@ class Stage(StageModule):
         """Write down what this rank does when, in seconds since a barrier at the beginning. Every rank enters it.
 
         Gives a :class:`~pararealize.plan.recording.StepRecording`, whose ``actions`` are rows
-        ``(rank, j, action, direction, start, end)``. On GPUs each action waits for the device, so that a recorded step
-        is slower.
+        ``(rank, j, action, direction, start, end, m)``. On GPUs each action waits for the device, so that a recorded
+        step is slower.
         """
         activity = self.rank_setup.activity
         with self.collective_call("record", copies=False):

@@ -91,7 +91,7 @@ class StageModule(ModuleView):
 
     @property
     def segments(self) -> tuple[int, int]:
-        """The first and the last segment of this rank, from 1."""
+        """The first and the last segment of this rank, from 1, in a window with n of them."""
         return self.rank_setup.partition.runs[self.rank]
 
     @property

@@ -25,12 +25,16 @@ def test_the_watchdog_hears_formulas_and_a_recording_has_rows() -> None:
     with activity.during("fine", 2):
         pass
     activity.recording = recording = StepRecording(3, torch.device("cpu"))
-    for action in ("coarse", "send sum"):
-        with activity.during(action, 4, "backward"):
+    for action, m in (("coarse", 0), ("send sum", 0), ("coarse", 2), ("send end", 2), ("all-reduce", 2)):
+        with activity.during(action, 4, "backward", m):
             pass
     activity.recording = None
     with activity.during("head", 4):
         pass
-    assert activity.watch.words == ["g^2 forward", "F^3 backward", "send s_4 backward", "head forward"]
-    rows = [(row.rank, row.j, row.action, row.direction) for row in recording.actions]
-    assert rows == [(3, 4, "coarse", "backward"), (3, 4, "send sum", "backward")]
+    one_window, several = ["F^3", "send s_4"], ["F^2,3", "send w_1", "sum w_2 over ranks"]
+    assert activity.watch.words == [
+        "g^2 forward", *(f"{word} backward" for word in one_window + several), "head forward"
+    ]  # fmt: skip
+    rows = [(row.rank, row.j, row.action, row.direction, row.m) for row in recording.actions]
+    assert rows[:2] == [(3, 4, "coarse", "backward", 0), (3, 4, "send sum", "backward", 0)]
+    assert [row[4] for row in rows[2:]] == [2, 2, 2]
