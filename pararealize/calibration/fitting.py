@@ -85,8 +85,8 @@ def calibrate(
             and distillation sees as many of the first batches as fit.
         seed: fixes the order of batches, and a loader's own shuffling. The caller's random state stays as found.
         renew_statistics: measure the running statistics of the original's batch norms anew on what arrives at them, in
-            every window and in the head, where that makes its error on the samples held out smaller: these buffers of
-            ``net`` change then. Left out: with several windows.
+            every window and in the head, where that makes the error of the output on the samples held out smaller:
+            these buffers of ``net`` change then. Left out: with several windows.
         report: called with a line of text as the work goes on.
 
     Returns:

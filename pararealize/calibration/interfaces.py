@@ -255,6 +255,16 @@ class Interfaces:
         """h(w_M), the parareal network's output."""
         return self.net.head(self.end(values, self.windows[-1]).clone(), *values.context["head"])
 
+    @torch.no_grad()
+    def rest_in_sequence(self, values: InterfaceValues, window: Window) -> Any:
+        """The network's output if the windows behind one ran in sequence, as the original's segments do."""
+        u = self.end(values, window)
+        with self.statistics.as_found():
+            for row in self.net.plan.segments:
+                if row.index > window.segments[-1].index:
+                    u = self._fine(values, row, self.at(row.index, u))
+            return self.net.head(self.at(self.last, u).clone(), *values.context["head"])
+
     def at(self, index: Index, value: Tensor) -> Tensor:
         """A value on the device of segment (m, j)."""
         devices = self.net.segment_devices

@@ -1,7 +1,8 @@
 """A window, the batches -> its adapters, coarse blocks, corrections and running statistics, fitted.
 
 Windows come in order. Each is fitted on what the windows before it give, as they are by then, to the values of the
-network in sequence. Running statistics are renewed where that makes the error of w_m on the samples held out smaller.
+network in sequence. Running statistics are renewed where that makes the error of the output on the samples held out
+smaller, with all windows behind run in sequence.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -122,8 +124,9 @@ class WindowFitting:
         if not self.statistics.of("head"):
             return []
         self.say("renewing the statistics of the head")
-        error = self._output_error()
-        if self._renewed(["head"], self.interfaces.result) and self._output_error() < error:
+        result = self.interfaces.result
+        error = self._output_error(result)
+        if self._renewed(["head"], result) and self._output_error(result) < error:
             return ["head"]
         self.statistics.restore(["head"])
         return []
@@ -168,19 +171,17 @@ class WindowFitting:
         return True
 
     def _error(self, window: Window) -> float:
-        """The relative error of w_m on the samples held out."""
-        sums, last = SquareSums(), window.segments[-1].index
-        for parts in self.held_out.held_out():
-            sums.add(self.interfaces.end(parts.values, window)[parts.held_out], parts.values.true[last][parts.held_out])
-        return sums.relative
+        """The relative error of the output on the samples held out, the windows behind this one run in sequence."""
+        return self._output_error(lambda values: self.interfaces.rest_in_sequence(values, window))
 
-    def _output_error(self) -> float:
+    def _output_error(self, output_of: Callable[[InterfaceValues], Any]) -> float:
         sums = SquareSums()
         for parts in self.held_out.held_out():
-            result = self.interfaces.result(parts.values)
-            for value, true in zip(*map(pytree.tree_leaves, (result, parts.values.output)), strict=True):
+            output = output_of(parts.values)
+            for value, true in zip(*map(pytree.tree_leaves, (output, parts.values.output)), strict=True):
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
-                    sums.add(value, true)
+                    whole = value.ndim == 0 or len(value) != parts.values.samples  # no number a sample
+                    sums.add(*(tensor if whole else tensor[parts.held_out] for tensor in (value, true)))
         return sums.relative
 
     def _fit_corrected(self, window: Window, adapters: list[Fit]) -> WindowFit:

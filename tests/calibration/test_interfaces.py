@@ -21,7 +21,7 @@ from pararealize.calibration.interfaces import (
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.network.parareal import messages
 from pararealize.tracing.call_signature import CallSignature
-from tests.models import MaskedTransformer, SharedBias, SmallResNet
+from tests.models import InPlace, MaskedTransformer, SharedBias, SmallResNet
 
 NETWORKS = {
     "convolutions": (SmallResNet, torch.randn(4, 3, 8, 8)),
@@ -65,6 +65,13 @@ def test_corrected_values_are_those_of_the_mathematics() -> None:
         assert torch.equal(interfaces.corrected(values, (0, j)), z[j - 1])
     assert torch.equal(interfaces.residual(values, (0, 1)), z[0] - net.adapters["C2"](x))
     assert torch.equal(values.true[0, 2], segments[1](segments[0](net.stem(x))))
+
+
+def test_corrections_read_what_the_first_segment_changes_in_place() -> None:
+    x = torch.randn(4, 6)
+    net = pararealize(InPlace().eval(), 2, example_inputs=x, coarse="dense", source="input")
+    values = Interfaces(net).in_sequence(x)
+    assert torch.equal(values.begins[1], net.stem(x)[0])
 
 
 def test_what_is_there_is_not_computed_again() -> None:
