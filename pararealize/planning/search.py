@@ -5,7 +5,6 @@ Every fault of the arguments is found before any is reported.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -80,7 +79,7 @@ def plan_segments(
     the one with the shortest simulated step is taken, which need not be the best of all.
 
     Where windows begin is decided before, by what their blocks cost (``window_cuts.py``). ``windows="auto"`` takes as
-    many as there can be while the simulated step, messages included, stays within 5% of the shortest.
+    many as there can be while the step, messages included, stays within 5% of the shortest.
 
     Args:
         chain: the network's blocks.
@@ -166,12 +165,15 @@ def _most_windows(
     numbers = sorted({max(1, blocks // part) for part in range(1, blocks + 1)})
     if len(numbers) > MOST_TRIALS:
         numbers = sorted({numbers[round(i * (len(numbers) - 1) / (MOST_TRIALS - 1))] for i in range(MOST_TRIALS)})
-    latency, bandwidth = (0.0, math.inf) if transfer is None else (transfer.latency, transfer.bandwidth)
+
+    def step(plan: Plan) -> float:
+        if transfer is None:
+            return plan.critical_path
+        latency, bandwidth = transfer.latency, transfer.bandwidth
+        return simulate(plan, latency=latency, bandwidth=bandwidth, rate=rate, reduce_linear=reduce_linear).step
+
     plans = {number: plan_with(number) for number in numbers}
-    steps = {
-        number: simulate(plan, latency=latency, bandwidth=bandwidth, rate=rate, reduce_linear=reduce_linear).step
-        for number, plan in plans.items()
-    }
+    steps = {number: step(plan) for number, plan in plans.items()}
     number = max(number for number, step in steps.items() if step <= FREE * min(steps.values()))
     links = "free messages" if transfer is None else f"messages of {transfer}"
     note = (
