@@ -3,6 +3,7 @@
 In reading order:
 
     fitting           PararealModule, batches -> Calibration (``calibrate`` composes the files here)
+    batch             a batch -> its inputs, labels and mask
     interfaces        a batch -> what crosses each interface, in sequence and in parallel segments
     held_out          batches -> the samples to fit to, and those that choose between fits
     window_fitting    a window -> its parts, fitted to what the network in sequence has there

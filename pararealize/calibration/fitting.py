@@ -25,9 +25,10 @@ from pararealize.random_state import preserve_state
 from pararealize.restore import ordinary_mode
 from pararealize.train.run.score import eval_mode
 
+from .batch import Batches
 from .held_out import HeldOut
 from .interface_errors import measure_errors
-from .interfaces import Batches, InterfaceRecord, Interfaces
+from .interfaces import InterfaceRecord, Interfaces
 from .report import Calibration
 from .window_fitting import FitSettings, WindowFitting
 

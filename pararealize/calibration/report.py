@@ -268,7 +268,8 @@ def _window_table(calibration: Calibration) -> str:
 
 def _correction_table(calibration: Calibration) -> str:
     """What corrections of each kind give, a row a window."""
-    kinds = list(dict.fromkeys(kind for choice in calibration.corrections for kind in choice.errors))
+    names = dict.fromkeys(kind for choice in calibration.corrections for kind in choice.errors)
+    kinds = sorted(names, key=_freedom)  # windows of fewer channels have fewer ranks
     rows: list[tuple[str | None, ...]] = [("m", *kinds, "used")]
     for choice in calibration.corrections:
         errors = (choice.errors.get(kind) for kind in kinds)
@@ -277,6 +278,13 @@ def _correction_table(calibration: Calibration) -> str:
     where = f" on {calibration.held_out_part}" if calibration.held_out_part else ""
     heading = f"output corrections, ‖w_m − true‖ / ‖true‖{where}, before rounding"
     return f"{heading}\n{aligned(rows, 'l', missing='–', width=WIDTH)}"
+
+
+def _freedom(kind: str) -> tuple[int, int]:
+    """Sorts kinds of corrections by how much they may do."""
+    name, _, rank = kind.partition(":")
+    number = int(rank) if rank.isdecimal() and len(rank) < 10 else 0
+    return {"none": 0, "scale": 1, "low-rank": 2}.get(name, 3), number
 
 
 def _error(value: float) -> str:

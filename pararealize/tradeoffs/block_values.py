@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from pararealize.calibration.interfaces import inputs_of
+from pararealize.calibration.batch import inputs_of
 from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import Index, read_equation

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from pararealize.analysis.blocks import find_blocks
 from pararealize.argument_types import typed_arguments
+from pararealize.calibration.batch import Batches, one_pass
 from pararealize.calibration.fitting import calibrate, calibration_mode
-from pararealize.calibration.interfaces import Batches, one_pass
 from pararealize.coarse.kinds import coarse_name, is_summed
 from pararealize.compiler import pararealize
 from pararealize.errors import CalibrationError, ExampleError, PlanError

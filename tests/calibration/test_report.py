@@ -123,7 +123,7 @@ def windows() -> Calibration:
     )
     choices = [
         CorrectionChoice(
-            m=m, kind="dense", rank=0, used=m == 1, errors={"none": 0.25, "low-rank:8": 0.1, "dense": 0.05}
+            m=m, kind="dense", rank=0, used=m == 1, errors={"none": 0.25, "dense": 0.05, "low-rank:8": 0.1}
         )
         for m in (1, 2)
     ]

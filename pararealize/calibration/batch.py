@@ -1,0 +1,76 @@
+"""A batch -> its inputs by name, its labels, its mask; batches -> passes over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from pararealize.errors import ExampleError
+from pararealize.tracing.call_signature import CallSignature
+
+__all__ = ["Batches", "inputs_of", "labels_of", "mask_of", "one_pass"]
+
+Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
+    """The tensors of a batch by their names: of an input, of ``(input, labels)``, or of a dict of keyword arguments.
+
+    A dict with none of the arguments' names is itself the input, but for its labels.
+
+    Raises:
+        ExampleError: an input is missing, or is not nested as in the example of the conversion.
+    """
+    names = list(call.signature.parameters)
+    if isinstance(batch, list | tuple) and not batch:
+        raise ExampleError("a batch is empty; pass tensors, (input, labels), or dicts of keyword arguments")
+    if not isinstance(batch, Mapping):
+        return call.tensors((batch[0] if isinstance(batch, list | tuple) else batch,), {})
+    inputs = {name: value for name, value in batch.items() if name in names}
+    if not inputs and call.takes_mapping:
+        return call.tensors((batch if call.fits(batch) else {k: v for k, v in batch.items() if k != "labels"},), {})
+    required = [p.name for p in call.signature.parameters.values() if p.default is p.empty and p.name not in inputs]
+    if required:
+        raise ExampleError(
+            f"the batch has no input {required[0]!r}, which {call.model} needs; pass a dict of its inputs by name "
+            f"({', '.join(names)}), with its labels as 'labels'"
+        )
+    return call.tensors((), inputs)
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels, one integer a sample, where the batch has them."""
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels")
+    else:
+        labels = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+    is_label = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+    return labels if is_label else None
+
+
+def mask_of(batch: Any) -> Tensor | None:
+    """Which positions count, ``(batch, tokens)``, where a batch has an ``"attention_mask"`` of that shape."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def one_pass(batches: Batches) -> Iterator[Any]:
+    """One pass over batches that can be read several times: a list, a loader, or a function that gives an iterator.
+
+    Raises:
+        ExampleError: they can be read once only.
+    """
+    source: Any = batches() if callable(batches) else batches
+    if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+        raise ExampleError(
+            f"the batches are a {type(source).__name__}; pass a list, a loader, or a function that gives one"
+        )
+    iterator: Iterator[Any] = iter(source)
+    if iterator is batches:
+        raise ExampleError(
+            "calibration reads its batches several times, and an iterator gives them once; pass a list, a loader, or a "
+            "function that gives a new iterator, such as data.batches"
+        )
+    return iterator

@@ -1,0 +1,40 @@
+"""Batches: inputs, labels and masks of the forms that people have them in; passes that can be repeated."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from pararealize.calibration.batch import inputs_of, labels_of, mask_of, one_pass
+from pararealize.errors import ExampleError
+from pararealize.tracing.call_signature import CallSignature
+
+
+def test_inputs_and_labels_of_a_batch() -> None:
+    x, labels = torch.randn(3, 2), torch.tensor([0, 1, 2])
+    call, _ = CallSignature.of("Model", inspect.signature(lambda x, mask=None: x).bind(x))
+    for batch in (x, (x, labels), [x, labels]):
+        assert inputs_of(batch, call) == {"x": x}
+    assert inputs_of({"x": x, "labels": labels}, call) == {"x": x}
+    with pytest.raises(ExampleError, match="no input 'x'"):
+        inputs_of({"labels": labels}, call)
+    for batch in ((x, labels), {"x": x, "labels": labels}):
+        assert labels_of(batch) is labels
+    for batch in (x, (x,), (x, x), (x, labels.float()), {"x": x}):
+        assert labels_of(batch) is None
+
+
+def test_masks_of_batches() -> None:
+    x, mask = torch.randn(3, 4, 2), torch.tensor([[1, 1, 0, 0]] * 3)
+    assert torch.equal(mask_of({"x": x, "attention_mask": mask}), mask != 0)
+    for batch in (x, (x, mask), {"x": x}, {"attention_mask": mask[:, None]}):
+        assert mask_of(batch) is None
+
+
+def test_batches_can_be_read_several_times() -> None:
+    for batches in ([1, 2], lambda: iter([1, 2])):
+        assert [list(one_pass(batches)) for _ in range(2)] == [[1, 2], [1, 2]]
+    with pytest.raises(ExampleError, match="an iterator gives them once"):
+        one_pass(iter([1, 2]))
