@@ -175,7 +175,11 @@ def _measured(
 
     if inputs is None:
         raise PlanError("--seconds runs the model, whose input is not known; write --input-shape or --input as well")
-    pnet = pararealize(net, n, example_inputs=inputs, leaf_modules=leaves, plan=stored, cost="seconds", **decisions)
+    if stored is not None:  # which says all but what a callable makes
+        decisions = {"coarse": decisions["coarse"]} if callable(decisions["coarse"]) else {}
+    else:
+        decisions = decisions | {"cost": "seconds"}
+    pnet = pararealize(net, n, example_inputs=inputs, leaf_modules=leaves, plan=stored, **decisions)
     return pnet.plan, measure_network(pnet, inputs)[0]
 
 

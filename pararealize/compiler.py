@@ -113,7 +113,7 @@ def pararealize(
             blocks, the cut is then for sums over ranks (:meth:`PararealModule.distribute`), where those are faster.
         leaf_modules: classes or qualified names of modules whose forward is not looked into; each becomes one call.
         plan: a plan made before, for this same model; at other sizes of the example, too, where adapters and coarse
-            blocks can follow them. It says what ``n``, ``coarse``, ``cuts``, ``source``, ``stem_blocks`` and ``cost``
+            blocks can follow them. It says what ``n``, ``coarse``, ``cuts``, ``source``, windows and ``cost``
             are: those that are given as well have to say the same, and a callable that built coarse blocks is given.
 
     Returns:

@@ -71,7 +71,7 @@ def values() -> dict[str, Any]:
 
 CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "build_adapter": lambda v: {
-        "source": v["plan"].adapters[0].x, "target": v["plan"].adapters[0].y, "from_stem": True
+        "source": v["plan"].adapters[0].x, "target": v["plan"].adapters[0].y, "reads": "stem"
     },
     "build_coarse": lambda v: {
         "plan": v["plan"].coarse_blocks[0], "chain": v["chain"], "first": v["plan"].segments[1].first,
@@ -101,6 +101,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "restack": lambda v: {"model": v["model"], "scheme": "midpoint", "example_inputs": X},
     "run_local": lambda v: {"net": v["net"]},
     "simulate": lambda v: {"plan": v["plan"]},
+    "tradeoff": lambda v: {"model": v["model"], "batches": [X] * 5, "n": 2, "points": 1, "sensitivity_batches": 1},
 }  # fmt: skip
 FUNCTIONS = [name for name in pararealize.__all__ if inspect.isfunction(getattr(pararealize, name))]
 DEEPER = {("calibrate", "report"), ("fine_tune", "report"), ("fit", "report")}  # a function of the user's may raise
@@ -116,7 +117,7 @@ def test_a_wrong_argument_is_a_typed_error(
     monkeypatch.chdir(tmp_path)  # where a run's folder would come to lie
     arguments = CALLS[function](values())
     for wrong, value in WRONG.items():
-        if function in ("fit", "fine_tune", "evaluate") and is_allowed(value, _hint(function, argument)):
+        if function in ("fit", "fine_tune", "evaluate", "tradeoff") and is_allowed(value, _hint(function, argument)):
             continue  # it would train
         with contextlib.suppress(PararealizeError), contextlib.redirect_stdout(io.StringIO()):
             try:

@@ -86,7 +86,11 @@ def test_windows_and_sequential_blocks(tmp_path):
         assert f"{file} is one of 3 windows; give one of them" in message
 
 
-def test_schedule_measures():
+def test_schedule_measures(tmp_path):
     value = json.loads(run("schedule", "resnet20", "--n", 2, "--seconds", "--batch", 4, "--json").stdout)
     assert "measured seconds" in value["timeline"]["notes"]
     assert value["step"] > 0
+    file = tmp_path / "plan.json"
+    file.write_text(pararealize(models.resnet20(), 2, coarse="linear", windows=2).plan.to_json())
+    value = json.loads(run("schedule", "resnet20", "--plan", file, "--seconds", "--json").stdout)
+    assert {action["m"] for action in value["timeline"]["actions"] if action["kind"] == "fine"} == {1, 2}
