@@ -21,7 +21,7 @@ __all__ = ["WindowProblem", "longest_segment", "window_starts"]
 
 CANDIDATES = 8  # boundaries a window, of those between which a long network's windows are chosen
 CHANGE_CHARGE = 0.01  # of the whole network's work, for each segment that begins in another space than its window
-LENGTH_CHARGE = 1e-3  # of the whole network's work, shared by windows by the squares of their lengths
+LENGTH_CHARGE = 0.2  # of the whole network's work, shared by windows by the squares of their lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -228,3 +228,14 @@ def test_adapters_read_the_stem_where_it_makes_tokens_of_images(small):
     assert plan_segments(*small, 2).source == "input"
     assert source(Patches(), (2, 3, 8, 8)) == "stem"
     assert source(nn.Sequential(nn.Linear(6, 8), *(nn.Linear(8, 8) for _ in range(3))), (2, 5, 6)) == "input"
+
+
+def test_as_many_windows_as_cost_little_and_fewer_where_messages_do(small):
+    def windows(number, transfer=None):
+        return plan_segments(*small, 2, coarse="linear", windows=number, transfer=transfer)
+
+    steps = {m: windows(m).critical_path for m in (9, 4, 3, 2, 1)}
+    free, most = windows("auto"), max(m for m, step in steps.items() if step <= 1.05 * min(steps.values()))
+    assert free == dataclasses.replace(windows(most), notes=free.notes)
+    assert free.notes[0].startswith(f'"auto" is {most} window')
+    assert windows("auto", Transfer(latency=1e-1, bandwidth=1e6)).n == 1  # where nothing pays, the original
