@@ -139,11 +139,13 @@ def end_gradient(
 
 def differentiate_all_reduce(window: WindowSegments, run: WindowValues, gradient: torch.Tensor) -> None:
     """Hand the gradient of w to each y_j, and its negative to each x_j, j > 1."""
-    negative = -gradient
     for j in window.run:
         run.y_leaf[j].grad = gradient.to(run.y_leaf[j].dtype)
-        if j > 1:
-            run.x_leaf[j].grad = negative.to(run.x_leaf[j].dtype)
+    rest = [j for j in window.run if j > 1]
+    negative = -gradient if rest else None
+    for j in rest:
+        assert negative is not None
+        run.x_leaf[j].grad = negative.to(run.x_leaf[j].dtype)
 
 
 def _name(m: int) -> str:
