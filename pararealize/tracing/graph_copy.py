@@ -42,7 +42,7 @@ class GraphCopy:
                 if "plain" not in node.meta:
                     self.copies[node] = tensors[str(node.target)]
             elif node in replacements:
-                last = next(reversed(self.graph.nodes), None)
+                last = next(iter(reversed(self.graph.nodes)), None)  # no iterator in torch 2.10
                 replacements[node]()
                 self._enter_region(node, after=last)
             elif node not in omitted:
