@@ -106,7 +106,7 @@ def command(
 
 
 def _write(measured: Tradeoff, folder: Path, title: str, picture: options.Picture) -> list[str]:
-    from pararealize.tradeoffs import draw_tradeoff
+    from pararealize.tradeoffs.figure import draw_tradeoff
 
     document = folder / "tradeoff.json"
     document.write_text(measured.to_json(), encoding="utf-8")

@@ -7,11 +7,10 @@ In reading order:
     sensitivity     each possible window's cost, and the error that it alone makes
     selection       windows that may be together: short steps at little error
     report          Tradeoff: speed-up against error, as text and JSON
-    figure          a picture of a Tradeoff
+    figure          a picture of a Tradeoff (``draw_tradeoff``)
 """
 
-from .figure import draw_tradeoff
 from .measured_plans import tradeoff
 from .report import Tradeoff, TradeoffRow
 
-__all__ = ["Tradeoff", "TradeoffRow", "draw_tradeoff", "tradeoff"]
+__all__ = ["Tradeoff", "TradeoffRow", "tradeoff"]

@@ -2,9 +2,9 @@ r"""The original block by block, n -> what each possible window would cost and t
 
 A window of blocks a to b - 1 on n devices begins with the original's :math:`u_a`, from which adapters, fitted in closed
 form, make inputs :math:`x_j`. Its segments give :math:`d_j = y_j - x_j`, a correction in closed form is fitted to what
-their sum misses (``channel_maps.py``), and the rest of the network goes on from there in sequence: what the output
-then differs by, on batches that were held out, is the window's sensitivity. Windows in which the space changes are not
-looked at: their blocks stay sequential.
+their sum misses (``calibration/channel_maps.py``), and the rest of the network goes on from there in sequence: what
+the output then differs by, on batches that were held out, is the window's sensitivity. Windows in which the space
+changes are not looked at: their blocks stay sequential.
 """
 
 from __future__ import annotations

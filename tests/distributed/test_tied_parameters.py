@@ -9,8 +9,7 @@ from pararealize.distributed.assignment import assign
 from pararealize.distributed.partition import SegmentPartition
 from pararealize.distributed.rank_modules import copy_modules
 from pararealize.distributed.tied_parameters import TiedParameters, counted_parameters
-from tests.rank_comparison import converted, distance, furthest, mesh_of
-from tests.ranks import on_ranks
+from tests.rank_comparison import converted, distance
 
 
 @pytest.mark.parametrize("name, count", [("tied embedding", 1), ("shared layers", 13)])
@@ -34,19 +33,3 @@ def test_ranks_that_share_parameters_are_known_and_see_them_in_one_order(name, c
     counted = [counted_parameters(rank, trees[rank], shared[rank]) for rank in range(2)]
     assert sum(map(len, counted)) == len(list(net.parameters()))
     assert len(counted[0]) == len(list(trees[0].parameters()))
-
-
-def other_weights():
-    """Copies begin with the weights of the first."""
-    mesh = mesh_of(2, 1)
-    net, _ = converted("perceptron")
-    other, _ = converted("perceptron")
-    if mesh.get_local_rank("dp") == 1:
-        with torch.no_grad():
-            for parameter in other.parameters():
-                parameter.add_(1)
-    return furthest(other.distribute(mesh, timeout=30), net, "state")
-
-
-def test_copies_begin_with_the_weights_of_the_first():
-    assert on_ranks(2, other_weights) == [0.0, 0.0]
