@@ -10,7 +10,7 @@ from torch import Tensor
 from pararealize.errors import ExampleError
 from pararealize.tracing.call_signature import CallSignature
 
-__all__ = ["Batches", "inputs_of", "labels_of", "mask_of", "one_pass"]
+__all__ = ["Batches", "inputs_of", "labels_of", "mask_of", "one_pass", "unmasked"]
 
 Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -54,6 +54,13 @@ def mask_of(batch: Any) -> Tensor | None:
     """Which positions count, ``(batch, tokens)``, where a batch has an ``"attention_mask"`` of that shape."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def unmasked(value: Tensor, mask: Tensor | None) -> Tensor:
+    """``(tokens, channels)`` that count of ``(batch, tokens, channels)``; a value of another shape as it is."""
+    if mask is None or value.ndim != 3 or value.shape[:2] != mask.shape:
+        return value
+    return value[mask.to(value.device)]
 
 
 def one_pass(batches: Batches) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from pararealize.errors import CalibrationError
 from pararealize.train.run.score import correct, logits_of
 
+from .batch import unmasked
 from .interfaces import Interfaces, InterfaceValues
 from .rows import Errors, indices
 
@@ -25,9 +26,9 @@ class SquareSums:
     error: float = 0.0
     whole: float = 0.0
 
-    def add(self, value: Tensor, true: Tensor) -> None:
-        """Take in one value and what it should be."""
-        true = true.to(value.device).double()
+    def add(self, value: Tensor, true: Tensor, mask: Tensor | None = None) -> None:
+        """Take in one value and what it should be, at the tokens that count."""
+        value, true = unmasked(value, mask), unmasked(true, mask).to(value.device).double()
         self.error += (value.double() - true).square().sum().item()
         self.whole += true.square().sum().item()
 
@@ -76,15 +77,17 @@ class ErrorSums:
             accuracy=self._correct / self.samples if self._has_labels else None,
         )
 
-    def add_output(self, output: Any, true: Any, labels: Tensor | None, samples: int) -> None:
-        """Take in the output for one batch and what it should be.
+    def add_output(
+        self, output: Any, true: Any, labels: Tensor | None, samples: int, mask: Tensor | None = None
+    ) -> None:
+        """Take in the output for one batch and what it should be, at the tokens that count.
 
         Raises:
             CalibrationError: a label is none of the network's classes.
         """
         for value, other in zip(pytree.tree_leaves(output), pytree.tree_leaves(true), strict=True):
             if isinstance(value, Tensor) and value.is_floating_point():
-                self.output.add(value, other)
+                self.output.add(value, other, mask)
         self.samples += samples
         logits, true_logits = _logits(output, samples), _logits(true, samples)
         if logits is None or true_logits is None:
@@ -119,11 +122,11 @@ def measure_errors(
         for window in interfaces.windows:
             interfaces.end(now, window)
             for row in window.adapters:
-                sums.adapters[row.index].add(now.x[row.index], true.true[row.m, row.j - 1])
+                sums.adapters[row.index].add(now.x[row.index], true.true[row.m, row.j - 1], now.mask)
             for segment in window.segments:
-                sums.interfaces[segment.index].add(now.z[segment.index], true.true[segment.index])
+                sums.interfaces[segment.index].add(now.z[segment.index], true.true[segment.index], now.mask)
         output = interfaces.result(now)
-        sums.add_output(output, true.output, now.labels, now.samples)
+        sums.add_output(output, true.output, now.labels, now.samples, now.mask)
     return sums
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pararealize.coarse.output_correction import InputCorrection, OutputCorrection, correction_text
 from pararealize.plan.spec import Window
 
+from .batch import unmasked
 from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
@@ -182,9 +183,7 @@ def _mask(values: InterfaceValues, samples: slice) -> Tensor | None:
 
 def _rows(value: Tensor, channel: int, mask: Tensor | None) -> Tensor:
     """``(rows, channels)`` of a batch of values with channels at ``channel``; tokens that a mask excludes left out."""
-    last = value.movedim(channel + 1, -1)
-    if mask is not None and last.ndim == 3 and mask.shape == last.shape[:2]:
-        return last[mask.to(last.device)]
+    last = unmasked(value.movedim(channel + 1, -1), mask)
     return last.reshape(-1, last.shape[-1])
 
 

@@ -181,7 +181,9 @@ class WindowFitting:
             for value, true in zip(*map(pytree.tree_leaves, (output, parts.values.output)), strict=True):
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
                     whole = value.ndim == 0 or len(value) != parts.values.samples  # no number a sample
-                    sums.add(*(tensor if whole else tensor[parts.held_out] for tensor in (value, true)))
+                    samples = slice(None) if whole or parts.held_out is None else parts.held_out
+                    mask = None if whole or parts.values.mask is None else parts.values.mask[samples]
+                    sums.add(*((value, true) if whole else (value[samples], true[samples])), mask)
         return sums.relative
 
     def _fit_corrected(self, window: Window, adapters: list[Fit]) -> WindowFit:

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from pararealize.calibration.batch import inputs_of, labels_of, mask_of, one_pass
+from pararealize.calibration.batch import inputs_of, labels_of, mask_of, one_pass, unmasked
 from pararealize.errors import ExampleError
 from pararealize.tracing.call_signature import CallSignature
 
@@ -31,6 +31,10 @@ def test_masks_of_batches() -> None:
     assert torch.equal(mask_of({"x": x, "attention_mask": mask}), mask != 0)
     for batch in (x, (x, mask), {"x": x}, {"attention_mask": mask[:, None]}):
         assert mask_of(batch) is None
+    values = torch.arange(24.0).view(3, 4, 2)
+    assert torch.equal(unmasked(values, mask != 0), values[:, :2].reshape(6, 2))
+    for value, given in ((values, None), (x, mask[:, :3] != 0), (x[0], mask != 0)):
+        assert unmasked(value, given) is value
 
 
 def test_batches_can_be_read_several_times() -> None:

@@ -32,6 +32,10 @@ def test_sums_over_batches_are_norms_over_all_samples() -> None:
     for part in (slice(0, 3), slice(3, 10)):
         sums.add(value[part], true[part])
     assert sums.relative == pytest.approx(relative(value, true))
+    tokens, mask = torch.randn(2, 10, 3), torch.arange(10).expand(2, 10) < 4
+    sums = SquareSums()
+    sums.add(tokens, true.expand(2, 10, 3), mask)
+    assert sums.relative == pytest.approx(relative(tokens[:, :4], true[:4].expand(2, 4, 3)))
 
 
 def test_zero_and_infinite_errors() -> None:

@@ -66,7 +66,7 @@ def chain(kind: str, width: int = 6, depth: int = 4) -> Chain:
     torch.manual_seed(0)
     make = {
         "scale": lambda: Scaled(width),
-        "low-rank": lambda: Factors(width, 2),
+        "low-rank": lambda: Factors(width, 3),
         "dense": lambda: Factors(width, width),
     }
     return Chain([make[kind]() for _ in range(depth)], width)
@@ -76,7 +76,7 @@ def converted(model: nn.Module, x: Tensor, coarse: str, windows: int = 2) -> Par
     return pararealize(model, 2, windows=windows, example_inputs=x, coarse=coarse, source="stem")
 
 
-@pytest.mark.parametrize("needs, coarse", [("scale", "scale"), ("low-rank", "low-rank:2"), ("dense", "dense")])
+@pytest.mark.parametrize("needs, coarse", [("scale", "scale"), ("low-rank", "low-rank:3"), ("dense", "dense")])
 @pytest.mark.parametrize("shape", [(40, 6), (20, 5, 6)])
 def test_what_a_linear_network_needs_is_found(needs: str, coarse: str, shape: tuple[int, ...]) -> None:
     """Of two affine blocks side by side the sum misses A_2 A_1 w and a constant: a linear map of d_1, of A_2's rank."""
@@ -118,7 +118,8 @@ def test_they_are_left_where_they_are_worse_than_none_and_where_they_are_frozen(
     model = chain("dense")
     with torch.no_grad():
         for block in model.blocks:
-            block.layer.weight.zero_()  # constants alone: the sums miss nothing
+            block.layer.weight.zero_()  # constants alone: the sums miss nothing, and inputs are right but for them
+            block.layer.bias.zero_()
     noise = [torch.randn(4, 6, **DOUBLE) for _ in range(4)]
     net = converted(model, noise[0], "dense")
     before = {key: value.clone() for key, value in net.state_dict().items()}

@@ -20,8 +20,8 @@ def test_a_window_corrects_what_the_one_before_left() -> None:
     batches = [torch.randn(40, 6, **DOUBLE) for _ in range(5)]
     model = chain("dense")
     net = converted(model, batches[0], "dense")
-    for name in ("K1_1", "K1_2"):
-        net.coarse[name].requires_grad_(False)
+    for module in (net.coarse.K1_1, net.coarse.K1_2, net.adapters.C1_2):
+        module.requires_grad_(False)
     calibration = calibrate(net, batches)
     _, first, _, last = calibration.stage("after").interfaces
     assert last < 1e-6 < 1e-2 < first
