@@ -21,8 +21,17 @@ def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
     A dict with none of the arguments' names is itself the input, but for its labels.
 
     Raises:
-        ExampleError: an input is missing, or is not nested as in the example of the conversion.
+        ExampleError: an input is missing, or is not nested as in the example of the conversion, or none has a sample.
     """
+    inputs = _inputs_of(batch, call)
+    shaped = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.ndim}
+    if shaped and not any(value.numel() for value in shaped.values()):
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in shaped.items())
+        raise ExampleError(f"a batch holds no sample: {shapes}; leave it out, and pass batches of samples")
+    return inputs
+
+
+def _inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
     names = list(call.signature.parameters)
     if isinstance(batch, list | tuple) and not batch:
         raise ExampleError("a batch is empty; pass tensors, (input, labels), or dicts of keyword arguments")

@@ -20,6 +20,8 @@ def test_inputs_and_labels_of_a_batch() -> None:
     assert inputs_of({"x": x, "labels": labels}, call) == {"x": x}
     with pytest.raises(ExampleError, match="no input 'x'"):
         inputs_of({"labels": labels}, call)
+    with pytest.raises(ExampleError, match=r"a batch holds no sample: x \(0, 2\); leave it out"):
+        inputs_of(x[:0], call)
     for batch in ((x, labels), {"x": x, "labels": labels}):
         assert labels_of(batch) is labels
     for batch in (x, (x,), (x, x), (x, labels.float()), {"x": x}):
