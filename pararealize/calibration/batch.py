@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from pararealize.errors import ExampleError
+from pararealize.errors import CalibrationError, ExampleError
 from pararealize.tracing.call_signature import CallSignature
 
-__all__ = ["Batches", "inputs_of", "labels_of", "mask_of", "one_pass", "unmasked"]
+__all__ = ["Batches", "check_finite", "inputs_of", "labels_of", "mask_of", "one_pass", "unmasked"]
 
 Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -90,3 +90,21 @@ def one_pass(batches: Batches) -> Iterator[Any]:
             "function that gives a new iterator, such as data.batches"
         )
     return iterator
+
+
+def check_finite(value: Tensor, what: str, number: int) -> None:
+    """Make sure that an activation is finite.
+
+    Args:
+        value: the activation.
+        what: says what it is.
+        number: the batch's among others, from 1.
+
+    Raises:
+        CalibrationError: it is not.
+    """
+    if not bool(value.isfinite().all()):
+        raise CalibrationError(
+            f"{what} is not finite in batch {number}; calibration needs a trained network and inputs that it takes: "
+            "look for NaN or infinity in the batch, or load the trained weights"
+        )

@@ -117,8 +117,8 @@ def tradeoff(
     rows = [TradeoffRow(plan=original.plan, predicted=0.0, error=0.0, agreement=None)]
     with calibration_mode(original, seed):
         by_block = BlockByBlock(original)
-        fitted = [by_block.values(batch) for batch in train[:sensitivity_batches]]
-        tested = [by_block.values(batch) for batch in held_out[:sensitivity_batches]]
+        fitted = [by_block.values(batch, i) for i, batch in enumerate(train[:sensitivity_batches], 1)]
+        tested = [by_block.values(batch, i) for i, batch in enumerate(held_out[:sensitivity_batches], 1)]
         chosen = []
         for count in numbers:
             trials = measure_windows(by_block, fitted, tested, count, coarse=coarse, say=say)

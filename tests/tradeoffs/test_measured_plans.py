@@ -51,6 +51,8 @@ def test_refusals() -> None:
             tradeoff(model, data, agreement=agreement)
     with pytest.raises(CalibrationError, match=r"agreement 'same' gives Tensor .* for a batch; return a number"):
         tradeoff(model, [data[0]] * 2, n=2, agreement=("same", torch.eq))
+    with pytest.raises(CalibrationError, match="the output of the stem is not finite in batch 2"):
+        tradeoff(model, [data[0], data[1] / 0, data[2]], n=2)
     with pytest.raises(ExampleError, match="pass some tens of batches"):
         tradeoff(model, data[:1])
     with pytest.raises(ExampleError, match=r"read several times|a function that gives"):
