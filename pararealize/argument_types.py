@@ -150,7 +150,7 @@ def is_allowed(value: Any, hint: Any) -> bool:
     if kind in (collections.abc.Sequence, collections.abc.Iterable):
         if isinstance(value, str | bytes):
             return False  # one is meant where a list of them is asked for
-        if isinstance(value, list | tuple | set):
+        if isinstance(value, list | tuple | set | frozenset | range):
             return all(is_allowed(item, option) for option in typing.get_args(hint) for item in value)
     if kind is type:
         return isinstance(value, type) and issubclass(value, typing.get_args(hint) or object)
@@ -159,7 +159,7 @@ def is_allowed(value: Any, hint: Any) -> bool:
 
 def _fault(value: Any, hint: Any) -> str:
     """What a value is, or where it is a list, what it holds."""
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, list | tuple | set | frozenset | range):
         options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         kinds = [kind for option in options for kind in typing.get_args(option)]
         items = [item for item in value for kind in kinds if not is_allowed(item, kind)]

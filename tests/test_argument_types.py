@@ -248,6 +248,7 @@ def test_methods_and_classes_too(call: Callable[[Any], Any]) -> None:
         (None, int | None, True), ("a", Literal["a", "b"], True), ("c", Literal["a", "b"], False),
         (1, Literal[True], False), ("abc", Sequence[str], False), (["abc"], Sequence[str], True),
         ([1], Sequence[str], False), ({}, Mapping[str, int], True), (len, Callable[..., Any], True),
+        (range(2), Sequence[str], False), (range(2), Sequence[int], True), (frozenset("a"), Iterable[int], False),
         (3, Callable[..., Any], False), ([nn.Linear], Iterable[type[nn.Module] | str], True),
         ([int], Iterable[type[nn.Module] | str], False), (object(), Any, True), (X, Iterable[Any], True),
     ],

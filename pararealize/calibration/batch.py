@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from pararealize.errors import ExampleError
+from pararealize.errors import CalibrationError, ExampleError
 from pararealize.tracing.call_signature import CallSignature
 
-__all__ = ["Batches", "inputs_of", "labels_of", "mask_of", "one_pass", "unmasked"]
+__all__ = ["Batches", "check_finite", "inputs_of", "labels_of", "mask_of", "one_pass", "unmasked"]
 
 Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -21,8 +21,17 @@ def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
     A dict with none of the arguments' names is itself the input, but for its labels.
 
     Raises:
-        ExampleError: an input is missing, or is not nested as in the example of the conversion.
+        ExampleError: an input is missing, or is not nested as in the example of the conversion, or none has a sample.
     """
+    inputs = _inputs_of(batch, call)
+    shaped = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.ndim}
+    if shaped and not any(value.numel() for value in shaped.values()):
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in shaped.items())
+        raise ExampleError(f"a batch holds no sample: {shapes}; leave it out, and pass batches of samples")
+    return inputs
+
+
+def _inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
     names = list(call.signature.parameters)
     if isinstance(batch, list | tuple) and not batch:
         raise ExampleError("a batch is empty; pass tensors, (input, labels), or dicts of keyword arguments")
@@ -81,3 +90,21 @@ def one_pass(batches: Batches) -> Iterator[Any]:
             "function that gives a new iterator, such as data.batches"
         )
     return iterator
+
+
+def check_finite(value: Tensor, what: str, number: int) -> None:
+    """Make sure that an activation is finite.
+
+    Args:
+        value: the activation.
+        what: says what it is.
+        number: the batch's among others, from 1.
+
+    Raises:
+        CalibrationError: it is not.
+    """
+    if not bool(value.isfinite().all()):
+        raise CalibrationError(
+            f"{what} is not finite in batch {number}; calibration needs a trained network and inputs that it takes: "
+            "look for NaN or infinity in the batch, or load the trained weights"
+        )

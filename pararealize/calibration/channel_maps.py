@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pararealize.coarse.output_correction import CorrectionKind
+from pararealize.errors import CalibrationError
 
 __all__ = ["PENALTIES", "ChannelMap", "Moments", "Regressions"]
 
@@ -103,9 +104,17 @@ class Regressions:
         fitted: sums over the rows to fit to.
         held_out: sums over the rows that choose between penalties and ranks; the same where there are no others.
         penalties: what to choose from.
+
+    Raises:
+        CalibrationError: there is no row to fit to.
     """
 
     def __init__(self, fitted: Moments, held_out: Moments, penalties: tuple[float, ...] = PENALTIES) -> None:
+        if not fitted.count:
+            raise CalibrationError(
+                "there are no rows to fit a correction to: the attention masks of all batches exclude every position; "
+                "pass masks with ones where there are tokens"
+            )
         self.fitted, self.held_out, self.penalties = fitted, held_out, penalties
         self.groups, self.channels = fitted.groups, fitted.channels
         self.inputs = self.groups * self.channels

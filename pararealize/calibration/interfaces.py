@@ -18,13 +18,13 @@ from torch.utils import _pytree as pytree
 
 from pararealize.coarse.output_correction import OutputCorrection
 from pararealize.coarse.spec import numbered
-from pararealize.errors import CalibrationError, ExampleError
+from pararealize.errors import ExampleError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import Index, read_equation
 from pararealize.plan.spec import SegmentPlan, Window
 from pararealize.tracing.call_signature import CallSignature
 
-from .batch import Batches, inputs_of, labels_of, mask_of, one_pass
+from .batch import Batches, check_finite, inputs_of, labels_of, mask_of, one_pass
 from .norm_statistics import NormStatistics
 
 __all__ = ["InterfaceRecord", "InterfaceValues", "Interfaces"]
@@ -160,7 +160,7 @@ class Interfaces:
             true: dict[Index, Tensor] = {}
             for row in self.net.plan.segments:
                 true[row.index] = u = self.segment(row.index)(self.at(row.index, u), *context[row.name])
-                _check_finite(u, f"the output of {row.label} of the network in sequence", number)
+                check_finite(u, f"the output of {row.label} of the network in sequence", number)
             output = self.net.head(self.at(self.last, u).clone(), *context["head"])
         return InterfaceValues(
             sources={index: early[node] for index, node in self._source.items()},
@@ -340,11 +340,3 @@ class InterfaceRecord:
     def with_fine(self, window: Window) -> Iterator[InterfaceValues]:
         """The values with x and y of a window."""
         return (self.interfaces.with_fine(values, window) for values in self)
-
-
-def _check_finite(value: Tensor, what: str, number: int) -> None:
-    if not bool(torch.isfinite(value).all()):
-        raise CalibrationError(
-            f"{what} is not finite in batch {number}; calibration needs a trained network and inputs that it takes: "
-            "look for NaN or infinity in the batch, or load the trained weights"
-        )

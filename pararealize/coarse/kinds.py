@@ -150,7 +150,9 @@ def coarse_name(coarse: Coarse) -> str:
     if isinstance(coarse, str) and (coarse in (*KINDS, "auto") or correction_kind(coarse) is not None):
         return coarse
     if not isinstance(coarse, str) and callable(coarse):
-        return builder_name(coarse)
+        name = builder_name(coarse)
+        is_kind = name in (*KINDS, *CORRECTIONS, "auto")  # in a plan a function called "linear" would pass for the kind
+        return f"{name}()" if is_kind else name
     names = (*KINDS, *CORRECTIONS, "auto")
     close = difflib.get_close_matches(str(coarse), names, n=2)
     meant = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

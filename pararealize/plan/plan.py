@@ -22,6 +22,7 @@ from pararealize.errors import PlanError
 from pararealize.table import aligned, billions, count, quantity, shortened
 
 from .consistency import cut_faults, kind_faults, row_faults
+from .corrections import correction_faults
 from .json_text import parse_json, read_json
 from .spec import PartPlan, SegmentPlan, Window, windows_of
 
@@ -176,7 +177,8 @@ class Plan:
         :meth:`from_json` looks for it, and whoever applies a plan.
         """
         faults = row_faults(self.segments, self.adapters, self.coarse_blocks, self.source)
-        return faults or kind_faults(self.coarse, self.coarse_blocks) + cut_faults(self.cuts, self.segments)
+        faults = faults or kind_faults(self.coarse, self.coarse_blocks) + cut_faults(self.cuts, self.segments)
+        return faults or correction_faults(self.coarse, self.windows, self.corrections)
 
     @staticmethod
     def schema() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pararealize.coarse.adapter import corrected_recipe, describe_adapter
 from pararealize.coarse.kinds import Coarse, kind_for
 from pararealize.coarse.output_correction import correction_kind, correction_rank
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
+from pararealize.plan.corrections import correction_shapes
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, Window, fingerprint
 from pararealize.plan.spec import windows_of
 from pararealize.table import quantity
@@ -148,36 +149,10 @@ def _coarse_block(prices: Prices, coarse: Coarse, index: tuple[int, int], first:
 
 
 def _corrections(prices: Prices, coarse: Coarse, window: Window) -> Iterator[CorrectionPlan]:
-    """The K^{m,j} of a window: of those segments from whose outputs on neither space nor coarse blocks change it.
-
-    The first of them reads its input besides, which is what the window begins with.
-    """
-    request, begins = correction_kind(coarse), True
-    if request is None or window.sequential:
-        return
-    segments = window.segments
-    same = len(segments)  # how many segments in front give other spaces
-    while same > 1 and segments[same - 2].y == segments[-1].y and _is_identity(window.coarse_blocks[same - 2]):
-        same -= 1
-    for segment in segments[same - 1 :]:
-        kind, space, differs = request.kind, segment.y, segment.x == segment.y
-        rank = correction_rank(kind, request.rank, space)
-        price = prices.correction(kind, rank, space, differs=differs, reads_x=begins and differs)
-        yield CorrectionPlan(
-            m=segment.m,
-            j=segment.j,
-            kind=kind,
-            rank=rank,
-            differs=differs,
-            reads_x=begins and differs,
-            y=space,
-            **price.columns(),
-        )
-        begins = False
-
-
-def _is_identity(row: CoarsePlan) -> bool:
-    return row.kind == "linear" and row.x == row.y
+    """The K^{m,j} of a window, with their prices."""
+    for shape in correction_shapes(coarse, window):
+        price = prices.correction(shape.kind, shape.rank, shape.y, differs=shape.differs, reads_x=shape.reads_x)
+        yield CorrectionPlan(**shape._asdict(), **price.columns())
 
 
 def _causality_note(plan: Plan) -> str:

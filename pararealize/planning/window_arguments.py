@@ -167,7 +167,7 @@ def check_segments(chain: BlockChain, n: int, spans: Sequence[WindowSpan], windo
     kept = sum(span.blocks for span in spans if span.sequential)
     raise PlanError(
         f"n = {n} is out of range: {type(chain.capture.model).__name__} has {len(chain.blocks)} blocks, {kept} of "
-        f"which are sequential, so that the longest window has {most}; pass n = {max(most, 1)} or less"
+        f"which are sequential, so that the longest window has {most}; pass n = 1{f' to {most}' if most > 1 else ''}"
     )
 
 

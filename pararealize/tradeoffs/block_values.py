@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from pararealize.calibration.batch import inputs_of
+from pararealize.calibration.batch import check_finite, inputs_of
 from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import Index, read_equation
@@ -62,12 +62,18 @@ class BlockByBlock:
         """The blocks' names."""
         return [row.first_block for row in self.rows]
 
-    def values(self, batch: Any) -> BatchValues:
-        """Run the original on a batch."""
+    def values(self, batch: Any, number: int = 1) -> BatchValues:
+        """Run the original on a batch.
+
+        Raises:
+            CalibrationError: an activation is not finite; says in which batch, by its ``number``.
+        """
         nodes = self._nodes
         env, output = _run(self.net, batch)
         first = env[nodes.x[self._indices[0]]]
         ends = (first, *(env[nodes.y[index]] for index in self._indices))
+        for place, end in zip(("the stem", *(f"block {name}" for name in self.names)), ends, strict=True):
+            check_finite(end, f"the output of {place}", number)
         names = [*(row.name for row in self.rows), "head"]
         context = tuple(tuple(env[read] for read in nodes.context_of(name)) for name in names)
         return BatchValues(ends=ends, context=context, output=output)
@@ -105,11 +111,16 @@ def _run(net: PararealModule, batch: Any) -> tuple[dict[fx.Node, Any], Any]:
 
 
 def output_error(pairs: Iterable[tuple[Any, Any]]) -> float:
-    """‖value - true‖ / ‖true‖ over all floating-point tensors of all outputs; infinite where all true are nought."""
+    """‖value - true‖ / ‖true‖ over all floating-point tensors of all outputs; infinite where all true are nought.
+
+    Raises:
+        CalibrationError: a true output is not finite.
+    """
     error = whole = 0.0
-    for value, true in pairs:
+    for number, (value, true) in enumerate(pairs, 1):
         for a, b in zip(pytree.tree_leaves(value), pytree.tree_leaves(true), strict=True):
             if isinstance(b, Tensor) and b.is_floating_point():
+                check_finite(b, "the original's output", number)
                 error += (a.double() - b.double()).square().sum().item()
                 whole += b.double().square().sum().item()
     if not error:

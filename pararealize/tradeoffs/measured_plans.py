@@ -102,6 +102,7 @@ def tradeoff(
         (0.0, 1.0)
     """
     numbers = _numbers(n, points, sensitivity_batches)
+    _check_agreement(agreement)
     if not is_summed(coarse_name(coarse)):
         raise CalibrationError(
             f"coarse = {coarse!r} has no correction in closed form; pass 'low-rank', 'scale', 'dense' or 'linear'"
@@ -116,24 +117,26 @@ def tradeoff(
     rows = [TradeoffRow(plan=original.plan, predicted=0.0, error=0.0, agreement=None)]
     with calibration_mode(original, seed):
         by_block = BlockByBlock(original)
-        fitted = [by_block.values(batch) for batch in train[:sensitivity_batches]]
-        tested = [by_block.values(batch) for batch in held_out[:sensitivity_batches]]
+        fitted = [by_block.values(batch, i) for i, batch in enumerate(train[:sensitivity_batches], 1)]
+        tested = [by_block.values(batch, i) for i, batch in enumerate(held_out[:sensitivity_batches], 1)]
         chosen = []
         for count in numbers:
             trials = measure_windows(by_block, fitted, tested, count, coarse=coarse, say=say)
             chosen += [(count, s) for s in _spread(selections([row.cost for row in by_block.rows], trials), points)]
         if agreement is not None:  # with itself, which need not be 1
-            itself = [agreement[1](values.output, values.output) for values in tested]
-            rows = [dataclasses.replace(rows[0], agreement=sum(itself) / len(itself))]
+            itself = _agreement([(values.output, values.output) for values in tested], agreement)
+            rows = [dataclasses.replace(rows[0], agreement=itself)]
     del fitted, tested
     plans = set()
     for i, (count, selection) in enumerate(chosen, 1):
         say(f"n = {count}: calibrating plan {i} of {len(chosen)}")
         names = by_block.names
         inside = {b for window in selection.windows for b in range(window.first, window.stop)}
+        # Where the space changes often no window has blocks for all devices; of one window alone n may not exceed them.
+        segments = max(len(window.starts) for window in selection.windows)
         net = pararealize(
             model,
-            count,
+            min(count, segments),
             coarse=coarse,
             windows=[names[window.first] for window in selection.windows],
             sequential=[name for b, name in enumerate(names) if b not in inside],
@@ -168,8 +171,40 @@ def _measured(
 ) -> TradeoffRow:
     with calibration_mode(net, seed), calibration_mode(original.net, seed):
         pairs = [(network_output(net, batch), network_output(original.net, batch)) for batch in batches]
-    figure = None if agreement is None else sum(agreement[1](a, b) for a, b in pairs) / len(pairs)
+    figure = None if agreement is None else _agreement(pairs, agreement)
     return TradeoffRow(plan=net.plan, predicted=selection.error, error=output_error(pairs), agreement=figure)
+
+
+def _check_agreement(agreement: Any) -> None:
+    """Raises a CalibrationError where it is no name and function."""
+    if agreement is None or (
+        len(agreement) == 2 and isinstance(agreement[0], str) and callable(agreement[1])  # a tuple by its annotation
+    ):
+        return
+    raise CalibrationError(
+        f"agreement is {agreement!r}; pass a name and a function of two outputs, such as "
+        '("cosine", lambda a, b: cosine_similarity(a, b).mean().item())'
+    )
+
+
+def _agreement(pairs: Sequence[tuple[Any, Any]], agreement: tuple[str, Agreement]) -> float:
+    """The mean over batches of what the caller's function gives.
+
+    Raises:
+        CalibrationError: it gives something else than a number.
+    """
+    name, function = agreement
+    figures = []
+    for a, b in pairs:
+        figure = function(a, b)
+        try:
+            figures.append(float(figure))  # of a tensor with one element, too
+        except (TypeError, ValueError, RuntimeError):
+            raise CalibrationError(
+                f"agreement {name!r} gives {type(figure).__name__} {str(figure)[:60]!r} for a batch; return a number, "
+                "such as tensor.mean().item()"
+            ) from None
+    return sum(figures) / len(figures)
 
 
 def _numbers(n: Any, points: Any, sensitivity_batches: Any) -> tuple[int, ...]:
@@ -193,8 +228,9 @@ def _split(batches: Batches, test: Batches | None) -> tuple[list[Any], list[Any]
     if test is not None:
         held_out = list(one_pass(test))
     else:
-        held_out = train[HELD_OUT - 1 :: HELD_OUT] or train[1:][-1:]
-        train = [batch for batch in train if not any(batch is other for other in held_out)]
+        places = range(HELD_OUT - 1, len(train), HELD_OUT) or range(max(1, len(train) - 1), len(train))
+        held_out = [train[i] for i in places]
+        train = [batch for i, batch in enumerate(train) if i not in places]
     if not train or not held_out:
         raise ExampleError(
             f"there are {len(train)} batches to fit to and {len(held_out)} to measure on; pass some tens of batches, "

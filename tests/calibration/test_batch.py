@@ -7,8 +7,8 @@ import inspect
 import pytest
 import torch
 
-from pararealize.calibration.batch import inputs_of, labels_of, mask_of, one_pass, unmasked
-from pararealize.errors import ExampleError
+from pararealize.calibration.batch import check_finite, inputs_of, labels_of, mask_of, one_pass, unmasked
+from pararealize.errors import CalibrationError, ExampleError
 from pararealize.tracing.call_signature import CallSignature
 
 
@@ -20,6 +20,8 @@ def test_inputs_and_labels_of_a_batch() -> None:
     assert inputs_of({"x": x, "labels": labels}, call) == {"x": x}
     with pytest.raises(ExampleError, match="no input 'x'"):
         inputs_of({"labels": labels}, call)
+    with pytest.raises(ExampleError, match=r"a batch holds no sample: x \(0, 2\); leave it out"):
+        inputs_of(x[:0], call)
     for batch in ((x, labels), {"x": x, "labels": labels}):
         assert labels_of(batch) is labels
     for batch in (x, (x,), (x, x), (x, labels.float()), {"x": x}):
@@ -42,3 +44,9 @@ def test_batches_can_be_read_several_times() -> None:
         assert [list(one_pass(batches)) for _ in range(2)] == [[1, 2], [1, 2]]
     with pytest.raises(ExampleError, match="an iterator gives them once"):
         one_pass(iter([1, 2]))
+
+
+def test_what_is_not_finite_is_told() -> None:
+    check_finite(torch.ones(2), "the output", 1)
+    with pytest.raises(CalibrationError, match="the output is not finite in batch 3"):
+        check_finite(torch.tensor([1.0, torch.inf]), "the output", 3)

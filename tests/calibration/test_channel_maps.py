@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pararealize.calibration import channel_maps
 from pararealize.calibration.channel_maps import ChannelMap, Moments, Regressions
+from pararealize.errors import CalibrationError
 
 CPU = torch.device("cpu")
 
@@ -118,3 +119,10 @@ def test_chunks_and_features_without_data(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(*found)
     assert found[0].isfinite().all()
     assert not found[0][1].any()
+
+
+def test_no_rows_are_refused() -> None:
+    """Masks that exclude every position leave none; LAPACK would fail on a matrix of NaN."""
+    none, some = moments([torch.zeros(0, 3)], torch.zeros(0, 3)), moments(rows(4, 1, 3), torch.zeros(4, 3))
+    with pytest.raises(CalibrationError, match="no rows to fit a correction to"):
+        Regressions(none, some)

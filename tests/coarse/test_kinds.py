@@ -1,5 +1,7 @@
 """The table of coarse kinds: names, what gives way to what, and errors for what is none."""
 
+import functools
+
 import pytest
 
 from pararealize.coarse import kinds
@@ -16,6 +18,9 @@ def wrong_shape(segment, x_shape, y_shape):
 def test_names_and_fall_back():
     assert kinds.coarse_name("paper") == "paper"
     assert kinds.coarse_name(wrong_shape) == "wrong_shape"
+    scale = functools.partial(wrong_shape)
+    scale.__qualname__ = "scale"  # a plan with this name would promise the kind
+    assert kinds.coarse_name(scale) == "scale()"
     tokens, vector = space(197, 768, channel=1), space(512)
     assert kinds.kind_for("paper", *STAGES[:2]) == ("paper", "")
     assert kinds.kind_for("linear", tokens, tokens) == ("linear", "")

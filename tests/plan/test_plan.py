@@ -120,7 +120,7 @@ def test_a_changed_copy_is_refused():
     for change, told in (
         (
             {"n": 3},
-            "no Plan can be made so: n = 3 needs as many segments.*2 segments, 1 adapters and 1 coarse blocks; ",
+            "no Plan can be made so: n = 3 needs as many segments in the longest window, which has 2; ",
         ),
         ({"source": "head", "batch": -1}, "source: Input should be 'input' or 'stem'; batch: Input should be greater"),
     ):

@@ -99,7 +99,7 @@ def test_spans_cover_the_blocks_and_leave_sequential_ones_alone(chain):
 def test_more_segments_than_sequential_blocks_leave(chain):
     check_segments(chain, 4, [WindowSpan(0, 2, sequential=True), WindowSpan(2, 6)], 1)
     check_segments(chain, 9, [WindowSpan(0, 3), WindowSpan(3, 6)], 2)
-    message = r"n = 5 .* 6 blocks, 2 of which are sequential, so that the longest window has 4; pass n = 4 or less"
+    message = r"n = 5 .* 6 blocks, 2 of which are sequential, so that the longest window has 4; pass n = 1 to 4"
     with pytest.raises(PlanError, match=message):
         check_segments(chain, 5, [WindowSpan(0, 2, sequential=True), WindowSpan(2, 6)], 1)
 

@@ -46,7 +46,21 @@ def test_refusals() -> None:
         tradeoff(model, data, n=())
     with pytest.raises(CalibrationError, match="'paper' has no correction in closed form"):
         tradeoff(model, data, coarse="paper")
+    for agreement in (("cosine", 3), ("cosine",), (3, max)):
+        with pytest.raises(CalibrationError, match=r"agreement is .*pass a name and a function of two outputs"):
+            tradeoff(model, data, agreement=agreement)
+    with pytest.raises(CalibrationError, match=r"agreement 'same' gives Tensor .* for a batch; return a number"):
+        tradeoff(model, [data[0]] * 2, n=2, agreement=("same", torch.eq))
+    with pytest.raises(CalibrationError, match="the output of the stem is not finite in batch 2"):
+        tradeoff(model, [data[0], data[1] / 0, data[2]], n=2)
     with pytest.raises(ExampleError, match="pass some tens of batches"):
         tradeoff(model, data[:1])
     with pytest.raises(ExampleError, match=r"read several times|a function that gives"):
         tradeoff(model, iter(data))
+
+
+def test_more_devices_than_any_window_has_blocks() -> None:
+    """They take as many as its blocks; the batches to measure on are told apart by place, though all are one tensor."""
+    front = tradeoff(network((0.1,) * 4), batches(1) * 2, n=99, points=1, coarse="linear")
+    assert [(row.n, row.windows) for row in front.rows] == [(1, 0), (4, 1)]
+    assert (front.samples, front.tested) == (48, 48)

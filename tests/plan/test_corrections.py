@@ -1,0 +1,60 @@
+"""Corrections of a plan follow from its kind and its windows; a file that says otherwise is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pararealize import pararealize
+from pararealize.errors import PlanError
+from pararealize.models import resnet20
+from pararealize.plan import Plan
+from pararealize.plan.corrections import correction_faults, correction_shapes
+
+from ..tradeoffs.chains import network
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return pararealize(
+        network((0.1,) * 5), n=2, windows=2, sequential=1, coarse="low-rank:4", example_inputs=torch.randn(2, 6)
+    ).plan
+
+
+def test_the_planner_makes_these() -> None:
+    for coarse in ("linear", "scale", "low-rank", "low-rank:3", "dense"):
+        model = resnet20()
+        plan = pararealize(model, n=3, windows=2, sequential=1, coarse=coarse).plan
+        assert correction_faults(coarse, plan.windows, plan.corrections) == []
+        shapes = [shape[:2] for window in plan.windows for shape in correction_shapes(coarse, window)]
+        assert shapes == [row.index for row in plan.corrections]
+        assert bool(shapes) == (coarse != "linear")
+
+
+CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda d: d["corrections"].pop(), r"segment 3,2 has no correction, and 'low-rank:4' has one there"),
+    (lambda d: d["corrections"][0].update(rank=0), "K2_1's rank is 0, and that of 'low-rank:4' is 4"),
+    (lambda d: d["corrections"][1].update(kind="dense"), "K2_2's kind is dense, and that of 'low-rank:4' is low-rank"),
+    (lambda d: d["corrections"][0].update(reads_x=False), "K2_1's reads_x is False, and that of 'low-rank:4' is True"),
+    (lambda d: d["corrections"][0].update(parameters=1), "K2_1 has 1 parameters, and that of 'low-rank:4' has 1"),
+    (lambda d: d["corrections"][0]["y"].update(shape=[7]), "K2_1's y is 7, and that of 'low-rank:4' is 12"),
+    (lambda d: d.update(coarse="linear"), "K2_1 is a correction where 'linear' has none"),
+    (
+        lambda d: d.update(coarse="low-rank:2"),
+        "C2_2 is low-rank of rank 4, and that of 'low-rank:2' is low-rank of rank",
+    ),
+]
+
+
+@pytest.mark.parametrize("change, fault", CHANGES)
+def test_changed_corrections_are_refused_when_the_plan_is_read(plan: Plan, change: Any, fault: str) -> None:
+    document = json.loads(plan.to_json())
+    assert Plan.from_json(json.dumps(document)) == plan
+    change(document)
+    with pytest.raises(PlanError, match="this plan cannot be read:\n") as raised:
+        Plan.from_json(json.dumps(document))
+    assert fault in str(raised.value)
