@@ -82,10 +82,10 @@ def test_bottlenecks_mix_tokens_as_the_network_does():
     class Layer(nn.Module):
         def __init__(self):
             super().__init__()
-            self.mix = nn.Linear(5, 5)
+            self.tokens, self.channels = nn.Linear(5, 5), nn.Linear(8, 8)
 
         def forward(self, x):
-            return x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+            return x + self.channels(x + self.tokens(x.transpose(1, 2)).transpose(1, 2))
 
     def kernels(*layers):
         plan = plan_segments(*known(nn.Sequential(*layers), torch.randn(2, 5, 8)), 3, coarse="bottleneck")
