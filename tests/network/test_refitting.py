@@ -47,16 +47,16 @@ def test_shapes_are_the_networks_at_other_sizes(coarse: str, padding: int, size:
     source = x if plan.source == "input" else model.stem(x)
     for segment in plan.segments[1:]:
         shape = other.blocks[segment.first].input.meta["val"].shape[1:]
-        assert fitted[segment.j](source).shape[1:] == shape
+        assert fitted[f"C{segment.j}"](source).shape[1:] == shape
     assert {id(p) for C in fitted.values() for p in C.parameters()} == {
         id(p) for C in adapters.values() for p in C.parameters()
     }
-    for j, F in fitted_coarse.items():
-        ends = plan.segments[j]
+    for name, F in fitted_coarse.items():
+        ends = plan.segments[int(name.removeprefix("F"))]
         r = torch.randn(2, *map(int, other.blocks[ends.first].input.meta["val"].shape[1:]))
         assert F is not None
         assert F(r).shape[1:] == other.blocks[ends.last].output.meta["val"].shape[1:]
-        assert list(map(id, F.parameters())) == list(map(id, blocks[j].parameters()))  # type: ignore[union-attr]
+        assert list(map(id, F.parameters())) == list(map(id, blocks[name].parameters()))  # type: ignore[union-attr]
 
 
 class Tokens(nn.Module):
@@ -89,4 +89,4 @@ def test_what_has_weights_for_each_token_is_refused() -> None:
     other = find_blocks(capture(model, torch.randn(2, 7, 3)))
     assert refit(other, plan, adapters, blocks) == (adapters, blocks)
     with pytest.raises(GuardError, match=r"F1 does not take \(2, 7, 8\)"):
-        refit(other, plan, adapters, {1: Mixed()})
+        refit(other, plan, adapters, {"F1": Mixed()})
