@@ -113,7 +113,7 @@ def test_networks_of_windows_are_networks_like_any_other() -> None:
     model, x, larger = SmallResNet(), torch.randn(4, 3, 8, 8), torch.randn(2, 3, 13, 12)
     calls: list[object] = []
     model.layer2[1].register_forward_hook(lambda *_: calls.append(None))
-    net = pararealize(model, 2, example_inputs=x, coarse="linear", windows=2, sequential=["layer1.0"]).eval()
+    net = pararealize(model, 2, example_inputs=x, coarse="linear", windows=["layer2.0"], sequential=["layer1.0"]).eval()
     assert [window.n for window in net.plan.windows] == [1, 2, 2]
     for line in (
         "x_2_2 = self.adapters.C2_2(y_1_1)", "x_3_2 = self.adapters.C3_2(w_2)",

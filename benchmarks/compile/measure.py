@@ -24,7 +24,7 @@ STAGES = {
     "blocks": ("find_blocks",),
     "fields and costs": ("receptive_fields", "count_costs"),
     "plan": ("plan_segments",),
-    "build and emit": ("build_adapter", "build_coarse", "emit"),
+    "build and emit": ("build_planned_adapter", "build_coarse", "emit"),
 }
 
 
