@@ -20,13 +20,25 @@ from pararealize.analysis.space import Space
 
 from .halving import halved, halvings
 
-__all__ = ["Ends", "Halving", "Pad", "Window", "by_axis", "crops", "misfit", "path", "shifted", "shifts", "window"]
+__all__ = [
+    "Ends",
+    "Halving",
+    "KernelExtent",
+    "Pad",
+    "by_axis",
+    "crops",
+    "kernel_extent",
+    "misfit",
+    "path",
+    "shifted",
+    "shifts",
+]
 
 Ends: TypeAlias = tuple[int, int]  # positions added in front and behind; negative ones are cut off
 Halving: TypeAlias = tuple[int | None, ...]  # per axis: None at stride 1, else the padding of a 3-wide kernel, stride 2
 
 
-class Window(NamedTuple):
+class KernelExtent(NamedTuple):
     """A kernel along one axis: its width, padding on both sides, and what is added at each end before."""
 
     kernel: int
@@ -62,14 +74,14 @@ def by_axis(sides: Sides, axes: int) -> Sides:
     return sides or (None,) * axes
 
 
-def window(kernel: int, halving: int | None, side: Causality | None) -> Window:
+def kernel_extent(kernel: int, halving: int | None, side: Causality | None) -> KernelExtent:
     """The kernel along one axis that keeps its size, or halves it as a 3-wide one of padding ``halving`` would."""
     if side is None:
-        return Window(kernel, kernel // 2 - (halving == 0), (0, 0))
+        return KernelExtent(kernel, kernel // 2 - (halving == 0), (0, 0))
     rest = -2 if halving == 0 else 0
     if side.side == "own":
-        return Window(1, 0, (0, rest))
-    return Window(kernel, 0, (kernel - 1, rest) if side.side == "past" else (rest, kernel - 1))
+        return KernelExtent(1, 0, (0, rest))
+    return KernelExtent(kernel, 0, (kernel - 1, rest) if side.side == "past" else (rest, kernel - 1))
 
 
 def crops(path: Sequence[int]) -> Ends:

@@ -43,6 +43,7 @@ from .resampling import CONVOLUTIONS
 __all__ = [
     "CORRECTIONS",
     "CorrectionKind",
+    "CorrectionRequest",
     "InputCorrection",
     "OutputCorrection",
     "build_correction",
@@ -62,14 +63,14 @@ _NAME = re.compile(r"(scale|low-rank|dense)(?::([0-9]{1,6}))?")
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class CorrectionRequest:
     """What a name such as ``"low-rank:16"`` asks for; rank 0 where it names none."""
 
     kind: CorrectionKind
     rank: int
 
 
-def correction_kind(coarse: object) -> _Request | None:
+def correction_kind(coarse: object) -> CorrectionRequest | None:
     """The kind and rank of a coarse kind that has output corrections; ``None`` where it is another kind.
 
     Raises:
@@ -87,7 +88,7 @@ def correction_kind(coarse: object) -> _Request | None:
         raise CoarseError(
             f'coarse = {coarse!r}: only "low-rank" has a rank, of 1 or more; pass "low-rank:16" or {kind!r}'
         )
-    return _Request(kind, int(rank or 0))  # type: ignore[arg-type]
+    return CorrectionRequest(kind, int(rank or 0))  # type: ignore[arg-type]
 
 
 def correction_rank(kind: CorrectionKind, rank: int, space: Space) -> int:

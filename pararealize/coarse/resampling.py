@@ -18,7 +18,7 @@ from torch.nn import functional
 from pararealize.analysis.causality import Causality, Sides
 from pararealize.analysis.space import Space
 
-from .one_sided import Pad, by_axis, path, shifts, window
+from .one_sided import Pad, by_axis, kernel_extent, path, shifts
 
 __all__ = ["CONVOLUTIONS", "Move", "Resample", "RouteStep", "route"]
 
@@ -197,7 +197,7 @@ class _Route:
         for pads in itertools.zip_longest(*paddings):  # None where an axis is halved no more
             stride = tuple(1 if pad is None else 2 for pad in pads)
             windows = [
-                window(2 * s - 1, pad, None if pad is None else own if self.linear else side)
+                kernel_extent(2 * s - 1, pad, None if pad is None else own if self.linear else side)
                 for s, pad, side in zip(stride, pads, sides, strict=True)
             ]
             kernel, padding = tuple(w.kernel for w in windows), tuple(w.padding for w in windows)

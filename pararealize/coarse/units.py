@@ -18,7 +18,7 @@ from pararealize.analysis.causality import Sides
 from pararealize.analysis.space import Space
 
 from .halving import halved
-from .one_sided import Ends, Halving, Pad, by_axis, crops, path, shifted, shifts, window
+from .one_sided import Ends, Halving, Pad, by_axis, crops, kernel_extent, path, shifted, shifts
 from .resampling import CONVOLUTIONS, Move, Resample, route
 
 __all__ = [
@@ -237,7 +237,7 @@ def convolution(
     the weight is as torch draws it.
     """
     axes = len(halving)
-    windows = [window(kernel, half, side) for half, side in zip(halving, by_axis(sides, axes), strict=True)]
+    windows = [kernel_extent(kernel, half, side) for half, side in zip(halving, by_axis(sides, axes), strict=True)]
     stride = tuple(1 if padding is None else 2 for padding in halving)
     module: nn.Module = CONVOLUTIONS[axes](
         before,

@@ -10,7 +10,7 @@ from pararealize.analysis.fields.probe import try_out
 from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import coarse_units
 from pararealize.coarse.kinds import kind_for
-from pararealize.coarse.one_sided import Pad, misfit, window
+from pararealize.coarse.one_sided import Pad, kernel_extent, misfit
 from tests.spaces import space
 
 SIDES = [None, *(Causality(side=side) for side in ("past", "future", "own"))]
@@ -58,7 +58,7 @@ def test_a_window_keeps_or_halves_the_size_as_two_sided_ones_do(side, halving, k
     if side is not None and side.side == "future" and halving is not None:
         pytest.skip("what is read from behind is never halved")
     for size in (9, 10):
-        k, padding, ends = window(kernel, halving, side)
+        k, padding, ends = kernel_extent(kernel, halving, side)
         stride = 1 if halving is None else 2
         length = (size + sum(ends) + 2 * padding - k) // stride + 1
         assert length == (size if halving is None else (size + 2 * halving - 3) // 2 + 1)
