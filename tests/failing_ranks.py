@@ -50,6 +50,19 @@ def strike(kind: str) -> None:
         raise SystemExit("no data")
 
 
+def stop_after_heartbeat(watch: Watch) -> None:
+    """Let the watching thread stop the process when it has sent its next heartbeat, before it judges anybody."""
+    assert watch._connections is not None
+    send = watch._connections.send
+
+    def send_and_stop(message: Any) -> None:
+        send(message)
+        watch._connections.send = send  # type: ignore[union-attr, method-assign]
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    watch._connections.send = send_and_stop  # type: ignore[method-assign]
+
+
 def line(rank: int, n: int, folder: str, kind: str, culprit: int, point: str, timeout: float, store: str) -> None:
     """A rank's life: steps until something happens; what it saw goes to a file of its own."""
     torch.set_num_threads(1)
@@ -72,6 +85,9 @@ def line(rank: int, n: int, folder: str, kind: str, culprit: int, point: str, ti
                 if kind == "close":
                     watch.close()
                     time.sleep(1000)
+                if kind == "stop the watch":
+                    stop_after_heartbeat(watch)
+                    time.sleep(2)
                 strike(kind)
 
     error: BaseException | None = None
@@ -181,7 +197,8 @@ def _hanging(folder: Path, arguments: tuple[Any, ...]) -> list[int]:
     kind, culprit = (*arguments, None)[:2]
     return (
         [culprit]
-        if kind in ("stop", "sleep", "hold", "close", "linger") and (folder / f"rank{culprit}.struck").exists()
+        if kind in ("stop", "stop the watch", "sleep", "hold", "close", "linger")
+        and (folder / f"rank{culprit}.struck").exists()
         else []
     )
 

@@ -295,9 +295,9 @@ class Watch:
         assert self._connections is not None
         self._connections.wake()
 
-    def _statuses(self) -> dict[int, RankStatus]:
+    def _statuses(self, now: float | None = None) -> dict[int, RankStatus]:
         """How every rank was last heard; this rank as it is now."""
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         statuses = {
             self.rank: RankStatus.of(self._current.heartbeat(now, place=self._position.text), self.who[self.rank])
         }
@@ -327,6 +327,8 @@ class Watch:
             now = time.monotonic()
             if now - last > self._quiet:  # this process itself stood still: the others' silence says nothing
                 self._heard = {rank: (beat, min(now, at + now - last)) for rank, (beat, at) in self._heard.items()}
+                last = now
+                continue  # and what they have said meanwhile is read before anybody is judged: it may be of this rank
             last = now
             if self._failure is not None and not self._others_told.is_set():
                 connections.send(self._failure)  # first: what follows makes this rank's main thread raise
@@ -362,7 +364,11 @@ class Watch:
             self._fail(Failure(rank=rank, message=f"{self.who[rank]} {text}"))
 
     def _judge(self, connections: Connections, heartbeat: Heartbeat, now: float) -> None:
-        """Every half second: has patience run out?"""
+        """Every half second: has patience run out?
+
+        By the clock as it was when messages were last taken: where this process is stopped between that and here, the
+        others have said meanwhile what this rank has not read.
+        """
         if self._failure is not None:
             if self._current.depth:  # it may have begun a wait, or a group, that was not there before
                 break_waits()
@@ -376,13 +382,13 @@ class Watch:
         gone = (rank for rank in awaited if not connections.is_ending(rank) or now - self._left[rank] > _ENDING)
         deserted = waited > _LEFT and any(now - self._left[rank] > _LEFT for rank in gone)
         if waited >= self.timeout or deserted:
-            statuses = {**self._statuses(), self.rank: RankStatus.of(heartbeat, self.who[self.rank])}
+            statuses = {**self._statuses(now), self.rank: RankStatus.of(heartbeat, self.who[self.rank])}
             failure = find_culprit(statuses, self.rank, quiet=self._quiet)
             # all of them in collective calls of the user's own may wait for processes that nobody watches
             culprit = None if failure.rank is None else statuses[failure.rank]
             if self._current.depth or (culprit and (culprit.left or culprit.quiet > self._quiet or not culprit.waits)):
                 self._fail(failure)
         elif self._current.depth:
-            for rank, status in self._statuses().items():
+            for rank, status in self._statuses(now).items():
                 if status.quiet >= self.timeout and not status.left:
                     self._fail(silent(rank, status))

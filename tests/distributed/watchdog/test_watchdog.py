@@ -72,9 +72,10 @@ def test_a_hang_ends_every_rank(tmp_path: Path, kind: str, culprit: int, point: 
     check(ends, culprit, "raise timeout= if a step really takes so long")
 
 
-def test_a_rank_that_comes_out_of_its_hang_finds_its_own_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["stop", "stop the watch"])
+def test_a_rank_that_comes_out_of_its_hang_finds_its_own_name(tmp_path: Path, kind: str) -> None:
     ends = failing_ranks.launch(
-        2, tmp_path, "stop", 1, "forward", 3.0, "file", seconds=SECONDS, after=lambda pid: os.kill(pid, signal.SIGCONT)
+        2, tmp_path, kind, 1, "forward", 3.0, "file", seconds=SECONDS, after=lambda pid: os.kill(pid, signal.SIGCONT)
     )
     assert [end["code"] for end in ends] == [0, 0]
     assert [(end["type"], end["rank"]) for end in ends] == [("RankError", 1)] * 2
