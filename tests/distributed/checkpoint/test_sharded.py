@@ -7,13 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state
+from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state, load_optimizer_state
 from pararealize.distributed.checkpoint.sharded import HOLDS, load_sharded, save_sharded
 from pararealize.distributed.checkpoint.state import gather_state_dict, load_state
 from pararealize.errors import CheckpointError, OutputError
 from pararealize.manifest import read_manifest
 from tests import failing_ranks, rank_networks
 from tests.distributed.checkpoint.test_state import same
+from tests.rank_comparison import TIGHT, converted, furthest, mean_square, mesh_of
+from tests.ranks import on_ranks
 
 
 @pytest.fixture(scope="module", params=[(2, 1), (3, 1), (4, 2)], ids=["2 ranks", "3 ranks", "2 replicas of 2 ranks"])
@@ -199,3 +201,47 @@ def test_real_stages_of_any_number_of_ranks_go_on_with_each_others_checkpoints(t
     for key, value in expected.items():
         assert torch.equal(one.state_dict()[key], many.state_dict()[key]), key
         assert torch.allclose(one.state_dict()[key], value, rtol=1e-4, atol=1e-5), key
+
+
+def _two_steps(network, optimizer, batch, seed):
+    torch.manual_seed(seed)
+    for _ in range(2):
+        inputs = batch(4)
+        optimizer.zero_grad()
+        if hasattr(network, "step"):
+            network.step(inputs, target=torch.ones(4, 8), loss_fn=mean_square)
+        else:
+            mean_square(network(inputs), torch.ones(4, 8)).backward()
+        optimizer.step()
+
+
+def trained_in_windows(folder):
+    """Two steps of a network in windows, with corrections, on two ranks: the first two, or the next ones."""
+    net, batch = converted("windows, corrected outputs")
+    stage = net.distribute(mesh_of(2), timeout=30)
+    optimizer = torch.optim.Adam(stage.parameters(), lr=0.01)
+    if goes_on := (folder / "before").exists():
+        load_sharded(stage, folder / "before")
+        load_optimizer_state(stage, optimizer, torch.load(folder / "optimizer", weights_only=True))
+    _two_steps(stage, optimizer, batch, seed=6 if goes_on else 5)
+    save_sharded(stage, folder / ("after" if goes_on else "before"))
+    if not goes_on and (state := gather_optimizer_state(stage, optimizer)):
+        torch.save(state, folder / "optimizer")
+
+
+def test_ranks_of_windows_go_on_as_one_process_would(tmp_path: Path) -> None:
+    never_apart, batch = converted("windows, corrected outputs")
+    optimizer = torch.optim.Adam(never_apart.parameters(), lr=0.01)
+    _two_steps(never_apart, optimizer, batch, seed=5)
+    on_ranks(2, trained_in_windows, tmp_path)
+    loaded, _ = converted("windows, corrected outputs")
+    load_sharded(loaded, tmp_path / "before")
+    assert furthest(loaded, never_apart, "state") < TIGHT
+    assert any(name.startswith("coarse.K") for name in loaded.state_dict())
+    on_ranks(2, trained_in_windows, tmp_path)
+    optimizer = torch.optim.Adam(loaded.parameters(), lr=0.01)
+    load_optimizer_state(loaded, optimizer, torch.load(tmp_path / "optimizer", weights_only=True))
+    _two_steps(loaded, optimizer, batch, seed=6)
+    ranks, _ = converted("windows, corrected outputs")
+    load_sharded(ranks, tmp_path / "after")
+    assert furthest(ranks, loaded, "state") < TIGHT
