@@ -5,6 +5,7 @@ which does likewise. A real step gives rows, and from them the same kind of Time
 
     json_text          a stored text back as the value, or all its faults
     spec               the rows of a plan for stem, segments and head
+    numbering          what cannot be of how many rows there are, and in which order
     consistency        what rows say that cannot be
     corrections        which outputs of segments a coarse kind corrects, and what a plan says otherwise
     plan               where a network is cut, its adapters and coarse blocks, and what that promises

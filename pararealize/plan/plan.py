@@ -6,9 +6,7 @@ A plan prints as a table, survives JSON with a version and a schema, and knows w
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from pydantic import TypeAdapter
@@ -24,6 +22,7 @@ from pararealize.table import aligned, billions, count, quantity, shortened
 from .consistency import cut_faults, kind_faults, row_faults
 from .corrections import correction_faults
 from .json_text import parse_json, read_json
+from .numbering import numbering_faults
 from .spec import PartPlan, SegmentPlan, Window, windows_of
 
 __all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "Window", "fingerprint"]
@@ -86,7 +85,8 @@ class Plan:
     WIDTH: ClassVar[int] = 120
 
     def __post_init__(self) -> None:
-        if faults := _inconsistencies(self):
+        rows = self.segments, self.adapters, self.coarse_blocks, self.corrections
+        if faults := numbering_faults(*rows, n=self.n, source=self.source):
             raise ValueError("; ".join(faults))
 
     # What follows from it -------------------------------------------------------------------------------------------
@@ -263,62 +263,6 @@ class Plan:
 
 
 _ADAPTER = TypeAdapter(Plan)
-
-
-def _inconsistencies(plan: Plan) -> list[str]:
-    """What a plan says about itself that cannot be."""
-    windows = plan.windows
-    numbers = {row.index for window in windows if not window.sequential for row in window.segments}
-    strays = [row.name for row in plan.corrections if row.index not in numbers]
-    if strays or len({row.index for row in plan.corrections}) != len(plan.corrections):
-        return [
-            f"corrections {', '.join(strays) or 'of one segment'} belong to no segment of a window of several, or twice"
-        ]
-    counts = {len(window.segments) for window in windows}
-    if plan.n < 1 or plan.n != max(counts, default=0):
-        return [f"n = {plan.n} needs as many segments in the longest window, which has {max(counts, default=0)}"]
-    faults = []
-    for window in windows:
-        wanted, m = window.n - 1, window.segments[0].m
-        if (len(window.adapters), len(window.coarse_blocks)) != (wanted, wanted):
-            where = f"window {m}" if m else f"n = {plan.n}"
-            faults.append(
-                f"{where}, {quantity(window.n, 'segment')}, needs one adapter and one coarse block fewer; it has "
-                f"{len(window.adapters)} adapters and {len(window.coarse_blocks)} coarse blocks"
-            )
-        if m != (window.m if len(windows) > 1 else 0):
-            faults.append(f"window {window.m} of {len(windows)} is numbered {m}")
-    if sum(len(window.adapters) for window in windows) != len(plan.adapters) or sum(
-        len(window.coarse_blocks) for window in windows
-    ) != len(plan.coarse_blocks):
-        faults.append("there are adapters or coarse blocks of windows that have no segments")
-    if faults:
-        return faults
-    for before, after in pairwise(plan.segments):
-        names = after.label, before.label
-        if after.first != before.last + 1:
-            faults.append(f"{names[0]} begins at block {after.first}, {names[1]} ends at {before.last}")
-        if after.x != before.y:
-            faults.append(f"{names[0]} reads {after.x}, {names[1]} gives {before.y}")
-    if windows[0].sequential and plan.n > 1 and plan.source == "input":
-        faults.append("the first window has no adapters, and they read the input")
-    if plan.segments[0].first != 0:
-        faults.append(f"{plan.segments[0].label} begins at block {plan.segments[0].first}, not 0")
-    faults += [
-        f"{s.label} holds blocks {s.first} to {s.last}, which is not {s.blocks}"
-        for s in plan.segments
-        if s.blocks != s.last - s.first + 1 or s.blocks < 1
-    ]
-    for window in windows:
-        numbering: list[tuple[str, Sequence[NumberedRow], int]] = [
-            ("segment", window.segments, 1),
-            ("adapter", window.adapters, 2),
-            ("coarse block", window.coarse_blocks, 1),
-        ]
-        where = f" of window {window.m}" if len(windows) > 1 else ""
-        for name, rows, begin in numbering:
-            faults += [f"{name} {i}{where} is numbered {row.j}" for i, row in enumerate(rows, begin) if row.j != i]
-    return faults
 
 
 def fingerprint(chain: BlockChain) -> str:
