@@ -12,6 +12,7 @@ In reading order:
     bulk        BlockChain -> a sentence on the part that holds most of the work, and what keeps it whole
     addition    Flow -> its sums of two activations as x + f(x), or why they are none
     residual    Flow -> Residuals: blocks of the form x + f(x), and chains of them
+    inner_look  a block that is one call -> what it does inside, as it runs on fake tensors
     causality   Causality: on which side of its own position one axis is read; plain data
     cost        BlockChain -> Costs: counted on shapes, or measured in seconds
     counter     a module -> the operations and written elements of one call, on fake tensors

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.inner_look import look_inside
 from pararealize.analysis.residual import Residual, residual_of
 
 __all__ = ["FAMILIES", "family_of"]
@@ -34,6 +35,8 @@ def family_of(chain: BlockChain) -> str | None:
     - ``"attention"``: a product, a softmax and another product, or torch's own attention.
     - ``"residual convolutions"`` and ``"plain convolutions"``: maps, with and without x + f(x).
     - ``"residual mixing"``: x + f(x) on tokens without attention, as in MLP-Mixer.
+
+    A block that is one opaque call is run on fake tensors, to see what it does inside.
     """
     steady = [block for block in chain.blocks if block.x == block.y] or chain.blocks
     commonest = Counter(block.exact_signature for block in steady).most_common(1)[0][0]
@@ -42,10 +45,14 @@ def family_of(chain: BlockChain) -> str | None:
     called = {node.target for node in block.nodes if node.op in ("call_function", "call_method")}
     calls = [module_of(str(node.target)) for node in block.nodes if node.op == "call_module"]
     modules = [module for call in calls for module in call.modules()]
-    if _attends(called, modules):
+    opaque = any(not type(call).__module__.startswith("torch.") for call in calls)
+    inside = look_inside(chain, block) if opaque else None
+    operators = inside.operators if inside is not None else frozenset()
+    if _attends(called, modules) or _attends_inside(operators):
         return "attention"
-    residual = isinstance(residual_of(chain, block), Residual)
-    if called & _CONVOLUTIONS or any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in modules):
+    residual = isinstance(residual_of(chain, block), Residual) or (inside is not None and inside.is_residual)
+    convolves = called & _CONVOLUTIONS or any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in modules)
+    if convolves or "convolution" in operators:
         return "residual convolutions" if residual else "plain convolutions"
     tokens = len(block.x.extent) == 1 and block.x.channels_last
     return "residual mixing" if residual and tokens else None
@@ -56,3 +63,10 @@ def _attends(called: set[Any], modules: list[nn.Module]) -> bool:
         return True
     softened = called & _SOFTMAX or any(isinstance(module, nn.Softmax) for module in modules)
     return bool(softened and called & _PRODUCTS)
+
+
+def _attends_inside(operators: frozenset[str]) -> bool:
+    """The same by ATen's operators, for a block that is one call."""
+    if any("scaled_dot_product" in name for name in operators):
+        return True
+    return "_softmax" in operators and bool(operators & {"bmm", "baddbmm"})

@@ -70,3 +70,29 @@ LAYER = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
 def test_families(model, shape, family):
     assert family in (*FAMILIES, None)
     assert family_of(find_blocks(capture(model, torch.randn(shape)))) == family
+
+
+class Convolving(nn.Module):
+    def __init__(self, residual):
+        super().__init__()
+        self.residual, self.weight = residual, nn.Parameter(torch.randn(4, 4, 3, 3) / 6)
+
+    def forward(self, x):
+        y = functional.relu(functional.conv2d(x, self.weight, padding=1))
+        return x + y if self.residual else y
+
+
+@pytest.mark.parametrize(
+    "block, arguments, shape, family",
+    [
+        (Attending, (True,), TOKENS, "attention"),
+        (Attending, (False,), TOKENS, "attention"),
+        (Mixing, (), TOKENS, "residual mixing"),
+        (Convolving, (True,), (2, 4, 8, 8), "residual convolutions"),
+        (Convolving, (False,), (2, 4, 8, 8), "plain convolutions"),
+        (Vectors, (), VECTORS, None),
+    ],
+)
+def test_blocks_that_stay_calls_belong_to_the_families_that_they_are_of(block, arguments, shape, family):
+    recorded = capture(four(block, *arguments), torch.randn(shape), leaf_modules=[block])
+    assert family_of(find_blocks(recorded)) == family
