@@ -1,15 +1,18 @@
 """Small CIFAR, SVHN and MNIST in their own formats, byte for byte as the large ones are laid out.
 
-torchvision compares checksums before it opens CIFAR's and SVHN's files; :func:`listed` puts those of the small files
-into its lists, so that its own classes read them.
+Checksums are compared before a file is read; :func:`listed` puts those of the small files into torchvision's lists, and
+into ours of MNIST.
 """
 
+import dataclasses
 import hashlib
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from pararealize.data import idx_files
 
 CIFAR = {
     "cifar10": {
@@ -96,9 +99,9 @@ def write_svhn(folder: Path, count: tuple[int, int]) -> tuple[np.ndarray, list[i
     return kept[0]
 
 
-def write_mnist(folder: Path, count: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
+def write_mnist(folder: Path, count: tuple[int, int], name: str = "MNIST") -> tuple[np.ndarray, list[int]]:
     """The idx files: a magic number with type and dimensions, big-endian sizes, bytes."""
-    raw = folder / "MNIST" / "raw"
+    raw = folder / name / "raw"
     raw.mkdir(parents=True)
     random = np.random.default_rng(0)
     kept = []
@@ -118,6 +121,11 @@ def listed(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def md5(path: Path) -> str:
         return hashlib.md5(path.read_bytes()).hexdigest()
 
+    if name in idx_files.IDX_SETS:
+        row = idx_files.IDX_SETS[name]
+        sums = {file: md5(folder / row.folder / file) for file in row.md5}
+        monkeypatch.setitem(idx_files.IDX_SETS, name, dataclasses.replace(row, md5=sums))
+        return
     if name == "svhn":
         lists = {part: ["", f"{part}_32x32.mat", md5(folder / f"{part}_32x32.mat")] for part in ("train", "test")} | {
             "extra": datasets.SVHN.split_list["extra"]

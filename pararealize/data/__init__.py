@@ -6,7 +6,9 @@
     dataset        samples in a training and a test part -> batches
     augmentation   images and random draws -> random crops and mirror images
     images         images as bytes -> another size, number or kind of colours
-    archives       files of CIFAR, SVHN and MNIST -> images and labels
+    archives       files of CIFAR and SVHN -> images and labels
+    idx_files      files of MNIST and Fashion-MNIST -> images and labels
+    own_batches    a callable of the user's -> batches for the commands
     image_folder   a folder of image files -> images that are read when a batch wants them
     peaks          a count -> points of the plane and their classes
     glyphs         masks of characters -> images of letters and digits in clutter
@@ -17,5 +19,6 @@
 from .augmentation import Augmentation
 from .catalogue import digits, load, names
 from .dataset import Dataset
+from .own_batches import OwnBatches, own_data
 
-__all__ = ["Augmentation", "Dataset", "digits", "load", "names"]
+__all__ = ["Augmentation", "Dataset", "OwnBatches", "digits", "load", "names", "own_data"]

@@ -1,7 +1,7 @@
-"""A name and a folder -> the images of CIFAR-10, CIFAR-100, SVHN or MNIST, read by torchvision's own classes.
+"""A name and a folder -> the images of CIFAR-10, CIFAR-100 or SVHN, read by torchvision's own classes.
 
 Nothing is fetched. torchvision unpickles the CIFAR files, and a pickle can run any code, so every file's checksum is
-compared with torchvision's list before it is opened; SVHN's are, too. MNIST's files are plain arrays without one.
+compared with torchvision's list before it is opened; SVHN's are, too.
 """
 
 import warnings
@@ -60,10 +60,6 @@ def _svhn_files(reader: Any) -> dict[str, str | None]:
     return {file: md5 for _, file, md5 in (reader.split_list[part] for part in ("train", "test"))}
 
 
-def _mnist_files(reader: Any) -> dict[str, str | None]:
-    return {f"MNIST/raw/{file.removesuffix('.gz')}": None for file, _ in reader.resources}
-
-
 def _cifar_images(images: Any) -> Any:
     return images.transpose(0, 3, 1, 2)
 
@@ -71,7 +67,6 @@ def _cifar_images(images: Any) -> Any:
 ARCHIVES = {
     "cifar10": Archive(reader="CIFAR10", classes=10, files=_cifar_files, channels_first=_cifar_images),
     "cifar100": Archive(reader="CIFAR100", classes=100, files=_cifar_files, channels_first=_cifar_images),
-    "mnist": Archive(reader="MNIST", classes=10, files=_mnist_files, channels_first=lambda images: images[:, None]),
     "svhn": Archive(
         reader="SVHN",
         classes=10,
@@ -96,8 +91,7 @@ def expected_files(name: str) -> dict[str, str | None]:
 def read(name: str, folder: Path) -> Split[Tensor]:
     """The training and the test part, as the parareal networks' paper has them.
 
-    50,000 + 10,000 images of CIFAR; 73,257 + 26,032 of SVHN, without its extra part; 60,000 + 10,000 of MNIST, whose
-    validation images are training images here.
+    50,000 + 10,000 images of CIFAR; 73,257 + 26,032 of SVHN, without its extra part.
 
     Raises:
         DataError: a file is missing, is another than torchvision's list says, or cannot be read; scipy, which reads

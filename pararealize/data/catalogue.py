@@ -1,5 +1,6 @@
 """A name -> a data set: what ``--data`` of the commands takes, and ``load`` in Python."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -13,13 +14,14 @@ from torch.nn import functional
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import DataError
 
-from . import archives, glyphs, image_folder, peaks
+from . import archives, glyphs, idx_files, image_folder, peaks
 from .augmentation import Augmentation
 from .dataset import Dataset, Scale, Split, choose
 from .images import resize
 
 __all__ = ["digits", "load", "names"]
 
+DARKEST = 16  # of the digits' pixels
 TEST_SHARE = 5  # every fifth image of the shuffled digits is a test image
 PEAKS = (5000, 1000)  # points for training and for the test, where no count is given
 FOLDER = "data"  # where files are looked for that no data_dir is given for
@@ -33,7 +35,7 @@ def names() -> list[str]:
     return [name for entry in ENTRIES.values() for name in entry.names]
 
 
-@typed_arguments(DataError, "count")
+@typed_arguments(DataError, "count", "mean", "std")
 def load(
     name: str,
     *,
@@ -44,6 +46,8 @@ def load(
     image_size: int | None = None,
     channels: int | None = None,
     count: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     data_seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
@@ -61,6 +65,9 @@ def load(
         channels: 1 or 3; None for the set's own.
         count: how many training and test samples at most; a smaller set is a part of a larger one. Of glyphs and
             peaks so many are made.
+        mean: of each channel's pixels, from 0 to 1, that is taken from them; one number for all channels, or one for
+            each. None for the training part's own (of an image folder, ImageNet's).
+        std: the deviation that they are divided by, likewise; ``mean`` and ``std`` come together.
         data_seed: of the samples themselves, of glyphs and peaks.
         progress: called with the number of samples made so far and of all, while samples are made.
 
@@ -92,6 +99,7 @@ def load(
         image_size=image_size,
         channels=channels,
         count=count,
+        normalisation=_normalisation(mean, std),
         data_seed=data_seed,
         progress=progress,
     )
@@ -100,6 +108,26 @@ def load(
         padding = max(1, data.shape[-1] // PADDING_SHARE)
         return replace(data, augmentation=Augmentation(padding=padding, flip=entry.mirrored))
     return data
+
+
+def _normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Means and deviations as they were asked for; ``None`` where they were not."""
+    if mean is None and std is None:
+        return None
+    parts = [[value] if isinstance(value, int | float) else value for value in (mean, std)]
+    fine = all(
+        isinstance(part, Sequence) and part and all(isinstance(v, int | float) and math.isfinite(v) for v in part)
+        for part in parts
+    )
+    if not fine or min(parts[1] or [0]) <= 0:
+        raise DataError(
+            f"mean = {mean!r} and std = {std!r} are no means and deviations of channels; write both, numbers from 0 to "
+            "1 such as mean=(0.5,) and std=(0.25,), and deviations above 0"
+        )
+    first, second = (tuple(map(float, part)) for part in parts if part is not None)
+    return first, second
 
 
 def _is_pair(count: object) -> bool:
@@ -119,6 +147,7 @@ class _Request:
     image_size: int | None
     channels: int | None
     count: tuple[int, int] | None
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
     data_seed: int
     progress: Callable[[int, int], None] | None
 
@@ -133,7 +162,20 @@ class _Request:
             resize(part, image_size=self.image_size, channels=self.channels)
             for part in (split.images, split.test_images)
         )
-        return self.dataset(replace(split, images=images, test_images=test_images), Scale.of(images))
+        scale = self.scale(images.shape[1]) or Scale.of(images)
+        return self.dataset(replace(split, images=images, test_images=test_images), scale)
+
+    def scale(self, channels: int) -> Scale | None:
+        """Of the means and deviations that were asked for; ``None`` where none were."""
+        if self.normalisation is None:
+            return None
+        mean, std = (torch.tensor(part) * 255 for part in self.normalisation)
+        if {len(mean), len(std)} - {1, channels}:
+            raise DataError(
+                f"{self.name} has {channels} channels here, and there are {len(mean)} means and {len(std)} deviations; "
+                "write one for each channel, or one for all"
+            )
+        return Scale(mean=mean.expand(channels).view(-1, 1, 1), deviation=std.expand(channels).view(-1, 1, 1))
 
 
 # What makes each data set --------------------------------------------------------------------------------------------
@@ -141,6 +183,11 @@ class _Request:
 
 def _archive(request: _Request) -> Dataset:
     return request.resized(_fewer(archives.read(request.name, Path(request.data_dir or FOLDER)), request.count))
+
+
+def _idx(request: _Request) -> Dataset:
+    data_dir = None if request.data_dir is None else Path(request.data_dir)
+    return request.resized(_fewer(idx_files.read(request.name, data_dir, Path(FOLDER)), request.count))
 
 
 def _glyphs(request: _Request) -> Dataset:
@@ -166,12 +213,13 @@ def _image_folder(request: _Request) -> Dataset:
     channels = 3 if request.channels is None else request.channels
     folder = Path(request.data_dir or "", request.variant)
     split = image_folder.read(folder, image_size=request.image_size, channels=channels, count=request.count)
-    return request.dataset(split, image_folder.scale(channels))
+    return request.dataset(split, request.scale(channels) or image_folder.scale(channels))
 
 
 def _peaks(request: _Request) -> Dataset:
-    if request.augment or request.image_size is not None or request.channels is not None:
-        raise DataError("peaks has points and no images; leave out augment, image_size and channels")
+    options = request.image_size, request.channels, request.normalisation
+    if request.augment or any(option is not None for option in options):
+        raise DataError("peaks has points and no images; leave out augment, image_size, channels, mean and std")
     train, test = request.count or PEAKS
     x, labels = peaks.points(train, seed=request.data_seed)
     test_x, test_labels = peaks.points(test, seed=request.data_seed, part="test")
@@ -182,7 +230,12 @@ def _peaks(request: _Request) -> Dataset:
 def _digits(request: _Request) -> Dataset:
     image_size = 32 if request.image_size is None else request.image_size
     channels = 3 if request.channels is None else request.channels
-    return _fewer(digits(request.batch_size, request.seed, image_size=image_size, channels=channels), request.count)
+    data = digits(request.batch_size, request.seed, image_size=image_size, channels=channels)
+    if (scale := request.scale(channels)) is not None:
+        images, _, train, test = _raw_digits(image_size)
+        pixels = scale((images * (255 / DARKEST)).repeat(1, channels, 1, 1))
+        data = replace(data, images=pixels[train], test_images=pixels[test])
+    return _fewer(data, request.count)
 
 
 def _fewer(data: InMemory, count: tuple[int, int] | None) -> InMemory:
@@ -224,6 +277,23 @@ def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channel
             f"digits needs positive numbers, but batch_size = {batch_size}, image_size = {image_size} and "
             f"channels = {channels}"
         )
+    images, labels, train, test = _raw_digits(image_size)
+    mean, deviation = images[train].mean(), images[train].std()
+    images = ((images - mean) / deviation).repeat(1, channels, 1, 1)
+    return Dataset(
+        name="digits",
+        classes=10,
+        batch_size=batch_size,
+        seed=seed,
+        images=images[train],
+        labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+    )
+
+
+def _raw_digits(image_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images ``(count, 1, size, size)`` from 0 to 16, labels, and the numbers of the training and of the test ones."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
@@ -237,19 +307,7 @@ def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channel
     labels = torch.from_numpy(raw.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     is_test = torch.arange(len(labels)) % TEST_SHARE == 0
-    train, test = order[~is_test], order[is_test]
-    mean, deviation = images[train].mean(), images[train].std()
-    images = ((images - mean) / deviation).repeat(1, channels, 1, 1)
-    return Dataset(
-        name="digits",
-        classes=10,
-        batch_size=batch_size,
-        seed=seed,
-        images=images[train],
-        labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-    )
+    return images, labels, order[~is_test], order[is_test]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +330,8 @@ class _Entry:
 ENTRIES = {
     "cifar10": _Entry(names=("cifar10",), make=_archive, augmented=True, mirrored=True),
     "cifar100": _Entry(names=("cifar100",), make=_archive, augmented=True, mirrored=True),
-    "mnist": _Entry(names=("mnist",), make=_archive),
+    "mnist": _Entry(names=("mnist",), make=_idx),
+    "fashion_mnist": _Entry(names=("fashion_mnist",), make=_idx, mirrored=True),
     "svhn": _Entry(names=("svhn",), make=_archive),
     "digits": _Entry(names=("digits",), make=_digits),
     "glyphs": _Entry(names=("glyphs", "glyphs:clean", "glyphs:system"), make=_glyphs),

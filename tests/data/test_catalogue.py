@@ -94,8 +94,8 @@ def test_augmented_digits_are_not_mirrored():
 
 def test_names():
     assert names() == [
-        "cifar10", "cifar100", "mnist", "svhn", "digits", "glyphs", "glyphs:clean", "glyphs:system", "imagefolder:DIR",
-        "peaks",
+        "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "digits", "glyphs", "glyphs:clean", "glyphs:system",
+        "imagefolder:DIR", "peaks",
     ]  # fmt: skip
     assert (face.names, face.load, face.digits) == (names, load, digits)
 
@@ -104,6 +104,20 @@ def test_names():
 def test_variants_that_there_are_not(name):
     with pytest.raises(DataError, match=f"no data set is called {name!r}; there are"):
         load(name)
+
+
+def test_means_and_deviations_of_ones_own():
+    """(x − mean) / std of pixels from 0 to 1, one for each channel or one for all."""
+    plain = load("digits", image_size=8, mean=[0.0], std=[1.0], count=(50, 10))
+    assert (float(plain.images.min()), float(plain.images.max())) == (0.0, 1.0)
+    other = load("digits", image_size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 1, 2), count=(50, 10))
+    expected = (plain.images - torch.tensor([0.5, 0.25, 0.0]).view(3, 1, 1)) / torch.tensor([0.5, 1, 2]).view(3, 1, 1)
+    torch.testing.assert_close(other.images, expected)
+    for wrong in ({"mean": (0.5,)}, {"mean": (0.5,), "std": (0.0,)}, {"mean": ("a",), "std": (1,)}, {"std": ()}):
+        with pytest.raises(DataError, match="are no means and deviations of channels"):
+            load("digits", **wrong)
+    with pytest.raises(DataError, match="has 3 channels here, and there are 2 means and 1 deviations"):
+        load("digits", mean=(0, 0), std=(1,))
 
 
 def test_points_are_no_images():
