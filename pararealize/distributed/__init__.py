@@ -27,6 +27,7 @@ computes, sends and differentiates its share. In reading order::
     gradient_norms          gradients of any element types -> their norm
     stage_module            a rank's share as a module: names, copies, moves to other element types
     stage                   the module that a rank gets: steps
+    serving                 requests of the first rank, which all compute, and their answers
     activation_checkpoint   a segment that keeps few activations
     training_processes      the processes that train one network: sums, facts and faults of all
     messages                in which order ranks send what to each other, and in which format (a folder)
@@ -36,7 +37,8 @@ computes, sends and differentiates its share. In reading order::
 
 from .distribution import distribute
 from .mesh import make_mesh, started_by_torchrun
+from .serving import Server
 from .stage import Stage
 from .training_processes import TrainingProcesses, processes_of
 
-__all__ = ["Stage", "TrainingProcesses", "distribute", "make_mesh", "processes_of", "started_by_torchrun"]
+__all__ = ["Server", "Stage", "TrainingProcesses", "distribute", "make_mesh", "processes_of", "started_by_torchrun"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from pararealize.distributed.checkpoint.collective import gather_objects
 from pararealize.distributed.watchdog.shared_calls import SharedCalls
 from pararealize.distributed.watchdog.watchdog import Watch
-from pararealize.errors import DistributedError
+from pararealize.errors import AgreedError, DistributedError
 
 from .activity import Activity
 from .consistency import FAULT, agree, agree_on_weights
@@ -115,7 +116,13 @@ class RankSetup:
         Raises:
             DistributedError: another rank failed; the stage was closed, its process groups are destroyed, or this
                 process was forked from the rank's.
+            AgreedError: the rank takes requests in another thread; nothing has been sent.
         """
+        if self.channel.serving_thread not in (None, threading.get_ident()):
+            raise AgreedError(
+                f"{name} was called on {self.description}, which takes requests in another thread; pass inputs to the "
+                "server, and call the stage again when the block of stage.serve() is over"
+            )
         with self.watch.step(name), self.groups.needed():
             yield
 

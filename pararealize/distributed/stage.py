@@ -27,6 +27,7 @@ from .gradient_norms import gradient_norm
 from .messages.message_order import StepMessages
 from .rank_calls import samples_of
 from .rank_setup import RankSetup
+from .serving import Server, serve_requests
 from .stage_module import RankProgram, StageModule
 from .step import check_loss
 
@@ -50,14 +51,18 @@ class Stage(StageModule):
         plan: of the whole network.
         rank_setup: what it is made of: the partition, the rank's parts by name, its messages and its watchdog.
         tied_names: for every key of the whole network's state dict, the other names of its tensor.
+        saved_as: how the whole network is made, for its folder (:class:`~pararealize.saving.NetworkRecord`); ``None``
+            where no folder holds it.
     """
 
     plan: Plan
+    saved_as: Any
     _averages_gradients: bool
 
     def __init__(self, setup: RankSetup, program: RankProgram, plan: Plan | None = None) -> None:
         super().__init__(setup, program)
         self.__dict__["_averages_gradients"] = True  # not by setattr: a module of the user's may have such a name
+        self.__dict__["saved_as"] = None
         if plan is not None:
             self.__dict__["plan"] = plan
 
@@ -226,6 +231,40 @@ class Stage(StageModule):
     def _call(self, call: str, inputs: Mapping[str, Any]) -> str:  # noqa: ARG002 - other stages look at them
         """The call, with all besides inputs, mode and autocast that decides which messages it sends."""
         return self._described(call)
+
+    @contextlib.contextmanager
+    def serve(self) -> Iterator[Server | None]:
+        """Take requests on the first rank alone, for inference; the others compute their parts until it ends.
+
+        All ranks of the network enter it, in eval mode. On rank 0 it gives a :class:`~.serving.Server` at once, which
+        is called with inputs, from any thread; on the others it waits, and gives ``None`` when rank 0 has left its
+        block. Waiting for requests is no hang, however long. A rank that fails, dies or hangs ends all of them, with an
+        error that names it, within the time-out of :meth:`PararealModule.distribute`.
+
+        Raises:
+            DistributedError: the stage is in train mode, or a call before has failed; on every rank.
+            RankError: another rank failed, died or hung.
+
+        Example:
+            >>> import torch.distributed as dist
+            >>> from torch.distributed.device_mesh import init_device_mesh
+            >>> from pararealize import pararealize
+            >>> from pararealize.models import resnet20
+            >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            >>> stage = pararealize(resnet20(), n=3).distribute(init_device_mesh("cpu", (1,))).eval()
+            >>> with stage.serve() as server:
+            ...     if server is not None:  # on rank 0
+            ...         print(server(torch.randn(5, 3, 32, 32)).shape)
+            torch.Size([5, 10])
+            >>> dist.destroy_process_group()
+        """
+        with self.rank_setup.call("serve"), self._usable_only_if_it_ends_well():
+            if self.training:
+                self._refuse("serve", "the stage is in train mode, and requests are answered in eval mode; call eval()")
+        with self.collective_call("serve", copies=False):
+            pass
+        with serve_requests(self.rank_setup, self) as server:
+            yield server
 
     # Around steps ----------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class PointToPoint:
         failure: how a step failed whose messages may be under way still, so that nothing more can be sent.
         size: how many ranks there are.
         copies: how many deep copies of the rank's modules use this channel beside them.
+        serving_thread: the one thread that makes calls while the rank takes requests; ``None`` where any may.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PointToPoint:
         self.size = len(self._global_ranks)
         self._waits_on_host = device.type == "cpu"
         self.failure, self.copies = "", 0
+        self.serving_thread: int | None = None
         self._unfinished: list[tuple[str, int, dist.Work, torch.Tensor]] = []
 
     # Tensors ----------------------------------------------------------------------------------------------------------
@@ -155,10 +157,31 @@ class PointToPoint:
     def broadcast_object(self, name: str, value: Any, owner: int) -> Any:
         """An object of one rank, on all of them."""
         self.confirm()
+        return self.hand_round_object(name, value, owner)
+
+    # Through the CPU's memory, in the order in which all ranks call it -----------------------------------------------
+
+    def hand_round(self, name: str, tensor: torch.Tensor, owner: int) -> None:
+        """Give a dense tensor of one rank to all others, which pass the memory for it."""
+        with self._bounded(name, owner, "waiting for"):
+            dist.broadcast(in_memory_order(tensor), self._global_ranks[owner], group=self.control)
+
+    def hand_round_object(self, name: str, value: Any, owner: int) -> Any:
+        """The same of an object; no rank waits for more than the message."""
         values = [value]
         with self._bounded(name, owner, "waiting for"):
             dist.broadcast_object_list(values, src=self._global_ranks[owner], group=self.control)
         return values[0]
+
+    def hand_over(self, name: str, tensor: torch.Tensor, to: int) -> None:
+        """Send a dense tensor to one rank, and wait until it has left."""
+        with self._bounded(name, to, "sending"):
+            dist.send(in_memory_order(tensor), self._global_ranks[to], group=self.control)
+
+    def take_over(self, name: str, tensor: torch.Tensor, peer: int) -> None:
+        """Wait for a dense tensor of one rank."""
+        with self._bounded(name, peer, "waiting for"):
+            dist.recv(in_memory_order(tensor), self._global_ranks[peer], group=self.control)
 
     @contextlib.contextmanager
     def _bounded(self, name: str, peer: int, verb: str) -> Iterator[None]:

@@ -1,0 +1,298 @@
+"""A rank's stage -> requests of rank 0 that all ranks compute together, and their answers on rank 0.
+
+rank 0       a queue of requests ──> one thread, request after request ──> header, inputs ─┐
+the others   wait for a header                                              <──────────────┘
+all          stage(inputs)                                                  every rank its segments
+last rank    the output ──> rank 0 ──> whoever asked
+
+A header says what comes: a request (and with inputs of which form), the end, or nothing yet. Rank 0 sends the last one
+several times within a time-out, so that waiting for requests is told from a rank that hangs; what happens to a rank in
+the meantime is known to all by the watchdog, as in a step. Inputs and outputs go over gloo, by way of the CPU's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from pararealize.errors import AgreedError, DistributedError
+
+from .messages.formats import TensorFormat, ValueFormat, describe
+
+if TYPE_CHECKING:
+    from .rank_setup import RankSetup
+
+__all__ = ["Server", "serve_requests"]
+
+NOTHING, REQUEST, END = 0, 1, 2  # what a header says
+NEW = -1  # the number of a form that has not been sent before
+LONGEST_BEAT = 1.0  # seconds between headers of rank 0 that has no request
+MOST_FORMS = 1024  # of inputs or outputs, that are remembered
+CPU = torch.device("cpu")
+
+Forward = Callable[..., Any]
+
+
+class Server:
+    """Takes requests on rank 0, from any thread, and gives their answers; made by ``stage.serve()``.
+
+    Requests are computed one after the other, in the order in which they came. Their batches may be of any sizes that
+    the network takes. Outside of the thread that computes, nothing else may be called on the stage meanwhile.
+
+    Attributes:
+        answered: how many requests have been answered.
+    """
+
+    def __init__(self, setup: RankSetup, forward: Forward, beat: float) -> None:
+        self.answered = 0
+        self._setup, self._forward, self._beat = setup, forward, beat
+        self._requests: queue.SimpleQueue[tuple[Future[Any], tuple[Any, ...], dict[str, Any]] | None]
+        self._requests = queue.SimpleQueue()
+        self._exchange = _Exchange(setup)
+        self._gate = threading.Lock()  # whoever adds a request knows that the thread will still see it
+        self._is_closed = False
+        self._failure: BaseException | None = None
+        self._unanswered: Future[Any] | None = None
+        self._thread = threading.Thread(target=self._run, name="pararealize-server", daemon=True)
+        self._thread.start()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output for these inputs, on the CPU.
+
+        Raises:
+            RefusedCallError: the network does not take them; the server goes on.
+            DistributedError: a rank failed or hung, or the server is closed.
+        """
+        return self.submit(*args, **kwargs).result()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Put a request into the queue; ``result()`` of what is given waits for the answer."""
+        answer: Future[Any] = Future()
+        with self._gate:
+            if self._failure is not None:
+                raise DistributedError(f"the server has failed: {self._failure}") from self._failure
+            if self._is_closed:
+                raise DistributedError("the server is closed: the block of stage.serve() is over; enter it anew")
+            self._requests.put((answer, args, kwargs))
+        return answer
+
+    def close(self) -> None:
+        """Answer what has been asked, and let the other ranks go. May be called again.
+
+        Raises:
+            DistributedError: a rank failed or hung.
+        """
+        with self._gate:
+            was_closed, self._is_closed = self._is_closed, True
+            if not was_closed:
+                self._requests.put(None)
+        self._thread.join()
+        if self._failure is not None and not was_closed:
+            raise self._failure
+
+    def _run(self) -> None:
+        """The thread that computes: for every request, or where there is none, a header."""
+        channel = self._setup.channel
+        channel.serving_thread = threading.get_ident()
+        try:
+            with self._setup.call("serve"):
+                while self._answer_next():
+                    pass
+        except BaseException as error:  # noqa: BLE001 - whoever asks, or closes, raises it
+            self._fail(error)
+        finally:
+            channel.serving_thread = None
+
+    def _answer_next(self) -> bool:
+        """Answer one request, or say that there is none; whether there may be more."""
+        self._setup.watch.doing("waiting for requests")
+        try:
+            request = self._requests.get(timeout=self._beat)
+        except queue.Empty:
+            self._exchange.send_header(NOTHING)
+            return True
+        if request is None:
+            self._exchange.send_header(END)
+            return False
+        answer, args, kwargs = request
+        if not answer.set_running_or_notify_cancel():
+            return True
+        try:
+            self._setup.partition.conditions.check(args, kwargs)  # what is refused here concerns no other rank
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            answer.set_exception(error)
+            return True
+        try:
+            self._exchange.send_request((args, kwargs))
+            output = self._forward(*args, **kwargs)
+            output = self._exchange.receive_answer(output)
+        except AgreedError as error:  # all ranks have refused it, and go on
+            answer.set_exception(error)
+        except BaseException:
+            self._unanswered = answer  # what is raised here may be a consequence: the cause comes with the call's end
+            raise
+        else:
+            self.answered += 1
+            answer.set_result(output)
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        with self._gate:
+            self._failure = error
+        if self._unanswered is not None:
+            self._unanswered.set_exception(error)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                request = self._requests.get_nowait()
+                if request is not None and request[0].set_running_or_notify_cancel():
+                    request[0].set_exception(DistributedError(f"the server has failed: {error}"))
+
+
+class _Forms:
+    """Forms of values that the ranks on both sides of a message have seen, by numbers that both count alike."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._formats: list[ValueFormat] = []
+
+    def number(self, description: Any) -> int:
+        """Of a form that is to be sent; ``NEW`` where it has not been sent yet, and is remembered now."""
+        key = repr(ValueFormat.read(description))
+        if (number := self._numbers.get(key)) is not None:
+            return number
+        if len(self._numbers) >= MOST_FORMS:
+            self._numbers.clear()
+        self._numbers[key] = len(self._numbers)
+        return NEW
+
+    def learn(self, description: Any) -> ValueFormat:
+        """Remember a form that came as a new one."""
+        if len(self._formats) >= MOST_FORMS:
+            self._formats.clear()
+        self._formats.append(ValueFormat.read(description))
+        return self._formats[-1]
+
+    def known(self, number: int) -> ValueFormat:
+        """The form of that number."""
+        return self._formats[number]
+
+
+class _Exchange:
+    """Requests from rank 0 to all, answers from the last rank to rank 0; a form is described once."""
+
+    def __init__(self, setup: RankSetup) -> None:
+        self._channel, self._last = setup.channel, setup.partition.ranks - 1
+        self._requests, self._answers = _Forms(), _Forms()
+
+    def send_header(self, kind: int, number: int = 0) -> None:
+        """Say what comes next."""
+        self._channel.hand_round("a header", torch.tensor([kind, number]), 0)
+
+    def send_request(self, value: tuple[tuple[Any, ...], Mapping[str, Any]]) -> None:
+        """Give a request to all ranks."""
+        description = describe(value)
+        number = self._requests.number(description)
+        self.send_header(REQUEST, number)
+        if number == NEW:
+            self._channel.hand_round_object("the form of a request", description, 0)
+        for tensor in _tensors(value):
+            self._channel.hand_round("a request", tensor, 0)
+
+    def receive_request(self) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
+        """The next request; ``None`` at the end."""
+        kind = NOTHING
+        while kind == NOTHING:
+            header = torch.zeros(2, dtype=torch.int64)
+            self._channel.hand_round("the next request", header, 0)
+            kind, number = header.tolist()
+        if kind == END:
+            return None
+        if number == NEW:
+            form = self._requests.learn(self._channel.hand_round_object("the form of a request", None, 0))
+        else:
+            form = self._requests.known(number)
+        tensors = [one.empty(CPU) for one in form.tensors]
+        for tensor in tensors:
+            self._channel.hand_round("a request", tensor, 0)
+        args, kwargs = form.filled(tensors)
+        return args, kwargs
+
+    def send_answer(self, output: Any) -> None:
+        """On the last rank: give the output to rank 0, where that is another one."""
+        if self._last == 0:
+            return
+        description = describe(output)
+        number = self._answers.number(description)
+        self._channel.hand_over("an answer", torch.tensor([number]), 0)
+        if number == NEW:
+            self._channel.send_object("the form of an answer", description, 0)
+        for tensor in _tensors(output):
+            self._channel.hand_over("an answer", tensor, 0)
+
+    def receive_answer(self, output: Any) -> Any:
+        """The output on rank 0, which has it already where it is the last one, too."""
+        if self._last == 0:
+            return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), output)
+        number = torch.zeros(1, dtype=torch.int64)
+        self._channel.take_over("the answer", number, self._last)
+        if int(number) == NEW:
+            form = self._answers.learn(self._channel.receive_object("the form of an answer", self._last))
+        else:
+            form = self._answers.known(int(number))
+        tensors = [one.empty(CPU) for one in form.tensors]
+        for tensor in tensors:
+            self._channel.take_over("the answer", tensor, self._last)
+        return form.filled(tensors)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors of a value on the CPU, in the order of its form, each packed as the form says."""
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [TensorFormat.of(leaf).packed(leaf.detach().cpu()) for leaf in leaves]
+
+
+@contextlib.contextmanager
+def serve_requests(setup: RankSetup, forward: Forward) -> Iterator[Server | None]:
+    """What ``stage.serve()`` does, once all ranks have come to it.
+
+    Args:
+        setup: of the rank.
+        forward: the stage's own.
+
+    Yields:
+        The server on rank 0, as long as the block lasts; ``None`` elsewhere, when it is over.
+    """
+    channel = setup.channel
+    if setup.rank != 0:
+        _follow(setup, forward)
+        yield None
+        return
+    server = Server(setup, forward, beat=min(LONGEST_BEAT, channel.timeout.total_seconds() / 8))
+    try:
+        yield server
+    except BaseException:
+        with contextlib.suppress(DistributedError):  # the block's own error, or this one, is on its way
+            server.close()
+        raise
+    server.close()
+
+
+def _follow(setup: RankSetup, forward: Forward) -> None:
+    """Compute request after request with the other ranks, until rank 0 ends it."""
+    exchange = _Exchange(setup)
+    with setup.call("serve"):
+        while (request := exchange.receive_request()) is not None:
+            args, kwargs = request
+            try:
+                output = forward(*args, **kwargs)
+            except AgreedError:
+                continue
+            if setup.owns_head:
+                exchange.send_answer(output)

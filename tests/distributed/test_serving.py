@@ -1,0 +1,155 @@
+"""Requests come to rank 0 alone: answers of the one-process network, until the end or an error that names a rank."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pararealize import pararealize
+from pararealize.errors import AgreedError, DistributedError, ExampleError, RankError
+from tests.models import LanguageModel, Perceptron
+from tests.rank_comparison import distance, mesh_of
+from tests.ranks import RanksFailed, on_ranks
+
+
+def network(n: int = 3):
+    torch.manual_seed(1)
+    return pararealize(Perceptron(), n, coarse="linear", example_inputs=torch.randn(2, 8)).eval()
+
+
+def answers(ranks: int) -> float:
+    """Batches of several sizes, some from several threads at once, and inputs that are refused in between."""
+    net = network()
+    stage = net.distribute(mesh_of(ranks), timeout=8).eval()
+    worst = 0.0
+    for _ in range(2):  # the stage serves again afterwards
+        with stage.serve() as server:
+            if server is None:
+                continue
+            batches = [torch.randn(size, 8) for size in (1, 4, 1, 3, 2, 4)]
+            with pytest.raises(ExampleError):
+                server(batches[0], batches[0])
+            with ThreadPoolExecutor(3) as threads:
+                outputs = list(threads.map(server, batches))
+            outputs.append(server(batches[0]))
+            for x, y in zip([*batches, batches[0]], outputs, strict=True):
+                worst = max(worst, distance(y, net(x).detach()))
+            with pytest.raises(AgreedError, match="takes requests in another thread"):
+                stage(batches[0])
+            assert server.answered == 7
+            kept = server
+        if stage.rank == 0:
+            with pytest.raises(DistributedError, match="the server is closed"):
+                kept(batches[0])
+    x = torch.ones(2, 8)
+    output = stage(x, everywhere=True)  # and steps go on
+    return max(worst, distance(output, net(x).detach()))
+
+
+def test_three_ranks():
+    assert max(on_ranks(3, answers, 3)) < 1e-5
+
+
+def nested() -> float:
+    """Ids in, a dict out; the first rank has an error of its own within the block."""
+    torch.manual_seed(1)
+    ids = torch.randint(11, (2, 6))
+    net = pararealize(LanguageModel(2), 2, coarse="linear", example_inputs=ids).eval()
+    stage = net.distribute(mesh_of(2), timeout=8).eval()
+    worst = 0.0
+    for fails in (False, True):
+        try:
+            with stage.serve() as server:
+                if server is not None:
+                    for _ in range(2):
+                        worst = max(worst, distance(server(ids=ids)["logits"], net(ids)["logits"].detach()))
+                    if fails:
+                        raise ValueError("of the block")
+        except ValueError:
+            assert stage.rank == 0
+    return worst
+
+
+def idle() -> bool:
+    """Nobody asks for longer than the time-out of a message; before, train mode is refused on all ranks."""
+    stage = network(2).distribute(mesh_of(2), timeout=1.0).train()
+    with pytest.raises(DistributedError, match=r"in train mode, and requests are answered in eval mode"), stage.serve():
+        pass
+    stage.eval()
+    with stage.serve() as server:
+        if server is not None:
+            time.sleep(2.0)
+            return server(torch.ones(1, 8)).shape == (1, 2)
+    return True
+
+
+def on_two() -> tuple[float, bool]:
+    return max(answers(2), nested()), idle()
+
+
+def test_two_ranks():
+    """Answers are those of one process; nested values; waiting for requests is no hang."""
+    results = on_ranks(2, on_two)
+    assert max(worst for worst, _ in results) < 1e-5
+    assert all(is_alive for _, is_alive in results)
+
+
+class Striking(nn.Module):
+    """A head that strikes at an input of the batch size three, on the rank that owns it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body, self.kind = Perceptron(), kind
+
+    def forward(self, x):
+        return strike(self.body(x), self.kind)
+
+
+@torch.library.custom_op("pararealize_tests::strike", mutates_args=())
+def strike(x: torch.Tensor, kind: str) -> torch.Tensor:
+    if len(x) == 7:
+        os._exit(3) if kind == "die" else time.sleep(1000)
+    return x.clone()
+
+
+@strike.register_fake
+def _(x: torch.Tensor, kind: str) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def failing(kind: str, folder: str) -> None:
+    torch.manual_seed(1)
+    net = pararealize(Striking(kind), 2, coarse="linear", example_inputs=torch.randn(2, 8)).eval()
+    stage = net.distribute(mesh_of(2), timeout=2.0).eval()
+    began = time.monotonic()
+    try:
+        with stage.serve() as server:
+            if server is not None:
+                server(torch.ones(1, 8))
+                began = time.monotonic()
+                pending = [server.submit(torch.ones(size, 8)) for size in (7, 1)]
+                faults = [type(one.exception()).__name__ for one in pending]
+                with pytest.raises(DistributedError, match="the server has failed"):
+                    server(torch.ones(1, 8))
+                Path(folder, "faults").write_text(" ".join(faults))
+    except RankError as error:
+        Path(folder, f"rank{stage.rank}").write_text(f"{error.rank} {time.monotonic() - began:.2f} {error}")
+        raise
+    assert threading.active_count() < 50
+
+
+@pytest.mark.parametrize("kind", ["die", "hang"])
+def test_a_rank_that_dies_or_hangs_ends_all(kind, tmp_path):
+    """Within the time-out, with an error that names it; whoever waits for an answer gets an error, too."""
+    with pytest.raises(RanksFailed):
+        on_ranks(2, failing, kind, str(tmp_path))
+    culprit, seconds, _ = (tmp_path / "rank0").read_text().split(maxsplit=2)
+    assert (culprit, float(seconds) < 10) == ("1", True)
+    assert (tmp_path / "faults").read_text() == "RankError DistributedError"
