@@ -19,6 +19,8 @@ What is done with a converted network::
     fit               a network, data, Recipe -> History       trained from scratch                     train, data
     calibrate         PararealModule, ... -> Calibration       fitted to its trained original           calibration
     tradeoff          a trained nn.Module, ... -> Tradeoff     speed-up against error, plan by plan     tradeoffs
+    compare           a PararealModule, its original -> Comparison   quality and times, side by side    comparison
+    load              a folder of net.save -> PararealModule   as it was, on any machine                loading, saving
 
 Two systems of the same family, for residual networks::
 
@@ -37,6 +39,8 @@ from pararealize.calibration.fine_tuning import fine_tune
 from pararealize.calibration.fitting import calibrate
 from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import build_coarse
+from pararealize.comparison.measurement import compare
+from pararealize.comparison.report import Comparison
 from pararealize.distributed.stage import Stage
 from pararealize.multigrid.module import LayerParallel, layer_parallel
 from pararealize.multigrid.prolongation import prolong
@@ -64,6 +68,7 @@ from pararealize.train.run.score import evaluate
 
 from .compiler import make_plan, pararealize
 from .errors import PararealizeError
+from .loading import load, load_original
 
 __version__ = "0.1.0"
 
@@ -71,6 +76,7 @@ __all__ = [
     "Block",
     "BlockChain",
     "Capture",
+    "Comparison",
     "Costs",
     "History",
     "LayerParallel",
@@ -93,6 +99,7 @@ __all__ = [
     "calibrate",
     "capture",
     "capture_graphs",
+    "compare",
     "count_costs",
     "emit",
     "evaluate",
@@ -100,6 +107,8 @@ __all__ = [
     "fine_tune",
     "fit",
     "layer_parallel",
+    "load",
+    "load_original",
     "make_plan",
     "measure_costs",
     "measure_network",

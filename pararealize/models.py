@@ -7,7 +7,8 @@ images. :func:`build` also takes torchvision's names, ``timm:NAME``, ``package.m
 
 import importlib
 import inspect
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,9 @@ __all__ = [
     "PreActBottleneck",
     "PreActResNet",
     "build",
+    "built_as",
     "default_input",
+    "is_registered",
     "names",
     "resnet20",
     "resnet32",
@@ -167,6 +170,10 @@ class PreActResNet(nn.Module):
         return logits
 
 
+# networks that still exist: by which name, and with which arguments, each was built
+_BUILT: weakref.WeakKeyDictionary[nn.Module, tuple[str, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+
 def _resnet(unit: type[PreActBasic | PreActBottleneck], depth: int) -> Callable[..., PreActResNet]:
     """The constructor of one depth: ``6n + 2`` layers of basic units, ``9n + 2`` of bottleneck units."""
     layers = 6 if unit is PreActBasic else 9
@@ -174,7 +181,9 @@ def _resnet(unit: type[PreActBasic | PreActBottleneck], depth: int) -> Callable[
     assert rest == 0, f"depth {depth} is not {layers}n + 2"
 
     def constructor(num_classes: int = 10) -> PreActResNet:
-        return PreActResNet(unit, units, num_classes)
+        network = PreActResNet(unit, units, num_classes)
+        _BUILT[network] = f"resnet{depth}", {} if num_classes == 10 else {"num_classes": num_classes}
+        return network
 
     constructor.__name__ = constructor.__qualname__ = f"resnet{depth}"
     constructor.__doc__ = (
@@ -247,6 +256,34 @@ def build(name: str, **arguments: Any) -> nn.Module:
         >>> sum(p.numel() for p in net.parameters())
         278132
     """
+    network = _build(name, arguments)
+    _BUILT[network] = name, dict(arguments)
+    return network
+
+
+def built_as(network: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """By which name :func:`build` gave this very network, and with which arguments; ``None`` where it did not.
+
+    Example:
+        >>> built_as(build("resnet20", num_classes=100)), built_as(nn.Linear(2, 2))
+        (('resnet20', {'num_classes': 100}), None)
+    """
+    return _BUILT.get(network)
+
+
+def is_registered(name: str) -> bool:
+    """Whether a name is one of a registry's, built-in, torchvision's or timm's, and so imports no code of the user's.
+
+    Example:
+        >>> is_registered("resnet20"), is_registered("timm:convnext_atto"), is_registered("mynets.py:deep")
+        (True, True, False)
+    """
+    scheme, colon, _ = name.rpartition(":")
+    return not colon or scheme in ("torchvision", "timm")
+
+
+def _build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    arguments = dict(arguments)
     if name in BUILT_IN:
         try:
             inspect.signature(BUILT_IN[name]).bind(**arguments)

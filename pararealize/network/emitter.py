@@ -16,7 +16,9 @@ from torch import nn
 from pararealize.analysis.blocks import BlockChain
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import DeviceError, PlanError
+from pararealize.models import built_as
 from pararealize.plan.plan import Plan
+from pararealize.saving.network_record import Conversion
 from pararealize.tracing.module_copy import bare_tree, copy_model
 from pararealize.tracing.network_piece import contents_of
 from pararealize.tracing.original import Original
@@ -75,7 +77,17 @@ def emit(
         _place(PararealModule(tree, pieces.graphs, graph, plan, keys, guards=guards, original=original), devices)
     fault = InterfaceSizes(chain, plan, adapters, coarse).fault
     return PararealModule(
-        tree, pieces.graphs, graph, plan, keys, devices, guards=guards, original=original, fault=fault
+        tree,
+        pieces.graphs,
+        graph,
+        plan,
+        keys,
+        devices,
+        guards=guards,
+        original=original,
+        fault=fault,
+        conversion=Conversion.of(chain.capture),
+        built=built_as(chain.capture.model),
     )
 
 

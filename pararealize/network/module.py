@@ -5,10 +5,13 @@ Source: Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,6 +25,8 @@ from pararealize.distributed.stage import Stage
 from pararealize.errors import CheckpointError, ModelError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
+from pararealize.saving.network_folder import Report, model_source, record_of, write_folder, write_weights
+from pararealize.saving.network_record import Conversion, NetworkRecord
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions, SizeCheck, no_fault
 from pararealize.tracing.guards import Guards
@@ -74,6 +79,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
     head: Piece
     context: Piece | None
     _original_keys: tuple[str, ...]
+    _conversion: Conversion
+    _built: tuple[str, dict[str, Any]] | None
     part_graphs: dict[str, fx.Graph]
     segment_devices: Sequence[torch.device] | None
 
@@ -90,6 +97,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         original: Original,
         fault: SizeCheck = no_fault,
         recording_limit: int = LIMIT,
+        conversion: Conversion | None = None,
+        built: tuple[str, dict[str, Any]] | None = None,
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), plan.class_name)
         share_contents(self, tree)
@@ -99,6 +108,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             segment_devices=devices,
             part_graphs=dict(pieces),
             _original_keys=tuple(original_keys),
+            _conversion=Conversion() if conversion is None else conversion,
+            _built=built,
             _recordings=Recordings(
                 CallConditions.of(CallSignature.of_graph(graph), guards, fault),
                 original,
@@ -152,6 +163,63 @@ class PararealModule(RecordedModule, SegmentedNetwork):
                 "load one that was saved from this model"
             )
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        calibration: Report | None = None,
+        original: nn.Module | None = None,
+        replace: bool = False,
+    ) -> Path:
+        """Write the network into one folder, which appears whole or not at all; :func:`pararealize.load` reads it.
+
+        Plan, weights, modes, and how the network was made stand in it, with a digest of every file; no path, no sample
+        of the user's, and nothing that is unpickled. The same network gives the same bytes.
+
+        Args:
+            folder: a new one.
+            model: how the original is built, as :func:`pararealize.models.build` takes it. Left out, it is known where
+                that function, or a constructor of :mod:`pararealize.models`, built it; of any other, whoever loads the
+                network passes the original. Of ``file.py:callable`` name and digest of the file are written.
+            arguments: of that call: numbers, or lists of them.
+            calibration: the report of :func:`calibrate` or :func:`fine_tune`, to be kept with it.
+            original: the trained original, where its weights here were trained further: the folder keeps its own.
+            replace: take the place of a network's folder that is there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: there is something already, or it cannot be written. What was there is as it was.
+            ModelError: ``model`` and ``arguments`` build another one; or there are hooks, which no file holds.
+            CheckpointError: the state is more than tensors.
+
+        Example:
+            >>> from tempfile import mkdtemp
+            >>> from pararealize import pararealize
+            >>> from pararealize.models import resnet20
+            >>> folder = pararealize(resnet20(), n=3).save(mkdtemp() + "/resnet20-n3")
+            >>> sorted(path.name for path in folder.iterdir())
+            ['manifest.json', 'network.json', 'plan.json', 'weights.safetensors']
+        """
+        return write_folder(
+            folder,
+            self.saved_record(model, arguments),
+            self.plan,
+            partial(write_weights, self, original=original),
+            calibration=calibration,
+            replace=replace,
+        )
+
+    def saved_record(self, model: str | None = None, arguments: Mapping[str, Any] | None = None) -> NetworkRecord:
+        """What :meth:`save` writes into ``network.json``."""
+        tensors, built = self.original_state_dict(), self.__dict__["_built"]
+        source = model_source(self.plan.model, model, arguments, built, tensors)
+        limit = self.recording_limit
+        return record_of(self, source, self.__dict__["_conversion"], converted=True, recording_limit=limit)
 
     def iterate(self, inputs: Any, k: int, *, errors: bool = False) -> Any:
         r"""The original network by k iterations of parareal, with the converted network as its coarse propagator.
@@ -235,7 +303,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             torch.Size([5, 10])
             >>> dist.destroy_process_group()
         """
-        return distribute(
+        stage = distribute(
             self,
             mesh,
             assignment=assignment,
@@ -245,6 +313,9 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             bucket_bytes=bucket_bytes,
             reduce_linear=reduce_linear,
         )
+        with contextlib.suppress(ModelError, CheckpointError):  # of a network with hooks: no folder holds it
+            stage.__dict__["saved_as"] = self.saved_record()
+        return stage
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
         tree, graph = copy_contents(self, memo), copy.deepcopy(self.graph)
@@ -260,6 +331,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             original=copy.deepcopy(recordings.original, memo),
             fault=recordings.first.fault,
             recording_limit=recordings.limit,
+            conversion=self.__dict__["_conversion"],
+            built=self.__dict__["_built"],
         )
         memo[id(self)] = copied
         copy_hooks(self, copied, memo)
@@ -267,8 +340,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
 
     def __reduce__(self) -> Any:
         raise ModelError(
-            "a parareal module is saved by its parts, not pickled: net.state_dict() (safetensors) and "
-            "net.plan.to_json(), then pararealize(model, plan=Plan.from_json(...)) and load_state_dict"
+            "a parareal module is saved by its parts, not pickled: net.save(folder), then pararealize.load(folder); or "
+            "net.state_dict() (safetensors) and net.plan.to_json()"
         )
 
 

@@ -32,6 +32,7 @@ from pararealize.train.run.intact_checkpoint import METRICS, TIMES
 from pararealize.train.run.plain_state import PlainState, read_plain_state
 from pararealize.train.run.progress import Progress, RateMeter
 from pararealize.train.run.run_folder import RunFolder
+from pararealize.train.run.saved_network import WEIGHTS, write_saved
 from pararealize.train.run.score import Score, as_input, evaluate
 from pararealize.train.run.tensorboard import Board
 
@@ -279,7 +280,8 @@ class _Training:
         if folder is not None:
             self.processes.on_first(self.net, folder.check_place)
             with self.processes.watched("the weights", works=True):
-                save_state(self.net, folder.path / "weights.safetensors")
+                save_state(self.net, folder.path / WEIGHTS)
+            write_saved(self.net, folder.path, self.processes)
             self.processes.on_first(self.net, lambda: _draw(self.history, folder))
 
     def undo(self, _kind: object, error: BaseException | None, _trace: object) -> None:

@@ -11,6 +11,7 @@ The files, in reading order:
     line_file          a path, lines -> a file that has them at its end, and what it has to be
     intact_checkpoint  a folder -> the checkpoint to go on from
     run_folder         a folder -> the files of one run, each whole or not there, and where a killed run goes on
+    saved_network      a trained network -> the folder in a run's, from which it loads anywhere
     curves             a history -> a picture; imported on its own, since matplotlib is slow to import
     tensorboard        rows -> scalars that TensorBoard shows
 """

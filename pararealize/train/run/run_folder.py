@@ -5,6 +5,7 @@ metrics.jsonl                 a line for some steps, an epoch, what a monitor ch
 times.jsonl                   samples a second
 checkpoints/step-00000024/    see checkpoint.py; the last two stay
 latest.json                   of which step the newest checkpoint is
+network/                      at the end, the trained network, as net.save() writes it
 run.lock                      while a process writes into the folder, which one does
 """
 
@@ -35,6 +36,7 @@ from pararealize.files import (
     whole_folder,
 )
 from pararealize.manifest import FileFact, differences, read_document
+from pararealize.saving.network_folder import NETWORK
 
 from .intact_checkpoint import (
     ANEW,
@@ -55,7 +57,7 @@ __all__ = ["FILES", "RunFolder"]
 
 SCHEMA, VERSION = "pararealize.run", 3
 REQUEST, LOCK = "run.json", "run.lock"
-FOLDERS = frozenset({CHECKPOINTS, "tensorboard"})
+FOLDERS = frozenset({CHECKPOINTS, NETWORK, "tensorboard"})
 FILES = FOLDERS | {*LINES, REQUEST, LATEST, LOCK, "plan.json", "weights.safetensors", "curves.svg", "curves.png"}
 UNFINISHED = tuple(f".{name}." for name in sorted(FILES))  # how their temporary names begin
 

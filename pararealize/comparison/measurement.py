@@ -1,0 +1,129 @@
+"""PararealModule, its original, batches -> Comparison: both are called with the same inputs, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pararealize.argument_types import typed_arguments
+from pararealize.calibration.batch import Batches, labels_of, mask_of, one_pass
+from pararealize.errors import CalibrationError, ExampleError, ModelError
+from pararealize.network.module import PararealModule
+from pararealize.restore import ordinary_mode
+from pararealize.tracing.call_signature import CallSignature
+from pararealize.tracing.containers import on_device
+from pararealize.train.run.score import as_input, eval_mode
+
+from .latency import measure_latency, of_batch_size
+from .outputs import OutputSums
+from .report import Comparison, Latency
+
+__all__ = ["compare"]
+
+
+@typed_arguments(CalibrationError, "net", "original")
+def compare(
+    net: PararealModule,
+    original: nn.Module,
+    batches: Batches,
+    *,
+    logits: bool | None = None,
+    batch_sizes: Sequence[int] = (1, 32),
+    rounds: int = 9,
+    report: Callable[[str], None] | None = None,
+) -> Comparison:
+    r"""A parareal network beside its original: quality and agreement on the same samples, and the time of a call.
+
+    With y the network's output and :math:`y_0` the original's, over all samples that the batches have,
+
+    .. math:: e = \|y - y_0\| / \|y_0\|,
+
+    besides the mean cosine of the two, and where the outputs are logits the share of equal classes; with labels,
+    accuracy and cross-entropy of each. Both run in eval mode and without gradients, and are left as found.
+
+    Args:
+        net: the converted network.
+        original: the trained original, such as :func:`pararealize.load_original` gives.
+        batches: a list, a loader, or a function that gives a new iterator, as :func:`calibrate` takes them. Positions
+            of sequences that an ``"attention_mask"`` excludes count nowhere.
+        logits: whether the output is one of logits. Left out, it is where labels fit two-dimensional outputs.
+        batch_sizes: of the calls that are timed; none for no times.
+        rounds: calls of each, in turn; the median counts. In one process on one CPU the segments share its cores: a
+            ratio above 1 needs devices for them (see :meth:`PararealModule.distribute`, ``serve``).
+        report: told now and then what is being done.
+
+    Returns:
+        A report that prints, and has ``to_json()``.
+
+    Raises:
+        ExampleError: batches have not the form of the network's inputs, or there are none.
+        CalibrationError: an argument is of another type, or a number is not positive.
+
+    Example:
+        >>> from pararealize import compare, pararealize
+        >>> from pararealize.data import digits
+        >>> from pararealize.models import resnet20
+        >>> model, data = resnet20().eval(), digits(image_size=8)
+        >>> net = pararealize(model, n=2, example_inputs=data.example())
+        >>> result = compare(net, model, data.test_batches, batch_sizes=())
+        >>> result.samples, 0 <= result.same_class <= 1
+        (360, True)
+    """
+    if not isinstance(net, PararealModule) or not isinstance(original, nn.Module):
+        raise ModelError(
+            f"net is a {type(net).__name__} and original a {type(original).__name__}; pass what pararealize(model, n) "
+            "gave, and the model"
+        )
+    if rounds < 1 or min(batch_sizes, default=1) < 1:
+        raise CalibrationError(f"rounds = {rounds} and batch_sizes = {tuple(batch_sizes)}; pass positive numbers")
+    say = report or (lambda _: None)
+    call = CallSignature.of_graph(net.graph)
+    device = next(original.parameters()).device
+    sums, first = OutputSums(logits=logits), None
+    with eval_mode(net), eval_mode(original), torch.no_grad(), ordinary_mode():
+        for batch in one_pass(batches):
+            args, kwargs = call.as_arguments(as_input(original, _inputs(batch, call), device))
+            first = (args, kwargs) if first is None else first
+            sums.add(original(*args, **kwargs), net(*args, **kwargs), labels=labels_of(batch), mask=mask_of(batch))
+            say(f"{sums.samples} samples compared")
+        if first is None:
+            raise ExampleError("the batches are empty; pass at least one")
+        latencies = []
+        for size in batch_sizes:
+            say(f"measuring calls with batch {size}")
+            latencies.append(_latency(net, original, first, size, rounds, device))
+    return Comparison(
+        model=net.plan.model,
+        n=net.plan.n,
+        samples=sums.samples,
+        relative_error=sums.relative_error,
+        cosine=sums.cosine,
+        same_class=sums.same_class,
+        original=sums.quality(0),
+        parareal=sums.quality(1),
+        latencies=tuple(latencies),
+        predicted_speedup=net.plan.virtual_speedup,
+        device=str(device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _inputs(batch: Any, call: CallSignature) -> Any:
+    """The inputs of a batch as one value, without labels that the network does not take."""
+    names = call.signature.parameters
+    if isinstance(batch, Mapping):
+        inputs = {name: value for name, value in batch.items() if name in names}
+        return inputs or {name: value for name, value in batch.items() if name != "labels"}
+    return batch[0] if isinstance(batch, list | tuple) else batch
+
+
+def _latency(
+    net: PararealModule, original: nn.Module, call: tuple[Any, Any], size: int, rounds: int, device: torch.device
+) -> Latency:
+    args, kwargs = on_device(of_batch_size(call, size), device)
+    return measure_latency(
+        lambda: original(*args, **kwargs), lambda: net(*args, **kwargs), batch=size, rounds=rounds, device=device
+    )

@@ -1,0 +1,145 @@
+"""A converted network -> what ``network.json`` says of it, as plain data: how it was made, its modes, versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from pararealize.errors import ExampleError
+from pararealize.manifest import STRICT
+from pararealize.tracing.captured import Capture
+
+from .example_form import form_of_example
+from .model_source import ModelSource
+
+__all__ = ["SCHEMA", "VERSION", "Conversion", "NetworkRecord", "modes_of", "version_differences", "versions"]
+
+SCHEMA, VERSION = "pararealize.network", 1
+_LIBRARIES = ("pararealize", "torch", "torchvision", "timm", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Conversion:
+    """What a network was recorded with, so that it can be recorded again as it was.
+
+    Attributes:
+        example: form of the example inputs, see :mod:`~pararealize.saving.example_form`; ``None`` where there is none.
+        why_no_example: the reason for that.
+        leaf_modules: qualified names of the modules that the user kept as one call each.
+        dtypes: of those of the model's tensors that have a type of their own, by their names.
+    """
+
+    example: dict[str, Any] | None = None
+    why_no_example: str = ""
+    leaf_modules: list[str] = dataclasses.field(default_factory=list)
+    dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(capture: Capture) -> Conversion:
+        """Of a network that is made from this capture now."""
+        example, why = None, ""
+        try:
+            example = form_of_example(capture.example.args, capture.example.kwargs)
+        except ExampleError as error:
+            why = str(error)
+        tensors = (*capture.model.named_parameters(), *capture.model.named_buffers())
+        return Conversion(
+            example=example,
+            why_no_example=why,
+            leaf_modules=sorted(name for name, reason in capture.opaque.items() if reason == "asked for"),
+            dtypes={
+                name: str(tensor.dtype).removeprefix("torch.")
+                for name, tensor in tensors
+                if tensor.is_floating_point() and tensor.dtype is not torch.float32
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class NetworkRecord:
+    """What ``network.json`` says.
+
+    Attributes:
+        schema: of the file.
+        version: of the schema.
+        model: how the original is built.
+        converted: whether it is a parareal network, whose plan stands in ``plan.json``; else the original alone.
+        conversion: what it was recorded with.
+        has_weights: whether there are any; not of a network on the meta device.
+        training: whether it is in train mode.
+        other_modes: names of the modules in the other mode.
+        frozen: names of the parameters that are not trained.
+        recording_limit: how many recordings for other sizes it keeps.
+        versions: of this library, of torch and of others that were there when it was written.
+    """
+
+    schema: Literal["pararealize.network"] = "pararealize.network"
+    version: Literal[1] = 1
+    model: ModelSource
+    converted: bool
+    conversion: Conversion
+    has_weights: bool
+    training: bool
+    other_modes: list[str]
+    frozen: list[str]
+    recording_limit: NonNegativeInt = 8
+    versions: dict[str, str]
+
+    def joined(self, modes: Sequence[Mapping[str, Any]]) -> NetworkRecord:
+        """The same with the modes that the parts of a network have on several ranks, see :func:`modes_of`."""
+        others, frozen = (
+            list(dict.fromkeys(name for part in modes for name in part[field])) for field in ("other_modes", "frozen")
+        )
+        training = bool(modes[0]["training"])
+        return dataclasses.replace(self, training=training, has_weights=True, other_modes=others, frozen=frozen)
+
+    def give_modes(self, net: nn.Module) -> None:
+        """Give a network the modes of its modules, and which parameters are trained."""
+        net.train(self.training)
+        others, frozen = set(self.other_modes), set(self.frozen)
+        for name, module in net.named_modules():
+            if name in others:
+                module.training = not self.training
+        for name, parameter in net.named_parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(name not in frozen)
+
+
+def modes_of(net: nn.Module) -> dict[str, Any]:
+    """The fields of a record that are a network's modes, by name."""
+    return {
+        "training": net.training,
+        "other_modes": [name for name, module in net.named_modules() if module.training != net.training],
+        "frozen": [name for name, parameter in net.named_parameters() if not parameter.requires_grad],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what a network may depend on, as far as it is installed.
+
+    Example:
+        >>> versions()["torch"] == torch.__version__
+        True
+    """
+    known: dict[str, str] = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            known[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return known | {"torch": str(torch.__version__)}
+
+
+def version_differences(record: Mapping[str, str]) -> str:
+    """What is of another version here than where a network was written, in words; nothing where all are the same."""
+    here = versions()
+    others = [f"{name} {then} there, {here.get(name, 'none')} here" for name, then in record.items()]
+    return ", ".join(text for text, (name, then) in zip(others, record.items(), strict=True) if here.get(name) != then)

@@ -1,0 +1,49 @@
+"""Original and parareal network on the same batches; both are left as found."""
+
+import pytest
+import torch
+
+from pararealize import compare, pararealize
+from pararealize.errors import CalibrationError, ExampleError, ModelError
+from tests.models import MaskedTransformer, Perceptron
+
+
+def test_a_network_beside_its_original():
+    model = Perceptron(3)
+    net = pararealize(model, 2, coarse="exact", example_inputs=torch.randn(2, 8))
+    net.train()
+    model[0].eval()
+    batches = [(torch.randn(5, 8), torch.randint(2, (5,))) for _ in range(3)]
+    told = []
+    result = compare(net, model, batches, batch_sizes=(1, 3), rounds=1, report=told.append)
+    with torch.no_grad():
+        x, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+        y, other = model(x), net(x)
+    assert result.samples == 15
+    assert result.relative_error == pytest.approx(float((other - y).norm() / y.norm()), rel=1e-4)
+    assert result.original.accuracy == pytest.approx(float((y.argmax(1) == labels).double().mean()))
+    assert [row.batch for row in result.latencies] == [1, 3]
+    assert all(row.original > 0 for row in result.latencies)
+    assert told[-1] == "measuring calls with batch 3"
+    assert net.training
+    assert not model[0].training
+
+
+def test_one_segment_is_the_original():
+    model = MaskedTransformer(2)
+    net = pararealize(model, 1, example_inputs=torch.ones(2, 5, dtype=torch.long))
+    batches = [{"ids": torch.randint(1, 11, (4, 5)), "labels": torch.randint(3, (4,))}]
+    result = compare(net, model, batches, batch_sizes=())
+    assert (result.relative_error, result.same_class, result.latencies) == (0.0, 1.0, ())
+    assert result.original == result.parareal
+
+
+def test_refusals():
+    model = Perceptron(3)
+    net = pararealize(model, 2, example_inputs=torch.randn(2, 8))
+    with pytest.raises(ModelError, match="net is a Perceptron and original a PararealPerceptron"):
+        compare(model, net, [])
+    with pytest.raises(CalibrationError, match="rounds = 0 and batch_sizes = "):
+        compare(net, model, [], rounds=0)
+    with pytest.raises(ExampleError, match="the batches are empty"):
+        compare(net, model, [])

@@ -1,0 +1,68 @@
+"""Agreement of outputs: sums over batches are those of all samples at once, labels and masks count as they should."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from pararealize.comparison.outputs import OutputSums, main_output
+from pararealize.errors import ExampleError
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(2, 4), st.integers(0, 1 << 20))
+def test_batches_add_up(sizes, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    y, other = torch.randn(2, sum(sizes), classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (sum(sizes),), generator=generator)
+    sums = OutputSums()
+    for a, b, c in zip(y.split(sizes), other.split(sizes), labels.split(sizes), strict=True):
+        sums.add(a, {"loss": torch.tensor(0.0), "logits": b}, labels=c)
+    assert sums.samples == len(y)
+    assert sums.relative_error == pytest.approx(float((other - y).norm() / y.norm()))
+    assert sums.cosine == pytest.approx(float(functional.cosine_similarity(y, other).mean()))
+    assert sums.same_class == pytest.approx(float((y.argmax(1) == other.argmax(1)).double().mean()))
+    for which, logits in enumerate((y, other)):
+        quality = sums.quality(which)
+        assert quality.accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+        assert quality.loss == pytest.approx(float(functional.cross_entropy(logits, labels)))
+
+
+def test_what_is_no_classification_is_not_reported_as_one():
+    """Neither an embedding, nor labels that do not fit, nor one number; unless the user says so."""
+    y = torch.randn(4, 3)
+    for labels, logits in ((None, None), (torch.tensor([0, 1, 2, 3]), None), (torch.zeros(4, dtype=torch.long), False)):
+        sums = OutputSums(logits=logits)
+        sums.add(y, y, labels=labels)
+        assert sums.same_class is sums.quality(0) is None
+    single = OutputSums()
+    single.add(y[:, :1], y[:, :1], labels=torch.zeros(4, dtype=torch.long))
+    assert single.same_class is None
+    said = OutputSums(logits=True)
+    said.add(y, y)
+    assert (said.same_class, said.quality(0)) == (1.0, None)
+
+
+def test_positions_that_a_mask_excludes_count_nowhere():
+    y, other = torch.randn(2, 2, 3, 4)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    changed = other.clone()
+    changed[~mask] = math.nan
+    sums = OutputSums(logits=True)
+    sums.add(y, changed, mask=mask)
+    assert sums.relative_error == pytest.approx(float((other - y)[mask].norm() / y[mask].norm()), rel=1e-5)
+    assert math.isfinite(sums.cosine)
+    assert sums.samples == 2
+
+
+def test_what_cannot_be_compared():
+    with pytest.raises(ExampleError, match="without a tensor of numbers"):
+        main_output([torch.tensor(1)])
+    with pytest.raises(ExampleError, match=r"the original gives \(2, 3\) and the network \(2, 4\)"):
+        OutputSums().add(torch.zeros(2, 3), torch.zeros(2, 4))
+    zeros = OutputSums()
+    zeros.add(torch.zeros(2, 3), torch.ones(2, 3))
+    assert zeros.relative_error == math.inf

@@ -1,0 +1,159 @@
+"""load(save(net)) is net: to the bit in outputs and gradients, with its modes, its types and what it can do."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from pararealize import load, load_original, pararealize
+from pararealize.errors import CheckpointError, CoarseError, ExampleError, PlanError
+from tests.models import LanguageModel, MaskedTransformer, Perceptron, SmallResNet
+
+
+class Blocks(nn.Module):
+    """Residual blocks of one width, with batch norm or without, dropout, and a buffer that no state dict has."""
+
+    def __init__(self, width, depth, norm, dropout):
+        super().__init__()
+        self.enter = nn.Linear(3, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width) if norm == "layer" else nn.BatchNorm1d(width),
+                nn.Linear(width, width),
+                nn.Tanh(),
+                nn.Dropout(dropout),
+            )
+            for _ in range(depth)
+        )
+        self.leave = nn.Linear(width, 2)
+        self.register_buffer("gain", torch.rand(()), persistent=False)
+
+    def forward(self, x):
+        x = self.enter(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.leave(x) * self.gain
+
+
+@st.composite
+def conversions(draw):
+    depth = draw(st.integers(3, 6))
+    norm, dropout = draw(st.sampled_from(["layer", "batch"])), draw(st.sampled_from([0, 0.5]))
+    settings = draw(st.integers(2, 4)), depth, norm, dropout
+    windows = draw(st.integers(1, 2))
+    n = draw(st.integers(1, depth // windows))
+    kinds = ["linear", "block", "exact", "scale", "low-rank:1", "dense", "paper"]
+    arguments = {"n": n, "windows": windows, "coarse": draw(st.sampled_from(kinds))}
+    if windows == 1 and n < depth:
+        arguments["sequential"] = draw(st.integers(0, 1))
+    return settings, arguments
+
+
+def outcome(net, x):
+    """Output, gradients by name, and the buffers afterwards."""
+    torch.manual_seed(3)
+    net.zero_grad()
+    output = net(x)
+    output.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+    return {"output": output, **gradients, **{f"{name} after": value.clone() for name, value in net.named_buffers()}}
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        same = value is two[name] is None or torch.equal(value, two[name])
+        assert same, name
+
+
+@settings(max_examples=8)
+@given(conversions(), st.sampled_from([torch.float32, torch.float64]), st.integers(0, 1 << 30))
+def test_what_is_loaded_is_what_was_saved(tmp_path_factory, conversion, dtype, seed):
+    torch.manual_seed(seed)
+    arguments, asked = conversion
+    folder = tmp_path_factory.mktemp("saved") / "net"
+    net = pararealize(Blocks(*arguments), example_inputs=torch.randn(4, 3), seed=seed % 7, **asked).to(dtype)
+    with torch.no_grad():  # as if calibrated: nothing is as it was drawn
+        for parameter in net.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    net.blocks[0].eval()
+    net.leave.bias.requires_grad_(False)
+    net.save(folder)
+    again = load(folder, Blocks(*arguments))
+    assert (again.plan, again.code) == (net.plan, net.code)
+    x = torch.randn(5, 3, dtype=dtype)
+    assert_same(outcome(net, x), outcome(again, x))
+    assert_same(outcome(net.eval(), x), outcome(again.eval(), x))
+    assert_same(net.original_state_dict(), again.original_state_dict())
+
+
+def test_other_sizes_copies_and_tied_weights(tmp_path):
+    """What a converted network can do, the loaded one can: masks, guards, lengths, deep copies, iterations."""
+    torch.manual_seed(1)
+    ids = torch.randint(1, 11, (2, 7))
+    for make, name in ((partial(MaskedTransformer, 2), "masked"), (partial(LanguageModel, 2), "tied")):
+        net = pararealize(make(), 2, coarse="low-rank:2", example_inputs=ids).eval()
+        net.save(tmp_path / name)
+        again = copy.deepcopy(load(tmp_path / name, make()))
+        for length in (7, 5):
+            x = torch.randint(1, 11, (3, length))
+            outputs = [tree_leaves(one(x))[0] for one in (net, again)]
+            assert torch.equal(*outputs), (name, length)
+        assert torch.equal(*(tree_leaves(one.iterate(ids, 1))[0] for one in (net, again)))
+        assert not again.training
+    assert again.head.weight is again.embed.weight
+    with pytest.raises(ExampleError):
+        again(torch.zeros(2, 7, 3, dtype=torch.long))
+
+
+def test_the_random_state_stays_and_so_does_the_model_that_is_passed(tmp_path):
+    folder = pararealize(Perceptron(depth=3), 2, example_inputs=torch.randn(2, 8)).save(tmp_path / "net")
+    model = Perceptron(depth=3)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    load(folder, model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert_same(before, model.state_dict())
+    assert load_original(folder, model) is model  # this one is asked for
+    assert not torch.equal(before["0.weight"], model[0].weight)
+
+
+def test_a_network_in_double_precision_from_the_start(tmp_path):
+    """Recorded in another type than the registry builds: it is recorded so again."""
+    x = torch.randn(2, 8, dtype=torch.float64)
+    net = pararealize(Perceptron(depth=3).double(), 2, example_inputs=x)
+    folder = net.save(tmp_path / "net")
+    assert torch.equal(load(folder, Perceptron(depth=3))(x), net(x))
+    assert load_original(folder, Perceptron(depth=3))[0].weight.dtype is torch.float64
+
+
+def test_a_network_without_memory(tmp_path):
+    with torch.device("meta"):
+        model = Perceptron(depth=3)
+    folder = pararealize(model, 3, example_inputs=torch.zeros(2, 8, device="meta")).save(tmp_path / "net")
+    assert not (folder / "weights.safetensors").exists()
+    assert all(parameter.is_meta for parameter in load(folder, model).parameters())
+    with pytest.raises(CheckpointError, match="has no weights"):
+        load_original(folder)
+
+
+def test_what_has_to_be_passed(tmp_path):
+    """Code of the user's: the original, a coarse block of one's own, inputs that are objects."""
+
+    def block(segment, x, y):
+        return nn.Conv2d(x[0], y[0], 1, stride=x[1] // y[1])
+
+    net = pararealize(SmallResNet(2), 2, coarse=block, example_inputs=torch.randn(2, 3, 8, 8))
+    folder = net.save(tmp_path / "net")
+    with pytest.raises(CheckpointError, match=r"the original is a SmallResNet, which no file may run by itself; pass"):
+        load(folder)
+    with pytest.raises(CoarseError, match="was built by a callable, which no plan holds"):
+        load(folder, SmallResNet(2))
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(load(folder, SmallResNet(2), coarse=block)(x), net(x))
+    with pytest.raises(PlanError, match="this plan is for another network"):
+        load(folder, SmallResNet(3), coarse=block)
