@@ -66,7 +66,7 @@ def shape(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def example(name: str, text: str | None, dtype: str, batch: int, *, meta: bool = False) -> torch.Tensor | None:
+def example(name: str, text: str | None, dtype: str, batch_size: int, *, meta: bool = False) -> torch.Tensor | None:
     """Example inputs of the shape ``text``, or of the model's default shape; None leaves it to the library to infer.
 
     Integer inputs are zeros, which are valid token ids everywhere.
@@ -74,10 +74,10 @@ def example(name: str, text: str | None, dtype: str, batch: int, *, meta: bool =
     from pararealize import models
 
     kind = _type("--input-dtype", dtype)
-    if batch < 1:
-        raise ExampleError(f"--batch {batch} is not positive; write 1 or more")
+    if batch_size < 1:
+        raise ExampleError(f"--batch-size {batch_size} is not positive; write 1 or more")
     sizes = models.default_input(name) if text is None else shape(text)
-    return None if sizes is None else _values("", (batch, *sizes), kind, "meta" if meta else "cpu")
+    return None if sizes is None else _values("", (batch_size, *sizes), kind, "meta" if meta else "cpu")
 
 
 def inputs(texts: list[str], *, meta: bool = False) -> dict[str, Any]:

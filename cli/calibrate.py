@@ -12,9 +12,9 @@ import typer
 
 from . import options
 from .console import print_result, working
-from .convert import write_network
+from .convert import title_of, write_network
+from .data_options import DataOptions
 from .folder import CALIBRATION_FILES, output_folder
-from .model_file import Origin
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from pararealize import PararealModule
     from pararealize.calibration.report import Calibration
     from pararealize.data.dataset import Dataset
+    from pararealize.data.own_batches import OwnBatches
     from pararealize.train.run.progress import Progress
 
-__all__ = ["EXAMPLES", "FittingOptions", "command", "load_weights"]
+__all__ = ["EXAMPLES", "FittingOptions", "command", "load_weights", "trained"]
 
 SECONDS = 10.0  # between lines in a log
+OWN_BATCH = 128  # samples that fine-tuning takes at once of batches of the user's own
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -35,6 +37,8 @@ EXAMPLES = """
   pararealize calibrate mynets.py:deep --weights trained.safetensors --n 8 --coarse block --fine-tune-steps 500
 
   pararealize calibrate resnet110 --weights trained.safetensors --n 2 --windows 8 --coarse low-rank
+
+  pararealize calibrate resnet56-n4 --data digits --fine-tune-steps 500 --out resnet56-n4-tuned
 """
 
 
@@ -59,14 +63,9 @@ class FittingOptions:
 def command(
     *,
     model: options.Model,
-    n: options.N,
-    weights: Annotated[Path, typer.Option(metavar="FILE", help="The trained weights, a .safetensors file.")],
-    data: Annotated[str, typer.Option(metavar="NAME", help="The data set that it was trained on.")] = "digits",
-    data_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the data set lies.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of a side. [dim]\\[default: the data's own][/]")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Samples in a batch.", min=2)] = 128,
+    n: options.NOrSaved = None,
+    weights: options.Weights = None,
+    data: DataOptions,
     conversion: options.ConversionOptions,
     fitting: FittingOptions,
     devices: Annotated[
@@ -75,7 +74,7 @@ def command(
     network: options.ModelOptions,
     output: Annotated[
         Path | None,
-        options.to_folder(help="Write what convert writes, calibration.json and its picture into a new folder."),
+        options.to_folder(help="Write the network's folder, with the report and its picture in it; a new one."),
     ] = None,
     force: options.Force = False,
     picture: options.PictureFormat = options.Picture.svg,
@@ -87,33 +86,62 @@ def command(
         output_folder(output, force=force, files=CALIBRATION_FILES) as folder,
     ):
         from pararealize import pararealize
-        from pararealize.data.catalogue import load
 
         from . import arguments
 
-        samples = load(data, batch_size=batch, seed=network.seed, data_dir=data_dir, image_size=image_size)
-        net = network.build(model)
-        load_weights(net, weights)
-        progress(f"converting {model}")
-        inputs = samples.example()
-        pnet = pararealize(
-            net,
-            n,
-            devices=arguments.devices(devices),
-            example_inputs=inputs,
-            **conversion.arguments(),
-            seed=network.seed,
-            leaf_modules=network.leaf_modules(),
-        )
+        samples = data.load(network.seed, model=model)
+        net = trained(model, network, weights)
+        inputs, places = samples.example(), arguments.devices(devices)
+        if n is None:
+            pnet = conversion.saved_network(model, built_by=network.built_by, devices=places)
+        else:
+            progress(f"converting {model}")
+            pnet = pararealize(
+                net,
+                n,
+                devices=places,
+                example_inputs=inputs,
+                **conversion.arguments(),
+                seed=network.seed,
+                leaf_modules=network.leaf_modules(),
+            )
         calibration = _fit(pnet, net, samples, fitting, network.seed, progress)
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
-            origin = Origin(model=model, options=network, example=inputs)
-            files = write_network(pnet, folder, origin, coarse=conversion.coarse, picture=picture)
-            files += _write(calibration, folder, model, picture)
+            title = title_of(model)
+            files = write_network(
+                pnet,
+                folder,
+                title=title,
+                picture=picture,
+                calibration=calibration,
+                original=net if fitting.fine_tune_steps else None,
+                more=lambda part: _draw(calibration, part, title, picture),
+            )
     document = {"calibration": json.loads(calibration.to_json())}
     print_result(document, str(calibration), output, files, as_json=as_json)
+
+
+def trained(model: str, network: options.ModelOptions, weights: Path | None) -> nn.Module:
+    """The trained original: MODEL with the weights of a file, or as a folder in the place of MODEL has it.
+
+    Raises:
+        CheckpointError: there are no weights.
+    """
+    from pararealize.errors import CheckpointError
+
+    from . import saved_model
+
+    if weights is None and not saved_model.is_saved(model):
+        raise CheckpointError(
+            f"there are no trained weights of {model}; name a file (--weights trained.safetensors), or in the place of "
+            "MODEL a folder that has them"
+        )
+    net = network.build(model)
+    if weights is not None:
+        load_weights(net, weights)
+    return net
 
 
 def load_weights(net: nn.Module, path: Path) -> None:
@@ -133,13 +161,14 @@ def load_weights(net: nn.Module, path: Path) -> None:
 def _fit(
     pnet: PararealModule,
     net: nn.Module,
-    samples: Dataset,
+    samples: Dataset | OwnBatches,
     fitting: FittingOptions,
     seed: int,
     progress: Callable[[str], None],
 ) -> Calibration:
     """Fit what was added to ``net`` in place; then train everything, where steps of that are asked for."""
     from pararealize import calibrate, fine_tune
+    from pararealize.data.own_batches import OwnBatches
 
     calibration = calibrate(
         pnet,
@@ -159,13 +188,11 @@ def _fit(
     def report(now: Progress) -> None:
         progress(f"fine-tuning: step {now.step} of {steps}")
 
-    return fine_tune(pnet, samples, calibration, steps=steps, original=net, seed=seed, report=report)
+    data = samples.dataset(OWN_BATCH, seed) if isinstance(samples, OwnBatches) else samples
+    return fine_tune(pnet, data, calibration, steps=steps, original=net, seed=seed, report=report)
 
 
-def _write(calibration: Calibration, folder: Path, title: str, picture: options.Picture) -> list[str]:
+def _draw(calibration: Calibration, folder: Path, title: str, picture: options.Picture) -> None:
     from pararealize.calibration.figure import draw_calibration
 
-    document = folder / "calibration.json"
-    document.write_text(calibration.to_json(), encoding="utf-8")
-    drawn = draw_calibration(calibration, folder / f"calibration.{picture}", title=title)
-    return [document.name, drawn.name]
+    draw_calibration(calibration, folder / f"calibration.{picture}", title=title)

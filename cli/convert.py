@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +13,14 @@ import typer
 from . import options
 from .console import print_result, working
 from .folder import output_folder
-from .model_file import Origin, source_code, source_of_callable
 
 if TYPE_CHECKING:
-    from pararealize import PararealModule, Plan
+    from torch import nn
 
-__all__ = ["EXAMPLES", "command", "write_network"]
+    from pararealize import PararealModule, Plan
+    from pararealize.calibration.report import Calibration
+
+__all__ = ["EXAMPLES", "command", "title_of", "write_network"]
 
 EXAMPLES = """
 [bold]Examples[/]
@@ -25,38 +30,28 @@ EXAMPLES = """
   pararealize convert vit_b_16 --n 4 --coarse block --devices cuda:0,cuda:1
 
   pararealize convert mynets.py:deep --n 8 --input-shape 3,64,64 --json
+
+  pararealize convert resnet1001-n12 --n 24 --out resnet1001-n24
 """
 
 HEADER = '''\
 """{name} as a parareal network of {size}, written by pararealize {version}.
 
-``load()`` gives the network with the weights that stand beside this file. ``forward`` is what it computes: ``x_j``
-enters segment g^j and ``y_j`` leaves it, ``r_j`` is the residual at an interface, F^j a coarse block, ``z_j`` the
-corrected value. It is equation (3) of Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural
-Network".
+``load()`` gives the network of the folder that this file is in. ``forward`` is what it computes: ``x_j`` enters
+segment g^j and ``y_j`` leaves it, ``r_j`` is the residual at an interface, F^j a coarse block, ``z_j`` the corrected
+value. It is equation (3) of Lee, Lee and Park, "A Parareal Architecture for Very Deep Convolutional Neural Network".
 """
 
 from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).resolve().parent
 
+def load(model=None, **arguments):
+    """The network; for ``model`` and the other arguments see ``pararealize.load``{remark}."""
+    from pararealize import load
 
-def load():
-    """The network, its weights read from weights.safetensors where that is there."""
-    from pararealize import Plan, models, pararealize
-    from pararealize.distributed.checkpoint import load_state
-{imports}
-    plan = Plan.from_json((HERE / "plan.json").read_text(encoding="utf-8"))
-    pnet = pararealize(
-        models.build({model}),
-        plan=plan,
-{arguments}    )
-    weights = HERE / "weights.safetensors"
-    if weights.exists():
-        load_state(pnet, weights)
-    return pnet
+    return load(Path(__file__).resolve().parent, model, **arguments)
 
 
 '''
@@ -65,7 +60,7 @@ def load():
 def command(
     *,
     model: options.Model,
-    n: options.N,
+    n: options.NOrSaved = None,
     conversion: options.ConversionOptions,
     cost: options.CostOfCuts = options.CostUnit.flops,
     devices: Annotated[
@@ -78,7 +73,7 @@ def command(
     network: options.ModelOptions,
     output: Annotated[
         Path | None,
-        options.to_folder(help="Write plan.json, weights.safetensors, model.py and a picture into a new folder."),
+        options.to_folder(help="Write the network's folder, with model.py and a picture in it; a new one."),
     ] = None,
     force: options.Force = False,
     picture: options.PictureFormat = options.Picture.svg,
@@ -93,25 +88,34 @@ def command(
 
         from . import arguments, report
 
-        net = network.build(model, meta=no_weights)
-        inputs = example.values(model, meta=no_weights)
-        progress(f"converting {model}")
-        pnet = pararealize(
-            net,
-            n,
-            devices=arguments.devices(devices),
-            example_inputs=inputs,
-            **conversion.arguments(),
-            seed=network.seed,
-            cost=cost.value,
-            leaf_modules=network.leaf_modules(),
-        )
+        places = arguments.devices(devices)
+        if n is None:
+            pnet = conversion.saved_network(model, built_by=network.built_by, devices=places)
+            pnet = pnet.to("meta") if no_weights else pnet
+        else:
+            net = network.build(model, meta=no_weights)
+            inputs = example.values(model, meta=no_weights)
+            progress(f"converting {model}")
+            pnet = pararealize(
+                net,
+                n,
+                devices=places,
+                example_inputs=inputs,
+                **conversion.arguments(),
+                seed=network.seed,
+                cost=cost.value,
+                leaf_modules=network.leaf_modules(),
+            )
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
-            origin = Origin(model=model, options=network, example=inputs)
-            files = write_network(pnet, folder, origin, coarse=conversion.coarse, picture=picture)
+            files = write_network(pnet, folder, title=title_of(model), picture=picture)
     print_result(report.plan_json(pnet.plan), report.plan_tables(pnet.plan, model), output, files, as_json=as_json)
+
+
+def title_of(model: str) -> str:
+    """MODEL without the folders before it, which are this machine's own."""
+    return Path(model).name or model
 
 
 def _size(plan: Plan) -> str:
@@ -123,26 +127,50 @@ def _size(plan: Plan) -> str:
 
 
 def write_network(
-    pnet: PararealModule, folder: Path, origin: Origin, *, coarse: str, picture: options.Picture
+    pnet: PararealModule,
+    folder: Path,
+    *,
+    title: str,
+    picture: options.Picture,
+    calibration: Calibration | None = None,
+    original: nn.Module | None = None,
+    more: Callable[[Path], object] = lambda _: None,
 ) -> list[str]:
-    """Write ``plan.json``, ``weights.safetensors``, ``model.py`` and ``network.svg`` (or ``.png``); give their names.
+    """Write a network's folder, as ``network.save`` does, with ``model.py`` and ``network.svg`` (or ``.png``).
 
-    Tensors that share memory, such as tied embeddings, are stored once. A network on the meta device has no weights to
-    write.
+    Args:
+        pnet: the network; one on the meta device has no weights to write.
+        folder: an empty one.
+        title: of the picture.
+        picture: its format.
+        calibration: the report of the network's calibration.
+        original: the trained original, where its weights in the network were trained further.
+        more: writes more files.
+
+    Returns:
+        The files' names.
     """
-    from pararealize.distributed.checkpoint import save_state
     from pararealize.plan.figure import draw_plan
+    from pararealize.saving.network_folder import fill_folder, write_weights
 
-    plan, code, weights = folder / "plan.json", folder / "model.py", folder / "weights.safetensors"
-    plan.write_text(pnet.plan.to_json(), encoding="utf-8")
-    arguments = origin.source_of_example()
-    if ":" in coarse:
-        arguments["coarse"] = f"find({source_of_callable(coarse)})"
-    arguments |= origin.source_of_leaf_modules()
-    text = source_code(HEADER, origin, arguments, pnet.code, name=pnet.plan.model, size=_size(pnet.plan))
-    code.write_text(text, encoding="utf-8")
-    drawn = draw_plan(pnet.plan, folder / f"network.{picture}", title=origin.model)
-    if any(tensor.is_meta for tensor in pnet.state_dict().values()):
-        return [plan.name, code.name, drawn.name]
-    save_state(pnet, weights, once=True)
-    return [plan.name, weights.name, code.name, drawn.name]
+    def write(part: Path) -> None:
+        write_weights(pnet, part, original=original)
+        (part / "model.py").write_text(_source(pnet), encoding="utf-8")
+        draw_plan(pnet.plan, part / f"network.{picture}", title=title)
+        more(part)
+
+    fill_folder(folder, pnet.saved_record(), pnet.plan, write, calibration=calibration)
+    names = [entry.name for entry in folder.iterdir()]
+    order = ["plan.json", "weights.safetensors", "model.py", f"network.{picture}"]
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def _source(pnet: PararealModule) -> str:
+    """``model.py``: what the network computes, and how it is loaded."""
+    source = pnet.saved_record().model
+    remark = "" if source.kind == "registry" else f"; the original, {source}, is passed as ``model``"
+    plan = pnet.plan
+    # names may have come from a file: nothing of them may end the docstring that they stand in
+    name, remark = (re.sub(r"[^\w.:,;=()\[\]` -]", "_", text) for text in (plan.model, remark))
+    header = HEADER.format(name=name, size=_size(plan), version=version("pararealize"), remark=remark)
+    return header + pnet.code.strip() + "\n"

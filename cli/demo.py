@@ -40,7 +40,7 @@ def command(
     n: Annotated[int, typer.Option("--n", "-n", help="How many segments.")] = 12,
     coarse: Annotated[str, typer.Option(metavar="KIND", help="As of [bold]convert[/].")] = "paper",
     steps: Annotated[int, typer.Option(help="How many training steps.", min=1)] = 30,
-    batch: Annotated[int, typer.Option(help="Images a step.", min=2)] = 16,
+    batch_size: Annotated[int, typer.Option(help="Images a step.", min=2)] = 16,
     image_size: Annotated[int, typer.Option(help="Pixels of a side.", min=1)] = 32,
     lr: Annotated[float, typer.Option(help="Learning rate of AdamW, after a linear rise.", min=0.0)] = 1e-3,
     seed: options.Seed = 0,
@@ -55,7 +55,7 @@ def command(
         from . import arguments, report
 
         started = time.perf_counter()
-        digits = data.digits(batch, seed, image_size=image_size)
+        digits = data.digits(batch_size, seed, image_size=image_size)
         net = arguments.model(model, num_classes=None, seed=seed)
         built = time.perf_counter()
         pnet = pararealize(net, n, coarse=arguments.coarse(coarse), seed=seed, example_inputs=digits.images[:2])

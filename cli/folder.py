@@ -6,7 +6,12 @@ from pathlib import Path
 
 __all__ = ["CALIBRATION_FILES", "FILES", "RESTACK_FILES", "SCHEDULE_FILES", "TRADEOFF_FILES", "output_folder"]
 
-FILES = frozenset({"plan.json", "weights.safetensors", "model.py", "network.svg", "network.png", "__pycache__"})
+FILES = frozenset(
+    {
+        "manifest.json", "network.json", "plan.json", "weights.safetensors", "buffers.safetensors",
+        "original.safetensors", "model.py", "network.svg", "network.png", "__pycache__",
+    }
+)  # fmt: skip
 CALIBRATION_FILES = FILES | {"calibration.json", "calibration.svg", "calibration.png"}
 RESTACK_FILES = frozenset({"restacking.json", "weights.safetensors", "model.py", "__pycache__"})
 TRADEOFF_FILES = frozenset({"tradeoff.json", "tradeoff.svg", "tradeoff.png", "plan.json"})

@@ -10,7 +10,7 @@ import os
 
 import typer
 
-from . import calibrate, convert, demo, inspect, ls, restack, schedule, tradeoff, train
+from . import calibrate, convert, demo, evaluate, inspect, ls, restack, schedule, tradeoff, train
 from .console import keep_stdout, one_message
 from .options import expand_groups
 
@@ -31,6 +31,7 @@ for name, file in {
     "convert": convert,
     "inspect": inspect,
     "calibrate": calibrate,
+    "evaluate": evaluate,
     "tradeoff": tradeoff,
     "schedule": schedule,
     "restack": restack,

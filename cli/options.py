@@ -11,9 +11,10 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pararealize import PararealModule
+
 __all__ = [
     "AsJson",
+    "BuiltBy",
     "ConversionOptions",
     "CostOfCuts",
     "CostUnit",
@@ -33,11 +37,13 @@ __all__ = [
     "Model",
     "ModelOptions",
     "N",
+    "NOrSaved",
     "NumClasses",
     "Picture",
     "PictureFormat",
     "Seed",
     "Source",
+    "Weights",
     "expand_groups",
     "on_devices",
     "to_folder",
@@ -106,7 +112,17 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A name that [bold]pararealize ls[/] lists, [bold]torchvision:NAME[/], [bold]timm:NAME[/], "
-        "[bold]package.module:callable[/] or [bold]file.py:callable[/].",
+        "[bold]package.module:callable[/], [bold]file.py:callable[/], or a folder that convert, calibrate or train has "
+        "written.",
+    ),
+]
+NOrSaved = Annotated[
+    int | None,
+    typer.Option(
+        "--n",
+        "-n",
+        help="How many segments run at the same time. [dim]\\[default: where MODEL is a folder, its network as it is]"
+        "[/]",
     ),
 ]
 N = Annotated[int, typer.Option("--n", "-n", help="How many segments run at the same time.")]
@@ -118,6 +134,21 @@ Leaf = Annotated[
         "--leaf",
         metavar="CLASS",
         help="package.module:Class of submodules not to look into, or one's qualified name; may be repeated.",
+    ),
+]
+BuiltBy = Annotated[
+    str | None,
+    typer.Option(
+        "--built-by",
+        metavar="CODE",
+        help="Where MODEL is a folder: file.py:callable that builds its original, which no file runs by itself.",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The trained weights, a .safetensors file. [dim]\\[default: those of the folder, where MODEL is one][/]",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the model's weights and of what conversion adds.")]
@@ -134,14 +165,19 @@ class ModelOptions:
     """How a model is built and read."""
 
     num_classes: NumClasses = None
+    built_by: BuiltBy = None
     leaf: Leaf = None
     seed: Seed = 0
 
     def build(self, name: str, *, meta: bool = False) -> nn.Module:
-        """The model of that name; on the meta device it has shapes and no weights."""
-        from . import arguments
+        """The model of that name, or the original in a folder; on the meta device it has shapes and no weights."""
+        from . import arguments, saved_model
 
-        return arguments.model(name, num_classes=self.num_classes, seed=self.seed, meta=meta)
+        saved_model.check_options(name, num_classes=self.num_classes, built_by=self.built_by)
+        if not saved_model.is_saved(name):
+            return arguments.model(name, num_classes=self.num_classes, seed=self.seed, meta=meta)
+        net = saved_model.original(name, self.built_by)
+        return net.to("meta") if meta else net
 
     def leaf_modules(self) -> tuple[type | str, ...]:
         """The classes, or qualified names, of submodules that are not looked into."""
@@ -154,7 +190,7 @@ class ModelOptions:
 class ExampleOptions:
     """The example input that a model is read with."""
 
-    batch: Annotated[int, typer.Option(help="Batch size of the example, for which costs are counted.")] = 2
+    batch_size: Annotated[int, typer.Option(help="Of the example, for which costs are counted.")] = 2
     input_shape: Annotated[
         str | None,
         typer.Option(
@@ -179,10 +215,12 @@ class ExampleOptions:
         """The input of the model of that name, or its inputs by name; None where the library is to infer it."""
         from pararealize.errors import ExampleError
 
-        from . import arguments
+        from . import arguments, saved_model
 
+        if not self.inputs and self.input_shape is None and saved_model.is_saved(name):
+            return saved_model.example(name, meta=meta)  # type: ignore[no-any-return]
         if not self.inputs:
-            return arguments.example(name, self.input_shape, self.input_dtype, self.batch, meta=meta)
+            return arguments.example(name, self.input_shape, self.input_dtype, self.batch_size, meta=meta)
         if self.input_shape is not None:
             raise ExampleError(
                 "--input and --input-shape are both there; say every input with --input, or leave it out"
@@ -193,12 +231,12 @@ class ExampleOptions:
     def samples(self) -> int:
         """How many samples the example has: the leading size of the first input that is a tensor."""
         if not self.inputs:
-            return self.batch
+            return self.batch_size
         from . import arguments
 
         values = arguments.inputs(self.inputs, meta=True).values()
         sizes = [int(value.shape[0]) for value in values if hasattr(value, "shape")]
-        return sizes[0] if sizes else self.batch
+        return sizes[0] if sizes else self.batch_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +281,39 @@ class ConversionOptions:
             help="Blocks that run as in the original: the first K, or their names, separated by commas.",
         ),
     ] = "0"
+
+    def differing(self, *besides: str) -> list[str]:
+        """The options that are not at their defaults, as they stand on the command line."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        return [
+            f"--{name} {value}" for name, (value, default) in values.items() if value != default and name not in besides
+        ]
+
+    def saved_network(
+        self, model: str, *, built_by: str | None = None, devices: Sequence[str] | None = None
+    ) -> PararealModule:
+        """The converted network of the folder MODEL, as it is: for commands that got no ``--n``.
+
+        Raises:
+            PlanError: MODEL is no such folder, or options ask for another plan than its own.
+            PararealizeError: it cannot be read, see :func:`pararealize.load`.
+        """
+        from pararealize import load
+        from pararealize.errors import PlanError
+
+        from . import arguments, saved_model
+
+        if not saved_model.is_saved(model):
+            raise PlanError(
+                f"--n is not there, and {model!r} is no network's folder, which has a plan; write for instance --n 4"
+            )
+        coarse = arguments.coarse(self.coarse)
+        if others := self.differing(*(["coarse"] if callable(coarse) else [])):
+            raise PlanError(
+                f"{', '.join(others)} asks for a new plan, and without --n the network is taken as the folder has it; "
+                "write --n too, or leave it out"
+            )
+        return load(model, built_by, coarse=coarse if callable(coarse) else None, devices=devices)
 
     def arguments(self) -> dict[str, Any]:
         """The same as keyword arguments of :func:`pararealize.pararealize`."""

@@ -29,7 +29,7 @@ EXAMPLES = """
 
   pararealize schedule resnet1001 --n 12 --coarse linear --reduce-linear --out schedule-n12
 
-  pararealize schedule resnet110 --plan plan.json --seconds --batch 8
+  pararealize schedule resnet110 --plan plan.json --seconds --batch-size 8
 """
 
 
@@ -93,7 +93,9 @@ class StepOptions:
 def command(
     *,
     model: options.Model,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many segments; not needed with --plan.")] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", "-n", help="How many segments; --plan or a folder says it, too.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.json made before.")] = None,
     conversion: options.ConversionOptions,
     step: StepOptions,
@@ -116,7 +118,7 @@ def command(
         leaves = network.leaf_modules()
         progress(f"measuring {model}" if step.seconds else f"planning {model}")
         decisions = conversion.arguments() | step.planning()
-        stored = _stored(plan, n, conversion)
+        stored = _stored(plan, n, conversion, model)
         chosen, times = (_measured if step.seconds else _planned)(net, n, stored, inputs, leaves, decisions)
         timeline = step.simulate(chosen, times, batch=example.samples)
         files = [] if folder is None else _write(timeline, folder, model, picture)
@@ -125,12 +127,20 @@ def command(
     print_result(document, str(timeline), output, files, as_json=as_json)
 
 
-def _stored(path: Path | None, n: int | None, conversion: options.ConversionOptions) -> Plan | None:
-    """The plan of a file, if one is named, which says what windows there are: the options must not say it too."""
+def _stored(path: Path | None, n: int | None, conversion: options.ConversionOptions, model: str) -> Plan | None:
+    """The plan of a file, if one is named, or of a folder in the place of MODEL; ``None`` where options ask for one.
+
+    It says what windows there are: the options must not say it too.
+    """
     from pararealize.errors import PlanError
+    from pararealize.saving import read_folder
     from pararealize.table import quantity
 
+    from . import saved_model
+
     plan = None if path is None else _read(path)
+    if plan is None and n is None and saved_model.is_saved(model):
+        plan, path = read_folder(model).plan, Path(model)
     given = {"--windows": (conversion.windows, "1"), "--sequential": (conversion.sequential, "0")}
     words = [f"{option} {value}" for option, (value, default) in given.items() if value != default]
     if plan is not None and words:

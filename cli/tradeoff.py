@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
-from .calibrate import load_weights
+from .calibrate import trained
 from .console import print_result, working
+from .data_options import DataOptions
 from .folder import TRADEOFF_FILES, output_folder
 
 if TYPE_CHECKING:
@@ -34,13 +35,8 @@ def command(
     n: Annotated[
         str, typer.Option("--n", "-n", metavar="N,…", help="Numbers of devices, separated by commas.")
     ] = "2,4",
-    weights: Annotated[Path, typer.Option(metavar="FILE", help="The trained weights, a .safetensors file.")],
-    data: Annotated[str, typer.Option(metavar="NAME", help="The data set that it was trained on.")] = "digits",
-    data_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the data set lies.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of a side. [dim]\\[default: the data's own][/]")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Samples in a batch.", min=2)] = 128,
+    weights: options.Weights = None,
+    data: DataOptions,
     coarse: Annotated[
         str, typer.Option(metavar="KIND", help="low-rank, low-rank:16, scale, dense or linear.")
     ] = "low-rank",
@@ -64,15 +60,13 @@ def command(
         working(f"building {model}", every=SECONDS) as progress,
         output_folder(output, force=force, files=TRADEOFF_FILES) as folder,
     ):
-        from pararealize.data.catalogue import load
         from pararealize.tradeoffs import tradeoff
 
         from . import arguments
 
         numbers = arguments.numbers(n, "n")
-        samples = load(data, batch_size=batch, seed=network.seed, data_dir=data_dir, image_size=image_size)
-        net = network.build(model)
-        load_weights(net, weights)
+        samples = data.load(network.seed, model=model)
+        net = trained(model, network, weights)
         measured = tradeoff(
             net.eval(),
             samples.batches,

@@ -10,7 +10,8 @@ import typer
 
 from . import options
 from .console import print_result, working
-from .train_options import DataOptions, MultigridOptions, PlacementOptions, RecipeOptions, RunOptions
+from .data_options import DataOptions
+from .train_options import Initialise, MultigridOptions, PlacementOptions, RecipeOptions, RunOptions
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -32,6 +33,8 @@ EXAMPLES = """
   pararealize train resnet110 --method multigrid --coarsening 4 --iterations 2/1 --monitor
 
   torchrun --nproc-per-node 3 -m pararealize_cli train resnet20 -n 3 --epochs 20
+
+  pararealize train resnet20-n3-digits --epochs 5 --lr 0.01 --out resnet20-n3-digits-more
 """
 
 STOPPED = 130  # exit status after Ctrl-C
@@ -41,7 +44,14 @@ def command(
     *,
     context: typer.Context,
     model: options.Model,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many segments, with --method parareal.")] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            "-n",
+            help="How many segments, with --method parareal. [dim]\\[default: where MODEL is a folder, its own][/]",
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="serial, parareal, multigrid or oneshot.", rich_help_panel="The network")
     ] = "parareal",
@@ -50,6 +60,7 @@ def command(
     cost: options.CostOfCuts = options.CostUnit.flops,
     placement: PlacementOptions,
     num_classes: options.NumClasses = None,
+    built_by: options.BuiltBy = None,
     leaf: options.Leaf = None,
     data: DataOptions,
     recipe: RecipeOptions,
@@ -61,18 +72,23 @@ def command(
     with working(f"building {model}") as progress:
         from pararealize import fit
         from pararealize.distributed.mesh import started_by_torchrun
-        from pararealize.train.methods import Options, build
+        from pararealize.train.methods import Built, Options, build
 
-        from . import arguments, train_arguments
+        from . import arguments, saved_model, train_arguments
         from .train_display import Display
 
         run.check()
         train_arguments.check_used(_given(context), method=method, by_torchrun=started_by_torchrun())
-        samples = data.load(seed)
-        mesh = placement.mesh(method, n)
+        samples = data.for_training(seed, model=model)
+        saved_model.check_options(model, num_classes=num_classes, built_by=built_by)
+        is_saved = saved_model.is_saved(model)
+        goes_on = is_saved and n is None and method == "parareal"  # with a network as its folder has it
+        mesh = placement.mesh(method, saved_model.segments(model) if goes_on else n)
+        if is_saved and not {"initialise"} & set(_given(context)):
+            recipe = dataclasses.replace(recipe, initialise=Initialise.none)
         training = recipe.recipe(placement.devices, mesh)
         progress(f"building the network of {model}")
-        if num_classes is None and train_arguments.takes_classes(model):
+        if num_classes is None and not is_saved and train_arguments.takes_classes(model):
             num_classes = samples.classes
         solver = multigrid.solver(method)
         monitor = multigrid.monitoring(method, steps=samples.steps, epochs=recipe.epochs)
@@ -88,9 +104,15 @@ def command(
             timeout=placement.timeout,
             more=solver | monitor,
         )
-        built = build(method, arguments.model(model, num_classes=num_classes, seed=seed), settings)
+        if goes_on:
+            places = arguments.devices(placement.devices) if mesh is None else None
+            net = conversion.saved_network(model, built_by=built_by, devices=places)
+            built = Built(net=net if mesh is None else net.distribute(mesh, timeout=placement.timeout, seed=seed))
+        else:
+            network = options.ModelOptions(num_classes=num_classes, built_by=built_by, leaf=leaf, seed=seed)
+            built = build(method, network.build(model), settings)
     first = mesh is None or mesh.get_rank() == 0
-    folder = train_arguments.folder(run.output, model, method, n, data.data)
+    folder = train_arguments.folder(run.output, model, method, saved_model.segments(model) if goes_on else n, data.data)
     display = Display(training, quiet=not first, to_stderr=as_json)
     display.begin(model, method, built.net, samples, folder)
     about = {"model": model, "method": method, "num_classes": num_classes, "coarse": conversion.coarse, **solver}

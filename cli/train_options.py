@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from pararealize import Recipe
-    from pararealize.data.dataset import Dataset
 
 __all__ = [
     "Amp",
-    "DataOptions",
     "Initialise",
     "MultigridOptions",
     "Optimizer",
@@ -34,7 +32,6 @@ __all__ = [
 RUN = "The run"
 
 of_multigrid = partial(typer.Option, rich_help_panel="Methods multigrid and oneshot")
-of_data = partial(typer.Option, rich_help_panel="The data")
 of_recipe = partial(typer.Option, rich_help_panel="The recipe")
 of_run = partial(typer.Option, rich_help_panel=RUN)
 
@@ -155,31 +152,6 @@ class PlacementOptions:
         if not started_by_torchrun():
             return None
         return train_arguments.mesh(method, n, self.ranks, self.devices, self.timeout)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataOptions:
-    """Which data set is trained on, and in what batches."""
-
-    data: Annotated[str, of_data(metavar="NAME", help="A data set by name.")] = "digits"
-    data_dir: Annotated[Path | None, of_data(metavar="FOLDER", help="Where it lies.")] = None
-    batch_size: Annotated[int, of_data(help="Samples a step, of all copies together.", min=1)] = 128
-    image_size: Annotated[int | None, of_data(help="Pixels of a side. [dim]\\[default: the data set's][/]", min=1)] = (
-        None
-    )
-    augment: Annotated[
-        bool | None,
-        of_data(
-            "--augment/--no-augment", help="Random crops and flips. [dim]\\[default: as is usual for the data set][/]"
-        ),
-    ] = None
-
-    def load(self, seed: int) -> Dataset:
-        """The data set."""
-        from pararealize.data.catalogue import load
-
-        options = asdict(self)
-        return load(options.pop("data"), seed=seed, **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ def test_example():
     assert arguments.example("resnet20", None, "float32", 4, meta=True).is_meta
     with pytest.raises(ExampleError, match="--input-dtype 'number'"):
         arguments.example("resnet20", None, "number", 4)
-    with pytest.raises(ExampleError, match="--batch 0"):
+    with pytest.raises(ExampleError, match="--batch-size 0"):
         arguments.example("resnet20", None, "float32", 0)
 
 

@@ -27,6 +27,7 @@ def test_a_folder_that_loads(weights: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     names = {"plan.json", "weights.safetensors", "model.py", "network.svg", "calibration.json", "calibration.svg"}
+    names |= {"manifest.json", "network.json", "original.safetensors"}
     assert set(printed["files"]) == names == {entry.name for entry in (tmp_path / "out").iterdir()}
     written = Calibration.from_json((tmp_path / "out" / "calibration.json").read_text())
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["segments"][1]["m"] == 2

@@ -1,4 +1,4 @@
-"""``pararealize convert``: the plan, the four files, and a network that loads from them alone."""
+"""``pararealize convert``: the plan, the files, and a network that loads from them alone."""
 
 import importlib.util
 import json
@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
-from pararealize import Plan, models, pararealize
+from pararealize import Plan, load, models, pararealize
+from pararealize.errors import CheckpointError
+from pararealize.lookup import find
 from tests.command import run
 
 
@@ -17,12 +19,13 @@ def converted(tmp_path_factory):
     return folder, run("convert", "resnet20", "--n", "3", "--seed", "5", "--out", folder)
 
 
-def test_convert_prints_the_plan_and_writes_four_files(converted):
+def test_convert_prints_the_plan_and_writes_the_files(converted):
     folder, result = converted
     assert result.exit_code == 0
     for part in ["resnet20: 3 segments", "g3", "stage3.2", "64×8×8", "predicted speed-up", "weights.safetensors"]:
         assert part in result.stdout
-    assert {path.name for path in folder.iterdir()} == {"plan.json", "weights.safetensors", "model.py", "network.svg"}
+    names = {"plan.json", "weights.safetensors", "model.py", "network.svg", "network.json", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == names
     Plan.from_json((folder / "plan.json").read_text())
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
@@ -85,7 +88,12 @@ def test_tied_weights_and_a_coarse_block_of_ones_own(tmp_path, monkeypatch):
     result = run("convert", f"{file}:Tied", *words)
     assert result.exit_code == 0, result.output
     monkeypatch.chdir("/")
-    loaded = imported(out, monkeypatch).load()
+    module = imported(out, monkeypatch)
+    with pytest.raises(CheckpointError, match=r"was built by 'tied.py:Tied', which no file may run by itself; pass"):
+        module.load()
+    loaded = module.load(f"{file}:Tied", coarse=find(f"{file}:coarse"))
+    text = "".join(path.read_text() for path in out.iterdir() if path.suffix in (".json", ".py", ".svg"))
+    assert str(tmp_path) not in text
     assert loaded.out.weight is loaded.embedding.weight
     assert loaded(torch.zeros(3, 5, dtype=torch.long)).shape == (3, 5, 11)
 
@@ -95,10 +103,30 @@ def test_convert_json_and_no_weights(tmp_path):
         "convert", "resnet20", "--n", "2", "--no-weights", "--json", "--picture", "png", "--out", tmp_path / "o"
     )
     value = json.loads(result.stdout)
-    assert value["files"] == ["plan.json", "model.py", "network.png"]
+    assert value["files"] == ["plan.json", "model.py", "network.png", "manifest.json", "network.json"]
     assert value["plan"]["n"] == 2
     assert value["predicted"]["virtual_speedup"] > 0
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(value["files"])
+
+
+def test_a_folder_in_the_place_of_a_model(converted, tmp_path):
+    """With --n its original is converted anew, with the weights that it has; without, it is the network as it is."""
+    folder, _ = converted
+    assert run("convert", folder, "--out", tmp_path / "same").exit_code == 0
+    assert run("convert", folder, "--n", 2, "--out", tmp_path / "other").exit_code == 0
+    first, same, other = (load(path) for path in (folder, tmp_path / "same", tmp_path / "other"))
+    assert (first.plan, other.plan.n) == (same.plan, 2)
+    for name, tensor in first.original_state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    for words, message in [
+        (("convert", "resnet20"), "'resnet20' is no network's folder"),
+        (("convert", folder, "--windows", 3), "--windows 3 asks for a new plan"),
+        (("convert", folder, "--n", 2, "--num-classes", 5), "says how its model is built; leave it out"),
+        (("convert", "resnet20", "--n", 2, "--built-by", "a.py:b"), "'resnet20' is no network's folder"),
+    ]:
+        refused = run(*words)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
 
 
 def test_the_librarys_errors_are_one_message():

@@ -157,7 +157,7 @@ FAILING = {  # what is typed, and what the message must offer
     f"convert networks.py:linear -n 3 {VECTOR} --devices ,": "--devices",
     f"convert networks.py:linear -n 3 {VECTOR} --leaf networks.py:no_module": "not a class",
     f"convert networks.py:linear -n 3 {VECTOR} --leaf layer": "--leaf names",
-    f"convert networks.py:linear -n 3 {VECTOR} --batch 0": "--batch",
+    f"convert networks.py:linear -n 3 {VECTOR} --batch-size 0": "--batch-size",
     "convert networks.py:linear -n 3 --input-shape 8x": "--input-shape",
     "convert networks.py:linear -n 3 --input-shape 7": "--input-shape and --input-dtype",
     "convert networks.py:linear -n 3 --input-shape 8 --input-dtype number": "--input-dtype",
@@ -236,7 +236,7 @@ def test_inputs_by_name_and_leaves_by_name_convert_and_are_written(words: str) -
     assert done.exit_code == 0, done.output
     scope: dict[str, object] = {"__file__": str(Path("net/model.py").resolve())}
     exec(Path("net/model.py").read_text(), scope)
-    assert scope["load"]().plan.n in (1, 2)  # type: ignore[operator]
+    assert scope["load"](words.split()[1]).plan.n in (1, 2)  # type: ignore[operator]
 
 
 def test_prose_stays_prose() -> None:

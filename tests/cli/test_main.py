@@ -36,7 +36,7 @@ def test_unknown_option_and_no_command():
     [
         (["convert", "resnet21", "--n", "2"], ModelError, "did you mean"),
         (["convert", "resnet20", "--n", "2", "--input-shape", "three"], ExampleError, "--input-shape"),
-        (["convert", "resnet20", "--n", "2", "--batch", "0"], ExampleError, "--batch"),
+        (["convert", "resnet20", "--n", "2", "--batch-size", "0"], ExampleError, "--batch-size"),
         (["convert", "resnet20", "--n", "2", "--out", "{file}"], OutputError, "is a file"),
         (["inspect", "no_such_package:net"], ModelError, "no Python module"),
     ],

@@ -36,7 +36,7 @@ def test_schedule_writes_its_files(tmp_path):
 
 
 def test_schedule_as_json_with_every_option():
-    options = ["--no-overlap", "--reduce-linear", "--inference", "--ranks", 2, "--rate", 10, "--batch", 4]
+    options = ["--no-overlap", "--reduce-linear", "--inference", "--ranks", 2, "--rate", 10, "--batch-size", 4]
     value = json.loads(run("schedule", "resnet20", "-n", 3, "--coarse", "linear", "--json", *options).stdout)
     plan = pararealize(models.resnet20(), 3, coarse="linear", example_inputs=torch.randn(4, 3, 32, 32)).plan
     how = {"overlap": False, "reduce_linear": True, "training": False, "ranks": 2, "rate": 1e13, "batch": 4}
@@ -87,7 +87,7 @@ def test_windows_and_sequential_blocks(tmp_path):
 
 
 def test_schedule_measures(tmp_path):
-    value = json.loads(run("schedule", "resnet20", "--n", 2, "--seconds", "--batch", 4, "--json").stdout)
+    value = json.loads(run("schedule", "resnet20", "--n", 2, "--seconds", "--batch-size", 4, "--json").stdout)
     assert "measured seconds" in value["timeline"]["notes"]
     assert value["step"] > 0
     file = tmp_path / "plan.json"

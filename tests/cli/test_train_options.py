@@ -8,7 +8,6 @@ from pararealize import Recipe
 from pararealize.errors import OutputError
 from pararealize_cli.train_options import (
     Amp,
-    DataOptions,
     Initialise,
     MultigridOptions,
     Optimizer,
@@ -54,12 +53,6 @@ def test_options_of_multigrid_are_for_its_methods_alone():
 def test_one_process_has_no_mesh(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert PlacementOptions(devices="cpu").mesh("parareal", 3) is None
-
-
-def test_data_by_options():
-    data = DataOptions(batch_size=100, image_size=8).load(seed=1)
-    assert "batches of 100" in str(data)
-    assert data.example().shape[-1] == 8
 
 
 def test_a_run_is_resumed_or_replaced():
