@@ -64,7 +64,7 @@ def test_groups_stand_for_arguments_of_the_library():
     first, second = (options.build("resnet20") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert options.leaf_modules() == (torch.nn.Flatten,)
-    example = ExampleOptions(batch=3, input_shape="3,8,8", input_dtype="float64").values("resnet20")
+    example = ExampleOptions(batch_size=3, input_shape="3,8,8", input_dtype="float64").values("resnet20")
     assert (example.shape, example.dtype) == ((3, 3, 8, 8), torch.float64)
     assert first(example.float()).shape == (3, 7)
 
