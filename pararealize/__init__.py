@@ -14,6 +14,7 @@ The compiler is a pipeline of functions from one value to the next, which :func:
 What is done with a converted network::
 
     run_local         PararealModule -> LocalModule            in one process: streams, CUDA graphs     network.local
+    capture_step      a network, loss, batch -> GraphedStep    a training step as one CUDA graph        network.local
     distribute        PararealModule, mesh -> Stage            over processes, with their segments      distributed
     simulate          Plan, seconds -> Timeline                one step in time, on every device        plan
     fit               a network, data, Recipe -> History       trained from scratch                     train, data
@@ -45,6 +46,8 @@ from pararealize.distributed.stage import Stage
 from pararealize.multigrid.module import LayerParallel, layer_parallel
 from pararealize.multigrid.prolongation import prolong
 from pararealize.network.emitter import emit
+from pararealize.network.local.graphed_inference import capture_inference
+from pararealize.network.local.graphed_step import capture_step
 from pararealize.network.local.module import LocalModule, capture_graphs, run_local
 from pararealize.network.measurement import measure_network
 from pararealize.network.module import PararealModule
@@ -99,6 +102,8 @@ __all__ = [
     "calibrate",
     "capture",
     "capture_graphs",
+    "capture_inference",
+    "capture_step",
     "compare",
     "count_costs",
     "emit",

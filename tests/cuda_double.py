@@ -158,7 +158,10 @@ class Machine(TorchDispatchMode):
             self.current.pop()
 
     @contextlib.contextmanager
-    def graph(self, graph: Graph, pool: Any = None, stream: Stream | None = None) -> Iterator[None]:
+    def graph(
+        self, graph: Graph, pool: Any = None, stream: Stream | None = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
+        assert capture_error_mode == "thread_local", "any thread that pins memory would break the capture"
         assert self.capturing is None, "two captures at once"
         assert stream is not None
         self.synchronize()
@@ -209,6 +212,8 @@ def cuda_on_the_cpu() -> Iterator[Machine]:
         "pararealize.network.local.streams.lend": machine.lend,
         "pararealize.network.local.graphed_network.lend": machine.lend,
         "pararealize.network.local.cuda_graph.lend": machine.lend,
+        "pararealize.network.local.graphed_call.lend": machine.lend,
+        "pararealize.network.local.graphed_step.lend": machine.lend,
         "pararealize.network.local.module._is_gpu": lambda device: device.type == "cpu",
     }
     with contextlib.ExitStack() as stack:

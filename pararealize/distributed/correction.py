@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import torch
 
+from pararealize.plan.recording import Moment
+
 from .activity import Activity
 from .autograd_cuts import as_leaf
 from .messages.message_order import PendingMessage, StepMessages
@@ -183,7 +185,7 @@ def _differentiate(
         torch.autograd.backward(value, gradient)
         return
     recording = activity.recording
-    times: dict[int, float] = {}  # when the call passed each z_j
+    times: dict[int, Moment] = {}  # when the call passed each z_j
     for j, z in run.corrected.items():
         z.register_hook(lambda _, j=j: times.__setitem__(j, recording.now()))
     start = recording.now()

@@ -43,17 +43,25 @@ class Bucket:
         self.flat: torch.Tensor | None = None
         self.work: dist.Work | None = None
         self._sizes = [parameter.numel() for parameter in self.parameters]
+        self._flags: torch.Tensor | None = None  # zeros and ones where the gradients are, made once
 
     def pack(self) -> torch.Tensor:
         """All gradients, and which there are."""
-        first = self.parameters[0]
-        used = [0.0 if parameter.grad is None else 1.0 for parameter in self.parameters]
+        first, count = self.parameters[0], len(self.parameters)
+        if self._flags is None or (self._flags.dtype, self._flags.device) != (first.dtype, first.device):
+            zeros = first.detach().new_zeros(count)
+            self._flags = torch.stack([zeros, zeros + 1])
+        zeros, ones = self._flags
+        if all(parameter.grad is not None for parameter in self.parameters):
+            used = [ones]
+        else:  # of views: numbers of the host would be copied to the device within backward, which holds up the host
+            used = [(zeros if parameter.grad is None else ones)[:1] for parameter in self.parameters]
         parts = [
             first.new_zeros(parameter.numel()) if parameter.grad is None else _dense(parameter.grad).reshape(-1)
             for parameter in self.parameters
         ]
         with torch.no_grad():
-            return torch.cat([*parts, torch.tensor(used, dtype=first.dtype, device=first.device)])
+            return torch.cat([*parts, *used])
 
     def unpack(self, flat: torch.Tensor) -> None:
         """Put sums of such tensors where the gradients are."""

@@ -19,10 +19,12 @@ from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import DistributedError, PararealizeError
 
 from .meeting import leave_fault, meet
+from .messages.point_to_point import matches_by_tag
 
 __all__ = ["ProcessGroups", "check_bucket_bytes", "check_existence", "end_groups", "new_group"]
 
 _FALLBACK = timedelta(seconds=600)  # for a rank to tell the others that its own time-out is none
+_NCCL_FACTOR, _NCCL_LEAST = 10, timedelta(minutes=30)
 _LONGEST = 10 * 365 * 86400.0  # seconds; what is longer overflows in clocks of torch's
 _naming = threading.Lock()
 
@@ -33,18 +35,22 @@ class ProcessGroups:
 
     Attributes:
         everyone: all ranks of the mesh, for objects (gloo).
-        parareal: the ranks of one network, for tensors (the mesh's backend).
+        parareal: the ranks of one network, for collective calls on tensors (the mesh's backend).
+        up: the same ranks, for tensors that go to a rank of a higher number; ``parareal`` where messages have tags.
+        down: the same, to a rank of a lower number.
         control: the same ranks, for objects (gloo).
         dp: the ranks that hold the same parts of the network's copies, where there are several copies.
         rank: this one's number in ``parareal``.
         device: of this rank.
-        limit: the time-out of all of them.
+        limit: the time-out of every wait; groups of NCCL have a longer one, see :func:`new_group`.
         mesh: what they were made from.
         watch: ends all ranks of the mesh when one fails.
     """
 
     everyone: dist.ProcessGroup
     parareal: dist.ProcessGroup
+    up: dist.ProcessGroup
+    down: dist.ProcessGroup
     control: dist.ProcessGroup
     dp: dist.ProcessGroup | None
     rank: int
@@ -110,9 +116,21 @@ class ProcessGroups:
         device = (
             torch.device("cpu") if kind == "cpu" else torch.device(kind, torch.get_device_module(kind).current_device())
         )
+        up = down = parareal
+        if not matches_by_tag(parareal, device):
+            # NCCL runs all messages of two ranks in a group in one queue, both directions in it: a receive that is
+            # issued first on both sides would hold up both sends for ever. With a group a direction, a queue has the
+            # sends of one rank and the receives of the other.
+            up, down = (new_group(f"{meeting}/{way}", row, limit) for way in ("up", "down"))
+        watch.waiting("the first sum of all ranks")
+        for group in (parareal, dp):
+            if group is not None:
+                _connect(group, device, limit)
         return cls(
             everyone=everyone,
             parareal=parareal,
+            up=up,
+            down=down,
             control=control,
             dp=dp,
             rank=dist.get_rank(parareal),
@@ -129,7 +147,8 @@ class ProcessGroups:
         Raises:
             DistributedError: torch's groups have been destroyed, before the call or in it.
         """
-        groups = [group for group in (self.everyone, self.parareal, self.control, self.dp) if group is not None]
+        every = (self.everyone, self.parareal, self.up, self.down, self.control, self.dp)
+        groups = [group for group in every if group is not None]
         check_existence(*groups)
         try:
             yield
@@ -145,7 +164,8 @@ class ProcessGroups:
             everyone_does: whether all ranks do it at about the same time, which NCCL needs and gloo does not.
         """
         self.watch.close()
-        end_groups(self.dp, self.parareal, self.control, self.everyone, everyone_does=everyone_does)
+        groups = (self.dp, self.up, self.down, self.parareal, self.control, self.everyone)
+        end_groups(*groups, everyone_does=everyone_does)
 
 
 def check_existence(*groups: dist.ProcessGroup, cause: BaseException | None = None) -> None:
@@ -205,7 +225,9 @@ def new_group(name: str, ranks: Sequence[int], limit: timedelta, backend: str | 
     Args:
         name: the same on all of these ranks, and no other group's of the same ranks, such as a meeting's.
         ranks: its ranks.
-        limit: the time-out of every message.
+        limit: the time-out of every message. Over NCCL the group's own is longer: its clock starts when a receive is
+            posted, long before anybody waits for it, and its watchdog would end the processes of ranks that are not at
+            fault. There the watch judges, which knows who is waited for; NCCL's time-out is for the case that it fails.
         backend: that of the default group when left out.
 
     Raises:
@@ -213,7 +235,9 @@ def new_group(name: str, ranks: Sequence[int], limit: timedelta, backend: str | 
     """
     try:
         with _group_name(name):
-            group = dist.new_group(ranks=list(ranks), timeout=limit, backend=backend, use_local_synchronization=True)
+            group = dist.new_group(
+                ranks=list(ranks), timeout=_own_limit(backend, limit), backend=backend, use_local_synchronization=True
+            )
     except RuntimeError as error:
         raise DistributedError(
             f"rank {dist.get_rank()} waited for the ranks {list(ranks)} to distribute the network, and not all of them "
@@ -222,6 +246,24 @@ def new_group(name: str, ranks: Sequence[int], limit: timedelta, backend: str | 
         ) from error
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def _own_limit(backend: str | None, limit: timedelta) -> timedelta:
+    """The time-out that a group itself gets."""
+    if "nccl" not in (dist.get_backend_config() if backend is None else backend):
+        return limit
+    return max(_NCCL_FACTOR * limit, _NCCL_LEAST)
+
+
+def _connect(group: dist.ProcessGroup, device: torch.device, limit: timedelta) -> None:
+    """Let all ranks of a group sum one number: its first call has to be one that all of them make.
+
+    NCCL makes a group's communicator in its first call, for which all ranks have to come; a later batch of messages is
+    issued by those ranks alone that share parameters.
+    """
+    work = dist.all_reduce(torch.zeros(1, device=device), group=group, async_op=True)
+    assert work is not None
+    _ = work.wait(limit) if device.type == "cpu" else work.wait()
 
 
 @contextlib.contextmanager

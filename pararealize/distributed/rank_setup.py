@@ -125,6 +125,7 @@ class RankSetup:
             )
         with self.watch.step(name), self.groups.needed():
             yield
+            self.channel.settle()
 
     @property
     def owns_head(self) -> bool:
@@ -219,7 +220,13 @@ def set_up_rank(
     watch.describe(_descriptions(groups, partition.labels))
     watch.doing("setting up the rank")
     channel = PointToPoint(
-        groups.parareal, groups.control, groups.device, groups.limit, partition.labels.__getitem__, watch
+        groups.parareal,
+        groups.control,
+        groups.device,
+        groups.limit,
+        partition.labels.__getitem__,
+        watch,
+        directions=(groups.up, groups.down),
     )
     tied = TiedParameters.of(net, partition)
     parameters = RankParameters(rank, modules, tied, last_phases, averaged=groups.dp is not None)

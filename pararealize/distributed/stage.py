@@ -337,13 +337,16 @@ class Stage(StageModule):
         """Write down what this rank does when, in seconds since a barrier at the beginning. Every rank enters it.
 
         Gives a :class:`~pararealize.plan.recording.StepRecording`, whose ``actions`` are rows
-        ``(rank, j, action, direction, start, end, m)``. On GPUs each action waits for the device, so that a recorded
-        step is slower.
+        ``(rank, j, action, direction, start, end, m)``. On GPUs they are timed by events on the stream, which hold
+        nothing up: read them after the step.
         """
         activity = self.rank_setup.activity
         with self.collective_call("record", copies=False):
             pass
-        # all ranks leave a barrier at about the same time, so that each may call that moment zero: their clocks differ
+        # all ranks leave a barrier at about the same time, so that each may call that moment zero: their clocks differ;
+        # a device must be idle then, since its zero is an event behind all that is queued on it
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize(self.device)
         dist.barrier(self.rank_setup.channel.control)
         activity.recording = recording = StepRecording(self.rank, self.device)
         try:

@@ -69,7 +69,7 @@ class SegmentStep:
         segments, activity = self._segments, self._activity
         run = SegmentValues(graph=graph, values=dict(inputs))
         pending = [
-            (value, messages.expect(value.name, 0))
+            (value, messages.expect_given(value.name, 0, value.readers))
             for value in segments.partition.values
             if segments.rank in value.readers
         ]
@@ -172,9 +172,9 @@ class SegmentStep:
                 run.values[name] = as_leaf(value)
             else:
                 run.values[name] = value
-            for reader in shared[name].readers if name in shared else ():
+            for readers in messages.calls_for(shared[name].readers) if name in shared else ():
                 with activity.during("send", segments.first):
-                    messages.send(name, value, reader)
+                    messages.give(name, value, readers)
 
     def _compute_fine(self, window: WindowSegments, j: int, run: WindowValues, values: SegmentValues) -> None:
         """``x_j = C^j(w)`` and ``y_j = g^j(x_j)``, equation (2), corrected by K^j where there is one.

@@ -2,16 +2,22 @@
 
 ``perf_counter`` is aligned by a barrier when the recording begins, so that times of different ranks can be compared to
 within what the barrier takes.
+
+On a GPU kernels run after the call that queues them has returned. So moments are timed events on the current stream
+there, which neither wait for the device nor hold it up, and become seconds when the rows are read.
 """
 
 import contextlib
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
-__all__ = ["COMPUTED", "MESSAGE_ENDS", "RecordedAction", "StepRecording"]
+__all__ = ["COMPUTED", "MESSAGE_ENDS", "Moment", "RecordedAction", "StepRecording"]
+
+Moment: TypeAlias = float | torch.Event
+"""Seconds since a recording began, or an event on a device."""
 
 COMPUTED = ("stem", "context", "adapter", "fine", "coarse", "head", "difference", "sum")
 """Words for what a rank computes."""
@@ -56,24 +62,44 @@ class RecordedAction(NamedTuple):
 class StepRecording:
     """What one rank did while it was recorded.
 
-    Attributes:
-        actions: in the order in which they ended.
+    Args:
+        rank: in the parareal group.
+        device: where the rank computes; a GPU has nothing left to do when the recording begins.
     """
 
     def __init__(self, rank: int, device: torch.device) -> None:
-        self.actions: list[RecordedAction] = []
-        self._rank, self._device, self._zero = rank, device, perf_counter()
+        self._rows: list[tuple[int, str, str, Moment, Moment, int]] = []
+        self._rank, self._device = rank, device
+        self._zero: Any = perf_counter()
+        if device.type != "cpu":
+            self._zero = self.now()
 
-    def now(self) -> float:
-        """Seconds since the recording began, after the device has done all that was queued on it."""
-        # Kernels run after the call that queues them has returned; without this the clock would time the queueing.
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return perf_counter() - self._zero
+    @property
+    def actions(self) -> list[RecordedAction]:
+        """The rows, in the order in which they ended; on a GPU this waits until it has done all of them."""
+        rows = self._rows
+        return [
+            RecordedAction(self._rank, j, action, direction, self._seconds(start), self._seconds(end), m)
+            for j, action, direction, start, end, m in rows
+        ]
 
-    def add(self, j: int, action: str, direction: str, start: float, end: float, m: int = 0) -> None:
+    def now(self) -> Moment:
+        """The moment on the host; on a GPU that at which its current stream has done what was queued on it so far."""
+        if self._device.type == "cpu":
+            return perf_counter() - float(self._zero)
+        event: torch.Event = torch.get_device_module(self._device).Event(enable_timing=True)
+        event.record()
+        return event
+
+    def add(self, j: int, action: str, direction: str, start: Moment, end: Moment, m: int = 0) -> None:
         """Write one row."""
-        self.actions.append(RecordedAction(self._rank, j, action, direction, start, end, m))
+        self._rows.append((j, action, direction, start, end, m))
+
+    def _seconds(self, moment: Moment) -> float:
+        if isinstance(moment, float):
+            return moment
+        moment.synchronize()
+        return float(self._zero.elapsed_time(moment)) / 1e3
 
     @contextlib.contextmanager
     def during(self, j: int, action: str, direction: str, m: int = 0) -> Iterator[None]:

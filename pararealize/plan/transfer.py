@@ -24,8 +24,10 @@ class Transfer:
     """How long a message takes: ``latency + bytes / bandwidth``.
 
     Attributes:
-        latency: seconds of the smallest message. The default is that of two GPUs of one machine.
-        bandwidth: bytes a second; likewise.
+        latency: seconds of the smallest message. The default supposes two GPUs of one machine that talk over PCIe; it
+            is a supposition and was not measured.
+        bandwidth: bytes a second; likewise, about what PCIe 3.0 x16 gives. NVLink has some 10 to 40 times as much, and
+            should be said: ``Transfer(latency=1e-5, bandwidth=2e11)``.
 
     Raises:
         PlanError: a negative or infinite latency, or no bandwidth.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -46,3 +47,17 @@ def test_a_sum_is_not_summed_again() -> None:
         weight.grad = torch.ones(3, dtype=torch.float64) + (0 if weight.grad is None else weight.grad)
         tied.finish()
         assert torch.equal(weight.grad, torch.full((3,), 3.0 * step, dtype=torch.float64))
+
+
+def test_packing_copies_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blocking copy within backward holds up the host, which has the next kernels to issue."""
+    used, unused = parameters((2, 3), (4,))
+    used.grad = torch.ones(2, 3, dtype=torch.float64)
+    bucket = Bucket([used, unused])
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a number of the host"))
+    flat = bucket.pack()
+    flags = bucket._flags
+    assert flat.tolist() == [1.0] * 6 + [0.0] * 4 + [1.0, 0.0]
+    unused.grad = torch.full((4,), 2.0, dtype=torch.float64)
+    assert bucket.pack().tolist() == [1.0] * 6 + [2.0] * 4 + [1.0, 1.0]
+    assert bucket._flags is flags

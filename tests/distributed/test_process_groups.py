@@ -15,8 +15,9 @@ from torch import distributed as dist
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from pararealize.distributed.process_groups import ProcessGroups
+from pararealize.distributed.process_groups import ProcessGroups, _own_limit
 from pararealize.errors import DistributedError
+from tests.message_queues import logged_as_nccl
 from tests.rank_comparison import mesh_of
 from tests.ranks import RanksFailed, on_ranks
 
@@ -156,3 +157,30 @@ def test_a_death_while_ranks_are_set_up_is_named():
         on_ranks(3, set_up, "dies")
     assert "rank 1: died with exit code -9" in str(caught.value)
     assert str(caught.value).count("RankError: rank 1 died (its process is gone") == 2
+
+
+def directed():
+    """The groups where messages have no tags, and the first call of each, which all its ranks make."""
+    with logged_as_nccl() as log:
+        groups = join(mesh_of(2, 2), LIMIT)
+    names = [c10d._world.pg_names[group] for group in (groups.parareal, groups.up, groups.down, groups.dp)]
+    ranks = [dist.get_process_group_ranks(group) for group in (groups.up, groups.down)]
+    calls = [(names.index(operation.group), operation.kind) for operation in log.operations]
+    groups.end(everyone_does=True)
+    return len(set(names)), ranks, calls, any(g in c10d._world.pg_map for g in (groups.up, groups.down))
+
+
+def test_messages_without_tags_have_a_group_a_direction_and_groups_begin_with_a_sum():
+    """NCCL's communicator of a group is made in its first call, for which all ranks have to come."""
+    for rank, (count, ranks, calls, left) in enumerate(on_ranks(4, directed)):
+        assert count == 4
+        assert ranks == [[0, 1] if rank < 2 else [2, 3]] * 2
+        assert calls == [(0, "all_reduce"), (3, "all_reduce")]
+        assert not left
+
+
+def test_nccls_own_clock_is_slower_than_the_watch():
+    """It starts when a receive is posted, and would end processes that are not at fault."""
+    assert _own_limit("gloo", LIMIT) == LIMIT
+    assert _own_limit("cpu:gloo,cuda:nccl", LIMIT) == timedelta(minutes=30)
+    assert _own_limit("nccl", timedelta(hours=1)) == timedelta(hours=10)

@@ -6,9 +6,11 @@ network, the common program of all ranks for multigrid). Here stands in which or
 - Every rank issues its messages in the order of its program, and the programs of the two ranks of a pair name the
   messages between them in the same order: values of the stem, then z or s; backward, the gradients of z or s, then
   those of the values. NCCL needs that: it ignores tags, and what one rank of a pair issues first is matched with what
-  the other issues first. gloo matches by tag, so there each name has its own, even forward; the next odd one is its
-  gradient's. Every signature of the inputs has other tags: gloo would write a longer message than was expected over the
-  end of its memory, or abort, and take a shorter one for the whole.
+  the other issues first. There each direction has a group of its own, so that no receive stands in front of a send of
+  the same rank to the same peer, and what all ranks read of the stem is a broadcast. gloo matches by tag, so there each
+  name has its own, even forward; the next odd one is its gradient's. Every signature of the inputs has other tags: gloo
+  would write a longer message than was expected over the end of its memory, or abort, and take a shorter one for the
+  whole.
 - Where the network has several windows, the last rank of one sends to those of the next, hence also backwards in the
   order of ranks. Over gloo all receives are posted ahead nevertheless; over NCCL (``posts_ahead`` is false) each rank
   posts them window by window, in the order of its program, and those of gradients only where nothing is sent between.
@@ -26,7 +28,7 @@ memory while the receiver still computes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,12 +61,14 @@ class PendingMessage:
         peer: the rank that sends it.
         tensors: memory for its tensors.
         works: one receive a tensor; ``None`` until the message's format is known.
+        is_broadcast: whether it comes to all ranks in one call.
     """
 
     name: str
     peer: int
     tensors: list[torch.Tensor] = dataclasses.field(default_factory=list)
     works: list[dist.Work] | None = None
+    is_broadcast: bool = False
 
 
 class StepMessages:
@@ -100,6 +104,11 @@ class StepMessages:
             description = describe(value)
             self._formats[name] = ValueFormat.read(description)
             self.channel.send_object(name, (name, description), to)
+        for tensor in self._packed(name, value):
+            self.channel.isend(name, tensor, to, self._tag(name))
+
+    def _packed(self, name: str, value: Any) -> Iterator[torch.Tensor]:
+        """The tensors of a value in the format of its name."""
         for leaf, tensor_format in zip(pytree.tree_leaves(value), self._formats[name].leaves, strict=True):
             if not isinstance(tensor_format, TensorFormat):
                 continue
@@ -109,7 +118,7 @@ class StepMessages:
                     f"these it was {tensor_format} before; the shape or the type of what crosses between segments must "
                     "follow from the inputs' shapes"
                 )
-            self.channel.isend(name, tensor_format.packed(leaf.detach()), to, self._tag(name))
+            yield tensor_format.packed(leaf.detach())
 
     def expect(self, name: str, peer: int) -> PendingMessage:
         """Say that a value will come from a rank; its receives are posted at once where its format is known."""
@@ -120,6 +129,10 @@ class StepMessages:
 
     def receive(self, pending: PendingMessage) -> Any:
         """Wait for a value."""
+        if pending.works is None and pending.is_broadcast:
+            description = self.channel.broadcast_object(pending.name, None, pending.peer)
+            self._formats[pending.name] = ValueFormat.read(description)
+            self._begin_broadcast(pending)
         if pending.works is None:
             name, description = self.channel.receive_object(pending.name, pending.peer)
             if name != pending.name:
@@ -130,6 +143,42 @@ class StepMessages:
             self._formats[name] = ValueFormat.read(description)
             self._post(pending, self._formats[name].tensors, self._tag(name))
         return self._formats[pending.name].filled(self._arrived(pending))
+
+    # Values that several ranks read ----------------------------------------------------------------------------------
+
+    def calls_for(self, readers: Sequence[int]) -> list[tuple[int, ...]]:
+        """The readers of a value in as many groups as calls of :meth:`give` take it to all of them.
+
+        Where messages have no tags, what all others read is one broadcast in place of a communicator for each.
+        """
+        if not self.posts_ahead and 1 < len(readers) == self.channel.size - 1:
+            return [tuple(readers)]
+        return [(reader,) for reader in readers]
+
+    def give(self, name: str, value: Any, readers: Sequence[int]) -> None:
+        """Begin to give a value to one group of :meth:`calls_for`; it must not change until the step ends."""
+        channel = self.channel
+        if len(readers) == 1:
+            self.send(name, value, readers[0])
+            return
+        if not self.formats_known:
+            self._formats[name] = ValueFormat.read(channel.broadcast_object(name, describe(value), channel.rank))
+        for tensor in self._packed(name, value):
+            channel.keep(name, channel.rank, channel.broadcast(tensor, channel.rank), tensor)
+
+    def expect_given(self, name: str, owner: int, readers: Sequence[int]) -> PendingMessage:
+        """As :meth:`expect`, of what its owner gives to all its readers by :meth:`give`."""
+        if len(self.calls_for(readers)) == len(readers):
+            return self.expect(name, owner)
+        pending = PendingMessage(name, owner, is_broadcast=True)
+        if self.formats_known:
+            self._begin_broadcast(pending)
+        return pending
+
+    def _begin_broadcast(self, pending: PendingMessage) -> None:
+        channel = self.channel
+        pending.tensors = [tensor_format.empty(channel.device) for tensor_format in self._formats[pending.name].tensors]
+        pending.works = [channel.broadcast(tensor, pending.peer) for tensor in pending.tensors]
 
     # Gradients: of the differentiable tensors of a value, sent back by the rank that received it --------------------
 
@@ -253,5 +302,8 @@ class StepMessages:
     def _arrived(self, pending: PendingMessage) -> list[torch.Tensor]:
         assert pending.works is not None
         for work in pending.works:
-            self.channel.wait_for_message(work, pending.name, pending.peer)
+            if pending.is_broadcast:
+                self.channel.wait(work, pending.name, pending.peer)
+            else:
+                self.channel.wait_for_message(work, pending.name, pending.peer)
         return pending.tensors

@@ -1,12 +1,17 @@
 """Tensors and objects of one rank -> the same on other ranks of its group; every wait is bounded and can be judged.
 
-Tensors go through a group of the mesh's backend (NCCL or gloo), objects through a gloo group of the same ranks. Before
+Tensors go through groups of the mesh's backend (NCCL or gloo), objects through a gloo group of the same ranks. Before
 each wait the watchdog hears for what and for which rank it is, so that it can name the rank at fault.
+
+On a GPU a wait holds up a stream and not the host. So the watchdog is given what the stream waits for, looks itself
+whether it has come, and :meth:`PointToPoint.settle` keeps the host in the call until the device has done all of it:
+what NCCL leaves in memory after it was aborted is never returned.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -19,21 +24,29 @@ from pararealize.errors import DistributedError
 
 from .formats import in_memory_order
 
-__all__ = ["PointToPoint"]
+__all__ = ["PointToPoint", "matches_by_tag"]
 
 _EXCHANGE_TAG = (1 << 30) + 2  # of tensors that ranks exchange; no message between parts has it
+_POLL = 5e-5  # seconds between two looks at the device
+
+
+def matches_by_tag(group: dist.ProcessGroup, device: torch.device) -> bool:
+    """Whether messages are matched by tag, as gloo does; NCCL matches those of two ranks by their order alone."""
+    return "gloo" in dist.get_backend_config(group) and device.type == "cpu"
 
 
 class PointToPoint:
     """What one rank sends to others of its group, and receives from them.
 
     Args:
-        group: of the ranks, for tensors.
+        group: of the ranks, for collective calls on tensors.
         control: of the same ranks, for objects.
         device: where the tensors of messages are.
         timeout: of every wait.
         who: what to call a rank of the group in an error.
         watch: hears of every wait before it begins.
+        directions: groups of the same ranks for messages to ranks of a higher and of a lower number; ``group`` for both
+            when left out.
 
     Attributes:
         confirm: called before every collective call: waits until all ranks are known to be at the same step.
@@ -52,11 +65,13 @@ class PointToPoint:
         timeout: timedelta,
         who: Callable[[int], str],
         watch: Watch,
+        directions: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None,
     ) -> None:
         self.group, self.control, self.device, self.timeout = group, control, device, timeout
         self.who, self.watch = who, watch
         self.confirm: Callable[[], None] = lambda: None
-        self.keeps_tags_apart = "gloo" in dist.get_backend_config(group) and device.type == "cpu"
+        self._up, self._down = directions or (group, group)
+        self.keeps_tags_apart = matches_by_tag(group, device)
         self.rank: int = dist.get_rank(group)
         self._global_ranks = dist.get_process_group_ranks(group)
         self.size = len(self._global_ranks)
@@ -70,19 +85,20 @@ class PointToPoint:
     def isend(self, name: str, tensor: torch.Tensor, to: int, tag: int) -> None:
         """Begin to send a tensor; it must not change until :meth:`flush`, which lets go of its memory."""
         with self._typed_errors(name, to, "sending"):  # its connection may have been closed since the last message
-            work = _begun(dist.isend(in_memory_order(tensor), self._global_ranks[to], self.group, tag))
+            group = self._up if to > self.rank else self._down
+            work = _begun(dist.isend(in_memory_order(tensor), self._global_ranks[to], group, tag))
         self._unfinished.append((name, to, work, tensor))
         self.watch.sent(to)
 
     def irecv(self, tensor: torch.Tensor, peer: int, tag: int) -> dist.Work:
         """Begin to receive a tensor; it must not be read before :meth:`wait_for_message`."""
         with self._typed_errors("a message", peer, "waiting for"):
-            return _begun(dist.irecv(in_memory_order(tensor), self._global_ranks[peer], self.group, tag))
+            group = self._up if peer < self.rank else self._down
+            return _begun(dist.irecv(in_memory_order(tensor), self._global_ranks[peer], group, tag))
 
     def wait_for_message(self, work: dist.Work, name: str, peer: int) -> None:
         """Wait for what :meth:`irecv` began, and count it: the watchdog compares what was sent with what has come."""
-        self.wait(work, name, peer)
-        self.watch.took(peer)
+        self.wait(work, name, peer, counts=True)
 
     def flush(self) -> None:
         """Wait until every tensor that was sent has left, and let go of it."""
@@ -94,14 +110,48 @@ class PointToPoint:
     def forget(self) -> None:
         """Let go of the tensors of a step that failed."""
         self._unfinished.clear()
+        self.watch.open_works.clear()
 
-    def wait(self, work: dist.Work, name: str, peer: int, verb: str = "waiting for") -> None:
-        """Wait for a message or a collective of this group that involves rank ``peer``."""
-        with self._bounded(name, peer, verb):
-            if self._waits_on_host:
+    def wait(self, work: dist.Work, name: str, peer: int, verb: str = "waiting for", *, counts: bool = False) -> None:
+        """Wait for a message or a collective of this group that involves rank ``peer``.
+
+        Args:
+            work: what is waited for.
+            name: what to call it in errors.
+            peer: the rank.
+            verb: what this rank does with it.
+            counts: whether it is a message that counts as taken when it has come.
+        """
+        if self._waits_on_host:
+            with self._bounded(name, peer, verb):
                 work.wait(self.timeout)
-            else:  # it only makes the current stream wait, and takes no time-out: the group's own one holds
-                work.wait()
+            if counts:
+                self.watch.took(peer)
+            return
+        with self._typed_errors(name, peer, verb):
+            work.wait()  # it makes the current stream wait, and takes no time-out
+        self.watch.wait_on_device(work, name, peer, counts=counts)
+
+    def settle(self) -> None:
+        """Return once the device has done all that this call has asked of it; on a CPU, where waits block, at once.
+
+        Raises:
+            RankError: another rank has failed meanwhile. The device's waits are aborted then, and what was computed
+                from them is of no use.
+        """
+        if self._waits_on_host:
+            return
+        done = torch.get_device_module(self.device).Event()
+        done.record()
+        while not done.query():
+            self.watch.raise_known()
+            time.sleep(_POLL)
+        self.watch.raise_known()
+        self.watch.open_works.clear()
+
+    def keep(self, name: str, peer: int, work: dist.Work, tensor: torch.Tensor) -> None:
+        """Keep a tensor that a collective call reads until :meth:`flush`, as those are that are sent."""
+        self._unfinished.append((name, peer, work, tensor))
 
     def broadcast(self, tensor: torch.Tensor, owner: int) -> dist.Work:
         """Begin to give a tensor of one rank to all others, which pass the memory for it."""

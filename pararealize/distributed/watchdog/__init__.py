@@ -6,6 +6,7 @@ In reading order::
     shared_calls   what each rank calls, by number -> the same on all, or both values
     samples        a tensor -> some of its numbers, which tell one batch from another
     current_call   the call that this rank is in, and what it does there -> a heartbeat
+    open_works     what a device waits for while the host goes on -> the first of it that has not come
     heartbeat      what ranks tell each other twice a second, and when one fails
     connections    one connection to every other rank: these messages go over it, and a death shows
     rendezvous     how the ranks find each other once

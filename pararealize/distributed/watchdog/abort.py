@@ -4,7 +4,7 @@ Python cannot interrupt a wait of gloo. But when a wait runs out of time, gloo c
 their contents would be ambiguous from then on, and every other wait on the group raises (``UnboundBuffer::waitRecv``
 calls ``context_->signalException`` in gloo/transport/tcp/unbound_buffer.cc). So a receive that nobody answers, and a
 wait of a millisecond for it by the watching thread, end all waits of the main thread. NCCL has ``abort`` for that.
-With NCCL the main thread stands where it first needs a value, such as ``loss.item()``; that has not been run.
+That call may itself wait for the device, so that a thread of its own makes it; it has not been run on a GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import datetime as dt
 import faulthandler
 import os
 import sys
+import threading
 from typing import Never
 
 import torch
@@ -24,6 +25,7 @@ from pararealize.control_characters import visible
 
 __all__ = ["break_waits", "end_process"]
 
+_aborting: set[int] = set()  # groups, by identity
 _UNUSED_TAG = 2**31 - 9  # of the receives that end waits; no message has it
 
 
@@ -33,10 +35,23 @@ def break_waits() -> None:
         with contextlib.suppress(RuntimeError, ValueError):  # a group that is gone already
             backends = dist.get_backend_config(group)
             if "nccl" in backends:
-                group.abort()
+                _abort(group)
             if "gloo" in backends:
                 others = [peer for peer in range(group.size()) if peer != group.rank()]
                 any(_runs_out(group, peer) for peer in others)  # until one has
+
+
+def _abort(group: dist.ProcessGroup) -> None:
+    """Begin to abort a group of NCCL: whoever asks must go on to watch, and other groups must end beside it."""
+
+    def abort() -> None:
+        with contextlib.suppress(RuntimeError, ValueError):  # a group that is gone already
+            group.abort()
+        _aborting.discard(id(group))
+
+    if id(group) not in _aborting:
+        _aborting.add(id(group))
+        threading.Thread(target=abort, name="pararealize-abort", daemon=True).start()
 
 
 def _runs_out(group: dist.ProcessGroup, peer: int) -> bool:

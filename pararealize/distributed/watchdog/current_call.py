@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from .call_gaps import in_call
 from .heartbeat import Heartbeat
+from .open_works import OpenWork
 from .position import ThreadId
 
 __all__ = ["CurrentCall", "RankState"]
@@ -63,18 +64,29 @@ class CurrentCall:
                 self.depth -= 1
                 self.state = RankState(outer.doing)
 
-    def heartbeat(self, now: float, *, place: str, waits_for: float = 0.0) -> Heartbeat:
-        """What the rank does; where its main thread has stood in a wait of torch's so long, it waits for others."""
+    def heartbeat(
+        self, now: float, *, place: str, waits_for: float = 0.0, open_work: OpenWork | None = None
+    ) -> Heartbeat:
+        """What the rank does.
+
+        Args:
+            now: by the monotonic clock.
+            place: where its main thread stands, in words.
+            waits_for: for so long the main thread has stood in a wait of torch's: it waits for others.
+            open_work: what its device waits for; where the main thread says of no wait, the rank waits for that.
+        """
         state = self.state
-        doing, seconds, waits = state.doing, now - state.since, state.waits
-        if not waits and waits_for:  # in a collective call that nobody announced
+        doing, seconds, waits, peer = state.doing, now - state.since, state.waits, state.peer
+        if not waits and open_work is not None:
+            doing, seconds, waits, peer = open_work.name, max(now - open_work.since, 0.0), True, open_work.peer
+        elif not waits and waits_for:  # in a collective call that nobody announced
             doing = f"a collective call of torch.distributed{f' in {doing!r}' if doing else ''}"
             seconds, waits = min(seconds, waits_for), True
         return Heartbeat(
             doing=doing,
             seconds=seconds,
             waits=waits,
-            peer=state.peer,
+            peer=peer,
             step=self._begun,
             sent=dict(self.sent),
             took=dict(self.took),

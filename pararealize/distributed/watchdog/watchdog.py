@@ -16,7 +16,8 @@ judges: a busy rank is never at fault, however long it takes, until another one 
 
 To know is not enough: the main thread of a survivor stands in a wait of gloo that nothing can interrupt, for up to its
 own time-out. So the watching thread ends the waits of its rank (abort.py). The main thread leaves its wait with
-gloo's error, and :meth:`Watch.step` gives it the true one.
+gloo's error, and :meth:`Watch.step` gives it the true one. Over NCCL it stands in no wait of torch's: the thread looks
+itself what the device waits for (open_works.py), and a call ends by waiting for the device with an eye on the failure.
 
 An error of communication is a consequence: it is held back for a moment until the cause has come. Any other error is
 a cause: it is told to the others and passes on unchanged. The first failure that a rank learns of is the one it keeps
@@ -51,6 +52,7 @@ from .current_call import CurrentCall, RankState
 from .diagnosis import RankStatus, find_culprit, is_consequence, silent
 from .exits import SCRIPT, ExitHook
 from .heartbeat import Announcement, Failure, Farewell, Heartbeat, Loss, Message
+from .open_works import OpenWorks
 from .position import Position
 from .rendezvous import connect_ranks
 from .shared_calls import CallsByName
@@ -117,6 +119,7 @@ class Watch:
         self._quiet = 4 * self._beat
         self._current = CurrentCall()
         self._position = Position()
+        self.open_works = OpenWorks()  # what the device of this rank waits for, while the host goes on
         self._failure: Failure | None = None
         self._failed_at = 0.0
         self._failure_known = threading.Event()
@@ -201,6 +204,12 @@ class Watch:
         rank = self.rank if peer is None else self._peers[peer]
         self._current.state = RankState(what, None if rank == self.rank else rank, waits=True)
         self.raise_known()
+
+    def wait_on_device(self, work: dist.Work, name: str, peer: int, *, counts: bool) -> None:
+        """Say that the device waits for ``name`` of rank ``peer``, a message that counts as taken when it has come."""
+        rank = self._peers[peer]
+        done = (lambda: self.took(peer)) if counts else (lambda: None)
+        self.open_works.add(work, name, None if rank == self.rank else rank, done)
 
     def sent(self, peer: int) -> None:
         """Count a message to a rank; every one that it gets by :meth:`took` is to be counted."""
@@ -299,7 +308,10 @@ class Watch:
         """How every rank was last heard; this rank as it is now."""
         now = time.monotonic() if now is None else now
         statuses = {
-            self.rank: RankStatus.of(self._current.heartbeat(now, place=self._position.text), self.who[self.rank])
+            self.rank: RankStatus.of(
+                self._current.heartbeat(now, place=self._position.text, open_work=self.open_works.first()),
+                self.who[self.rank],
+            )
         }
         for rank, (heartbeat, heard_at) in list(self._heard.items()):
             quiet = now - heard_at
@@ -341,7 +353,9 @@ class Watch:
                 else:
                     self._position.look(self._current.thread)
                 seen = self._position
-                heartbeat = self._current.heartbeat(now, place=seen.text, waits_for=seen.seconds)
+                heartbeat = self._current.heartbeat(
+                    now, place=seen.text, waits_for=seen.seconds, open_work=self.open_works.first()
+                )
                 connections.send(heartbeat)
                 self._judge(connections, heartbeat, now)
 

@@ -12,14 +12,15 @@ for a value that an earlier line of the program computes, and lines are executed
 
 Receives are posted ahead, so that values come in while this rank still computes. They can be: a step with the same
 settings runs the same program, hence receives the same values in the same order as the last one. Few are posted at a
-time, as each takes memory. Over NCCL, which matches the messages of two ranks by order of issue in both directions
-together, receives that are posted ahead over the border from the forward to the adjoint solve stand in front of sends
-that the other rank waits for; it has been tried over gloo alone.
+time, as each takes memory. None is posted over the border between the forward and the adjoint solve, nor before what
+the stem gives has come: NCCL matches the messages from one rank to another by order of issue, and runs them in that
+order, so that a receive of the adjoint solve would stand in front of what the forward solve sends.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,9 +29,22 @@ from torch import Tensor
 
 from pararealize.distributed.messages.message_order import PendingMessage, StepMessages
 
-__all__ = ["RemoteDifference", "RemoteMaps", "RemoteValue", "SpmdContext"]
+__all__ = ["ReceiveOrder", "RemoteDifference", "RemoteMaps", "RemoteValue", "SpmdContext"]
 
 _POSTED_AHEAD = 3  # receives
+
+
+@dataclasses.dataclass(slots=True)
+class ReceiveOrder:
+    """The values that a rank receives in one step of a program.
+
+    Attributes:
+        values: by name and sender, in order.
+        ends: how many of them have come at the end of each solve; of none where the program has not been run yet.
+    """
+
+    values: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    ends: list[int] = dataclasses.field(default_factory=list)
 
 
 class RemoteValue:
@@ -91,22 +105,35 @@ class SpmdContext:
 
     Args:
         messages: of steps with inputs like these.
-        order: the values that this rank received in the last step that ran the same program, by name and sender, whose
-            receives are posted ahead; an empty list is filled in. ``None`` where programs may differ.
+        order: what this rank received in the last step that ran the same program, whose receives are posted ahead; an
+            empty one is filled in. ``None`` where programs may differ.
         tolerance: a residual norm at which the program ends early; all ranks must then know each norm at once.
     """
 
-    def __init__(self, messages: StepMessages, order: list[tuple[str, int]] | None, tolerance: float = 0.0) -> None:
+    def __init__(self, messages: StepMessages, order: ReceiveOrder | None, tolerance: float = 0.0) -> None:
         self._messages, self._channel, self._tolerance = messages, messages.channel, tolerance
         self.rank = messages.channel.rank
-        self._order = order if order and messages.formats_known else None
-        self._new_order = order if not order else None
+        known = order is not None and bool(order.ends)
+        self._order = order if known and messages.formats_known else None
+        self._new_order = None if known else order
         self._posted: collections.deque[PendingMessage] = collections.deque()
-        self._next = 0
+        self._next = self._limit = 0  # in the order of receives: which is posted next, and where this solve ends
+        self._solves = 0
         self._unmeasured: list[list[tuple[Tensor, Tensor | None]]] = []
         self._scratch: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         self._squares: list[Tensor] = []
-        self._post()
+
+    def begin_solve(self) -> None:
+        """A solve begins: what it will receive may be posted from now on."""
+        if self._order is not None:
+            self._limit = self._order.ends[self._solves]
+            self._post()
+
+    def end_solve(self) -> None:
+        """The solve has ended, with all that it receives."""
+        self._solves += 1
+        if self._new_order is not None:
+            self._new_order.ends.append(len(self._new_order.values))
 
     def move(self, value: RemoteValue, to: int) -> None:
         """Send a value or receive it, if this rank is one of the two."""
@@ -157,7 +184,7 @@ class SpmdContext:
 
     def _receive(self, name: str, peer: int) -> Tensor:
         if self._new_order is not None:
-            self._new_order.append((name, peer))
+            self._new_order.values.append((name, peer))
         if self._order is None:
             pending = self._messages.expect(name, peer)
         else:
@@ -170,8 +197,8 @@ class SpmdContext:
 
     def _post(self) -> None:
         """Post the receives of the next values."""
-        while self._order is not None and self._next < len(self._order) and len(self._posted) < _POSTED_AHEAD:
-            self._posted.append(self._messages.expect(*self._order[self._next]))
+        while self._order is not None and self._next < self._limit and len(self._posted) < _POSTED_AHEAD:
+            self._posted.append(self._messages.expect(*self._order.values[self._next]))
             self._next += 1
 
 

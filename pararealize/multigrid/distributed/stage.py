@@ -61,7 +61,7 @@ class LayerStage(Stage, SettingsAttributes):
     @property
     def receive_orders(self) -> list[list[tuple[str, int]]]:
         """For each kind of step that has been run, the values that this rank receives: name and sender, in order."""
-        return list(self._layer_step.receive_orders.values())
+        return [order.values for order in self._layer_step.receive_orders.values()]
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from; on all ranks."""

@@ -31,7 +31,7 @@ from pararealize.multigrid.solver.solver import Solution, solve_and_sweep
 from pararealize.plan.actions import Direction
 
 from .partition import SEED, LayerPartition
-from .spmd import RemoteMaps, RemoteValue, SpmdContext
+from .spmd import ReceiveOrder, RemoteMaps, RemoteValue, SpmdContext
 
 __all__ = ["LayerStep", "LayerValues", "RankLayers"]
 
@@ -129,12 +129,12 @@ class LayerStep:
     Attributes:
         settings: of the next step; the same on all ranks.
         history: residual norms of the last steps, the same on all ranks.
-        receive_orders: for each kind of step the values that come, by name and sender, in their order.
+        receive_orders: for each kind of step the values that come, in their order.
     """
 
     def __init__(self, layers: RankLayers, activity: Activity, sync: GradientSync, settings: Settings) -> None:
         self.settings, self.history = settings, Convergence()
-        self.receive_orders: dict[tuple[int | str, ...], list[tuple[str, int]]] = {}
+        self.receive_orders: dict[tuple[int | str, ...], ReceiveOrder] = {}
         self._layers, self._activity, self._sync = layers, activity, sync
         self._first, _ = layers.partition.runs[layers.rank]  # of the rank's intervals
         self._differentiable = [(i, value) for i, value in enumerate(layers.partition.values) if value.differentiable]
@@ -174,6 +174,7 @@ class LayerStep:
             end, solution = self._solve(run, "forward", RemoteValue(run.spmd, 0, "u_0", start), run.maps)
         run.norms.forward, run.norms.forward_size = solution.residuals, solution.size
         value = end.on(partition.ranks - 1)
+        run.spmd.end_solve()
         if layers.rank == partition.ranks - 1:
             assert value is not None
             run.head_input = value.detach().requires_grad_(graph)
@@ -210,6 +211,8 @@ class LayerStep:
         adjoint = Adjoint(run.maps, [*leaves, *parameters])
         start = RemoteValue(run.spmd, partition.ranks - 1, f"λ_{partition.hierarchy.layers}", gradient)
         end, solution = self._solve(run, "backward", start, adjoint)
+        gradient = end.on(0)
+        run.spmd.end_solve()
         run.norms.backward, run.norms.backward_size = solution.residuals, solution.size
         # by backward calls, not by hand: they add to ``grad`` as autograd does, and run the hooks that averages need
         with self._sync.phase(1):
@@ -218,9 +221,7 @@ class LayerStep:
         self._return_context_gradients(run, messages)
         if layers.rank == 0:
             with self._sync.phase(2), self._activity.during("stem", self._first, "backward"):
-                self._differentiate_stem(run, end.on(0))
-        else:
-            end.on(0)
+                self._differentiate_stem(run, gradient)
         self._end(run)
 
     def _begin(self, inputs: Mapping[str, Any], messages: StepMessages) -> LayerValues:
@@ -228,7 +229,7 @@ class LayerStep:
         settings = self.settings
         order = None
         if settings.tolerance == 0:  # otherwise residuals decide where the program ends
-            order = self.receive_orders.setdefault((id(messages), *self.warm_starts(inputs)), [])
+            order = self.receive_orders.setdefault((id(messages), *self.warm_starts(inputs)), ReceiveOrder())
         return LayerValues(SpmdContext(messages, order, settings.tolerance), settings, _shapes(inputs))
 
     def _end(self, run: LayerValues) -> None:
@@ -265,6 +266,7 @@ class LayerStep:
         def begin(action: str, n: int) -> None:
             self._activity.watch.doing(f"{_ACTIONS[action].format(j=n)} {way}")
 
+        run.spmd.begin_solve()
         remote = RemoteMaps(run.spmd, maps, self._layers.partition.owners, place, begin)
         points = self._points(way, run.settings, run.shapes)
         end, solution = solve_and_sweep(

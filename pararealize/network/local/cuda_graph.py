@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,10 @@ from pararealize.errors import CaptureError
 
 from .streams import lend
 
-__all__ = ["GraphedFunction"]
+__all__ = ["ERRORS", "WARM_UP", "GraphedFunction", "apart"]
+
+ERRORS: Literal["thread_local"] = "thread_local"
+"""Which threads' calls break a capture: by default any thread's, such as one that pins the memory of the next batch."""
 
 WARM_UP = 3  # runs before a capture: lazy initialisation and the choice of algorithms must not be captured
 
@@ -92,7 +95,7 @@ class GraphedFunction:
                         gradients(outputs, [torch.ones_like(output) for output in outputs])
                     del outputs  # and with it autograd's graph, before the next one is built
             torch.cuda.synchronize()
-            with torch.cuda.graph(self.forward_graph, pool=pool, stream=stream):
+            with torch.cuda.graph(self.forward_graph, pool=pool, stream=stream, capture_error_mode=ERRORS):
                 leaves, self.structure = run()
             _check_leaves(leaves)
             outputs = _differentiable(leaves)
@@ -100,8 +103,8 @@ class GraphedFunction:
             static_gradients: Sequence[Tensor | None] = ()
             if outputs and sources:
                 self.backward_graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream):
-                    static_gradients = _apart(gradients(outputs, self.seeds), [*self.seeds, *self.inputs, *outputs])
+                with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream, capture_error_mode=ERRORS):
+                    static_gradients = apart(gradients(outputs, self.seeds), [*self.seeds, *self.inputs, *outputs])
         by_tensor = dict(zip(map(id, sources), static_gradients, strict=False))
         self.differentiable = [bool(leaf.requires_grad and sources) for leaf in leaves if isinstance(leaf, Tensor)]
         self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -151,10 +154,14 @@ class GraphedFunction:
         (torch/csrc/autograd/functions/accumulate_grad.h), and the coming replay would overwrite it. ``.grad`` is still
         there when gradients are accumulated, or set to zero in place rather than to ``None``.
         """
+        parted: list[tuple[Tensor, Tensor]] = []
         for parameter, static in zip(self.parameters, self.gradients[len(self.inputs) :], strict=True):
             gradient = parameter.grad
             if static is not None and gradient is not None and gradient.data_ptr() == static.data_ptr():
-                parameter.grad = gradient.clone()
+                parameter.grad = torch.empty_like(gradient)
+                parted.append((parameter.grad, gradient))
+        if parted:  # in a few kernels
+            torch._foreach_copy_([copy for copy, _ in parted], [gradient for _, gradient in parted])
 
 
 class _Replay(torch.autograd.Function):
@@ -188,7 +195,7 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
         )
 
 
-def _apart(gradients: Sequence[Tensor | None], others: Sequence[Tensor]) -> list[Tensor | None]:
+def apart(gradients: Sequence[Tensor | None], others: Sequence[Tensor]) -> list[Tensor | None]:
     """The gradients, each in memory of its own: autograd's may be one another, a seed, an input or an output."""
     addresses = {tensor.data_ptr() for tensor in others}
     apart: list[Tensor | None] = []

@@ -26,7 +26,16 @@ from .cuda_graph import GraphedFunction
 from .stacking import Stack
 from .streams import CALLER, Runner, arguments_of, lend, make_streams
 
-__all__ = ["ArgumentRecorder", "call_key", "capture_network", "preserve_network_state", "segment_devices"]
+__all__ = [
+    "ArgumentRecorder",
+    "autocast_without_cache",
+    "call_key",
+    "capture_network",
+    "preserve_network_state",
+    "segment_devices",
+    "stand_ins",
+    "tensor_key",
+]
 
 
 def capture_network(
@@ -45,7 +54,7 @@ def capture_network(
         CaptureError: CUDA refuses what the network does.
     """
     capture = _capture_whole if whole else _capture_parts
-    with preserve_network_state(net), _autocast_without_cache():
+    with preserve_network_state(net), autocast_without_cache():
         try:
             return capture(net, runner, inputs, training=training)
         except RuntimeError as error:
@@ -136,7 +145,7 @@ def _capture_whole(net: PararealModule, runner: Runner, inputs: Sequence[Any], *
         remaining = iter(tensors)
         return runner.run(*(next(remaining) if isinstance(value, Tensor) else value for value in inputs))
 
-    with _stand_ins(net) as pairs:
+    with stand_ins(net, net.plan.model) as pairs:
         graphed = GraphedFunction(
             function,
             [value.detach().to(device).requires_grad_(value.requires_grad) for value in tensors_in(inputs)],
@@ -160,7 +169,7 @@ def _capture_parts(net: PararealModule, runner: Runner, inputs: Sequence[Any], *
     for stream in streams:  # the arguments were computed on the current streams, and are read on these
         stream.wait_stream(torch.cuda.current_stream(stream.device))
     graphed: dict[fx.Node, GraphedFunction] = {}
-    with _stand_ins(net) as pairs:
+    with stand_ins(net, net.plan.model) as pairs:
         real = {id(stand_in): parameter for parameter, stand_in in pairs}
         for node, args in recorder.arguments.items():
             modules, j = _modules_of(net, node), runner.lanes[node]
@@ -210,7 +219,7 @@ def _is_on_one_device(modules: Sequence[nn.Module], args: Sequence[Any], device:
 
 
 @contextlib.contextmanager
-def _stand_ins(net: PararealModule) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
+def stand_ins(net: nn.Module, name: str) -> Iterator[list[tuple[nn.Parameter, nn.Parameter]]]:
     """Parameters over the same memory in the place of the network's own, in pairs (own, stand-in), while capturing.
 
     Autograd's AccumulateGrad node of a parameter belongs to the stream on which the parameter was first used, which in
@@ -234,7 +243,7 @@ def _stand_ins(net: PararealModule) -> Iterator[list[tuple[nn.Parameter, nn.Para
             holder[name] = parameter
     if any(parameter.data_ptr() != stand_in.data_ptr() for parameter, stand_in in pairs.values()):
         raise CaptureError(
-            f"{net.plan.model} moves its parameters to other memory while it runs, as recurrent layers may; run it "
+            f"{name} moves its parameters to other memory while it runs, as recurrent layers may; run it "
             "with run_local alone, or let it settle with a forward before the capture"
         )
 
@@ -243,21 +252,38 @@ def _stand_ins(net: PararealModule) -> Iterator[list[tuple[nn.Parameter, nn.Para
 
 
 def call_key(training: bool, inputs: Sequence[Any]) -> Any:
-    """What has to be equal for a captured graph to fit: mode, autocast, sizes, types and plain values."""
-    kinds = tuple((value.shape, value.dtype) if isinstance(value, Tensor) else repr(value) for value in inputs)
+    """What has to be equal for a captured graph to fit: mode, autocast, tensors' keys and plain values."""
+    kinds = tuple(tensor_key(value) if isinstance(value, Tensor) else repr(value) for value in inputs)
     autocast = torch.is_autocast_enabled("cuda")
     return training, torch.get_autocast_dtype("cuda") if autocast else None, kinds
 
 
-def segment_devices(net: PararealModule) -> list[torch.device]:
-    """The device of each segment, in order."""
+def tensor_key(tensor: Tensor) -> Any:
+    """What has to be equal for a tensor to fit a capture: size, type, device and the order of its memory.
+
+    The kernels of a graph were chosen for one order of memory, and what they give has the order that follows from it.
+    """
+    order: Any = tensor.stride()
+    if tensor.is_contiguous():
+        order = torch.contiguous_format
+    elif tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        order = torch.channels_last
+    elif tensor.ndim == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d):
+        order = torch.channels_last_3d
+    return tensor.shape, tensor.dtype, tensor.device, order
+
+
+def segment_devices(net: nn.Module) -> list[torch.device]:
+    """The device of each segment, in order; of a module without segments, of the module."""
+    if not isinstance(net, PararealModule):
+        return [next(net.parameters()).device]
     if net.segment_devices is not None:  # torch.device("cuda") is the current GPU, which tensors call by its number
         return [torch.empty(0, device=device).device for device in net.segment_devices]
     return [next(net.parameters()).device] * net.plan.n
 
 
 @contextlib.contextmanager
-def preserve_network_state(net: PararealModule) -> Iterator[None]:
+def preserve_network_state(net: nn.Module) -> Iterator[None]:
     """Put back, on leaving, what a run moves on: buffers and random states. Gradients must not be touched within."""
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     with preserve_state(segment_devices(net)):
@@ -269,12 +295,12 @@ def preserve_network_state(net: PararealModule) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _autocast_without_cache() -> contextlib.AbstractContextManager[Any]:
+def autocast_without_cache(kind: str = "cuda") -> contextlib.AbstractContextManager[Any]:
     """The caller's autocast without its cache of cast weights.
 
     A weight that is cast while a graph is captured lies in the graph's memory; a cached copy of it, read outside the
     graph, would change with every replay. The reference of ``torch.cuda.make_graphed_callables`` asks for the same.
     """
-    if not torch.is_autocast_enabled("cuda"):
+    if not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
-    return torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda"), cache_enabled=False)
+    return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import DeviceError, ExampleError, ModelError, PlanError
@@ -33,7 +34,7 @@ from .graphed_network import ArgumentRecorder, call_key, capture_network, preser
 from .stacking import Stack, pays, stacked_graph, stacks_of
 from .streams import Runner, make_streams
 
-__all__ = ["LocalModule", "capture_graphs", "run_local"]
+__all__ = ["LocalModule", "capture_graphs", "require_gpus", "run_local"]
 
 Stacking = Literal["auto"] | bool
 Graphs = Literal["whole", "parts"]
@@ -155,13 +156,13 @@ class LocalModule(ModuleView):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output: by a captured graph where one fits, eagerly elsewhere."""
-        runner, inputs = self._runner_of(args, kwargs)
+        runner, inputs = self.runner_of(args, kwargs)
         graphed = self._captures.get((runner, call_key(self.training, inputs))) if self._captures else None
         if graphed is None or not graphed.fits(inputs):
             return runner.run(*inputs)
         return graphed(inputs)
 
-    def _runner_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Runner, list[torch.Tensor]]:
+    def runner_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Runner, list[torch.Tensor]]:
         """What runs a call, by the recording of the network that is right for it, and the call's tensors in order."""
         recording = self.net.recording_of(*args, **kwargs)
         if not isinstance(recording, Variant):
@@ -194,7 +195,7 @@ class LocalModule(ModuleView):
             PlanError: an option is unknown.
         """
         net, training = self.net, self.training if training is None else training
-        devices = _gpus(net)
+        devices = require_gpus(net)
         graphs = graphs or ("whole" if len(set(devices)) == 1 else "parts")
         if graphs not in ("whole", "parts"):
             raise PlanError(f"graphs is {graphs!r}; pass 'whole', 'parts' or None")
@@ -205,7 +206,7 @@ class LocalModule(ModuleView):
             )
         check_hooks(net)
         inputs = self._example(example_inputs)
-        runner, _ = self._runner_of(*self._call.as_arguments(example_inputs))
+        runner, _ = self.runner_of(*self._call.as_arguments(example_inputs))
         with preserve_training_flags(net), torch.inference_mode(False), torch.set_grad_enabled(training):
             if training != self.training:
                 net.train(training)
@@ -294,7 +295,12 @@ def _is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _gpus(net: PararealModule) -> list[torch.device]:
+def require_gpus(net: nn.Module) -> list[torch.device]:
+    """The GPU of each segment of a network, in order; of a module without segments, its own.
+
+    Raises:
+        DeviceError: one of them is no GPU.
+    """
     devices = segment_devices(net)
     if not all(map(_is_gpu, devices)):
         gpus = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU that torch can use"

@@ -16,7 +16,6 @@ from pararealize.distributed.messages.message_order import StepMessages, message
 from pararealize.distributed.messages.point_to_point import PointToPoint
 from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import DistributedError
-from tests.rank_comparison import converted, mean_square, mesh_of
 from tests.ranks import on_ranks
 
 
@@ -165,51 +164,3 @@ def test_a_loss_an_output_and_a_sum_are_given_to_all() -> None:
 
 def for_all_and_sums():
     return for_all(), sums()
-
-
-def issued(cases):
-    """What this rank issues to and from each other rank in two steps: direction and tag, in order of issue."""
-    rows = []
-    for name, changes, way in cases:
-        net, batch = converted(name, **changes)
-        stage = net.distribute(mesh_of(3), timeout=30, reduce_linear=way)
-        log: list[tuple[int, str, int]] = []
-        with pytest.MonkeyPatch.context() as patch:
-            isend, irecv = PointToPoint.isend, PointToPoint.irecv
-            patch.setattr(PointToPoint, "isend", lambda self, name, tensor, to, tag, log=log, isend=isend: (
-                log.append((to, "send", tag)), isend(self, name, tensor, to, tag))[1])  # fmt: skip
-            patch.setattr(PointToPoint, "irecv", lambda self, tensor, peer, tag, log=log, irecv=irecv: (
-                log.append((peer, "receive", tag)), irecv(self, tensor, peer, tag))[1])  # fmt: skip
-            for _ in range(2):
-                log.append((-1, "step", 0))
-                stage.step(batch(2), target=torch.zeros(()), loss_fn=mean_square)
-        rows.append(log)
-    return rows
-
-
-CASES = [
-    ("context and the stem", {}, False),
-    ("context with gradients", {}, False),
-    ("mask from the inputs", {"coarse": "linear"}, True),
-    ("alike", {"n": 6}, True),
-]
-
-
-def test_both_ranks_of_a_pair_issue_their_messages_in_one_order() -> None:
-    """NCCL ignores tags: it matches the messages of a pair by order of issue, both directions in one queue."""
-    ranks = on_ranks(3, issued, CASES)
-    opposite, counts = {"send": "receive", "receive": "send"}, {(0, 1): 0, (0, 2): 0, (1, 2): 0}
-    for i, case in enumerate(CASES):
-        steps = [_steps(rank[i]) for rank in ranks]
-        for step in range(2):
-            for a, b in counts:
-                ours = [(way, tag) for peer, way, tag in steps[a][step] if peer == b]
-                theirs = [(opposite[way], tag) for peer, way, tag in steps[b][step] if peer == a]
-                assert ours == theirs, (case, step, a, b)
-                counts[a, b] += len(ours)
-    assert all(counts.values())  # not between neighbours alone
-
-
-def _steps(log):
-    begins = [i for i, (peer, _, _) in enumerate(log) if peer == -1]
-    return [log[begin + 1 : end] for begin, end in zip(begins, [*begins[1:], len(log)], strict=True)]

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from pararealize.distributed.messages.point_to_point import PointToPoint
+from pararealize.distributed.watchdog.heartbeat import Failure
 from pararealize.distributed.watchdog.watchdog import Watch
-from pararealize.errors import DistributedError
+from pararealize.errors import DistributedError, RankError
 from tests.ranks import on_ranks
 
 
@@ -94,3 +95,68 @@ def test_a_wait_ends_and_names_both_ranks() -> None:
     message, _ = on_ranks(2, in_vain)
     assert message.startswith("rank 0 failed waiting for z_2 from rank 1 within 1 s: ")
     assert message.endswith("pass distribute(..., timeout=) more seconds where a step takes longer")
+
+
+class Device:
+    """A device whose event comes after so many looks at it, and another rank that fails after as many."""
+
+    def __init__(self, looks, fails_after=None, watch=None):
+        self.looks, self.fails_after, self.watch = looks, fails_after, watch
+
+    def Event(self):
+        return self
+
+    def record(self):
+        pass
+
+    def query(self):
+        self.looks -= 1
+        if self.fails_after is not None and self.looks <= self.fails_after:
+            self.watch._failure = Failure(rank=1, message="rank 1 died")
+        return self.looks <= 0
+
+
+class Coming:
+    def __init__(self):
+        self.waited, self.has_come = False, False
+
+    def wait(self):
+        self.waited = True
+
+    def is_completed(self):
+        return self.has_come
+
+
+def on_a_device(monkeypatch, device, watch):
+    """A channel of this process alone, as it is on a GPU, where waits hold up a stream."""
+    monkeypatch.setattr(dist, "get_rank", lambda group=None: 0)
+    monkeypatch.setattr(dist, "get_process_group_ranks", lambda group: [0, 1])
+    monkeypatch.setattr("pararealize.distributed.messages.point_to_point.matches_by_tag", lambda *_: False)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: device)
+    return PointToPoint(None, None, torch.device("cuda"), timedelta(seconds=5), "rank {}".format, watch)
+
+
+@pytest.mark.parametrize("fails_after", [None, 3, 0])
+def test_on_a_gpu_a_call_ends_when_the_device_has_done_it_or_another_rank_failed(monkeypatch, fails_after):
+    """Before, the watch sees what the stream waits for; aborted kernels end too, and what they leave is no value."""
+    watch = Watch(dist.HashStore(), rank=0, who=["rank 0"], timeout=5.0, peers=[0, 0])
+    watch._peers = [0, 1]
+    device = Device(6, fails_after, watch)
+    channel = on_a_device(monkeypatch, device, watch)
+    works = [Coming(), Coming()]
+    channel.wait_for_message(works[0], "z_1", 1)
+    channel.wait(works[1], "the loss", 1)
+    assert all(work.waited for work in works)
+    assert watch._statuses()[0].doing == "z_1"
+    assert watch._statuses()[0].waits
+    works[0].has_come = True
+    status = watch._statuses()[0]
+    assert (status.doing, status.peer, dict(status.took)) == ("the loss", 1, {1: 1})
+    if fails_after is None:
+        channel.settle()
+        assert device.looks == 0
+        assert not watch._statuses()[0].waits
+    else:
+        with pytest.raises(RankError, match="rank 1 died"):
+            channel.settle()
+        assert device.looks == (fails_after or 0)

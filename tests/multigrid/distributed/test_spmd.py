@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pararealize.distributed.messages.message_order import StepMessages
 from pararealize.distributed.messages.point_to_point import PointToPoint
 from pararealize.distributed.watchdog.watchdog import Watch
-from pararealize.multigrid.distributed.spmd import RemoteMaps, RemoteValue, SpmdContext
+from pararealize.multigrid.distributed.spmd import ReceiveOrder, RemoteMaps, RemoteValue, SpmdContext
 from pararealize.multigrid.solver.hierarchy import make_hierarchy
 from pararealize.multigrid.solver.solver import solve_and_sweep
 from tests.ranks import on_ranks
@@ -56,21 +56,23 @@ START = torch.linspace(-1, 1, 5, dtype=torch.float64)
 def solved(tolerance):
     """The same solve three times; from the second on, receives are posted ahead."""
     messages, ranks = messages_of(), dist.get_world_size()
-    order, found = [], []
+    order, found = ReceiveOrder(), []
     for _ in range(3):
         context = SpmdContext(messages, order if tolerance == 0 else None, tolerance)
         maps = RemoteMaps(context, Maps(), owners_of(ranks), lambda n, width: f"u_{n + width}", lambda *_: None)
+        context.begin_solve()
         u = RemoteValue(context, 0, "u_0", START if context.rank == 0 else None)
         end, solution = solve_and_sweep(
             u, HIERARCHY, maps.step, maps.sweep, announce=maps.announce, iterations=3, tolerance=tolerance,
             norm=context.norm,
         )  # fmt: skip
         value = end.on(ranks - 1)
+        context.end_solve()
         norms = context.norms() or [*solution.residuals, solution.size]
         messages.channel.flush()
         messages.formats_known = True
         found.append((None if value is None else value.tolist(), norms))
-    return found, len(order)
+    return found, len(order.values)
 
 
 def reference(tolerance):
