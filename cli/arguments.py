@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pararealize.errors import CoarseError, DeviceError, ExampleError, PlanError, TableauError
+from pararealize.errors import CalibrationError, CoarseError, DeviceError, ExampleError, PlanError, TableauError
 from pararealize.lookup import find
 
 if TYPE_CHECKING:
@@ -24,14 +24,17 @@ __all__ = [
     "inputs",
     "is_mask",
     "leaf_modules",
+    "loss",
     "model",
     "numbers",
     "scheme",
     "sequential",
     "shape",
+    "trained",
     "windows",
 ]
 
+_LOSSES = ("auto", "kl", "cross_entropy", "cosine", "mse")
 _PLAIN = {"true": True, "false": False, "none": None}  # inputs that are no tensors
 _TYPES = (
     "float16", "bfloat16", "float32", "float64", "half", "float", "double", "uint8", "int8", "int16", "int32", "int64",
@@ -156,6 +159,30 @@ def coarse(text: str) -> str | Callable[..., Any]:
     if not callable(value):
         raise CoarseError(f"--coarse {text!r} is a {type(value).__name__}, which cannot be called; name a function")
     return value  # type: ignore[no-any-return]
+
+
+def loss(text: str) -> str | Callable[..., Any]:
+    """A loss by its name, or the function that ``file.py:name`` or ``package.module:name`` stands for."""
+    if ":" not in text:
+        if text not in _LOSSES:
+            raise CalibrationError(f"--loss is {text!r}; write {', '.join(_LOSSES)}, or file.py:function")
+        return text
+    value = find(text)
+    if not callable(value):
+        raise CalibrationError(f"--loss {text!r} is a {type(value).__name__}, which cannot be called; name a function")
+    return value  # type: ignore[no-any-return]
+
+
+def trained(text: str) -> str | list[str]:
+    """``all``, ``added``, ``lora:8``, or names of parameters and modules, separated by commas.
+
+    Example:
+        >>> trained("lora:8"), trained("head,layer3.0"), trained("head,")
+        ('lora:8', ['head', 'layer3.0'], ['head'])
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    word = text.strip()
+    return word if word in ("all", "added") or word.partition(":")[0] == "lora" else names
 
 
 def cuts(text: str) -> str | list[str]:

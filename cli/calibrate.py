@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
 
     from pararealize import PararealModule
     from pararealize.calibration.report import Calibration
+    from pararealize.calibration.tuning_report import FineTuning
     from pararealize.data.dataset import Dataset
     from pararealize.data.own_batches import OwnBatches
-    from pararealize.train.run.progress import Progress
 
-__all__ = ["EXAMPLES", "FittingOptions", "command", "load_weights", "trained"]
+__all__ = ["EXAMPLES", "FineTuningOptions", "FittingOptions", "command", "load_weights", "trained"]
 
 SECONDS = 10.0  # between lines in a log
-OWN_BATCH = 128  # samples that fine-tuning takes at once of batches of the user's own
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -38,13 +38,15 @@ EXAMPLES = """
 
   pararealize calibrate resnet110 --weights trained.safetensors --n 2 --windows 8 --coarse low-rank
 
+  pararealize calibrate resnet56 --weights trained.safetensors --n 4 --fine-tune-steps 200 --loss kl --train lora:16
+
   pararealize calibrate resnet56-n4 --data digits --fine-tune-steps 500 --out resnet56-n4-tuned
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittingOptions:
-    """How what was added is fitted, and whether everything is trained afterwards."""
+    """How what was added is fitted."""
 
     steps: Annotated[int, typer.Option(min=0, help="Of distillation, for each coarse block that is not linear.")] = 200
     lr: Annotated[float, typer.Option(help="Of distillation.")] = 1e-2
@@ -57,7 +59,63 @@ class FittingOptions:
             "[dim]\\[default: with several windows][/]",
         ),
     ] = None
-    fine_tune_steps: Annotated[int, typer.Option(min=0, help="Then train everything, the original's weights too.")] = 0
+
+
+class NormsChoice(StrEnum):
+    """What batch norms do while a network is fine-tuned."""
+
+    keep = "keep"
+    train = "train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuningOptions:
+    """Whether, and how, the original's outputs are distilled afterwards."""
+
+    fine_tune_steps: Annotated[
+        int, typer.Option(min=0, help="Then train so many batches to give what the original gives; no labels needed.")
+    ] = 0
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="auto, kl or cross_entropy (of classes), cosine or mse (of values), or file.py:function "
+            "(student_output, teacher_output)."
+        ),
+    ] = "auto"
+    temperature: Annotated[float, typer.Option(help="Of kl.")] = 1.0
+    match: Annotated[float, typer.Option(help="Weight of the ends of windows in the loss.")] = 0.0
+    train: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="all; added (what the original has not); lora or lora:16 (that, and maps of low rank beside the "
+            "original's matrices); or names of parameters and modules, separated by commas.",
+        ),
+    ] = "all"
+    norms: Annotated[
+        NormsChoice | None,
+        typer.Option(
+            help="keep the batch norms' statistics, or train: normalise by the batch. [dim]\\[default: the better on "
+            "test samples][/]"
+        ),
+    ] = None
+    fine_tune_lr: Annotated[
+        float | None, typer.Option(help="The largest learning rate. [dim]\\[default: 1e-3, or 1e-4 without norms][/]")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as keyword arguments of :func:`pararealize.fine_tune`."""
+        from . import arguments
+
+        return {
+            "steps": self.fine_tune_steps,
+            "loss": arguments.loss(self.loss),
+            "temperature": self.temperature,
+            "match": self.match,
+            "train": arguments.trained(self.train),
+            "norms": None if self.norms is None else self.norms.value,
+            "lr": self.fine_tune_lr,
+        }
 
 
 def command(
@@ -68,6 +126,7 @@ def command(
     data: DataOptions,
     conversion: options.ConversionOptions,
     fitting: FittingOptions,
+    tuning: FineTuningOptions,
     devices: Annotated[
         str | None, options.on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")
     ] = None,
@@ -85,10 +144,11 @@ def command(
         working(f"building {model}", every=SECONDS) as progress,
         output_folder(output, force=force, files=CALIBRATION_FILES) as folder,
     ):
-        from pararealize import pararealize
+        from pararealize import fine_tune, pararealize
 
         from . import arguments
 
+        chosen = tuning.arguments()
         samples = data.load(network.seed, model=model)
         net = trained(model, network, weights)
         inputs, places = samples.example(), arguments.devices(devices)
@@ -105,7 +165,13 @@ def command(
                 seed=network.seed,
                 leaf_modules=network.leaf_modules(),
             )
-        calibration = _fit(pnet, net, samples, fitting, network.seed, progress)
+        batches = _batches(samples)
+        calibration, tuned = _fit(pnet, batches, fitting, network.seed, progress), None
+        if tuning.fine_tune_steps:
+            tuned = fine_tune(
+                pnet, calibration=calibration, teacher=net, **batches, **chosen, seed=network.seed, report=progress
+            )
+            calibration = tuned.calibration or calibration
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
@@ -116,11 +182,15 @@ def command(
                 title=title,
                 picture=picture,
                 calibration=calibration,
-                original=net if fitting.fine_tune_steps else None,
-                more=lambda part: _draw(calibration, part, title, picture),
+                original=net if tuned is not None else None,
+                more=lambda part: _write(calibration, tuned, part, title, picture),
             )
     document = {"calibration": json.loads(calibration.to_json())}
-    print_result(document, str(calibration), output, files, as_json=as_json)
+    text = str(calibration)
+    if tuned is not None:
+        document["fine_tuning"] = json.loads(tuned.to_json()) | {"calibration": None}  # which stands beside it
+        text += f"\n\n{tuned}"
+    print_result(document, text, output, files, as_json=as_json)
 
 
 def trained(model: str, network: options.ModelOptions, weights: Path | None) -> nn.Module:
@@ -160,20 +230,17 @@ def load_weights(net: nn.Module, path: Path) -> None:
 
 def _fit(
     pnet: PararealModule,
-    net: nn.Module,
-    samples: Dataset | OwnBatches,
+    batches: dict[str, Any],
     fitting: FittingOptions,
     seed: int,
     progress: Callable[[str], None],
 ) -> Calibration:
-    """Fit what was added to ``net`` in place; then train everything, where steps of that are asked for."""
-    from pararealize import calibrate, fine_tune
-    from pararealize.data.own_batches import OwnBatches
+    """Fit what was added to the network in place."""
+    from pararealize import calibrate
 
-    calibration = calibrate(
+    return calibrate(
         pnet,
-        samples.batches,
-        test=samples.test_batches,
+        **batches,
         steps=fitting.steps,
         lr=fitting.lr,
         ridge=fitting.ridge,
@@ -181,18 +248,22 @@ def _fit(
         renew_statistics=fitting.renew_statistics,
         report=progress,
     )
-    steps = fitting.fine_tune_steps
-    if not steps:
-        return calibration
-
-    def report(now: Progress) -> None:
-        progress(f"fine-tuning: step {now.step} of {steps}")
-
-    data = samples.dataset(OWN_BATCH, seed) if isinstance(samples, OwnBatches) else samples
-    return fine_tune(pnet, data, calibration, steps=steps, original=net, seed=seed, report=report)
 
 
-def _draw(calibration: Calibration, folder: Path, title: str, picture: options.Picture) -> None:
+def _batches(samples: Dataset | OwnBatches) -> dict[str, Any]:
+    """The arguments ``batches`` and ``test`` of a data set, or of the user's own batches."""
+    from pararealize.data.dataset import Dataset
+
+    if isinstance(samples, Dataset):
+        return {"batches": samples}
+    return {"batches": samples.batches, "test": samples.test_batches if samples.has_test else None}
+
+
+def _write(
+    calibration: Calibration, tuned: FineTuning | None, folder: Path, title: str, picture: options.Picture
+) -> None:
     from pararealize.calibration.figure import draw_calibration
 
+    if tuned is not None:
+        (folder / "fine-tuning.json").write_text(tuned.to_json(), encoding="utf-8")
     draw_calibration(calibration, folder / f"calibration.{picture}", title=title)

@@ -12,7 +12,7 @@ FILES = frozenset(
         "original.safetensors", "model.py", "network.svg", "network.png", "__pycache__",
     }
 )  # fmt: skip
-CALIBRATION_FILES = FILES | {"calibration.json", "calibration.svg", "calibration.png"}
+CALIBRATION_FILES = FILES | {"calibration.json", "calibration.svg", "calibration.png", "fine-tuning.json"}
 RESTACK_FILES = frozenset({"restacking.json", "weights.safetensors", "model.py", "__pycache__"})
 TRADEOFF_FILES = frozenset({"tradeoff.json", "tradeoff.svg", "tradeoff.png", "plan.json"})
 SCHEDULE_FILES = frozenset({"timeline.json", "trace.json", "timeline.svg", "timeline.png"})

@@ -84,7 +84,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "emit": lambda v: {name: v[name] for name in ("chain", "plan", "adapters", "coarse")},
     "evaluate": lambda v: {"net": v["model"], "data": v["data"]},
     "find_blocks": lambda v: {"capture": v["capture"]},
-    "fine_tune": lambda v: {"net": v["net"], "data": v["data"], "calibration": v["calibration"], "steps": 1},
+    "fine_tune": lambda v: {"net": v["net"], "batches": [X] * 3, "steps": 1},
     "fit": lambda v: {"net": v["net"], "data": v["data"], "recipe": Recipe(epochs=1)},
     "layer_parallel": lambda v: {"model": v["model"], "example_inputs": X},
     "make_plan": lambda v: {"chain": v["chain"], "n": 3, "coarse": "linear"},
@@ -104,7 +104,9 @@ CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "tradeoff": lambda v: {"model": v["model"], "batches": [X] * 5, "n": 2, "points": 1, "sensitivity_batches": 1},
 }  # fmt: skip
 FUNCTIONS = [name for name in pararealize.__all__ if inspect.isfunction(getattr(pararealize, name))]
-DEEPER = {("calibrate", "report"), ("fine_tune", "report"), ("fit", "report")}  # a function of the user's may raise
+DEEPER = {  # a function of the user's may raise
+    ("calibrate", "report"), ("calibrate", "mask"), ("fine_tune", "report"), ("fine_tune", "mask"), ("fit", "report"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

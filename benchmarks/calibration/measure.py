@@ -71,10 +71,11 @@ def _calibrated(model: nn.Module, kind: str, data: Any, seed: int, steps: int) -
         model, N, example_inputs=data.example(), coarse=coarse, source="stem", sequential=int(stem or 0), seed=seed
     )
     marks = [time.process_time()]
-    calibration = calibrate(net, data.batches, test=data.test_batches, steps=DISTIL, seed=seed)
+    calibration = calibrate(net, data, steps=DISTIL, seed=seed)
     marks.append(time.process_time())
-    calibration = fine_tune(net, data, calibration, steps=steps, seed=seed)
+    tuning = fine_tune(net, data, calibration, steps=steps, seed=seed, loss="cross_entropy")
     marks.append(time.process_time())
+    stages = () if tuning.calibration is None else tuning.calibration.stages
     return {
         "share": sum(block.flops_forward for block in net.plan.coarse_blocks)
         / sum(segment.flops_forward for segment in net.plan.segments),
@@ -82,6 +83,6 @@ def _calibrated(model: nn.Module, kind: str, data: Any, seed: int, steps: int) -
         "calibrate_seconds": marks[1] - marks[0],
         "fine_tune_seconds": marks[2] - marks[1],
         "fine_tune_steps": steps,
-        "stages": {errors.stage: errors.accuracy for errors in calibration.stages},
-        "errors": {errors.stage: [*errors.interfaces, errors.output] for errors in calibration.stages},
+        "stages": {errors.stage: errors.accuracy for errors in stages},
+        "errors": {errors.stage: [*errors.interfaces, errors.output] for errors in stages},
     }

@@ -3,7 +3,8 @@
 In reading order:
 
     fitting           PararealModule, batches -> Calibration (``calibrate`` composes the files here)
-    batch             a batch -> its inputs, labels and mask
+    batch             a batch -> its inputs and labels
+    masks             a batch -> which positions count
     interfaces        a batch -> what crosses each interface, in sequence and in parallel segments
     held_out          batches -> the samples to fit to, and those that choose between fits
     window_fitting    a window -> its parts, fitted to what the network in sequence has there
@@ -12,11 +13,21 @@ In reading order:
     window_corrections  a window -> its output corrections, by the closed forms of channel_maps
     channel_maps      rows of features and targets -> linear maps: full, of low rank, a factor a channel
     norm_statistics   inputs of a part -> running statistics of its batch norms, renewed
+    output_kind       outputs, labels -> whether an output tells classes
     interface_errors  values at the interfaces -> how far they are from those of the network in sequence
     rows              the rows of a report: fits, errors, choices
+    verdict           errors -> whether the network can be used, and which cut would do where it cannot
     report            Calibration: the errors before and after, part by part, as text and JSON
-    fine_tuning       a calibrated network, a data set -> all of it trained for some steps
     figure            a picture of a Calibration
+
+    fine_tuning       a network, batches -> all or some of it trained to give what the original gives (``fine_tune``)
+    teacher           a network -> its original beside it, or another model
+    tuning_data       batches -> those to train on, and those held out
+    losses            outputs of student and teacher -> how far they are apart, with gradients
+    trained_parameters  a choice -> the parameters that are trained, maps of low rank among them
+    graph_run         a batch -> output and windows' ends, with gradients
+    tuning_run        steps, and the best weights on the batches held out
+    tuning_report     FineTuning: losses, errors before and after, as text and JSON
 """
 
 from .fine_tuning import fine_tune
@@ -25,15 +36,20 @@ from .interface_errors import measure_errors
 from .interfaces import InterfaceRecord, Interfaces, InterfaceValues
 from .report import Calibration
 from .rows import CorrectionChoice, Errors, Fit
+from .tuning_report import FineTuning, TuningRow
+from .verdict import Verdict
 
 __all__ = [
     "Calibration",
     "CorrectionChoice",
     "Errors",
+    "FineTuning",
     "Fit",
     "InterfaceRecord",
     "InterfaceValues",
     "Interfaces",
+    "TuningRow",
+    "Verdict",
     "calibrate",
     "fine_tune",
     "measure_errors",

@@ -1,4 +1,4 @@
-"""A batch -> its inputs by name, its labels, its mask; batches -> passes over them."""
+"""A batch -> its inputs by name, its labels; batches -> passes over them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.tracing.call_signature import CallSignature
+from pararealize.tracing.containers import leaves_of
 
-__all__ = ["Batches", "check_finite", "inputs_of", "labels_of", "mask_of", "one_pass", "unmasked"]
+__all__ = ["Batches", "call_arguments", "check_finite", "inputs_of", "labels_of", "one_pass", "samples_of"]
 
 Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -23,7 +24,8 @@ def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
     Raises:
         ExampleError: an input is missing, or is not nested as in the example of the conversion, or none has a sample.
     """
-    inputs = _inputs_of(batch, call)
+    args, kwargs = call_arguments(batch, call)
+    inputs = call.tensors(args, kwargs)
     shaped = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.ndim}
     if shaped and not any(value.numel() for value in shaped.values()):
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in shaped.items())
@@ -31,22 +33,29 @@ def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
     return inputs
 
 
-def _inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
+def call_arguments(batch: Any, call: CallSignature) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments of a call with a batch.
+
+    Raises:
+        ExampleError: an input is missing.
+    """
     names = list(call.signature.parameters)
     if isinstance(batch, list | tuple) and not batch:
         raise ExampleError("a batch is empty; pass tensors, (input, labels), or dicts of keyword arguments")
     if not isinstance(batch, Mapping):
-        return call.tensors((batch[0] if isinstance(batch, list | tuple) else batch,), {})
+        return (batch[0] if isinstance(batch, list | tuple) else batch,), {}
     inputs = {name: value for name, value in batch.items() if name in names}
+    if "labels" in inputs and call.arguments[names.index("labels")].fault(inputs["labels"]) is not None:
+        del inputs["labels"]  # which the model takes, and was converted without
     if not inputs and call.takes_mapping:
-        return call.tensors((batch if call.fits(batch) else {k: v for k, v in batch.items() if k != "labels"},), {})
+        return (batch if call.fits(batch) else {k: v for k, v in batch.items() if k != "labels"},), {}
     required = [p.name for p in call.signature.parameters.values() if p.default is p.empty and p.name not in inputs]
     if required:
         raise ExampleError(
             f"the batch has no input {required[0]!r}, which {call.model} needs; pass a dict of its inputs by name "
             f"({', '.join(names)}), with its labels as 'labels'"
         )
-    return call.tensors((), inputs)
+    return (), inputs
 
 
 def labels_of(batch: Any) -> Tensor | None:
@@ -57,19 +66,6 @@ def labels_of(batch: Any) -> Tensor | None:
         labels = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
     is_label = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
     return labels if is_label else None
-
-
-def mask_of(batch: Any) -> Tensor | None:
-    """Which positions count, ``(batch, tokens)``, where a batch has an ``"attention_mask"`` of that shape."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-def unmasked(value: Tensor, mask: Tensor | None) -> Tensor:
-    """``(tokens, channels)`` that count of ``(batch, tokens, channels)``; a value of another shape as it is."""
-    if mask is None or value.ndim != 3 or value.shape[:2] != mask.shape:
-        return value
-    return value[mask.to(value.device)]
 
 
 def one_pass(batches: Batches) -> Iterator[Any]:
@@ -108,3 +104,15 @@ def check_finite(value: Tensor, what: str, number: int) -> None:
             f"{what} is not finite in batch {number}; calibration needs a trained network and inputs that it takes: "
             "look for NaN or infinity in the batch, or load the trained weights"
         )
+
+
+def samples_of(batch: Any) -> int:
+    """How many samples a batch has: the length of its first tensor.
+
+    Example:
+        >>> import torch
+        >>> samples_of({"ids": torch.zeros(3, 5)}), samples_of([torch.zeros(2), torch.zeros(2)])
+        (3, 2)
+    """
+    sizes = (len(leaf) for leaf in leaves_of(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+    return next(sizes, 0)

@@ -1,6 +1,7 @@
 r"""A module, pairs of inputs and target outputs -> the module, its weights fitted to the pairs by a short training.
 
-Adam on the relative squared error :math:`\|F(r) - t\|^2 / \|t\|^2` of one batch after another. Then, with the features
+Adam on the relative squared error :math:`\|F(r) - t\|^2 / \|t\|^2` of one batch after another, at the positions that
+count. Then, with the features
 in front of it as they are now, the last linear layer is solved for in closed form, where the module is *that layer plus
 the rest*, as residual units are.
 """
@@ -8,7 +9,7 @@ the rest*, as residual units are.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,26 @@ from pararealize.restacking.batchnorm import measured_norms, running_norms
 from pararealize.restore import preserve_training_flags
 
 from .least_squares import LinearLayer, Regression, is_trained, linear_part
+from .masks import unmasked
 
 __all__ = ["Pair", "distil", "last_layer", "measure_norms", "solve_last"]
 
-Pair: TypeAlias = tuple[Tensor, tuple[Any, ...], Tensor]  # input, context, target
+
+class Pair(NamedTuple):
+    """What a module reads and what it should give.
+
+    Attributes:
+        value: the input.
+        context: what else is passed to it.
+        target: what should come out.
+        mask: which positions of the target count; None where all do.
+    """
+
+    value: Tensor
+    context: tuple[Any, ...]
+    target: Tensor
+    mask: Tensor | None = None
+
 
 WARMUP = 0.1  # of the steps: the rate rises linearly, and then falls as a cosine does
 
@@ -47,13 +64,15 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
     order = _order(len(pairs), torch.Generator().manual_seed(seed))
     with norms_training(module), torch.enable_grad():
         for step in range(steps):
-            r, context, target = pairs[next(order)]
+            r, context, target, mask = pairs[next(order)]
             for group in optimizer.param_groups:
                 group["lr"] = lr * _rate(step, steps)
             optimizer.zero_grad()
             wide = torch.promote_types(target.dtype, torch.float32)
-            true = target.to(wide)
-            error = module(r.clone(), *context).to(wide) - true
+            true = unmasked(target, mask).to(wide)
+            error = unmasked(module(r.clone(), *context), mask).to(wide) - true
+            if not error.numel():
+                continue  # all padding
             loss = error.square().mean() / true.square().mean().clamp(min=torch.finfo(wide).tiny)
             if not bool(torch.isfinite(loss)):
                 raise CalibrationError(
@@ -70,14 +89,14 @@ def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> None:
     """Set the running statistics of the module's batch norms to their averages over all pairs."""
     if norms := running_norms(module):
         with measured_norms(module, norms):
-            for r, context, _ in pairs:
-                module(r.clone(), *context)
+            for pair in pairs:
+                module(pair.value.clone(), *pair.context)
 
 
 def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge: float) -> bool:
     """Solve for the last linear layer, all else as it is; False where there is no such layer, or it is frozen."""
-    value, context, _ = next(iter(pairs()))
-    layer = last_layer(module, value, context)
+    first = next(iter(pairs()))
+    layer = last_layer(module, first.value, first.context, first.mask)
     if layer is None or not is_trained(layer):
         return False
     regression = Regression(module, layer, rest=True)
@@ -88,7 +107,9 @@ def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge:
 
 
 @torch.no_grad()
-def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> LinearLayer | None:
+def last_layer(
+    module: nn.Module, r: Tensor, context: tuple[Any, ...] = (), mask: Tensor | None = None
+) -> LinearLayer | None:
     """The last linear layer, where the module is that layer's output plus what does not depend on it.
 
     It is tried out: a change of the layer's output has to appear in the module's output as it is.
@@ -110,17 +131,18 @@ def last_layer(module: nn.Module, r: Tensor, context: tuple[Any, ...] = ()) -> L
     def change(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-        changes.append(noise * output.std().clamp(min=1e-6))
+        changes.append(noise * unmasked(output, mask).std().clamp(min=1e-6))
         return output + changes[-1]
 
     with calls[-1].register_forward_hook(change):
         after = module(r.clone(), *context)
-    difference = after - before
-    if difference.shape != changes[-1].shape:
+    if after.shape != changes[-1].shape:
         return None
+    after, before, changed = (unmasked(value, mask) for value in (after, before, changes[-1]))
+    difference = after - before
     rounding = torch.finfo(difference.dtype).eps
-    tolerance = max(1e-3, rounding) * changes[-1].norm() + max(1e-5, rounding) * before.norm()
-    return calls[-1] if bool((difference - changes[-1]).norm() <= tolerance) else None
+    tolerance = max(1e-3, rounding) * changed.norm() + max(1e-5, rounding) * before.norm()
+    return calls[-1] if bool((difference - changed).norm() <= tolerance) else None
 
 
 @contextmanager

@@ -1,204 +1,358 @@
-"""A calibrated network, a data set, K -> the network after K steps of training all of it, and a longer Calibration.
+"""A converted network, batches, K -> the network after K steps of distillation, and a FineTuning that says how it went.
 
-The training loop is :func:`~pararealize.train.loop.fit`; here stand the data of so few steps and a recipe for them.
+teacher             the original beside it, or another model                 teacher.py
+data                batches to train on, and others held out                 tuning_data.py
+loss                of logits, of vectors, of values, or a caller's own      losses.py
+trained parameters  everything, what was added, maps of low rank, by name    trained_parameters.py
+steps               and the best of them on the batches held out             tuning_run.py
 """
 
-import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+import math
+import time
+from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
-from pararealize.errors import CalibrationError, DataError, ModelError, RecipeError
+from pararealize.errors import CalibrationError, ModelError, RecipeError, TrainingError
 from pararealize.network.module import PararealModule
 from pararealize.restacking.batchnorm import running_norms
-from pararealize.restore import preserve_training_flags
-from pararealize.train.loop import fit
 from pararealize.train.recipe import Recipe
-from pararealize.train.run.progress import Progress
-from pararealize.train.run.score import logits_of
 
-from .fitting import calibration_mode, check_network
-from .interface_errors import measure_errors
+from .batch import Batches, labels_of, one_pass
+from .fitting import calibration_mode, check_network, read_dataset
+from .graph_run import GraphRun
+from .interface_errors import ErrorSums, measure_errors
 from .interfaces import InterfaceRecord, Interfaces
+from .losses import LossFunction, LossName, OutputLoss, choose_loss
+from .masks import AUTO, MaskChoice
+from .output_kind import LabelEvidence, OutputKind, Outputs, find_output_kind
 from .report import Calibration
+from .teacher import Teacher
+from .trained_parameters import Choice, TrainedParameters
+from .tuning_data import TuningData
+from .tuning_report import FineTuning
+from .tuning_run import TuningJob, TuningRun, trained_norms
 
-__all__ = ["Excerpt", "fine_tune"]
+__all__ = ["Norms", "fine_tune"]
 
+Norms = Literal["keep", "train"]
+
+KEEP = 1 << 30  # bytes of batches that are kept
 LR = 1e-3
+LR_ORIGINAL = 1e-4  # where weights of the original move, which are good already
 WARMUP_PART = 10  # the rate rises for a tenth of the steps
-FAR = 0.5  # relative error of the output from which on batch norms are trained as usual
+LOOKS = 10  # at the batches held out
+TRIAL_PART, TRIAL_LEAST = 4, 20  # a trial of a way to treat batch norms takes a quarter of the steps, 20 at least
 
 
-@typed_arguments(CalibrationError, net=ModelError, data=DataError, recipe=RecipeError)
+@typed_arguments(CalibrationError, net=ModelError, teacher=ModelError, recipe=RecipeError)
 def fine_tune(
     net: PararealModule,
-    data: Dataset,
-    calibration: Calibration,
+    batches: Batches | Dataset,
+    calibration: Calibration | None = None,
     *,
     steps: int,
+    test: Batches | None = None,
+    loss: LossName | LossFunction = "auto",
+    temperature: float = 1.0,
+    match: float = 0.0,
+    train: Choice = "all",
+    teacher: nn.Module | None = None,
+    mask: MaskChoice = AUTO,
+    norms: Norms | None = None,
     recipe: Recipe | None = None,
-    norms: Literal["keep", "train"] | None = None,
-    original: nn.Module | None = None,
+    lr: float | None = None,
     seed: int = 0,
-    report: Callable[[Progress], None] | None = None,
-) -> Calibration:
-    r"""Train a calibrated network for some steps, the original's weights too, and measure it as before.
+    report: Callable[[str], None] | None = None,
+) -> FineTuning:
+    r"""Train a converted network for some steps to give what its original gives: no labels are needed.
 
-    The loss is half the cross-entropy with the labels and half that with the probabilities of the original, which runs
-    beside, as it was:
+    The original, its weights as they are when this begins, runs beside and is the teacher. With s the network's output
+    and t the teacher's, a step lowers, at the positions that count,
 
-    .. math:: \tfrac12 H(\text{label}, \bar f(x)) + \tfrac12 H(\sigma f(x), \sigma \bar f(x)),
+    .. math:: \ell(s, t) + \mu \frac1M \sum_{m=1}^M \frac{\|w_m - u_m\|^2}{\|u_m\|^2},
 
-    with σ the softmax.
+    with :math:`\ell` one of
 
-    A step costs one forward pass of the original more than a step of training.
+    ===================  ==================================================================================
+    ``"kl"``             :math:`T^2 \operatorname{KL}(\sigma(t / T) \,\|\, \sigma(s / T))`, of logits
+    ``"cross_entropy"``  half the cross-entropy with the labels, half that with :math:`\sigma(t)`
+    ``"cosine"``         :math:`1 - \cos(s, t)`
+    ``"mse"``            :math:`\|s - t\|^2 / \|t\|^2`
+    a callable           what it gives for ``(student_output, teacher_output)``, or for these and the batch
+    ===================  ==================================================================================
 
-    Errors are against the network in sequence as it was when this began; its interfaces move while everything is
-    trained, so only the output and the accuracy have to improve.
+    and :math:`w_m`, :math:`u_m` the end of window m here and in the original. ``"auto"`` is ``"kl"`` where the outputs
+    tell classes, see ``outputs`` of :func:`calibrate`; otherwise ``"cosine"`` where the teacher's vectors have all one
+    length, and ``"mse"`` where not. An output that is no classification is never taken for one.
+
+    The network is in eval mode, without dropout, but for its batch norms. Ten times on the way the loss on the batches
+    held out is measured, and in the end the network has the best weights of these, those of the beginning included: it
+    never ends worse than it began. A step costs one forward pass of the original more than a step of training.
 
     Args:
-        net: the network, calibrated; trained where it is, and its training flags left as found.
-        data: the training part is trained on, the test part measured on; the training part is measured on, too, where
-            the calibration's errors are on what was fitted to, so that the stages can be compared.
-        calibration: the report so far.
-        steps: steps of training, each on a batch of the data set.
-        recipe: how to train; AdamW with a rate of 1e-3 that rises for a tenth of the steps and falls as a cosine, when
-            left out. Its epochs do not count: the steps do.
-        norms: ``"keep"`` the statistics that all batch norms have, or ``"train"`` as usual, normalising by the batch.
-            Left out: keep, where calibration left a relative error of the output below one half; beyond, little of what
-            was fitted is worth keeping.
-        original: the model that was converted, which has the original's statistics where calibration renewed those of
-            batch norms; the network in sequence stands for it when left out.
-        seed: fixes dropout and the like.
-        report: called after every step.
+        net: the network; trained where it is, and its training flags and ``requires_grad`` left as found.
+        batches: what :func:`calibrate` takes: a list, a loader, or a function that gives a new iterator, of tensors,
+            ``(inputs, labels)`` or dicts; or a data set of :mod:`pararealize.data.catalogue`. Labels are optional.
+        calibration: the report so far, of which the result has a copy with the stage ``"fine-tuned"``.
+        steps: steps of training, each on a batch.
+        test: other batches, to hold out; the last fifth of ``batches`` when left out.
+        loss: of the outputs, see above.
+        temperature: T.
+        match: :math:`\mu`, the weight of the windows' ends; 0 leaves them out.
+        train: what is trained: ``"all"``, ``"added"`` (adapters, coarse blocks, corrections: the original's weights
+            stay, bit for bit), ``"lora"`` or ``"lora:16"`` (what was added, and maps of this rank beside the original's
+            matrices, written into the weights), names of parameters or modules, or a function ``(name, parameter)``.
+        teacher: another teacher: the model that was converted, or any with the same outputs.
+        mask: which positions count, as :func:`calibrate` has it.
+        norms: ``"keep"`` the statistics that all batch norms have, or ``"train"``: normalise by the batch, statistics
+            follow. Left out: both are tried for a quarter of the steps, and the better goes on.
+        recipe: how to train, but for its epochs, and its ``lr`` where that is given here; AdamW when left out, with a
+            rate that rises for a tenth of the steps and falls as a cosine, and gradients of norm 1 at most.
+        lr: the largest learning rate; 1e-3 when left out, 1e-4 where weights of the original are trained as they are
+            and the network has no batch norms.
+        seed: fixes the order of the batches, and factors of low rank.
+        report: called with a line of text as the work goes on.
 
     Returns:
-        The calibration with the stage ``"fine-tuned"``.
+        The losses, the errors before and after, and a verdict; ``print`` shows them.
 
     Raises:
-        CalibrationError: ``steps`` is not positive; labels do not fit the output; statistics were renewed, and the
-            original that has the old ones is missing.
-        CheckpointError: ``original`` is another model.
-        TrainingError: the loss is not finite any more.
+        CalibrationError: an option is out of range or does not fit the outputs; nothing is left to train; statistics
+            were renewed, and nobody knows the old ones.
+        ExampleError: there is no batch, it does not fit the network, or batches can be read only once.
+        RecipeError: the recipe is of no use here.
+        TrainingError: the loss is not finite any more; the network has its best weights so far.
+
+    Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network".
 
     Example:
-        >>> from pararealize import pararealize
-        >>> from pararealize import calibrate
-        >>> from pararealize.data import digits
-        >>> from pararealize.models import resnet20
-        >>> data = digits(image_size=8)
-        >>> net = pararealize(resnet20(), n=3, coarse="linear")
-        >>> calibration = calibrate(net, data.batches, test=data.test_batches)
-        >>> calibration = fine_tune(net, data, calibration, steps=20)
-        >>> [errors.stage for errors in calibration.stages]
-        ['before', 'after', 'fine-tuned']
+        >>> import torch
+        >>> from torch import nn
+        >>> from pararealize import calibrate, pararealize
+        >>> layers = [layer for _ in range(6) for layer in (nn.Linear(16, 16), nn.Tanh())]
+        >>> model = nn.Sequential(*layers)  # imagine that it is trained
+        >>> batches = [torch.randn(64, 16) for _ in range(10)]
+        >>> net = pararealize(model, n=3, example_inputs=batches[0], coarse="block")
+        >>> calibration = calibrate(net, batches, steps=20)
+        >>> tuning = fine_tune(net, batches, calibration, steps=30)
+        >>> tuning.loss, tuning.loss_after <= tuning.loss_before
+        ('mse', True)
     """
+    start = time.perf_counter()
     check_network(net)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise CalibrationError(f"steps is {steps!r}; pass 1 or more steps of training")
-    if norms not in ("keep", "train", None):
-        raise CalibrationError(f"norms is {norms!r}; pass 'keep', 'train' or None")
-    if calibration.renewed and original is None:
+    _check_options(steps=steps, temperature=temperature, match=match, lr=lr)
+    said = _said(loss, calibration)
+    _, test, outputs = read_dataset(batches, test, said)
+    say = report or (lambda _: None)
+    with calibration_mode(net, seed):
+        trained = TrainedParameters(net, train, seed=seed)
+        recipe = _recipe(recipe, lr, steps, _default_lr(net, trained))
+        renewed = () if calibration is None else calibration.renewed
+        taught = Teacher(net, teacher, renewed=renewed, mask=mask)
+        _check_match(match, taught)
+        data = TuningData(batches, test, keep=KEEP, seed=seed)
+        kind = _kind(net, taught, data, outputs)
+        if calibration is not None and outputs == said and loss not in ("kl", "cross_entropy"):
+            kind = dataclasses.replace(kind, why=calibration.why)
+        wanted = _loss(loss, kind, net, taught, data, temperature, recipe)
+        say("measuring the errors before")
+        before = _measure(net, taught, data.tests, kind)
+        job = TuningJob(
+            net=net, teacher=taught, data=data, loss=wanted, match=match, mask=mask, steps=steps, recipe=recipe,
+            every=max(1, steps // LOOKS), say=say,
+        )  # fmt: skip
+        outcome = _train(job, trained, norms, lambda: TrainedParameters(net, train, seed=seed))
+        say("measuring the errors after")
+        after = _measure(net, taught, data.tests, kind)
+        if calibration is not None:
+            measured = after if calibration.held_out else _measure(net, taught, data.all, kind)
+            calibration = _longer(calibration, steps, measured)
+    return _report(job, outcome, before, after, calibration, time.perf_counter() - start)
+
+
+def _report(
+    job: TuningJob,
+    outcome: tuple[TuningRun, str, dict[str, float]],
+    before: ErrorSums,
+    after: ErrorSums,
+    calibration: Calibration | None,
+    seconds: float,
+) -> FineTuning:
+    (run, norms, trials), plan = outcome, job.net.plan
+    return FineTuning(
+        model=plan.model,
+        n=plan.n,
+        windows=tuple(window.n for window in plan.windows),
+        blocks=sum(row.blocks for window in plan.windows if not window.sequential for row in window.segments),
+        coarse=plan.coarse,
+        teacher=job.teacher.text,
+        loss=job.loss.name,
+        why=job.loss.why,
+        temperature=float(job.loss.temperature),
+        match=float(job.match),
+        train=run.trained.text,
+        trained=run.trained.count,
+        norms=norms,
+        trials=trials,
+        steps=job.steps,
+        best=run.best[1],
+        samples=job.data.samples,
+        tested=after.samples,
+        held_out=job.data.held_out,
+        rows=tuple(run.rows),
+        before=before.errors("before"),
+        after=after.errors("after"),
+        accuracy=after.accuracy,
+        seconds=seconds,
+        calibration=calibration,
+    )
+
+
+def _check_options(*, steps: int, temperature: float, match: float, lr: float | None) -> None:
+    checks = (
+        ("steps", steps, "1 or more steps of training", steps >= 1),
+        ("temperature", temperature, "a positive number", 0 < temperature < math.inf),
+        ("match", match, "0 or a positive number", 0 <= match < math.inf),
+        ("lr", lr, "a positive number", lr is None or 0 < lr < math.inf),
+    )
+    if faults := [f"{name} is {value!r}; pass {text}" for name, value, text, fits in checks if not fits]:
+        raise CalibrationError("; and ".join(faults))
+
+
+def _said(loss: object, calibration: Calibration | None) -> Outputs:
+    """What the caller's choices say of the outputs."""
+    if loss in ("kl", "cross_entropy"):
+        return "logits"
+    return "auto" if calibration is None else "logits" if calibration.outputs == "classes" else "values"
+
+
+def _check_match(match: float, teacher: Teacher) -> None:
+    if match and not teacher.has_ends:
         raise CalibrationError(
-            f"running statistics were renewed in {', '.join(calibration.renewed[:3])}, so that the network in sequence "
-            "is no longer the original; pass original=model, the model that was converted"
+            f"match={match:g} compares the ends of windows, which the teacher ({teacher.text}) does not have; pass the "
+            "model that was converted, or match=0"
         )
-    keep = norms == "keep" or (norms is None and calibration.stages[-1].output < FAR)
-    recipe = recipe or Recipe(optimizer="adamw", lr=LR, schedule="cosine", warmup=max(1, steps // WARMUP_PART))
-    before = copy.deepcopy(net).eval()
-    if original is not None:
-        before.load_original_state_dict(original.state_dict())
-    guided = Guided(net, Interfaces(before), keep_norms=keep)
-    recipe = GuidedRecipe(**dataclasses.asdict(recipe) | {"epochs": 1}, guide=guided)
-    with preserve_training_flags(net):
-        fit(guided, Excerpt.of(data, steps), recipe, seed=seed, report=report)
-    with calibration_mode(net, seed), calibration_mode(before, seed):
-        batches = data.test_batches if calibration.held_out else data.batches
-        record, reference = (InterfaceRecord(Interfaces(each), batches, keep=0) for each in (net, before))
-        sums = measure_errors(record.interfaces, record, reference=reference)
-    stages = (*calibration.stages, sums.errors("fine-tuned"))
+
+
+def _kind(net: PararealModule, teacher: Teacher, data: TuningData, outputs: Outputs) -> OutputKind:
+    """What the outputs are, by the batches held out where labels have to show it."""
+    evidence, first = LabelEvidence(), None
+    for number, batch in enumerate(data.tests()):
+        if number and outputs != "auto":
+            break
+        output = teacher.in_sequence(batch).output
+        first = output if number == 0 else first
+        evidence.add(output, labels_of(batch))
+    return find_output_kind(net, first, outputs, evidence)
+
+
+def _loss(
+    loss: LossName | LossFunction,
+    kind: OutputKind,
+    net: PararealModule,
+    teacher: Teacher,
+    data: TuningData,
+    temperature: float,
+    recipe: Recipe,
+) -> OutputLoss:
+    """The loss, tried on a batch held out before any step is taken."""
+    batch = next(data.tests())
+    values, labels = teacher.in_sequence(batch), labels_of(batch)
+    output = teacher(batch).output
+    chosen = choose_loss(
+        loss,
+        kind,
+        output,
+        mask=values.mask,
+        has_labels=labels is not None,
+        temperature=temperature,
+        label_smoothing=recipe.label_smoothing,
+    )
+    if chosen.function is None:
+        chosen(GraphRun(net)(batch).output, output, batch, labels, values.mask)
+    return chosen
+
+
+def _default_lr(net: PararealModule, trained: TrainedParameters) -> float:
+    """Trained weights of a network without batch norms bear small steps only."""
+    added = {id(p) for name, p in net.named_parameters() if name.startswith(("adapters.", "coarse."))}
+    moves_original = any(id(parameter) not in added for parameter in trained.free)
+    return LR_ORIGINAL if moves_original and not running_norms(net) else LR
+
+
+def _recipe(recipe: Recipe | None, lr: float | None, steps: int, default: float) -> Recipe:
+    if recipe is None:
+        warmup = max(1, steps // WARMUP_PART)
+        return Recipe(optimizer="adamw", lr=lr or default, schedule="cosine", warmup=warmup, clip=1.0, weight_decay=0.0)
+    if recipe.initialise is not None or recipe.amp == "float16":
+        raise RecipeError(
+            "a recipe of fine-tuning draws no weights and has no loss scale; pass initialise=None, and amp=None or "
+            "'bfloat16'"
+        )
+    return recipe if lr is None else dataclasses.replace(recipe, lr=lr)
+
+
+def _train(
+    job: TuningJob, trained: TrainedParameters, norms: Norms | None, again: Callable[[], TrainedParameters]
+) -> tuple[TuningRun, str, dict[str, float]]:
+    """Take all steps with batch norms as asked for, or the better way of both; it ends with the best weights."""
+    norm_list = trained_norms(job.net, trained)
+    if not norm_list or norms is not None:
+        run = TuningRun(job, trained, norm_list, by_batch=norms == "train")
+        run.look()
+        _advance(run, job.steps)
+        run.load_best()
+        return run, (norms or "") if norm_list else "", {}
+    trial = min(job.steps, max(TRIAL_LEAST, job.steps // TRIAL_PART))
+    runs = {
+        "keep": TuningRun(job, trained, norm_list, by_batch=False),
+        "train": TuningRun(job, again(), norm_list, by_batch=True),
+    }
+    start, states, losses = runs["keep"].state(), dict[str, list[Tensor]](), dict[str, float]()
+    for name, run in runs.items():
+        job.say(f"trying norms={name!r}")
+        run.load(start)
+        run.look()
+        try:
+            _advance(run, trial)
+        except (TrainingError, CalibrationError):
+            if name == "keep":
+                raise
+            run.load_best()
+        states[name], losses[name] = run.state(), run.best[0]
+    chosen = min(losses, key=lambda name: losses[name])
+    run = runs[chosen]
+    run.load(states[chosen])
+    _advance(run, job.steps)
+    run.load_best()
+    return run, chosen, losses
+
+
+def _advance(run: TuningRun, stop: int) -> None:
+    """Take steps; where one fails, or the caller stops it, the network has the best weights so far."""
+    try:
+        run.advance(stop)
+    except BaseException:
+        run.load_best()
+        raise
+
+
+def _measure(net: PararealModule, teacher: Teacher, batches: Batches, kind: OutputKind) -> ErrorSums:
+    """The errors against the original as it was."""
+    record = InterfaceRecord(Interfaces(net, teacher.original.mask), batches, keep=0)
+    reference = (teacher.in_sequence(batch) for batch in one_pass(batches))
+    return measure_errors(record.interfaces, record, kind, reference=reference)
+
+
+def _longer(calibration: Calibration, steps: int, measured: ErrorSums) -> Calibration:
+    """The calibration with one more stage, on the samples of the stages before."""
+    errors = measured.errors("fine-tuned")
+    if calibration.outputs == "values":  # by another opinion of the outputs than this one's, perhaps
+        errors = dataclasses.replace(errors, agreement=None, accuracy=None)
+    stages = (*calibration.stages, errors)
     return dataclasses.replace(calibration, stages=stages, fine_tune_steps=calibration.fine_tune_steps + steps)
-
-
-class Guided(nn.Module):
-    """A network that is trained with the original beside it, its batch norms in eval mode where they are to be kept.
-
-    A segment's batch norms have the statistics of its true input, and coarse blocks were fitted to what it gives with
-    them. In train mode they would normalise the adapter's output by its own statistics: another function, to which
-    nothing was fitted.
-    """
-
-    original_output: Any
-
-    def __init__(self, net: PararealModule, original: Interfaces, *, keep_norms: bool) -> None:
-        super().__init__()
-        self.net, self.keep_norms = net, keep_norms
-        self.original, self.original_output = original, None  # Interfaces are no module: the original is not trained
-
-    def forward(self, x: Tensor) -> Any:
-        """The network's output; in train mode the original's is computed beside it, for the loss."""
-        if self.training:
-            self.original_output = self.original.in_sequence(x).output
-        return self.net(x)
-
-    def train(self, mode: bool = True) -> "Guided":
-        """Set the mode of all modules, or of all but the batch norms."""
-        super().train(mode)
-        for norm in running_norms(self) if self.keep_norms else ():
-            norm.training = False
-        return self
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GuidedRecipe(Recipe):
-    """A recipe whose loss is half that of the labels and half that of the original's own probabilities."""
-
-    guide: Guided
-
-    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """``(cross-entropy with the labels + cross-entropy with the original's softmax) / 2``."""
-        teacher = logits_of(self.guide.original_output, labels).to(output.device).softmax(1)
-        hard = functional.cross_entropy(output, labels.to(output.device), label_smoothing=self.label_smoothing)
-        return (hard + functional.cross_entropy(output, teacher)) / 2
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Excerpt(Dataset):
-    """A data set of which one epoch is so many batches, from as many epochs of ``whole`` as that takes.
-
-    Example:
-        >>> from pararealize.data import load
-        >>> data = load("peaks", batch_size=2000)
-        >>> [len(labels) for _, labels in Excerpt.of(data, 4).epoch(0)]
-        [2000, 2000, 1000, 2000]
-    """
-
-    whole: Dataset
-    count: int
-
-    @staticmethod
-    def of(data: Dataset, count: int) -> "Excerpt":
-        """The first ``count`` batches."""
-        fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(Dataset)}
-        return Excerpt(**fields, whole=data, count=count)
-
-    @property
-    def steps(self) -> int:
-        """Batches of an epoch."""
-        return self.count
-
-    def epoch(self, number: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch from batch ``start`` on."""
-        first, last = number * self.count + start, (number + 1) * self.count
-        while first < last:
-            epoch, batch = divmod(first, self.whole.steps)
-            for some in self.whole.epoch(epoch, start=batch, rank=rank, world=world):
-                yield some
-                first += 1
-                if first == last:
-                    return

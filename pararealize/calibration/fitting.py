@@ -19,6 +19,7 @@ from itertools import chain
 import torch
 
 from pararealize.argument_types import typed_arguments
+from pararealize.data.dataset import Dataset
 from pararealize.errors import CalibrationError, ModelError
 from pararealize.network.module import PararealModule
 from pararealize.random_state import preserve_state
@@ -29,10 +30,12 @@ from .batch import Batches
 from .held_out import HeldOut
 from .interface_errors import measure_errors
 from .interfaces import InterfaceRecord, Interfaces
+from .masks import AUTO, MaskChoice
+from .output_kind import Outputs, find_output_kind
 from .report import Calibration
 from .window_fitting import FitSettings, WindowFitting
 
-__all__ = ["calibrate", "calibration_mode", "check_network"]
+__all__ = ["calibrate", "calibration_mode", "check_network", "read_dataset"]
 
 KEEP = 1 << 30
 
@@ -40,7 +43,7 @@ KEEP = 1 << 30
 @typed_arguments(CalibrationError, "net")
 def calibrate(
     net: PararealModule,
-    batches: Batches,
+    batches: Batches | Dataset,
     *,
     test: Batches | None = None,
     steps: int = 200,
@@ -48,6 +51,8 @@ def calibrate(
     ridge: float = 1e-4,
     keep: int = KEEP,
     seed: int = 0,
+    mask: MaskChoice = AUTO,
+    outputs: Outputs = "auto",
     renew_statistics: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Calibration:
@@ -72,12 +77,16 @@ def calibrate(
     Everything runs in eval mode. The batch norms of coarse blocks normalise by the batch while they are distilled;
     then their running statistics are set to the averages over all batches. Penalty and rank of output corrections are
     those with the smallest error on samples that were held out: ``test``, or the last fifth of the batches without it.
-    Corrections that make that error no smaller are left at nought.
+    Corrections that make that error no smaller are left at nought. Positions that a mask excludes are no rows of least
+    squares, and count in no error.
+
+    The report ends in a verdict: whether the network can be used at this error.
 
     Args:
         net: a converted network with the trained weights; changed where it is, on its own devices.
         batches: training inputs: a list, a loader, or a function that gives a new iterator. A batch is a tensor,
-            ``(inputs, labels)``, or a dict of keyword arguments (with ``"labels"``); labels only serve the report.
+            ``(inputs, labels)``, or a dict of keyword arguments (with ``"labels"``); labels only serve the report. Or a
+            data set of :mod:`pararealize.data.catalogue`, whose test part is the default of ``test``.
         test: other batches to measure the errors on; ``batches`` when left out.
         steps: steps of Adam, for every coarse block that is not linear.
         lr: Adam's largest learning rate; the rate rises linearly and falls as a cosine.
@@ -85,6 +94,13 @@ def calibrate(
         keep: bytes of activations to hold in memory. Where the data needs more, a pass over it runs the network again,
             and distillation sees as many of the first batches as fit.
         seed: fixes the order of batches, and a loader's own shuffling. The caller's random state stays as found.
+        mask: which positions count: the name of an item of dict batches, or a function from a batch to a mask
+            ``(batch, length)``, nonzero where a position counts; ``None`` for all. ``"auto"`` takes the item
+            ``"attention_mask"`` where it has the shape of the first axes of what crosses the interfaces.
+        outputs: ``"logits"`` where the outputs tell classes, of which the report then says how often they are the
+            same; ``"values"`` where they do not. ``"auto"`` takes for classes what is behind a softmax, in a cross
+            entropy or called ``logits`` in the model, and outputs whose largest number is at the label more often than
+            chance has it.
         renew_statistics: measure the running statistics of the original's batch norms anew on what arrives at them, in
             every window and in the head, where that makes the error of the output on the samples held out smaller:
             these buffers of ``net`` change then. Left out: with several windows.
@@ -109,28 +125,38 @@ def calibrate(
         True
     """
     check_network(net)
+    batches, test, outputs = read_dataset(batches, test, outputs)
     settings = FitSettings(steps=steps, lr=lr, ridge=ridge, keep=keep, seed=seed)
     say = report or (lambda _: None)
     renews = len(net.plan.windows) > 1 if renew_statistics is None else renew_statistics
     with calibration_mode(net, seed):
-        interfaces = Interfaces(net)
+        interfaces = Interfaces(net, mask)
         say("running the network in sequence")
         record = InterfaceRecord(interfaces, batches, keep=keep)
         tested = None if test is None else InterfaceRecord(interfaces, test, keep=record.room if record.complete else 0)
+        evidence = record.evidence if tested is None or record.evidence.count else tested.evidence
+        kind = find_output_kind(net, record.output, outputs, evidence)
         say("measuring the errors before")
-        before = measure_errors(interfaces, tested or record)
+        before = measure_errors(interfaces, tested or record, kind)
         fitting = WindowFitting(record, HeldOut(record, tested), settings, say)
         fitted = [fitting.fit(window, renews=renews) for window in interfaces.windows]
         renewed = [*chain.from_iterable(one.renewed for one in fitted), *(fitting.renew_head() if renews else ())]
         say("measuring the errors after")
-        after = measure_errors(interfaces, tested or record)
+        after = measure_errors(interfaces, tested or record, kind)
+        interfaces.statistics.remember()
     corrections = [one.correction for one in fitted if one.correction is not None]
+    unread: tuple[str, ...] = ()
+    if evidence.given and not kind.scores and outputs == "auto":
+        unread = (f"the labels are not used: {kind.why}; pass outputs='logits' if the network tells these classes",)
     chosen = bool(corrections) or (renews and fitting.has_norms)
     return Calibration(
         model=net.plan.model,
         n=net.plan.n,
         windows=tuple(window.n for window in interfaces.windows),
+        blocks=sum(row.blocks for window in interfaces.windows if not window.sequential for row in window.segments),
         coarse=net.plan.coarse,
+        outputs="classes" if kind.scores else "values",
+        why=kind.why,
         samples=record.samples,
         tested=(tested or record).samples,
         held_out=test is not None,
@@ -140,7 +166,17 @@ def calibrate(
         corrections=tuple(corrections),
         held_out_part=str(fitting.held_out) if chosen else "",
         renewed=tuple(renewed),
+        warnings=(*unread, *after.warnings),
     )
+
+
+def read_dataset(
+    batches: Batches | Dataset, test: Batches | None, outputs: Outputs
+) -> tuple[Batches, Batches | None, Outputs]:
+    """A data set as training and test batches, of which its classes say that the outputs are logits."""
+    if not isinstance(batches, Dataset):
+        return batches, test, outputs
+    return batches.batches, batches.test_batches if test is None else test, "logits" if outputs == "auto" else outputs
 
 
 def check_network(net: object) -> None:

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
+from pararealize.coarse.spec import numbered
 from pararealize.errors import CalibrationError
-from pararealize.train.run.score import correct, logits_of
+from pararealize.network.parts import Index
+from pararealize.train.run.score import correct
 
-from .batch import unmasked
 from .interfaces import Interfaces, InterfaceValues
+from .masks import unmasked
+from .output_kind import OutputKind, named_leaves
 from .rows import Errors, indices
 
 __all__ = ["ErrorSums", "SquareSums", "measure_errors"]
@@ -41,30 +43,49 @@ class SquareSums:
 
 
 class ErrorSums:
-    """Errors of a network and its hits in classification, summed over all samples.
+    """Errors of a network and its hits in classification, summed over all samples and positions that count.
 
     Args:
         windows: how many segments each window has.
+        kind: what the outputs are.
 
     Attributes:
         adapters: sums for x_{m,j}, j > 1, by (m, j).
         interfaces: sums for z_{m,j}, by (m, j).
         output: sums for the network's output, of all its floating-point tensors.
+        without: sums for y_{m,j} in the place of z_{m,j}, where F^{m,j-1} is an identity.
         samples: how many samples were taken in.
     """
 
-    def __init__(self, windows: Sequence[int]) -> None:
+    def __init__(self, windows: Sequence[int], kind: OutputKind) -> None:
         self.interfaces = {index: SquareSums() for index in indices(windows)}
         self.adapters = {(m, j): SquareSums() for m, j in self.interfaces if j > 1}
         self.output = SquareSums()
+        self.without: dict[Index, SquareSums] = {}
         self.samples = 0
-        self._same_class = self._correct = self._correct_in_sequence = 0
-        self._has_logits = self._has_labels = True
+        self._kind = kind
+        self._rows = self._same_class = self._labelled = self._correct = self._correct_in_sequence = 0
+        self._vectors, self._cosines = 0, 0.0
 
     @property
     def accuracy(self) -> float | None:
         """The accuracy of the network in sequence; None without labels."""
-        return self._correct_in_sequence / self.samples if self._has_labels else None
+        return self._correct_in_sequence / self._labelled if self._labelled == self.samples > 0 else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Which identities among the coarse blocks are worse than none would be."""
+        worse = [
+            f"{numbered('F', m, j - 1)} ({_figure(self.interfaces[m, j].relative)}, without it {_figure(y.relative)})"
+            for (m, j), y in self.without.items()
+            if y.relative < self.interfaces[m, j].relative
+        ]
+        if not worse:
+            return ()
+        listed = ", ".join(worse[:3]) + f" and {len(worse) - 3} more" * (len(worse) > 3)
+        fact = f"identities as coarse blocks leave a larger error than none: {listed}"
+        remedy = "choose another kind (coarse='dense', 'low-rank' or 'block'), or shorter windows"
+        return (f"{fact}; {remedy}",)
 
     def errors(self, stage: str) -> Errors:
         """The relative errors, under this name."""
@@ -73,49 +94,59 @@ class ErrorSums:
             adapters=tuple(sums.relative for sums in self.adapters.values()),
             interfaces=tuple(sums.relative for sums in self.interfaces.values()),
             output=self.output.relative,
-            agreement=self._same_class / self.samples if self._has_logits else None,
-            accuracy=self._correct / self.samples if self._has_labels else None,
+            agreement=self._same_class / self._rows if self._rows else None,
+            accuracy=None if self.accuracy is None else self._correct / self._labelled,
+            cosine=self._cosines / self._vectors if self._vectors else None,
         )
 
     def add_output(
         self, output: Any, true: Any, labels: Tensor | None, samples: int, mask: Tensor | None = None
     ) -> None:
-        """Take in the output for one batch and what it should be, at the tokens that count.
+        """Take in the output for one batch and what it should be, at the positions that count.
 
         Raises:
             CalibrationError: a label is none of the network's classes.
         """
-        for value, other in zip(pytree.tree_leaves(output), pytree.tree_leaves(true), strict=True):
-            if isinstance(value, Tensor) and value.is_floating_point():
-                self.output.add(value, other, mask)
         self.samples += samples
-        logits, true_logits = _logits(output, samples), _logits(true, samples)
-        if logits is None or true_logits is None:
-            self._has_logits = self._has_labels = False
-            return
-        true_logits = true_logits.to(logits.device)
-        self._same_class += int((logits.argmax(1) == true_logits.argmax(1)).sum())
-        if labels is None:
-            self._has_labels = False
-            return
-        _check_labels(labels, logits.shape[1])
-        labels = labels.to(logits.device)
-        self._correct += int(correct(logits, labels))
-        self._correct_in_sequence += int(correct(true_logits, labels))
+        values, wanted = dict(named_leaves(output)), dict(named_leaves(true))
+        for path, value in values.items():
+            self.output.add(value, wanted[path], mask)
+            if not self._kind.scores and value.ndim > 1 and value.shape[-1] > 1:
+                self._add_cosines(unmasked(value, mask), unmasked(wanted[path], mask))
+        for number, scores in enumerate(self._kind.scores):
+            rows, others = (unmasked(scores.rows(of[scores.path]), mask) for of in (values, wanted))
+            chosen = rows.argmax(-1)
+            self._rows += chosen.numel()
+            self._same_class += int((chosen == others.to(rows.device).argmax(-1)).sum())
+            if number == 0 and labels is not None and rows.ndim == 2 and len(rows) == len(labels):
+                _check_labels(labels, rows.shape[1])
+                self._labelled += len(labels)
+                self._correct += int(correct(rows, labels.to(rows.device)))
+                self._correct_in_sequence += int(correct(others, labels.to(others.device)))
+
+    def _add_cosines(self, value: Tensor, true: Tensor) -> None:
+        cosines = torch.cosine_similarity(value.double(), true.to(value.device).double(), dim=-1)
+        self._vectors += cosines.numel()
+        self._cosines += float(cosines.sum())
 
 
 @torch.no_grad()
 def measure_errors(
-    interfaces: Interfaces, batches: Iterable[InterfaceValues], *, reference: Iterable[InterfaceValues] | None = None
+    interfaces: Interfaces,
+    batches: Iterable[InterfaceValues],
+    kind: OutputKind,
+    *,
+    reference: Iterable[InterfaceValues] | None = None,
 ) -> ErrorSums:
     """Run the parareal network on all batches and compare it with the network in sequence.
 
     Args:
         interfaces: those of the network as it is now.
         batches: values of that network; their x, y and z are neither used nor changed.
+        kind: what the outputs are.
         reference: values of the same batches by another network, which are the true ones then.
     """
-    sums = ErrorSums([window.n for window in interfaces.windows])
+    sums = ErrorSums([window.n for window in interfaces.windows], kind)
     pairs = ((values, values) for values in batches) if reference is None else zip(batches, reference, strict=True)
     for values, true in pairs:
         now = values.anew()
@@ -123,6 +154,8 @@ def measure_errors(
             interfaces.end(now, window)
             for row in window.adapters:
                 sums.adapters[row.index].add(now.x[row.index], true.true[row.m, row.j - 1], now.mask)
+            for row in window.adapters:
+                _add_without(sums, interfaces, now, true, row.index)
             for segment in window.segments:
                 sums.interfaces[segment.index].add(now.z[segment.index], true.true[segment.index], now.mask)
         output = interfaces.result(now)
@@ -130,12 +163,18 @@ def measure_errors(
     return sums
 
 
-def _logits(output: Any, samples: int) -> Tensor | None:
-    """The logits in an output, where it has any."""
-    try:
-        return logits_of(output, torch.empty(samples))
-    except ValueError:
-        return None
+def _add_without(
+    sums: ErrorSums, interfaces: Interfaces, now: InterfaceValues, true: InterfaceValues, index: Index
+) -> None:
+    """What z_{m,j} would be without F^{m,j-1}, where that is an identity that no correction is fitted behind."""
+    m, j = index
+    block = interfaces.coarse((m, j - 1))
+    if isinstance(block, nn.Identity) and interfaces.correction(index) is None:
+        sums.without.setdefault(index, SquareSums()).add(now.y[index], true.true[index], now.mask)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

@@ -24,8 +24,10 @@ from pararealize.network.parts import Index, read_equation
 from pararealize.plan.spec import SegmentPlan, Window
 from pararealize.tracing.call_signature import CallSignature
 
-from .batch import Batches, check_finite, inputs_of, labels_of, mask_of, one_pass
+from .batch import Batches, check_finite, inputs_of, labels_of, one_pass
+from .masks import AUTO, MaskChoice, mask_of, unmasked
 from .norm_statistics import NormStatistics
+from .output_kind import LabelEvidence
 
 __all__ = ["InterfaceRecord", "InterfaceValues", "Interfaces"]
 
@@ -40,7 +42,7 @@ class InterfaceValues:
         true: u_{m,j}, the output of a segment where all run in sequence: what z_{m,j} should be, and x_{m,j+1}.
         output: output of the whole network in sequence.
         labels: the batch's labels, where it has any.
-        mask: ``(batch, tokens)``, which positions count, where the batch says so.
+        mask: of the leading axes of values, ``(batch, tokens)``: which positions count; None where all do.
         begins: w_{m-1}, what window m begins with, by m from 1, once it was computed; that of window 1 only where there
             are several windows or corrections, which read it.
         x: output of C^{m,j}, j > 1, once it was computed.
@@ -96,14 +98,15 @@ class Interfaces:
     Args:
         net: the network; its adapters, coarse blocks, corrections and running statistics may change between calls. The
             network in sequence keeps the statistics that it has here.
+        mask: which positions of a batch count, see :func:`~pararealize.calibration.masks.mask_of`.
 
     Attributes:
         windows: the rows of the plan, window by window.
         statistics: the running statistics of the original's batch norms, as they are here.
     """
 
-    def __init__(self, net: PararealModule) -> None:
-        self.net, self.windows = net, net.plan.windows
+    def __init__(self, net: PararealModule, mask: MaskChoice = AUTO) -> None:
+        self.net, self.windows, self.mask = net, net.plan.windows, mask
         self.statistics = NormStatistics(net)
         nodes = read_equation(net.graph)
         calls = {name: call for name, call in nodes.calls.items() if name not in ("stem", "context")}
@@ -156,11 +159,12 @@ class Interfaces:
             early = self._before_segments(batch)
             context = {name: tuple(early[node] for node in nodes) for name, nodes in self._context.items()}
             u = early[self._x_1]
+            mask = mask_of(batch, self.mask, u, self.windows[0].segments[0].x.channel + 1)
             begins = {1: u} if self._keeps_first else {}
             true: dict[Index, Tensor] = {}
             for row in self.net.plan.segments:
                 true[row.index] = u = self.segment(row.index)(self.at(row.index, u), *context[row.name])
-                check_finite(u, f"the output of {row.label} of the network in sequence", number)
+                check_finite(unmasked(u, mask), f"the output of {row.label} of the network in sequence", number)
             output = self.net.head(self.at(self.last, u).clone(), *context["head"])
         return InterfaceValues(
             sources={index: early[node] for index, node in self._source.items()},
@@ -168,7 +172,7 @@ class Interfaces:
             true=true,
             output=output,
             labels=labels_of(batch),
-            mask=mask_of(batch),
+            mask=mask,
             begins=begins,
         )
 
@@ -297,6 +301,8 @@ class InterfaceRecord:
         count: how many batches there are.
         samples: how many samples they have.
         room: what is left of ``keep``.
+        evidence: what labels say of the original's outputs.
+        output: the original's output for the first batch.
 
     Raises:
         ExampleError: there is no batch, or the batches can be read only once.
@@ -307,9 +313,13 @@ class InterfaceRecord:
         self.in_memory: list[InterfaceValues] = []
         self.count = self.samples = 0
         self.room = keep
+        self.evidence = LabelEvidence()
+        self.output: Any = None
         for number, batch in enumerate(one_pass(batches), start=1):
             values = interfaces.in_sequence(batch, number)
             self.count, self.samples = number, self.samples + values.samples
+            self.evidence.add(values.output, values.labels)
+            self.output = values.output if number == 1 else self.output
             if number == len(self.in_memory) + 1 and (values.bytes <= self.room or not self.in_memory):
                 self.in_memory.append(values)
                 self.room = max(self.room - values.bytes, 0)

@@ -6,7 +6,7 @@ receptive field for a convolution. The normal equations
 .. math:: (A^T A + \lambda I)\, W^T = A^T Y, \quad \lambda = \rho \operatorname{mean} \operatorname{diag} A^T A
 
 are sums over patches, accumulated in double precision, so that memory does not grow with the data. With a bias, A and Y
-are centred by their means, and the bias is not penalised.
+are centred by their means, and the bias is not penalised. Positions that a mask excludes are no rows of A and Y.
 """
 
 from collections.abc import Iterator
@@ -19,6 +19,9 @@ from torch.nn import functional
 from pararealize.coarse.adapter import Adapter
 from pararealize.coarse.resampling import Move, Resample
 from pararealize.coarse.units import CoarseBlock, Projection
+from pararealize.errors import CalibrationError
+
+from .masks import positions
 
 __all__ = ["Convolution", "LinearLayer", "NormalEquations", "Regression", "is_trained", "linear_part"]
 
@@ -64,9 +67,9 @@ class NormalEquations:
         self.count = 0
 
     @torch.no_grad()
-    def add(self, u: Tensor, target: Tensor) -> None:
-        """Take in what enters the layer and what should come out behind the tail."""
-        for a, y in self._rows(u, target):
+    def add(self, u: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
+        """Take in what enters the layer and what should come out behind the tail, at the positions that count."""
+        for a, y in self._rows(u, target, mask):
             a, y = a.to(self.gram), y.to(self.gram)
             self.gram += a.mT @ a
             self.moment += a.mT @ y
@@ -76,7 +79,16 @@ class NormalEquations:
 
     @torch.no_grad()
     def solve(self, *, ridge: float) -> None:
-        """Write the weights, and the bias where there is one, into the layer."""
+        """Write the weights, and the bias where there is one, into the layer.
+
+        Raises:
+            CalibrationError: there is no row.
+        """
+        if not self.count:
+            raise CalibrationError(
+                "there are no rows to fit a layer to: the masks of all batches exclude every position; pass masks that "
+                "are nonzero where there is something"
+            )
         gram, moment = self.gram, self.moment
         if self.layer.bias is not None:
             a, y = self.mean_in / self.count, self.mean_out / self.count
@@ -93,22 +105,25 @@ class NormalEquations:
         if self.layer.bias is not None:
             self.layer.bias.copy_((y - (a.unsqueeze(1) @ weight).squeeze(1)).flatten())
 
-    def _rows(self, u: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _rows(self, u: Tensor, target: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Design and target, ``(groups, rows, features)`` and ``(groups, rows, outputs)``, a chunk at a time."""
         numbers = max(1, u[:1].numel() * self.layer.weight[0].numel() // self.layer.weight.shape[1])  # of one sample
         size = max(1, CHUNK // numbers)
-        for inputs, outputs in zip(u.split(size), target.split(size), strict=True):
+        chunks = u.split(size)
+        masks = [None] * len(chunks) if mask is None or len(mask) != len(u) else mask.split(size)
+        for inputs, outputs, some in zip(chunks, target.split(size), masks, strict=True):
             axis = inputs.ndim - 1 if isinstance(self.layer, nn.Linear) else 1
             patches = inputs if isinstance(self.layer, nn.Linear) else unfold(self.layer, inputs)
             for module in self.tail:
                 patches = module(patches)
                 axis = module.target + 1 if isinstance(module, Move) else axis
-            yield self._grouped(patches, axis), self._grouped(outputs, axis)
+            counts = positions(outputs, axis, some)
+            yield self._grouped(patches, axis, counts), self._grouped(outputs, axis, counts)
 
-    def _grouped(self, value: Tensor, axis: int) -> Tensor:
-        """Channels at ``axis`` last and parted into groups, every other axis a row."""
+    def _grouped(self, value: Tensor, axis: int, counts: Tensor | None) -> Tensor:
+        """Channels at ``axis`` last and parted into groups, every other axis a row; only the rows that count."""
         rows = value.movedim(axis, -1).reshape(-1, self.groups, value.shape[axis] // self.groups)
-        return rows.transpose(0, 1)
+        return (rows if counts is None else rows[counts]).transpose(0, 1)
 
 
 class Regression:
@@ -128,8 +143,8 @@ class Regression:
         self.equations = NormalEquations(layer, tail)
 
     @torch.no_grad()
-    def take(self, value: Tensor, context: tuple[Any, ...], target: Tensor) -> None:
-        """Take in one batch."""
+    def take(self, value: Tensor, context: tuple[Any, ...], target: Tensor, mask: Tensor | None = None) -> None:
+        """Take in one batch, at the positions that count."""
         at_layer: list[Tensor] = []
 
         def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -138,7 +153,7 @@ class Regression:
         with self.layer.register_forward_hook(note):
             whole = self.module(value.clone(), *context)
         entering, leaving = at_layer
-        self.equations.add(entering, target - (whole - leaving) if self.rest else target)
+        self.equations.add(entering, target - (whole - leaving) if self.rest else target, mask)
 
     def solve(self, *, ridge: float) -> None:
         """Write the layer's weights."""

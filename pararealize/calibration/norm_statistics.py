@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ __all__ = ["NormStatistics"]
 
 Buffers: TypeAlias = dict[str, Tensor | None]
 
+# What renewed norms had before, and what they have since: by the former the network in sequence is still the original,
+# as long as the latter is what they have.
+_ORIGINALS: WeakKeyDictionary[nn.Module, tuple[Buffers, Buffers]] = WeakKeyDictionary()
+
 
 class NormStatistics:
     """The running statistics of the batch norms in a network's segments and head.
@@ -30,7 +35,8 @@ class NormStatistics:
     Norms that several parts share are left alone: no part has statistics of its own there.
 
     Args:
-        net: the network; its statistics as they are now are those that :meth:`as_found` shows.
+        net: the network; its statistics as they are now are those that :meth:`as_found` shows, or where an earlier
+            calibration renewed them, those before.
     """
 
     def __init__(self, net: PararealModule) -> None:
@@ -39,6 +45,10 @@ class NormStatistics:
         uses = Counter(norm for some in norms.values() for norm in some)
         self._norms = {name: [norm for norm in some if uses[norm] == 1] for name, some in norms.items()}
         self._found: dict[nn.Module, Buffers] = {}
+        for norm in (norm for some in self._norms.values() for norm in some):
+            original, renewed = _ORIGINALS.get(norm, ({}, {}))
+            if original and all(_equal(norm._buffers[key], value) for key, value in renewed.items()):
+                self._found[norm] = original
 
     def of(self, name: str) -> list[nn.modules.batchnorm._BatchNorm]:
         """The batch norms of a part that have running statistics, by the part's name: ``g2``, ``head``."""
@@ -61,6 +71,24 @@ class NormStatistics:
                 if value is not None:
                     norm.get_buffer(key).copy_(value)
 
+    @property
+    def has_originals(self) -> bool:
+        """Whether statistics from before they were renewed are known."""
+        return bool(self._found)
+
+    def remember(self) -> None:
+        """Let later values of this class know what the network's norms had before they were renewed."""
+        for norm, original in self._found.items():
+            _ORIGINALS[norm] = original, _copied(norm)
+
+    def give_to(self, other: NormStatistics) -> None:
+        """Let the network of another one, a copy of this one, have what :meth:`as_found` shows, for good."""
+        for name, norms in self._norms.items():
+            for norm, theirs in zip(norms, other.of(name), strict=True):
+                for key, value in self._found.get(norm, {}).items():
+                    if value is not None:
+                        theirs.get_buffer(key).copy_(value)
+
     @contextmanager
     def as_found(self) -> Iterator[None]:
         """The statistics that were found, in eval mode, for as long as this is open; none is copied."""
@@ -74,6 +102,12 @@ class NormStatistics:
             for norm, (training, current) in renewed.items():
                 norm.training = training
                 norm._buffers.update(current)
+
+
+def _equal(value: Tensor | None, other: Tensor | None) -> bool:
+    if value is None or other is None:
+        return value is other
+    return value.shape == other.shape and torch.equal(value, other.to(value.device))
 
 
 def _copied(norm: nn.Module) -> Buffers:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import TypeAdapter
 
@@ -16,12 +16,15 @@ from pararealize.plan.json_text import parse_json, read_json
 from pararealize.table import aligned, share, shortened
 
 from .rows import CorrectionChoice, Errors, Fit, indices
+from .verdict import USABLE_ERROR, Verdict, judge
 
 __all__ = ["VERSION", "Calibration"]
 
-VERSION = 2
+VERSION = 3
 STAGES = ("before", "after", "fine-tuned")
 MOST_FAULTS = 12  # that a message lists
+ROUNDING = 1e-9
+OutputName: TypeAlias = Literal["classes", "values"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,10 @@ class Calibration:
         model: the class name of the model.
         n: number of segments of the longest window.
         windows: number of segments of each window.
+        blocks: how many blocks the windows of several segments have together.
         coarse: the kind of coarse blocks.
+        outputs: what the outputs are: ``"classes"`` or ``"values"``.
+        why: what says so.
         samples: number of samples that were fitted to.
         tested: number of samples that the errors are measured on.
         held_out: whether these are others than those fitted to.
@@ -44,6 +50,7 @@ class Calibration:
         held_out_part: which samples were held out, to choose penalties, ranks and statistics by; empty where nothing
             was chosen so.
         renewed: the parts whose batch norms have new running statistics (``"g2_1"``, ``"head"``).
+        warnings: what a reader should know, a sentence each.
         version: version of the JSON document.
     """
 
@@ -52,7 +59,10 @@ class Calibration:
     model: Text
     n: Number
     windows: tuple[Number, ...]
+    blocks: Count
     coarse: Text
+    outputs: OutputName
+    why: Text
     samples: Count
     tested: Count
     held_out: bool
@@ -63,7 +73,31 @@ class Calibration:
     corrections: tuple[CorrectionChoice, ...] = ()
     held_out_part: Text = ""
     renewed: tuple[Text, ...] = ()
+    warnings: tuple[Text, ...] = ()
     version: int = VERSION
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the network can be used at the errors of the last stage, and what to do where it cannot."""
+        return self.judge()
+
+    def judge(self, tolerance: float = USABLE_ERROR) -> Verdict:
+        """The same for another tolerance of the output's relative error.
+
+        Raises:
+            CalibrationError: the tolerance is not positive.
+        """
+        if not tolerance > 0:
+            raise CalibrationError(f"tolerance is {tolerance!r}; pass a positive relative error of the output")
+        return judge(
+            self.stages[-1],
+            windows=self.windows,
+            blocks=self.blocks,
+            coarse=self.coarse,
+            accuracy=self.accuracy,
+            tolerance=tolerance,
+            fine_tuned=self.fine_tune_steps > 0,
+        )
 
     def stage(self, name: str) -> Errors:
         """The errors of one stage: ``"before"``, ``"after"`` or ``"fine-tuned"``.
@@ -78,8 +112,9 @@ class Calibration:
         raise CalibrationError(f"there is no stage {name!r} of this calibration; there are {names}")
 
     def to_json(self) -> str:
-        """A JSON document; numbers that are not finite become null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """A JSON document, the verdict in it; numbers that are not finite become null."""
+        document = dataclasses.asdict(self) | {"verdict": dataclasses.asdict(self.verdict)}
+        return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> "Calibration":
@@ -98,6 +133,7 @@ class Calibration:
             raise CalibrationError(f"the calibration is of version {version!r}, and this reads version {VERSION}")
         if any(isinstance(value, float) and not math.isfinite(value) for value in _values(values)):
             raise CalibrationError("this calibration has numbers that are not finite, which to_json gives as null")
+        verdict = values.pop("verdict", None)  # which follows from the rest
         stages = values.get("stages")
         for stage in stages if isinstance(stages, list) else ():
             if isinstance(stage, dict):
@@ -107,7 +143,10 @@ class Calibration:
             if isinstance(choice, dict) and isinstance(choice.get("errors"), dict):
                 choice["errors"] = {name: _numbers(value) for name, value in choice["errors"].items()}
         calibration = read_json(_ADAPTER, json.dumps(values), "calibration", CalibrationError)
-        if faults := list(_contradictions(calibration)):
+        faults = list(_contradictions(calibration))
+        if not faults and verdict != dataclasses.asdict(calibration.verdict):
+            faults = ["its verdict does not follow from its errors"]
+        if faults:
             raise CalibrationError("this calibration cannot be read:\n" + "\n".join(faults[:MOST_FAULTS]))
         return calibration
 
@@ -179,6 +218,10 @@ def _contradictions(calibration: Calibration) -> Iterator[str]:
         if any(value < 0 for value in (*errors.adapters, *errors.interfaces, errors.output)):
             yield f"{stage}: an error is negative"
         shares += [(f"{stage}: accuracy", errors.accuracy), (f"{stage}: agreement", errors.agreement)]
+        if errors.cosine is not None and not -1 - ROUNDING <= errors.cosine <= 1 + ROUNDING:
+            yield f"{stage}: cosine is {errors.cosine}"
+        if calibration.outputs == "values" and (errors.agreement, errors.accuracy) != (None, None):
+            yield f"{stage}: values have no classes to agree in"
     yield from (f"{name} is {value}" for name, value in shares if value is not None and not 0 <= value <= 1)
 
 
@@ -212,6 +255,8 @@ def _text(calibration: Calibration) -> str:
     ends: list[tuple[str | None, ...]] = [("", *stages), ("output, relative error", *outputs)]
     if all(errors.agreement is not None for errors in calibration.stages):
         ends.append(("same class as the original", *(_percent(errors.agreement) for errors in calibration.stages)))
+    if all(errors.cosine is not None for errors in calibration.stages):
+        ends.append(("cosine with the original's, mean", *(f"{errors.cosine:.4f}" for errors in calibration.stages)))
     if calibration.accuracy is not None:
         ends.append((f"accuracy (original {share(calibration.accuracy, 2)})",
                      *(_percent(errors.accuracy) for errors in calibration.stages)))  # fmt: skip
@@ -240,6 +285,8 @@ def _text(calibration: Calibration) -> str:
         tables.append(f"running statistics of batch norms renewed in {names}")
     if calibration.fine_tune_steps:
         tables.append(f"fine-tuned for {calibration.fine_tune_steps} steps; errors against the original before that")
+    tables += [f"warning: {shortened(warning, 400)}" for warning in calibration.warnings]
+    tables.append(str(calibration.verdict))
     return visible("\n\n".join(tables))
 
 

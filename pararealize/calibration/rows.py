@@ -40,8 +40,10 @@ class Errors:
         adapters: errors of x_{m,j}, the input of segment j > 1 of window m, in this order.
         interfaces: errors of z_{m,j}, the corrected output of segment j of window m; the last of a window is w_m.
         output: error of the network's output.
-        agreement: share of the samples that both networks put into one class; None where the output is no logits.
-        accuracy: share of the samples put into the right class; None without labels.
+        agreement: share of the samples, or of the positions that count, that both networks put into one class; None
+            where the output is no classification.
+        accuracy: share of the samples put into the right class; None without labels or classes.
+        cosine: mean cosine of the output's vectors with the original's; None where it has none, or scores of classes.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -52,6 +54,7 @@ class Errors:
     output: float
     agreement: float | None = None
     accuracy: float | None = None
+    cosine: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

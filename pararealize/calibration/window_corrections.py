@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from pararealize.coarse.output_correction import InputCorrection, OutputCorrection, correction_text
 from pararealize.plan.spec import Window
 
-from .batch import unmasked
 from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
+from .masks import unmasked
 from .rows import CorrectionChoice, Fit
 
 __all__ = ["corrections_of", "fit_corrections", "fit_input_corrections", "set_to_nought"]

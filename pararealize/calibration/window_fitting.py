@@ -213,7 +213,7 @@ class WindowFitting:
                 source = values.sources.get(index)
                 if source is None:
                     source = interfaces.at(index, interfaces.begin(values, window))
-                regression.take(source, (), interfaces.at(index, values.true[m, j - 1]))
+                regression.take(source, (), interfaces.at(index, values.true[m, j - 1]), values.mask)
         for regression in regressions.values():
             regression.solve(ridge=self.settings.ridge)
         if regressions:
@@ -256,7 +256,7 @@ class WindowFitting:
 
         def pair(values: InterfaceValues) -> Pair:
             target = interfaces.at(following, values.true[following]) - interfaces.fine(values, following)
-            return interfaces.residual(values, plan.index), values.context[plan.name], target
+            return Pair(interfaces.residual(values, plan.index), values.context[plan.name], target, values.mask)
 
         sample = [pair(interfaces.with_fine(values, window)) for values in record.in_memory]
 

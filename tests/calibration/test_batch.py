@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from pararealize.calibration.batch import check_finite, inputs_of, labels_of, mask_of, one_pass, unmasked
+from pararealize.calibration.batch import call_arguments, check_finite, inputs_of, labels_of, one_pass, samples_of
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.tracing.call_signature import CallSignature
 
@@ -28,15 +28,17 @@ def test_inputs_and_labels_of_a_batch() -> None:
         assert labels_of(batch) is None
 
 
-def test_masks_of_batches() -> None:
-    x, mask = torch.randn(3, 4, 2), torch.tensor([[1, 1, 0, 0]] * 3)
-    assert torch.equal(mask_of({"x": x, "attention_mask": mask}), mask != 0)
-    for batch in (x, (x, mask), {"x": x}, {"attention_mask": mask[:, None]}):
-        assert mask_of(batch) is None
-    values = torch.arange(24.0).view(3, 4, 2)
-    assert torch.equal(unmasked(values, mask != 0), values[:, :2].reshape(6, 2))
-    for value, given in ((values, None), (x, mask[:, :3] != 0), (x[0], mask != 0)):
-        assert unmasked(value, given) is value
+def test_labels_that_a_model_was_converted_without_are_no_input() -> None:
+    x, labels = torch.randn(3, 2), torch.tensor([0, 1, 2])
+    call, _ = CallSignature.of("Model", inspect.signature(lambda x, labels=None: x).bind(x))
+    assert call_arguments({"x": x, "labels": labels}, call) == ((), {"x": x})
+    with_labels, _ = CallSignature.of("Model", inspect.signature(lambda x, labels=None: x).bind(x, labels))
+    assert list(inputs_of({"x": x, "labels": labels}, with_labels)) == ["x", "labels"]
+
+
+def test_samples_of_a_batch() -> None:
+    x = torch.randn(3, 2)
+    assert [samples_of(batch) for batch in (x, (x, torch.zeros(3)), {"flag": True, "x": x}, [])] == [3, 3, 3, 0]
 
 
 def test_batches_can_be_read_several_times() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize.analysis.space import Space
-from pararealize.calibration.distillation import distil, last_layer, measure_norms, solve_last
+from pararealize.calibration.distillation import Pair, distil, last_layer, measure_norms, solve_last
 from pararealize.coarse.units import CoarseBlock, depthwise_units, paper_units
 from pararealize.errors import CalibrationError
 
@@ -17,29 +17,29 @@ def block(seed: int = 0) -> CoarseBlock:
     return CoarseBlock(IMAGE, SMALL, paper_units(IMAGE, SMALL, 2)).eval()
 
 
-def pairs(count: int = 3) -> list[tuple[Tensor, tuple[()], Tensor]]:
+def pairs(count: int = 3) -> list[Pair]:
     torch.manual_seed(7)
     teacher = nn.Conv2d(4, 6, 3, stride=2, padding=1)
     xs = [torch.randn(16, 4, 8, 8) for _ in range(count)]
-    return [(x, (), teacher(x).tanh().detach()) for x in xs]
+    return [Pair(x, (), teacher(x).tanh().detach()) for x in xs]
 
 
-def error(module: nn.Module, data: list[tuple[Tensor, tuple[()], Tensor]]) -> float:
+def error(module: nn.Module, data: list[Pair]) -> float:
     with torch.no_grad():
-        return sum((module(x) - t).double().square().sum().item() for x, _, t in data)
+        return sum((module(x) - t).double().square().sum().item() for x, _, t, _ in data)
 
 
 def test_training_reduces_the_error_and_nothing_else_changes() -> None:
     module, data = block(), pairs()
     modes = [part.training for part in module.modules()]
-    inputs = [x.clone() for x, _, _ in data]
+    inputs = [x.clone() for x, *_ in data]
     before = error(module, data)
     distil(module, data, steps=30, lr=1e-2, seed=0)
     measure_norms(module, data)
     assert error(module, data) < 0.5 * before
     assert [part.training for part in module.modules()] == modes
     assert all(parameter.grad is None for parameter in module.parameters())
-    assert all(torch.equal(x, y) for x, (y, _, _) in zip(inputs, data, strict=True))
+    assert all(torch.equal(x, y) for x, (y, *_) in zip(inputs, data, strict=True))
 
 
 def test_one_seed_gives_one_result() -> None:
@@ -55,7 +55,7 @@ def test_one_seed_gives_one_result() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     """Squares of errors and of gradients are smaller or larger than float16 has; bfloat16 rounds in the third digit."""
-    data = [(x.to(dtype), c, 300 * t.to(dtype)) for x, c, t in pairs()]
+    data = [Pair(x.to(dtype), c, 300 * t.to(dtype)) for x, c, t, _ in pairs()]
     module = block().to(dtype)
     before = error(module, data)
     distil(module, data, steps=30, lr=1e-1, seed=0)
@@ -67,12 +67,14 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_the_last_layer_is_at_its_minimum() -> None:
-    module, data = block().double(), [(x.double(), c, t.double()) for x, c, t in pairs()]
+    module, data = block().double(), [Pair(x.double(), c, t.double()) for x, c, t, _ in pairs()]
     measure_norms(module, data)
     assert solve_last(module, lambda: data, ridge=0.0)
-    loss = sum((module(x) - t).square().sum() for x, _, t in data)
+    loss = sum((module(x) - t).square().sum() for x, _, t, _ in data)
     (gradient,) = torch.autograd.grad(loss, module.unit2.conv2.weight)
-    (other,) = torch.autograd.grad(sum((module(x) - t).square().sum() for x, _, t in data), module.unit2.conv1.weight)
+    (other,) = torch.autograd.grad(
+        sum((module(x) - t).square().sum() for x, _, t, _ in data), module.unit2.conv1.weight
+    )
     assert gradient.abs().max() < 1e-8 * other.abs().max()
 
 
@@ -105,15 +107,15 @@ def test_where_the_last_layer_is_not_added_there_is_none(module: nn.Module) -> N
     x = torch.randn(5, 3)
     assert last_layer(module, x) is None
     before = [p.clone() for p in module.parameters()]
-    assert not solve_last(module, lambda: [(x, (), x)], ridge=0.0)
+    assert not solve_last(module, lambda: [Pair(x, (), x)], ridge=0.0)
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
 
 
 def test_statistics_are_averages_over_all_pairs() -> None:
     norm = nn.BatchNorm1d(2, momentum=0.3).eval()
-    data = [(torch.randn(8, 2) + i, (), torch.zeros(8, 2)) for i in range(3)]
+    data = [Pair(torch.randn(8, 2) + i, (), torch.zeros(8, 2)) for i in range(3)]
     measure_norms(norm, data)
-    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x, _, _ in data]).mean(0))
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x, *_ in data]).mean(0))
     assert (norm.momentum, norm.training) == (0.3, False)
 
 
@@ -136,3 +138,23 @@ def test_a_frozen_last_layer_is_not_solved_for() -> None:
 def test_a_loss_that_blows_up_is_an_error() -> None:
     with pytest.raises(CalibrationError, match=r"in step . of 9 of a distillation; pass a smaller lr than 1e\+30"):
         distil(block(), pairs(), steps=9, lr=1e30, seed=0)
+
+
+def test_excluded_positions_influence_nothing() -> None:
+    """The content of padding leaves the weights as they are, bit for bit."""
+    torch.manual_seed(3)
+    x, target, mask = torch.randn(4, 6, 3), torch.randn(4, 6, 3), torch.rand(4, 6) < 0.5
+    weights = []
+    for padding in (0.0, 7.0, 1e4):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
+        values = [torch.where(mask[..., None], value, padding) for value in (x, target)]
+        data = [
+            Pair(values[0], (), values[1], mask),
+            Pair(values[0], (), values[1], mask & False),
+        ]  # the last all padding
+        distil(module, data, steps=6, lr=1e-2, seed=0)
+        assert solve_last(module, lambda data=data: data[:1], ridge=1e-4)
+        weights.append(torch.cat([parameter.flatten() for parameter in module.parameters()]).detach())
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])

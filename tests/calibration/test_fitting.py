@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 from pararealize import pararealize
 from pararealize.calibration.fitting import calibrate
+from pararealize.calibration.interfaces import Interfaces
+from pararealize.data.catalogue import load
 from pararealize.errors import CalibrationError, ExampleError, GuardError, ModelError
 from pararealize.network.parareal import messages
 from tests.models import LanguageModel, MaskedTransformer, SmallResNet
+from tests.tuning_networks import padded_batches, token_net
 
 
 def images(count: int = 3, size: int = 8) -> list[tuple[Tensor, Tensor]]:
@@ -103,7 +106,7 @@ def test_errors_fall_and_the_original_stays(coarse: str) -> None:
 
 def test_what_is_reported_is_what_the_network_does() -> None:
     net, batches = small(), images()
-    calibration = calibrate(net, batches, test=batches[:1], steps=5)
+    calibration = calibrate(net, batches, test=batches[:1], steps=5, outputs="logits")
     net.eval()
     x, labels = batches[0]
     with torch.no_grad():
@@ -156,7 +159,7 @@ def test_kinds_of_batches(kind: str) -> None:
         "dict": [{"x": x, "labels": labels} for x, labels in batches],
     }[kind]
     net, other = small("linear"), small("linear")
-    calibration = calibrate(net, given)
+    calibration = calibrate(net, given, outputs="logits")
     calibrate(other, batches)
     assert torch.equal(net.coarse.F1.project.conv.weight, other.coarse.F1.project.conv.weight)
     assert (calibration.accuracy is None) == (kind == "bare")
@@ -240,7 +243,7 @@ def test_refusals() -> None:
     with pytest.raises(CalibrationError, match=r"segment 1 .* is not finite in batch 2"):
         calibrate(net, [x, x * float("nan")])
     with pytest.raises(CalibrationError, match="labels go from 0 to 7, and the network tells 3 classes"):
-        calibrate(net, [(x, torch.arange(24) % 8)])
+        calibrate(net, [(x, torch.arange(24) % 8)], outputs="logits")
     with pytest.raises(CalibrationError, match="steps is -1; pass 0 or more steps; and ridge is -2"):
         calibrate(net, batches, steps=-1, ridge=-2.0)
     with pytest.raises(ModelError, match="and this is a SmallResNet"):
@@ -259,4 +262,33 @@ def test_a_transformer_with_a_mask() -> None:
     net = pararealize(MaskedTransformer().eval(), 2, example_inputs=ids, coarse="block")
     calibration = calibrate(net, [(ids, labels)], steps=20)
     assert calibration.stage("after").interfaces[1] < calibration.stage("before").interfaces[1]
-    assert calibration.accuracy is not None
+    assert calibration.accuracy is calibration.stage("after").agreement is None  # labels at random show no classes
+    assert "the labels are not used: its largest number is at the label no more often" in str(calibration)
+    assert calibration.outputs == "values"
+
+
+def test_a_data_set_and_labels_that_a_trained_network_meets() -> None:
+    """The largest output of a trained network is at its labels: nobody has to say that it tells classes."""
+    net, batches = small("linear"), images()
+    with torch.no_grad():
+        met = [(x, Interfaces(net).in_sequence(x).output.argmax(1)) for x, _ in batches]
+    calibration = calibrate(net, met)
+    assert (calibration.outputs, calibration.accuracy) == ("classes", 1.0)
+    assert "largest output is at the label in 100 % of the samples" in calibration.why
+    data = load("digits", batch_size=60, image_size=8, count=(120, 60))
+    torch.manual_seed(0)
+    net = pararealize(SmallResNet(classes=10).eval(), 2, example_inputs=data.example(), coarse="linear")
+    calibration = calibrate(net, data)
+    assert (calibration.held_out, calibration.tested, calibration.outputs) == (True, 60, "classes")
+
+
+def test_masks_by_name_and_none() -> None:
+    _, net = token_net()
+    batches = [
+        {"ids": b["ids"], "attention_mask": b["attention_mask"], "pad": b["attention_mask"]} for b in padded_batches()
+    ]
+    found, named, without = (calibrate(copy.deepcopy(net), batches, mask=mask) for mask in ("auto", "pad", None))
+    assert found.stages == named.stages
+    assert found.stages != without.stages
+    with pytest.raises(ExampleError, match="a batch has no mask 'padding'; it has ids"):
+        calibrate(net, batches, mask="padding")

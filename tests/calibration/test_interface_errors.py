@@ -11,10 +11,13 @@ import torch
 from pararealize import pararealize
 from pararealize.calibration.interface_errors import ErrorSums, SquareSums, measure_errors
 from pararealize.calibration.interfaces import Interfaces
+from pararealize.calibration.output_kind import ClassScores, OutputKind
 from pararealize.errors import CalibrationError
 from tests.models import SmallResNet
 
 BATCHES = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])), (torch.randn(6, 3, 8, 8), torch.tensor([1] * 6))]
+CLASSES = OutputKind(scores=(ClassScores(path=(), form="logits", axis=1),), why="")
+VALUES = OutputKind(scores=(), why="")
 
 
 def interfaces(n: int = 3) -> Interfaces:
@@ -48,7 +51,7 @@ def test_zero_and_infinite_errors() -> None:
 
 def test_errors_are_against_the_network_in_sequence() -> None:
     parts = interfaces()
-    errors = measure_errors(parts, map(parts.in_sequence, BATCHES)).errors("before")
+    errors = measure_errors(parts, map(parts.in_sequence, BATCHES), CLASSES).errors("before")
     x = torch.cat([x for x, _ in BATCHES])
     net = parts.net.eval()
     with torch.no_grad():
@@ -72,7 +75,7 @@ def test_values_stay_as_they_are() -> None:
     parts = interfaces()
     values = parts.in_sequence(BATCHES[0])
     values.y[0, 1] = marker = torch.full((1,), 7.0)
-    measure_errors(parts, [values])
+    measure_errors(parts, [values], CLASSES)
     assert values.y == {(0, 1): marker}
     assert (values.x, values.z) == ({}, {})
 
@@ -85,26 +88,60 @@ def test_another_network_may_be_the_reference() -> None:
             parameter.mul_(1.5)
     values = [parts.in_sequence(batch) for batch in BATCHES]
     reference = [before.in_sequence(batch) for batch in BATCHES]
-    errors = measure_errors(parts, values, reference=reference).errors("fine-tuned")
+    errors = measure_errors(parts, values, VALUES, reference=reference).errors("fine-tuned")
     expected = relative(torch.cat([v.true[0, 1] for v in values]), torch.cat([v.true[0, 1] for v in reference]))
     assert errors.interfaces[0] == pytest.approx(expected, rel=1e-5)
-    assert measure_errors(parts, values).errors("after").interfaces[0] == 0.0
+    assert measure_errors(parts, values, VALUES).errors("after").interfaces[0] == 0.0
 
 
-def test_without_labels_or_logits_nothing_is_counted() -> None:
+def test_hits_are_counted_where_there_are_classes() -> None:
     logits, labels = torch.eye(3), torch.tensor([0, 1, 1])
-    sums = ErrorSums([1])
+    sums = ErrorSums([1], CLASSES)
     sums.add_output(logits, logits.flip(0), labels, 3)
     assert sums.accuracy == pytest.approx(1 / 3)
     assert (sums.errors("").agreement, sums.errors("").accuracy) == pytest.approx((1 / 3, 2 / 3))
+    assert sums.errors("").cosine is None
     sums.add_output(logits, logits, None, 3)
     assert sums.accuracy is sums.errors("").accuracy is None
     assert sums.errors("").agreement == pytest.approx(4 / 6)
-    sums.add_output(torch.randn(3, 2, 2), torch.randn(3, 2, 2), labels, 3)
-    assert sums.errors("").agreement is None
+
+
+def test_values_have_no_classes_whatever_their_shape() -> None:
+    """An embedding with labels beside it was reported as "same class", one number a sample as 100 %."""
+    sums = ErrorSums([1], VALUES)
+    sums.add_output(torch.eye(3), torch.eye(3).flip(0), torch.tensor([0, 1, 1]), 3)
+    errors = sums.errors("")
+    assert (sums.accuracy, errors.agreement, errors.accuracy) == (None, None, None)
+    assert errors.cosine == pytest.approx(1 / 3)
+    sums = ErrorSums([1], VALUES)
+    sums.add_output(torch.ones(3, 1), torch.ones(3, 1), torch.tensor([0, 1, 1]), 3)
+    assert (sums.errors("").agreement, sums.errors("").cosine) == (None, None)
+
+
+def test_excluded_positions_count_in_no_error() -> None:
+    true, mask = torch.randn(2, 5, 3), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]) != 0
+    figures = []
+    for padding in (0.0, 1e6):
+        value = torch.where(mask[..., None], true + 1, torch.full_like(true, padding))
+        scores = (ClassScores(path=("logits",), form="logits", axis=2),)
+        for kind in (OutputKind(scores=scores, why=""), VALUES):
+            sums = ErrorSums([1], kind)
+            sums.add_output({"logits": value}, {"logits": true}, None, 2, mask)
+            figures.append(sums.errors(""))
+    assert figures[:2] == figures[2:]
+    assert figures[0].agreement == 1
+
+
+def test_identities_that_are_worse_than_none_are_told() -> None:
+    sums = ErrorSums([3], VALUES)
+    for index, error, without in (((0, 2), 0.5, 0.25), ((0, 3), 0.5, 0.75)):
+        sums.interfaces[index].error, sums.interfaces[index].whole = error, 1.0
+        sums.without[index] = SquareSums(without, 1.0)
+    (warning,) = sums.warnings
+    assert "larger error than none: F1 (0.71, without it 0.50); choose" in warning
 
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_of_another_data_set_are_refused(label: int) -> None:
     with pytest.raises(CalibrationError, match="and the network tells 3 classes"):
-        ErrorSums([1]).add_output(torch.eye(3), torch.eye(3), torch.tensor([0, 1, label]), 3)
+        ErrorSums([1], CLASSES).add_output(torch.eye(3), torch.eye(3), torch.tensor([0, 1, label]), 3)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from pararealize.analysis.space import Space
 from pararealize.calibration.least_squares import NormalEquations, Regression, linear_part, unfold
 from pararealize.coarse.adapter import build_adapter
-from pararealize.coarse.resampling import Resample
+from pararealize.coarse.resampling import Move, Resample
 from pararealize.coarse.units import linear_map
+from pararealize.errors import CalibrationError
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -102,7 +103,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pararealize.calibration.least_squares.CHUNK", chunk)
         layer, x = case("conv 3×3/2")
         equations = NormalEquations(layer)
-        assert len(list(equations._rows(x, layer(x)))) == (12 if chunk == 1 else 1)
+        assert len(list(equations._rows(x, layer(x), None))) == (12 if chunk == 1 else 1)
         equations.add(x, torch.linspace(-1, 1, layer(x).numel(), **DOUBLE).view_as(layer(x)))
         equations.solve(ridge=0.1)
         found.append(layer.weight.detach())
@@ -146,3 +147,34 @@ def test_which_modules_are_linear() -> None:
         nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
     ):
         assert linear_part(module) is None
+
+
+@pytest.mark.parametrize("move", [False, True])
+def test_excluded_positions_are_no_rows(move: bool) -> None:
+    """Fitted with padding it is what the same rows without padding give, whatever the padding holds."""
+    torch.manual_seed(0)
+    x, mask = torch.randn(3, 5, 4, **DOUBLE), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]) != 0
+    target = torch.randn(3, 5, 2, **DOUBLE)
+    layer: nn.Module = nn.Conv1d(4, 2, 1, **DOUBLE) if move else nn.Linear(4, 2, **DOUBLE)
+    tail = (Move(0, 1),) if move else ()
+    weights = []
+    for padding in (0.0, 1e3, torch.nan):
+        values, wanted = (torch.where(mask[..., None], value, padding) for value in (x, target))
+        equations = NormalEquations(layer, tail)
+        equations.add(values.movedim(2, 1) if move else values, wanted, mask)
+        equations.solve(ridge=1e-3)
+        weights.append(torch.cat([layer.weight.flatten(), layer.bias]).detach().clone())
+    dense = nn.Linear(4, 2, **DOUBLE)
+    equations = NormalEquations(dense)
+    equations.add(x[mask], target[mask])
+    equations.solve(ridge=1e-3)
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    torch.testing.assert_close(weights[0], torch.cat([dense.weight.flatten(), dense.bias]).detach())
+
+
+def test_masks_of_all_positions_are_refused() -> None:
+    equations = NormalEquations(nn.Linear(2, 2))
+    equations.add(torch.ones(1, 3, 2), torch.ones(1, 3, 2), torch.zeros(1, 3, dtype=torch.bool))
+    with pytest.raises(CalibrationError, match="exclude every position"):
+        equations.solve(ridge=0.0)

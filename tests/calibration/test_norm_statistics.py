@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from pararealize import pararealize
@@ -40,6 +42,26 @@ def test_renewed_shown_as_found_and_restored() -> None:
     assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
     assert norm.running_mean is buffer
     assert not NormStatistics(pararealize(torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4))), 2)).of("g1")
+
+
+def test_statistics_from_before_are_remembered_while_the_renewed_ones_are_there() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    net = pararealize(SmallResNet().eval(), 2, windows=2, example_inputs=x, coarse="linear").eval()
+    found = {key: value.clone() for key, value in net.state_dict().items()}
+    first = NormStatistics(net)
+    name = next(name for name in net.segments if name != "g1_1" and first.of(name))
+    first.renew([name], lambda: net.segments[name](net.stem(x)))
+    assert not NormStatistics(net).has_originals
+    first.remember()
+    again, twin = NormStatistics(net), copy.deepcopy(net)
+    assert again.has_originals
+    with again.as_found():
+        assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
+    again.give_to(NormStatistics(twin))
+    assert all(torch.equal(value, found[key]) for key, value in twin.state_dict().items())
+    first.of(name)[0].running_mean.add_(1)  # trained on meanwhile: the old ones are nobody's any more
+    assert first.of(name)[0] not in NormStatistics(net)._found
 
 
 def _in_the_midst(net: torch.nn.Module, statistics: NormStatistics, name: str, x: torch.Tensor) -> None:

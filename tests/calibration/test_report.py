@@ -20,7 +20,8 @@ def calibration(**changes: object) -> Calibration:
     )
     after = Errors(stage="after", adapters=(0.5,), interfaces=(0.0, 0.00012), output=0.1, agreement=0.95, accuracy=0.9)
     values = {
-        "model": "Net", "n": 2, "windows": (2,), "coarse": "paper", "samples": 100, "tested": 20,
+        "model": "Net", "n": 2, "windows": (2,), "blocks": 6, "coarse": "paper", "outputs": "classes", "why": "said",
+        "samples": 100, "tested": 20,
         "held_out": True, "accuracy": 0.925, "fits": fits, "stages": (before, after),
     }  # fmt: skip
     return Calibration(**values | changes)
@@ -41,7 +42,9 @@ def test_it_prints_as_a_table() -> None:
         "                              before    after\n"
         "output, relative error        2.0000   0.1000\n"
         "same class as the original   10.00 %  95.00 %\n"
-        "accuracy (original 92.50 %)  20.00 %  90.00 %"
+        "accuracy (original 92.50 %)  20.00 %  90.00 %\n"
+        "\n"
+        "usable at this error: accuracy 90.00 % of the original's 92.50 % (output error 0.10)"
     )
 
 
@@ -49,7 +52,7 @@ def test_without_labels_and_with_long_recipes() -> None:
     one = calibration()
     long = Fit(part="C2", kind="2 × max_pool 3×3/2 → " * 9, method="least squares", seconds=0.0)
     text = str(calibration(accuracy=None, fits=(long, one.fits[1]), held_out=False, fine_tune_steps=7))
-    assert "accuracy" not in text
+    assert "accuracy" not in text.partition("same class")[0]
     assert max(map(len, text.splitlines())) <= 120
     assert "errors on the same" in text
     assert "fine-tuned for 7 steps" in text
@@ -72,13 +75,34 @@ def test_json_there_and_back() -> None:
         ("[]", "no calibration"),
         ("{", "no calibration"),
         ('{"version": 9}', "of version 9"),
-        ('{"version": 2}', "fits"),
-        ('{"version": 1}', "reads version 2"),
+        ('{"version": 3}', "fits"),
+        ('{"version": 2}', "reads version 3"),
     ],
 )
 def test_other_json_is_refused(text: str, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         Calibration.from_json(text)
+
+
+def test_values_print_their_cosine_and_warnings() -> None:
+    stages = [
+        Errors(stage=stage, adapters=(0.5,), interfaces=(0.0, 0.5), output=output, cosine=cosine)
+        for stage, output, cosine in (("before", 1.2, 0.3), ("after", 1.05, 0.4))
+    ]
+    report = calibration(stages=tuple(stages), outputs="values", accuracy=None, warnings=("F1 is worse than none",))
+    assert Calibration.from_json(report.to_json()) == report
+    assert str(report).endswith(
+        "output, relative error            1.2000  1.0500\n"
+        "cosine with the original's, mean  0.3000  0.4000\n"
+        "\n"
+        "warning: F1 is worse than none\n"
+        "\n"
+        "not usable: output error 1.05: worse than answering zero; take more windows (3 at n = 2 "
+        "should leave about 0.35), or fine-tune"
+    )
+    assert report.judge(2.0).usable
+    with pytest.raises(CalibrationError, match="tolerance is 0; pass a positive"):
+        report.judge(0)
 
 
 def test_unknown_stage() -> None:
@@ -97,6 +121,8 @@ def test_unknown_stage() -> None:
         ({"stages": []}, "its stages are ; there are 'before', 'after', 'fine-tuned'"),
         ({"accuracy": 1.5}, "accuracy is 1.5"),
         ({"accuracy": math.nan}, "numbers that are not finite"),
+        ({"verdict": {"usable": False, "sentence": "no"}}, "its verdict does not follow"),
+        ({"outputs": "values"}, "values have no classes to agree in"),
         ({"samples": -1}, "samples: Input should be greater than or equal to 0; it is -1"),
         ({"n": 2**30, "windows": [2**30] * 3}, "n = 1073741824 has"),
     ],
@@ -153,7 +179,9 @@ def test_windows_print_as_tables_and_come_back() -> None:
         "                        before   after\n"
         "output, relative error  0.5000  0.0500\n"
         "\n"
-        "running statistics of batch norms renewed in g2_1"
+        "running statistics of batch norms renewed in g2_1\n"
+        "\n"
+        "usable at this error: output error 0.050"
     )
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_model
 
 from pararealize import models
 from pararealize.calibration.report import Calibration
+from pararealize.calibration.tuning_report import FineTuning
 from pararealize.data.catalogue import load
 from tests.command import run
 
@@ -28,6 +29,7 @@ def test_a_folder_that_loads(weights: Path, tmp_path: Path) -> None:
     printed = json.loads(result.stdout)
     names = {"plan.json", "weights.safetensors", "model.py", "network.svg", "calibration.json", "calibration.svg"}
     names |= {"manifest.json", "network.json", "original.safetensors"}
+    names.add("fine-tuning.json")
     assert set(printed["files"]) == names == {entry.name for entry in (tmp_path / "out").iterdir()}
     written = Calibration.from_json((tmp_path / "out" / "calibration.json").read_text())
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["segments"][1]["m"] == 2
@@ -41,10 +43,15 @@ def test_a_folder_that_loads(weights: Path, tmp_path: Path) -> None:
         right = sum((net(x).argmax(1) == y).sum().item() for x, y in data.test_batches())
     assert written.stage("fine-tuned").accuracy == pytest.approx(right / data.test_count)
     assert "interfaces, " in str(written)
-    windows = ("--n", 2, "--windows", 3, "--coarse", "low-rank:4", "--fine-tune-steps", 1)
+    tuned = FineTuning.from_json((tmp_path / "out" / "fine-tuning.json").read_text())
+    assert (tuned.loss, tuned.train, tuned.calibration) == ("kl", "all", written)
+    assert printed["fine_tuning"]["verdict"] == {"usable": tuned.verdict.usable, "sentence": str(tuned.verdict)}
+    windows = ("--n", 2, "--windows", 3, "--coarse", "low-rank:4", "--fine-tune-steps", 1, "--train", "added")
     again = run(*words, *windows, "--out", tmp_path / "out", "--force")
     assert again.exit_code == 0, again.output
-    assert all(text in again.stdout for text in ("3 windows", "output corrections, ", "on the test samples", "tuned"))
+    assert all(
+        text in again.stdout for text in ("3 windows", "output corrections, ", "on the test samples", "trained: added")
+    )
     assert Calibration.from_json((tmp_path / "out" / "calibration.json").read_text()).corrections
 
 
@@ -57,6 +64,9 @@ def test_refusals(weights: Path, tmp_path: Path) -> None:
     assert other.exit_code == 2
     assert "trained.safetensors' does not fit: " in other.stderr
     (tmp_path / "text.safetensors").write_text("no tensors")
+    loss = run("calibrate", "resnet20", "--weights", weights, *common, "--fine-tune-steps", 1, "--loss", "hinge")
+    assert loss.exit_code == 2
+    assert "--loss is 'hinge'; write auto, kl, " in loss.stderr
     text = run("calibrate", "resnet20", "--weights", tmp_path / "text.safetensors", *common)
     assert text.exit_code == 2
     assert "cannot be read as a safetensors file" in text.stderr

@@ -1,0 +1,89 @@
+"""A batch, and what the caller says of it -> which positions count: a mask over the leading axes of values.
+
+Padding fills a batch up; what a network makes of it is read by nobody. A mask, nonzero where there is something, leaves
+it out of least squares, of distillation, and of every error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pararealize.errors import CalibrationError, ExampleError
+
+__all__ = ["AUTO", "MaskChoice", "mask_of", "positions", "unmasked"]
+
+MaskChoice: TypeAlias = str | Callable[[Any], Any] | None
+AUTO = "auto"
+DEFAULT = "attention_mask"  # what "auto" looks for
+
+
+def mask_of(batch: Any, choice: MaskChoice, stream: Tensor, channel: int) -> Tensor | None:
+    """The mask of a batch, as booleans.
+
+    Args:
+        batch: as the caller gave it.
+        choice: the name of an item of a dict batch, a function of the batch, ``None`` for no mask, or ``"auto"``: the
+            item ``"attention_mask"`` where it has the shape ``(batch, length)`` of the stream's leading axes.
+        stream: what crosses an interface, ``(batch, …)``.
+        channel: which of the stream's axes has the channels.
+
+    Raises:
+        ExampleError: the batch has no item of that name.
+        CalibrationError: the mask is no tensor of the stream's leading axes, in front of its channels.
+    """
+    if choice is None:
+        return None
+    if choice == AUTO:
+        mask = batch.get(DEFAULT) if isinstance(batch, Mapping) else None
+        if isinstance(mask, Tensor) and mask.ndim == 2 and _fits(mask, stream, channel):
+            return mask != 0
+        return None
+    if callable(choice):
+        mask, what = choice(batch), "the mask that the function gives"
+    else:
+        if not isinstance(batch, Mapping) or choice not in batch:
+            names = f"; it has {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
+            raise ExampleError(
+                f"a batch has no mask {choice!r}{names}; name an item of it, pass a function of the batch, or mask=None"
+            )
+        mask, what = batch[choice], f"the mask {choice!r}"
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or not mask.ndim or not _fits(mask, stream, channel):
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise CalibrationError(
+            f"{what} is {shape}; between its blocks the network has values {tuple(stream.shape)} with the channels on "
+            f"axis {channel}: pass a tensor of the first axes in front of that, such as {tuple(stream.shape[:channel])}"
+        )
+    return mask != 0
+
+
+def unmasked(value: Tensor, mask: Tensor | None) -> Tensor:
+    """``(positions, …)`` that count of ``(batch, length, …)``; a value without the mask's leading axes as it is.
+
+    Example:
+        >>> unmasked(torch.arange(6.0).view(1, 3, 2), torch.tensor([[True, False, True]])).tolist()
+        [[0.0, 1.0], [4.0, 5.0]]
+    """
+    return value if mask is None or not _leads(mask, value) else value[mask.to(value.device)]
+
+
+def positions(value: Tensor, axis: int, mask: Tensor | None) -> Tensor | None:
+    """Which rows of a value count, once its channels, on ``axis``, are last and all else is one axis; None: all do."""
+    if mask is None or axis < mask.ndim or not _leads(mask, value):
+        return None
+    rows = (*value.shape[:axis], *value.shape[axis + 1 :])
+    return mask.to(value.device).view(*mask.shape, *(1,) * (len(rows) - mask.ndim)).expand(rows).reshape(-1)
+
+
+def _leads(mask: Tensor, value: Tensor) -> bool:
+    """Whether the mask's axes are the value's first ones: a matrix beside a mask of two axes is a vector a sample."""
+    return (value.ndim > mask.ndim or mask.ndim == 1) and value.shape[: mask.ndim] == mask.shape
+
+
+def _fits(mask: Tensor, stream: Tensor, channel: int) -> bool:
+    return mask.ndim <= channel and stream.shape[: mask.ndim] == mask.shape and not torch.is_complex(mask)

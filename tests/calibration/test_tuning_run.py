@@ -1,0 +1,81 @@
+"""Runs: the loss falls, the best weights are kept, a run that breaks off leaves them, norms as asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pararealize.calibration.graph_run import GraphRun
+from pararealize.calibration.losses import OutputLoss
+from pararealize.calibration.output_kind import OutputKind
+from pararealize.calibration.teacher import Teacher
+from pararealize.calibration.trained_parameters import TrainedParameters
+from pararealize.calibration.tuning_data import TuningData
+from pararealize.calibration.tuning_run import TuningJob, TuningRun, trained_norms
+from pararealize.errors import TrainingError
+from pararealize.train.recipe import Recipe
+from tests.tuning_networks import padded_batches, token_net
+
+MSE = OutputLoss(name="mse", why="", kind=OutputKind(scores=(), why=""))
+
+
+def run_of(lr: float, *, train: Any = "all", steps: int = 12, match: float = 0.0, said: Any = None) -> TuningRun:
+    _, net = token_net()
+    job = TuningJob(
+        net=net, teacher=Teacher(net, None, renewed=(), mask="auto"), loss=MSE, match=match, mask="auto", steps=steps,
+        data=TuningData(padded_batches(), None, keep=0, seed=0), every=4,
+        recipe=Recipe(optimizer="adamw", lr=lr, schedule="constant", weight_decay=0.0, clip=1.0),
+        say=(said if said is not None else []).append,
+    )  # fmt: skip
+    run = TuningRun(job, TrainedParameters(net, train), [], by_batch=False)
+    run.look()
+    return run
+
+
+@pytest.mark.parametrize("train", ["all", "added", "lora:2"])
+def test_the_loss_falls_and_the_best_is_kept(train: str) -> None:
+    said: list[str] = []
+    run = run_of(5e-3, train=train, said=said)
+    run.advance(12)
+    assert [row.step for row in run.rows] == [0, 4, 8, 12]
+    assert run.best[0] == min(row.held_out for row in run.rows) < run.rows[0].held_out
+    assert said[-1].startswith("fine-tuning: step 12 of 12, loss ")
+    run.load_best()
+    assert run.look() == run.best[0]
+    assert all(parameter.grad is None for parameter in run.job.net.parameters())
+
+
+def test_matching_the_ends_of_windows_is_part_of_the_loss() -> None:
+    run = run_of(1e-3, match=2.0)
+    job, batch = run.job, padded_batches(1)[0]
+    values, teacher = GraphRun(job.net)(batch), job.teacher(batch)
+    mask = batch["attention_mask"] != 0
+    apart = [
+        ((w - u)[mask].square().sum() / u[mask].square().sum()).item()
+        for w, u in zip(values.ends, teacher.ends, strict=True)
+    ]
+    wanted = job.output_loss(batch, values, teacher).item() + 2 * sum(apart) / 2
+    assert job.training_loss(batch, values, teacher).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_it() -> None:
+    run = run_of(1e30)
+    with pytest.raises(
+        TrainingError, match=r"in step 2 of 12 of fine-tuning; .*: pass a smaller lr than 1e\+30"
+    ) as raised:
+        run.advance(12)
+    assert raised.value.step == 2
+    run.load_best()
+    assert run.look() == run.rows[0].held_out
+
+
+def test_norms_whose_statistics_may_follow() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False))
+    norms = [net[1], net[2]]
+    assert trained_norms(net, TrainedParameters(net, "all")) == norms
+    assert trained_norms(net, TrainedParameters(net, ["1"])) == norms[:1]
+    assert trained_norms(net, TrainedParameters(net, ["0"])) == []
+    assert torch.equal(net[1].running_mean, torch.zeros(3))
