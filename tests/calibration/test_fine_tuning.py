@@ -86,8 +86,7 @@ def test_a_network_that_is_its_own_teacher_stays_at_zero() -> None:
     assert all(torch.equal(value, before[key]) for key, value in exact.state_dict().items())
 
 
-@settings(max_examples=4, deadline=None)
-@given(st.sampled_from([1e-3, 0.1, 3.0]), st.sampled_from(["mse", "cosine"]), st.integers(0, 3))
+@pytest.mark.parametrize("lr, loss, seed", [(1e-3, "mse", 0), (0.1, "cosine", 1), (0.5, "mse", 2)])
 def test_it_never_ends_worse_than_it_began(lr: float, loss: str, seed: int) -> None:
     _, net = token_net()
     recipe = Recipe(optimizer="sgd", lr=lr, schedule="constant")

@@ -181,7 +181,7 @@ def test_windows_print_as_tables_and_come_back() -> None:
         "\n"
         "running statistics of batch norms renewed in g2_1\n"
         "\n"
-        "usable at this error: output error 0.050"
+        "usable at this error: output error 0.05"
     )
 
 
