@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pararealize.errors import CalibrationError, ExampleError
 
-__all__ = ["AUTO", "MaskChoice", "mask_of", "positions", "unmasked"]
+__all__ = ["AUTO", "MaskChoice", "attention_mask", "mask_of", "positions", "unmasked"]
 
 MaskChoice: TypeAlias = str | Callable[[Any], Any] | None
 AUTO = "auto"
@@ -38,10 +38,8 @@ def mask_of(batch: Any, choice: MaskChoice, stream: Tensor, channel: int) -> Ten
     if choice is None:
         return None
     if choice == AUTO:
-        mask = batch.get(DEFAULT) if isinstance(batch, Mapping) else None
-        if isinstance(mask, Tensor) and mask.ndim == 2 and _fits(mask, stream, channel):
-            return mask != 0
-        return None
+        mask = attention_mask(batch)
+        return mask if mask is not None and _fits(mask, stream, channel) else None
     if callable(choice):
         mask, what = choice(batch), "the mask that the function gives"
     else:
@@ -60,6 +58,12 @@ def mask_of(batch: Any, choice: MaskChoice, stream: Tensor, channel: int) -> Ten
             f"axis {channel}: pass a tensor of the first axes in front of that, such as {tuple(stream.shape[:channel])}"
         )
     return mask != 0
+
+
+def attention_mask(batch: Any) -> Tensor | None:
+    """The item ``"attention_mask"`` of a dict batch, ``(batch, length)``, as booleans; None where there is none."""
+    mask = batch.get(DEFAULT) if isinstance(batch, Mapping) else None
+    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def unmasked(value: Tensor, mask: Tensor | None) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pararealize.argument_types import typed_arguments
-from pararealize.calibration.batch import Batches, labels_of, mask_of, one_pass
+from pararealize.calibration.batch import Batches, labels_of, one_pass
+from pararealize.calibration.masks import attention_mask
 from pararealize.errors import CalibrationError, ExampleError, ModelError
 from pararealize.network.module import PararealModule
 from pararealize.restore import ordinary_mode
@@ -87,7 +88,8 @@ def compare(
         for batch in one_pass(batches):
             args, kwargs = call.as_arguments(as_input(original, _inputs(batch, call), device))
             first = (args, kwargs) if first is None else first
-            sums.add(original(*args, **kwargs), net(*args, **kwargs), labels=labels_of(batch), mask=mask_of(batch))
+            labels, mask = labels_of(batch), attention_mask(batch)
+            sums.add(original(*args, **kwargs), net(*args, **kwargs), labels=labels, mask=mask)
             say(f"{sums.samples} samples compared")
         if first is None:
             raise ExampleError("the batches are empty; pass at least one")
