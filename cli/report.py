@@ -60,6 +60,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "serial": plan.serial,
             "critical_path": plan.critical_path,
             "virtual_speedup": plan.virtual_speedup,
+            "step": plan.step,
+            "speedup": plan.speedup,
+            "links": plan.links,
         },
         "parameters": dataclasses.asdict(plan.parameters),
     }
@@ -174,13 +177,13 @@ def _totals(plan: Plan) -> Text:
         f"+ {count(p.coarse)} in coarse blocks\n"
     )
     lines.append("one step    ", "bold")
-    seconds = plan.unit == "seconds"
-    serial, longest = (f"{cost:.3g} s" if seconds else count(cost) for cost in (plan.serial, plan.critical_path))
-    devices = "a device a segment" if len(plan.windows) == 1 else quantity(plan.n, "device")
+    seconds, speedup = plan.unit == "seconds", plan.speedup
+    costs = plan.serial, plan.serial / max(speedup, 1e-60)
+    serial, longest = (f"{cost:.3g} s" if seconds else count(cost) for cost in costs)
     what = f"at batch {plan.batch}" if seconds else "operations a sample"
     lines.append(
-        f"{serial} {what} in sequence, {longest} on the longest path with {devices}: "
-        f"predicted speed-up {plan.virtual_speedup:.2f}×"
+        f"{serial} {what} in sequence, {longest} on the longest path with {plan.links}: "
+        f"predicted speed-up {speedup:.2f}×"
     )
     return lines
 

@@ -55,8 +55,12 @@ class StepOptions:
         bool, typer.Option("--no-overlap", help="The paper's way: the coarse chain waits for all segments.")
     ] = False
     reduce_linear: Annotated[
-        bool, typer.Option("--reduce-linear", help="Take neighbouring linear coarse blocks as one reduction.")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--reduce-linear/--no-reduce-linear",
+            help="Take neighbouring linear coarse blocks as one reduction. [dim]\\[default: where it is faster][/]",
+        ),
+    ] = None
     inference: Annotated[bool, typer.Option("--inference", help="The forward pass alone.")] = False
 
     def transfer(self) -> Transfer:
@@ -84,7 +88,7 @@ class StepOptions:
             batch=batch,
             ranks=self.ranks,
             overlap=not self.no_overlap,
-            reduce_linear=self.reduce_linear,
+            reduce_linear="auto" if self.reduce_linear is None else self.reduce_linear,
             training=not self.inference,
             rate=self.rate * 1e12,
         )

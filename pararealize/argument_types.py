@@ -34,6 +34,7 @@ _SOURCES = {  # of the values of this library, by their classes
     "BlockChain": "find_blocks(capture(model, ...))", "Calibration": "calibrate(net, batches)",
     "Capture": "capture(model, inputs)", "Costs": "count_costs(chain)", "Dataset": "pararealize.data.load(name)",
     "PararealModule": "pararealize(model, n)", "Plan": "make_plan(chain, n) or Plan.from_json(text)",
+    "PlannedRows": "make_plan(chain, n) or Plan.from_json(text)",
     "Times": "plan_times(plan)", "Space": "plan.segments[0].x", "CoarsePlan": "plan.coarse_blocks[0]",
 }  # fmt: skip
 

@@ -150,7 +150,8 @@ def _windows(
 ) -> tuple[WindowRanks, ...]:
     """What passes between ranks: in a row, or in sums where coarse blocks are the identity.
 
-    What is chosen by itself is what makes the simulated step shorter, with messages as between GPUs of one machine.
+    What is chosen by itself is what makes the simulated step shorter, with the messages that the plan was made for;
+    with those between GPUs of one machine where it was made for free ones.
     """
     if reduce_linear not in (True, False, "auto"):
         raise DistributedError(f"reduce_linear is {reduce_linear!r}; pass True, False or 'auto'")
@@ -158,7 +159,8 @@ def _windows(
     identities = {row.name for row in plan.coarse_blocks if type(blocks.get(row.name)) is nn.Identity}
     in_a_row, summed = ranks_of_windows(plan.windows, runs), ranks_of_windows(plan.windows, runs, identities)
     if reduce_linear == "auto" and summed != in_a_row:
-        link, counts = Transfer(), [last - first + 1 for first, last in runs]
+        link = plan.transfer if plan.latency or plan.bandwidth is not None else Transfer()
+        counts = [last - first + 1 for first, last in runs]
         with_sums, without = (
             simulate(plan, latency=link.latency, bandwidth=link.bandwidth, assignment=counts, reduce_linear=way)
             for way in (True, False)

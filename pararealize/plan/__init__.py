@@ -16,6 +16,7 @@ which does likewise. A real step gives rows, and from them the same kind of Time
     window_ranks       which rank has which segments of each window, and passes what to whom
     actions            what is done in a step: what each action is called, and whose results it needs
     schedule           the tasks of one step in the order of each rank, and when they are done
+    scheduled_step     the actions of one step, by the faster way to add linear corrections up
     simulation         a Plan and its Times as the Timeline of one step
     recording          what a rank did in a real step, a row an action
     spans              such rows of all ranks as actions, with what each waited for

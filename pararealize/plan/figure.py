@@ -225,7 +225,7 @@ def _draw_title(axes: Axes, geometry: Geometry, plan: Plan, title: str) -> None:
         parts[0] += (
             f" + {count(totals.adapters)} in adapters + {count(totals.coarse)} in coarse blocks ({label(plan.coarse)})"
         )
-        parts.append(f"predicted speed-up {plan.virtual_speedup:.2f}×")
+        parts.append(f"predicted speed-up {plan.speedup:.2f}×")
     parts.append("heights: forward and backward cost")
     if geometry.width < 9.5:
         _text(axes, MARGIN, top - 0.21, parts[0], 7.5, ha="left", color=FAINT)

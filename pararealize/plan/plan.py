@@ -5,6 +5,7 @@ A plan prints as a table, survives JSON with a version and a schema, and knows w
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass as plain_dataclass
 from typing import Any, ClassVar, Literal
@@ -14,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.argument_types import typed_arguments, typed_fields
-from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, CorrectionPlan, Count, NumberedRow, Text
+from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, CorrectionPlan, Cost, Count, NumberedRow, Text
 from pararealize.control_characters import visible
 from pararealize.errors import PlanError
 from pararealize.table import aligned, billions, count, quantity, shortened
@@ -23,7 +24,10 @@ from .consistency import cut_faults, kind_faults, row_faults
 from .corrections import correction_faults
 from .json_text import parse_json, read_json
 from .numbering import numbering_faults
-from .spec import PartPlan, SegmentPlan, Window, windows_of
+from .scheduled_step import StepActions, device_runs, step_actions
+from .spec import RATE, PartPlan, PlannedRows, Rate, SegmentPlan, Window
+from .times import plan_times
+from .transfer import Transfer
 
 __all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "Window", "fingerprint"]
 
@@ -43,7 +47,7 @@ class Totals:
 
 @typed_fields(PlanError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
-class Plan:
+class Plan(PlannedRows):
     """How a network becomes windows of at most n segments, with adapters and coarse blocks.
 
     Attributes:
@@ -63,6 +67,9 @@ class Plan:
         coarse_blocks: F^{m,j}, j < n_m, likewise.
         notes: what the user should know.
         corrections: the K^{m,j} that there are.
+        latency: seconds of a message between two devices.
+        bandwidth: bytes a second of a message; ``None`` where they cost nothing.
+        rate: operations a second, with which counted costs are compared with messages.
     """
 
     version: int = VERSION
@@ -81,6 +88,9 @@ class Plan:
     head: PartPlan
     notes: tuple[Text, ...] = ()
     corrections: tuple[CorrectionPlan, ...] = ()
+    latency: Cost = 0.0
+    bandwidth: Rate | None = None
+    rate: Rate = RATE
 
     WIDTH: ClassVar[int] = 120
 
@@ -90,11 +100,6 @@ class Plan:
             raise ValueError("; ".join(faults))
 
     # What follows from it -------------------------------------------------------------------------------------------
-
-    @property
-    def windows(self) -> tuple[Window, ...]:
-        """The rows of segments, adapters and coarse blocks, window by window."""
-        return windows_of(self.segments, self.adapters, self.coarse_blocks, self.corrections)
 
     @property
     def serial(self) -> float:
@@ -108,7 +113,7 @@ class Plan:
         Forward, ``t_1 = s_1``, ``t_{j+1} = max(s_{j+1}, t_j) + c_j`` for each window, one after the other, then the
         head; ``s_j`` is a segment with its adapter (in the first window also with the stem, where that is what the
         adapter reads), ``c_j`` the coarse block F^j. Backward is the mirror image: the head, and the same recursion on
-        the backward costs. Messages are free; see :func:`~pararealize.plan.simulation.simulate` for those that are not.
+        the backward costs. Messages are free, and coarse blocks stand in a row; :attr:`step` counts both.
         """
         return self._path("cost_forward") + self._path("cost_backward")
 
@@ -128,8 +133,42 @@ class Plan:
 
     @property
     def virtual_speedup(self) -> float:
-        """``serial / critical_path``, what the plan predicts with n devices and free messages."""
+        """``serial / critical_path``, with n devices, free messages and coarse blocks in a row."""
         return self.serial / self.critical_path if self.critical_path else 1.0
+
+    @property
+    def transfer(self) -> Transfer:
+        """What a message takes, as the plan was made for."""
+        return Transfer(self.latency, math.inf if self.bandwidth is None else self.bandwidth)
+
+    @property
+    def step(self) -> float:
+        """Seconds of one step with n devices, the plan's messages counted.
+
+        Coarse blocks that are the identity are summed over ranks where that is faster, as ranks do; it is the step that
+        :func:`~pararealize.plan.simulation.simulate` gives without further arguments.
+        """
+        return self._step_actions().seconds
+
+    @property
+    def speedup(self) -> float:
+        """What the plan predicts with n devices: the seconds of the original's own parts over those of :attr:`step`."""
+        step, serial = self.step, sum(plan_times(self, batch=max(self.batch, 1), rate=self.rate).serial)
+        return serial / step if step else 1.0
+
+    @property
+    def links(self) -> str:
+        """How many devices the prediction is for, and what messages between them take, in words."""
+        devices = "a device for each segment" if len(self.windows) == 1 else quantity(self.n, "device")
+        if not self.latency and self.bandwidth is None:
+            return f"{devices} and free messages"
+        work = f", counted work at {self.rate:g} operations a second" if self.unit == "flops" else ""
+        return f"{devices}, messages of {self.transfer}{work}"
+
+    def _step_actions(self) -> StepActions:
+        batch = max(self.batch, 1)
+        times = plan_times(self, batch=batch, rate=self.rate)
+        return step_actions(self, times, device_runs(self.n), batch=batch, transfer=self.transfer)
 
     @property
     def parameters(self) -> Totals:
@@ -343,17 +382,15 @@ def _coarse(row: CoarsePlan) -> tuple[str, ...]:
 def _totals(plan: Plan) -> str:
     p = plan.parameters
     unit = "operations a sample" if plan.unit == "flops" else f"seconds a batch of {plan.batch}"
+    speedup = plan.speedup
+    longest = plan.serial / max(speedup, 1e-60)
     return (
         f"parameters: {count(p.original)} original + {count(p.adapters)} adapters + {count(p.coarse)} coarse "
         f"= {count(p.total)}\n"
-        f"one step:   {plan.serial:.4g} {unit} in sequence, {plan.critical_path:.4g} on the longest path of the plan\n"
-        f"speed-up:   {plan.virtual_speedup:.2f}×, with {_devices(plan)} and free messages"
+        f"one step:   {plan.serial:.4g} {unit} in sequence, {longest:.4g} on the longest path of the plan\n"
+        f"speed-up:   {speedup:.2f}×, with {plan.links}"
     )
 
 
 def _short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 1]}…{name[-_NAME // 2 :]}"
-
-
-def _devices(plan: Plan) -> str:
-    return "a device for each segment" if len(plan.windows) == 1 else quantity(plan.n, "device")

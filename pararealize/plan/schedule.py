@@ -1,4 +1,4 @@
-"""Plan, Times, segments of each rank -> Schedule: the tasks of a step, in the order of each rank, and their times.
+"""Rows of a plan, Times, segments of each rank -> Schedule: the tasks of a step in the order of each rank, timed.
 
 Who passes what to whom is decided in ``window_ranks.py``, as for ranks of processes.
 """
@@ -12,8 +12,7 @@ from graphlib import TopologicalSorter
 from pararealize.analysis.space import Space
 
 from .actions import Action, ActionKey, Direction, Operation, Span, in_order, waits_for
-from .plan import Plan
-from .spec import Window
+from .spec import PlannedRows, Window
 from .times import Seconds, Times
 from .transfer import Transfer
 from .window_ranks import WindowRanks, ranks_of_windows
@@ -102,7 +101,7 @@ class Schedule:
     """
 
     def __init__(
-        self, plan: Plan, times: Times, runs: Sequence[tuple[int, int]], batch: int, *, reduce_linear: bool
+        self, plan: PlannedRows, times: Times, runs: Sequence[tuple[int, int]], batch: int, *, reduce_linear: bool
     ) -> None:
         self.plan, self.times, self.batch = plan, times, batch
         rows = plan.coarse_blocks if reduce_linear else ()

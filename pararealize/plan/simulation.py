@@ -9,16 +9,15 @@ nobody. So the start of every action follows from what it needs and from what it
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import PlanError
 
 from .plan import Plan
-from .schedule import Schedule
+from .scheduled_step import ReduceLinear, device_runs, step_actions
 from .timeline import Timeline
-from .times import RATE, Times, plan_times
+from .times import Times, plan_times
 from .transfer import Transfer, transfer_fault
 
 __all__ = ["simulate"]
@@ -29,15 +28,15 @@ def simulate(
     plan: Plan,
     costs: Times | None = None,
     *,
-    latency: float = 0.0,
-    bandwidth: float = math.inf,
+    latency: float | None = None,
+    bandwidth: float | None = None,
     batch: int | None = None,
     ranks: int | None = None,
     assignment: Sequence[int] | None = None,
     overlap: bool = True,
-    reduce_linear: bool = False,
+    reduce_linear: ReduceLinear = "auto",
     training: bool = True,
-    rate: float = RATE,
+    rate: float | None = None,
 ) -> Timeline:
     r"""Simulate one step of a parareal network.
 
@@ -52,8 +51,8 @@ def simulate(
         plan: the plan.
         costs: seconds of its parts, as :func:`~pararealize.measure_network` gives them; otherwise those of
             :func:`~pararealize.plan.times.plan_times`.
-        latency: seconds of a message.
-        bandwidth: bytes a second of a message.
+        latency: seconds of a message; what the plan was made for when left out.
+        bandwidth: bytes a second of a message; likewise. Messages of a plan that was made without cost nothing.
         batch: samples a step, for messages and counted plans; the plan's when left out.
         ranks: devices; fewer than segments get consecutive runs of them.
         assignment: how many segments each device has, in order, in place of ``ranks``.
@@ -62,9 +61,10 @@ def simulate(
         reduce_linear: take neighbouring coarse blocks that are the identity as one sum over their devices forward, and
             one broadcast backward, each of logarithmic depth; see :func:`~pararealize.network.parareal.reduction`. A
             window that another one follows, and whose coarse blocks all are, ends in an all-reduce over p devices in
-            both directions, as long as ``⌈log2 p⌉`` messages one after the other (recursive doubling).
+            both directions, as long as ``⌈log2 p⌉`` messages one after the other (recursive doubling). ``"auto"`` takes
+            whichever makes this step shorter, as ranks do.
         training: ``False`` for the forward pass alone.
-        rate: operations a second, for counted plans without ``costs``.
+        rate: operations a second, for counted plans without ``costs``; the plan's when left out.
 
     Raises:
         PlanError: a number is out of range, or costs and plan do not fit.
@@ -79,30 +79,39 @@ def simulate(
         (2.46, ['C3', 'g3', 'F2', 'head'])
     """
     batch = plan.batch if batch is None else batch
+    latency = plan.latency if latency is None else latency
+    bandwidth = plan.transfer.bandwidth if bandwidth is None else bandwidth
+    rate = plan.rate if rate is None else rate
     runs = _runs(plan.n, plan.n if ranks is None else ranks, assignment)
     _check(plan, costs, latency, bandwidth, batch)
     times = plan_times(plan, batch=batch, rate=rate) if costs is None else costs
     transfer = Transfer(latency, bandwidth)
-    schedule = Schedule(plan, times, runs, batch, reduce_linear=reduce_linear)
-    schedule.forward()
-    if training:
-        schedule.backward()
+    step = step_actions(
+        plan,
+        times,
+        runs,
+        batch=batch,
+        transfer=transfer,
+        reduce_linear=reduce_linear,
+        overlap=overlap,
+        training=training,
+    )
     counted = costs is None and plan.unit == "flops"
     seconds = f"counted work at {rate:g} operations a second" if counted else "measured seconds"
     notes = [f"batch {batch}, {transfer}", seconds]
     if not overlap:
-        schedule.wait_for_all()
         notes.append("no overlap: the coarse chain waits for all segments, and they for it")
-    if reduce_linear:
+    if step.reduces:
         notes.append("linear coarse blocks within a stage are reduced and broadcast")
-    actions = schedule.timed(transfer)
     return Timeline(
-        model=plan.model, n=plan.n, ranks=len(runs), origin="simulated", actions=actions, notes=tuple(notes)
+        model=plan.model, n=plan.n, ranks=len(runs), origin="simulated", actions=step.actions, notes=tuple(notes)
     )
 
 
 def _runs(n: int, ranks: int, assignment: Sequence[int] | None) -> list[tuple[int, int]]:
     """First and last segment of each rank."""
+    if ranks == n and assignment is None:
+        return device_runs(n)
     if not 1 <= ranks <= n:
         raise PlanError(f"ranks is {ranks}; pass 1 to {n}, the number of segments")
     if assignment is not None and (sum(assignment) != n or min(assignment) < 1):

@@ -1,4 +1,4 @@
-"""The rows of a plan for the network's own parts: stem, segments, head; and windows of them.
+"""The rows of a plan for the network's own parts: stem, segments, head; windows of them; and all rows of a plan.
 
 Rows of adapters and coarse blocks are in ``coarse/spec.py``.
 """
@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Iterable
 from itertools import groupby
 from operator import attrgetter
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.space import Space
@@ -16,9 +17,12 @@ from pararealize.argument_types import typed_fields
 from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, CorrectionPlan, Count, NumberedRow, RowCost, Text
 from pararealize.errors import PlanError
 
-__all__ = ["PartPlan", "SegmentPlan", "Window", "windows_of"]
+__all__ = ["RATE", "PartPlan", "PlannedRows", "Rate", "SegmentPlan", "Window", "windows_of"]
 
 Row = TypeVar("Row", bound=NumberedRow)
+RATE = 1e12  # operations a second of a device of which nothing is known
+# of operations or bytes a second; as small as a file may say, times are still numbers
+Rate: TypeAlias = Annotated[float, Field(ge=1e-60, le=1e60)]
 
 
 @typed_fields(PlanError)
@@ -101,6 +105,41 @@ class Window:
     def last(self) -> int:
         """Its last block."""
         return self.segments[-1].last
+
+
+class PlannedRows:
+    """What a schedule reads of a plan: every class of plans has these rows, and says what their costs are of.
+
+    Attributes:
+        n: the number of segments of the longest window.
+        source: what the adapters of the first window read.
+        batch: the batch size of the example.
+        unit: of every cost.
+        stem: the part before the first segment.
+        segments: of one window after the other, as are the others.
+        adapters: C^{m,j}, j > 1.
+        coarse_blocks: F^{m,j}, j < n_m.
+        corrections: the K^{m,j} that there are.
+        head: the part after the last segment.
+    """
+
+    __slots__ = ()
+
+    n: int
+    source: Literal["input", "stem"]
+    batch: int
+    unit: Literal["flops", "seconds"]
+    stem: PartPlan
+    segments: tuple[SegmentPlan, ...]
+    adapters: tuple[AdapterPlan, ...]
+    coarse_blocks: tuple[CoarsePlan, ...]
+    corrections: tuple[CorrectionPlan, ...]
+    head: PartPlan
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The rows of segments, adapters and coarse blocks, window by window."""
+        return windows_of(self.segments, self.adapters, self.coarse_blocks, self.corrections)
 
 
 def windows_of(

@@ -7,11 +7,10 @@ from pararealize.argument_types import typed_arguments
 from pararealize.coarse.spec import RowCost
 from pararealize.errors import PlanError
 
-from .plan import Plan
+from .spec import RATE, PlannedRows
 
 __all__ = ["RATE", "Seconds", "Times", "plan_times"]
 
-RATE = 1e12  # operations a second of a device of which nothing is known
 Seconds: TypeAlias = tuple[float, float]  # forward, backward
 
 
@@ -49,7 +48,7 @@ class Times:
 
 
 @typed_arguments(PlanError)
-def plan_times(plan: Plan, *, batch: int | None = None, rate: float = RATE) -> Times:
+def plan_times(plan: PlannedRows, *, batch: int | None = None, rate: float = RATE) -> Times:
     """What a plan's costs are in seconds.
 
     Counted work of one sample is multiplied by the batch and divided by the rate. Measured seconds stay as they are.

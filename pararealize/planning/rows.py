@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,8 @@ from pararealize.coarse.output_correction import correction_kind, correction_ran
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
 from pararealize.plan.corrections import correction_shapes
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, Window, fingerprint
-from pararealize.plan.spec import windows_of
+from pararealize.plan.spec import RATE, windows_of
+from pararealize.plan.transfer import Transfer
 from pararealize.table import quantity
 
 from .prices import Prices
@@ -29,12 +31,16 @@ class PlanRequest:
         cuts: ``"cost"``, ``"paper"`` or the names of blocks.
         devices: n of them.
         notes: what was decided beforehand, and why.
+        transfer: what messages take; nothing where they are free.
+        rate: operations a second, with which counted work is compared with them.
     """
 
     coarse: str
     cuts: str | tuple[str, ...]
     devices: tuple[str, ...]
     notes: Sequence[str] = ()
+    transfer: Transfer | None = None
+    rate: float = RATE
 
 
 def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], request: PlanRequest) -> Plan:
@@ -87,20 +93,29 @@ def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], re
         head=PartPlan(**prices.end(chain.head, costs.head).columns()),
         notes=tuple(notes),
         corrections=tuple(corrections),
+        latency=0.0 if request.transfer is None else request.transfer.latency,
+        bandwidth=_finite(request.transfer),
+        rate=request.rate,
     )
     if plan.n == 1:
         return plan
     if note := _causality_note(plan):
         plan = replace(plan, notes=(*plan.notes, note))
     plan = replace(plan, notes=(*plan.notes, *prices.dependencies.notes))
-    if plan.virtual_speedup >= 1:
+    speedup = plan.speedup
+    if speedup >= 1:
         return plan
-    ratio = plan.critical_path / plan.serial
+    ratio = 1 / speedup if speedup else math.inf
     warning = (
         f"this plan does not pay: its longest path is {ratio:.2f} times the original's step; "
         'take fewer segments or a cheaper coarse kind, such as "linear"'
     )
     return replace(plan, notes=(*plan.notes, warning))
+
+
+def _finite(transfer: Transfer | None) -> float | None:
+    """The bandwidth, or nothing where it is unlimited."""
+    return None if transfer is None or math.isinf(transfer.bandwidth) else transfer.bandwidth
 
 
 def _segment(prices: Prices, index: tuple[int, int], first: int, last: int, device: str) -> SegmentPlan:

@@ -20,7 +20,6 @@ from pararealize.coarse.evidence_table import choose
 from pararealize.coarse.kinds import Coarse, coarse_name, is_summed
 from pararealize.errors import CutError, DeviceError, PlanError
 from pararealize.plan.plan import Plan
-from pararealize.plan.simulation import simulate
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
 from pararealize.table import quantity
@@ -133,6 +132,8 @@ def plan_segments(
         cuts=cuts if isinstance(cuts, str) else tuple(cuts),
         devices=places,
         notes=[*notes, *_notes(chain)] if n > 1 else (),
+        transfer=transfer,
+        rate=rate,
     )
 
     def plan_with(number: int | tuple[int, ...]) -> Plan:
@@ -155,25 +156,17 @@ def plan_segments(
 
     if wanted is not None:
         return plan_with(wanted)
-    return _most_windows(plan_with, len(chain.blocks) - len(still), transfer, rate, is_summed(coarse))
+    return _most_windows(plan_with, len(chain.blocks) - len(still), transfer)
 
 
-def _most_windows(
-    plan_with: Callable[[int], Plan], blocks: int, transfer: Transfer | None, rate: float, reduce_linear: bool
-) -> Plan:
+def _most_windows(plan_with: Callable[[int], Plan], blocks: int, transfer: Transfer | None) -> Plan:
     """The plan with the most windows among those whose steps are about as short as the shortest."""
     numbers = sorted({max(1, blocks // part) for part in range(1, blocks + 1)})
     if len(numbers) > MOST_TRIALS:
         numbers = sorted({numbers[round(i * (len(numbers) - 1) / (MOST_TRIALS - 1))] for i in range(MOST_TRIALS)})
 
-    def step(plan: Plan) -> float:
-        if transfer is None:
-            return plan.critical_path
-        latency, bandwidth = transfer.latency, transfer.bandwidth
-        return simulate(plan, latency=latency, bandwidth=bandwidth, rate=rate, reduce_linear=reduce_linear).step
-
     plans = {number: plan_with(number) for number in numbers}
-    steps = {number: step(plan) for number, plan in plans.items()}
+    steps = {number: plan.step for number, plan in plans.items()}
     number = max(number for number, step in steps.items() if step <= FREE * min(steps.values()))
     links = "free messages" if transfer is None else f"messages of {transfer}"
     note = (
@@ -238,11 +231,9 @@ class _CutSearch:
 
     def _simulated_step(self, windows: Sequence[Sequence[int]]) -> float:
         """The step of a cut, with messages and with sums of linear coarse blocks."""
-        assert self.transfer is not None
-        request = PlanRequest(coarse="", cuts="cost", devices=("",) * self.prices.n)
-        plan = plan_of(self.prices, self.coarse, windows, request)
-        latency, bandwidth = self.transfer.latency, self.transfer.bandwidth
-        return simulate(plan, latency=latency, bandwidth=bandwidth, reduce_linear=True, rate=self.rate).step
+        devices = ("",) * self.prices.n
+        request = PlanRequest(coarse="", cuts="cost", devices=devices, transfer=self.transfer, rate=self.rate)
+        return plan_of(self.prices, self.coarse, windows, request).step
 
     def _message(self, space: Space) -> Split:
         """What sending a batch of values takes, in the unit of costs; the same both ways."""

@@ -41,8 +41,8 @@ class TradeoffRow:
 
     @property
     def speedup(self) -> float:
-        """Predicted, with n devices and free messages, corrections counted."""
-        return self.plan.virtual_speedup
+        """Predicted, with n devices and the plan's messages, corrections counted."""
+        return self.plan.speedup
 
     @property
     def windows(self) -> int:

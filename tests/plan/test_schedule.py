@@ -29,7 +29,7 @@ def test_an_exchange_a_window_and_a_direction(n: int, rounds: int) -> None:
     """In a chain n - 1 messages, and one to the next window; an all-reduce is ⌈log2 n⌉; the last window has a sum."""
     times = equal_times(3 * n, 3)
     plan = windows_plan([n, n, n])
-    chain = simulate(plan, times, latency=1.0)
+    chain = simulate(plan, times, latency=1.0, reduce_linear=False)
     assert chain.step == 60 + 2 * (3 * (n - 1) + 2)
     reduced = simulate(plan, times, latency=1.0, reduce_linear=True)
     assert reduced.step == 60 + 2 * (2 * rounds + 1) + 2  # in the last window, and of the stem's output, one message

@@ -42,7 +42,7 @@ def cases(draw, most: int = 6):
 def test_closed_form(case, latency):
     """Forward and backward obey one recursion, with a message in front of every coarse block and behind the stem."""
     plan, times = case
-    timeline = simulate(plan, times, latency=float(latency))
+    timeline = simulate(plan, times, latency=float(latency), reduce_linear=False)
     total = 0.0
     for way in (0, 1):
         wait = times.stem[way] + latency if plan.source == "stem" else 0.0
@@ -53,7 +53,7 @@ def test_closed_form(case, latency):
             time = max(s, time + latency) + c[way]
         total += time + times.head[way]
         if way == 0:
-            assert simulate(plan, times, latency=float(latency), training=False).step == total
+            assert simulate(plan, times, latency=float(latency), training=False, reduce_linear=False).step == total
     assert timeline.step == total
     assert timeline.serial == sum(times.serial)
 
@@ -83,6 +83,40 @@ def test_windows_follow_one_another(lengths, data, latency):
         ranks = {a.j: a.rank for a in later.actions if a.kind == "fine" and a.m == window.segments[0].m}
         assert ranks == {j: window.offset + j - 1 for j in range(1, window.n + 1)}
     assert [a.rank for a in later.actions if a.kind == "head"] == [plan.n - 1] * 2
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.sampled_from(["linear", "paper"]),
+    st.sampled_from([(0.0, None), (3.0, None), (0.5, 16.0)]),
+    st.data(),
+)
+def test_what_a_plan_says_is_what_the_simulation_says(lengths, kind, link, data):
+    """Of any costs, windows and messages: the step and the speed-up, as ranks do it, in seconds or operations."""
+    plan = in_windows(make_plan(2), *lengths)
+    plan = dataclasses.replace(
+        plan, coarse=kind, coarse_blocks=tuple(dataclasses.replace(row, kind=kind) for row in plan.coarse_blocks)
+    )
+
+    def priced(row):
+        forward, backward = data.draw(seconds)
+        return dataclasses.replace(row, cost_forward=forward, cost_backward=backward)
+
+    rows = {name: tuple(map(priced, getattr(plan, name))) for name in ("segments", "adapters", "coarse_blocks")}
+    rows |= {"latency": link[0], "bandwidth": link[1], "unit": data.draw(st.sampled_from(["seconds", "flops"]))}
+    plan = dataclasses.replace(plan, **rows, rate=2.0)
+    timeline = simulate(plan)
+    assert (plan.step, plan.speedup) == (timeline.step, pytest.approx(timeline.speedup))
+    ways = [simulate(plan, reduce_linear=way).step for way in (False, True)]
+    assert plan.step == min(ways)
+    assert Plan.from_json(plan.to_json()).speedup == plan.speedup
+    free = simulate(plan, latency=0.0, bandwidth=math.inf)
+    assert free.step <= plan.step
+    if link == (0.0, None):
+        assert plan.speedup >= plan.virtual_speedup * (1 - 1e-12)
+    assert f"speed-up:   {plan.speedup:.2f}×" in str(plan)
+    assert ("free messages" in str(plan)) == (link == (0.0, None))
 
 
 def independent(plan: Plan, times: Times, message: float) -> float:
@@ -139,7 +173,8 @@ def test_against_an_independent_longest_path(case, latency, bandwidth):
     if bandwidth != math.inf:  # all interfaces alike, so that every message takes as long
         plan = plan_of([plan.n], kind=plan.coarse_blocks[0].kind if plan.n > 1 else "paper", source=plan.source)
     message = latency + BYTES / bandwidth
-    assert simulate(plan, times, latency=latency, bandwidth=bandwidth).step == independent(plan, times, message)
+    step = simulate(plan, times, latency=latency, bandwidth=bandwidth, reduce_linear=False).step
+    assert step == independent(plan, times, message)
 
 
 @settings(max_examples=150)
@@ -242,7 +277,7 @@ def test_a_reduction_has_logarithmic_depth(n, depth):
         stem=none, segments=((10.0, 10.0),) * n, adapters=(none,) * (n - 1), coarse=(none,) * (n - 1), head=none
     )
     plan = plan_of([n], kind="linear")
-    in_chain = simulate(plan, times, latency=latency)
+    in_chain = simulate(plan, times, latency=latency, reduce_linear=False)
     reduced = simulate(plan, times, latency=latency, reduce_linear=True)
     assert in_chain.step == 20 + 2 * (n - 1)
     assert reduced.step == 20 + 2 * max(depth, 1)
