@@ -46,6 +46,8 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r'pass "cost", "paper", or a list of names of blocks', "write cost, paper, or names of blocks, with commas"),
     (r"or a callable \(segment, x_shape, y_shape\) -> nn\.Module", "or file.py:function for one of your own"),
     (r"strict=False", "--no-strict"),
+    (r"measure=True", "--measure"),
+    (r"leave measure out", "leave --measure out"),
     (r"net\.guards", "the guards"),
     (r"PararealModule\.distribute|distribute\(mesh, reduce_linear=\.\.\.\)", "--reduce-linear"),
 )  # fmt: skip

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-__all__ = ["CALIBRATION_FILES", "FILES", "RESTACK_FILES", "SCHEDULE_FILES", "TRADEOFF_FILES", "output_folder"]
+__all__ = [
+    "CALIBRATION_FILES",
+    "FILES",
+    "PLAN_FILES",
+    "RESTACK_FILES",
+    "SCHEDULE_FILES",
+    "TRADEOFF_FILES",
+    "output_folder",
+]
 
 FILES = frozenset(
     {
@@ -15,6 +23,7 @@ FILES = frozenset(
 CALIBRATION_FILES = FILES | {"calibration.json", "calibration.svg", "calibration.png", "fine-tuning.json"}
 RESTACK_FILES = frozenset({"restacking.json", "weights.safetensors", "model.py", "__pycache__"})
 TRADEOFF_FILES = frozenset({"tradeoff.json", "tradeoff.svg", "tradeoff.png", "plan.json"})
+PLAN_FILES = frozenset({"strategies.json", "strategies.svg", "strategies.png"})
 SCHEDULE_FILES = frozenset({"timeline.json", "trace.json", "timeline.svg", "timeline.png"})
 
 

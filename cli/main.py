@@ -10,7 +10,7 @@ import os
 
 import typer
 
-from . import calibrate, convert, demo, evaluate, inspect, ls, restack, schedule, tradeoff, train
+from . import calibrate, convert, demo, evaluate, inspect, ls, plan, profile, restack, schedule, tradeoff, train
 from .console import keep_stdout, one_message
 from .options import expand_groups
 
@@ -28,12 +28,14 @@ app = typer.Typer(
 )
 
 for name, file in {
+    "plan": plan,
     "convert": convert,
     "inspect": inspect,
     "calibrate": calibrate,
     "evaluate": evaluate,
     "tradeoff": tradeoff,
     "schedule": schedule,
+    "profile": profile,
     "restack": restack,
     "train": train,
     "ls": ls,

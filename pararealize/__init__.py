@@ -22,6 +22,7 @@ What is done with a converted network::
     tradeoff          a trained nn.Module, ... -> Tradeoff     speed-up against error, plan by plan     tradeoffs
     compare           a PararealModule, its original -> Comparison   quality and times, side by side    comparison
     load              a folder of net.save -> PararealModule   as it was, on any machine                loading, saving
+    plan_strategies   nn.Module, devices -> a comparison       what every strategy takes, predicted     strategies
 
 Two systems of the same family, for residual networks::
 
@@ -57,9 +58,13 @@ from pararealize.plan.timeline import Timeline
 from pararealize.plan.times import Times, plan_times
 from pararealize.plan.transfer import Transfer
 from pararealize.planning.search import plan_segments
+from pararealize.profiles.catalogue import device_profile
+from pararealize.profiles.device import DeviceProfile, Link
 from pararealize.restacking.batchnorm import recalibrate_batchnorm
 from pararealize.restacking.module import RestackedModule, restack
 from pararealize.restacking.tableaux import Tableau
+from pararealize.strategies.comparison import StrategyComparison
+from pararealize.strategies.search import plan_strategies
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
 from pararealize.tradeoffs.measured_plans import tradeoff
@@ -81,8 +86,10 @@ __all__ = [
     "Capture",
     "Comparison",
     "Costs",
+    "DeviceProfile",
     "History",
     "LayerParallel",
+    "Link",
     "LocalModule",
     "PararealModule",
     "PararealizeError",
@@ -92,6 +99,7 @@ __all__ = [
     "RestackedModule",
     "Space",
     "Stage",
+    "StrategyComparison",
     "Tableau",
     "Timeline",
     "Times",
@@ -106,6 +114,7 @@ __all__ = [
     "capture_step",
     "compare",
     "count_costs",
+    "device_profile",
     "emit",
     "evaluate",
     "find_blocks",
@@ -119,6 +128,7 @@ __all__ = [
     "measure_network",
     "pararealize",
     "plan_segments",
+    "plan_strategies",
     "plan_times",
     "prolong",
     "recalibrate_batchnorm",

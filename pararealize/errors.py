@@ -27,6 +27,7 @@ __all__ = [
     "OutputError",
     "PararealizeError",
     "PlanError",
+    "ProfileError",
     "RankError",
     "RecipeError",
     "RecordingWarning",
@@ -93,6 +94,10 @@ class GuardError(PararealizeError, ValueError):
 
 class PlanError(PararealizeError, ValueError):
     """A plan cannot be made, read or applied: n out of range, another version, another model."""
+
+
+class ProfileError(PararealizeError, ValueError):
+    """A device profile is unknown, of another version, contradicts itself, or says nothing of an element type."""
 
 
 class DeviceError(PararealizeError, ValueError):

@@ -15,6 +15,7 @@ In reading order:
     inner_look  a block that is one call -> what it does inside, as it runs on fake tensors
     causality   Causality: on which side of its own position one axis is read; plain data
     cost        BlockChain -> Costs: counted on shapes, or measured in seconds
+    operations  BlockChain, or a module -> every operation of a call, with its flops and bytes
     counter     a module -> the operations and written elements of one call, on fake tensors
     dry_run     a module -> a run forward and backward on stand-ins for its tensors
     stopwatch   modules to run -> the median seconds of each, measured in turn
@@ -24,8 +25,9 @@ In reading order:
 from .addition import Addition
 from .blocks import Block, BlockChain, find_blocks
 from .causality import Causality, Sides, causal_axes
-from .cost import PER_ELEMENT, BlockCost, Costs, count_costs, count_module, measure_costs, measure_module
+from .cost import PER_ELEMENT, BlockCost, Costs, ModuleSeconds, count_costs, count_module, measure_costs, measure_module
 from .flow import Flow, RefusedCut, flow_of
+from .operations import ChainOperations, Operation, PartOperations, list_chain_operations, list_module_operations
 from .residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
 from .space import Space
 
@@ -36,9 +38,13 @@ __all__ = [
     "BlockChain",
     "BlockCost",
     "Causality",
+    "ChainOperations",
     "Costs",
     "Flow",
+    "ModuleSeconds",
     "NotResidual",
+    "Operation",
+    "PartOperations",
     "RefusedCut",
     "Residual",
     "Residuals",
@@ -51,6 +57,8 @@ __all__ = [
     "find_blocks",
     "find_residuals",
     "flow_of",
+    "list_chain_operations",
+    "list_module_operations",
     "measure_costs",
     "measure_module",
     "residual_of",

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ __all__ = [
     "PER_ELEMENT",
     "BlockCost",
     "Costs",
+    "ModuleSeconds",
     "Split",
     "count_costs",
     "count_module",
@@ -48,6 +49,22 @@ PER_ELEMENT = 100  # operations that writing one element is worth
 Unit = Literal["flops", "seconds"]
 Split: TypeAlias = tuple[float, float]  # forward and backward
 InputsOf: TypeAlias = Callable[[StandIn], list[Any]]
+
+
+class ModuleSeconds(Protocol):
+    """Seconds of modules ``(batch, *x.shape), ... -> ...``, forward and backward, as :func:`measure_module` has."""
+
+    def __call__(
+        self,
+        key: Hashable,
+        build: Callable[[], nn.Module],
+        x: Space,
+        batch: int,
+        *,
+        first: bool = False,
+        inputs: int = 1,
+    ) -> Split:
+        """Seconds of one call of what ``build`` makes; it makes the same for equal keys."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +135,8 @@ class Costs:
         blocks: the blocks, in order.
         head: what comes after the blocks.
         notes: blocks that could not be counted, and what stands for them.
+        module_seconds: what says the seconds of modules that a plan adds, where they are predicted; ``None`` where they
+            are measured as the blocks were.
     """
 
     unit: Unit
@@ -125,6 +144,7 @@ class Costs:
     blocks: tuple[BlockCost, ...]
     head: BlockCost
     notes: tuple[str, ...] = ()
+    module_seconds: ModuleSeconds | None = dataclasses.field(default=None, repr=False, compare=False)
     _rates: Split = dataclasses.field(init=False, repr=False, compare=False)
     _before: tuple[Split, ...] = dataclasses.field(init=False, repr=False, compare=False)
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .dry_run import DryRun, StandIn
 
-__all__ = ["OperationCount", "count_operations"]
+__all__ = ["FORMULAS", "OperationCount", "count_operations"]
 
 
 class OperationCount(NamedTuple):
@@ -56,7 +56,7 @@ def count_operations(module: nn.Module, inputs: Callable[[StandIn], list[Any]]) 
 
 def _flop_counter() -> FlopCounterMode:
     """Torch's counter without its hooks on modules, which are not needed here and clash with some autograd nodes."""
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     return counter
 
@@ -91,4 +91,4 @@ def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *args: An
     return int(2 * grad_shape[0] * math.prod(positions) * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1])))
 
 
-_FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
+FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}

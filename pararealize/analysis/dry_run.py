@@ -43,11 +43,12 @@ class DryRun:
         result = functional_call(self.module, self.tensors, self.copies, strict=False)
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
 
-    def backward(self, outputs: list[torch.Tensor]) -> None:
-        """Gradients of everything that requires one."""
-        if outputs and self.leaves:
-            seeds = [torch.ones_like(output) for output in outputs]
-            torch.autograd.grad(outputs, self.leaves, seeds, allow_unused=True)
+    def backward(self, outputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of everything that requires one, in the order of ``leaves``."""
+        if not outputs or not self.leaves:
+            return ()
+        seeds = [torch.ones_like(output) for output in outputs]
+        return torch.autograd.grad(outputs, self.leaves, seeds, allow_unused=True)
 
 
 def stand_in_inputs(piece: fx.GraphModule, stand_in: StandIn, *, first: bool) -> list[Any]:

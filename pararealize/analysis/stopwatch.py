@@ -26,7 +26,7 @@ class Runnable(Protocol):
     def forward(self) -> Any:
         """The outputs, which ``backward`` takes."""
 
-    def backward(self, outputs: Any) -> None:
+    def backward(self, outputs: Any) -> Any:
         """Gradients of everything that requires one."""
 
 

@@ -211,13 +211,16 @@ class Prices:
     def correction(self, kind: CorrectionKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> Price:
         """The price of an output correction."""
         what = partial(OutputCorrection, kind, rank, space, differs=differs, reads_x=reads_x)
+        key = "correction", kind, rank, space, differs, reads_x
 
         def price() -> Price:
             cost = correction_cost(kind, rank, space, differs=differs, reads_x=reads_x)
             parameters = correction_parameters(kind, rank, space, differs=differs, reads_x=reads_x)
-            return Price(parameters, (cost.flops_forward, cost.flops_backward), self._cost(cost, what, space, inputs=2))
+            return Price(
+                parameters, (cost.flops_forward, cost.flops_backward), self._cost(key, cost, what, space, inputs=2)
+            )
 
-        return self._once(("correction", kind, rank, space, differs, reads_x), price)
+        return self._once(key, price)
 
     def between(self, coarse: Coarse, first: int, stop: int) -> Split:
         """The cost of a coarse block for blocks ``first`` up to ``stop``, before cuts are known.
@@ -241,8 +244,10 @@ class Prices:
     def _sum(self, space: Space, *, difference: bool) -> Split:
         """The cost of the sum of two values of a space, or of their difference."""
         elements = BlockCost(elements_forward=space.numel, elements_backward=2 * space.numel)
-        cost = partial(self._cost, elements, partial(_Sum, difference=difference), space, inputs=2)
-        return self._once(("sum", space, difference), cost)
+        key = "sum", space, difference
+        return self._once(
+            key, partial(self._cost, key, elements, partial(_Sum, difference=difference), space, inputs=2)
+        )
 
     # Modules ---------------------------------------------------------------------------------------------------------
 
@@ -260,20 +265,30 @@ class Prices:
         def price() -> Price:
             parameters, cost = count()
             flops = cost.flops_forward, cost.flops_backward
-            return Price(parameters, flops, self._cost(cost, build, x, first=first))
+            return Price(parameters, flops, self._cost(key, cost, build, x, first=first))
 
         return self._once(key, price)
 
     def _cost(
-        self, count: BlockCost, build: Callable[[], nn.Module], x: Space, *, first: bool = False, inputs: int = 1
+        self,
+        key: Hashable,
+        count: BlockCost,
+        build: Callable[[], nn.Module],
+        x: Space,
+        *,
+        first: bool = False,
+        inputs: int = 1,
     ) -> Split:
-        """A count as it is, or measured seconds where the network's costs are seconds."""
+        """A count as it is, or seconds, predicted or measured, where the network's costs are seconds."""
         if self.costs.unit == "flops":
             return self.costs.split(count)
+        batch = max(self.chain.capture.batch, 1)
+        if self.costs.module_seconds is not None:
+            return self.costs.module_seconds(key, build, x, batch, first=first, inputs=inputs)
         home = next((p.device for p in self.chain.capture.model.parameters()), torch.device("cpu"))
         with seeded_weights(0, "measured"):
             module = build().train(self.chain.capture.model.training)
-        return measure_module(module.to(home), x, max(self.chain.capture.batch, 1), first=first, inputs=inputs)
+        return measure_module(module.to(home), x, batch, first=first, inputs=inputs)
 
 
 class _Sum(nn.Module):

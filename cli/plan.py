@@ -1,0 +1,113 @@
+"""A model, devices and a batch -> what every strategy takes, and advice: ``pararealize plan``."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .console import print_result, working
+from .folder import PLAN_FILES, output_folder
+
+if TYPE_CHECKING:
+    from pararealize import StrategyComparison
+
+__all__ = ["EXAMPLES", "command"]
+
+SECONDS = 10.0  # between lines in a log
+EXAMPLES = """
+[bold]Examples[/]
+
+  pararealize plan resnet110 --devices 8 --batch-size 32
+
+  pararealize plan vit_b_16 --devices 64 --batch-size 256 --device a100 --link pcie --out plans
+
+  pararealize plan mynets.py:deep --devices 4 --batch-size 8 --input-shape 3,64,64 --measure
+"""
+
+
+class OptimizerName(StrEnum):
+    """Whose state stands in memory."""
+
+    sgd = "sgd"
+    momentum = "momentum"
+    adam = "adam"
+
+
+def command(
+    *,
+    model: options.Model,
+    devices: Annotated[int, typer.Option(metavar="NUMBER", help="How many devices there are.")],
+    batch_size: Annotated[int, typer.Option(metavar="NUMBER", help="Samples of a step, over all devices.")],
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="PROFILE",
+            help="h100, h200, a100, rtx4090, p40, titan-rtx, cpu, or a file that pararealize profile wrote.",
+        ),
+    ] = "h100",
+    link: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="nvlink, pcie, ethernet, … [dim]\\[default: the profile's first][/]"),
+    ] = None,
+    optimizer: Annotated[OptimizerName, typer.Option(help="Whose state counts as memory.")] = OptimizerName.adam,
+    graphs: Annotated[bool, typer.Option("--graphs", help="Operations are replayed as captured graphs.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the model's blocks here and now; the profile gives the links.")
+    ] = False,
+    coarse: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Of coarse blocks. [dim]\\[default: the cheapest, and what learnt best][/]"),
+    ] = None,
+    no_curves: Annotated[
+        bool, typer.Option("--no-curves", help="Leave out the curves against devices and batch, which take longer.")
+    ] = False,
+    example: options.ExampleOptions,
+    network: options.ModelOptions,
+    output: Annotated[
+        Path | None, options.to_folder(help="Write strategies.json and a picture of the curves into a new folder.")
+    ] = None,
+    force: options.Force = False,
+    picture: options.PictureFormat = options.Picture.svg,
+    as_json: options.AsJson = False,
+) -> None:
+    """Predict what a step of MODEL takes by data parallelism, pipelines and parareal networks, and what to take."""
+    with (
+        working(f"building {model}", every=SECONDS) as progress,
+        output_folder(output, force=force, files=PLAN_FILES) as folder,
+    ):
+        from pararealize import plan_strategies
+
+        net = network.build(model, meta=not measure)
+        comparison = plan_strategies(
+            net,
+            example.values(model, meta=not measure),
+            devices=devices,
+            batch_size=batch_size,
+            profile=device,
+            link=link,
+            optimizer=optimizer.value,
+            captured=graphs,
+            measure=measure,
+            coarse=coarse,
+            curves=not no_curves,
+            leaf_modules=network.leaf_modules(),
+            name=model,
+            report=progress,
+        )
+        files = [] if folder is None else _write(comparison, folder, model, picture)
+    print_result(json.loads(comparison.to_json()), str(comparison), output, files, as_json=as_json)
+
+
+def _write(comparison: StrategyComparison, folder: Path, title: str, picture: options.Picture) -> list[str]:
+    document = folder / "strategies.json"
+    document.write_text(comparison.to_json(), encoding="utf-8")
+    if not comparison.curves:
+        return [document.name]
+    from pararealize.strategies.figure import draw_strategies
+
+    return [document.name, draw_strategies(comparison, folder / f"strategies.{picture}", title=title).name]

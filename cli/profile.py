@@ -1,0 +1,97 @@
+"""A machine -> a device profile, in a file that ``plan --device FILE`` reads: ``pararealize profile``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .console import print_result, working
+
+if TYPE_CHECKING:
+    from pararealize import Link
+
+__all__ = ["EXAMPLES", "command"]
+
+SECONDS = 10.0  # between lines in a log
+EXAMPLES = """
+[bold]Examples[/]
+
+  pararealize profile --out here.json
+
+  pararealize profile --show h100
+
+  torchrun --nproc-per-node 2 --no-python pararealize profile --out here.json
+"""
+
+
+def command(
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Write the profile into this file, such as here.json."),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="DEVICE", help="cpu, cuda:0, … [dim]\\[default: a GPU, if there is one][/]"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the profile.")] = None,
+    show: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="Print a published profile, or a file, and measure nothing.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure this machine's compute, memory and launches; under torchrun, its links, too."""
+    from pararealize.errors import OutputError
+
+    if output is not None and output.exists() and not force:
+        raise OutputError(f"{str(output)!r} is there already; name another file with --out, or replace it with --force")
+    with working("measuring", every=SECONDS) as progress:
+        from pararealize import device_profile
+        from pararealize.profiles import measure_device
+
+        if show is not None:
+            profile, rank = device_profile(show), 0
+        else:
+            links, rank = _links(on)
+            profile = measure_device(_local(on), name=name, links=links, report=progress if rank == 0 else None)
+        if output is not None and rank == 0:
+            profile.save(output)
+    if rank == 0:
+        folder, files = (None, []) if output is None else (output.parent, [output.name])
+        print_result({"profile": json.loads(profile.to_json())}, str(profile), folder, files, as_json=as_json)
+
+
+def _links(device: str | None) -> tuple[tuple[Link, ...], int]:
+    """Under torchrun, the link between its ranks, and this process's number there."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return (), 0
+    import torch
+    import torch.distributed as dist
+
+    from pararealize.profiles import measure_link
+
+    on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    place = _local(device) if on_gpu else "cpu"
+    if on_gpu:
+        torch.cuda.set_device(torch.device(place or "cuda:0"))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        link = measure_link(device=place or "cpu")
+        return (link,), dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def _local(device: str | None) -> str | None:
+    """A rank's own GPU, where no other is named."""
+    import torch
+
+    if device is None and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return device

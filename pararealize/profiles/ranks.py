@@ -1,0 +1,94 @@
+"""The ranks of a process group -> Link: latency and bandwidth of messages between two, and of sums over all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from pararealize.errors import DistributedError
+
+from .device import Link
+
+__all__ = ["measure_link"]
+
+SIZES = (64, 2**18, 2**22)  # bytes: the first for the latency, the others for the bandwidth
+ROUNDS = 12  # of each size, after two that do not count
+
+
+def measure_link(*, name: str = "measured", device: torch.device | str = "cpu") -> Link:
+    r"""Measure what lies between the ranks of the default process group; every rank calls it, and gets the same.
+
+    Ranks 0 and 1 send a message to and fro: latency is half of the smallest round, bandwidth the slope between the two
+    larger ones. A sum over all p ranks is taken for a ring of :math:`2(p-1)` rounds of :math:`1/p` of the bytes each,
+
+    .. math:: T = 2(p-1) \Bigl( \ell + \frac{\text{bytes}}{p \, b} \Bigr) ,
+
+    which gives :math:`\ell` and :math:`b` likewise. Medians of some rounds are taken.
+
+    Args:
+        name: of the link.
+        device: where messages lie: each rank's own GPU for NCCL.
+
+    Raises:
+        DistributedError: there is no process group, or one rank alone.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2:
+        raise DistributedError(
+            "a link lies between two ranks, and there are no two; start with torchrun --nproc-per-node 2 "
+            "--no-python pararealize profile"
+        )
+    p = dist.get_world_size()
+    values = {size: torch.zeros(size // 4, device=device) for size in SIZES}
+    pings = {size: _median(_ping, value) / 2 for size, value in values.items()}
+    sums = {size: _median(dist.all_reduce, value) for size, value in values.items()}
+    rounds = {size: seconds / (2 * (p - 1)) for size, seconds in sums.items()}
+    found = [*_line(pings), *_line(rounds)]
+    agreed = torch.tensor(found, dtype=torch.float64, device=device)
+    dist.broadcast(agreed, 0)
+    latency, bandwidth, reduce_latency, slope = agreed.tolist()
+    return Link(
+        name=name,
+        latency=latency,
+        bandwidth=bandwidth,
+        reduce_latency=reduce_latency,
+        reduce_bandwidth=slope / p,
+    )
+
+
+def _ping(value: torch.Tensor) -> None:
+    """From rank 0 to rank 1 and back."""
+    rank = dist.get_rank()
+    if rank == 0:
+        dist.send(value, 1)
+        dist.recv(value, 1)
+    elif rank == 1:
+        dist.recv(value, 0)
+        dist.send(value, 0)
+
+
+def _median(work: Callable[[torch.Tensor], object], value: torch.Tensor) -> float:
+    seconds = []
+    for i in range(ROUNDS + 2):
+        dist.barrier()
+        _finish(value)
+        start = time.perf_counter()
+        work(value)
+        _finish(value)
+        if i >= 2:
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def _finish(value: torch.Tensor) -> None:
+    if value.is_cuda:
+        torch.cuda.synchronize(value.device)
+
+
+def _line(seconds: dict[int, float]) -> tuple[float, float]:
+    """Latency, and bytes a second, of messages of these sizes."""
+    small, middle, large = SIZES
+    slope = (large - middle) / max(seconds[large] - seconds[middle], 1e-9)
+    return max(seconds[small], 1e-9), slope

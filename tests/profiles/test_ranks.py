@@ -1,0 +1,34 @@
+"""Links between two ranks, measured; lines by hand; and one rank alone is told how to start two."""
+
+from __future__ import annotations
+
+import pytest
+
+from pararealize.errors import DistributedError
+from pararealize.profiles import measure_link, ranks
+from tests.ranks import on_ranks
+
+
+def test_alone():
+    with pytest.raises(DistributedError, match="start with torchrun"):
+        measure_link()
+
+
+def test_a_line_through_two_sizes():
+    seconds = {size: 1e-3 + size / 1e9 for size in ranks.SIZES}
+    latency, bandwidth = ranks._line(seconds)
+    assert latency == pytest.approx(1e-3, rel=1e-3)
+    assert bandwidth == pytest.approx(1e9)
+
+
+def measured():
+    ranks.ROUNDS = 3
+    return measure_link(name="gloo")
+
+
+def test_two_ranks():
+    one, other = on_ranks(2, measured)
+    assert one == other
+    assert 0 < one.latency < 1
+    assert 1e4 < one.bandwidth < 1e13
+    assert one.reduction.bandwidth > 0
