@@ -24,14 +24,14 @@ from .network_costs import NetworkCosts, all_reduce
 from .replicas import copies_of
 from .strategy import Strategy
 
-__all__ = ["pipelines", "stage_ends"]
+__all__ = ["Stages", "pipelines", "stage_ends", "stages_of"]
 
 CHUNKS = (2, 4)  # a device, of interleaved schedules
 MOST_MICROBATCHES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Stages:
+class Stages:
     """A network in stages, for one microbatch."""
 
     forward: tuple[float, ...]
@@ -40,14 +40,17 @@ class _Stages:
 
     @property
     def both(self) -> list[float]:
+        """Seconds of each stage, both ways."""
         return [a + b for a, b in zip(self.forward, self.backward, strict=True)]
 
     def gpipe(self, m: int) -> float:
+        """All forward, then all backward."""
         way = sum(self.messages)
         ways = (self.forward, self.backward)
         return sum(sum(times) + way + (m - 1) * max(times) for times in ways)
 
     def one_forward_one_backward(self, m: int) -> float:
+        """1F1B."""
         both, p = self.both, len(self.forward)
         cycle, trip = max(both), 0.0
         for s in range(p - 1, -1, -1):  # the round trip from stage s to the last one and back
@@ -82,7 +85,7 @@ def pipelines(costs: NetworkCosts, devices: int, batch: int) -> Iterator[Strateg
 def _of(costs: NetworkCosts, p: int, m: int, copies: int, batch: int) -> Iterator[Strategy]:
     """The schedules with p devices and m microbatches."""
     micro = batch // copies // m
-    one = _staged(costs, p, micro)
+    one = stages_of(costs, p, micro)
     if one is None:
         return
     ends, stages = one
@@ -113,7 +116,7 @@ def _of(costs: NetworkCosts, p: int, m: int, copies: int, batch: int) -> Iterato
     for v in CHUNKS:
         if m % p or p * v > len(costs.chain.blocks):
             continue
-        several = _staged(costs, p * v, micro)
+        several = stages_of(costs, p * v, micro)
         if several is None:
             continue
         ends_v, stages_v = several
@@ -125,7 +128,7 @@ def _of(costs: NetworkCosts, p: int, m: int, copies: int, batch: int) -> Iterato
         yield made("interleaved", stages_v.interleaved(m, p), held, f" × {v}", sent * v)
 
 
-def _staged(costs: NetworkCosts, p: int, micro: int) -> tuple[tuple[int, ...], _Stages] | None:
+def stages_of(costs: NetworkCosts, p: int, micro: int) -> tuple[tuple[int, ...], Stages] | None:
     """Where p stages end and what they take; nothing where the blocks make fewer."""
     parts = costs.parts(micro)
     ends = stage_ends([forward + backward for forward, backward in parts], p)
@@ -133,7 +136,7 @@ def _staged(costs: NetworkCosts, p: int, micro: int) -> tuple[tuple[int, ...], _
         return None
     spans = list(itertools.pairwise((0, *ends)))
     sizes = [costs.interfaces[end - 1] * micro for end in ends[:-1]]
-    return ends, _Stages(
+    return ends, Stages(
         forward=tuple(sum(part[0] for part in parts[a:b]) for a, b in spans),
         backward=tuple(sum(part[1] for part in parts[a:b]) for a, b in spans),
         messages=tuple(costs.link.transfer.seconds(size) for size in sizes),

@@ -95,9 +95,9 @@ def test_windows_follow_one_another(lengths, data, latency):
 def test_what_a_plan_says_is_what_the_simulation_says(lengths, kind, link, data):
     """Of any costs, windows and messages: the step and the speed-up, as ranks do it, in seconds or operations."""
     plan = in_windows(make_plan(2), *lengths)
-    plan = dataclasses.replace(
-        plan, coarse=kind, coarse_blocks=tuple(dataclasses.replace(row, kind=kind) for row in plan.coarse_blocks)
-    )
+    units = {"kind": kind, "units": int(kind == "paper")}
+    blocks = tuple(dataclasses.replace(row, **units) for row in plan.coarse_blocks)
+    plan = dataclasses.replace(plan, coarse=kind, coarse_blocks=blocks)
 
     def priced(row):
         forward, backward = data.draw(seconds)

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pararealize.profiles import Link
-from pararealize.strategies.pipeline import _Stages, pipelines, stage_ends
+from pararealize.strategies.pipeline import Stages, pipelines, stage_ends
 from tests.strategy_costs import costs_of
 
 whole = st.integers(1, 9).map(float)
 
 
-def simulated(stages: _Stages, m: int, orders: list[list[tuple[str, int]]]) -> float:
+def simulated(stages: Stages, m: int, orders: list[list[tuple[str, int]]]) -> float:
     """The end of the last action where every stage does its own in order, each as early as what it needs is there."""
     p = len(stages.forward)
     end: dict[tuple[str, int, int], float] = {}
@@ -58,14 +58,14 @@ def one_by_one(p: int, m: int) -> list[list[tuple[str, int]]]:
 @given(st.lists(st.tuples(whole, whole), min_size=2, max_size=4), st.integers(1, 6), st.integers(0, 3))
 def test_gpipe_is_a_flow_shop(times, m, message):
     forward, backward = zip(*times, strict=True)
-    stages = _Stages(forward=forward, backward=backward, messages=(float(message),) * (len(times) - 1))
+    stages = Stages(forward=forward, backward=backward, messages=(float(message),) * (len(times) - 1))
     assert stages.gpipe(m) == pytest.approx(simulated(stages, m, gpipe_orders(len(times), m)))
 
 
 @settings(max_examples=20)
 @given(whole, whole, st.integers(2, 5), st.integers(1, 8))
 def test_equal_stages_one_forward_one_backward(forward, backward, p, m):
-    stages = _Stages(forward=(forward,) * p, backward=(backward,) * p, messages=(0.0,) * (p - 1))
+    stages = Stages(forward=(forward,) * p, backward=(backward,) * p, messages=(0.0,) * (p - 1))
     assert stages.one_forward_one_backward(m) == pytest.approx(simulated(stages, m, one_by_one(p, m)))
     assert stages.interleaved(m, p) == pytest.approx(stages.one_forward_one_backward(m))
 
@@ -74,7 +74,7 @@ def test_equal_stages_one_forward_one_backward(forward, backward, p, m):
 @given(st.lists(st.tuples(whole, whole), min_size=2, max_size=4), st.integers(1, 6), st.integers(0, 2))
 def test_unequal_stages_are_near_the_simulation(times, m, message):
     forward, backward = zip(*times, strict=True)
-    stages = _Stages(forward=forward, backward=backward, messages=(float(message),) * (len(times) - 1))
+    stages = Stages(forward=forward, backward=backward, messages=(float(message),) * (len(times) - 1))
     exact = simulated(stages, m, one_by_one(len(times), m))
     assert 0.7 * exact <= stages.one_forward_one_backward(m) <= 1.3 * exact
     one = stages.one_forward_one_backward(1)
