@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,7 +43,6 @@ def command(
     *,
     model: options.Model,
     devices: Annotated[int, typer.Option(metavar="NUMBER", help="How many devices there are.")],
-    batch_size: Annotated[int, typer.Option(metavar="NUMBER", help="Samples of a step, over all devices.")],
     device: Annotated[
         str,
         typer.Option(
@@ -83,11 +83,12 @@ def command(
         from pararealize import plan_strategies
 
         net = network.build(model, meta=not measure)
+        read_with = replace(example, batch_size=2)  # the network itself is read at any batch
         comparison = plan_strategies(
             net,
-            example.values(model, meta=not measure),
+            read_with.values(model, meta=not measure),
             devices=devices,
-            batch_size=batch_size,
+            batch_size=example.samples,
             profile=device,
             link=link,
             optimizer=optimizer.value,
