@@ -71,7 +71,7 @@ def answer(case: Case) -> Iterator[Measurement]:
 
     x, _ = example(case["network"], case["batch"])
     model = build(case["network"]).eval()
-    net = pararealize(model, RANKS, coarse="linear", cost="seconds", example_inputs=x).eval()
+    net = pararealize(model, RANKS, coarse="linear", example_inputs=x).eval()
     stage = net.distribute(init_device_mesh("cpu", (RANKS,)), timeout=60).eval()
 
     def original(inputs: torch.Tensor) -> torch.Tensor:

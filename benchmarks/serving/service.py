@@ -54,11 +54,14 @@ def serve_http(predict: Callable[[torch.Tensor], Any], about: dict[str, Any], po
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             kind = self.headers.get("Content-Type", JSON).partition(";")[0].strip()
-            if self.path != "/predict" or kind not in (RAW, JSON) or length > MOST_BYTES:
-                self.close_connection = True  # its body has not been read
-                self._reply(404 if self.path != "/predict" else 415, JSON, b'{"error": "POST /predict, JSON or raw"}')
+            if length > MOST_BYTES:
+                self.close_connection = True  # its body is not read
+                self._reply(413, JSON, b'{"error": "too large"}')
                 return
             body = self.rfile.read(length)
+            if self.path != "/predict" or kind not in (RAW, JSON):
+                self._reply(404 if self.path != "/predict" else 415, JSON, b'{"error": "POST /predict, JSON or raw"}')
+                return
             try:
                 x = read_tensors(body)["x"] if kind == RAW else torch.tensor(json.loads(body)["x"])
             except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -85,6 +88,8 @@ def serve_http(predict: Callable[[torch.Tensor], Any], about: dict[str, Any], po
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body)
 
