@@ -13,8 +13,9 @@ from safetensors.torch import load, save
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no installed package
 
 from benchmarks.harness import Results
-from benchmarks.serving.__main__ import WAYS, markdown
+from benchmarks.serving.__main__ import markdown
 from benchmarks.serving.service import RAW, serve_http
+from benchmarks.serving.worker import WAYS
 from pararealize.errors import ExampleError, RankError
 
 
