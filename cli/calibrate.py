@@ -16,6 +16,7 @@ from .console import print_result, working
 from .convert import title_of, write_network
 from .data_options import DataOptions
 from .folder import CALIBRATION_FILES, output_folder
+from .html import blocks_of, check_page, write_page
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,14 +138,16 @@ def command(
     ] = None,
     force: options.Force = False,
     picture: options.PictureFormat = options.Picture.svg,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Convert a trained MODEL and fit what was added to it, so that it works without training anew."""
+    check_page(page)
     with (
         working(f"building {model}", every=SECONDS) as progress,
         output_folder(output, force=force, files=CALIBRATION_FILES) as folder,
     ):
-        from pararealize import fine_tune, pararealize
+        from pararealize import fine_tune, pararealize, simulate
 
         from . import arguments
 
@@ -165,6 +168,7 @@ def command(
                 seed=network.seed,
                 leaf_modules=network.leaf_modules(),
             )
+        chain = blocks_of(page, net, inputs, network.leaf_modules())
         batches = _batches(samples)
         calibration, tuned = _fit(pnet, batches, fitting, network.seed, progress), None
         if tuning.fine_tune_steps:
@@ -191,6 +195,8 @@ def command(
         document["fine_tuning"] = json.loads(tuned.to_json()) | {"calibration": None}  # which stands beside it
         text += f"\n\n{tuned}"
     print_result(document, text, output, files, as_json=as_json)
+    step = None if page is None else simulate(pnet.plan)
+    write_page(page, calibration, tuned, pnet.plan, chain, step, title=model, seed=network.seed, quiet=as_json)
 
 
 def trained(model: str, network: options.ModelOptions, weights: Path | None) -> nn.Module:

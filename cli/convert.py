@@ -13,6 +13,7 @@ import typer
 from . import options
 from .console import print_result, working
 from .folder import output_folder
+from .html import blocks_of, check_page, write_page
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,15 +81,17 @@ def command(
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Plan and print only, without memory for the weights.")
     ] = False,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Cut MODEL into N segments, print the plan, and write the parareal network into a folder."""
+    check_page(page)
     with working(f"building {model}") as progress, output_folder(output, force=force) as folder:
-        from pararealize import pararealize
+        from pararealize import pararealize, simulate
 
         from . import arguments, report
 
-        places = arguments.devices(devices)
+        chain, places = None, arguments.devices(devices)
         if n is None:
             pnet = conversion.saved_network(model, built_by=network.built_by, devices=places)
             pnet = pnet.to("meta") if no_weights else pnet
@@ -106,11 +109,14 @@ def command(
                 cost=cost.value,
                 leaf_modules=network.leaf_modules(),
             )
+            chain = blocks_of(page, net, inputs, network.leaf_modules())
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
             files = write_network(pnet, folder, title=title_of(model), picture=picture)
     print_result(report.plan_json(pnet.plan), report.plan_tables(pnet.plan, model), output, files, as_json=as_json)
+    step = None if page is None else simulate(pnet.plan)
+    write_page(page, pnet.plan, chain, step, title=model, seed=network.seed, quiet=as_json)
 
 
 def title_of(model: str) -> str:

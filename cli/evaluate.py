@@ -10,6 +10,7 @@ import typer
 from . import options
 from .console import out, print_json, working
 from .data_options import DataOptions
+from .html import check_page, write_page
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -52,9 +53,11 @@ def command(
         str | None, options.on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")
     ] = None,
     seed: options.Seed = 0,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how well the network of FOLDER does beside its original, on the test part, and how long calls take."""
+    check_page(page)
     with working(f"reading {folder}", every=SECONDS) as progress:
         from pararealize import compare, load
 
@@ -84,6 +87,7 @@ def command(
         print_json({"comparison": result.to_dict(), "data": str(samples), "note": note})
     else:
         out().print(f"{folder} on {samples}\n\n{result}" + (f"\nnote: {note}" if note else ""), markup=False)
+    write_page(page, result, net.plan, title=folder, seed=seed, quiet=as_json)
 
 
 def _note(folder: str) -> str:

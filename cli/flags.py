@@ -83,4 +83,5 @@ def in_flags(message: str, parameters: Collection[str]) -> str:
     return message
 
 
-_OPTIONS = {"every": "all", "as_json": "json", "output": "out"}  # parameters whose options are called otherwise
+# parameters whose options are called otherwise
+_OPTIONS = {"every": "all", "as_json": "json", "output": "out", "page": "report"}

@@ -8,6 +8,7 @@ import typer
 
 from . import options
 from .console import out, print_json, working
+from .html import check_page, write_page
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -30,9 +31,11 @@ def command(
     ] = False,
     example: options.ExampleOptions,
     network: options.ModelOptions,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show MODEL's blocks with shapes, receptive fields and costs, and every cut point refused and why."""
+    check_page(page)
     with working(f"building {model}") as progress:
         from . import report
 
@@ -43,3 +46,4 @@ def command(
         print_json(report.inspection_json(inspection))
     else:
         out().print(report.inspection_tables(inspection, every=every))
+    write_page(page, inspection.chain, title=model, seed=network.seed, quiet=as_json)

@@ -41,6 +41,7 @@ __all__ = [
     "NumClasses",
     "Picture",
     "PictureFormat",
+    "Report",
     "Seed",
     "Source",
     "Weights",
@@ -154,6 +155,12 @@ Weights = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Of the model's weights and of what conversion adds.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that is there already.")]
 PictureFormat = Annotated[Picture, typer.Option("--picture", help="Format of the picture.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", metavar="FILE.html", help="Write one HTML page with figures and tables, which needs no network."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
 on_devices = functools.partial(typer.Option, "--devices", metavar="LIST")

@@ -13,6 +13,7 @@ import typer
 from . import options
 from .console import print_result, working
 from .folder import RESTACK_FILES, output_folder
+from .html import blocks_of, check_page, write_page
 from .model_file import Origin, source_code, source_of_callable
 
 if TYPE_CHECKING:
@@ -119,9 +120,11 @@ def command(
         options.to_folder(help="Write restacking.json, weights.safetensors and model.py into a new folder."),
     ] = None,
     force: options.Force = False,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Rewire the residual blocks of MODEL as steps of a Runge-Kutta method, with no new parameters."""
+    check_page(page)
     with working(f"building {model}") as progress, output_folder(output, force=force, files=RESTACK_FILES) as folder:
         from pararealize import restack
 
@@ -130,6 +133,7 @@ def command(
         net = network.build(model)
         inputs = example.values(model)
         progress(f"restacking {model}")
+        chain = blocks_of(page, net, inputs, network.leaf_modules())
         restacked = restack(
             net,
             arguments.scheme(scheme.scheme),
@@ -144,6 +148,7 @@ def command(
     parameters = sum(parameter.numel() for parameter in restacked.parameters())
     document = {"restacking": restacked.restacking.to_dict(), "parameters": parameters}
     print_result(document, str(restacked.restacking), output, files, as_json=as_json)
+    write_page(page, restacked.restacking, chain, title=model, seed=network.seed, quiet=as_json)
 
 
 def _write(net: RestackedModule, folder: Path, settings: SchemeOptions, origin: Origin) -> list[str]:

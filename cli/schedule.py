@@ -12,6 +12,7 @@ import typer
 from . import options
 from .console import print_result, working
 from .folder import SCHEDULE_FILES, output_folder
+from .html import blocks_of, check_page, write_page
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,9 +114,11 @@ def command(
     ] = None,
     force: options.Force = False,
     picture: options.PictureFormat = options.Picture.svg,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Simulate one step of MODEL in N segments: who computes, sends and waits, and when."""
+    check_page(page)
     with working(f"building {model}") as progress, output_folder(output, force=force, files=SCHEDULE_FILES) as folder:
         net = network.build(model, meta=not step.seconds)
         inputs = example.values(model, meta=not step.seconds)
@@ -124,11 +127,13 @@ def command(
         decisions = conversion.arguments() | step.planning()
         stored = _stored(plan, n, conversion, model)
         chosen, times = (_measured if step.seconds else _planned)(net, n, stored, inputs, leaves, decisions)
+        chain = blocks_of(page, net, inputs, leaves)
         timeline = step.simulate(chosen, times, batch=example.samples)
         files = [] if folder is None else _write(timeline, folder, model, picture)
     document = {"timeline": json.loads(timeline.to_json()), "step": timeline.step, "serial": timeline.serial}
     document |= {"speedup": timeline.speedup, "efficiency": timeline.efficiency}
     print_result(document, str(timeline), output, files, as_json=as_json)
+    write_page(page, timeline, chosen, chain, title=model, seed=network.seed, quiet=as_json)
 
 
 def _stored(path: Path | None, n: int | None, conversion: options.ConversionOptions, model: str) -> Plan | None:

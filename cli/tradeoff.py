@@ -13,6 +13,7 @@ from .calibrate import trained
 from .console import print_result, working
 from .data_options import DataOptions
 from .folder import TRADEOFF_FILES, output_folder
+from .html import blocks_of, check_page, write_page
 
 if TYPE_CHECKING:
     from pararealize.tradeoffs import Tradeoff
@@ -53,9 +54,11 @@ def command(
     ] = None,
     force: options.Force = False,
     picture: options.PictureFormat = options.Picture.svg,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how fast a trained MODEL can be made, and how near to itself it then stays."""
+    check_page(page)
     with (
         working(f"building {model}", every=SECONDS) as progress,
         output_folder(output, force=force, files=TRADEOFF_FILES) as folder,
@@ -81,6 +84,7 @@ def command(
             report=progress,
         )
         chosen = None if tolerance is None else measured.within(tolerance)
+        chain = blocks_of(page, net, samples.example(), network.leaf_modules())
         files: list[str] = []
         if folder is not None:
             files = _write(measured, folder, model, picture)
@@ -97,6 +101,8 @@ def command(
             f"{chosen.plan}"
         )
     print_result(document, text, output, files, as_json=as_json)
+    plan = None if chosen is None else chosen.plan
+    write_page(page, measured, plan, chain, title=model, seed=network.seed, quiet=as_json)
 
 
 def _write(measured: Tradeoff, folder: Path, title: str, picture: options.Picture) -> list[str]:

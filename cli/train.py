@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,9 +12,11 @@ import typer
 from . import options
 from .console import print_result, working
 from .data_options import DataOptions
+from .html import blocks_of, check_page, write_page
 from .train_options import Initialise, MultigridOptions, PlacementOptions, RecipeOptions, RunOptions
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
     from pararealize import History, Recipe
@@ -66,9 +69,11 @@ def command(
     recipe: RecipeOptions,
     seed: options.Seed = 0,
     run: RunOptions,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Train MODEL on a data set by name, as a parareal network or as it is; the defaults are the paper's protocol."""
+    check_page(page)
     with working(f"building {model}") as progress:
         from pararealize import fit
         from pararealize.distributed.mesh import started_by_torchrun
@@ -104,12 +109,12 @@ def command(
             timeout=placement.timeout,
             more=solver | monitor,
         )
+        network = options.ModelOptions(num_classes=num_classes, built_by=built_by, leaf=leaf, seed=seed)
         if goes_on:
             places = arguments.devices(placement.devices) if mesh is None else None
             net = conversion.saved_network(model, built_by=built_by, devices=places)
             built = Built(net=net if mesh is None else net.distribute(mesh, timeout=placement.timeout, seed=seed))
         else:
-            network = options.ModelOptions(num_classes=num_classes, built_by=built_by, leaf=leaf, seed=seed)
             built = build(method, network.build(model), settings)
     first = mesh is None or mesh.get_rank() == 0
     folder = train_arguments.folder(run.output, model, method, saved_model.segments(model) if goes_on else n, data.data)
@@ -136,14 +141,29 @@ def command(
         sys.exit(STOPPED)
     _leave(mesh)
     if first:
+        values = _page_values(page, built.net, model, network, samples)
         files = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
         print_result(_document(history, training, samples), str(history.score), folder, files, as_json=as_json)
+        write_page(page, history, *values, title=model, seed=seed, quiet=as_json)
 
 
 def _given(context: typer.Context) -> list[str]:
     """Names of the options that the command line has, not left to their defaults."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def _page_values(
+    page: Path | None, net: nn.Module, model: str, network: options.ModelOptions, data: Dataset
+) -> tuple[Any, ...]:
+    """What a page shows besides the history: the network as it was cut, where it was, and its blocks."""
+    if page is None:
+        return ()
+    from pararealize import Plan, simulate
+
+    plan = getattr(net, "plan", None)
+    chain = blocks_of(page, network.build(model), data.example(), network.leaf_modules())
+    return (plan, chain, simulate(plan)) if isinstance(plan, Plan) else (chain,)
 
 
 def _leave(mesh: DeviceMesh | None) -> None:

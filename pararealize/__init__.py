@@ -23,6 +23,7 @@ What is done with a converted network::
     compare           a PararealModule, its original -> Comparison   quality and times, side by side    comparison
     load              a folder of net.save -> PararealModule   as it was, on any machine                loading, saving
     plan_strategies   nn.Module, devices -> a comparison       what every strategy takes, predicted     strategies
+    write_report      any of these values -> an HTML page      to look at, and to send                  reports
 
 Two systems of the same family, for residual networks::
 
@@ -60,6 +61,7 @@ from pararealize.plan.transfer import Transfer
 from pararealize.planning.search import plan_segments
 from pararealize.profiles.catalogue import device_profile
 from pararealize.profiles.device import DeviceProfile, Link
+from pararealize.reports.page import write_report
 from pararealize.restacking.batchnorm import recalibrate_batchnorm
 from pararealize.restacking.module import RestackedModule, restack
 from pararealize.restacking.tableaux import Tableau
@@ -137,4 +139,5 @@ __all__ = [
     "run_local",
     "simulate",
     "tradeoff",
+    "write_report",
 ]
