@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from pararealize.coarse.spec import CoarsePlan
 from pararealize.errors import CalibrationError
 from pararealize.plan.spec import Window
+from pararealize.tracing.containers import leaves_of
 
 from .distillation import Pair, distil, measure_norms, solve_last
 from .held_out import HeldOut
@@ -178,7 +178,7 @@ class WindowFitting:
         sums = SquareSums()
         for parts in self.held_out.held_out():
             output = output_of(parts.values)
-            for value, true in zip(*map(pytree.tree_leaves, (output, parts.values.output)), strict=True):
+            for value, true in zip(*map(leaves_of, (output, parts.values.output)), strict=True):
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
                     whole = value.ndim == 0 or len(value) != parts.values.samples  # no number a sample
                     samples = slice(None) if whole or parts.held_out is None else parts.held_out

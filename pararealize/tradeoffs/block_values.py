@@ -9,18 +9,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from pararealize.calibration.batch import check_finite, inputs_of
+from pararealize.calibration.masks import AUTO, MaskChoice, mask_of, unmasked
 from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import Index, read_equation
 from pararealize.plan.spec import SegmentPlan
 from pararealize.tracing.call_signature import CallSignature
+from pararealize.tracing.containers import leaves_of
 
 __all__ = ["BatchValues", "BlockByBlock", "Say", "network_output", "output_error", "same_spaces"]
 
@@ -33,11 +35,13 @@ class BatchValues:
         ends: u_0, what the first block reads, and u_i, what block i (from 1) gives.
         context: what each block reads besides, and the head behind the last one.
         output: the original's output.
+        mask: which positions count; None where all do.
     """
 
     ends: tuple[Tensor, ...]
     context: tuple[tuple[Any, ...], ...]
     output: Any
+    mask: Tensor | None = None
 
 
 class BlockByBlock:
@@ -45,13 +49,14 @@ class BlockByBlock:
 
     Args:
         net: what ``pararealize(model, 1, windows=blocks)`` gives, in eval mode.
+        mask: which positions of a batch count, as :func:`~pararealize.calibrate` has it.
 
     Attributes:
         rows: the plan's row of each block.
     """
 
-    def __init__(self, net: PararealModule) -> None:
-        self.net, self.rows = net, tuple(net.plan.segments)
+    def __init__(self, net: PararealModule, mask: MaskChoice = AUTO) -> None:
+        self.net, self.rows, self.mask = net, tuple(net.plan.segments), mask
         if any(row.blocks != 1 for row in self.rows):
             raise CalibrationError("some windows have several blocks; convert with windows = the number of blocks")
         self._nodes = read_equation(net.graph)
@@ -72,11 +77,12 @@ class BlockByBlock:
         env, output = _run(self.net, batch)
         first = env[nodes.x[self._indices[0]]]
         ends = (first, *(env[nodes.y[index]] for index in self._indices))
+        mask = mask_of(batch, self.mask, first, self.rows[0].x.channel + 1)
         for place, end in zip(("the stem", *(f"block {name}" for name in self.names)), ends, strict=True):
-            check_finite(end, f"the output of {place}", number)
+            check_finite(unmasked(end, mask), f"the output of {place}", number)
         names = [*(row.name for row in self.rows), "head"]
         context = tuple(tuple(env[read] for read in nodes.context_of(name)) for name in names)
-        return BatchValues(ends=ends, context=context, output=output)
+        return BatchValues(ends=ends, context=context, output=output, mask=mask)
 
     @torch.no_grad()
     def run(self, values: BatchValues, u: Tensor, first: int, stop: int) -> Tensor:
@@ -110,16 +116,21 @@ def _run(net: PararealModule, batch: Any) -> tuple[dict[fx.Node, Any], Any]:
     return env, fx.map_arg(net.graph.output_node().args[0], env.__getitem__)
 
 
-def output_error(pairs: Iterable[tuple[Any, Any]]) -> float:
+def output_error(pairs: Iterable[tuple[Any, Any]], masks: Iterable[Tensor | None] = repeat(None)) -> float:
     """‖value - true‖ / ‖true‖ over all floating-point tensors of all outputs; infinite where all true are nought.
+
+    Args:
+        pairs: a network's outputs, and what they should be.
+        masks: of each pair, which positions count.
 
     Raises:
         CalibrationError: a true output is not finite.
     """
     error = whole = 0.0
-    for number, (value, true) in enumerate(pairs, 1):
-        for a, b in zip(pytree.tree_leaves(value), pytree.tree_leaves(true), strict=True):
+    for number, ((value, true), mask) in enumerate(zip(pairs, masks, strict=False), 1):
+        for a, b in zip(leaves_of(value), leaves_of(true), strict=True):
             if isinstance(b, Tensor) and b.is_floating_point():
+                a, b = unmasked(a, mask), unmasked(b, mask)
                 check_finite(b, "the original's output", number)
                 error += (a.double() - b.double()).square().sum().item()
                 whole += b.double().square().sum().item()

@@ -20,6 +20,7 @@ from pararealize.analysis.blocks import find_blocks
 from pararealize.argument_types import typed_arguments
 from pararealize.calibration.batch import Batches, one_pass
 from pararealize.calibration.fitting import calibrate, calibration_mode
+from pararealize.calibration.masks import AUTO, MaskChoice
 from pararealize.coarse.kinds import coarse_name, is_summed
 from pararealize.compiler import pararealize
 from pararealize.errors import CalibrationError, ExampleError, PlanError
@@ -54,6 +55,7 @@ def tradeoff(
     transfer: Transfer | None = None,
     agreement: tuple[str, Agreement] | None = None,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
+    mask: MaskChoice = AUTO,
     seed: int = 0,
     report: Say | None = None,
 ) -> Tradeoff:
@@ -81,6 +83,7 @@ def tradeoff(
         agreement: a name and a function of the network's and the original's outputs of a batch, such as
             ``("cosine", lambda a, b: cosine_similarity(a, b).mean().item())``; its mean over batches is shown.
         leaf_modules: as :func:`pararealize` takes them.
+        mask: which positions count in fits and errors, as :func:`calibrate` has it.
         seed: of all that is drawn.
         report: called with a line of text as the work goes on.
 
@@ -116,7 +119,7 @@ def tradeoff(
     original = pararealize(model, 1, windows=blocks, **arguments, seed=seed).eval()
     rows = [TradeoffRow(plan=original.plan, predicted=0.0, error=0.0, agreement=None)]
     with calibration_mode(original, seed):
-        by_block = BlockByBlock(original)
+        by_block = BlockByBlock(original, mask)
         fitted = [by_block.values(batch, i) for i, batch in enumerate(train[:sensitivity_batches], 1)]
         tested = [by_block.values(batch, i) for i, batch in enumerate(held_out[:sensitivity_batches], 1)]
         chosen = []
@@ -147,7 +150,7 @@ def tradeoff(
         if net.plan in plans:
             continue
         plans.add(net.plan)
-        calibrate(net, train, seed=seed)
+        calibrate(net, train, seed=seed, mask=mask)
         rows.append(_measured(net, by_block, held_out, selection, agreement, seed))
     samples, others = (sum(map(_samples, some)) for some in (train, held_out))
     ordered = sorted(rows[1:], key=lambda row: (row.n, row.speedup))
@@ -170,9 +173,13 @@ def _measured(
     seed: int,
 ) -> TradeoffRow:
     with calibration_mode(net, seed), calibration_mode(original.net, seed):
-        pairs = [(network_output(net, batch), network_output(original.net, batch)) for batch in batches]
+        pairs, masks = [], []
+        for batch in batches:
+            true = original.values(batch)
+            pairs.append((network_output(net, batch), true.output))
+            masks.append(true.mask)
     figure = None if agreement is None else _agreement(pairs, agreement)
-    return TradeoffRow(plan=net.plan, predicted=selection.error, error=output_error(pairs), agreement=figure)
+    return TradeoffRow(plan=net.plan, predicted=selection.error, error=output_error(pairs, masks), agreement=figure)
 
 
 def _check_agreement(agreement: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pararealize.analysis.space import Space
 from pararealize.calibration.channel_maps import ChannelMap, Moments, Regressions
+from pararealize.calibration.masks import unmasked
 from pararealize.coarse.output_correction import correction_cost, correction_kind, correction_rank
 
 from .block_values import BatchValues, BlockByBlock, Say, output_error, same_spaces
@@ -130,7 +131,8 @@ class _Trials:
             if found is not None:
                 w = w + _applied(found, [*differences, values.ends[first]], space)
             pairs.append((self._original.output(values, w, stop), values.output))
-        return WindowTrial(starts=starts, stop=stop, cost=cost, error=output_error(pairs))
+        error = output_error(pairs, [values.mask for values in self._test])
+        return WindowTrial(starts=starts, stop=stop, cost=cost, error=error)
 
     def _sum(self, values: BatchValues, starts: Sequence[int], ends: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """The d_j of a batch, and w without corrections."""
@@ -148,7 +150,10 @@ class _Trials:
             return None
         if (first, start) not in self._adapters:
             batches = [
-                [([values.ends[first]], values.ends[start] - values.ends[first], values.ends[start]) for values in part]
+                [
+                    ([values.ends[first]], values.ends[start] - values.ends[first], values.ends[start], values.mask)
+                    for values in part
+                ]
                 for part in (self._train, self._test)
             ]
             self._adapters[first, start] = self._map(batches, self._original.rows[first].x, 1)
@@ -162,20 +167,21 @@ class _Trials:
             for values in part:
                 differences, w = self._sum(values, starts, ends)
                 true = values.ends[stop]
-                rows.append(([*differences, values.ends[starts[0]]], true - w, true))
+                rows.append(([*differences, values.ends[starts[0]]], true - w, true, values.mask))
             batches.append(rows)
         return self._map(batches, self._original.rows[starts[0]].x, len(starts) + 1)
 
     def _map(
-        self, batches: Sequence[Sequence[tuple[list[Tensor], Tensor, Tensor]]], space: Space, groups: int
+        self, batches: Sequence[Sequence[tuple[list[Tensor], Tensor, Tensor, Tensor | None]]], space: Space, groups: int
     ) -> ChannelMap | None:
         """The map of the kind asked for from features to what is missing, fitted to some batches, chosen by others."""
         assert self._request is not None
         sums = []
         for part in batches:
             moments = Moments(groups, space.channels, part[0][1].device)
-            for features, missing, true in part:
-                moments.add([rows_of(f, space) for f in features], rows_of(missing, space), rows_of(true, space))
+            for features, *wanted, mask in part:
+                missing, true = (rows_of(value, space, mask) for value in wanted)
+                moments.add([rows_of(f, space, mask) for f in features], missing, true)
             sums.append(moments)
         regressions, kind = Regressions(sums[0], sums[1]), self._request.kind
         if kind == "low-rank":
@@ -185,9 +191,9 @@ class _Trials:
         return found if found.error < sums[1].nothing else None
 
 
-def rows_of(value: Tensor, space: Space) -> Tensor:
-    """``(batch, *space)`` with the channels last and every other axis a row."""
-    return value.movedim(space.channel + 1, -1).reshape(-1, space.channels)
+def rows_of(value: Tensor, space: Space, mask: Tensor | None = None) -> Tensor:
+    """``(batch, *space)`` with the channels last and every other axis a row; excluded positions left out."""
+    return unmasked(value.movedim(space.channel + 1, -1), mask).reshape(-1, space.channels)
 
 
 def _applied(found: ChannelMap, features: Sequence[Tensor], space: Space) -> Tensor:

@@ -10,6 +10,7 @@ from pararealize import pararealize
 from pararealize.calibration.fitting import calibration_mode
 from pararealize.tradeoffs.block_values import BlockByBlock
 from pararealize.tradeoffs.sensitivity import measure_windows, possible_windows
+from tests.tuning_networks import padded_batches, token_net
 
 from .chains import batches, network
 
@@ -71,3 +72,17 @@ def test_windows_in_which_the_space_changes_are_left_out() -> None:
         values = [by_block.values(x)]
         trials = measure_windows(by_block, values, values, 2, coarse="linear", say=lambda _: None)
     assert [(t.first, t.stop) for t in trials] == [(0, 2), (3, 5)]
+
+
+def test_the_content_of_padding_changes_no_figure() -> None:
+    model, _ = token_net()
+    original = BlockByBlock(pararealize(model, 1, windows=4, example_inputs=padded_batches(1)[0]).eval())
+    trials = []
+    for padding in (0, 13):
+        values = [original.values(batch) for batch in padded_batches(padding=padding)]
+        assert all(one.mask is not None for one in values)
+        trials.append(measure_windows(original, values[:4], values[4:], 2, coarse="dense", say=lambda _: None))
+    assert trials[0] == trials[1]
+    assert min(trial.error for trial in trials[0]) > 0
+    everything = BlockByBlock(original.net, mask=None)
+    assert everything.values(padded_batches(1)[0]).mask is None
