@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
+OUT ?= build/gpu
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint docs format wheel clean help
+.PHONY: demo test gpu lint docs format wheel clean help
 
 help:  ## these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,6 +34,13 @@ demo: $(VENV)/.demo  ## convert ResNet-1001 with n = 12 and train it for some st
 
 test: $(VENV)/.test  ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# with the Python that is there and what is installed beside it: no environment is made, and nothing is downloaded
+gpu:  ## on a machine with a CUDA GPU: the tests that need one, and the shortest benchmark, in at most 8 minutes
+	mkdir -p $(OUT)
+	-timeout 110 $(PYTHON) -m pytest -q -p no:cacheprovider -n 4 --timeout 60 -W "ignore:Please use the new API settings" \
+	  tests/network/local tests/test_compiler.py -k "gpu or GPU" 2>&1 | tee $(OUT)/tests.txt
+	timeout 360 $(PYTHON) -m benchmarks.graphs --shortest --out $(OUT)
 
 lint: $(VENV)/.test  ## ruff, mypy and the import contracts
 	$(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -43,6 +44,27 @@ class Stream:
 
     def __repr__(self) -> str:
         return self.name
+
+
+class Event:
+    """A moment of the host: operations are done when they are issued."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.enable_timing, self.seconds = enable_timing, 0.0
+
+    def record(self, stream: Any = None) -> None:
+        self.seconds = time.perf_counter()
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.enable_timing
+        assert end.enable_timing
+        return (end.seconds - self.seconds) * 1e3
 
 
 class Graph:
@@ -207,6 +229,10 @@ def cuda_on_the_cpu() -> Iterator[Machine]:
         "torch.cuda.CUDAGraph": machine.make_graph,
         "torch.cuda.graph": machine.graph,
         "torch.cuda.graph_pool_handle": object,
+        "torch.cuda.Event": Event,
+        "torch.cuda.empty_cache": lambda: None,
+        "torch.cuda.reset_peak_memory_stats": lambda: None,
+        "torch.cuda.max_memory_reserved": lambda: 0,
         "torch.cuda.synchronize": machine.synchronize,
         "torch.cuda.device": lambda device: contextlib.nullcontext(),
         "pararealize.network.local.streams.lend": machine.lend,

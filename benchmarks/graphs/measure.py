@@ -1,94 +1,212 @@
-"""A batch size and a number of segments -> milliseconds of a step by each way to run it, on this machine's GPU."""
+"""A network, a batch size, n and windows -> a row for each way to run it: agreement with eager first, then times."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import gc
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
-from pararealize import pararealize
-from pararealize.errors import PlanError
-from pararealize.models import resnet1001
-from pararealize.network.local.module import capture_graphs, run_local
+from pararealize import PararealModule, pararealize
+from pararealize.network.local import capture_inference, capture_step, run_local, streams
 
-__all__ = ["ORIGINAL", "PARAREAL", "measure"]
+from .networks import INFERENCE, make
 
-ORIGINAL = ("original", "original compiled", "original captured")
-PARAREAL = ("eager", "streams", "stacked", "captured parts", "captured whole", "captured whole, stacked")
-CLASSES = 10
-WARM_UP = 3
+__all__ = ["ORIGINAL", "PARAREAL", "chains", "measure"]
 
-Step = Callable[[Tensor], Tensor]
+ORIGINAL = ("original eager", "original compiled by block", "original in one graph")
+PARAREAL = ("streams", "in one graph", "in one graph, no branches", "in one graph, stacked")
+CHECKED = 2  # steps in which numbers are compared
+
+Step = Callable[[Tensor, Tensor], Any]
 
 
-def measure(batch: int, n: int | None, *, coarse: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Medians of turns about: of the original's ways alone (n is None), or of a network's with the original's beside.
+def measure(
+    name: str, batch: int, n: int | None, windows: int, *, ways: tuple[str, ...], small: bool, steps: int
+) -> Iterator[dict[str, Any]]:
+    """One row a way, as soon as there is one; one way is alive at a time.
 
-    A step is forward, cross entropy and backward, without an optimiser, in float32 as torch sets it. What the GPU's
-    memory does not hold, or cannot be stacked, has an error for its row.
+    Args:
+        name: of the network.
+        batch: samples.
+        n: segments; ``None`` for the original.
+        windows: of the converted network.
+        ways: those to run.
+        small: a small network of the same kind on the CPU, for the double.
+        steps: a round; there are three.
     """
-    torch.manual_seed(0)
-    x = torch.randn(batch, 3, 32, 32, device="cuda")
-    labels = torch.randint(0, CLASSES, (batch,), device="cuda")
-    model = resnet1001().cuda()
-    ways: dict[str, Callable[[], Step]] = {
-        "original": lambda: model,
-        "original captured": lambda: torch.cuda.make_graphed_callables(copy.deepcopy(model), (x,)),
-    }
-    if n is None:
-        ways["original compiled"] = lambda: torch.compile(copy.deepcopy(model))
-    else:
-        ways |= _parareal(model, x, n, coarse)
-    steps_of: dict[str, Step] = {}
-    rows: dict[str, Any] = {}
-    for name, make in ways.items():
+    device = "cpu" if small else "cuda"
+    model, x, labels = make(name, batch, small=small)
+    model, x, labels = model.to(device), x.to(device), labels.to(device)
+    begun = time.perf_counter()
+    net: nn.Module = model
+    if n is not None:
+        cuts = "paper" if name.startswith("resnet") and windows == 1 else None
+        net = pararealize(model, n, windows=windows, example_inputs=x, coarse="linear", cuts=cuts)
+        if name in INFERENCE:
+            net.eval()
+    about = {"network": name, "batch": batch, "n": n, "windows": windows, "inference": name in INFERENCE}
+    converted = round(time.perf_counter() - begun, 2)
+    for way in ways:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        row = {**about, "way": way, "seconds to convert": converted}
         try:
-            steps_of[name] = run = make()
-            for _ in range(WARM_UP):
-                _step(run, x, labels)
-        except (torch.cuda.OutOfMemoryError, PlanError) as error:
-            steps_of.pop(name, None)
-            rows[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-            torch.cuda.empty_cache()
-    times: dict[str, list[float]] = {name: [] for name in steps_of}
+            row |= _row(way, net, x, labels, steps, inference=name in INFERENCE)
+        except Exception as error:  # noqa: BLE001 (it is the row: memory, a stack that there is not, what CUDA refuses)
+            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+            row["trace"] = traceback.format_exc()[-1500:]
+        yield row
+
+
+def _row(way: str, net: nn.Module, x: Tensor, labels: Tensor, steps: int, *, inference: bool) -> dict[str, Any]:
+    run, twin = copy.deepcopy(net), copy.deepcopy(net)
+    begun = time.perf_counter()
+    step = _infer(way, run, x) if inference else _step(way, run, x, labels)
+    torch.cuda.synchronize()
+    row: dict[str, Any] = {"seconds to capture": round(time.perf_counter() - begun, 2)}
+    row["differs by"] = _difference(step, run, twin, x, labels, inference=inference)
+    del twin
+    row |= _times(lambda: step(x, labels), steps)
+    row["peak GiB"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    return row
+
+
+def _step(way: str, net: nn.Module, x: Tensor, labels: Tensor) -> Step:
+    """Forward, loss and backward; gradients are new after it."""
+    if "in one graph" in way:
+        if "stacked" in way:
+            assert isinstance(net, PararealModule)
+            net = run_local(net, stack=True)
+        graphed = capture_step(net, cross_entropy, x, labels, streams="no branches" not in way)
+        return lambda x, labels: graphed(x, target=labels)
+    run = _eager(way, net)
+
+    def step(x: Tensor, labels: Tensor) -> Tensor:
+        net.zero_grad()
+        loss = cross_entropy(run(x), labels)
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def _infer(way: str, net: nn.Module, x: Tensor) -> Step:
+    if "in one graph" in way:
+        if "stacked" in way:
+            assert isinstance(net, PararealModule)
+            net = run_local(net, stack=True)
+        fast = capture_inference(net, x, streams="no branches" not in way)
+        return lambda x, _: fast(x)
+    run = _eager(way, net)
+
+    @torch.no_grad()
+    def step(x: Tensor, _: Tensor) -> Tensor:
+        return run(x)
+
+    return step
+
+
+def _eager(way: str, net: nn.Module) -> nn.Module:
+    if way == "streams":
+        assert isinstance(net, PararealModule)
+        return run_local(net)
+    if way == "original compiled by block":  # a few shapes are compiled once each; the whole would take too long
+        torch._dynamo.config.recompile_limit = 64
+        kinds = ("PreActBottleneck", "PreActBasic", "Block")
+        for module in net.modules():
+            if type(module).__name__ in kinds:
+                module.compile(backend="eager" if _is_on_cpu(net) else "inductor")
+    return net
+
+
+def _is_on_cpu(net: nn.Module) -> bool:
+    return next(net.parameters()).device.type == "cpu"
+
+
+def _difference(
+    step: Step, run: nn.Module, twin: nn.Module, x: Tensor, labels: Tensor, *, inference: bool
+) -> dict[str, float]:
+    """The largest differences from the eager network: of what a step gives, and relative ones of gradients, buffers."""
+    worst = {"result": 0.0, "gradient": 0.0, "buffer": 0.0}
+    for i in range(CHECKED):
+        inputs = torch.roll(x, i, 0) if not x.is_floating_point() else x + 0.1 * i
+        ours = step(inputs, labels)
+        if inference:
+            with torch.no_grad():
+                theirs = twin(inputs)
+        else:
+            twin.zero_grad()
+            theirs = cross_entropy(twin(inputs), labels)
+            theirs.backward()
+        worst["result"] = max(worst["result"], float((ours - theirs.detach()).abs().max()))
+        for (name, p), q in zip(run.named_parameters(), twin.parameters(), strict=True):
+            if (p.grad is None) != (q.grad is None):
+                raise AssertionError(f"only one of the two has a gradient of {name}")
+            if p.grad is not None and q.grad is not None:
+                off = (p.grad - q.grad).norm() / (q.grad.norm() + 1e-12)
+                worst["gradient"] = max(worst["gradient"], float(off))
+    for a, b in zip(run.buffers(), twin.buffers(), strict=True):
+        off = (a.double() - b.double()).norm() / (b.double().norm() + 1e-12)
+        worst["buffer"] = max(worst["buffer"], float(off))
+    return {key: float(f"{value:.2e}") for key, value in worst.items()}
+
+
+def _times(run: Callable[[], Any], steps: int, rounds: int = 3) -> dict[str, float]:
+    """Milliseconds of a step by the GPU's clock, and of the host to issue it; medians over the rounds."""
+    run()
+    torch.cuda.synchronize()
+    device, host = [], []
     for _ in range(rounds):
-        for name, run in steps_of.items():
-            times[name].append(_milliseconds(run, x, labels, steps))
-    for name, values in times.items():
-        rows[name] = {"ms": median(values), "least": min(values), "most": max(values)}
-    return {"batch": batch, "n": n, "coarse": coarse, "gpu": torch.cuda.get_device_name(), "ways": rows}
-
-
-def _parareal(model: nn.Module, x: Tensor, n: int, coarse: str) -> dict[str, Callable[[], Step]]:
-    """Every way to run one conversion; with the paper's cuts, so that segments are alike and can be stacked."""
-    net = pararealize(model, n, example_inputs=x, coarse=coarse, cuts="paper")
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        start = time.perf_counter()
+        for _ in range(steps):
+            run()
+        host.append((time.perf_counter() - start) / steps * 1e3)
+        end.record()
+        torch.cuda.synchronize()
+        device.append(begin.elapsed_time(end) / steps)
     return {
-        "eager": lambda: net,
-        "streams": lambda: run_local(net),
-        "stacked": lambda: run_local(net, stack=True),
-        "captured parts": lambda: capture_graphs(net, x, graphs="parts"),
-        "captured whole": lambda: capture_graphs(net, x, graphs="whole"),
-        "captured whole, stacked": lambda: capture_graphs(net, x, graphs="whole", stack=True),
+        "ms": round(median(device), 3),
+        "least": round(min(device), 3),
+        "most": round(max(device), 3),
+        "host ms": round(median(host), 3),
     }
 
 
-def _step(run: Any, x: Tensor, labels: Tensor) -> None:
-    run.zero_grad()
-    functional.cross_entropy(run(x), labels).backward()
-
-
-def _milliseconds(run: Step, x: Tensor, labels: Tensor, steps: int) -> float:
-    """Of one step, by the GPU's clock, the time to issue it included."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    for _ in range(steps):
-        _step(run, x, labels)
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / steps
+def chains(*, small: bool) -> Iterator[dict[str, Any]]:
+    """Whether branches of one graph run at the same time: so many chains of as many small kernels in all."""
+    device, total, alone = "cpu" if small else "cuda", 48 if small else 2400, 0.0
+    for words in (4096, 65536):
+        for n in (1, 3, 6, 12):
+            values = [torch.zeros(words, device=device) for _ in range(n)]
+            branches, main = [torch.cuda.Stream() for _ in range(n)], torch.cuda.Stream()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=main, capture_error_mode="thread_local"):
+                for stream, value in zip(branches, values, strict=True):
+                    streams.lend(value, stream)
+                    stream.wait_stream(main)
+                    with torch.cuda.stream(stream):
+                        for _ in range(total // n):
+                            value.add_(1.0)
+                for stream in branches:
+                    main.wait_stream(stream)
+            row = _times(graph.replay, 2 if small else 20)
+            alone = row["ms"] if n == 1 else alone
+            yield {
+                "section": "chains",
+                "words": words,
+                "chains": n,
+                **row,
+                "times one chain": round(alone / row["ms"], 2),
+            }
