@@ -13,6 +13,7 @@ import typer
 from . import options
 from .console import print_result, working
 from .folder import PLAN_FILES, output_folder
+from .html import check_page, write_page
 
 if TYPE_CHECKING:
     from pararealize import StrategyComparison
@@ -73,9 +74,11 @@ def command(
     ] = None,
     force: options.Force = False,
     picture: options.PictureFormat = options.Picture.svg,
+    page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Predict what a step of MODEL takes by data parallelism, pipelines and parareal networks, and what to take."""
+    check_page(page)
     with (
         working(f"building {model}", every=SECONDS) as progress,
         output_folder(output, force=force, files=PLAN_FILES) as folder,
@@ -102,6 +105,7 @@ def command(
         )
         files = [] if folder is None else _write(comparison, folder, model, picture)
     print_result(json.loads(comparison.to_json()), str(comparison), output, files, as_json=as_json)
+    write_page(page, comparison, title=model, seed=network.seed, quiet=as_json)
 
 
 def _write(comparison: StrategyComparison, folder: Path, title: str, picture: options.Picture) -> list[str]:

@@ -6,6 +6,7 @@ In reading order:
     sections  plan, chain of blocks, timeline, calibration, trade-off, history, … -> Section
     results   what was measured on data -> Section: calibrations, trade-offs, training runs, scores
     network   a plan, a chain of blocks -> Section: the network as blocks, its cuts, shapes, receptive fields, guards
+    strategy_table  what a step takes by every strategy -> Section
     elements  Section and Table: what a page is made of, whatever it shows
     charts    series of points -> axes, ticks, lines and marks (``Chart``, ``Series``)
     lanes     a timeline -> a row a rank, bars and arrows, to scale

@@ -13,6 +13,7 @@ from pararealize.errors import OutputError
 from pararealize.plan.plan import Plan
 from pararealize.plan.timeline import Timeline
 from pararealize.restacking.module import Restacking
+from pararealize.strategies.comparison import StrategyComparison
 from pararealize.table import duration, from_to, quantity, share, shortened, time_unit
 from pararealize.tradeoffs.report import Tradeoff
 from pararealize.train.run.history import History
@@ -29,6 +30,7 @@ from .results import (
     section_of_tradeoff,
     section_of_tuning,
 )
+from .strategy_table import section_of_strategies
 
 __all__ = ["KINDS", "sections_of"]
 
@@ -166,6 +168,7 @@ MAKERS: dict[type, Callable[[Any], Section]] = {
     History: section_of_history,
     Score: section_of_score,
     Comparison: section_of_comparison,
+    StrategyComparison: section_of_strategies,
     Restacking: _section_of_restacking,
 }
 KINDS: tuple[type, ...] = (Plan, BlockChain, Timeline, *MAKERS, Section)

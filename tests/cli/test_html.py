@@ -48,6 +48,11 @@ def test_inspect_convert_schedule_restack(tmp_path: Path) -> None:
     check(tmp_path / "d.html", words, "High-order stacking", "Steps", "Blocks, equal ones together")
 
 
+def test_plan(tmp_path: Path) -> None:
+    words = ["plan", MODEL, "--devices", 2, "--input-shape", "3,8,8", "--no-curves"]
+    check(tmp_path / "a.html", words, "Strategies", "A training step of", "data parallel")
+
+
 def test_calibrate_and_evaluate(tmp_path: Path, weights: Path) -> None:
     folder = tmp_path / "net"
     words = ["calibrate", MODEL, "--weights", weights, "--n", 2, "--coarse", "linear", *SMALL, "--out", folder]
