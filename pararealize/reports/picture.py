@@ -30,7 +30,7 @@ ATTRIBUTES = frozenset({
 
 
 def picture_of(plan: Plan, *, title: str, prefix: str) -> Picture:
-    """The cut network as :func:`~pararealize.plan.figure.draw_plan` draws it.
+    """The cut network as ``plan/figure.py`` draws it.
 
     Args:
         plan: the plan.
