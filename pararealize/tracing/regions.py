@@ -36,6 +36,7 @@ __all__ = [
     "SavedTensorHooks",
     "deciding",
     "in_both_modes",
+    "is_of_checkpoint",
     "keep_regions",
     "leaves_gradients",
 ]
@@ -44,6 +45,9 @@ _GRAD_MODE_FILE = torch.no_grad.__enter__.__code__.co_filename
 _CHECKPOINT_FILE = torch.utils.checkpoint.CheckpointFunction.forward.__code__.co_filename
 _CHECKPOINT_FUNCTION = torch.utils.checkpoint.CheckpointFunction.forward.__code__
 _SAVES = ("save_inputs", "setup_context")  # functions of that file in which hooks see what a checkpoint is called with
+_SAVER = getattr(torch.utils.checkpoint, "_NoopSaveInputs", None)  # what does that before torch 2.11
+_SAVER_CODE = getattr(getattr(_SAVER, "forward", None), "__code__", None)
+_APPLY_CODE = getattr(getattr(torch.autograd.Function.apply, "__func__", None), "__code__", None)
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
@@ -209,7 +213,7 @@ class RegionTracker:
             else:
                 self._set(tuple(c for c in self.region if not isinstance(c, InferenceMode)))
         if torch.is_grad_enabled() != self.grad_enabled:
-            if _frame_of(lambda frame: frame.f_code.co_name in _SAVES):
+            if _frame_of(_saves_arguments) or _applies_saver():
                 return False
             self._look_for_reentrant_checkpoint()
         for device, state in self._autocast.items():
@@ -327,6 +331,24 @@ def _all_saved_tensor_hooks() -> list[Any]:
     for pack, unpack in pairs:
         torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
     return pairs
+
+
+def _saves_arguments(frame: FrameType) -> bool:
+    """Whether a frame of torch's checkpoint file saves what a checkpoint is called with.
+
+    Before torch 2.11 it does so by a custom autograd function, whose arguments go through the hooks around it.
+    """
+    return frame.f_code.co_name in _SAVES or frame.f_code is _SAVER_CODE
+
+
+def _applies_saver() -> bool:
+    """Whether such a function is being applied: what hooks do with its arguments is none of the model's calls."""
+    return any(frame.f_code is _APPLY_CODE and frame.f_locals.get("cls") is _SAVER for frame in _frames() if _SAVER)
+
+
+def is_of_checkpoint(frame: FrameType) -> bool:
+    """Whether a frame's calls are torch's own, about what a checkpoint saves, and none of the model's."""
+    return frame.f_code.co_filename == _CHECKPOINT_FILE
 
 
 def _autocast_state(device: str) -> tuple[bool, torch.dtype]:

@@ -42,7 +42,7 @@ from .mode_flag import ModeFlag, without_flags
 from .node_table import NodeTable, UnreadableError
 from .operations import CACHED, computed_calls, describe, tensors_in
 from .python_state import names_host_random
-from .regions import RegionTracker
+from .regions import RegionTracker, is_of_checkpoint
 from .size_checks import SizeChecks
 from .sizes import Sizes
 from .state_watch import StateWatch
@@ -319,9 +319,11 @@ class _Recorder(PreDispatchTorchFunctionMode):
             if not self.paused:
                 self.regions.exit_autocast() if func is _AUTOCAST[1] else self.regions.enter_autocast(*args)
             return None
-        if func in _TYPE_READERS and not self.paused:
+        if self.paused or is_of_checkpoint(sys._getframe(1)):
+            return func(*args, **kwargs)
+        if func in _TYPE_READERS:
             self._note_type(args[0])
-        if self.paused or func in _VALUE_READERS:  # fake tensors raise in these: a value decides what happens next
+        if func in _VALUE_READERS:  # fake tensors raise in these: a value decides what happens next
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") in _PYTHON_CALLERS:
             raise UnreadableError(f"it calls a Python function on each value (Tensor.{func.__name__})")
