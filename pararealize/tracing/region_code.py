@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from .regions import Autocast, Checkpoint, Context, GradMode, InferenceMode, Region, SavedTensorHooks
@@ -45,12 +46,14 @@ def write_regions(graph: fx.Graph) -> None:
 def checkpoint_as_reentrant(function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
     """A checkpoint whose results require a gradient only where an argument does, as those of a re-entrant one.
 
-    Parameters that the function reads get no gradient otherwise, as with ``use_reentrant=True``; unlike that, it works
-    with ``torch.autograd.grad``. All of the function runs again in the backward pass, as then: it may count its calls.
+    Parameters that the function reads get no gradient otherwise, as with ``use_reentrant=True``, also within an
+    ``enable_grad`` of its own; unlike that, it works with ``torch.autograd.grad``. All of the function runs again in
+    the backward pass, as then: it may count its calls.
     """
-    graded = any(isinstance(value, torch.Tensor) and value.requires_grad for value in args)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and graded):
-        return checkpoint(function, *args, use_reentrant=False, early_stop=False, **settings)
+    graded = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    with torch.set_grad_enabled(graded):
+        results = checkpoint(function, *args, use_reentrant=False, early_stop=False, **settings)
+    return results if graded else pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, results)
 
 
 class _RegionCode(CodeGen):

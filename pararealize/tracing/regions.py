@@ -347,8 +347,8 @@ def _applies_saver() -> bool:
 
 
 def is_of_checkpoint(frame: FrameType) -> bool:
-    """Whether a frame's calls are torch's own, about what a checkpoint saves, and none of the model's."""
-    return frame.f_code.co_filename == _CHECKPOINT_FILE
+    """Whether a frame's calls are torch's own about what a checkpoint saves, before torch 2.11; none of the model's."""
+    return _SAVER is not None and frame.f_code.co_filename == _CHECKPOINT_FILE
 
 
 def _autocast_state(device: str) -> tuple[bool, torch.dtype]:

@@ -121,6 +121,14 @@ def a_reentrant_checkpoint(self: Residual, x: Tensor) -> Tensor:
     return self.head(x)
 
 
+def a_reentrant_checkpoint_of_the_input(self: Residual, x: Tensor) -> Tensor:
+    def block(x: Tensor) -> Tensor:
+        with torch.enable_grad():  # and yet its result requires no gradient, since none of its arguments does
+            return self.first(x)
+
+    return self.head(self.body(checkpoint(block, x, use_reentrant=True)))
+
+
 def a_checkpoint_in_train_mode(self: Residual, x: Tensor) -> Tensor:
     for layer in self.layers:
 
@@ -151,7 +159,7 @@ def saved_on_the_cpu(self: Residual, x: Tensor) -> Tensor:
 FORWARDS = [
     no_grad_around_the_stem, no_grad_where_only_inputs_are_read, a_decorator, a_function_without_with, set_grad_enabled,
     gradients_always_on, an_early_return, a_value_returned_as_it_came, a_change_in_place, inference_mode, autocast_off,
-    autocast_on, a_checkpoint, a_reentrant_checkpoint, a_checkpoint_in_train_mode,
+    autocast_on, a_checkpoint, a_reentrant_checkpoint, a_reentrant_checkpoint_of_the_input, a_checkpoint_in_train_mode,
     a_checkpoint_within_no_grad_and_around_it, saved_on_the_cpu,
 ]  # fmt: skip
 
