@@ -24,6 +24,7 @@ def main_output(output: Any) -> Tensor:
         ExampleError: there is none.
 
     Example:
+        >>> import torch
         >>> main_output({"loss": torch.tensor(1.0), "logits": torch.zeros(2, 3)}).shape
         torch.Size([2, 3])
     """

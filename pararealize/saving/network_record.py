@@ -47,7 +47,10 @@ class Conversion:
         """Of a network that is made from this capture now."""
         example, why = None, ""
         try:
-            example = form_of_example(capture.example.args, capture.example.kwargs)
+            args, kwargs = capture.example.args, capture.example.kwargs
+            if kwargs:  # all by name, since a dict of them is one value
+                args, kwargs = (), {**capture.example.call.signature.bind_partial(*args).arguments, **kwargs}
+            example = form_of_example(args, kwargs)
         except ExampleError as error:
             why = str(error)
         tensors = (*capture.model.named_parameters(), *capture.model.named_buffers())

@@ -107,8 +107,8 @@ def plan_strategies(
         >>> from pararealize import plan_strategies
         >>> from pararealize.models import resnet56
         >>> compared = plan_strategies(resnet56(), devices=4, batch_size=8, profile="a100", curves=False)
-        >>> compared.training[-1].name, compared.fastest.speedup > 1
-        ('one device', True)
+        >>> {"one device", "parareal"} <= {row.name for row in compared.training}, compared.fastest.speedup > 1
+        (True, True)
     """
     shown = device_profile(profile)
     between = link if isinstance(link, Link) else shown.link(link) if devices > 1 or link else Link(

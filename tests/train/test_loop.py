@@ -109,7 +109,7 @@ def test_what_a_run_writes(tmp_path):
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
         "run.json", "latest.json", "plan.json", "metrics.jsonl", "times.jsonl", "checkpoints", "curves.svg",
-        "weights.safetensors", "tensorboard",
+        "weights.safetensors", "tensorboard", "network",
     }  # fmt: skip
     assert same(load_file(folder / "weights.safetensors"), net)
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step-00000012", "step-00000015"]
