@@ -75,6 +75,7 @@ def load(
         DataError: the name is unknown, a file is missing, or the set does not come with these options.
 
     Example:
+        >>> from pararealize.data import load
         >>> print(load("peaks"))
         peaks: 5000 training and 1000 test points of 2, 5 classes, batches of 128
         >>> x, labels = next(load("peaks").epoch(0))

@@ -100,6 +100,7 @@ class DeviceProfile:
         ProfileError: a number is out of range, or two links have one name.
 
     Example:
+        >>> from pararealize.profiles import DeviceProfile, Link, Peaks
         >>> profile = DeviceProfile(
         ...     name="mine", source="a guess", peaks=Peaks(float32=1e13), bandwidth=5e11, memory=24e9, launch=5e-6,
         ...     launch_captured=2e-6, links=(Link(name="pcie", latency=2e-5, bandwidth=1.2e10),),

@@ -46,7 +46,7 @@ class Roofline:
         >>> import torch
         >>> from pararealize import capture, find_blocks
         >>> from pararealize.models import resnet20
-        >>> from pararealize.profiles import device_profile
+        >>> from pararealize.profiles import Roofline, device_profile
         >>> chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
         >>> roofline = Roofline(chain, device_profile("a100"))
         >>> one, many = roofline.costs(1).total, roofline.costs(1024).total

@@ -72,6 +72,7 @@ class Chart:
         names: what the places 0, 1, … of x are called, where they are no numbers.
 
     Example:
+        >>> from pararealize.reports.charts import Chart, Series
         >>> chart = Chart(title="loss", x="epoch", y="loss", series=(Series(name="test", points=((1, 2.0), (2, 1.0))),))
         >>> [text for _, text in chart.y_ticks]
         ['1', '1.2', '1.4', '1.6', '1.8', '2']

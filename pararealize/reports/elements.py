@@ -108,6 +108,7 @@ class Section:
         notes: what the reader should know besides.
 
     Example:
+        >>> from pararealize.reports.elements import Section
         >>> Section(title="Costs", facts=(("step", "1.2 ms"),)).facts
         (('step', '1.2 ms'),)
     """
