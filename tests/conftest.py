@@ -6,9 +6,15 @@ import hypothesis
 import pytest
 import torch
 
-hypothesis.settings.register_profile(
-    "default", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+# HYPOTHESIS_PROFILE=thorough draws more examples of every property that does not say how many it takes
+for profile, examples in {"default": 30, "thorough": 300}.items():
+    hypothesis.settings.register_profile(
+        profile,
+        deadline=None,
+        print_blob=True,
+        max_examples=examples,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(1)
 

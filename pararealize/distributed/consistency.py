@@ -66,9 +66,15 @@ def agree(
         raise AgreedError(f"the ranks do not agree on how to {what}: {'; '.join(differing[:4])}{more}; {remedy}")
 
 
-def agree_on_weights(group: dist.ProcessGroup, module: nn.Module, *, what: str, timeout: timedelta) -> None:
-    """Compare parameters and buffers, by their digests, as :func:`agree` does facts."""
+def agree_on_weights(
+    group: dist.ProcessGroup, module: nn.Module, *, what: str, timeout: timedelta, waiting: Callable[[], None]
+) -> None:
+    """Compare parameters and buffers, by their digests, as :func:`agree` does facts.
+
+    ``waiting`` is called when this rank has its own digests: from then on it waits for the others.
+    """
     facts = {f"the digest of {name}": digest for name, digest in digests(module).items()}
+    waiting()
     remedy = (
         "call torch.manual_seed(...) with one seed on all ranks before the model is made, or load one checkpoint on all"
     )

@@ -16,6 +16,7 @@ import dataclasses
 import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -163,8 +164,9 @@ def agree_on_partition(
     groups.watch.waiting("the others' plans of the network")
     agree(groups.everyone, facts, what=_WHAT, remedy=remedy, timeout=groups.limit)
     assert partition is not None
-    groups.watch.waiting("the others' weights")
-    agree_on_weights(groups.everyone, net, what=_WHAT, timeout=groups.limit)
+    groups.watch.doing("reading its weights")
+    waiting = partial(groups.watch.waiting, "the others' weights")
+    agree_on_weights(groups.everyone, net, what=_WHAT, timeout=groups.limit, waiting=waiting)
     return partition
 
 
@@ -236,7 +238,9 @@ def set_up_rank(
     if groups.dp is not None:
         watch.waiting("weights over dp")
         broadcast_tensors(groups.dp, [*modules.tree.parameters(), *modules.tree.buffers()])
-        agree_on_weights(groups.dp, modules.tree, what="copy weights over dp", timeout=groups.limit)
+        watch.doing("reading its weights")
+        waiting = partial(watch.waiting, "weights over dp")
+        agree_on_weights(groups.dp, modules.tree, what="copy weights over dp", timeout=groups.limit, waiting=waiting)
         average = ReplicaAverage(
             groups.dp,
             parameters.phases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pararealize import pararealize
+from pararealize.distributed import consistency
 from pararealize.distributed.assignment import assign
 from pararealize.distributed.partition import SegmentPartition
 from pararealize.distributed.process_groups import ProcessGroups
@@ -54,6 +56,21 @@ def test_all_ranks_raise_what_one_of_them_finds(way: str, text: str) -> None:
     first, last = on_ranks(2, faulty, way)
     assert first == last
     assert first.startswith(text)
+
+
+def hanging():
+    """A rank hangs before it has the digests of its weights; the other waits for them."""
+    net, _ = converted("perceptron")
+    if dist.get_rank() == 1:
+        consistency.digests = lambda _: time.sleep(4) or {}
+    with pytest.raises(DistributedError) as error, ProcessGroups.joined(mesh_of(2), timedelta(seconds=2)) as groups:
+        agree_on_partition(net, groups, lambda ranks: (divided(net, ranks), {}))
+    return str(error.value)
+
+
+def test_a_rank_that_hangs_over_its_weights_is_named() -> None:
+    for text in on_ranks(2, hanging):
+        assert text.startswith("rank 1 has not answered for 2 s: it was last seen in 'reading its weights'"), text
 
 
 def test_norms_that_several_ranks_share_are_refused() -> None:
