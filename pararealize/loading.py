@@ -28,7 +28,7 @@ from .random_state import preserve_state
 __all__ = ["example_of", "load", "load_original"]
 
 
-@typed_arguments(CheckpointError, "folder", "model", "coarse", "devices", "example_inputs")
+@typed_arguments(CheckpointError, "model", "coarse", "devices", "example_inputs")
 def load(
     folder: str | os.PathLike[str],
     model: nn.Module | str | None = None,
@@ -95,7 +95,7 @@ def load(
     return net
 
 
-@typed_arguments(CheckpointError, "folder", "model")
+@typed_arguments(CheckpointError, "model")
 def load_original(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -> nn.Module:
     """The original of a saved network, in eval mode, with the weights that the network was made from.
 

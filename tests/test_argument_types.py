@@ -79,6 +79,16 @@ CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     },
     "calibrate": lambda v: {"net": v["net"], "batches": [X], "steps": 1},
     "capture": lambda v: {"model": v["model"], "example_inputs": X},
+    "capture_inference": lambda v: {"net": v["net"], "example_inputs": X},
+    "capture_step": lambda v: {"net": v["net"], "loss_fn": torch.nn.functional.mse_loss, "example_inputs": X},
+    "compare": lambda v: {"net": v["net"], "original": v["model"], "batches": [X], "batch_sizes": [1], "rounds": 1},
+    "device_profile": lambda v: {"device": "cpu"},
+    "load": lambda v: {"folder": "nothing-there"},
+    "load_original": lambda v: {"folder": "nothing-there"},
+    "plan_strategies": lambda v: {
+        "model": v["model"], "example_inputs": X, "devices": 2, "batch_size": 4, "curves": False
+    },
+    "write_report": lambda v: {"path": "report.html"},
     "capture_graphs": lambda v: {"net": v["net"], "example_inputs": X},
     "count_costs": lambda v: {"chain": v["chain"]},
     "emit": lambda v: {name: v[name] for name in ("chain", "plan", "adapters", "coarse")},
@@ -106,12 +116,18 @@ CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 FUNCTIONS = [name for name in pararealize.__all__ if inspect.isfunction(getattr(pararealize, name))]
 DEEPER = {  # a function of the user's may raise
     ("calibrate", "report"), ("calibrate", "mask"), ("fine_tune", "report"), ("fine_tune", "mask"), ("fit", "report"),
+    ("compare", "report"), ("plan_strategies", "report"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "function, argument",
-    [(name, argument) for name in FUNCTIONS for argument in inspect.signature(getattr(pararealize, name)).parameters],
+    [
+        (name, argument.name)
+        for name in FUNCTIONS
+        for argument in inspect.signature(getattr(pararealize, name)).parameters.values()
+        if argument.kind is not inspect.Parameter.VAR_POSITIONAL
+    ],
 )
 def test_a_wrong_argument_is_a_typed_error(
     function: str, argument: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

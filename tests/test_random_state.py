@@ -202,8 +202,8 @@ def test_nothing_else_in_the_library_handles_random_states():
         for word in words
         if word in file.read_text(encoding="utf-8")
     }
-    # those without states: an example, an argument of torch's checkpoint, and what tells whether a model's code draws
-    others = {"random_source.py", "tracing/regions.py", "tracing/python_state.py"}
+    # those that set none: an example, an argument of torch's checkpoint, and what tells whether a model's code draws
+    others = {"random_source.py", "tracing/regions.py", "tracing/python_state.py", "network/local/graphed_call.py"}
     assert users.keys() - others == {"random_state.py", "train/loop.py"}, users
     assert users["train/loop.py"] == "seed_all("
 

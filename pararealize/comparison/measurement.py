@@ -119,6 +119,8 @@ def _inputs(batch: Any, call: CallSignature) -> Any:
     if isinstance(batch, Mapping):
         inputs = {name: value for name, value in batch.items() if name in names}
         return inputs or {name: value for name, value in batch.items() if name != "labels"}
+    if isinstance(batch, list | tuple) and not batch:
+        raise ExampleError("a batch is empty; pass batches of inputs, or of inputs and labels")
     return batch[0] if isinstance(batch, list | tuple) else batch
 
 

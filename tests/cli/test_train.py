@@ -70,8 +70,8 @@ def test_a_run(tmp_path):
     assert "test accuracy" in lines[3]
     assert lines[4].startswith("error ")
     assert lines[5] == (
-        "written to nets.py-net-n2-digits: checkpoints, curves.svg, latest.json, metrics.jsonl, plan.json, run.json, "
-        "times.jsonl, weights.safetensors"
+        "written to nets.py-net-n2-digits: checkpoints, curves.svg, latest.json, metrics.jsonl, network, plan.json, "
+        "run.json, times.jsonl, weights.safetensors"
     )
     folder = tmp_path / "nets.py-net-n2-digits"
     assert Plan.from_json((folder / "plan.json").read_text()).n == 2

@@ -235,7 +235,7 @@ def test_as_many_windows_as_cost_little_and_fewer_where_messages_do(small):
     def windows(number, transfer=None):
         return plan_segments(*small, 2, coarse="linear", windows=number, transfer=transfer)
 
-    steps = {m: windows(m).critical_path for m in (9, 4, 3, 2, 1)}
+    steps = {m: windows(m).step for m in (9, 4, 3, 2, 1)}
     free, most = windows("auto"), max(m for m, step in steps.items() if step <= 1.05 * min(steps.values()))
     assert free == dataclasses.replace(windows(most), notes=free.notes)
     assert free.notes[0].startswith(f'"auto" is {most} window')

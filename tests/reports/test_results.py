@@ -68,7 +68,7 @@ def test_error_against_speed() -> None:
     section = section_of_tradeoff(front)
     (chart,) = charts_of(section)
     assert [series.name for series in chart.series] == ["2 devices", "3 devices", "nothing is better in both"]
-    assert chart.series[0].points == ((first.virtual_speedup, 0.1),)
+    assert chart.series[0].points == ((first.speedup, 0.1),)
     assert len(section.tables[0].rows) == 2
     measured = dataclasses.replace(front, measure="cosine", rows=(dataclasses.replace(rows[0], agreement=0.5),))
     assert section_of_tradeoff(measured).tables[0].rows[0][5] == "0.5"

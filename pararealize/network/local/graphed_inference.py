@@ -17,7 +17,7 @@ from .graphed_call import Call, GraphedCall, arguments_of_example, runnable
 __all__ = ["GraphedInference", "capture_inference"]
 
 
-@typed_arguments(DeviceError, "net")
+@typed_arguments(DeviceError)
 def capture_inference(net: nn.Module, example_inputs: Any, *, streams: bool = True) -> GraphedInference:
     """Capture a network's forward pass on one GPU, in its mode and without gradients, as one CUDA graph.
 

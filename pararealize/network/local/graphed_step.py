@@ -34,7 +34,7 @@ __all__ = ["GraphedStep", "capture_step"]
 _NO_TARGET = object()
 
 
-@typed_arguments(DeviceError, "net")
+@typed_arguments(DeviceError)
 def capture_step(
     net: nn.Module,
     loss_fn: Callable[..., Tensor],
