@@ -43,21 +43,25 @@ EXAMPLES = """
 STOPPED = 130  # exit status after Ctrl-C
 
 
+Segments = Annotated[
+    int | None,
+    typer.Option(
+        "--n",
+        "-n",
+        help="How many segments, with --method parareal. [dim]\\[default: where MODEL is a folder, its own][/]",
+    ),
+]
+Method = Annotated[
+    str, typer.Option(metavar="NAME", help="serial, parareal, multigrid or oneshot.", rich_help_panel="The network")
+]
+
+
 def command(
     *,
     context: typer.Context,
     model: options.Model,
-    n: Annotated[
-        int | None,
-        typer.Option(
-            "--n",
-            "-n",
-            help="How many segments, with --method parareal. [dim]\\[default: where MODEL is a folder, its own][/]",
-        ),
-    ] = None,
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="serial, parareal, multigrid or oneshot.", rich_help_panel="The network")
-    ] = "parareal",
+    n: Segments = None,
+    method: Method = "parareal",
     multigrid: MultigridOptions,
     conversion: options.ConversionOptions,
     cost: options.CostOfCuts = options.CostUnit.flops,
@@ -92,6 +96,7 @@ def command(
         if is_saved and not {"initialise"} & set(_given(context)):
             recipe = dataclasses.replace(recipe, initialise=Initialise.none)
         training = recipe.recipe(placement.devices, mesh)
+        places = arguments.devices(placement.devices) if mesh is None else None
         progress(f"building the network of {model}")
         if num_classes is None and not is_saved and train_arguments.takes_classes(model):
             num_classes = samples.classes
@@ -103,7 +108,7 @@ def command(
             **conversion.arguments(),
             cost=cost.value,
             leaf_modules=arguments.leaf_modules(leaf),
-            devices=arguments.devices(placement.devices) if mesh is None else None,
+            devices=places,
             seed=seed,
             mesh=mesh,
             timeout=placement.timeout,
@@ -111,7 +116,6 @@ def command(
         )
         network = options.ModelOptions(num_classes=num_classes, built_by=built_by, leaf=leaf, seed=seed)
         if goes_on:
-            places = arguments.devices(placement.devices) if mesh is None else None
             net = conversion.saved_network(model, built_by=built_by, devices=places)
             built = Built(net=net if mesh is None else net.distribute(mesh, timeout=placement.timeout, seed=seed))
         else:
@@ -121,7 +125,6 @@ def command(
     display = Display(training, quiet=not first, to_stderr=as_json)
     display.begin(model, method, built.net, samples, folder)
     about = {"model": model, "method": method, "num_classes": num_classes, "coarse": conversion.coarse, **solver}
-    tensorboard = train_arguments.tensorboard(run.tensorboard, display)
     try:
         with display:
             history = fit(
@@ -133,7 +136,7 @@ def command(
                 folder=folder,
                 seed=seed,
                 report=display.report,
-                tensorboard=tensorboard,
+                tensorboard=train_arguments.tensorboard(run.tensorboard, display),
                 about=about,
             )
     except KeyboardInterrupt:

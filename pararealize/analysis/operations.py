@@ -194,7 +194,7 @@ def _listed(module: nn.Module, inputs: Callable[[StandIn], list[Any]], samples: 
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
+class _RanOperation:
     """One operation, with the tensors that it reads and writes, which stay alive: storages are told by address."""
 
     flops: int
@@ -221,7 +221,7 @@ class _Log(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[_Call] = []
+        self.calls: list[_RanOperation] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -238,7 +238,7 @@ class _Log(TorchDispatchMode):
             formula = _COUNT.get(packet)
             flops = 0 if formula is None else int(formula(*args, **(kwargs or {}), out_val=result))
             self.calls.append(
-                _Call(
+                _RanOperation(
                     flops=flops,
                     kernels=sum(map(bool, args[-1][:2])) if packet is torch.ops.aten.convolution_backward else 1,
                     kind=_kind(packet, writes),

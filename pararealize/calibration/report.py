@@ -87,8 +87,6 @@ class Calibration:
         Raises:
             CalibrationError: the tolerance is not positive.
         """
-        if not tolerance > 0:
-            raise CalibrationError(f"tolerance is {tolerance!r}; pass a positive relative error of the output")
         return judge(
             self.stages[-1],
             windows=self.windows,
@@ -182,10 +180,25 @@ _ADAPTER = TypeAdapter(Calibration)
 
 def _contradictions(calibration: Calibration) -> Iterator[str]:
     """What a report says about itself that cannot be."""
-    n, windows, parts = calibration.n, calibration.windows, [fit.part for fit in calibration.fits]
+    n, windows = calibration.n, calibration.windows
     if max(windows, default=0) != n:
         yield f"its longest window has {max(windows, default=0)} segments; n = {n}"
         return
+    yield from _faults_of_fits(calibration)
+    for choice in calibration.corrections:
+        if choice.m > len(windows) or any(value < 0 for value in choice.errors.values()):
+            yield f"corrections of window {choice.m} have errors below 0, or there is no such window"
+    names = [errors.stage for errors in calibration.stages]
+    if names != [*STAGES[:2], *STAGES[2:] * (len(names) - 2)]:  # it may be fine-tuned several times
+        yield f"its stages are {shortened(', '.join(map(repr, names)), 200)}; there are {', '.join(map(repr, STAGES))}"
+    yield from _faults_of_shares([("accuracy", calibration.accuracy)])
+    for errors in calibration.stages:
+        yield from _faults_of_errors(calibration, errors)
+
+
+def _faults_of_fits(calibration: Calibration) -> Iterator[str]:
+    """Fits of parts that there are not, or of too few."""
+    windows, parts = calibration.windows, [fit.part for fit in calibration.fits]
     most = len(parts) + 2  # of the segments that a file speaks of, at most so many are counted out
     segments = list(islice(indices(windows), most))
     expected = [name for m, j in segments if j > 1 for name in (numbered("C", m, j), numbered("F", m, j - 1))]
@@ -193,35 +206,35 @@ def _contradictions(calibration: Calibration) -> Iterator[str]:
     others = [part for part in parts if not part.startswith("K")]
     if sorted(others) != sorted(expected):
         shown = [shortened(", ".join(map(repr, names)), 200) or "none" for names in (others, expected)]
-        yield f"fits are of {shown[0]}; n = {n} has {shown[1]}"
+        yield f"fits are of {shown[0]}; n = {calibration.n} has {shown[1]}"
     corrected = {numbered("K", m, j) for m, j in segments if windows[max(m, 1) - 1] > 1}
     if len(set(corrections)) != len(corrections) or not corrected.issuperset(corrections):
         yield f"fits are of corrections {shortened(', '.join(map(repr, corrections)), 200)}, twice or of no segment"
     for fit in calibration.fits:
         if not fit.seconds >= 0:
             yield f"the fit of {shortened(fit.part, 60)!r} took {fit.seconds} s"
-    for choice in calibration.corrections:
-        if choice.m > len(windows) or any(value < 0 for value in choice.errors.values()):
-            yield f"corrections of window {choice.m} have errors below 0, or there is no such window"
-    names = [errors.stage for errors in calibration.stages]
-    if names != [*STAGES[:2], *STAGES[2:] * (len(names) - 2)]:  # it may be fine-tuned several times
-        yield f"its stages are {shortened(', '.join(map(repr, names)), 200)}; there are {', '.join(map(repr, STAGES))}"
-    shares, listed = [("accuracy", calibration.accuracy)], shortened(", ".join(map(str, windows)), 200)
-    for errors in calibration.stages:
-        stage = shortened(errors.stage, 60)
-        counts = sum(windows) - len(windows), sum(windows)
-        for what, values, count in zip(
-            ("adapters", "interfaces"), (errors.adapters, errors.interfaces), counts, strict=True
-        ):
-            if len(values) != count:
-                yield f"{stage}: {len(values)} errors of {what}; windows of {listed} segments have {count}"
-        if any(value < 0 for value in (*errors.adapters, *errors.interfaces, errors.output)):
-            yield f"{stage}: an error is negative"
-        shares += [(f"{stage}: accuracy", errors.accuracy), (f"{stage}: agreement", errors.agreement)]
-        if errors.cosine is not None and not -1 - ROUNDING <= errors.cosine <= 1 + ROUNDING:
-            yield f"{stage}: cosine is {errors.cosine}"
-        if calibration.outputs == "values" and (errors.agreement, errors.accuracy) != (None, None):
-            yield f"{stage}: values have no classes to agree in"
+
+
+def _faults_of_errors(calibration: Calibration, errors: Errors) -> Iterator[str]:
+    """Errors of one stage that are too many, too few or out of range."""
+    windows, stage = calibration.windows, shortened(errors.stage, 60)
+    listed = shortened(", ".join(map(str, windows)), 200)
+    for what, values, count in (
+        ("adapters", errors.adapters, sum(windows) - len(windows)),
+        ("interfaces", errors.interfaces, sum(windows)),
+    ):
+        if len(values) != count:
+            yield f"{stage}: {len(values)} errors of {what}; windows of {listed} segments have {count}"
+    if any(value < 0 for value in (*errors.adapters, *errors.interfaces, errors.output)):
+        yield f"{stage}: an error is negative"
+    if errors.cosine is not None and not -1 - ROUNDING <= errors.cosine <= 1 + ROUNDING:
+        yield f"{stage}: cosine is {errors.cosine}"
+    if calibration.outputs == "values" and (errors.agreement, errors.accuracy) != (None, None):
+        yield f"{stage}: values have no classes to agree in"
+    yield from _faults_of_shares([(f"{stage}: accuracy", errors.accuracy), (f"{stage}: agreement", errors.agreement)])
+
+
+def _faults_of_shares(shares: Sequence[tuple[str, float | None]]) -> Iterator[str]:
     yield from (f"{name} is {value}" for name, value in shares if value is not None and not 0 <= value <= 1)
 
 
@@ -232,54 +245,15 @@ NOTHING = "left: nothing to fit"
 
 
 def _text(calibration: Calibration) -> str:
-    """Adapters, interfaces, windows and the output, with a column a stage, and accuracies where there are labels."""
-    segments = list(indices(calibration.windows))
-    adapted = [index for index in segments if index[1] > 1]
-    stages = [errors.stage for errors in calibration.stages]
-    fits = {fit.part: fit for fit in calibration.fits}
-    adapters = [("C", "fitted by", "kind", *stages)]
-    interfaces = [("z", "fitted by", "kind", *stages)]
-    for index, errors in zip(segments, zip(*(one.interfaces for one in calibration.stages), strict=True), strict=True):
-        m, j = index
-        if j == 1:
-            continue
-        name, of_adapters = _name(index), [one.adapters[adapted.index(index)] for one in calibration.stages]
-        for rows, part, values in (
-            (adapters, numbered("C", m, j), of_adapters),
-            (interfaces, numbered("F", m, j - 1), errors),
-        ):
-            fit = fits[part]
-            if m == 0 or fit.method != NOTHING:
-                rows.append((name, fit.method, fit.kind, *map(_error, values)))
-    outputs = (_error(errors.output) for errors in calibration.stages)
-    ends: list[tuple[str | None, ...]] = [("", *stages), ("output, relative error", *outputs)]
-    if all(errors.agreement is not None for errors in calibration.stages):
-        ends.append(("same class as the original", *(_percent(errors.agreement) for errors in calibration.stages)))
-    if all(errors.cosine is not None for errors in calibration.stages):
-        ends.append(("cosine with the original's, mean", *(f"{errors.cosine:.4f}" for errors in calibration.stages)))
-    if calibration.accuracy is not None:
-        ends.append((f"accuracy (original {share(calibration.accuracy, 2)})",
-                     *(_percent(errors.accuracy) for errors in calibration.stages)))  # fmt: skip
-    where = f"{calibration.tested} other samples" if calibration.held_out else "the same"
-    title = (
-        f"{shortened(calibration.model, WIDTH)}: n = {calibration.n}, "
-        f"{_windows(calibration.windows)}coarse {shortened(calibration.coarse, WIDTH)!r}"
-    )
-    title += f", fitted to {calibration.samples} samples, errors on {where}"
-    exact = "; z_1 is exact" if len(calibration.windows) == 1 else ""
-    tables = [title]
+    """Windows, adapters, interfaces and the output, with a column a stage, and accuracies where there are labels."""
+    tables = [_title(calibration)]
     if len(calibration.windows) > 1 or calibration.corrections:
         tables.append(_window_table(calibration))
     if calibration.n > 1:
-        for heading, rows in (
-            ("adapters, ‖x_j − true‖ / ‖true‖", adapters),
-            (f"interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{{j-1}}{exact}", interfaces),
-        ):
-            if len(rows) > 1:
-                tables.append(f"{heading}\n{aligned(rows, 'lll', width=WIDTH)}")
+        tables += _part_tables(calibration)
     if calibration.corrections:
         tables.append(_correction_table(calibration))
-    tables.append(aligned(ends, "l", missing="–"))
+    tables.append(_output_table(calibration))
     if calibration.renewed:
         names = shortened(", ".join(calibration.renewed), WIDTH)
         tables.append(f"running statistics of batch norms renewed in {names}")
@@ -288,6 +262,55 @@ def _text(calibration: Calibration) -> str:
     tables += [f"warning: {shortened(warning, 400)}" for warning in calibration.warnings]
     tables.append(str(calibration.verdict))
     return visible("\n\n".join(tables))
+
+
+def _title(calibration: Calibration) -> str:
+    where = f"{calibration.tested} other samples" if calibration.held_out else "the same"
+    return (
+        f"{shortened(calibration.model, WIDTH)}: n = {calibration.n}, {_windows(calibration.windows)}coarse "
+        f"{shortened(calibration.coarse, WIDTH)!r}, fitted to {calibration.samples} samples, errors on {where}"
+    )
+
+
+def _part_tables(calibration: Calibration) -> Iterator[str]:
+    """How each adapter and each coarse block was fitted, and the errors of what they give."""
+    segments = list(indices(calibration.windows))
+    adapted = [index for index in segments if index[1] > 1]
+    fits = {fit.part: fit for fit in calibration.fits}
+    stages = [errors.stage for errors in calibration.stages]
+    adapters = [("C", "fitted by", "kind", *stages)]
+    interfaces = [("z", "fitted by", "kind", *stages)]
+    errors_of = dict(zip(segments, zip(*(one.interfaces for one in calibration.stages), strict=True), strict=True))
+    for place, (m, j) in enumerate(adapted):
+        for rows, part, values in (
+            (adapters, numbered("C", m, j), [one.adapters[place] for one in calibration.stages]),
+            (interfaces, numbered("F", m, j - 1), errors_of[m, j]),
+        ):
+            fit = fits[part]
+            if m == 0 or fit.method != NOTHING:
+                rows.append((_name((m, j)), fit.method, fit.kind, *map(_error, values)))
+    exact = "; z_1 is exact" if len(calibration.windows) == 1 else ""
+    for heading, rows in (
+        ("adapters, ‖x_j − true‖ / ‖true‖", adapters),
+        (f"interfaces, ‖z_j − true‖ / ‖true‖, corrected by F^{{j-1}}{exact}", interfaces),
+    ):
+        if len(rows) > 1:
+            yield f"{heading}\n{aligned(rows, 'lll', width=WIDTH)}"
+
+
+def _output_table(calibration: Calibration) -> str:
+    """The output's error, what classes or directions have in common with the original's, and accuracies."""
+    stages = calibration.stages
+    rows: list[tuple[str | None, ...]] = [("", *(errors.stage for errors in stages))]
+    rows.append(("output, relative error", *(_error(errors.output) for errors in stages)))
+    if all(errors.agreement is not None for errors in stages):
+        rows.append(("same class as the original", *(_percent(errors.agreement) for errors in stages)))
+    if all(errors.cosine is not None for errors in stages):
+        rows.append(("cosine with the original's, mean", *(f"{errors.cosine:.4f}" for errors in stages)))
+    if calibration.accuracy is not None:
+        title = f"accuracy (original {share(calibration.accuracy, 2)})"
+        rows.append((title, *(_percent(errors.accuracy) for errors in stages)))
+    return aligned(rows, "l", missing="–")
 
 
 def _name(index: tuple[int, int]) -> str:

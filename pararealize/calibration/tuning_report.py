@@ -129,8 +129,6 @@ class FineTuning:
         Raises:
             CalibrationError: the tolerance is not positive.
         """
-        if not tolerance > 0:
-            raise CalibrationError(f"tolerance is {tolerance!r}; pass a positive relative error of the output")
         return judge(
             self.after,
             windows=self.windows,

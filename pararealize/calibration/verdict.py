@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from pararealize.coarse.spec import Text
+from pararealize.errors import CalibrationError
 from pararealize.table import share
 
 from .rows import Errors
@@ -70,11 +71,16 @@ def judge(
         tolerance: of the output's relative error.
         fine_tuned: whether the stage is behind a fine-tuning, which is then not recommended.
 
+    Raises:
+        CalibrationError: the tolerance is not positive.
+
     Example:
         >>> errors = Errors(stage="after", adapters=(), interfaces=(), output=1.05)
         >>> print(judge(errors, windows=(4,), blocks=24))
         not usable: output error 1.05: worse than answering zero; take more windows (about 5 at n = 4), or fine-tune
     """
+    if not tolerance > 0:
+        raise CalibrationError(f"tolerance is {tolerance!r}; pass a positive relative error of the output")
     by_class, figure = errors.agreement is not None, f"output error {_number(errors.output)}"
     if errors.agreement is None:
         usable = errors.output <= tolerance

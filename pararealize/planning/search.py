@@ -140,10 +140,7 @@ def plan_segments(
         spans = window_spans(chain, costs, n, number, still)
         check_segments(chain, n, spans, windows)
         prices = Prices(chain, fields, costs, n, adapters_read, len(spans) > 1)
-        first_window = range(1, spans[0].stop) if n > 1 and not spans[0].sequential else ()
-        if source is None and adapters_read == "input" and any(map(prices.why_no_adapter, first_window)):
-            prices = replace(prices, source="stem")
-        if spans[0].blocks == 1 or spans[0].sequential:  # it has no adapters
+        if _needs_stem(prices, spans[0], may_choose=source is None):
             prices = replace(prices, source="stem")
         search = _CutSearch(prices, coarse, transfer, rate)
         if names is None:
@@ -157,6 +154,14 @@ def plan_segments(
     if wanted is not None:
         return plan_with(wanted)
     return _most_windows(plan_with, len(chain.blocks) - len(still), transfer)
+
+
+def _needs_stem(prices: Prices, window: WindowSpan, *, may_choose: bool) -> bool:
+    """Whether adapters cannot read the input: the first window has none, or one cannot be built, where that is open."""
+    if window.blocks == 1 or window.sequential:
+        return True
+    places = range(1, window.stop) if prices.n > 1 else ()
+    return may_choose and prices.source == "input" and any(map(prices.why_no_adapter, places))
 
 
 def _most_windows(plan_with: Callable[[int], Plan], blocks: int, transfer: Transfer | None) -> Plan:

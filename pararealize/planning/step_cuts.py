@@ -114,7 +114,7 @@ def _improve(problem: StepProblem, starts: tuple[int, ...]) -> tuple[int, ...]:
     return starts
 
 
-class _Table:
+class _CutCosts:
     """One direction as arrays over boundaries a and b; what has no meaning, b not behind a, is infinite.
 
     Attributes:
@@ -169,7 +169,7 @@ def _search(problem: StepProblem, n: int, bound: float) -> tuple[int, ...] | Non
     Arrays run over the pairs of the current j: ``t``, ``u``, the boundary ``at``, and ``before``, the pair of j - 1.
     There may be exponentially many pairs, so the search gives up beyond ``MOST_PAIRS``.
     """
-    forward, backward, sums = _Table(problem.forward, n), _Table(problem.backward, n), _Table(problem.sums, n)
+    forward, backward, sums = _CutCosts(problem.forward, n), _CutCosts(problem.backward, n), _CutCosts(problem.sums, n)
 
     def promising(t: Numbers, u: Numbers, j: int) -> NDArray[np.bool_]:
         """Whether segments from j on can still end below the bound, for times at every boundary."""

@@ -173,11 +173,11 @@ class Chart:
             return low, high
         return (low / 2, low * 2) if self.log and axis == 1 else (low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2)
 
-    def _scales(self) -> tuple[_Scale, _Scale]:
+    def _scales(self) -> tuple[_AxisScale, _AxisScale]:
         x, y = self._range(0), self._range(1)
         if self.log:
             y = math.log10(y[0]), math.log10(y[1])
-        return _Scale(x, (INSET, 100 - INSET)), _Scale(y, (HEIGHT - 2 * INSET, 4 * INSET), log=self.log)
+        return _AxisScale(x, (INSET, 100 - INSET)), _AxisScale(y, (HEIGHT - 2 * INSET, 4 * INSET), log=self.log)
 
     def _value(self, value: float) -> str:
         if not math.isfinite(value):
@@ -191,7 +191,7 @@ class Chart:
         return f"{series.name}: {self.x} {self._place(x)}, {self.y} {self._value(y)}"
 
 
-class _Scale:
+class _AxisScale:
     """Values of an interval -> places of another one, linearly or by their logarithms."""
 
     def __init__(self, values: tuple[float, float], places: tuple[float, float], *, log: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeAlias
 from .charts import Chart
 from .lanes import Lanes
 
-__all__ = ["Card", "CardGroup", "Cards", "Figure", "Picture", "Section", "Table"]
+__all__ = ["CardGroup", "Cards", "Drawing", "Figure", "PartCard", "Section", "Table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class PartCard:
     """A part of a network: its blocks as cells, and what is known of it.
 
     Attributes:
@@ -61,7 +61,7 @@ class CardGroup:
     """Cards side by side under a title: a window's segments, or a stage's blocks."""
 
     title: str
-    cards: tuple[Card, ...]
+    cards: tuple[PartCard, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Cards:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class Drawing:
     """A drawing.
 
     Attributes:
@@ -92,7 +92,7 @@ class Picture:
     svg: str
 
 
-Figure: TypeAlias = Cards | Chart | Lanes | Picture
+Figure: TypeAlias = Cards | Chart | Lanes | Drawing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from pararealize.errors import FieldError
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, Window
 from pararealize.table import billions, count, from_to, quantity, shortened
 
-from .elements import Card, CardGroup, Cards, Section, Table
+from .elements import CardGroup, Cards, PartCard, Section, Table
 from .picture import picture_of
 
 __all__ = ["section_of_chain", "section_of_plan"]
@@ -110,7 +110,7 @@ def _groups(plan: Plan, fields: Fields | None) -> Iterator[CardGroup]:
     yield CardGroup(title="After", cards=(_part_card("head", plan.head),))
 
 
-def _window_cards(plan: Plan, window: Window, fields: Fields | None) -> Iterator[Card]:
+def _window_cards(plan: Plan, window: Window, fields: Fields | None) -> Iterator[PartCard]:
     adapters = {row.j: row for row in window.adapters}
     coarse = {row.j + 1: row for row in window.coarse_blocks}
     corrections = {row.j: row for row in window.corrections}
@@ -133,7 +133,7 @@ def _window_cards(plan: Plan, window: Window, fields: Fields | None) -> Iterator
             facts.append(("output correction", f"{correction.kind}{rank}"))
         if segment.device:
             facts.append(("device", segment.device))
-        yield Card(
+        yield PartCard(
             letter="g",
             index=_number(segment),
             colour=((window.m - 1) if several else (j - 1)) % LOOKS,
@@ -155,16 +155,16 @@ def _parameters(number: int) -> str:
     return f"{count(number)} parameters" if number else "no parameters"
 
 
-def _part_card(name: str, part: PartPlan) -> Card:
+def _part_card(name: str, part: PartPlan) -> PartCard:
     work = f"{billions(part.flops_forward)} + {billions(part.flops_backward)} backward"
-    return Card(letter=name, facts=(("parameters", count(part.parameters)), ("GFLOPs", work)))
+    return PartCard(letter=name, facts=(("parameters", count(part.parameters)), ("GFLOPs", work)))
 
 
-def _chain_card(chain: BlockChain, costs: Costs, fields: Fields, first: int, last: int, look: int) -> Card:
+def _chain_card(chain: BlockChain, costs: Costs, fields: Fields, first: int, last: int, look: int) -> PartCard:
     block, number = chain.blocks[first], last - first + 1
     cost = costs.blocks[first]
     each = " each" if number > 1 else ""
-    return Card(
+    return PartCard(
         letter="blocks" if number > 1 else "block",
         index=from_to(range(first + 1, last + 2)),
         colour=look % LOOKS,

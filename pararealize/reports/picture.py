@@ -16,7 +16,7 @@ from pararealize.figure import BOXES, FAINT, INK, LINE, STAGES
 from pararealize.plan.plan import Plan
 from pararealize.table import quantity
 
-from .elements import Picture
+from .elements import Drawing
 
 __all__ = ["COLOURS", "picture_of"]
 
@@ -29,7 +29,7 @@ ATTRIBUTES = frozenset({
 })  # fmt: skip
 
 
-def picture_of(plan: Plan, *, title: str, prefix: str) -> Picture:
+def picture_of(plan: Plan, *, title: str, prefix: str) -> Drawing:
     """The cut network as ``plan/figure.py`` draws it.
 
     Args:
@@ -48,7 +48,7 @@ def picture_of(plan: Plan, *, title: str, prefix: str) -> Picture:
     root.set("style", f"width: {pixels:.0f}px; min-width: {0.7 * pixels:.0f}px; {shape}")
     root.set("aria-hidden", "true")
     windows = f" in {quantity(len(plan.windows), 'window')}" if len(plan.windows) > 1 else ""
-    return Picture(
+    return Drawing(
         title="To scale",
         description=f"{quantity(len(plan.segments), 'segment')}{windows}, with adapters above and coarse blocks below; "
         "heights are costs. The same is in the cards and tables below.",

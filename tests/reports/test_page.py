@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pararealize.errors import OutputError
 from pararealize.plan.simulation import simulate
 from pararealize.reports import Chart, Section, Series, Table, check_report, network, write_report
-from pararealize.reports.elements import Picture
+from pararealize.reports.elements import Drawing
 from tests.drawn_plans import make_plan
 
 from .pages import Page, read, some_history, some_timeline, written
@@ -83,7 +83,7 @@ def check_harmless(text: str, page: Page, *names: str) -> None:
 @settings(max_examples=12)
 @given(name=st.sampled_from(NASTY) | st.text(max_size=30), other=st.sampled_from(NASTY))
 def test_no_name_acts(name: str, other: str) -> None:
-    nothing = Picture(title="", description="", svg="<svg></svg>")  # drawing takes most of the time
+    nothing = Drawing(title="", description="", svg="<svg></svg>")  # drawing takes most of the time
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(network, "picture_of", return_value=nothing):
         text, page = page_of(Path(folder), name, other)
     check_harmless(text, page, name, other)

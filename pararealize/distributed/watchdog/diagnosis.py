@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from .heartbeat import Failure, Heartbeat
 
-__all__ = ["RankStatus", "find_culprit", "is_consequence", "silent"]
+__all__ = ["RankStatus", "fault_of", "find_culprit", "is_consequence", "silent"]
 
 _COMMUNICATION = ("gloo", "nccl", "connection", "pair closure", "timed out", "socket", "broken pipe")
 
@@ -77,6 +77,15 @@ def find_culprit(statuses: Mapping[int, RankStatus], me: int, *, quiet: float) -
                 return _blame(behind, statuses[behind], statuses[me], waited, quiet)
             return _circle(circle, statuses, waited)
         chain.append(following)
+
+
+def fault_of(rank: int, status: RankStatus, error: BaseException | str) -> Failure:
+    """An error that starts on a rank, or how its script ends, in words."""
+    if isinstance(error, str):
+        message = f"{status.who} {error}; it was last seen {status}"
+    else:
+        message = f"{status.who} failed {status}: {type(error).__name__}: {str(error).strip()[:500]}"
+    return Failure(rank=rank, message=message.removesuffix(": "))
 
 
 def silent(rank: int, status: RankStatus) -> Failure:

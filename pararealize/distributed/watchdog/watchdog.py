@@ -49,7 +49,7 @@ from .abort import break_waits, end_process
 from .call_gaps import when_in_no_call
 from .connections import Connections
 from .current_call import CurrentCall, RankState
-from .diagnosis import RankStatus, find_culprit, is_consequence, silent
+from .diagnosis import RankStatus, fault_of, find_culprit, is_consequence, silent
 from .exits import SCRIPT, ExitHook
 from .heartbeat import Announcement, Failure, Farewell, Heartbeat, Loss, Message
 from .open_works import OpenWorks
@@ -276,12 +276,7 @@ class Watch:
 
     def _report(self, error: BaseException | str) -> None:
         """Tell of an error that starts here, or in words of how the script ends."""
-        status = self._statuses()[self.rank]
-        if isinstance(error, str):
-            message = f"{self.who[self.rank]} {error}; it was last seen {status}"
-        else:
-            message = f"{self.who[self.rank]} failed {status}: {type(error).__name__}: {str(error).strip()[:500]}"
-        self._fail(Failure(rank=self.rank, message=message.removesuffix(": ")))
+        self._fail(fault_of(self.rank, self._statuses()[self.rank], error))
         self._raised = True
         self._others_told.wait(_LAST_WORDS)
 
@@ -304,15 +299,15 @@ class Watch:
         assert self._connections is not None
         self._connections.wake()
 
+    def _heartbeat(self, now: float, *, waits_for: float = 0.0) -> Heartbeat:
+        """What this rank does, by what it has said, where its main thread stands, and what its device waits for."""
+        open_work = self.open_works.first()
+        return self._current.heartbeat(now, place=self._position.text, waits_for=waits_for, open_work=open_work)
+
     def _statuses(self, now: float | None = None) -> dict[int, RankStatus]:
         """How every rank was last heard; this rank as it is now."""
         now = time.monotonic() if now is None else now
-        statuses = {
-            self.rank: RankStatus.of(
-                self._current.heartbeat(now, place=self._position.text, open_work=self.open_works.first()),
-                self.who[self.rank],
-            )
-        }
+        statuses = {self.rank: RankStatus.of(self._heartbeat(now), self.who[self.rank])}
         for rank, (heartbeat, heard_at) in list(self._heard.items()):
             quiet = now - heard_at
             statuses[rank] = RankStatus.of(heartbeat, self.who[rank], quiet=quiet, left=rank in self._left)
@@ -352,10 +347,7 @@ class Watch:
                     self._position.forget()
                 else:
                     self._position.look(self._current.thread)
-                seen = self._position
-                heartbeat = self._current.heartbeat(
-                    now, place=seen.text, waits_for=seen.seconds, open_work=self.open_works.first()
-                )
+                heartbeat = self._heartbeat(now, waits_for=self._position.seconds)
                 connections.send(heartbeat)
                 self._judge(connections, heartbeat, now)
 

@@ -202,7 +202,7 @@ def _carried(flow: Flow, position: int) -> fx.Node:
 
 
 @dataclass(frozen=True, slots=True)
-class _Section:
+class _LayerNodes:
     """What becomes one layer: the nodes of a residual block's branch, or of all between two chains."""
 
     entry: fx.Node
@@ -245,19 +245,19 @@ def _cut(selection: BlockSelection) -> Layers:
     )
 
 
-def _sections(selection: BlockSelection, position: Mapping[fx.Node, int]) -> Iterator[_Section]:
+def _sections(selection: BlockSelection, position: Mapping[fx.Node, int]) -> Iterator[_LayerNodes]:
     """Every block, and what lies between a block and the next where that does not begin where the one ends."""
     here = selection.blocks[0].x
     for block in selection.blocks:
         if block.x is not here:
             between = selection.flow.order[position[here] + 1 : position[block.x] + 1]
-            yield _Section(here, block.x, tuple(between), None)
+            yield _LayerNodes(here, block.x, tuple(between), None)
         addition = block.additions[0]
-        yield _Section(block.x, addition.branch, addition.nodes, block)
+        yield _LayerNodes(block.x, addition.branch, addition.nodes, block)
         here = block.output
 
 
-def _layer(captured: Capture, section: _Section, graph: fx.Graph, reads: tuple[int, ...]) -> Layer:
+def _layer(captured: Capture, section: _LayerNodes, graph: fx.Graph, reads: tuple[int, ...]) -> Layer:
     block, module_of = section.block, captured.graph_module.get_submodule
     opaque = any(node.op == "call_module" and str(node.target) in captured.opaque for node in graph.nodes)
     return Layer(

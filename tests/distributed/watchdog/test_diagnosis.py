@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from pararealize.distributed.watchdog.diagnosis import RankStatus, find_culprit, silent
+from pararealize.distributed.watchdog.diagnosis import RankStatus, fault_of, find_culprit, silent
 from pararealize.distributed.watchdog.heartbeat import Heartbeat
 
 
@@ -103,3 +103,11 @@ def test_a_rank_is_taken_to_do_still_what_its_last_heartbeat_said() -> None:
     status = RankStatus.of(heartbeat, "rank 1", quiet=0.5, left=True)
     assert (status.seconds, status.quiet, status.left, status.sent, status.step) == (2.5, 0.5, True, {0: 1}, 5)
     assert str(status) == "waiting for z_1 of rank 3"
+
+
+def test_a_fault_says_where_it_began_and_what_it_was() -> None:
+    failed = fault_of(1, busy(1), ValueError("a bad batch"))
+    assert (failed.rank, failed.message) == (1, "rank 1 failed in 'g forward': ValueError: a bad batch")
+    assert fault_of(1, busy(1), KeyError()).message == "rank 1 failed in 'g forward': KeyError"
+    left = fault_of(2, busy(2, doing=""), "left with exit status 3")
+    assert left.message == "rank 2 left with exit status 3; it was last seen outside every step"
