@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pararealize import History, Recipe
     from pararealize.data.dataset import Dataset
+    from pararealize.train import TrainingStep
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -32,6 +33,8 @@ EXAMPLES = """
   pararealize train resnet110 --n 6 --coarse linear --data cifar10 --data-dir data --amp auto
 
   pararealize train resnet20 --method serial --epochs 20
+
+  pararealize train resnet110 --n 6 --devices cuda --graphs
 
   pararealize train resnet110 --method multigrid --coarsening 4 --iterations 2/1 --monitor
 
@@ -88,6 +91,7 @@ def command(
 
         run.check()
         train_arguments.check_used(_given(context), method=method, by_torchrun=started_by_torchrun())
+        placement.check_graphs()
         samples = data.for_training(seed, model=model)
         saved_model.check_options(model, num_classes=num_classes, built_by=built_by)
         is_saved = saved_model.is_saved(model)
@@ -120,11 +124,14 @@ def command(
             built = Built(net=net if mesh is None else net.distribute(mesh, timeout=placement.timeout, seed=seed))
         else:
             built = build(method, network.build(model), settings)
+        step = placement.step(built)
     first = mesh is None or mesh.get_rank() == 0
     folder = train_arguments.folder(run.output, model, method, saved_model.segments(model) if goes_on else n, data.data)
     display = Display(training, quiet=not first, to_stderr=as_json)
     display.begin(model, method, built.net, samples, folder)
     about = {"model": model, "method": method, "num_classes": num_classes, "coarse": conversion.coarse, **solver}
+    if placement.graphs:
+        about["graphs"] = True
     try:
         with display:
             history = fit(
@@ -132,7 +139,7 @@ def command(
                 samples,
                 training,
                 **run.arguments(),
-                step=built.step,
+                step=step,
                 folder=folder,
                 seed=seed,
                 report=display.report,
@@ -146,7 +153,7 @@ def command(
     if first:
         values = _page_values(page, built.net, model, network, samples)
         files = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        print_result(_document(history, training, samples), str(history.score), folder, files, as_json=as_json)
+        print_result(_document(history, training, samples, step), str(history.score), folder, files, as_json=as_json)
         write_page(page, history, *values, title=model, seed=seed, quiet=as_json)
 
 
@@ -176,11 +183,13 @@ def _leave(mesh: DeviceMesh | None) -> None:
         dist.destroy_process_group()
 
 
-def _document(history: History, recipe: Recipe, data: Dataset) -> dict[str, Any]:
+def _document(history: History, recipe: Recipe, data: Dataset, step: TrainingStep | None) -> dict[str, Any]:
+    counts = getattr(step, "counts", None)  # of replays, where steps are CUDA graphs
     return {
         "recipe": recipe.to_dict(),
         "data": str(data),
         "score": None if history.score is None else dataclasses.asdict(history.score),
         "epochs": [dataclasses.asdict(row) for row in history.epochs],
         "events": [dataclasses.asdict(event) for event in history.events],
+        "graphs": None if counts is None else dataclasses.asdict(counts),
     }

@@ -7,7 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pararealize.errors import MultigridError, PlanError, RecipeError
+from pararealize.errors import DeviceError, MultigridError, PlanError, RecipeError
+
+from . import arguments
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from .train_display import Display
 
 __all__ = [
+    "check_graphs",
     "check_used",
     "folder",
     "iterations",
@@ -29,6 +32,7 @@ __all__ = [
 
 OF_METHODS = {  # options that only some methods read
     ("parareal",): ("n", "coarse", "cuts", "source", "windows", "sequential", "cost"),
+    ("parareal", "serial"): ("graphs",),
     ("multigrid", "oneshot"): ("levels", "coarsening", "iterations", "relaxation"),
 }
 
@@ -59,6 +63,38 @@ def check_used(names: Collection[str], *, method: str, by_torchrun: bool) -> Non
         raise PlanError(
             "--ranks says how several processes share a network, and this one is alone; start them with "
             "torchrun --nproc-per-node N -m pararealize_cli train, or leave it out"
+        )
+
+
+def check_graphs(devices: str | None, *, by_torchrun: bool) -> None:
+    """Refuse ``--graphs`` where the network would be on no GPU, or in one process on several; before any work.
+
+    Args:
+        devices: as on the command line.
+        by_torchrun: whether torchrun started several processes.
+
+    Raises:
+        DeviceError: it says what is there, and what to write.
+
+    Example:
+        >>> check_graphs("cpu", by_torchrun=False)
+        Traceback (most recent call last):
+            ...
+        pararealize.errors.DeviceError: CUDA graphs need a network on GPUs, and this one is on cpu; this machine has...
+    """
+    import torch
+
+    from pararealize.network.local.module import check_gpus
+    from pararealize.planning.arguments import device_fault
+
+    named = arguments.devices(devices) or ["cuda" if by_torchrun and torch.cuda.is_available() else "cpu"]
+    if faults := [fault for name in named if (fault := device_fault(name))]:
+        raise DeviceError("; ".join(faults))
+    check_gpus(map(torch.device, named), "add --devices cuda where there is one, or leave --graphs out")
+    if len(named) > 1:
+        raise DeviceError(
+            f"--graphs captures a step on one GPU, and --devices names {len(named)}; name one, or start a process for "
+            "each with torchrun"
         )
 
 

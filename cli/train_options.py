@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from pararealize import Recipe
+    from pararealize.train import Built, TrainingStep
 
 __all__ = [
     "Amp",
@@ -142,6 +143,13 @@ class PlacementOptions:
     timeout: Annotated[float, typer.Option(help="With torchrun: seconds that a process waits for others.", min=1.0)] = (
         600.0
     )
+    graphs: Annotated[
+        bool,
+        typer.Option(
+            "--graphs",
+            help="Replay steps as CUDA graphs: on one GPU, or with torchrun on one each; parareal and serial only.",
+        ),
+    ] = False
 
     def mesh(self, method: str, n: int | None) -> DeviceMesh | None:
         """The processes that torchrun started; None where this process is alone."""
@@ -152,6 +160,23 @@ class PlacementOptions:
         if not started_by_torchrun():
             return None
         return train_arguments.mesh(method, n, self.ranks, self.devices, self.timeout)
+
+    def check_graphs(self) -> None:
+        """Refuse graphs where there is no GPU for them."""
+        from pararealize.distributed.mesh import started_by_torchrun
+
+        from . import train_arguments
+
+        if self.graphs:
+            train_arguments.check_graphs(self.devices, by_torchrun=started_by_torchrun())
+
+    def step(self, built: Built) -> TrainingStep | None:
+        """Forward and backward, where they are no plain ones."""
+        if not self.graphs:
+            return built.step
+        from pararealize.train import CapturedStep
+
+        return CapturedStep(built.net)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ What is done with a converted network::
     run_local         PararealModule -> LocalModule            in one process: streams, CUDA graphs     network.local
     capture_step      a network, loss, batch -> GraphedStep    a training step as one CUDA graph        network.local
     distribute        PararealModule, mesh -> Stage            over processes, with their segments      distributed
+    capture_stage     Stage -> GraphedStage                    a rank's parts as CUDA graphs            network.local
     simulate          Plan, seconds -> Timeline                one step in time, on every device        plan
     fit               a network, data, Recipe -> History       trained from scratch                     train, data
     calibrate         PararealModule, ... -> Calibration       fitted to its trained original           calibration
@@ -49,6 +50,7 @@ from pararealize.multigrid.module import LayerParallel, layer_parallel
 from pararealize.multigrid.prolongation import prolong
 from pararealize.network.emitter import emit
 from pararealize.network.local.graphed_inference import capture_inference
+from pararealize.network.local.graphed_stage import capture_stage
 from pararealize.network.local.graphed_step import capture_step
 from pararealize.network.local.module import LocalModule, capture_graphs, run_local
 from pararealize.network.measurement import measure_network
@@ -113,6 +115,7 @@ __all__ = [
     "capture",
     "capture_graphs",
     "capture_inference",
+    "capture_stage",
     "capture_step",
     "compare",
     "count_costs",

@@ -80,6 +80,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "calibrate": lambda v: {"net": v["net"], "batches": [X], "steps": 1},
     "capture": lambda v: {"model": v["model"], "example_inputs": X},
     "capture_inference": lambda v: {"net": v["net"], "example_inputs": X},
+    "capture_stage": lambda v: {"stage": v["net"]},
     "capture_step": lambda v: {"net": v["net"], "loss_fn": torch.nn.functional.mse_loss, "example_inputs": X},
     "compare": lambda v: {"net": v["net"], "original": v["model"], "batches": [X], "batch_sizes": [1], "rounds": 1},
     "device_profile": lambda v: {"device": "cpu"},

@@ -21,7 +21,15 @@ from torch import nn
 from .rank_modules import RankModules
 from .rank_parameters import RankParameters
 
-__all__ = ["Bucket", "GradientSync", "ReplicaAverage", "TiedSum", "broadcast_tensors", "make_buckets"]
+__all__ = [
+    "Bucket",
+    "GradientSync",
+    "ReplicaAverage",
+    "TiedSum",
+    "broadcast_tensors",
+    "is_of_averages",
+    "make_buckets",
+]
 
 
 class Bucket:
@@ -185,6 +193,14 @@ class ReplicaAverage:
             bucket.flat = bucket.pack().div_(dist.get_world_size(self.group))
             bucket.work = dist.all_reduce(bucket.flat, group=self.group, async_op=True)
             self._next += 1
+
+
+def is_of_averages(hook: Callable[..., Any]) -> bool:
+    """Whether a hook of a parameter is one of a :class:`ReplicaAverage`.
+
+    Where nothing calls it, as in a graph, the average takes the gradient at the end of its phase.
+    """
+    return getattr(hook, "__func__", None) is ReplicaAverage._accumulated
 
 
 class TiedSum:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -21,7 +21,14 @@ from .messages.message_order import PendingMessage
 from .partition import SegmentPartition
 from .rank_modules import RankModules
 
-__all__ = ["RankSegments", "SegmentValues", "WindowSegments", "WindowValues"]
+__all__ = ["PartCaller", "RankSegments", "SegmentValues", "WindowSegments", "WindowValues", "call_part"]
+
+PartCaller: TypeAlias = Callable[[Part, Callable[..., Any], tuple[Any, ...]], Any]
+
+
+def call_part(_: Part, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Call a part as it is."""
+    return function(*arguments)
 
 
 class RankSegments:
@@ -36,6 +43,8 @@ class RankSegments:
     Attributes:
         windows: its segments, window by window; in some it may have none.
         first: what its own actions besides those are recorded under: its first segment.
+        caller: calls every part, ``caller(part, function, arguments)``; in a step something else may take its place,
+            such as what replays a graph of the part.
     """
 
     def __init__(
@@ -43,6 +52,7 @@ class RankSegments:
     ) -> None:
         self.partition, self.rank = partition, rank
         self.first = partition.runs[rank][0]
+        self.caller: PartCaller = call_part
         self._checkpoint_activations = checkpoint_activations
         calls = _calls(modules, partition.parts_of(rank) if checkpoint_activations else ())
         self._calls = {(part.kind, *part.index): (part, calls[part.name]) for part in partition.parts_of(rank)}
@@ -69,7 +79,7 @@ class RankSegments:
     def call(self, kind: PartKind, j: int, values: Mapping[str, Any], *activation: torch.Tensor, m: int = 0) -> Any:
         """Call a part with its activation, if it has one, and with the values that it reads by name."""
         part, function = self._calls[kind, m, j]
-        return function(*activation, *(values[name] for name in part.reads))
+        return self.caller(part, function, (*activation, *(values[name] for name in part.reads)))
 
     def reads(self, kind: PartKind, j: int, *, m: int = 0) -> tuple[str, ...]:
         """The names of the values that a part reads."""

@@ -49,14 +49,17 @@ class SegmentStep:
         segments: of the rank.
         activity: is told of each action.
         sync: averages and sums gradients around the backward calls.
+
+    Attributes:
+        segments: as above.
     """
 
     def __init__(self, segments: RankSegments, activity: Activity, sync: GradientSync) -> None:
-        self._segments, self._activity, self._sync = segments, activity, sync
+        self.segments, self._activity, self._sync = segments, activity, sync
 
     def copied(self, setup: RankSetup, memo: dict[int, Any]) -> SegmentStep:  # noqa: ARG002 - nothing else to copy
         """The same over a deep copy of the rank's modules."""
-        return SegmentStep(self._segments.over(setup.modules), setup.activity, setup.sync)
+        return SegmentStep(self.segments.over(setup.modules), setup.activity, setup.sync)
 
     def forward(self, inputs: Mapping[str, Any], messages: StepMessages, *, graph: bool) -> SegmentValues:
         """All that a rank computes and sends, up to the network's output on the last rank.
@@ -66,7 +69,7 @@ class SegmentStep:
             messages: for inputs like these.
             graph: whether there will be a backward.
         """
-        segments, activity = self._segments, self._activity
+        segments, activity = self.segments, self._activity
         run = SegmentValues(graph=graph, values=dict(inputs))
         pending = [
             (value, messages.expect_given(value.name, 0, value.readers))
@@ -110,7 +113,7 @@ class SegmentStep:
             loss: on the last rank, what to differentiate.
             share: begins to give the loss to all ranks; it is called where nothing waits for it.
         """
-        segments = self._segments
+        segments = self.segments
         begin = None  # of the window that was differentiated before
         if not segments.windows[-1].run:
             share()
@@ -152,13 +155,13 @@ class SegmentStep:
             assert gradient is not None
             differentiate_all_reduce(window, run, gradient)
             return
-        with self._sync.phase(self._segments.phase_of(window)):
+        with self._sync.phase(self.segments.phase_of(window)):
             loss = loss if window.after is None else None
             differentiate_correction(window, run, messages, self._activity, loss, gradient)
 
     def _compute_values(self, kind: Literal["context", "stem"], run: SegmentValues, messages: StepMessages) -> None:
         """Run the context or the stem, and send what others read of it."""
-        segments, activity = self._segments, self._activity
+        segments, activity = self.segments, self._activity
         with activity.during(kind, segments.first):
             result = segments.call(kind, 0, run.values)
         gives = segments.partition.parts[kind].gives
@@ -181,10 +184,10 @@ class SegmentStep:
 
         w is the raw input, or what the window begins with.
         """
-        partition, activity = self._segments.partition, self._activity
+        partition, activity = self.segments.partition, self._activity
         if j > 1:
             if run.begin is not None:
-                values.values[self._segments.reads("adapter", j, m=window.m)[0]] = run.begin
+                values.values[self.segments.reads("adapter", j, m=window.m)[0]] = run.begin
             with activity.during("adapter", j, m=window.m):
                 x = window.call("adapter", j, values.values)
         elif run.begin is not None:
@@ -196,14 +199,14 @@ class SegmentStep:
                 x = x.clone()  # g^1 may change it in place, and it is a leaf
         with activity.during("fine", j, m=window.m):
             y = window.call("segment", j, values.values, x)
-            if self._segments.owns("correction", j, m=window.m):
+            if self.segments.owns("correction", j, m=window.m):
                 y = window.call("correction", j, values.values, x, y)
         run.x[j], run.y[j] = x, y
         run.x_leaf[j], run.y_leaf[j] = (as_leaf(x), as_leaf(y)) if run.graph else (x, y)
 
     def _return_gradients(self, run: SegmentValues, messages: StepMessages) -> None:
         """Send the gradients of the values that came from the first rank."""
-        segments = self._segments
+        segments = self.segments
         for value in segments.partition.values:
             if value.differentiable and segments.rank in value.readers:
                 gradients = [leaf.grad for leaf in differentiable_tensors(run.values[value.name])]
@@ -214,7 +217,7 @@ class SegmentStep:
         self, run: SegmentValues, messages: StepMessages, pending: list[tuple[SharedValue, PendingMessage]]
     ) -> None:
         """Differentiate context and stem, from the gradients of this rank's parts and those that the others sent."""
-        first = self._segments.first
+        first = self.segments.first
         for value, message in pending:
             with self._activity.during("receive", first, "backward"):
                 gradients = messages.receive_gradients(message)

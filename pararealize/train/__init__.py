@@ -10,12 +10,14 @@ reading order:
     request     what a run is asked for -> plain data, with which a resumed run has to agree
     update      a batch -> one step of the optimiser
     steps       a network -> forward and backward of one step: plain, monitored, one-shot
+    captured_step  a network -> forward, loss and backward of one step as CUDA graphs
     nonfinite   a loss or gradients that are not finite -> the part of the network in which that began
     methods     a method's name and a model -> the network to train, and its step
 
 What a run writes and reports is in ``run``.
 """
 
+from .captured_step import CapturedStep
 from .loop import fit
 from .methods import METHODS, Built, Options, build
 from .nonfinite import Fault
@@ -25,6 +27,7 @@ from .steps import MonitoredStep, TrainingStep
 __all__ = [
     "METHODS",
     "Built",
+    "CapturedStep",
     "Fault",
     "MonitoredStep",
     "Options",

@@ -36,6 +36,7 @@ from pararealize.train.run.saved_network import WEIGHTS, write_saved
 from pararealize.train.run.score import Score, as_input, evaluate
 from pararealize.train.run.tensorboard import Board
 
+from .captured_step import CapturedStep
 from .nonfinite import backward_fault, forward_fault
 from .recipe import Recipe, he_weights
 from .request import RunSettings, agree_on_request, describe_request
@@ -173,6 +174,11 @@ class _Training:
             raise MultigridError(
                 f"the step's monitor watches a {type(self.monitor.net).__name__} that is not the network to be trained "
                 f"({type(net).__name__}); pass monitor.net to fit"
+            )
+        if isinstance(step, CapturedStep) and step.net is not net:
+            raise ModelError(
+                f"the step captures a {type(step.net).__name__} that is not the network to be trained "
+                f"({type(net).__name__}); pass step.net to fit"
             )
         self.event_count = 0 if self.monitor is None else len(self.monitor.events)
         self.step, self.steps = 0, recipe.epochs * data.steps

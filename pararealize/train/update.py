@@ -13,6 +13,7 @@ from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import ModelError
 from pararealize.train.run.score import correct, logits_of
 
+from .captured_step import CapturedStep
 from .recipe import Recipe
 from .steps import TrainingStep, one_process_step
 
@@ -95,23 +96,12 @@ class Update:
         """One step with this learning rate; all ranks call it, each with its share of the batch."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        right: list[torch.Tensor] = []  # a step may compute its loss more than once, to compare: the first counts
-
-        def loss_fn(output: Any, target: torch.Tensor) -> torch.Tensor:
-            logits = logits_of(output, target, self.classes)
-            target = target.to(logits.device)
-            right.append(correct(logits.detach(), target))
-            return self.recipe.loss(logits, target)
-
-        with self.autocast():
-            loss = self.step(x, target=labels, loss_fn=loss_fn, scaler=self.scaler)
+        loss, right_count = self._differentiate(x, labels)
         if self.scaler is not None:
             with self.processes.watched("the gradients' scale"):
                 self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         count = len(labels) if self.processes.is_last else 0
-        right_count = right[0].item() if right else 0.0  # ranks without the network's head know of no logits
         here = torch.tensor([loss.item() * count, right_count, count], dtype=torch.float64)
         sums = Sums(*self.processes.total(here).tolist())
         fault = ""
@@ -125,6 +115,32 @@ class Update:
             self.scaler.step(self.optimizer)  # the scaler leaves it out where gradients are not finite
             self.scaler.update()
         return StepResult(sums=sums, gradient=norm, fault=fault)
+
+    def _differentiate(self, x: Any, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Forward, loss and backward: the loss, and how many samples are right; 0 on ranks that have no logits."""
+        right: list[torch.Tensor] = []  # a step may compute its loss more than once, to compare: the first counts
+
+        def count_right(output: Any) -> None:
+            logits = logits_of(output, labels, self.classes).detach()
+            right.append(correct(logits, labels.to(logits.device)))
+
+        def loss_fn(output: Any, target: torch.Tensor) -> torch.Tensor:
+            count_right(output)
+            return self._loss(output, target)
+
+        with self.autocast():
+            if isinstance(self.step, CapturedStep):  # whose loss runs in Python when it is captured, and not again
+                self.step.zero_grad()
+                loss = self.step(x, target=labels, loss_fn=self._loss, scaler=self.scaler)
+                if self.step.output is not None:
+                    count_right(self.step.output)
+            else:
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = self.step(x, target=labels, loss_fn=loss_fn, scaler=self.scaler)
+        return loss, right[0].item() if right else 0.0
+
+    def _loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
+        return self.recipe.loss(logits_of(output, target, self.classes), target)
 
     def autocast(self) -> torch.autocast:
         """A context in which operations run in the recipe's precision."""

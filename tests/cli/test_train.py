@@ -13,6 +13,7 @@ from pararealize import Plan, Recipe
 from pararealize.train.run import tensorboard
 from pararealize_cli.train_display import Display
 from tests.command import run
+from tests.cuda_double import cuda_on_the_cpu
 
 NETWORK = """
 import torch
@@ -150,6 +151,7 @@ def test_serial():
     (["--data", "moons"], "no data set is called 'moons'"),
     (["--method", "euler"], "no method is called 'euler'"),
     (["--devices", "gpu"], "gpu"),
+    (["--graphs", "--data", "moons"], "CUDA graphs need a network on GPUs, and this one is on cpu"),  # before the data
     (["--monitor"], "--monitor watches layers that are solved for by multigrid, and the method is 'parareal'"),
 ])  # fmt: skip
 def test_refusals(tmp_path, words, told):
@@ -242,6 +244,22 @@ def test_torchrun(tmp_path):
     # of the weights that rank 0 begins with, which are some of them
     assert all(each.pop("run") and each.pop("weights") for each in asked)
     assert asked[0] == asked[1]
+
+
+def test_steps_as_cuda_graphs(tmp_path):
+    words = [*WORDS, "--epochs", 1, "--batch-size", 400, "--amp", "bfloat16", "--clip", 1]  # 1437 samples: 4 steps
+    with cuda_on_the_cpu():
+        result = run(*words, "--devices", "cpu", "--graphs", "--out", "graphs", "--json")
+        assert run(*words, "--devices", "cpu,cpu", "--graphs").exit_code == 2
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["graphs"] == {"replayed": 3, "eager": 1}
+    assert json.loads((tmp_path / "graphs" / "run.json").read_text())["about"]["graphs"] is True
+    assert json.loads(run(*words, "--out", "eager", "--json").stdout)["graphs"] is None
+    for name in ("metrics.jsonl", "weights.safetensors"):
+        assert (tmp_path / "graphs" / name).read_bytes() == (tmp_path / "eager" / name).read_bytes()
+    refused = run(*MONITORED, "--graphs")
+    assert refused.exit_code == 2
+    assert "--graphs: nothing that --method multigrid reads" in " ".join(refused.stderr.split())
 
 
 def test_options_are_told_from_defaults(tmp_path):

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from pararealize.errors import CaptureError
 
+from .static_gradients import StaticGradients
 from .streams import lend
 
 __all__ = ["ERRORS", "WARM_UP", "GraphedFunction", "apart"]
@@ -45,6 +46,8 @@ class GraphedFunction:
         stream: the stream to capture on.
         branches: other streams that the function forks to and joins.
         backward: whether to capture the backward pass as well.
+        gradient_of: gives the memory of a parameter's gradient, which the backward graph adds to. Without it, autograd
+            is given the gradients, which takes Python for each parameter.
 
     It is to be called on the stream that is current where it is made. Buffers and random state move on during the
     warm-up: it is the caller's to put them back.
@@ -59,14 +62,16 @@ class GraphedFunction:
         stream: torch.cuda.Stream,
         branches: Sequence[torch.cuda.Stream] = (),
         backward: bool = True,
+        gradient_of: Callable[[nn.Parameter], Tensor] | None = None,
     ) -> None:
         self.inputs = [value.detach().clone().requires_grad_(backward and value.requires_grad) for value in example]
-        self.parameters = [parameter for parameter, _ in parameters] if backward else []
+        trained = [parameter for parameter, _ in parameters] if backward else []
+        self.parameters = [] if gradient_of is not None else trained
         self.step = 0  # counts the replays; tells to which of them the contents of the static memory belong
         self.device = stream.device
         self.forward_graph = torch.cuda.CUDAGraph()
         self.backward_graph: torch.cuda.CUDAGraph | None = None
-        surface = [*self.inputs, *(stand_in for _, stand_in in parameters[: len(self.parameters)])]
+        surface = [*self.inputs, *(stand_in for _, stand_in in parameters[: len(trained)])]
         sources = [tensor for tensor in surface if tensor.requires_grad]
 
         def run() -> tuple[list[Any], Any]:
@@ -78,7 +83,8 @@ class GraphedFunction:
             # for the capturing stream, and it has to wait for all of them before the capture ends.
             for branch in branches:
                 branch.wait_stream(stream)
-            results = torch.autograd.grad(outputs, sources, seeds, allow_unused=True)
+            with torch.autocast(stream.device.type, enabled=False):  # it was on in the forward alone, as torch.amp asks
+                results = torch.autograd.grad(outputs, sources, seeds, allow_unused=True)
             for branch in branches:
                 stream.wait_stream(branch)
             return results
@@ -88,12 +94,17 @@ class GraphedFunction:
             lend(value, stream)
         with torch.cuda.device(stream.device), torch.set_grad_enabled(backward):
             torch.cuda.synchronize()
+            found: Sequence[Tensor | None] = ()
             with torch.cuda.stream(stream):  # libraries keep a handle and a workspace for each stream
                 for _ in range(WARM_UP):
                     outputs = _differentiable(run()[0])
                     if outputs and sources:
-                        gradients(outputs, [torch.ones_like(output) for output in outputs])
+                        found = gradients(outputs, [torch.ones_like(output) for output in outputs])
                     del outputs  # and with it autograd's graph, before the next one is built
+            self.static = StaticGradients(() if gradient_of is None else _memory_of(trained, found, gradient_of))
+            del found
+            for _, static in self.static.pairs:
+                lend(static, stream)
             torch.cuda.synchronize()
             with torch.cuda.graph(self.forward_graph, pool=pool, stream=stream, capture_error_mode=ERRORS):
                 leaves, self.structure = run()
@@ -104,15 +115,23 @@ class GraphedFunction:
             if outputs and sources:
                 self.backward_graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream, capture_error_mode=ERRORS):
-                    static_gradients = apart(gradients(outputs, self.seeds), [*self.seeds, *self.inputs, *outputs])
+                    static_gradients = gradients(outputs, self.seeds)
+                    if gradient_of is not None:
+                        count = len(sources) - len(trained)
+                        self.static.add([gradient for gradient in static_gradients[count:] if gradient is not None])
+                        static_gradients = static_gradients[:count]
+                    static_gradients = apart(static_gradients, [*self.seeds, *self.inputs, *outputs])
         by_tensor = dict(zip(map(id, sources), static_gradients, strict=False))
         self.differentiable = [bool(leaf.requires_grad and sources) for leaf in leaves if isinstance(leaf, Tensor)]
         self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.gradients = [by_tensor.get(id(tensor)) for tensor in surface]
+        count = len(self.inputs) + len(self.parameters)
+        self.gradients = [by_tensor.get(id(tensor)) for tensor in surface[:count]]
+        # where autograd is given no parameters, something else has to tell it that there is a backward
+        self.anchor = torch.zeros((), device=self.device, requires_grad=bool(self.static.pairs))
 
     def __call__(self, *values: Tensor) -> Any:
         """Replay; the outputs lie in static memory, which the next call overwrites."""
-        tensors = iter(_Replay.apply(self, *values, *self.parameters))
+        tensors = iter(_Replay.apply(self, self.anchor, *values, *self.parameters))
         leaves = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in self.outputs]
         return pytree.tree_unflatten(leaves, self.structure)
 
@@ -123,6 +142,7 @@ class GraphedFunction:
             if graph is not None:
                 graph.reset()
         self.step += 1
+        self.static.release()
         self.inputs, self.outputs, self.seeds, self.gradients = [], [], [], []
 
     def replay_forward(self, values: Sequence[Tensor]) -> int:
@@ -142,6 +162,7 @@ class GraphedFunction:
             )
         self.step += 1
         self._part_from_gradients()
+        self.static.attach(keep=True)
         for static, seed in zip(self.seeds, seeds, strict=True):
             static.copy_(seed)
         assert self.backward_graph is not None
@@ -168,7 +189,7 @@ class _Replay(torch.autograd.Function):
     """The two graphs as one node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, graphed: GraphedFunction, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, graphed: GraphedFunction, _: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.graphed, ctx.step = graphed, graphed.replay_forward(tensors[: len(graphed.inputs)])
         outputs = [leaf.detach() for leaf in graphed.outputs if isinstance(leaf, Tensor)]
         ctx.mark_non_differentiable(*itertools.compress(outputs, map(operator.not_, graphed.differentiable)))
@@ -183,7 +204,12 @@ class _Replay(torch.autograd.Function):
         # Gradients of inputs go on into the caller's graph, beyond the next replay. Those of parameters need no copy:
         # the next replay_backward makes one of each that has become a .grad.
         of_inputs = (None if static is None else static.clone() for static in graphed.gradients[:count])
-        return None, *of_inputs, *(None if static is None else static.detach() for static in graphed.gradients[count:])
+        return (
+            None,
+            None,
+            *of_inputs,
+            *(None if static is None else static.detach() for static in graphed.gradients[count:]),
+        )
 
 
 def _check_leaves(leaves: Sequence[Any]) -> None:
@@ -206,6 +232,16 @@ def apart(gradients: Sequence[Tensor | None], others: Sequence[Tensor]) -> list[
             addresses.add(gradient.data_ptr())
         apart.append(gradient)
     return apart
+
+
+def _memory_of(
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+    gradient_of: Callable[[nn.Parameter], Tensor],
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """The parameters that a backward reaches, with memory for their gradients, which come last among all."""
+    last = gradients[len(gradients) - len(parameters) :]
+    return [(p, gradient_of(p)) for p, gradient in zip(parameters, last, strict=False) if gradient is not None]
 
 
 def _differentiable(leaves: Sequence[Any]) -> list[Tensor]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pararealize.errors import CaptureError, DeviceError, ExampleError
+from pararealize.distributed.stage_module import StageModule
+from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelError
 from pararealize.network.module import PararealModule
 from pararealize.random_state import host_state
 
@@ -143,11 +144,17 @@ def runnable(net: nn.Module, call: Call, *, streams: bool) -> tuple[nn.Module, S
         streams: whether segments run on streams of their own.
 
     Raises:
+        ModelError: it is a rank's part of a distributed network.
         DeviceError: the network is not on one GPU.
         CaptureError: something in it needs Python or values while it runs.
         ExampleError: a converted network does not accept the example.
     """
     root = net.net if isinstance(net, LocalModule) else net
+    if isinstance(root, StageModule):
+        raise ModelError(
+            f"{type(root).__name__} is a rank's part of a network, whose messages no graph can hold; pass a rank's "
+            "stage to capture_stage"
+        )
     devices = require_gpus(root)
     if len({*devices}) > 1:
         raise DeviceError(

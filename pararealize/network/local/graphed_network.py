@@ -283,10 +283,15 @@ def segment_devices(net: nn.Module) -> list[torch.device]:
 
 
 @contextlib.contextmanager
-def preserve_network_state(net: nn.Module) -> Iterator[None]:
-    """Put back, on leaving, what a run moves on: buffers and random states. Gradients must not be touched within."""
+def preserve_network_state(net: nn.Module, devices: Sequence[torch.device] | None = None) -> Iterator[None]:
+    """Put back, on leaving, what a run moves on: buffers and random states. Gradients must not be touched within.
+
+    Args:
+        net: the network.
+        devices: where it draws random numbers; left out, where its parameters are.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    with preserve_state(segment_devices(net)):
+    with preserve_state(segment_devices(net) if devices is None else devices):
         try:
             yield
         finally:

@@ -26,8 +26,8 @@ from pararealize.errors import CaptureError, DeviceError
 from .cuda_graph import apart
 from .graphed_call import Call, GraphedCall, arguments_of_example, runnable
 from .graphed_network import stand_ins
+from .static_gradients import StaticGradients
 from .streams import lend
-from .tensor_stamp import LOOKS
 
 __all__ = ["GraphedStep", "capture_step"]
 
@@ -96,6 +96,7 @@ class GraphedStep(GraphedCall):
 
     Attributes:
         output: the network's output in the last replay, without a graph; the next one overwrites it.
+        was_replayed: whether the last call was a replay, not an eager step.
         name: of the network.
         device: of the network.
     """
@@ -120,21 +121,17 @@ class GraphedStep(GraphedCall):
         self._one = torch.ones((), device=self.device)
         lend(self._seed, self.stream)
         self._is_scaled = False
+        self.was_replayed = False
         with self.capturing():
             self.warm_up(self._differentiated)
             self._graph, (loss, output, gradients) = self.capture(self._differentiated_apart)
         self._loss: Tensor = loss
         self._output = self.output = output
-        self._gradients: list[tuple[nn.Parameter, Tensor]] = [
-            (p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None
-        ]
+        self._gradients = StaticGradients([(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None])
         self._unused = [p for p, g in zip(parameters, gradients, strict=True) if g is None]
         self._adding: torch.cuda.CUDAGraph | None = None
-        count = len(self._gradients)
-        if not count:
+        if not self._gradients.pairs:
             raise CaptureError(f"the loss depends on no parameter of {self.name}")
-        self._spread = [self._gradients[i * (count - 1) // LOOKS] for i in range(LOOKS + 1)]
-        self._next = 0
 
     def __call__(
         self,
@@ -164,6 +161,7 @@ class GraphedStep(GraphedCall):
             how = "with" if self._has_target else "without"
             raise CaptureError(f"the step of {self.name} was captured {how} a target; call it so, or capture it again")
         leaves = self.leaves_of(((args, kwargs), target if self._has_target else None))
+        self.was_replayed = leaves is not None
         if leaves is None:
             return self._eagerly((args, kwargs), target, accumulate=accumulate, scaler=scaler)
         self._scale(scaler)
@@ -171,11 +169,13 @@ class GraphedStep(GraphedCall):
         if accumulate:
             if self._adding is None:
                 self._adding = self._capture_adding()
-            self._attach(keep=True)
+            self._gradients.attach(keep=True)
             self._adding.replay()
         else:
             self._graph.replay()
-            self._attach(keep=False)
+            if self._gradients.attach(keep=False):
+                for parameter in self._unused:
+                    parameter.grad = None
         self.output = self._output
         self.stamp.look()  # in the time that the GPU takes; it touches the old memory alone
         return self._loss.clone()
@@ -183,10 +183,8 @@ class GraphedStep(GraphedCall):
     def release(self) -> None:
         """Give the graphs' memory back; gradients are copied, and calls run eagerly afterwards."""
         super().release()
-        for parameter, static in self._gradients:
-            if parameter.grad is static:
-                parameter.grad = static.clone()
-        self._gradients, self._unused, self._spread = [], [], []
+        self._gradients.release()
+        self._unused = []
 
     # The graphs -------------------------------------------------------------------------------------------------------
 
@@ -220,7 +218,7 @@ class GraphedStep(GraphedCall):
 
     def _capture_adding(self) -> torch.cuda.CUDAGraph:
         """A second graph, which adds to the gradients and leaves loss and output where the first one does."""
-        used = {id(parameter) for parameter, _ in self._gradients}
+        used = {id(parameter) for parameter, _ in self._gradients.pairs}
         flags = [id(p) in used for p in self.root.parameters() if p.requires_grad]
 
         def run() -> None:
@@ -228,37 +226,19 @@ class GraphedStep(GraphedCall):
             new = [
                 gradient for gradient, is_used in zip(gradients, flags, strict=True) if is_used and gradient is not None
             ]
-            torch._foreach_add_([static for _, static in self._gradients], new)
+            self._gradients.add(new)
             self._loss.copy_(loss)
             for static, leaf in zip(pytree.tree_leaves(self._output), pytree.tree_leaves(output), strict=True):
                 if isinstance(static, Tensor):
                     static.copy_(leaf)
 
-        kept = [static.clone() for _, static in self._gradients]  # a double of CUDA computes while it captures
+        kept = [static.clone() for _, static in self._gradients.pairs]  # a double of CUDA computes while it captures
         with self.capturing():
             graph, _ = self.capture(run)
-        torch._foreach_copy_([static for _, static in self._gradients], kept)
+        torch._foreach_copy_([static for _, static in self._gradients.pairs], kept)
         return graph
 
     # Gradients --------------------------------------------------------------------------------------------------------
-
-    def _attach(self, *, keep: bool) -> None:
-        """See to it that ``.grad`` is the graph's memory; a fixed number of parameters is looked at.
-
-        Args:
-            keep: whether what stands in ``.grad`` now is to be added to.
-        """
-        start, end = self._next, self._next + LOOKS
-        self._next = end if end < len(self._gradients) else 0
-        if all(p.grad is static for p, static in (*self._spread, *self._gradients[start:end])):
-            return
-        with torch.no_grad():
-            for parameter, static in self._gradients:
-                if keep and parameter.grad is not static:
-                    static.copy_(parameter.grad) if parameter.grad is not None else static.zero_()
-                parameter.grad = static
-        for parameter in () if keep else self._unused:
-            parameter.grad = None
 
     def _scale(self, scaler: torch.amp.GradScaler | None) -> None:
         """What backward begins with: 1, or the scale of the scaler, which stays on the device."""

@@ -34,7 +34,7 @@ from .graphed_network import ArgumentRecorder, call_key, capture_network, preser
 from .stacking import Stack, pays, stacked_graph, stacks_of
 from .streams import Runner, make_streams
 
-__all__ = ["LocalModule", "capture_graphs", "require_gpus", "run_local"]
+__all__ = ["LocalModule", "capture_graphs", "check_gpus", "require_gpus", "run_local"]
 
 Stacking = Literal["auto"] | bool
 Graphs = Literal["whole", "parts"]
@@ -302,13 +302,30 @@ def require_gpus(net: nn.Module) -> list[torch.device]:
         DeviceError: one of them is no GPU.
     """
     devices = segment_devices(net)
+    check_gpus(devices)
+    return devices
+
+
+def check_gpus(
+    devices: Iterable[torch.device],
+    remedy: str = "move the network with .to('cuda') where there is one, or use run_local without capture",
+) -> None:
+    """Refuse devices on which there are no CUDA graphs.
+
+    Args:
+        devices: of a network, or where it is to be.
+        remedy: what to do instead.
+
+    Raises:
+        DeviceError: one of them is no GPU.
+    """
+    devices = list(devices)
     if not all(map(_is_gpu, devices)):
         gpus = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU that torch can use"
         raise DeviceError(
             f"CUDA graphs need a network on GPUs, and this one is on {_listed(devices)}; this machine has {gpus}: "
-            "move the network with .to('cuda') where there is one, or use run_local without capture"
+            f"{remedy}"
         )
-    return devices
 
 
 def _listed(devices: Iterable[Any]) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -143,3 +147,42 @@ def test_without_backward_one_graph_is_enough() -> None:
 def test_what_it_returns_must_be_made_of_tensors() -> None:
     with cuda_on_the_cpu() as machine, pytest.raises(CaptureError, match="returns a set"):
         captured(machine, lambda x: {1, 2}, X)
+
+
+def deep(depth: int) -> nn.Sequential:
+    return nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(4, 4), nn.Tanh())))
+
+
+def test_gradients_may_stay_where_the_graph_adds_them() -> None:
+    """As autograd adds them, whatever stands in ``.grad``; and what that asks of the host does not grow."""
+    operations = []
+    for depth in (20, 60):
+        model, unused = deep(depth), nn.Parameter(torch.zeros(1))
+        twin, memory = copy.deepcopy(model), dict[nn.Parameter, Tensor]()
+        with cuda_on_the_cpu() as machine:
+            pairs = [(p, p) for p in (*model.parameters(), unused)]
+            graphed = GraphedFunction(
+                model, [X], pairs, stream=machine.make_stream(),
+                gradient_of=lambda p, memory=memory: memory.setdefault(p, torch.zeros_like(p.detach())),
+            )  # fmt: skip
+            for step in range(4):
+                if step == 1:
+                    model.zero_grad(), twin.zero_grad()
+                if step == 3:  # gradients of the caller's own
+                    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+                        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+                x = torch.randn(3, 4)
+                graphed(x).sum().backward(), twin(x).sum().backward()
+                for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+                    torch.testing.assert_close(p.grad, q.grad)
+                    assert p.grad is memory[p]
+            assert unused.grad is None
+            seen = Counter[str]()
+            with mock.patch("tests.cuda_double.Graph.replay"):
+                sys.setprofile(lambda frame, event, argument, seen=seen: seen.update([event]))
+                try:
+                    graphed(x).sum().backward()
+                finally:
+                    sys.setprofile(None)
+            operations.append(seen["call"] + seen["c_call"])
+    assert operations[0] == operations[1]
