@@ -35,12 +35,16 @@ demo: $(VENV)/.demo  ## convert ResNet-1001 with n = 12 and train it for some st
 test: $(VENV)/.test  ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-# with the Python that is there and what is installed beside it: no environment is made, and nothing is downloaded
+# with the Python that is there and what is installed beside it: no environment is made, and nothing is downloaded;
+# `make gpu DOUBLE=1` runs the same recipe where there is no GPU, on a double of CUDA: slower, and no time means anything
 gpu:  ## on a machine with a CUDA GPU: the tests that need one, and the shortest benchmark, in at most 8 minutes
 	mkdir -p $(OUT)
-	-timeout 110 $(PYTHON) -m pytest -q -p no:cacheprovider -n 4 --timeout 60 -W "ignore:Please use the new API settings" \
-	  tests/network/local tests/test_compiler.py -k "gpu or GPU" 2>&1 | tee $(OUT)/tests.txt
-	timeout 360 $(PYTHON) -m benchmarks.graphs --shortest --out $(OUT)
+	-timeout $(if $(DOUBLE),3600,110) $(PYTHON) -m pytest -q -p no:cacheprovider -n $(if $(DOUBLE),$(WORKERS),4) \
+	  --timeout $(if $(DOUBLE),300,60) -W "ignore:Please use the new API settings" tests/network/local \
+	  tests/train/test_captured_step.py tests/test_compiler.py -k "$(if $(DOUBLE),double,gpu or GPU)" 2>&1 | \
+	  tee $(OUT)/tests.txt
+	timeout $(if $(DOUBLE),3600,360) $(PYTHON) -m benchmarks.graphs --shortest --out $(OUT) \
+	  $(if $(DOUBLE),--double --steps 1)
 
 lint: $(VENV)/.test  ## ruff, mypy and the import contracts
 	$(BIN)/ruff format --check .

@@ -240,6 +240,7 @@ def cuda_on_the_cpu() -> Iterator[Machine]:
         "pararealize.network.local.cuda_graph.lend": machine.lend,
         "pararealize.network.local.graphed_call.lend": machine.lend,
         "pararealize.network.local.graphed_step.lend": machine.lend,
+        "pararealize.network.local.graphed_stage.lend": machine.lend,
         "pararealize.network.local.module._is_gpu": lambda device: device.type == "cpu",
     }
     with contextlib.ExitStack() as stack:

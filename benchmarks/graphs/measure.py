@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import time
@@ -11,18 +12,26 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import cross_entropy
 
-from pararealize import PararealModule, pararealize
-from pararealize.network.local import capture_inference, capture_step, run_local, streams
+from pararealize import PararealModule, Stage, pararealize
+from pararealize.network.local import capture_inference, capture_stage, capture_step, run_local, streams
 
 from .networks import INFERENCE, make
 
 __all__ = ["ORIGINAL", "PARAREAL", "chains", "measure"]
 
 ORIGINAL = ("original eager", "original compiled by block", "original in one graph")
-PARAREAL = ("streams", "in one graph", "in one graph, no branches", "in one graph, stacked")
+PARAREAL = (
+    "streams",
+    "in one graph",
+    "in one graph, no branches",
+    "in one graph, stacked",
+    "as a rank, parts in graphs",
+)
 CHECKED = 2  # steps in which numbers are compared
 
 Step = Callable[[Tensor, Tensor], Any]
@@ -70,18 +79,48 @@ def measure(
 def _row(way: str, net: nn.Module, x: Tensor, labels: Tensor, steps: int, *, inference: bool) -> dict[str, Any]:
     run, twin = copy.deepcopy(net), copy.deepcopy(net)
     begun = time.perf_counter()
-    step = _infer(way, run, x) if inference else _step(way, run, x, labels)
-    torch.cuda.synchronize()
-    row: dict[str, Any] = {"seconds to capture": round(time.perf_counter() - begun, 2)}
-    row["differs by"] = _difference(step, run, twin, x, labels, inference=inference)
-    del twin
-    row |= _times(lambda: step(x, labels), steps)
-    row["peak GiB"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    with contextlib.ExitStack() as stack:
+        if "as a rank" in way:
+            run = stack.enter_context(_stage(run))
+        step = _infer(way, run, x) if inference else _step(way, run, x, labels)
+        torch.cuda.synchronize()
+        row: dict[str, Any] = {"seconds to capture": round(time.perf_counter() - begun, 2)}
+        row["differs by"] = _difference(step, run, twin, x, labels, inference=inference)
+        del twin
+        row |= _times(lambda: step(x, labels), steps)
+        row["peak GiB"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
     return row
+
+
+@contextlib.contextmanager
+def _stage(net: nn.Module) -> Iterator[Stage]:
+    """The network as a process group of this process alone has it: all parts, and no messages."""
+    assert isinstance(net, PararealModule)
+    kind = next(net.parameters()).device.type
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        stage = net.distribute(init_device_mesh(kind, (1,)))
+        yield stage
+        stage.close()
+    finally:
+        dist.destroy_process_group()
 
 
 def _step(way: str, net: nn.Module, x: Tensor, labels: Tensor) -> Step:
     """Forward, loss and backward; gradients are new after it."""
+    if isinstance(net, Stage):
+        parts = capture_stage(net)
+        before = [(buffer, buffer.clone()) for buffer in net.buffers()]
+        parts.step(x, target=labels, loss_fn=cross_entropy)  # the first one is eager, and captured behind its end
+        for buffer, value in before:
+            buffer.copy_(value)
+
+        def replay(x: Tensor, labels: Tensor) -> Tensor:
+            parts.zero_grad()
+            return parts.step(x, target=labels, loss_fn=cross_entropy)
+
+        return replay
     if "in one graph" in way:
         if "stacked" in way:
             assert isinstance(net, PararealModule)
@@ -100,6 +139,10 @@ def _step(way: str, net: nn.Module, x: Tensor, labels: Tensor) -> Step:
 
 
 def _infer(way: str, net: nn.Module, x: Tensor) -> Step:
+    if isinstance(net, Stage):
+        parts = capture_stage(net)
+        parts(x)
+        return lambda x, _: parts(x)
     if "in one graph" in way:
         if "stacked" in way:
             assert isinstance(net, PararealModule)
@@ -148,13 +191,15 @@ def _difference(
             theirs = cross_entropy(twin(inputs), labels)
             theirs.backward()
         worst["result"] = max(worst["result"], float((ours - theirs.detach()).abs().max()))
-        for (name, p), q in zip(run.named_parameters(), twin.parameters(), strict=True):
+        for name, p in run.named_parameters():
+            q = twin.get_parameter(name)
             if (p.grad is None) != (q.grad is None):
                 raise AssertionError(f"only one of the two has a gradient of {name}")
             if p.grad is not None and q.grad is not None:
                 off = (p.grad - q.grad).norm() / (q.grad.norm() + 1e-12)
                 worst["gradient"] = max(worst["gradient"], float(off))
-    for a, b in zip(run.buffers(), twin.buffers(), strict=True):
+    for name, a in run.named_buffers():
+        b = twin.get_buffer(name)
         off = (a.double() - b.double()).norm() / (b.double().norm() + 1e-12)
         worst["buffer"] = max(worst["buffer"], float(off))
     return {key: float(f"{value:.2e}") for key, value in worst.items()}

@@ -40,6 +40,7 @@ from .cuda_graph import GraphedFunction
 from .graphed_network import autocast_without_cache, preserve_network_state, stand_ins, tensor_key
 from .module import check_gpus
 from .static_gradients import StaticGradients
+from .streams import lend
 from .tensor_stamp import TensorStamp
 
 __all__ = ["GraphedStage", "capture_stage"]
@@ -194,6 +195,8 @@ class GraphedStage:
         """Capture the parts that were called, each with the arguments that it had."""
         parts: dict[str, _GraphedPart] = {}
         faults = {part.name: _fault(function) for part, function, _ in recorder.calls}  # stand-ins have no hooks
+        for buffer in self._tree.buffers():  # of the current stream, moved on by warm-ups on the capturing one
+            lend(buffer, self._stream)
         kept = [(static, static.clone()) for static in self._memory.values()]  # a double of CUDA computes in a capture
         with (
             preserve_network_state(self._tree, [self.stage.device]),

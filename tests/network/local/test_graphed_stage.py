@@ -10,26 +10,33 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from pararealize import pararealize
 from pararealize.errors import DeviceError, ModelError
 from pararealize.network.local.graphed_stage import capture_stage
 from pararealize.network.local.graphed_step import capture_step
 from tests import cuda_double
+from tests.network.local.test_module import machine
 from tests.rank_comparison import TIGHT, converted, distance, furthest, mean_square, mesh_of, optimiser, tensor_of
 from tests.ranks import on_ranks
 
 
-def train(names: list[str], **how: Any) -> dict[str, Any]:
+def train(names: list[str], device: str = "cpu") -> dict[str, Any]:
     """Five steps and an evaluation beside the network in one process; the first step of a size is eager."""
     found = {}
     for name in names:
-        net, batch = converted(name)
-        stage = net.distribute(mesh_of(dist.get_world_size()), timeout=30, **how)
+        net, on_the_host = converted(name)
+        net = net.to(device)
+
+        def batch(size: int, on_the_host: Any = on_the_host) -> Any:
+            return on_the_host(size).to(device)
+
+        stage = net.distribute(init_device_mesh(device, (dist.get_world_size(),)), timeout=30)
         ours, theirs = optimiser(stage), optimiser(net)
         torch.manual_seed(1)
         worst = dict.fromkeys(("loss", "gradient", "clipped", "state", "output"), 0.0)
-        with cuda_double.cuda_on_the_cpu() as double:
+        with machine(device) as double:
             graphed = capture_stage(stage)
             for i, size in enumerate((4, 4, 4, 3, 4)):
                 if i == 2:  # to None, as an optimiser does, and in place
@@ -59,7 +66,7 @@ def train(names: list[str], **how: Any) -> dict[str, Any]:
                     worst["output"], distance(tensor_of(graphed(inputs, everywhere=True)), tensor_of(expected))
                 )
             assert graphed.replays == 4
-            replayed = sum(graph.replays > 0 for graph in double.graphs)
+            replayed = 0 if double is None else sum(graph.replays > 0 for graph in double.graphs)
             graphed.release()
         found[name] = worst, replayed, graphed.eager
     return found
@@ -136,6 +143,21 @@ def faults() -> dict[str, Any]:
         graphed.release()
         graphed.step(inputs, target=torch.zeros(4, 2), loss_fn=mean_square)
     return found
+
+
+def train_on_a_gpu(names: list[str]) -> dict[str, Any]:
+    """As one rank of NCCL."""
+    dist.destroy_process_group()
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    return train(names, "cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_rank_on_a_gpu() -> None:
+    (result,) = on_ranks(1, train_on_a_gpu, ["residual, batch norm", "windows, corrected outputs"])
+    for name, (worst, _, eager) in result.items():
+        assert max(worst.values()) < 1e-7, f"{name!r} is off by {worst}"
+        assert not eager, f"{name!r}: {eager}"
 
 
 def everything(names: list[str]) -> tuple[dict[str, Any], float, bool, dict[str, Any]]:
