@@ -56,9 +56,10 @@ format: $(VENV)/.test  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.test  ## the documentation, as HTML, and its examples run as tests
+docs: $(VENV)/.test  ## the documentation, as HTML, its examples run as tests, and its notebooks
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
+	$(BIN)/python docs/_ext/notebooks.py
 
 wheel: $(VENV)/.test  ## the wheel, into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "mathml",
     "module_map",
+    "notebooks",
     "plan_schema",
     "readmes",
 ]
