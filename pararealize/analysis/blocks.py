@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import fx, nn
@@ -91,6 +91,7 @@ class BlockChain:
         blocks: the chain.
         head: what comes after the last block; may be empty.
         is_on_twin: whether the model is a twin of the user's.
+        memory: what was worked out of the chain, where it remembers; copies of other batch sizes share it.
     """
 
     capture: Capture
@@ -100,6 +101,20 @@ class BlockChain:
     blocks: tuple[Block, ...]
     head: Block
     is_on_twin: bool = False
+    memory: dict[Hashable, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def remembering(self) -> BlockChain:
+        """The same chain, which works things out once: for many plans of a model that stays as it is."""
+        return dataclasses.replace(self, memory={})
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """A value of the chain: worked out now, or the first time where the chain remembers."""
+        if self.memory is None:
+            return compute()
+        if key not in self.memory:
+            self.memory[key] = compute()
+        value: T = self.memory[key]
+        return value
 
     def on_twin(self) -> BlockChain:
         """The same chain over a twin of the model, which may be run: another thread may be using the model itself."""

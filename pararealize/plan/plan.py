@@ -24,7 +24,7 @@ from .consistency import cut_faults, kind_faults, row_faults
 from .corrections import correction_faults
 from .json_text import parse_json, read_json
 from .numbering import numbering_faults
-from .scheduled_step import StepActions, device_runs, step_actions
+from .scheduled_step import device_runs, step_seconds
 from .spec import RATE, PartPlan, PlannedRows, Rate, SegmentPlan, Window
 from .times import plan_times
 from .transfer import Transfer
@@ -148,7 +148,14 @@ class Plan(PlannedRows):
         Coarse blocks that are the identity are summed over ranks where that is faster, as ranks do; it is the step that
         :func:`~pararealize.plan.simulation.simulate` gives without further arguments.
         """
-        return self._step_actions().seconds
+        return self.step_of()
+
+    def step_of(self, *, training: bool = True) -> float:
+        """:attr:`step`, or without training the seconds of the forward pass alone."""
+        batch = max(self.batch, 1)
+        times = plan_times(self, batch=batch, rate=self.rate)
+        runs = device_runs(self.n)
+        return step_seconds(self, times, runs, batch=batch, transfer=self.transfer, training=training)
 
     @property
     def speedup(self) -> float:
@@ -164,11 +171,6 @@ class Plan(PlannedRows):
             return f"{devices} and free messages"
         work = f", counted work at {self.rate:g} operations a second" if self.unit == "flops" else ""
         return f"{devices}, messages of {self.transfer}{work}"
-
-    def _step_actions(self) -> StepActions:
-        batch = max(self.batch, 1)
-        times = plan_times(self, batch=batch, rate=self.rate)
-        return step_actions(self, times, device_runs(self.n), batch=batch, transfer=self.transfer)
 
     @property
     def parameters(self) -> Totals:

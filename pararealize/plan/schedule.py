@@ -45,6 +45,10 @@ class _Task:
     rounds: int = 1
     after: list[ActionKey]
 
+    def duration(self, transfer: Transfer) -> float:
+        """Seconds, of a transfer those of its rounds."""
+        return self.seconds if self.to is None else self.rounds * transfer.seconds(self.size)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _TimedWindow:
@@ -103,7 +107,7 @@ class Schedule:
     def __init__(
         self, plan: PlannedRows, times: Times, runs: Sequence[tuple[int, int]], batch: int, *, reduce_linear: bool
     ) -> None:
-        self.plan, self.times, self.batch = plan, times, batch
+        self.plan, self.times, self.batch, self.reduce_linear = plan, times, batch, reduce_linear
         rows = plan.coarse_blocks if reduce_linear else ()
         same = {row.name for row in rows if row.kind == "linear" and row.x == row.y}
         of_segments, of_adapters, of_coarse = map(iter, (times.segments, times.adapters, times.coarse))
@@ -326,16 +330,39 @@ class Schedule:
         actions of equal start and end stand in the order of that pass, which depends on the order in which tasks were
         added and on nothing else, so that equal plans give equal timelines.
         """
-        needs = {key: self._needs(task) for key, task in self.tasks.items() if task.to != task.rank}
-        before = {key: [other] for program in self.programs for other, key in itertools.pairwise(program)}
-        edges = {key: [*needs[key], *before.get(key, [])] for key in needs}
+        needs = self._all_needs()
+        edges = self._edges(needs)
         spans: dict[ActionKey, Span] = {}
         for key in TopologicalSorter(edges).static_order():
             task = self.tasks[key]
             start = max((spans[other].end for other in edges[key]), default=0.0)
-            seconds = task.rounds * transfer.seconds(task.size) if key.kind == "transfer" else task.seconds
-            spans[key] = Span(task.rank, task.j, start, start + seconds, task.to, key.m)
+            spans[key] = Span(task.rank, task.j, start, start + task.duration(transfer), task.to, key.m)
         return in_order(spans, needs)
+
+    def seconds(self, transfer: Transfer) -> float:
+        """When the last action of :meth:`timed` ends: the longest path alone, for steps that are compared."""
+        edges = self._edges(self._all_needs())
+        ends: dict[ActionKey, float] = {}
+        for last in edges:
+            path = [last]
+            while path:
+                key = path[-1]
+                if missing := [other for other in edges[key] if other not in ends]:
+                    path += missing
+                    continue
+                if path.pop() not in ends:
+                    start = max((ends[other] for other in edges[key]), default=0.0)
+                    ends[key] = start + self.tasks[key].duration(transfer)
+        return max(ends.values(), default=0.0)
+
+    def _all_needs(self) -> dict[ActionKey, list[ActionKey]]:
+        """What each task waits for that takes time: all but transfers within one rank."""
+        return {key: self._needs(task) for key, task in self.tasks.items() if task.to != task.rank}
+
+    def _edges(self, needs: dict[ActionKey, list[ActionKey]]) -> dict[ActionKey, list[ActionKey]]:
+        """The same, and the task before each on its rank."""
+        before = {key: [other] for program in self.programs for other, key in itertools.pairwise(program)}
+        return {key: [*needs[key], *before.get(key, [])] for key in needs}
 
     def _needs(self, task: _Task) -> list[ActionKey]:
         """What a task waits for; through transfers within one rank, which are none."""

@@ -12,7 +12,7 @@ from .spec import PlannedRows
 from .times import Times
 from .transfer import Transfer
 
-__all__ = ["ReduceLinear", "StepActions", "device_runs", "step_actions"]
+__all__ = ["ReduceLinear", "StepActions", "device_runs", "step_actions", "step_seconds"]
 
 ReduceLinear: TypeAlias = bool | Literal["auto"]
 
@@ -60,22 +60,54 @@ def step_actions(
         training: ``False`` for the forward pass alone.
     """
 
-    def scheduled(reduces: bool) -> StepActions:
-        schedule = Schedule(plan, times, runs, batch, reduce_linear=reduces)
-        schedule.forward()
-        if training:
-            schedule.backward()
-        if not overlap:
-            schedule.wait_for_all()
-        return StepActions(actions=schedule.timed(transfer), reduces=reduces)
+    ways = [
+        _schedule(plan, times, runs, batch, reduces=reduces, overlap=overlap, training=training)
+        for reduces in _choices(plan, reduce_linear)
+    ]
+    best = min(ways, key=lambda way: way.seconds(transfer)) if len(ways) > 1 else ways[0]
+    return StepActions(actions=best.timed(transfer), reduces=best.reduce_linear)
 
+
+def step_seconds(
+    plan: PlannedRows,
+    times: Times,
+    runs: Sequence[tuple[int, int]],
+    *,
+    batch: int,
+    transfer: Transfer,
+    training: bool = True,
+) -> float:
+    """What :func:`step_actions` takes, without the actions."""
+    return min(
+        _schedule(plan, times, runs, batch, reduces=reduces, training=training).seconds(transfer)
+        for reduces in _choices(plan, "auto")
+    )
+
+
+def _choices(plan: PlannedRows, reduce_linear: ReduceLinear) -> tuple[bool, ...]:
+    """Whether coarse blocks are summed: the ways that are compared, a row of messages first."""
     if reduce_linear != "auto":
-        return scheduled(reduce_linear)
-    in_a_row = scheduled(reduces=False)
-    if not any(row.kind == "linear" and row.x == row.y for row in plan.coarse_blocks):
-        return in_a_row
-    summed = scheduled(reduces=True)
-    return summed if summed.seconds < in_a_row.seconds else in_a_row
+        return (reduce_linear,)
+    return (False, True) if any(row.kind == "linear" and row.x == row.y for row in plan.coarse_blocks) else (False,)
+
+
+def _schedule(
+    plan: PlannedRows,
+    times: Times,
+    runs: Sequence[tuple[int, int]],
+    batch: int,
+    *,
+    reduces: bool,
+    overlap: bool = True,
+    training: bool = True,
+) -> Schedule:
+    schedule = Schedule(plan, times, runs, batch, reduce_linear=reduces)
+    schedule.forward()
+    if training:
+        schedule.backward()
+    if not overlap:
+        schedule.wait_for_all()
+    return schedule
 
 
 def device_runs(n: int) -> list[tuple[int, int]]:

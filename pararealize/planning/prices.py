@@ -99,7 +99,13 @@ class Prices:
     @property
     def dependencies(self) -> Dependencies:
         """What every block reads along every axis; looked at once, and not where there is one segment alone."""
-        return self._once("dependencies", partial(dependencies, self.chain))
+        return self._once("dependencies", partial(self.chain.once, "dependencies", partial(dependencies, self.chain)))
+
+    def _sides(self, begin: int, first: int, *, from_input: bool = False) -> Sides:
+        key = "sides", begin, first, from_input
+        return self._once(
+            key, lambda: self.chain.once(key, lambda: self.dependencies.of(begin, first, from_input=from_input))
+        )
 
     def reads(self, begin: int) -> AdapterReads:
         """What the adapters of the window that begins with that block read."""
@@ -110,12 +116,11 @@ class Prices:
 
         It is where the blocks that it stands for read.
         """
-        from_input = self.reads(begin) == "input"
-        return self._once(("before", first, begin), lambda: self.dependencies.of(begin, first, from_input=from_input))
+        return self._sides(begin, first, from_input=self.reads(begin) == "input")
 
     def seen_by(self, first: int, last: int) -> Sides:
         """Where a coarse block for blocks ``first`` to ``last`` may read."""
-        return self._once(("seen", first, last), lambda: self.dependencies.of(first, last + 1))
+        return self._sides(first, last + 1)
 
     # The network itself ----------------------------------------------------------------------------------------------
 

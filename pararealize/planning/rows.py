@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pararealize.analysis.causality import causal_axes
 from pararealize.coarse.adapter import corrected_recipe, describe_adapter
@@ -19,7 +20,7 @@ from pararealize.table import quantity
 
 from .prices import Prices
 
-__all__ = ["PlanRequest", "plan_of"]
+__all__ = ["PlanRequest", "plan_of", "planned_cut"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,28 @@ class PlanRequest:
 
 def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], request: PlanRequest) -> Plan:
     """The plan for a cut, and a warning among its notes where it does not pay.
+
+    See :func:`planned_cut` for the arguments.
+    """
+    plan = planned_cut(prices, coarse, windows, request)
+    if plan.n == 1:
+        return plan
+    if note := _causality_note(plan):
+        plan = replace(plan, notes=(*plan.notes, note))
+    plan = replace(plan, notes=(*plan.notes, *prices.dependencies.notes))
+    speedup = plan.speedup
+    if speedup >= 1:
+        return plan
+    ratio = 1 / speedup if speedup else math.inf
+    warning = (
+        f"this plan does not pay: its longest path is {ratio:.2f} times the original's step; "
+        'take fewer segments or a cheaper coarse kind, such as "linear"'
+    )
+    return replace(plan, notes=(*plan.notes, warning))
+
+
+def planned_cut(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], request: PlanRequest) -> Plan:
+    """The plan for a cut without a judgement on it, for cuts that are compared.
 
     Args:
         prices: the network with what everything costs.
@@ -77,9 +100,9 @@ def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], re
         notes.append(
             f"coarse blocks of {request.coarse} are not counted: their cost is not known before they are built"
         )
-    plan = Plan(
+    return Plan(
         model=type(chain.capture.model).__name__,
-        fingerprint=fingerprint(chain),
+        fingerprint=chain.once("fingerprint", partial(fingerprint, chain)),
         n=n,
         coarse=request.coarse,
         cuts=request.cuts,
@@ -97,20 +120,6 @@ def plan_of(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]], re
         bandwidth=_finite(request.transfer),
         rate=request.rate,
     )
-    if plan.n == 1:
-        return plan
-    if note := _causality_note(plan):
-        plan = replace(plan, notes=(*plan.notes, note))
-    plan = replace(plan, notes=(*plan.notes, *prices.dependencies.notes))
-    speedup = plan.speedup
-    if speedup >= 1:
-        return plan
-    ratio = 1 / speedup if speedup else math.inf
-    warning = (
-        f"this plan does not pay: its longest path is {ratio:.2f} times the original's step; "
-        'take fewer segments or a cheaper coarse kind, such as "linear"'
-    )
-    return replace(plan, notes=(*plan.notes, warning))
 
 
 def _finite(transfer: Transfer | None) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -27,7 +28,7 @@ from pararealize.table import quantity
 from .arguments import Faults, adapter_source, check_count, device_names, named_starts, whole_number
 from .path_cuts import CutProblem, equal_cuts
 from .prices import Prices
-from .rows import PlanRequest, plan_of
+from .rows import PlanRequest, plan_of, planned_cut
 from .step_cuts import StepProblem, cheapest_step
 from .window_arguments import (
     Sequential,
@@ -190,7 +191,7 @@ def _notes(chain: BlockChain) -> Iterator[str]:
             f"blocks hand on {len(widest.names)} values, as one tensor that holds them side by side along axis "
             f"{widest.axis}, such as {widest}"
         )
-    if bulk := bulk_of(chain):
+    if bulk := chain.once("bulk", partial(bulk_of, chain)):
         yield bulk
 
 
@@ -218,7 +219,9 @@ class _CutSearch:
             candidates += [[free._cheapest(span, summed=summed) for span in spans] for summed in (False, True)]
         costs = self.prices.costs
         work = "" if costs.unit == "seconds" else f", counted work at {self.rate:g} operations a second"
-        return min(candidates, key=self._simulated_step), f"cut for messages of {self.transfer}{work}"
+        different = [list(cut) for cut in dict.fromkeys(map(tuple, candidates))]
+        best = min(different, key=self._simulated_step) if len(different) > 1 else different[0]
+        return best, f"cut for messages of {self.transfer}{work}"
 
     def _segments(self, span: WindowSpan) -> int:
         """How many segments a window has."""
@@ -238,7 +241,7 @@ class _CutSearch:
         """The step of a cut, with messages and with sums of linear coarse blocks."""
         devices = ("",) * self.prices.n
         request = PlanRequest(coarse="", cuts="cost", devices=devices, transfer=self.transfer, rate=self.rate)
-        return plan_of(self.prices, self.coarse, windows, request).step
+        return planned_cut(self.prices, self.coarse, windows, request).step
 
     def _message(self, space: Space) -> Split:
         """What sending a batch of values takes, in the unit of costs; the same both ways."""

@@ -10,7 +10,6 @@ from functools import cached_property
 from pararealize.coarse.evidence_table import choose
 from pararealize.errors import PararealizeError
 from pararealize.plan.plan import Plan
-from pararealize.plan.simulation import simulate
 from pararealize.planning.search import plan_segments
 from pararealize.table import quantity
 
@@ -121,7 +120,7 @@ class PararealPlans:
         memory, exposed = self._memory(plan, share, training=training), 0.0
         if training:
             exposed = max(self._exposed(plan, j, share, copies) for j in range(1, plan.n + 1))
-        step = plan.step if training else simulate(plan, training=False).step
+        step = plan.step_of(training=training)
         copied = f", {copies} copies" if copies > 1 else ""
         several = f", {quantity(len(plan.windows), 'window')}" if len(plan.windows) > 1 else ""
         largest = max(segment.y.numel * segment.y.torch_dtype.itemsize for segment in plan.segments)

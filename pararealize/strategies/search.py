@@ -123,7 +123,7 @@ def plan_strategies(
         pricing = _measured(model, chain, batch_size, leaf_modules)
         chain = pricing.chains[-1]
         say("measuring its blocks")
-    costs = NetworkCosts(chain, receptive_fields(chain), pricing, shown, between, optimizer)
+    costs = NetworkCosts(chain.remembering(), receptive_fields(chain), pricing, shown, between, optimizer)
     plans, layers = PararealPlans(costs, coarse), MultigridLayers(costs)
     say("comparing strategies")
     rows = sorted(_training(costs, plans, layers, devices, batch_size), key=_order)
