@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from pararealize.coarse.evidence_table import choose
@@ -20,6 +20,7 @@ from .strategy import Strategy
 __all__ = ["PararealPlans", "segment_counts"]
 
 FREE = 1.05  # how much longer than with one window a step may be where more windows are taken
+BESIDE = 2  # numbers of segments, in their row, that are tried on both sides of a good one
 WORSE = 2  # numbers of segments in a row that are slower before larger ones are left out
 
 
@@ -94,6 +95,37 @@ class PararealPlans:
                 if worse >= WORSE:
                     break
         return best
+
+    def along_batches(
+        self, devices: int, batch: int, sizes: Sequence[int], kind: str
+    ) -> dict[int, Strategy | None]:
+        """The fastest without copies at batches of other sizes.
+
+        The best number of segments changes little from one size to the next: the numbers beside the last best one are
+        tried, from ``batch`` on towards both ends, and further where that helps.
+        """
+        start, found = self.fastest(devices, batch, 1, kinds=(kind,)), dict[int, Strategy | None]()
+        smaller, larger = sorted(size for size in sizes if size <= batch), sorted(s for s in sizes if s > batch)
+        for run in (smaller[::-1], larger):
+            near = start
+            for size in run:
+                near = found[size] = None if near is None else self._near(near.n, devices, size, kind)
+        return found
+
+    def _near(self, n: int, devices: int, batch: int, kind: str) -> Strategy | None:
+        """The fastest of n segments and numbers beside it, as long as one of these is faster."""
+        counts = segment_counts(min(devices, len(self.costs.chain.blocks)))
+        tried: dict[int, Strategy | None] = {}
+        at = min(range(len(counts)), key=lambda i: abs(counts[i] - n))
+        while True:
+            for i in range(max(at - BESIDE, 0), min(at + BESIDE + 1, len(counts))):
+                if i not in tried:
+                    tried[i] = self.strategy(counts[i], 1, batch, kind)
+            rows = {i: row for i, row in tried.items() if row is not None}
+            best = min(rows, key=lambda i: _order(rows[i]), default=at)
+            if best == at:
+                return rows.get(at)
+            at = best
 
     def with_windows(self, strategy: Strategy, batch: int) -> Strategy:
         """The same with the most windows that leave the step within 5%."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -240,18 +240,21 @@ def _latency(costs: NetworkCosts, plans: PararealPlans, devices: int) -> Iterato
 
 def _curves(costs: NetworkCosts, plans: PararealPlans, devices: int, batch: int) -> Iterator[CurvePoint]:
     """Speed-ups against devices, in powers of two, and against batch; parareal by one coarse kind, and one window."""
-    kinds = plans.kinds(2)[:1]
+    kind = plans.kinds(2)[0]
 
-    def points(axis: Any, value: int, devices: int, batch: int) -> Iterator[CurvePoint]:
-        rows = [data_parallel(costs, devices, batch), *sorted(pipelines(costs, devices, batch), key=_order)[:1]]
-        rows.append(plans.fastest(devices, batch, 1, kinds=kinds))
-        for row in filter(None, rows):
+    def points(
+        axis: Literal["devices", "batch"], value: int, devices: int, batch: int, parareal: Strategy | None
+    ) -> Iterator[CurvePoint]:
+        exact = [data_parallel(costs, devices, batch), *sorted(pipelines(costs, devices, batch), key=_order)[:1]]
+        for row in filter(None, (*exact, parareal)):
             name = row.name.partition(",")[0]
             yield CurvePoint(axis=axis, value=value, name=name, speedup=row.speedup, fits=row.fits)
 
     for number in sorted({*(2**k for k in range(1, devices.bit_length())), devices} - {1}):
         if batch % number == 0 or batch < number:
-            yield from points("devices", number, number, batch)
+            yield from points("devices", number, number, batch, plans.fastest(number, batch, 1, kinds=(kind,)))
     if devices > 1:
-        for size in [2**k for k in range((LARGER * batch).bit_length())]:
-            yield from points("batch", size, devices, size)
+        sizes = [2**k for k in range((LARGER * batch).bit_length())]
+        fastest = plans.along_batches(devices, batch, sizes, kind)
+        for size in sizes:
+            yield from points("batch", size, devices, size, fastest[size])
