@@ -59,7 +59,6 @@ def step_actions(
         overlap: ``False`` for the paper's order.
         training: ``False`` for the forward pass alone.
     """
-
     ways = [
         _schedule(plan, times, runs, batch, reduces=reduces, overlap=overlap, training=training)
         for reduces in _choices(plan, reduce_linear)

@@ -63,6 +63,7 @@ def plan_segments(
     devices: Sequence[str | torch.device] | None = None,
     transfer: Transfer | None = None,
     rate: float = RATE,
+    exact: bool = True,
 ) -> Plan:
     """Decide where to cut, what adapters and coarse blocks there are, and what it all costs.
 
@@ -98,6 +99,8 @@ def plan_segments(
         devices: one for each segment of a window; fewer wrap round. Where the model is, when left out.
         transfer: what messages between segments take, at the example's batch.
         rate: operations a second, with which messages are compared where costs are counted.
+        exact: ``False`` for the best cut of summed costs, moved boundary by boundary, and not the best of all: where
+            many plans are compared.
 
     Raises:
         PlanError: n or the number of windows is out of range.
@@ -143,7 +146,7 @@ def plan_segments(
         prices = Prices(chain, fields, costs, n, adapters_read, len(spans) > 1)
         if _needs_stem(prices, spans[0], may_choose=source is None):
             prices = replace(prices, source="stem")
-        search = _CutSearch(prices, coarse, transfer, rate)
+        search = _CutSearch(prices, coarse, transfer, rate, exact)
         if names is None:
             starts, note = search.windows(str(cuts), spans)
         else:
@@ -203,6 +206,7 @@ class _CutSearch:
     coarse: Coarse
     transfer: Transfer | None
     rate: float
+    exact: bool = True
 
     def windows(self, cuts: str, spans: Sequence[WindowSpan]) -> tuple[list[tuple[int, ...]], str]:
         """The first block of each segment, window by window, and a note, which may be empty."""
@@ -229,7 +233,7 @@ class _CutSearch:
 
     def _cheapest(self, span: WindowSpan, *, summed: bool = False) -> tuple[int, ...]:
         n = self._segments(span)
-        starts = cheapest_step(self.problem(span, summed=summed), n) if n > 1 else (0,)
+        starts = cheapest_step(self.problem(span, summed=summed), n, exact=self.exact) if n > 1 else (0,)
         return tuple(span.first + start for start in starts)
 
     def _equal(self, span: WindowSpan) -> tuple[tuple[int, ...], str]:

@@ -59,7 +59,7 @@ class StepProblem:
         )
 
 
-def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
+def cheapest_step(problem: StepProblem, n: int, *, exact: bool = True) -> tuple[int, ...]:
     r"""The starts of the n segments with the smallest step.
 
     The best cut for summed costs is found first, and moved boundary by boundary while that helps. Where its step is as
@@ -77,6 +77,7 @@ def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
     Args:
         problem: the costs of both directions.
         n: the number of segments, from 1 to the number of blocks.
+        exact: search over pairs as well.
 
     Example:
         >>> forward = CutProblem(work=[1, 1, 1, 3], kinds=[0] * 5, adapter=[0], coarse=[[0]])
@@ -90,7 +91,7 @@ def cheapest_step(problem: StepProblem, n: int) -> tuple[int, ...]:
     least = sums.critical_path(starts)
     starts = _improve(problem, starts)
     step = problem.step(starts)
-    if step <= least * (1 + _ROUNDING) or n * len(sums.work) ** 2 > LARGEST_TABLE:
+    if not exact or step <= least * (1 + _ROUNDING) or n * len(sums.work) ** 2 > LARGEST_TABLE:
         return starts
     shorter = _search(problem, n, step * (1 - _ROUNDING))
     return starts if shorter is None else shorter

@@ -93,10 +93,12 @@ def _section_of_timelines(timelines: Sequence[Timeline]) -> Section:
     end = max(timeline.step for timeline in timelines)
     names = {"simulated": "predicted", "recorded": "measured"}
     figures, tables, facts, notes = [], [], [], []
+    several = len({timeline.ranks for timeline in timelines}) > 1
     for timeline in timelines:
-        name = names[timeline.origin]
         devices = quantity(timeline.ranks, "device")
+        name = names[timeline.origin]
         figures.append(lanes_of(timeline, title=f"One step on {devices}, {name}", end=end))
+        name += f" on {devices}" if several else ""
         tables.append(_ranks(timeline, name))
         facts.append((f"a step, {name}", duration(timeline.step)))
         facts.append((f"speed-up, {name}", f"{timeline.speedup:.2f}×"))

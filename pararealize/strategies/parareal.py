@@ -20,7 +20,8 @@ from .strategy import Strategy
 __all__ = ["PararealPlans", "segment_counts"]
 
 FREE = 1.05  # how much longer than with one window a step may be where more windows are taken
-BESIDE = 2  # numbers of segments, in their row, that are tried on both sides of a good one
+BESIDE = 1  # numbers of segments, in their row, that are tried on both sides of a good one
+EXACT = 128  # blocks: cuts of longer networks are searched for less thoroughly
 WORSE = 2  # numbers of segments in a row that are slower before larger ones are left out
 
 
@@ -58,6 +59,7 @@ class PararealPlans:
                     coarse=kind,
                     windows=windows,
                     transfer=self.costs.link.transfer,
+                    exact=len(self.costs.chain.blocks) <= EXACT,
                 )
             except PararealizeError as error:
                 self._plans[key] = None
@@ -96,9 +98,7 @@ class PararealPlans:
                     break
         return best
 
-    def along_batches(
-        self, devices: int, batch: int, sizes: Sequence[int], kind: str
-    ) -> dict[int, Strategy | None]:
+    def along_batches(self, devices: int, batch: int, sizes: Sequence[int], kind: str) -> dict[int, Strategy | None]:
         """The fastest without copies at batches of other sizes.
 
         The best number of segments changes little from one size to the next: the numbers beside the last best one are

@@ -43,6 +43,7 @@ __all__ = ["plan_strategies"]
 
 MOST_DEVICES = 1024
 LARGER = 4  # times the batch that curves go to
+MOST_SIZES = 8  # batches of a curve in powers of two; where there are more, it has powers of four
 
 
 @typed_arguments(PlanError, "model")
@@ -255,6 +256,7 @@ def _curves(costs: NetworkCosts, plans: PararealPlans, devices: int, batch: int)
             yield from points("devices", number, number, batch, plans.fastest(number, batch, 1, kinds=(kind,)))
     if devices > 1:
         sizes = [2**k for k in range((LARGER * batch).bit_length())]
+        sizes = sizes if len(sizes) <= MOST_SIZES else sizes[::2]
         fastest = plans.along_batches(devices, batch, sizes, kind)
         for size in sizes:
             yield from points("batch", size, devices, size, fastest[size])

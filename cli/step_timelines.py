@@ -1,0 +1,118 @@
+"""A network that has been worked with -> one of its steps in time, for the page: recorded here, and predicted.
+
+The prediction is made of what the network's parts take by themselves on this machine, and, over several processes, of
+what messages between them take. Steps are taken when all files are written: they change gradients and statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from pararealize import PararealModule, Plan, Stage, Timeline
+    from pararealize.plan import RecordedAction
+
+__all__ = ["of_processes", "of_this_process"]
+
+REPEATS, WARMUP = 3, 1  # of each part
+
+
+def of_this_process(net: nn.Module, x: Any, target: torch.Tensor | None = None) -> list[Timeline]:
+    """A step of a network in one process: predicted on a device for each segment and on one, and recorded here.
+
+    Args:
+        net: the network; any but a parareal one has no such timelines.
+        x: a batch of inputs.
+        target: its labels; without them there is no backward pass.
+    """
+    from pararealize import PararealModule, measure_network, simulate
+
+    if not isinstance(net, PararealModule):
+        return []
+    trains = target is not None
+    times, _ = measure_network(net, x, repeats=REPEATS, warmup=WARMUP)
+    ranks = sorted({net.plan.n, 1}, reverse=True)
+    predicted = [simulate(net.plan, times, batch=_samples(x), ranks=each, training=trains) for each in ranks]
+    if len({parameter.device for parameter in net.parameters()}) > 1:
+        return predicted
+    plan = net.plan
+    with _one_process(next(net.parameters()).device) as mesh:
+        stage = net.distribute(mesh)
+        return [*predicted, _timeline(_recorded(stage, x, target), plan, "one process, one part after the other")]
+
+
+def of_processes(stage: Stage, x: Any, target: torch.Tensor, rebuild: Callable[[], PararealModule]) -> list[Timeline]:
+    """A step over the processes that torchrun started: predicted, and recorded; on rank 0, and nothing on others.
+
+    Args:
+        stage: this rank's.
+        x: a batch of inputs, of this copy of the network.
+        target: its labels.
+        rebuild: gives the whole network, whose parts are measured.
+    """
+    import torch.distributed as dist
+
+    from pararealize import measure_network, simulate
+    from pararealize.profiles import measure_link
+
+    plan, group = stage.plan, stage.rank_setup.mesh.get_group("parareal")
+    own = _recorded(stage, x, target)
+    rows: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(rows, own, group=group)
+    link = measure_link(device=stage.device) if dist.get_world_size() > 1 else None
+    if dist.get_rank() > 0:
+        return []
+    recorded = _timeline([row for each in rows for row in each], plan, f"{len(rows)} processes of this run")
+    times, _ = measure_network(rebuild().to(stage.device), x, repeats=REPEATS, warmup=WARMUP)
+    latency, bandwidth = (None, None) if link is None else (link.latency, link.bandwidth)
+    predicted = simulate(plan, times, batch=_samples(x), ranks=len(rows), latency=latency, bandwidth=bandwidth)
+    return [predicted, recorded]
+
+
+def _recorded(stage: Stage, x: Any, target: torch.Tensor | None) -> list[RecordedAction]:
+    """What this rank does in the second of two steps; the first allocates memory and agrees on formats."""
+    from torch.nn.functional import cross_entropy
+
+    def step() -> None:
+        if target is None and isinstance(x, dict):
+            stage(**x)
+        elif target is None:
+            stage(x)
+        else:
+            stage.step(x, target=target, loss_fn=cross_entropy)
+
+    step()
+    with stage.record() as recording:
+        step()
+    return recording.actions
+
+
+def _timeline(rows: list[RecordedAction], plan: Plan, where: str) -> Timeline:
+    from pararealize import Timeline
+
+    return Timeline.recorded(rows, model=plan.model, n=plan.n, source=plan.source, notes=(f"recorded: {where}",))
+
+
+def _samples(x: Any) -> int:
+    value = next(iter(x.values())) if isinstance(x, dict) else x
+    return int(value.shape[0])
+
+
+@contextmanager
+def _one_process(device: torch.device) -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        yield init_device_mesh(device.type, (1,))
+    finally:
+        dist.destroy_process_group()
