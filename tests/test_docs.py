@@ -56,6 +56,22 @@ def test_pages_have_command_lines() -> None:
     assert len(_console_blocks()) >= 5
 
 
+def test_notebooks_have_every_example_of_their_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are the examples, in order, each with the output that its page shows; ``make docs`` runs them."""
+    pytest.importorskip("nbformat")
+    monkeypatch.syspath_prepend(str(PAGES / "_ext"))
+    notebooks = importlib.import_module("notebooks")
+    assert len(notebooks.pages()) == 3
+    for page in notebooks.pages():
+        cells = notebooks.notebook(page).cells
+        examples = doctest.DocTestParser().get_examples(page.read_text(encoding="utf-8").replace("```", ""))
+        code = [cell for cell in cells if cell.cell_type == "code"][1:]
+        assert "\n".join(cell.source for cell in code) == "\n".join(e.source.rstrip("\n") for e in examples)
+        assert "".join(map(notebooks.shown, code)) == "".join(example.want for example in examples)
+        prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        assert not re.search(r"\{\w[\w-]*\}|\.md\)", prose)
+
+
 def _rows() -> list[str]:
     """The rows of the table of promises, without its head."""
     lines = [line for line in PROMISES.read_text(encoding="utf-8").splitlines() if line.startswith("|")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -34,6 +35,18 @@ def test_resnet1001_has_333_units_in_three_stages() -> None:
     assert [str(chain.blocks[last].y) for _, last in chain.stages] == ["64×32×32", "128×16×16", "256×8×8"]
     assert len({block.exact_signature for block in chain.blocks}) == 6
     assert chain.stem.parameters == 3 * 16 * 9
+
+
+def test_a_chain_remembers_where_it_is_told_to() -> None:
+    chain, asked = chain_of(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), torch.randn(2, 4)), list[int]()
+
+    def compute() -> int:
+        asked.append(len(asked))
+        return asked[-1]
+
+    assert [chain.once("key", compute) for _ in range(2)] == [0, 1]
+    chain = chain.remembering()
+    assert [dataclasses.replace(chain, is_on_twin=True).once("key", compute), chain.once("key", compute)] == [2, 2]
 
 
 def test_names_are_qualified_and_spaces_know_their_channels() -> None:

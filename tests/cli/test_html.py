@@ -58,7 +58,7 @@ def test_calibrate_and_evaluate(tmp_path: Path, weights: Path) -> None:
     words = ["calibrate", MODEL, "--weights", weights, "--n", 2, "--coarse", "linear", *SMALL, "--out", folder]
     check(tmp_path / "a.html", words, "Calibration", "residual norms", "Part by part", "One step in time")
     words = ["evaluate", folder, "--weights", weights, "--built-by", MODEL, *SMALL, "--batch-sizes", 0]
-    check(tmp_path / "b.html", words, "Beside its original", "same class", "The network: net")
+    check(tmp_path / "b.html", words, "Beside its original", "same class", "The network: net", "One step in time")
 
 
 def test_tradeoff(tmp_path: Path, weights: Path) -> None:
@@ -71,6 +71,13 @@ def test_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words += ["--batch-size", 512, "--out", tmp_path / "run"]
     monkeypatch.setattr(sys, "argv", ["pararealize", *map(str, words)])
     check(tmp_path / "a.html", words, "Training", "Loss", "--epochs 1", "One step in time")
+    shown = read(tmp_path / "a.html").text
+    for title in (
+        "One step on 2 devices, predicted",
+        "One step on 1 device, predicted",
+        "One step on 1 device, measured",
+    ):
+        assert title in shown
 
 
 def test_json_stays_as_it_is_and_a_wrong_path_is_told_at_once(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_torchrun(tmp_path):
     words = [("-n" if word == "--n" else word) for word in WORDS]  # torchrun takes --n for one of its own
     root = str(Path(pararealize.__file__).resolve().parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    command = [sys.executable, *launch, *words, "--epochs", 1, "--out", "ranks", "--json"]
+    command = [sys.executable, *launch, *words, "--epochs", 1, "--out", "ranks", "--json", "--report", "ranks.html"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -244,6 +244,8 @@ def test_torchrun(tmp_path):
     # of the weights that rank 0 begins with, which are some of them
     assert all(each.pop("run") and each.pop("weights") for each in asked)
     assert asked[0] == asked[1]
+    page = (tmp_path / "ranks.html").read_text(encoding="utf-8")
+    assert all(f"One step on 2 devices, {how}" in page for how in ("predicted", "measured"))
 
 
 def test_steps_as_cuda_graphs(tmp_path):

@@ -22,6 +22,16 @@ def test_the_step_is_that_of_the_simulation():
     assert row.plan.transfer == link.transfer
 
 
+def test_along_batches_is_the_fastest_of_each():
+    plans = PararealPlans(costs_of(Link(name="a", latency=1e-4, bandwidth=1e8)))
+    sizes = [1, 2, 8, 64]
+    found = plans.along_batches(8, 8, sizes, "linear")
+    assert list(found) == [8, 2, 1, 64]
+    assert {size: row.step for size, row in found.items()} == {
+        size: plans.fastest(8, size, 1, kinds=("linear",)).step for size in sizes
+    }
+
+
 def test_one_segment_is_the_original():
     costs = costs_of()
     row = PararealPlans(costs).strategy(1, 1, 8, "linear")
