@@ -49,5 +49,6 @@ pygments_style = "tango"
 
 exclude_patterns = ["_build", "_ext"]
 
+doctest_test_doctest_blocks = ""  # docstrings are run by tests/test_docs.py
 doctest_global_setup = "import torch; torch.manual_seed(0); torch.set_num_threads(1)"
 doctest_default_flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.DONT_ACCEPT_TRUE_FOR_1

@@ -205,7 +205,7 @@ def _like(net: nn.Module) -> nn.Module:
     return original  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11", "swin_t", "convnext_tiny", "mobilenet_v3_small", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v3_small"])
 def test_networks_of_torchvision(name: str) -> None:
     with torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None)

@@ -60,7 +60,7 @@ def test_other_coarse_blocks_do_not() -> None:
     assert not torch.allclose(net(x), model(x))
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(random_graphs(), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2))
 def test_random_networks_are_converted_right_or_refused(
     case: tuple[RandomGraph, Tensor], n: int, windows: int, deeper: int
@@ -80,15 +80,10 @@ def test_random_networks_are_converted_right_or_refused(
     assert torch.equal(net.eval().iterate(x, net.plan.n - 1), model(x))
     for training in (True, False):
         for rows in (x, x[:3].repeat(3, 1)):
-            model.train(training)
-            single.train(training)
-            twins = [
-                pararealize(model, n=n, example_inputs=x, windows=blocks, sequential=deeper).train(training), model
-            ]  # fmt: skip
             outputs = []
-            for network in twins:
+            for network in (copy.deepcopy(single), copy.deepcopy(model)):
                 torch.manual_seed(1)
-                outputs.append(network(rows))
+                outputs.append(network.train(training)(rows))
             assert torch.equal(*outputs)
     net.train()
     net(x).sum().backward()

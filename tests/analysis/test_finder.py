@@ -43,11 +43,8 @@ def kinds(chain: BlockChain) -> dict[str, int]:
     "name, expected",
     [
         ("resnet50", {"Bottleneck": 16}),
-        ("resnet152", {"Bottleneck": 50}),
         ("vit_b_16", {"EncoderBlock": 12}),
-        ("vgg16", {"Conv2d-ReLU": 8, "Conv2d-ReLU-MaxPool2d": 5}),
         ("vgg11_bn", {"Conv2d-BatchNorm2d-ReLU": 3, "Conv2d-BatchNorm2d-ReLU-MaxPool2d": 5}),
-        ("swin_t", {"SwinTransformerBlock": 12, "PatchMerging": 3}),
         ("densenet121", {"_DenseBlock": 4, "_Transition": 3}),
         ("mobilenet_v3_large", {"InvertedResidual": 15}),
     ],
@@ -67,7 +64,7 @@ def assert_in_order(finder: BlockFinder, runs: list[BlockSpan]) -> None:
     assert len(set(names(runs))) == len(runs)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(random_graphs())
 def test_runs_of_random_networks_are_in_order(case: tuple[nn.Module, Tensor]) -> None:
     try:

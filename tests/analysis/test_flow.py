@@ -41,7 +41,7 @@ def dominating(captured: Capture) -> set[str]:
     return found
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(random_graphs())
 def test_cuts_are_the_dominators_of_the_output(case: tuple[RandomGraph, Tensor]) -> None:
     model, x = case

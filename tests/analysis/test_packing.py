@@ -124,7 +124,7 @@ def test_a_chain_with_one_value_is_not_packed() -> None:
     assert not chain.packs
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5)
 @given(pair_chains(), st.integers(1, 3))
 def test_random_chains_of_pairs(case: tuple[PairChain, Tensor], n: int) -> None:
     model, x = case

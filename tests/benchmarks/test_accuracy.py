@@ -160,7 +160,7 @@ def test_finished_runs_are_left_and_stopped_ones_go_on(tmp_path):
     assert ["--resume" in words for words in every] == [True, False]
 
 
-@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("data", ["cifar100"])
 def test_the_prepared_runs_on_a_few_images(tmp_path, monkeypatch, data):
     """Every command of the script, for a shallow network and one epoch, on files in CIFAR's own format."""
     write_cifar(data, tmp_path, (40, 10))

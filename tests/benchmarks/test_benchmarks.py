@@ -117,15 +117,12 @@ def _in_its_second_call():
     "column, n, hook",
     [
         ("modes", 1, _in_mode(training=True)),
-        ("modes", 1, _in_mode(training=False)),
         ("modes", 1, lambda module, _, y: module.state_dict()["0.norm.running_mean"].add_(1) * 0 + y),
         ("gradients", 1, lambda _module, _, y: Late.apply(y)),
-        ("gradients", 1, lambda _module, _, y: y.detach()),
         ("second call", 1, _in_its_second_call()),
         ("batch 1", 1, lambda _module, _, y: y + 1 if len(y) == 1 else y),
         ("other sizes", 1, lambda _module, _, y: y[:4]),
         ("iterations", 4, lambda _module, _, y: y),
-        ("bfloat16", 1, lambda _module, _, y: y.float()),
         ("bfloat16", 4, lambda _module, _, y: y.float()),
     ],
 )
@@ -133,7 +130,7 @@ def test_each_comparison_sees_what_it_is_for(monkeypatch, column, n, hook):
     monkeypatch.setattr(check, "convert", _bent(hook, n=n))
     if column == "iterations":  # which do not call the network itself
         monkeypatch.setattr(PararealModule, "iterate", lambda net, inputs, k: net(inputs))
-    row = row_of(*(Unit() for _ in range(5)), others={"7 rows": torch.randn(7, 6)})
+    row = row_of(*(Unit() for _ in range(3)), others={"7 rows": torch.randn(7, 6)})
     assert row["columns"][column] == "wrong", row
     assert row["failed"] == "wrong"
 
@@ -156,25 +153,24 @@ def test_what_raises_is_a_crash_and_a_typed_error_a_refusal(monkeypatch):
 
 
 class Past(nn.Module):
-    """Reads one position to the left, or the same one only."""
+    """Reads one position to the left."""
 
-    def __init__(self, steps):
+    def __init__(self):
         super().__init__()
-        self.steps, self.linear = steps, nn.Linear(6, 6)
+        self.linear = nn.Linear(6, 6)
 
     def forward(self, x):
-        return x + self.linear(torch.nn.functional.pad(x, (0, 0, self.steps, 0))[:, : x.shape[1]])
+        return x + self.linear(torch.nn.functional.pad(x, (0, 0, 1, 0))[:, : x.shape[1]])
 
 
-@pytest.mark.parametrize("steps", [0, 1])
-def test_what_leaks_from_the_future_is_wrong(monkeypatch, steps):
+def test_what_leaks_from_the_future_is_wrong(monkeypatch):
     def reads_all(_module, _, y):
         return y + y.mean(1, keepdim=True)
 
     inputs = torch.randn(2, 8, 6)
-    assert row_of(*(Past(steps) for _ in range(5)), inputs=inputs)["columns"]["causality"] == "right"
+    assert row_of(*(Past() for _ in range(3)), inputs=inputs)["columns"]["causality"] == "right"
     monkeypatch.setattr(check, "convert", _bent(reads_all, n=4))
-    row = row_of(*(Past(steps) for _ in range(5)), inputs=inputs)
+    row = row_of(*(Past() for _ in range(3)), inputs=inputs)
     assert row["columns"]["causality"] == "wrong"
     assert "axis 1 of the input from 4 on" in row["faults"]["causality"]
 
