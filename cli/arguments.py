@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pararealize.errors import CalibrationError, CoarseError, DeviceError, ExampleError, PlanError, TableauError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pararealize import Plan
     from pararealize.restacking.tableaux import Tableau
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "loss",
     "model",
     "numbers",
+    "plan",
     "scheme",
     "sequential",
     "shape",
@@ -34,6 +37,7 @@ __all__ = [
     "windows",
 ]
 
+_MOST_BYTES = 1 << 26  # of a plan
 _LOSSES = ("auto", "kl", "cross_entropy", "cosine", "mse")
 _PLAIN = {"true": True, "false": False, "none": None}  # inputs that are no tensors
 _TYPES = (
@@ -189,6 +193,21 @@ def cuts(text: str) -> str | list[str]:
     """``cost``, ``paper``, or the block names at which segments begin, separated by commas."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     return names[0] if names in (["cost"], ["paper"]) else names
+
+
+def plan(path: Path) -> Plan:
+    """The plan of a file, or of the ``plan.json`` of a folder."""
+    from pararealize import Plan
+    from pararealize.files import read_file
+
+    path = path / "plan.json" if path.is_dir() else path
+    try:
+        return Plan.from_json(read_file(path, most=_MOST_BYTES, follow=True).decode())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(
+            f"cannot read {str(path)!r}: {reason}; name the plan.json that tradeoff, convert or calibrate wrote"
+        ) from error
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

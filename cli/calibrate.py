@@ -42,6 +42,8 @@ EXAMPLES = """
   pararealize calibrate resnet56 --weights trained.safetensors --n 4 --fine-tune-steps 200 --loss kl --train lora:16
 
   pararealize calibrate resnet56-n4 --data digits --fine-tune-steps 500 --out resnet56-n4-tuned
+
+  pararealize calibrate resnet56 --weights trained.safetensors --plan front/plan.json --out resnet56-front
 """
 
 
@@ -155,7 +157,7 @@ def command(
         samples = data.load(network.seed, model=model)
         net = trained(model, network, weights)
         inputs, places = samples.example(), arguments.devices(devices)
-        if n is None:
+        if n is None and conversion.plan is None:
             pnet = conversion.saved_network(model, built_by=network.built_by, devices=places)
         else:
             progress(f"converting {model}")

@@ -92,7 +92,7 @@ def command(
         from . import arguments, report
 
         chain, places = None, arguments.devices(devices)
-        if n is None:
+        if n is None and conversion.plan is None:
             pnet = conversion.saved_network(model, built_by=network.built_by, devices=places)
             pnet = pnet.to("meta") if no_weights else pnet
         else:
@@ -106,7 +106,7 @@ def command(
                 example_inputs=inputs,
                 **conversion.arguments(),
                 seed=network.seed,
-                cost=cost.value,
+                cost=None if conversion.plan is not None else cost.value,
                 leaf_modules=network.leaf_modules(),
             )
             chain = blocks_of(page, net, inputs, network.leaf_modules())

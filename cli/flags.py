@@ -23,6 +23,17 @@ def _example(match: re.Match[str]) -> str:
 
 
 _DTYPE = r"(?:, dtype=torch\.(?P<dtype>\w+))?\)"
+# of a command whose inputs are those of a data set
+_REMEDIES_OF_DATA: tuple[tuple[str, str], ...] = (
+    (
+        r"pass example_inputs, for instance (torch\.\w+\([^)]*\))",
+        r"write --data file.py:callable that gives batches such as \1",
+    ),
+    (
+        r"pass example_inputs that the model runs on",
+        "write --data, --image-size and --channels such that the model runs on the batches",
+    ),
+)
 _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (
         r"(?:example_inputs, for instance )?torch\.(?:zeros|randn)\((?P<sizes>[\d, ]+?)" + _DTYPE,
@@ -30,6 +41,7 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ),
     (r"pass example_inputs that the model runs on", f"write {INPUTS} that the model runs on"),
     (r'example_inputs=\{\.\.\., "(\w+)": (False|True|None)\}', r"--input \1=\2 besides the other inputs"),
+    (r"pass model='([^']+)', where that is yours, or the module: load\([^)]*\)\) \(--built-by [^)]*\)", r"write --built-by \1, where that is yours"),
     (r"example_inputs", "--input"),
     (r"pass (?:a tensor, )?a tuple of its positional or a dict of its keyword arguments", "name each with --input"),
     (r"leaf_modules=\[\.\.\.\](?: with (?:a submodule that contains it|that|a smaller module))?", LEAF),
@@ -69,8 +81,11 @@ def in_flags(message: str, parameters: Collection[str]) -> str:
         'pass --input-shape 128 --input-dtype int64'
         >>> in_flags("n = 12 is out of range: pass an integer n from 1 to 9", ["n"])
         '--n 12 is out of range: pass an integer --n from 1 to 9'
+        >>> in_flags("it does not take 3×32×32; pass example_inputs that the model runs on", ["data", "image_size"])
+        'it does not take 3×32×32; write --data, --image-size and --channels such that the model runs on the batches'
     """
-    for pattern, words in _REMEDIES:
+    of_data = _REMEDIES_OF_DATA if "image_size" in parameters and "input_shape" not in parameters else ()
+    for pattern, words in (*of_data, *_REMEDIES):
         message = re.sub(pattern, words, message)
     for name in sorted(parameters, key=len, reverse=True):
         flag = "--" + _OPTIONS.get(name, name).replace("_", "-")

@@ -288,6 +288,14 @@ class ConversionOptions:
             help="Blocks that run as in the original: the first K, or their names, separated by commas.",
         ),
     ] = "0"
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A plan.json that tradeoff, convert or calibrate wrote for this same model: it says --n, and all of "
+            "this group.",
+        ),
+    ] = None
 
     def differing(self, *besides: str) -> list[str]:
         """The options that are not at their defaults, as they stand on the command line."""
@@ -323,7 +331,26 @@ class ConversionOptions:
         return load(model, built_by, coarse=coarse if callable(coarse) else None, devices=devices)
 
     def arguments(self) -> dict[str, Any]:
-        """The same as keyword arguments of :func:`pararealize.pararealize`."""
+        """The same as keyword arguments of :func:`pararealize.pararealize`: what is asked for, or the plan.
+
+        Beside a plan, what is not at its default has to say the same, which that function sees to.
+        """
+        from . import arguments
+
+        if self.plan is None:
+            return self.decisions()
+        defaults = ConversionOptions().decisions()
+        asked = {name: value for name, value in self.decisions().items() if value != defaults[name]}
+        return asked | {"plan": arguments.plan(self.plan)}
+
+    def segments(self, n: int | None) -> int | None:
+        """``--n``, or what the plan says in its place."""
+        from . import arguments
+
+        return arguments.plan(self.plan).n if n is None and self.plan is not None else n
+
+    def decisions(self) -> dict[str, Any]:
+        """The same as keyword arguments of :func:`pararealize.make_plan`, without the plan."""
         from . import arguments
 
         return {

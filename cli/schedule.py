@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "StepOptions", "command"]
 
-MOST_BYTES = 1 << 26  # of a plan
-
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -101,7 +99,6 @@ def command(
     n: Annotated[
         int | None, typer.Option("--n", "-n", help="How many segments; --plan or a folder says it, too.")
     ] = None,
-    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.json made before.")] = None,
     conversion: options.ConversionOptions,
     step: StepOptions,
     example: options.ExampleOptions,
@@ -124,8 +121,8 @@ def command(
         inputs = example.values(model, meta=not step.seconds)
         leaves = network.leaf_modules()
         progress(f"measuring {model}" if step.seconds else f"planning {model}")
-        decisions = conversion.arguments() | step.planning()
-        stored = _stored(plan, n, conversion, model)
+        decisions = conversion.decisions() | step.planning()
+        stored = _stored(n, conversion, model)
         chosen, times = (_measured if step.seconds else _planned)(net, n, stored, inputs, leaves, decisions)
         chain = blocks_of(page, net, inputs, leaves)
         timeline = step.simulate(chosen, times, batch=example.samples)
@@ -136,7 +133,7 @@ def command(
     write_page(page, timeline, chosen, chain, title=model, seed=network.seed, quiet=as_json)
 
 
-def _stored(path: Path | None, n: int | None, conversion: options.ConversionOptions, model: str) -> Plan | None:
+def _stored(n: int | None, conversion: options.ConversionOptions, model: str) -> Plan | None:
     """The plan of a file, if one is named, or of a folder in the place of MODEL; ``None`` where options ask for one.
 
     It says what windows there are: the options must not say it too.
@@ -145,9 +142,10 @@ def _stored(path: Path | None, n: int | None, conversion: options.ConversionOpti
     from pararealize.saving import read_folder
     from pararealize.table import quantity
 
-    from . import saved_model
+    from . import arguments, saved_model
 
-    plan = None if path is None else _read(path)
+    path = conversion.plan
+    plan = None if path is None else arguments.plan(path)
     if plan is None and n is None and saved_model.is_saved(model):
         plan, path = read_folder(model).plan, Path(model)
     given = {"--windows": (conversion.windows, "1"), "--sequential": (conversion.sequential, "0")}
@@ -200,18 +198,6 @@ def _measured(
         decisions = decisions | {"cost": "seconds"}
     pnet = pararealize(net, n, example_inputs=inputs, leaf_modules=leaves, plan=stored, **decisions)
     return pnet.plan, measure_network(pnet, inputs)[0]
-
-
-def _read(path: Path) -> Plan:
-    from pararealize import Plan
-    from pararealize.errors import PlanError
-    from pararealize.files import read_file
-
-    try:
-        return Plan.from_json(read_file(path, most=MOST_BYTES, follow=True).decode())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PlanError(f"cannot read {str(path)!r}: {reason}; name the plan.json that convert wrote") from error
 
 
 def _write(timeline: Timeline, folder: Path, title: str, picture: options.Picture) -> list[str]:

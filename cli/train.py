@@ -145,7 +145,7 @@ def command(
         train_arguments.check_used(_given(context), method=method, by_torchrun=started_by_torchrun())
         placement.check_graphs()
         request = _Request(
-            model=model, n=n, method=method, multigrid=multigrid, conversion=conversion, cost=cost,
+            model=model, n=conversion.segments(n), method=method, multigrid=multigrid, conversion=conversion, cost=cost,
             placement=placement, network=network, data=data, recipe=recipe,
         )  # fmt: skip
         prepared = _prepare(request, progress, draws_weights="initialise" in _given(context))
@@ -190,7 +190,7 @@ def _prepare(request: _Request, progress: Callable[[str], None], *, draws_weight
         n=request.n,
         example_inputs=samples.example(),
         **request.conversion.arguments(),
-        cost=request.cost.value,
+        cost=None if request.conversion.plan is not None else request.cost.value,
         leaf_modules=network.leaf_modules(),
         devices=arguments.devices(request.placement.devices) if mesh is None else None,
         seed=network.seed,

@@ -109,6 +109,27 @@ def test_convert_json_and_no_weights(tmp_path):
     assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(value["files"])
 
 
+def test_a_plan_that_was_made_before(converted, tmp_path):
+    """Of a file or a folder, it says all that options of cuts and kinds say; those beside it have to say the same."""
+    folder, _ = converted
+    plan = Plan.from_json((folder / "plan.json").read_text())
+    words = ("convert", "resnet20", "--no-weights", "--json")
+    for path in (folder, folder / "plan.json"):
+        assert json.loads(run(*words, "--plan", path).stdout)["plan"] == json.loads(plan.to_json())
+    assert run(*words, "--plan", folder, "--n", plan.n).exit_code == 0
+    for more, message in [
+        (("--n", plan.n + 1), f"--n is {plan.n + 1} and the plan is for {plan.n}"),
+        (("--windows", 2), "--windows is 2, and the plan has other windows"),
+        (("--coarse", "dense"), "--coarse is 'dense'"),
+    ]:
+        refused = run(*words, "--plan", folder, *more)
+        assert refused.exit_code == 2
+        assert message in json.loads(refused.stdout)["error"]["message"]
+    absent = run("convert", "resnet20", "--plan", tmp_path / "none.json")
+    assert absent.exit_code == 2
+    assert "none.json': No such file or directory; name the plan.json" in absent.stderr
+
+
 def test_a_folder_in_the_place_of_a_model(converted, tmp_path):
     """With --n its original is converted anew, with the weights that it has; without, it is the network as it is."""
     folder, _ = converted
