@@ -112,7 +112,8 @@ def fine_tune(
         norms: ``"keep"`` the statistics that all batch norms have, or ``"train"``: normalise by the batch, statistics
             follow. Left out: both are tried for a quarter of the steps, and the better goes on.
         recipe: how to train, but for its epochs, and its ``lr`` where that is given here; AdamW when left out, with a
-            rate that rises for a tenth of the steps and falls as a cosine, and gradients of norm 1 at most.
+            rate that rises for a tenth of the steps and falls as a cosine, and gradients of norm 1 at most. With
+            ``amp="bfloat16"`` the teacher takes its steps in that type too; errors are measured without.
         lr: the largest learning rate; 1e-3 when left out, 1e-4 where weights of the original are trained as they are
             and the network has no batch norms.
         seed: fixes the order of the batches, and factors of low rank.

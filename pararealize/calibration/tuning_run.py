@@ -158,13 +158,13 @@ class TuningRun:
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.lr_at(self.step, steps=job.steps)
         self.trained.clear()
-        teacher = job.teacher(batch)
         kind = next(job.net.parameters()).device.type
         dtype = None if recipe.amp is None else getattr(torch, recipe.amp)
         try:
             for norm in self.norms:
                 norm.training = self.by_batch
             with nullcontext() if dtype is None else torch.autocast(kind, dtype=dtype):
+                teacher = job.teacher(batch)
                 values = self._forward(batch)
                 loss = job.training_loss(batch, values, teacher)
         except ValueError as error:

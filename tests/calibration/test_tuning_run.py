@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -79,3 +80,21 @@ def test_norms_whose_statistics_may_follow() -> None:
     assert trained_norms(net, TrainedParameters(net, ["1"])) == norms[:1]
     assert trained_norms(net, TrainedParameters(net, ["0"])) == []
     assert torch.equal(net[1].running_mean, torch.zeros(3))
+
+
+def test_the_teacher_runs_in_the_precision_of_the_recipe() -> None:
+    """In single precision it took longer than the student, forward and backward, in bfloat16."""
+    run = run_of(1e-3)
+    cast: list[bool] = []
+
+    def teach(batch: Any) -> Any:
+        cast.append(torch.is_autocast_enabled("cpu"))
+        return run.job.teacher(batch)
+
+    recipe = dataclasses.replace(run.job.recipe, amp="bfloat16")
+    steps = TuningRun(dataclasses.replace(run.job, recipe=recipe, teacher=teach), run.trained, [], by_batch=False)
+    steps.look()
+    assert not any(cast)
+    cast.clear()
+    steps.advance(1)
+    assert cast[0]
