@@ -7,6 +7,7 @@ a word. So before each step the rank looks whether its parameters are still the 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,8 @@ class RankParameters:
             DistributedError: what other ranks, or copies of the network, share with this one is not there any more;
                 a module is another one, which the rank would not call; parameters have been sharded.
         """
-        if all(contents.get(name) is content for contents, name, content in self._places):
+        holders, names, contents = self._columns
+        if all(map(operator.is_, map(dict.get, holders, names), contents)):  # without a line of Python for each
             return False
         self._check()
         self._sort()
@@ -75,12 +77,13 @@ class RankParameters:
     def _sort(self) -> None:
         tree = self._modules.tree
         self.names = _names_of(tree)
-        self._places: list[tuple[Mapping[str, Any], str, Any]] = [
+        self._places: list[tuple[dict[str, Any], str, Any]] = [
             (contents, name, content)
             for module in tree.modules()
             for contents in (module._parameters, module._modules)
             for name, content in contents.items()
         ]
+        self._columns = tuple(zip(*self._places, strict=True)) or ((), (), ())
         self.shared = self._tied.shared_by(self._rank, tree)
         self.counted = counted_parameters(self._rank, tree, self.shared)
         phases: dict[int, int] = {}

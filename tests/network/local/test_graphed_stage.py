@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,11 +15,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+import pararealize as pararealize_package
 from pararealize import pararealize
 from pararealize.errors import DeviceError, ModelError
 from pararealize.network.local.graphed_stage import capture_stage
 from pararealize.network.local.graphed_step import capture_step
 from tests import cuda_double
+from tests.network.local.test_graphed_step import stack_of
 from tests.network.local.test_module import machine
 from tests.rank_comparison import TIGHT, converted, distance, furthest, mean_square, mesh_of, optimiser, tensor_of
 from tests.ranks import on_ranks
@@ -143,6 +148,37 @@ def faults() -> dict[str, Any]:
         graphed.release()
         graphed.step(inputs, target=torch.zeros(4, 2), loss_fn=mean_square)
     return found
+
+
+def calls_in_the_package(depth: int) -> int:
+    """Calls of the package's own functions in a replayed step; an operation of torch's takes a list as it takes one."""
+    net = pararealize(stack_of(depth), n=3, example_inputs=torch.randn(4, 8), coarse="linear")
+    stage, x, count = net.distribute(init_device_mesh("cpu", (1,))), torch.randn(4, 8), 0
+    folder = str(Path(pararealize_package.__file__).parent)
+
+    def see(frame: Any, event: str, _: Any) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code.co_filename.startswith(folder)
+
+    with cuda_double.cuda_on_the_cpu(), mock.patch("tests.cuda_double.Graph.replay"):
+        graphed = capture_stage(stage)
+        for i in range(3):
+            sys.setprofile(see if i == 2 else None)
+            try:
+                graphed.zero_grad()
+                graphed.step(x, target=0.0, loss_fn=mean_square)
+            finally:
+                sys.setprofile(None)
+    stage.close()
+    return count
+
+
+def test_work_of_the_host_in_a_replayed_step_does_not_grow_with_the_parameters() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert calls_in_the_package(60) == calls_in_the_package(120) > 0
+    finally:
+        dist.destroy_process_group()
 
 
 def train_on_a_gpu(names: list[str]) -> dict[str, Any]:
