@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from pararealize.analysis.dry_run import DryRun
 from pararealize.errors import CaptureError, ExampleError
@@ -23,7 +24,7 @@ from pararealize.tracing.network_piece import contents_of
 
 from .streams import Runner
 
-__all__ = ["check_hooks", "check_static", "example_error"]
+__all__ = ["check_hooks", "check_static", "example_error", "host_fault"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -53,28 +54,37 @@ def check_static(net: PararealModule, runner: Runner, inputs: Sequence[Any]) -> 
         CaptureError: something does, or draws random numbers from Python or NumPy.
         ExampleError: the network does not accept the inputs.
     """
+    try:
+        fault = host_fault(_PartsInOrder(net, runner), inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise example_error(net, error) from error
+    if fault:
+        raise CaptureError(
+            f"{net.plan.model} {fault}; run it with run_local alone, or take out what depends on values, and draw "
+            "random numbers with torch"
+        )
+
+
+def host_fault(module: nn.Module, inputs: Sequence[Any]) -> str:
+    """What a module needs the host for while it runs, in words; empty where nothing is found.
+
+    Args:
+        module: it is run on fake tensors in the place of its parameters and buffers.
+        inputs: its arguments, nested or not; fake tensors take their place as well.
+    """
+
+    def fake(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
     before = host_state()
     with preserve_host_state(), FakeTensorMode(allow_non_fake_inputs=True):
-
-        def fake(tensor: Tensor) -> Tensor:
-            return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-
-        values = [fake(value) if isinstance(value, Tensor) else value for value in inputs]
         try:
-            DryRun(_PartsInOrder(net, runner), values, fake).forward()
+            DryRun(module, pytree.tree_map_only(Tensor, fake, list(inputs)), fake).forward()
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise CaptureError(
-                f"{net.plan.model} asks the GPU for values while it runs ({error}), which a CUDA graph cannot; run it "
-                "with run_local alone, or take out what depends on values"
-            ) from error
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise example_error(net, error) from error
-        has_drawn = host_state() != before
-    if has_drawn:
-        raise CaptureError(
-            f"{net.plan.model} draws random numbers from Python or NumPy while it runs, of which a CUDA graph would "
-            "keep the first ones; draw them with torch, or run it with run_local alone"
-        )
+            return f"asks the GPU for values while it runs ({error}), which a CUDA graph cannot"
+        if host_state() != before:
+            return "draws random numbers from Python or NumPy, of which a CUDA graph would keep the first ones"
+    return ""
 
 
 class _PartsInOrder(nn.Module):

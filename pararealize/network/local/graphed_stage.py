@@ -32,10 +32,10 @@ from pararealize.distributed.stage import Stage
 from pararealize.distributed.step import SegmentStep
 from pararealize.errors import CaptureError, DeviceError, ModelError
 from pararealize.plan.parts import Part
-from pararealize.random_state import host_state
 from pararealize.tracing.hooks import describe_hook, hook_of
 from pararealize.tracing.network_piece import contents_of
 
+from .capture_checks import host_fault
 from .cuda_graph import GraphedFunction
 from .graphed_network import autocast_without_cache, preserve_network_state, stand_ins, tensor_key
 from .module import check_gpus
@@ -194,7 +194,8 @@ class GraphedStage:
     def _capture(self, recorder: _ArgumentRecorder, *, backward: bool) -> _Capture:
         """Capture the parts that were called, each with the arguments that it had."""
         parts: dict[str, _GraphedPart] = {}
-        faults = {part.name: _fault(function) for part, function, _ in recorder.calls}  # stand-ins have no hooks
+        # before the stand-ins, which have no hooks
+        faults = {part.name: _fault(function, arguments) for part, function, arguments in recorder.calls}
         for buffer in self._tree.buffers():  # of the current stream, moved on by warm-ups on the capturing one
             lend(buffer, self._stream)
         kept = [(static, static.clone()) for static in self._memory.values()]  # a double of CUDA computes in a capture
@@ -229,9 +230,8 @@ class GraphedStage:
         *,
         backward: bool,
     ) -> _GraphedPart:
-        before = host_state()
         used = {id(stand_in) for stand_in in contents_of(function).parameters()}
-        graphed = _GraphedPart(
+        return _GraphedPart(
             part,
             function,
             arguments,
@@ -240,11 +240,6 @@ class GraphedStage:
             backward=backward,
             gradient_of=self._gradient_of,
         )
-        if host_state() != before:
-            raise CaptureError(
-                "it draws random numbers from Python or NumPy, of which a graph would keep the first ones"
-            )
-        return graphed
 
     def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
         """One memory for the gradient of a parameter, whatever parts use it, at whatever size of the inputs."""
@@ -321,7 +316,7 @@ def _keys_of(leaves: Sequence[Any]) -> list[Any]:
     return [(tensor_key(leaf), leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
 
 
-def _fault(function: Any) -> str:
+def _fault(function: Any, arguments: tuple[Any, ...]) -> str:
     """Why a part cannot be captured; empty where nothing is known against it."""
     if not isinstance(function, nn.Module):
         return "it computes its activations anew in backward (checkpoint_activations), with random states of the host"
@@ -334,4 +329,8 @@ def _fault(function: Any) -> str:
             for hook_function in (getattr(parameter, kind, None) or {}).values():
                 if not is_of_averages(hook_function):
                     return f"{name} has the hook {describe_hook(hook_function)}, which a graph would not run"
-    return ""
+    try:
+        fault = host_fault(function, arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"it cannot be looked through on fake tensors: {str(error).splitlines()[0]}"
+    return f"it {fault}" if fault else ""

@@ -21,6 +21,7 @@ from pararealize.errors import DeviceError, ModelError
 from pararealize.network.local.graphed_stage import capture_stage
 from pararealize.network.local.graphed_step import capture_step
 from tests import cuda_double
+from tests.network.local.test_capture_checks import Opaque, network
 from tests.network.local.test_graphed_step import stack_of
 from tests.network.local.test_module import machine
 from tests.rank_comparison import TIGHT, converted, distance, furthest, mean_square, mesh_of, optimiser, tensor_of
@@ -147,6 +148,9 @@ def faults() -> dict[str, Any]:
         handle.remove()
         graphed.release()
         graphed.step(inputs, target=torch.zeros(4, 2), loss_fn=mean_square)
+        graphed = capture_stage(network(Opaque).distribute(mesh, timeout=30))
+        graphed.step(torch.randn(4, 8), target=torch.zeros(4, 2), loss_fn=mean_square)
+        found["text"] += repr(graphed)
     return found
 
 
@@ -212,3 +216,4 @@ def test_captured_ranks_train_as_one_process_does() -> None:
         assert {name[0] for name in fell_back["eager"]} == {"g", "C"}
         assert "checkpoint_activations" in fell_back["text"]
         assert "has the hook" in fell_back["text"]
+        assert "asks the GPU for values" in fell_back["text"]
