@@ -41,7 +41,10 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     ),
     (r"pass example_inputs that the model runs on", f"write {INPUTS} that the model runs on"),
     (r'example_inputs=\{\.\.\., "(\w+)": (False|True|None)\}', r"--input \1=\2 besides the other inputs"),
-    (r"pass model='([^']+)', where that is yours, or the module: load\([^)]*\)\) \(--built-by [^)]*\)", r"write --built-by \1, where that is yours"),
+    (
+        r"pass model='([^']+)', where that is yours, or the module: load\([^)]*\)\) \(--built-by [^)]*\)",
+        r"write --built-by \1, where that is yours",
+    ),
     (r"example_inputs", "--input"),
     (r"pass (?:a tensor, )?a tuple of its positional or a dict of its keyword arguments", "name each with --input"),
     (r"leaf_modules=\[\.\.\.\](?: with (?:a submodule that contains it|that|a smaller module))?", LEAF),

@@ -322,7 +322,7 @@ class OfAnything(Blocks):
 
 
 @pytest.mark.filterwarnings("ignore::pararealize.errors.RecordingWarning")
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(nests, nests, st.booleans(), st.data())
 def test_random_nested_inputs(nest: Any, last: Any, by_keyword: bool, data: st.DataObject) -> None:
     """n = 1 is the original, and no other nesting gives a number or another exception than ``ExampleError``."""

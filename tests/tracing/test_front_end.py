@@ -24,7 +24,7 @@ def test_on_the_meta_device() -> None:
     assert captured.graph_module(torch.empty(5, 3, 8, 8, device="meta")).shape == (5, 3)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_symbolic_tracing_sees_the_same_modules_in_the_same_order(name: str) -> None:
     """An independent reading, where there is one: these forwards have no control flow."""
     with torch.device("meta"):

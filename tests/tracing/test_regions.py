@@ -260,7 +260,7 @@ CONTEXTS = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 5))
 def test_random_nestings(seed: int, size: int) -> None:
     """Programs of layers, sums and changes in place, within contexts and checkpoints nested at random."""
