@@ -54,7 +54,7 @@ def command(
         ),
     ] = None,
     batch_sizes: Annotated[str, typer.Option(metavar="LIST", help="Of the calls that are timed; 0 for none.")] = "1,32",
-    rounds: Annotated[int, typer.Option(min=1, help="Calls of each network, in turn.")] = 9,
+    rounds: Annotated[int, typer.Option(min=1, help="Calls of each network, in turn; more where they are short.")] = 9,
     devices: Annotated[
         str | None, options.on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")
     ] = None,

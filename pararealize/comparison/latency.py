@@ -18,6 +18,8 @@ from .report import Latency
 __all__ = ["measure_latency", "of_batch_size"]
 
 WARMUP = 2  # calls of each that are not counted
+SECONDS = 0.25  # short calls are repeated at least for so long, or MOST times: a busy machine spoils single ones
+MOST = 1000
 
 
 def measure_latency(
@@ -29,11 +31,14 @@ def measure_latency(
         original: calls the original.
         other: calls the other network.
         batch: samples of a call, for the report.
-        rounds: that count.
+        rounds: that count, at least.
         device: which is waited for before and after each call.
     """
     seconds: list[list[float]] = [[], []]
-    for i in range(WARMUP + rounds):
+    begin = now(device)
+    for i in range(WARMUP + max(rounds, MOST)):
+        if i >= WARMUP + rounds and now(device) - begin > SECONDS:
+            break
         order = (0, 1) if i % 2 else (1, 0)  # neither always runs on what the other has left in the caches
         for which in order:
             start = now(device)
@@ -41,7 +46,7 @@ def measure_latency(
             if i >= WARMUP:
                 seconds[which].append(now(device) - start)
     first, second = (statistics.median(times) for times in seconds)
-    return Latency(batch=batch, original=first, parareal=second, rounds=rounds)
+    return Latency(batch=batch, original=first, parareal=second, rounds=len(seconds[0]))
 
 
 def of_batch_size(inputs: Any, size: int) -> Any:

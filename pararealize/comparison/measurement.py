@@ -52,8 +52,9 @@ def compare(
             of sequences that an ``"attention_mask"`` excludes count nowhere.
         logits: whether the output is one of logits. Left out, it is where labels fit two-dimensional outputs.
         batch_sizes: of the calls that are timed; none for no times.
-        rounds: calls of each, in turn; the median counts. In one process on one CPU the segments share its cores: a
-            ratio above 1 needs devices for them (see :meth:`PararealModule.distribute`, ``serve``).
+        rounds: calls of each, in turn, and more where they are short; the median counts. In one process on one CPU the
+            segments share its cores: a ratio above 1 needs devices for them (see :meth:`PararealModule.distribute`,
+            ``serve``).
         report: told now and then what is being done.
 
     Returns:

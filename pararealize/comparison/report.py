@@ -111,8 +111,9 @@ class Comparison:
                 for row in self.latencies
             ]
             where = self.device if self.device != "cpu" else quantity(self.threads, "thread")
+            rounds = min(row.rounds for row in self.latencies)
             text += (
-                f"\n\n{aligned(times, 'l')}\nmedians of {self.latencies[0].rounds} calls in turn, {where}; "
+                f"\n\n{aligned(times, 'l')}\nmedians of at least {rounds} calls in turn, {where}; "
                 f"predicted with a device for each of {self.n} segments: {self.predicted_speedup:.2f}×"
             )
         return text

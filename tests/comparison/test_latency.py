@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pararealize.comparison import latency
-from pararealize.comparison.latency import WARMUP, measure_latency, of_batch_size
+from pararealize.comparison.latency import SECONDS, WARMUP, measure_latency, of_batch_size
 from pararealize.errors import ExampleError
 
 
@@ -23,6 +23,17 @@ def test_medians_of_calls_in_turn(monkeypatch):
     measured = measure_latency(call("a", 3.0), call("b", 2.0), batch=4, rounds=5, device=torch.device("cpu"))
     assert (measured.original, measured.parareal, measured.ratio, measured.batch) == (3.0, 2.0, 1.5, 4)
     assert "".join(calls) == "baabbaabbaabba"
+
+
+def test_short_calls_are_repeated(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(latency, "now", lambda device: clock[0])
+
+    def run():
+        clock[0] += SECONDS / 100
+
+    measured = measure_latency(run, run, batch=1, rounds=3, device=torch.device("cpu"))
+    assert 40 < measured.rounds < 60
 
 
 def test_inputs_of_any_size():
