@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "FineTuningOptions", "FittingOptions", "command", "load_weights", "trained"]
 
-SECONDS = 10.0  # between lines in a log
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -130,24 +129,19 @@ def command(
     conversion: options.ConversionOptions,
     fitting: FittingOptions,
     tuning: FineTuningOptions,
-    devices: Annotated[
-        str | None, options.on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")
-    ] = None,
+    devices: options.Devices = None,
     network: options.ModelOptions,
     output: Annotated[
         Path | None,
         options.to_folder(help="Write the network's folder, with the report and its picture in it; a new one."),
     ] = None,
-    force: options.Force = False,
-    picture: options.PictureFormat = options.Picture.svg,
-    page: options.Report = None,
-    as_json: options.AsJson = False,
+    result: options.ResultOptions,
 ) -> None:
     """Convert a trained MODEL and fit what was added to it, so that it works without training anew."""
-    check_page(page)
+    check_page(result.page)
     with (
-        working(f"building {model}", every=SECONDS) as progress,
-        output_folder(output, force=force, files=CALIBRATION_FILES) as folder,
+        working(f"building {model}", long=True) as progress,
+        output_folder(output, force=result.force, files=CALIBRATION_FILES) as folder,
     ):
         from pararealize import fine_tune, pararealize, simulate
 
@@ -170,7 +164,7 @@ def command(
                 seed=network.seed,
                 leaf_modules=network.leaf_modules(),
             )
-        chain = blocks_of(page, net, inputs, network.leaf_modules())
+        chain = blocks_of(result.page, net, inputs, network.leaf_modules())
         batches = _batches(samples)
         calibration, tuned = _fit(pnet, batches, fitting, network.seed, progress), None
         if tuning.fine_tune_steps:
@@ -186,19 +180,21 @@ def command(
                 pnet,
                 folder,
                 title=title,
-                picture=picture,
+                picture=result.picture,
                 calibration=calibration,
                 original=net if tuned is not None else None,
-                more=lambda part: _write(calibration, tuned, part, title, picture),
+                more=lambda part: _write(calibration, tuned, part, title, result.picture),
             )
     document = {"calibration": json.loads(calibration.to_json())}
     text = str(calibration)
     if tuned is not None:
         document["fine_tuning"] = json.loads(tuned.to_json()) | {"calibration": None}  # which stands beside it
         text += f"\n\n{tuned}"
-    print_result(document, text, output, files, as_json=as_json)
-    step = None if page is None else simulate(pnet.plan)
-    write_page(page, calibration, tuned, pnet.plan, chain, step, title=model, seed=network.seed, quiet=as_json)
+    print_result(document, text, output, files, as_json=result.as_json)
+    step = None if result.page is None else simulate(pnet.plan)
+    write_page(
+        result.page, calibration, tuned, pnet.plan, chain, step, title=model, seed=network.seed, quiet=result.as_json
+    )
 
 
 def trained(model: str, network: options.ModelOptions, weights: Path | None) -> nn.Module:

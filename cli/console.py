@@ -20,6 +20,7 @@ from .flags import in_flags
 __all__ = ["console_of", "keep_stdout", "one_message", "out", "print_json", "print_result", "working"]
 
 PIPE_WIDTH = 160  # columns of a table where nobody says how wide the page is
+LINES_EVERY = 10.0  # seconds, in a log of long work
 FAILED = 2  # exit status of every error that the user can mend, as of a wrong option
 
 
@@ -72,15 +73,14 @@ class _VisibleRenderable:
 
 
 @contextmanager
-def working(what: str, *, every: float | None = None) -> Iterator[Callable[[str], None]]:
+def working(what: str, *, long: bool = False) -> Iterator[Callable[[str], None]]:
     """Show a spinner and ``what`` is going on, on stderr. The value given changes the text.
 
-    Where stderr is no terminal, a text becomes a line, so many seconds behind the last one at the earliest; never where
-    ``every`` is left out.
+    Where stderr is no terminal, texts of ``long`` work become lines, one every ten seconds at most.
     """
     console = console_of(stderr=True)
     if not console.is_terminal:
-        yield _lines(console, float("inf") if every is None else every)
+        yield _lines(console, LINES_EVERY if long else float("inf"))
         return
     with console.status(escape(what)) as status:
         yield lambda text: status.update(escape(_visible(text)))

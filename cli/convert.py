@@ -76,17 +76,14 @@ def command(
         Path | None,
         options.to_folder(help="Write the network's folder, with model.py and a picture in it; a new one."),
     ] = None,
-    force: options.Force = False,
-    picture: options.PictureFormat = options.Picture.svg,
     no_weights: Annotated[
         bool, typer.Option("--no-weights", help="Plan and print only, without memory for the weights.")
     ] = False,
-    page: options.Report = None,
-    as_json: options.AsJson = False,
+    result: options.ResultOptions,
 ) -> None:
     """Cut MODEL into N segments, print the plan, and write the parareal network into a folder."""
-    check_page(page)
-    with working(f"building {model}") as progress, output_folder(output, force=force) as folder:
+    check_page(result.page)
+    with working(f"building {model}") as progress, output_folder(output, force=result.force) as folder:
         from pararealize import pararealize, simulate
 
         from . import arguments, report
@@ -109,14 +106,16 @@ def command(
                 cost=None if conversion.plan is not None else cost.value,
                 leaf_modules=network.leaf_modules(),
             )
-            chain = blocks_of(page, net, inputs, network.leaf_modules())
+            chain = blocks_of(result.page, net, inputs, network.leaf_modules())
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
-            files = write_network(pnet, folder, title=title_of(model), picture=picture)
-    print_result(report.plan_json(pnet.plan), report.plan_tables(pnet.plan, model), output, files, as_json=as_json)
-    step = None if page is None else simulate(pnet.plan)
-    write_page(page, pnet.plan, chain, step, title=model, seed=network.seed, quiet=as_json)
+            files = write_network(pnet, folder, title=title_of(model), picture=result.picture)
+    print_result(
+        report.plan_json(pnet.plan), report.plan_tables(pnet.plan, model), output, files, as_json=result.as_json
+    )
+    step = None if result.page is None else simulate(pnet.plan)
+    write_page(result.page, pnet.plan, chain, step, title=model, seed=network.seed, quiet=result.as_json)
 
 
 def title_of(model: str) -> str:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "command"]
 
-SECONDS = 10.0  # between lines in a log
 SAMPLES = 32  # of the forward pass that a page shows in time
 EXAMPLES = """
 [bold]Examples[/]
@@ -55,16 +54,14 @@ def command(
     ] = None,
     batch_sizes: Annotated[str, typer.Option(metavar="LIST", help="Of the calls that are timed; 0 for none.")] = "1,32",
     rounds: Annotated[int, typer.Option(min=1, help="Calls of each network, in turn; more where they are short.")] = 9,
-    devices: Annotated[
-        str | None, options.on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")
-    ] = None,
+    devices: options.Devices = None,
     seed: options.Seed = 0,
     page: options.Report = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure how well the network of FOLDER does beside its original, on the test part, and how long calls take."""
     check_page(page)
-    with working(f"reading {folder}", every=SECONDS) as progress:
+    with working(f"reading {folder}", long=True) as progress:
         from pararealize import compare, load
 
         from . import arguments, saved_model

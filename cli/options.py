@@ -31,6 +31,7 @@ __all__ = [
     "ConversionOptions",
     "CostOfCuts",
     "CostUnit",
+    "Devices",
     "ExampleOptions",
     "Force",
     "Leaf",
@@ -42,6 +43,7 @@ __all__ = [
     "Picture",
     "PictureFormat",
     "Report",
+    "ResultOptions",
     "Seed",
     "Source",
     "Weights",
@@ -165,6 +167,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing el
 
 on_devices = functools.partial(typer.Option, "--devices", metavar="LIST")
 to_folder = functools.partial(typer.Option, "--out", "-o", metavar="FOLDER")
+Devices = Annotated[str | None, on_devices(help="Such as cuda:0,cuda:1; fewer than segments wrap round.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +194,16 @@ class ModelOptions:
         from . import arguments
 
         return arguments.leaf_modules(self.leaf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultOptions:
+    """How a command's result is written and printed, besides the folder it goes into."""
+
+    force: Force = False
+    picture: PictureFormat = Picture.svg
+    page: Report = None
+    as_json: AsJson = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

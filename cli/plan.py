@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "command"]
 
-SECONDS = 10.0  # between lines in a log
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -72,16 +71,13 @@ def command(
     output: Annotated[
         Path | None, options.to_folder(help="Write strategies.json and a picture of the curves into a new folder.")
     ] = None,
-    force: options.Force = False,
-    picture: options.PictureFormat = options.Picture.svg,
-    page: options.Report = None,
-    as_json: options.AsJson = False,
+    result: options.ResultOptions,
 ) -> None:
     """Predict what a step of MODEL takes by data parallelism, pipelines and parareal networks, and what to take."""
-    check_page(page)
+    check_page(result.page)
     with (
-        working(f"building {model}", every=SECONDS) as progress,
-        output_folder(output, force=force, files=PLAN_FILES) as folder,
+        working(f"building {model}", long=True) as progress,
+        output_folder(output, force=result.force, files=PLAN_FILES) as folder,
     ):
         from pararealize import plan_strategies
 
@@ -103,9 +99,9 @@ def command(
             name=model,
             report=progress,
         )
-        files = [] if folder is None else _write(comparison, folder, model, picture)
-    print_result(json.loads(comparison.to_json()), str(comparison), output, files, as_json=as_json)
-    write_page(page, comparison, title=model, seed=network.seed, quiet=as_json)
+        files = [] if folder is None else _write(comparison, folder, model, result.picture)
+    print_result(json.loads(comparison.to_json()), str(comparison), output, files, as_json=result.as_json)
+    write_page(result.page, comparison, title=model, seed=network.seed, quiet=result.as_json)
 
 
 def _write(comparison: StrategyComparison, folder: Path, title: str, picture: options.Picture) -> list[str]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "command"]
 
-SECONDS = 10.0  # between lines in a log
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -51,7 +50,7 @@ def command(
 
     if output is not None and output.exists() and not force:
         raise OutputError(f"{str(output)!r} is there already; name another file with --out, or replace it with --force")
-    with working("measuring", every=SECONDS) as progress:
+    with working("measuring", long=True) as progress:
         from pararealize import device_profile
         from pararealize.profiles import measure_device
 

@@ -109,14 +109,14 @@ def command(
             help="Write timeline.json, trace.json (for ui.perfetto.dev) and a picture into a new folder."
         ),
     ] = None,
-    force: options.Force = False,
-    picture: options.PictureFormat = options.Picture.svg,
-    page: options.Report = None,
-    as_json: options.AsJson = False,
+    result: options.ResultOptions,
 ) -> None:
     """Simulate one step of MODEL in N segments: who computes, sends and waits, and when."""
-    check_page(page)
-    with working(f"building {model}") as progress, output_folder(output, force=force, files=SCHEDULE_FILES) as folder:
+    check_page(result.page)
+    with (
+        working(f"building {model}") as progress,
+        output_folder(output, force=result.force, files=SCHEDULE_FILES) as folder,
+    ):
         net = network.build(model, meta=not step.seconds)
         inputs = example.values(model, meta=not step.seconds)
         leaves = network.leaf_modules()
@@ -124,13 +124,13 @@ def command(
         decisions = conversion.decisions() | step.planning()
         stored = _stored(n, conversion, model)
         chosen, times = (_measured if step.seconds else _planned)(net, n, stored, inputs, leaves, decisions)
-        chain = blocks_of(page, net, inputs, leaves)
+        chain = blocks_of(result.page, net, inputs, leaves)
         timeline = step.simulate(chosen, times, batch=example.samples)
-        files = [] if folder is None else _write(timeline, folder, model, picture)
+        files = [] if folder is None else _write(timeline, folder, model, result.picture)
     document = {"timeline": json.loads(timeline.to_json()), "step": timeline.step, "serial": timeline.serial}
     document |= {"speedup": timeline.speedup, "efficiency": timeline.efficiency}
-    print_result(document, str(timeline), output, files, as_json=as_json)
-    write_page(page, timeline, chosen, chain, title=model, seed=network.seed, quiet=as_json)
+    print_result(document, str(timeline), output, files, as_json=result.as_json)
+    write_page(result.page, timeline, chosen, chain, title=model, seed=network.seed, quiet=result.as_json)
 
 
 def _stored(n: int | None, conversion: options.ConversionOptions, model: str) -> Plan | None:

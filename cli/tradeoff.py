@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "command"]
 
-SECONDS = 10.0  # between lines in a log
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -52,16 +51,13 @@ def command(
         Path | None,
         options.to_folder(help="Write tradeoff.json, its picture, and with --tolerance plan.json into a new folder."),
     ] = None,
-    force: options.Force = False,
-    picture: options.PictureFormat = options.Picture.svg,
-    page: options.Report = None,
-    as_json: options.AsJson = False,
+    result: options.ResultOptions,
 ) -> None:
     """Measure how fast a trained MODEL can be made, and how near to itself it then stays."""
-    check_page(page)
+    check_page(result.page)
     with (
-        working(f"building {model}", every=SECONDS) as progress,
-        output_folder(output, force=force, files=TRADEOFF_FILES) as folder,
+        working(f"building {model}", long=True) as progress,
+        output_folder(output, force=result.force, files=TRADEOFF_FILES) as folder,
     ):
         from pararealize.tradeoffs import tradeoff
 
@@ -84,10 +80,10 @@ def command(
             report=progress,
         )
         chosen = None if tolerance is None else measured.within(tolerance)
-        chain = blocks_of(page, net, samples.example(), network.leaf_modules())
+        chain = blocks_of(result.page, net, samples.example(), network.leaf_modules())
         files: list[str] = []
         if folder is not None:
-            files = _write(measured, folder, model, picture)
+            files = _write(measured, folder, model, result.picture)
             if chosen is not None:
                 (folder / "plan.json").write_text(chosen.plan.to_json(), encoding="utf-8")
                 files.append("plan.json")
@@ -100,9 +96,9 @@ def command(
             f"\n\nwithin {tolerance:g}: {chosen.speedup:.2f}× with n = {chosen.n}, error {chosen.error:.3g}\n\n"
             f"{chosen.plan}"
         )
-    print_result(document, text, output, files, as_json=as_json)
+    print_result(document, text, output, files, as_json=result.as_json)
     plan = None if chosen is None else chosen.plan
-    write_page(page, measured, plan, chain, title=model, seed=network.seed, quiet=as_json)
+    write_page(result.page, measured, plan, chain, title=model, seed=network.seed, quiet=result.as_json)
 
 
 def _write(measured: Tradeoff, folder: Path, title: str, picture: options.Picture) -> list[str]:

@@ -13,8 +13,13 @@ from benchmarks.harness import Results, isolated, table
 from benchmarks.ranks import Measurement, on_ranks
 
 HERE = Path(__file__).parent
-CASES = [(network, batch) for network in ("resnet56", "mlp16") for batch in (2, 8, 32)]
-WAYS = ("one", "copies", "parareal")
+PUBLISHED = ("paper_rows", "gpipe_rows", "pairs_rows")
+BATCHES = (1, 4, 16, 64)
+CASES = [(network, batch) for network in ("resnet56", "perceptron", "transformer", "convolutions") for batch in BATCHES]
+NAMES = {
+    "one": "one process", "copies": "DDP", "pipeline": "GPipe", "parareal": "parareal", "windows": "4 windows",
+}  # fmt: skip
+WAYS = tuple(NAMES)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = Results(options.out / "results.json")
     if not options.quick:
-        for name in ("paper_rows", "gpipe_rows"):
+        for name in PUBLISHED:
             if name not in results.rows:
                 print(f"predicting {name}", file=sys.stderr, flush=True)
                 results.add(name, isolated(lambda name=name: _published(name), seconds=900, gibibytes=24))
     from .measured import measure
 
-    for network, batch in CASES[-1:] if options.quick else CASES:
+    for network, batch in CASES[5:6] if options.quick else CASES:
         case = f"{network}, batch {batch}"
         if case not in results.rows:
             print(f"measuring {case}", file=sys.stderr, flush=True)
@@ -76,7 +81,7 @@ def markdown(rows: dict[str, Any]) -> str:
         "# Predictions beside figures",
         "Written by `python -m benchmarks.prediction`; see [README.md](README.md).",
     ]
-    published = [one for name in ("paper_rows", "gpipe_rows") for one in rows.get(name, {}).get("rows", [])]
+    published = [one for name in PUBLISHED for one in rows.get(name, {}).get("rows", [])]
     if published:
         lines = [
             (
@@ -94,9 +99,8 @@ def markdown(rows: dict[str, Any]) -> str:
     if cases:
         score = judged(rows)
         lines = [(name, *(_cell(row, way) for way in WAYS)) for name, row in cases.items()]
-        names = {"one": "one process", "copies": "DDP, 2 ranks", "parareal": "parareal, 2 ranks"}
         parts += ["Measured here, two gloo ranks of one thread, ms predicted from measured blocks / median measured:"]
-        parts += [table(("case", *(names[way] for way in WAYS)), lines)]
+        parts += [table(("case", *NAMES.values()), lines)]
         words = (
             f"Median error of seconds {score['median_error']:.0%}; the predicted winner won in {score['winners']} of "
         )

@@ -9,17 +9,20 @@ import torch
 from torchvision.models import resnet101
 
 from pararealize import capture, device_profile, find_blocks, plan_segments, receptive_fields, simulate
+from pararealize.analysis.operations import PartOperations, list_chain_operations
 from pararealize.models import build
 from pararealize.profiles import Roofline
-from pararealize.strategies.network_costs import NetworkCosts
+from pararealize.strategies.network_costs import NetworkCosts, all_reduce
 from pararealize.strategies.pipeline import Stages, stages_of
 
-__all__ = ["GPIPE", "TABLE2", "TABLE3", "gpipe_rows", "paper_rows"]
+__all__ = ["GPIPE", "LLAMA", "PAIRS", "TABLE2", "TABLE3", "gpipe_rows", "pairs_rows", "paper_rows"]
 
 # Lee, Lee and Park, table 2 (virtual wall-clock, speed-up forward and backward) and table 3 (hours of 200 epochs)
 TABLE2 = {3: 2.60, 6: 4.10, 12: 5.42, 18: 5.95, 24: 4.91}
 SECONDS = {1: 1.841, 3: 0.709, 6: 0.449, 12: 0.340, 18: 0.310, 24: 0.375}  # of a step, its sum of both
 TABLE3 = {3: 22.7481 / 16.4772, 6: 22.7481 / 11.8036}
+# Calvo González et al., arXiv 2502.02790, Llama 2 7B: tokens a second; of how many pairs of layers, we do not know
+LLAMA, PAIRS = 1.19, (5, 7, 9)
 # torchgpipe 0.0.7, ResNet-101 on Tesla P40: (batch, chunks), speed-up of samples a second over one device at batch 118
 GPIPE = {1: (220, 2, 0.85), 2: (25000, 1667, 1.41), 4: (5632, 256, 2.77), 8: (5400, 150, 4.29)}
 
@@ -73,6 +76,47 @@ def gpipe_rows() -> list[dict[str, Any]]:
         step -= sum(stages.forward)  # the last microbatch is not computed twice
         name = f"GPipe, {devices} P40, batch {batch}, {chunks} chunks"
         rows.append({"run": name, "predicted": batch / step / base, "published": figure})
+    return rows
+
+
+def pairs_rows() -> list[dict[str, Any]]:
+    """Llama 2 7B on two A100, one token: pairs of layers at once against tensor parallelism, both over both devices.
+
+    Tensor parallelism takes half of each matrix on each device, and sums twice a layer; a pair of layers takes all of
+    one layer's matrices on each device, with half the launches and half the sums. What was generated before a token is
+    not read again here: its bytes are the same in both.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        use_cache=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        chain = find_blocks(capture(model, {"input_ids": torch.zeros(2, 1, dtype=torch.long)}))
+    profile = device_profile("a100")
+    operations, link = list_chain_operations(chain), profile.link("nvlink")
+    sums = 2 * all_reduce(link, 2.0 * config.hidden_size, 2)
+
+    def seconds(part: PartOperations, share: float) -> float:
+        """Of one token, with that share of every matrix."""
+        return sum(
+            max(one.flops * share / profile.peak(one.kind) if one.flops else 0.0,
+                (one.bytes_sample + one.bytes_fixed * share) / profile.bandwidth) + one.kernels * profile.launch
+            for one in part.forward
+        )  # fmt: skip
+
+    layer = operations.blocks[len(operations.blocks) // 2]
+    ends = seconds(operations.stem, 1) + seconds(operations.head, 1)
+    halves, whole = seconds(layer, 0.5) + sums, seconds(layer, 1) + sums
+    tensor = ends + config.num_hidden_layers * halves
+    rows: list[dict[str, Any]] = [{"run": "Llama 2 7B, a token, tensor parallelism on two A100", "seconds": tensor}]
+    for pairs in PAIRS:
+        step = ends + (config.num_hidden_layers - 2 * pairs) * halves + pairs * whole
+        rows.append({"run": f"Llama 2 7B, {pairs} pairs of layers", "predicted": tensor / step, "seconds": step})
+        if pairs == PAIRS[len(PAIRS) // 2]:
+            rows[-1] |= {"run": f"{rows[-1]['run']} (published: of a number not known)", "published": LLAMA}
     return rows
 
 

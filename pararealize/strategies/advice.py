@@ -84,7 +84,7 @@ def _too_large(rows: Sequence[Strategy], memory: float, batch: int) -> str:
     least = min(rows, key=lambda row: row.memory)
     larger = [profile for profile in PROFILES.values() if profile.memory >= least.memory]
     device = min(larger, key=lambda profile: profile.memory, default=None)
-    would = f"devices with that much, such as {device.name}" if device is not None else "more devices"
+    would = f"devices with that much, such as {device.name}," if device is not None else "more devices"
     return (
         f"nothing fits into {count(memory)}B a device: the least is {count(least.memory)}B, by {least.name}"
         f"{f' ({least.detail})' if least.detail else ''}. {would[0].upper()}{would[1:]} would do; or more devices, a "

@@ -11,12 +11,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pararealize.errors import PlanError
+from pararealize_cli import console
 from pararealize_cli.console import console_of, one_message, print_json, working
 
 
-@pytest.mark.parametrize("every, told", [(None, ""), (0.0, "fitting F1\n"), (3600.0, "")])
-def test_a_log_is_told_of_long_work_now_and_then(every, told, capsys):
-    with working("building a model", every=every) as progress:
+@pytest.mark.parametrize("long, every, told", [(False, 0.0, ""), (True, 0.0, "fitting F1\n"), (True, 3600.0, "")])
+def test_a_log_is_told_of_long_work_now_and_then(long, every, told, capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINES_EVERY", every)
+    with working("building a model", long=long) as progress:
         progress("fitting F1")
     assert capsys.readouterr().err == told
 
