@@ -77,7 +77,7 @@ def check_graphs(devices: str | None, *, by_torchrun: bool) -> None:
         DeviceError: it says what is there, and what to write.
 
     Example:
-        >>> check_graphs("cpu", by_torchrun=False)
+        >>> check_graphs("cpu", by_torchrun=False)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
         pararealize.errors.DeviceError: CUDA graphs need a network on GPUs, and this one is on cpu; this machine has...
