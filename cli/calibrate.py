@@ -17,6 +17,7 @@ from .convert import title_of, write_network
 from .data_options import DataOptions
 from .folder import CALIBRATION_FILES, output_folder
 from .html import blocks_of, check_page, write_page
+from .step_timelines import forward_pass
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,7 +144,7 @@ def command(
         working(f"building {model}", long=True) as progress,
         output_folder(output, force=result.force, files=CALIBRATION_FILES) as folder,
     ):
-        from pararealize import fine_tune, pararealize, simulate
+        from pararealize import fine_tune, pararealize
 
         from . import arguments
 
@@ -191,9 +192,9 @@ def command(
         document["fine_tuning"] = json.loads(tuned.to_json()) | {"calibration": None}  # which stands beside it
         text += f"\n\n{tuned}"
     print_result(document, text, output, files, as_json=result.as_json)
-    step = None if result.page is None else simulate(pnet.plan)
+    steps = forward_pass(result.page, pnet, samples)
     write_page(
-        result.page, calibration, tuned, pnet.plan, chain, step, title=model, seed=network.seed, quiet=result.as_json
+        result.page, calibration, tuned, pnet.plan, chain, *steps, title=model, seed=network.seed, quiet=result.as_json
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,15 +11,10 @@ from . import options
 from .console import out, print_json, working
 from .data_options import DataOptions
 from .html import check_page, write_page
-
-if TYPE_CHECKING:
-    from pararealize import PararealModule, Timeline
-    from pararealize.data.dataset import Dataset
-    from pararealize.data.own_batches import OwnBatches
+from .step_timelines import forward_pass
 
 __all__ = ["EXAMPLES", "command"]
 
-SAMPLES = 32  # of the forward pass that a page shows in time
 EXAMPLES = """
 [bold]Examples[/]
 
@@ -90,17 +85,7 @@ def command(
         print_json({"comparison": result.to_dict(), "data": str(samples), "note": note})
     else:
         out().print(f"{folder} on {samples}\n\n{result}" + (f"\nnote: {note}" if note else ""), markup=False)
-    write_page(page, result, net.plan, *_timelines(page, net, samples), title=folder, seed=seed, quiet=as_json)
-
-
-def _timelines(page: Path | None, net: PararealModule, samples: Dataset | OwnBatches) -> list[Timeline]:
-    """A forward pass as it is predicted and as it was recorded here, where a page is to show it."""
-    if page is None:
-        return []
-    from . import step_timelines
-
-    with working("recording a forward pass"):
-        return step_timelines.of_this_process(net.eval(), samples.example(SAMPLES))
+    write_page(page, result, net.plan, *forward_pass(page, net, samples), title=folder, seed=seed, quiet=as_json)
 
 
 def _note(folder: str) -> str:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .console import working
 
 if TYPE_CHECKING:
     import torch
@@ -16,11 +19,22 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from pararealize import PararealModule, Plan, Stage, Timeline
+    from pararealize.data.dataset import Dataset
+    from pararealize.data.own_batches import OwnBatches
     from pararealize.plan import RecordedAction
 
-__all__ = ["of_processes", "of_this_process"]
+__all__ = ["forward_pass", "of_processes", "of_this_process"]
 
 REPEATS, WARMUP = 3, 1  # of each part
+SAMPLES = 32  # of a forward pass
+
+
+def forward_pass(page: Path | None, net: PararealModule, samples: Dataset | OwnBatches) -> list[Timeline]:
+    """A forward pass of some samples, where a page is to show it; the network is in eval mode afterwards."""
+    if page is None:
+        return []
+    with working("recording a forward pass"):
+        return of_this_process(net.eval(), samples.example(SAMPLES))
 
 
 def of_this_process(net: nn.Module, x: Any, target: torch.Tensor | None = None) -> list[Timeline]:

@@ -40,12 +40,16 @@ def section_of_strategies(comparison: StrategyComparison) -> Section:
 
 def _chart(comparison: StrategyComparison, axis: str) -> Chart:
     points = [point for point in comparison.curves if point.axis == axis]
-    names = dict.fromkeys(point.name for point in points)
+    values = sorted({point.value for point in points})  # about powers of two: equally far from one another
+    names = dict.fromkeys(point.name for point in comparison.curves)  # in both charts, so that each has one look
     series = tuple(
-        Series(name=name, points=tuple((float(p.value), p.speedup) for p in points if p.name == name)) for name in names
+        Series(name=name, points=tuple((float(values.index(p.value)), p.speedup) for p in points if p.name == name))
+        for name in names
     )
     description = "Over one device with the same batch, predicted; whether it fits into memory is in the tables."
-    return Chart(title=AXES[axis], x=axis, y="speed-up", series=series, description=description)
+    return Chart(
+        title=AXES[axis], x=axis, y="speed-up", series=series, description=description, names=tuple(map(str, values))
+    )
 
 
 def _table(caption: str, strategies: Sequence[Strategy]) -> Table:
