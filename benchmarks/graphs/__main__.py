@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shortest", action="store_true", help="the groups that decide most, in about 6 minutes")
     parser.add_argument("--double", action="store_true", help="small networks on a double of CUDA, on the CPU")
     parser.add_argument("--steps", type=int, default=10, help="steps a round")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of rows.jsonl and table.md")
+    parser.add_argument("--out", type=Path, help="folder of rows.jsonl and table.md; this one, or build/graphs-double")
     parser.add_argument("--only", help="a network by name, or chains")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -62,9 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in _rows_of(options):
                 print(json.dumps(row), flush=True)
         return 0
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "rows.jsonl"
+    out = options.out or (ROOT / "build" / "graphs-double" if options.double else FOLDER)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "rows.jsonl"
     about = {"section": "machine", **machine(), "device": _device(options.double), "cuda": torch.version.cuda}
+    about["is measured"] = not options.double
     path.write_text(json.dumps(about) + "\n")
     sections: list[tuple[list[str], int]] = [(["chains"], 40)]
     groups = SHORTEST if options.shortest else ALL
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.only in (None, names[0]):
             _run(names, limit * (10 if options.double else 1), options, path)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    with whole_file(options.out / "table.md") as part:
+    with whole_file(out / "table.md") as part:
         part.write_text(markdown(rows))
     return 0
 

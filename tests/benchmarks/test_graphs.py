@@ -15,7 +15,7 @@ from benchmarks.graphs.tables import markdown
 
 
 @pytest.mark.filterwarnings("ignore:.*batching rule.*:UserWarning")
-def test_a_group_of_each_kind(capsys, tmp_path, monkeypatch):
+def test_a_group_of_each_kind(capsys):
     """The decoder, forward alone; a small ResNet's steps are what tests of the graphs run anyway."""
     groups = [names for names in command._small(command.ALL) if names[0] == "decoder24" and names[2:4] == (3, 1)]
     assert len(groups) == 1
@@ -26,7 +26,9 @@ def test_a_group_of_each_kind(capsys, tmp_path, monkeypatch):
     assert not [row["error"] for row in rows if "error" in row]
     assert [row["way"] for row in rows if "way" in row] == list(PARAREAL)
     assert all(max(row["differs by"].values()) < 1e-5 for row in rows if "way" in row)
-    assert "| decoder24 | 1 | 3 × 1 | in one graph, stacked |" in markdown(rows)
+    about = {"section": "machine", "device": "the double", "is measured": False}
+    assert "| decoder24 | 1 | 3 × 1 | in one graph, stacked | not measured |" in markdown([about, *rows])
+    assert "not measured" not in markdown(rows)
 
 
 def test_the_double_runs_each_kind_once():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -186,7 +187,8 @@ def test_work_of_the_host_in_a_replayed_step_does_not_grow_with_the_parameters()
 
 
 def train_on_a_gpu(names: list[str]) -> dict[str, Any]:
-    """As one rank of NCCL."""
+    """As one rank of NCCL, which may have something to say to a group without a device."""
+    warnings.simplefilter("default")
     dist.destroy_process_group()
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     return train(names, "cuda")
