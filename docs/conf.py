@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "accessible",
     "mathml",
     "module_map",
     "notebooks",
@@ -45,7 +46,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_custom_sections = ["Source", "Shapes"]
-pygments_style = "tango"
+pygments_style = "xcode"  # text of at least 4.5:1
+highlight_language = "none"  # what says no language is a command line
 
 exclude_patterns = ["_build", "_ext"]
 
