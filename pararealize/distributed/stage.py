@@ -233,13 +233,16 @@ class Stage(StageModule):
         return self._described(call)
 
     @contextlib.contextmanager
-    def serve(self) -> Iterator[Server | None]:
+    def serve(self, *, forward: Callable[..., Any] | None = None) -> Iterator[Server | None]:
         """Take requests on the first rank alone, for inference; the others compute their parts until it ends.
 
         All ranks of the network enter it, in eval mode. On rank 0 it gives a :class:`~.serving.Server` at once, which
         is called with inputs, from any thread; on the others it waits, and gives ``None`` when rank 0 has left its
         block. Waiting for requests is no hang, however long. A rank that fails, dies or hangs ends all of them, with an
         error that names it, within the time-out of :meth:`PararealModule.distribute`.
+
+        Args:
+            forward: what is called in the place of the stage, such as :func:`~pararealize.capture_stage` gives.
 
         Raises:
             DistributedError: the stage is in train mode, or a call before has failed; on every rank.
@@ -263,7 +266,7 @@ class Stage(StageModule):
                 self._refuse("serve", "the stage is in train mode, and requests are answered in eval mode; call eval()")
         with self.collective_call("serve", copies=False):
             pass
-        with serve_requests(self.rank_setup, self) as server:
+        with serve_requests(self.rank_setup, self if forward is None else forward) as server:
             yield server
 
     # Around steps ----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 from pararealize.argument_types import typed_arguments
 from pararealize.distributed.gradients import is_of_averages
 from pararealize.distributed.rank_segments import call_part
+from pararealize.distributed.serving import Server
 from pararealize.distributed.stage import Stage
 from pararealize.distributed.step import SegmentStep
 from pararealize.errors import CaptureError, DeviceError, ModelError
@@ -50,7 +51,7 @@ _REMEDY = "distribute it over a mesh of 'cuda' devices where there are some, or 
 
 
 @typed_arguments(DeviceError, "stage")
-def capture_stage(stage: Stage) -> GraphedStage:
+def capture_stage(stage: Stage, *, sizes: int = 8) -> GraphedStage:
     """Run a rank's parts of a distributed network as CUDA graphs: of each one for the forward, one for the backward.
 
     It is no collective call, and ranks need not do the same: what passes between them is as it was. The first step of
@@ -59,6 +60,8 @@ def capture_stage(stage: Stage) -> GraphedStage:
 
     Args:
         stage: on a GPU, of :meth:`PararealModule.distribute`.
+        sizes: how many kinds of calls (size, mode, state of autocast) are captured at most, since each keeps the memory
+            of one; those that come later run eagerly.
 
     Returns:
         What is called in the place of the stage: ``graphed.step(...)`` and ``graphed(...)``.
@@ -66,6 +69,7 @@ def capture_stage(stage: Stage) -> GraphedStage:
     Raises:
         ModelError: ``stage`` is no stage of a parareal network.
         DeviceError: it computes on no GPU.
+        CaptureError: ``sizes`` is no positive number.
 
     Example:
         >>> import torch
@@ -88,8 +92,10 @@ def capture_stage(stage: Stage) -> GraphedStage:
             f"{type(stage).__name__} is no stage of a parareal network; pass what pararealize(model, n).distribute() "
             "returns, and a network of one process to capture_step"
         )
+    if sizes < 1:
+        raise CaptureError(f"sizes is {sizes}; pass how many kinds of calls may be captured, 1 or more")
     check_gpus([stage.device], _REMEDY)
-    return GraphedStage(stage, program)
+    return GraphedStage(stage, program, sizes)
 
 
 class GraphedStage:
@@ -105,8 +111,8 @@ class GraphedStage:
         replays: how many calls were replayed, so far.
     """
 
-    def __init__(self, stage: Stage, program: SegmentStep) -> None:
-        self.stage = stage
+    def __init__(self, stage: Stage, program: SegmentStep, sizes: int) -> None:
+        self.stage, self._sizes = stage, sizes
         self.eager: dict[str, str] = {}
         self.replays = 0
         self._segments = program.segments
@@ -141,6 +147,13 @@ class GraphedStage:
         with self._replayed("inference", args, kwargs):
             return self.stage(*args, everywhere=everywhere, **kwargs)
 
+    def serve(self) -> contextlib.AbstractContextManager[Server | None]:
+        """Take requests on the first rank, and answer them by replays: see :meth:`Stage.serve`.
+
+        The first request of each size is answered eagerly; so are all of a size beyond the number of sizes.
+        """
+        return self.stage.serve(forward=self)
+
     def zero_grad(self) -> None:
         """Set gradients to zero where graphs add to them, and to ``None`` elsewhere; few calls, whatever the size."""
         self._gradients.attach(keep=False)
@@ -172,6 +185,9 @@ class GraphedStage:
         capture = self._captures.get(key)
         if capture is not None:
             capture.stamp.look()  # before the other ranks hear of the call
+        elif len(self._captures) == self._sizes:
+            yield
+            return
         recorder = _ArgumentRecorder()
         self._segments.caller = recorder if capture is None else capture.call
         try:

@@ -202,7 +202,29 @@ def test_a_captured_rank_on_a_gpu() -> None:
         assert not eager, f"{name!r}: {eager}"
 
 
+def served() -> None:
+    """Requests are answered by replays, on the first rank in a thread of the server's; of no more sizes than asked."""
+    net, batch = converted("perceptron")
+    stage = net.eval().distribute(mesh_of(dist.get_world_size()), timeout=30).eval()
+    with cuda_double.cuda_on_the_cpu() as double:
+        graphed = capture_stage(stage, sizes=2)
+        call = graphed.__call__
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with double if stage.rank == 0 else contextlib.nullcontext():  # a mode of torch's is one thread's
+                return call(*args, **kwargs)
+
+        with stage.serve(forward=forward) as server:
+            for size in (1, 1, 2, 1, 3, 3, 2) if server is not None else ():
+                x = batch(size)
+                assert distance(server(x), net(x).detach()) < TIGHT
+        assert graphed.replays == 3
+        with graphed.serve() as server:
+            assert server is None or server.answered == 0
+
+
 def everything(names: list[str]) -> tuple[dict[str, Any], float, bool, dict[str, Any]]:
+    served()
     return train(names), copies(), scaled(), faults()
 
 
