@@ -10,15 +10,13 @@ from pararealize.table import count, quantity
 
 from .strategy import Strategy
 
-__all__ = ["advise"]
+__all__ = ["advise", "known_quality"]
 
 EVEN = 1.05  # an exact strategy that is this near to a faster one is the better buy
 
 
-def advise(
-    model: str, rows: Sequence[Strategy], *, devices: int, batch: int, memory: float, evidence: Choice | None
-) -> str:
-    """What to do.
+def advise(model: str, rows: Sequence[Strategy], *, devices: int, batch: int, memory: float) -> str:
+    """What to do, in a sentence.
 
     Args:
         model: as the command line names it.
@@ -26,7 +24,6 @@ def advise(
         devices: how many there are.
         batch: samples a step.
         memory: bytes of a device.
-        evidence: what learnt well on networks like this one, for the parareal row.
     """
     fitting = [row for row in rows if row.fits]
     if not fitting:
@@ -35,7 +32,7 @@ def advise(
     exact = min((row for row in fitting if row.exact), key=lambda row: row.step, default=None)
     if exact is not None and exact.step <= EVEN * best.step:
         return _exact(exact, fitting, devices=devices, batch=batch)
-    return _another_network(model, best, exact, evidence)
+    return _another_network(model, best, exact)
 
 
 def _exact(best: Strategy, fitting: Sequence[Strategy], *, devices: int, batch: int) -> str:
@@ -57,27 +54,27 @@ def _exact(best: Strategy, fitting: Sequence[Strategy], *, devices: int, batch: 
     )
 
 
-def _another_network(model: str, best: Strategy, exact: Strategy | None, evidence: Choice | None) -> str:
-    than = "" if exact is None else f", against {exact.speedup:.2f}× by {exact.name}, the fastest that is exact"
-    text = f"{best.name} ({best.detail}) is predicted fastest: {best.speedup:.2f}× on "
-    text += f"{quantity(best.devices, 'device')}{than}. "
+def _another_network(model: str, best: Strategy, exact: Strategy | None) -> str:
+    than = "" if exact is None else f" (against {exact.speedup:.2f}× by {exact.name}, the fastest that is exact)"
+    text = f"{best.name} ({best.detail}) is predicted fastest, {best.speedup:.2f}× on "
+    text += f"{quantity(best.devices, 'device')}{than}, but "
     if best.plan is None:
         return (
-            text + "It trains with approximate gradients, and how well has not been measured: try "
+            f"{text}it trains with approximate gradients, and how well has not been measured: try "
             "pararealize.layer_parallel(model) on your data, with its Monitor, before you rely on it."
         )
-    learnt = ""
-    if evidence is not None:
-        same = evidence.kind == best.plan.coarse
-        learnt = f" (on networks like it: {evidence.kind!r} was {evidence.why})" if same else (
-            f" (on networks like it {evidence.kind!r} was {evidence.why}; {best.plan.coarse!r} is cheaper)"
-        )  # fmt: skip
     windows = f" --windows {len(best.plan.windows)}" if len(best.plan.windows) > 1 else ""
     return (
-        f"{text}It is another network than the original, and its quality is unmeasured{learnt}. For a trained network, "
-        f"measure it first: pararealize tradeoff {model} --n {best.n} --weights FILE --data NAME; from scratch: "
-        f"pararealize train {model} --n {best.n} --coarse {best.plan.coarse}{windows} --data NAME --out RUN."
+        f"{text}it is another network, whose quality on your data is unmeasured: measure it with pararealize tradeoff "
+        f"{model} --n {best.n} --weights FILE --data NAME, or train one with pararealize train {model} --n {best.n} "
+        f"--coarse {best.plan.coarse}{windows} --data NAME --out RUN."
     )
+
+
+def known_quality(best: Strategy, evidence: Choice) -> str:
+    """What learnt well on networks like that of the fastest parareal row."""
+    cheaper = "" if best.plan is None or best.plan.coarse == evidence.kind else f"; {best.plan.coarse!r} is cheaper"
+    return f"of coarse blocks on networks like this, {evidence.kind!r} was {evidence.why}{cheaper}"
 
 
 def _too_large(rows: Sequence[Strategy], memory: float, batch: int) -> str:

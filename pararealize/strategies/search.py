@@ -29,7 +29,7 @@ from pararealize.profiles.device import DeviceProfile, Link
 from pararealize.profiles.roofline import Roofline
 from pararealize.tracing.front_end import capture
 
-from .advice import advise
+from .advice import advise, known_quality
 from .comparison import CurvePoint, StrategyComparison
 from .measured_blocks import MeasuredBlocks
 from .multigrid_layers import MultigridLayers
@@ -142,6 +142,8 @@ def plan_strategies(
     notes = [*costs.costs(1).notes]
     if isinstance(layers.structure, str) and devices > 1:
         notes.append(f"no layer-parallel multigrid: {layers.structure}")
+    if best is not None:
+        notes.append(known_quality(best, choose(chain, best.n)))
     notes += [f"no parareal network of some sort: {why}" for why in plans.refusals[:2]]
     return StrategyComparison(
         model=shown_name,
@@ -161,7 +163,6 @@ def plan_strategies(
             devices=devices,
             batch=batch_size,
             memory=shown.memory,
-            evidence=None if best is None else choose(chain, best.n),
         ),
     )
 
