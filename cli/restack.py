@@ -45,13 +45,16 @@ import torch
 HERE = Path(__file__).resolve().parent
 
 
-def load():
-    """The network, its weights read from weights.safetensors."""
+def load(model=None):
+    """The network, its weights read from weights.safetensors.
+
+    ``model`` is the original, any weights, where it cannot be built by its name from here.
+    """
     from pararealize import models, restack
     from pararealize.distributed.checkpoint import load_state
 {imports}
     net = restack(
-        models.build({model}),
+        models.build({model}) if model is None else model,
 {arguments}    )
     load_state(net, HERE / "weights.safetensors")
     return net
@@ -144,7 +147,8 @@ def command(
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
-            files = _write(restacked, folder, scheme, Origin(model=model, options=network, example=inputs))
+            origin = Origin(model=model, options=network, folder=output or folder, example=inputs)
+            files = _write(restacked, folder, scheme, origin)
     parameters = sum(parameter.numel() for parameter in restacked.parameters())
     document = {"restacking": restacked.restacking.to_dict(), "parameters": parameters}
     print_result(document, str(restacked.restacking), output, files, as_json=as_json)
@@ -158,7 +162,7 @@ def _write(net: RestackedModule, folder: Path, settings: SchemeOptions, origin: 
     text = json.dumps(net.restacking.to_dict(), indent=2, ensure_ascii=False)
     restacking.write_text(text + "\n", encoding="utf-8")
     save_state(net, weights, once=True)
-    scheme = source_of_callable(settings.scheme)
+    scheme = source_of_callable(settings.scheme, origin.folder)
     arguments = {"scheme": f"scheme({scheme})" if ":" in scheme else scheme}
     arguments |= {name: repr(value) for name, value in settings.arguments().items()}
     arguments |= origin.source_of_example() | origin.source_of_leaf_modules()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_options", "example", "is_saved", "original", "segments"]
+__all__ = ["built_with", "check_options", "example", "is_saved", "original", "segments"]
 
 
 def is_saved(model: str) -> bool:
@@ -70,3 +70,11 @@ def segments(model: str) -> int:
 
     plan = read_folder(model).plan
     return 1 if plan is None else plan.n
+
+
+def built_with(model: str, built_by: str | None) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments by which :func:`pararealize.models.build` gives the original of a folder."""
+    from pararealize.saving import read_folder
+
+    source = read_folder(model).record.model
+    return (source.name if built_by is None else built_by), dict(source.arguments)

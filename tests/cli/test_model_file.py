@@ -1,5 +1,8 @@
 """``model.py``: names and arguments as source, from which the same network is made elsewhere."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,24 +12,32 @@ from pararealize_cli.options import ModelOptions
 HEADER = "# {name} {version}\n{imports}call(models.build({model}),\n{arguments})\n"
 
 
-def test_a_callable_of_a_file_is_named_by_its_whole_path(tmp_path, monkeypatch):
+def test_a_callable_of_a_file_is_named_as_seen_from_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert source_of_callable('nets "2".py:deep') == f'"{tmp_path}/nets \\"2\\".py:deep"'
-    assert source_of_callable("package.module:deep") == '"package.module:deep"'
-    assert source_of_callable("resnet20") == '"resnet20"'
+    out = tmp_path / "runs" / "out"
+    assert source_of_callable('nets "2".py:deep', out) == 'str(HERE / "../../nets \\"2\\".py") + ":deep"'
+    assert source_of_callable("package.module:deep", out) == '"package.module:deep"'
+    assert source_of_callable("resnet20", out) == '"resnet20"'
 
 
 def test_only_what_was_asked_for_is_written():
-    plain = Origin(model="resnet20", options=ModelOptions())
+    plain = Origin(model="resnet20", options=ModelOptions(), folder=Path("out"))
     assert plain.source_of_model() == '"resnet20"'
     assert plain.source_of_example() == plain.source_of_leaf_modules() == {}
     whole = Origin(
         model="resnet20",
         options=ModelOptions(num_classes=7, leaf=["torch.nn:Flatten", "torch.nn:ReLU"]),
+        folder=Path("out"),
         example=torch.zeros(2, 5, dtype=torch.int64),
     )
     assert whole.source_of_model() == '"resnet20", num_classes=7'
     assert whole.source_of_example() == {"example_inputs": "torch.zeros((2, 5), dtype=torch.int64)"}
+    several = dataclasses.replace(
+        whole, example=(torch.zeros(2, 5), {"mask": torch.zeros(2, dtype=torch.bool), "n": [3]})
+    )
+    assert several.source_of_example()["example_inputs"] == (
+        '(torch.zeros((2, 5), dtype=torch.float32), {"mask": torch.ones((2,), dtype=torch.bool), "n": [3]},)'
+    )
     assert whole.source_of_leaf_modules() == {"leaf_modules": '[find("torch.nn:Flatten"), find("torch.nn:ReLU")]'}
 
 
@@ -42,7 +53,9 @@ def test_only_what_was_asked_for_is_written():
     ],
 )
 def test_load_imports_what_its_arguments_call(arguments, imports):
-    text = source_code(HEADER, Origin(model="m", options=ModelOptions()), arguments, "\ncode\n\n", name="Net")
+    text = source_code(
+        HEADER, Origin(model="m", options=ModelOptions(), folder=Path("out")), arguments, "\ncode\n\n", name="Net"
+    )
     lines = "".join(f"        {name}={value},\n" for name, value in arguments.items())
     first, _, rest = text.partition("\n")
     assert first.startswith("# Net ")

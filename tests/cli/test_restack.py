@@ -2,11 +2,12 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
 
-from pararealize import models, restack
+from pararealize import models, pararealize, restack
 from tests.command import run
 
 HEUN = """
@@ -49,6 +50,17 @@ def test_restack_writes_a_network_that_can_be_loaded(tmp_path, options):
     assert run("restack", "resnet20", "--scheme", "midpoint", "--out", folder, "--force").exit_code == 0
 
 
+def test_restack_takes_a_networks_folder(tmp_path):
+    """The file says how the original in the folder is built, and needs the folder no more."""
+    pararealize(models.resnet20(), 2, coarse="linear").save(tmp_path / "saved")
+    assert run("restack", tmp_path / "saved", "--scheme", "midpoint", "--out", tmp_path / "out").exit_code == 0
+    shutil.rmtree(tmp_path / "saved")
+    spec = importlib.util.spec_from_file_location("of_a_folder", tmp_path / "out" / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.load()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_restack_takes_a_tableau_from_a_file(tmp_path):
     (tmp_path / "tables.py").write_text(HEUN)
     out = tmp_path / "out"
@@ -58,6 +70,8 @@ def test_restack_takes_a_tableau_from_a_file(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.load().restacking.scheme == "heun"
+    assert module.load(models.resnet20()).restacking.scheme == "heun"
+    assert str(tmp_path) not in (out / "model.py").read_text()  # it holds where both are moved to
     result = run("restack", "resnet20", "--scheme", f"{tmp_path}/tables.py:number", "--json")
     assert json.loads(result.stdout)["error"]["type"] == "TableauError"
 
