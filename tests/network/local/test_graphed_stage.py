@@ -22,6 +22,7 @@ from pararealize.errors import DeviceError, ModelError
 from pararealize.network.local.graphed_stage import capture_stage
 from pararealize.network.local.graphed_step import capture_step
 from tests import cuda_double
+from tests.message_queues import logged_as_nccl
 from tests.network.local.test_capture_checks import Opaque, network
 from tests.network.local.test_graphed_step import stack_of
 from tests.network.local.test_module import machine
@@ -223,8 +224,24 @@ def served() -> None:
             assert server is None or server.answered == 0
 
 
+def issued(*, captured: bool) -> list[tuple[Any, ...]]:
+    """The messages of three steps as NCCL would be given them, each with how many waits stand before it."""
+    net, batch = converted("windows, context with gradients")
+    with cuda_double.cuda_on_the_cpu(), logged_as_nccl() as log:
+        stage = net.distribute(mesh_of(dist.get_world_size()), timeout=30)
+        steps = capture_stage(stage) if captured else stage
+        for _ in range(3):
+            steps.step(batch(2), target=torch.zeros(()), loss_fn=mean_square)
+        stage.close()
+        assert not captured or steps.replays == 2
+    return [(one.kind, one.ranks, one.label, one.waited) for one in log.operations]
+
+
 def everything(names: list[str]) -> tuple[dict[str, Any], float, bool, dict[str, Any]]:
     served()
+    messages = issued(captured=True)
+    assert len(messages) > 8
+    assert messages == issued(captured=False)
     return train(names), copies(), scaled(), faults()
 
 
