@@ -11,7 +11,8 @@ from . import options
 from .console import out, print_json, working
 from .data_options import DataOptions
 from .html import check_page, write_page
-from .step_timelines import forward_pass
+from .residual_norms import section_of_residuals
+from .step_timelines import SAMPLES, forward_pass
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -85,7 +86,9 @@ def command(
         print_json({"comparison": result.to_dict(), "data": str(samples), "note": note})
     else:
         out().print(f"{folder} on {samples}\n\n{result}" + (f"\nnote: {note}" if note else ""), markup=False)
-    write_page(page, result, net.plan, *forward_pass(page, net, samples), title=folder, seed=seed, quiet=as_json)
+    residuals = None if page is None else section_of_residuals(net, samples.example(SAMPLES))
+    steps = forward_pass(page, net, samples)
+    write_page(page, result, net.plan, residuals, *steps, title=folder, seed=seed, quiet=as_json)
 
 
 def _note(folder: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pararealize.data.own_batches import OwnBatches
     from pararealize.plan import RecordedAction
 
-__all__ = ["forward_pass", "of_processes", "of_this_process"]
+__all__ = ["SAMPLES", "forward_pass", "of_processes", "of_this_process", "on_device_of"]
 
 REPEATS, WARMUP = 3, 1  # of each part
 SAMPLES = 32  # of a forward pass
@@ -49,6 +49,7 @@ def of_this_process(net: nn.Module, x: Any, target: torch.Tensor | None = None) 
 
     if not isinstance(net, PararealModule):
         return []
+    x, target = on_device_of(net, x), on_device_of(net, target)
     trains = target is not None
     times, _ = measure_network(net, x, repeats=REPEATS, warmup=WARMUP)
     ranks = sorted({net.plan.n, 1}, reverse=True)
@@ -83,7 +84,8 @@ def of_processes(stage: Stage, x: Any, target: torch.Tensor, rebuild: Callable[[
     if dist.get_rank() > 0:
         return []
     recorded = _timeline([row for each in rows for row in each], plan, f"{len(rows)} processes of this run")
-    times, _ = measure_network(rebuild().to(stage.device), x, repeats=REPEATS, warmup=WARMUP)
+    whole = rebuild().to(stage.device)
+    times, _ = measure_network(whole, on_device_of(whole, x), repeats=REPEATS, warmup=WARMUP)
     latency, bandwidth = (None, None) if link is None else (link.latency, link.bandwidth)
     predicted = simulate(plan, times, batch=_samples(x), ranks=len(rows), latency=latency, bandwidth=bandwidth)
     return [predicted, recorded]
@@ -111,6 +113,15 @@ def _timeline(rows: list[RecordedAction], plan: Plan, where: str) -> Timeline:
     from pararealize import Timeline
 
     return Timeline.recorded(rows, model=plan.model, n=plan.n, source=plan.source, notes=(f"recorded: {where}",))
+
+
+def on_device_of(net: nn.Module, inputs: Any) -> Any:
+    """Tensors where a network begins; anything else as it is."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    return pytree.tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, inputs)
 
 
 def _samples(x: Any) -> int:

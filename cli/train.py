@@ -14,6 +14,8 @@ from . import options
 from .console import print_result, working
 from .data_options import DataOptions
 from .html import blocks_of, check_page, write_page
+from .residual_norms import section_of_residuals
+from .step_timelines import SAMPLES
 from .train_options import Initialise, MultigridOptions, PlacementOptions, RecipeOptions, RunOptions
 
 if TYPE_CHECKING:
@@ -281,7 +283,8 @@ def _page_values(page: Path, prepared: _Prepared) -> tuple[Any, ...]:
         return ()
     network, example = request.network, prepared.samples.example()
     chain = blocks_of(page, network.build(request.model), example, network.leaf_modules())
-    return (plan if isinstance(plan, Plan) else None, chain, *timelines)
+    residuals = section_of_residuals(prepared.built.net, prepared.samples.example(SAMPLES))
+    return (plan if isinstance(plan, Plan) else None, chain, residuals, *timelines)
 
 
 def _timelines(prepared: _Prepared) -> list[Timeline]:
