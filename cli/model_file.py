@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-
     from .options import ModelOptions
 
 __all__ = ["Origin", "source_code", "source_of_callable"]

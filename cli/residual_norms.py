@@ -43,7 +43,7 @@ def section_of_residuals(net: nn.Module, inputs: Any) -> Section | None:
         title="Residual norms", x="interface", y="relative norm", log=True, names=tuple(names),
         series=(
             Series(name="residual: z_j − x_{j+1}, of z_j", points=tuple(enumerate(missed))),
-            Series(name="left: z_j − u_j, of u_j", points=tuple(enumerate(left))),
+            Series(name="left: z_j − u_j, of u_j", points=tuple((i, norm) for i, norm in enumerate(left) if norm)),
         ),
         description="The residual is what the adapter behind an interface missed, and what coarse blocks correct for. "
         "What is left is the distance to u_j, the value where all segments run in sequence.",

@@ -49,4 +49,6 @@ class Transfer:
         return self.latency + size / self.bandwidth
 
     def __str__(self) -> str:
-        return f"latency {self.latency:g} s, bandwidth {self.bandwidth:g} bytes/s"
+        if not math.isinf(self.bandwidth):
+            return f"latency {self.latency:g} s, bandwidth {self.bandwidth:g} bytes/s"
+        return f"latency {self.latency:g} s, unlimited bandwidth" if self.latency else "free messages"

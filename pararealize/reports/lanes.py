@@ -111,10 +111,10 @@ def lanes_of(timeline: Timeline, *, title: str, end: float) -> Lanes:
     unit, scale = time_unit(end)
     places = ticks(0, end * scale, most=8)
     present = {action.kind for action in computed}
+    rows = "One row" if timeline.ranks == 1 else f"One row for each of {timeline.ranks} ranks"
     return Lanes(
         title=title,
-        description=f"One row for each of {timeline.ranks} ranks, time to the right, from 0 to {duration(end)}. "
-        "The same is in the table of ranks below.",
+        description=f"{rows}, time to the right, from 0 to {duration(end)}. The same is in the table of ranks below.",
         rows=tuple(_row(timeline, rank) for rank in range(timeline.ranks)),
         bars=tuple(_bar(action, start, end) for action in computed if id(action) in kept),
         arrows=tuple(_arrows(messages, start, end)),

@@ -114,7 +114,7 @@ def _section_of_timelines(timelines: Sequence[Timeline]) -> Section:
         facts=tuple(facts),
         figures=tuple(figures),
         tables=tuple(tables),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
