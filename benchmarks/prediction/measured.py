@@ -141,8 +141,8 @@ def measure(case: Case) -> Iterator[Measurement]:
 
 
 def _predict(model: nn.Module, shape: tuple[int, ...], batch: int, link: Link) -> _Prediction:
-    """From the blocks' seconds at the batch and at what a copy or a microbatch has of it."""
-    sizes = sorted({max(1, batch // 4), batch})
+    """From the blocks' seconds at the batch and at the smallest microbatch, between which all others are."""
+    sizes = sorted({max(1, batch // MICROBATCHES[-1]), batch})
     chains = tuple(find_blocks(capture(model, torch.randn(size, *shape))) for size in sizes)
     chain = chains[-1]
     costs = NetworkCosts(chain, receptive_fields(chain), MeasuredBlocks(chains), device_profile("cpu"), link)
