@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import threading
@@ -35,13 +36,16 @@ MOST_BYTES = 1 << 28  # of a request
 RAW, JSON = "application/octet-stream", "application/json"
 
 
-def serve_http(predict: Callable[[torch.Tensor], Any], about: dict[str, Any], port: int) -> ThreadingHTTPServer:
+def serve_http(
+    predict: Callable[[torch.Tensor], Any], about: dict[str, Any], port: int, dtype: torch.dtype = torch.float32
+) -> ThreadingHTTPServer:
     """An HTTP server on this machine alone, which calls ``predict`` from a thread for each connection.
 
     Args:
         predict: from an input to a tensor, or to a dict with ``logits``.
         about: what ``GET /`` answers.
         port: 0 for a free one.
+        dtype: of the input, where numbers in JSON have none.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,8 +67,11 @@ def serve_http(predict: Callable[[torch.Tensor], Any], about: dict[str, Any], po
                 self._reply(404 if self.path != "/predict" else 415, JSON, b'{"error": "POST /predict, JSON or raw"}')
                 return
             try:
-                x = read_tensors(body)["x"] if kind == RAW else torch.tensor(json.loads(body)["x"])
-            except (SafetensorError, ValueError, KeyError, TypeError) as error:
+                values = read_tensors(body) if kind == RAW else json.loads(body)
+                if not isinstance(values, dict) or values.get("x") is None:
+                    raise ValueError('there is no "x"; send {"x": numbers}, or a safetensors file with a tensor x')
+                x = values["x"] if kind == RAW else torch.tensor(values["x"], dtype=dtype)
+            except (SafetensorError, ValueError, TypeError, RuntimeError, OverflowError) as error:
                 self._fail(400, error)
                 return
             try:
@@ -79,7 +86,7 @@ def serve_http(predict: Callable[[torch.Tensor], Any], about: dict[str, Any], po
             else:
                 y = output["logits"] if isinstance(output, dict) else output
                 raw = kind == RAW
-                self._reply(200, kind, tensors_to_bytes({"y": y}) if raw else json.dumps({"y": y.tolist()}).encode())
+                self._reply(200, kind, tensors_to_bytes({"y": y}) if raw else _json({"y": y.tolist()}))
 
         def _fail(self, status: int, error: Exception) -> None:
             self._reply(status, JSON, json.dumps({"error": type(error).__name__, "message": str(error)}).encode())
@@ -99,6 +106,17 @@ def serve_http(predict: Callable[[torch.Tensor], Any], about: dict[str, Any], po
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
+def _json(value: Any) -> bytes:
+    """JSON of numbers, with null for those that it has no word for."""
+
+    def finite(item: Any) -> Any:
+        if isinstance(item, list):
+            return [finite(inner) for inner in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps({name: finite(item) for name, item in value.items()}, allow_nan=False).encode()
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.service", description=__doc__)
     parser.add_argument("folder", help="what convert, calibrate, train or network.save has written")
@@ -115,12 +133,13 @@ def main(arguments: list[str] | None = None) -> int:
     ranks = int(os.environ["WORLD_SIZE"])
     mesh = make_mesh(ranks, device="cpu", timeout=options.timeout)
     net = load(options.folder, options.built_by).eval()
+    dtype = next(iter(net.call_conditions.dtypes.values()))
     about = {"model": net.plan.model, "n": net.plan.n, "ranks": ranks}
     stage = net.distribute(mesh, timeout=options.timeout).eval()
     del net  # each rank keeps its own segments
     with stage.serve() as server:
         if server is not None:  # rank 0; the others stand in the line above until it is over
-            with serve_http(server, about, options.port) as http:
+            with serve_http(server, about, options.port, dtype) as http:
                 print(f"http://127.0.0.1:{http.server_port}/predict: {about}", flush=True)
                 try:
                     http.serve_forever()

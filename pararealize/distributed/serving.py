@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from pararealize.errors import AgreedError, DistributedError
+from pararealize.errors import AgreedError, DistributedError, RefusedCallError
 
 from .messages.formats import TensorFormat, ValueFormat, describe
 
@@ -38,6 +38,7 @@ MOST_FORMS = 1024  # of inputs or outputs, that are remembered
 CPU = torch.device("cpu")
 
 Forward = Callable[..., Any]
+Trial = Callable[..., None]
 
 
 class Server:
@@ -50,9 +51,10 @@ class Server:
         answered: how many requests have been answered.
     """
 
-    def __init__(self, setup: RankSetup, forward: Forward, beat: float) -> None:
+    def __init__(self, setup: RankSetup, forward: Forward, trial: Trial, beat: float) -> None:
         self.answered = 0
-        self._setup, self._forward, self._beat = setup, forward, beat
+        self._setup, self._forward, self._trial, self._beat = setup, forward, trial, beat
+        self._tried: set[tuple[Any, ...]] = set()  # inputs by names, sizes, types and devices
         self._requests: queue.SimpleQueue[tuple[Future[Any], tuple[Any, ...], dict[str, Any]] | None]
         self._requests = queue.SimpleQueue()
         self._exchange = _Exchange(setup)
@@ -125,7 +127,7 @@ class Server:
         if not answer.set_running_or_notify_cancel():
             return True
         try:
-            self._setup.partition.conditions.check(args, kwargs)  # what is refused here concerns no other rank
+            self._check(args, kwargs)  # what is refused here concerns no other rank
         except Exception as error:  # noqa: BLE001 - it is the caller's
             answer.set_exception(error)
             return True
@@ -142,6 +144,34 @@ class Server:
             self.answered += 1
             answer.set_result(output)
         return True
+
+    def _check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse inputs that the network does not take, before any rank hears of them.
+
+        Sizes and arguments are compared with what was recorded. Inputs of sizes and types that have not come yet go
+        through what this rank computes first; integers, such as tokens beyond a table, always do as far as its stem.
+
+        Raises:
+            RefusedCallError: the network fails with them.
+            ExampleError: the arguments are not those of the network.
+            GuardError: they have sizes that it does not take.
+        """
+        tensors = self._setup.partition.conditions.check(args, kwargs)
+        form = tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items())
+        is_new = form not in self._tried
+        if not is_new and all(tensor.is_floating_point() for tensor in tensors.values()):
+            return
+        try:
+            self._trial(tensors, whole=is_new)
+        except Exception as error:
+            given = ", ".join(f"{name} {tuple(one.shape)} {one.dtype} on {one.device}" for name, one in tensors.items())
+            raise RefusedCallError(
+                f"the network fails with these inputs ({given}): {type(error).__name__}: {error}; pass values, types "
+                "and devices that the original takes"
+            ) from error
+        if len(self._tried) >= MOST_FORMS:
+            self._tried.clear()
+        self._tried.add(form)
 
     def _fail(self, error: BaseException) -> None:
         with self._gate:
@@ -259,12 +289,13 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def serve_requests(setup: RankSetup, forward: Forward) -> Iterator[Server | None]:
+def serve_requests(setup: RankSetup, forward: Forward, trial: Trial) -> Iterator[Server | None]:
     """What ``stage.serve()`` does, once all ranks have come to it.
 
     Args:
         setup: of the rank.
         forward: the stage's own.
+        trial: runs what the first rank makes of a call's tensors by itself.
 
     Yields:
         The server on rank 0, as long as the block lasts; ``None`` elsewhere, when it is over.
@@ -274,7 +305,7 @@ def serve_requests(setup: RankSetup, forward: Forward) -> Iterator[Server | None
         _follow(setup, forward)
         yield None
         return
-    server = Server(setup, forward, beat=min(LONGEST_BEAT, channel.timeout.total_seconds() / 8))
+    server = Server(setup, forward, trial, beat=min(LONGEST_BEAT, channel.timeout.total_seconds() / 8))
     try:
         yield server
     except BaseException:

@@ -266,8 +266,14 @@ class Stage(StageModule):
                 self._refuse("serve", "the stage is in train mode, and requests are answered in eval mode; call eval()")
         with self.collective_call("serve", copies=False):
             pass
-        with serve_requests(self.rank_setup, self if forward is None else forward) as server:
+        with serve_requests(self.rank_setup, self if forward is None else forward, self._trial) as server:
             yield server
+
+    def _trial(self, tensors: Mapping[str, torch.Tensor], *, whole: bool) -> None:
+        """Run what the first rank makes of a call's tensors by itself."""
+        names = self.rank_setup.partition.inputs
+        with torch.no_grad():
+            self._program.trial({names[name]: self._to_device(tensor) for name, tensor in tensors.items()}, whole=whole)
 
     # Around steps ----------------------------------------------------------------------------------------------------
 

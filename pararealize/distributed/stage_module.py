@@ -50,6 +50,14 @@ class RankProgram(Protocol):
     def backward(self, run: Any, messages: StepMessages, loss: torch.Tensor | None, share: Callable[[], None]) -> None:
         """Its part of the backward pass; it calls ``share`` where nothing waits for the loss."""
 
+    def trial(self, inputs: Mapping[str, Any], *, whole: bool) -> None:
+        """On the first rank: what it makes of inputs by itself, without a message, so that it fails where they do.
+
+        Args:
+            inputs: by the names that parts read.
+            whole: with the first of its segments or layers; otherwise what comes before it, such as tables of tokens.
+        """
+
     def copied(self, setup: RankSetup, memo: dict[int, Any]) -> RankProgram:
         """The same over a deep copy of the rank's modules; ``memo`` is that of the copy."""
 

@@ -102,6 +102,16 @@ class SegmentStep:
                 run.windows.append(of_window)
         return run
 
+    def trial(self, inputs: Mapping[str, Any], *, whole: bool) -> None:
+        """What the first rank makes of inputs by itself: context, stem and, as a whole, its first segment."""
+        segments = self.segments
+        values = dict(inputs)
+        for kind in ("context", "stem"):
+            if segments.owns(kind):
+                values |= self._values_of(kind, values)
+        if whole:
+            segments.windows[0].call("segment", 1, values, values[segments.partition.parts["stem"].gives[0]].clone())
+
     def backward(
         self, run: SegmentValues, messages: StepMessages, loss: torch.Tensor | None, share: Callable[[], None]
     ) -> None:
@@ -163,10 +173,7 @@ class SegmentStep:
         """Run the context or the stem, and send what others read of it."""
         segments, activity = self.segments, self._activity
         with activity.during(kind, segments.first):
-            result = segments.call(kind, 0, run.values)
-        gives = segments.partition.parts[kind].gives
-        several = kind == "context" or len(gives) > 1
-        values = dict(zip(gives, result if several else (result,), strict=True))
+            values = self._values_of(kind, run.values)
         shared = {value.name: value for value in segments.partition.values}
         cut = run.graph and (kind == "context" or segments.partition.cuts_stem)
         for name, value in values.items():
@@ -178,6 +185,13 @@ class SegmentStep:
             for readers in messages.calls_for(shared[name].readers) if name in shared else ():
                 with activity.during("send", segments.first):
                     messages.give(name, value, readers)
+
+    def _values_of(self, kind: Literal["context", "stem"], values: Mapping[str, Any]) -> dict[str, Any]:
+        """What the context or the stem gives, by name."""
+        result = self.segments.call(kind, 0, values)
+        gives = self.segments.partition.parts[kind].gives
+        several = kind == "context" or len(gives) > 1
+        return dict(zip(gives, result if several else (result,), strict=True))
 
     def _compute_fine(self, window: WindowSegments, j: int, run: WindowValues, values: SegmentValues) -> None:
         """``x_j = C^j(w)`` and ``y_j = g^j(x_j)``, equation (2), corrected by K^j where there is one.

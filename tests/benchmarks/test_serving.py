@@ -52,8 +52,10 @@ def test_requests(service):
     assert torch.equal(load(body)["y"], 2 * x)
     status, body = post(json.dumps({"x": x.tolist()}), "application/json; charset=utf-8")
     torch.testing.assert_close(torch.tensor(json.loads(body)["y"]), 2 * x)
-    for wrong, kind in ((b"xx", RAW), (b"xx", "application/json"), (b'{"y": 1}', "application/json"), (b"[]", RAW)):
+    bodies = [b"xx", b'{"y": 1}', b"[1, 2]", b'{"x": null}', b'{"x": {}}', b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}"]
+    for wrong, kind in [(b"xx", RAW), (b"[]", RAW), *((body, "application/json") for body in bodies)]:
         assert post(wrong, kind)[0] == 400
+    assert json.loads(post(b'{"x": [[1, 2, NaN]]}', "application/json")[1])["y"] == [[2.0, 4.0, None]]
     status, body = post(json.dumps({"x": [[1.0]]}), "application/json")
     assert (status, json.loads(body)) == (400, {"error": "ExampleError", "message": "three numbers a row"})
     assert post(b"{}", "text/plain")[0] == 415

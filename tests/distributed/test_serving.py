@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pararealize import pararealize
-from pararealize.errors import AgreedError, DistributedError, ExampleError, RankError
+from pararealize.errors import AgreedError, DistributedError, ExampleError, RankError, RefusedCallError
 from tests.models import LanguageModel, Perceptron
 from tests.rank_comparison import distance, mesh_of
 from tests.ranks import RanksFailed, on_ranks
@@ -36,6 +36,9 @@ def answers(ranks: int) -> float:
             batches = [torch.randn(size, 8) for size in (1, 4, 1, 3, 2, 4)]
             with pytest.raises(ExampleError):
                 server(batches[0], batches[0])
+            for wrong in (batches[0].double(), batches[0].to("meta"), batches[0].half()):
+                with pytest.raises(RefusedCallError, match="the network fails with these inputs"):
+                    server(wrong)
             with ThreadPoolExecutor(3) as threads:
                 outputs = list(threads.map(server, batches))
             outputs.append(server(batches[0]))
@@ -70,6 +73,8 @@ def nested() -> float:
                 if server is not None:
                     for _ in range(2):
                         worst = max(worst, distance(server(ids=ids)["logits"], net(ids)["logits"].detach()))
+                        with pytest.raises(RefusedCallError, match="IndexError"):
+                            server(ids=ids + 11)  # beyond the table, at a size that has been answered
                     if fails:
                         raise ValueError("of the block")
         except ValueError:

@@ -185,6 +185,10 @@ class LayerStep:
             self._end(run)
         return run
 
+    def trial(self, inputs: Mapping[str, Any], *, whole: bool) -> None:  # noqa: ARG002 - the stem is the whole of it
+        """What the first rank makes of inputs by itself: its stem."""
+        self._layers.parts["stem"](*inputs.values())
+
     def backward(
         self, run: LayerValues, messages: StepMessages, loss: Tensor | None, share: Callable[[], None]
     ) -> None:
