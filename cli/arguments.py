@@ -219,7 +219,7 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdigit() and len(part) < 10 for part in parts):
-        raise PlanError(f"--{option} {text!r} is no list of numbers; write numbers of devices such as 2,4")
+        raise PlanError(f"--{option} {text!r} is no list of numbers; write numbers such as 2,4")
     return tuple(map(int, parts))
 
 

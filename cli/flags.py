@@ -63,6 +63,7 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"strict=False", "--no-strict"),
     (r"measure=True", "--measure"),
     (r"leave measure out", "leave --measure out"),
+    (r"print them: net\.guards", "pararealize inspect shows them"),
     (r"net\.guards", "the guards"),
     (r"PararealModule\.distribute|distribute\(mesh, reduce_linear=\.\.\.\)", "--reduce-linear"),
 )  # fmt: skip

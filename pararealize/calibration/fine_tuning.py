@@ -11,13 +11,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
-from pararealize.errors import CalibrationError, ModelError, RecipeError, TrainingError
+from pararealize.errors import CalibrationError, ExampleError, ModelError, RecipeError, TrainingError
 from pararealize.network.module import PararealModule
 from pararealize.restacking.batchnorm import running_norms
 from pararealize.train.recipe import Recipe
@@ -262,7 +262,9 @@ def _loss(
     recipe: Recipe,
 ) -> OutputLoss:
     """The loss, tried on a batch held out before any step is taken."""
-    batch = next(data.tests())
+    batch = next(data.tests(), None)
+    if batch is None:
+        raise ExampleError("there is no test batch; pass some batches that are held out, or leave test out")
     values, labels = teacher.in_sequence(batch), labels_of(batch)
     output = teacher(batch).output
     chosen = choose_loss(
@@ -274,9 +276,19 @@ def _loss(
         temperature=temperature,
         label_smoothing=recipe.label_smoothing,
     )
+    if values.mask is not None and all(_is_all_padding(teacher, one) for one in data.tests()):
+        raise CalibrationError(
+            "the mask leaves out every position of the batches that are held out, so that nothing is compared; pass "
+            "one that is nonzero where there is something, or mask=None"
+        )
     if chosen.function is None:
         chosen(GraphRun(net)(batch).output, output, batch, labels, values.mask)
     return chosen
+
+
+def _is_all_padding(teacher: Teacher, batch: Any) -> bool:
+    mask = teacher.in_sequence(batch).mask
+    return mask is not None and not bool(mask.any())
 
 
 def _default_lr(net: PararealModule, trained: TrainedParameters) -> float:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pararealize.errors import CalibrationError
@@ -219,6 +219,6 @@ def _takes_three(function: LossFunction) -> bool:
     except (TypeError, ValueError):  # of a builtin without a signature
         return False
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
-        return True
+        return not isinstance(function, nn.Module) or _takes_three(function.forward)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in parameters) >= 3

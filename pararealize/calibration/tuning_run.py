@@ -20,6 +20,7 @@ from .batch import labels_of, samples_of
 from .graph_run import GraphRun, RunValues
 from .losses import OutputLoss, relative_error
 from .masks import MaskChoice, mask_of, unmasked
+from .output_kind import named_leaves
 from .teacher import Teacher, TeacherValues
 from .trained_parameters import TrainedParameters
 from .tuning_data import TuningData
@@ -178,6 +179,11 @@ class TuningRun:
                 norm.training = False
         self._check(loss, "loss")
         if not loss.requires_grad:
+            if job.loss.function is not None and any(leaf.requires_grad for _, leaf in named_leaves(values.output)):
+                raise CalibrationError(
+                    f"the loss {job.loss.name} gives a number without gradients, though the outputs have them; "
+                    "compute it from the first output, without detach, item or torch.tensor"
+                )
             return float(loss.detach())  # of nothing that is trained
         loss.backward()
         self.trained.pass_gradients()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from pararealize.argument_types import typed_arguments
 from pararealize.calibration.batch import Batches, labels_of, one_pass
 from pararealize.calibration.masks import attention_mask
-from pararealize.errors import CalibrationError, ExampleError, ModelError
+from pararealize.errors import CalibrationError, ExampleError, ModelError, PararealizeError
 from pararealize.network.module import PararealModule
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.call_signature import CallSignature
@@ -90,7 +91,9 @@ def compare(
             args, kwargs = call.as_arguments(as_input(original, _inputs(batch, call), device))
             first = (args, kwargs) if first is None else first
             labels, mask = labels_of(batch), attention_mask(batch)
-            sums.add(original(*args, **kwargs), net(*args, **kwargs), labels=labels, mask=mask)
+            with _refusing_the_batch(net.plan.model):
+                outputs = original(*args, **kwargs), net(*args, **kwargs)
+            sums.add(*outputs, labels=labels, mask=mask)
             say(f"{sums.samples} samples compared")
         if first is None:
             raise ExampleError("the batches are empty; pass at least one")
@@ -112,6 +115,20 @@ def compare(
         device=str(device),
         threads=torch.get_num_threads(),
     )
+
+
+@contextlib.contextmanager
+def _refusing_the_batch(model: str) -> Iterator[None]:
+    """Say of what a network raises that it is the batch's fault, as it ran on the example of its conversion."""
+    try:
+        yield
+    except PararealizeError:
+        raise
+    except Exception as error:
+        raise ExampleError(
+            f"{model} does not take this batch: {type(error).__name__}: {error}; pass batches like the example inputs "
+            "of the conversion"
+        ) from error
 
 
 def _inputs(batch: Any, call: CallSignature) -> Any:

@@ -158,7 +158,7 @@ def plan_strategies(
         curves=points,
         notes=tuple(notes),
         advice=advise(
-            shown_name,
+            "MODEL" if name is None else name,
             rows,
             devices=devices,
             batch=batch_size,

@@ -222,5 +222,11 @@ def test_refusals() -> None:
         fine_tune(net, batches, steps=1, loss="cross_entropy")
     with pytest.raises(ExampleError, match="there is no batch"):
         fine_tune(net, [], steps=1)
+    with pytest.raises(ExampleError, match="there is no test batch"):
+        fine_tune(net, batches, steps=1, test=[])
+    with pytest.raises(CalibrationError, match="the mask leaves out every position"):
+        fine_tune(net, batches, steps=1, mask=lambda batch: torch.zeros_like(batch["ids"]))
+    with pytest.raises(CalibrationError, match="gives a number without gradients"):
+        fine_tune(token_net(end="tensor")[1], batches, steps=1, loss=lambda s, t: torch.tensor(1.0))
     with pytest.raises(RecipeError, match="draws no weights"):
         fine_tune(net, batches, steps=1, recipe=Recipe(initialise="he"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pararealize.calibration.losses import OutputLoss, choose_loss, relative_error
@@ -81,6 +81,7 @@ def test_the_loss_follows_from_the_outputs() -> None:
     assert choose_loss("auto", VALUES, padded, mask=torch.tensor([[True, False]] * 5)).name == "cosine"
     own = choose_loss(lambda s, t: (s - t).abs().mean(), VALUES, values)
     assert own(values, values + 2, None, None, None) == pytest.approx(2)
+    assert choose_loss(nn.MSELoss(), VALUES, values)(values, values + 2, None, None, None) == pytest.approx(4)
     with_batch = choose_loss(lambda s, t, batch: (s - batch).mean(), VALUES, values)
     assert with_batch(values, values, values - 1, None, None) == pytest.approx(1)
 

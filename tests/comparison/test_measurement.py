@@ -47,3 +47,6 @@ def test_refusals():
         compare(net, model, [], rounds=0)
     with pytest.raises(ExampleError, match="the batches are empty"):
         compare(net, model, [])
+    for wrong in (torch.randn(3, 9), torch.randn(3, 1, 9)):
+        with pytest.raises(ExampleError, match="Perceptron does not take this batch: RuntimeError"):
+            compare(net, model, [wrong])
