@@ -94,6 +94,7 @@ class Calibration:
             coarse=self.coarse,
             accuracy=self.accuracy,
             tolerance=tolerance,
+            held_out=self.held_out,
             fine_tuned=self.fine_tune_steps > 0,
         )
 

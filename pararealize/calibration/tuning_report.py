@@ -136,6 +136,7 @@ class FineTuning:
             coarse=self.coarse,
             accuracy=self.accuracy,
             tolerance=tolerance,
+            held_out=bool(self.held_out),
             fine_tuned=True,
         )
 

@@ -55,6 +55,7 @@ def judge(
     coarse: str = "",
     accuracy: float | None = None,
     tolerance: float = USABLE_ERROR,
+    held_out: bool = True,
     fine_tuned: bool = False,
 ) -> Verdict:
     """A sentence about a network at the errors of one stage.
@@ -69,6 +70,7 @@ def judge(
         coarse: the kind of coarse blocks.
         accuracy: that of the network in sequence; None without labels.
         tolerance: of the output's relative error.
+        held_out: whether the errors are those of samples that nothing was fitted to.
         fine_tuned: whether the stage is behind a fine-tuning, which is then not recommended.
 
     Raises:
@@ -92,7 +94,8 @@ def judge(
         usable = errors.agreement >= USABLE_AGREEMENT
         figure = f"the same class as the original in {share(errors.agreement, 2)} ({figure})"
     if usable:
-        return Verdict(usable=True, sentence=f"usable at this error: {figure}")
+        where = "" if held_out else ", of the samples fitted to"
+        return Verdict(usable=True, sentence=f"usable at this error: {figure}{where}")
     if not math.isfinite(errors.output):
         return Verdict(usable=False, sentence="not usable: the output is not finite, or the original's is zero")
     if errors.output >= 1 and not by_class:

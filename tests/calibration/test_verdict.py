@@ -23,6 +23,7 @@ def errors(output: float, agreement: float | None = None, accuracy: float | None
         (errors(0.3), {},
          "not usable: output error 0.30, above 0.25; take more windows (about 2 at n = 4), or fine-tune"),
         (errors(0.3), {"tolerance": 0.3}, "usable at this error: output error 0.30"),
+        (errors(0.01), {"held_out": False}, "usable at this error: output error 0.01, of the samples fitted to"),
         (errors(1.05), {"fine_tuned": True},
          "not usable: output error 1.05: worse than answering zero; take more windows (about 5 at n = 4)"),
         (errors(0.4, 0.96), {}, "usable at this error: the same class as the original in 96.00 % (output error 0.40)"),
