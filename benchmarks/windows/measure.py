@@ -5,30 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from pararealize import PararealModule, calibrate, pararealize
 
-from . import decoder, minilm
+from . import decoder
 from .text import batches, docstrings
 
 __all__ = ["measure"]
 
 STEPS = 920  # of the decoder's training
-DISTIL = 300
 Shape = tuple[int, int, int, int]
 
 
-def measure(
-    network: str, shape: Shape | None, kind: str, *, train: bool, weights: Path, minilm_folder: Path | None
-) -> dict[str, Any]:
-    if shape is None:
-        return _original(weights)
-    if network == "decoder":
-        return _decoder(shape, kind, weights, train=train)
-    assert minilm_folder is not None
-    return _minilm(shape, kind, minilm_folder, train=train)
+def measure(shape: Shape | None, kind: str, *, train: bool, weights: Path) -> dict[str, Any]:
+    """The row of a case; without a shape, of the decoder itself."""
+    return _original(weights) if shape is None else _decoder(shape, kind, weights, train=train)
 
 
 def _original(weights: Path) -> dict[str, Any]:
@@ -65,20 +57,3 @@ def _decoder(shape: Shape, kind: str, weights: Path, *, train: bool) -> dict[str
         decoder.train(net.train(), text, steps=STEPS // 10, lr=5e-4, seed=7, say=lambda _: None)
         row["excess_trained"] = decoder.perplexity(net.eval(), held_out) / original - 1
     return row
-
-
-def _minilm(shape: Shape, kind: str, folder: Path, *, train: bool) -> dict[str, Any]:
-    model = minilm.minilm(folder)
-    train = minilm.batches_of(folder, held_out=False, count=48)
-    test = minilm.batches_of(folder, held_out=True, count=12)
-    net = _converted(model, shape, kind, train[0], [f"bert.encoder.layer.{i}" for i in range(6)])
-    row: dict[str, Any] = {"n": net.plan.n, "speedup": net.plan.virtual_speedup}
-    row["sums"] = minilm.quality(net, model, test)["cosine"]
-    calibrate(net, train)
-    row |= minilm.quality(net, model, test)
-    if not train:
-        return row
-    torch.manual_seed(0)
-    minilm.distil(net, model, train, steps=DISTIL, lr=1e-4)
-    distilled = minilm.quality(net, model, test)
-    return row | {"distilled": distilled["cosine"], "distilled_worst": distilled["worst"]}

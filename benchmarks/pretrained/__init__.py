@@ -1,0 +1,1 @@
+"""Networks with trained weights, converted, calibrated and distilled: error against speed."""

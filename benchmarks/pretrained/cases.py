@@ -1,0 +1,157 @@
+"""The networks, how they are cut, and with which coarse kinds: plain data, and a name for every case."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+__all__ = ["CASES", "GOALS", "NETWORKS", "Case", "Goal", "Schedule"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How a network is cut.
+
+    Attributes:
+        n: segments of a window.
+        windows: how many, or the numbers of the blocks at which they begin; None for what ``sequential`` leaves.
+        sequential: numbers of blocks that stay as they are; ``"changing"`` for those that change the space.
+        cuts: numbers of the blocks at which segments begin within windows; None to balance them.
+        halves: whether blocks are halves of layers.
+    """
+
+    n: int
+    windows: int | tuple[int, ...] | None = None
+    sequential: tuple[int, ...] | str = ()
+    cuts: tuple[int, ...] | None = None
+    halves: bool = False
+
+    def options(self, names: list[str], changing: list[str] | None = None) -> dict[str, Any]:
+        """The options of ``pararealize``, given the names of all blocks, and of those that change the space."""
+        options: dict[str, Any] = {"n": self.n}
+        if self.windows is not None:
+            options["windows"] = self.windows if isinstance(self.windows, int) else [names[i] for i in self.windows]
+        if self.sequential == "changing":
+            options["sequential"] = changing or []
+        elif self.sequential:
+            options["sequential"] = [names[int(i)] for i in self.sequential]
+        if self.cuts is not None:
+            options["cuts"] = [names[i] for i in self.cuts]
+        return options
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A network, a schedule, a coarse kind, and how it is distilled.
+
+    Attributes:
+        network: a key of ``SCHEDULES``.
+        schedule: a key of the network's schedules.
+        coarse: the coarse kind.
+        steps: of distillation; 0 for none.
+        emphasis: weight of the sentences' embeddings beside the words' values in MiniLM's loss.
+    """
+
+    network: str
+    schedule: str
+    coarse: str
+    steps: int = 0
+    emphasis: int = 1
+
+    @property
+    def name(self) -> str:
+        """As it stands in results.json; the same with and without distillation but for its end."""
+        return "; ".join(filter(None, (self.network, self.schedule, self.coarse, self.training)))
+
+    @property
+    def training(self) -> str:
+        """The distillation in words; empty without one."""
+        return (
+            f"{self.steps} steps" + (f", embeddings × {self.emphasis}" if self.emphasis > 1 else "")
+            if self.steps
+            else ""
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What a figure should be, at which predicted speed-up or a higher one."""
+
+    figure: str
+    least: float
+    speedup: float
+    text: str
+
+
+SCHEDULES = {
+    "minilm": {
+        "two pairs in the middle": Schedule(n=2, windows=(1, 3), sequential=(0, 5)),
+        "three pairs": Schedule(n=2, windows=3),
+        "3 + 2 + 1": Schedule(n=3, windows=(0, 3, 5)),
+        "two triples": Schedule(n=3, windows=2),
+        "two triples, the last MLP behind": Schedule(n=3, windows=(0, 6, 11), cuts=(2, 4, 8, 10), halves=True),
+        "2 + 2½ layers, then the last three halves": Schedule(
+            n=3, windows=(0, 4, 9), cuts=(2, 6, 8, 10, 11), halves=True
+        ),
+        "2 + 2 layers, then the last four halves": Schedule(
+            n=4, windows=(0, 4, 8), cuts=(2, 6, 9, 10, 11), halves=True
+        ),
+        "4 + 2": Schedule(n=4, windows=(0, 4)),
+        "one window of 2 × 3": Schedule(n=2, windows=1),
+        "one window of 3 × 2": Schedule(n=3, windows=1),
+    },
+    "efficientnet-lite0": {
+        "runs of one space, n = 2": Schedule(n=2, sequential="changing"),
+        "runs of one space, n = 3": Schedule(n=3, sequential="changing"),
+        "one window, n = 2": Schedule(n=2, windows=1),
+    },
+    "efficientnet-lite2": {
+        "runs of one space, n = 2": Schedule(n=2, sequential="changing"),
+        "runs of one space, n = 4": Schedule(n=4, sequential="changing"),
+    },
+    "fashion-mnist": {
+        "runs of one space, n = 4": Schedule(n=4, sequential="changing"),
+        "runs of one space, n = 6": Schedule(n=6, sequential="changing"),
+    },
+}
+NETWORKS = tuple(SCHEDULES)
+GOALS = {
+    "minilm": (
+        Goal(figure="cosine", least=0.98, speedup=1.5, text="cosine of 0.98 at 1.5×"),
+        Goal(figure="cosine", least=0.95, speedup=2.0, text="cosine of 0.95 at 2×"),
+    ),
+    "efficientnet-lite0": (Goal(figure="agreement", least=0.8, speedup=1.1, text="80% the same class at 1.1×"),),
+    "efficientnet-lite2": (Goal(figure="agreement", least=0.8, speedup=1.4, text="80% the same class at 1.4×"),),
+    "fashion-mnist": (Goal(figure="kept", least=-0.005, speedup=3.0, text="at most 0.5 points lost at 3×"),),
+}
+
+
+def _several(network: str, schedule: str, *kinds: str, steps: dict[str, int] | None = None) -> list[Case]:
+    """Cases of coarse kinds, fitted in closed form, or distilled for so many steps."""
+    several = dict.fromkeys(kinds, 0) | (steps or {})
+    return [Case(network=network, schedule=schedule, coarse=kind, steps=many) for kind, many in several.items()]
+
+
+CASES = [
+    *_several("minilm", "three pairs", steps={"low-rank:96": 600}),
+    *_several("minilm", "two triples, the last MLP behind", "dense"),
+    *_several("minilm", "two triples, the last MLP behind", steps={"dense": 900}),
+    Case(network="minilm", schedule="two triples, the last MLP behind", coarse="dense", steps=900, emphasis=3),
+    *_several("minilm", "2 + 2½ layers, then the last three halves", "dense"),
+    *_several("minilm", "2 + 2 layers, then the last four halves", "dense"),
+    *_several("minilm", "two pairs in the middle", "dense"),
+    *_several("minilm", "3 + 2 + 1", "dense"),
+    *_several("minilm", "two triples", "dense"),
+    *_several("efficientnet-lite0", "runs of one space, n = 3", "linear", "dense"),
+    *_several("efficientnet-lite0", "runs of one space, n = 3", steps={"dense": 80}),
+    *_several("efficientnet-lite2", "runs of one space, n = 4", "linear", "dense"),
+    *_several("efficientnet-lite2", "runs of one space, n = 4", steps={"dense": 80}),
+    *_several("efficientnet-lite0", "one window, n = 2", "linear"),
+    *_several("efficientnet-lite2", "runs of one space, n = 2", "dense"),
+    *_several("fashion-mnist", "runs of one space, n = 6", steps={"low-rank:8": 94}),
+    *_several("minilm", "4 + 2", "dense"),
+    *_several("minilm", "one window of 2 × 3", "dense"),
+    *_several("minilm", "one window of 3 × 2", "dense"),
+    *_several("minilm", "three pairs", "linear", "dense"),
+    *_several("minilm", "two triples", "linear"),
+]  # in the order in which they are run: what decides the goals first

