@@ -67,7 +67,7 @@ def command(
         samples = data.load(seed, model=folder)
         places = arguments.devices(devices)
         net = load(folder, built_by, coarse=None if coarse is None else arguments.coarse(coarse), devices=places)
-        original = saved_model.original(folder, built_by)
+        original, doubt = saved_model.original(folder, built_by)
         if weights is not None:
             load_weights(original, weights)
         if places is not None:
@@ -81,7 +81,7 @@ def command(
             rounds=rounds,
             report=progress,
         )
-        note = "" if weights is not None else _note(folder)
+        note = f"{doubt}; --weights names those of the original" if doubt and weights is None else ""
     if as_json:
         print_json({"comparison": result.to_dict(), "data": str(samples), "note": note})
     else:
@@ -89,16 +89,3 @@ def command(
     residuals = None if page is None else section_of_residuals(net, samples.example(SAMPLES))
     steps = forward_pass(page, net, samples)
     write_page(page, result, net.plan, residuals, *steps, title=folder, seed=seed, quiet=as_json)
-
-
-def _note(folder: str) -> str:
-    """What has to be known of the original's weights, where the network was trained and the folder has no others."""
-    from pararealize.saving import read_folder
-
-    saved = read_folder(folder)
-    if saved.original is not None or saved.path == Path(folder):
-        return ""
-    return (
-        "the network was trained, and its original has the weights that it has: another function than the original "
-        "trained by itself; --weights names those of that"
-    )

@@ -182,11 +182,14 @@ class ModelOptions:
     def build(self, name: str, *, meta: bool = False) -> nn.Module:
         """The model of that name, or the original in a folder; on the meta device it has shapes and no weights."""
         from . import arguments, saved_model
+        from .console import console_of
 
         saved_model.check_options(name, num_classes=self.num_classes, built_by=self.built_by)
         if not saved_model.is_saved(name):
             return arguments.model(name, num_classes=self.num_classes, seed=self.seed, meta=meta)
-        net = saved_model.original(name, self.built_by)
+        net, note = saved_model.original(name, self.built_by)
+        if note and not meta:
+            console_of(stderr=True).print(f"note: {note}", markup=False, soft_wrap=True)
         return net.to("meta") if meta else net
 
     def leaf_modules(self) -> tuple[type | str, ...]:

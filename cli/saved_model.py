@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,15 @@ def is_saved(model: str) -> bool:
 
 
 def check_options(model: str, *, num_classes: int | None, built_by: str | None) -> None:
-    """Refuse options that would change nothing, or what a folder says already.
+    """Refuse options that would change nothing, or what a folder says already; and folders that hold no network.
 
     Raises:
         ModelError: it names them.
     """
     from pararealize.errors import ModelError
 
+    if not is_saved(model) and (fault := _foreign_folder(model)):
+        raise ModelError(fault)
     if num_classes is not None and is_saved(model):
         raise ModelError(f"--num-classes {num_classes}: the folder {model} says how its model is built; leave it out")
     if built_by is not None and not is_saved(model):
@@ -45,11 +48,43 @@ def check_options(model: str, *, num_classes: int | None, built_by: str | None) 
         )
 
 
-def original(model: str, built_by: str | None) -> nn.Module:
-    """The original of a folder, in eval mode, with its weights."""
-    from pararealize import load_original
+def _foreign_folder(model: str) -> str:
+    """What a folder in the place of MODEL is that holds no network to load, and the remedy; nothing of other names."""
+    path = Path(model)
+    if not path.is_dir():
+        return ""
+    from pararealize import models
 
-    return load_original(model, built_by)
+    if model in models.names() or model in models.torchvision_names():
+        return ""
+    file = path / "model.py"
+    if (path / "restacking.json").is_file() and file.is_file():
+        return (
+            f"the folder {model} holds a network that pararealize restack wrote, which its model.py builds; write "
+            f"{file}:load in the place of MODEL"
+        )
+    return (
+        f"the folder {model} is there, and holds no saved network: there is no manifest.json in it; name a folder that "
+        "network.save(folder), or convert, calibrate or train with --out, has written, or file.py:callable"
+    )
+
+
+def original(model: str, built_by: str | None) -> tuple[nn.Module, str]:
+    """The original of a folder, in eval mode, with its weights; and why these may not be its own, in words, or nothing.
+
+    A command has one thread that warns, so that warnings may be kept.
+    """
+    from pararealize import load_original
+    from pararealize.errors import OriginalWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", OriginalWarning)
+        net = load_original(model, built_by)
+    notes = [str(warning.message) for warning in caught if issubclass(warning.category, OriginalWarning)]
+    for warning in caught:
+        if not issubclass(warning.category, OriginalWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return net, "; ".join(notes)
 
 
 def example(model: str, *, meta: bool = False) -> Any:

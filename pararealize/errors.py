@@ -24,6 +24,7 @@ __all__ = [
     "GuardError",
     "ModelError",
     "MultigridError",
+    "OriginalWarning",
     "OutputError",
     "PararealizeError",
     "PlanError",
@@ -134,6 +135,10 @@ class RestackError(PararealizeError, ValueError):
 
 class RestackWarning(UserWarning):
     """Restacking gives another function than the network had, or one that may not be trainable."""
+
+
+class OriginalWarning(UserWarning):
+    """The weights that are given as the original's are those of a network that may have been trained since."""
 
 
 class RecordingWarning(UserWarning):

@@ -227,18 +227,19 @@ def read_file(path: str | os.PathLike[str], *, most: int, follow: bool = False) 
     return content
 
 
-def file_digest(path: str | os.PathLike[str], size: int | None = None) -> tuple[int, str]:
+def file_digest(path: str | os.PathLike[str], size: int | None = None, *, follow: bool = False) -> tuple[int, str]:
     """How many bytes a file has, and the SHA-256 of them, in hexadecimal.
 
     Args:
         path: of the file.
         size: look at so many bytes at its beginning, and no further.
+        follow: take a link for the file that it leads to.
 
     Raises:
         OSError: see :func:`open_file`.
     """
     digest, count = hashlib.sha256(), 0
-    with open_file(path) as file:
+    with open_file(path, follow=follow) as file:
         while piece := file.read(_PIECE if size is None else min(_PIECE, size - count)):
             digest.update(piece)
             count += len(piece)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pararealize.analysis.blocks import find_blocks
 from pararealize.coarse.kinds import Coarse
 from pararealize.compiler import Device, pararealize
-from pararealize.distributed.checkpoint.state import load_state
+from pararealize.distributed.checkpoint.state import fitting_names, load_state
 from pararealize.distributed.checkpoint.tensor_file import open_tensors
-from pararealize.distributed.checkpoint.weights_plan import without_added
-from pararealize.network.module import PararealModule
+from pararealize.distributed.checkpoint.weights_plan import ADDED
+from pararealize.network.module import PararealModule, note_weights
 from pararealize.saving.example_form import example_from
+from pararealize.saving.meta_model import give_memory
 from pararealize.saving.model_source import build_original
 from pararealize.saving.network_folder import SavedNetwork, read_folder
-from pararealize.saving.network_record import version_differences
+from pararealize.saving.network_record import version_differences, weights_digest
+from pararealize.tracing.front_end import capture
 
 from .argument_types import typed_arguments
-from .errors import CheckpointError, PararealizeError
+from .errors import CheckpointError, OriginalWarning, PararealizeError, PlanError
 from .random_state import preserve_state
+from .restore import ordinary_mode
 
 __all__ = ["example_of", "load", "load_original"]
 
@@ -73,7 +79,8 @@ def load(
             "load_original(folder), and convert it"
         )
     with preserve_state():
-        original = _typed(_original(saved, model), saved.record.conversion.dtypes)
+        original = _with_values(_original(saved, model), saved)
+        original = _typed(original, saved.record.conversion.dtypes)
         inputs = example_of(saved) if example_inputs is None else example_inputs
         try:
             net = pararealize(
@@ -85,41 +92,60 @@ def load(
                 leaf_modules=saved.record.conversion.leaf_modules,
             )
         except PararealizeError as error:
-            if others := version_differences(saved.record.versions):
-                error.add_note(f"besides, {str(saved.path)!r} was written with other versions: {others}")
-            raise
+            raise _told(error, saved) from error
         net.recording_limit = saved.record.recording_limit
         if saved.record.has_weights:
             _take_tensors(net, saved)
+            note_weights(net, saved.record.conversion.weights)
         saved.record.give_modes(net)
     return net
 
 
-@typed_arguments(CheckpointError, "model")
-def load_original(folder: str | os.PathLike[str], model: nn.Module | str | None = None) -> nn.Module:
+@typed_arguments(CheckpointError, "model", "example_inputs")
+def load_original(
+    folder: str | os.PathLike[str], model: nn.Module | str | None = None, *, example_inputs: Any = None
+) -> nn.Module:
     """The original of a saved network, in eval mode, with the weights that the network was made from.
 
-    Where the network was trained since and the folder has no weights of the original as it was, with those that it has
-    now.
+    Where the folder has only the network's own weights and these have changed since it was converted (training, a
+    running mean, another element type), or nobody knows whether they have, they are given with an
+    :class:`~pararealize.errors.OriginalWarning`. ``save(original=model)`` keeps the original's.
 
     Args:
         folder: as :func:`load` takes it; also one that :func:`pararealize.saving.save_model` wrote.
-        model: as :func:`load` takes it; a module that is passed gets the weights.
+        model: as :func:`load` takes it; a module that is passed gets the weights, in the element types that they were
+            saved in, and memory for them on the CPU where it is on the meta device. Its blocks, shapes and operations
+            are compared with the plan's before, as :func:`load` does; those of a folder without a plan are not.
+        example_inputs: as :func:`load` takes them, for that comparison.
 
     Raises:
         CheckpointError: as :func:`load`, or there are no weights, or they do not fit the model.
+        PararealizeError: the original that is passed is not the one that was saved; it is as it was then.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import mkdtemp
+        >>> from pararealize import load_original, pararealize
+        >>> from pararealize.models import resnet20
+        >>> model, x = resnet20().eval(), torch.randn(2, 3, 32, 32)
+        >>> folder = pararealize(model, n=3).save(mkdtemp() + "/resnet20-n3")
+        >>> torch.equal(load_original(folder)(x), model(x))
+        True
     """
     saved = read_folder(folder)
     if not saved.record.has_weights:
-        raise CheckpointError(f"{str(saved.path)!r} has no weights: it was written from a network on the meta device")
+        raise CheckpointError(
+            f"{str(saved.path)!r} has no weights: it was written from a network on the meta device; save it with "
+            "weights, or build the original itself"
+        )
     with preserve_state():
         original = _original(saved, model)
-        for name, tensor in _by_name(original).items():
-            if (dtype := saved.record.conversion.dtypes.get(name)) is not None:
-                tensor.data = tensor.data.to(_dtype(dtype))
-        with open_tensors(saved.original or saved.weights) as file:
-            names = without_added(file.forms) if saved.plan is not None else list(file.forms)
-            load_state(original, {name: file.tensor(name) for name in names})
+        if model is not None:
+            _check_operations(original, saved, example_inputs)
+        give_memory(original, saved.tensor_names())
+        _take_original(original, saved, saved.original or saved.weights)
+    if fault := _doubt(original, saved):
+        warnings.warn(fault, OriginalWarning, stacklevel=3)  # the frame above is that of the arguments' check
     return original.eval()
 
 
@@ -144,10 +170,91 @@ def _original(saved: SavedNetwork, model: nn.Module | str | None) -> nn.Module:
         return build_original(saved.record.model, model)
 
 
-def _typed(model: nn.Module, dtypes: Mapping[str, str]) -> nn.Module:
-    """The model with tensors of the types that it was recorded with; a copy, where they are others."""
+def _with_values(model: nn.Module, saved: SavedNetwork) -> nn.Module:
+    """The model, or where it is on the meta device and the folder has weights, a copy on the CPU that has them."""
+    if not (saved.record.has_weights and any(tensor.is_meta for tensor in _by_name(model).values())):
+        return model
+    model = copy.deepcopy(model)
+    give_memory(model, saved.tensor_names())
+    _take_original(model, saved, saved.weights, typed=False)  # it is recorded in the types that it was recorded in
+    return model
+
+
+def _check_operations(model: nn.Module, saved: SavedNetwork, example_inputs: Any) -> None:
+    """Compare blocks, shapes and operations of a model that was passed with the plan's.
+
+    Raises:
+        PararealizeError: they differ, or the model cannot be recorded.
+    """
+    if saved.plan is None:
+        return
+    conversion = saved.record.conversion
+    inputs = example_of(saved) if example_inputs is None else example_inputs
+    try:
+        with ordinary_mode():
+            recorded = capture(
+                _typed(model, conversion.dtypes), inputs, leaf_modules=conversion.leaf_modules, check=False
+            )
+            saved.plan.check(find_blocks(recorded))
+    except PararealizeError as error:
+        raise _told(error, saved) from error
+
+
+def _told(error: PararealizeError, saved: SavedNetwork) -> PararealizeError:
+    """The error of a model that is not the one that was saved, with the remedy of who loads a folder."""
+    if isinstance(error, PlanError):
+        fact = str(error).removesuffix("; leave plan= out to make one for it")
+        error = PlanError(f"{str(saved.path)!r}: {fact}; pass the original that was saved as model=")
+    if others := version_differences(saved.record.versions):
+        error.add_note(f"besides, {str(saved.path)!r} was written with other versions: {others}")
+    return error
+
+
+def _take_original(model: nn.Module, saved: SavedNetwork, weights: Path, *, typed: bool = True) -> None:
+    """Give a model the original's tensors of a file, and a folder's buffers; in the types of these, if ``typed``."""
     tensors = _by_name(model)
-    others = {name: _dtype(text) for name, text in dtypes.items() if name in tensors}
+    added = () if saved.plan is None else ADDED
+    with open_tensors(weights) as file:
+        names = [name for name in file.forms if name.split(".")[0] not in added]
+        state = {name: file.tensor(name) for name in names}
+    fitting_names(model, model.state_dict(), state, None, repr(str(saved.path)), strict=True)  # before it is changed
+    for name, value in state.items():
+        if typed and name in tensors and tensors[name].dtype is not value.dtype:
+            tensors[name].data = tensors[name].data.to(value.dtype)
+    load_state(model, state)
+    if saved.buffers is None:
+        return
+    with open_tensors(saved.buffers) as file:
+        for name in file.forms:
+            if name in tensors and name.split(".")[0] not in added:
+                value = file.tensor(name).to(tensors[name].device)
+                tensors[name].data = value if typed else value.to(tensors[name].dtype)
+
+
+def _doubt(original: nn.Module, saved: SavedNetwork) -> str:
+    """Why the weights that a folder has may not be the original's own; nothing where they are."""
+    if saved.plan is None or saved.original is not None:
+        return ""
+    weights = saved.record.conversion.weights
+    if weights and weights == weights_digest(original.state_dict()):
+        return ""
+    what = (
+        "have changed since it was converted (by training, running statistics or another element type)"
+        if weights
+        else "may have changed since it was converted, which nobody knows of this folder"
+    )
+    return (
+        f"{str(saved.path)!r} has no weights of the original's own, and those of the network {what}: with them the "
+        "original is another function than it was; save the network with original=model to keep its own"
+    )
+
+
+def _typed(model: nn.Module, dtypes: Mapping[str, str]) -> nn.Module:
+    """The model with tensors of the types that it was recorded with, float32 unless said; a copy, where others."""
+    tensors = _by_name(model)
+    others = {
+        name: _dtype(dtypes.get(name, "float32")) for name, tensor in tensors.items() if tensor.is_floating_point()
+    }
     if all(tensors[name].dtype is dtype for name, dtype in others.items()):
         return model
     model = copy.deepcopy(model)

@@ -65,13 +65,13 @@ class FileFact:
     sha256: Sha256
 
     @staticmethod
-    def of(path: Path) -> "FileFact":
-        """What a file is now.
+    def of(path: Path, *, follow: bool = False) -> "FileFact":
+        """What a file is now; with ``follow``, the one that a link leads to.
 
         Raises:
             OSError: it is no file, or cannot be read.
         """
-        size, sha256 = file_digest(path)
+        size, sha256 = file_digest(path, follow=follow)
         return FileFact(size=size, sha256=sha256)
 
 
@@ -120,8 +120,8 @@ def write_manifest(
     (folder / MANIFEST).write_bytes(_MANIFEST.dump_json(manifest, indent=1) + b"\n")
 
 
-def read_manifest(folder: str | os.PathLike[str], holds: str) -> Manifest:
-    """The manifest of a folder.
+def read_manifest(folder: str | os.PathLike[str], holds: str, *, follow: bool = False) -> Manifest:
+    """The manifest of a folder; with ``follow``, one that is a link to a file, too.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is that of another kind of folder.
@@ -132,7 +132,7 @@ def read_manifest(folder: str | os.PathLike[str], holds: str) -> Manifest:
         raise CheckpointError(f"{str(folder)!r} cannot be read: {error.strerror}") from error
     if kind != "folder":
         raise CheckpointError(f"{str(folder)!r} is {'not there' if kind is None else f'a {kind} and no folder'}")
-    manifest = read_document(Path(folder) / MANIFEST, _MANIFEST, schema=SCHEMA, version=VERSION)
+    manifest = read_document(Path(folder) / MANIFEST, _MANIFEST, schema=SCHEMA, version=VERSION, follow=follow)
     if manifest.sha256 != (sha256 := _digest(manifest)):
         raise CheckpointError(
             f"{str(Path(folder) / MANIFEST)!r} is not what was written: the SHA-256 of its entries was "
@@ -149,13 +149,16 @@ def _digest(manifest: Manifest) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def faults_of_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
+def faults_of_files(
+    folder: Path, manifest: Manifest, names: Iterable[str] | None = None, *, follow: bool = False
+) -> list[str]:
     """What is not as a manifest says, in words; where a file is that of another folder beside this one, that too.
 
     Args:
         folder: that the manifest is of.
         manifest: what was written.
         names: files that are looked at; all of the manifest's when left out. Each is read once.
+        follow: take links for the files that they lead to, whose digests decide.
     """
     faults = []
     for name in manifest.files if names is None else names:
@@ -163,7 +166,7 @@ def faults_of_files(folder: Path, manifest: Manifest, names: Iterable[str] | Non
             if Path(name).name != name:
                 raise OSError("this is no name of a file")
             fact = manifest.files[name]
-            found = FileFact.of(folder / name)
+            found = FileFact.of(folder / name, follow=follow)
         except KeyError:
             faults.append(f"{_shown(name)} is not in the manifest")
         except FileNotFoundError:
@@ -206,21 +209,22 @@ def _origin(folder: Path, fact: FileFact) -> str:
 # JSON files ----------------------------------------------------------------------------------------------------------
 
 
-def read_document(path: Path, kind: TypeAdapter[T], *, schema: str, version: int) -> T:
+def read_document(path: Path, kind: TypeAdapter[T], *, schema: str, version: int, follow: bool = False) -> T:
     """The value that a JSON file holds, of the form that its schema asks for.
 
     Args:
-        path: of the file, which is no link.
+        path: of the file, which is no link, unless ``follow``.
         kind: of the value.
         schema: that stands in the file.
         version: of the schema.
+        follow: take a link for the file that it leads to.
 
     Raises:
         CheckpointError: it is no such file, cannot be read, is of another version, or has another form.
     """
     where = repr(str(path))
     try:
-        text = read_file(check_name(path), most=MOST_BYTES).decode()
+        text = read_file(check_name(path), most=MOST_BYTES, follow=follow).decode()
         values = json.loads(text, object_pairs_hook=unique_keys)
     except OSError as error:
         raise CheckpointError(f"{where} cannot be read: {error.strerror or error}") from error

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from pararealize import load, load_original, pararealize
-from pararealize.errors import CheckpointError, CoarseError, ExampleError, PlanError
+from pararealize.errors import CheckpointError, CoarseError, ExampleError, OriginalWarning, PlanError
+from pararealize.saving import save_model
 from tests.models import LanguageModel, MaskedTransformer, Perceptron, SmallResNet
 
 
@@ -157,3 +158,88 @@ def test_what_has_to_be_passed(tmp_path):
     assert torch.equal(load(folder, SmallResNet(2), coarse=block)(x), net(x))
     with pytest.raises(PlanError, match="this plan is for another network"):
         load(folder, SmallResNet(3), coarse=block)
+
+
+def test_a_model_on_the_meta_device_gets_the_weights_of_the_folder(tmp_path):
+    """Buffers that no state dict has, and ties, too; the model that load gets is left as found."""
+    net = pararealize(Blocks(3, 3, "batch", 0.0), 2, example_inputs=torch.randn(4, 3)).double().eval()
+    folder, x = net.save(tmp_path / "net"), torch.randn(5, 3).double()
+    with torch.device("meta"):
+        model = Blocks(3, 3, "batch", 0.0)
+    again = load(folder, model)
+    assert torch.equal(again(x), net(x))
+    assert model.enter.weight.is_meta
+    with pytest.warns(OriginalWarning, match="or another element type"):
+        assert load_original(folder, model) is model
+    assert torch.equal(model(x), net.iterate(x, 1))  # n - 1 iterations are the original
+    with torch.device("meta"):
+        model = LanguageModel(2)
+    folder = pararealize(LanguageModel(2), 2, example_inputs=torch.ones(2, 7).long()).save(tmp_path / "tied")
+    assert load_original(folder, model).head.weight is model.embed.weight
+    assert load(folder, LanguageModel(2).double()).head.weight.dtype is torch.float32
+    with torch.device("meta"):
+        model = LanguageModel(2)
+        model.shift = torch.zeros(1)
+    with pytest.raises(CheckpointError, match=r"no values for shift, which its constructor computes; build"):
+        load(folder, model)
+
+
+def residuals(act=nn.ReLU, eps=1e-5):
+    """A chain of residual blocks by a plain function: other operations have tensors of the same names and shapes."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear, self.act = nn.LayerNorm(8, eps), nn.Linear(8, 8), act()
+
+        def forward(self, x):
+            return x + self.act(self.linear(self.norm(x)))
+
+    return nn.Sequential(nn.Linear(8, 8), *(Block() for _ in range(3)), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("other", [{"act": nn.Tanh}, {"eps": 1e-2}])
+def test_an_original_of_other_operations_is_refused(other, tmp_path):
+    folder = pararealize(residuals(), 3, example_inputs=torch.randn(2, 8)).save(tmp_path / "net")
+    model = residuals(**other)
+    before = copy.deepcopy(model.state_dict())
+    for function in (load, load_original):
+        with pytest.raises(
+            PlanError, match=r"net': this plan is for another network.*pass the original that was saved"
+        ):
+            function(folder, model)
+    assert_same(before, model.state_dict())
+
+
+def test_weights_that_are_not_the_originals_own_are_told(tmp_path):
+    """Of a trained network, of one that a loaded network was saved into, of one of another version; not of others."""
+    net = pararealize(residuals(), 2, example_inputs=torch.randn(2, 8))
+    own = copy.deepcopy(net.original_state_dict())
+    load(net.save(tmp_path / "own"), residuals()).save(tmp_path / "again")
+    for name in ("own", "again"):
+        assert_same(own, load_original(tmp_path / name, residuals()).state_dict())
+    with torch.no_grad():
+        net.get_submodule("0").weight.add_(1)
+    load(net.save(tmp_path / "trained"), residuals()).save(tmp_path / "trained again")
+    for name in ("trained", "trained again"):
+        with pytest.warns(
+            OriginalWarning, match="have changed since it was converted .* save the network with original="
+        ):
+            load_original(tmp_path / name, residuals())
+    original = residuals()
+    original.load_state_dict(own)
+    net.save(tmp_path / "both", original=original)
+    assert_same(own, load_original(tmp_path / "both", residuals()).state_dict())
+    net.load_original_state_dict(own)
+    load_original(net.save(tmp_path / "back"), residuals())
+
+
+def test_the_element_type_is_the_one_that_was_saved(tmp_path):
+    """Also where the network was cast after it was converted, and of a model that is not converted."""
+    net = pararealize(residuals(), 2, example_inputs=torch.randn(2, 8)).double()
+    net.save(tmp_path / "net")
+    save_model(residuals().double(), tmp_path / "original")
+    with pytest.warns(OriginalWarning):
+        model = load_original(tmp_path / "net", residuals())
+    assert_same(net.original_state_dict(), model.state_dict())
+    assert {value.dtype for value in load_original(tmp_path / "original", residuals()).parameters()} == {torch.float64}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -18,15 +19,24 @@ import torch
 from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pararealize.argument_types import typed_arguments
 from pararealize.distributed.checkpoint.state import tensor_misfit
 from pararealize.distributed.distribution import distribute
 from pararealize.distributed.partition import SegmentedNetwork
 from pararealize.distributed.stage import Stage
-from pararealize.errors import CheckpointError, ModelError
+from pararealize.errors import CheckpointError, ModelError, OutputError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
-from pararealize.saving.network_folder import Report, model_source, record_of, write_folder, write_weights
-from pararealize.saving.network_record import Conversion, NetworkRecord
+from pararealize.saving.network_folder import (
+    Report,
+    check_original,
+    check_report,
+    model_source,
+    record_of,
+    write_folder,
+    write_weights,
+)
+from pararealize.saving.network_record import Conversion, NetworkRecord, weights_digest
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions, SizeCheck, no_fault
 from pararealize.tracing.guards import Guards
@@ -41,7 +51,12 @@ from .iteration import iterate_network
 from .parts import read_parts
 from .variant import Variant, give_pieces, record_variant
 
-__all__ = ["PararealModule"]
+__all__ = ["PararealModule", "note_weights"]
+
+
+def note_weights(net: PararealModule, weights: str) -> None:
+    """Note the digest of the original's own weights, by which a saved folder tells whether it has them still."""
+    net.__dict__["_conversion"] = dataclasses.replace(net.__dict__["_conversion"], weights=weights)
 
 
 class PararealModule(RecordedModule, SegmentedNetwork):
@@ -163,7 +178,9 @@ class PararealModule(RecordedModule, SegmentedNetwork):
                 "load one that was saved from this model"
             )
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
+        note_weights(self, weights_digest(self.original_state_dict()))
 
+    @typed_arguments(OutputError, "calibration", model=ModelError, arguments=ModelError, original=ModelError)
     def save(
         self,
         folder: str | os.PathLike[str],
@@ -194,7 +211,9 @@ class PararealModule(RecordedModule, SegmentedNetwork):
 
         Raises:
             OutputError: there is something already, or it cannot be written. What was there is as it was.
-            ModelError: ``model`` and ``arguments`` build another one; or there are hooks, which no file holds.
+            ModelError: ``model`` and ``arguments`` build another one, or none; ``original`` is another one; or there
+                are hooks, which no file holds.
+            CalibrationError: ``calibration`` is no report.
             CheckpointError: the state is more than tensors.
 
         Example:
@@ -205,6 +224,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             >>> sorted(path.name for path in folder.iterdir())
             ['manifest.json', 'network.json', 'plan.json', 'weights.safetensors']
         """
+        check_report(calibration)
+        check_original(original, self.original_state_dict())
         return write_folder(
             folder,
             self.saved_record(model, arguments),

@@ -21,9 +21,10 @@ from pararealize import models
 from pararealize.errors import CheckpointError, ModelError
 from pararealize.files import file_digest
 from pararealize.manifest import STRICT
+from pararealize.random_state import preserve_state
 from pararealize.table import shortened
 
-__all__ = ["ModelSource", "build_original", "source_of"]
+__all__ = ["ModelSource", "build_original", "source_of", "state_misfit"]
 
 Plain = bool | int | float | None
 _FETCHING = ("pretrained", "weights", "checkpoint", "cache", "hf_hub", "url", "file", "progress")  # how arguments begin
@@ -54,7 +55,12 @@ class ModelSource:
 
 
 def source_of(
-    class_name: str, name: str | None, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+    class_name: str,
+    name: str | None,
+    arguments: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    asked: bool = True,
 ) -> ModelSource:
     """How a model is built, as far as that can be said in a file.
 
@@ -62,16 +68,18 @@ def source_of(
         class_name: of the model.
         name: by which :func:`pararealize.models.build` gives it; ``None`` where it has none.
         arguments: of that call.
-        tensors: the model's state, which what a registry builds has to have by names and shapes.
+        tensors: the model's state, which what the name builds has to have by names and shapes.
+        asked: whether the user says so, and what does not build on the meta device is built with memory; otherwise it
+            was built so in this process, and is taken at that.
 
     Raises:
-        ModelError: the name is none, arguments are no plain numbers, or what it builds is another model.
+        ModelError: the name is none, arguments are no plain numbers, it does not build, or builds another model.
     """
     given = ModelSource(kind="given", class_name=class_name)
     if name is None:
         return given
     kind: Literal["registry", "file", "module"] = "registry"
-    sha256 = ""
+    sha256, by = "", name
     if not models.is_registered(name):
         where, _, attribute = name.rpartition(":")
         kind = "file" if where.endswith(".py") else "module"
@@ -90,7 +98,7 @@ def source_of(
             "a file may decide on numbers alone; leave model= out, and pass the model itself where it is loaded"
         )
     source = ModelSource(kind=kind, class_name=class_name, name=name, arguments=dict(arguments), sha256=sha256)
-    if kind == "registry" and (fault := _misfit(source, tensors)):
+    if fault := _misfit(by, arguments, tensors, asked=asked):
         raise ModelError(f"{source} is not this model: {fault}; name what it was built by, or leave model= out")
     return source
 
@@ -102,16 +110,33 @@ def _is_harmless(name: str, value: Any) -> bool:
     return is_plain and not name.lower().startswith(_FETCHING)
 
 
-def _misfit(source: ModelSource, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Where a registry's model has other tensors; nothing where it has these, or does not build without memory."""
+def _misfit(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, asked: bool) -> str:
+    """Where what a name builds has other tensors; nothing where it has these.
+
+    It is built on the meta device first, where that costs nothing; code that does not run there is run as it is.
+    """
     state = None
-    with contextlib.suppress(Exception), torch.device("meta"):
-        state = models.build(source.name, **source.arguments).state_dict()
-    if state is None:
-        return ""
-    others = [key for key in (*state, *tensors) if (key in state) != (key in tensors)]
-    others += [key for key in state if key in tensors and state[key].shape != tensors[key].shape]
-    return f"{len(others)} tensors differ ({', '.join(others[:3])})" if others else ""
+    with preserve_state():
+        with contextlib.suppress(Exception), torch.device("meta"):
+            state = models.build(name, **arguments).state_dict()
+        if state is None and asked:
+            try:
+                state = models.build(name, **arguments).state_dict()
+            except ModelError as error:
+                return f"it cannot be built: {error}"
+    return "" if state is None else state_misfit(state, tensors)
+
+
+def state_misfit(state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """Where two models' states differ in names or shapes, in words; nothing where they agree."""
+    others = [key for key in dict.fromkeys((*state, *tensors)) if (key in state) != (key in tensors)]
+    others += [
+        key
+        for key in state
+        if key in tensors and getattr(state[key], "shape", None) != getattr(tensors[key], "shape", None)
+    ]
+    more = ", …" if len(others) > 3 else ""
+    return f"{len(others)} tensors differ ({', '.join(others[:3])}{more})" if others else ""
 
 
 def build_original(source: ModelSource, model: nn.Module | str | None) -> nn.Module:

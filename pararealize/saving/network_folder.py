@@ -26,15 +26,16 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from pararealize import models
-from pararealize.distributed.checkpoint.state import check_tensors, save_state
-from pararealize.distributed.checkpoint.tensor_file import write_tensors
-from pararealize.errors import CheckpointError, ModelError, OutputError
+from pararealize.argument_types import typed_arguments
+from pararealize.distributed.checkpoint.state import check_tensors, own_tensors, save_state
+from pararealize.distributed.checkpoint.tensor_file import open_tensors, write_tensors
+from pararealize.errors import CalibrationError, CheckpointError, ModelError, OutputError
 from pararealize.files import kind_of, read_file, whole_folder
 from pararealize.manifest import MANIFEST, Manifest, faults_of_files, read_document, read_manifest, write_manifest
 from pararealize.plan.plan import Plan
 from pararealize.tracing.hooks import hook_of, tensor_hook_of
 
-from .model_source import ModelSource, source_of
+from .model_source import ModelSource, source_of, state_misfit
 from .network_record import SCHEMA, VERSION, Conversion, NetworkRecord, modes_of, versions
 
 __all__ = ["HOLDS", "NETWORK", "Report", "SavedNetwork", "read_folder", "save_model", "write_folder"]
@@ -43,7 +44,11 @@ HOLDS = "network"  # what its manifest says that it is
 NETWORK = "network"  # the folder's name within that of a training run
 RECORD, PLAN, WEIGHTS, BUFFERS = "network.json", "plan.json", "weights.safetensors", "buffers.safetensors"
 ORIGINAL, CALIBRATION = "original.safetensors", "calibration.json"
-BESIDE = frozenset({MANIFEST, "__pycache__"})  # what a folder may have that its manifest does not list
+# what a folder may have that its manifest does not list: what systems put into folders, and is no loss where the folder
+# is replaced; and what repositories of files have, which is read past and never replaced
+BESIDE = frozenset({MANIFEST, "__pycache__"})
+OF_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+OF_REPOSITORIES = frozenset({".git", ".gitattributes", ".cache", "README.md"})
 MOST_BYTES = 1 << 26
 MOST_NAMES = 4  # that an error lists
 
@@ -90,10 +95,19 @@ class SavedNetwork:
         """The file of the original's own weights, where there is one."""
         return self.path / ORIGINAL if ORIGINAL in self.files else None
 
+    def tensor_names(self) -> frozenset[str]:
+        """The names of all tensors of the network that the folder has."""
+        names: set[str] = set()
+        for path in filter(None, (self.weights if self.record.has_weights else None, self.buffers)):
+            with open_tensors(path) as file:
+                names.update(file.forms)
+        return frozenset(names)
+
 
 # Writing -------------------------------------------------------------------------------------------------------------
 
 
+@typed_arguments(OutputError, model=ModelError, source=ModelError)
 def save_model(
     model: nn.Module, folder: str | os.PathLike[str], *, source: str | None = None, replace: bool = False
 ) -> Path:
@@ -146,7 +160,7 @@ def model_source(
         raise ModelError(f"arguments={dict(arguments)!r} are there and no model=; name what was called with them")
     if built is not None:
         with contextlib.suppress(ModelError):  # changed since it was built: whoever loads it passes it
-            return source_of(class_name, *built, tensors)
+            return source_of(class_name, *built, tensors, asked=False)
     return source_of(class_name, None, {}, tensors)
 
 
@@ -249,6 +263,39 @@ def write_weights(net: nn.Module, folder: Path, original: nn.Module | None = Non
         save_state(original, folder / ORIGINAL, once=True)
 
 
+def check_original(original: nn.Module | None, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Make sure that what is written as the original could be: it has tensors of the same names and shapes, and values.
+
+    Args:
+        original: the model.
+        tensors: the original's state within the network.
+
+    Raises:
+        ModelError: it is another model.
+        CheckpointError: its state is more than tensors, or on the meta device.
+    """
+    if original is None:
+        return
+    if fault := state_misfit(own_tensors(original), tensors):
+        raise ModelError(
+            f"original= is not the model that this network was made from: {fault}; pass that, as it was trained, or "
+            "leave original= out"
+        )
+
+
+def check_report(calibration: object) -> None:
+    """Make sure that a report can be written.
+
+    Raises:
+        CalibrationError: it is none.
+    """
+    if calibration is not None and not callable(getattr(calibration, "to_json", None)):
+        raise CalibrationError(
+            f"calibration is a {type(calibration).__name__}; pass what calibrate(net, batches) or fine_tune gives, or "
+            "None"
+        )
+
+
 def check_free(path: Path, *, replace: bool) -> None:
     """Refuse a path where there is something else than a network's folder that may be replaced.
 
@@ -260,7 +307,9 @@ def check_free(path: Path, *, replace: bool) -> None:
         if kind is None:
             return
         is_network = target == "folder" and kind_of(path / MANIFEST) == "file"
-        others = sorted(entry.name for entry in path.iterdir()) if target == "folder" and not is_network else []
+        others = []
+        if target == "folder" and not is_network:
+            others = sorted(entry.name for entry in path.iterdir() if not _is_of_system(entry.name))
     except OSError as error:
         raise OutputError(f"cannot write to {str(path)!r}: {error.strerror}; name another folder") from error
     if not replace:
@@ -299,6 +348,7 @@ def find_folder(path: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+@typed_arguments(CheckpointError)
 def read_folder(path: str | os.PathLike[str]) -> SavedNetwork:
     """What a network's folder holds, once every file is known to be what was written.
 
@@ -316,14 +366,14 @@ def read_folder(path: str | os.PathLike[str]) -> SavedNetwork:
             "network.save(folder), or a command with --out, has written"
         )
     with _with_remedy(folder):
-        manifest = read_manifest(folder, HOLDS)
-        if strangers := _strangers(folder, manifest):
+        manifest = read_manifest(folder, HOLDS, follow=True)
+        if strangers := [name for name in _strangers(folder, manifest) if name not in OF_REPOSITORIES]:
             raise CheckpointError(
                 f"{str(folder)!r} holds what was not written with the network ({_listed(strangers)}); move it away"
             )
-        if faults := faults_of_files(folder, manifest):
+        if faults := faults_of_files(folder, manifest, follow=True):  # a cache's are links: their digests decide
             raise CheckpointError(f"{str(folder)!r}: {'; '.join(faults[:MOST_NAMES])}")
-        record = read_document(folder / RECORD, _RECORD, schema=SCHEMA, version=VERSION)
+        record = read_document(folder / RECORD, _RECORD, schema=SCHEMA, version=VERSION, follow=True)
         plan = Plan.from_json(_text(folder / PLAN)) if record.converted else None
         calibration = _text(folder / CALIBRATION) if CALIBRATION in manifest.files else None
         if record.has_weights != (WEIGHTS in manifest.files):
@@ -342,14 +392,18 @@ def _with_remedy(folder: Path) -> Iterator[None]:
 
 
 def _strangers(folder: Path, manifest: Manifest) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.name not in manifest.files and entry.name not in BESIDE
-    )
+    names = sorted(entry.name for entry in folder.iterdir())
+    return [name for name in names if name not in manifest.files and name not in BESIDE and not _is_of_system(name)]
+
+
+def _is_of_system(name: str) -> bool:
+    """Whether an operating system puts such a file beside others: a folder's view, or a file's attributes."""
+    return name in OF_SYSTEMS or name.startswith("._")
 
 
 def _text(path: Path) -> str:
     try:
-        return read_file(path, most=MOST_BYTES).decode()
+        return read_file(path, most=MOST_BYTES, follow=True).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
 

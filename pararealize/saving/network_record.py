@@ -14,13 +14,22 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from pararealize.errors import ExampleError
-from pararealize.manifest import STRICT
+from pararealize.manifest import STRICT, tensors_digest
 from pararealize.tracing.captured import Capture
 
 from .example_form import form_of_example
 from .model_source import ModelSource
 
-__all__ = ["SCHEMA", "VERSION", "Conversion", "NetworkRecord", "modes_of", "version_differences", "versions"]
+__all__ = [
+    "SCHEMA",
+    "VERSION",
+    "Conversion",
+    "NetworkRecord",
+    "modes_of",
+    "version_differences",
+    "versions",
+    "weights_digest",
+]
 
 SCHEMA, VERSION = "pararealize.network", 1
 _LIBRARIES = ("pararealize", "torch", "torchvision", "timm", "transformers")
@@ -35,12 +44,14 @@ class Conversion:
         why_no_example: the reason for that.
         leaf_modules: qualified names of the modules that the user kept as one call each.
         dtypes: of those of the model's tensors that have a type of their own, by their names.
+        weights: the SHA-256 of the original's state as it was then, see :func:`weights_digest`; empty where unknown.
     """
 
     example: dict[str, Any] | None = None
     why_no_example: str = ""
     leaf_modules: list[str] = dataclasses.field(default_factory=list)
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
+    weights: str = ""
 
     @staticmethod
     def of(capture: Capture) -> Conversion:
@@ -63,6 +74,7 @@ class Conversion:
                 for name, tensor in tensors
                 if tensor.is_floating_point() and tensor.dtype is not torch.float32
             },
+            weights=weights_digest(capture.model.state_dict()),
         )
 
 
@@ -123,6 +135,21 @@ def modes_of(net: nn.Module) -> dict[str, Any]:
         "other_modes": [name for name, module in net.named_modules() if module.training != net.training],
         "frozen": [name for name, parameter in net.named_parameters() if not parameter.requires_grad],
     }
+
+
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """The SHA-256 of an original's state; empty where it has no values, or tensors of other kinds than plain ones.
+
+    Example:
+        >>> empty = nn.Linear(2, 2, device="meta")
+        >>> len(weights_digest(nn.Linear(2, 2).state_dict())), weights_digest(empty.state_dict())
+        (64, '')
+    """
+    plain = (torch.Tensor, nn.Parameter, nn.Buffer)
+    for value in state.values():
+        if type(value) not in plain or value.is_meta or value.is_quantized or value.layout is not torch.strided:
+            return ""
+    return tensors_digest(state)
 
 
 def versions() -> dict[str, str]:

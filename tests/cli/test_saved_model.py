@@ -37,7 +37,13 @@ def test_what_a_folder_says(folder):
     assert segments(path) == 2
     assert [value.shape for value in example(path)] == [(2, 8)]
     assert example(path, meta=True)[0].is_meta
-    assert torch.equal(original(path, "nets.py:deep").state_dict()["0.weight"], net.state_dict()["0.weight"])
+    model, doubt = original(path, "nets.py:deep")
+    assert torch.equal(model.state_dict()["0.weight"], net.state_dict()["0.weight"])
+    assert doubt == ""
+    with torch.no_grad():
+        net.get_submodule("0").weight.add_(1)
+    net.save("trained", model="nets.py:deep")
+    assert "have changed since it was converted" in original("trained", "nets.py:deep")[1]
 
 
 def test_options_that_say_nothing(folder):
@@ -46,3 +52,15 @@ def test_options_that_say_nothing(folder):
         check_options(folder[1], num_classes=3, built_by=None)
     with pytest.raises(ModelError, match="is no network's folder"):
         check_options("resnet20", num_classes=None, built_by="nets.py:deep")
+
+
+def test_a_folder_without_a_network_is_told(tmp_path, monkeypatch):
+    """What restack wrote is named by its model.py; of any other folder it is not said that nothing has such a name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rs").mkdir()
+    with pytest.raises(ModelError, match=r"the folder rs is there, and holds no saved network: there is no manifest"):
+        check_options("rs", num_classes=None, built_by=None)
+    for name in ("restacking.json", "model.py"):
+        (tmp_path / "rs" / name).touch()
+    with pytest.raises(ModelError, match=r"restack wrote, .*; write rs/model.py:load in the place of MODEL"):
+        check_options("rs", num_classes=None, built_by=None)

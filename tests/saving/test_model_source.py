@@ -37,7 +37,7 @@ def test_a_file_of_the_users(tmp_path):
     """Its folder is not written; nothing of it runs by itself, and nothing at all where it has changed."""
     file = tmp_path / "nets.py"
     file.write_text(CODE.replace("MARK.append(1)\n", ""))
-    source = source_of("Sequential", f"{file}:deep", {"width": 3}, {})
+    source = source_of("Sequential", f"{file}:deep", {"width": 3}, nn.Sequential(nn.Linear(3, 3)).state_dict())
     assert (source.kind, source.name) == ("file", "nets.py:deep")
     assert build_original(source, f"{file}:deep")[0].in_features == 3
     with pytest.raises(CheckpointError, match=r"was built by 'nets.py:deep', which no file may run by itself; pass"):
@@ -51,6 +51,27 @@ def test_a_file_of_the_users(tmp_path):
     assert build_original(source, own) is own
 
 
+def test_code_that_builds_another_model_is_told_where_it_is_saved(tmp_path):
+    """Also where it does not run on the meta device, or takes no such arguments; random states stay."""
+    file = tmp_path / "nets.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n"
+        "def deep(width=4): torch.manual_seed(0); return nn.Sequential(nn.Linear(width, width))\n"
+        "def drawn(width=4): torch.ones(width).tolist(); return deep(width)\n"
+    )
+    tensors = nn.Sequential(nn.Linear(3, 3)).state_dict()
+    state = torch.get_rng_state()
+    for name in ("deep", "drawn"):
+        assert source_of("Sequential", f"{file}:{name}", {"width": 3}, tensors).arguments == {"width": 3}
+        with pytest.raises(ModelError, match=rf"{name}\(\) is not this model: 2 tensors differ \(0.weight, 0"):
+            source_of("Sequential", f"{file}:{name}", {}, tensors)
+        with pytest.raises(ModelError, match=r"it cannot be built: .* unexpected keyword argument 'zz'"):
+            source_of("Sequential", f"{file}:{name}", {"zz": 1}, tensors)
+    with pytest.raises(ModelError, match=r"resnet20\(zz=1\) is not this model: it cannot be built"):
+        source_of("PreActResNet", "resnet20", {"zz": 1}, tensors)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_names_that_pass_for_a_registrys():
     source = ModelSource(kind="registry", class_name="Net", name="os:getcwd")
     with pytest.raises(CheckpointError, match="calls 'os:getcwd' a registry's model, and it is none"):
@@ -58,7 +79,7 @@ def test_names_that_pass_for_a_registrys():
 
 
 def test_a_module_by_its_name():
-    source = source_of("PreActResNet", "pararealize.models:resnet20", {}, {})
+    source = source_of("PreActResNet", "pararealize.models:resnet20", {}, models.resnet20().state_dict())
     assert (source.kind, len(source.sha256)) == ("module", 64)
     with torch.device("meta"):
         assert isinstance(build_original(source, "pararealize.models:resnet20"), nn.Module)
