@@ -204,7 +204,7 @@ def _told(error: PararealizeError, saved: SavedNetwork) -> PararealizeError:
     """The error of a model that is not the one that was saved, with the remedy of who loads a folder."""
     if isinstance(error, PlanError):
         fact = str(error).removesuffix("; leave plan= out to make one for it")
-        error = PlanError(f"{str(saved.path)!r}: {fact}; pass the original that was saved as model=")
+        error = PlanError(f"{str(saved.path)!r}: {fact}; pass the original that was saved as model= (--built-by)")
     if others := version_differences(saved.record.versions):
         error.add_note(f"besides, {str(saved.path)!r} was written with other versions: {others}")
     return error
