@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,14 +26,15 @@ from pararealize.saving.network_record import version_differences, weights_diges
 from pararealize.tracing.front_end import capture
 
 from .argument_types import typed_arguments
-from .errors import CheckpointError, OriginalWarning, PararealizeError, PlanError
+from .errors import CheckpointError, ModelError, OriginalWarning, PararealizeError, PlanError
+from .models import copy_built
 from .random_state import preserve_state
 from .restore import ordinary_mode
 
 __all__ = ["example_of", "load", "load_original"]
 
 
-@typed_arguments(CheckpointError, "model", "coarse", "devices", "example_inputs")
+@typed_arguments(CheckpointError, "coarse", "devices", "example_inputs", model=ModelError)
 def load(
     folder: str | os.PathLike[str],
     model: nn.Module | str | None = None,
@@ -101,7 +101,7 @@ def load(
     return net
 
 
-@typed_arguments(CheckpointError, "model", "example_inputs")
+@typed_arguments(CheckpointError, "example_inputs", model=ModelError)
 def load_original(
     folder: str | os.PathLike[str], model: nn.Module | str | None = None, *, example_inputs: Any = None
 ) -> nn.Module:
@@ -174,7 +174,7 @@ def _with_values(model: nn.Module, saved: SavedNetwork) -> nn.Module:
     """The model, or where it is on the meta device and the folder has weights, a copy on the CPU that has them."""
     if not (saved.record.has_weights and any(tensor.is_meta for tensor in _by_name(model).values())):
         return model
-    model = copy.deepcopy(model)
+    model = copy_built(model)
     give_memory(model, saved.tensor_names())
     _take_original(model, saved, saved.weights, typed=False)  # it is recorded in the types that it was recorded in
     return model
@@ -257,7 +257,7 @@ def _typed(model: nn.Module, dtypes: Mapping[str, str]) -> nn.Module:
     }
     if all(tensors[name].dtype is dtype for name, dtype in others.items()):
         return model
-    model = copy.deepcopy(model)
+    model = copy_built(model)
     for name, tensor in _by_name(model).items():
         if name in others:
             tensor.data = tensor.data.to(others[name])

@@ -5,6 +5,7 @@ images. :func:`build` also takes torchvision's names, ``timm:NAME``, ``package.m
 ``file.py:callable``.
 """
 
+import copy
 import importlib
 import inspect
 import weakref
@@ -24,6 +25,7 @@ __all__ = [
     "PreActResNet",
     "build",
     "built_as",
+    "copy_built",
     "default_input",
     "is_registered",
     "names",
@@ -269,6 +271,19 @@ def built_as(network: nn.Module) -> tuple[str, dict[str, Any]] | None:
         (('resnet20', {'num_classes': 100}), None)
     """
     return _BUILT.get(network)
+
+
+def copy_built(network: nn.Module) -> nn.Module:
+    """A deep copy of a network, of which it is known, too, by which name it was built.
+
+    Example:
+        >>> built_as(copy_built(build("resnet20")))
+        ('resnet20', {})
+    """
+    copied = copy.deepcopy(network)
+    if (built := built_as(network)) is not None:
+        _BUILT[copied] = built
+    return copied
 
 
 def is_registered(name: str) -> bool:

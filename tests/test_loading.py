@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from pararealize import load, load_original, pararealize
-from pararealize.errors import CheckpointError, CoarseError, ExampleError, OriginalWarning, PlanError
+from pararealize import load, load_original, models, pararealize
+from pararealize.errors import CheckpointError, CoarseError, ExampleError, ModelError, OriginalWarning, PlanError
+from pararealize.models import copy_built
 from pararealize.saving import save_model
 from tests.models import LanguageModel, MaskedTransformer, Perceptron, SmallResNet
 
@@ -129,6 +130,9 @@ def test_a_network_in_double_precision_from_the_start(tmp_path):
     net = pararealize(Perceptron(depth=3).double(), 2, example_inputs=x)
     folder = net.save(tmp_path / "net")
     assert torch.equal(load(folder, Perceptron(depth=3))(x), net(x))
+    model = copy_built(models.build("resnet20").double())  # a registry's is known as such, though a copy is loaded
+    pararealize(model, 2, example_inputs=torch.randn(2, 3, 8, 8).double()).save(tmp_path / "built")
+    assert load(tmp_path / "built").saved_record().model.name == "resnet20"
     assert load_original(folder, Perceptron(depth=3))[0].weight.dtype is torch.float64
 
 
@@ -140,6 +144,14 @@ def test_a_network_without_memory(tmp_path):
     assert all(parameter.is_meta for parameter in load(folder, model).parameters())
     with pytest.raises(CheckpointError, match="has no weights"):
         load_original(folder)
+
+
+def test_a_model_that_is_none_is_a_typed_error(tmp_path):
+    folder = save_model(Perceptron(2), tmp_path / "net")
+    for wrong in (3, b"x", Perceptron):
+        for function in (load, load_original):
+            with pytest.raises(ModelError, match=r"^model is .*; pass a Module, a string or None"):
+                function(folder, wrong)
 
 
 def test_what_has_to_be_passed(tmp_path):

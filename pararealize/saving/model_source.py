@@ -103,11 +103,11 @@ def source_of(
     return source
 
 
-def _is_harmless(name: str, value: Any) -> bool:
+def _is_harmless(name: object, value: Any) -> bool:
     """Whether an argument is a number, or a list of such, that asks no constructor to fetch anything."""
     values = value if isinstance(value, list) else [value]
     is_plain = all(item is None or isinstance(item, bool | int | float) for item in values)
-    return is_plain and not name.lower().startswith(_FETCHING)
+    return is_plain and isinstance(name, str) and not name.lower().startswith(_FETCHING)
 
 
 def _misfit(name: str, arguments: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, asked: bool) -> str:

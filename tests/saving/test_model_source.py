@@ -22,7 +22,9 @@ def test_registries():
         source_of("PreActResNet", "resnet32", {"num_classes": 7}, net.state_dict())
 
 
-@pytest.mark.parametrize("arguments", [{"pretrained": True}, {"weights_backbone": 1}, {"act": "relu"}, {"f": object()}])
+@pytest.mark.parametrize(
+    "arguments", [{"pretrained": True}, {"weights_backbone": 1}, {"act": "relu"}, {"f": object()}, {1: 2.5}]
+)
 def test_a_file_decides_on_numbers_alone(arguments):
     with pytest.raises(ModelError, match="a file may decide on numbers alone"):
         source_of("Net", "resnet20", arguments, {})
