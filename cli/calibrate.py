@@ -208,6 +208,7 @@ def trained(model: str, network: options.ModelOptions, weights: Path | None) -> 
 
     from . import saved_model
 
+    saved_model.check_options(model, num_classes=network.num_classes, built_by=network.built_by)
     if weights is None and not saved_model.is_saved(model):
         raise CheckpointError(
             f"there are no trained weights of {model}; name a file (--weights trained.safetensors), or in the place of "

@@ -361,10 +361,11 @@ def read_folder(path: str | os.PathLike[str]) -> SavedNetwork:
     """
     folder = find_folder(path)
     if folder is None:
-        raise CheckpointError(
-            f"{os.fspath(path)!r} holds no saved network: there is no {MANIFEST} in it; name a folder that "
-            "network.save(folder), or a command with --out, has written"
-        )
+        remedy = "name a folder that network.save(folder), or convert, calibrate or train with --out, has written"
+        if kind_of(Path(path) / "restacking.json") == "file":
+            file = str(Path(path) / "model.py")
+            remedy = f"restack wrote it, and its model.py builds what it holds: models.build({file + ':load'!r})"
+        raise CheckpointError(f"{os.fspath(path)!r} holds no saved network: there is no {MANIFEST} in it; {remedy}")
     with _with_remedy(folder):
         manifest = read_manifest(folder, HOLDS, follow=True)
         if strangers := [name for name in _strangers(folder, manifest) if name not in OF_REPOSITORIES]:

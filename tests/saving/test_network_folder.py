@@ -79,6 +79,9 @@ def test_what_is_foreign_is_told(saved, tmp_path):
     for place in (tmp_path, tmp_path / "nowhere", folder / "plan.json"):
         with pytest.raises(CheckpointError, match="holds no saved network"):
             load(place)
+    (tmp_path / "restacking.json").touch()
+    with pytest.raises(CheckpointError, match=r"restack wrote it, .* models.build\('.*/model.py:load'\)"):
+        load(tmp_path)
 
 
 def test_a_name_that_is_not_this_models(saved, tmp_path):
