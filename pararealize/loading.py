@@ -79,7 +79,7 @@ def load(
             "load_original(folder), and convert it"
         )
     with preserve_state():
-        original = _with_values(_original(saved, model), saved)
+        original = _with_values(_original(saved, model), saved, example_inputs)
         original = _typed(original, saved.record.conversion.dtypes)
         inputs = example_of(saved) if example_inputs is None else example_inputs
         try:
@@ -170,10 +170,11 @@ def _original(saved: SavedNetwork, model: nn.Module | str | None) -> nn.Module:
         return build_original(saved.record.model, model)
 
 
-def _with_values(model: nn.Module, saved: SavedNetwork) -> nn.Module:
+def _with_values(model: nn.Module, saved: SavedNetwork, example_inputs: Any) -> nn.Module:
     """The model, or where it is on the meta device and the folder has weights, a copy on the CPU that has them."""
     if not (saved.record.has_weights and any(tensor.is_meta for tensor in _by_name(model).values())):
         return model
+    _check_operations(model, saved, example_inputs)  # another model would lack values, which is no fault of its device
     model = copy_built(model)
     give_memory(model, saved.tensor_names())
     _take_original(model, saved, saved.weights, typed=False)  # it is recorded in the types that it was recorded in

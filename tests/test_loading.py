@@ -220,6 +220,8 @@ def test_an_original_of_other_operations_is_refused(other, tmp_path):
             PlanError, match=r"net': this plan is for another network.*pass the original that was saved"
         ):
             function(folder, model)
+        with pytest.raises(PlanError, match="this plan is for another network"):  # and not that values are missing
+            function(folder, residuals().append(nn.Linear(2, 2)).to("meta"))
     assert_same(before, model.state_dict())
 
 
