@@ -115,7 +115,7 @@ def preserve_own_host_state() -> Iterator[None]:
     try:
         yield
     finally:
-        if host_state() != before and not others_draw(time.perf_counter() - began):
+        if host_state() != before and not others_draw(min(time.perf_counter() - began, _LONGEST_LOOK)):
             random.setstate(python)
             np.random.set_state(numpy)
 
@@ -125,9 +125,9 @@ def others_draw(seconds: float = 0.0) -> bool:
 
     Args:
         seconds: how long something ran in which another thread may have drawn; it is looked for as long, but for
-            some hundredths of a second at least, and for a quarter of one at most.
+            some hundredths of a second at least.
     """
-    before, end = host_state(), time.perf_counter() + min(max(seconds, _SHORTEST_LOOK), _LONGEST_LOOK)
+    before, end = host_state(), time.perf_counter() + max(seconds, _SHORTEST_LOOK)
     while threading.active_count() > 1 and time.perf_counter() < end:
         time.sleep(_SHORTEST_LOOK / 4)
         if host_state() != before:

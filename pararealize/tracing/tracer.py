@@ -49,6 +49,7 @@ from .state_watch import StateWatch
 
 __all__ = ["Trace", "record"]
 
+_TURN = 1.0  # seconds in which a thread that draws again and again has had its turn, on a busy machine too
 _PYTHON_CALLERS = ("apply_", "map_", "map2_")  # on a fake tensor they read memory that is not there, and crash
 _VALUE_READERS = (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.__int__, torch.Tensor.__float__)
 _TYPE_READERS = (
@@ -298,8 +299,9 @@ class _Recorder(PreDispatchTorchFunctionMode):
         not come to it at all, since an assignment is no call: a module's buffers are looked at when it returns, and
         those of all modules when the model does, for a module may assign to another one's.
         """
-        # another thread may draw from them all the time: then it is the module's own code that tells
-        if host_state() != before and (names_host_random(module) or not others_draw()):
+        # another thread may draw from them all the time: then it is the module's own code that tells; on a busy machine
+        # that thread may have to wait for its turn
+        if host_state() != before and (names_host_random(module) or not others_draw(_TURN)):
             raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
         for owner in [module] if module is not self.copy else self.copy.modules():
             if any(buffer is not None and self.table.is_computed(buffer) for buffer in owner._buffers.values()):
