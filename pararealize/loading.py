@@ -26,12 +26,14 @@ from pararealize.saving.network_record import version_differences, weights_diges
 from pararealize.tracing.front_end import capture
 
 from .argument_types import typed_arguments
-from .errors import CheckpointError, ModelError, OriginalWarning, PararealizeError, PlanError
+from .errors import CheckpointError, ExampleError, ModelError, OriginalWarning, PararealizeError, PlanError
 from .models import copy_built
 from .random_state import preserve_state
 from .restore import ordinary_mode
 
 __all__ = ["example_of", "load", "load_original"]
+
+_OF_EXAMPLES = "; pass example_inputs that the model runs on"  # the remedy of who converts, and not of who loads
 
 
 @typed_arguments(CheckpointError, "coarse", "devices", "example_inputs", model=ModelError)
@@ -206,6 +208,8 @@ def _told(error: PararealizeError, saved: SavedNetwork) -> PararealizeError:
     if isinstance(error, PlanError):
         fact = str(error).removesuffix("; leave plan= out to make one for it")
         error = PlanError(f"{str(saved.path)!r}: {fact}; pass the original that was saved as model= (--built-by)")
+    elif isinstance(error, ExampleError) and (fact := str(error).removesuffix(_OF_EXAMPLES)) != str(error):
+        error = ExampleError(f"{str(saved.path)!r}: {fact}; pass the original that was saved as model= (--built-by)")
     if others := version_differences(saved.record.versions):
         error.add_note(f"besides, {str(saved.path)!r} was written with other versions: {others}")
     return error

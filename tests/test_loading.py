@@ -222,6 +222,10 @@ def test_an_original_of_other_operations_is_refused(other, tmp_path):
             function(folder, model)
         with pytest.raises(PlanError, match="this plan is for another network"):  # and not that values are missing
             function(folder, residuals().append(nn.Linear(2, 2)).to("meta"))
+        with pytest.raises(
+            ExampleError, match=r"Linear does not accept the .*; pass the original that was saved as mod"
+        ):
+            function(folder, nn.Linear(2, 2))
     assert_same(before, model.state_dict())
 
 
