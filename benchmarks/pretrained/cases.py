@@ -148,6 +148,7 @@ CASES = [
     *_several("efficientnet-lite2", "runs of one space, n = 4", steps={"dense": 80}),
     *_several("efficientnet-lite0", "one window, n = 2", "linear"),
     *_several("efficientnet-lite2", "runs of one space, n = 2", "dense"),
+    *_several("fashion-mnist", "runs of one space, n = 4", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 6", steps={"low-rank:8": 94}),
     *_several("minilm", "4 + 2", "dense"),
     *_several("minilm", "one window of 2 × 3", "dense"),

@@ -69,7 +69,8 @@ def measure_fashion(case: Case, out: Path) -> dict[str, Any]:
     """The row of a case."""
     data = load("fashion_mnist", batch_size=BATCH, image_size=SIDE, data_dir=fashion_folder(out))
     model = trained(out, data)
-    original = evaluate(model, data).accuracy
+    score = evaluate(model, data)
+    original = score.accuracy
     names = [f"blocks.{i}" for i in range(36)]
     options = SCHEDULES["fashion-mnist"][case.schedule].options(names, ["blocks.12", "blocks.24"])
     net = pararealize(model, coarse=case.coarse, source="stem", example_inputs=data.example(), **options).eval()
@@ -90,4 +91,4 @@ def measure_fashion(case: Case, out: Path) -> dict[str, Any]:
         )  # fmt: skip
         stages["distilled"] = quality()
         row |= {"best_step": tuning.best, "samples": tuning.samples}
-    return row | {"tested": 10_000, "stages": stages}
+    return row | {"tested": score.count, "stages": stages}
