@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,9 +129,11 @@ def goals(rows: dict[str, dict[str, Any]], network: str) -> Iterator[tuple[str, 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """The deciding figure of every network against the predicted speed-up, calibrated and distilled, and the goals."""
     networks = [network for network in NETWORKS if next(_rows(rows, network), None)]
-    figure = Figure(figsize=(4.2 * max(len(networks), 2), 4), layout="constrained")
+    lines = math.ceil(len(networks) / 2)  # of two panels
+    figure = Figure(figsize=(9, 4 * lines), layout="constrained")
     looks = {"before": ("x", "#9fb3c8"), "calibrated": ("o", "#2b77b8"), "distilled": ("s", "#d9822b")}
-    for axes, network in zip(figure.subplots(1, len(networks), squeeze=False)[0], networks, strict=True):
+    panels = [figure.add_subplot(lines, 2, i + 1) for i in range(len(networks))]
+    for axes, network in zip(panels, networks, strict=True):
         name, title = FIGURES[network][0]
         for stage, (marker, colour) in looks.items():
             points = [

@@ -112,6 +112,8 @@ SCHEDULES = {
     "fashion-mnist": {
         "runs of one space, n = 4": Schedule(n=4, sequential="changing"),
         "runs of one space, n = 6": Schedule(n=6, sequential="changing"),
+        "three windows a stage, n = 4": Schedule(n=4, windows=(0, 4, 8, 13, 17, 21, 25, 29, 33), sequential=(12, 24)),
+        "two windows a stage, n = 6": Schedule(n=6, windows=(0, 6, 13, 19, 25, 31), sequential=(12, 24)),
     },
 }
 NETWORKS = tuple(SCHEDULES)
@@ -140,6 +142,7 @@ CASES = [
     *_several("minilm", "2 + 2½ layers, then the last three halves", "dense"),
     *_several("minilm", "2 + 2 layers, then the last four halves", "dense"),
     *_several("minilm", "two pairs in the middle", "dense"),
+    *_several("minilm", "two pairs in the middle", steps={"dense": 600}),
     *_several("minilm", "3 + 2 + 1", "dense"),
     *_several("minilm", "two triples", "dense"),
     *_several("efficientnet-lite0", "runs of one space, n = 3", "linear", "dense"),
@@ -148,6 +151,8 @@ CASES = [
     *_several("efficientnet-lite2", "runs of one space, n = 4", steps={"dense": 80}),
     *_several("efficientnet-lite0", "one window, n = 2", "linear"),
     *_several("efficientnet-lite2", "runs of one space, n = 2", "dense"),
+    *_several("fashion-mnist", "three windows a stage, n = 4", steps={"low-rank:8": 94}),
+    *_several("fashion-mnist", "two windows a stage, n = 6", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 4", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 6", steps={"low-rank:8": 94}),
     *_several("minilm", "4 + 2", "dense"),
