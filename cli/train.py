@@ -64,7 +64,7 @@ Method = Annotated[
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
+class _TrainingRequest:
     """What the command line says of the network, its data and its training."""
 
     model: str
@@ -106,7 +106,7 @@ class _Prepared:
         settings: what the network was built with.
     """
 
-    request: _Request
+    request: _TrainingRequest
     built: Built
     samples: Dataset
     training: Recipe
@@ -146,7 +146,7 @@ def command(
         run.check()
         train_arguments.check_used(_given(context), method=method, by_torchrun=started_by_torchrun())
         placement.check_graphs()
-        request = _Request(
+        request = _TrainingRequest(
             model=model, n=conversion.segments(n), method=method, multigrid=multigrid, conversion=conversion, cost=cost,
             placement=placement, network=network, data=data, recipe=recipe,
         )  # fmt: skip
@@ -163,7 +163,7 @@ def command(
         write_page(page, history, *values, title=model, seed=network.seed, quiet=as_json)
 
 
-def _prepare(request: _Request, progress: Callable[[str], None], *, draws_weights: bool) -> _Prepared:
+def _prepare(request: _TrainingRequest, progress: Callable[[str], None], *, draws_weights: bool) -> _Prepared:
     """Load the data, join the other processes and build the network.
 
     Args:
@@ -208,7 +208,7 @@ def _prepare(request: _Request, progress: Callable[[str], None], *, draws_weight
     )  # fmt: skip
 
 
-def _build(request: _Request, settings: Options) -> Built:
+def _build(request: _TrainingRequest, settings: Options) -> Built:
     """The network of the method, or the one that a folder has."""
     from pararealize.train.methods import Built, build
 

@@ -118,7 +118,7 @@ class GraphedStage:
         self._segments = program.segments
         self._tree = stage.rank_setup.modules.tree
         self._name = stage.rank_setup.description
-        self._captures: dict[Any, _Capture] = {}
+        self._captures: dict[Any, _CapturedParts] = {}
         self._memory: dict[nn.Parameter, Tensor] = {}
         self._gradients = StaticGradients(())
         self._others = list(self._tree.parameters())  # whose gradients no graph writes
@@ -188,7 +188,7 @@ class GraphedStage:
         elif len(self._captures) == self._sizes:
             yield
             return
-        recorder = _ArgumentRecorder()
+        recorder = _PartArguments()
         self._segments.caller = recorder if capture is None else capture.call
         try:
             yield
@@ -207,7 +207,7 @@ class GraphedStage:
         keys = tuple(tensor_key(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
         return call, self.stage.training, autocast, spec, keys
 
-    def _capture(self, recorder: _ArgumentRecorder, *, backward: bool) -> _Capture:
+    def _capture(self, recorder: _PartArguments, *, backward: bool) -> _CapturedParts:
         """Capture the parts that were called, each with the arguments that it had."""
         parts: dict[str, _GraphedPart] = {}
         # before the stand-ins, which have no hooks
@@ -235,7 +235,7 @@ class GraphedStage:
                 static.copy_(value)
         self._gradients = StaticGradients([*self._memory.items()])
         self._others = [parameter for parameter in self._tree.parameters() if parameter not in self._memory]
-        return _Capture(parts, TensorStamp(self._tree, self._name))
+        return _CapturedParts(parts, TensorStamp(self._tree, self._name))
 
     def _captured(
         self,
@@ -264,7 +264,7 @@ class GraphedStage:
         return self._memory[parameter]
 
 
-class _ArgumentRecorder:
+class _PartArguments:
     """Calls parts as they are, and keeps copies of their arguments: a part may work in place."""
 
     def __init__(self) -> None:
@@ -275,7 +275,7 @@ class _ArgumentRecorder:
         return function(*arguments)
 
 
-class _Capture:
+class _CapturedParts:
     """What is captured of calls of one key."""
 
     def __init__(self, parts: Mapping[str, _GraphedPart], stamp: TensorStamp) -> None:
