@@ -21,6 +21,7 @@ __all__ = [
     "left_as_found",
     "never_compiled",
     "ordinary_mode",
+    "preserve_run_state",
     "preserve_training_flags",
     "set_within",
 ]
@@ -50,6 +51,24 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 for tensor, version, value in values:
                     if not _is_equal(tensor, version, value):  # a copy makes graphs that autograd keeps unusable
                         tensor.copy_(value)
+
+
+@contextlib.contextmanager
+def preserve_run_state(model: nn.Module, devices: Iterable[torch.device]) -> Iterator[None]:
+    """Put back, on leaving, what a run moves on: buffers and random states. Gradients must not be touched within.
+
+    Args:
+        model: the module that runs.
+        devices: where it draws random numbers.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with preserve_state(devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
 
 def _version(tensor: torch.Tensor) -> int:

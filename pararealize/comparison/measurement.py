@@ -92,8 +92,8 @@ def compare(
             first = (args, kwargs) if first is None else first
             labels, mask = labels_of(batch), attention_mask(batch)
             with _refusing_the_batch(net.plan.model):
-                outputs = original(*args, **kwargs), net(*args, **kwargs)
-            sums.add(*outputs, labels=labels, mask=mask)
+                wanted = original(*args, **kwargs)
+            sums.add(wanted, net(*args, **kwargs), labels=labels, mask=mask)
             say(f"{sums.samples} samples compared")
         if first is None:
             raise ExampleError("the batches are empty; pass at least one")
@@ -119,10 +119,10 @@ def compare(
 
 @contextlib.contextmanager
 def _refusing_the_batch(model: str) -> Iterator[None]:
-    """Say of what a network raises that it is the batch's fault, as it ran on the example of its conversion."""
+    """Say of what an original raises that it is the batch's fault, as it ran on the example of its conversion."""
     try:
         yield
-    except PararealizeError:
+    except (PararealizeError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ExampleError(

@@ -21,7 +21,7 @@ from pararealize.errors import (
 )
 from pararealize.plan.plan import Plan
 from pararealize.plan.recording import StepRecording
-from pararealize.restore import never_compiled, set_within
+from pararealize.restore import never_compiled, preserve_run_state, set_within
 
 from .gradient_norms import gradient_norm
 from .messages.message_order import StepMessages
@@ -272,7 +272,7 @@ class Stage(StageModule):
     def _trial(self, tensors: Mapping[str, torch.Tensor], *, whole: bool) -> None:
         """Run what the first rank makes of a call's tensors by itself."""
         names = self.rank_setup.partition.inputs
-        with torch.no_grad():
+        with torch.no_grad(), preserve_run_state(self, [self.device]):
             self._program.trial({names[name]: self._to_device(tensor) for name, tensor in tensors.items()}, whole=whole)
 
     # Around steps ----------------------------------------------------------------------------------------------------

@@ -29,14 +29,13 @@ from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.saving.network_folder import (
     Report,
-    check_original,
-    check_report,
     model_source,
     record_of,
     write_folder,
     write_weights,
 )
 from pararealize.saving.network_record import Conversion, NetworkRecord, weights_digest
+from pararealize.saving.save_arguments import check_calibration, check_original
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions, SizeCheck, no_fault
 from pararealize.tracing.guards import Guards
@@ -224,7 +223,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             >>> sorted(path.name for path in folder.iterdir())
             ['manifest.json', 'network.json', 'plan.json', 'weights.safetensors']
         """
-        check_report(calibration)
+        check_calibration(calibration)
         check_original(original, self.original_state_dict())
         return write_folder(
             folder,

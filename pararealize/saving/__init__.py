@@ -3,6 +3,7 @@
 ``network.save(folder)`` writes it, :func:`pararealize.load` reads it. The files, in reading order:
 
     network_folder   a network -> its folder, whole or not there; a folder -> its files, each compared with its digest
+    save_arguments   what is given beside the folder -> errors before anything is written
     network_record   what ``network.json`` says: how the network was made, its modes, versions
     model_source     how the original is built: a registry's name, a file's digest, or by the user
     meta_model       a model on the meta device -> the same with memory, for a folder's weights

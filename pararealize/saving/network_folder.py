@@ -27,15 +27,15 @@ from torch import nn
 
 from pararealize import models
 from pararealize.argument_types import typed_arguments
-from pararealize.distributed.checkpoint.state import check_tensors, own_tensors, save_state
+from pararealize.distributed.checkpoint.state import check_tensors, save_state
 from pararealize.distributed.checkpoint.tensor_file import open_tensors, write_tensors
-from pararealize.errors import CalibrationError, CheckpointError, ModelError, OutputError
+from pararealize.errors import CheckpointError, ModelError, OutputError
 from pararealize.files import kind_of, read_file, whole_folder
 from pararealize.manifest import MANIFEST, Manifest, faults_of_files, read_document, read_manifest, write_manifest
 from pararealize.plan.plan import Plan
 from pararealize.tracing.hooks import hook_of, tensor_hook_of
 
-from .model_source import ModelSource, source_of, state_misfit
+from .model_source import ModelSource, source_of
 from .network_record import SCHEMA, VERSION, Conversion, NetworkRecord, modes_of, versions
 
 __all__ = ["HOLDS", "NETWORK", "Report", "SavedNetwork", "read_folder", "save_model", "write_folder"]
@@ -261,39 +261,6 @@ def write_weights(net: nn.Module, folder: Path, original: nn.Module | None = Non
         write_tensors(folder / BUFFERS, packed)
     if original is not None:
         save_state(original, folder / ORIGINAL, once=True)
-
-
-def check_original(original: nn.Module | None, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Make sure that what is written as the original could be: it has tensors of the same names and shapes, and values.
-
-    Args:
-        original: the model.
-        tensors: the original's state within the network.
-
-    Raises:
-        ModelError: it is another model.
-        CheckpointError: its state is more than tensors, or on the meta device.
-    """
-    if original is None:
-        return
-    if fault := state_misfit(own_tensors(original), tensors):
-        raise ModelError(
-            f"original= is not the model that this network was made from: {fault}; pass that, as it was trained, or "
-            "leave original= out"
-        )
-
-
-def check_report(calibration: object) -> None:
-    """Make sure that a report can be written.
-
-    Raises:
-        CalibrationError: it is none.
-    """
-    if calibration is not None and not callable(getattr(calibration, "to_json", None)):
-        raise CalibrationError(
-            f"calibration is a {type(calibration).__name__}; pass what calibrate(net, batches) or fine_tune gives, or "
-            "None"
-        )
 
 
 def check_free(path: Path, *, replace: bool) -> None:

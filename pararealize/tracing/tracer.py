@@ -299,8 +299,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         not come to it at all, since an assignment is no call: a module's buffers are looked at when it returns, and
         those of all modules when the model does, for a module may assign to another one's.
         """
-        # another thread may draw from them all the time: then it is the module's own code that tells; on a busy machine
-        # that thread may have to wait for its turn
+        # another thread may draw from them all the time, when it has its turn: then the module's own code tells
         if host_state() != before and (names_host_random(module) or not others_draw(_TURN)):
             raise UnreadableError("it draws random numbers from Python or NumPy, which a graph would freeze")
         for owner in [module] if module is not self.copy else self.copy.modules():

@@ -23,7 +23,7 @@ from pararealize.data.dataset import Dataset
 from pararealize.distributed.checkpoint.state import own_tensors, save_state
 from pararealize.distributed.checkpoint.weights_plan import plan_of
 from pararealize.distributed.training_processes import processes_of
-from pararealize.errors import CheckpointError, DataError, ModelError, MultigridError, RecipeError, TrainingError
+from pararealize.errors import CheckpointError, DataError, ModelError, RecipeError, TrainingError
 from pararealize.manifest import tensors_digest
 from pararealize.random_state import derived_seed, preserve_state, seed_all
 from pararealize.train.run.checkpoint import gather_run_state, load_run_state, write_run_state
@@ -36,7 +36,6 @@ from pararealize.train.run.saved_network import WEIGHTS, write_saved
 from pararealize.train.run.score import Score, as_input, evaluate
 from pararealize.train.run.tensorboard import Board
 
-from .captured_step import CapturedStep
 from .nonfinite import backward_fault, forward_fault
 from .recipe import Recipe, he_weights
 from .request import RunSettings, agree_on_request, describe_request
@@ -170,16 +169,6 @@ class _Training:
         self.processes = processes_of(net)
         self.update = Update(net, recipe, self.processes, step, data.classes)
         self.monitor = step.monitor if isinstance(step, MonitoredStep) else None
-        if self.monitor is not None and self.monitor.net is not net:
-            raise MultigridError(
-                f"the step's monitor watches a {type(self.monitor.net).__name__} that is not the network to be trained "
-                f"({type(net).__name__}); pass monitor.net to fit"
-            )
-        if isinstance(step, CapturedStep) and step.net is not net:
-            raise ModelError(
-                f"the step captures a {type(step.net).__name__} that is not the network to be trained "
-                f"({type(net).__name__}); pass step.net to fit"
-            )
         self.event_count = 0 if self.monitor is None else len(self.monitor.events)
         self.step, self.steps = 0, recipe.epochs * data.steps
         self.row_sums, self.epoch_sums = Sums(), Sums()

@@ -10,12 +10,12 @@ from torch import nn
 from pararealize.distributed.gradient_norms import gradient_norm
 from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import TrainingProcesses
-from pararealize.errors import ModelError
+from pararealize.errors import ModelError, MultigridError
 from pararealize.train.run.score import correct, logits_of
 
 from .captured_step import CapturedStep
 from .recipe import Recipe
-from .steps import TrainingStep, one_process_step
+from .steps import MonitoredStep, TrainingStep, one_process_step
 
 __all__ = ["StepResult", "Sums", "Update"]
 
@@ -64,7 +64,8 @@ class Update:
         classes: how many logits it has to give at least.
 
     Raises:
-        ModelError: there is nothing to train.
+        ModelError: there is nothing to train, or the step captures another network.
+        MultigridError: the step's monitor watches another network.
 
     Attributes:
         optimizer: over the network's parameters.
@@ -87,6 +88,7 @@ class Update:
                 f"nothing of this {type(net).__name__} can be trained: it has no parameters, or all are frozen; call "
                 "requires_grad_() on those that are to be trained"
             )
+        _check_step(step, net)
         self.device = net.device if isinstance(net, Stage) else next(net.parameters()).device
         self.step: TrainingStep = step or (net.step if isinstance(net, Stage) else one_process_step(net))
         self.optimizer = recipe.make_optimizer(trainable)
@@ -162,6 +164,20 @@ class Update:
         if limit is not None and bool(norm.isfinite()):
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm.item()
+
+
+def _check_step(step: TrainingStep | None, net: nn.Module) -> None:
+    """Refuse a step that was made for another network."""
+    if isinstance(step, MonitoredStep) and step.monitor.net is not net:
+        raise MultigridError(
+            f"the step's monitor watches a {type(step.monitor.net).__name__} that is not the network to be trained "
+            f"({type(net).__name__}); pass monitor.net to fit"
+        )
+    if isinstance(step, CapturedStep) and step.net is not net:
+        raise ModelError(
+            f"the step captures a {type(step.net).__name__} that is not the network to be trained "
+            f"({type(net).__name__}); pass step.net to fit"
+        )
 
 
 def _scaler(net: nn.Module, device: torch.device) -> torch.amp.GradScaler:

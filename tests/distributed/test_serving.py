@@ -82,6 +82,37 @@ def nested() -> float:
     return worst
 
 
+class Counting(nn.Module):
+    """A layer that counts its calls, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return torch.tanh(self.linear(x)) + self.calls
+
+
+def counted() -> list[float]:
+    """Trials of inputs leave what the network counts as it is."""
+    torch.manual_seed(1)
+    net = pararealize(
+        nn.Sequential(*(Counting() for _ in range(4))), 2, coarse="linear", example_inputs=torch.ones(2, 8)
+    )
+    stage = net.eval().distribute(mesh_of(2), timeout=8).eval()
+    apart = []
+    with stage.serve() as server:
+        for x in [] if server is None else [torch.ones(2, 8), torch.ones(3, 8), torch.ones(2, 8)]:
+            apart.append(distance(server(x), net(x).detach()))
+    return apart
+
+
+def test_a_trial_leaves_no_trace():
+    assert max(on_ranks(2, counted)[0]) < 1e-5
+
+
 def idle() -> bool:
     """Nobody asks for longer than the time-out of a message; before, train mode is refused on all ranks."""
     stage = network(2).distribute(mesh_of(2), timeout=1.0).train()

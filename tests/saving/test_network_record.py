@@ -6,7 +6,14 @@ import torch
 from torch import nn
 
 from pararealize.saving.model_source import ModelSource
-from pararealize.saving.network_record import Conversion, NetworkRecord, modes_of, version_differences, versions
+from pararealize.saving.network_record import (
+    Conversion,
+    NetworkRecord,
+    modes_of,
+    version_differences,
+    versions,
+    weights_digest,
+)
 
 
 def record(**facts):
@@ -38,3 +45,20 @@ def test_versions():
     assert version_differences(known) == ""
     assert version_differences(known | {"torch": "1.0"}) == f"torch 1.0 there, {torch.__version__} here"
     assert dataclasses.asdict(record(**modes_of(nn.Linear(1, 1))))["versions"] == known
+
+
+def test_a_digest_sees_every_change_of_values_and_none_of_layout():
+    state = {
+        "w": torch.randn(64, 3, 20, 20),
+        "k": torch.arange(5),
+        "h": torch.randn(9).half(),
+        "c": torch.randn(2) + 1j,
+    }
+    before = weights_digest(state)
+    assert weights_digest({name: value.clone() for name, value in reversed(state.items())}) == before
+    assert weights_digest(state | {"w": state["w"].to(memory_format=torch.channels_last)}) == before
+    for name, value in state.items():
+        changed = value.clone()
+        changed.view(-1)[-2 if name == "w" else 0] += 1  # of the large one no sample
+        assert weights_digest(state | {name: changed}) != before
+    assert weights_digest(state | {"h": state["h"].float()}) != before

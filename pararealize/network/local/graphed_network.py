@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pararealize.errors import CaptureError, ModelError
 from pararealize.network.module import PararealModule
-from pararealize.random_state import preserve_state
+from pararealize.restore import preserve_run_state
 from pararealize.tracing.module_view import BorrowedModule
 from pararealize.tracing.network_piece import contents_of
 from pararealize.tracing.operations import tensors_in
@@ -282,22 +282,16 @@ def segment_devices(net: nn.Module) -> list[torch.device]:
     return [next(net.parameters()).device] * net.plan.n
 
 
-@contextlib.contextmanager
-def preserve_network_state(net: nn.Module, devices: Sequence[torch.device] | None = None) -> Iterator[None]:
+def preserve_network_state(
+    net: nn.Module, devices: Sequence[torch.device] | None = None
+) -> contextlib.AbstractContextManager[None]:
     """Put back, on leaving, what a run moves on: buffers and random states. Gradients must not be touched within.
 
     Args:
         net: the network.
         devices: where it draws random numbers; left out, where its parameters are.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    with preserve_state(segment_devices(net) if devices is None else devices):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+    return preserve_run_state(net, segment_devices(net) if devices is None else devices)
 
 
 def autocast_without_cache(kind: str = "cuda") -> contextlib.AbstractContextManager[Any]:
