@@ -12,6 +12,7 @@ second backward and a forward in between are refused rather than wrong, and grad
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -33,6 +34,48 @@ ERRORS: Literal["thread_local"] = "thread_local"
 """Which threads' calls break a capture: by default any thread's, such as one that pins the memory of the next batch."""
 
 WARM_UP = 3  # runs before a capture: lazy initialisation and the choice of algorithms must not be captured
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Work:
+    """What is captured: a function of static inputs, and the gradients with respect to sources, on some streams."""
+
+    function: Callable[..., Any]
+    inputs: Sequence[Tensor]
+    sources: Sequence[Tensor]
+    stream: torch.cuda.Stream
+    branches: Sequence[torch.cuda.Stream]
+
+    def run(self) -> tuple[list[Any], Any]:
+        """The leaves of what the function gives, and their structure."""
+        # of copies: a leaf that requires a gradient may not be worked on in place, nor may a graph be empty
+        return pytree.tree_flatten(self.function(*(value.clone() for value in self.inputs)))
+
+    def gradients(self, outputs: Sequence[Tensor], seeds: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Those of the sources.
+
+        Autograd works on the streams of the forward. Those take part in a capture from the moment that they wait for
+        the capturing stream, and it has to wait for all of them before the capture ends.
+        """
+        for branch in self.branches:
+            branch.wait_stream(self.stream)
+        # autocast was on in the forward alone, as torch.amp asks
+        with torch.autocast(self.stream.device.type, enabled=False):
+            results = torch.autograd.grad(outputs, self.sources, seeds, allow_unused=True)
+        for branch in self.branches:
+            self.stream.wait_stream(branch)
+        return results
+
+    def warm_up(self) -> Sequence[Tensor | None]:
+        """Run some times on the capturing stream, for which libraries make their workspaces; the last gradients."""
+        found: Sequence[Tensor | None] = ()
+        with torch.cuda.stream(self.stream):
+            for _ in range(WARM_UP):
+                outputs = _differentiable(self.run()[0])
+                if outputs and self.sources:
+                    found = self.gradients(outputs, [torch.ones_like(output) for output in outputs])
+                del outputs  # and with it autograd's graph, before the next one is built
+        return found
 
 
 class GraphedFunction:
@@ -73,41 +116,20 @@ class GraphedFunction:
         self.backward_graph: torch.cuda.CUDAGraph | None = None
         surface = [*self.inputs, *(stand_in for _, stand_in in parameters[: len(trained)])]
         sources = [tensor for tensor in surface if tensor.requires_grad]
-
-        def run() -> tuple[list[Any], Any]:
-            # of copies: a leaf that requires a gradient may not be worked on in place, nor may a graph be empty
-            return pytree.tree_flatten(function(*(value.clone() for value in self.inputs)))
-
-        def gradients(outputs: Sequence[Tensor], seeds: Sequence[Tensor]) -> Sequence[Tensor | None]:
-            # Autograd works on the streams of the forward. Those take part in a capture from the moment that they wait
-            # for the capturing stream, and it has to wait for all of them before the capture ends.
-            for branch in branches:
-                branch.wait_stream(stream)
-            with torch.autocast(stream.device.type, enabled=False):  # it was on in the forward alone, as torch.amp asks
-                results = torch.autograd.grad(outputs, sources, seeds, allow_unused=True)
-            for branch in branches:
-                stream.wait_stream(branch)
-            return results
-
+        work = _Work(function, self.inputs, sources, stream, branches)
         pool = torch.cuda.graph_pool_handle()  # one for both graphs: backward reads what forward saved in it
         for value in self.inputs:  # allocated on the current stream, read on the capturing one
             lend(value, stream)
         with torch.cuda.device(stream.device), torch.set_grad_enabled(backward):
             torch.cuda.synchronize()
-            found: Sequence[Tensor | None] = ()
-            with torch.cuda.stream(stream):  # libraries keep a handle and a workspace for each stream
-                for _ in range(WARM_UP):
-                    outputs = _differentiable(run()[0])
-                    if outputs and sources:
-                        found = gradients(outputs, [torch.ones_like(output) for output in outputs])
-                    del outputs  # and with it autograd's graph, before the next one is built
+            found = work.warm_up()
             self.static = StaticGradients(() if gradient_of is None else _memory_of(trained, found, gradient_of))
             del found
             for _, static in self.static.pairs:
                 lend(static, stream)
             torch.cuda.synchronize()
             with torch.cuda.graph(self.forward_graph, pool=pool, stream=stream, capture_error_mode=ERRORS):
-                leaves, self.structure = run()
+                leaves, self.structure = work.run()
             _check_leaves(leaves)
             outputs = _differentiable(leaves)
             self.seeds = [torch.zeros_like(output) for output in outputs]
@@ -115,7 +137,7 @@ class GraphedFunction:
             if outputs and sources:
                 self.backward_graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(self.backward_graph, pool=pool, stream=stream, capture_error_mode=ERRORS):
-                    static_gradients = gradients(outputs, self.seeds)
+                    static_gradients = work.gradients(outputs, self.seeds)
                     if gradient_of is not None:
                         count = len(sources) - len(trained)
                         self.static.add([gradient for gradient in static_gradients[count:] if gradient is not None])
