@@ -12,15 +12,17 @@ import functools
 import importlib
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Results, isolated
+from pararealize.data.catalogue import load
 
 from .groups import groups
 from .measure import DATA, case, measure
+from .methods import method_of
 from .networks import FAMILIES
 from .tables import write, write_evidence
 
@@ -35,9 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("table", choices=("table1", "table3", "ablations", "draw", "evidence"))
     parser.add_argument("--data", nargs="+", default=["digits"], choices=tuple(DATA))
-    parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=tuple(FAMILIES))
+    parser.add_argument("--families", nargs="+", choices=tuple(FAMILIES), help="those of the data set where left out")
     parser.add_argument("--n", type=int, nargs="+", default=[12, 6, 3], help="numbers of segments")
     parser.add_argument("--kinds", nargs="+", help="coarse kinds; all that suit the family where left out")
+    parser.add_argument(
+        "--windows", nargs="+", default=["1"], help="numbers of windows, or auto: the most that are free"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", help="methods by name, such as original 12x3-linear, in place of all that"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="instead of the data set's own, to try it out")
     parser.add_argument("--workers", type=int, default=2, help="cases at once")
@@ -49,10 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         methods = ablations if options.table == "ablations" else table1
         cases = [
             case(data, family, method, seed)
-            for data in options.data
+            for data in _there(options.data)
             for seed in range(options.seeds)
-            for family in options.families
-            for method in methods(family, options.n, options.kinds)
+            for family in options.families or DATA[data].families
+            for method in options.methods or methods(family, options.n, options.kinds, options.windows)
+            if method_of(method).n <= FAMILIES[family].blocks
         ]
         run(cases, functools.partial(measure, epochs=options.epochs), results, workers=options.workers)
     write(results, options.out)
@@ -61,13 +70,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all("failed" not in row for row in results.rows.values()) else 1
 
 
-def table1(family: str, numbers: Sequence[int], kinds: Sequence[str] | None) -> list[str]:
-    """The original, and every n and kind."""
+def _there(names: Sequence[str]) -> Iterator[str]:
+    """The data sets whose files are there; of others, what is missing and how to get it is told."""
+    for name in names:
+        row = isolated(lambda name=name: {"there": bool(load(name, count=(1, 1)).shape)}, seconds=60, gibibytes=8)
+        if "failed" in row:
+            print(f"LEFT OUT: {name}: {row['error']}", file=sys.stderr, flush=True)
+        else:
+            yield name
+
+
+def table1(family: str, numbers: Sequence[int], kinds: Sequence[str] | None, windows: Sequence[str]) -> list[str]:
+    """The original, and every n, number of windows and kind."""
     kinds = kinds or [*KINDS[FAMILIES[family].tokens], *(f"{kind}@input" for kind in FROM_INPUT)]
-    return ["original", *(f"{n}-{kind}" for n in numbers for kind in kinds)]
+    sizes = [f"{n}" if many == "1" else f"{n}x{many}" for n in numbers for many in windows]
+    return ["original", *(f"{size}-{kind}" for size in sizes for kind in kinds)]
 
 
-def ablations(_family: str, numbers: Sequence[int], kinds: Sequence[str] | None) -> list[str]:
+def ablations(_family: str, numbers: Sequence[int], kinds: Sequence[str] | None, _windows: Sequence[str]) -> list[str]:
     """The original, its wider sister, and every n and kind with one part taken away."""
     methods = ["original"]
     for n in numbers:
@@ -85,7 +105,7 @@ def run(cases: Sequence[str], work: Any, results: Results, *, workers: int) -> N
     lock, done = threading.Lock(), iter(range(1, len(missing) + 1))
 
     def one(name: str) -> None:
-        row = isolated(lambda: work(name), seconds=1800, gibibytes=8)
+        row = isolated(lambda: work(name), seconds=7200, gibibytes=8)
         with lock:
             results.add(name, row)
             print(f"[{next(done)}/{len(missing)}] {name}: {_line(row)}", file=sys.stderr, flush=True)

@@ -38,6 +38,23 @@ class Group:
         return next(iter(self.rows.values()))
 
     @property
+    def windows(self) -> str:
+        """How many, in words; empty for the original."""
+        method, count = self.method, self.first.get("windows", 1)
+        return f"auto: {count}" if method.windows == "auto" else str(count) if method.n else ""
+
+    @property
+    def segments(self) -> str:
+        """N, and in brackets the segments of the longest window where it has no more blocks."""
+        n, count = self.method.n, self.first.get("segments", self.method.n)
+        return f"{n} ({count})" if count < n else str(n)
+
+    @property
+    def speedup(self) -> float:
+        """What the plan predicts; with linear coarse blocks added up over ranks, where the row has that figure."""
+        return float(self.first.get("summed_speedup", self.first.get("speedup", 1.0)))
+
+    @property
     def excesses(self) -> list[float]:
         """Errors above the original's, a seed that both have each: the same weights, batches and order."""
         return [

@@ -32,6 +32,7 @@ class Setting:
     batch_size: int
     epochs: int
     token_epochs: int  # of transformers and mixers, which learn more slowly
+    families: tuple[str, ...] = ("resnet", "vgg", "vit", "mixer")  # that are tried on it unless others are named
 
     def epochs_of(self, family: str) -> int:
         """Epochs that a network of the family is trained for."""
@@ -41,8 +42,12 @@ class Setting:
 DATA = {
     "digits": Setting(image_size=8, channels=1, counts=None, batch_size=64, epochs=10, token_epochs=20),
     "glyphs:clean": Setting(image_size=16, channels=1, counts=(10_000, 2000), batch_size=64, epochs=6, token_epochs=15),
-}
-RATES = {"resnet": 0.1, "vgg": 0.05, "vit": 3e-3, "mixer": 2e-3}
+    "fashion_mnist": Setting(
+        image_size=14, channels=1, counts=None, batch_size=128, epochs=2, token_epochs=2,
+        families=("resnet56", "vgg", "vit", "mixer"),
+    ),
+}  # fmt: skip
+RATES = {"resnet": 0.1, "resnet56": 0.1, "vgg": 0.05, "vit": 3e-3, "mixer": 2e-3}
 
 
 def case(data: str, family: str, method: str, seed: int) -> str:

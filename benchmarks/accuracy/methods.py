@@ -2,15 +2,16 @@
 
 ``original`` is the family's own network; ``12-linear`` a parareal network of twelve segments with coarse blocks of that
 kind, whose adapters read the stem; ``12-linear@input`` one whose adapters read the images, as the paper's do;
-``6-linear~4`` one with the first four blocks sequential, and so in front of the adapters. Ablations have a word behind
-a plus sign: see :data:`ABLATIONS`.
+``6-linear~4`` one with the first four blocks sequential, and so in front of the adapters. ``12x3-linear`` has three
+windows of up to twelve segments each, ``12xauto-linear`` as many windows as the planner finds free. Ablations have a
+word behind a plus sign: see :data:`ABLATIONS`.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,28 @@ ABLATIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """How a network is made from an original: n segments (0: not at all), a coarse kind, a source, an ablation."""
+    """How a network is made from an original.
+
+    Attributes:
+        n: segments of a window, at most; 0 for the original itself.
+        kind: of the coarse blocks.
+        source: what adapters of the first window read.
+        ablation: what is taken away, one of ``ABLATIONS``; empty for nothing.
+        stem_blocks: how many of the first blocks are sequential.
+        windows: how many, or ``"auto"`` for the most that the planner finds free.
+    """
 
     n: int
     kind: str
     source: str
     ablation: str
     stem_blocks: int = 0
+    windows: int | Literal["auto"] = 1
+
+    @property
+    def windowed(self) -> bool:
+        """Whether there may be several windows."""
+        return self.windows != 1
 
     @property
     def reads(self) -> str:
@@ -46,16 +62,20 @@ class Method:
 
 
 def method_of(name: str) -> Method:
-    """The method of a name such as ``original``, ``12-linear@input``, ``6-linear~4`` or ``6-bottleneck+adapters``."""
+    """The method of a name such as ``original``, ``12-linear@input``, ``12x3-linear`` or ``6-bottleneck+adapters``."""
     if name == "original":
         return Method(n=0, kind="", source="", ablation="")
     name, _, ablation = name.partition("+")
     name, _, source = name.partition("@")
     name, _, stem = name.partition("~")
-    n, _, kind = name.partition("-")
+    size, _, kind = name.partition("-")
+    n, _, windows = size.partition("x")
     if ablation and ablation not in ABLATIONS:
         raise SystemExit(f"{ablation}: no such ablation; there are {', '.join(ABLATIONS)}")
-    return Method(n=int(n), kind=kind, source=source or "stem", ablation=ablation, stem_blocks=int(stem or 0))
+    return Method(
+        n=int(n), kind=kind, source=source or "stem", ablation=ablation, stem_blocks=int(stem or 0),
+        windows="auto" if windows == "auto" else int(windows or 1),
+    )  # fmt: skip
 
 
 class Silence(nn.Module):
@@ -85,8 +105,8 @@ def make(method: Method, family: str, shape: tuple[int, int, int], classes: int,
         coarse = _silence
     images = torch.randn(2, *shape)
     net = pararealize(
-        original, method.n, example_inputs=images, coarse=coarse, source=method.source, sequential=method.stem_blocks,
-        seed=seed,
+        original, method.n, example_inputs=images, coarse=coarse, source=method.source, windows=method.windows,
+        sequential=method.stem_blocks, seed=seed,
     )  # fmt: skip
     if method.ablation == "wide":
         return _widened(family, shape, classes, count(net), seed)
@@ -112,7 +132,10 @@ def _widened(family: str, shape: tuple[int, int, int], classes: int, least: int,
 
 
 def shares(plan: Plan) -> dict[str, float]:
-    """Coarse blocks' and adapters' FLOPs, of the original's; the share of blocks in front of them; the speed-up."""
+    """Coarse blocks' and adapters' FLOPs, of the original's; the share of blocks in front of them; speed-ups.
+
+    ``speedup`` takes coarse blocks in a row, ``summed_speedup`` adds linear ones up over ranks where that is faster.
+    """
     whole = [plan.stem, *plan.segments, plan.head]
     flops = {
         name: sum(row.flops_forward + row.flops_backward for row in rows)  # type: ignore[attr-defined]
@@ -125,4 +148,7 @@ def shares(plan: Plan) -> dict[str, float]:
         "adapter_share": flops["adapters"] / flops["original"],
         "stem_share": sequential / sum(segment.blocks for segment in plan.segments),
         "speedup": plan.virtual_speedup,
+        "summed_speedup": plan.speedup,
+        "windows": len(plan.windows),
+        "segments": max(window.n for window in plan.windows) if plan.windows else 1,
     }

@@ -1,7 +1,7 @@
 """A family, an image's shape and a number of classes -> a small deep network of that family, with random weights.
 
 Four families, each deep enough for twelve segments and narrow enough to be trained in seconds: a pre-activation ResNet,
-a plain network after VGG-16, a vision transformer and an MLP-Mixer.
+a plain network after VGG-16, a vision transformer and an MLP-Mixer; and a deeper ResNet, narrower still, for eighteen.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -173,17 +174,28 @@ class Mixer(nn.Module):
 class Family:
     """A family of networks: how one is built, what it is called, and how it is trained.
 
-    ``evidence`` is what :func:`pararealize.coarse.family.family_of` takes its networks for.
+    ``evidence`` is what :func:`pararealize.coarse.family.family_of` takes its networks for, ``blocks`` how many there
+    are, at least.
     """
 
     title: str
     evidence: str
     make: Callable[..., nn.Module]
     tokens: bool  # of transformers and mixers, which are trained by AdamW
+    blocks: int = 12
 
 
 FAMILIES: dict[str, Family] = {
-    "resnet": Family(title="pre-activation ResNet-38", evidence="residual convolutions", make=ResNet, tokens=False),
+    "resnet": Family(
+        title="pre-activation ResNet-38", evidence="residual convolutions", make=ResNet, tokens=False, blocks=18
+    ),
+    "resnet56": Family(
+        title="pre-activation ResNet-56",
+        evidence="residual convolutions",
+        make=partial(ResNet, width=4, units=9),
+        tokens=False,
+        blocks=27,
+    ),
     "vgg": Family(title="VGG-16 with batch norm", evidence="plain convolutions", make=Vgg, tokens=False),
     "vit": Family(title="ViT, 12 layers", evidence="attention", make=VisionTransformer, tokens=True),
     "mixer": Family(title="MLP-Mixer, 12 layers", evidence="residual mixing", make=Mixer, tokens=True),

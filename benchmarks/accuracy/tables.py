@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .groups import Group, groups
 from .measure import DATA
 from .methods import ABLATIONS
 from .networks import FAMILIES
+from .published import PUBLISHED, PUBLISHED_HEAD
 from .times import TIMES, time_table
 
 __all__ = ["evidence_of", "markdown", "write", "write_evidence"]
@@ -26,22 +28,25 @@ ABOUT = (
     "Written by `python -m benchmarks.accuracy draw`. Error rates on the test images in per cent, mean ± standard "
     "deviation over the seeds. *Excess*: the mean error minus the original's of the same seeds, in percentage points, "
     "± the standard error of that mean: an excess of less than twice that may be chance. *Coarse*: FLOPs of all coarse "
-    "blocks, forward and backward, of the original's. *Speed-up*: of a step with a device for each segment and free "
-    "messages, by the plan's own count."
+    "blocks, forward and backward, of the original's. *Speed-up*: of a step with N devices and free messages, by the "
+    "plan's own count; linear coarse blocks are added up over the devices where that is faster. *N* in brackets: the "
+    "segments of the longest window, where it has no more blocks. *auto*: the most windows that the planner finds free."
 )
 ROUNDING = 1e-9  # of sums of error rates
 FEWEST = 3  # seeds without which a mean is no evidence
 
 
 def write(results: Results, folder: Path) -> None:
-    """``table.md`` of all rows, and the picture of errors against costs."""
-    from .plot import draw
+    """``table.md`` of all rows, and the pictures of errors against costs, and with and without windows."""
+    from .plot import draw, draw_windows
 
     every = groups(results.rows)
     if not every:
         return
     (folder / "table.md").write_text(markdown(every))
     draw(every, folder / "trade.svg")
+    if any(group.method.windowed for group in every):
+        draw_windows(every, folder / "windows.svg")
 
 
 def percent(values: Iterable[float], digits: int = 2) -> str:
@@ -68,7 +73,9 @@ def markdown(every: list[Group]) -> str:
         about = _about(data, here)
         parts += [f"**Errors, {data}** ({about}):", _table(here)]
         parts += [f"**The goal, {data}**: a mean error not above the original's, at a coarse cost of at most 10%:"]
-        parts += [_verdict(here), f"**Time to a fixed error, {data}**: {TIMES}", time_table(here)]
+        parts += [_verdict(here)]
+        parts += [f"**Published, {data}**:", table(PUBLISHED_HEAD, PUBLISHED[data])] if data in PUBLISHED else []
+        parts += [f"**Time to a fixed error, {data}**: {TIMES}", time_table(here)]
     if any(group.method.ablation for group in every):
         parts += ["**Ablations**", _ablations(every)]
     return "\n\n".join(parts) + "\n"
@@ -84,25 +91,28 @@ def _about(data: str, here: list[Group]) -> str:
     )
 
 
-def _order(group: Group) -> tuple[int, int, float]:
+def _order(group: Group) -> tuple[int, int, int, float]:
     return (
         list(FAMILIES).index(group.family),
         group.method.n,
+        group.first.get("windows", 1),
         group.method.stem_blocks + group.first.get("coarse_share", 0.0),
     )
 
 
 def _table(here: list[Group]) -> str:
-    head = ("network", "N", "coarse", "adapters read", "error", "seeds", "excess", "parameters", "coarse", "speed-up")
+    head = ("network", "N", "windows", "coarse", "adapters read", "error", "seeds")
+    head += ("excess", "parameters", "coarse", "speed-up")
     lines = []
     for group in sorted(here, key=_order):
         method, first = group.method, group.first
-        cells: tuple[Any, ...] = (FAMILIES[group.family].title, "", "original", "", percent(group.errors))
+        cells: tuple[Any, ...] = (FAMILIES[group.family].title, "", "", "original", "", percent(group.errors))
         cells += (len(group.rows), "", f"{first['parameters']:,}", "", "1")
         if method.n:
             cells = (
-                "", method.n, method.kind, method.reads, percent(group.errors), len(group.rows), excess_of(group),
-                f"{first['parameters']:,}", f"{100 * first['coarse_share']:.1f}%", f"{first['speedup']:.2f}",
+                "", group.segments, group.windows, method.kind, method.reads, percent(group.errors), len(group.rows),
+                excess_of(group), f"{first['parameters']:,}", f"{100 * first['coarse_share']:.1f}%",
+                f"{group.speedup:.2f}",
             )  # fmt: skip
         lines.append(cells)
     return table(head, lines)
@@ -120,10 +130,10 @@ def _verdict(here: list[Group]) -> str:
                 best = min(cheap, key=lambda g: g.excess or 0.0)
                 met = "met" if (best.excess or 0.0) <= ROUNDING else "missed"
                 lines.append(
-                    (FAMILIES[family].title, n, met, f"{best.method.kind}, {best.method.reads}",
+                    (FAMILIES[family].title, n, met, f"{best.method.kind}, {best.method.reads}", best.windows,
                      excess_of(best), f"{100 * best.first['coarse_share']:.1f}%", len(best.rows))
                 )  # fmt: skip
-    head = ("network", "N", "goal", "best kind", "excess", "coarse", "seeds")
+    head = ("network", "N", "goal", "best kind", "windows", "excess", "coarse", "seeds")
     return table(head, lines)
 
 
@@ -149,11 +159,14 @@ def _ablations(every: list[Group]) -> str:
 
 
 def evidence_of(every: list[Group]) -> list[Evidence]:
-    """A row of evidence for each method with enough seeds, over the seeds that the original has too."""
+    """A row of evidence for each method of one window with enough seeds, over the seeds that the original has too.
+
+    A kind that was tried alone says nothing of which kind to take, and has none.
+    """
     rows = []
     for group in every:
         both = [seed for seed in group.rows if seed in group.originals]
-        if not group.method.n or group.method.ablation or len(both) < FEWEST:
+        if not group.method.n or group.method.ablation or group.method.windowed or len(both) < FEWEST:
             continue
         errors, originals = ([rows[s]["error"] for s in both] for rows in (group.rows, group.originals))
         rows.append(
@@ -172,6 +185,8 @@ def evidence_of(every: list[Group]) -> list[Evidence]:
                 stem_share=round(group.first.get("stem_share", 0.0), 5),
             )
         )
+    kinds = Counter((row.family, row.data, row.n) for row in rows)
+    rows = [row for row in rows if kinds[row.family, row.data, row.n] > 1]
     return sorted(
         rows, key=lambda row: (row.family, row.data, row.n, row.stem_share, row.coarse_share, row.kind, row.source)
     )

@@ -21,6 +21,7 @@ from benchmarks.harness import Results
 from pararealize import capture, find_blocks
 from pararealize.coarse.evidence_table import Evidence, evidence
 from pararealize.coarse.family import family_of
+from pararealize.errors import DataError
 from pararealize_cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +95,12 @@ def test_means_and_evidence_by_hand():
     assert tables.excess_of(dataclasses.replace(linear, originals={})) == ""
     assert tables.excess_of(dataclasses.replace(linear, originals={2: {"error": 0.3}})) == "+10.00"
     assert tables.percent(linear.errors) == "37.50 ± 37.75"
-    assert tables.evidence_of([original, linear]) == [
+    assert tables.evidence_of([original, linear]) == []  # a kind that was tried alone is no choice
+    other = {name.replace("linear", "block"): row for name, row in rows_by_hand().items() if "linear" in name}
+    several = {name.replace("6-linear", "6x2-linear"): row for name, row in rows_by_hand().items() if "linear" in name}
+    first, *others = tables.evidence_of(groups.groups(rows_by_hand() | other | several))
+    assert [row.kind for row in (first, *others)] == ["block", "linear"]  # and windows are another network
+    assert others == [
         Evidence(
             family="attention", data="digits", n=6, kind="linear", source="stem", error=0.2, deviation=0.17321,
             original=0.2, original_deviation=0.1, seeds=3, coarse_share=0.01,
@@ -117,6 +123,44 @@ def test_time_to_a_fixed_error_by_hand():
     *_, first, second = times.time_table(groups.groups(rows)).splitlines()
     assert first.endswith("| 5% | 1/1 | 4.0 | 8.0 | 8.0 | 1.00× |")
     assert second.endswith("| 5% | 2/3 | 2.5 | 7.5 | 2.5 | 3.20× |")
+
+
+def test_names_of_methods_say_how_many_windows():
+    method = methods.method_of("12x3-linear@input~2")
+    assert (method.n, method.windows, method.windowed, method.kind) == (12, 3, True, "linear")
+    assert methods.method_of("12xauto-low-rank:4").windows == "auto"
+    assert methods.method_of("12-linear").windows == 1
+    net = methods.make(methods.method_of("4x3-linear"), "vit", SHAPE, 10, seed=0)
+    assert [window.n for window in net.plan.windows] == [4, 4, 4]
+    costs = methods.shares(net.plan)
+    assert (costs["windows"], costs["segments"], costs["summed_speedup"]) == (3, 4, net.plan.speedup)
+    assert command.table1("vit", [6], ["linear"], ["1", "2", "auto"]) == [
+        "original", "6-linear", "6x2-linear", "6xauto-linear"
+    ]  # fmt: skip
+
+
+def test_windows_have_a_column_a_picture_and_published_figures_beside_them(tmp_path):
+    base = {"parameters": 9, "coarse_share": 0.01, "speedup": 2.0, "summed_speedup": 2.5, "segments": 3, "windows": 2}
+    results = Results(tmp_path / "results.json")
+    results.add("fashion_mnist/resnet56/original/0", {"error": 0.12, "parameters": 9})
+    results.add("fashion_mnist/resnet56/6xauto-linear/0", base | {"error": 0.11})
+    results.add("fashion_mnist/resnet56/6-paper@input/0", base | {"error": 0.13, "segments": 6, "windows": 1})
+    tables.write(results, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "|  | 6 (3) | auto: 2 | linear | stem | 11.00 | 1 | -1.00 | 9 | 1.0% | 2.50 |" in text
+    assert "|  | 6 | 1 | paper | input | 13.00 | 1 | +1.00 | 9 | 1.0% | 2.50 |" in text
+    assert "| ResNet-56, widths 16, 32, 64 |" in text
+    assert (tmp_path / "windows.svg").stat().st_size > 1000
+
+
+def test_a_data_set_whose_files_are_missing_is_left_out(tmp_path, monkeypatch, capsys):
+    def no_files(*_, **__):
+        raise DataError("there are no files of fashion_mnist; install dataset-fashion-mnist")
+
+    monkeypatch.setattr(command, "load", no_files)
+    given = ["--data", "fashion_mnist", "--families", "vit", "--seeds", "1", "--out", str(tmp_path)]
+    assert command.main(["table1", *given]) == 0
+    assert "LEFT OUT: fashion_mnist: DataError: there are no files" in capsys.readouterr().err
 
 
 def test_the_evidence_in_the_package_is_that_of_the_results():
