@@ -271,8 +271,8 @@ class ConversionOptions:
         typer.Option(
             metavar="KIND",
             help="paper, depthwise, bottleneck, linear, block, exact, auto (by evidence); scale, low-rank (also "
-            "low-rank:16), dense: linear, and outputs of segments corrected; or file.py:function (segment, x_shape, "
-            "y_shape) -> module.",
+            "low-rank:16), dense, folded (also folded:16): linear, and outputs of segments corrected; or "
+            "file.py:function (segment, x_shape, y_shape) -> module.",
         ),
     ] = "paper"
     cuts: Annotated[

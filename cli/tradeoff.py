@@ -38,7 +38,7 @@ def command(
     weights: options.Weights = None,
     data: DataOptions,
     coarse: Annotated[
-        str, typer.Option(metavar="KIND", help="low-rank, low-rank:16, scale, dense or linear.")
+        str, typer.Option(metavar="KIND", help="low-rank, low-rank:16, scale, dense, folded, folded:16 or linear.")
     ] = "low-rank",
     points: Annotated[int, typer.Option(min=1, help="Plans that are calibrated and measured, for each n.")] = 6,
     tolerance: Annotated[

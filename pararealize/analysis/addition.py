@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from .flow import Flow, module_path
 
-__all__ = ["Addition", "additions_of"]
+__all__ = ["Addition", "additions_of", "is_addition"]
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _RELUS = {torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}
@@ -68,11 +68,11 @@ def additions_of(flow: Flow) -> Iterator[tuple[fx.Node, Addition | str]]:
     for node in flow.order:
         operands = node.all_input_nodes
         # a sum with a bias or a table of positions adds no activation; x + x reads one
-        if _is_addition(node) and len(operands) == 2 and all(flow.depends[operand].inputs for operand in operands):
+        if is_addition(node) and len(operands) == 2 and all(flow.depends[operand].inputs for operand in operands):
             yield node, reader.addition(node)
 
 
-def _is_addition(node: fx.Node) -> bool:
+def is_addition(node: fx.Node) -> bool:
     """Whether a node is a plain sum of two values, in place or not."""
     if node.op not in ("call_function", "call_method") or node.target not in _ADDITIONS:
         return False

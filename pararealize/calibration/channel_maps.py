@@ -22,7 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pararealize.coarse.output_correction import CorrectionKind
+from pararealize.coarse.output_correction import MapKind
 from pararealize.errors import CalibrationError
 
 __all__ = ["PENALTIES", "ChannelMap", "Moments", "Regressions"]
@@ -88,7 +88,7 @@ class ChannelMap:
         error: the squared error on the rows that were held out.
     """
 
-    kind: CorrectionKind
+    kind: MapKind
     reads: Tensor
     gives: Tensor | None
     bias: Tensor
@@ -104,12 +104,20 @@ class Regressions:
         fitted: sums over the rows to fit to.
         held_out: sums over the rows that choose between penalties and ranks; the same where there are no others.
         penalties: what to choose from.
+        intercept: whether maps have a bias.
 
     Raises:
         CalibrationError: there is no row to fit to.
     """
 
-    def __init__(self, fitted: Moments, held_out: Moments, penalties: tuple[float, ...] = PENALTIES) -> None:
+    def __init__(
+        self,
+        fitted: Moments,
+        held_out: Moments,
+        penalties: tuple[float, ...] = PENALTIES,
+        *,
+        intercept: bool = True,
+    ) -> None:
         if not fitted.count:
             raise CalibrationError(
                 "there are no rows to fit a correction to: the attention masks of all batches exclude every position; "
@@ -118,7 +126,7 @@ class Regressions:
         self.fitted, self.held_out, self.penalties = fitted, held_out, penalties
         self.groups, self.channels = fitted.groups, fitted.channels
         self.inputs = self.groups * self.channels
-        self.mean = fitted.sums / fitted.count
+        self.mean = fitted.sums / fitted.count if intercept else torch.zeros_like(fitted.sums)
         # Each group is measured in its own root mean square: what a window begins with is often a hundred times what
         # its segments add, and one penalty for all would leave the small ones no weight.
         squares = fitted.about(self.mean).diagonal()[: self.inputs].view(self.groups, self.channels)
@@ -209,9 +217,7 @@ class Regressions:
         errors = [errors[: most + 1] for _, errors in self._directions]
         return min((error, i, rank) for i, of_penalty in enumerate(errors) for rank, error in enumerate(of_penalty))
 
-    def _factors(
-        self, kind: CorrectionKind, weight: Tensor, gives: Tensor | None, penalty: float, error: float
-    ) -> ChannelMap:
+    def _factors(self, kind: MapKind, weight: Tensor, gives: Tensor | None, penalty: float, error: float) -> ChannelMap:
         """A map by its weights in the features' units: ``(features, inner)``, ``(inner, channels)``."""
         reads = weight * self.unit[:, None]
         inner = self.mean[: self.inputs] @ reads
@@ -222,7 +228,7 @@ class Regressions:
 
     def _map(
         self,
-        kind: CorrectionKind,
+        kind: MapKind,
         reads: Tensor,
         gives: Tensor | None,
         bias: Tensor,

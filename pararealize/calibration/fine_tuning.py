@@ -124,7 +124,7 @@ def fine_tune(
 
     Raises:
         CalibrationError: an option is out of range or does not fit the outputs; nothing is left to train; statistics
-            were renewed, and nobody knows the old ones.
+            were renewed or maps folded into layers, and nobody knows what these had before.
         ExampleError: there is no batch, it does not fit the network, or batches can be read only once.
         RecipeError: the recipe is of no use here.
         TrainingError: the loss is not finite any more; the network has its best weights so far.

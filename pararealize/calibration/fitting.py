@@ -5,11 +5,13 @@ Window after window, each on what those before it give:
 adapters        C^j to each segment's true input             least squares, where linear     least_squares.py
 coarse blocks   F^1, F^2, … to the true propagation of the   least squares, where linear;    distillation.py
                 residuals that arrive                        else a short distillation
-corrections     K^j to what the window's end lacks           least squares                   window_corrections.py
+corrections     K^j to what the window's end lacks           least squares                   window_corrections.py,
+                                                                                             window_folds.py
 statistics      of batch norms, to what arrives              averages                        norm_statistics.py
 errors          at every interface, before and after                                         interface_errors.py
 
-The original's weights stay as they are, bit for bit, and its running statistics unless they are renewed.
+The original's weights stay as they are, bit for bit, unless maps are folded into them, and so do its running statistics
+unless they are renewed.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,7 +79,8 @@ def calibrate(
     Everything runs in eval mode. The batch norms of coarse blocks normalise by the batch while they are distilled;
     then their running statistics are set to the averages over all batches. Penalty and rank of output corrections are
     those with the smallest error on samples that were held out: ``test``, or the last fifth of the batches without it.
-    Corrections that make that error no smaller are left at nought. Positions that a mask excludes are no rows of least
+    Corrections that make that error no smaller are left at nought. Those of ``coarse="folded"`` are written into the
+    last layers of segments: these weights of ``net`` change then. Positions that a mask excludes are no rows of least
     squares, and count in no error.
 
     The report ends in a verdict: whether the network can be used at this error.
@@ -131,6 +134,11 @@ def calibrate(
     renews = len(net.plan.windows) > 1 if renew_statistics is None else renew_statistics
     with calibration_mode(net, seed):
         interfaces = Interfaces(net, mask)
+        if unknown := interfaces.folds.unknown:
+            raise CalibrationError(
+                f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, so that nobody knows "
+                "the original's weights; give it these: net.load_original_state_dict(model.state_dict())"
+            )
         say("running the network in sequence")
         record = InterfaceRecord(interfaces, batches, keep=keep)
         tested = None if test is None else InterfaceRecord(interfaces, test, keep=record.room if record.complete else 0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from pararealize.coarse.folded_map import FoldedMap
 from pararealize.coarse.output_correction import OutputCorrection
 from pararealize.coarse.spec import numbered
 from pararealize.errors import ExampleError
@@ -25,6 +26,7 @@ from pararealize.plan.spec import SegmentPlan, Window
 from pararealize.tracing.call_signature import CallSignature
 
 from .batch import Batches, check_finite, inputs_of, labels_of, one_pass
+from .folded_layers import FoldableLayer, FoldedLayers
 from .masks import AUTO, MaskChoice, mask_of, unmasked
 from .norm_statistics import NormStatistics
 from .output_kind import LabelEvidence
@@ -103,11 +105,12 @@ class Interfaces:
     Attributes:
         windows: the rows of the plan, window by window.
         statistics: the running statistics of the original's batch norms, as they are here.
+        folds: the layers in which maps may be folded.
     """
 
     def __init__(self, net: PararealModule, mask: MaskChoice = AUTO) -> None:
         self.net, self.windows, self.mask = net, net.plan.windows, mask
-        self.statistics = NormStatistics(net)
+        self.statistics, self.folds = NormStatistics(net), FoldedLayers(net)
         nodes = read_equation(net.graph)
         calls = {name: call for name, call in nodes.calls.items() if name not in ("stem", "context")}
         self._early = nodes.before(calls.values())
@@ -138,7 +141,7 @@ class Interfaces:
         """F^{m,j}, ``None`` where it is g^{m,j+1} itself."""
         return self.net.coarse._modules.get(numbered("F", *index))
 
-    def correction(self, index: Index) -> OutputCorrection | None:
+    def correction(self, index: Index) -> OutputCorrection | FoldedMap | None:
         """K^{m,j}, ``None`` where the segment has none."""
         return self.net.coarse._modules.get(numbered("K", *index))  # type: ignore[return-value]
 
@@ -155,7 +158,7 @@ class Interfaces:
             ExampleError: the batch does not fit the network.
             GuardError: its sizes are others than the network was recorded for.
         """
-        with self.statistics.as_found():
+        with self.statistics.as_found(), self.folds.as_found():
             early = self._before_segments(batch)
             context = {name: tuple(early[node] for node in nodes) for name, nodes in self._context.items()}
             u = early[self._x_1]
@@ -192,7 +195,7 @@ class Interfaces:
         first = window.segments[0]
         if first.index in values.y:
             return values
-        if window.m == 1:
+        if window.m == 1 and not isinstance(self.correction(first.index), FoldedMap):
             values.y[first.index] = values.true[first.index]
         else:
             values.y[first.index] = self._fine(values, first, self.at(first.index, self.begin(values, window)))
@@ -207,6 +210,11 @@ class Interfaces:
     def input(self, values: InterfaceValues, index: Index) -> Tensor:
         """x_{m,j}; needs x of the window."""
         return values.x[index] if index[1] > 1 else self.at(index, values.begins[index[0] or 1])
+
+    def last_output(self, values: InterfaceValues, one: FoldableLayer) -> Tensor:
+        """What the last layer of a segment adds to the stream; needs x of the window."""
+        index = one.row.index
+        return one.output(self.segment(index), self.input(values, index), values.context[numbered("g", *index)])
 
     @torch.no_grad()
     def fine(self, values: InterfaceValues, index: Index) -> Tensor:
@@ -253,7 +261,7 @@ class Interfaces:
     def rest_in_sequence(self, values: InterfaceValues, window: Window) -> Any:
         """The network's output if the windows behind one ran in sequence, as the original's segments do."""
         u = self.end(values, window)
-        with self.statistics.as_found():
+        with self.statistics.as_found(), self.folds.as_found():
             for row in self.net.plan.segments:
                 if row.index > window.segments[-1].index:
                     u = self._fine(values, row, self.at(row.index, u))

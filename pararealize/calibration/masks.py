@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pararealize.errors import CalibrationError, ExampleError
 
-__all__ = ["AUTO", "MaskChoice", "attention_mask", "mask_of", "positions", "unmasked"]
+__all__ = ["AUTO", "MaskChoice", "attention_mask", "mask_of", "positions", "rows_at", "unmasked"]
 
 MaskChoice: TypeAlias = str | Callable[[Any], Any] | None
 AUTO = "auto"
@@ -91,3 +91,9 @@ def _leads(mask: Tensor, value: Tensor) -> bool:
 
 def _fits(mask: Tensor, stream: Tensor, channel: int) -> bool:
     return mask.ndim <= channel and stream.shape[: mask.ndim] == mask.shape and not torch.is_complex(mask)
+
+
+def rows_at(value: Tensor, channel: int, mask: Tensor | None) -> Tensor:
+    """``(rows, channels)`` of a batch of values with channels at ``channel``; tokens that a mask excludes left out."""
+    last = unmasked(value.movedim(channel + 1, -1), mask)
+    return last.reshape(-1, last.shape[-1])

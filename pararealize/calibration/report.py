@@ -331,8 +331,10 @@ def _window_table(calibration: Calibration) -> str:
     errors_of = dict(zip(indices(calibration.windows), errors, strict=True))
     for m, length in enumerate(calibration.windows, 1 if len(calibration.windows) > 1 else 0):
         names = [numbered("K", m, j) for j in range(1, length + 1)]
-        fit = next((fits[name] for name in names if name in fits), None)
-        text = None if fit is None else f"{fit.kind}: {fit.method}"
+        of_window = [fits[name] for name in names if name in fits]
+        text = f"{of_window[0].kind}: {of_window[0].method}" if of_window else None
+        if len(of_window) > 1 and "folded into" in of_window[0].method:
+            text = f"{text} and {len(of_window) - 1} more"
         rows.append((str(m or 1), str(length), text, *map(_error, errors_of[m, length])))
     return f"windows, ‖w_m − true‖ / ‖true‖\n{aligned(rows, 'lll', missing='–', width=WIDTH)}"
 
@@ -355,7 +357,7 @@ def _freedom(kind: str) -> tuple[int, int]:
     """Sorts kinds of corrections by how much they may do."""
     name, _, rank = kind.partition(":")
     number = int(rank) if rank.isdecimal() and len(rank) < 10 else 0
-    return {"none": 0, "scale": 1, "low-rank": 2}.get(name, 3), number
+    return {"none": 0, "scale": 1, "low-rank": 2, "folded": 3}.get(name, 4), number
 
 
 def _error(value: float) -> str:

@@ -16,6 +16,7 @@ from pararealize.tracing.containers import on_device
 from pararealize.train.run.score import eval_mode
 
 from .batch import call_arguments
+from .folded_layers import FoldedLayers
 from .interfaces import Interfaces, InterfaceValues
 from .masks import MaskChoice
 from .norm_statistics import NormStatistics
@@ -50,7 +51,8 @@ class Teacher:
         text: says who teaches.
 
     Raises:
-        CalibrationError: statistics were renewed, nobody knows the old ones, and no model is given.
+        CalibrationError: statistics were renewed or maps folded into layers, nobody knows what these had before, and no
+            model is given.
         ModelError: the model has no weights, or is a parareal network.
     """
 
@@ -64,8 +66,14 @@ class Teacher:
                 "longer the original, and they are not remembered after a reload; pass teacher=model, the model that "
                 "was converted"
             )
+        if model is None and (unknown := FoldedLayers(net).unknown):
+            raise CalibrationError(
+                f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, so that nobody knows "
+                "the original's weights; pass teacher=model, the model that was converted"
+            )
         original = copy.deepcopy(net).eval()
         known.give_to(NormStatistics(original))
+        FoldedLayers(original).unfold()
         self.text, self._model = f"{net.plan.model}, its original weights", None
         if model is not None:
             self.text = f"{type(model).__name__}, given"

@@ -23,18 +23,25 @@ from pararealize.plan.spec import Window
 from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
-from .masks import unmasked
+from .masks import rows_at
 from .rows import CorrectionChoice, Fit
 
-__all__ = ["corrections_of", "fit_corrections", "fit_input_corrections", "set_to_nought"]
+__all__ = [
+    "alternatives",
+    "corrections_of",
+    "fit_corrections",
+    "fit_input_corrections",
+    "relative",
+    "set_to_nought",
+]
 
 RANKS = (8, 16, 32, 64, 128, 256)  # that are compared
 
 
 def corrections_of(interfaces: Interfaces, window: Window) -> list[OutputCorrection]:
-    """The modules K^{m,j} of a window, in order."""
+    """The modules K^{m,j} of a window, in order; not those that are folded into layers."""
     modules = (interfaces.correction(row.index) for row in window.corrections)
-    return [module for module in modules if module is not None]
+    return [module for module in modules if isinstance(module, OutputCorrection)]
 
 
 def are_trained(modules: Sequence[nn.Module]) -> bool:
@@ -85,13 +92,13 @@ def fit_corrections(
     if is_better and rows[0].rank:
         method += f", rank {found.rank} of {rows[0].rank}"
     seconds = (time.perf_counter() - start) / len(rows)
-    errors = {"none": nothing, **_alternatives(regressions, rows[0].rank)}
+    errors = {"none": nothing, **alternatives(regressions, rows[0].rank)}
     choice = CorrectionChoice(
         m=window.segments[0].m,
         kind=rows[0].kind,
         rank=rows[0].rank,
         used=is_better,
-        errors={name: _relative(error, sums[1].whole) for name, error in errors.items()},
+        errors={name: relative(error, sums[1].whole) for name, error in errors.items()},
     )
     return [Fit(part=row.name, kind=kind, method=method, seconds=seconds) for row in rows], choice
 
@@ -121,7 +128,7 @@ def fit_input_corrections(interfaces: Interfaces, held_out: HeldOut, window: Win
             for some, samples in zip(sums, (parts.fitted, parts.held_out), strict=True):
                 if samples is not None and len(true[samples]):
                     mask = _mask(parts.values, samples)
-                    w_rows, rows = (_rows(value[samples], space.channel, mask) for value in (w, true))
+                    w_rows, rows = (rows_at(value[samples], space.channel, mask) for value in (w, true))
                     some.add([w_rows], rows.to(some.sums) - w_rows.to(some.sums), rows)
         fitted, held = sums[0], sums[1] if sums[1].count else sums[0]
         regressions = Regressions(fitted, held, PENALTIES if held_out else (ridge,))
@@ -135,7 +142,7 @@ def fit_input_corrections(interfaces: Interfaces, held_out: HeldOut, window: Win
     return fits
 
 
-def _alternatives(regressions: Regressions, planned: int) -> dict[str, float]:
+def alternatives(regressions: Regressions, planned: int) -> dict[str, float]:
     """The squared errors on the samples held out of every kind, by what ``coarse=`` calls it."""
     ranks = sorted({*(rank for rank in RANKS if rank < regressions.channels), *filter(None, (planned,))})
     errors = {"scale": regressions.scale().error}
@@ -143,7 +150,8 @@ def _alternatives(regressions: Regressions, planned: int) -> dict[str, float]:
     return errors | {"dense": regressions.dense().error}
 
 
-def _relative(error: float, whole: float) -> float:
+def relative(error: float, whole: float) -> float:
+    """The relative error of squares; infinite of nothing."""
     if not error:
         return 0.0
     return math.sqrt(error / whole) if whole else math.inf
@@ -163,7 +171,7 @@ def _sums(interfaces: Interfaces, held_out: HeldOut, window: Window) -> tuple[Mo
         for sums, samples in ((fitted, parts.fitted), (held, parts.held_out)):
             if samples is None or not len(true[samples]):
                 continue
-            columns = [_rows(value[samples], space.channel, _mask(values, samples)) for value in (*features, w, true)]
+            columns = [rows_at(value[samples], space.channel, _mask(values, samples)) for value in (*features, w, true)]
             w_rows, true_rows = (column.to(sums.sums) for column in columns[-2:])
             sums.add(columns[:-2], true_rows - w_rows, true_rows)
     return fitted, held if held.count else fitted
@@ -173,18 +181,12 @@ def _features(interfaces: Interfaces, values: InterfaceValues, window: Window) -
     """What the corrections read, each its own: ``y - x`` or y, and x where it reads that."""
     for row in window.corrections:
         module = interfaces.correction(row.index)
-        assert module is not None
+        assert isinstance(module, OutputCorrection)
         yield from module.features(interfaces.input(values, row.index), values.y[row.index])
 
 
 def _mask(values: InterfaceValues, samples: slice) -> Tensor | None:
     return None if values.mask is None else values.mask[samples]
-
-
-def _rows(value: Tensor, channel: int, mask: Tensor | None) -> Tensor:
-    """``(rows, channels)`` of a batch of values with channels at ``channel``; tokens that a mask excludes left out."""
-    last = unmasked(value.movedim(channel + 1, -1), mask)
-    return last.reshape(-1, last.shape[-1])
 
 
 def _write(modules: Sequence[OutputCorrection], found: ChannelMap) -> None:

@@ -27,6 +27,7 @@ from .interfaces import InterfaceRecord, InterfaceValues
 from .least_squares import Regression, is_trained, linear_part
 from .rows import CorrectionChoice, Fit
 from .window_corrections import corrections_of, fit_corrections, fit_input_corrections, set_to_nought
+from .window_folds import fit_folds
 
 __all__ = ["FitSettings", "WindowFit", "WindowFitting"]
 
@@ -95,9 +96,7 @@ class WindowFitting:
 
     def fit(self, window: Window, *, renews: bool) -> WindowFit:
         """Fit what the window has, with running statistics as they are or as they are renewed, whichever is better."""
-        corrections = corrections_of(self.interfaces, window)
-        set_to_nought(corrections)
-        self._forget(window, corrected_only=True)
+        self._without_corrections(window)
         adapters = list(self._fit_adapters(window))
         names = self._norms_of(window) if renews else []
         parts = self._fitted.copy()
@@ -105,16 +104,18 @@ class WindowFitting:
         if not names:
             return first
         error, state = self._error(window), _state_of(self._modules(window))
+        folds = self.interfaces.folds.state(window)
         if not self._renew(window, names):
             return first
         self._fitted = parts
-        set_to_nought(corrections)
+        self._without_corrections(window)
         second = self._fit_corrected(window, adapters)
         if self._error(window) < error:
             return WindowFit(fits=second.fits, correction=second.correction, renewed=tuple(names))
         self.statistics.restore(names)
         for module, values in zip(self._modules(window), state, strict=True):
             module.load_state_dict(values)
+        self.interfaces.folds.restore(window, folds)
         self._forget(window)
         return first
 
@@ -140,6 +141,14 @@ class WindowFitting:
         """The coarse blocks and corrections of a window that have weights."""
         blocks = (self.interfaces.coarse(row.index) for row in window.coarse_blocks)
         return [*filter(None, blocks), *corrections_of(self.interfaces, window)]
+
+    def _without_corrections(self, window: Window) -> None:
+        """Let the corrections of a window add nothing, where they may change."""
+        set_to_nought(corrections_of(self.interfaces, window))
+        folds = [one for one in self.interfaces.folds.of(window) if one.is_trained]
+        for one in folds:
+            one.map.unfold(one.layer)
+        self._forget(window, corrected_only=not folds)
 
     def _forget(self, window: Window, *, corrected_only: bool = False) -> None:
         self.record.forget(window, corrected_only=corrected_only)
@@ -192,9 +201,11 @@ class WindowFitting:
         if window.corrections:
             self.say(f"fitting {window.corrections[0].name} to {window.corrections[-1].name}")
         ridge = self.settings.ridge
-        fits, choice = fit_corrections(self.interfaces, self.held_out, window, ridge=ridge)
+        folds = self.interfaces.folds.of(window)
+        fit = fit_folds if folds else fit_corrections
+        fits, choice = fit(self.interfaces, self.held_out, window, ridge=ridge)
         if fits:
-            self._forget(window, corrected_only=True)
+            self._forget(window, corrected_only=not folds)
         return WindowFit(fits=(*adapters, *coarse, *fits), correction=choice)
 
     def _fit_adapters(self, window: Window) -> Iterator[Fit]:

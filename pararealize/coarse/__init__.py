@@ -11,6 +11,7 @@ In reading order:
     units             two spaces -> the units of the paper, depthwise units and linear maps
     bottleneck_unit   two spaces -> the narrow residual unit
     output_correction a space, a kind -> the linear map K^{m,j} of what the segments of a window miss of one another
+    folded_map        a layer, a linear map of its output -> the map within the layer's weights
     copies            blocks of a segment -> copies with fresh weights
     custom            a callable of the user's -> its module, checked
     coverage          receptive fields -> how many units, and how wide a kernel

@@ -7,7 +7,7 @@
     "linear"        the identity or one strided 1×1 convolution                         the two spaces
     "block"         copies of some of segment j+1's blocks, with fresh weights          the segment
     "exact"         segment j+1 itself                                                  the segment
-    "scale", "low-rank", "dense": "linear", and the outputs of segments are corrected   output_correction.py
+    "scale", "low-rank", "dense", "folded": "linear", with outputs corrected            output_correction.py
     a callable      what it returns, in a plan "custom"                                 itself
 
 A new kind is a row of ``_ROWS``: its module goes to ``units.py`` or a file like ``bottleneck_unit.py``, and its cost is

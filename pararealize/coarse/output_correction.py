@@ -14,11 +14,15 @@ anything else reads it:
     "scale"     diagonal, a factor a channel           c                              2c
     "low-rank"  U V, of rank r                         2rc                            4rc
     "dense"     a full matrix                          c²                             2c²
+    "folded"    a full matrix, of the part of d_j that the segment's last layer adds; within that layer's weights
+                (``folded_map.py``)                    0                              0
 
 The same maps correct adapters that are identities: a segment j > 1 would get u_{j-1} in the original and gets w_{m-1},
 and what that lacks is, to a good part, a linear function of w_{m-1} as well:
 
     x_j = w_{m-1} + b + A w_{m-1}
+
+With ``"folded"`` there is none, and with ``"folded:16"`` one of rank 16.
 
 They map channels alone, so that nothing crosses positions: what is causal stays causal. All weights that matter begin
 with nought: the network begins as that of linear coarse blocks, and ``calibrate`` fits them in closed form.
@@ -38,13 +42,16 @@ from pararealize.analysis.space import Space
 from pararealize.errors import CoarseError
 from pararealize.random_state import seeded_weights
 
+from .folded_map import FoldedMap
 from .resampling import CONVOLUTIONS
 
 __all__ = [
     "CORRECTIONS",
+    "MAPS",
     "CorrectionKind",
     "CorrectionRequest",
     "InputCorrection",
+    "MapKind",
     "OutputCorrection",
     "build_correction",
     "build_input_correction",
@@ -55,11 +62,14 @@ __all__ = [
     "correction_text",
 ]
 
-CorrectionKind: TypeAlias = Literal["scale", "low-rank", "dense"]
-CORRECTIONS: tuple[CorrectionKind, ...] = ("scale", "low-rank", "dense")
+MapKind: TypeAlias = Literal["scale", "low-rank", "dense"]  # of a module of its own
+CorrectionKind: TypeAlias = MapKind | Literal["folded"]
+MAPS: tuple[MapKind, ...] = ("scale", "low-rank", "dense")
+CORRECTIONS: tuple[CorrectionKind, ...] = (*MAPS, "folded")
 _SHARE = 8  # of the channels: the rank where none is given
 _LEAST = 8
-_NAME = re.compile(r"(scale|low-rank|dense)(?::([0-9]{1,6}))?")
+_RANKED = ("low-rank", "folded")
+_NAME = re.compile(r"(scale|low-rank|dense|folded)(?::([0-9]{1,6}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,13 @@ class CorrectionRequest:
 
     kind: CorrectionKind
     rank: int
+
+    @property
+    def of_adapters(self) -> tuple[MapKind, int] | None:
+        """Kind and rank of what stands beside adapters that are identities; ``None`` where nothing does."""
+        if self.kind == "folded":  # an adapter has no layer to fold into
+            return ("low-rank", self.rank) if self.rank else None
+        return self.kind, self.rank
 
 
 def correction_kind(coarse: object) -> CorrectionRequest | None:
@@ -84,9 +101,10 @@ def correction_kind(coarse: object) -> CorrectionRequest | None:
     if match is None:
         return None
     kind, rank = match.groups()
-    if rank is not None and (kind != "low-rank" or int(rank) < 1):
+    if rank is not None and (kind not in _RANKED or int(rank) < 1):
         raise CoarseError(
-            f'coarse = {coarse!r}: only "low-rank" has a rank, of 1 or more; pass "low-rank:16" or {kind!r}'
+            f'coarse = {coarse!r}: only "low-rank" and "folded" have a rank, of 1 or more; pass "low-rank:16" or '
+            f"{kind!r}"
         )
     return CorrectionRequest(kind, int(rank or 0))  # type: ignore[arg-type]
 
@@ -100,6 +118,8 @@ def correction_rank(kind: CorrectionKind, rank: int, space: Space) -> int:
 
 def correction_parameters(kind: CorrectionKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> int:
     """How many parameters it has."""
+    if kind == "folded":
+        return 0
     with torch.device("meta"):
         module = OutputCorrection(kind, rank, space, differs=differs, reads_x=reads_x)
     return sum(parameter.numel() for parameter in module.parameters())
@@ -107,6 +127,8 @@ def correction_parameters(kind: CorrectionKind, rank: int, space: Space, *, diff
 
 def correction_cost(kind: CorrectionKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> BlockCost:
     """What it costs, a sample: two operations for each weight and position forward, and twice that backward."""
+    if kind == "folded":
+        return BlockCost()
     weights = {"scale": 1, "low-rank": rank, "dense": space.channels}[kind] * (1 + reads_x)
     weights += rank  # U
     flops = 2 * space.numel * weights if kind != "scale" else 0
@@ -118,11 +140,11 @@ def correction_cost(kind: CorrectionKind, rank: int, space: Space, *, differs: b
 
 def build_correction(
     kind: CorrectionKind, rank: int, space: Space, *, differs: bool, reads_x: bool, seed: int, name: str
-) -> OutputCorrection:
+) -> OutputCorrection | FoldedMap:
     """A correction that is nought as yet.
 
     Args:
-        kind: ``"scale"``, ``"low-rank"`` or ``"dense"``.
+        kind: ``"scale"``, ``"low-rank"``, ``"dense"`` or ``"folded"``.
         rank: of the low-rank kind.
         space: of the segment's output.
         differs: whether it reads ``y - x``; otherwise y alone, where x is of another space.
@@ -130,11 +152,13 @@ def build_correction(
         seed: with ``name``, fixes the weights.
         name: such as ``"K2_3"``.
     """
+    if kind == "folded":
+        return FoldedMap()
     with seeded_weights(seed, name):
         return OutputCorrection(kind, rank, space, differs=differs, reads_x=reads_x)
 
 
-def build_input_correction(kind: CorrectionKind, rank: int, space: Space, *, seed: int, name: str) -> InputCorrection:
+def build_input_correction(kind: MapKind, rank: int, space: Space, *, seed: int, name: str) -> InputCorrection:
     """An adapter from a space to itself that is the identity as yet; the arguments are :func:`build_correction`'s."""
     with seeded_weights(seed, name):
         return InputCorrection(kind, rank, space)
@@ -155,7 +179,7 @@ class OutputCorrection(nn.Module):
     reads_x: nn.Module | None
     gives: nn.Module | None
 
-    def __init__(self, kind: CorrectionKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> None:
+    def __init__(self, kind: MapKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> None:
         super().__init__()
         self.kind, self.rank, self.differs, self.channel = kind, rank, differs, space.channel
         c, dtype, axes = space.channels, space.torch_dtype, len(space.extent)
@@ -226,7 +250,7 @@ class OutputCorrection(nn.Module):
 class InputCorrection(OutputCorrection):
     """``w -> w + b + A w``: an adapter that is the identity, with a correction beside it."""
 
-    def __init__(self, kind: CorrectionKind, rank: int, space: Space) -> None:
+    def __init__(self, kind: MapKind, rank: int, space: Space) -> None:
         super().__init__(kind, rank, space, differs=False, reads_x=False)
 
     def forward(self, w: Tensor) -> Tensor:  # type: ignore[override]

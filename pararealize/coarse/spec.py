@@ -129,12 +129,13 @@ class CorrectionPlan(NumberedRow):
     """K^{m,j}: a linear map of channels that is added to the output of segment (m, j), in its space ``y``.
 
     ``rank`` is 0 where the kind has none. It reads y_j - x_j where it ``differs``, otherwise y_j alone; and x_j besides
-    where it ``reads_x``.
+    where it ``reads_x``. A ``"folded"`` one reads what ``layer``, the segment's last one, adds to the stream, and will
+    be within that layer's weights.
     """
 
     LETTER: ClassVar[str] = "K"
 
-    kind: Literal["scale", "low-rank", "dense"]
+    kind: Literal["scale", "low-rank", "dense", "folded"]
     rank: Count
     differs: bool
     reads_x: bool
@@ -142,3 +143,4 @@ class CorrectionPlan(NumberedRow):
     parameters: Count
     flops_forward: Count
     flops_backward: Count
+    layer: Text = ""

@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.argument_types import typed_arguments
+from pararealize.coarse.folded_map import FoldedMap
 from pararealize.distributed.checkpoint.state import tensor_misfit
 from pararealize.distributed.distribution import distribute
 from pararealize.distributed.partition import SegmentedNetwork
@@ -136,6 +137,9 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         original.give_mode(self)
         give_pieces(self, pieces, graph)
 
+    def _folded_maps(self) -> list[FoldedMap]:
+        return [module for module in self.coarse.children() if isinstance(module, FoldedMap)]
+
     @property
     def network_parts(self) -> dict[str, Part]:
         """Every part by its name, in the order of the calls, as the graph has them."""
@@ -145,13 +149,16 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         """The state of the original network alone, under exactly its own keys.
 
         It loads into the original model, and into a conversion of it with any other n through
-        :meth:`load_original_state_dict`.
+        :meth:`load_original_state_dict`. Values are as they are: trained, or with maps that a calibration has folded
+        into layers (``coarse="folded"``), where that was done.
         """
         state = self.state_dict()
         return {key: state[key] for key in self._original_keys}
 
     def load_original_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the original network's part of a checkpoint; other keys (another n's coarse blocks) are passed over.
+
+        Maps that were folded into layers (``coarse="folded"``) are gone then: calibrate anew.
 
         Raises:
             CheckpointError: keys of the original are missing, others are unknown, values are no tensors, or a shape,
@@ -177,6 +184,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
                 "load one that was saved from this model"
             )
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
+        for folded in self._folded_maps():
+            folded.forget()
         note_weights(self, weights_digest(self.original_state_dict()))
 
     @typed_arguments(OutputError, "calibration", model=ModelError, arguments=ModelError, original=ModelError)
@@ -264,6 +273,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         Raises:
             PlanError: k is no number of iterations.
             ExampleError: the inputs are none that a network takes.
+            ModelError: maps are folded into its segments, or it has hooks.
 
         Example:
             >>> import torch
@@ -273,6 +283,12 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
             True
         """
+        if any(bool(folded.is_folded) for folded in self._folded_maps()):
+            raise ModelError(
+                'maps are folded into the segments (coarse="folded"), so that iterations of these are not the '
+                "original's; convert the original with another kind, or give the network the original's weights with "
+                "load_original_state_dict"
+            )
         args, kwargs = CallSignature.of_graph(self.graph).as_arguments(inputs)
         recording = self.recording_of(*args, **kwargs)
         if hook := hook_of(self):

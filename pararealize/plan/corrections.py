@@ -7,6 +7,8 @@ plan that is read can be held against them.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.last_layer import layer_at_end
 from pararealize.analysis.space import Space
 from pararealize.coarse.output_correction import (
     CorrectionKind,
@@ -15,10 +17,11 @@ from pararealize.coarse.output_correction import (
     correction_rank,
 )
 from pararealize.coarse.spec import CoarsePlan, CorrectionPlan
+from pararealize.table import shortened
 
-from .spec import Window
+from .spec import SegmentPlan, Window
 
-__all__ = ["CorrectionShape", "correction_faults", "correction_shapes"]
+__all__ = ["CorrectionShape", "correction_faults", "correction_shapes", "layer_misfits"]
 
 
 class CorrectionShape(NamedTuple):
@@ -36,7 +39,8 @@ class CorrectionShape(NamedTuple):
 def correction_shapes(coarse: object, window: Window) -> Iterator[CorrectionShape]:
     """The K^{m,j} of a window: of those segments from whose outputs on neither space nor coarse blocks change it.
 
-    The first of them reads its input besides, which is what the window begins with.
+    The first of them reads its input besides, which is what the window begins with. Of ``"folded"`` ones there are
+    only those for which the network has a layer.
 
     Args:
         coarse: the kind that was asked for; others than linear ones with corrections have none.
@@ -50,7 +54,7 @@ def correction_shapes(coarse: object, window: Window) -> Iterator[CorrectionShap
     while same > 1 and segments[same - 2].y == segments[-1].y and _is_identity(window.coarse_blocks[same - 2]):
         same -= 1
     for segment in segments[same - 1 :]:
-        kind, space, differs = request.kind, segment.y, segment.x == segment.y
+        kind, space, differs = request.kind, segment.y, segment.x == segment.y and request.kind != "folded"
         rank = correction_rank(kind, request.rank, space)
         yield CorrectionShape(segment.m, segment.j, kind, rank, differs, begins and differs, space)
         begins = False
@@ -81,16 +85,32 @@ def correction_faults(coarse: str, windows: Iterable[Window], corrections: Itera
         )
         if row.parameters != parameters:
             faults.append(f"{row.name} has {row.parameters} parameters, and that of {coarse!r} has {parameters}")
-    faults += [f"segment {m},{j} has no correction, and {coarse!r} has one there" for m, j in wanted]
+        if bool(row.layer) != (row.kind == "folded"):
+            faults.append(f"{row.name} is {row.kind!r} and its layer is {shortened(row.layer, 60)!r}")
+    if request is None or request.kind != "folded":
+        faults += [f"segment {m},{j} has no correction, and {coarse!r} has one there" for m, j in wanted]
     for adapter in (adapter for window in windows for adapter in window.adapters):
-        if request is None or not (adapter.kind or adapter.recipe == "identity"):
-            here = ("", 0)
-        else:
-            here = (request.kind, correction_rank(request.kind, request.rank, adapter.y))
+        wanted_map = None if request is None else request.of_adapters
+        here: tuple[str, int] = ("", 0)
+        if wanted_map is not None and (adapter.kind or adapter.recipe == "identity"):
+            here = (wanted_map[0], correction_rank(*wanted_map, adapter.y))
         if (adapter.kind, adapter.rank) != here:
             texts = [f"{kind or 'no correction'} of rank {rank}" for kind, rank in ((adapter.kind, adapter.rank), here)]
             faults.append(f"{adapter.name} is {texts[0]}, and that of {coarse!r} is {texts[1]}")
     return faults
+
+
+def layer_misfits(
+    chain: BlockChain, segments: Iterable[SegmentPlan], corrections: Iterable[CorrectionPlan]
+) -> list[str]:
+    """Layers in which maps are to be folded, and which a network does not have where they should be."""
+    last = {segment.index: chain.blocks[segment.last] for segment in segments}
+    here = {row.name: layer_at_end(chain, last[row.index]) for row in corrections if row.layer}
+    return [
+        f"{row.name} folds into {here[row.name] or 'nothing'}, not {shortened(row.layer, 60)}"
+        for row in corrections
+        if row.layer and here[row.name] != row.layer
+    ]
 
 
 def _is_identity(row: CoarsePlan) -> bool:

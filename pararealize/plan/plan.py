@@ -21,7 +21,7 @@ from pararealize.errors import PlanError
 from pararealize.table import aligned, billions, count, quantity, shortened
 
 from .consistency import cut_faults, kind_faults, row_faults
-from .corrections import correction_faults
+from .corrections import correction_faults, layer_misfits
 from .json_text import parse_json, read_json
 from .numbering import numbering_faults
 from .scheduled_step import device_runs, step_seconds
@@ -297,7 +297,7 @@ class Plan(PlannedRows):
         for name, block, part in ends if exact else ():
             if block.parameters != part.parameters:
                 faults.append(f"{name}'s parameters: {block.parameters}, not {part.parameters}")
-        return faults
+        return faults + layer_misfits(chain, self.segments, self.corrections)
 
     def __str__(self) -> str:
         return plan_text(self)
@@ -354,6 +354,7 @@ def _part(name: str, part: PartPlan) -> tuple[str | None, ...]:
 def _correction(row: CorrectionPlan) -> tuple[str, ...]:
     rank = f" of rank {row.rank}" if row.rank else ""
     reads = ("y - x" if row.differs else "y") + (", x" if row.reads_x else "")
+    reads = f"in {_short(row.layer)}" if row.layer else reads
     return _number(row), f"{row.kind}{rank}", reads, str(row.y), *_sizes(row)
 
 

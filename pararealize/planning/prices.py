@@ -19,6 +19,7 @@ from pararealize.analysis.causality import Sides
 from pararealize.analysis.cost import BlockCost, Costs, Split, measure_module, plus
 from pararealize.analysis.fields.dependency import Dependencies, dependencies
 from pararealize.analysis.fields.field import Fields
+from pararealize.analysis.last_layer import layer_at_end
 from pararealize.analysis.space import Space
 from pararealize.coarse.adapter import adapter_cost, build_adapter
 from pararealize.coarse.coarse_block import coarse_cost, coarse_units
@@ -26,7 +27,7 @@ from pararealize.coarse.coverage import LARGEST_KERNEL, kernel_for
 from pararealize.coarse.kinds import KIND_TABLE, Coarse, kind_for
 from pararealize.coarse.one_sided import misfit
 from pararealize.coarse.output_correction import (
-    CorrectionKind,
+    MapKind,
     OutputCorrection,
     correction_cost,
     correction_parameters,
@@ -213,7 +214,12 @@ class Prices:
             price = self._module(arguments, partial(coarse_cost, *arguments), partial(coarse_units, *arguments), x)
         return replace(price, cost=plus(price.cost, self._correction(x, y)))
 
-    def correction(self, kind: CorrectionKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> Price:
+    def layer_at_end(self, block: int) -> str:
+        """The layer at the end of a block in which a map of its output can stand; empty where there is none."""
+        key = "last layer", block
+        return self._once(key, lambda: self.chain.once(key, lambda: layer_at_end(self.chain, self.chain.blocks[block])))
+
+    def correction(self, kind: MapKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> Price:
         """The price of an output correction."""
         what = partial(OutputCorrection, kind, rank, space, differs=differs, reads_x=reads_x)
         key = "correction", kind, rank, space, differs, reads_x

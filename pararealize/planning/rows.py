@@ -12,13 +12,14 @@ from pararealize.coarse.adapter import corrected_recipe, describe_adapter
 from pararealize.coarse.kinds import Coarse, kind_for
 from pararealize.coarse.output_correction import correction_kind, correction_rank
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
+from pararealize.errors import CoarseError
 from pararealize.plan.corrections import correction_shapes
 from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, Window, fingerprint
 from pararealize.plan.spec import RATE, windows_of
 from pararealize.plan.transfer import Transfer
 from pararealize.table import quantity
 
-from .prices import Prices
+from .prices import Price, Prices
 
 __all__ = ["PlanRequest", "plan_of", "planned_cut"]
 
@@ -93,6 +94,7 @@ def planned_cut(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]]
     corrections = [
         row for window in windows_of(segments, adapters, coarse_blocks) for row in _corrections(prices, coarse, window)
     ]
+    _check_folds(coarse, windows, corrections)
     notes = [*request.notes, *dict.fromkeys(row.note for row in coarse_blocks if row.note), *costs.notes]
     if n < prices.n:
         notes.insert(0, f"n is {n}, not {prices.n}: the longest window has {quantity(n, 'block')}")
@@ -154,12 +156,12 @@ def _adapter(prices: Prices, coarse: Coarse, index: tuple[int, int], first: int,
     recipe = describe_adapter(origin, target, reads=reads, sides=sides)
     row = AdapterPlan(m=m, j=j, source=reads, x=origin, y=target, recipe=recipe, causal=sides, **columns)
     request = correction_kind(coarse)
-    if request is None or recipe != "identity":
+    wanted = None if request is None else request.of_adapters
+    if wanted is None or recipe != "identity":
         return row
-    rank = correction_rank(request.kind, request.rank, target)
-    price = prices.correction(request.kind, rank, target, differs=False, reads_x=False)
-    recipe = corrected_recipe(recipe, request.kind, rank)
-    return replace(row, kind=request.kind, rank=rank, recipe=recipe, **price.columns())
+    kind, rank = wanted[0], correction_rank(*wanted, target)
+    price = prices.correction(kind, rank, target, differs=False, reads_x=False)
+    return replace(row, kind=kind, rank=rank, recipe=corrected_recipe(recipe, kind, rank), **price.columns())
 
 
 def _coarse_block(prices: Prices, coarse: Coarse, index: tuple[int, int], first: int, last: int) -> CoarsePlan:
@@ -174,9 +176,24 @@ def _coarse_block(prices: Prices, coarse: Coarse, index: tuple[int, int], first:
 
 def _corrections(prices: Prices, coarse: Coarse, window: Window) -> Iterator[CorrectionPlan]:
     """The K^{m,j} of a window, with their prices."""
+    last = {segment.j: segment.last for segment in window.segments}
     for shape in correction_shapes(coarse, window):
+        if shape.kind == "folded":
+            if layer := prices.layer_at_end(last[shape.j]):
+                yield CorrectionPlan(**shape._asdict(), **Price(0, (0, 0), (0, 0)).columns(), layer=layer)
+            continue
         price = prices.correction(shape.kind, shape.rank, shape.y, differs=shape.differs, reads_x=shape.reads_x)
         yield CorrectionPlan(**shape._asdict(), **price.columns())
+
+
+def _check_folds(coarse: Coarse, windows: Sequence[Sequence[int]], corrections: Sequence[CorrectionPlan]) -> None:
+    request = correction_kind(coarse)
+    parallel = any(len(window) > 1 for window in windows)
+    if request is not None and request.kind == "folded" and parallel and not corrections:
+        raise CoarseError(
+            f"coarse = {coarse!r}, and no segment ends with a linear layer or convolution whose output only adds to "
+            'the stream, in which a map could stand; pass "low-rank", whose maps stand beside the segments'
+        )
 
 
 def _causality_note(plan: Plan) -> str:

@@ -74,7 +74,8 @@ def tradeoff(
         batches: inputs, as :func:`calibrate` takes them. Labels are not needed.
         n: numbers of devices.
         test: other batches, to measure on; every fifth of ``batches`` where it is left out.
-        coarse: ``"low-rank"``, ``"low-rank:16"``, ``"scale"``, ``"dense"`` or ``"linear"``.
+        coarse: ``"low-rank"``, ``"low-rank:16"``, ``"scale"``, ``"dense"``, ``"folded"``, ``"folded:16"`` or
+            ``"linear"``.
         points: how many plans are calibrated and measured for each n.
         sensitivity_batches: how many of the batches windows are tried on, at most; as many are tested on.
         example_inputs: to record the model with; the first batch's inputs where it is left out.
@@ -108,7 +109,8 @@ def tradeoff(
     _check_agreement(agreement)
     if not is_summed(coarse_name(coarse)):
         raise CalibrationError(
-            f"coarse = {coarse!r} has no correction in closed form; pass 'low-rank', 'scale', 'dense' or 'linear'"
+            f"coarse = {coarse!r} has no correction in closed form; pass 'low-rank', 'scale', 'dense', 'folded' or "
+            "'linear'"
         )
     say = report or (lambda _: None)
     train, held_out = _split(batches, test)

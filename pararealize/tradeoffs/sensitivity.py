@@ -18,7 +18,7 @@ from torch import Tensor
 from pararealize.analysis.space import Space
 from pararealize.calibration.channel_maps import ChannelMap, Moments, Regressions
 from pararealize.calibration.masks import unmasked
-from pararealize.coarse.output_correction import correction_cost, correction_kind, correction_rank
+from pararealize.coarse.output_correction import MapKind, correction_cost, correction_kind, correction_rank
 
 from .block_values import BatchValues, BlockByBlock, Say, output_error, same_spaces
 
@@ -117,13 +117,14 @@ class _Trials:
         cost = max(sum(row.cost for row in rows[a:b]) for a, b in zip(starts, ends, strict=True))
         found = None
         if self._request is not None:
-            rank = correction_rank(self._request.kind, self._request.rank, space)
             per_operation = rows[first].cost / max(rows[first].flops_forward, 1)
-            both = [
-                correction_cost(self._request.kind, rank, space, differs=differs, reads_x=False).flops_forward
-                for differs in (True, False)
+            maps = [(self._request.kind, self._request.rank), self._request.of_adapters]
+            operations = [
+                correction_cost(kind, correction_rank(kind, rank, space), space, differs=False, reads_x=False)
+                for kind, rank in filter(None, maps)
             ]
-            cost += sum(both) * per_operation  # of the longest segment's adapter and output
+            # of the longest segment's adapter and output
+            cost += sum(count.flops_forward for count in operations) * per_operation
             found = self._output_map(starts, stop)
         pairs = []
         for values in self._test:
@@ -146,7 +147,8 @@ class _Trials:
 
     def _adapter(self, first: int, start: int) -> ChannelMap | None:
         """What leads from u_first to u_start, beside the identity."""
-        if self._request is None or start == first:
+        request = None if self._request is None else self._request.of_adapters
+        if request is None or start == first:
             return None
         if (first, start) not in self._adapters:
             batches = [
@@ -156,7 +158,7 @@ class _Trials:
                 ]
                 for part in (self._train, self._test)
             ]
-            self._adapters[first, start] = self._map(batches, self._original.rows[first].x, 1)
+            self._adapters[first, start] = self._map(batches, self._original.rows[first].x, 1, *request)
         return self._adapters[first, start]
 
     def _output_map(self, starts: tuple[int, ...], stop: int) -> ChannelMap | None:
@@ -169,13 +171,20 @@ class _Trials:
                 true = values.ends[stop]
                 rows.append(([*differences, values.ends[starts[0]]], true - w, true, values.mask))
             batches.append(rows)
-        return self._map(batches, self._original.rows[starts[0]].x, len(starts) + 1)
+        assert self._request is not None
+        # what folded maps come to with what the last layers alone add, calibrate will say
+        kind = "dense" if self._request.kind == "folded" else self._request.kind
+        return self._map(batches, self._original.rows[starts[0]].x, len(starts) + 1, kind, self._request.rank)
 
     def _map(
-        self, batches: Sequence[Sequence[tuple[list[Tensor], Tensor, Tensor, Tensor | None]]], space: Space, groups: int
+        self,
+        batches: Sequence[Sequence[tuple[list[Tensor], Tensor, Tensor, Tensor | None]]],
+        space: Space,
+        groups: int,
+        kind: MapKind,
+        rank: int,
     ) -> ChannelMap | None:
-        """The map of the kind asked for from features to what is missing, fitted to some batches, chosen by others."""
-        assert self._request is not None
+        """The map of a kind from features to what is missing, fitted to some batches, chosen by others."""
         sums = []
         for part in batches:
             moments = Moments(groups, space.channels, part[0][1].device)
@@ -183,9 +192,9 @@ class _Trials:
                 missing, true = (rows_of(value, space, mask) for value in wanted)
                 moments.add([rows_of(f, space, mask) for f in features], missing, true)
             sums.append(moments)
-        regressions, kind = Regressions(sums[0], sums[1]), self._request.kind
+        regressions = Regressions(sums[0], sums[1])
         if kind == "low-rank":
-            found = regressions.low_rank(correction_rank(kind, self._request.rank, space))
+            found = regressions.low_rank(correction_rank(kind, rank, space))
         else:
             found = regressions.scale() if kind == "scale" else regressions.dense()
         return found if found.error < sums[1].nothing else None

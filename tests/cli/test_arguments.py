@@ -49,7 +49,8 @@ def test_coarse():
     assert arguments.coarse("block") == "block"
     assert callable(arguments.coarse("torch.nn:Identity"))
     assert arguments.coarse("low-rank:16") == "low-rank:16"
-    with pytest.raises(CoarseError, match='only "low-rank" has a rank'):
+    assert arguments.coarse("folded:16") == "folded:16"
+    with pytest.raises(CoarseError, match='only "low-rank" and "folded" have a rank'):
         arguments.coarse("dense:16")
     with pytest.raises(CoarseError, match="cannot be called"):
         arguments.coarse("math:pi")

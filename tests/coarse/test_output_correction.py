@@ -6,7 +6,7 @@ import torch
 from pararealize.analysis.space import Space
 from pararealize.coarse.kinds import coarse_name, is_summed, kind_for
 from pararealize.coarse.output_correction import (
-    CORRECTIONS,
+    MAPS,
     InputCorrection,
     build_correction,
     build_input_correction,
@@ -27,7 +27,7 @@ SPACES = {
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize("kind", CORRECTIONS)
+@pytest.mark.parametrize("kind", MAPS)
 @pytest.mark.parametrize("differs, reads_x", [(True, True), (True, False), (False, False)])
 def test_nought_at_first_then_the_formula(space: Space, kind: str, differs: bool, reads_x: bool) -> None:
     rank = correction_rank(kind, 3, space)
@@ -57,7 +57,7 @@ def test_nought_at_first_then_the_formula(space: Space, kind: str, differs: bool
     torch.testing.assert_close(module(x, y), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", CORRECTIONS)
+@pytest.mark.parametrize("kind", MAPS)
 def test_an_adapter_that_is_the_identity_at_first(kind: str) -> None:
     space = SPACES["tokens"]
     module = build_input_correction(kind, correction_rank(kind, 2, space), space, seed=0, name="C2_2")
@@ -83,6 +83,9 @@ def test_costs_and_ranks() -> None:
     assert [correction_rank("low-rank", r, wide) for r in (0, 16, 999)] == [48, 16, 384]
     assert correction_rank("low-rank", 0, space) == 8
     assert correction_rank("dense", 0, wide) == 0
+    free = correction_cost("folded", 0, space, differs=False, reads_x=False)
+    assert (free.flops_forward, free.elements_forward) == (0, 0)
+    assert correction_parameters("folded", 0, space, differs=False, reads_x=False) == 0
 
 
 def test_names() -> None:
@@ -91,12 +94,20 @@ def test_names() -> None:
     assert (request.kind, request.rank) == ("low-rank", 16)
     assert [correction_kind(name) for name in ("linear", None, "low-ranks")] == [None] * 3
     assert coarse_name("low-rank:16") == "low-rank:16"
+    named = {name: correction_kind(name) for name in ("low-rank:16", "scale", "folded", "folded:4")}
+    adapters = {name: request and request.of_adapters for name, request in named.items()}
+    assert adapters == {
+        "low-rank:16": ("low-rank", 16),
+        "scale": ("scale", 0),
+        "folded": None,
+        "folded:4": ("low-rank", 4),
+    }
     assert is_summed("dense")
     assert not is_summed("paper")
     space = SPACES["tokens"]
     assert kind_for("low-rank", space, space) == ("linear", "")
-    for wrong in ("scale:3", "low-rank:0"):
-        with pytest.raises(CoarseError, match='only "low-rank" has a rank'):
+    for wrong in ("scale:3", "low-rank:0", "folded:0"):
+        with pytest.raises(CoarseError, match='only "low-rank" and "folded" have a rank'):
             coarse_name(wrong)
     with pytest.raises(CoarseError, match="did you mean 'low-rank'"):
         coarse_name("lowrank")

@@ -15,8 +15,10 @@ from torch import nn
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
-from pararealize import pararealize
+from pararealize import calibrate, pararealize
+from pararealize.distributed.checkpoint.state import gather_state_dict
 from pararealize.errors import CheckpointError, DistributedError
+from tests.added_branches import AddedLinear, batches_of, chain_of
 from tests.models import LanguageModel
 from tests.rank_comparison import (
     TIGHT,
@@ -36,7 +38,7 @@ from tests.ranks import on_ranks
 def aspects(names):
     """Every check for two ranks that needs no launch of its own."""
     found = {name: accumulate(name, dp=False) for name in names}
-    checks = (in_bfloat16, frozen, without_target, scaled, not_finite, from_meta)
+    checks = (in_bfloat16, frozen, without_target, scaled, not_finite, from_meta, folded)
     return {**found, **{check.__name__: check() for check in checks}}
 
 
@@ -92,6 +94,23 @@ def frozen():
         stage.step(inputs, target=torch.ones(4, 2), loss_fn=mean_square)
         worst = max(worst, furthest(stage, net, "grad"))
     return {"frozen": worst}
+
+
+def folded():
+    """Maps within segments' last layers: they travel with these, and so does what says that they are there."""
+    batches = batches_of(AddedLinear, 6)
+    arguments = {"windows": 2, "example_inputs": batches[0], "coarse": "folded", "source": "stem"}
+    net = pararealize(chain_of(AddedLinear, 6, 4), 2, **arguments).eval()
+    calibrate(net, batches)
+    stage = net.distribute(mesh_of(2), timeout=30)
+    expected = mean_square(net(batches[0]), torch.ones(12, 6))
+    expected.backward()
+    loss = stage.step(batches[0], target=torch.ones(12, 6), loss_fn=mean_square)
+    whole = gather_state_dict(stage, everywhere=True)
+    assert whole.keys() == net.state_dict().keys()
+    assert all(torch.equal(whole[key], value) for key, value in net.state_dict().items())
+    assert all(value for key, value in whole.items() if key.endswith("is_folded"))
+    return {"loss": distance(loss, expected), "grad": furthest(stage, net, "grad")}
 
 
 def without_target():

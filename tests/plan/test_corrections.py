@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from pararealize import pararealize
+from pararealize import capture, find_blocks, pararealize
 from pararealize.errors import PlanError
 from pararealize.models import resnet20
 from pararealize.plan import Plan
-from pararealize.plan.corrections import correction_faults, correction_shapes
+from pararealize.plan.corrections import correction_faults, correction_shapes, layer_misfits
+from tests.added_branches import AddedLinear, batches_of, chain_of
 
 from ..tradeoffs.chains import network
 
@@ -33,6 +35,28 @@ def test_the_planner_makes_these() -> None:
         shapes = [shape[:2] for window in plan.windows for shape in correction_shapes(coarse, window)]
         assert shapes == [row.index for row in plan.corrections]
         assert bool(shapes) == (coarse != "linear")
+
+
+def test_folded_maps_name_layers_that_the_network_has() -> None:
+    model, x = chain_of(AddedLinear, 4, 5), batches_of(AddedLinear, 4)[0]
+    plan = pararealize(model, n=2, windows=2, sequential=1, coarse="folded", example_inputs=x).plan
+    assert correction_faults("folded", plan.windows, plan.corrections) == []
+    assert [row.layer for row in plan.corrections] == ["2.down", "4.down"] or len(plan.corrections) == 4
+    assert Plan.from_json(plan.to_json()) == plan
+    assert f"folded  in {plan.corrections[0].layer}" in str(plan)
+    chain = find_blocks(capture(model, x))
+    assert layer_misfits(chain, plan.segments, plan.corrections) == []
+    row = plan.corrections[0]
+    wrong = [dataclasses.replace(row, layer="nowhere"), *plan.corrections[1:]]
+    assert layer_misfits(chain, plan.segments, wrong) == [f"{row.name} folds into {row.layer}, not nowhere"]
+    with pytest.raises(PlanError, match=f"{row.name} folds into {row.layer}, not nowhere"):
+        dataclasses.replace(plan, corrections=tuple(wrong)).check(chain)
+    document = json.loads(plan.to_json())
+    document["corrections"][0]["layer"] = ""
+    with pytest.raises(PlanError, match=f"{row.name} is 'folded' and its layer is ''"):
+        Plan.from_json(json.dumps(document))
+    del document["corrections"][0]  # a segment may have no such layer
+    assert len(Plan.from_json(json.dumps(document)).corrections) == len(plan.corrections) - 1
 
 
 CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [

@@ -9,6 +9,7 @@ from torch import nn
 from pararealize import calibrate, pararealize, tradeoff
 from pararealize.errors import CalibrationError, ExampleError, PlanError
 from pararealize.tradeoffs.block_values import network_output, output_error
+from tests.added_branches import AddedLinear, chain_of
 
 from .chains import batches, network
 
@@ -37,6 +38,16 @@ def test_what_is_measured_is_what_its_plan_gives() -> None:
     pair = network_output(net, data[4]), model(data[4])
     assert output_error([pair]) == pytest.approx(fastest.error, rel=1e-4)
     assert fastest.agreement == pytest.approx(cosine(*pair).mean().item(), rel=1e-4)
+
+
+def test_folded_maps_cost_nothing() -> None:
+    data = [batch.double() for batch in batches(5, size=40)]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8).double(), *chain_of(AddedLinear, 8, 6)).eval()
+    front = {c: tradeoff(model, data, n=2, points=1, coarse=c).rows[-1] for c in ("linear", "folded")}
+    assert front["folded"].speedup == pytest.approx(front["linear"].speedup)
+    assert front["folded"].error < front["linear"].error
+    assert any(row.layer for row in front["folded"].plan.corrections)
 
 
 def test_refusals() -> None:
