@@ -31,7 +31,8 @@ class FakeCopy:
         leaves: what calls its leaf modules, and knows the real tensor of every fake one.
         attributes: qualified names of parameters and buffers by the ``id`` of the fake tensor, and of the real one: a
             closure of the user's may hold the model itself.
-        constants: copies, no fakes, of tensors that modules hold as plain attributes, by qualified name.
+        constants: copies, no fakes, of tensors that submodules hold as plain attributes, by qualified name, where that
+            can be a buffer's name.
     """
 
     model: nn.Module
@@ -91,7 +92,8 @@ def copy_on_fakes(model: nn.Module) -> FakeCopy:
                 if id(tensor) not in memo:  # a forward may change it
                     copied = memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
                     leaves.real[id(copied)] = tensor
-            if isinstance(value, torch.Tensor):
+            # what a class has under the same name would hide a buffer; the root will be of another class
+            if isinstance(value, torch.Tensor) and path and not hasattr(type(module), name):
                 constants.setdefault(prefix + name, memo[id(value)])
     twin = twin_of(model, memo)
     return FakeCopy(model=twin, leaves=leaves, attributes=attributes, constants=constants)

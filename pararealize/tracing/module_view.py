@@ -225,3 +225,6 @@ def _copy_contents(source: ModuleView, target: ModuleView, memo: dict[int, Any])
     for name, child in source._modules.items():
         _adopt(target, name, copy.deepcopy(child, memo))
     target.__dict__["_non_persistent_buffers_set"] = set(source._non_persistent_buffers_set)
+    for name, value in vars(source).items():
+        if isinstance(value, torch.Tensor):  # a constant, which follows ``to`` in a copy
+            target.register_buffer(name, copy.deepcopy(value, memo), persistent=False)

@@ -67,7 +67,7 @@ def test_parameters_and_buffers_have_no_memory_and_tied_ones_are_one() -> None:
     assert isinstance(copy.model.first.weight, nn.Parameter)
     assert torch.equal(copy.model.constant, model.constant)
     assert copy.model.constant is not model.constant  # a forward may change it
-    assert list(copy.constants) == ["constant"]
+    assert not copy.constants  # the root of a conversion is of another class, and may have this name
 
 
 @pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerEncoderLayer])

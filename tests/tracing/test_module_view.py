@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -128,6 +129,50 @@ def test_constants_move_with_the_network() -> None:
     assert net.to("meta")(x.to("meta")).device.type == "meta"
     assert isinstance(model.scale, Tensor)
     assert model.scale.device.type == "cpu"
+
+
+class Tabled(nn.Module):
+    """Reads a tensor that is an attribute of no module, or of one whose class has another thing of that name."""
+
+    shared = torch.linspace(1, 2, 4)
+    hidden: Tensor | None = None
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layer, self.name = nn.Linear(4, 4), name
+        if name not in ("shared", "cached"):
+            setattr(self, name, torch.linspace(1, 2, 4))
+
+    @functools.cached_property
+    def cached(self) -> Tensor:
+        return torch.linspace(1, 2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.layer(x)) * getattr(self, self.name)
+
+
+@pytest.mark.parametrize("name", ["shared", "cached", "hidden", "own"])
+def test_constants_are_found_under_any_name_and_in_copies(name: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), *(Tabled(name) for _ in range(4)), nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    expected = model(x)
+    net = pararealize(model, n=2, example_inputs=x, coarse="block")  # which copies blocks
+    torch.testing.assert_close(net.iterate(x, 1), expected)
+    assert net(x).shape == (3, 2)
+    assert net.to(torch.float64)(x.double()).dtype == torch.float64
+    assert not [key for key in net.state_dict() if "constant" in key or name in key]
+
+
+@pytest.mark.parametrize("name", ["graph", "plan", "coarse", "segments"])
+def test_constants_at_the_top_may_have_names_that_the_network_needs(name: str) -> None:
+    class Top(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * getattr(self, name)
+
+    model = Top(nn.Linear(4, 4), nn.Linear(4, 4))
+    setattr(model, name, torch.linspace(1, 2, 4))
+    x = torch.randn(3, 4)
+    assert torch.equal(pararealize(model, n=1, example_inputs=x)(x), model(x))
 
 
 def test_modules_shared_across_devices_are_borrowed() -> None:
