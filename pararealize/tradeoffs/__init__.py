@@ -5,6 +5,7 @@ In reading order:
     measured_plans  a trained model, batches -> Tradeoff (``tradeoff`` composes the files here)
     block_values    the original's values at every block's ends, and its blocks as functions
     sensitivity     each possible window's cost, and the error that it alone makes
+    space_changes   the same for windows in whose midst the space changes
     selection       windows that may be together: short steps at little error
     report          Tradeoff: speed-up against error, as text and JSON
     figure          a picture of a Tradeoff (``draw_tradeoff``)

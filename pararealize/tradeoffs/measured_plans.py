@@ -1,7 +1,7 @@
 """A trained model, batches -> Tradeoff: windows tried one by one, selections of them calibrated and measured.
 
 block_values   the original, block by block                                    block_values.py
-sensitivity    each possible window's cost, and the error that it alone makes   sensitivity.py
+sensitivity    each possible window's cost, and the error that it alone makes   sensitivity.py, space_changes.py
 selection      windows together: short steps at little error                    selection.py
 calibrate      each of a few plans, as a user would                             calibration
 """
@@ -33,6 +33,7 @@ from .block_values import BlockByBlock, Say, network_output, output_error
 from .report import Tradeoff, TradeoffRow
 from .selection import Selection, selections
 from .sensitivity import measure_windows
+from .space_changes import AUTOMATIC, covers_half, measure_windows_across
 
 __all__ = ["tradeoff"]
 
@@ -50,6 +51,7 @@ def tradeoff(
     coarse: str = "low-rank",
     points: int = 6,
     sensitivity_batches: int = 8,
+    across: int | None = None,
     example_inputs: Any = None,
     cost: str = "flops",
     transfer: Transfer | None = None,
@@ -64,7 +66,8 @@ def tradeoff(
     For every n, each window of blocks is made parallel by itself, with a correction in closed form, and what it does to
     the output of held-out batches is measured. Blocks that matter stay sequential: of the selections of windows with
     the least time :math:`t + \lambda \sum_m e_m^2`, a few from the exact original to the fastest are converted,
-    calibrated on ``batches`` and measured. Windows in which the space changes are not tried.
+    calibrated on ``batches`` and measured. Windows in which the space changes are tried where there are few others: see
+    ``across``.
 
     It costs, for every n, about as much as running the network on ``sensitivity_batches`` once for each possible window
     (some tens to some hundreds), and ``points`` calibrations.
@@ -78,6 +81,9 @@ def tradeoff(
             ``"linear"``.
         points: how many plans are calibrated and measured for each n.
         sensitivity_batches: how many of the batches windows are tried on, at most; as many are tested on.
+        across: how many windows in which the space changes are tried for each n, at most; each is a conversion and a
+            calibration. Left out: 8, where windows of one space can hold less than half of the work; otherwise none,
+            as they err more for the same time.
         example_inputs: to record the model with; the first batch's inputs where it is left out.
         cost: ``"flops"`` (counted) or ``"seconds"`` (measured here and now).
         transfer: what messages between devices take, in the cut; free when left out.
@@ -105,7 +111,7 @@ def tradeoff(
         >>> front.rows[0].error, front.rows[0].speedup
         (0.0, 1.0)
     """
-    numbers = _numbers(n, points, sensitivity_batches)
+    numbers = _numbers(n, points, sensitivity_batches, across)
     _check_agreement(agreement)
     if not is_summed(coarse_name(coarse)):
         raise CalibrationError(
@@ -119,6 +125,18 @@ def tradeoff(
     say("running the original block by block")
     blocks = len(find_blocks(capture(model, example, leaf_modules=arguments["leaf_modules"])).blocks)
     original = pararealize(model, 1, windows=blocks, **arguments, seed=seed).eval()
+
+    def convert(segments: int, windows: Sequence[tuple[int, int]]) -> PararealModule:
+        """The network of these windows, sequential elsewhere."""
+        names = [row.first_block for row in original.plan.segments]
+        inside = {b for first, stop in windows for b in range(first, stop)}
+        sequential = [name for b, name in enumerate(names) if b not in inside]
+        starts = [names[first] for first, _ in windows]
+        return pararealize(
+            model, segments, coarse=coarse, windows=starts, sequential=sequential, transfer=transfer, seed=seed,
+            **arguments,
+        ).eval()  # fmt: skip
+
     rows = [TradeoffRow(plan=original.plan, predicted=0.0, error=0.0, agreement=None)]
     with calibration_mode(original, seed):
         by_block = BlockByBlock(original, mask)
@@ -127,6 +145,11 @@ def tradeoff(
         chosen = []
         for count in numbers:
             trials = measure_windows(by_block, fitted, tested, count, coarse=coarse, say=say)
+            most = (0 if covers_half(by_block.rows) else AUTOMATIC) if across is None else across
+            trials += measure_windows_across(
+                by_block, convert, train[: len(fitted)], held_out[: len(tested)], tested, count, most=most, seed=seed,
+                say=say,
+            )  # fmt: skip
             chosen += [(count, s) for s in _spread(selections([row.cost for row in by_block.rows], trials), points)]
         if agreement is not None:  # with itself, which need not be 1
             itself = _agreement([(values.output, values.output) for values in tested], agreement)
@@ -135,20 +158,9 @@ def tradeoff(
     plans = set()
     for i, (count, selection) in enumerate(chosen, 1):
         say(f"n = {count}: calibrating plan {i} of {len(chosen)}")
-        names = by_block.names
-        inside = {b for window in selection.windows for b in range(window.first, window.stop)}
         # Where the space changes often no window has blocks for all devices; of one window alone n may not exceed them.
         segments = max(len(window.starts) for window in selection.windows)
-        net = pararealize(
-            model,
-            min(count, segments),
-            coarse=coarse,
-            windows=[names[window.first] for window in selection.windows],
-            sequential=[name for b, name in enumerate(names) if b not in inside],
-            transfer=transfer,
-            seed=seed,
-            **arguments,
-        ).eval()
+        net = convert(min(count, segments), [(window.first, window.stop) for window in selection.windows])
         if net.plan in plans:
             continue
         plans.add(net.plan)
@@ -216,7 +228,7 @@ def _agreement(pairs: Sequence[tuple[Any, Any]], agreement: tuple[str, Agreement
     return sum(figures) / len(figures)
 
 
-def _numbers(n: Any, points: Any, sensitivity_batches: Any) -> tuple[int, ...]:
+def _numbers(n: Any, points: Any, sensitivity_batches: Any, across: Any) -> tuple[int, ...]:
     """The numbers of devices, checked with the other numbers."""
     numbers = [n] if whole_number(n) is not None or isinstance(n, str) else list(n)
     wrong = [value for value in numbers if (whole_number(value) or 0) < 2]
@@ -226,6 +238,8 @@ def _numbers(n: Any, points: Any, sensitivity_batches: Any) -> tuple[int, ...]:
     for name, value in (("points", points), ("sensitivity_batches", sensitivity_batches)):
         if (whole_number(value) or 0) < 1:
             faults.append(f"{name} is {value!r}; pass 1 or more")
+    if across is not None and (whole_number(across) is None or across < 0):
+        faults.append(f"across is {across!r}; pass 0 or more, or None")
     if faults:
         raise PlanError("; and ".join(faults))
     return tuple(dict.fromkeys(int(value) for value in numbers))

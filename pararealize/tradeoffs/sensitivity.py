@@ -4,7 +4,7 @@ A window of blocks a to b - 1 on n devices begins with the original's :math:`u_a
 form, make inputs :math:`x_j`. Its segments give :math:`d_j = y_j - x_j`, a correction in closed form is fitted to what
 their sum misses (``calibration/channel_maps.py``), and the rest of the network goes on from there in sequence: what
 the output then differs by, on batches that were held out, is the window's sensitivity. Windows in which the space
-changes are not looked at: their blocks stay sequential.
+changes are not looked at here (``space_changes.py``): their blocks stay sequential.
 """
 
 from __future__ import annotations
