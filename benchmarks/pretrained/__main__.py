@@ -29,7 +29,10 @@ FIGURES = {
     "minilm": (("cosine", "cosine"), ("worst", "worst"), ("same_nearest", "same nearest")),
     "efficientnet-lite0": (("agreement", "same class"), ("correlation", "correlation of logits")),
     "efficientnet-lite2": (("agreement", "same class"), ("correlation", "correlation of logits")),
-    "fashion-mnist": (("kept", "accuracy against the original's"), ("accuracy", "accuracy")),
+    **dict.fromkeys(
+        ("fashion-mnist", "fashion-resnet56", "fashion-vit"),
+        (("kept", "accuracy against the original's"), ("accuracy", "accuracy")),
+    ),
 }
 
 

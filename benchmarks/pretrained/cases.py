@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["CASES", "GOALS", "NETWORKS", "Case", "Goal", "Schedule"]
+__all__ = ["CASES", "GOALS", "NETWORKS", "Case", "Distillation", "Goal", "Schedule"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,37 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Distillation:
+    """How classes are distilled: options of ``fine_tune`` that differ from case to case.
+
+    Attributes:
+        lr: the largest rate.
+        loss: ``"kl"``, or ``"cross_entropy"``: half of it the labels'.
+        temperature: of the softmax.
+        match: the weight of the windows' ends.
+    """
+
+    lr: float = 1e-3
+    loss: Literal["kl", "cross_entropy"] = "kl"
+    temperature: float = 1.0
+    match: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """What differs from the usual, in words."""
+        parts = (
+            f"rate {self.lr:g}" if self.lr != USUAL.lr else "",
+            "half labels" if self.loss == "cross_entropy" else "",
+            f"temperature {self.temperature:g}" if self.temperature != USUAL.temperature else "",
+            f"match {self.match:g}" if self.match else "",
+        )
+        return ", ".join(filter(None, parts))
+
+
+USUAL = Distillation()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """A network, a schedule, a coarse kind, and how it is distilled.
 
@@ -50,6 +81,7 @@ class Case:
         coarse: the coarse kind.
         steps: of distillation; 0 for none.
         emphasis: weight of the sentences' embeddings beside the words' values in MiniLM's loss.
+        distillation: of the networks that tell classes of Fashion-MNIST.
     """
 
     network: str
@@ -57,6 +89,7 @@ class Case:
     coarse: str
     steps: int = 0
     emphasis: int = 1
+    distillation: Distillation = USUAL
 
     @property
     def name(self) -> str:
@@ -66,11 +99,8 @@ class Case:
     @property
     def training(self) -> str:
         """The distillation in words; empty without one."""
-        return (
-            f"{self.steps} steps" + (f", embeddings × {self.emphasis}" if self.emphasis > 1 else "")
-            if self.steps
-            else ""
-        )
+        emphasis = f"embeddings × {self.emphasis}" if self.emphasis > 1 else ""
+        return ", ".join(filter(None, (f"{self.steps} steps", emphasis, self.distillation.text))) if self.steps else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +144,16 @@ SCHEDULES = {
         "runs of one space, n = 6": Schedule(n=6, sequential="changing"),
         "three windows a stage, n = 4": Schedule(n=4, windows=(0, 4, 8, 13, 17, 21, 25, 29, 33), sequential=(12, 24)),
         "two windows a stage, n = 6": Schedule(n=6, windows=(0, 6, 13, 19, 25, 31), sequential=(12, 24)),
+        "2 + 3 + 3 windows, n = 6 and 4": Schedule(n=6, windows=(0, 6, 13, 17, 21, 25, 29, 33), sequential=(12, 24)),
+    },
+    "fashion-resnet56": {
+        "two windows a stage, n = 5": Schedule(n=5, windows=(0, 5, 10, 14, 19, 23), sequential=(9, 18)),
+        "two windows a stage, all blocks, n = 5": Schedule(n=5, windows=(0, 5, 9, 14, 18, 23)),
+    },
+    "fashion-vit": {
+        "pairs": Schedule(n=2, windows=6),
+        "three windows of 4": Schedule(n=4, windows=3),
+        "two windows of 6": Schedule(n=6, windows=2),
     },
 }
 NETWORKS = tuple(SCHEDULES)
@@ -124,7 +164,10 @@ GOALS = {
     ),
     "efficientnet-lite0": (Goal(figure="agreement", least=0.8, speedup=1.1, text="80% the same class at 1.1×"),),
     "efficientnet-lite2": (Goal(figure="agreement", least=0.8, speedup=1.4, text="80% the same class at 1.4×"),),
-    "fashion-mnist": (Goal(figure="kept", least=-0.005, speedup=3.0, text="at most 0.5 points lost at 3×"),),
+    **dict.fromkeys(
+        ("fashion-mnist", "fashion-resnet56", "fashion-vit"),
+        (Goal(figure="kept", least=-0.005, speedup=3.0, text="at most 0.5 points lost at 3×"),),
+    ),
 }
 
 
@@ -132,6 +175,11 @@ def _several(network: str, schedule: str, *kinds: str, steps: dict[str, int] | N
     """Cases of coarse kinds, fitted in closed form, or distilled for so many steps."""
     several = dict.fromkeys(kinds, 0) | (steps or {})
     return [Case(network=network, schedule=schedule, coarse=kind, steps=many) for kind, many in several.items()]
+
+
+def _recipes(network: str, schedule: str, kind: str, *ways: Distillation, steps: int = 94) -> list[Case]:
+    """Cases that differ in how they are distilled."""
+    return [Case(network=network, schedule=schedule, coarse=kind, steps=steps, distillation=way) for way in ways]
 
 
 CASES = [
@@ -155,6 +203,17 @@ CASES = [
     *_several("fashion-mnist", "two windows a stage, n = 6", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 4", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 6", steps={"low-rank:8": 94}),
+    *_several("fashion-vit", "three windows of 4", steps={"dense": 94}),
+    *_several("fashion-vit", "two windows of 6", steps={"dense": 94}),
+    *_recipes("fashion-vit", "three windows of 4", "dense", Distillation(lr=3e-3, loss="cross_entropy")),
+    *_recipes(
+        "fashion-mnist",
+        "2 + 3 + 3 windows, n = 6 and 4",
+        "dense",
+        Distillation(lr=3e-3, loss="cross_entropy"),
+        Distillation(lr=3e-3, temperature=2.0),
+        Distillation(lr=3e-3),
+    ),
     *_several("minilm", "4 + 2", "dense"),
     *_several("minilm", "one window of 2 × 3", "dense"),
     *_several("minilm", "one window of 3 × 2", "dense"),

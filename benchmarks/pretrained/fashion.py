@@ -1,7 +1,10 @@
-"""A ResNet of 36 blocks, trained here on all of Fashion-MNIST -> its accuracy, and that of its conversions."""
+"""ResNets and a ViT, trained here on all of Fashion-MNIST -> their accuracy, and that of their conversions."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks.accuracy.networks import VisionTransformer
 from pararealize import calibrate, fine_tune, pararealize
 from pararealize.data.catalogue import load
 from pararealize.data.dataset import Dataset
@@ -22,14 +26,15 @@ from .cases import SCHEDULES, Case
 from .measure import recipe_of
 from .sources import fashion_folder
 
-__all__ = ["NarrowResNet", "measure_fashion", "trained"]
+__all__ = ["NETWORKS", "NarrowResNet", "Trained", "measure_fashion", "trained"]
 
 EPOCHS, BATCH, SIDE = 2, 128, 14
 FITTED = 24  # batches
+SEEN = 4  # others, of the training images, by which fine-tuning chooses its best step
 
 
 class NarrowResNet(nn.Module):
-    """Three stages of 12 units of 8, 16 and 32 channels, for grey images."""
+    """Three stages of so many units of 8, 16 and 32 channels, for grey images; ``6 · units + 2`` layers."""
 
     def __init__(self, units: int = 12, widths: tuple[int, ...] = (8, 16, 32), classes: int = 10) -> None:
         super().__init__()
@@ -51,14 +56,60 @@ class NarrowResNet(nn.Module):
         return logits
 
 
-def trained(out: Path, data: Dataset, *, epochs: int = EPOCHS) -> nn.Module:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A network that is trained here.
+
+    Attributes:
+        make: the network, with random weights.
+        file: what its weights are called.
+        blocks: the names of its blocks.
+        changing: the names of those that change the space.
+        recipe: how it is trained, for ``EPOCHS``.
+    """
+
+    make: Callable[[], nn.Module]
+    file: str
+    blocks: tuple[str, ...]
+    changing: tuple[str, ...]
+    recipe: Recipe
+
+
+_SGD = Recipe(epochs=EPOCHS, lr=0.1, schedule="cosine", warmup=100, amp="bfloat16")
+_ADAMW = Recipe(epochs=EPOCHS, optimizer="adamw", lr=3e-3, weight_decay=0.05, schedule="cosine", warmup=100, clip=1.0)
+
+
+def _resnet(units: int) -> Trained:
+    """Three stages of so many units each."""
+    return Trained(
+        make=partial(NarrowResNet, units),
+        file=f"fashion-resnet{3 * units}",
+        blocks=tuple(f"blocks.{i}" for i in range(3 * units)),
+        changing=(f"blocks.{units}", f"blocks.{2 * units}"),
+        recipe=_SGD,
+    )
+
+
+NETWORKS = {
+    "fashion-mnist": _resnet(12),
+    "fashion-resnet56": _resnet(9),
+    "fashion-vit": Trained(
+        make=partial(VisionTransformer, (1, SIDE, SIDE), 10),
+        file="fashion-vit12",
+        blocks=tuple(f"layers.{i}" for i in range(12)),
+        changing=(),
+        recipe=_ADAMW,
+    ),
+}
+
+
+def trained(network: Trained, out: Path, data: Dataset) -> nn.Module:
     """The network after its training, which goes on where it was stopped; kept in the folder."""
     torch.manual_seed(0)
-    model, path = NarrowResNet(), out / f"fashion-resnet36-{SIDE}-{epochs}.safetensors"
+    run = out / f"{network.file}-{SIDE}-{EPOCHS}"
+    model, path = network.make(), run.with_suffix(".safetensors")
     if not path.exists():
-        recipe = Recipe(epochs=epochs, lr=0.1, schedule="cosine", warmup=100, amp="bfloat16")
-        run = out / f"fashion-resnet36-{SIDE}-{epochs}"
-        fit(model, data, recipe, folder=run, resume=run.exists(), checkpoint_every=100)
+        fit(model, data, network.recipe, folder=run, resume=run.exists(), checkpoint_every=100)
         with whole_file(path) as part:
             save_file(model.state_dict(), part)
     model.load_state_dict(load_file(path))
@@ -68,11 +119,12 @@ def trained(out: Path, data: Dataset, *, epochs: int = EPOCHS) -> nn.Module:
 def measure_fashion(case: Case, out: Path) -> dict[str, Any]:
     """The row of a case."""
     data = load("fashion_mnist", batch_size=BATCH, image_size=SIDE, data_dir=fashion_folder(out))
-    model = trained(out, data)
+    network = NETWORKS[case.network]
+    model = trained(network, out, data)
     score = evaluate(model, data)
     original = score.accuracy
-    names = [f"blocks.{i}" for i in range(36)]
-    options = SCHEDULES["fashion-mnist"][case.schedule].options(names, ["blocks.12", "blocks.24"])
+    schedule = SCHEDULES[case.network][case.schedule]
+    options = schedule.options(list(network.blocks), list(network.changing))
     net = pararealize(model, coarse=case.coarse, source="stem", example_inputs=data.example(), **options).eval()
 
     def quality() -> dict[str, float]:
@@ -81,13 +133,16 @@ def measure_fashion(case: Case, out: Path) -> dict[str, Any]:
 
     row: dict[str, Any] = {"n": net.plan.n, "speedup": net.plan.speedup, "original": original}
     stages = {"before": quality()}
-    training = [batch for batch, _ in zip(data.epoch(0), range(FITTED + case.steps), strict=False)]
+    count = FITTED + case.steps
+    batches = [batch for batch, _ in zip(data.epoch(0), range(count + SEEN), strict=False)]
+    training, seen = batches[:count], batches[count:]
     calibration = calibrate(net, training[:FITTED], outputs="logits")
     stages["calibrated"] = quality()
     if case.steps:
+        how = case.distillation
         tuning = fine_tune(
-            net, training, calibration, steps=case.steps, test=training[:2], loss="kl", norms="train",
-            recipe=recipe_of(case.steps, 1e-3),
+            net, training, calibration, steps=case.steps, test=seen, loss=how.loss, temperature=how.temperature,
+            match=how.match, norms="train", recipe=recipe_of(case.steps, how.lr),
         )  # fmt: skip
         stages["distilled"] = quality()
         row |= {"best_step": tuning.best, "samples": tuning.samples}

@@ -1,5 +1,6 @@
 """The benchmark of pretrained networks, its own code: cuts, goals, tables, batches by length; no weights are read."""
 
+import dataclasses
 import itertools
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from pararealize import capture, find_blocks
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no installed package
 
 from benchmarks.pretrained import __main__ as pretrained
-from benchmarks.pretrained import cases, minilm, pictures, sources
+from benchmarks.pretrained import cases, fashion, minilm, pictures, sources
+from pararealize.data.catalogue import load
 
 
 def row(speedup: float, calibrated: float, distilled: float | None = None) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def test_halves_of_layers_are_blocks_that_give_what_the_layers_give() -> None:
 def test_schedules_name_blocks_that_are_there() -> None:
     """Each window has at most n segments, and what is cut lies within a window."""
     counts = {"minilm": 6, "efficientnet-lite0": 16, "efficientnet-lite2": 21, "fashion-mnist": 36}
+    counts |= {"fashion-resnet56": 27, "fashion-vit": 12}
     for network, schedules in cases.SCHEDULES.items():
         for schedule in schedules.values():
             names = [f"b{i}" for i in range(counts[network] * (2 if schedule.halves else 1))]
@@ -130,3 +133,31 @@ def test_the_distance_counts_words_alone() -> None:
     other[batch["attention_mask"] == 0] += 5
     assert float(minilm.distance(values, other, batch)) == pytest.approx(0, abs=1e-6)
     assert float(minilm.distance(nn.functional.normalize(-values, dim=-1), values, batch)) > 1
+
+
+def test_a_case_says_how_it_is_distilled_where_that_is_not_as_usual() -> None:
+    usual = cases.Case(network="fashion-vit", schedule="pairs", coarse="dense", steps=94)
+    assert usual.training == "94 steps"
+    way = cases.Distillation(lr=3e-3, loss="cross_entropy", temperature=2.0, match=0.1)
+    other = dataclasses.replace(usual, distillation=way)
+    assert other.training == "94 steps, rate 0.003, half labels, temperature 2, match 0.1"
+    assert dataclasses.replace(other, steps=0).training == ""
+    assert len({case.name for case in cases.CASES}) == len(cases.CASES)
+
+
+@pytest.mark.parametrize("name", ["fashion-resnet56", "fashion-vit"])
+def test_networks_trained_here_have_the_blocks_that_their_schedules_count(name: str) -> None:
+    network = fashion.NETWORKS[name]
+    chain = find_blocks(capture(network.make(), torch.randn(2, 1, fashion.SIDE, fashion.SIDE)))
+    assert tuple(block.name for block in chain.blocks) == network.blocks
+    assert tuple(block.name for block in chain.blocks if block.x != block.y) == network.changing
+
+
+def test_a_network_trained_here_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    monkeypatch.setattr(fashion, "fit", lambda model, *_, **__: fits.append(model))
+    network = dataclasses.replace(fashion.NETWORKS["fashion-vit"], make=lambda: nn.Linear(2, 2))
+    first, second = (fashion.trained(network, tmp_path, load("digits")) for _ in range(2))
+    assert fits == [first]
+    assert torch.equal(first.weight, second.weight)
+    assert not second.training
