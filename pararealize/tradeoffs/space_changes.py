@@ -1,8 +1,8 @@
 """The original block by block, n -> trials of windows in whose midst the space changes, each converted and calibrated.
 
-Their adapters and coarse blocks are no identities behind the change, so that they cost more and err more: in a ResNet-56
-2.3 to 7 times as much for the same time as windows in front of the change, and 1.0 to 2.2 times as much as those behind
-it. They are for networks that have little else, and few are tried.
+Their adapters and coarse blocks are no identities behind the change, so that they cost more and err more: in a
+ResNet-56 2.3 to 7 times as much for the same time as windows in front of the change, and 1.0 to 2.2 times as much as
+those behind it. They are for networks that have little else, and few are tried.
 """
 
 from __future__ import annotations
