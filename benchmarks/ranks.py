@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
 import sys
@@ -22,7 +23,12 @@ PROGRESS_EVERY = 10.0  # seconds between two lines
 
 
 def on_ranks(
-    measure: Callable[[Case], Iterator[Measurement]], ranks: int, case: Case, line: Callable[[Measurement], str]
+    measure: Callable[[Case], Iterator[Measurement]],
+    ranks: int,
+    case: Case,
+    line: Callable[[Measurement], str],
+    *,
+    bind: bool = False,
 ) -> Iterator[Measurement]:
     """Run ``measure`` in processes of one thread each, in one gloo group; now and then print a line on stderr.
 
@@ -31,9 +37,11 @@ def on_ranks(
         ranks: how many processes.
         case: its argument.
         line: a measurement as a line of progress.
+        bind: whether each process stays on a core of its own, as launchers of MPI have it: otherwise a thread that
+            receives may be put behind the computing one of the other process, while its own core is idle.
     """
     report: Any = multiprocessing.get_context("spawn").Queue()
-    arguments = (ranks, free_port(), measure, case, report)
+    arguments = (ranks, free_port(), measure, case, report, bind)
     processes = multiprocessing.start_processes(_run, arguments, nprocs=ranks, join=False, start_method="spawn")
     done, last_line = False, time.monotonic()
     while not done or not report.empty():
@@ -46,8 +54,17 @@ def on_ranks(
 
 
 def _run(
-    rank: int, ranks: int, port: int, measure: Callable[[Case], Iterator[Measurement]], case: Case, report: Any
+    rank: int,
+    ranks: int,
+    port: int,
+    measure: Callable[[Case], Iterator[Measurement]],
+    case: Case,
+    report: Any,
+    bind: bool,
 ) -> None:
+    if bind:  # before there are other threads, which inherit it
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks, timeout=timedelta(minutes=5)

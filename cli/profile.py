@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,7 @@ from . import options
 from .console import print_result, working
 
 if TYPE_CHECKING:
-    from pararealize import Link
+    from pararealize import DeviceProfile, Link
 
 __all__ = ["EXAMPLES", "command"]
 
@@ -57,8 +58,9 @@ def command(
         if show is not None:
             profile, rank = device_profile(show), 0
         else:
-            links, rank = _links(on)
-            profile = measure_device(_local(on), name=name, links=links, report=progress if rank == 0 else None)
+            rank = int(os.environ.get("RANK", "0"))
+            profile = measure_device(_local(on), name=name, report=progress if rank == 0 else None)
+            profile = dataclasses.replace(profile, links=_links(on, profile))
         if output is not None and rank == 0:
             profile.save(output)
     if rank == 0:
@@ -66,14 +68,15 @@ def command(
         print_result({"profile": json.loads(profile.to_json())}, str(profile), folder, files, as_json=as_json)
 
 
-def _links(device: str | None) -> tuple[tuple[Link, ...], int]:
-    """Under torchrun, the link between its ranks, and this process's number there."""
+def _links(device: str | None, profile: DeviceProfile) -> tuple[Link, ...]:
+    """Under torchrun, the link between its ranks, with what steps take on their hosts where these are the devices."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return (), 0
+        return ()
     import torch
     import torch.distributed as dist
 
     from pararealize.profiles import measure_link
+    from pararealize.strategies import measure_ranks
 
     on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
     place = _local(device) if on_gpu else "cpu"
@@ -82,7 +85,7 @@ def _links(device: str | None) -> tuple[tuple[Link, ...], int]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         link = measure_link(device=place or "cpu")
-        return (link,), dist.get_rank()
+        return (link if on_gpu else measure_ranks(link, profile),)
     finally:
         dist.destroy_process_group()
 

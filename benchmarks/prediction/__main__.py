@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         case = f"{network}, batch {batch}"
         if case not in results.rows:
             print(f"measuring {case}", file=sys.stderr, flush=True)
-            results.add(case, _row(list(on_ranks(measure, 2, {"network": network, "batch": batch}, _line))))
+            results.add(case, _row(list(on_ranks(measure, 2, {"network": network, "batch": batch}, _line, bind=True))))
     (options.out / "table.md").write_text(markdown(results.rows) + "\n", encoding="utf-8")
     print(json.dumps(results.rows, indent=1) if options.json else markdown(results.rows))
     return 0

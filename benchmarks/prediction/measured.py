@@ -9,6 +9,7 @@ windows     the same in several windows
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -23,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.ranks import Case, Measurement
 from pararealize import BlockChain, Plan, Stage, capture, find_blocks, models, pararealize, receptive_fields
-from pararealize.profiles import Link, device_profile, measure_link
+from pararealize.profiles import DeviceProfile, Link, measure_device, measure_link
 from pararealize.strategies.measured_blocks import MeasuredBlocks
+from pararealize.strategies.measured_ranks import measure_ranks
 from pararealize.strategies.network_costs import NetworkCosts
 from pararealize.strategies.parareal import PararealPlans
 from pararealize.strategies.pipeline import stages_of
@@ -33,7 +35,7 @@ from pararealize.strategies.replicas import data_parallel, one_device
 __all__ = ["NETWORKS", "WAYS", "measure"]
 
 WAYS = ("one", "copies", "pipeline", "parareal", "windows")
-ROUNDS, WARMUP = 5, 2
+ROUNDS, SECONDS, FEWEST = 5, 0.3, 5  # of steps in a row of every way, which take so long, and are so many, at least
 WINDOWS = 4
 MICROBATCHES = (1, 2, 4, 8)
 
@@ -97,7 +99,7 @@ class _Prediction(NamedTuple):
 
 
 def measure(case: Case) -> Iterator[Measurement]:
-    """One network at one batch: predictions of rank 0, and medians of both ranks' steps."""
+    """One network at one batch: predictions of rank 0, and steps in a row of all ways in turn, medians of rounds."""
     torch.manual_seed(0)
     make, shape = NETWORKS[case["network"]]
     batch, rank = case["batch"], distributed.get_rank()
@@ -108,8 +110,11 @@ def measure(case: Case) -> Iterator[Measurement]:
         return make()
 
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("parareal",))
-    link = measure_link(name="gloo")
-    shared: list[Any] = [_predict(build(), shape, batch, link) if rank == 0 else None]
+    device: list[Any] = [measure_device("cpu").to_json() if rank == 0 else None]
+    distributed.broadcast_object_list(device)
+    profile = DeviceProfile.from_json(device[0])
+    link = measure_ranks(measure_link(name="gloo"), profile)
+    shared: list[Any] = [_predict(build(), shape, batch, link, profile) if rank == 0 else None]
     distributed.broadcast_object_list(shared)
     prediction: _Prediction = shared[0]
     for way, seconds in prediction.seconds.items():
@@ -122,17 +127,12 @@ def measure(case: Case) -> Iterator[Measurement]:
     ways["pipeline"] = _pipeline(build(), x, target, prediction)
     stages = {way: _stage(build(), x, Plan.from_json(text), mesh) for way, text in prediction.plans.items()}
     for way, stage in stages.items():
-        ways[way] = lambda stage=stage: stage.step(x, target=target, loss_fn=cross_entropy)
+        ways[way] = lambda stage=stage: _stage_step(stage, x, target)
+    counts = {name: _count(_in_a_row(way, 1)) for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(-WARMUP, ROUNDS):
+    for _ in range(ROUNDS):
         for name, way in ways.items():
-            distributed.barrier()
-            began = time.perf_counter()
-            way()
-            taken = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
-            distributed.all_reduce(taken, distributed.ReduceOp.MAX)
-            if i >= 0:
-                seconds[name].append(float(taken))
+            seconds[name].append(_in_a_row(way, counts[name]))
     for name, values in seconds.items():
         yield name, "measured", median(values)
         yield name, "least", min(values)
@@ -140,12 +140,28 @@ def measure(case: Case) -> Iterator[Measurement]:
         stage.close()
 
 
-def _predict(model: nn.Module, shape: tuple[int, ...], batch: int, link: Link) -> _Prediction:
+def _in_a_row(way: Callable[[], Any], count: int) -> float:
+    """Seconds of a step on the slower rank: of so many behind one that does not count."""
+    distributed.barrier()
+    way()
+    began = time.perf_counter()
+    for _ in range(count):
+        way()
+    taken = torch.tensor((time.perf_counter() - began) / count, dtype=torch.float64)
+    distributed.all_reduce(taken, distributed.ReduceOp.MAX)
+    return float(taken)
+
+
+def _count(step: float) -> int:
+    """How many steps are measured in a row."""
+    return max(math.ceil(SECONDS / step), FEWEST)
+
+
+def _predict(model: nn.Module, shape: tuple[int, ...], batch: int, link: Link, profile: DeviceProfile) -> _Prediction:
     """From the blocks' seconds at the batch and at the smallest microbatch, between which all others are."""
-    sizes = sorted({max(1, batch // MICROBATCHES[-1]), batch})
-    chains = tuple(find_blocks(capture(model, torch.randn(size, *shape))) for size in sizes)
-    chain = chains[-1]
-    costs = NetworkCosts(chain, receptive_fields(chain), MeasuredBlocks(chains), device_profile("cpu"), link)
+    sizes = tuple(sorted({max(1, batch // MICROBATCHES[-1]), batch}))
+    chain = find_blocks(capture(model, torch.randn(batch, *shape)))
+    costs = NetworkCosts(chain, receptive_fields(chain), MeasuredBlocks(chain, sizes), profile, link)
     plans = PararealPlans(costs)
     rows = {
         "parareal": plans.strategy(2, 1, batch, "linear"),
@@ -160,6 +176,11 @@ def _predict(model: nn.Module, shape: tuple[int, ...], batch: int, link: Link) -
     seconds |= {} if copies is None else {"copies": copies.step}
     texts = {way: row.plan.to_json() for way, row in rows.items() if row is not None and row.plan is not None}
     return _Prediction(seconds, texts, end, m)
+
+
+def _stage_step(stage: Stage, x: torch.Tensor, target: torch.Tensor) -> None:
+    stage.zero_grad(set_to_none=True)
+    stage.step(x, target=target, loss_fn=cross_entropy)
 
 
 def _stage(model: nn.Module, x: torch.Tensor, plan: Plan, mesh: DeviceMesh) -> Stage:

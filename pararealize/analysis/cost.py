@@ -10,6 +10,7 @@ authors' GPU and five to twelve on a CPU core. Where that matters, measure: ``co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Sequence
@@ -27,9 +28,10 @@ from pararealize.table import aligned
 
 from .blocks import Block, BlockChain, runs
 from .counter import count_operations
-from .dry_run import DryRun, StandIn, named_tensors, stand_in_inputs, with_gradient
+from .dry_run import StandIn, named_tensors, stand_in_inputs, with_gradient
 from .space import Space
 from .stopwatch import median_seconds
+from .timed_run import TimedRun
 
 __all__ = [
     "PER_ELEMENT",
@@ -243,24 +245,31 @@ def count_module(module: nn.Module, x: Space, *, first: bool = False) -> BlockCo
 
 
 @typed_arguments(PlanError)
-def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Costs:
+def measure_costs(chain: BlockChain, *, batch: int | None = None, repeats: int = 5, warmup: int = 2) -> Costs:
     """Measure forward and backward seconds of every block where the model is, once for interchangeable blocks.
 
-    Blocks that follow each other and are interchangeable are run together, up to eight, and share their seconds
-    equally: one block by itself finds everything in the cache, as it does not between its neighbours, and its launches
-    hide behind nothing. All such runs take turns; the medians of ``repeats`` rounds after ``warmup`` are taken, on
-    random inputs of the captured batch size, in the mode that the model is in. Parameters and buffers are copied, so
-    values, gradients, running statistics and the random state stay as found; a GPU is waited for before and after each
-    run.
+    Interchangeable neighbours are run together, up to eight, and share their seconds equally: one block by itself finds
+    everything in the cache, as it does not between its neighbours, and its launches hide behind nothing. All such runs
+    take turns; the medians of ``repeats`` rounds after ``warmup`` are taken, on random inputs, in the mode that the
+    model is in. Forgetting the gradients of the last step is part of forward, adding up those of this one of backward.
+    Parameters and buffers are copied, so values, gradients, running statistics and the random state stay as found; a
+    GPU is waited for before and after each run.
 
     Args:
         chain: the network's blocks.
+        batch: samples, 1 or more; as many as were recorded when left out, which are two at least.
         repeats: measured rounds.
         warmup: rounds before those.
 
     Raises:
-        ModelError: the model is on the meta device, where nothing runs.
+        ModelError: the model is on the meta device, where nothing runs; or it takes the recorded batch alone.
+        ValueError: of batch norm, which refuses to normalise a single value, at ``batch=1``.
     """
+    if batch is not None and batch < 1:
+        raise PlanError(f"batch is {batch}; pass 1 or more")
+    more = 0 if batch is None else batch - chain.capture.batch
+    if more and chain.capture.fixed_batch:
+        raise ModelError(f"the model takes {chain.capture.batch} samples alone, and cannot be measured at {batch}")
     if any(parameter.is_meta for parameter in chain.capture.model.parameters()):
         raise ModelError(
             'cost="seconds" runs the model, but its parameters are on the meta device; pass cost="flops", or give it '
@@ -270,7 +279,8 @@ def measure_costs(chain: BlockChain, *, repeats: int = 5, warmup: int = 2) -> Co
     stretches = _measured_runs(chain)
     pieces = {signature: chain.module(*stretch) for signature, stretch in stretches.items()}
     pieces |= {block.name: chain.piece(block) for block in (chain.stem, chain.head) if block.nodes}
-    calls = [(piece, partial(stand_in_inputs, piece, first=name == "stem")) for name, piece in pieces.items()]
+    inputs = (partial(stand_in_inputs, piece, first=name == "stem", more=more) for name, piece in pieces.items())
+    calls = list(zip(pieces.values(), inputs, strict=True))
     seconds = dict(zip(pieces, _seconds(calls, repeats, warmup), strict=True))
 
     def measured(key: str, cost: BlockCost) -> BlockCost:
@@ -377,11 +387,14 @@ def _seconds(calls: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: 
     with preserve_torch_state([home]), torch.inference_mode(False), torch.enable_grad():
 
         def value(tensor: torch.Tensor) -> torch.Tensor:
-            if type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter):
+            if not tensor.is_meta and (type(tensor) is torch.Tensor or isinstance(tensor, nn.Parameter)):
                 return tensor.clone()
             zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device=home)  # for a fake: an activation's value
             return zeros.normal_() if zeros.is_floating_point() else zeros
 
-        dry_runs = [DryRun(piece, inputs(value), value) for piece, inputs in calls]
-        medians = median_seconds(dry_runs, home, repeats=repeats, warmup=warmup)
+        timed_runs = [TimedRun(piece, inputs(value), value) for piece, inputs in calls]
+        with contextlib.ExitStack() as stack:
+            for run in timed_runs:
+                stack.enter_context(run.in_place())
+            medians = median_seconds(timed_runs, home, repeats=repeats, warmup=warmup)
     return [(max(forward, 1e-9), max(backward, 0.0)) for forward, backward in medians]

@@ -51,18 +51,33 @@ class DryRun:
         return torch.autograd.grad(outputs, self.leaves, seeds, allow_unused=True)
 
 
-def stand_in_inputs(piece: fx.GraphModule, stand_in: StandIn, *, first: bool) -> list[Any]:
-    """Values for a piece's inputs; a gradient flows into the activation, unless it is the network's first piece."""
+def stand_in_inputs(piece: fx.GraphModule, stand_in: StandIn, *, first: bool, more: int = 0) -> list[Any]:
+    """Values for a piece's inputs; a gradient flows into the activation, unless it is the network's first piece.
+
+    Args:
+        piece: of a recorded network.
+        stand_in: makes a stand-in of a tensor; one on the meta device stands for a shape alone.
+        first: whether it is the network's first piece.
+        more: samples by which there are more than were recorded, or fewer where it is negative.
+    """
 
     def value(node: fx.Node, activation: bool) -> Any:
         if "val" not in node.meta:
             return node.args[0] if node.args else None
-        flows = activation or bool(node.meta.get("trainable"))
-        return pytree.tree_map_only(
-            torch.Tensor, lambda leaf: with_gradient(stand_in(leaf.detach()), flows), node.meta["val"]
-        )
+        flows, recorded = activation or bool(node.meta.get("trainable")), node.meta["val"]
+        if more:
+            recorded = pytree.tree_map(lambda leaf, other: _resized(leaf, other, more), recorded, node.meta["other"])
+        return pytree.tree_map_only(torch.Tensor, lambda leaf: with_gradient(stand_in(leaf.detach()), flows), recorded)
 
     return [value(node, not first and i == 0) for i, node in enumerate(piece.graph.find_nodes(op="placeholder"))]
+
+
+def _resized(leaf: Any, other: Any, more: int) -> Any:
+    """The shape of a tensor with so many more samples, from that of the second recording, which has one more."""
+    if not isinstance(leaf, torch.Tensor) or leaf.shape == other.shape:
+        return leaf
+    shape = [size + (its - size) * more for size, its in zip(leaf.shape, other.shape, strict=True)]
+    return torch.empty(shape, dtype=leaf.dtype, device="meta")
 
 
 def with_gradient(tensor: torch.Tensor, flows: bool) -> torch.Tensor:

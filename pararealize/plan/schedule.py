@@ -58,6 +58,7 @@ class _TimedWindow:
         place: of the window, from 0.
         rows: those of the plan.
         who: ranks and their segments.
+        ranks: of each segment, from segment 1.
         segments: seconds of g^j.
         adapters: of C^j, j > 1.
         coarse: of F^j.
@@ -66,6 +67,7 @@ class _TimedWindow:
     place: int
     rows: Window
     who: WindowRanks
+    ranks: tuple[int, ...]
     segments: tuple[Seconds, ...]
     adapters: tuple[Seconds, ...]
     coarse: tuple[Seconds, ...]
@@ -74,6 +76,10 @@ class _TimedWindow:
     def n(self) -> int:
         """How many segments."""
         return self.rows.n
+
+    def rank_of(self, j: int) -> int:
+        """The rank of a segment, at once: a step asks for each of them many times."""
+        return self.ranks[j - 1]
 
     def key(self, operation: Operation, direction: Direction, j: int, index: int = 0) -> ActionKey:
         """An action of the window."""
@@ -116,6 +122,7 @@ class Schedule:
                 place=place,
                 rows=window,
                 who=who,
+                ranks=tuple(rank for rank, run in enumerate(who.runs) for _ in run),
                 segments=tuple(itertools.islice(of_segments, window.n)),
                 adapters=tuple(itertools.islice(of_adapters, window.n - 1)),
                 coarse=tuple(itertools.islice(of_coarse, window.n - 1)),
@@ -157,7 +164,7 @@ class Schedule:
             else:
                 self._coarse_backward(w)
             for j in range(w.n, 0, -1):
-                rank = w.who.rank_of(j)
+                rank = w.rank_of(j)
                 after = w.reduced(BACKWARD, rank) if w.who.all_reduces else None
                 self._compute(w.key("fine", BACKWARD, j), j, rank, w.segments[j - 1], after)
                 if j > 1:
@@ -176,7 +183,7 @@ class Schedule:
 
     def _fine(self, w: _TimedWindow, j: int) -> None:
         """C^j and g^j, and what they read where it comes by message."""
-        rank = w.who.rank_of(j)
+        rank = w.rank_of(j)
         before = self.windows[w.place - 1] if w.place else None
         begin = before.reduced(FORWARD, rank) if before is not None and before.who.all_reduces else None
         if self._reads_message(w, j):
@@ -201,7 +208,7 @@ class Schedule:
             if w.who.peers[rank].terms:
                 self._spread(w, rank)
         for j in range(w.n - 1, 0, -1):
-            self._compute(w.key("coarse", BACKWARD, j), j + 1, w.who.rank_of(j + 1), w.coarse[j - 1])
+            self._compute(w.key("coarse", BACKWARD, j), j + 1, w.rank_of(j + 1), w.coarse[j - 1])
             if j not in of_sums:
                 self._send_z(w, j + 1, j, BACKWARD)
 
@@ -289,7 +296,7 @@ class Schedule:
     def _send_x(self, w: _TimedWindow, j: int, direction: Direction) -> None:
         """What a window begins with, from the stem or the end of the window before; or its gradient, the other way."""
         before = self.windows[w.place - 1] if w.place else None
-        ends = [(1, 0) if before is None else (before.n, before.who.owner), (j, w.who.rank_of(j))]
+        ends = [(1, 0) if before is None else (before.n, before.who.owner), (j, w.rank_of(j))]
         (here, rank), (_, to) = ends if direction == FORWARD else ends[::-1]
         self._add_transfer(w.key("send x", direction, j), here, rank, to, w.rows.segments[0].x, None)
 
@@ -302,7 +309,7 @@ class Schedule:
     ) -> None:
         """A transfer between the ranks of two segments of a window."""
         space = w.rows.segments[min(j, to) - 1].y
-        self._add_transfer(key, j, w.who.rank_of(j), w.who.rank_of(to), space, after)
+        self._add_transfer(key, j, w.rank_of(j), w.rank_of(to), space, after)
 
     def _add_transfer(
         self,
@@ -341,18 +348,26 @@ class Schedule:
 
     def seconds(self, transfer: Transfer) -> float:
         """When the last action of :meth:`timed` ends: the longest path alone, for steps that are compared."""
-        edges = self._edges(self._all_needs())
+        before = {key: other for program in self.programs for other, key in itertools.pairwise(program)}
         ends: dict[ActionKey, float] = {}
-        for last in edges:
-            path = [last]
+        path: list[ActionKey] = []
+        for last in self.tasks:
+            path.append(last)
             while path:
                 key = path[-1]
-                if missing := [other for other in edges[key] if other not in ends]:
-                    path += missing
+                if key in ends:
+                    path.pop()
                     continue
-                if path.pop() not in ends:
-                    start = max((ends[other] for other in edges[key]), default=0.0)
-                    ends[key] = start + self.tasks[key].duration(transfer)
+                task, start, complete = self.tasks[key], 0.0, True
+                for other in (*task.after, before[key]) if key in before else task.after:
+                    end = ends.get(other)
+                    if end is None:
+                        path.append(other)
+                        complete = False
+                    elif end > start:
+                        start = end
+                if complete:  # a transfer within one rank is none
+                    ends[key] = start if task.to == task.rank else start + task.duration(transfer)
         return max(ends.values(), default=0.0)
 
     def _all_needs(self) -> dict[ActionKey, list[ActionKey]]:

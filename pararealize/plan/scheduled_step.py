@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal, TypeAlias
 
 from .actions import Action
@@ -15,6 +15,10 @@ from .transfer import Transfer
 __all__ = ["ReduceLinear", "StepActions", "device_runs", "step_actions", "step_seconds"]
 
 ReduceLinear: TypeAlias = bool | Literal["auto"]
+
+
+REMEMBERED = 64  # steps; each holds its parts' seconds
+_steps: dict[Hashable, float] = {}  # of the last plans, by all that they depend on
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +80,23 @@ def step_seconds(
     transfer: Transfer,
     training: bool = True,
 ) -> float:
-    """What :func:`step_actions` takes, without the actions."""
-    return min(
-        _schedule(plan, times, runs, batch, reduces=reduces, training=training).seconds(transfer)
-        for reduces in _choices(plan, "auto")
+    """What :func:`step_actions` takes, without the actions; what was asked for lately is remembered.
+
+    A cut is judged, printed with its speed-up and compared with other strategies: the same step each time.
+    """
+    rows = (
+        tuple((row.m, row.x, row.y) for row in plan.segments),
+        tuple((row.name, row.kind) for row in plan.coarse_blocks),
     )
+    key = times, tuple(runs), batch, transfer, training, plan.source, rows
+    if key not in _steps:
+        while len(_steps) >= REMEMBERED:
+            _steps.pop(next(iter(_steps)), None)
+        _steps[key] = min(
+            _schedule(plan, times, runs, batch, reduces=reduces, training=training).seconds(transfer)
+            for reduces in _choices(plan, "auto")
+        )
+    return _steps[key]
 
 
 def _choices(plan: PlannedRows, reduce_linear: ReduceLinear) -> tuple[bool, ...]:

@@ -122,27 +122,30 @@ def _segment_more(
     queues: dict[int, deque[tuple[float, float, int]]] = {}  # by kind: (offset, ready, start), from front to back
     for b in range(j, ends.stop):
         a = b - 1
-        ready = before[a] + message[kinds[a]] - share * prefix[a]
-        queue = queues.setdefault(kinds[a], deque())
+        kind = kinds[a]
+        ready = before[a] + message[kind] - share * prefix[a]
+        queue = queues.setdefault(kind, deque())
         while queue and queue[-1][1] >= ready:
             queue.pop()
-        queue.append((adapter[kinds[a]] - (1 + share) * prefix[a], ready, a))
-        if b not in ends:
+        queue.append((adapter[kind] - (1 + share) * prefix[a], ready, a))
+        if b < ends.start:
             continue
-        best = math.inf
-        for kind, queue in queues.items():
-            while len(queue) > 1 and _term(queue[1], prefix[b]) <= _term(queue[0], prefix[b]):
+        best, work, to = math.inf, prefix[b], kinds[b]
+        for kind, queue in queues.items():  # terms are written out: they are most of a long network's plan
+            offset, ready, a = queue[0]
+            term = work + offset if work + offset > ready else ready
+            while len(queue) > 1:
+                offset, ready, second = queue[1]
+                later = work + offset if work + offset > ready else ready
+                if later > term:
+                    break
                 queue.popleft()
-            value = _term(queue[0], prefix[b]) + coarse[kind][kinds[b]]
+                term, a = later, second
+            value = term + coarse[kind][to]
             if value < best:
-                best, starts[b] = value, queue[0][2]
-        times[b] = best + share * prefix[b]
+                best, starts[b] = value, a
+        times[b] = best + share * work
     return times, starts
-
-
-def _term(start: tuple[float, float, int], prefix: float) -> float:
-    offset, ready, _ = start
-    return max(prefix + offset, ready)
 
 
 def equal_cuts(stages: Sequence[tuple[int, int]], n: int) -> tuple[tuple[int, ...], str]:

@@ -99,20 +99,57 @@ def cheapest_step(problem: StepProblem, n: int, *, exact: bool = True) -> tuple[
 
 def _improve(problem: StepProblem, starts: tuple[int, ...]) -> tuple[int, ...]:
     """Move one boundary at a time, or one and all behind it, as long as the step becomes shorter."""
-    count, best = len(problem.forward.work), problem.step(starts)
+    count, paths = len(problem.forward.work), (_Path(problem.forward), _Path(problem.backward))
+    cut = np.array(starts)
+    best = sum(path.length(cut) for path in paths)
     stride = max(1, count // (8 * len(starts)))
     while stride:
         better = False
         for j, by, whole in itertools.product(range(1, len(starts)), (-stride, stride), (False, True)):
-            candidate = tuple(start + by if i == j or (whole and i > j) else start for i, start in enumerate(starts))
-            if not all(a < b for a, b in itertools.pairwise((*candidate, count))):
+            last = len(cut) if whole else j + 1
+            behind = count if last == len(cut) else cut[last]
+            if not cut[j - 1] < cut[j] + by or not cut[last - 1] + by < behind:
                 continue
-            step = problem.step(candidate)
+            cut[j:last] += by
+            step = sum(path.length(cut) for path in paths)
             if step < best * (1 - _ROUNDING):
-                starts, best, better = candidate, step, True
+                best, better = step, True
+            else:
+                cut[j:last] -= by
         if not better:
             stride //= 2
-    return starts
+    return tuple(cut.tolist())
+
+
+class _Path:
+    r"""The critical path of one direction, of cuts that are compared: a few operations on arrays for each.
+
+    The recursion of :meth:`CutProblem.critical_path` is a longest path, which begins with some segment's own work,
+
+    .. math:: t_n = \max_j \Bigl( s_j + \sum_{i \ge j} c_{i-1} + \sum_{i > j} m_{i-1} \Bigr) .
+    """
+
+    def __init__(self, problem: CutProblem) -> None:
+        self._prefix = np.array([0.0, *itertools.accumulate(problem.work)])
+        kinds = np.array(problem.kinds)
+        self._kinds, self._share = kinds, problem.share
+        self._adapter: Numbers = np.array(problem.adapter, dtype=float)[kinds]
+        self._message: Numbers = np.array(problem.messages(), dtype=float)[kinds]
+        self._coarse: Numbers = np.array(problem.coarse, dtype=float)
+        self._first = problem.first
+
+    def length(self, starts: Indices) -> float:
+        """When the last interface value is there."""
+        ends = np.append(starts[1:], len(self._prefix) - 1)
+        work = self._prefix[ends] - self._prefix[starts]
+        own = self._adapter[starts] + work
+        own[0] = self._first + work[0]
+        coarse = self._coarse[self._kinds[starts], self._kinds[ends]] + self._share * work
+        coarse[0] = 0.0
+        onwards = (coarse + self._message[starts])[::-1].cumsum()[::-1]  # what follows segment j - 1
+        own += coarse
+        own[:-1] += onwards[1:]
+        return float(own.max())
 
 
 class _CutCosts:

@@ -8,7 +8,7 @@ ranks         the ranks of a process group -> Link, measured
 """
 
 from .catalogue import PROFILES, device_profile
-from .device import DeviceProfile, Link, Peaks
+from .device import DeviceProfile, HostCosts, Link, Peaks
 from .machine import measure_device
 from .ranks import measure_link
 from .roofline import Roofline
@@ -16,6 +16,7 @@ from .roofline import Roofline
 __all__ = [
     "PROFILES",
     "DeviceProfile",
+    "HostCosts",
     "Link",
     "Peaks",
     "Roofline",

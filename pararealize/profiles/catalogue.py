@@ -3,7 +3,8 @@
 Peaks are dense, without sparsity; bandwidths of links are of one direction. They are upper limits: no program reaches
 them, so that times are lower limits, and ratios of times are worth more than times. What no maker publishes is assumed:
 launches of 7 µs where Python starts each operation and 2.5 µs in a captured graph (what ResNet-1001 takes a kernel),
-messages of 10 µs over NVLink, 20 µs over PCIe and 50 µs over Ethernet of 100 Gbit/s.
+messages of 10 µs over NVLink, 20 µs over PCIe and 50 µs over Ethernet of 100 Gbit/s; a loss of five launches. Sums over
+devices go on beside computing, and hosts take no time besides: both are queued ahead of a GPU.
 
 ==========  ============================================================================================
 h100        NVIDIA H100 Tensor Core GPU datasheet, SXM, 80 GB HBM3
@@ -34,6 +35,7 @@ __all__ = ["PROFILES", "device_profile"]
 
 TERA, GIGA = 1e12, 1e9
 LAUNCH, LAUNCH_CAPTURED = 7e-6, 2.5e-6  # assumed of all GPUs
+LOSS_KERNELS = 5  # of a cross-entropy: two forward, its seed and two backward
 ETHERNET = Link(name="ethernet", latency=50e-6, bandwidth=12.5 * GIGA)
 
 
@@ -56,6 +58,7 @@ def _gpu(
         memory=memory * GIGA,
         launch=LAUNCH,
         launch_captured=LAUNCH_CAPTURED,
+        step=LOSS_KERNELS * LAUNCH,
         links=(*links, ETHERNET),
     )
 
@@ -106,6 +109,7 @@ _ROWS = (
         memory=16 * GIGA,
         launch=10e-6,
         launch_captured=10e-6,
+        step=100e-6,
         links=(Link(name="gloo", latency=500e-6, bandwidth=0.5 * GIGA), ETHERNET),
     ),
 )

@@ -18,13 +18,14 @@ from pararealize.plan.json_text import parse_json, read_json
 from pararealize.plan.transfer import Transfer
 from pararealize.table import aligned, count, duration
 
-__all__ = ["VERSION", "DeviceProfile", "Link", "Peaks"]
+__all__ = ["VERSION", "DeviceProfile", "HostCosts", "Link", "Peaks"]
 
-VERSION = 1
+VERSION = 2  # 1 had neither host costs nor overlap
 MOST_BYTES = 1 << 20  # of a file
 # what is above 0, and far from where products of such numbers end
 Amount: TypeAlias = Annotated[float, Field(gt=1e-30, le=1e30)]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, le=1e30)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -46,6 +47,28 @@ class Peaks:
 
 @typed_fields(ProfileError)
 @dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+class HostCosts:
+    """What steps of several ranks take on their hosts besides operations and links: Python, hooks, process groups.
+
+    On a GPU all of it is queued ahead of the device, and hides as long as the host is faster; so published profiles
+    have 0. On a CPU the host is the device.
+
+    Attributes:
+        message: seconds that a message between segments takes in the place of a message of the link alone: posting it,
+            counting it for the watchdog, a backward call that begins at it.
+        step: seconds of a parareal step: its announcement, checks of its inputs, the loss for all ranks.
+        microbatch: seconds of a stage of a pipeline for each microbatch, both ways.
+        copies: seconds of a data-parallel step: hooks of parameters, buckets, buffers.
+    """
+
+    message: Seconds = 0.0
+    step: Seconds = 0.0
+    microbatch: Seconds = 0.0
+    copies: Seconds = 0.0
+
+
+@typed_fields(ProfileError)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Link:
     """What lies between two devices.
 
@@ -55,6 +78,9 @@ class Link:
         bandwidth: bytes a second in one direction.
         reduce_latency: seconds of a round of a collective sum; that of a message when left out.
         reduce_bandwidth: bytes a second in such a round; likewise.
+        overlap: the share of a collective sum that goes on beside computing and does not slow it down: 1 where the link
+            works by itself, 0 where the cores that compute do the adding and copying, too.
+        host: what ranks that this link connects take on their hosts.
     """
 
     name: Name
@@ -62,11 +88,18 @@ class Link:
     bandwidth: Amount
     reduce_latency: Seconds | None = None
     reduce_bandwidth: Amount | None = None
+    overlap: Share = 1.0
+    host: HostCosts = HostCosts()
 
     @property
     def transfer(self) -> Transfer:
         """Of a message."""
         return Transfer(self.latency, self.bandwidth)
+
+    @property
+    def message(self) -> Transfer:
+        """Of a message between segments, what its ranks' hosts do for it included."""
+        return Transfer(self.latency + self.host.message, self.bandwidth)
 
     @property
     def reduction(self) -> Transfer:
@@ -94,6 +127,7 @@ class DeviceProfile:
         memory: bytes.
         launch: seconds that every operation costs besides, where Python starts each.
         launch_captured: the same where a graph of them was captured and is replayed.
+        step: seconds that a training step takes besides its operations: a loss, and beginning the backward pass.
         links: between such devices; the first is what a plan takes when it is told none.
 
     Raises:
@@ -117,6 +151,7 @@ class DeviceProfile:
     memory: Amount
     launch: Seconds
     launch_captured: Seconds
+    step: Seconds = 0.0
     links: tuple[Link, ...] = ()
 
     WIDTH: ClassVar[int] = 100

@@ -36,8 +36,9 @@ def measure_device(
 ) -> DeviceProfile:
     """Measure a device of this machine; on the CPU with as many threads as torch has here.
 
-    Products of square matrices give the operations a second of each element type, a copy the bytes a second, and a
-    chain of small operations, forward and backward, what each costs besides. It takes a few seconds.
+    Products of square matrices give the operations a second of each element type, a copy the bytes a second, a chain of
+    small operations, forward and backward, what each costs besides, and a loss what a step does. It takes a few
+    seconds.
 
     Args:
         device: which; the first GPU, or the CPU where there is none.
@@ -66,6 +67,7 @@ def measure_device(
         say("measuring launches")
         launch = _launches(place)
         captured = _captured_launches(place) if place.type == "cuda" else launch
+        step = _best(_loss(place), place)
     return DeviceProfile(
         name=name or _name(place),
         source=f"measured with torch {torch.__version__}, {_threads(place)}",
@@ -74,6 +76,7 @@ def measure_device(
         memory=float(_memory(place)),
         launch=launch,
         launch_captured=captured,
+        step=step,
         links=links,
     )
 
@@ -149,6 +152,20 @@ def _launches(place: torch.device) -> float:
         torch.autograd.grad(value.sum(), x)
 
     return _best(step, place) / (4 * CHAIN)  # backward, the gradient of a sine is a cosine, a conjugate and a product
+
+
+def _loss(place: torch.device) -> Callable[[], object]:
+    """What a training step has besides a network's operations: a loss, from which the backward pass begins."""
+    output, target = (
+        torch.zeros(8, 10, device=place, requires_grad=True),
+        torch.zeros(8, dtype=torch.long, device=place),
+    )
+
+    def step() -> None:
+        output.grad = None
+        torch.nn.functional.cross_entropy(output, target).backward()
+
+    return step
 
 
 def _captured_launches(place: torch.device) -> float:

@@ -15,6 +15,7 @@ from .device import Link
 __all__ = ["measure_link"]
 
 SIZES = (64, 2**18, 2**22)  # bytes: the first for the latency, the others for the bandwidth
+SIDE = 256  # of matrices that are multiplied beside a sum
 ROUNDS = 12  # of each size, after two that do not count
 
 
@@ -26,7 +27,9 @@ def measure_link(*, name: str = "measured", device: torch.device | str = "cpu") 
 
     .. math:: T = 2(p-1) \Bigl( \ell + \frac{\text{bytes}}{p \, b} \Bigr) ,
 
-    which gives :math:`\ell` and :math:`b` likewise. Medians of some rounds are taken.
+    which gives :math:`\ell` and :math:`b` likewise. Products of matrices take c seconds alone, and both together t: the
+    sum overlaps with computing by :math:`(c + T - t) / \min(c, T)`. Medians of some rounds are taken. What ranks do on
+    their hosts besides is measured by :func:`~pararealize.strategies.measure_ranks`.
 
     Args:
         name: of the link.
@@ -45,16 +48,17 @@ def measure_link(*, name: str = "measured", device: torch.device | str = "cpu") 
     pings = {size: _median(_ping, value) / 2 for size, value in values.items()}
     sums = {size: _median(dist.all_reduce, value) for size, value in values.items()}
     rounds = {size: seconds / (2 * (p - 1)) for size, seconds in sums.items()}
-    found = [*_line(pings), *_line(rounds)]
+    found = [*_line(pings), *_line(rounds), _overlap(values[SIZES[-1]], sums[SIZES[-1]])]
     agreed = torch.tensor(found, dtype=torch.float64, device=device)
     dist.broadcast(agreed, 0)
-    latency, bandwidth, reduce_latency, slope = agreed.tolist()
+    latency, bandwidth, reduce_latency, slope, overlap = agreed.tolist()
     return Link(
         name=name,
         latency=latency,
         bandwidth=bandwidth,
         reduce_latency=reduce_latency,
         reduce_bandwidth=slope / p,
+        overlap=overlap,
     )
 
 
@@ -67,6 +71,28 @@ def _ping(value: torch.Tensor) -> None:
     elif rank == 1:
         dist.recv(value, 0)
         dist.send(value, 0)
+
+
+def _overlap(value: torch.Tensor, alone: float) -> float:
+    """The share of a sum that products of matrices do not notice, which take about as long as it does alone."""
+    a = torch.ones(SIDE, SIDE, device=value.device)
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            a @ a
+
+    count = max(round(alone / _median(lambda _: products(1), value)), 1)
+    dist.broadcast(counted := torch.tensor(count, device=value.device), 0)
+    count = int(counted)
+
+    def both(summed: torch.Tensor) -> None:
+        work = dist.all_reduce(summed, async_op=True)
+        products(count)
+        assert work is not None
+        work.wait()
+
+    computing, together = _median(lambda _: products(count), value), _median(both, value)
+    return min(max((computing + alone - together) / min(computing, alone), 0.0), 1.0)
 
 
 def _median(work: Callable[[torch.Tensor], object], value: torch.Tensor) -> float:

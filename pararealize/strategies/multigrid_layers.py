@@ -12,7 +12,7 @@ from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import select_blocks
 from pararealize.multigrid.times import LayerTimes
 
-from .network_costs import NetworkCosts, exposed_reduction
+from .network_costs import NetworkCosts
 from .replicas import copies_of
 from .strategy import Strategy
 
@@ -89,7 +89,7 @@ class MultigridLayers:
             head=of(end, len(parts)),
         )
         size = max(costs.interfaces[begin:end]) * share
-        timeline = simulate_multigrid(structure.hierarchy, times, ranks, transfer=costs.link.transfer, size=size)
+        timeline = simulate_multigrid(structure.hierarchy, times, ranks, transfer=costs.link.message, size=size)
         owners = structure.hierarchy.owners(ranks)
         memory, exposed = 0.0, 0.0
         for rank in range(ranks):
@@ -97,14 +97,14 @@ class MultigridLayers:
             own = [*range(begin * (rank == 0)), *own, *range(end, len(parts) * (rank == ranks - 1))]
             memory = max(memory, sum(costs.memory(i, i + 1, share) for i in own))
             backward = [parts[i][1] for i in own]
-            exposed = max(exposed, exposed_reduction(costs.link, backward, [costs.gradients[i] for i in own], copies))
+            exposed = max(exposed, costs.averaging(backward, [costs.gradients[i] for i in own], copies))
         messages = sum(action.kind == "transfer" and action.rank == 0 for action in timeline.actions)
         return Strategy(
             name="layer-parallel multigrid",
             detail=f"{ranks} ranks, c = {COARSENING}, 2/1 iterations" + (f", {copies} copies" if copies > 1 else ""),
             devices=ranks * copies,
             exact=False,
-            step=timeline.step + exposed,
+            step=timeline.step + costs.link.host.step + exposed,
             work=costs.step(batch),
             memory=memory,
             sent=messages * size,

@@ -20,6 +20,7 @@ N = TypeVar("N", int, float)
 Optimizer: TypeAlias = Literal["sgd", "momentum", "adam"]
 OPTIMIZERS: Mapping[Optimizer, int] = MappingProxyType({"sgd": 0, "momentum": 1, "adam": 2})  # values a parameter
 BUCKET = 25 << 20  # bytes of gradients that are summed at once, as DistributedDataParallel has it
+PASSES = 4  # over gradients in memory: each is read and written into a bucket, and out of it again
 
 
 class Pricing(Protocol):
@@ -58,13 +59,37 @@ class NetworkCosts:
         return {}
 
     def costs(self, batch: int) -> Costs:
-        """Of a batch of that size; asked for once."""
+        """Of a batch of that size, a training step's loss included in the head; asked for once."""
         if batch not in self._costs:
-            self._costs[batch] = self.pricing.costs(batch)
+            costs = self.pricing.costs(batch)
+            forward, backward = costs.split(costs.head)
+            head = dataclasses.replace(
+                costs.head, seconds_forward=forward, seconds_backward=backward + self.profile.step
+            )
+            self._costs[batch] = dataclasses.replace(costs, head=head)
         return self._costs[batch]
+
+    def costs_on_ranks(self, batch: int) -> Costs:
+        """The same where ranks make a step together: what that takes on their hosts stands in front of all else."""
+        costs, more = self.costs(batch), self.link.host.step
+        stands_in = costs.stem if self.chain.stem.nodes else costs.blocks[0]
+        forward, backward = costs.split(stands_in)
+        longer = dataclasses.replace(stands_in, seconds_forward=forward + more, seconds_backward=backward)
+        if self.chain.stem.nodes:
+            return dataclasses.replace(costs, stem=longer)
+        return dataclasses.replace(costs, blocks=(longer, *costs.blocks[1:]))
 
     def parts(self, batch: int) -> tuple[Split, ...]:
         """Forward and backward seconds of the blocks; the first has the stem's besides, the last one the head's."""
+        if batch not in self._parts:
+            self._parts[batch] = self._parts_of(batch)
+        return self._parts[batch]
+
+    @cached_property
+    def _parts(self) -> dict[int, tuple[Split, ...]]:
+        return {}
+
+    def _parts_of(self, batch: int) -> tuple[Split, ...]:
         costs = self.costs(batch)
         splits = [list(costs.split(block)) for block in costs.blocks]
         for place, end in ((0, costs.stem), (-1, costs.head)):
@@ -78,6 +103,17 @@ class NetworkCosts:
     def at_batch(self, batch: int) -> BlockChain:
         """The same chain, of which a plan takes ``batch`` for its batch size."""
         return dataclasses.replace(self.chain, capture=dataclasses.replace(self.chain.capture, batch=batch))
+
+    def averaging(self, backward: list[float], gradients: list[int], copies: int) -> float:
+        """Seconds by which copies that average their gradients take longer than one of them alone.
+
+        Besides what :func:`exposed_reduction` says, gradients are written into buckets and out of them again, and hosts
+        have the hooks, buckets and buffers of copies.
+        """
+        if copies < 2:
+            return 0.0
+        in_memory = PASSES * sum(gradients) / self.profile.bandwidth
+        return exposed_reduction(self.link, backward, gradients, copies) + in_memory + self.link.host.copies
 
     # Bytes -----------------------------------------------------------------------------------------------------------
 
@@ -144,7 +180,8 @@ def all_reduce(link: Link, size: float, devices: int) -> float:
 def exposed_reduction(link: Link, backward: list[float], gradients: list[int], copies: int) -> float:
     """Seconds by which sums of gradients over copies end after the backward pass that they run beside.
 
-    Gradients become ready from the last part to the first; buckets of 25 MiB follow one another on the link.
+    Gradients become ready from the last part to the first; buckets of 25 MiB follow one another on the link. Where it
+    does not work by itself (:attr:`Link.overlap`), the backward pass takes longer by what runs beside it.
 
     Args:
         link: between copies.
@@ -154,13 +191,16 @@ def exposed_reduction(link: Link, backward: list[float], gradients: list[int], c
     """
     if copies < 2:
         return 0.0
-    now, free, waiting = 0.0, 0.0, 0
+    now, free, waiting, sums = 0.0, 0.0, 0, 0.0
     for seconds, size in zip(reversed(backward), reversed(gradients), strict=True):
         now += seconds
         waiting += size
         if waiting >= BUCKET:
+            sums += all_reduce(link, waiting, copies)
             free = max(free, now) + all_reduce(link, waiting, copies)
             waiting = 0
     if waiting:
+        sums += all_reduce(link, waiting, copies)
         free = max(free, now) + all_reduce(link, waiting, copies)
-    return max(free - now, 0.0)
+    exposed = max(free - now, 0.0)
+    return exposed + (1 - link.overlap) * (sums - exposed)

@@ -13,7 +13,7 @@ from pararealize.plan.plan import Plan
 from pararealize.planning.search import plan_segments
 from pararealize.table import quantity
 
-from .network_costs import OPTIMIZERS, NetworkCosts, exposed_reduction
+from .network_costs import OPTIMIZERS, NetworkCosts
 from .replicas import copies_of
 from .strategy import Strategy
 
@@ -54,11 +54,11 @@ class PararealPlans:
                 self._plans[key] = plan_segments(
                     self.costs.at_batch(batch),
                     self.costs.fields,
-                    self.costs.costs(batch),
+                    self.costs.costs_on_ranks(batch),
                     n,
                     coarse=kind,
                     windows=windows,
-                    transfer=self.costs.link.transfer,
+                    transfer=self.costs.link.message,
                     exact=len(self.costs.chain.blocks) <= EXACT,
                 )
             except PararealizeError as error:
@@ -144,7 +144,17 @@ class PararealPlans:
     def strategy(
         self, n: int, copies: int, batch: int, kind: str, windows: int = 1, *, training: bool = True
     ) -> Strategy | None:
-        """One plan as a strategy."""
+        """One plan as a strategy; made once."""
+        key = n, copies, batch, kind, windows, training
+        if key not in self._strategies:
+            self._strategies[key] = self._strategy(n, copies, batch, kind, windows, training=training)
+        return self._strategies[key]
+
+    @cached_property
+    def _strategies(self) -> dict[tuple[int, int, int, str, int, bool], Strategy | None]:
+        return {}
+
+    def _strategy(self, n: int, copies: int, batch: int, kind: str, windows: int, *, training: bool) -> Strategy | None:
         share = batch // copies
         plan = self.plan(n, share, kind, windows)
         if plan is None:
@@ -187,7 +197,7 @@ class PararealPlans:
             return 0.0
         parts, blocks = self.costs.parts(share), self._blocks(plan, j)
         gradients = [self.costs.gradients[i] for i in blocks]
-        return exposed_reduction(self.costs.link, [parts[i][1] for i in blocks], gradients, copies)
+        return self.costs.averaging([parts[i][1] for i in blocks], gradients, copies)
 
     def _memory(self, plan: Plan, share: int, *, training: bool) -> float:
         """Bytes on the device that needs most, adapters and coarse blocks included."""

@@ -91,6 +91,7 @@ def _of(costs: NetworkCosts, p: int, m: int, copies: int, batch: int) -> Iterato
     ends, stages = one
     devices = list(itertools.pairwise((0, *ends)))
     sums = max(all_reduce(costs.link, sum(costs.gradients[a:b]), copies) for a, b in devices)
+    sums += costs.link.host.copies if copies > 1 else 0.0
     sent = max((costs.interfaces[end - 1] for end in ends[:-1]), default=0) * micro * m * 2
 
     def made(name: str, step: float, memory: float, detail: str, sent: float) -> Strategy:
@@ -135,11 +136,13 @@ def stages_of(costs: NetworkCosts, p: int, micro: int) -> tuple[tuple[int, ...],
     if len(ends) != p or p < 2:
         return None
     spans = list(itertools.pairwise((0, *ends)))
+    transfer = costs.link.transfer
     sizes = [costs.interfaces[end - 1] * micro for end in ends[:-1]]
+    host = costs.link.host.microbatch / 2  # of each way
     return ends, Stages(
-        forward=tuple(sum(part[0] for part in parts[a:b]) for a, b in spans),
-        backward=tuple(sum(part[1] for part in parts[a:b]) for a, b in spans),
-        messages=tuple(costs.link.transfer.seconds(size) for size in sizes),
+        forward=tuple(host + sum(part[0] for part in parts[a:b]) for a, b in spans),
+        backward=tuple(host + sum(part[1] for part in parts[a:b]) for a, b in spans),
+        messages=tuple(map(transfer.seconds, sizes)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .network_costs import NetworkCosts, exposed_reduction
+from .network_costs import NetworkCosts
 from .strategy import Strategy
 
 __all__ = ["copies_of", "data_parallel", "one_device"]
@@ -29,14 +29,14 @@ def data_parallel(costs: NetworkCosts, devices: int, batch: int) -> Strategy | N
     r"""A copy on every device, of :math:`B/r` samples each; at most as many as there are samples.
 
     The step is that of :math:`B/r` samples, and what of the sums of gradients, which begin while the backward pass goes
-    on, is left at its end.
+    on, is left at its end; see :meth:`~.network_costs.NetworkCosts.averaging`.
     """
     copies = copies_of(batch, devices)
     if copies < 2:
         return None
     share, blocks = batch // copies, len(costs.chain.blocks)
     parts = costs.parts(share)
-    exposed = exposed_reduction(costs.link, [back for _, back in parts], list(costs.gradients), copies)
+    exposed = costs.averaging([back for _, back in parts], list(costs.gradients), copies)
     memory = costs.memory(0, blocks, share)
     return Strategy(
         name="data parallel",

@@ -11,7 +11,6 @@ advise                      which to take, and why                          advi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -121,8 +120,7 @@ def plan_strategies(
     chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules)).on_twin()
     pricing: Pricing = Roofline(chain, shown, captured)
     if measure:
-        pricing = _measured(model, chain, batch_size, leaf_modules)
-        chain = pricing.chains[-1]
+        pricing = _measured(model, chain, batch_size)
         say("measuring its blocks")
     costs = NetworkCosts(chain.remembering(), receptive_fields(chain), pricing, shown, between, optimizer)
     plans, layers = PararealPlans(costs, coarse), MultigridLayers(costs)
@@ -194,23 +192,14 @@ def _order(strategy: Strategy) -> tuple[bool, float]:
     return not strategy.fits, strategy.step
 
 
-def _measured(
-    model: nn.Module, chain: BlockChain, batch: int, leaf_modules: Iterable[type[nn.Module] | str]
-) -> MeasuredBlocks:
-    """The network recorded at one sample and at the whole batch."""
+def _measured(model: nn.Module, chain: BlockChain, batch: int) -> MeasuredBlocks:
+    """The network's blocks, to be measured at one sample and at the whole batch."""
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(
             "measure=True runs the model, but its parameters are on the meta device; leave measure out, or give it "
             "memory first with model.to_empty(device=...)"
         )
-    chains = []
-    for size in sorted({min(2, batch), batch}):  # batch norm refuses to normalise a single value
-        inputs = chain.capture.example.resized(size)
-        given: Any = inputs.args
-        if inputs.kwargs:
-            given = dict(inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments)
-        chains.append(find_blocks(capture(model, given, leaf_modules=leaf_modules)).on_twin())
-    return MeasuredBlocks(tuple(chains))
+    return MeasuredBlocks(chain, tuple(sorted({1, batch})))
 
 
 def _training(

@@ -40,7 +40,7 @@ def test_files(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"version": 2}, "no device profile of version 1 (its version is 2)"),
+        ({"version": 1}, "no device profile of version 2 (its version is 1)"),
         ({"bandwidth": -1}, "bandwidth"),
         ({"memory": "much"}, "memory"),
         ({"peaks": {}}, "peaks.float32"),

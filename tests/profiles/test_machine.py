@@ -21,6 +21,7 @@ def test_the_cpu(monkeypatch):
     assert 1e6 < profile.peaks.float32 < 1e13
     assert 1e6 < profile.bandwidth < 1e13
     assert 1e-8 < profile.launch == profile.launch_captured < 1e-2
+    assert 1e-6 < profile.step < 1
     assert profile.memory > 1e8
     assert (profile.name, profile.link()) == ("here", link)
     assert said[0] == "measuring products in float32"

@@ -32,3 +32,4 @@ def test_two_ranks():
     assert 0 < one.latency < 1
     assert 1e4 < one.bandwidth < 1e13
     assert one.reduction.bandwidth > 0
+    assert 0 <= one.overlap <= 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pararealize.profiles import Link
+from pararealize.profiles import HostCosts, Link
 from pararealize.strategies.replicas import copies_of, data_parallel, one_device
 from tests.strategy_costs import costs_of
 
@@ -22,17 +22,27 @@ def test_one_device_is_the_sum():
 @settings(max_examples=12)
 @given(st.sampled_from([2, 4, 8, 16]), st.sampled_from([8, 16, 64]), st.floats(1e6, 1e12), st.floats(1.0, 10.0))
 def test_copies(devices, batch, bandwidth, factor):
-    costs = costs_of()
+    costs = costs_of(bandwidth=1e30)  # of memory, which gradients pass through
     free = data_parallel(costs, devices, batch)
     copies = min(devices, batch)
     assert free.step == pytest.approx(costs.step(batch // copies))
     slow, fast = (
-        data_parallel(costs_of(Link(name="a", latency=0.0, bandwidth=b)), devices, batch)
+        data_parallel(costs_of(Link(name="a", latency=0.0, bandwidth=b), bandwidth=1e30), devices, batch)
         for b in (bandwidth, bandwidth * factor)
     )
     assert free.step * (1 - 1e-9) <= fast.step <= slow.step
     assert slow.memory == free.memory < one_device(costs, batch).memory
     assert slow.sent == pytest.approx(2 * (copies - 1) / copies * sum(costs.gradients))
+
+
+def test_gradients_pass_through_memory_and_hosts():
+    """Written into buckets and out of them; hooks and buffers are of the hosts."""
+    at_once, costs = data_parallel(costs_of(bandwidth=1e30), 4, 8), costs_of()
+    slower = data_parallel(costs, 4, 8)
+    computing = costs.step(2) - costs_of(bandwidth=1e30).step(2)
+    assert slower.step - at_once.step - computing == pytest.approx(4 * sum(costs.gradients) / costs.profile.bandwidth)
+    link = Link(name="a", latency=0.0, bandwidth=1e30, host=HostCosts(copies=0.25))
+    assert data_parallel(costs_of(link), 4, 8).step == pytest.approx(slower.step + 0.25)
 
 
 def test_no_more_copies_than_samples():
