@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FoldState", "FoldedMap", "as_matrix"]
+__all__ = ["FoldState", "FoldedMap", "as_matrix", "says_folded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,12 @@ class FoldedMap(nn.Module):
         if self.is_folded.is_meta:
             return ""
         return "in the segment's last layer" if self.is_folded else "none in the segment's last layer"
+
+
+def says_folded(key: str, value: Any) -> bool:
+    """Whether an entry of a state dict says that there is a map in a layer."""
+    is_mark = key.startswith("coarse.K") and key.endswith(".is_folded") and isinstance(value, Tensor)
+    return is_mark and not value.is_meta and bool(value.any())
 
 
 def as_matrix(reads: Tensor, gives: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.argument_types import typed_arguments
-from pararealize.coarse.folded_map import FoldedMap
+from pararealize.coarse.folded_map import FoldedMap, says_folded
 from pararealize.distributed.checkpoint.state import tensor_misfit
 from pararealize.distributed.distribution import distribute
 from pararealize.distributed.partition import SegmentedNetwork
@@ -158,7 +158,8 @@ class PararealModule(RecordedModule, SegmentedNetwork):
     def load_original_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the original network's part of a checkpoint; other keys (another n's coarse blocks) are passed over.
 
-        Maps that were folded into layers (``coarse="folded"``) are gone then: calibrate anew.
+        Maps that were folded into layers (``coarse="folded"``) are gone then: calibrate anew. A checkpoint in whose
+        layers there are some is refused, as it has not the original's weights.
 
         Raises:
             CheckpointError: keys of the original are missing, others are unknown, values are no tensors, or a shape,
@@ -177,6 +178,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             "unknown": [key for key in originals if key not in current],
             "of another shape or type": [f"{key}: {fault}" for key, pair in pairs.items() if (fault := _misfit(*pair))],
         }
+        misfits["with maps folded into layers"] = [key for key in state_dict if says_folded(key, state_dict[key])]
         faults = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in misfits.items() if keys]
         if faults:
             raise CheckpointError(

@@ -8,7 +8,7 @@ import torch
 from pararealize import PararealModule, calibrate, fine_tune, load, pararealize
 from pararealize.calibration.folded_layers import FoldedLayers
 from pararealize.calibration.teacher import Teacher
-from pararealize.errors import CalibrationError, ModelError
+from pararealize.errors import CalibrationError, CheckpointError, ModelError
 from tests.added_branches import AddedLinear, batches_of, chain_of
 
 MODEL, BATCHES = chain_of(AddedLinear, 5, 4, dropout=0.1), batches_of(AddedLinear, 5)
@@ -62,7 +62,11 @@ def test_after_a_reload_nobody_knows_what_layers_had_before(tmp_path: object) ->
     assert torch.equal(teacher(BATCHES[0]).output, MODEL(BATCHES[0]))
     with pytest.raises(ModelError, match=r"maps are folded into the segments .*load_original_state_dict"):
         loaded.iterate(BATCHES[0], 1)
+    plain = pararealize(MODEL, 2, windows=2, example_inputs=BATCHES[0], coarse="linear", source="stem")
+    with pytest.raises(CheckpointError, match=r"4 with maps folded into layers \(coarse.K1_1.is_folded, "):
+        plain.load_original_state_dict(net.state_dict())
     loaded.load_original_state_dict(MODEL.state_dict())
+    plain.load_original_state_dict(loaded.state_dict())
     assert FoldedLayers(loaded).unknown == []
     assert torch.equal(loaded.iterate(BATCHES[0], 1), MODEL(BATCHES[0]))
     calibrate(loaded, BATCHES)
