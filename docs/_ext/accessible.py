@@ -1,9 +1,11 @@
 """Pages as Sphinx and the theme write them -> the same for a keyboard and for screen readers.
 
-Boxes that scroll (code, tables, formulas) take the focus, headings of the contents say their level, and the two columns
-beside a page have names (WCAG 2.1.1, 1.3.1).
+Boxes that scroll (code, tables, formulas) take the focus, headings of the contents say their level, the two columns
+beside a page have names, and the parameters of a signature of several lines, which Sphinx writes as definitions of
+nothing, are a list (WCAG 2.1.1, 1.3.1).
 """
 
+import re
 from pathlib import Path
 
 REPLACED = {
@@ -15,6 +17,14 @@ REPLACED = {
     '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
 }
 
+PARAMETERS = re.compile(r"<dl>\s*(<dd>.*?)</dl>", re.DOTALL)
+
+
+def listed(match):
+    """Definitions without a term as a list."""
+    items = match[1].replace("<dd>", "<li>").replace("</dd>", "</li>")
+    return f'<ul class="parameters">\n{items}</ul>'
+
 
 def mend(app, exception):
     """Replace what is wrong in every page; one that was mended in an earlier build has nothing more to replace."""
@@ -24,6 +34,7 @@ def mend(app, exception):
         text = mended = path.read_text(encoding="utf-8")
         for old, new in REPLACED.items():
             mended = mended.replace(old, new)
+        mended = PARAMETERS.sub(listed, mended)
         if mended != text:
             path.write_text(mended, encoding="utf-8")
 
