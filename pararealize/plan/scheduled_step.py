@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Hashable, Sequence
 from typing import Literal, TypeAlias
 
@@ -17,8 +18,9 @@ __all__ = ["ReduceLinear", "StepActions", "device_runs", "step_actions", "step_s
 ReduceLinear: TypeAlias = bool | Literal["auto"]
 
 
-REMEMBERED = 64  # steps; each holds its parts' seconds
+_REMEMBERED = 64  # steps; each holds its parts' seconds
 _steps: dict[Hashable, float] = {}  # of the last plans, by all that they depend on
+_steps_lock = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,14 +91,17 @@ def step_seconds(
         tuple((row.name, row.kind) for row in plan.coarse_blocks),
     )
     key = times, tuple(runs), batch, transfer, training, plan.source, rows
-    if key not in _steps:
-        while len(_steps) >= REMEMBERED:
-            _steps.pop(next(iter(_steps)), None)
-        _steps[key] = min(
+    seconds = _steps.get(key)
+    if seconds is None:
+        seconds = min(
             _schedule(plan, times, runs, batch, reduces=reduces, training=training).seconds(transfer)
             for reduces in _choices(plan, "auto")
         )
-    return _steps[key]
+        with _steps_lock:  # other threads convert, too
+            while len(_steps) >= _REMEMBERED:
+                del _steps[next(iter(_steps))]
+            _steps[key] = seconds
+    return seconds
 
 
 def _choices(plan: PlannedRows, reduce_linear: ReduceLinear) -> tuple[bool, ...]:
