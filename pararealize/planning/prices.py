@@ -127,7 +127,7 @@ class Prices:
 
     def end(self, block: Block, cost: BlockCost) -> Price:
         """The price of the stem or the head."""
-        split = self.costs.split(cost) if block.nodes else (0, 0)
+        split = self.costs.split(cost) if block.nodes or cost.seconds else (0, 0)
         return Price(block.parameters, (cost.flops_forward, cost.flops_backward), split)
 
     def blocks(self, indices: Iterable[int]) -> Price:

@@ -58,13 +58,15 @@ class HostCosts:
             counting it for the watchdog, a backward call that begins at it.
         step: seconds of a parareal step: its announcement, checks of its inputs, the loss for all ranks.
         microbatch: seconds of a stage of a pipeline for each microbatch, both ways.
-        copies: seconds of a data-parallel step: hooks of parameters, buckets, buffers.
+        copies: seconds of a data-parallel step: its buckets and buffers.
+        parameter: seconds besides for each tensor whose gradients copies average: its hook, its place in a bucket.
     """
 
     message: Seconds = 0.0
     step: Seconds = 0.0
     microbatch: Seconds = 0.0
     copies: Seconds = 0.0
+    parameter: Seconds = 0.0
 
 
 @typed_fields(ProfileError)

@@ -15,6 +15,7 @@ from .device import Link
 __all__ = ["measure_link"]
 
 SIZES = (64, 2**18, 2**22)  # bytes: the first for the latency, the others for the bandwidth
+SUMS = (64, 2**20, 2**24)  # of sums, which buckets of gradients make larger than caches
 SIDE = 256  # of matrices that are multiplied beside a sum
 ROUNDS = 12  # of each size, after two that do not count
 
@@ -44,11 +45,11 @@ def measure_link(*, name: str = "measured", device: torch.device | str = "cpu") 
             "--no-python pararealize profile"
         )
     p = dist.get_world_size()
-    values = {size: torch.zeros(size // 4, device=device) for size in SIZES}
-    pings = {size: _median(_ping, value) / 2 for size, value in values.items()}
-    sums = {size: _median(dist.all_reduce, value) for size, value in values.items()}
+    values = {size: torch.zeros(size // 4, device=device) for size in sorted({*SIZES, *SUMS})}
+    pings = {size: _median(_ping, values[size]) / 2 for size in SIZES}
+    sums = {size: _median(dist.all_reduce, values[size]) for size in SUMS}
     rounds = {size: seconds / (2 * (p - 1)) for size, seconds in sums.items()}
-    found = [*_line(pings), *_line(rounds), _overlap(values[SIZES[-1]], sums[SIZES[-1]])]
+    found = [*_line(pings), *_line(rounds), _overlap(values[SUMS[-1]], sums[SUMS[-1]])]
     agreed = torch.tensor(found, dtype=torch.float64, device=device)
     dist.broadcast(agreed, 0)
     latency, bandwidth, reduce_latency, slope, overlap = agreed.tolist()
@@ -115,6 +116,6 @@ def _finish(value: torch.Tensor) -> None:
 
 def _line(seconds: dict[int, float]) -> tuple[float, float]:
     """Latency, and bytes a second, of messages of these sizes."""
-    small, middle, large = SIZES
+    small, middle, large = sorted(seconds)
     slope = (large - middle) / max(seconds[large] - seconds[middle], 1e-9)
     return max(seconds[small], 1e-9), slope

@@ -6,7 +6,7 @@ predicted of its measured blocks and the link is what hosts do besides, and is t
     parareal, 4 windows and 1    more messages follow one another        HostCosts.message
     parareal, 1 window           what else is longer                     HostCosts.step
     GPipe                        m microbatches, p stages: m + p - 1     HostCosts.microbatch
-    copies                       DistributedDataParallel                 HostCosts.copies
+    copies, of two depths        DistributedDataParallel                 HostCosts.copies, HostCosts.parameter
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from pararealize.random_state import preserve_torch_state
 from pararealize.tracing.front_end import capture
 
 from .measured_blocks import MeasuredBlocks
-from .network_costs import NetworkCosts
+from .network_costs import NetworkCosts, all_reduce
 from .parareal import PararealPlans
 from .pipeline import stages_of
-from .replicas import data_parallel
 
 __all__ = ["measure_ranks"]
 
 WINDOWS, MICROBATCHES = 4, 4
+DEEPER = 4  # times as many blocks, to tell what copies take for each parameter
 WIDTH, SAMPLES = 16, 8  # of the network, and of each rank's share of the batch
 ROUNDS, STEPS = 5, 20  # of every way; steps in a row
 
@@ -78,7 +78,7 @@ def _host_costs(link: Link, profile: DeviceProfile) -> HostCosts:
     p = dist.get_world_size()
     batch = p * SAMPLES
     x, target = torch.ones(batch, WIDTH), torch.zeros(batch, dtype=torch.long)
-    chain = find_blocks(capture(_network(p), x))
+    chain = find_blocks(capture(_network(WINDOWS * p), x))
     costs = NetworkCosts(chain, receptive_fields(chain), MeasuredBlocks(chain, (SAMPLES // 4, batch)), profile, link)
     costs.costs(batch)
     short, long = (_plan(costs, p, batch, windows) for windows in (1, WINDOWS))
@@ -86,28 +86,35 @@ def _host_costs(link: Link, profile: DeviceProfile) -> HostCosts:
         "short": _steady(_parareal(short, x, target)),
         "long": _steady(_parareal(long, x, target)),
         "pipeline": _steady(_pipeline(chain, p, x, target)),
-        "copies": _steady(_copies(p, x[:SAMPLES], target[:SAMPLES])),
     }
     messages = (_messages(long) - _messages(short)) or 1
     message = max((measured["long"] - measured["short"]) / messages - link.latency, 0.0)
     whole = link.latency + message
     staged = stages_of(costs, p, batch // MICROBATCHES)
-    copies = data_parallel(costs, p, batch)
     assert staged is not None
-    assert copies is not None
+    few, many = (_averaging(p, WINDOWS * p * times, link, x[:SAMPLES], target[:SAMPLES]) for times in (1, DEEPER))
+    parameter = max(many - few, 0.0) / (2 * (DEEPER - 1) * WINDOWS * p)  # a block has two
     return HostCosts(
         message=message,
         step=max(measured["short"] - simulate(short, latency=whole).step, 0.0),
         microbatch=max(measured["pipeline"] - staged[1].gpipe(MICROBATCHES), 0.0) / (MICROBATCHES + p - 1),
-        copies=max(measured["copies"] - copies.step, 0.0),
+        copies=max(few - 2 * WINDOWS * p * parameter, 0.0),
+        parameter=parameter,
     )
 
 
-def _network(p: int) -> nn.Module:
-    """A block for every segment of every window."""
+def _averaging(p: int, blocks: int, link: Link, x: torch.Tensor, target: torch.Tensor) -> float:
+    """Seconds by which a step of copies is longer than one of the network alone, the sum of its gradients left out."""
+    alone, averaged = (_steady(_copies(blocks, x, target, average=average)) for average in (False, True))
+    size = sum(4 * parameter.numel() for parameter in _network(blocks).parameters())
+    return max(averaged - alone - all_reduce(link, size, p), 0.0)
+
+
+def _network(blocks: int) -> nn.Module:
+    """So many blocks of next to nothing."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)  # all ranks have one network
-        return nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(WINDOWS * p)))
+        return nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(blocks)))
 
 
 def _plan(costs: NetworkCosts, p: int, batch: int, windows: int) -> Plan:
@@ -136,7 +143,7 @@ def _messages(plan: Plan) -> float:
 def _parareal(plan: Plan, x: torch.Tensor, target: torch.Tensor) -> tuple[Callable[[], object], Callable[[], None]]:
     p = dist.get_world_size()
     mesh = init_device_mesh("cpu", (p,), mesh_dim_names=("parareal",))
-    stage = pararealize(_network(p), example_inputs=x, plan=plan).distribute(mesh)
+    stage = pararealize(_network(WINDOWS * p), example_inputs=x, plan=plan).distribute(mesh)
 
     def step() -> None:
         stage.zero_grad(set_to_none=True)
@@ -163,8 +170,10 @@ def _pipeline(
     return step, _nothing
 
 
-def _copies(p: int, x: torch.Tensor, target: torch.Tensor) -> tuple[Callable[[], object], Callable[[], None]]:
-    model = DistributedDataParallel(_network(p))
+def _copies(
+    blocks: int, x: torch.Tensor, target: torch.Tensor, *, average: bool
+) -> tuple[Callable[[], object], Callable[[], None]]:
+    model = DistributedDataParallel(_network(blocks)) if average else _network(blocks)
 
     def step() -> None:
         model.zero_grad(set_to_none=True)

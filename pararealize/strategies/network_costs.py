@@ -70,14 +70,13 @@ class NetworkCosts:
         return self._costs[batch]
 
     def costs_on_ranks(self, batch: int) -> Costs:
-        """The same where ranks make a step together: what that takes on their hosts stands in front of all else."""
-        costs, more = self.costs(batch), self.link.host.step
-        stands_in = costs.stem if self.chain.stem.nodes else costs.blocks[0]
-        forward, backward = costs.split(stands_in)
-        longer = dataclasses.replace(stands_in, seconds_forward=forward + more, seconds_backward=backward)
-        if self.chain.stem.nodes:
-            return dataclasses.replace(costs, stem=longer)
-        return dataclasses.replace(costs, blocks=(longer, *costs.blocks[1:]))
+        """The same where ranks make a step together: what that takes on every host stands in the head, where all wait.
+
+        In front of one rank's segments it would look as if that rank alone had more to do, and be cut for that.
+        """
+        costs = self.costs(batch)
+        forward = (costs.head.seconds_forward or 0.0) + self.link.host.step
+        return dataclasses.replace(costs, head=dataclasses.replace(costs.head, seconds_forward=forward))
 
     def parts(self, batch: int) -> tuple[Split, ...]:
         """Forward and backward seconds of the blocks; the first has the stem's besides, the last one the head's."""
@@ -112,8 +111,15 @@ class NetworkCosts:
         """
         if copies < 2:
             return 0.0
-        in_memory = PASSES * sum(gradients) / self.profile.bandwidth
-        return exposed_reduction(self.link, backward, gradients, copies) + in_memory + self.link.host.copies
+        in_memory, host = PASSES * sum(gradients) / self.profile.bandwidth, self.link.host
+        tensors = self._parameters * len(gradients) / len(self.chain.blocks)
+        exposed = exposed_reduction(self.link, backward, gradients, copies)
+        return exposed + in_memory + host.copies + tensors * host.parameter
+
+    @cached_property
+    def _parameters(self) -> int:
+        """How many tensors are trained."""
+        return sum(parameter.requires_grad for parameter in self.chain.capture.model.parameters())
 
     # Bytes -----------------------------------------------------------------------------------------------------------
 
