@@ -4,7 +4,8 @@ With f_s and b_s the seconds of stage s for one of m microbatches, w the message
 way, and all m microbatches alike, a flow shop ends at
 
     GPipe        Σ f + w + (m-1) max f  +  Σ b + w + (m-1) max b
-    1F1B         Σ (f + b) + 2 w + (m-1) max{ max (f + b), round trip of stage s / (p - s) }
+    1F1B         max over s of  Σ before s + max{ m (f + b) + what the first trips behind s are longer than the forward
+                 passes that hide them, round trip of s · (1 + (m-1) / (p - s)) where m > p - s }
     interleaved  m max t + (p-1) max t_c + 2 w_c, with v chunks a device: t of a device, t_c of a chunk
 
 GPipe: Huang et al. (2019). 1F1B: Narayanan et al., PipeDream (2019); it keeps p - s microbatches of activations on
@@ -50,14 +51,17 @@ class Stages:
         return sum(sum(times) + way + (m - 1) * max(times) for times in ways)
 
     def one_forward_one_backward(self, m: int) -> float:
-        """1F1B."""
-        both, p = self.both, len(self.forward)
-        cycle, trip = max(both), 0.0
-        for s in range(p - 1, -1, -1):  # the round trip from stage s to the last one and back
-            trip += both[s]
-            cycle = max(cycle, trip / (p - s))
-            trip += 2 * self.messages[s - 1] if s else 0.0
-        return sum(both) + 2 * sum(self.messages) + (m - 1) * cycle
+        """1F1B: the longest over stages, each with what comes before it, its own work and what it waits for."""
+        both, p, longest, before = self.both, len(self.forward), 0.0, 0.0
+        trips = [sum(both[s + 1 :]) + 2 * sum(self.messages[s:]) for s in range(p)]  # behind the stage, and back to it
+        for s, (work, trip) in enumerate(zip(both, trips, strict=True)):
+            ahead = p - s  # forward passes before the first backward pass, of which all but one hide the trip
+            own = m * work + max(trip - (min(m, ahead) - 1) * self.forward[s], 0.0)
+            if m > ahead:
+                own = max(own, (work + trip) * (1 + (m - 1) / ahead))
+            longest = max(longest, before + own)
+            before += work + (2 * self.messages[s] if s < p - 1 else 0.0)
+        return longest
 
     def interleaved(self, m: int, p: int) -> float:
         """``p`` devices; stage s is a chunk of device s mod p."""
