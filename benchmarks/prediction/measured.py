@@ -136,6 +136,7 @@ def measure(case: Case) -> Iterator[Measurement]:
     for name, values in seconds.items():
         yield name, "measured", median(values)
         yield name, "least", min(values)
+        yield name, "steps", counts[name]
     for stage in stages.values():
         stage.close()
 

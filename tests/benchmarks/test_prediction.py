@@ -11,7 +11,7 @@ from benchmarks.prediction.published import errors
 ROWS = {
     "paper_rows": {"rows": [{"run": "N = 3", "predicted": 2.0, "published": 2.5, "seconds": 0.2}]},
     "net, batch 2": {
-        "one": {"predicted": 2.0, "measured": 2.0},
+        "one": {"predicted": 2.0, "measured": 2.0, "steps": 5},
         "parareal": {"predicted": 1.0, "measured": 1.25},
         "copies": {"predicted": 1.5, "measured": 1.0},
     },
@@ -22,6 +22,13 @@ def test_tables():
     text = prediction.markdown(ROWS)
     assert "| N = 3 | 2.00 | 2.50 | 200 |  |" in text
     assert "| net, batch 2 | 2000.0 / 2000.0 | 1500.0 / 1000.0 |  | 1000.0 / 1250.0 |  |" in text
+
+
+def test_single_steps_are_told_apart():
+    """Rows of the earlier protocol have a star, and are measured anew."""
+    old = {"net, batch 2": {"one": {"predicted": 2.0, "measured": 2.0}}}
+    assert "| net, batch 2 \\* |" in prediction.markdown(old)
+    assert "single steps" not in prediction.markdown(ROWS)
 
 
 def test_judgement():

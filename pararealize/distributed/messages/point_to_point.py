@@ -11,6 +11,7 @@ what NCCL leaves in memory after it was aborted is never returned.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -27,6 +28,7 @@ from .formats import in_memory_order
 __all__ = ["PointToPoint", "matches_by_tag"]
 
 _EXCHANGE_TAG = (1 << 30) + 2  # of tensors that ranks exchange; no message between parts has it
+_yield: Callable[[], object] = getattr(os, "sched_yield", lambda: None)  # of a thread, to others on its core
 _POLL = 5e-5  # seconds between two looks at the device
 
 
@@ -89,6 +91,10 @@ class PointToPoint:
             work = _begun(dist.isend(in_memory_order(tensor), self._global_ranks[to], group, tag))
         self._unfinished.append((name, to, work, tensor))
         self.watch.sent(to)
+        if self._waits_on_host:
+            # gloo's own thread sends what the receiver has asked for since this one last waited; where it shares the
+            # core, it would not run before this thread waits again, behind all that is computed next
+            _yield()
 
     def irecv(self, tensor: torch.Tensor, peer: int, tag: int) -> dist.Work:
         """Begin to receive a tensor; it must not be read before :meth:`wait_for_message`."""
