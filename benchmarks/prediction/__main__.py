@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prediction", description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--quick", action="store_true", help="one measured case, and no published run")
+    parser.add_argument("--unbound", action="store_true", help="let the system move ranks between cores")
     parser.add_argument("--json", action="store_true", help="print the rows")
     options = parser.parse_args(arguments)
     results = Results(options.out / "results.json")
@@ -40,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         case = f"{network}, batch {batch}"
         if not _in_a_row(results.rows.get(case, {})):
             print(f"measuring {case}", file=sys.stderr, flush=True)
-            results.add(case, _row(list(on_ranks(measure, 2, {"network": network, "batch": batch}, _line, bind=True))))
+            results.add(
+                case,
+                _row(list(on_ranks(measure, 2, {"network": network, "batch": batch}, _line, bind=not options.unbound))),
+            )
     (options.out / "table.md").write_text(markdown(results.rows) + "\n", encoding="utf-8")
     print(json.dumps(results.rows, indent=1) if options.json else markdown(results.rows))
     return 0
