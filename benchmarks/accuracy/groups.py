@@ -39,9 +39,11 @@ class Group:
 
     @property
     def windows(self) -> str:
-        """How many, in words; empty for the original."""
-        method, count = self.method, self.first.get("windows", 1)
-        return f"auto: {count}" if method.windows == "auto" else str(count) if method.n else ""
+        """How many, but for sequential blocks in front, in words; empty for the original."""
+        if not self.method.n:
+            return ""
+        number = self.method.windows
+        return f"auto: {self.first.get('windows', 1)}" if number == "auto" else str(number)
 
     @property
     def segments(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,48 +33,38 @@ LEAST_SHARE = 1e-3  # what costs nothing stands here on the logarithmic axis
 def draw(every: Sequence[Group], path: Path) -> None:
     """Mean errors with their standard deviations over the cost of the coarse blocks; the original as a grey line."""
     shown = [group for group in every if not (group.method.ablation or group.method.windowed)]
-    figure, panels = _panels(shown)
-    for (_, axes), here in panels.items():
-        _panel(axes, here)
-        axes.set_xlabel("coarse FLOPs of the original's")
+    kinds = Counter(data for data, _ in {(group.data, group.method.kind) for group in shown if group.method.n})
+    windowed = {group.data for group in every if group.method.windowed}
+    shown = [group for group in shown if kinds[group.data] > 1 or group.data not in windowed]  # see draw_windows
+    if not shown:
+        return
+    data = list(dict.fromkeys(group.data for group in shown))
+    families = [family for family in FAMILIES if any(group.family == family for group in shown)]
+    figure = Figure(figsize=(3.3 * len(families), 3.6 * len(data) + 0.5), layout="constrained")
+    panels = figure.subplots(len(data), len(families), squeeze=False)
+    for line, name in zip(panels, data, strict=True):
+        for axes, family in zip(line, families, strict=True):
+            _panel(axes, [group for group in shown if (group.data, group.family) == (name, family)])
+            axes.set_title(f"{FAMILIES[family].title}, {name}", fontsize=9)
+            axes.set_xlabel("coarse FLOPs of the original's")
+        line[0].set_ylabel("test error, %")
     figure.legend(handles=_legend(), loc="outside lower center", ncols=6, fontsize=8)
     save_figure(figure, path)
 
 
 def draw_windows(every: Sequence[Group], path: Path) -> None:
-    """Mean errors over N, one window and several, of families that were tried with several."""
-    tried = {(group.data, group.family) for group in every if group.method.windowed}
-    shown = [g for g in every if (g.data, g.family) in tried and not (g.method.ablation or g.method.stem_blocks)]
-    figure, panels = _panels(shown)
+    """Mean errors over N, one window and several, of families that were tried with several; a panel each."""
+    tried = list(dict.fromkeys((group.data, group.family) for group in every if group.method.windowed))
+    shown = [group for group in every if not (group.method.ablation or group.method.stem_blocks)]
+    figure = Figure(figsize=(max(3.8 * len(tried), 7.6), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(tried), squeeze=False)[0]
     handles: dict[str, Any] = {}
-    for (_, axes), here in panels.items():
-        handles |= _window_panel(axes, here)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    for axes, (data, family) in zip(panels, tried, strict=True):
+        handles |= _window_panel(axes, [group for group in shown if (group.data, group.family) == (data, family)])
+        axes.set_title(f"{FAMILIES[family].title}, {data}", fontsize=9)
+    panels[0].set_ylabel("test error, %")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)
     save_figure(figure, path)
-
-
-def _panels(shown: Sequence[Group]) -> tuple[Figure, dict[tuple[str, Any], list[Group]]]:
-    """A line of panels a data set, each with the groups of one family; the error is the vertical axis of all."""
-    lines = {
-        data: [f for f in FAMILIES if any((g.data, g.family) == (data, f) for g in shown)] for data in _data(shown)
-    }
-    most = max(map(len, lines.values()))
-    figure = Figure(figsize=(max(3.3 * most, 6.6), 3.6 * len(lines) + 0.5), layout="constrained")
-    grid = figure.subplots(len(lines), most, squeeze=False)
-    panels = {}
-    for axes_of_line, (data, families) in zip(grid, lines.items(), strict=True):
-        for axes, family in itertools.zip_longest(axes_of_line, families):
-            if family is None:
-                axes.set_visible(False)
-                continue
-            axes.set_title(f"{FAMILIES[family].title}, {data}", fontsize=9)
-            panels[data, axes] = [group for group in shown if (group.data, group.family) == (data, family)]
-        axes_of_line[0].set_ylabel("test error, %")
-    return figure, panels
-
-
-def _data(shown: Sequence[Group]) -> list[str]:
-    return list(dict.fromkeys(group.data for group in shown))
 
 
 def _window_panel(axes: Any, here: Sequence[Group]) -> dict[str, Any]:
@@ -91,8 +81,9 @@ def _window_panel(axes: Any, here: Sequence[Group]) -> dict[str, Any]:
     for (kind, source, windows), groups in lines.items():
         if kind not in (*several, "paper"):
             continue
-        name = f"{kind}, from the {source}" if windows == 1 else f"{kind}, {windows} windows"
-        name = f"the paper's: {name}" if (kind, source) == ("paper", "input") else name
+        name = f"{kind}, {_count(windows)}"
+        if source == "input":
+            name = "the paper's construction" if kind == "paper" else f"{name}, adapters read the input"
         handles[name] = axes.errorbar(
             [group.method.n for group in groups], *zip(*map(_mean, groups), strict=True), capsize=2, lw=1.2, ms=5,
             ls="--" if windows == 1 else "-", color=WINDOW_COLOURS.get((kind, windows), "tab:brown"),
@@ -100,10 +91,16 @@ def _window_panel(axes: Any, here: Sequence[Group]) -> dict[str, Any]:
         )  # fmt: skip
     numbers = sorted({group.method.n for groups in lines.values() for group in groups})
     axes.set_xticks(numbers, list(map(str, numbers)))
-    axes.set_ylim(bottom=0)
+    low, high = axes.get_ylim()
+    if low < high / 2:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel("N, segments of a window")
     axes.grid(visible=True, alpha=0.3)
     return handles
+
+
+def _count(windows: int | str) -> str:
+    return "one window" if windows == 1 else "windows that are free" if windows == "auto" else f"{windows} windows"
 
 
 def _original(axes: Any, mean: float, deviation: float) -> Any:

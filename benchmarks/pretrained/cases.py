@@ -205,7 +205,13 @@ CASES = [
     *_several("fashion-mnist", "runs of one space, n = 6", steps={"low-rank:8": 94}),
     *_several("fashion-vit", "three windows of 4", steps={"dense": 94}),
     *_several("fashion-vit", "two windows of 6", steps={"dense": 94}),
-    *_recipes("fashion-vit", "three windows of 4", "dense", Distillation(lr=3e-3, loss="cross_entropy")),
+    *_recipes(
+        "fashion-vit",
+        "three windows of 4",
+        "dense",
+        Distillation(lr=3e-3, loss="cross_entropy"),
+        Distillation(lr=3e-4, match=0.1),
+    ),
     *_recipes(
         "fashion-mnist",
         "2 + 3 + 3 windows, n = 6 and 4",
