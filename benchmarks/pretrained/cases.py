@@ -220,6 +220,8 @@ CASES = [
         Distillation(lr=3e-3, temperature=2.0),
         Distillation(lr=3e-3),
     ),
+    *_several("fashion-resnet56", "two windows a stage, all blocks, n = 5", steps={"dense": 94}),
+    *_several("fashion-resnet56", "two windows a stage, n = 5", steps={"dense": 94}),
     *_several("minilm", "4 + 2", "dense"),
     *_several("minilm", "one window of 2 × 3", "dense"),
     *_several("minilm", "one window of 3 × 2", "dense"),
