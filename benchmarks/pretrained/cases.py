@@ -116,6 +116,12 @@ class Goal:
 SCHEDULES = {
     "minilm": {
         "two pairs in the middle": Schedule(n=2, windows=(1, 3), sequential=(0, 5)),
+        "two pairs in the middle, then attention and MLP at once": Schedule(
+            n=2, windows=(2, 6, 10), sequential=(0, 1), cuts=(4, 8, 11), halves=True
+        ),
+        "attention and MLP at once, then two pairs": Schedule(
+            n=2, windows=(0, 2, 6), sequential=(10, 11), cuts=(1, 4, 8), halves=True
+        ),
         "three pairs": Schedule(n=2, windows=3),
         "3 + 2 + 1": Schedule(n=3, windows=(0, 3, 5)),
         "two triples": Schedule(n=3, windows=2),
@@ -187,6 +193,9 @@ CASES = [
     *_several("minilm", "two triples, the last MLP behind", "dense"),
     *_several("minilm", "two triples, the last MLP behind", steps={"dense": 900}),
     Case(network="minilm", schedule="two triples, the last MLP behind", coarse="dense", steps=900, emphasis=3),
+    Case(network="minilm", schedule="two triples, the last MLP behind", coarse="dense", steps=1500, emphasis=3),
+    *_several("minilm", "two pairs in the middle, then attention and MLP at once", "low-rank:96"),
+    *_several("minilm", "attention and MLP at once, then two pairs", "low-rank:96"),
     *_several("minilm", "2 + 2½ layers, then the last three halves", "dense"),
     *_several("minilm", "2 + 2 layers, then the last four halves", "dense"),
     *_several("minilm", "two pairs in the middle", "dense"),

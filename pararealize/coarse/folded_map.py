@@ -56,9 +56,14 @@ class FoldedMap(nn.Module):
         return y
 
     @property
+    def has_map(self) -> bool:
+        """Whether there is a map in the layer; none is on the meta device."""
+        return not self.is_folded.is_meta and bool(self.is_folded)
+
+    @property
     def is_known(self) -> bool:
         """Whether the layer's parameters without the map are known."""
-        return self.before is not None or not bool(self.is_folded)
+        return self.before is not None or not self.has_map
 
     @torch.no_grad()
     def fold(self, layer: nn.Module, A: Tensor, bias: Tensor | None) -> None:
@@ -97,7 +102,7 @@ class FoldedMap(nn.Module):
     def state(self, layer: nn.Module) -> FoldState:
         """Layer and map as they are, for :meth:`restore`."""
         weights = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
-        return FoldState(weights, self.before, bool(self.is_folded))
+        return FoldState(weights, self.before, self.has_map)
 
     @torch.no_grad()
     def restore(self, layer: nn.Module, state: FoldState) -> None:

@@ -285,7 +285,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             >>> torch.equal(pararealize(model, n=3).iterate(x, 2), model(x))
             True
         """
-        if any(bool(folded.is_folded) for folded in self._folded_maps()):
+        if any(folded.has_map for folded in self._folded_maps()):
             raise ModelError(
                 'maps are folded into the segments (coarse="folded"), so that iterations of these are not the '
                 "original's; convert the original with another kind, or give the network the original's weights with "

@@ -32,7 +32,7 @@ from pararealize.plan.plan import Plan
 from pararealize.plan.simulation import simulate
 from pararealize.plan.times import Times
 from pararealize.profiles.device import DeviceProfile, HostCosts, Link
-from pararealize.random_state import preserve_torch_state
+from pararealize.random_state import preserve_torch_state, seeded_weights
 from pararealize.tracing.front_end import capture
 
 from .measured_blocks import MeasuredBlocks
@@ -112,8 +112,7 @@ def _averaging(p: int, blocks: int, link: Link, x: torch.Tensor, target: torch.T
 
 def _network(blocks: int) -> nn.Module:
     """So many blocks of next to nothing."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)  # all ranks have one network
+    with seeded_weights(0, "network of next to nothing"):  # all ranks have one
         return nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(blocks)))
 
 

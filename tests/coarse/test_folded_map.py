@@ -70,3 +70,10 @@ def test_it_is_computed_in_double_precision(dtype: torch.dtype) -> None:
     weight, A = layer.weight.detach().double(), torch.randn(4, 4)
     folded.fold(layer, A, torch.zeros(4))
     assert torch.equal(layer.weight.detach(), (weight + A.double() @ weight).to(dtype))
+
+
+def test_on_the_meta_device_there_is_none() -> None:
+    folded = FoldedMap().to("meta")
+    assert not folded.has_map
+    assert folded.is_known
+    assert not folded.state(nn.Linear(2, 2, device="meta")).is_folded
