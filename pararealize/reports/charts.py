@@ -220,7 +220,7 @@ def ticks(low: float, high: float, *, most: int) -> list[float]:
         return []
     power = 10.0 ** math.floor(math.log10(span / most))
     step = next((factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= most), 10 * power)
-    if not step or low + step == low:  # steps too small for numbers of this size
+    if step < 4 * math.ulp(max(abs(low), abs(high))):  # steps too small for numbers of this size
         return []
     digits = max(0, 1 - math.floor(math.log10(step)))
     first = math.ceil(low / step - 1e-9)

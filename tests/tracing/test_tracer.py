@@ -131,7 +131,7 @@ def test_values_know_whether_parameters_made_them() -> None:
 
     nodes = {node.name: node.meta.get("trainable") for node in capture(Mixed(), torch.randn(2, 4)).graph.nodes}
     assert (nodes["exp"], nodes["cos"], nodes["sin"]) == (True, False, False)
-    assert (nodes["weight"], nodes["buffer"], nodes["constant"]) == (True, False, False)
+    assert (nodes["weight"], nodes["buffer"], nodes["_constant_0"]) == (True, False, False)
 
 
 class Reversed(torch.autograd.Function):
