@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     for network, batch in CASES[5:6] if options.quick else CASES:
         case = f"{network}, batch {batch}"
-        if not _in_a_row(results.rows.get(case, {})):
+        if case not in results.rows:
             print(f"measuring {case}", file=sys.stderr, flush=True)
             results.add(
                 case,
@@ -48,11 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
     (options.out / "table.md").write_text(markdown(results.rows) + "\n", encoding="utf-8")
     print(json.dumps(results.rows, indent=1) if options.json else markdown(results.rows))
     return 0
-
-
-def _in_a_row(row: dict[str, Any]) -> bool:
-    """Whether a case was measured by steps in a row; earlier ones were measured by single steps."""
-    return "steps" in row.get("one", {})
 
 
 def _published(name: str) -> dict[str, Any]:
@@ -107,20 +102,13 @@ def markdown(rows: dict[str, Any]) -> str:
     cases = {name: row for name, row in rows.items() if "one" in row}
     if cases:
         score = judged(rows)
-        lines = [
-            (name if _in_a_row(row) else f"{name} \\*", *(_cell(row, way) for way in WAYS))
-            for name, row in cases.items()
-        ]
+        lines = [(name, *(_cell(row, way) for way in WAYS)) for name, row in cases.items()]
         parts += ["Measured here, two gloo ranks of one thread, ms predicted from measured blocks / median measured:"]
         parts += [table(("case", *NAMES.values()), lines)]
         words = (
             f"Median error of seconds {score['median_error']:.0%}; the predicted winner won in {score['winners']} of "
         )
         parts.append(words + f"{score['cases']} cases.")
-        if not all(map(_in_a_row, cases.values())):
-            parts.append(
-                "\\* By single steps, and predicted without what hosts take: measured before both were changed."
-            )
     return "\n\n".join(parts)
 
 

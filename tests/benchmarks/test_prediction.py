@@ -24,13 +24,6 @@ def test_tables():
     assert "| net, batch 2 | 2000.0 / 2000.0 | 1500.0 / 1000.0 |  | 1000.0 / 1250.0 |  |" in text
 
 
-def test_single_steps_are_told_apart():
-    """Rows of the earlier protocol have a star, and are measured anew."""
-    old = {"net, batch 2": {"one": {"predicted": 2.0, "measured": 2.0}}}
-    assert "| net, batch 2 \\* |" in prediction.markdown(old)
-    assert "single steps" not in prediction.markdown(ROWS)
-
-
 def test_judgement():
     score = prediction.judged(ROWS)
     assert (score["winners"], score["cases"]) == (0, 1)
