@@ -2,7 +2,8 @@
 
 Boxes that scroll (code, tables, formulas) take the focus, headings of the contents say their level, the two columns
 beside a page have names, and the parameters of a signature of several lines, which Sphinx writes as definitions of
-nothing, are a list (WCAG 2.1.1, 1.3.1).
+nothing, are a list. A cell of a table's head that is empty heads nothing, and one that is a formula says which (WCAG
+2.1.1, 1.3.1).
 """
 
 import re
@@ -18,6 +19,15 @@ REPLACED = {
 }
 
 PARAMETERS = re.compile(r"<dl>\s*(<dd>.*?)</dl>", re.DOTALL)
+EMPTY_HEAD = re.compile(r'<th class="head([^"]*)">\s*<p></p>\s*</th>')
+FORMULA_HEAD = re.compile(r'(<th class="head[^"]*">\s*<p>)<math\b((?:(?!</math>).)*</math>)(?=</p>\s*</th>)', re.DOTALL)
+TAG = re.compile(r"<annotation\b.*?</annotation>|<[^>]*>|\s+", re.DOTALL)
+
+
+def labelled(match):
+    """A head that is a formula, and its letters as text that is read and not seen: not all read MathML."""
+    text = TAG.sub("", f"<math{match[2]}")
+    return f'{match[1]}<span class="visually-hidden">{text}</span><math aria-hidden="true"{match[2]}'
 
 
 def listed(match):
@@ -35,6 +45,8 @@ def mend(app, exception):
         for old, new in REPLACED.items():
             mended = mended.replace(old, new)
         mended = PARAMETERS.sub(listed, mended)
+        mended = EMPTY_HEAD.sub(r'<td class="head\1"></td>', mended)
+        mended = FORMULA_HEAD.sub(labelled, mended)
         if mended != text:
             path.write_text(mended, encoding="utf-8")
 
