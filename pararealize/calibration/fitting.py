@@ -134,11 +134,7 @@ def calibrate(
     renews = len(net.plan.windows) > 1 if renew_statistics is None else renew_statistics
     with calibration_mode(net, seed):
         interfaces = Interfaces(net, mask)
-        if unknown := interfaces.folds.unknown:
-            raise CalibrationError(
-                f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, so that nobody knows "
-                "the original's weights; give it these: net.load_original_state_dict(model.state_dict())"
-            )
+        _check_folds(interfaces)
         say("running the network in sequence")
         record = InterfaceRecord(interfaces, batches, keep=keep)
         tested = None if test is None else InterfaceRecord(interfaces, test, keep=record.room if record.complete else 0)
@@ -202,3 +198,12 @@ def calibration_mode(net: PararealModule, seed: int) -> Iterator[None]:
     with ordinary_mode(), preserve_state(devices), eval_mode(net):
         torch.manual_seed(seed)
         yield
+
+
+def _check_folds(interfaces: Interfaces) -> None:
+    """Refuse a network in whose layers there are maps, and nobody knows what the layers were before."""
+    if unknown := interfaces.folds.unknown:
+        raise CalibrationError(
+            f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, so that nobody knows "
+            "the original's weights; give it these: net.load_original_state_dict(model.state_dict())"
+        )

@@ -126,16 +126,11 @@ def tradeoff(
     blocks = len(find_blocks(capture(model, example, leaf_modules=arguments["leaf_modules"])).blocks)
     original = pararealize(model, 1, windows=blocks, **arguments, seed=seed).eval()
 
+    names = [row.first_block for row in original.plan.segments]
+    settings = {"coarse": coarse, "transfer": transfer, "seed": seed, **arguments}
+
     def convert(segments: int, windows: Sequence[tuple[int, int]]) -> PararealModule:
-        """The network of these windows, sequential elsewhere."""
-        names = [row.first_block for row in original.plan.segments]
-        inside = {b for first, stop in windows for b in range(first, stop)}
-        sequential = [name for b, name in enumerate(names) if b not in inside]
-        starts = [names[first] for first, _ in windows]
-        return pararealize(
-            model, segments, coarse=coarse, windows=starts, sequential=sequential, transfer=transfer, seed=seed,
-            **arguments,
-        ).eval()  # fmt: skip
+        return _converted(model, names, segments, windows, settings)
 
     rows = [TradeoffRow(plan=original.plan, predicted=0.0, error=0.0, agreement=None)]
     with calibration_mode(original, seed):
@@ -176,6 +171,16 @@ def tradeoff(
         measure="" if agreement is None else agreement[0],
         rows=(rows[0], *ordered),
     )
+
+
+def _converted(
+    model: nn.Module, names: Sequence[str], n: int, windows: Sequence[tuple[int, int]], settings: dict[str, Any]
+) -> PararealModule:
+    """The network with windows of these blocks, the first and the one behind the last of each; sequential elsewhere."""
+    inside = {block for first, stop in windows for block in range(first, stop)}
+    sequential = [name for block, name in enumerate(names) if block not in inside]
+    starts = [names[first] for first, _ in windows]
+    return pararealize(model, n, windows=starts, sequential=sequential, **settings).eval()
 
 
 def _measured(
