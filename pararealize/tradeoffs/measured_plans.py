@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from pararealize.analysis.blocks import find_blocks
+from pararealize.analysis.blocks import BlockChain, find_blocks
+from pararealize.analysis.last_layer import layer_at_end
 from pararealize.argument_types import typed_arguments
 from pararealize.calibration.batch import Batches, one_pass
 from pararealize.calibration.fitting import calibrate, calibration_mode
 from pararealize.calibration.masks import AUTO, MaskChoice
 from pararealize.coarse.kinds import coarse_name, is_summed
+from pararealize.coarse.output_correction import correction_kind
 from pararealize.compiler import pararealize
-from pararealize.errors import CalibrationError, ExampleError, PlanError
+from pararealize.errors import CalibrationError, CoarseError, ExampleError, PlanError
 from pararealize.network.module import PararealModule
 from pararealize.plan.transfer import Transfer
 from pararealize.planning.arguments import whole_number
@@ -78,7 +81,7 @@ def tradeoff(
         n: numbers of devices.
         test: other batches, to measure on; every fifth of ``batches`` where it is left out.
         coarse: ``"low-rank"``, ``"low-rank:16"``, ``"scale"``, ``"dense"``, ``"folded"``, ``"folded:16"`` or
-            ``"linear"``.
+            ``"linear"``. Plans whose segments have no layer to fold maps into have none.
         points: how many plans are calibrated and measured for each n.
         sensitivity_batches: how many of the batches windows are tried on, at most; as many are tested on.
         across: how many windows in which the space changes are tried for each n, at most; each is a conversion and a
@@ -123,9 +126,9 @@ def tradeoff(
     example = _inputs(train[0]) if example_inputs is None else example_inputs
     arguments: dict[str, Any] = {"example_inputs": example, "leaf_modules": tuple(leaf_modules), "cost": cost}
     say("running the original block by block")
-    blocks = len(find_blocks(capture(model, example, leaf_modules=arguments["leaf_modules"])).blocks)
-    original = pararealize(model, 1, windows=blocks, **arguments, seed=seed).eval()
-
+    chain = find_blocks(capture(model, example, leaf_modules=arguments["leaf_modules"]))
+    folds = _folds_of(coarse, chain)
+    original = pararealize(model, 1, windows=len(chain.blocks), **arguments, seed=seed).eval()
     names = [row.first_block for row in original.plan.segments]
     settings = {"coarse": coarse, "transfer": transfer, "seed": seed, **arguments}
 
@@ -139,7 +142,7 @@ def tradeoff(
         tested = [by_block.values(batch, i) for i, batch in enumerate(held_out[:sensitivity_batches], 1)]
         chosen = []
         for count in numbers:
-            trials = measure_windows(by_block, fitted, tested, count, coarse=coarse, say=say)
+            trials = measure_windows(by_block, fitted, tested, count, coarse=coarse, folds=folds, say=say)
             most = (0 if covers_half(by_block.rows) else AUTOMATIC) if across is None else across
             trials += measure_windows_across(
                 by_block, convert, train[: len(fitted)], held_out[: len(tested)], tested, count, most=most, seed=seed,
@@ -176,11 +179,43 @@ def tradeoff(
 def _converted(
     model: nn.Module, names: Sequence[str], n: int, windows: Sequence[tuple[int, int]], settings: dict[str, Any]
 ) -> PararealModule:
-    """The network with windows of these blocks, the first and the one behind the last of each; sequential elsewhere."""
+    """The network with windows of these blocks, the first and the one behind the last of each; sequential elsewhere.
+
+    Where maps are to be folded into layers, and no segment of these windows ends with one, it has none.
+    """
     inside = {block for first, stop in windows for block in range(first, stop)}
     sequential = [name for block, name in enumerate(names) if block not in inside]
-    starts = [names[first] for first, _ in windows]
-    return pararealize(model, n, windows=starts, sequential=sequential, **settings).eval()
+    convert = partial(
+        pararealize, model, n, windows=[names[first] for first, _ in windows], sequential=sequential, **settings
+    )
+    try:
+        return convert().eval()
+    except CoarseError:
+        if not _folds(settings["coarse"]):
+            raise
+        return convert(coarse="linear").eval()
+
+
+def _folds(coarse: str) -> bool:
+    """Whether a kind has its maps within layers."""
+    request = correction_kind(coarse)
+    return request is not None and request.kind == "folded"
+
+
+def _folds_of(coarse: str, chain: BlockChain) -> frozenset[int]:
+    """The blocks that end with a layer into which maps are to be folded; none of other kinds.
+
+    Raises:
+        CoarseError: maps are to be folded, and there is no such block.
+    """
+    blocks = enumerate(chain.blocks) if _folds(coarse) else ()
+    folds = frozenset(i for i, block in blocks if layer_at_end(chain, block))
+    if _folds(coarse) and not folds:
+        raise CoarseError(
+            f"coarse = {coarse!r}, and no block ends with a linear layer or convolution whose output only adds to the "
+            'stream, in which a map could stand; pass "low-rank", whose maps stand beside the segments'
+        )
+    return folds
 
 
 def _measured(

@@ -10,7 +10,7 @@ changes are not looked at here (``space_changes.py``): their blocks stay sequent
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ def measure_windows(
     n: int,
     *,
     coarse: str,
+    folds: Collection[int] = (),
     say: Say,
 ) -> list[WindowTrial]:
     """Try every possible window by itself.
@@ -89,11 +90,12 @@ def measure_windows(
         test: others, that errors are measured on.
         n: the number of devices.
         coarse: a coarse kind with corrections, or ``"linear"`` for none.
+        folds: the blocks that end with a layer into which ``"folded"`` maps can go.
         say: is told how far it is.
     """
     rows = original.rows
     tried = [(s, stop) for s, stop in possible_windows(len(rows), n) if same_spaces(rows, s[0], stop)]
-    trials, trying = [], _Trials(original, train, test, coarse)
+    trials, trying = [], _Trials(original, train, test, coarse, folds)
     for i, (starts, stop) in enumerate(tried, 1):
         say(f"n = {n}: window {i} of {len(tried)}, {rows[starts[0]].first_block} to {rows[stop - 1].last_block}")
         trials.append(trying.window(starts, stop))
@@ -104,9 +106,14 @@ class _Trials:
     """Windows of one network, tried one by one; adapters are fitted once for each place that they lead from and to."""
 
     def __init__(
-        self, original: BlockByBlock, train: Sequence[BatchValues], test: Sequence[BatchValues], coarse: str
+        self,
+        original: BlockByBlock,
+        train: Sequence[BatchValues],
+        test: Sequence[BatchValues],
+        coarse: str,
+        folds: Collection[int],
     ) -> None:
-        self._original, self._train, self._test = original, train, test
+        self._original, self._train, self._test, self._folds = original, train, test, folds
         self._request = correction_kind(coarse)
         self._adapters: dict[tuple[int, int], ChannelMap | None] = {}
 
@@ -164,6 +171,9 @@ class _Trials:
     def _output_map(self, starts: tuple[int, ...], stop: int) -> ChannelMap | None:
         """The correction of a window, or none where it would be worse than none on other batches."""
         ends, batches = [*starts[1:], stop], []
+        assert self._request is not None
+        if self._request.kind == "folded" and not any(end - 1 in self._folds for end in ends):
+            return None
         for part in (self._train, self._test):
             rows = []
             for values in part:
@@ -171,7 +181,6 @@ class _Trials:
                 true = values.ends[stop]
                 rows.append(([*differences, values.ends[starts[0]]], true - w, true, values.mask))
             batches.append(rows)
-        assert self._request is not None
         # what folded maps come to with what the last layers alone add, calibrate will say
         kind = "dense" if self._request.kind == "folded" else self._request.kind
         return self._map(batches, self._original.rows[starts[0]].x, len(starts) + 1, kind, self._request.rank)

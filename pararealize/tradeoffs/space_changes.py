@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from pararealize.calibration.fitting import calibrate
+from pararealize.errors import PararealizeError
 from pararealize.network.module import PararealModule
 from pararealize.plan.spec import SegmentPlan
 
@@ -61,7 +62,7 @@ def measure_windows_across(
     seed: int,
     say: Say,
 ) -> list[WindowTrial]:
-    """Try such windows, each by itself in a network that is sequential elsewhere.
+    """Try such windows, each by itself in a network that is sequential elsewhere; those that cannot be are passed over.
 
     Args:
         original: the network block by block.
@@ -79,7 +80,11 @@ def measure_windows_across(
     for i, (first, stop) in enumerate(windows, 1):
         names = f"{rows[first].first_block} to {rows[stop - 1].last_block}"
         say(f"n = {n}: window {i} of {len(windows)} across a change of space, {names}")
-        net = convert(n, [(first, stop)])
+        try:
+            net = convert(n, [(first, stop)])
+        except PararealizeError as error:  # no adapter or coarse block crosses this change
+            say(f"n = {n}: window {i} of {len(windows)} is passed over: {error}")
+            continue
         calibrate(net, train, seed=seed, mask=original.mask, renew_statistics=False)
         pairs = [(network_output(net, batch), values.output) for batch, values in zip(test, true, strict=True)]
         parallel = next(window for window in net.plan.windows if not window.sequential)

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pararealize import calibrate, pararealize, tradeoff
-from pararealize.errors import CalibrationError, ExampleError, PlanError
+from pararealize.errors import CalibrationError, CoarseError, ExampleError, PlanError
 from pararealize.tradeoffs.block_values import network_output, output_error
 from tests.added_branches import AddedLinear, chain_of
 
@@ -38,6 +38,30 @@ def test_what_is_measured_is_what_its_plan_gives() -> None:
     pair = network_output(net, data[4]), model(data[4])
     assert output_error([pair]) == pytest.approx(fastest.error, rel=1e-4)
     assert fastest.agreement == pytest.approx(cosine(*pair).mean().item(), rel=1e-4)
+
+
+class Squashed(nn.Module):
+    """x + tanh(W x): a block with no layer for a map at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.tanh(self.layer(x))
+
+
+def test_maps_are_folded_where_there_are_layers_for_them() -> None:
+    torch.manual_seed(0)
+    data = [torch.randn(40, 6) for _ in range(5)]
+    squashed = [Squashed() for _ in range(4)]
+    front = tradeoff(nn.Sequential(*squashed, *(AddedLinear(6) for _ in range(2))).eval(), data, n=2, coarse="folded")
+    folds = {bool(row.plan.corrections) for row in front.rows if row.plan.speedup > 1}
+    assert folds == {False, True}  # windows of blocks of the first kind alone are plans of their own
+    said: list[str] = []
+    with pytest.raises(CoarseError, match="no block ends with a linear layer"):
+        tradeoff(nn.Sequential(*squashed).eval(), data, n=2, coarse="folded", report=said.append)
+    assert not [line for line in said if "window" in line]  # before anything is tried
 
 
 def test_folded_maps_cost_nothing() -> None:

@@ -1,13 +1,17 @@
 """Windows in whose midst the space changes: which are tried, what they cost and err, and when."""
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from pararealize import capture, find_blocks, pararealize, tradeoff
-from pararealize.errors import PlanError
+from pararealize import PararealModule, capture, find_blocks, pararealize, tradeoff
+from pararealize.errors import CoarseError, PlanError
 from pararealize.plan.spec import SegmentPlan
-from pararealize.tradeoffs.space_changes import covers_half, windows_across
+from pararealize.tradeoffs.space_changes import covers_half, measure_windows_across, windows_across
 
 from .chains import Residual
 
@@ -51,3 +55,13 @@ def test_they_are_plans_of_a_network_that_has_little_else() -> None:
     assert not any("across a change of space" in line for line in said)
     with pytest.raises(PlanError, match="across is -1; pass 0 or more, or None"):
         tradeoff(model, DATA, across=-1)
+
+
+def test_those_that_nothing_crosses_are_passed_over() -> None:
+    def convert(n: int, windows: Sequence[tuple[int, int]]) -> PararealModule:
+        raise CoarseError("nothing maps images to tokens")
+
+    said: list[str] = []
+    original: Any = SimpleNamespace(rows=blocks_of(narrowing((6, 5, 5, 4, 4, 3))))
+    assert measure_windows_across(original, convert, [], [], [], 2, most=3, seed=0, say=said.append) == []
+    assert sum("is passed over: nothing maps images to tokens" in line for line in said) == 3
