@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AddedConvolution", "AddedLinear", "batches_of", "chain_of"]
+__all__ = ["AddedConvolution", "AddedInPlace", "AddedLinear", "batches_of", "chain_of"]
 
 
 class AddedLinear(nn.Module):
@@ -41,6 +41,15 @@ class AddedConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         u, e = self.inner(x)
         return e + u
+
+
+class AddedInPlace(AddedConvolution):
+    """The same with a sum that overwrites what the last layer gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, e = self.inner(x)
+        e += u
+        return e
 
 
 def chain_of(block: type[nn.Module], width: int, depth: int, seed: int = 0, **options: bool | float) -> nn.Sequential:

@@ -122,5 +122,5 @@ class _LayerOutput(fx.Interpreter):
         """Call a module of the segment."""
         value = super().call_module(target, args, kwargs)
         if target == self._layer:
-            self.value = value
+            self.value = value.clone()  # the sum behind it may be in place
         return value

@@ -15,10 +15,10 @@ from pararealize import PararealModule, calibrate, pararealize
 from pararealize.calibration import Calibration
 from pararealize.calibration.interfaces import Interfaces
 from pararealize.errors import CoarseError
-from tests.added_branches import AddedConvolution, AddedLinear, batches_of, chain_of
+from tests.added_branches import AddedConvolution, AddedInPlace, AddedLinear, batches_of, chain_of
 from tests.models import SmallResNet
 
-BLOCKS = st.sampled_from([AddedLinear, AddedConvolution])
+BLOCKS = st.sampled_from([AddedLinear, AddedConvolution, AddedInPlace])
 
 
 def converted(model: nn.Module, x: Tensor, coarse: str = "folded", n: int = 2, windows: int = 2) -> PararealModule:
@@ -81,7 +81,7 @@ def test_a_folded_network_is_that_with_the_maps_beside_it(
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("block", [AddedLinear, AddedConvolution])
+@pytest.mark.parametrize("block", [AddedLinear, AddedConvolution, AddedInPlace])
 @pytest.mark.parametrize("bias", [True, False])
 def test_reported_errors_are_those_of_the_network(block: type[nn.Module], bias: bool) -> None:
     model, batches = chain_of(block, 4, 4, bias=bias), batches_of(block, 4, 8)
