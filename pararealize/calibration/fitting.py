@@ -204,6 +204,6 @@ def _check_folds(interfaces: Interfaces) -> None:
     """Refuse a network in whose layers there are maps, and nobody knows what the layers were before."""
     if unknown := interfaces.folds.unknown:
         raise CalibrationError(
-            f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, so that nobody knows "
-            "the original's weights; give it these: net.load_original_state_dict(model.state_dict())"
+            f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, or trained, so that nobody "
+            "knows the original's weights; give it these: net.load_original_state_dict(model.state_dict())"
         )

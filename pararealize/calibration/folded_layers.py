@@ -1,7 +1,8 @@
 """A network whose plan folds maps into segments' last layers -> those layers, with their maps and without them.
 
 The network in sequence, to which everything is fitted, is the original: while it runs, folded layers have the weights
-that they had before. These are known in the process that folded the maps; of a network that was loaded they are not.
+that they had before. These are known in the process that folded the maps, until the layers are trained; of a network
+that was loaded they are not.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class FoldedLayers:
     @property
     def unknown(self) -> list[str]:
         """Layers with maps of which nobody knows what they had before."""
-        return [one.row.layer for one in self._layers.values() if not one.map.is_known]
+        return [one.row.layer for one in self._layers.values() if not one.map.knows(one.layer)]
 
     def unfold(self) -> None:
         """Give all layers what they had before, for good."""

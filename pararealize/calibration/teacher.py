@@ -68,8 +68,8 @@ class Teacher:
             )
         if model is None and (unknown := FoldedLayers(net).unknown):
             raise CalibrationError(
-                f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, so that nobody knows "
-                "the original's weights; pass teacher=model, the model that was converted"
+                f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, or trained, so that "
+                "nobody knows the original's weights; pass teacher=model, the model that was converted"
             )
         original = copy.deepcopy(net).eval()
         known.give_to(NormStatistics(original))

@@ -5,7 +5,8 @@ reads, an output correction of e costs nothing, since it is another layer of the
 
     y + A e + b  =  s + (I + A) W z + (I + A) a + b
 
-K^{m,j} then gives y as it is. It says whether the layer has a map in it, and keeps what the layer had before.
+K^{m,j} then gives y as it is. It says whether the layer has a map in it, and keeps what the layer had before, which is
+the original's as long as nobody trains the layer.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ class FoldedMap(nn.Module):
         is_folded: whether it is; kept with the network's weights.
         before: the layer's parameters without it, by name, in this process alone: a network that was saved and loaded
             has the layer as it is.
+        after: the same with it.
     """
 
     is_folded: Tensor
     before: dict[str, Tensor] | None
+    after: dict[str, Tensor] | None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("is_folded", torch.zeros((), dtype=torch.bool))
-        self.before = None
+        self.before = self.after = None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG002 - of every correction
         """``(batch, *space), (batch, *space) -> (batch, *space)``: the second."""
@@ -60,10 +63,12 @@ class FoldedMap(nn.Module):
         """Whether there is a map in the layer; none is on the meta device."""
         return not self.is_folded.is_meta and bool(self.is_folded)
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the layer's parameters without the map are known."""
-        return self.before is not None or not self.has_map
+    def knows(self, layer: nn.Module) -> bool:
+        """Whether the layer's parameters without the map are known: there is none, or nobody changed them since."""
+        if not self.has_map or self.before is None or self.after is None:
+            return not self.has_map
+        now = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+        return all(torch.equal(value, self.after[name].to(value)) for name, value in now.items())
 
     @torch.no_grad()
     def fold(self, layer: nn.Module, A: Tensor, bias: Tensor | None) -> None:
@@ -75,7 +80,7 @@ class FoldedMap(nn.Module):
             bias: ``(c,)``, added besides; only of a layer with a bias.
         """
         self.unfold(layer)
-        self.before = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+        self.before = _copies(layer)
         wide = A.detach().to("cpu", torch.float64)  # some devices have no double precision
         for name, parameter in layer.named_parameters():
             value = parameter.detach().to("cpu", torch.float64)
@@ -83,6 +88,7 @@ class FoldedMap(nn.Module):
             if name == "bias" and bias is not None:
                 mapped = mapped + bias.to(mapped)
             parameter.copy_(mapped)
+        self.after = _copies(layer)
         self.is_folded.fill_(True)
 
     @torch.no_grad()
@@ -96,31 +102,34 @@ class FoldedMap(nn.Module):
     @torch.no_grad()
     def forget(self) -> None:
         """Take the layer as it is for one without a map."""
-        self.before = None
+        self.before = self.after = None
         self.is_folded.fill_(False)
 
     def state(self, layer: nn.Module) -> FoldState:
         """Layer and map as they are, for :meth:`restore`."""
-        weights = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
-        return FoldState(weights, self.before, self.has_map)
+        return FoldState(_copies(layer), self.before, self.has_map)
 
     @torch.no_grad()
     def restore(self, layer: nn.Module, state: FoldState) -> None:
         """Make layer and map what they were."""
         for name, parameter in layer.named_parameters():
             parameter.copy_(state.weights[name])
-        self.before = state.before
+        self.before, self.after = state.before, state.weights
         self.is_folded.fill_(state.is_folded)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.before = None  # it was that of other weights
+        self.before = self.after = None  # they were those of other weights
 
     def extra_repr(self) -> str:
         """Whether there is a map."""
         if self.is_folded.is_meta:
             return ""
         return "in the segment's last layer" if self.is_folded else "none in the segment's last layer"
+
+
+def _copies(layer: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
 
 
 def says_folded(key: str, value: Any) -> bool:

@@ -14,8 +14,8 @@ from tests.added_branches import AddedLinear, batches_of, chain_of
 MODEL, BATCHES = chain_of(AddedLinear, 5, 4, dropout=0.1), batches_of(AddedLinear, 5)
 
 
-def folded() -> PararealModule:
-    net = pararealize(MODEL, 2, windows=2, example_inputs=BATCHES[0], coarse="folded", source="stem").eval()
+def folded(coarse: str = "folded") -> PararealModule:
+    net = pararealize(MODEL, 2, windows=2, example_inputs=BATCHES[0], coarse=coarse, source="stem").eval()
     calibrate(net, BATCHES)
     return net
 
@@ -47,6 +47,21 @@ def test_the_teacher_is_the_original() -> None:
     assert torch.equal(values.output, MODEL(BATCHES[0]))
     tuning = fine_tune(net, BATCHES, steps=3, seed=0)
     assert tuning.loss_after <= tuning.loss_before
+
+
+def test_after_training_nobody_knows_what_layers_had_before() -> None:
+    net = folded("folded:2")
+    fine_tune(net, BATCHES, steps=3, train="added")  # trains adapters alone
+    calibrate(net, BATCHES)
+    with torch.no_grad():
+        net.get_parameter("2.down.weight").mul_(1.01)
+    trained = net(BATCHES[0])
+    with pytest.raises(CalibrationError, match=r"maps were folded into 2.down before .* or trained, .*load_original"):
+        calibrate(net, BATCHES)
+    with pytest.raises(CalibrationError, match=r"maps were folded into 2.down before .*; pass teacher=model"):
+        fine_tune(net, BATCHES, steps=1)
+    assert torch.equal(net(BATCHES[0]), trained)
+    fine_tune(net, BATCHES, steps=1, teacher=MODEL)
 
 
 def test_after_a_reload_nobody_knows_what_layers_had_before(tmp_path: object) -> None:

@@ -28,7 +28,7 @@ def test_the_layer_gives_what_it_and_the_map_gave(width: int, inner: int, axes: 
     A, b = torch.randn(width, width, **DOUBLE), torch.randn(width, **DOUBLE) if bias else None
     before, e = copy.deepcopy(layer.state_dict()), layer(z).detach()
     folded = FoldedMap()
-    assert folded.is_known
+    assert folded.knows(layer)
     for _ in range(2):  # a map takes the place of the one before
         folded.fold(layer, A, b)
     channels_last = e.movedim(1, -1)
@@ -50,18 +50,23 @@ def test_a_map_of_factors() -> None:
 def test_what_it_had_before_is_known_in_this_process_alone() -> None:
     layer, folded = nn.Linear(3, 3), FoldedMap()
     folded.fold(layer, torch.eye(3), None)
-    assert copy.deepcopy(folded).is_known
+    assert copy.deepcopy(folded).knows(layer)
     assert repr(folded) == "FoldedMap(in the segment's last layer)"
     state = folded.state(layer)
     loaded = FoldedMap()
     loaded.load_state_dict(folded.state_dict())
-    assert (bool(loaded.is_folded), loaded.is_known) == (True, False)
+    assert (bool(loaded.is_folded), loaded.knows(layer)) == (True, False)
     folded.unfold(layer)
     folded.restore(layer, state)
     assert torch.equal(layer.weight, state.weights["weight"])
-    assert (bool(folded.is_folded), folded.is_known) == (True, True)
+    assert (bool(folded.is_folded), folded.knows(layer)) == (True, True)
+    layer.half()
+    assert folded.knows(layer)
+    with torch.no_grad():
+        layer.weight[0, 0] += 1
+    assert not folded.knows(layer)  # trained, and nobody can tell the map from what was learnt
     loaded.forget()
-    assert loaded.is_known
+    assert loaded.knows(layer)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,6 +79,7 @@ def test_it_is_computed_in_double_precision(dtype: torch.dtype) -> None:
 
 def test_on_the_meta_device_there_is_none() -> None:
     folded = FoldedMap().to("meta")
+    layer = nn.Linear(2, 2, device="meta")
     assert not folded.has_map
-    assert folded.is_known
-    assert not folded.state(nn.Linear(2, 2, device="meta")).is_folded
+    assert folded.knows(layer)
+    assert not folded.state(layer).is_folded
