@@ -145,8 +145,8 @@ class WindowFitting:
     def _without_corrections(self, window: Window) -> None:
         """Let the corrections of a window add nothing, where they may change."""
         set_to_nought(corrections_of(self.interfaces, window))
-        folds = [one for one in self.interfaces.folds.of(window) if one.is_trained]
-        for one in folds:
+        folds = self.interfaces.folds.of(window)
+        for one in folds if all(one.is_trained for one in folds) else ():  # the maps of a window belong together
             one.map.unfold(one.layer)
         self._forget(window, corrected_only=not folds)
 

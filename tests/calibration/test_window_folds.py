@@ -139,6 +139,18 @@ def test_they_are_left_where_they_are_worse_than_none_and_where_layers_are_froze
     assert methods["K2_1"].startswith("least squares, ridge ")
 
 
+def test_maps_of_a_window_stay_where_one_of_its_layers_is_frozen() -> None:
+    model, batches = chain_of(AddedLinear, 6, 4), batches_of(AddedLinear, 6)
+    net = converted(model, batches[0])
+    calibrate(net, batches)
+    with_maps = copy.deepcopy(net.state_dict())
+    net.get_submodule("0.down").requires_grad_(False)
+    calibrate(net, batches)
+    assert torch.equal(net.state_dict()["0.down.weight"], with_maps["0.down.weight"])
+    assert torch.equal(net.state_dict()["1.down.weight"], with_maps["1.down.weight"])
+    torch.testing.assert_close(net.state_dict(), with_maps)
+
+
 def test_running_statistics_and_maps_are_tried_together() -> None:
     """Statistics are renewed, or put back with the maps that were fitted before."""
     torch.manual_seed(0)
