@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,17 @@ def test_cheapest_step_equals_brute_force(problem, data):
     assert list(found) == sorted({0, *found})
     every = [(0, *rest) for rest in itertools.combinations(range(1, blocks), n - 1)]
     assert problem.step(found) == min(problem.step(starts) for starts in every)
+
+
+@settings(max_examples=100)
+@given(step_problems(), st.data())
+def test_the_path_on_arrays_is_the_critical_path(problem, data):
+    """Without it moving boundaries would follow wrong figures, which the exact search hides in small networks."""
+    blocks = len(problem.forward.work)
+    rest = data.draw(st.sets(st.integers(1, blocks - 1))) if blocks > 1 else set()
+    starts = (0, *sorted(rest))
+    for way in (problem.forward, problem.backward):
+        assert step_cuts._Path(way).length(np.array(starts)) == way.critical_path(starts)
 
 
 @pytest.mark.parametrize("seed", range(12))
