@@ -244,7 +244,7 @@ def _doubt(original: nn.Module, saved: SavedNetwork) -> str:
     if weights and weights == weights_digest(original.state_dict()):
         return ""
     what = (
-        "have changed since it was converted (by training, running statistics or another element type)"
+        "have changed since it was converted (by training, maps in layers, running statistics or another element type)"
         if weights
         else "may have changed since it was converted, which nobody knows of this folder"
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from pararealize.distributed.messages import point_to_point
 from pararealize.distributed.messages.point_to_point import PointToPoint
 from pararealize.distributed.watchdog.heartbeat import Failure
 from pararealize.distributed.watchdog.watchdog import Watch
@@ -55,6 +58,27 @@ def exchanged():
 
 def test_some_ranks_exchange_without_the_others() -> None:
     assert on_ranks(3, exchanged) == [[10.0, 12.0], None, [10.0, 12.0]]
+
+
+def yielding():
+    """Sends on CPUs, then one from a device that needs no thread of the host, with a note of each yield."""
+    channel, yields = channel_of(), []
+    with mock.patch.object(point_to_point, "_yield", side_effect=lambda: yields.append(len(channel._unfinished))):
+        for number in range(3):
+            channel._waits_on_host = number < 2
+            if channel.rank == 0:
+                channel.isend("a tensor", torch.ones(1), 1, 2 * number)
+            else:
+                channel.wait(channel.irecv(torch.ones(1), 0, 2 * number), "a tensor", 0)
+        channel._waits_on_host = True
+        channel.flush()
+    return yields
+
+
+def test_a_rank_lets_the_thread_that_sends_run_once_a_message_was_begun() -> None:
+    """Without it, ranks on one core each sent what a receiver had asked for behind all that they computed next."""
+    assert on_ranks(2, yielding) == [[1, 2], []]
+    assert point_to_point._yield is os.sched_yield
 
 
 def confirmed():
