@@ -45,6 +45,15 @@ def command(
         float | None,
         typer.Option(min=0, help="Show the fastest plan whose output errs by no more than this, of its norm."),
     ] = None,
+    across: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="WINDOWS",
+            help="Windows in which the space changes that are tried for each n; left out, 8 where windows of one space "
+            "can hold less than half of the work, and otherwise none.",
+        ),
+    ] = None,
     cost: options.CostOfCuts = options.CostUnit.flops,
     network: options.ModelOptions,
     output: Annotated[
@@ -73,6 +82,7 @@ def command(
             n=numbers,
             coarse=coarse,
             points=points,
+            across=across,
             example_inputs=samples.example(),
             cost=cost.value,
             leaf_modules=network.leaf_modules(),

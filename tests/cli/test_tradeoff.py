@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_model
 
 from pararealize import Plan, Tradeoff, models
+from pararealize.tradeoffs import measured_plans
 from tests.command import run
 
 
@@ -29,3 +31,17 @@ def test_front_and_chosen_plan(tmp_path: Path) -> None:
     kind = run(*words, "--n", 2, "--coarse", "paper")
     assert kind.exit_code == 2
     assert "has no correction in closed form" in kind.stderr
+
+
+def test_windows_across_changes_of_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(models.resnet20(), str(tmp_path / "trained.safetensors"))
+    words = ("tradeoff", "resnet20", "--weights", tmp_path / "trained.safetensors", "--image-size", 8, "--points", 1)
+    tried: list[int] = []
+    monkeypatch.setattr(measured_plans, "measure_windows_across", lambda *_, most, **__: tried.append(most) or [])
+    for given in ((), ("--across", 3)):
+        result = run(*words, "--n", 2, *given)
+        assert result.exit_code == 0, result.output
+    assert tried == [0, 3]
+    refused = run(*words, "--across", -1)
+    assert refused.exit_code == 2
+    assert "--across" in refused.stderr
