@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeAlias, TypeVar
@@ -104,17 +104,15 @@ class NetworkCosts:
         return dataclasses.replace(self.chain, capture=dataclasses.replace(self.chain.capture, batch=batch))
 
     def averaging(self, backward: list[float], gradients: list[int], copies: int) -> float:
-        """Seconds by which copies that average their gradients take longer than one of them alone.
+        """Seconds by which copies that average their gradients take longer than one of them alone."""
+        return exposed_reduction(self.link, backward, gradients, copies) + self.bucketing(gradients, copies)
 
-        Besides what :func:`exposed_reduction` says, gradients are written into buckets and out of them again, and hosts
-        have the hooks, buckets and buffers of copies.
-        """
+    def bucketing(self, gradients: Sequence[int], copies: int) -> float:
+        """Seconds besides the sums: gradients are written into buckets and out of them, and hosts have their hooks."""
         if copies < 2:
             return 0.0
-        in_memory, host = PASSES * sum(gradients) / self.profile.bandwidth, self.link.host
-        tensors = self._parameters * len(gradients) / len(self.chain.blocks)
-        exposed = exposed_reduction(self.link, backward, gradients, copies)
-        return exposed + in_memory + host.copies + tensors * host.parameter
+        host, tensors = self.link.host, self._parameters * len(gradients) / len(self.chain.blocks)
+        return PASSES * sum(gradients) / self.profile.bandwidth + host.copies + tensors * host.parameter
 
     @cached_property
     def _parameters(self) -> int:

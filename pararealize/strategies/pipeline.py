@@ -94,8 +94,8 @@ def _of(costs: NetworkCosts, p: int, m: int, copies: int, batch: int) -> Iterato
         return
     ends, stages = one
     devices = list(itertools.pairwise((0, *ends)))
-    sums = max(all_reduce(costs.link, sum(costs.gradients[a:b]), copies) for a, b in devices)
-    sums += costs.link.host.copies if copies > 1 else 0.0
+    of_devices = [costs.gradients[a:b] for a, b in devices]
+    sums = max(all_reduce(costs.link, sum(some), copies) + costs.bucketing(some, copies) for some in of_devices)
     sent = max((costs.interfaces[end - 1] for end in ends[:-1]), default=0) * micro * m * 2
 
     def made(name: str, step: float, memory: float, detail: str, sent: float) -> Strategy:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pararealize.profiles import Link
+from pararealize.profiles import HostCosts, Link
+from pararealize.strategies import pipeline
 from pararealize.strategies.pipeline import Stages, pipelines, stage_ends
 from tests.strategy_costs import costs_of
 
@@ -107,3 +108,21 @@ def test_of_a_network():
         assert row.devices <= 4
         assert row.exact
     assert list(pipelines(costs_of(), 1, 8)) == []
+
+
+def test_copies_of_a_pipeline_have_what_copies_of_a_network_have():
+    """Buckets in memory, and hooks on hosts: without them, copies of pipelines looked better than data parallelism."""
+    link = Link(name="a", latency=0.0, bandwidth=1e30, host=HostCosts(copies=0.25, parameter=0.01))
+    costs, plain = costs_of(link), costs_of()
+    ends, _ = pipeline.stages_of(costs, 2, 4)
+    spans = list(itertools.pairwise((0, *ends)))
+    tensors = [20 / 8 * (b - a) for a, b in spans]  # ten layers have weight and bias; eight blocks
+    passes = [4 * sum(costs.gradients[a:b]) / costs.profile.bandwidth for a, b in spans]
+    for copies in (1, 2):
+        rows, others = (
+            {row.name: row.step for row in pipeline._of(one, 2, 1, copies, 4 * copies)} for one in (costs, plain)
+        )
+        longer = 0.25 + max(count * 0.01 for count in tensors) if copies > 1 else 0.0
+        assert rows["pipeline, GPipe"] - others["pipeline, GPipe"] == pytest.approx(longer, rel=1e-3)
+    stages = pipeline.stages_of(plain, 2, 4)[1]
+    assert others["pipeline, GPipe"] - stages.gpipe(1) == pytest.approx(max(passes))
