@@ -13,17 +13,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pararealize.coarse.output_correction import InputCorrection, OutputCorrection, correction_text
+from pararealize.coarse.spec import AdapterPlan
 from pararealize.plan.spec import Window
 
 from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
-from .masks import rows_at
+from .row_sums import row_sums
 from .rows import CorrectionChoice, Fit
 
 __all__ = [
@@ -120,17 +122,8 @@ def fit_input_corrections(interfaces: Interfaces, held_out: HeldOut, window: Win
             continue
         start = time.perf_counter()
         set_to_nought([module])
-        space, before = row.y, (row.m, row.j - 1)
-        sums = [Moments(1, space.channels, next(module.parameters()).device) for _ in range(2)]
-        for parts in held_out.all():
-            w = interfaces.at(row.index, interfaces.begin(parts.values, window))
-            true = interfaces.at(row.index, parts.values.true[before])
-            for some, samples in zip(sums, (parts.fitted, parts.held_out), strict=True):
-                if samples is not None and len(true[samples]):
-                    mask = _mask(parts.values, samples)
-                    w_rows, rows = (rows_at(value[samples], space.channel, mask) for value in (w, true))
-                    some.add([w_rows], rows.to(some.sums) - w_rows.to(some.sums), rows)
-        fitted, held = sums[0], sums[1] if sums[1].count else sums[0]
+        values_of = partial(_values_of_adapter, interfaces, window, row)
+        ((fitted, held),) = row_sums(held_out, row.y, next(module.parameters()).device, [1], values_of)
         regressions = Regressions(fitted, held, PENALTIES if held_out else (ridge,))
         of_kind = {"scale": regressions.scale, "dense": regressions.dense}
         found = of_kind[row.kind]() if row.kind in of_kind else regressions.low_rank(row.rank)
@@ -158,23 +151,25 @@ def relative(error: float, whole: float) -> float:
 
 
 def _sums(interfaces: Interfaces, held_out: HeldOut, window: Window) -> tuple[Moments, Moments]:
-    """Sums over the samples fitted to, and over those held out: the former again where there are none."""
-    modules, last = corrections_of(interfaces, window), window.segments[-1].index
-    groups = sum(2 if row.reads_x else 1 for row in window.corrections)
-    space = window.corrections[0].y
-    device = next(modules[-1].parameters()).device
-    fitted, held = (Moments(groups, space.channels, device) for _ in range(2))
-    for parts in held_out.all():
-        values = interfaces.with_fine(parts.values, window)
+    """Sums of what the corrections read, and of what the window's end lacks without them."""
+    last = window.segments[-1].index
+
+    def values_of(values: InterfaceValues) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+        values = interfaces.with_fine(values, window)
         w, true = interfaces.corrected(values, last), interfaces.at(last, values.true[last])
-        features = [f.to(w.device) for f in _features(interfaces, values, window)]
-        for sums, samples in ((fitted, parts.fitted), (held, parts.held_out)):
-            if samples is None or not len(true[samples]):
-                continue
-            columns = [rows_at(value[samples], space.channel, _mask(values, samples)) for value in (*features, w, true)]
-            w_rows, true_rows = (column.to(sums.sums) for column in columns[-2:])
-            sums.add(columns[:-2], true_rows - w_rows, true_rows)
-    return fitted, held if held.count else fitted
+        return [[f.to(w.device) for f in _features(interfaces, values, window)]], w, true
+
+    groups = sum(2 if row.reads_x else 1 for row in window.corrections)
+    device = next(corrections_of(interfaces, window)[-1].parameters()).device
+    return row_sums(held_out, window.corrections[0].y, device, [groups], values_of)[0]
+
+
+def _values_of_adapter(
+    interfaces: Interfaces, window: Window, row: AdapterPlan, values: InterfaceValues
+) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    """What an adapter that is the identity reads, and gives without a correction: w; and what it should give."""
+    w = interfaces.at(row.index, interfaces.begin(values, window))
+    return [[w]], w, interfaces.at(row.index, values.true[row.m, row.j - 1])
 
 
 def _features(interfaces: Interfaces, values: InterfaceValues, window: Window) -> Iterator[Tensor]:
@@ -183,10 +178,6 @@ def _features(interfaces: Interfaces, values: InterfaceValues, window: Window) -
         module = interfaces.correction(row.index)
         assert isinstance(module, OutputCorrection)
         yield from module.features(interfaces.input(values, row.index), values.y[row.index])
-
-
-def _mask(values: InterfaceValues, samples: slice) -> Tensor | None:
-    return None if values.mask is None else values.mask[samples]
 
 
 def _write(modules: Sequence[OutputCorrection], found: ChannelMap) -> None:

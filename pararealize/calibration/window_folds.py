@@ -25,7 +25,7 @@ from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
 from .folded_layers import FoldableLayer
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
-from .masks import rows_at
+from .row_sums import row_sums
 from .rows import CorrectionChoice, Fit
 from .window_corrections import alternatives, relative
 
@@ -88,31 +88,19 @@ def _fold(layers: list[FoldableLayer], found: ChannelMap, first_bias: int | None
         one.map.fold(one.layer, as_matrix(reads, found.gives), found.bias if i == first_bias else None)
 
 
-def _sums(
-    interfaces: Interfaces, held_out: HeldOut, window: Window
-) -> tuple[tuple[Moments, Moments], tuple[Moments, Moments]]:
-    """Sums over the samples fitted to and those held out: of what the layers give, and of what other kinds read."""
-    last, space = window.segments[-1].index, window.corrections[0].y
-    device = next(interfaces.folds.of(window)[-1].layer.parameters()).device
-    shapes = list(correction_shapes("dense", window))
-    groups = len(interfaces.folds.of(window)), sum(2 if shape.reads_x else 1 for shape in shapes)
-    pairs = [tuple(Moments(count, space.channels, device) for _ in range(2)) for count in groups]
-    for parts in held_out.all():
-        values = interfaces.with_fine(parts.values, window)
+def _sums(interfaces: Interfaces, held_out: HeldOut, window: Window) -> list[tuple[Moments, Moments]]:
+    """Sums of what the layers give, and of what other kinds read."""
+    last, layers = window.segments[-1].index, interfaces.folds.of(window)
+
+    def values_of(values: InterfaceValues) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+        values = interfaces.with_fine(values, window)
         w, true = interfaces.corrected(values, last), interfaces.at(last, values.true[last])
-        of_layers = [interfaces.last_output(values, one).to(w.device) for one in interfaces.folds.of(window)]
-        read_besides = [value.to(w.device) for value in _read_by_others(interfaces, values, window)]
-        for number, samples in enumerate((parts.fitted, parts.held_out)):
-            if samples is None or not len(true[samples]):
-                continue
-            mask = None if values.mask is None else values.mask[samples]
-            w_rows, true_rows = (rows_at(value[samples], space.channel, mask) for value in (w, true))
-            for sums, features in zip(pairs, (of_layers, read_besides), strict=True):
-                some = sums[number]
-                missing = true_rows.to(some.sums) - w_rows.to(some.sums)
-                some.add([rows_at(value[samples], space.channel, mask) for value in features], missing, true_rows)
-    folded, others = ((fitted, held if held.count else fitted) for fitted, held in pairs)
-    return folded, others
+        of_layers = [interfaces.last_output(values, one).to(w.device) for one in layers]
+        return [of_layers, [value.to(w.device) for value in _read_by_others(interfaces, values, window)]], w, true
+
+    groups = len(layers), sum(2 if shape.reads_x else 1 for shape in correction_shapes("dense", window))
+    device = next(layers[-1].layer.parameters()).device
+    return row_sums(held_out, window.corrections[0].y, device, groups, values_of)
 
 
 def _read_by_others(interfaces: Interfaces, values: InterfaceValues, window: Window) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pararealize.analysis.space import Space
 from pararealize.calibration.channel_maps import ChannelMap, Moments, Regressions
-from pararealize.calibration.masks import unmasked
+from pararealize.calibration.masks import rows_at
 from pararealize.coarse.output_correction import MapKind, correction_cost, correction_kind, correction_rank
 
 from .block_values import BatchValues, BlockByBlock, Say, output_error, same_spaces
@@ -198,8 +198,8 @@ class _Trials:
         for part in batches:
             moments = Moments(groups, space.channels, part[0][1].device)
             for features, *wanted, mask in part:
-                missing, true = (rows_of(value, space, mask) for value in wanted)
-                moments.add([rows_of(f, space, mask) for f in features], missing, true)
+                missing, true = (rows_at(value, space.channel, mask) for value in wanted)
+                moments.add([rows_at(f, space.channel, mask) for f in features], missing, true)
             sums.append(moments)
         regressions = Regressions(sums[0], sums[1])
         if kind == "low-rank":
@@ -207,11 +207,6 @@ class _Trials:
         else:
             found = regressions.scale() if kind == "scale" else regressions.dense()
         return found if found.error < sums[1].nothing else None
-
-
-def rows_of(value: Tensor, space: Space, mask: Tensor | None = None) -> Tensor:
-    """``(batch, *space)`` with the channels last and every other axis a row; excluded positions left out."""
-    return unmasked(value.movedim(space.channel + 1, -1), mask).reshape(-1, space.channels)
 
 
 def _applied(found: ChannelMap, features: Sequence[Tensor], space: Space) -> Tensor:
