@@ -23,7 +23,7 @@ from benchmarks.harness import machine
 
 from .oracle import Outcome, judge
 from .programs import Program, program
-from .tables import markdown, summary
+from .tables import joined, markdown, seeds_of, summary
 
 FOLDER = Path(__file__).parent
 
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=20, help="limit for one example, in processor time")
     parser.add_argument("--lines", type=Path, default=Path("fuzz.jsonl"), help="file of outcomes, a line each")
     parser.add_argument("--again", nargs="*", default=[], help="kinds of outcomes to try anew, such as wrong crash")
+    parser.add_argument("--add", type=Path, help="results.json of other examples, whose counts are added")
     parser.add_argument("--out", type=Path, help=f"folder for results.json and table.md, such as {FOLDER.name}")
     options = parser.parse_args(arguments)
     if options.seed is not None:
@@ -49,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     commit()  # of what is imported now, whatever the folder holds later
     known = _read(options.lines)
     seeds = range(options.first, options.first + options.examples)
+    earlier = json.loads(options.add.read_text(encoding="utf-8")) if options.add else None
+    if earlier and (twice := seeds_of(earlier) & set(seeds)):
+        parser.error(f"--add: {options.add} has {len(twice)} of these examples already, the first is {min(twice)}")
     due = [seed for seed in seeds if seed not in known or known[seed]["kind"] in options.again]
     began = time.perf_counter()
     with options.lines.open("a", encoding="utf-8") as file:
@@ -66,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{number} examples in {time.perf_counter() - began:.0f} s", flush=True)
     results = summary([known[seed] for seed in seeds])
     print(results["counts"], f"{len(due) / max(time.perf_counter() - began, 1e-9):.1f} examples a second")
+    if earlier:
+        results = joined(earlier, results)
     if options.out:
         (options.out / "results.json").write_text(
             json.dumps({"machine": machine(), **results}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from benchmarks.harness import table
 
-__all__ = ["markdown", "summary"]
+__all__ = ["joined", "markdown", "seeds_of", "summary"]
 
 _KINDS = ("right", "refused", "wrong", "crash", "no example")
 _MOST_WORDS = 9
@@ -23,6 +24,7 @@ def summary(rows: Collection[Mapping[str, Any]]) -> dict[str, Any]:
             effects.setdefault(effect, Counter())[row["kind"]] += 1
     refusals = Counter(f"{row['stage']}: {_first_words(row['text'])}" for row in rows if row["kind"] == "refused")
     return {
+        "seeds": _ranges(row["seed"] for row in rows),
         "examples": len(rows),
         "commits": dict(Counter(row["commit"] for row in rows).most_common()),
         "counts": {kind: sum(row["kind"] == kind for row in rows) for kind in _KINDS},
@@ -30,6 +32,44 @@ def summary(rows: Collection[Mapping[str, Any]]) -> dict[str, Any]:
         "effects": {name: dict(counts) for name, counts in sorted(effects.items())},
         "faults": [dict(row) for row in rows if row["kind"] in ("wrong", "crash")],
     }
+
+
+def joined(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of both, which have no example in common."""
+
+    def sums(key: str) -> dict[str, int]:
+        return dict((Counter(earlier[key]) + Counter(later[key])).most_common())
+
+    effects = sorted({*earlier["effects"], *later["effects"]})
+    counts = {kind: earlier["counts"][kind] + later["counts"][kind] for kind in _KINDS}
+    return {
+        "seeds": _ranges({*seeds_of(earlier), *seeds_of(later)}),
+        "examples": earlier["examples"] + later["examples"],
+        "commits": sums("commits"),
+        "counts": counts,
+        "refused": sums("refused"),
+        "effects": {
+            name: dict(Counter(earlier["effects"].get(name, {})) + Counter(later["effects"].get(name, {})))
+            for name in effects
+        },
+        "faults": [*earlier["faults"], *later["faults"]],
+    }
+
+
+def seeds_of(results: Mapping[str, Any]) -> set[int]:
+    """The examples that were counted."""
+    return set(itertools.chain(*(range(*ends) for ends in results["seeds"])))
+
+
+def _ranges(seeds: Iterable[int]) -> list[list[int]]:
+    """Seeds as ranges [first, last + 1)."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and ranges[-1][1] == seed:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([seed, seed + 1])
+    return ranges
 
 
 def _first_words(text: str) -> str:

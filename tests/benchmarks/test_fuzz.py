@@ -127,3 +127,21 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert main(["--seed", "4711"]) == 0
     assert capsys.readouterr().out.startswith("# Effects: ")
+
+
+def test_counts_of_other_examples_are_added_and_no_example_counts_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [str(tmp_path / name) for name in ("first.jsonl", "second.jsonl", "both.jsonl")]
+    results = tmp_path / "results.json"
+    main(["--examples", "3", "--lines", lines[2], "--out", str(tmp_path)])
+    whole = json.loads(results.read_text())
+    main(["--examples", "2", "--lines", lines[0], "--out", str(tmp_path)])
+    rest = ["--lines", lines[1], "--add", str(results), "--out", str(tmp_path)]
+    main(["--first", "2", "--examples", "1", *rest])
+    assert json.loads(results.read_text()) == whole
+    assert whole["seeds"] == [[0, 3]]
+    with pytest.raises(SystemExit):
+        main(["--first", "1", "--examples", "9", *rest])
+    assert "has 2 of these examples already, the first is 1" in capsys.readouterr().err
+    assert json.loads(results.read_text()) == whole
