@@ -137,6 +137,8 @@ class Piece(ModuleView, PlainGraphModule):
         constants: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), class_name)
+        # a graph and its nodes are a cycle, which would keep the piece, and the tree, until the garbage is collected
+        self._graph.owning_module = None
         mirror(self, tree)
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):

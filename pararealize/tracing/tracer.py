@@ -139,6 +139,10 @@ def record(
         return Trace(graph=recorder.graph, constants=constants, sizes=sizes, reads_types=recorder.reads_types)
 
 
+def _is_leaf(opaque: Callable[[str, nn.Module], bool], path: str, module: nn.Module) -> bool:
+    return opaque(path, module) or is_layer(module)
+
+
 class _Recorder(PreDispatchTorchFunctionMode):
     """Writes down what a forward pass does while it listens.
 
@@ -173,7 +177,8 @@ class _Recorder(PreDispatchTorchFunctionMode):
             self.table.add_attribute(tensor, path)
         for path, tensor in copy.constants.items():
             self.table.add_constant(tensor, path)
-        self.state = StateWatch(copy.model, self._is_leaf)
+        # no method of the recorder's: what keeps the copy in a cycle keeps it until the garbage is collected
+        self.state = StateWatch(copy.model, functools.partial(_is_leaf, opaque))
         self.stack: list[tuple[str, nn.Module]] = []
         self.calls: list[int] = []
         self.types: dict[torch.dtype, fx.Node] = {}
@@ -241,7 +246,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         for path, module in modules.items():  # outer ones first
             outer = path.rpartition(".")[0]
             is_within_call = path and type(modules[outer].__dict__["training"]) is not ModeFlag
-            is_call = is_within_call or is_layer(module) or (path and self._is_leaf(path, module))
+            is_call = is_within_call or is_layer(module) or (path and _is_leaf(self.opaque, path, module))
             if self.tells_flags and not is_call:  # within one call, a flag is only a flag
                 module.__dict__["training"] = ModeFlag(flags[module], path, self._flag_was_read)
         try:
@@ -266,7 +271,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         self.flags.append(None)
         self.calls.append(next(self._numbers))
         try:
-            if path and self._is_leaf(path, module):
+            if path and _is_leaf(self.opaque, path, module):
                 with torch._C.DisableTorchFunction():
                     return self._call_leaf(path, module, args, kwargs)
             before = host_state()
@@ -305,9 +310,6 @@ class _Recorder(PreDispatchTorchFunctionMode):
         for owner in [module] if module is not self.copy else self.copy.modules():
             if any(buffer is not None and self.table.is_computed(buffer) for buffer in owner._buffers.values()):
                 raise UnreadableError("it assigns new values to its own buffers outside torch.nn's modules")
-
-    def _is_leaf(self, path: str, module: nn.Module) -> bool:
-        return self.opaque(path, module) or is_layer(module)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every call of torch with a tensor, and every factory, made outside leaves."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from pararealize.tracing.front_end import capture
 from tests.models import SmallResNet
@@ -35,3 +38,21 @@ def test_symbolic_tracing_sees_the_same_modules_in_the_same_order(name: str) -> 
         for graph in (captured.graph, torch.fx.symbolic_trace(model).graph)
     )
     assert ours == theirs
+
+
+class Doubled(nn.Linear):
+    """A layer that nothing else has."""
+
+
+def test_copies_of_the_model_are_gone_when_it_returns() -> None:
+    """And not when the garbage is collected, which a conversion puts off: they are as large as the model."""
+    model = nn.Sequential(Doubled(4, 4), nn.ReLU(), Doubled(4, 4))
+    gc.collect()
+    gc.disable()
+    try:
+        captured = capture(model, torch.randn(2, 4))
+        layers = [each for each in gc.get_objects() if type(each) is Doubled]
+    finally:
+        gc.enable()
+    assert len(layers) == 2
+    assert captured.model is model
