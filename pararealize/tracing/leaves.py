@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from pararealize.restore import set_within
 
 from .sizes import Sizes, has_symbols, is_symbolic, layout_of
 
-__all__ = ["Leaves", "is_from_torch", "is_layer", "size_kind"]
+__all__ = ["Leaves", "is_from_torch", "is_layer", "is_one_call", "size_kind"]
 
 _PURE = {  # what comes out depends on settings and shapes alone; other layers are called each time
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm,
@@ -59,6 +60,11 @@ _TRANSPARENT = (  # modules of torch.nn that are containers: what they call is r
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is one of torch.nn that is called as a whole, and no container, as a bare ``nn.Module`` is."""
     return is_from_torch(module) and type(module) is not nn.Module and not isinstance(module, _TRANSPARENT)
+
+
+def is_one_call(opaque: Callable[[str, nn.Module], bool], path: str, module: nn.Module) -> bool:
+    """Whether a module is one node of the graph: it is opaque, or a layer of torch's."""
+    return opaque(path, module) or is_layer(module)
 
 
 _FAKE = torch._C._TorchDispatchModeKey.FAKE

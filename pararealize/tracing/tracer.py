@@ -37,7 +37,7 @@ from .autograd_calls import AutogradCalls
 from .captured import CHANGES_ITSELF
 from .example import Example
 from .fake_copy import FakeCopy
-from .leaves import is_layer
+from .leaves import is_layer, is_one_call
 from .mode_flag import ModeFlag, without_flags
 from .node_table import NodeTable, UnreadableError
 from .operations import CACHED, computed_calls, describe, tensors_in
@@ -139,10 +139,6 @@ def record(
         return Trace(graph=recorder.graph, constants=constants, sizes=sizes, reads_types=recorder.reads_types)
 
 
-def _is_leaf(opaque: Callable[[str, nn.Module], bool], path: str, module: nn.Module) -> bool:
-    return opaque(path, module) or is_layer(module)
-
-
 class _Recorder(PreDispatchTorchFunctionMode):
     """Writes down what a forward pass does while it listens.
 
@@ -178,7 +174,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         for path, tensor in copy.constants.items():
             self.table.add_constant(tensor, path)
         # no method of the recorder's: what keeps the copy in a cycle keeps it until the garbage is collected
-        self.state = StateWatch(copy.model, functools.partial(_is_leaf, opaque))
+        self.state = StateWatch(copy.model, functools.partial(is_one_call, opaque))
         self.stack: list[tuple[str, nn.Module]] = []
         self.calls: list[int] = []
         self.types: dict[torch.dtype, fx.Node] = {}
@@ -246,7 +242,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         for path, module in modules.items():  # outer ones first
             outer = path.rpartition(".")[0]
             is_within_call = path and type(modules[outer].__dict__["training"]) is not ModeFlag
-            is_call = is_within_call or is_layer(module) or (path and _is_leaf(self.opaque, path, module))
+            is_call = is_within_call or is_layer(module) or (path and is_one_call(self.opaque, path, module))
             if self.tells_flags and not is_call:  # within one call, a flag is only a flag
                 module.__dict__["training"] = ModeFlag(flags[module], path, self._flag_was_read)
         try:
@@ -271,7 +267,7 @@ class _Recorder(PreDispatchTorchFunctionMode):
         self.flags.append(None)
         self.calls.append(next(self._numbers))
         try:
-            if path and _is_leaf(self.opaque, path, module):
+            if path and is_one_call(self.opaque, path, module):
                 with torch._C.DisableTorchFunction():
                     return self._call_leaf(path, module, args, kwargs)
             before = host_state()
