@@ -206,16 +206,24 @@ def _folds_of(coarse: str, chain: BlockChain) -> frozenset[int]:
     """The blocks that end with a layer into which maps are to be folded; none of other kinds.
 
     Raises:
-        CoarseError: maps are to be folded, and there is no such block.
+        CoarseError: maps are to be folded, and there is no such block, or all such layers are frozen.
     """
-    blocks = enumerate(chain.blocks) if _folds(coarse) else ()
-    folds = frozenset(i for i, block in blocks if layer_at_end(chain, block))
-    if _folds(coarse) and not folds:
+    if not _folds(coarse):
+        return frozenset()
+    ends = enumerate(layer_at_end(chain, block) for block in chain.blocks)
+    layers = {i: chain.capture.model.get_submodule(name) for i, name in ends if name}
+    if not layers:
         raise CoarseError(
             f"coarse = {coarse!r}, and no block ends with a linear layer or convolution whose output only adds to the "
             'stream, in which a map could stand; pass "low-rank", whose maps stand beside the segments'
         )
-    return folds
+    trained = {i for i, layer in layers.items() if all(value.requires_grad for value in layer.parameters())}
+    if not trained:
+        raise CoarseError(
+            f"coarse = {coarse!r} writes maps into the last layers of blocks, and all of these are frozen; call "
+            'model.requires_grad_(True), or pass "low-rank", whose maps stand beside the segments'
+        )
+    return frozenset(trained)
 
 
 def _measured(

@@ -61,6 +61,11 @@ def test_maps_are_folded_where_there_are_layers_for_them() -> None:
     said: list[str] = []
     with pytest.raises(CoarseError, match="no block ends with a linear layer"):
         tradeoff(nn.Sequential(*squashed).eval(), data, n=2, coarse="folded", report=said.append)
+    frozen = chain_of(AddedLinear, 6, 4).float().requires_grad_(False)
+    with pytest.raises(
+        CoarseError, match=r"last layers of blocks, and all of these are frozen; call model.requires_grad_"
+    ):
+        tradeoff(frozen, data, n=2, coarse="folded", report=said.append)
     assert not [line for line in said if "window" in line]  # before anything is tried
 
 
