@@ -254,7 +254,13 @@ class DeviceProfile:
         rows = [(name, count(value)) for name, value in peaks]
         rows += [("memory, bytes/s", count(self.bandwidth)), ("memory, bytes", count(self.memory))]
         rows += [("launch", duration(self.launch)), ("launch in a graph", duration(self.launch_captured))]
-        rows += [(link.name, f"{duration(link.latency)}, {count(link.bandwidth)}B/s") for link in self.links]
+        rows += [("loss of a step", duration(self.step))]
+        for link in self.links:
+            rows.append((link.name, f"{duration(link.latency)}, {count(link.bandwidth)}B/s"))
+            if link.overlap < 1:
+                rows.append((f"{link.name}, sums beside computing", f"{100 * link.overlap:.0f} %"))
+            host = dataclasses.asdict(link.host).items()
+            rows += [(f"{link.name}, host: {name}", duration(value)) for name, value in host if value]
         return "\n".join([f"{self.name}: {self.source}", aligned(rows, "lr")])
 
 

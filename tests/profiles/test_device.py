@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pararealize.errors import OutputError, ProfileError
-from pararealize.profiles import PROFILES, DeviceProfile, Link, Peaks
+from pararealize.profiles import PROFILES, DeviceProfile, HostCosts, Link, Peaks
 
 amounts = st.floats(1e-3, 1e20)
 
@@ -26,6 +26,22 @@ def test_round_trip(flops, bandwidth, half, links):
     assert DeviceProfile.from_json(profile.to_json()) == profile
     assert hash(profile) == hash(DeviceProfile.from_json(profile.to_json()))
     assert "x: " in str(profile)
+
+
+def test_what_hosts_take_is_kept_and_shown():
+    host = HostCosts(message=1e-4, step=2e-3, microbatch=3e-4, copies=1e-3, parameter=2e-5)
+    link = Link(name="here", latency=1e-5, bandwidth=1e9, overlap=0.3, host=host)
+    profile = dataclasses.replace(PROFILES["cpu"], step=5e-5, links=(link,))
+    assert DeviceProfile.from_json(profile.to_json()) == profile
+    lines = [" ".join(line.split()) for line in str(profile).splitlines()]
+    assert lines[-8:] == [
+        "loss of a step 50 µs",
+        "here 10 µs, 1.00GB/s",
+        "here, sums beside computing 30 %",
+        *(f"here, host: {what}" for what in ("message 100 µs", "step 2 ms", "microbatch 300 µs")),
+        *(f"here, host: {what}" for what in ("copies 1 ms", "parameter 20 µs")),
+    ]
+    assert "host" not in str(PROFILES["a100"])
 
 
 def test_files(tmp_path):
