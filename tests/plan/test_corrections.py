@@ -41,7 +41,7 @@ def test_folded_maps_name_layers_that_the_network_has() -> None:
     model, x = chain_of(AddedLinear, 4, 5), batches_of(AddedLinear, 4)[0]
     plan = pararealize(model, n=2, windows=2, sequential=1, coarse="folded", example_inputs=x).plan
     assert correction_faults("folded", plan.windows, plan.corrections) == []
-    assert [row.layer for row in plan.corrections] == ["2.down", "4.down"] or len(plan.corrections) == 4
+    assert [row.layer for row in plan.corrections] == ["1.down", "2.down", "3.down", "4.down"]
     assert Plan.from_json(plan.to_json()) == plan
     assert f"folded  in {plan.corrections[0].layer}" in str(plan)
     chain = find_blocks(capture(model, x))
