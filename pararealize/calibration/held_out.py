@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pararealize.plan.spec import Window
+
 from .interfaces import InterfaceRecord, InterfaceValues
 
 __all__ = ["HeldOut", "SampleParts"]
@@ -44,6 +46,12 @@ class HeldOut:
     def __bool__(self) -> bool:
         """Whether any samples are held out: a single one is not parted."""
         return bool(str(self))
+
+    def forget(self, window: Window, *, corrected_only: bool = False) -> None:
+        """Forget the values of a window, of all batches; see :meth:`InterfaceValues.forget`."""
+        self.record.forget(window, corrected_only=corrected_only)
+        if self.tested is not None:
+            self.tested.forget(window, corrected_only=corrected_only)
 
     def all(self) -> Iterator[SampleParts]:
         """All batches, those fitted to first."""

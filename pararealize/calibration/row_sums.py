@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from pararealize.analysis.space import Space
 
 from .channel_maps import Moments
-from .held_out import HeldOut
+from .held_out import SampleParts
 from .interfaces import InterfaceValues
 from .masks import rows_at
 
@@ -23,19 +23,19 @@ ValuesOf: TypeAlias = Callable[[InterfaceValues], tuple[Sequence[Sequence[Tensor
 
 @torch.no_grad()
 def row_sums(
-    held_out: HeldOut, space: Space, device: torch.device, groups: Sequence[int], values_of: ValuesOf
+    batches: Iterable[SampleParts], space: Space, device: torch.device, groups: Sequence[int], values_of: ValuesOf
 ) -> list[tuple[Moments, Moments]]:
     """Sums over the samples fitted to, and over those held out, for each choice of features, in one pass.
 
     Args:
-        held_out: which samples are which; the former serve for both where none are held out.
+        batches: which of their samples are which; the former serve for both where none are held out.
         space: of all values.
         device: where the sums are.
         groups: how many features each choice has.
         values_of: from a batch's values to the features, to what is there, and to what should be.
     """
     pairs = [(Moments(count, space.channels, device), Moments(count, space.channels, device)) for count in groups]
-    for parts in held_out.all():
+    for parts in batches:
         choices, w, true = values_of(parts.values)
         for number, samples in enumerate((parts.fitted, parts.held_out)):
             if samples is None or not len(true[samples]):

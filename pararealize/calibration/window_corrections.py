@@ -123,7 +123,7 @@ def fit_input_corrections(interfaces: Interfaces, held_out: HeldOut, window: Win
         start = time.perf_counter()
         set_to_nought([module])
         values_of = partial(_values_of_adapter, interfaces, window, row)
-        ((fitted, held),) = row_sums(held_out, row.y, next(module.parameters()).device, [1], values_of)
+        ((fitted, held),) = row_sums(held_out.all(), row.y, next(module.parameters()).device, [1], values_of)
         regressions = Regressions(fitted, held, PENALTIES if held_out else (ridge,))
         of_kind = {"scale": regressions.scale, "dense": regressions.dense}
         found = of_kind[row.kind]() if row.kind in of_kind else regressions.low_rank(row.rank)
@@ -161,7 +161,7 @@ def _sums(interfaces: Interfaces, held_out: HeldOut, window: Window) -> tuple[Mo
 
     groups = sum(2 if row.reads_x else 1 for row in window.corrections)
     device = next(corrections_of(interfaces, window)[-1].parameters()).device
-    return row_sums(held_out, window.corrections[0].y, device, [groups], values_of)[0]
+    return row_sums(held_out.all(), window.corrections[0].y, device, [groups], values_of)[0]
 
 
 def _values_of_adapter(

@@ -116,7 +116,7 @@ class WindowFitting:
         for module, values in zip(self._modules(window), state, strict=True):
             module.load_state_dict(values)
         self.interfaces.folds.restore(window, folds)
-        self._forget(window)
+        self.held_out.forget(window)
         return first
 
     @torch.no_grad()
@@ -148,12 +148,7 @@ class WindowFitting:
         folds = self.interfaces.folds.of(window)
         for one in folds if all(one.is_trained for one in folds) else ():  # the maps of a window belong together
             one.map.unfold(one.layer)
-        self._forget(window, corrected_only=not folds)
-
-    def _forget(self, window: Window, *, corrected_only: bool = False) -> None:
-        self.record.forget(window, corrected_only=corrected_only)
-        if self.held_out.tested is not None:
-            self.held_out.tested.forget(window, corrected_only=corrected_only)
+        self.held_out.forget(window, corrected_only=not folds)
 
     def _renew(self, window: Window, names: list[str]) -> bool:
         """Measure the statistics of segments on their inputs as they are; False where the batches are too small."""
@@ -164,7 +159,7 @@ class WindowFitting:
             self.interfaces.with_fine(values, window)
 
         renewed = self._renewed(names, run)
-        self._forget(window)
+        self.held_out.forget(window)
         return renewed
 
     def _renewed(self, names: list[str], run: Callable[[InterfaceValues], object]) -> bool:
@@ -204,8 +199,8 @@ class WindowFitting:
         folds = self.interfaces.folds.of(window)
         fit = fit_folds if folds else fit_corrections
         fits, choice = fit(self.interfaces, self.held_out, window, ridge=ridge)
-        if fits:
-            self._forget(window, corrected_only=not folds)
+        if fits and not folds:
+            self.held_out.forget(window, corrected_only=True)
         return WindowFit(fits=(*adapters, *coarse, *fits), correction=choice)
 
     def _fit_adapters(self, window: Window) -> Iterator[Fit]:
@@ -228,13 +223,13 @@ class WindowFitting:
         for regression in regressions.values():
             regression.solve(ridge=self.settings.ridge)
         if regressions:
-            self._forget(window)
+            self.held_out.forget(window)
         share = (time.perf_counter() - start) / max(len(regressions), 1)
         corrected = {
             fit.part: fit for fit in fit_input_corrections(interfaces, self.held_out, window, self.settings.ridge)
         }
         if corrected:
-            self._forget(window)
+            self.held_out.forget(window)
         for plan in plans:
             if plan.name in corrected:
                 yield corrected[plan.name]

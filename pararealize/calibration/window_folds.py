@@ -6,7 +6,8 @@ closest to what the window's end lacks without them,
 .. math:: \sum_j A_j e_j + b \approx u_{m,n} - w_m,
 
 of the rank with the smallest error on the samples held out: rank costs nothing here. They go into the layers' weights,
-b into the first bias; without any bias the maps are fitted without b.
+b into the first bias; without any bias the maps are fitted without b. They stay where the window's end errs less with
+these weights in the layers' own type: those of bfloat16 round by more than a small map repairs.
 """
 
 from __future__ import annotations
@@ -56,14 +57,20 @@ def fit_folds(
         return [Fit(part=one.row.name, kind=KIND, method="left: frozen", seconds=0.0) for one in layers], None
     start = time.perf_counter()
     first_bias = next((i for i, one in enumerate(layers) if one.layer.bias is not None), None)
-    penalties = PENALTIES if held_out else (ridge,)
+    penalties, before = PENALTIES if held_out else (ridge,), interfaces.folds.state(window)
     folded, others = _sums(interfaces, held_out, window)
     found = Regressions(*folded, penalties, intercept=first_bias is not None).low_rank(folded[0].channels)
-    nothing, whole = folded[1].nothing, folded[1].whole
-    is_better = found.error < nothing
+    nothing, whole, error = folded[1].nothing, folded[1].whole, found.error
+    is_better = error < nothing
     if is_better:
         _fold(layers, found, first_bias)
-    errors = {"none": nothing, KIND: found.error, **alternatives(Regressions(*others, penalties), 0)}
+        held_out.forget(window)
+        error = _error(interfaces, held_out, window)  # with weights of the layers' own type, which round
+        is_better = error < nothing
+        if not is_better:
+            interfaces.folds.restore(window, before)
+            held_out.forget(window)
+    errors = {"none": nothing, KIND: error, **alternatives(Regressions(*others, penalties), 0)}
     choice = CorrectionChoice(
         m=window.segments[0].m,
         kind=KIND,
@@ -100,7 +107,18 @@ def _sums(interfaces: Interfaces, held_out: HeldOut, window: Window) -> list[tup
 
     groups = len(layers), sum(2 if shape.reads_x else 1 for shape in correction_shapes("dense", window))
     device = next(layers[-1].layer.parameters()).device
-    return row_sums(held_out, window.corrections[0].y, device, groups, values_of)
+    return row_sums(held_out.all(), window.corrections[0].y, device, groups, values_of)
+
+
+def _error(interfaces: Interfaces, held_out: HeldOut, window: Window) -> float:
+    """The squared error of the window's end on the samples held out, as its layers are."""
+    last, space = window.segments[-1].index, window.corrections[0].y
+
+    def values_of(values: InterfaceValues) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+        return [[]], interfaces.end(values, window), interfaces.at(last, values.true[last])
+
+    device = next(interfaces.folds.of(window)[-1].layer.parameters()).device
+    return row_sums(held_out.held_out(), space, device, [0], values_of)[0][1].nothing
 
 
 def _read_by_others(interfaces: Interfaces, values: InterfaceValues, window: Window) -> Iterator[Tensor]:

@@ -114,7 +114,7 @@ class FoldedMap(nn.Module):
         """Make layer and map what they were."""
         for name, parameter in layer.named_parameters():
             parameter.copy_(state.weights[name])
-        self.before, self.after = state.before, state.weights
+        self.before, self.after = state.before, state.weights if state.is_folded else None
         self.is_folded.fill_(state.is_folded)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

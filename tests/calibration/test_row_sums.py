@@ -33,7 +33,7 @@ def test_rows_written_out(masked: bool, count: int, tested: bool) -> None:
         w, true = values.begins[1], values.true[index]
         return [[w], [true, w]], w, true
 
-    choices = row_sums(held_out, net.plan.segments[0].x, torch.device("cpu"), [1, 2], values_of)
+    choices = row_sums(held_out.all(), net.plan.segments[0].x, torch.device("cpu"), [1, 2], values_of)
     assert len(passes) == (5 if tested else count)
     pairs = list(zip(BATCHES, MASKS, strict=True))
     parts = [pairs[:4], pairs[4:]]

@@ -139,6 +139,23 @@ def test_they_are_left_where_they_are_worse_than_none_and_where_layers_are_froze
     assert methods["K2_1"].startswith("least squares, ridge ")
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.03])
+def test_what_rounding_undoes_is_left(scale: float) -> None:
+    """Weights of bfloat16 round, and where the sums miss next to nothing that is more than a map repairs."""
+    model, data = chain_of(AddedLinear, 32, 4), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for block in model for layer in (block.mix, block.down) for p in layer.parameters()):
+            parameter.mul_(scale)
+    batches = [torch.randn(256, 32, generator=data).bfloat16() for _ in range(6)]
+    net = converted(model.bfloat16(), batches[0])
+    calibration = calibrate(net, batches[:4], test=batches[4:])
+    used = [choice.used for choice in calibration.corrections]
+    assert all(used) == any(used) == (scale == 1.0)
+    assert calibration.stage("after").output <= calibration.stage("before").output
+    for choice in calibration.corrections:
+        assert (choice.errors["folded"] < choice.errors["none"]) == choice.used
+
+
 def test_maps_of_a_window_stay_where_one_of_its_layers_is_frozen() -> None:
     model, batches = chain_of(AddedLinear, 6, 4), batches_of(AddedLinear, 6)
     net = converted(model, batches[0])
