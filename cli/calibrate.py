@@ -154,6 +154,7 @@ def command(
         inputs, places = samples.example(), arguments.devices(devices)
         if n is None and conversion.plan is None:
             pnet = conversion.saved_network(model, built_by=network.built_by, devices=places)
+            _give_original(pnet, net, model, weights)
         else:
             progress(f"converting {model}")
             pnet = pararealize(
@@ -183,7 +184,7 @@ def command(
                 title=title,
                 picture=result.picture,
                 calibration=calibration,
-                original=net if tuned is not None else None,
+                original=net if tuned is not None or _is_changed(pnet, net) else None,
                 more=lambda part: _write(calibration, tuned, part, title, result.picture),
             )
     document = {"calibration": json.loads(calibration.to_json())}
@@ -218,6 +219,27 @@ def trained(model: str, network: options.ModelOptions, weights: Path | None) -> 
     if weights is not None:
         load_weights(net, weights)
     return net
+
+
+def _give_original(pnet: PararealModule, net: nn.Module, model: str, weights: Path | None) -> None:
+    """Give the network of a folder the original's weights: those of a file, or its own where the network's changed.
+
+    A fine-tuning changes them, and so do running statistics that were renewed and maps folded into layers; what is
+    fitted is fitted to the original. Of a folder without the original's own, calibration says so.
+    """
+    from pararealize.calibration.lost_original import lost_original
+    from pararealize.saving import read_folder
+
+    is_known = weights is not None or read_folder(model).original is not None
+    if weights is not None or (is_known and lost_original(pnet)):
+        pnet.load_original_state_dict(net.state_dict())
+
+
+def _is_changed(pnet: PararealModule, net: nn.Module) -> bool:
+    """Whether a network's original has other weights or statistics by now, so that its folder keeps its own."""
+    from pararealize.saving.network_record import weights_digest
+
+    return weights_digest(pnet.original_state_dict()) != weights_digest(net.state_dict())
 
 
 def load_weights(net: nn.Module, path: Path) -> None:

@@ -28,6 +28,7 @@ from .graph_run import GraphRun
 from .interface_errors import ErrorSums, measure_errors
 from .interfaces import InterfaceRecord, Interfaces
 from .losses import LossFunction, LossName, OutputLoss, choose_loss
+from .lost_original import noting_fine_tuning
 from .masks import AUTO, MaskChoice
 from .output_kind import LabelEvidence, OutputKind, Outputs, find_output_kind
 from .report import Calibration
@@ -167,7 +168,8 @@ def fine_tune(
             net=net, teacher=taught, data=data, loss=wanted, match=match, mask=mask, steps=steps, recipe=recipe,
             every=max(1, steps // LOOKS), say=say,
         )  # fmt: skip
-        outcome = _train(job, trained, norms, lambda: TrainedParameters(net, train, seed=seed))
+        with noting_fine_tuning(net):
+            outcome = _train(job, trained, norms, lambda: TrainedParameters(net, train, seed=seed))
         say("measuring the errors after")
         after = _measure(net, taught, data.tests, kind)
         if calibration is not None:

@@ -32,6 +32,7 @@ from .batch import Batches
 from .held_out import HeldOut
 from .interface_errors import measure_errors
 from .interfaces import InterfaceRecord, Interfaces
+from .lost_original import lost_original, noting_statistics
 from .masks import AUTO, MaskChoice
 from .output_kind import Outputs, find_output_kind
 from .report import Calibration
@@ -134,7 +135,7 @@ def calibrate(
     renews = len(net.plan.windows) > 1 if renew_statistics is None else renew_statistics
     with calibration_mode(net, seed):
         interfaces = Interfaces(net, mask)
-        _check_folds(interfaces)
+        _check_original(interfaces)
         say("running the network in sequence")
         record = InterfaceRecord(interfaces, batches, keep=keep)
         tested = None if test is None else InterfaceRecord(interfaces, test, keep=record.room if record.complete else 0)
@@ -143,11 +144,11 @@ def calibrate(
         say("measuring the errors before")
         before = measure_errors(interfaces, tested or record, kind)
         fitting = WindowFitting(record, HeldOut(record, tested), settings, say)
-        fitted = [fitting.fit(window, renews=renews) for window in interfaces.windows]
-        renewed = [*chain.from_iterable(one.renewed for one in fitted), *(fitting.renew_head() if renews else ())]
+        with noting_statistics(net, interfaces.statistics):
+            fitted = [fitting.fit(window, renews=renews) for window in interfaces.windows]
+            renewed = [*chain.from_iterable(one.renewed for one in fitted), *(fitting.renew_head() if renews else ())]
         say("measuring the errors after")
         after = measure_errors(interfaces, tested or record, kind)
-        interfaces.statistics.remember()
     corrections = [one.correction for one in fitted if one.correction is not None]
     unread: tuple[str, ...] = ()
     if evidence.given and not kind.scores and outputs == "auto":
@@ -200,10 +201,10 @@ def calibration_mode(net: PararealModule, seed: int) -> Iterator[None]:
         yield
 
 
-def _check_folds(interfaces: Interfaces) -> None:
-    """Refuse a network in whose layers there are maps, and nobody knows what the layers were before."""
-    if unknown := interfaces.folds.unknown:
+def _check_original(interfaces: Interfaces) -> None:
+    """Refuse a network that, run in sequence, is the original no longer."""
+    if fact := lost_original(interfaces.net, interfaces.statistics):
         raise CalibrationError(
-            f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, or trained, so that nobody "
-            "knows the original's weights; give it these: net.load_original_state_dict(model.state_dict())"
+            f"{fact}; give it the original's state: net.load_original_state_dict(model.state_dict()), or go on with "
+            "fine_tune(..., teacher=model)"
         )

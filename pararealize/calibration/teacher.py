@@ -18,6 +18,7 @@ from pararealize.train.run.score import eval_mode
 from .batch import call_arguments
 from .folded_layers import FoldedLayers
 from .interfaces import Interfaces, InterfaceValues
+from .lost_original import lost_original
 from .masks import MaskChoice
 from .norm_statistics import NormStatistics
 
@@ -51,8 +52,8 @@ class Teacher:
         text: says who teaches.
 
     Raises:
-        CalibrationError: statistics were renewed or maps folded into layers, nobody knows what these had before, and no
-            model is given.
+        CalibrationError: weights were fine-tuned, statistics renewed or maps folded into layers, nobody knows what
+            these had before, and no model is given.
         ModelError: the model has no weights, or is a parareal network.
     """
 
@@ -60,17 +61,8 @@ class Teacher:
         self, net: PararealModule, model: nn.Module | None, *, renewed: tuple[str, ...], mask: MaskChoice
     ) -> None:
         known = NormStatistics(net)
-        if model is None and renewed and not known.has_originals:
-            raise CalibrationError(
-                f"running statistics were renewed in {', '.join(renewed[:3])}, so that the network in sequence is no "
-                "longer the original, and they are not remembered after a reload; pass teacher=model, the model that "
-                "was converted"
-            )
-        if model is None and (unknown := FoldedLayers(net).unknown):
-            raise CalibrationError(
-                f"maps were folded into {', '.join(unknown[:3])} before the network was loaded, or trained, so that "
-                "nobody knows the original's weights; pass teacher=model, the model that was converted"
-            )
+        if model is None and (fact := lost_original(net, known, renewed)):
+            raise CalibrationError(f"{fact}; pass teacher=model, the model that was converted")
         original = copy.deepcopy(net).eval()
         known.give_to(NormStatistics(original))
         FoldedLayers(original).unfold()

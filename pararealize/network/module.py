@@ -9,7 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from pararealize.saving.network_folder import (
     write_folder,
     write_weights,
 )
-from pararealize.saving.network_record import Conversion, NetworkRecord, weights_digest
+from pararealize.saving.network_record import Change, Conversion, NetworkRecord, weights_digest
 from pararealize.saving.save_arguments import check_calibration, check_original
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions, SizeCheck, no_fault
@@ -51,12 +51,24 @@ from .iteration import iterate_network
 from .parts import read_parts
 from .variant import Variant, give_pieces, record_variant
 
-__all__ = ["PararealModule", "note_weights"]
+__all__ = ["PararealModule", "changes_of", "note_changes", "note_weights"]
 
 
 def note_weights(net: PararealModule, weights: str) -> None:
     """Note the digest of the original's own weights, by which a saved folder tells whether it has them still."""
     net.__dict__["_conversion"] = dataclasses.replace(net.__dict__["_conversion"], weights=weights)
+
+
+def changes_of(net: PararealModule) -> frozenset[Change]:
+    """What was changed of the original's state since it was given to the network, other than by folded maps."""
+    conversion: Conversion = net.__dict__["_conversion"]
+    return frozenset(conversion.changes)
+
+
+def note_changes(net: PararealModule, changes: Iterable[Change]) -> None:
+    """Note what is changed of the original's state by now; copies of the network and its folder have it, too."""
+    conversion: Conversion = net.__dict__["_conversion"]
+    net.__dict__["_conversion"] = dataclasses.replace(conversion, changes=sorted(changes))
 
 
 class PararealModule(RecordedModule, SegmentedNetwork):
@@ -189,6 +201,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         for folded in self._folded_maps():
             folded.forget()
         note_weights(self, weights_digest(self.original_state_dict()))
+        note_changes(self, ())
 
     @typed_arguments(OutputError, "calibration", model=ModelError, arguments=ModelError, original=ModelError)
     def save(

@@ -7,7 +7,7 @@ import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from pydantic import NonNegativeInt
@@ -24,6 +24,7 @@ from .model_source import ModelSource
 __all__ = [
     "SCHEMA",
     "VERSION",
+    "Change",
     "Conversion",
     "NetworkRecord",
     "modes_of",
@@ -35,6 +36,7 @@ __all__ = [
 SCHEMA, VERSION = "pararealize.network", 1
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 _SAMPLE = 4096  # elements of a tensor, about
+Change: TypeAlias = Literal["statistics", "weights"]  # renewed running statistics; weights or statistics, fine-tuned
 _LIBRARIES = ("pararealize", "torch", "torchvision", "timm", "transformers")
 
 
@@ -48,6 +50,8 @@ class Conversion:
         leaf_modules: qualified names of the modules that the user kept as one call each.
         dtypes: of those of the model's tensors that have a type of their own, by their names.
         weights: the digest of the original's state as it was then, see :func:`weights_digest`; empty where unknown.
+        changes: what a calibration or a fine-tuning changed of that state since, so that the network in sequence is
+            no longer the original. Maps that are folded into layers have a mark of their own.
     """
 
     example: dict[str, Any] | None = None
@@ -55,6 +59,7 @@ class Conversion:
     leaf_modules: list[str] = dataclasses.field(default_factory=list)
     dtypes: dict[str, str] = dataclasses.field(default_factory=dict)
     weights: str = ""
+    changes: list[Change] = dataclasses.field(default_factory=list)
 
     @staticmethod
     def of(capture: Capture) -> Conversion:

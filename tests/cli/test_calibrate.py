@@ -8,11 +8,39 @@ import pytest
 import torch
 from safetensors.torch import save_model
 
-from pararealize import models
+from pararealize import load as load_network
+from pararealize import load_original, models
 from pararealize.calibration.report import Calibration
 from pararealize.calibration.tuning_report import FineTuning
 from pararealize.data.catalogue import load
 from tests.command import run
+
+NETWORK = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 8), nn.Linear(8, 10)
+        self.blocks = nn.Sequential(*(Block() for _ in range(4)))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x.flatten(1))))
+
+
+def deep():
+    return Deep()
+"""
 
 
 @pytest.fixture
@@ -53,6 +81,43 @@ def test_a_folder_that_loads(weights: Path, tmp_path: Path) -> None:
         text in again.stdout for text in ("3 windows", "output corrections, ", "on the test samples", "trained: added")
     )
     assert Calibration.from_json((tmp_path / "out" / "calibration.json").read_text()).corrections
+
+
+def test_a_folder_has_the_original_of_a_network_whose_weights_were_changed(tmp_path: Path) -> None:
+    """Without it the original of a network with maps in its layers had them, too, and was compared with itself."""
+    (tmp_path / "deep.py").write_text(NETWORK)
+    deep = str(tmp_path / "deep.py:deep")
+    torch.manual_seed(5)
+    model = models.build(deep).eval()
+    save_model(model, str(tmp_path / "trained.safetensors"))
+    data, kind = ("--image-size", 8, "--channels", 1), ("--n", 2, "--windows", 2, "--coarse", "folded")
+    folders = [tmp_path / name for name in ("first", "again", "tuned", "anew")]
+    weights = ("--weights", tmp_path / "trained.safetensors")
+    first = run("calibrate", deep, *weights, *kind, *data, "--out", folders[0])
+    assert first.exit_code == 0, first.output
+    for source, folder, *more in (
+        (folders[0], folders[1]),
+        (folders[1], folders[2], "--fine-tune-steps", 5, "--fine-tune-lr", 1e-5),
+        (folders[2], folders[3]),
+    ):
+        result = run("calibrate", source, "--built-by", deep, *more, *data, "--out", folder)
+        assert result.exit_code == 0, result.output
+    networks = [load_network(folder, models.build(deep)).state_dict() for folder in folders]
+    for index in (1, 3):
+        assert all(torch.equal(value, networks[index][key]) for key, value in networks[0].items())
+    for folder in folders:
+        original = load_original(folder, models.build(deep)).state_dict()
+        assert all(torch.equal(value, original[key]) for key, value in model.state_dict().items())
+    torch.manual_seed(6)
+    other = models.build(deep).eval()
+    save_model(other, str(tmp_path / "other.safetensors"))
+    words = ("--built-by", deep, "--weights", tmp_path / "other.safetensors", *data)
+    result = run("calibrate", folders[0], *words, "--out", tmp_path / "other")
+    assert result.exit_code == 0, result.output
+    original = load_original(tmp_path / "other", models.build(deep)).state_dict()
+    assert all(torch.equal(value, original[key]) for key, value in other.state_dict().items())
+    loaded = load_network(tmp_path / "other", models.build(deep)).state_dict()
+    assert torch.equal(loaded["stem.weight"], other.state_dict()["stem.weight"])
 
 
 def test_refusals(weights: Path, tmp_path: Path) -> None:
