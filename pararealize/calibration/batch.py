@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -11,7 +12,16 @@ from pararealize.errors import CalibrationError, ExampleError
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.containers import leaves_of
 
-__all__ = ["Batches", "call_arguments", "check_finite", "inputs_of", "labels_of", "one_pass", "samples_of"]
+__all__ = [
+    "Batches",
+    "call_arguments",
+    "check_finite",
+    "inputs_of",
+    "labels_of",
+    "later_pass",
+    "one_pass",
+    "samples_of",
+]
 
 Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -86,6 +96,28 @@ def one_pass(batches: Batches) -> Iterator[Any]:
             "function that gives a new iterator, such as data.batches"
         )
     return iterator
+
+
+def later_pass(batches: Batches, start: int, stop: int, count: int) -> Iterator[Any]:
+    """The batches from ``start`` up to ``stop``, counted from 0, in a pass behind a first one that gave ``count``.
+
+    Raises:
+        ExampleError: while it is read: this pass ends before. A function may give an iterator that was read already.
+    """
+    iterator = one_pass(batches)
+
+    def read() -> Iterator[Any]:
+        number = 0
+        for number, batch in enumerate(islice(iterator, stop), start=1):
+            if number > start:
+                yield batch
+        if number < stop:
+            raise ExampleError(
+                f"a first pass over the batches gave {count}, and a later one {number}; pass a list, a loader, or a "
+                "function that gives a new iterator over the same batches with every call"
+            )
+
+    return read()
 
 
 def check_finite(value: Tensor, what: str, number: int) -> None:

@@ -140,10 +140,12 @@ def calibrate(
         record = InterfaceRecord(interfaces, batches, keep=keep)
         tested = None if test is None else InterfaceRecord(interfaces, test, keep=record.room if record.complete else 0)
         evidence = record.evidence if tested is None or record.evidence.count else tested.evidence
+        held_out = HeldOut(record, tested)
+        held_out.check_masks()
         kind = find_output_kind(net, record.output, outputs, evidence)
         say("measuring the errors before")
         before = measure_errors(interfaces, tested or record, kind)
-        fitting = WindowFitting(record, HeldOut(record, tested), settings, say)
+        fitting = WindowFitting(record, held_out, settings, say)
         with noting_statistics(net, interfaces.statistics):
             fitted = [fitting.fit(window, renews=renews) for window in interfaces.windows]
             renewed = [*chain.from_iterable(one.renewed for one in fitted), *(fitting.renew_head() if renews else ())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pararealize.errors import CalibrationError
 from pararealize.plan.spec import Window
 
 from .interfaces import InterfaceRecord, InterfaceValues
@@ -46,6 +47,31 @@ class HeldOut:
     def __bool__(self) -> bool:
         """Whether any samples are held out: a single one is not parted."""
         return bool(str(self))
+
+    def check_masks(self) -> None:
+        """Make sure that masks leave something in, of what is fitted to and of what is held out.
+
+        Raises:
+            CalibrationError: they exclude every position of the one or the other.
+        """
+        counts, which = self.record.counts, ""
+        split = self.record.count - self._last
+        if not any(counts[:split]):
+            which = "the batches that are fitted to"
+        elif self._last and not any(counts[split:]):
+            which = f"{self}, which are held out"
+        elif self.tested is not None and not any(self.tested.counts):
+            which = "the test batches"
+        elif self._samples:
+            (parts,) = self.fitted()
+            mask = parts.values.mask
+            if mask is not None and not (mask[parts.fitted].any() and mask[parts.held_out].any()):
+                which = f"{self}, which are held out, or of the others"
+        if which:
+            raise CalibrationError(
+                f"the mask leaves out every position of {which}, so that nothing is compared there; pass one that is "
+                "nonzero where there is something, or mask=None"
+            )
 
     def forget(self, window: Window, *, corrected_only: bool = False) -> None:
         """Forget the values of a window, of all batches; see :meth:`InterfaceValues.forget`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from pararealize.network.parts import Index, read_equation
 from pararealize.plan.spec import SegmentPlan, Window
 from pararealize.tracing.call_signature import CallSignature
 
-from .batch import Batches, check_finite, inputs_of, labels_of, one_pass
+from .batch import Batches, check_finite, inputs_of, labels_of, later_pass, one_pass
 from .folded_layers import FoldableLayer, FoldedLayers
 from .masks import AUTO, MaskChoice, mask_of, unmasked
 from .norm_statistics import NormStatistics
@@ -308,6 +307,7 @@ class InterfaceRecord:
         in_memory: the values of the first batches.
         count: how many batches there are.
         samples: how many samples they have.
+        counts: of each batch, whether its mask leaves any position in.
         room: what is left of ``keep``.
         evidence: what labels say of the original's outputs.
         output: the original's output for the first batch.
@@ -320,12 +320,14 @@ class InterfaceRecord:
         self.interfaces, self.batches = interfaces, batches
         self.in_memory: list[InterfaceValues] = []
         self.count = self.samples = 0
+        self.counts: list[bool] = []
         self.room = keep
         self.evidence = LabelEvidence()
         self.output: Any = None
         for number, batch in enumerate(one_pass(batches), start=1):
             values = interfaces.in_sequence(batch, number)
             self.count, self.samples = number, self.samples + values.samples
+            self.counts.append(values.mask is None or bool(values.mask.any()))
             self.evidence.add(values.output, values.labels)
             self.output = values.output if number == 1 else self.output
             if number == len(self.in_memory) + 1 and (values.bytes <= self.room or not self.in_memory):
@@ -348,11 +350,15 @@ class InterfaceRecord:
         return self.part(0, self.count)
 
     def part(self, start: int, stop: int) -> Iterator[InterfaceValues]:
-        """The values of the batches from ``start`` up to ``stop``, counted from 0."""
+        """The values of the batches from ``start`` up to ``stop``, counted from 0.
+
+        Raises:
+            ExampleError: this pass ends before.
+        """
         if self.complete:
             yield from self.in_memory[start:stop]
             return
-        for number, batch in enumerate(islice(one_pass(self.batches), start, stop), start=start + 1):
+        for number, batch in enumerate(later_pass(self.batches, start, stop, self.count), start=start + 1):
             yield self.interfaces.in_sequence(batch, number)
 
     def with_fine(self, window: Window) -> Iterator[InterfaceValues]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from pararealize.data.dataset import Dataset
 from pararealize.errors import ExampleError
 from pararealize.random_state import generator
 
-from .batch import Batches, one_pass, samples_of
+from .batch import Batches, later_pass, one_pass, samples_of
 
 __all__ = ["TuningData"]
 
@@ -73,7 +72,7 @@ class TuningData:
             if self._data is not None:
                 yield from self._data.epoch(number)
             elif self._kept is None:
-                yield from islice(self._pass(), stop)
+                yield from self._later(0, stop)
             else:
                 order = torch.randperm(stop, generator=generator(self._seed, "order", number))
                 yield from (self._kept[i] for i in order.tolist())
@@ -84,12 +83,17 @@ class TuningData:
         if self._test is not None:
             return one_pass(self._test)
         start = self.count - self._last if self._last else 0
-        return iter(self._kept[start:]) if self._kept is not None else islice(self._pass(), start, None)
+        return iter(self._kept[start:]) if self._kept is not None else self._later(start, self.count)
 
     def all(self) -> Iterator[Any]:
         """All batches but those of ``test``."""
-        return iter(self._kept) if self._kept is not None else self._pass()
+        return iter(self._kept) if self._kept is not None else self._later(0, self.count)
 
     def _pass(self) -> Iterator[Any]:
         torch.manual_seed(self._seed)  # a loader that shuffles holds out the same samples in every pass
         return one_pass(self._source)
+
+    def _later(self, start: int, stop: int) -> Iterator[Any]:
+        """The batches from ``start`` up to ``stop``, in a pass behind the first."""
+        torch.manual_seed(self._seed)
+        return later_pass(self._source, start, stop, self.count)

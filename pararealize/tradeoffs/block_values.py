@@ -124,16 +124,24 @@ def output_error(pairs: Iterable[tuple[Any, Any]], masks: Iterable[Tensor | None
         masks: of each pair, which positions count.
 
     Raises:
-        CalibrationError: a true output is not finite.
+        CalibrationError: a true output is not finite, or nothing counts.
     """
     error = whole = 0.0
+    count = 0
     for number, ((value, true), mask) in enumerate(zip(pairs, masks, strict=False), 1):
         for a, b in zip(leaves_of(value), leaves_of(true), strict=True):
             if isinstance(b, Tensor) and b.is_floating_point():
                 a, b = unmasked(a, mask), unmasked(b, mask)
                 check_finite(b, "the original's output", number)
+                count += b.numel()
                 error += (a.double() - b.double()).square().sum().item()
                 whole += b.double().square().sum().item()
+    if not count:
+        raise CalibrationError(
+            "nothing is compared: the mask leaves out every position of the batches that errors are measured on, or "
+            "the outputs have no floating-point numbers; pass a mask that is nonzero where there is something, or "
+            "mask=None"
+        )
     if not error:
         return 0.0
     return math.sqrt(error / whole) if whole else math.inf

@@ -60,3 +60,11 @@ def test_refusals() -> None:
         TuningData([], None, keep=0, seed=0)
     with pytest.raises(ExampleError, match="an iterator gives them once"):
         TuningData(iter([torch.ones(2)]), None, keep=0, seed=0)
+
+
+def test_a_function_whose_iterator_was_read_is_no_other_pass() -> None:
+    """Training waited for ever for a batch."""
+    iterator = iter([torch.ones(2)] * 5)
+    data = TuningData(lambda: iterator, [torch.ones(2)], keep=0, seed=0)
+    with pytest.raises(ExampleError, match=r"first pass over the batches gave 5, and a later one 0; .* new iterator"):
+        next(data.training())
