@@ -7,6 +7,7 @@ import torch
 
 from pararealize import PararealModule, calibrate, fine_tune, load, pararealize
 from pararealize.calibration.folded_layers import FoldedLayers
+from pararealize.calibration.interfaces import Interfaces
 from pararealize.calibration.teacher import Teacher
 from pararealize.errors import CalibrationError, CheckpointError, ModelError
 from tests.added_branches import AddedLinear, batches_of, chain_of
@@ -39,6 +40,15 @@ def test_the_original_is_there_for_as_long_as_it_is_asked_for() -> None:
     assert torch.equal(net.get_parameter("2.down.weight"), MODEL.get_parameter("2.down.weight"))
     layers.restore(window, states)
     torch.testing.assert_close(net.segments["g2_1"](BATCHES[0]) - u, one.layer(torch.tanh(MODEL[2].up(u))))
+
+
+def test_windows_behind_one_run_in_sequence_without_their_maps() -> None:
+    net = folded()
+    interfaces = Interfaces(net)
+    values, first = interfaces.in_sequence(BATCHES[0]), net.plan.windows[0]
+    end = interfaces.end(values, first)
+    assert not torch.allclose(end, MODEL[:2](BATCHES[0]))
+    torch.testing.assert_close(interfaces.rest_in_sequence(values, first), MODEL[2:](end))
 
 
 def test_the_teacher_is_the_original() -> None:
