@@ -44,6 +44,10 @@ class Ending(nn.Module):
             return x + self.down(torch.tanh(self.up(x + e)))
         if self.way == "one channel":
             return x + e.detach() * 0 + self.one(z)
+        if self.way == "weight read twice":
+            return x + 0.1 * torch.nn.functional.linear(z, self.down.weight) + e
+        if self.way == "one for all tokens":
+            return x + self.down(z.mean(1, keepdim=True))
         if self.way == "no sum":
             return e
         return x + e
@@ -61,11 +65,16 @@ def found(model: nn.Module, x: Tensor, block: int = 1) -> str:
         ("dropped", "1.down"),
         ("the other way round", "1.down"),
         *((way, "") for way in ("scaled", "behind a ReLU", "behind a norm", "read twice", "called twice")),
-        *((way, "") for way in ("one channel", "no sum", "hooked", "parametrised")),
+        *((way, "") for way in ("one channel", "no sum", "hooked", "parametrised", "weight read twice")),
     ],
 )
 def test_what_a_block_ends_with(way: str, layer: str) -> None:
     assert found(nn.Sequential(*(Ending(way) for _ in range(3))), torch.randn(4, 6)) == layer
+
+
+def test_one_value_for_all_tokens_is_no_term_of_their_shape() -> None:
+    model = nn.Sequential(*(Ending("one for all tokens") for _ in range(3)))
+    assert found(model, torch.randn(4, 5, 6)) == ""
 
 
 def test_weights_that_others_read_too() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pararealize.plan.simulation import simulate
-from pararealize.profiles import Link
+from pararealize.profiles import HostCosts, Link
 from pararealize.strategies.parareal import PararealPlans, segment_counts
 from tests.strategy_costs import costs_of
 
@@ -76,3 +78,12 @@ def test_plans_that_cannot_be_made_are_told_once():
 def test_numbers():
     assert segment_counts(8) == [2, 3, 4, 6, 8]
     assert len(segment_counts(1024)) < 20
+
+
+def test_what_a_step_takes_on_hosts_is_added_once():
+    """On all ranks alike: it does not move the cuts."""
+    link = Link(name="a", latency=0.0, bandwidth=1e30)
+    busy = dataclasses.replace(link, host=HostCosts(step=0.25))
+    plain, longer = (PararealPlans(costs_of(one)).strategy(4, 1, 8, "linear") for one in (link, busy))
+    assert longer.step == pytest.approx(plain.step + 0.25)
+    assert [row.first for row in longer.plan.segments] == [row.first for row in plain.plan.segments]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pararealize.profiles import HostCosts, Link
+from pararealize.strategies.network_costs import all_reduce, exposed_reduction
 from pararealize.strategies.replicas import copies_of, data_parallel, one_device
 from tests.strategy_costs import costs_of
 
@@ -49,3 +52,15 @@ def test_no_more_copies_than_samples():
     assert [copies_of(8, devices) for devices in (1, 3, 8, 1000)] == [1, 2, 8, 8]
     assert data_parallel(costs_of(), 8, 1) is None
     assert data_parallel(costs_of(), 100, 4).detail == "4 copies of 1"
+
+
+@given(st.floats(0, 1), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 60 << 20)), min_size=1, max_size=5))
+def test_sums_that_do_not_overlap_are_added(overlap, parts):
+    """All of them where the link is the cores that compute; what would have been hidden, by the share that is not."""
+    backward, gradients = map(list, zip(*parts, strict=True))
+    link = Link(name="a", latency=0.0, bandwidth=1e9)
+    hidden, shown, between = (
+        exposed_reduction(dataclasses.replace(link, overlap=share), backward, gradients, 4) for share in (1, 0, overlap)
+    )
+    assert shown == pytest.approx(all_reduce(link, sum(gradients), 4))
+    assert between == pytest.approx(overlap * hidden + (1 - overlap) * shown)
