@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .size_nodes import scaled, size_from, size_of, tensors_of_size
+from .size_nodes import is_told, scaled, size_from, size_of, tensors_of_size
 from .type_nodes import parameter_of_type, reads_no_value, types_of
 
 __all__ = ["device_of", "subgraph"]
@@ -52,6 +52,13 @@ def subgraph(
     return copier.graph
 
 
+def _teller(size: fx.Node, nodes: set[fx.Node]) -> fx.Node | None:
+    """The last tensor before a size that tells it alone; of those of the same sizes, one is asked."""
+    tensors = {node.meta["sizes"]: node for node in sorted(nodes) if node < size and node.meta.get("sizes")}
+    told = (node for node in reversed(tensors.values()) if is_told(size.meta["size"], [node]))
+    return next(told, None)
+
+
 class _Copier:
     """Copies nodes of a captured graph, and all that they need, into a graph whose placeholders are its inputs."""
 
@@ -66,6 +73,7 @@ class _Copier:
             copy.meta = dict(node.meta)
             self.copies[node] = copy
         self._device: fx.Node | None = None
+        self._tellers: dict[fx.Node, fx.Node] = {}  # from a size to the tensor within the piece that it is read from
 
     def copy(self, nodes: list[fx.Node]) -> None:
         """Copy nodes and all that they need, in the order in which the original runs them.
@@ -80,7 +88,7 @@ class _Copier:
         """The nodes themselves and all that they are computed from, up to what is copied already.
 
         A size is computed as the network does where the piece has the tensors that it is read from; else from the
-        piece's inputs, where these tell it.
+        piece's inputs, where these tell it, or from a tensor that the piece computes before.
         """
         sizes: list[fx.Node] = []
 
@@ -98,6 +106,10 @@ class _Copier:
                 copy = size_from(node.meta["size"], self.inputs, copies=self.copies.__getitem__)
                 if copy is not None:
                     self.copies[node] = copy
+                    continue
+                if (teller := _teller(node, needs)) is not None:
+                    self._tellers[node] = teller
+                    needs.add(node)
                     continue
             needs |= self._ancestors([node], needs.__contains__)
         return needs
@@ -140,6 +152,10 @@ class _Copier:
         assert node.op != "placeholder", f"{node} is read inside a piece that does not receive it"
         if self._is_local_size(node):
             return self._batch_size(node)
+        if node in self._tellers:
+            told = size_from(node.meta["size"], [self._tellers[node]], copies=self.copies.__getitem__)
+            assert told is not None
+            return told
         copy = self.graph.node_copy(node, self.copies.__getitem__)
         copy.args = tuple(map(self._local_device, copy.args))
         copy.kwargs = {key: self._local_device(value) for key, value in copy.kwargs.items()}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pararealize.analysis.blocks import BlockChain, find_blocks
+from pararealize.compiler import pararealize
 from pararealize.tracing.extraction import device_of, subgraph
 from pararealize.tracing.front_end import capture
 from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
@@ -111,3 +114,40 @@ def test_what_is_there_for_its_side_effects_is_copied_too() -> None:
     assert [node.target for node in besides.nodes if node.op == "call_module"] == ["linear", "watch"]
     assert [node.target for node in without.nodes if node.op == "call_module"] == ["linear"]
     assert next(iter(besides.nodes)).target == "renamed"
+
+
+class Pooled(nn.Module):
+    """A branch that is pooled to one position, and brought to the size of what it is added to."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.layer(x.mean((2, 3), keepdim=True))
+        return x + nn.functional.interpolate(mean, size=x.shape[-2:], mode="nearest")
+
+
+class Convolved(nn.Module):
+    """A residual block; with a stride it halves its input."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.layer = nn.Conv2d(channels, channels, 3, stride, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + (x if self.stride == 1 else x[..., ::2, ::2])
+
+
+@given(st.lists(st.sampled_from(["convolved", "halved", "pooled"]), min_size=3, max_size=6), st.integers(1, 3))
+@settings(max_examples=12)
+def test_sizes_are_read_from_what_a_piece_computes_where_its_inputs_do_not_tell_them(kinds: list[str], n: int) -> None:
+    makers = {"convolved": lambda: Convolved(3, 1), "halved": lambda: Convolved(3, 2), "pooled": lambda: Pooled(3)}
+    blocks = nn.Sequential(*(makers[kind]() for kind in kinds))
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), blocks, nn.Conv2d(3, 2, 1)).eval()
+    chain = chain_of(model, torch.randn(2, 2, 16, 16))
+    net = pararealize(model, min(n, len(chain.blocks)), example_inputs=torch.randn(2, 2, 16, 16), coarse="linear")
+    for shape in ((2, 2, 16, 16), (1, 2, 20, 9)):
+        x = torch.randn(shape)
+        assert torch.equal(net.iterate(x, net.plan.n - 1) if net.plan.n > 1 else net(x), model(x))
