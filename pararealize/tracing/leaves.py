@@ -17,6 +17,7 @@ from pararealize.random_source import RandomSource
 from pararealize.random_state import preserve_own_host_state
 from pararealize.restore import set_within
 
+from .layer_rules import layout_of_call, layout_of_layer
 from .sizes import Sizes, has_symbols, is_symbolic, layout_of
 
 __all__ = ["Leaves", "is_from_torch", "is_layer", "is_one_call", "size_kind"]
@@ -140,18 +141,28 @@ class Leaves:
         # without a momentum, a batch norm takes it from the value of a counter; shapes do not depend on it
         momentum = 0.1 if isinstance(module, _NormBase) and module.momentum is None else None
         with contextlib.nullcontext() if momentum is None else set_within(module, "momentum", momentum):
-            return self._cached(_pure_call(module, args, kwargs), module, args, kwargs)
+            return self._cached(_pure_call(module, args, kwargs), module, args, kwargs, layout_of_layer)
 
     def call_function(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call a function of torch's; of equal calls of the commonest ones, only the first is really made."""
-        return self._cached(_pure_function_call(function, args, kwargs), function, args, kwargs)
+        return self._cached(_pure_function_call(function, args, kwargs), function, args, kwargs, layout_of_call)
 
-    def _cached(self, key: Any, function: Any, args: Any, kwargs: Any) -> Any:
-        """Call what gives, or changes in place and returns, one tensor, or do as if it had been called."""
+    def _cached(self, key: Any, function: Any, args: Any, kwargs: Any, rule: Callable[..., Any]) -> Any:
+        """Call what gives, or changes in place and returns, one tensor, or do as if it had been called.
+
+        Args:
+            key: equal for calls that give equal layouts; ``None`` where nothing is known of the call.
+            function: what is called.
+            args: its arguments.
+            kwargs: the others.
+            rule: from the function and its arguments to the layout of what it gives, where that needs no call.
+        """
         self.repeated = False
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):  # within a region of the model's own
             key = None
         key = None if key is None else (self._symbols(), *key)
+        if key is not None and key not in self._results and (layout := rule(function, args)) is not None:
+            self._results[key] = layout
         if key in self._results:
             self.repeated = True
             if self._results[key] is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from pararealize.tracing.layer_rules import layout_of_layer
 from pararealize.tracing.leaves import _PURE, Leaves
 
 MODULES = [
@@ -72,7 +73,7 @@ def test_shapes_are_those_of_a_real_run_the_second_time_too(leaves, module, shap
     assert (fake.shape, fake.stride(), fake.device) == (x.shape, x.stride(), x.device)
     with leaves.mode:
         first, second = (leaves.call(module, (fake,), {}) for _ in range(2))
-    assert len(calls) == 1
+    assert len(calls) == (layout_of_layer(module, (fake,)) is None)  # else by the layer's definition
     for result in (first, second):
         assert isinstance(result, FakeTensor)
         assert (result.shape, result.dtype, result.device) == (expected.shape, expected.dtype, expected.device)
@@ -120,7 +121,7 @@ def test_calls_that_may_give_something_else_are_run(leaves, change):
         arguments = () if kwargs else (leaves.fake(other),)
         fakes = {name: leaves.fake(value) for name, value in kwargs.items()}
         result = leaves.call(module, arguments, fakes)
-    assert len(calls) == 2
+    assert calls.count(module) == 1
     assert result.shape == module(*([] if kwargs else [other]), **kwargs).shape
     if change == "in place":
         assert result is arguments[0]
