@@ -10,7 +10,7 @@ In reading order:
     window_fitting    a window -> its parts, fitted to what the network in sequence has there
     least_squares     a linear layer, its inputs and targets -> its weights by ridge regression
     distillation      any other module, its inputs and targets -> its weights by a short training
-    row_sums          samples, values -> sums over the rows that maps are fitted to, and over those held out
+    sums              samples, values -> sums over the rows that maps are fitted to, and over those held out
     window_corrections  a window -> its output corrections, by the closed forms of channel_maps
     window_folds      a window -> maps of its corrections, folded into the last layers of its segments
     folded_layers     a network -> those layers, with their maps and without them

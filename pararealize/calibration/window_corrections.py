@@ -25,8 +25,8 @@ from pararealize.plan.spec import Window
 from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
-from .row_sums import row_sums
 from .rows import CorrectionChoice, Fit
+from .sums import row_sums
 
 __all__ = [
     "alternatives",

@@ -26,8 +26,8 @@ from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
 from .folded_layers import FoldableLayer
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
-from .row_sums import row_sums
 from .rows import CorrectionChoice, Fit
+from .sums import row_sums
 from .window_corrections import alternatives, relative
 
 __all__ = ["fit_folds"]

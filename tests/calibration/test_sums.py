@@ -9,7 +9,7 @@ from torch import Tensor
 from pararealize import pararealize
 from pararealize.calibration.held_out import HeldOut
 from pararealize.calibration.interfaces import InterfaceRecord, Interfaces, InterfaceValues
-from pararealize.calibration.row_sums import row_sums
+from pararealize.calibration.sums import row_sums
 from tests.added_branches import AddedLinear, chain_of
 
 GENERATOR = torch.Generator().manual_seed(0)
