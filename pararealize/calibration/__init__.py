@@ -14,6 +14,7 @@ In reading order:
     window_corrections  a window -> its output corrections, by the closed forms of channel_maps
     window_folds      a window -> maps of its corrections, folded into the last layers of its segments
     folded_layers     a network -> those layers, with their maps and without them
+    known_original    a network -> why its original is not known any more; notes of what changed
     channel_maps      rows of features and targets -> linear maps: full, of low rank, a factor a channel
     norm_statistics   inputs of a part -> running statistics of its batch norms, renewed
     output_kind       outputs, labels -> whether an output tells classes

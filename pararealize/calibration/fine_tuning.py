@@ -27,8 +27,8 @@ from .fitting import calibration_mode, check_network, read_dataset
 from .graph_run import GraphRun
 from .interface_errors import ErrorSums, measure_errors
 from .interfaces import InterfaceRecord, Interfaces
+from .known_original import noting_fine_tuning
 from .losses import LossFunction, LossName, OutputLoss, choose_loss
-from .lost_original import noting_fine_tuning
 from .masks import AUTO, MaskChoice
 from .output_kind import LabelEvidence, OutputKind, Outputs, find_output_kind
 from .report import Calibration

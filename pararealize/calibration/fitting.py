@@ -32,7 +32,7 @@ from .batch import Batches
 from .held_out import HeldOut
 from .interface_errors import measure_errors
 from .interfaces import InterfaceRecord, Interfaces
-from .lost_original import lost_original, noting_statistics
+from .known_original import lost_original, noting_statistics
 from .masks import AUTO, MaskChoice
 from .output_kind import Outputs, find_output_kind
 from .report import Calibration

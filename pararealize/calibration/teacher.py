@@ -18,7 +18,7 @@ from pararealize.train.run.score import eval_mode
 from .batch import call_arguments
 from .folded_layers import FoldedLayers
 from .interfaces import Interfaces, InterfaceValues
-from .lost_original import lost_original
+from .known_original import lost_original
 from .masks import MaskChoice
 from .norm_statistics import NormStatistics
 
