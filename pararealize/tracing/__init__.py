@@ -23,6 +23,7 @@ In reading order:
     regions       grad modes, autocast and checkpoints that the calls of the pass stand in
     operations    how a call of torch is written in a graph, and the functions that graphs call besides torch's
     leaves        leaf modules on fake tensors, without arithmetic
+    layer_rules   the commonest layers and functions -> what comes out of a contiguous input
     sizes         symbols that stand for sizes of inputs, and what was decided on them
     expressions   arithmetic on symbols -> Python text, functions, nodes
     size_checks   which of a call's decisions on sizes matter for what it gives
