@@ -147,7 +147,7 @@ def is_allowed(value: Any, hint: Any) -> bool:
         return True  # type variables, and Any, which is a class
     if kind in _NUMBERS:
         is_number = isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
-        return is_number and not (isinstance(value, Integral) and int(value).bit_length() > 63)
+        return is_number and not _is_beyond(value)
     if kind in (collections.abc.Sequence, collections.abc.Iterable):
         if isinstance(value, str | bytes):
             return False  # one is meant where a list of them is asked for
@@ -156,6 +156,11 @@ def is_allowed(value: Any, hint: Any) -> bool:
     if kind is type:
         return isinstance(value, type) and issubclass(value, typing.get_args(hint) or object)
     return bool(getattr(kind, "_is_protocol", False)) or isinstance(value, kind)
+
+
+def _is_beyond(value: Any) -> bool:
+    """Whether a whole number has more than 64 bits."""
+    return isinstance(value, Integral) and int(value).bit_length() > 63
 
 
 def _fault(value: Any, hint: Any) -> str:
@@ -170,6 +175,8 @@ def _fault(value: Any, hint: Any) -> str:
 
 
 def _value(value: Any) -> str:
+    if _is_beyond(value):  # Python writes out no number of some thousand digits
+        return f"a whole number of {int(value).bit_length()} bits, where 63 are the most"
     if value is None or isinstance(value, bool | int | float | str):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."

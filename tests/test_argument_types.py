@@ -276,6 +276,10 @@ def test_what_an_annotation_allows(value: Any, hint: Any, allowed: bool) -> None
     assert is_allowed(value, hint) is allowed
 
 
+def _seeded(seed: int) -> int:
+    return seed
+
+
 def test_all_faults_are_told_at_once_with_the_error_of_the_first() -> None:
     @typed_arguments(PlanError, "free", names=ExampleError)
     def function(names: Sequence[str], plan: Plan | None = None, free: int = 3) -> Any:
@@ -288,5 +292,8 @@ def test_all_faults_are_told_at_once_with_the_error_of_the_first() -> None:
     )
     with pytest.raises(ExampleError, match=words):
         function([3], {})  # type: ignore[arg-type, list-item]
+    for value in (2**70, np.uint64(2**63), 10**5000):  # Python does not write out the last
+        with pytest.raises(PlanError, match=r"bits, where 63 are the most; pass a whole number"):
+            typed_arguments(PlanError)(_seeded)(value)
     with pytest.raises(TypeError, match="missing a required argument"):  # no call of this function at all
         function()  # type: ignore[call-arg]
