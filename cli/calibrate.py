@@ -227,7 +227,7 @@ def _give_original(pnet: PararealModule, net: nn.Module, model: str, weights: Pa
     A fine-tuning changes them, and so do running statistics that were renewed and maps folded into layers; what is
     fitted is fitted to the original. Of a folder without the original's own, calibration says so.
     """
-    from pararealize.calibration.lost_original import lost_original
+    from pararealize.calibration.known_original import lost_original
     from pararealize.saving import read_folder
 
     is_known = weights is not None or read_folder(model).original is not None

@@ -17,7 +17,6 @@ In reading order:
     known_original    a network -> why its original is not known any more; notes of what changed
     channel_maps      rows of features and targets -> linear maps: full, of low rank, a factor a channel
     norm_statistics   inputs of a part -> running statistics of its batch norms, renewed
-    lost_original     a network -> why its original cannot be had from it any more
     output_kind       outputs, labels -> whether an output tells classes
     interface_errors  values at the interfaces -> how far they are from those of the network in sequence
     rows              the rows of a report: fits, errors, choices
