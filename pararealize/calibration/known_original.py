@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from pararealize.network.module import PararealModule, changes_of, note_changes
+from pararealize.network.module import PararealModule, changes_of, note_changes, original_state
 from pararealize.saving.network_record import weights_digest
 
 from .folded_layers import FoldedLayers
@@ -47,11 +47,11 @@ def lost_original(net: PararealModule, statistics: NormStatistics | None = None,
 @contextmanager
 def noting_fine_tuning(net: PararealModule) -> Iterator[None]:
     """Note on leaving, by an error too, whether tensors of the original have other values than on entering."""
-    before = weights_digest(net.original_state_dict())
+    before = weights_digest(original_state(net))
     try:
         yield
     finally:
-        if not before or weights_digest(net.original_state_dict()) != before:
+        if not before or weights_digest(original_state(net)) != before:
             note_changes(net, changes_of(net) | {"weights"})
 
 

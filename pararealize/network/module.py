@@ -9,7 +9,8 @@ import contextlib
 import copy
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.argument_types import typed_arguments
 from pararealize.coarse.folded_map import FoldedMap, says_folded
+from pararealize.coarse.spec import CorrectionPlan
 from pararealize.distributed.checkpoint.state import tensor_misfit
 from pararealize.distributed.distribution import distribute
 from pararealize.distributed.partition import SegmentedNetwork
 from pararealize.distributed.stage import Stage
-from pararealize.errors import CheckpointError, ModelError, OutputError
+from pararealize.errors import CheckpointError, ModelError, OriginalWarning, OutputError
 from pararealize.plan.parts import Part
 from pararealize.plan.plan import Plan
 from pararealize.saving.network_folder import (
@@ -51,12 +53,18 @@ from .iteration import iterate_network
 from .parts import read_parts
 from .variant import Variant, give_pieces, record_variant
 
-__all__ = ["PararealModule", "changes_of", "note_changes", "note_weights"]
+__all__ = ["PararealModule", "changes_of", "note_changes", "note_weights", "original_state"]
 
 
 def note_weights(net: PararealModule, weights: str) -> None:
     """Note the digest of the original's own weights, by which a saved folder tells whether it has them still."""
     net.__dict__["_conversion"] = dataclasses.replace(net.__dict__["_conversion"], weights=weights)
+
+
+def original_state(net: PararealModule) -> dict[str, Any]:
+    """The state of a network's original as it is now, maps in layers included."""
+    state, keys = net.state_dict(), net.__dict__["_original_keys"]
+    return {key: state[key] for key in keys}
 
 
 def changes_of(net: PararealModule) -> frozenset[Change]:
@@ -152,6 +160,11 @@ class PararealModule(RecordedModule, SegmentedNetwork):
     def _folded_maps(self) -> list[FoldedMap]:
         return [module for module in self.coarse.children() if isinstance(module, FoldedMap)]
 
+    def _folded_rows(self) -> Iterator[tuple[CorrectionPlan, FoldedMap]]:
+        for row in self.plan.corrections:
+            if isinstance(folded := self.coarse._modules.get(row.name), FoldedMap):
+                yield row, folded
+
     @property
     def network_parts(self) -> dict[str, Part]:
         """Every part by its name, in the order of the calls, as the graph has them."""
@@ -162,10 +175,19 @@ class PararealModule(RecordedModule, SegmentedNetwork):
 
         It loads into the original model, and into a conversion of it with any other n through
         :meth:`load_original_state_dict`. Values are as they are: trained, or with maps that a calibration has folded
-        into layers (``coarse="folded"``), where that was done.
+        into layers (``coarse="folded"``), where that was done; an :class:`~pararealize.errors.OriginalWarning` tells of
+        maps, with which the original and its other conversions give something else.
         """
-        state = self.state_dict()
-        return {key: state[key] for key in self._original_keys}
+        if layers := [row.layer for row, folded in self._folded_rows() if folded.has_map]:
+            listed = ", ".join(layers[:3]) + f" and {len(layers) - 3} more" * (len(layers) > 3)
+            warnings.warn(
+                f"maps are folded into {listed}: with these weights the original and its other conversions give "
+                "something else; take those of the model that was converted, or save this network as it is, with "
+                "net.save(folder)",
+                OriginalWarning,
+                stacklevel=2,
+            )
+        return original_state(self)
 
     def load_original_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the original network's part of a checkpoint; other keys (another n's coarse blocks) are passed over.
@@ -200,7 +222,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
         for folded in self._folded_maps():
             folded.forget()
-        note_weights(self, weights_digest(self.original_state_dict()))
+        note_weights(self, weights_digest(original_state(self)))
         note_changes(self, ())
 
     @typed_arguments(OutputError, "calibration", model=ModelError, arguments=ModelError, original=ModelError)
@@ -248,7 +270,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             ['manifest.json', 'network.json', 'plan.json', 'weights.safetensors']
         """
         check_calibration(calibration)
-        check_original(original, self.original_state_dict())
+        check_original(original, original_state(self))
         return write_folder(
             folder,
             self.saved_record(model, arguments),
@@ -260,7 +282,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
 
     def saved_record(self, model: str | None = None, arguments: Mapping[str, Any] | None = None) -> NetworkRecord:
         """What :meth:`save` writes into ``network.json``."""
-        tensors, built = self.original_state_dict(), self.__dict__["_built"]
+        tensors, built = original_state(self), self.__dict__["_built"]
         source = model_source(self.plan.model, model, arguments, built, tensors)
         limit = self.recording_limit
         return record_of(self, source, self.__dict__["_conversion"], converted=True, recording_limit=limit)
