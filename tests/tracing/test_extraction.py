@@ -140,14 +140,19 @@ class Convolved(nn.Module):
         return self.layer(x) + (x if self.stride == 1 else x[..., ::2, ::2])
 
 
-@given(st.lists(st.sampled_from(["convolved", "halved", "pooled"]), min_size=3, max_size=6), st.integers(1, 3))
+@given(
+    st.lists(st.sampled_from(["convolved", "halved", "pooled"]), min_size=3, max_size=6).filter(
+        lambda kinds: kinds.count("halved") <= 2  # at one position, a mean is the value itself, and a guard says so
+    ),
+    st.integers(1, 3),
+)
 @settings(max_examples=12)
 def test_sizes_are_read_from_what_a_piece_computes_where_its_inputs_do_not_tell_them(kinds: list[str], n: int) -> None:
     makers = {"convolved": lambda: Convolved(3, 1), "halved": lambda: Convolved(3, 2), "pooled": lambda: Pooled(3)}
     blocks = nn.Sequential(*(makers[kind]() for kind in kinds))
     model = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), blocks, nn.Conv2d(3, 2, 1)).eval()
-    chain = chain_of(model, torch.randn(2, 2, 16, 16))
-    net = pararealize(model, min(n, len(chain.blocks)), example_inputs=torch.randn(2, 2, 16, 16), coarse="linear")
-    for shape in ((2, 2, 16, 16), (1, 2, 20, 9)):
+    chain = chain_of(model, torch.randn(2, 2, 32, 32))
+    net = pararealize(model, min(n, len(chain.blocks)), example_inputs=torch.randn(2, 2, 32, 32), coarse="linear")
+    for shape in ((2, 2, 32, 32), (1, 2, 40, 18)):
         x = torch.randn(shape)
         assert torch.equal(net.iterate(x, net.plan.n - 1) if net.plan.n > 1 else net(x), model(x))
