@@ -43,9 +43,11 @@ def test_linear_weights_are_those_of_the_finer_network(post: bool) -> None:
     state, expected = deep.state_dict(), fine.state_dict()
     for i in range(6):
         for name in ("weight", "bias"):
-            torch.testing.assert_close(state[f"layers.{i}.{name}"], expected[f"layers.{2 * i}.{name}"])
+            ours, theirs = state[f"layers.{i}.{name}"], expected[f"layers.{2 * i}.{name}"]
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
             if i < 5:
-                torch.testing.assert_close(state[f"deeper.1.layers.{i}.{name}"], expected[f"layers.{2 * i + 1}.{name}"])
+                ours, theirs = state[f"deeper.1.layers.{i}.{name}"], expected[f"layers.{2 * i + 1}.{name}"]
+                torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     with torch.no_grad():
         fine.layers[11].load_state_dict(fine.layers[10].state_dict())
         fine.gains[11].copy_(fine.gains[10])
