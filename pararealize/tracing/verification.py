@@ -108,6 +108,7 @@ def settings(captured: Capture) -> list[list[Setting]]:
     if types or _reads_flags(captured):
         plan.append(each(small, training="level", gradients=not heavy, autocast=types))
     if not heavy:
+        plan.append(each([pair], training=False, gradients=False))  # a forward may ask for the grad mode
         plan += [each([pair], training="name", gradients=True), each([pair], training="level", gradients=True)]
         shapes = [shape for shape in captured.guards.other_shapes() if shape not in (pair, single)]
         plan += [each([shape], training=i % 2 == 0, gradients=i % 2 == 1) for i, shape in enumerate(shapes[:3])]

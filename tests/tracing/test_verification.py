@@ -30,3 +30,36 @@ def test_refusals_name_fact_place_and_remedy() -> None:
         capture(nn.ReLU(), torch.randn(2, 4))
     with pytest.raises(CaptureError, match="leaf_modules names 'layer9'"):
         capture(SmallResNet(), torch.randn(2, 3, 8, 8), leaf_modules=["layer9"])
+
+
+class ScaledWhileTraining(nn.Module):
+    """A block whose forward asks for the grad mode, which no graph holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.layer(x))
+        return h * 1.5 if torch.is_grad_enabled() else h
+
+
+class Shifted(nn.Module):
+    """Its two inputs leave no other sizes to try than those of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.blocks = nn.Sequential(*(ScaledWhileTraining() for _ in range(3)))
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.stem(x + shift))
+
+
+def test_what_asks_for_the_grad_mode_is_one_call() -> None:
+    model, inputs = Shifted(), (torch.randn(3, 3, 6, 7), torch.ones(3, 1, 1, 1))
+    captured = capture(model, inputs)
+    assert set(captured.opaque) == {f"blocks.{i}" for i in range(3)}
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert torch.equal(captured.graph_module(*inputs), model(*inputs))
