@@ -237,7 +237,7 @@ def _give_original(pnet: PararealModule, net: nn.Module, model: str, weights: Pa
 
 def _is_changed(pnet: PararealModule, net: nn.Module) -> bool:
     """Whether a network's original has other weights or statistics by now, so that its folder keeps its own."""
-    from pararealize.network.module import original_state
+    from pararealize.network.state import original_state
     from pararealize.saving.network_record import weights_digest
 
     return weights_digest(original_state(pnet)) != weights_digest(net.state_dict())

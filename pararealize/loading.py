@@ -17,7 +17,8 @@ from pararealize.compiler import Device, pararealize
 from pararealize.distributed.checkpoint.state import fitting_names, load_state
 from pararealize.distributed.checkpoint.tensor_file import open_tensors
 from pararealize.distributed.checkpoint.weights_plan import ADDED
-from pararealize.network.module import PararealModule, note_changes, note_weights
+from pararealize.network.module import PararealModule
+from pararealize.network.state import note_changes, note_weights
 from pararealize.saving.example_form import example_from
 from pararealize.saving.meta_model import give_memory
 from pararealize.saving.model_source import build_original

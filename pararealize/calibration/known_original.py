@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from pararealize.network.module import PararealModule, changes_of, note_changes, original_state
+from pararealize.network.module import PararealModule
+from pararealize.network.state import changes_of, note_changes, original_state
 from pararealize.saving.network_record import weights_digest
 
 from .folded_layers import FoldedLayers

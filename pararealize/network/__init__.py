@@ -9,6 +9,7 @@ In reading order:
     variant           the same network recorded at other sizes, cut by the same plan, over the same parameters
     interface_sizes   whether adapters and coarse blocks give the network's shapes at other sizes
     refitting         adapters and coarse blocks at other sizes, over the same weights
+    state             a network -> its original's state, what was changed of it, and whether a checkpoint fits
     module            PararealModule: the parts, what is loaded and saved, and what else it can be run by
     parts             the emitted graph -> its parts, and the nodes of x_j, y_j, r_j and z_j
     iteration         a network, inputs, k -> k iterations of parareal, up to the original's output

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,8 @@ from torch import fx, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pararealize.argument_types import typed_arguments
-from pararealize.coarse.folded_map import FoldedMap, says_folded
+from pararealize.coarse.folded_map import FoldedMap
 from pararealize.coarse.spec import CorrectionPlan
-from pararealize.distributed.checkpoint.state import tensor_misfit
 from pararealize.distributed.distribution import distribute
 from pararealize.distributed.partition import SegmentedNetwork
 from pararealize.distributed.stage import Stage
@@ -37,7 +35,7 @@ from pararealize.saving.network_folder import (
     write_folder,
     write_weights,
 )
-from pararealize.saving.network_record import Change, Conversion, NetworkRecord, weights_digest
+from pararealize.saving.network_record import Conversion, NetworkRecord, weights_digest
 from pararealize.saving.save_arguments import check_calibration, check_original
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.conditions import CallConditions, SizeCheck, no_fault
@@ -51,32 +49,10 @@ from pararealize.tracing.recordings import LIMIT, Recordings
 
 from .iteration import iterate_network
 from .parts import read_parts
+from .state import checked_state, note_changes, note_weights, original_state
 from .variant import Variant, give_pieces, record_variant
 
-__all__ = ["PararealModule", "changes_of", "note_changes", "note_weights", "original_state"]
-
-
-def note_weights(net: PararealModule, weights: str) -> None:
-    """Note the digest of the original's own weights, by which a saved folder tells whether it has them still."""
-    net.__dict__["_conversion"] = dataclasses.replace(net.__dict__["_conversion"], weights=weights)
-
-
-def original_state(net: PararealModule) -> dict[str, Any]:
-    """The state of a network's original as it is now, maps in layers included."""
-    state, keys = net.state_dict(), net.__dict__["_original_keys"]
-    return {key: state[key] for key in keys}
-
-
-def changes_of(net: PararealModule) -> frozenset[Change]:
-    """What was changed of the original's state since it was given to the network, other than by folded maps."""
-    conversion: Conversion = net.__dict__["_conversion"]
-    return frozenset(conversion.changes)
-
-
-def note_changes(net: PararealModule, changes: Iterable[Change]) -> None:
-    """Note what is changed of the original's state by now; copies of the network and its folder have it, too."""
-    conversion: Conversion = net.__dict__["_conversion"]
-    net.__dict__["_conversion"] = dataclasses.replace(conversion, changes=sorted(changes))
+__all__ = ["PararealModule"]
 
 
 class PararealModule(RecordedModule, SegmentedNetwork):
@@ -199,27 +175,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             CheckpointError: keys of the original are missing, others are unknown, values are no tensors, or a shape,
                 a layout or the kind of numbers differs.
         """
-        if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
-            raise CheckpointError(
-                f"the checkpoint is a {type(state_dict).__name__} that is no dict of tensors by name; pass "
-                "model.state_dict(), or what safetensors.torch.load_file(path) gives"
-            )
-        current = self.state_dict()
-        originals = [key for key in state_dict if key.split(".")[0] not in ("adapters", "coarse")]
-        pairs = {key: (state_dict[key], current[key]) for key in originals if key in current}
-        misfits = {
-            "missing": [key for key in self._original_keys if key not in state_dict],
-            "unknown": [key for key in originals if key not in current],
-            "of another shape or type": [f"{key}: {fault}" for key, pair in pairs.items() if (fault := _misfit(*pair))],
-        }
-        misfits["with maps folded into layers"] = [key for key in state_dict if says_folded(key, state_dict[key])]
-        faults = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in misfits.items() if keys]
-        if faults:
-            raise CheckpointError(
-                f"the checkpoint does not fit {self.plan.model}: of its keys {', '.join(faults)}; "
-                "load one that was saved from this model"
-            )
-        self.load_state_dict({key: state_dict[key] for key in self._original_keys}, strict=False)
+        self.load_state_dict(checked_state(self, state_dict, self.plan.model), strict=False)
         for folded in self._folded_maps():
             folded.forget()
         note_weights(self, weights_digest(original_state(self)))
@@ -416,11 +372,3 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             "a parareal module is saved by its parts, not pickled: net.save(folder), then pararealize.load(folder); or "
             "net.state_dict() (safetensors) and net.plan.to_json()"
         )
-
-
-def _misfit(value: Any, current: torch.Tensor) -> str:
-    """Why a value of a checkpoint cannot take the place of a tensor; nothing where it can."""
-    fault = tensor_misfit(value, current)
-    if not fault and value.is_meta and not current.is_meta:
-        return "without values, on the meta device, there"
-    return fault

@@ -14,7 +14,8 @@ from pararealize import calibrate, fine_tune, load, pararealize
 from pararealize.calibration.window_fitting import WindowFitting
 from pararealize.errors import CalibrationError, OriginalWarning
 from pararealize.models import resnet20
-from pararealize.network.module import PararealModule, changes_of
+from pararealize.network.module import PararealModule
+from pararealize.network.state import changes_of
 
 BATCHES = [torch.randn(24, 8, generator=torch.Generator().manual_seed(i)) for i in range(5)]
 IMAGES = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(5)]
