@@ -25,6 +25,10 @@ REASONS = {
         "Its series never meet, and its only cut lies where each series is unrolled into a vector: an adapter that "
         "leads there would mix them. With n = 1 it converts."
     ),
+    "recorded anew": (
+        "At this size its forward is another one, with other blocks (maps are brought to whole patches, or pooled, "
+        "only where their sides ask for it): the plan's cuts do not exist there. Converted at that size it converts."
+    ),
     "random numbers are read by several parts": (
         "One dropout mask is read by all layers: segments on several devices would each draw another, and the network "
         "would be another one."

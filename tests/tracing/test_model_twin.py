@@ -112,3 +112,44 @@ def test_plain_layers_are_copied_as_a_deep_copy_would() -> None:
     assert not pointers & {value.data_ptr() for value in ours.state_dict().values()}
     assert ours[5] is ours[0]
     assert ours[4].weight is ours[3].linear.weight
+
+
+def test_buffers_of_plain_layers_are_copied_as_a_deep_copy_would() -> None:
+    memory = torch.arange(8.0)
+    buffers = {
+        "whole": torch.arange(3.0),
+        "view": memory[2:5],
+        "other_view": memory[4:],
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "expanded": torch.ones(1).expand(4),
+        "meta": torch.empty(2, device="meta"),
+        "graded": torch.ones(2, requires_grad=True),
+        "marked": torch.ones(2),
+    }
+    buffers["marked"].note = ["kept"]  # type: ignore[attr-defined]
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    for name, buffer in buffers.items():
+        model[0].register_buffer(name, buffer)
+    model[1].register_buffer("again", buffers["whole"])
+    memo: dict[int, Any] = {}
+    copy_plain_layers(model, memo)
+    assert {id(model[0]), id(model[1])} <= memo.keys()
+    ours, theirs = copy.deepcopy(model, memo), copy.deepcopy(model)
+    for name, expected in theirs[0].named_buffers():
+        got = ours[0].get_buffer(name)
+        assert type(got) is type(expected)
+        assert got is not model[0].get_buffer(name)
+        assert (got.stride(), got.device, got.requires_grad) == (
+            expected.stride(),
+            expected.device,
+            expected.requires_grad,
+        )
+        assert got.is_meta or torch.equal(got, expected)
+    assert ours[1].again is ours[0].whole
+    ours[0].view[2] = 100
+    assert ours[0].other_view[0] == 100, "views of one memory stay views of one memory"
+    assert memory[4] == 4
+    assert ours[0].marked.note == ["kept"]
+    assert ours[0].marked.note is not buffers["marked"].note  # type: ignore[attr-defined]
+    ours[0].whole[0] = 100
+    assert buffers["whole"][0] == 0
