@@ -12,8 +12,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pararealize import pararealize, restack
+from pararealize import (
+    capture,
+    count_costs,
+    find_blocks,
+    layer_parallel,
+    make_plan,
+    measure_costs,
+    pararealize,
+    plan_strategies,
+    receptive_fields,
+    restack,
+    tradeoff,
+)
+from pararealize.analysis.fields.dependency import dependencies
+from pararealize.analysis.inner_look import look_inside
+from pararealize.analysis.operations import list_chain_operations
 from pararealize.errors import PararealizeError
+from pararealize.reports.network import section_of_chain
 
 
 class Doubled(torch.autograd.Function):
@@ -194,3 +210,63 @@ def test_compiled_models_run_as_before_afterwards() -> None:
         threads.add(lambda seed=seed: pararealize(model_of(seed).eval(), n=1, example_inputs=torch.ones(4, 8)))
     threads.run()
     assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+class Watched(dict[str, Any]):
+    """A module's tensors; says what was put in the place of one."""
+
+    swaps: list[str]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.swaps.append(name)
+        super().__setitem__(name, value)
+
+
+class Opaque(nn.Module):
+    """A block that is one call, which is looked into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.norm(self.linear(x)))
+
+
+def watched(model: nn.Module) -> list[str]:
+    """The names of tensors that are swapped from here on."""
+    swaps: list[str] = []
+    for module in model.modules():
+        for kind in ("_parameters", "_buffers"):
+            module.__dict__[kind] = contents = Watched(module.__dict__[kind])
+            contents.swaps = swaps
+    return swaps
+
+
+X = torch.randn(6, 8)
+READERS: dict[str, Callable[[nn.Module], object]] = {
+    "pararealize": lambda model: pararealize(model, n=2, example_inputs=X),
+    "costs in seconds": lambda model: pararealize(model, n=2, example_inputs=X, cost="seconds"),
+    "blocks that are one call": lambda model: pararealize(model, n=2, example_inputs=X, leaf_modules=[Opaque]),
+    "restack": lambda model: restack(model, scheme="midpoint", example_inputs=X),
+    "layer_parallel": lambda model: layer_parallel(model, coarsening=2, example_inputs=X),
+    "tradeoff": lambda model: tradeoff(model, [X, X], n=[2]),
+    "plan_strategies": lambda model: plan_strategies(model, X, devices=2, batch_size=8, curves=False),
+    "count_costs": lambda model: count_costs(find_blocks(capture(model, X))),
+    "measure_costs": lambda model: measure_costs(find_blocks(capture(model, X)), repeats=1, warmup=0),
+    "list_chain_operations": lambda model: list_chain_operations(find_blocks(capture(model, X))),
+    "look_inside": lambda model: look_inside(chain := find_blocks(capture(model, X)), chain.blocks[1]),
+    "receptive_fields": lambda model: receptive_fields(find_blocks(capture(model, X, leaf_modules=[Opaque]))),
+    "dependencies": lambda model: dependencies(find_blocks(capture(model, X, leaf_modules=[Opaque]))),
+    "make_plan": lambda model: make_plan(find_blocks(capture(model, X)), 2, cost="seconds"),
+    "section_of_chain": lambda model: section_of_chain(find_blocks(capture(model, X)), title="blocks"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_models_own_tensors_stay_where_they_are(reader: str) -> None:
+    """Whoever uses the model meanwhile finds its parameters and buffers in it, at every moment."""
+    model = nn.Sequential(nn.Linear(8, 8), *(Opaque() for _ in range(4)), nn.Linear(8, 3))
+    swaps = watched(model)
+    READERS[reader](model)
+    assert swaps == []

@@ -221,7 +221,7 @@ def count_costs(chain: BlockChain) -> Costs:
         (128, 256, 16)
     """
     notes: list[str] = []
-    count = partial(_count_block, chain, notes)
+    count = partial(_count_block, chain.on_twin(), notes)
     blocks, stem, head = chain.for_each_block(count), count(chain.stem), count(chain.head)
     return Costs(unit="flops", stem=stem, blocks=blocks, head=head, notes=tuple(notes))
 
@@ -275,6 +275,7 @@ def measure_costs(chain: BlockChain, *, batch: int | None = None, repeats: int =
             'cost="seconds" runs the model, but its parameters are on the meta device; pass cost="flops", or give it '
             "memory first with model.to_empty(device=...)"
         )
+    chain = chain.on_twin()
     counts = count_costs(chain)
     stretches = _measured_runs(chain)
     pieces = {signature: chain.module(*stretch) for signature, stretch in stretches.items()}
