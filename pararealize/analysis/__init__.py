@@ -11,7 +11,7 @@ In reading order:
     blocks      Capture -> BlockChain: stem, blocks and head (``find_blocks`` composes the files above)
     bulk        BlockChain -> a sentence on the part that holds most of the work, and what keeps it whole
     addition    Flow -> its sums of two activations as x + f(x), or why they are none
-    last_layer  a block -> the layer at its end whose output only adds to the stream
+    last_layer  a chain -> the layers at its blocks' ends whose output only adds to the stream
     residual    Flow -> Residuals: blocks of the form x + f(x), and chains of them
     inner_look  a block that is one call -> what it does inside, as it runs on fake tensors
     causality   Causality: on which side of its own position one axis is read; plain data

@@ -1,10 +1,12 @@
-"""A block of a chain -> the layer at its end whose output does nothing but add to the stream, where there is one.
+"""A chain -> the layer at each block's end whose output does nothing but add to the stream, where there is one.
 
 s ───────────────────────────(+)── y
      z ── layer ── [dropout] ──┘          y = s + W z + a: a map of that sum's second term fits into W and a
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +16,14 @@ from .addition import is_addition
 from .blocks import Block, BlockChain
 from .space import Space
 
-__all__ = ["layer_at_end"]
+__all__ = ["layers_at_ends"]
 
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # the identity in eval mode
 
 
-def layer_at_end(chain: BlockChain, block: Block) -> str:
-    """The qualified name of a linear layer, or of a convolution without groups; empty where the block has none.
+def layers_at_ends(chain: BlockChain) -> tuple[str, ...]:
+    """A linear layer, or a convolution without groups, for every block, by qualified name; empty where it has none.
 
     The block ends with a sum of which it is one term, perhaps behind dropout; nothing else reads its output, its
     channels are those of the block's output, and nothing else in the network uses its weights.
@@ -31,9 +33,30 @@ def layer_at_end(chain: BlockChain, block: Block) -> str:
         >>> from pararealize import capture, find_blocks
         >>> from pararealize.models import resnet20
         >>> chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
-        >>> layer_at_end(chain, chain.blocks[1])
+        >>> layers_at_ends(chain)[1]
         'stage1.1.conv2'
     """
+    readers = _readers(chain)
+    return tuple(_layer_at_end(chain, block, readers) for block in chain.blocks)
+
+
+def _readers(chain: BlockChain) -> dict[int, set[fx.Node]]:
+    """The nodes that read a parameter, by its ``id``."""
+    model = chain.capture.graph_module
+    readers: dict[int, set[fx.Node]] = {}
+    for node in chain.capture.graph.nodes:
+        if node.op == "call_module":
+            for parameter in model.get_submodule(str(node.target)).parameters():
+                readers.setdefault(id(parameter), set()).add(node)
+        elif node.op == "get_attr":
+            value: object = model
+            for name in str(node.target).split("."):
+                value = getattr(value, name, None)
+            readers.setdefault(id(value), set()).add(node)
+    return readers
+
+
+def _layer_at_end(chain: BlockChain, block: Block, readers: Mapping[int, set[fx.Node]]) -> str:
     node = block.output
     while _is_call_of(chain, node, (nn.Identity,)) and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
@@ -41,20 +64,26 @@ def layer_at_end(chain: BlockChain, block: Block) -> str:
             return ""
     if not is_addition(node):
         return ""
-    names = (_layer(chain, operand, node, block.y) for operand in node.all_input_nodes)
-    return next(filter(None, names), "")
+    for term in node.all_input_nodes:
+        layer = _layer(chain, term, node, block.y)
+        if layer is not None and all(readers[id(weight)] == {layer} for weight in _module(chain, layer).parameters()):
+            return str(layer.target)
+    return ""
 
 
-def _layer(chain: BlockChain, node: fx.Node, sum_node: fx.Node, space: Space) -> str:
-    """The layer that gives a term of a sum, and nothing else."""
+def _layer(chain: BlockChain, node: fx.Node, sum_node: fx.Node, space: Space) -> fx.Node | None:
+    """The call of a layer that gives a term of a sum, and nothing else."""
     if len(sum_node.all_input_nodes) != 2 or _shape(node) is None or _shape(node) != _shape(sum_node):
-        return ""
+        return None
     while _is_dropout(chain, node) and len(node.users) == 1:
         node = node.all_input_nodes[0]
     if node.op != "call_module" or len(node.users) != 1:
-        return ""
-    layer = chain.capture.graph_module.get_submodule(str(node.target))
-    return str(node.target) if _fits(layer, space) and _is_used_once(chain, layer) else ""
+        return None
+    return node if _fits(_module(chain, node), space) else None
+
+
+def _module(chain: BlockChain, node: fx.Node) -> nn.Module:
+    return chain.capture.graph_module.get_submodule(str(node.target))
 
 
 def _fits(layer: nn.Module, space: Space) -> bool:
@@ -70,21 +99,6 @@ def _fits(layer: nn.Module, space: Space) -> bool:
     return fits and own and channels == space.channels
 
 
-def _is_used_once(chain: BlockChain, layer: nn.Module) -> bool:
-    """Whether the network calls it once, and reads its parameters nowhere else."""
-    model, weights = chain.capture.graph_module, {id(parameter) for parameter in layer.parameters()}
-    uses = 0
-    for node in chain.capture.graph.nodes:
-        if node.op == "call_module":
-            uses += any(id(p) in weights for p in model.get_submodule(str(node.target)).parameters())
-        elif node.op == "get_attr":
-            value: object = model
-            for name in str(node.target).split("."):
-                value = getattr(value, name, None)
-            uses += id(value) in weights
-    return uses == 1
-
-
 def _is_dropout(chain: BlockChain, node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target is F.dropout and len(node.all_input_nodes) == 1
@@ -94,7 +108,7 @@ def _is_dropout(chain: BlockChain, node: fx.Node) -> bool:
 def _is_call_of(chain: BlockChain, node: fx.Node, types: tuple[type[nn.Module], ...]) -> bool:
     if node.op != "call_module":
         return False
-    return type(chain.capture.graph_module.get_submodule(str(node.target))) in types
+    return type(_module(chain, node)) in types
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pararealize.analysis.blocks import BlockChain
-from pararealize.analysis.last_layer import layer_at_end
+from pararealize.analysis.last_layer import layers_at_ends
 from pararealize.analysis.space import Space
 from pararealize.coarse.output_correction import (
     CorrectionKind,
@@ -104,12 +104,14 @@ def layer_misfits(
     chain: BlockChain, segments: Iterable[SegmentPlan], corrections: Iterable[CorrectionPlan]
 ) -> list[str]:
     """Layers in which maps are to be folded, and which a network does not have where they should be."""
-    last = {segment.index: chain.blocks[segment.last] for segment in segments}
-    here = {row.name: layer_at_end(chain, last[row.index]) for row in corrections if row.layer}
+    folded = [row for row in corrections if row.layer]
+    last = {segment.index: segment.last for segment in segments}
+    layers = layers_at_ends(chain) if folded else ()
+    here = {row.name: layers[last[row.index]] for row in folded}
     return [
         f"{row.name} folds into {here[row.name] or 'nothing'}, not {shortened(row.layer, 60)}"
-        for row in corrections
-        if row.layer and here[row.name] != row.layer
+        for row in folded
+        if here[row.name] != row.layer
     ]
 
 

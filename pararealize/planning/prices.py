@@ -19,7 +19,7 @@ from pararealize.analysis.causality import Sides
 from pararealize.analysis.cost import BlockCost, Costs, Split, measure_module, plus
 from pararealize.analysis.fields.dependency import Dependencies, dependencies
 from pararealize.analysis.fields.field import Fields
-from pararealize.analysis.last_layer import layer_at_end
+from pararealize.analysis.last_layer import layers_at_ends
 from pararealize.analysis.space import Space
 from pararealize.coarse.adapter import adapter_cost, build_adapter
 from pararealize.coarse.coarse_block import coarse_cost, coarse_units
@@ -216,8 +216,8 @@ class Prices:
 
     def layer_at_end(self, block: int) -> str:
         """The layer at the end of a block in which a map of its output can stand; empty where there is none."""
-        key = "last layer", block
-        return self._once(key, lambda: self.chain.once(key, lambda: layer_at_end(self.chain, self.chain.blocks[block])))
+        key = "layers at ends"
+        return self._once(key, lambda: self.chain.once(key, lambda: layers_at_ends(self.chain)))[block]
 
     def correction(self, kind: MapKind, rank: int, space: Space, *, differs: bool, reads_x: bool) -> Price:
         """The price of an output correction."""

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from pararealize.analysis.blocks import BlockChain, find_blocks
-from pararealize.analysis.last_layer import layer_at_end
+from pararealize.analysis.last_layer import layers_at_ends
 from pararealize.argument_types import typed_arguments
 from pararealize.calibration.batch import Batches, one_pass
 from pararealize.calibration.fitting import calibrate, calibration_mode
@@ -210,8 +210,7 @@ def _folds_of(coarse: str, chain: BlockChain) -> frozenset[int]:
     """
     if not _folds(coarse):
         return frozenset()
-    ends = enumerate(layer_at_end(chain, block) for block in chain.blocks)
-    layers = {i: chain.capture.model.get_submodule(name) for i, name in ends if name}
+    layers = {i: chain.capture.model.get_submodule(name) for i, name in enumerate(layers_at_ends(chain)) if name}
     if not layers:
         raise CoarseError(
             f"coarse = {coarse!r}, and no block ends with a linear layer or convolution whose output only adds to the "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize import capture, find_blocks
-from pararealize.analysis.last_layer import layer_at_end
+from pararealize.analysis.last_layer import layers_at_ends
 from pararealize.models import resnet20
 from tests.added_branches import AddedConvolution, AddedLinear, chain_of
 from tests.models import SmallResNet
@@ -55,7 +55,7 @@ class Ending(nn.Module):
 
 def found(model: nn.Module, x: Tensor, block: int = 1) -> str:
     chain = find_blocks(capture(model.eval(), x))
-    return layer_at_end(chain, chain.blocks[block])
+    return layers_at_ends(chain)[block]
 
 
 @pytest.mark.parametrize(
