@@ -142,13 +142,13 @@ def _plain(model: nn.Module) -> dict[str, Any]:
 
 
 def _original(program: Any) -> None:
-    model = program.make()
-    for training in (True, False):
-        args, kwargs = program.inputs(*program.EXAMPLE)
-        try:
+    try:
+        model = program.make()
+        for training in (True, False):
+            args, kwargs = program.inputs(*program.EXAMPLE)
             model.train(training)(*args, **kwargs)
-        except Exception as error:
-            raise OriginalError(f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise OriginalError(f"{type(error).__name__}: {error}") from error
     program.SEEN.clear()
 
 

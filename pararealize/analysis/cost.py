@@ -10,7 +10,6 @@ authors' GPU and five to twelve on a CPU core. Where that matters, measure: ``co
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Sequence
@@ -221,7 +220,7 @@ def count_costs(chain: BlockChain) -> Costs:
         (128, 256, 16)
     """
     notes: list[str] = []
-    count = partial(_count_block, chain.on_twin(), notes)
+    count = partial(_count_block, chain, notes)
     blocks, stem, head = chain.for_each_block(count), count(chain.stem), count(chain.head)
     return Costs(unit="flops", stem=stem, blocks=blocks, head=head, notes=tuple(notes))
 
@@ -275,7 +274,6 @@ def measure_costs(chain: BlockChain, *, batch: int | None = None, repeats: int =
             'cost="seconds" runs the model, but its parameters are on the meta device; pass cost="flops", or give it '
             "memory first with model.to_empty(device=...)"
         )
-    chain = chain.on_twin()
     counts = count_costs(chain)
     stretches = _measured_runs(chain)
     pieces = {signature: chain.module(*stretch) for signature, stretch in stretches.items()}
@@ -394,8 +392,5 @@ def _seconds(calls: Sequence[tuple[nn.Module, InputsOf]], repeats: int, warmup: 
             return zeros.normal_() if zeros.is_floating_point() else zeros
 
         timed_runs = [TimedRun(piece, inputs(value), value) for piece, inputs in calls]
-        with contextlib.ExitStack() as stack:
-            for run in timed_runs:
-                stack.enter_context(run.in_place())
-            medians = median_seconds(timed_runs, home, repeats=repeats, warmup=warmup)
+        medians = median_seconds(timed_runs, home, repeats=repeats, warmup=warmup)
     return [(max(forward, 1e-9), max(backward, 0.0)) for forward, backward in medians]

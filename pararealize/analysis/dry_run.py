@@ -1,7 +1,7 @@
-"""Module, inputs -> DryRun: forward and backward on stand-ins for its parameters and buffers, to count or to time.
+"""Module, inputs -> DryRun: forward and backward of a copy over stand-ins for its tensors, to count or to time.
 
 Stand-ins are fake tensors where operations are counted, copies where they are timed. The module stays as found: neither
-values, gradients nor running statistics of its own are touched.
+tensors nor Python state of its own are touched, for another thread may be using it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
+
+from pararealize.tracing.network_piece import contents_of, copy_over
 
 __all__ = ["DryRun", "StandIn", "named_tensors", "stand_in_inputs", "with_gradient"]
 
@@ -20,16 +21,17 @@ StandIn: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class DryRun:
-    """One module with stand-ins for its parameters and buffers, to run forward and backward."""
+    """A copy of a module over stand-ins for its parameters and buffers, to run forward and backward."""
 
     def __init__(self, module: nn.Module, inputs: list[Any], stand_in: StandIn) -> None:
-        self.module, self.inputs = module, inputs
+        self.inputs = inputs
         self.tensors: dict[str, torch.Tensor] = {}
         stand_ins: dict[int, torch.Tensor] = {}  # one for a tensor, so that tied parameters stay tied
-        for name, tensor in named_tensors(module):
+        for name, tensor in named_tensors(contents_of(module)):
             if id(tensor) not in stand_ins:
                 stand_ins[id(tensor)] = stand_in(tensor.detach()).requires_grad_(tensor.requires_grad)
             self.tensors[name] = stand_ins[id(tensor)]
+        self.module = copy_over(module, stand_ins)
         leaves = (*stand_ins.values(), *pytree.tree_leaves(inputs))
         self.leaves = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
         self.reset()
@@ -40,7 +42,7 @@ class DryRun:
 
     def forward(self) -> list[torch.Tensor]:
         """The outputs through which a gradient can flow."""
-        result = functional_call(self.module, self.tensors, self.copies, strict=False)
+        result = self.module(*self.copies)
         return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
 
     def backward(self, outputs: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:

@@ -47,7 +47,7 @@ def look_inside(chain: BlockChain, block: Block) -> InnerLook | None:
         >>> [look_inside(chain, block).is_residual for block in chain.blocks[2:5]]  # the middle one has a projection
         [True, False, True]
     """
-    piece = chain.on_twin().piece(block)
+    piece = chain.piece(block)
     with torch.inference_mode(False), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True):
 
         def fake(tensor: torch.Tensor) -> torch.Tensor:

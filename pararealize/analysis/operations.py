@@ -110,7 +110,7 @@ def list_chain_operations(chain: BlockChain) -> ChainOperations:
         (288, 288.0)
     """
     notes: list[str] = []
-    one = partial(_of_block, chain.on_twin(), notes)
+    one = partial(_of_block, chain, notes)
     blocks, stem, head = chain.for_each_block(one), one(chain.stem), one(chain.head)
     return ChainOperations(stem=stem, blocks=blocks, head=head, notes=tuple(notes))
 

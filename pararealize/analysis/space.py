@@ -31,6 +31,7 @@ _FUNCTIONS_FIRST = {F.conv1d, F.conv2d, F.conv3d, F.batch_norm, F.group_norm, F.
 _FUNCTIONS_LAST = {F.linear, F.layer_norm, F.rms_norm, torch.layer_norm}
 _COUNTS = ("in_channels", "out_channels", "num_features", "num_channels")
 _PADDING = {F.pad, torch._C._nn.pad}
+_MOVING = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "adjoint", "T", "mT", "H", "mH")
 _STEPS = 24  # operations to look at for one that decides where the channels are
 _TYPES = ("float32", "bfloat16", "float16", "float64", "complex64", "complex128")  # in which weights can be drawn
 _MOST_AXES = 16
@@ -140,7 +141,7 @@ def _are_channels_last(node: fx.Node, axes: int, module_of: Callable[[str], nn.M
     shape = node.meta["val"].shape[1:]
     readers = _search(node, lambda n: list(n.users), _same_shape)
     makers = (n for n in _search(node, lambda n: n.all_input_nodes, _same_shape) if _same_shape(n, node))
-    for nodes in (readers, itertools.chain([node], makers)):
+    for nodes in (readers, [node], [] if _moves_axes(node) else makers):
         verdict = _first_verdict(nodes, shape, module_of)
         if verdict is not None:
             return verdict
@@ -189,7 +190,9 @@ def _verdict_of_module(module: nn.Module, shape: Sequence[int]) -> bool | None:
 def _search(
     start: fx.Node, neighbours: Callable[[fx.Node], list[fx.Node]], keeps: Callable[[fx.Node, fx.Node], bool]
 ) -> Iterable[fx.Node]:
-    """The operations around one, nearest first, through those that keep its shape, but for padding."""
+    """The operations around one, nearest first, through those that keep its axes where they are, and but for padding
+    its shape.
+    """
     queue, seen = list(neighbours(start)), {start}
     for _ in range(_STEPS):
         if not queue:
@@ -199,8 +202,15 @@ def _search(
             continue
         seen.add(node)
         yield node
-        if keeps(node, start) or node.target in _PADDING:
+        if (keeps(node, start) and not _moves_axes(node)) or node.target in _PADDING:
             queue += neighbours(node)
+
+
+def _moves_axes(node: fx.Node) -> bool:
+    """Whether a call has its axes in another order, which the shape of a square does not show."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _MOVING
+    return node.op != "call_module" and str(getattr(node.target, "__name__", node.target)) in _MOVING
 
 
 def _same_shape(node: fx.Node, other: fx.Node) -> bool:

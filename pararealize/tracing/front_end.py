@@ -20,8 +20,10 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._pytree import tree_leaves
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import CaptureError
@@ -329,8 +331,7 @@ def _record_in_types(
     checked: set[Any] = set()
     settings: dict[str, Any] = {"opaque": opaque, "free": attempt.free, "checked": checked}
     first = record(copy, example, batch=batch, training=True, **settings)
-    dtypes = {tensor.dtype for tensor in (*copy.model.parameters(), *example.tensors.values())}
-    dtype = other_type(dtypes) if other and first.reads_types else None
+    dtype = other_type(_types_in(copy.model, example, first)) if other and first.reads_types else None
     try:
         second = record(copy, example, batch=batch + attempt.grown, training=False, dtype=dtype, **settings)
         sizes = first.sizes, second.sizes
@@ -352,6 +353,13 @@ def _record_in_types(
         if not any(".dtype ==" in guard.condition for guard in guards):
             fix_type(trace.graph)
     return _MergedRecordings(trace, batch, not (attempt.grown or follows_batch(guards, batch)), guards)
+
+
+def _types_in(model: nn.Module, example: Example, trace: Trace) -> set[torch.dtype]:
+    """Element types that come up: a value that autocast or a cast makes would have one of them in any recording."""
+    values = tree_leaves([node.meta.get("val") for node in trace.graph.nodes])
+    tensors = (*model.parameters(), *example.tensors.values(), *values)
+    return {tensor.dtype for tensor in tensors if isinstance(tensor, torch.Tensor)}
 
 
 def _is_of_mode(model: nn.Module, error: Exception) -> bool:

@@ -6,17 +6,20 @@ Many models have a ``stem`` or a ``head``. ``net.head(z)`` is the network's last
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from .model_twin import twin_of
 from .module_copy import uncopyable_tensors
 from .module_view import NETWORK, ContainerView, ModuleView, Piece, origin_of
 
-__all__ = ["NetworkPiece", "contents_of"]
+__all__ = ["NetworkPiece", "contents_of", "copy_over"]
 
 
 class NetworkPiece(Piece):
@@ -93,6 +96,21 @@ def contents_of(module: nn.Module) -> nn.Module:
     view = ContainerView()
     view.__dict__.update(module.__dict__)
     return view
+
+
+def copy_over(module: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Module:
+    """A copy of a module, or of a piece, over other tensors; what it keeps in Python is its own.
+
+    Args:
+        module: only read.
+        tensors: what takes the place of its parameters and buffers, by their ``id``.
+    """
+    memo: dict[int, Any] = dict(tensors)
+    with unset_fake_temporarily():
+        for child in contents_of(module).modules():
+            if id(child) not in memo and not hasattr(type(child), "__deepcopy__"):
+                twin_of(child, memo)
+        return copy.deepcopy(module, memo)
 
 
 def _network_mode(piece: NetworkPiece) -> bool:

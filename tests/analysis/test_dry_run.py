@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from pararealize import capture, count_costs, find_blocks, measure_costs, pararealize
 from pararealize.analysis.dry_run import DryRun, named_tensors, stand_in_inputs, with_gradient
+from pararealize.analysis.inner_look import look_inside
+from pararealize.analysis.operations import list_chain_operations
 
 
 class Tied(nn.Module):
@@ -46,7 +51,7 @@ def test_gradients_are_those_of_the_module_and_it_stays_as_found(monkeypatch: py
     monkeypatch.undo()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
-    assert dry_run.module is module
+    assert not {id(part) for part in dry_run.module.modules()} & {id(part) for part in module.modules()}
     given = x.clone().requires_grad_()
     output, _, _ = module(given * 1, 2.0)
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -63,6 +68,57 @@ def test_running_statistics_move_in_the_stand_ins_alone() -> None:
     dry_run.forward()
     assert int(dry_run.tensors["norm.num_batches_tracked"]) == 1
     assert int(module.norm.num_batches_tracked) == 0  # type: ignore[arg-type]
+
+
+class Keeping(nn.Module):
+    """A block that keeps a value in an attribute, others in a list, a count, and a lock, which nothing can copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.last: Tensor | None = None
+        self.seen: list[Tensor] = []
+        self.calls = {"forward": 0}
+        self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.linear(x)
+        if self.last is not None:
+            x = x + self.last
+        self.last = x.detach()
+        self.seen.append(x.detach().mean())
+        self.calls["forward"] += 1
+        return x
+
+
+@pytest.mark.parametrize("kind", ["flops", "seconds", "operations", "inner look", "dry run"])
+def test_what_a_module_keeps_in_python_stays_as_found(kind: str) -> None:
+    model = nn.Sequential(*(Keeping() for _ in range(3)))
+    if kind == "dry run":
+        DryRun(model[0], [torch.ones(2, 3)], clone).forward()
+    else:
+        chain = find_blocks(capture(model, torch.ones(2, 3)))
+        assert len(chain.blocks) == 3
+        {
+            "flops": count_costs,
+            "seconds": lambda chain: measure_costs(chain, repeats=1, warmup=0),
+            "operations": list_chain_operations,
+            "inner look": lambda chain: look_inside(chain, chain.blocks[0]),
+        }[kind](chain)
+    for block in model:
+        assert (block.last, block.seen, block.calls) == (None, [], {"forward": 0})
+
+
+def test_a_conversion_has_no_fake_tensor_of_what_was_tried_out() -> None:
+    """Coarse blocks that are copies of blocks would keep one as a value to be read."""
+    model = nn.Sequential(*(Keeping() for _ in range(4)))
+    for block in model:
+        del block.lock
+    x = torch.ones(2, 3)
+    net = pararealize(model, n=2, example_inputs=x, coarse="block")
+    kept = [value for module in net.modules() for value in (vars(module).get("last"), *vars(module).get("seen", ()))]
+    assert [value for value in kept if value is not None] == []
+    assert type(net(x)) is Tensor
 
 
 def test_one_tensor_under_two_names_has_one_stand_in() -> None:

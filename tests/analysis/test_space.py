@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,41 @@ def test_channels_stand_where_the_convolution_behind_padding_has_them() -> None:
     captured = capture(Padded(), torch.randn(2, 3, 12))
     node = next(node for node in captured.graph.nodes if node.op == "placeholder")
     assert space_of(node, captured.graph_module.get_submodule).channel == 0
+
+
+class Turned(nn.Module):
+    """A causal convolution between two moves of the axes."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.move, self.pad, self.conv = move, nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(6, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.move(self.conv(self.pad(self.move(x)))))
+
+
+MOVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "transpose": lambda x: x.transpose(1, 2),
+    "permute": lambda x: x.permute(0, 2, 1),
+    "movedim": lambda x: torch.movedim(x, 2, 1),
+    "swapaxes": lambda x: torch.swapaxes(x, 1, 2),
+    "mT": lambda x: x.mT,
+    "adjoint": lambda x: x.adjoint(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("tokens", [4, 6, 8])
+def test_squares_have_their_channels_where_others_have_them(move: str, tokens: int) -> None:
+    """As many tokens as channels: the shape does not show that axes were moved."""
+
+    def channels(tokens: int) -> list[int]:
+        model = nn.Sequential(nn.Linear(5, 6), *(Turned(MOVES[move]) for _ in range(3)), nn.Linear(6, 4))
+        captured = capture(model, torch.randn(2, tokens, 5))
+        nodes = [node for node in captured.graph.nodes if node.op != "output"]
+        return [space_of(node, captured.graph_module.get_submodule).channel for node in nodes]
+
+    assert channels(tokens) == channels(9)
 
 
 def test_a_module_of_both_kinds_that_is_not_looked_into_says_nothing() -> None:

@@ -14,10 +14,9 @@ def test_gradients_are_added_up_in_copies() -> None:
     parameters = list(module.parameters())
     x = torch.randn(5, 3, requires_grad=True)
     run = TimedRun(module, [x], lambda tensor: tensor.detach().clone())
-    with run.in_place():
-        for _ in range(2):  # gradients of the first run are forgotten in the second
-            run.reset()
-            run.backward(run.forward())
+    for _ in range(2):  # gradients of the first run are forgotten in the second
+        run.reset()
+        run.backward(run.forward())
     assert all(now is then for now, then in zip(module.parameters(), parameters, strict=True))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in parameters)

@@ -63,3 +63,32 @@ def test_what_asks_for_the_grad_mode_is_one_call() -> None:
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             assert torch.equal(captured.graph_module(*inputs), model(*inputs))
+
+
+class HiddenByNorm(nn.Module):
+    """Blocks that ask for the grad mode, each behind a norm that takes their scale out again, nearly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.Tanh(), Scaled()) for _ in range(3))
+        )
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.blocks(x))
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 1.5 if torch.is_grad_enabled() else x
+
+
+def test_what_a_norm_hides_in_single_precision_is_seen_in_double() -> None:
+    torch.manual_seed(0)
+    model, x = HiddenByNorm(), torch.randn(3, 6)
+    captured = capture(model, x)
+    assert set(captured.opaque) == {f"blocks.{i}.3" for i in range(3)}
+    model.double()
+    with torch.no_grad():
+        assert torch.equal(captured.graph_module(x.double()), model(x.double()))

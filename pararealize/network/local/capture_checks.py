@@ -7,6 +7,7 @@ They are looked for on fake tensors, before anything is captured.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 from pararealize.analysis.dry_run import DryRun
 from pararealize.errors import CaptureError, ExampleError
 from pararealize.network.module import PararealModule
+from pararealize.network.variant import Variant
 from pararealize.random_state import host_state, preserve_host_state
 from pararealize.tracing.module_copy import share_contents
 from pararealize.tracing.network_piece import contents_of
@@ -55,7 +57,7 @@ def check_static(net: PararealModule, runner: Runner, inputs: Sequence[Any]) -> 
         ExampleError: the network does not accept the inputs.
     """
     try:
-        fault = host_fault(_PartsInOrder(net, runner), inputs)
+        fault = host_fault(_PartsInOrder(runner.net), inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise example_error(net, error) from error
     if fault:
@@ -69,7 +71,7 @@ def host_fault(module: nn.Module, inputs: Sequence[Any]) -> str:
     """What a module needs the host for while it runs, in words; empty where nothing is found.
 
     Args:
-        module: it is run on fake tensors in the place of its parameters and buffers.
+        module: a copy of it is run on fake tensors in the place of its parameters and buffers.
         inputs: its arguments, nested or not; fake tensors take their place as well.
     """
 
@@ -88,15 +90,18 @@ def host_fault(module: nn.Module, inputs: Sequence[Any]) -> str:
 
 
 class _PartsInOrder(nn.Module):
-    """The network's parts under its own names, run one after the other."""
+    """A network's parts under its own names, run one after the other."""
 
-    def __init__(self, net: PararealModule, runner: Runner) -> None:
+    def __init__(self, net: PararealModule | Variant) -> None:
         super().__init__()
         share_contents(self, net)
-        self.__dict__["run"] = Runner(runner.net, runner.net.graph).run
+        self.__dict__.update(net=net, run=Runner(net, net.graph).run)
 
     def forward(self, *inputs: Any) -> Any:
         return self.__dict__["run"](*inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _PartsInOrder:
+        return _PartsInOrder(copy.deepcopy(self.__dict__["net"], memo))
 
 
 def example_error(net: PararealModule, error: Exception) -> ExampleError:
