@@ -22,8 +22,9 @@ from pararealize.tracing.captured import CHANGES_ITSELF
 from pararealize.tracing.extraction import subgraph
 from pararealize.tracing.layouts import lay_out
 from pararealize.tracing.model_twin import real_twin
+from pararealize.tracing.python_state import names
 from pararealize.tracing.random_calls import drawn_repeatedly
-from pararealize.tracing.regions import keep_regions
+from pararealize.tracing.regions import GradMode, keep_regions
 
 __all__ = ["Pieces", "clone_changing_outputs", "clone_overwritten"]
 
@@ -43,7 +44,8 @@ class Pieces:
         graphs: the pieces by name, ``stem``, ``context`` (where there is one), ``g1`` … (``g1_1`` …), ``head``.
 
     Raises:
-        CutError: several pieces would draw the same random numbers, each anew.
+        CutError: several pieces would draw the same random numbers, each anew; or a block asks for what is another
+            thing between segments.
         CoarseError: a segment that is to be its own coarse block writes into its own parameters or buffers.
     """
 
@@ -77,6 +79,12 @@ class Pieces:
                 f"{'; '.join(repeated)}; draw them where they are read, or make them an input of the model"
             )
         followers = [segment for segment in plan.segments if segment.j > 1]
+        if followers and (asking := self._asking_for_gradients()):
+            raise CutError(
+                f"{', '.join(asking[:3])} asks whether its input requires a gradient, within torch.enable_grad: called "
+                "without gradients, the model has values there that do, and those between segments do not; convert "
+                "with n = 1, or ask torch.is_grad_enabled() there"
+            )
         for segment, coarse in zip(followers, plan.coarse_blocks, strict=True):
             if coarse.kind == "exact" and (modules := self._changing_modules(segment)):
                 raise CoarseError(
@@ -87,6 +95,13 @@ class Pieces:
         for graph in self.graphs.values():  # which are to be run, copied and saved without fake values
             unpack_inside(graph)
             keep_regions(graph)
+
+    def _asking_for_gradients(self) -> list[str]:
+        """The blocks' modules that read ``requires_grad`` where gradients are switched on whatever they are outside."""
+        nodes = [node for block in self.chain.blocks for node in block.nodes if node.op == "call_module"]
+        on = [str(node.target) for node in nodes if GradMode(enabled=True) in node.meta.get("region", ())]
+        module_of = self.chain.capture.model.get_submodule
+        return [path for path in on if any(map(_asks_for_gradients, module_of(path).modules()))]
 
     def _unread_calls(self) -> dict[str, list[fx.Node]]:
         """Calls that no block holds, since they read and give nothing of the state, by the piece that they run in.
@@ -189,3 +204,7 @@ def _is_changed_after(node: fx.Node) -> bool:
         for other in nodes[nodes.index(node) + 1 :]
         for memory, changed in zip(memories, other.meta.get("changed", ()), strict=False)
     )
+
+
+def _asks_for_gradients(module: nn.Module) -> bool:
+    return not type(module).__module__.startswith("torch.nn.") and names(module, "requires_grad")

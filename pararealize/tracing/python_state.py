@@ -28,7 +28,7 @@ from torch import nn
 
 from .leaves import is_from_torch, is_layer
 
-__all__ = ["Change", "Snapshot", "changes_between", "line_of", "names_host_random", "names_mode", "snapshot"]
+__all__ = ["Change", "Snapshot", "changes_between", "line_of", "names", "names_host_random", "names_mode", "snapshot"]
 
 _ATOMIC = (type(None), bool, int, str, bytes, type, torch.dtype, torch.device, torch.Size, ModuleType)
 _OF_TORCH = vars(nn.Module()).keys() | {"_compiled_call_impl"}  # parameters, hooks, the mode and so on
@@ -133,7 +133,12 @@ def names_host_random(module: nn.Module) -> bool:
 
 def names_mode(module: nn.Module) -> bool:
     """Whether the code of a module's forward names its training flag."""
-    return any("training" in code.co_names for f in _functions(type(module)) for code in _codes(f.__code__))
+    return names(module, "training")
+
+
+def names(module: nn.Module, attribute: str) -> bool:
+    """Whether the code of a module's forward names an attribute, of whatever it is."""
+    return any(attribute in code.co_names for f in _functions(type(module)) for code in _codes(f.__code__))
 
 
 _ABSENT = ("absent",)

@@ -114,9 +114,10 @@ def settings(captured: Capture) -> list[list[Setting]]:
         shapes = [shape for shape in captured.guards.other_shapes() if shape not in (pair, single)]
         plan += [each([shape], training=i % 2 == 0, gradients=i % 2 == 1) for i, shape in enumerate(shapes[:3])]
     others = _types(captured)
+    plan += [each(small, training=False, gradients=not heavy, dtype=dtype) for dtype in others if types]
     if others and not heavy and torch.float64 not in others:  # where a norm hides what a branch did to its input
         plan.append(each([pair], training=False, gradients=False, dtype=torch.float64))
-    return plan + [each(small, training=False, gradients=not heavy, dtype=dtype) for dtype in others if types]
+    return plan
 
 
 def _minds_types(node: fx.Node) -> bool:

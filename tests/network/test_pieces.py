@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -171,6 +173,46 @@ def test_random_numbers_are_drawn_by_one_piece() -> None:
     assert sum(str(graph).count("rand_like](") for graph in pieces.graphs.values()) == 4
     with pytest.raises(CutError, match=r"random numbers are read by several parts.*rand_like in .*make them an input"):
         pieces_of(Noisy(once=True), torch.randn(2, 4), n=3)
+
+
+class Asking(nn.Module):
+    """A block that does another thing where its input requires a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.linear(x))
+        return h * 1.5 if x.requires_grad else h
+
+
+class Switched(nn.Module):
+    """Blocks for which gradients are switched on, whatever they are outside."""
+
+    def __init__(self, block: type[nn.Module], enabled: bool) -> None:
+        super().__init__()
+        self.blocks, self.enabled = nn.ModuleList(block() for _ in range(3)), enabled
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad() if self.enabled else contextlib.nullcontext():
+            for block in self.blocks:
+                x = block(x)
+        return x
+
+
+def test_what_asks_for_gradients_that_are_switched_on_is_one_segment() -> None:
+    """Called under no_grad, the model's values require one there; a correction's do not."""
+    x = torch.randn(2, 4)
+    with pytest.raises(CutError, match=r"blocks\.0, blocks\.1, blocks\.2 asks whether its input requires a gradient"):
+        pieces_of(Switched(Asking, enabled=True), x, n=2)
+    pieces_of(Switched(Asking, enabled=True), x, n=1)
+    pieces_of(Switched(lambda: nn.Linear(4, 4), enabled=True), x, n=2)  # type: ignore[arg-type]
+    model = Switched(Asking, enabled=False)
+    net = pararealize(model, n=2, example_inputs=x)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            assert torch.equal(net.iterate(x, 1), model(x))
 
 
 class Clipped(nn.Linear):
