@@ -72,36 +72,16 @@ def copy_plain_layers(model: nn.Module, memo: dict[int, Any]) -> None:
 
     That takes up what ``memo`` has by the originals' ``id``, and would take four times as long for each of them.
     """
-    layers = {id(module): module for module in model.modules() if id(module) not in memo and _is_plain_layer(module)}
-    attributes = (value for m in model.modules() if id(m) not in layers for value in vars(m).values())
-    tensors = [*model.parameters(), *model.buffers(), *(t for value in attributes for t in plain_tensors(value))]
-    aliases = Counter(_storage(tensor) for tensor in {id(tensor): tensor for tensor in tensors}.values())
-    for module in layers.values():
-        for tensor in module._parameters.values():
+    for module in model.modules():
+        kind, contents = type(module), vars(module)
+        if not kind.__module__.startswith("torch.nn.modules.") or hasattr(kind, "__deepcopy__") or module._modules:
+            continue
+        if not all(map(_is_plain, contents.values())) or id(module) in memo:
+            continue
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
             copy.deepcopy(tensor, memo)
-        for buffer in module._buffers.values():
-            if buffer is not None and id(buffer) not in memo and aliases[_storage(buffer)] == 1 and _is_whole(buffer):
-                memo[id(buffer)] = buffer.clone()  # a fifth of the time
-            else:
-                copy.deepcopy(buffer, memo)
-        memo[id(module)] = twin = object.__new__(type(module))
+        memo[id(module)] = twin = object.__new__(kind)
         _fill(twin, module, memo)
-
-
-def _is_plain_layer(module: nn.Module) -> bool:
-    kind = type(module)
-    if not kind.__module__.startswith("torch.nn.modules.") or hasattr(kind, "__deepcopy__") or module._modules:
-        return False
-    return all(map(_is_plain, vars(module).values()))
-
-
-def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is all of its memory in order, and nothing besides, so that a clone of it is a deep copy."""
-    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or tensor.is_meta or vars(tensor):
-        return False
-    if tensor.requires_grad or tensor.is_quantized or tensor.is_inference() or tensor.is_conj() or tensor.is_neg():
-        return False
-    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def _is_plain(value: Any) -> bool:
