@@ -101,6 +101,15 @@ class Function(nn.Module):
         return self.function(self.linear(x), x)
 
 
+class WithinAutocast(Function):
+    """Autocast gives its values a type that is none of the model's; of double precision it makes none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Function, WithinAutocast])
 @pytest.mark.parametrize(
     "function",
     [
@@ -110,41 +119,11 @@ class Function(nn.Module):
         lambda y, x: y.double().to(x.dtype) * torch.finfo(x.dtype).eps,
         lambda y, x: F.softmax(y, -1, dtype=torch.float32).to(y.dtype) + torch.arange(4, dtype=x.dtype),
         lambda y, x: y.to(torch.float32).mean(-1, dtype=y.dtype),
+        lambda y, x: x.to(y.dtype) + y.float().exp().type_as(y),
     ],
 )
-def test_types_and_their_numbers(function: Any) -> None:
-    model = Function(function)
-    captured = capture(model, torch.randn(2, 4))
-    assert not any(".dtype" in guard.condition for guard in captured.guards)
-    for dtype in TYPES:
-        x = torch.randn(3, 4, dtype=dtype)
-        model.to(dtype)
-        expected, result = model(x), captured.graph_module(x)
-        assert expected.dtype == result.dtype
-        assert torch.equal(expected, result)
-
-
-class WithinAutocast(Function):
-    """Autocast gives its values a type that is none of the model's."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return super().forward(x)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda y, x: torch.zeros(y.shape, dtype=y.dtype) + y,
-        lambda y, x: F.softmax(y, -1, dtype=torch.float32).to(y.dtype),
-        lambda y, x: y.float().exp().type_as(y),
-        lambda y, x: y.masked_fill(y > 0, torch.finfo(y.dtype).max),
-        lambda y, x: x.to(y.dtype) + y,
-    ],
-)
-def test_types_that_autocast_made_are_read_anew(function: Any) -> None:
-    """Of double precision autocast makes none."""
-    model = WithinAutocast(function)
+def test_types_and_their_numbers(function: Any, kind: type[Function]) -> None:
+    model = kind(function)
     captured = capture(model, torch.randn(2, 4))
     assert not any(".dtype" in guard.condition for guard in captured.guards)
     for dtype in TYPES:
