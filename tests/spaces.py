@@ -1,6 +1,7 @@
 """Spaces for tests: one by its shape, and strategies of vectors, tokens and maps."""
 
 from hypothesis import strategies as st
+from torch import nn
 
 from pararealize.analysis.space import Space
 
@@ -24,3 +25,10 @@ def ended_spaces(draw):
     extent = draw(st.lists(st.integers(1, 9), min_size=0, max_size=3))
     channels = draw(st.integers(1, 9))
     return space(*extent, channels, channel=len(extent)) if draw(st.booleans()) else space(channels, *extent)
+
+
+def is_strided_and_pointwise(module):
+    """Whether its gradient in channels-last may be written beyond its memory, see ``Subsample``."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    return set(module.kernel_size) == {1} and max(module.stride) > 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +25,7 @@ __all__ = [
     "Halving",
     "KernelExtent",
     "Pad",
+    "Subsample",
     "by_axis",
     "crops",
     "kernel_extent",
@@ -67,6 +68,28 @@ class Pad(nn.Module):
     def extra_repr(self) -> str:
         """The positions, by axis."""
         return ", ".join(f"{before:+d} in front, {behind:+d} behind" for before, behind in self.ends)
+
+
+class Subsample(nn.Module):
+    """Every s-th position of each axis: what a convolution of 1-wide kernels and stride s reads.
+
+    Strided 1×1 convolutions are written as this and one of stride 1. Their gradient in torch 2.15 writes beyond its
+    memory where channels stand last and fill no vector register (oneDNN, on processors with AVX2), which ends the
+    process or changes other values; 5 channels of 8×12 at stride 2 are enough.
+    """
+
+    def __init__(self, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, channels, *extent) -> (batch, channels, *extent / strides)``, rounded up."""
+        every: list[Any] = [slice(None, None, stride) for stride in self.strides]
+        return x[(..., *every)]
+
+    def extra_repr(self) -> str:
+        """The strides, by axis."""
+        return f"every {'×'.join(map(str, self.strides))}"
 
 
 def by_axis(sides: Sides, axes: int) -> Sides:

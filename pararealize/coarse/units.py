@@ -18,7 +18,7 @@ from pararealize.analysis.causality import Sides
 from pararealize.analysis.space import Space
 
 from .halving import halved
-from .one_sided import Ends, Halving, Pad, by_axis, crops, kernel_extent, path, shifted, shifts
+from .one_sided import Ends, Halving, Pad, Subsample, by_axis, crops, kernel_extent, path, shifted, shifts
 from .resampling import CONVOLUTIONS, Move, Resample, route
 
 __all__ = [
@@ -104,14 +104,15 @@ class Projection(nn.Module):
         rows = zip(paths, by_axis(sides, len(paths)), strict=True)
         self.ends = tuple(_centres(path) if side is None else crops(path) for path, side in rows)
         stride = tuple(2 ** len(path) for path in paths)
-        self.conv = CONVOLUTIONS[len(paths)](before, after, 1, stride=stride, bias=False, dtype=dtype)
+        self.subsample = Subsample(stride) if max(stride) > 1 else None
+        self.conv = CONVOLUTIONS[len(paths)](before, after, 1, bias=False, dtype=dtype)
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="linear")
 
     def forward(self, r: Tensor) -> Tensor:
         """``(batch, before, *extent) -> (batch, after, *halved extent)``."""
         if any(map(any, self.ends)):
             r = functional.pad(r, [count for ends in reversed(self.ends) for count in ends])
-        return self.conv(r)  # type: ignore[no-any-return]
+        return self.conv(r if self.subsample is None else self.subsample(r))  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The crop, where there is one."""
@@ -239,11 +240,12 @@ def convolution(
     axes = len(halving)
     windows = [kernel_extent(kernel, half, side) for half, side in zip(halving, by_axis(sides, axes), strict=True)]
     stride = tuple(1 if padding is None else 2 for padding in halving)
+    pointwise = all(window.kernel == 1 for window in windows) and max(stride) > 1
     module: nn.Module = CONVOLUTIONS[axes](
         before,
         after,
         tuple(w.kernel for w in windows),
-        stride=stride,
+        stride=1 if pointwise else stride,
         padding=tuple(w.padding for w in windows),
         groups=groups,
         bias=False,
@@ -252,7 +254,10 @@ def convolution(
     if gain:
         nn.init.kaiming_normal_(module.get_parameter("weight"), nonlinearity=gain)  # type: ignore[arg-type]
     ends = [w.ends for w in windows]
-    return nn.Sequential(OrderedDict(pad=Pad(ends), conv=module)) if any(map(any, ends)) else module
+    parts: dict[str, nn.Module] = {"pad": Pad(ends)} if any(map(any, ends)) else {}
+    if pointwise:
+        parts["subsample"] = Subsample(stride)
+    return nn.Sequential(OrderedDict(parts, conv=module)) if parts else module
 
 
 def _skip(before: int, after: int, halving: Halving, sides: Sides, dtype: torch.dtype) -> nn.Module:

@@ -13,7 +13,7 @@ from pararealize.coarse import adapter, coarse_block
 from pararealize.coarse.kinds import SPACE_KINDS
 from pararealize.models import resnet1001
 from tests.plans import coarse_row
-from tests.spaces import space
+from tests.spaces import is_strided_and_pointwise, space
 
 IMAGE = space(3, 32, 32)
 STAGES = (space(64, 32, 32), space(128, 16, 16), space(256, 8, 8))
@@ -74,6 +74,7 @@ def maps(draw, axes):
 def test_every_kind_on_every_pair_of_maps(data, axes, count, kind):
     x, y = data.draw(maps(axes)), data.draw(maps(axes))
     module = coarse_block.build_coarse(coarse_row(kind, x, y, count=count, kernel=5), None, first=0, last=0, seed=0)
+    assert not any(is_strided_and_pointwise(part) for part in module.modules())
     r = torch.randn(5, *x.shape, requires_grad=True)
     out = module(r)
     assert out.shape == (5, *y.shape)

@@ -4,14 +4,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from pararealize.analysis.causality import Causality
 from pararealize.analysis.fields.probe import try_out
 from pararealize.coarse.adapter import build_adapter
 from pararealize.coarse.coarse_block import coarse_units
 from pararealize.coarse.kinds import kind_for
-from pararealize.coarse.one_sided import Pad, kernel_extent, misfit
-from tests.spaces import space
+from pararealize.coarse.one_sided import Pad, Subsample, kernel_extent, misfit
+from tests.spaces import is_strided_and_pointwise, space
 
 SIDES = [None, *(Causality(side=side) for side in ("past", "future", "own"))]
 
@@ -47,6 +48,7 @@ def test_whatever_fits_reads_no_more_than_it_may(data):
     else:
         assume(kind_for(kind, x, y, sides)[0] == kind)
         module = coarse_units(kind, x, y, 1, 5, sides)
+    assert not any(map(is_strided_and_pointwise, module.modules()))
     if kind == "linear":
         a, b = torch.randn(2, 3, *x.shape)
         torch.testing.assert_close(module(2 * a - b), 2 * module(a) - module(b), rtol=1e-4, atol=1e-4)
@@ -84,3 +86,13 @@ def test_padding_stands_in_front_of_channels_or_behind():
     x = torch.ones(1, 2, 3)
     assert Pad([(2, -1)])(x).tolist() == [[[0, 0, 1, 1]] * 2]
     assert Pad([(1, 0)], behind=1)(x).shape == (1, 3, 3)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=3), st.booleans())
+def test_subsampling_is_what_a_strided_pointwise_convolution_reads(axes, last):
+    sizes, strides = zip(*axes, strict=True)
+    x = torch.randn(2, 3, *sizes, dtype=torch.float64)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    weight = torch.randn(4, 3, *(1 for _ in sizes), dtype=torch.float64)
+    convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[len(sizes)]
+    torch.testing.assert_close(convolve(Subsample(strides)(x), weight), convolve(x, weight, stride=strides))
