@@ -17,6 +17,7 @@ __all__ = ["measure_link"]
 SIZES = (64, 2**18, 2**22)  # bytes: the first for the latency, the others for the bandwidth
 SUMS = (64, 2**20, 2**24)  # of sums, which buckets of gradients make larger than caches
 SIDE = 256  # of matrices that are multiplied beside a sum
+NOISE = 0.1  # of the largest message's time: a difference of less is none
 ROUNDS = 12  # of each size, after two that do not count
 
 
@@ -115,7 +116,12 @@ def _finish(value: torch.Tensor) -> None:
 
 
 def _line(seconds: dict[int, float]) -> tuple[float, float]:
-    """Latency, and bytes a second, of messages of these sizes."""
+    """Latency, and bytes a second, of messages of these sizes.
+
+    Where the largest takes about as long as the middle one, the machine's noise hides the slope: all of its time counts
+    then, which is the least that the link can do.
+    """
     small, middle, large = sorted(seconds)
-    slope = (large - middle) / max(seconds[large] - seconds[middle], 1e-9)
+    beyond = seconds[large] - seconds[middle]
+    slope = (large - middle) / beyond if beyond > NOISE * seconds[large] else large / max(seconds[large], 1e-9)
     return max(seconds[small], 1e-9), slope

