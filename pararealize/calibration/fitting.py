@@ -187,11 +187,17 @@ def read_dataset(
 
 
 def check_network(net: object) -> None:
-    """Raise unless it is a converted network with weights."""
+    """Raise unless it is a converted network with weights that may be written."""
     if not isinstance(net, PararealModule):
         raise ModelError(f"calibration takes what pararealize(...) gives, and this is a {type(net).__name__}")
     if any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers())):
         raise ModelError("the network is on the meta device, where nothing runs; convert the model with its weights")
+    named = (*net.named_parameters(), *net.named_buffers())
+    if inference := next((name for name, tensor in named if tensor.is_inference()), None):
+        raise ModelError(
+            f"{inference} was made within torch.inference_mode, where torch lets nothing be written or trained later; "
+            "calibrate copy.deepcopy(net), made outside of it"
+        )
 
 
 @contextmanager

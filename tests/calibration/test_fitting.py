@@ -1,12 +1,14 @@
 """Calibration: exact where it must be, better everywhere, and the original as it was."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pararealize import pararealize
+from pararealize.calibration.fine_tuning import fine_tune
 from pararealize.calibration.fitting import calibrate
 from pararealize.calibration.interfaces import Interfaces
 from pararealize.data.catalogue import load
@@ -253,6 +255,17 @@ def test_refusals() -> None:
     with pytest.raises(ModelError, match="on the meta device"):
         calibrate(meta, batches)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_a_copy_that_was_made_in_inference_mode_is_refused_until_it_is_copied() -> None:
+    net = pararealize(SmallResNet(), 3, example_inputs=torch.randn(2, 3, 8, 8))
+    with torch.inference_mode():
+        frozen = copy.deepcopy(net)
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+    for work in (calibrate, partial(fine_tune, steps=1)):
+        with pytest.raises(ModelError, match=r"made within torch.inference_mode.* calibrate copy.deepcopy\(net\)"):
+            work(frozen, batches)
+    calibrate(copy.deepcopy(frozen), batches)
 
 
 def test_a_transformer_with_a_mask() -> None:
