@@ -12,11 +12,20 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from pararealize.analysis.fields.field import ReceptiveField, receptive_field
 
 
+class Values(FakeTensorProp):
+    """Notes what every node gives: torch 2.10 notes tensors alone."""
+
+    def run_node(self, n):
+        result = super().run_node(n)
+        n.meta.setdefault("val", result)
+        return result
+
+
 def field_of(module: nn.Module, x: torch.Tensor, enter_axes=None, leave_axes=None, **options) -> ReceptiveField:
     """The field of a whole module, traced symbolically; axes default to all behind batch and channels."""
     traced = fx.symbolic_trace(module)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        FakeTensorProp(traced, mode).propagate(x)
+        Values(traced, mode).propagate(x)
     nodes = list(traced.graph.nodes)
     output = nodes[-1].args[0]
     axes = enter_axes or tuple(range(2, x.dim()))

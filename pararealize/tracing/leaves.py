@@ -158,6 +158,8 @@ class Leaves:
             rule: from the function and its arguments to the layout of what it gives, where that needs no call.
         """
         self.repeated = False
+        if (unchanged := _handed_on(function, args, kwargs)) is not None:
+            return unchanged
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):  # within a region of the model's own
             key = None
         key = None if key is None else (self._symbols(), *key)
@@ -210,6 +212,22 @@ class Leaves:
             zeros = tree_map_only(torch.Tensor, _zeros, (tuple(args), dict(kwargs)))
             result = functional_call(module, copies, *zeros)
         return tree_map_only(torch.Tensor, self.fake, result)
+
+
+def _handed_on(function: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    """The input of a dropout that drops nothing, which torch returns as it is; ``None`` of any other call.
+
+    On symbolic sizes, torch 2.10 computes it by a decomposition that copies, and a later change in place would miss it.
+    """
+    if type(function) is nn.Dropout and len(args) == 1 and not kwargs:
+        drops, value = function.training and function.p, args[0]
+    elif function is nn.functional.dropout or function is torch.dropout:
+        names = ("input", "p", "train" if function is torch.dropout else "training")
+        given = {"p": 0.5, "training": True} | dict(zip(names, args, strict=False)) | kwargs
+        drops, value = given["p"] and given.get(names[2], True), given.get("input")
+    else:
+        return None
+    return value if isinstance(value, torch.Tensor) and not drops else None
 
 
 def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:

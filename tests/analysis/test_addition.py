@@ -103,9 +103,17 @@ def test_f_reads_another_activation() -> None:
     assert refusal.reason == "f reads another activation besides x, a"
 
 
-def test_in_place_change_of_x_in_one_mode_alone_is_refused() -> None:
+@pytest.mark.parametrize(
+    "drop",
+    [
+        lambda m, x: m.drop(x),
+        lambda m, x: nn.functional.dropout(x, 0.5, m.training),
+        lambda m, x: torch.dropout(x, 0.5, train=m.training),
+    ],
+)
+def test_in_place_change_of_x_in_one_mode_alone_is_refused(drop) -> None:
     """Dropout hands its input on in eval mode, so that an operation in place behind it changes x."""
-    model = One(lambda m, x: x + m.a(torch.relu_(m.drop(x))))
+    model = One(lambda m, x: x + m.a(torch.relu_(drop(m, x))))
     model.drop = nn.Dropout(0.5)
     result = found(model, torch.randn(3, 4))
     assert not result.blocks
