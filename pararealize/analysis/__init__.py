@@ -18,6 +18,7 @@ In reading order:
     cost        BlockChain -> Costs: counted on shapes, or measured in seconds
     operations  BlockChain, or a module -> every operation of a call, with its flops and bytes
     counter     a module -> the operations and written elements of one call, on fake tensors
+    recurrence  recurrent layers -> the same operations with all steps in one, to be counted
     dry_run     a module -> a run forward and backward on stand-ins for its tensors
     timed_run   a module -> its part of training steps in a row, on copies of its tensors
     stopwatch   modules to run -> the median seconds of each, measured in turn

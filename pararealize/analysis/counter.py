@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .dry_run import DryRun, StandIn
+from .recurrence import join_steps
 
 __all__ = ["FORMULAS", "OperationCount", "count_operations"]
 
@@ -44,6 +45,7 @@ def count_operations(module: nn.Module, inputs: Callable[[StandIn], list[Any]]) 
             return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
         dry_run = DryRun(module, inputs(fake), fake)
+        join_steps(dry_run.module)
         with _Written() as written, _flop_counter() as counter:
             outputs = dry_run.forward()
             flops, elements = counter.get_total_flops(), written.elements
@@ -91,4 +93,13 @@ def _convolution_backward(grad_shape: Any, x_shape: Any, w_shape: Any, *args: An
     return int(2 * grad_shape[0] * math.prod(positions) * math.prod(w_shape) * (bool(mask[0]) + bool(mask[1])))
 
 
-FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
+def _lstm(x_shape: Any, w_shape: Any, u_shape: Any, *_args: Any, **_options: Any) -> int:
+    """Products of all steps with the weights of a cell, where oneDNN takes them in one call; torch has no formula."""
+    return int(2 * math.prod(x_shape[:-1]) * (math.prod(w_shape) + math.prod(u_shape)))
+
+
+FORMULAS = {
+    torch.ops.aten.convolution_backward: _convolution_backward,
+    torch.ops.aten.mkldnn_rnn_layer: _lstm,
+    torch.ops.aten.mkldnn_rnn_layer_backward: lambda *args, **options: 2 * _lstm(*args, **options),
+}

@@ -1,7 +1,8 @@
-"""The commonest layers and functions -> what comes out of a contiguous input, by their definition.
+"""The commonest layers and functions -> what comes out of them, by their definition.
 
 A call on tensors whose sizes are symbols takes milliseconds, and most calls of a network give what they are given, or
-that with another last axis. Where a rule does not apply, the call is made, and decides, or raises, what it will.
+that with another last axis; recurrent layers take as many calls as there are steps. Where a rule does not apply, the
+call is made, and decides, or raises, what it will.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .sizes import layout_of
+from .sizes import expression_of, layout_of
 
-__all__ = ["layout_of_call", "layout_of_layer"]
+__all__ = ["layout_of_call", "layout_of_layer", "layouts_of_recurrence"]
 
 _ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)
 _OF_ONE = {
@@ -54,6 +55,47 @@ def layout_of_call(function: Any, args: tuple[Any, ...]) -> _Layout | None:
     layout = _contiguous(args[0])
     return (
         layout if all(not isinstance(other, torch.Tensor) or layout_of(other) == layout for other in args[1:]) else None
+    )
+
+
+def layouts_of_recurrence(module: nn.Module, args: tuple[Any, ...]) -> tuple[_Layout, ...] | None:
+    """Output and last states of ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``, with sizes as the input has them.
+
+    For T steps, a batch of B and D directions: ``(T, B, D·P)``, of which the first two axes are transposed with
+    ``batch_first``, and ``(D·layers, B, P)`` of each state, where P is the size of what is handed on, and that of a
+    cell its own. ``None`` where no rule applies: packed sequences, first states of other sizes, other types.
+    """
+    x = args[0]
+    if not isinstance(module, nn.RNNBase) or not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        return None
+    if x.layout != torch.strided or x.ndim not in (2, 3) or expression_of(x.shape[-1]) != module.input_size:
+        return None
+    if not all(_is_like(x, tensor) for tensor in module._parameters.values()):
+        return None
+    turned = module.batch_first and x.ndim == 3
+    steps, *batch = (x.shape[1], x.shape[0]) if turned else x.shape[:-1]
+    directions = 2 if module.bidirectional else 1
+    widths = [module.proj_size or module.hidden_size] + [module.hidden_size] * isinstance(module, nn.LSTM)
+    states = [(directions * module.num_layers, *batch, width) for width in widths]
+    given = args[1] if len(args) > 1 else None
+    if given is not None and not _have_sizes(x, given if isinstance(module, nn.LSTM) else (given,), states):
+        return None
+    shape = (steps, *batch, directions * widths[0])
+    strides = _contiguous_strides(shape)
+    if turned:
+        shape, strides = (shape[1], shape[0], *shape[2:]), (strides[1], strides[0], *strides[2:])
+    return (shape, strides, x.dtype, x.device), *((s, _contiguous_strides(s), x.dtype, x.device) for s in states)
+
+
+def _have_sizes(x: torch.Tensor, values: Any, shapes: list[tuple[Any, ...]]) -> bool:
+    """Whether there are as many tensors like x, of these sizes for certain."""
+    if not isinstance(values, tuple) or len(values) != len(shapes):
+        return False
+    return all(
+        isinstance(value, torch.Tensor)
+        and _is_like(x, value)
+        and tuple(map(expression_of, value.shape)) == tuple(map(expression_of, shape))
+        for value, shape in zip(values, shapes, strict=True)
     )
 
 

@@ -17,7 +17,7 @@ from pararealize.random_source import RandomSource
 from pararealize.random_state import preserve_own_host_state
 from pararealize.restore import set_within
 
-from .layer_rules import layout_of_call, layout_of_layer
+from .layer_rules import layout_of_call, layout_of_layer, layouts_of_recurrence
 from .sizes import Sizes, has_symbols, is_symbolic, layout_of
 
 __all__ = ["Leaves", "is_from_torch", "is_layer", "is_one_call", "size_kind"]
@@ -26,6 +26,7 @@ _PURE = {  # what comes out depends on settings and shapes alone; other layers a
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm,
     nn.GroupNorm, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d,
 }  # fmt: skip
+_RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 _CHANNELS = {
     *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels", "normalized_shape"),
     *("groups", "num_groups"),
@@ -138,10 +139,22 @@ class Leaves:
                     if has_symbols((args, kwargs)):  # the caller learns what it gives from calls with plain sizes
                         raise
                     return self._run_for_real(module, args, kwargs)
+        if type(module) in _RECURRENT and (results := self._recurrent(module, args, kwargs)) is not None:
+            return results
         # without a momentum, a batch norm takes it from the value of a counter; shapes do not depend on it
         momentum = 0.1 if isinstance(module, _NormBase) and module.momentum is None else None
         with contextlib.nullcontext() if momentum is None else set_within(module, "momentum", momentum):
             return self._cached(_pure_call(module, args, kwargs), module, args, kwargs, layout_of_layer)
+
+    def _recurrent(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Output and states of a recurrent layer, without a call for every step."""
+        if not _is_plain_call(module, args, kwargs) or _casts():
+            return None
+        if (layouts := layouts_of_recurrence(module, args)) is None:
+            return None
+        self.repeated = True
+        output, *states = (self.empty(*layout) for layout in layouts)
+        return output, tuple(states) if len(states) > 1 else states[0]
 
     def call_function(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call a function of torch's; of equal calls of the commonest ones, only the first is really made."""
@@ -160,8 +173,7 @@ class Leaves:
         self.repeated = False
         if (unchanged := _handed_on(function, args, kwargs)) is not None:
             return unchanged
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):  # within a region of the model's own
-            key = None
+        key = None if _casts() else key
         key = None if key is None else (self._symbols(), *key)
         if key is not None and key not in self._results and (layout := rule(function, args)) is not None:
             self._results[key] = layout
@@ -230,11 +242,21 @@ def _handed_on(function: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) and not drops else None
 
 
+def _is_plain_call(module: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether it is of a tensor, by position, without hooks."""
+    if kwargs or not args or not isinstance(args[0], torch.Tensor):
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def _casts() -> bool:
+    """Whether the model computes in other types than those of its values, within a region of its own."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
 def _pure_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """A key equal for calls that give equal shapes, for the layers that deep networks have most of; else ``None``."""
-    if type(module) not in _PURE or kwargs or len(args) != 1 or not isinstance(args[0], torch.Tensor):
-        return None
-    if module._forward_hooks or module._forward_pre_hooks:
+    if type(module) not in _PURE or len(args) != 1 or not _is_plain_call(module, args, kwargs):
         return None
     return *settings_of(module), *layout_of(args[0])
 

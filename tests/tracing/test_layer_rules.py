@@ -13,9 +13,10 @@ from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pararealize.tracing.layer_rules import _OF_ONE, _OF_TWO, layout_of_call, layout_of_layer
+from pararealize.tracing.layer_rules import _OF_ONE, _OF_TWO, layout_of_call, layout_of_layer, layouts_of_recurrence
 from pararealize.tracing.leaves import Leaves
 from pararealize.tracing.sizes import Sizes, layout_of
+from tests.recurrent_layers import LSTM, MAKES, first_states, layer_of, steps_of
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "linear": lambda c: nn.Linear(c, 5),
@@ -136,3 +137,38 @@ def test_no_rule_for_other_layers(layer: nn.Module, x: torch.Tensor) -> None:
 )
 def test_no_rule_for_other_calls(function: Any, args: tuple[Any, ...]) -> None:
     assert layout_of_call(function, args) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*not supported with oneDNN.*:UserWarning")
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_recurrent_layers(make: Any, dtype: torch.dtype) -> None:
+    """Their results have the layouts that they have for real, and in a recording no step is taken."""
+    layer, batched = layer_of(make)
+    layer.to(dtype)
+    x = steps_of(layer, 6, batched).to(dtype)
+    given = tuple(h.to(dtype) for h in _flat(first_states(layer, batched)))
+    for states in ((), (given if isinstance(layer, LSTM) else given[0],)):
+        output, last = layer(x, *states)
+        expected = tuple(map(layout_of, (output, *_flat(last))))
+        assert layouts_of_recurrence(layer, (x, *states)) == expected
+    leaves = Leaves(FakeTensorMode(allow_non_fake_inputs=True))
+    (fake,) = fakes(leaves, x, symbols=True)
+    output, last = leaves.call(layer, (fake,), {})
+    assert leaves.repeated
+    assert tuple(in_numbers(leaves, layout_of(value)) for value in (output, *_flat(last))) == expected
+
+
+def _flat(states: Any) -> tuple[torch.Tensor, ...]:
+    return states if isinstance(states, tuple) else (states,)
+
+
+def test_no_rule_for_other_recurrences() -> None:
+    layer, x, h = nn.GRU(3, 4), torch.randn(5, 2, 3), torch.randn(1, 2, 4)
+    assert layouts_of_recurrence(layer, (x, h)) is not None
+    packed = nn.utils.rnn.pack_sequence([torch.randn(4, 3)])
+    states = [h[:, :1], h[0], h.double(), (h, h), "h"]
+    for args in ((packed,), (x.double(),), (x.long(),), (x[..., :2],), (x[None],), *((x, state) for state in states)):
+        assert layouts_of_recurrence(layer, args) is None
+    assert layouts_of_recurrence(nn.LSTM(3, 4), (x, h)) is None
+    assert layouts_of_recurrence(nn.Linear(3, 4), (x,)) is None
