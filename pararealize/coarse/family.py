@@ -69,4 +69,5 @@ def _attends_inside(operators: frozenset[str]) -> bool:
     """The same by ATen's operators, for a block that is one call."""
     if any("scaled_dot_product" in name for name in operators):
         return True
-    return "_softmax" in operators and bool(operators & {"bmm", "baddbmm"})
+    # in the place of torch's own attention, which some versions compute by others, stands a safe softmax
+    return bool(operators & {"_softmax", "_safe_softmax"} and operators & {"bmm", "baddbmm"})
