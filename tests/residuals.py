@@ -65,6 +65,8 @@ class Step(nn.Module):
 
 
 class Stack(nn.Module):
+    image_size = 32
+
     def __init__(self, depth: int, post: bool = True, width: int = 4) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)

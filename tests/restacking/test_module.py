@@ -108,9 +108,9 @@ def test_restacked_networks_are_converted(scheme: str, adaptive: bool) -> None:
     """n = 1 gives the restacked network back, and n = 4 takes a training step, learnable steps included."""
     restacked = restack(PreActResNet(PreActBasic, 5), scheme, adaptive=adaptive)
     x, labels = images(batch=4), torch.randint(0, 10, (4,))
-    one = pararealize(restacked, 1)
+    one = pararealize(restacked, 1, example_inputs=x)
     assert_same(one, restacked, x, exact=True)
-    net = pararealize(restacked, 4)
+    net = pararealize(restacked, 4, example_inputs=x)
     assert len(net.segments) == 4
     assert set(restacked.state_dict()) == set(net.original_state_dict())
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
