@@ -84,8 +84,12 @@ class Subsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, channels, *extent) -> (batch, channels, *extent / strides)``, rounded up."""
-        every: list[Any] = [slice(None, None, stride) for stride in self.strides]
-        return x[(..., *every)]
+        if len(self.strides) > 2:  # averages of volumes know no 16-bit types on the CPU
+            every: list[Any] = [slice(None, None, stride) for stride in self.strides]
+            return x[(..., *every)]
+        # averages of one: a kernel each way, where slices take a copy forward and several backward
+        average: Any = functional.avg_pool1d if len(self.strides) == 1 else functional.avg_pool2d
+        return average(x, 1, self.strides)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The strides, by axis."""

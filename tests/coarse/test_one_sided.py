@@ -88,11 +88,19 @@ def test_padding_stands_in_front_of_channels_or_behind():
     assert Pad([(1, 0)], behind=1)(x).shape == (1, 3, 3)
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=3), st.booleans())
-def test_subsampling_is_what_a_strided_pointwise_convolution_reads(axes, last):
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=3),
+    st.booleans(),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_subsampling_is_what_a_strided_pointwise_convolution_reads(axes, last, dtype):
     sizes, strides = zip(*axes, strict=True)
-    x = torch.randn(2, 3, *sizes, dtype=torch.float64)
-    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    x = torch.randn(2, 3, *sizes, dtype=dtype)
+    x = (x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x).requires_grad_()
+    read, gradient = Subsample(strides)(x), x[(..., *(slice(None, None, stride) for stride in strides))]
+    assert torch.equal(read, gradient)
     weight = torch.randn(4, 3, *(1 for _ in sizes), dtype=torch.float64)
     convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[len(sizes)]
-    torch.testing.assert_close(convolve(Subsample(strides)(x), weight), convolve(x, weight, stride=strides))
+    expected = convolve(x.double(), weight, stride=strides)
+    torch.testing.assert_close(convolve(read.double(), weight), expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (read, gradient)))
