@@ -231,7 +231,7 @@ def _handed_on(function: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
 
     On symbolic sizes, torch 2.10 computes it by a decomposition that copies, and a later change in place would miss it.
     """
-    if type(function) is nn.Dropout and len(args) == 1 and not kwargs:
+    if type(function) is nn.Dropout and len(args) == 1 and _is_plain_call(function, args, kwargs):
         drops, value = function.training and function.p, args[0]
     elif function is nn.functional.dropout or function is torch.dropout:
         names = ("input", "p", "train" if function is torch.dropout else "training")

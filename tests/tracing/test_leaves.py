@@ -191,3 +191,14 @@ def test_a_product_of_equal_tensors_is_made_once(leaves, product, shapes):
     with leaves.mode:
         leaves.call_function(product, [leaves.fake(torch.zeros(shape)) for shape in shapes], {})
     assert not leaves.repeated
+
+
+def test_a_dropout_that_drops_nothing_is_its_input_unless_a_hook_is_on_it(leaves):
+    dropout, x = nn.Dropout().eval(), leaves.fake(torch.randn(2, 3))
+    with leaves.mode:
+        assert leaves.call(dropout, (x,), {}) is x
+        assert leaves.call_function(nn.functional.dropout, (x,), {"training": False}) is x
+        assert leaves.call_function(torch.dropout, (x, 0.0, True), {}) is x
+        dropout.register_forward_hook(lambda _module, _inputs, output: output[:1])
+        assert leaves.call(dropout, (x,), {}).shape == (1, 3)
+        assert leaves.call(nn.Dropout(), (x,), {}) is not x
