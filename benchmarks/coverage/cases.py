@@ -25,7 +25,7 @@ MOST_PARAMETERS = 250_000_000  # a larger model is converted on the meta device
 BATCH = 2
 SIDE = 64  # of an image, where the model takes any size
 SIDES = {"maxvit_t": 224, "inception_v3": 299}
-VIDEO = {"s3d": (14, 64), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}  # frames and side, where 4 of 64 will not do
+VIDEO = {"s3d": (14, 224), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}  # frames and side, where 4 of 64 will not do
 AUXILIARY = {  # built a second time: with auxiliary heads, or without them
     "googlenet": {"aux_logits": False},
     "inception_v3": {"aux_logits": False},
