@@ -86,6 +86,7 @@ class ChannelMap:
         penalty: relative to the mean squared feature.
         rank: how many directions it uses, of a map of low rank; otherwise 0.
         error: the squared error on the rows that were held out.
+        error_fitted: the same on the rows that were fitted to, which is too small where these are few.
     """
 
     kind: MapKind
@@ -95,6 +96,28 @@ class ChannelMap:
     penalty: float
     rank: int
     error: float
+    error_fitted: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Products:
+    """Sums over rows about a mean: ``ZᵀZ`` and ``ZᵀT``, or such a pair a channel, and ``‖T‖²``: the error of a bias."""
+
+    gram: Tensor
+    moment: Tensor
+    without: float
+
+    def error(self, weight: Tensor) -> float:
+        """``‖T - Z W‖²``; infinite where it is no number."""
+        terms = self.gram @ weight - 2 * self.moment
+        return _squares(self.without + float((weight * terms).sum()))
+
+    def of_channels(self, groups: int, channels: int) -> _Products:
+        """Those of each channel's own features: ``(channels, groups, groups)`` and ``(channels, groups, 1)``."""
+        step = torch.arange(channels, device=self.gram.device)
+        gram = self.gram.view(groups, channels, groups, channels)[:, step, :, step]
+        moment = self.moment.view(groups, channels, channels)[:, step, step].T
+        return _Products(gram, moment.unsqueeze(-1), self.without)
 
 
 class Regressions:
@@ -132,14 +155,12 @@ class Regressions:
         squares = fitted.about(self.mean).diagonal()[: self.inputs].view(self.groups, self.channels)
         size = (squares.mean(1) / fitted.count).sqrt()
         self.unit = torch.where(size > 0, 1 / size, 0.0).repeat_interleave(self.channels)
-        self.gram, self.moment = self._products(fitted)
-        self.held_gram, self.held_moment = self._products(held_out)
-        targets = slice(self.inputs, None)
-        self.without = float(held_out.about(self.mean)[targets, targets].diagonal().sum())  # the bias alone
+        self.seen, self.unseen = self._products(fitted), self._products(held_out)
 
     def dense(self) -> ChannelMap:
         """The full map."""
-        return min(self._dense, key=lambda one: one.error)
+        error, i = min((error, i) for i, error in enumerate(self._errors))
+        return self._factors("dense", self._weights[i], None, self.penalties[i], error)
 
     def low_rank(self, rank: int) -> ChannelMap:
         """The map of a rank, or of a smaller one where the rows held out say so."""
@@ -153,49 +174,36 @@ class Regressions:
 
     def scale(self) -> ChannelMap:
         """A factor a channel and group."""
-        groups, channels = self.groups, self.channels
-        step = torch.arange(channels, device=self.gram.device)
+        seen, unseen = (one.of_channels(self.groups, self.channels) for one in (self.seen, self.unseen))
+        values, vectors = torch.linalg.eigh(seen.gram)
+        moment, size = vectors.mT @ seen.moment, seen.gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+        weights = [vectors @ (_inverse(values, penalty * size)[..., None] * moment) for penalty in self.penalties]
+        error, i = min((unseen.error(weight), i) for i, weight in enumerate(weights))
+        reads = weights[i][..., 0].T * self.unit.view(self.groups, self.channels)
+        bias = self.mean[self.inputs :] - (self.mean[: self.inputs].view(reads.shape) * reads).sum(0)
+        return ChannelMap(
+            kind="scale", reads=reads, gives=None, bias=bias, penalty=self.penalties[i], rank=0, error=error,
+            error_fitted=seen.error(weights[i]),
+        )  # fmt: skip
 
-        def per_channel(gram: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-            gram = gram.view(groups, channels, groups, channels)[:, step, :, step]  # channels, groups, groups
-            return gram, moment.view(groups, channels, channels)[:, step, step].T
-
-        gram, moment = per_channel(self.gram, self.moment)
-        held_gram, held_moment = per_channel(self.held_gram, self.held_moment)
-        values, vectors = torch.linalg.eigh(gram)
-        size = gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
-        maps = []
-        for penalty in self.penalties:
-            inverse = _inverse(values, penalty * size)
-            w = (vectors @ (inverse * (vectors.mT @ moment[..., None])[..., 0])[..., None])[..., 0]  # channels, groups
-            error = self.without - 2 * float((w * held_moment).sum())
-            error += float((w * (held_gram @ w[..., None])[..., 0]).sum())
-            reads = w.T * self.unit.view(groups, channels)
-            bias = self.mean[self.inputs :] - (self.mean[: self.inputs].view(groups, channels) * reads).sum(0)
-            maps.append(self._map("scale", reads, None, bias, penalty, 0, error))
-        return min(maps, key=lambda one: one.error)
-
-    def _products(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """``ZᵀZ`` and ``ZᵀT`` about the mean, features in their units."""
-        products = moments.about(self.mean)
-        gram = products[: self.inputs, : self.inputs] * self.unit[:, None] * self.unit[None, :]
-        return gram, products[: self.inputs, self.inputs :] * self.unit[:, None]
+    def _products(self, moments: Moments) -> _Products:
+        """Those of some rows, features in their units."""
+        products, split = moments.about(self.mean), self.inputs
+        gram = products[:split, :split] * self.unit[:, None] * self.unit[None, :]
+        without = float(products.diagonal()[split:].sum())
+        return _Products(gram, products[:split, split:] * self.unit[:, None], without)
 
     @cached_property
     def _weights(self) -> list[Tensor]:
         """W for every penalty."""
-        values, vectors = torch.linalg.eigh(self.gram)
-        moment, size = vectors.T @ self.moment, self.gram.diagonal().mean()
+        values, vectors = torch.linalg.eigh(self.seen.gram)
+        moment, size = vectors.T @ self.seen.moment, self.seen.gram.diagonal().mean()
         return [vectors @ (_inverse(values, penalty * size)[:, None] * moment) for penalty in self.penalties]
 
     @cached_property
-    def _dense(self) -> list[ChannelMap]:
-        maps = []
-        for penalty, weight in zip(self.penalties, self._weights, strict=True):
-            error = self.without - 2 * float((weight * self.held_moment).sum())
-            error += float((weight * (self.held_gram @ weight)).sum())
-            maps.append(self._factors("dense", weight, None, penalty, error))
-        return maps
+    def _errors(self) -> list[float]:
+        """The squared error of each of them on the rows held out."""
+        return [self.unseen.error(weight) for weight in self._weights]
 
     @cached_property
     def _directions(self) -> list[tuple[Tensor, list[float]]]:
@@ -203,12 +211,12 @@ class Regressions:
         directions = []
         for penalty, weight in zip(self.penalties, self._weights, strict=True):
             # (CᵀW)ᵀ CᵀW = Wᵀ (ZᵀZ + λI) W: its eigenvectors are the right singular vectors, the largest first
-            size = self.gram.diagonal().mean()
-            inner = weight.T @ (self.gram @ weight + penalty * size * weight)
+            size = self.seen.gram.diagonal().mean()
+            inner = weight.T @ (self.seen.gram @ weight + penalty * size * weight)
             v = torch.linalg.eigh((inner + inner.T) / 2).eigenvectors.flip(1)
             wv = weight @ v
-            gains = 2 * (wv * (self.held_moment @ v)).sum(0) - (wv * (self.held_gram @ wv)).sum(0)
-            errors = self.without - torch.cat([gains.new_zeros(1), gains.cumsum(0)])
+            gains = 2 * (wv * (self.unseen.moment @ v)).sum(0) - (wv * (self.unseen.gram @ wv)).sum(0)
+            errors = self.unseen.without - torch.cat([gains.new_zeros(1), gains.cumsum(0)])
             directions.append((v, errors.tolist()))
         return directions
 
@@ -223,21 +231,17 @@ class Regressions:
         inner = self.mean[: self.inputs] @ reads
         bias = self.mean[self.inputs :] - (inner if gives is None else inner @ gives)
         rank = 0 if gives is None else len(gives)
+        seen = self.seen.error(weight if gives is None else weight @ gives)
         reads = reads.view(self.groups, self.channels, reads.shape[1])
-        return self._map(kind, reads, gives, bias, penalty, rank, error)
+        return ChannelMap(
+            kind=kind, reads=reads, gives=gives, bias=bias, penalty=penalty, rank=rank, error=_squares(error),
+            error_fitted=seen,
+        )  # fmt: skip
 
-    def _map(
-        self,
-        kind: MapKind,
-        reads: Tensor,
-        gives: Tensor | None,
-        bias: Tensor,
-        penalty: float,
-        rank: int,
-        error: float,
-    ) -> ChannelMap:
-        error = math.inf if math.isnan(error) else max(error, 0.0)
-        return ChannelMap(kind=kind, reads=reads, gives=gives, bias=bias, penalty=penalty, rank=rank, error=error)
+
+def _squares(error: float) -> float:
+    """A sum of squares that a difference gave, which rounds."""
+    return math.inf if math.isnan(error) else max(error, 0.0)
 
 
 def _inverse(values: Tensor, penalty: Tensor) -> Tensor:

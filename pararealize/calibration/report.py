@@ -95,6 +95,7 @@ class Calibration:
             accuracy=self.accuracy,
             tolerance=tolerance,
             held_out=self.held_out,
+            few_samples=bool(_of_few_samples(self)),
             fine_tuned=self.fine_tune_steps > 0,
         )
 
@@ -187,7 +188,8 @@ def _contradictions(calibration: Calibration) -> Iterator[str]:
         return
     yield from _faults_of_fits(calibration)
     for choice in calibration.corrections:
-        if choice.m > len(windows) or any(value < 0 for value in choice.errors.values()):
+        errors = (*choice.errors.values(), choice.error_fitted or 0.0)
+        if choice.m > len(windows) or any(value < 0 for value in errors):
             yield f"corrections of window {choice.m} have errors below 0, or there is no such window"
     names = [errors.stage for errors in calibration.stages]
     if names != [*STAGES[:2], *STAGES[2:] * (len(names) - 2)]:  # it may be fine-tuned several times
@@ -242,6 +244,8 @@ def _faults_of_shares(shares: Sequence[tuple[str, float | None]]) -> Iterator[st
 # As text ------------------------------------------------------------------------------------------------------------
 
 WIDTH = 120
+NEGLIGIBLE = 1e-3  # a window's error
+WORTH = 0.1  # of a correction's error: what more samples must save to be recommended
 NOTHING = "left: nothing to fit"
 
 
@@ -254,6 +258,8 @@ def _text(calibration: Calibration) -> str:
         tables += _part_tables(calibration)
     if calibration.corrections:
         tables.append(_correction_table(calibration))
+    if few := _of_few_samples(calibration):
+        tables.append(_few_samples(few))
     tables.append(_output_table(calibration))
     if calibration.renewed:
         names = shortened(", ".join(calibration.renewed), WIDTH)
@@ -351,6 +357,22 @@ def _correction_table(calibration: Calibration) -> str:
     where = f" on {calibration.held_out_part}" if calibration.held_out_part else ""
     heading = f"output corrections, ‖w_m − true‖ / ‖true‖{where}, before rounding"
     return f"{heading}\n{aligned(rows, 'l', missing='–', width=WIDTH)}"
+
+
+def _of_few_samples(calibration: Calibration) -> list[CorrectionChoice]:
+    """The windows whose corrections would err by a tenth less if they had been fitted to very many samples."""
+    used = (choice for choice in calibration.corrections if choice.used and choice.error > NEGLIGIBLE)
+    return [choice for choice in used if choice.error_of_many < (1 - WORTH) * choice.error]
+
+
+def _few_samples(choices: list[CorrectionChoice]) -> str:
+    worst = min(choices, key=lambda choice: choice.error_of_many / choice.error)
+    where = f"of {len(choices)} windows are" if len(choices) > 1 else "are"
+    return (
+        f"the corrections {where} fitted to few samples: those of window {worst.m or 1} leave {_error(worst.error)} of the "
+        f"samples held out, and {_error(worst.error_fitted or 0.0)} of those fitted to; with many more it would be about "
+        f"{_error(worst.error_of_many)}"
+    )
 
 
 def _freedom(kind: str) -> tuple[int, int]:

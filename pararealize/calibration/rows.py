@@ -1,6 +1,7 @@
 """The rows of a calibration's report: how parts were fitted, errors of a stage, what kinds of corrections give."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
@@ -68,6 +69,7 @@ class CorrectionChoice:
         used: whether the window has corrections now; not where they were worse than none.
         errors: ‖w_m − true‖ / ‖true‖ without corrections (``"none"``) and with those of each kind, by what ``coarse``
             calls them: ``"scale"``, ``"low-rank:16"``, ``"dense"``.
+        error_fitted: that of the plan's kind on the samples it was fitted to; None where these are all there are.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -77,11 +79,26 @@ class CorrectionChoice:
     rank: Count
     used: bool
     errors: dict[Text, float]
+    error_fitted: float | None = None
 
     @property
     def name(self) -> str:
         """The kind as ``coarse`` calls it, with its rank."""
         return f"{self.kind}:{self.rank}" if self.rank else self.kind
+
+    @property
+    def error(self) -> float:
+        """That of the plan's kind on the samples held out; NaN where it is not among ``errors``."""
+        return self.errors.get(self.name, math.nan)
+
+    @property
+    def error_of_many(self) -> float:
+        r"""About what it would be with very many samples.
+
+        Of N samples and p features, least squares leave an error of :math:`e \sqrt{1 - p/N}` on those fitted to and, for
+        p well below N, :math:`e \sqrt{1 + p/N}` on others: e is nearly their geometric mean.
+        """
+        return self.error if self.error_fitted is None else math.sqrt(self.error * self.error_fitted)
 
 
 def indices(windows: Iterable[int]) -> Iterator[tuple[int, int]]:

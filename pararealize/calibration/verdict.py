@@ -56,6 +56,7 @@ def judge(
     accuracy: float | None = None,
     tolerance: float = USABLE_ERROR,
     held_out: bool = True,
+    few_samples: bool = False,
     fine_tuned: bool = False,
 ) -> Verdict:
     """A sentence about a network at the errors of one stage.
@@ -71,6 +72,7 @@ def judge(
         accuracy: that of the network in sequence; None without labels.
         tolerance: of the output's relative error.
         held_out: whether the errors are those of samples that nothing was fitted to.
+        few_samples: whether output corrections would err less if they were fitted to more samples.
         fine_tuned: whether the stage is behind a fine-tuning, which is then not recommended.
 
     Raises:
@@ -105,6 +107,8 @@ def judge(
     remedies = [_more_windows(errors.output, windows, blocks, tolerance)]
     if coarse == "linear":
         remedies.append("coarse='low-rank', whose corrections have a closed form")
+    if few_samples and not fine_tuned:
+        remedies.append("calibrate on more samples")
     if not fine_tuned:
         remedies.append("fine-tune")
     advice = ", or ".join(filter(None, remedies))

@@ -101,6 +101,7 @@ def fit_corrections(
         rank=rows[0].rank,
         used=is_better,
         errors={name: relative(error, sums[1].whole) for name, error in errors.items()},
+        error_fitted=relative(found.error_fitted, sums[0].whole) if held_out else None,
     )
     return [Fit(part=row.name, kind=kind, method=method, seconds=seconds) for row in rows], choice
 

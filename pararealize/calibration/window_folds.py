@@ -77,6 +77,7 @@ def fit_folds(
         rank=0,
         used=is_better,
         errors={name: relative(error, whole) for name, error in errors.items()},
+        error_fitted=relative(found.error_fitted, folded[0].whole) if held_out else None,
     )
     seconds = (time.perf_counter() - start) / len(layers)
     return [_fit(one, found if is_better else None, seconds) for one in layers], choice

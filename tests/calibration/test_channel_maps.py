@@ -53,6 +53,8 @@ def test_errors_are_those_of_the_maps_on_the_rows_held_out() -> None:
     for name, found in all_of(regressions, 4).items():
         error = (applied(found, held) - held_target).square().sum().item()
         assert found.error == pytest.approx(error, rel=1e-8), name
+        error = (applied(found, features) - target).square().sum().item()
+        assert found.error_fitted == pytest.approx(error, rel=1e-8), name
     assert regressions.held_out.nothing == pytest.approx(held_target.square().sum().item())
 
 

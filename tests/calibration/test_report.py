@@ -1,5 +1,6 @@
 """The report: as a table, as JSON and back."""
 
+import dataclasses
 import json
 import math
 
@@ -185,12 +186,30 @@ def test_windows_print_as_tables_and_come_back() -> None:
     )
 
 
+def test_corrections_that_were_fitted_to_few_samples_say_so() -> None:
+    one = windows()
+    used, unused = one.corrections
+    few = dataclasses.replace(used, error_fitted=0.02)
+    ours = dataclasses.replace(one, corrections=(few, dataclasses.replace(unused, error_fitted=0.001)))
+    assert (
+        "the corrections are fitted to few samples: those of window 1 leave 0.0500 of the samples held out, and 0.0200 "
+        "of those fitted to; with many more it would be about 0.0316\n"
+    ) in str(ours)
+    assert Calibration.from_json(ours.to_json()) == ours
+    assert "calibrate on more samples" not in str(ours)  # it is usable as it is
+    assert ours.judge(0.01).sentence.endswith("or calibrate on more samples, or fine-tune")
+    enough = dataclasses.replace(one, corrections=(dataclasses.replace(used, error_fitted=0.045), unused))
+    assert "few samples" not in str(enough)
+    assert "more samples" not in enough.judge(0.01).sentence
+
+
 def test_corrections_that_cannot_be_are_refused() -> None:
     values = json.loads(windows().to_json())
     for change, message in (
         ({"fits": [*values["fits"], values["fits"][-1] | {"part": "K3_1"}]}, "twice or of no segment"),
         ({"fits": [*values["fits"], values["fits"][-1]]}, "twice or of no segment"),
         ({"corrections": [values["corrections"][0] | {"m": 4}]}, "there is no such window"),
+        ({"corrections": [values["corrections"][0] | {"error_fitted": -0.5}]}, "errors below 0"),
         ({"windows": []}, "has 0 segments"),
     ):
         with pytest.raises(CalibrationError, match=message):

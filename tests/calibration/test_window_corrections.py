@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -132,6 +134,24 @@ def test_they_are_left_where_they_are_worse_than_none_and_where_they_are_frozen(
     methods = {fit.part: fit.method for fit in calibrate(net, noise).fits}
     assert methods["K1_1"] == methods["K1_2"] == "left: frozen"
     assert methods["K2_1"].startswith("least squares, ridge ")
+
+
+@pytest.mark.parametrize("coarse", ["dense", "low-rank:8", "folded"])
+def test_few_samples_are_told_from_enough(coarse: str) -> None:
+    """Blocks that are not linear leave errors; with few samples the report says so, and about what many would leave."""
+    torch.manual_seed(0)
+    width = 16
+    layers = [nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width)) for _ in range(4)]
+    model = Chain(layers, width)
+    test, errors, words = [torch.randn(2000, width, **DOUBLE)], {}, "fitted to few samples"
+    for rows in (150, 6000):
+        batches = [torch.randn(rows // 3, width, **DOUBLE) for _ in range(3)]
+        net = pararealize(copy.deepcopy(model.double()), 4, example_inputs=batches[0], coarse=coarse, source="stem")
+        calibration = calibrate(net, batches, test=test)
+        assert (words in str(calibration)) == (rows == 150)
+        (errors[rows],) = calibration.corrections
+    assert errors[150].error_of_many < 0.95 * errors[150].error
+    assert errors[6000].error == pytest.approx(errors[150].error_of_many, rel=0.15)
 
 
 def test_again_is_the_same() -> None:
