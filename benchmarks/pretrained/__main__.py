@@ -103,7 +103,7 @@ def _sections(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
             continue
         yield f"## {network}"
         titles = [f"{title}: {' → '.join(STAGES)}" for _, title in FIGURES[network]]
-        head = ("cut", "n", "coarse", "speed-up", *titles, "steps")
+        head = ("cut", "n", "coarse", "speed-up", *titles, "how")
         yield table(head, [_line(case, row) for case, row in measured])
         for goal, best, met in goals(rows, network):
             word = "met" if met else "missed"
@@ -114,7 +114,14 @@ def _line(case: Case, row: dict[str, Any]) -> list[str]:
     figures = (
         " → ".join(f"{row['stages'][stage][figure]:.3f}" for stage in _of(row)) for figure, _ in FIGURES[case.network]
     )
-    return [case.schedule, str(row["n"]), f"`{case.coarse}`", f"{row['speedup']:.2f}×", *figures, case.training]
+    return [
+        case.schedule,
+        str(row["n"]),
+        f"`{case.coarse}`",
+        f"{row['speedup']:.2f}×",
+        *figures,
+        ", ".join(filter(None, (case.fit, case.training))),
+    ]
 
 
 def goals(rows: dict[str, dict[str, Any]], network: str) -> Iterator[tuple[str, str, bool]]:

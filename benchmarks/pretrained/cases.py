@@ -80,6 +80,7 @@ class Case:
         schedule: a key of the network's schedules.
         coarse: the coarse kind.
         steps: of distillation; 0 for none.
+        fitted: batches of sentences that MiniLM is fitted to in closed form.
         emphasis: weight of the sentences' embeddings beside the words' values in MiniLM's loss.
         distillation: of the networks that tell classes of Fashion-MNIST.
     """
@@ -88,13 +89,19 @@ class Case:
     schedule: str
     coarse: str
     steps: int = 0
+    fitted: int = 16
     emphasis: int = 1
     distillation: Distillation = USUAL
 
     @property
     def name(self) -> str:
         """As it stands in results.json; the same with and without distillation but for its end."""
-        return "; ".join(filter(None, (self.network, self.schedule, self.coarse, self.training)))
+        return "; ".join(filter(None, (self.network, self.schedule, self.coarse, self.fit, self.training)))
+
+    @property
+    def fit(self) -> str:
+        """What it is fitted to, in words; empty where that is the usual."""
+        return f"fitted to {self.fitted} batches" if self.fitted != 16 else ""
 
     @property
     def training(self) -> str:
@@ -200,6 +207,8 @@ CASES = [
     *_several("minilm", "2 + 2 layers, then the last four halves", "dense"),
     *_several("minilm", "two pairs in the middle", "dense"),
     *_several("minilm", "two pairs in the middle", steps={"dense": 600}),
+    Case(network="minilm", schedule="two pairs in the middle", coarse="dense", fitted=64),
+    Case(network="minilm", schedule="two pairs in the middle", coarse="dense", fitted=64, steps=1000, emphasis=3),
     *_several("minilm", "3 + 2 + 1", "dense"),
     *_several("minilm", "two triples", "dense"),
     *_several("efficientnet-lite0", "runs of one space, n = 3", "linear", "dense"),

@@ -75,7 +75,7 @@ class Trained:
     recipe: Recipe
 
 
-_SGD = Recipe(epochs=EPOCHS, lr=0.1, schedule="cosine", warmup=100, amp="bfloat16")
+_SGD = Recipe(epochs=EPOCHS, lr=0.1, schedule="cosine", warmup=100)
 _ADAMW = Recipe(epochs=EPOCHS, optimizer="adamw", lr=3e-3, weight_decay=0.05, schedule="cosine", warmup=100, clip=1.0)
 
 

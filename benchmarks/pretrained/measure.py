@@ -18,7 +18,6 @@ from .cases import SCHEDULES, Case
 __all__ = ["measure"]
 
 TOKENS = 1024  # of a batch of sentences
-FITTED = 16  # batches that are fitted to in closed form
 TESTED = 10
 SEEN = 3  # held-out batches that fine-tuning looks at
 
@@ -41,11 +40,9 @@ def measure(case: Case, out: Path) -> dict[str, Any]:
 
 
 def recipe_of(steps: int, lr: float) -> Recipe:
-    """AdamW in bfloat16, a rate that rises for a tenth of the steps and falls as a cosine."""
-    return Recipe(
-        optimizer="adamw", lr=lr, schedule="cosine", warmup=max(1, steps // 10), clip=1.0, weight_decay=0.0,
-        amp="bfloat16",
-    )  # fmt: skip
+    """AdamW, a rate that rises for a tenth of the steps and falls as a cosine."""
+    warmup = max(1, steps // 10)
+    return Recipe(optimizer="adamw", lr=lr, schedule="cosine", warmup=warmup, clip=1.0, weight_decay=0.0)
 
 
 def _minilm(case: Case, out: Path) -> dict[str, Any]:
@@ -53,7 +50,7 @@ def _minilm(case: Case, out: Path) -> dict[str, Any]:
     assert folder is not None
     model = minilm.encoder(folder, halves=schedule.halves)
     training = minilm.packed(
-        folder, minilm.sentences(out, held_out=False), tokens=TOKENS, count=FITTED + case.steps, seed=0
+        folder, minilm.sentences(out, held_out=False), tokens=TOKENS, count=case.fitted + case.steps, seed=0
     )
     held_out = minilm.sentences(out, held_out=True)
     # what fine-tuning chooses its best step by is not what the figures are measured on
@@ -66,7 +63,7 @@ def _minilm(case: Case, out: Path) -> dict[str, Any]:
         wanted = [minilm.embeddings(model(**batch), batch["attention_mask"]) for batch in tested]
     row: dict[str, Any] = {"n": net.plan.n, "speedup": net.plan.speedup}
     stages = {"before": minilm.quality_of(net, tested, wanted)}
-    calibration = calibrate(net, training[:FITTED], test=seen)
+    calibration = calibrate(net, training[: case.fitted], test=seen)
     stages["calibrated"] = minilm.quality_of(net, tested, wanted)
     if case.steps:
 
@@ -76,7 +73,7 @@ def _minilm(case: Case, out: Path) -> dict[str, Any]:
         layers = ["blocks"] if schedule.halves else ["bert.encoder"]
         added = {name.split(".")[0] for name, _ in net.named_parameters()} & {"adapters", "coarse"}
         tuning = fine_tune(
-            net, training[FITTED:], calibration, steps=case.steps, test=seen,
+            net, training[case.fitted :], calibration, steps=case.steps, test=seen,
             loss=loss, match=0.1, train=[*layers, *sorted(added)], recipe=recipe_of(case.steps, 3e-4),
         )  # fmt: skip
         stages["distilled"] = minilm.quality_of(net, tested, wanted)

@@ -74,10 +74,12 @@ class InterfaceValues:
         leaves = pytree.tree_leaves((self.sources, self.context, self.output, first))
         sizes = {leaf.data_ptr(): leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor)}
         of_windows: dict[int, int] = {}
+        ends: dict[int, int] = {}
         for (m, _), value in self.true.items():
             of_windows[m] = of_windows.get(m, 0) + value.nbytes
+            ends[m] = value.nbytes
         # u of all windows; x, y and z of the largest; w where there are several
-        several = sum(value.nbytes for value in self.true.values()) if len(of_windows) > 1 else 0
+        several = sum(ends.values()) if len(ends) > 1 else 0
         return sum(sizes.values()) + sum(of_windows.values()) + 3 * max(of_windows.values()) + several
 
     def anew(self) -> InterfaceValues:
@@ -355,11 +357,11 @@ class InterfaceRecord:
         Raises:
             ExampleError: this pass ends before.
         """
-        if self.complete:
-            yield from self.in_memory[start:stop]
-            return
-        for number, batch in enumerate(later_pass(self.batches, start, stop, self.count), start=start + 1):
-            yield self.interfaces.in_sequence(batch, number)
+        yield from self.in_memory[start:stop]
+        if stop > (kept := len(self.in_memory)):
+            start = max(start, kept)
+            for number, batch in enumerate(later_pass(self.batches, start, stop, self.count), start=start + 1):
+                yield self.interfaces.in_sequence(batch, number)
 
     def with_fine(self, window: Window) -> Iterator[InterfaceValues]:
         """The values with x and y of a window."""

@@ -369,9 +369,9 @@ def _few_samples(choices: list[CorrectionChoice]) -> str:
     worst = min(choices, key=lambda choice: choice.error_of_many / choice.error)
     where = f"of {len(choices)} windows are" if len(choices) > 1 else "are"
     return (
-        f"the corrections {where} fitted to few samples: those of window {worst.m or 1} leave {_error(worst.error)} of the "
-        f"samples held out, and {_error(worst.error_fitted or 0.0)} of those fitted to; with many more it would be about "
-        f"{_error(worst.error_of_many)}"
+        f"the corrections {where} fitted to few samples: those of window {worst.m or 1} leave {_error(worst.error)} of "
+        f"the samples held out, and {_error(worst.error_fitted or 0.0)} of those fitted to; with many more it would be "
+        f"about {_error(worst.error_of_many)}"
     )
 
 

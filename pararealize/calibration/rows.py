@@ -95,8 +95,8 @@ class CorrectionChoice:
     def error_of_many(self) -> float:
         r"""About what it would be with very many samples.
 
-        Of N samples and p features, least squares leave an error of :math:`e \sqrt{1 - p/N}` on those fitted to and, for
-        p well below N, :math:`e \sqrt{1 + p/N}` on others: e is nearly their geometric mean.
+        Of N rows and p features, least squares leave an error of :math:`e \sqrt{1 - p/N}` on those fitted to and, for p
+        well below N, :math:`e \sqrt{1 + p/N}` on others: e is nearly their geometric mean.
         """
         return self.error if self.error_fitted is None else math.sqrt(self.error * self.error_fitted)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pararealize import PararealModule, pararealize
 from pararealize.calibration.interfaces import (
@@ -14,7 +17,7 @@ from pararealize.calibration.interfaces import (
 )
 from pararealize.errors import CalibrationError
 from pararealize.network.parareal import messages
-from tests.models import InPlace, MaskedTransformer, SharedBias, SmallResNet
+from tests.models import InPlace, MaskedTransformer, Perceptron, SharedBias, SmallResNet
 
 NETWORKS = {
     "convolutions": (SmallResNet, torch.randn(4, 3, 8, 8)),
@@ -113,6 +116,23 @@ def test_a_record_holds_what_fits_and_computes_the_others_anew(keep: int | str, 
     assert len(passes) == (1 if held == 3 else 2)
     assert all(torch.equal(output, interfaces.in_sequence(x + i).output) for i, output in enumerate(outputs))
     assert all(len(values.y) == 3 for values in record.with_fine(interfaces.windows[0]))
+    fine = [dict(values.y) for values in record.in_memory]
+    for values, before in zip(record.part(0, held), fine, strict=True):
+        assert all(values.y[index] is y for index, y in before.items()), "what is in memory is not computed anew"
+
+
+def test_memory_of_windows_has_room_for_their_values() -> None:
+    torch.manual_seed(0)
+    net = pararealize(Perceptron(12), 2, windows=4, example_inputs=torch.randn(64, 8), coarse="linear", source="stem")
+    interfaces = Interfaces(net)
+    values = interfaces.in_sequence(torch.randn(64, 8))
+    reserved = values.bytes
+    interfaces.result(values)
+    tensors = pytree.tree_leaves([getattr(values, field.name) for field in dataclasses.fields(values)])
+    sizes = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if isinstance(t, torch.Tensor)
+    }
+    assert 0.6 * reserved < sum(sizes.values()) <= reserved
 
 
 def test_memory_is_that_of_all_values() -> None:
