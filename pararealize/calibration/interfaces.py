@@ -183,11 +183,11 @@ class Interfaces:
     @torch.no_grad()
     def begin(self, values: InterfaceValues, window: Window) -> Tensor:
         """w_{m-1}, which window m begins with, from the windows before it as they are now; remembered."""
-        for before in self.windows[: window.m - 1]:
-            if before.m + 1 not in values.begins:
-                w = self.end(values, before)
-                values.forget(before)
-                values.begins[before.m + 1] = w
+        latest = max((m for m in values.begins if m <= window.m), default=1)
+        for before in self.windows[latest - 1 : window.m - 1]:
+            w = self.end(values, before)
+            values.forget(before)
+            values.begins[before.m + 1] = w
         return values.begins[window.m]
 
     @torch.no_grad()
@@ -297,6 +297,15 @@ class Interfaces:
         return values
 
 
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """What a window of a batch begins with: w_{m-1}, m, and a sum over the original's values, which tells the batch."""
+
+    w: Tensor
+    m: int
+    batch: float
+
+
 class InterfaceRecord:
     """The values of all batches: of the first batches in memory, as many as fit; else computed anew in every pass.
 
@@ -310,7 +319,8 @@ class InterfaceRecord:
         count: how many batches there are.
         samples: how many samples they have.
         counts: of each batch, whether its mask leaves any position in.
-        room: what is left of ``keep``.
+        room: what is left of ``keep``. What the latest window of a batch that is not in memory begins with is kept
+            where that fits, so that a pass does not run the windows before it.
         evidence: what labels say of the original's outputs.
         output: the original's output for the first batch.
 
@@ -324,6 +334,7 @@ class InterfaceRecord:
         self.count = self.samples = 0
         self.counts: list[bool] = []
         self.room = keep
+        self._begins: dict[int, _Begin] = {}  # by the number of a batch that is not in memory
         self.evidence = LabelEvidence()
         self.output: Any = None
         for number, batch in enumerate(one_pass(batches), start=1):
@@ -342,6 +353,8 @@ class InterfaceRecord:
         """Drop from the values in memory what the parts of one window have computed, or its corrected values alone."""
         for values in self.in_memory:
             values.forget(window, corrected_only=corrected_only)
+        for number in [number for number, begin in self._begins.items() if begin.m > window.m]:
+            self._forget_begin(number)
 
     @property
     def complete(self) -> bool:
@@ -361,7 +374,25 @@ class InterfaceRecord:
         if stop > (kept := len(self.in_memory)):
             start = max(start, kept)
             for number, batch in enumerate(later_pass(self.batches, start, stop, self.count), start=start + 1):
-                yield self.interfaces.in_sequence(batch, number)
+                values = self.interfaces.in_sequence(batch, number)
+                of_batch = float(values.true[self.interfaces.last].double().sum())
+                begin = self._begins.get(number)
+                if begin is not None and begin.batch == of_batch:  # another one, where a loader shuffles as it likes
+                    values.begins[begin.m] = begin.w
+                yield values
+                self._remember_begin(number, values, of_batch)
+
+    def _remember_begin(self, number: int, values: InterfaceValues, of_batch: float) -> None:
+        """Keep what the latest window that has been begun begins with, where there is room for it."""
+        latest = max(values.begins, default=1)
+        self._forget_begin(number)
+        if latest > 1 and (w := values.begins[latest]).nbytes <= self.room:
+            self._begins[number] = _Begin(w, latest, of_batch)
+            self.room -= w.nbytes
+
+    def _forget_begin(self, number: int) -> None:
+        if number in self._begins:
+            self.room += self._begins.pop(number).w.nbytes
 
     def with_fine(self, window: Window) -> Iterator[InterfaceValues]:
         """The values with x and y of a window."""

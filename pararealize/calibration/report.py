@@ -188,8 +188,8 @@ def _contradictions(calibration: Calibration) -> Iterator[str]:
         return
     yield from _faults_of_fits(calibration)
     for choice in calibration.corrections:
-        errors = (*choice.errors.values(), choice.error_fitted or 0.0)
-        if choice.m > len(windows) or any(value < 0 for value in errors):
+        values = (*choice.errors.values(), choice.error_fitted or 0.0)
+        if choice.m > len(windows) or any(value < 0 for value in values):
             yield f"corrections of window {choice.m} have errors below 0, or there is no such window"
     names = [errors.stage for errors in calibration.stages]
     if names != [*STAGES[:2], *STAGES[2:] * (len(names) - 2)]:  # it may be fine-tuned several times

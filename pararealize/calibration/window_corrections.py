@@ -26,7 +26,7 @@ from .channel_maps import PENALTIES, ChannelMap, Moments, Regressions
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
 from .rows import CorrectionChoice, Fit
-from .sums import row_sums
+from .sums import Columns, RowValues, row_sums
 
 __all__ = [
     "alternatives",
@@ -112,28 +112,36 @@ def fit_input_corrections(interfaces: Interfaces, held_out: HeldOut, window: Win
 
     They stay, or become, nought where they help no sample held out. The arguments are those of :func:`fit_corrections`.
     """
-    fits = []
-    for row in window.adapters:
-        module = interfaces.adapter(row.index)
-        if not isinstance(module, InputCorrection):
-            continue
-        text = correction_text(row.kind, row.rank)
-        if not are_trained([module]):
-            fits.append(Fit(part=row.name, kind=text, method="left: frozen", seconds=0.0))
-            continue
-        start = time.perf_counter()
-        set_to_nought([module])
-        values_of = partial(_values_of_adapter, interfaces, window, row)
-        ((fitted, held),) = row_sums(held_out.all(), row.y, next(module.parameters()).device, [1], values_of)
+    modules = {row.index: interfaces.adapter(row.index) for row in window.adapters}
+    corrected = {index: module for index, module in modules.items() if isinstance(module, InputCorrection)}
+    rows = [row for row in window.adapters if row.index in corrected]
+    trained = [row for row in rows if are_trained([corrected[row.index]])]
+    fits = [
+        Fit(part=row.name, kind=correction_text(row.kind, row.rank), method="left: frozen", seconds=0.0)
+        for row in rows
+        if row not in trained
+    ]
+    if not trained:
+        return fits
+    start = time.perf_counter()
+    set_to_nought([corrected[row.index] for row in trained])
+    devices = [next(corrected[row.index].parameters()).device for row in trained]
+    columns = [Columns(groups=1, space=row.y, device=device) for row, device in zip(trained, devices, strict=True)]
+    sums = row_sums(held_out.all(), columns, partial(_values_of_adapters, interfaces, window, trained))
+    methods = []
+    for row, (fitted, held) in zip(trained, sums, strict=True):
         regressions = Regressions(fitted, held, PENALTIES if held_out else (ridge,))
         of_kind = {"scale": regressions.scale, "dense": regressions.dense}
         found = of_kind[row.kind]() if row.kind in of_kind else regressions.low_rank(row.rank)
         is_better = found.error < held.nothing
         if is_better:
-            _write([module], found)
-        method = f"least squares, ridge {found.penalty:g}" if is_better else "left: worse than none"
-        fits.append(Fit(part=row.name, kind=text, method=method, seconds=time.perf_counter() - start))
-    return fits
+            _write([corrected[row.index]], found)
+        methods.append(f"least squares, ridge {found.penalty:g}" if is_better else "left: worse than none")
+    seconds = (time.perf_counter() - start) / len(trained)
+    return fits + [
+        Fit(part=row.name, kind=correction_text(row.kind, row.rank), method=method, seconds=seconds)
+        for row, method in zip(trained, methods, strict=True)
+    ]
 
 
 def alternatives(regressions: Regressions, planned: int) -> dict[str, float]:
@@ -155,22 +163,27 @@ def _sums(interfaces: Interfaces, held_out: HeldOut, window: Window) -> tuple[Mo
     """Sums of what the corrections read, and of what the window's end lacks without them."""
     last = window.segments[-1].index
 
-    def values_of(values: InterfaceValues) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    def values_of(values: InterfaceValues) -> list[RowValues]:
         values = interfaces.with_fine(values, window)
         w, true = interfaces.corrected(values, last), interfaces.at(last, values.true[last])
-        return [[f.to(w.device) for f in _features(interfaces, values, window)]], w, true
+        return [RowValues(features=[f.to(w.device) for f in _features(interfaces, values, window)], given=w, true=true)]
 
     groups = sum(2 if row.reads_x else 1 for row in window.corrections)
     device = next(corrections_of(interfaces, window)[-1].parameters()).device
-    return row_sums(held_out.all(), window.corrections[0].y, device, [groups], values_of)[0]
+    columns = Columns(groups=groups, space=window.corrections[0].y, device=device)
+    return row_sums(held_out.all(), [columns], values_of)[0]
 
 
-def _values_of_adapter(
-    interfaces: Interfaces, window: Window, row: AdapterPlan, values: InterfaceValues
-) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-    """What an adapter that is the identity reads, and gives without a correction: w; and what it should give."""
-    w = interfaces.at(row.index, interfaces.begin(values, window))
-    return [[w]], w, interfaces.at(row.index, values.true[row.m, row.j - 1])
+def _values_of_adapters(
+    interfaces: Interfaces, window: Window, rows: Sequence[AdapterPlan], values: InterfaceValues
+) -> list[RowValues]:
+    """What adapters that are the identity read, and give without a correction: w; and what they should give."""
+    found = []
+    for row in rows:
+        w = interfaces.at(row.index, interfaces.begin(values, window))
+        true = interfaces.at(row.index, values.true[row.m, row.j - 1])
+        found.append(RowValues(features=[w], given=w, true=true))
+    return found
 
 
 def _features(interfaces: Interfaces, values: InterfaceValues, window: Window) -> Iterator[Tensor]:

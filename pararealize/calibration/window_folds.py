@@ -27,7 +27,7 @@ from .folded_layers import FoldableLayer
 from .held_out import HeldOut
 from .interfaces import Interfaces, InterfaceValues
 from .rows import CorrectionChoice, Fit
-from .sums import row_sums
+from .sums import Columns, RowValues, row_sums
 from .window_corrections import alternatives, relative
 
 __all__ = ["fit_folds"]
@@ -100,26 +100,33 @@ def _sums(interfaces: Interfaces, held_out: HeldOut, window: Window) -> list[tup
     """Sums of what the layers give, and of what other kinds read."""
     last, layers = window.segments[-1].index, interfaces.folds.of(window)
 
-    def values_of(values: InterfaceValues) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    def values_of(values: InterfaceValues) -> list[RowValues]:
         values = interfaces.with_fine(values, window)
         w, true = interfaces.corrected(values, last), interfaces.at(last, values.true[last])
-        of_layers = [interfaces.last_output(values, one).to(w.device) for one in layers]
-        return [of_layers, [value.to(w.device) for value in _read_by_others(interfaces, values, window)]], w, true
+        of_layers = (interfaces.last_output(values, one) for one in layers)
+        of_others = _read_by_others(interfaces, values, window)
+        return [
+            RowValues(features=[value.to(w.device) for value in features], given=w, true=true)
+            for features in (of_layers, of_others)
+        ]
 
     groups = len(layers), sum(2 if shape.reads_x else 1 for shape in correction_shapes("dense", window))
     device = next(layers[-1].layer.parameters()).device
-    return row_sums(held_out.all(), window.corrections[0].y, device, groups, values_of)
+    columns = [Columns(groups=count, space=window.corrections[0].y, device=device) for count in groups]
+    return row_sums(held_out.all(), columns, values_of)
 
 
 def _error(interfaces: Interfaces, held_out: HeldOut, window: Window) -> float:
     """The squared error of the window's end on the samples held out, as its layers are."""
-    last, space = window.segments[-1].index, window.corrections[0].y
+    last = window.segments[-1].index
 
-    def values_of(values: InterfaceValues) -> tuple[list[list[Tensor]], Tensor, Tensor]:
-        return [[]], interfaces.end(values, window), interfaces.at(last, values.true[last])
+    def values_of(values: InterfaceValues) -> list[RowValues]:
+        true = interfaces.at(last, values.true[last])
+        return [RowValues(features=[], given=interfaces.end(values, window), true=true)]
 
     device = next(interfaces.folds.of(window)[-1].layer.parameters()).device
-    return row_sums(held_out.held_out(), space, device, [0], values_of)[0][1].nothing
+    columns = Columns(groups=0, space=window.corrections[0].y, device=device)
+    return row_sums(held_out.held_out(), [columns], values_of)[0][1].nothing
 
 
 def _read_by_others(interfaces: Interfaces, values: InterfaceValues, window: Window) -> Iterator[Tensor]:

@@ -121,6 +121,33 @@ def test_a_record_holds_what_fits_and_computes_the_others_anew(keep: int | str, 
         assert all(values.y[index] is y for index, y in before.items()), "what is in memory is not computed anew"
 
 
+@pytest.mark.parametrize("shuffles", [False, True])
+def test_windows_of_batches_that_are_not_in_memory_begin_where_they_began(shuffles: bool) -> None:
+    """Later passes run no window again that a pass before them has run, unless the batch is another one."""
+    torch.manual_seed(0)
+    net = pararealize(Perceptron(12), 2, windows=4, example_inputs=torch.randn(4, 8), coarse="linear", source="stem")
+    interfaces, given = Interfaces(net.eval()), [torch.randn(4, 8) for _ in range(3)]
+    passes = iter([given, given[::-1] if shuffles else given, given])
+    keep = 2 * interfaces.in_sequence(given[0]).bytes + given[0].nbytes
+    record = InterfaceRecord(interfaces, lambda: iter(next(passes)), keep=keep)
+    assert len(record.in_memory) == 2
+    ended: list[int] = []
+    end = interfaces.end
+    interfaces.end = lambda values, window: ended.append(window.m) or end(values, window)
+    room = record.room
+    for again in (False, True):
+        ended.clear()
+        for values in record:
+            w = interfaces.begin(values, interfaces.windows[2])
+            counted = len(ended)
+            torch.testing.assert_close(w, interfaces.begin(values.anew(), interfaces.windows[2]), rtol=0, atol=0)
+            del ended[counted:]
+        assert ended == ([1, 2] * (3 if not again else 1 if shuffles else 0))
+    assert record.room < room
+    record.forget(interfaces.windows[1])
+    assert record.room == room
+
+
 def test_memory_of_windows_has_room_for_their_values() -> None:
     torch.manual_seed(0)
     net = pararealize(Perceptron(12), 2, windows=4, example_inputs=torch.randn(64, 8), coarse="linear", source="stem")

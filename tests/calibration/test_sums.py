@@ -1,15 +1,14 @@
-"""Sums over rows, against rows written out: masks leave positions out, and choices share a pass."""
+"""Sums over rows, against rows written out: masks leave positions out, and maps share a pass."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from pararealize import pararealize
 from pararealize.calibration.held_out import HeldOut
 from pararealize.calibration.interfaces import InterfaceRecord, Interfaces, InterfaceValues
-from pararealize.calibration.sums import row_sums
+from pararealize.calibration.sums import Columns, RowValues, row_sums
 from tests.added_branches import AddedLinear, chain_of
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -28,12 +27,14 @@ def test_rows_written_out(masked: bool, count: int, tested: bool) -> None:
     index = net.plan.windows[0].segments[-1].index
     passes: list[int] = []
 
-    def values_of(values: InterfaceValues) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+    def values_of(values: InterfaceValues) -> list[RowValues]:
         passes.append(1)
         w, true = values.begins[1], values.true[index]
-        return [[w], [true, w]], w, true
+        return [RowValues(features=features, given=w, true=true) for features in ([w], [true, w])]
 
-    choices = row_sums(held_out.all(), net.plan.segments[0].x, torch.device("cpu"), [1, 2], values_of)
+    space, device = net.plan.segments[0].x, torch.device("cpu")
+    maps = [Columns(groups=groups, space=space, device=device) for groups in (1, 2)]
+    choices = row_sums(held_out.all(), maps, values_of)
     assert len(passes) == (5 if tested else count)
     pairs = list(zip(BATCHES, MASKS, strict=True))
     parts = [pairs[:4], pairs[4:]]
