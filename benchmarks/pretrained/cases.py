@@ -157,6 +157,9 @@ SCHEDULES = {
         "runs of one space, n = 6": Schedule(n=6, sequential="changing"),
         "three windows a stage, n = 4": Schedule(n=4, windows=(0, 4, 8, 13, 17, 21, 25, 29, 33), sequential=(12, 24)),
         "two windows a stage, n = 6": Schedule(n=6, windows=(0, 6, 13, 19, 25, 31), sequential=(12, 24)),
+        "two blocks first, n = 5 and 4": Schedule(
+            n=5, windows=(2, 7, 13, 17, 21, 25, 29, 33), sequential=(0, 1, 12, 24)
+        ),
         "2 + 3 + 3 windows, n = 6 and 4": Schedule(n=6, windows=(0, 6, 13, 17, 21, 25, 29, 33), sequential=(12, 24)),
     },
     "fashion-resnet56": {
@@ -217,7 +220,8 @@ CASES = [
     *_several("efficientnet-lite2", "runs of one space, n = 4", steps={"dense": 80}),
     *_several("efficientnet-lite0", "one window, n = 2", "linear"),
     *_several("efficientnet-lite2", "runs of one space, n = 2", "dense"),
-    *_several("fashion-mnist", "three windows a stage, n = 4", steps={"low-rank:8": 94}),
+    *_several("fashion-mnist", "three windows a stage, n = 4", steps={"folded": 94, "low-rank:8": 94}),
+    *_several("fashion-mnist", "two blocks first, n = 5 and 4", steps={"folded": 94, "low-rank:8": 94}),
     *_several("fashion-mnist", "two windows a stage, n = 6", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 4", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 6", steps={"low-rank:8": 94}),
