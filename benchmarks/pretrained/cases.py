@@ -160,6 +160,10 @@ SCHEDULES = {
         "two blocks first, n = 5 and 4": Schedule(
             n=5, windows=(2, 7, 13, 17, 21, 25, 29, 33), sequential=(0, 1, 12, 24)
         ),
+        "two blocks first, n = 5 and 6": Schedule(n=6, windows=(2, 7, 13, 19, 25, 31), sequential=(0, 1, 12, 24)),
+        "four blocks first, n = 4 and 6": Schedule(
+            n=6, windows=(4, 8, 13, 19, 25, 31), sequential=(0, 1, 2, 3, 12, 24)
+        ),
         "2 + 3 + 3 windows, n = 6 and 4": Schedule(n=6, windows=(0, 6, 13, 17, 21, 25, 29, 33), sequential=(12, 24)),
     },
     "fashion-resnet56": {
@@ -222,6 +226,8 @@ CASES = [
     *_several("efficientnet-lite2", "runs of one space, n = 2", "dense"),
     *_several("fashion-mnist", "three windows a stage, n = 4", steps={"folded": 94, "low-rank:8": 94}),
     *_several("fashion-mnist", "two blocks first, n = 5 and 4", steps={"folded": 94, "low-rank:8": 94}),
+    *_several("fashion-mnist", "two blocks first, n = 5 and 6", steps={"folded": 94}),
+    *_several("fashion-mnist", "four blocks first, n = 4 and 6", steps={"folded": 94}),
     *_several("fashion-mnist", "two windows a stage, n = 6", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 4", steps={"low-rank:8": 94}),
     *_several("fashion-mnist", "runs of one space, n = 6", steps={"low-rank:8": 94}),
@@ -242,6 +248,7 @@ CASES = [
         Distillation(lr=3e-3, temperature=2.0),
         Distillation(lr=3e-3),
     ),
+    *_recipes("fashion-mnist", "two blocks first, n = 5 and 6", "folded", Distillation(match=0.1)),
     *_several("fashion-resnet56", "two windows a stage, all blocks, n = 5", steps={"dense": 94}),
     *_several("fashion-resnet56", "two windows a stage, n = 5", steps={"dense": 94}),
     *_several("minilm", "4 + 2", "dense"),
