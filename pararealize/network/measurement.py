@@ -86,6 +86,10 @@ def measure_network(
         adapters=tuple(seconds[row.name] for row in plan.adapters),
         coarse=tuple(seconds[row.name] for row in plan.coarse_blocks),
         head=seconds["head"],
+        corrections=(
+            sum(seconds[row.name][0] for row in plan.corrections if row.name in seconds),
+            sum(seconds[row.name][1] for row in plan.corrections if row.name in seconds),
+        ),
     )
     return times, {name: seconds[f"beside {name}"] for name in others}
 

@@ -104,8 +104,9 @@ def simulate(
     if step.reduces:
         notes.append("linear coarse blocks within a stage are reduced and broadcast")
     return Timeline(
-        model=plan.model, n=plan.n, ranks=len(runs), origin="simulated", actions=step.actions, notes=tuple(notes)
-    )
+        model=plan.model, n=plan.n, ranks=len(runs), origin="simulated", actions=step.actions, notes=tuple(notes),
+        corrections=times.corrections[0] + (times.corrections[1] if training else 0.0),
+    )  # fmt: skip
 
 
 def _runs(n: int, ranks: int, assignment: Sequence[int] | None) -> list[tuple[int, int]]:

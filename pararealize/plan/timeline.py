@@ -43,6 +43,8 @@ class Timeline:
         origin: ``"simulated"`` or ``"recorded"``.
         actions: in order of start.
         notes: what it was made with: latency, bandwidth, batch and so on.
+        corrections: seconds of the segments' output corrections, which are no work of the original's and are within the
+            segments' actions.
     """
 
     version: int = VERSION
@@ -52,6 +54,7 @@ class Timeline:
     origin: Literal["simulated", "recorded"]
     actions: tuple[Action, ...]
     notes: tuple[Text, ...] = ()
+    corrections: float = 0.0
 
     def __post_init__(self) -> None:
         if faults := _inconsistencies(self):
@@ -69,7 +72,8 @@ class Timeline:
     @property
     def serial(self) -> float:
         """Seconds of the original's own work: stem, segments and head, one after the other."""
-        return sum(action.seconds for action in self.actions if action.kind in ("stem", "fine", "head"))
+        work = sum(action.seconds for action in self.actions if action.kind in ("stem", "fine", "head"))
+        return work - self.corrections
 
     @property
     def speedup(self) -> float:

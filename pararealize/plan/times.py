@@ -24,6 +24,7 @@ class Times:
         adapters: C^2 to C^n likewise.
         coarse: F^1 to F^{n-1} likewise, each with the subtraction before and the addition behind it.
         head: h.
+        corrections: what the corrections of all segments take together, which is in ``segments``.
     """
 
     stem: Seconds
@@ -31,6 +32,7 @@ class Times:
     adapters: tuple[Seconds, ...]
     coarse: tuple[Seconds, ...]
     head: Seconds
+    corrections: Seconds = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         n = len(self.segments)
@@ -43,8 +45,8 @@ class Times:
     @property
     def serial(self) -> Seconds:
         """The original's own parts, one after the other."""
-        parts = (self.stem, *self.segments, self.head)
-        return sum(part[0] for part in parts), sum(part[1] for part in parts)
+        parts, (forward, backward) = (self.stem, *self.segments, self.head), self.corrections
+        return sum(part[0] for part in parts) - forward, sum(part[1] for part in parts) - backward
 
 
 @typed_arguments(PlanError)
@@ -82,6 +84,7 @@ def plan_times(plan: PlannedRows, *, batch: int | None = None, rate: float = RAT
         adapters=tuple(map(of, plan.adapters)),
         coarse=tuple(map(of, plan.coarse_blocks)),
         head=of(plan.head),
+        corrections=(sum(c[0] for c in of_corrections.values()), sum(c[1] for c in of_corrections.values())),
     )
 
 

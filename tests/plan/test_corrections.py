@@ -13,7 +13,7 @@ import torch
 from pararealize import capture, find_blocks, pararealize
 from pararealize.errors import PlanError
 from pararealize.models import resnet20
-from pararealize.plan import Plan
+from pararealize.plan import Plan, Timeline, simulate
 from pararealize.plan.corrections import correction_faults, correction_shapes, layer_misfits
 from tests.added_branches import AddedLinear, batches_of, chain_of
 
@@ -35,6 +35,17 @@ def test_the_planner_makes_these() -> None:
         shapes = [shape[:2] for window in plan.windows for shape in correction_shapes(coarse, window)]
         assert shapes == [row.index for row in plan.corrections]
         assert bool(shapes) == (coarse != "linear")
+
+
+def test_the_speed_up_is_against_the_original_which_has_no_corrections(plan: Plan) -> None:
+    """The work of corrections was reckoned among the original's own, and made every plan look faster than it is."""
+    assert plan.corrections
+    assert plan.speedup == pytest.approx(plan.serial * plan.batch / plan.rate / plan.step, rel=1e-9)
+    forward = sum(row.cost_forward for row in (plan.stem, *plan.segments, plan.head))
+    for training, work in ((True, plan.serial), (False, forward)):
+        timeline = simulate(plan, training=training)
+        assert timeline.serial == pytest.approx(work * plan.batch / plan.rate, rel=1e-9)
+        assert Timeline.from_json(timeline.to_json()) == timeline
 
 
 def test_folded_maps_name_layers_that_the_network_has() -> None:
