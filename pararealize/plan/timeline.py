@@ -219,6 +219,9 @@ def _inconsistencies(timeline: Timeline) -> list[str]:
             timeline.actions[other].end > action.start + slack for other in action.after
         ):
             faults.append(f"action {i}, {action}, starts before what it needs is there")
+    fine = sum(action.seconds for action in timeline.actions if action.kind == "fine")
+    if not 0 <= timeline.corrections <= fine * (1 + _ROUNDING):
+        faults.append(f"corrections take {timeline.corrections} s of the segments' {fine} s")
     return faults
 
 

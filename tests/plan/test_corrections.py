@@ -46,6 +46,10 @@ def test_the_speed_up_is_against_the_original_which_has_no_corrections(plan: Pla
         timeline = simulate(plan, training=training)
         assert timeline.serial == pytest.approx(work * plan.batch / plan.rate, rel=1e-9)
         assert Timeline.from_json(timeline.to_json()) == timeline
+        for wrong in (-1.0, 1e9):
+            text = json.dumps(json.loads(timeline.to_json()) | {"corrections": wrong})
+            with pytest.raises(PlanError, match=f"corrections take {wrong} s of the segments'"):
+                Timeline.from_json(text)
 
 
 def test_folded_maps_name_layers_that_the_network_has() -> None:
