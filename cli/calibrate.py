@@ -166,7 +166,7 @@ def command(
                 seed=network.seed,
                 leaf_modules=network.leaf_modules(),
             )
-        chain = blocks_of(result.page, net, inputs, network.leaf_modules())
+        chain = blocks_of(result.page, net, inputs, network.leaf_modules(), pnet.plan.granularity)
         batches = _batches(samples)
         calibration, tuned = _fit(pnet, batches, fitting, network.seed, progress), None
         if tuning.fine_tune_steps:

@@ -106,7 +106,7 @@ def command(
                 cost=None if conversion.plan is not None else cost.value,
                 leaf_modules=network.leaf_modules(),
             )
-            chain = blocks_of(result.page, net, inputs, network.leaf_modules())
+            chain = blocks_of(result.page, net, inputs, network.leaf_modules(), pnet.plan.granularity)
         files: list[str] = []
         if folder is not None:
             progress("writing the files")

@@ -54,6 +54,7 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"leaf_modules names", "--leaf names"),
     (r"leaf_modules", "--leaf"),
     (r"sequential=\.\.\.", "--sequential"),
+    (r"granularity='(\w+)'", r"--granularity \1"),
     (r"leave plan= out", "leave --plan out"),
     (r"the text that (?:Plan|Timeline)\.to_json\(\) wrote", "the plan.json that pararealize convert wrote"),
     (r"with pararealize\(model, n, \.\.\.\)\.plan", "with pararealize convert MODEL --n N --out FOLDER"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pararealize import BlockChain
+    from pararealize.analysis.finder import Granularity
 
 __all__ = ["blocks_of", "check_page", "command_line", "write_page"]
 
@@ -59,7 +60,13 @@ def write_page(path: Path | None, *values: Any, title: str, seed: int | None, qu
     out(quiet=quiet).print(f"report written to {path}", markup=False)
 
 
-def blocks_of(path: Path | None, net: nn.Module, inputs: Any, leaves: Iterable[type | str]) -> BlockChain | None:
+def blocks_of(
+    path: Path | None,
+    net: nn.Module,
+    inputs: Any,
+    leaves: Iterable[type | str],
+    granularity: Granularity = "repeated",
+) -> BlockChain | None:
     """The blocks of a network as it was before anything was done to it, where a page is to show them.
 
     Args:
@@ -67,6 +74,7 @@ def blocks_of(path: Path | None, net: nn.Module, inputs: Any, leaves: Iterable[t
         net: the network, on the meta device too.
         inputs: example inputs; ``None`` where the library infers them.
         leaves: submodules that are not looked into.
+        granularity: what blocks are.
     """
     if path is None:
         return None
@@ -74,7 +82,7 @@ def blocks_of(path: Path | None, net: nn.Module, inputs: Any, leaves: Iterable[t
     from pararealize.errors import CaptureError, CutError, ExampleError
 
     try:
-        return find_blocks(capture(net, inputs, leaf_modules=tuple(leaves)))
+        return find_blocks(capture(net, inputs, leaf_modules=tuple(leaves)), granularity=granularity)
     except (CaptureError, CutError, ExampleError):  # as a network may be that is trained as it is
         return None
 

@@ -29,6 +29,7 @@ def command(
     every: Annotated[
         bool, typer.Option("--all", help="Print every block and refused cut, equal ones not joined.")
     ] = False,
+    granularity: options.BlockSize = options.Granularity.repeated,
     example: options.ExampleOptions,
     network: options.ModelOptions,
     page: options.Report = None,
@@ -41,7 +42,9 @@ def command(
 
         net = network.build(model)
         progress(f"reading {model}")
-        inspection = report.inspection(net, example.values(model), leaf_modules=network.leaf_modules())
+        inspection = report.inspection(
+            net, example.values(model), leaf_modules=network.leaf_modules(), granularity=granularity.value
+        )
     if as_json:
         print_json(report.inspection_json(inspection))
     else:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "BlockSize",
     "BuiltBy",
     "ConversionOptions",
     "CostOfCuts",
@@ -34,6 +35,7 @@ __all__ = [
     "Devices",
     "ExampleOptions",
     "Force",
+    "Granularity",
     "Leaf",
     "Model",
     "ModelOptions",
@@ -87,6 +89,13 @@ def _without_empty_default(parameter: inspect.Parameter) -> inspect.Parameter:
     option = copy.copy(option)
     option.show_default = False
     return parameter.replace(annotation=Annotated[kind, option])
+
+
+class Granularity(StrEnum):
+    """What blocks are."""
+
+    repeated = "repeated"
+    finest = "finest"
 
 
 class Source(StrEnum):
@@ -157,6 +166,14 @@ Weights = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Of the model's weights and of what conversion adds.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output folder that is there already.")]
 PictureFormat = Annotated[Picture, typer.Option("--picture", help="Format of the picture.")]
+BlockSize = Annotated[
+    Granularity,
+    typer.Option(
+        "--granularity",
+        help="What blocks are: the repeated ones that a person would name, or finest: every stretch between two points "
+        "at which the network can be cut, such as attention and MLP of a transformer's layer.",
+    ),
+]
 Report = Annotated[
     Path | None,
     typer.Option(
@@ -304,6 +321,7 @@ class ConversionOptions:
             help="Blocks that run as in the original: the first K, or their names, separated by commas.",
         ),
     ] = "0"
+    granularity: BlockSize = Granularity.repeated
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -366,7 +384,7 @@ class ConversionOptions:
         return arguments.plan(self.plan).n if n is None and self.plan is not None else n
 
     def decisions(self) -> dict[str, Any]:
-        """The same as keyword arguments of :func:`pararealize.make_plan`, without the plan."""
+        """The same as keyword arguments of :func:`pararealize.pararealize`, without the plan."""
         from . import arguments
 
         return {
@@ -375,4 +393,5 @@ class ConversionOptions:
             "source": None if self.source is None else self.source.value,
             "windows": arguments.windows(self.windows),
             "sequential": arguments.sequential(self.sequential),
+            "granularity": self.granularity.value,
         }

@@ -15,6 +15,7 @@ from torch import nn
 from pararealize.analysis.blocks import KIND_WIDTH, Block, BlockChain, find_blocks
 from pararealize.analysis.cost import BlockCost, Costs, count_costs
 from pararealize.analysis.fields.field import Fields, receptive_fields
+from pararealize.analysis.finder import Granularity
 from pararealize.analysis.flow import RefusedCut
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
 from pararealize.errors import FieldError
@@ -203,13 +204,20 @@ class Inspection:
         return text(inspection_tables(self))
 
 
-def inspection(model: nn.Module, example_inputs: Any = None, *, leaf_modules: Sequence[type | str] = ()) -> Inspection:
+def inspection(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    leaf_modules: Sequence[type | str] = (),
+    granularity: Granularity = "repeated",
+) -> Inspection:
     """Capture a model, find its blocks, and count: all that conversion would know before it cuts.
 
     Raises:
         CaptureError, CutError, ExampleError, ModelError: as ``pararealize`` itself would.
     """
-    chain = find_blocks(capture(model, example_inputs, leaf_modules=tuple(leaf_modules)))
+    recorded = capture(model, example_inputs, leaf_modules=tuple(leaf_modules))
+    chain = find_blocks(recorded, granularity=granularity)
     fields = receptive_fields(chain)
     return Inspection(
         chain=chain, costs=count_costs(chain), fields=tuple(_field(fields, i) for i in range(len(chain.blocks)))

@@ -149,6 +149,7 @@ def _stored(n: int | None, conversion: options.ConversionOptions, model: str) ->
     if plan is None and n is None and saved_model.is_saved(model):
         plan, path = read_folder(model).plan, Path(model)
     given = {"--windows": (conversion.windows, "1"), "--sequential": (conversion.sequential, "0")}
+    given["--granularity"] = conversion.granularity.value, "repeated"
     words = [f"{option} {value}" for option, (value, default) in given.items() if value != default]
     if plan is not None and words:
         windows = quantity(len(plan.windows), "window")
@@ -170,7 +171,8 @@ def _planned(
     from pararealize import capture, find_blocks, make_plan
     from pararealize.planning.agreement import check_plan
 
-    chain = find_blocks(capture(net, inputs, leaf_modules=leaves))
+    granularity = decisions.pop("granularity") if stored is None else stored.granularity
+    chain = find_blocks(capture(net, inputs, leaf_modules=leaves), granularity=granularity)
     if stored is not None:
         check_plan(chain, stored)
         return stored, None

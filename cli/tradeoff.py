@@ -54,6 +54,7 @@ def command(
             "can hold less than half of the work, and otherwise none.",
         ),
     ] = None,
+    granularity: options.BlockSize = options.Granularity.repeated,
     cost: options.CostOfCuts = options.CostUnit.flops,
     network: options.ModelOptions,
     output: Annotated[
@@ -86,11 +87,12 @@ def command(
             example_inputs=samples.example(),
             cost=cost.value,
             leaf_modules=network.leaf_modules(),
+            granularity=granularity.value,
             seed=network.seed,
             report=progress,
         )
         chosen = None if tolerance is None else measured.within(tolerance)
-        chain = blocks_of(result.page, net, samples.example(), network.leaf_modules())
+        chain = blocks_of(result.page, net, samples.example(), network.leaf_modules(), granularity.value)
         files: list[str] = []
         if folder is not None:
             files = _write(measured, folder, model, result.picture)

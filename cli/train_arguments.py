@@ -31,7 +31,7 @@ __all__ = [
 
 
 OF_METHODS = {  # options that only some methods read
-    ("parareal",): ("n", "coarse", "cuts", "source", "windows", "sequential", "cost", "plan"),
+    ("parareal",): ("n", "coarse", "cuts", "source", "windows", "sequential", "granularity", "cost", "plan"),
     ("parareal", "serial"): ("graphs",),
     ("multigrid", "oneshot"): ("levels", "coarsening", "iterations", "relaxation"),
 }

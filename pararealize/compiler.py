@@ -20,9 +20,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pararealize.analysis.blocks import BlockChain, find_blocks
+from pararealize.analysis.blocks import GRANULARITIES, BlockChain, find_blocks
 from pararealize.analysis.cost import count_costs, measure_costs
 from pararealize.analysis.fields.field import receptive_fields
+from pararealize.analysis.finder import Granularity
 from pararealize.coarse.adapter import build_planned_adapter
 from pararealize.coarse.coarse_block import build_coarse
 from pararealize.coarse.kinds import Coarse, coarse_name
@@ -48,7 +49,9 @@ __all__ = ["build_modules", "make_plan", "pararealize"]
 Device = torch.device | str | int
 
 
-@typed_arguments(PlanError, "model", "n", "devices", "coarse", "source", "cost", "plan", "leaf_modules", cuts=CutError)
+@typed_arguments(
+    PlanError, "model", "n", "devices", "coarse", "source", "cost", "plan", "granularity", "leaf_modules", cuts=CutError
+)
 def pararealize(
     model: nn.Module,
     n: int | None = None,
@@ -60,6 +63,7 @@ def pararealize(
     source: Literal["input", "stem"] | None = None,
     windows: Windows | None = None,
     sequential: Sequential | None = None,
+    granularity: Granularity | None = None,
     seed: int = 0,
     cost: Literal["flops", "seconds"] | None = None,
     transfer: Transfer | None = None,
@@ -106,6 +110,9 @@ def pararealize(
             Left out: 1.
         sequential: how many of the first blocks, or the names of those, that run as in the original: slower, and nearer
             to it. Left out: none.
+        granularity: what blocks are: ``"repeated"``, the repeated ones that a person would name, or ``"finest"``, every
+            stretch between two points at which the network can be cut, such as the attention and the MLP of a
+            transformer's layer, so that windows and segments may begin within it. Left out: ``"repeated"``.
         seed: of the new weights. The caller's random state stays as found.
         cost: balance ``"flops"`` (counted) or ``"seconds"`` (measured here and now). Left out: ``"flops"``.
         transfer: what a message between segments takes, for the cut; messages are free when left out. Counted work is
@@ -113,8 +120,9 @@ def pararealize(
             blocks, the cut is then for sums over ranks (:meth:`PararealModule.distribute`), where those are faster.
         leaf_modules: classes or qualified names of modules whose forward is not looked into; each becomes one call.
         plan: a plan made before, for this same model; at other sizes of the example, too, where adapters and coarse
-            blocks can follow them. It says what ``n``, ``coarse``, ``cuts``, ``source``, windows and ``cost``
-            are: those that are given as well have to say the same, and a callable that built coarse blocks is given.
+            blocks can follow them. It says what ``n``, ``coarse``, ``cuts``, ``source``, windows, ``granularity``
+            and ``cost`` are: those that are given as well have to say the same, and a callable that built coarse blocks
+            is given.
 
     Returns:
         An ``fx.GraphModule``; ``print(net.code)`` reads as the equation above, ``print(net.plan)`` as a table.
@@ -135,12 +143,13 @@ def pararealize(
     """
     asked = {
         "coarse": coarse, "cuts": cuts, "source": source, "windows": windows, "sequential": sequential, "cost": cost,
-        "transfer": transfer,
+        "transfer": transfer, "granularity": granularity,
     }  # fmt: skip
     n = _check_arguments(n, devices, asked, plan)
     places = _devices(devices)
     with _without_garbage_collection(), ordinary_mode():
-        chain = find_blocks(capture(model, example_inputs, leaf_modules=leaf_modules))
+        recorded = capture(model, example_inputs, leaf_modules=leaf_modules)
+        chain = find_blocks(recorded, granularity=granularity or ("repeated" if plan is None else plan.granularity))
         trial = chain.on_twin()
         if plan is None:
             plan = make_plan(
@@ -306,6 +315,8 @@ def _check_arguments(n: Any, devices: Sequence[Device] | None, asked: Mapping[st
     source, cost, coarse = asked["source"], asked["cost"], asked["coarse"]
     if source not in (None, "input", "stem"):
         faults.append(SourceError(f"source is {source!r}; pass 'input', 'stem' or None"))
+    if (granularity := asked["granularity"]) not in (None, *GRANULARITIES):
+        faults.append(PlanError(f"granularity is {granularity!r}; pass {' or '.join(map(repr, GRANULARITIES))}"))
     if cost not in (None, "flops", "seconds"):
         faults.append(PlanError(f"cost is {cost!r}; pass 'flops' or 'seconds'"))
     for check in (lambda: None if coarse is None else coarse_name(coarse), lambda: _devices(devices)):

@@ -200,7 +200,7 @@ def _check_operations(model: nn.Module, saved: SavedNetwork, example_inputs: Any
             recorded = capture(
                 _typed(model, conversion.dtypes), inputs, leaf_modules=conversion.leaf_modules, check=False
             )
-            saved.plan.check(find_blocks(recorded))
+            saved.plan.check(find_blocks(recorded, granularity=saved.plan.granularity))
     except PararealizeError as error:
         raise _told(error, saved) from error
 

@@ -7,10 +7,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from pararealize import Plan, pararealize
+from pararealize import Plan, capture, find_blocks, pararealize
 from pararealize.errors import CoarseError, CutError, DeviceError, ExampleError, ModelError, PlanError, SourceError
 from pararealize.models import resnet20
-from tests.models import MaskedTransformer, Perceptron, SmallResNet, UNet
+from tests.models import LanguageModel, MaskedTransformer, Perceptron, SmallResNet, UNet
 
 IMAGES = torch.randn(4, 3, 8, 8)
 IDS = torch.randint(0, 11, (4, 5))
@@ -128,7 +128,8 @@ def test_n_beyond_the_blocks_says_what_is_alive_where() -> None:
 
 def test_all_faults_that_need_no_model_are_reported_at_once() -> None:
     with pytest.raises(
-        PlanError, match=r"n is 0.*source is 'sideways'.*cost is 'euros'.*papre.*paper.*devices is \[\]"
+        PlanError,
+        match=r"n is 0.*source is 'sideways'.*granularity is 'fine'.*cost is 'euros'.*papre.*paper.*devices is \[\]",
     ) as e:
         pararealize(
             SmallResNet(),
@@ -136,6 +137,7 @@ def test_all_faults_that_need_no_model_are_reported_at_once() -> None:
             source="sideways",
             cost="euros",
             coarse="papre",
+            granularity="fine",
             devices=[],  # type: ignore[arg-type]
         )
     assert len(str(e.value)) < 800
@@ -219,3 +221,26 @@ def test_on_a_gpu() -> None:
     net = pararealize(SmallResNet(), n=3, example_inputs=IMAGES, devices=devices)
     net(IMAGES).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_segments_may_begin_within_layers() -> None:
+    """With the finest blocks, at other sizes too; a plan says which blocks it is of, and finds them again."""
+    torch.manual_seed(0)
+    model, ids = LanguageModel(3).eval(), torch.randint(0, 11, (2, 7))
+    net = pararealize(model, 3, example_inputs=ids, coarse="linear", granularity="finest", sequential=1).eval()
+    assert [segment.first_block for segment in net.plan.segments] == [
+        "layers.0.qkv", "layers.0.mlp", "layers.1.mlp", "layers.2.mlp",
+    ]  # fmt: skip
+    assert "finest blocks" in str(net.plan)
+    again = pararealize(model, plan=Plan.from_json(net.plan.to_json()), example_inputs=ids, seed=0).eval()
+    exact = pararealize(model, 1, windows=6, example_inputs=ids, granularity="finest").eval()
+    for length in (7, 4):
+        x = torch.randint(0, 11, (3, length))
+        assert torch.equal(net(x)["logits"], again(x)["logits"])
+        assert torch.equal(net.iterate(x, 2)["logits"], model(x)["logits"])
+        assert torch.equal(exact(x)["logits"], model(x)["logits"])
+    chain = find_blocks(capture(model, ids))
+    with pytest.raises(PlanError, match="the finest ones, and here they are the repeated ones: granularity='finest'"):
+        net.plan.check(chain)
+    with pytest.raises(PlanError, match="granularity is 'repeated', and the plan says 'finest'"):
+        pararealize(model, plan=net.plan, example_inputs=ids, granularity="repeated")

@@ -29,19 +29,23 @@ def gradients(model: nn.Module, x: Tensor, names: list[str]) -> list[Tensor]:
     st.sampled_from(["cost", "paper"]),
     st.integers(1, 4),
     st.sets(st.integers(0, 5), max_size=2),
+    st.sampled_from(["repeated", "finest"]),
 )
 def test_exact_coarse_blocks_leave_a_linear_network_as_it_is(
-    case: tuple[nn.Module, Tensor], n: int, cuts: str, windows: int, still: set[int]
+    case: tuple[nn.Module, Tensor], n: int, cuts: str, windows: int, still: set[int], granularity: str
 ) -> None:
     """With any windows, and blocks anywhere that run as in the original."""
     model, x = case
-    blocks = find_blocks(capture(model, x)).blocks
+    blocks = find_blocks(capture(model, x), granularity=granularity).blocks
     still = {i for i in still if i < len(blocks)}
     windows = min(windows, max(len(blocks) - len(still), 1))
     runs = [len(list(run)) for flag, run in itertools.groupby(range(len(blocks)), lambda i: i in still) if not flag]
     n = min(n, max(runs, default=1) if windows == 1 else len(blocks))
     sequential = [block.name for i, block in enumerate(blocks) if i in still]
-    net = pararealize(model, n=n, example_inputs=x, coarse="exact", cuts=cuts, windows=windows, sequential=sequential)
+    net = pararealize(
+        model, n=n, example_inputs=x, coarse="exact", cuts=cuts, windows=windows, sequential=sequential,
+        granularity=granularity,
+    )  # fmt: skip
     for segment in net.plan.segments:
         single = net.plan.windows[max(segment.m, 1) - 1].sequential
         assert single or not still & set(range(segment.first, segment.last + 1))
@@ -61,18 +65,21 @@ def test_other_coarse_blocks_do_not() -> None:
 
 
 @settings(max_examples=15)
-@given(random_graphs(), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2))
+@given(
+    random_graphs(), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.sampled_from(["repeated", "finest"])
+)
 def test_random_networks_are_converted_right_or_refused(
-    case: tuple[RandomGraph, Tensor], n: int, windows: int, deeper: int
+    case: tuple[RandomGraph, Tensor], n: int, windows: int, deeper: int, granularity: str
 ) -> None:
     """As many windows as blocks is the original to the bit, and so is what the last iteration of parareal gives."""
     model, x = case
+    cut = {"example_inputs": x, "sequential": deeper, "granularity": granularity}
     try:
-        net = pararealize(model, n=n, example_inputs=x, coarse="linear", windows=windows, sequential=deeper)
+        net = pararealize(model, n=n, coarse="linear", windows=windows, **cut)
     except PararealizeError:
         return
     blocks = max(net.plan.segments[-1].last + 1 - deeper, 1)
-    single = pararealize(model, n=n, example_inputs=x, windows=blocks, sequential=deeper)
+    single = pararealize(model, n=n, windows=blocks, **cut)
     assert single.plan.n == 1
     names = [name for name, _ in model.eval().named_parameters()]
     for ours, theirs in zip(gradients(single.eval(), x, names), gradients(model, x, names), strict=True):

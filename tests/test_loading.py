@@ -50,7 +50,8 @@ def conversions(draw):
     windows = draw(st.integers(1, 2))
     n = draw(st.integers(1, depth // windows))
     kinds = ["linear", "block", "exact", "scale", "low-rank:1", "dense", "paper"]
-    arguments = {"n": n, "windows": windows, "coarse": draw(st.sampled_from(kinds))}
+    granularity = draw(st.sampled_from(["repeated", "finest"]))
+    arguments = {"n": n, "windows": windows, "coarse": draw(st.sampled_from(kinds)), "granularity": granularity}
     if windows == 1 and n < depth:
         arguments["sequential"] = draw(st.integers(0, 1))
     return settings, arguments
@@ -98,8 +99,9 @@ def test_other_sizes_copies_and_tied_weights(tmp_path):
     """What a converted network can do, the loaded one can: masks, guards, lengths, deep copies, iterations."""
     torch.manual_seed(1)
     ids = torch.randint(1, 11, (2, 7))
-    for make, name in ((partial(MaskedTransformer, 2), "masked"), (partial(LanguageModel, 2), "tied")):
-        net = pararealize(make(), 2, coarse="low-rank:2", example_inputs=ids).eval()
+    for make, name, blocks in ((partial(MaskedTransformer, 2), "masked", 2), (partial(LanguageModel, 2), "tied", 4)):
+        net = pararealize(make(), 2, coarse="low-rank:2", example_inputs=ids, granularity="finest").eval()
+        assert sum(segment.blocks for segment in net.plan.segments) == blocks
         net.save(tmp_path / name)
         again = copy.deepcopy(load(tmp_path / name, make()))
         for length in (7, 5):

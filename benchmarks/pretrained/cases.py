@@ -140,6 +140,21 @@ SCHEDULES = {
             n=4, windows=(0, 4, 8), cuts=(2, 6, 9, 10, 11), halves=True
         ),
         "4 + 2": Schedule(n=4, windows=(0, 4)),
+        "first attention; MLP to attention, three at once; MLP beside attention; three halves": Schedule(
+            n=3, windows=(1, 7), sequential=(0, 9, 10, 11), cuts=(3, 5, 8), halves=True
+        ),
+        "first attention; MLP to attention, 3½ at once; two layers": Schedule(
+            n=4, windows=(1,), sequential=(0, 8, 9, 10, 11), cuts=(3, 5, 7), halves=True
+        ),
+        "first attention; MLP to attention, four at once; three halves": Schedule(
+            n=4, windows=(1,), sequential=(0, 9, 10, 11), cuts=(3, 5, 7), halves=True
+        ),
+        "first attention; MLP to attention, 4½ at once; a layer": Schedule(
+            n=5, windows=(1,), sequential=(0, 10, 11), cuts=(3, 5, 7, 9), halves=True
+        ),
+        "first attention; MLP to attention, five at once; last MLP": Schedule(
+            n=5, windows=(1,), sequential=(0, 11), cuts=(3, 5, 7, 9), halves=True
+        ),
         "one window of 2 × 3": Schedule(n=2, windows=1),
         "one window of 3 × 2": Schedule(n=3, windows=1),
     },
@@ -202,6 +217,15 @@ def _recipes(network: str, schedule: str, kind: str, *ways: Distillation, steps:
     return [Case(network=network, schedule=schedule, coarse=kind, steps=steps, distillation=way) for way in ways]
 
 
+def _within_layers(rest: str, *steps: int) -> list[Case]:
+    """MiniLM in windows that begin behind its first attention, for so many steps each."""
+    schedule = f"first attention; MLP to attention, {rest}"
+    return [
+        Case(network="minilm", schedule=schedule, coarse="dense", steps=many, fitted=64, emphasis=3 if many else 1)
+        for many in steps
+    ]
+
+
 CASES = [
     *_several("minilm", "three pairs", steps={"low-rank:96": 600}),
     *_several("minilm", "two triples, the last MLP behind", "dense"),
@@ -216,6 +240,11 @@ CASES = [
     *_several("minilm", "two pairs in the middle", steps={"dense": 600}),
     Case(network="minilm", schedule="two pairs in the middle", coarse="dense", fitted=64),
     Case(network="minilm", schedule="two pairs in the middle", coarse="dense", fitted=64, steps=1000, emphasis=3),
+    *_within_layers("4½ at once; a layer", 1500),
+    *_within_layers("3½ at once; two layers", 1000),
+    *_within_layers("three at once; MLP beside attention; three halves", 1500),
+    *_within_layers("four at once; three halves", 0),
+    *_within_layers("five at once; last MLP", 0),
     *_several("minilm", "3 + 2 + 1", "dense"),
     *_several("minilm", "two triples", "dense"),
     *_several("efficientnet-lite0", "runs of one space, n = 3", "linear", "dense"),

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import fx, nn
@@ -29,17 +30,18 @@ from pararealize.tracing.model_twin import real_twin
 from pararealize.tracing.module_view import Piece
 
 from .context import context_of, count_parameters, shared_values
-from .finder import ENOUGH, BlockFinder, BlockSpan, entry_of
+from .finder import ENOUGH, BlockFinder, BlockSpan, Granularity, entry_of
 from .flow import Flow, RefusedCut, flow_of
 from .packing import Pack, pack_of, packings
 from .signature import isomorphic, signatures
 from .space import Space, space_of
 
-__all__ = ["KIND_WIDTH", "Block", "BlockChain", "find_blocks", "runs", "why_no_more"]
+__all__ = ["GRANULARITIES", "KIND_WIDTH", "Block", "BlockChain", "find_blocks", "runs", "why_no_more"]
 
 K = TypeVar("K")
 T = TypeVar("T")
 KIND_WIDTH = 24  # characters of the kind of a block that is named by its layers, where it is printed
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 _FEW = 4  # blocks: with fewer, values that are read throughout are tried as context
 _LARGE = 0.5  # of all work outside of the blocks and in the largest of them: likewise
 _MUCH_LESS = 0.7  # of such work, for several values to be packed into one tensor between blocks
@@ -90,6 +92,7 @@ class BlockChain:
         stem: what comes before the first block; may be empty.
         blocks: the chain.
         head: what comes after the last block; may be empty.
+        granularity: what the blocks are: see :func:`find_blocks`.
         is_on_twin: whether the model is a twin of the user's.
         memory: what was worked out of the chain, where it remembers; copies of other batch sizes share it.
     """
@@ -100,6 +103,7 @@ class BlockChain:
     stem: Block
     blocks: tuple[Block, ...]
     head: Block
+    granularity: Granularity = "repeated"
     is_on_twin: bool = False
     memory: dict[Hashable, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -172,8 +176,10 @@ class BlockChain:
         return tuple(pack for node in ends if (pack := pack_of(node)) is not None)
 
     def __str__(self) -> str:
-        kinds = itertools.groupby(self.blocks, key=lambda block: block.kind)
-        runs = ", ".join(f"{shortened(kind, KIND_WIDTH)} × {len(list(group))}" for kind, group in kinds)
+        kinds = [(kind, len(list(group))) for kind, group in itertools.groupby(block.kind for block in self.blocks)]
+        if self.granularity == "finest":  # which take turns
+            kinds = list(Counter(block.kind for block in self.blocks).items())
+        runs = ", ".join(f"{shortened(kind, KIND_WIDTH)} × {number}" for kind, number in kinds)
         most = max((len(pack.names) for pack in self.packs), default=1)
         packed = f", {most} values as one tensor between them" if most > 1 else ""
         return f"{type(self.capture.model).__name__}: {len(self.blocks)} blocks ({runs}){packed}"
@@ -188,14 +194,18 @@ def runs(keys: Iterable[K]) -> Iterator[tuple[K, int, int]]:
 
 
 @typed_arguments(CutError)
-def find_blocks(capture: Capture) -> BlockChain:
+def find_blocks(capture: Capture, *, granularity: Granularity = "repeated") -> BlockChain:
     """Cut a captured network into stem, blocks and head.
 
     Args:
         capture: the network.
+        granularity: ``"repeated"`` for the repeated blocks that a person would name; ``"finest"`` to cut each of them
+            wherever one activation is alive within it, such as a transformer's layer between attention and MLP.
+            Stem and head are the same.
 
     Raises:
-        CutError: fewer than one block lies between cuts; the message says which tensors are alive and where.
+        CutError: fewer than one block lies between cuts, and the message says which tensors are alive and where; or
+            there is no such granularity.
 
     Example:
         >>> import torch
@@ -237,7 +247,9 @@ def find_blocks(capture: Capture) -> BlockChain:
             f"no blocks between cut points: {why_no_more(flow)}. Convert a part of the model that is a chain, or pass "
             "leaf_modules=[...] with the classes that hold the long skips"
         )
-    return _chain(flow, spans)
+    if granularity == "finest":
+        spans = finder.finest(spans)
+    return dataclasses.replace(_chain(flow, spans), granularity=granularity)
 
 
 def _sequential(finder: BlockFinder, spans: list[BlockSpan]) -> float:

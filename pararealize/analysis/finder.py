@@ -6,7 +6,8 @@ import bisect
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -14,8 +15,9 @@ from torch import fx, nn
 from .flow import Flow, module_path, numbered
 from .signature import signatures, weights_of, work
 
-__all__ = ["ENOUGH", "BlockFinder", "BlockSpan", "entry_of"]
+__all__ = ["ENOUGH", "BlockFinder", "BlockSpan", "Granularity", "entry_of"]
 
+Granularity: TypeAlias = Literal["repeated", "finest"]
 ENOUGH = 0.35  # of all work must lie in modules of one class for them to be the blocks
 _COMPARABLE = 0.7  # of the best class's work, for a class with more instances to be preferred
 _WORTH_IT = 0.05  # of all work, for a class before or after the main one to be blocks and not stem or head
@@ -78,9 +80,11 @@ class BlockFinder:
             flat = self._flat()
             if len(flat) > len(spans):
                 spans = flat
-        counts: Counter[str] = Counter()  # a module that is called repeatedly makes several blocks of one name
-        closed = self._closed(sorted(spans, key=lambda span: span.first))
-        return [dataclasses.replace(span, name=numbered(span.name, counts)) for span in closed]
+        return _numbered(self._closed(sorted(spans, key=lambda span: span.first)))
+
+    def finest(self, spans: list[BlockSpan]) -> list[BlockSpan]:
+        """The same stretch of the network, with a block at every cut: layers with weights, and what follows them."""
+        return _numbered(itertools.chain.from_iterable(map(self._parts, spans)))
 
     # By module ------------------------------------------------------------------------------------------------------
 
@@ -213,6 +217,36 @@ class BlockFinder:
         name = str(nodes[0].target) if called else f"{path}.{nodes[0].name}".lstrip(".")
         return BlockSpan(first, last, name, "-".join(map(self._layer, nodes)))
 
+    def _parts(self, span: BlockSpan) -> list[BlockSpan]:
+        """Its stretches with weights, each with those without that follow it; itself where it has one alone."""
+        weighted = [
+            (first, last)
+            for first, last in self._stretches()
+            if span.first <= first and last <= span.last and self._weighted(first, last) is not None
+        ]
+        begins = [span.first, *(first for first, _ in weighted[1:])]
+        ends = [*(begin - 1 for begin in begins[1:]), span.last]
+        return list(map(self._part, begins, ends)) if len(begins) > 1 else [span]
+
+    def _part(self, first: int, last: int) -> BlockSpan:
+        """A stretch by the largest module that is called within it and has most of its weights, if there is one."""
+        held: dict[tuple[str, str], int] = {}
+        total = 0
+        for node in self.flow.order[first : last + 1]:
+            count = sum(weight.numel() for weight in weights_of(node, self.module_of))
+            total += count
+            for path, kind in node.meta.get("nn_module_stack", {}).items():
+                held[path, kind.__name__] = held.get((path, kind.__name__), 0) + count
+        for (path, kind), count in held.items():  # outer ones first
+            if path and count > total / 2 and self._is_within(path, first, last):
+                return BlockSpan(first, last, path, kind)
+        return self._between(first, last)
+
+    def _is_within(self, path: str, first: int, last: int) -> bool:
+        """Whether nothing outside of a stretch, but within reach of its neighbours, is of a module."""
+        outside = (self.flow.order[i] for i in (first - 1, last + 1) if 0 <= i < len(self.flow.order))
+        return not any(path in node.meta.get("nn_module_stack", {}) for node in outside)
+
     # What lies between ----------------------------------------------------------------------------------------------
 
     def _closed(self, spans: list[BlockSpan]) -> Iterator[BlockSpan]:
@@ -235,6 +269,12 @@ class BlockFinder:
         inner = shared[-1] if shared else ""
         whole = (call for _, call in self.calls if (call.first, call.last, call.name) == (first, last, inner))
         return next(whole, None) or self._flat_span(first, last)
+
+
+def _numbered(spans: Iterable[BlockSpan]) -> list[BlockSpan]:
+    """Spans of names of their own: a module that is called repeatedly makes several blocks of one name."""
+    counts: Counter[str] = Counter()
+    return [dataclasses.replace(span, name=numbered(span.name, counts)) for span in spans]
 
 
 def _outermost(calls: list[BlockSpan]) -> Iterator[BlockSpan]:

@@ -123,7 +123,7 @@ def record_variant(net: nn.Module, captured: Capture) -> tuple[CallConditions, V
         CutError: there is no chain of blocks in it.
     """
     plan, devices = net.__dict__["plan"], net.__dict__["segment_devices"]
-    chain = find_blocks(captured)
+    chain = find_blocks(captured, granularity=plan.granularity)
     if misfits := plan.misfits(chain):
         raise GuardError(f"the blocks are not those of the plan: {'; '.join(misfits[:3])}")
     adapters = {row.name: net.get_submodule(f"adapters.{row.name}") for row in plan.adapters}

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pararealize.analysis.blocks import BlockChain
+from pararealize.analysis.finder import Granularity
 from pararealize.argument_types import typed_arguments, typed_fields
 from pararealize.coarse.spec import STRICT, AdapterPlan, CoarsePlan, CorrectionPlan, Cost, Count, NumberedRow, Text
 from pararealize.control_characters import visible
@@ -70,6 +71,7 @@ class Plan(PlannedRows):
         latency: seconds of a message between two devices.
         bandwidth: bytes a second of a message; ``None`` where they cost nothing.
         rate: operations a second, with which counted costs are compared with messages.
+        granularity: what the model's blocks are: see :func:`~pararealize.find_blocks`.
     """
 
     version: int = VERSION
@@ -91,6 +93,7 @@ class Plan(PlannedRows):
     latency: Cost = 0.0
     bandwidth: Rate | None = None
     rate: Rate = RATE
+    granularity: Granularity = "repeated"
 
     WIDTH: ClassVar[int] = 120
 
@@ -249,6 +252,11 @@ class Plan(PlannedRows):
             if misfits
             else ", of the same sizes, with other operations or settings (or as another version of PyTorch prints them)"
         )
+        if chain.granularity != self.granularity:
+            alike += (
+                f"; its blocks are the {self.granularity} ones, and here they are the {chain.granularity} ones: "
+                f"granularity={self.granularity!r} finds those of the plan"
+            )
         raise PlanError(
             f"this plan is for another network: {self.model} with {planned} blocks from {self.segments[0].first_block} "
             f"to {self.segments[-1].last_block} (fingerprint {self.fingerprint}), not "
@@ -327,6 +335,7 @@ def plan_text(plan: Plan) -> str:
     windows = f", {quantity(parallel, 'window')}" if len(plan.windows) > 1 else ""
     title = (
         f"{plan.model}: n = {plan.n}{windows}, coarse {plan.coarse!r}, cuts {cuts!r}, adapters read the {plan.source}"
+        f"{'' if plan.granularity == 'repeated' else f', {plan.granularity} blocks'}"
     )
     stem, head = _part("stem", plan.stem), _part("head", plan.head)
     tables = [aligned([_SEGMENTS, stem, *map(_segment, plan.segments), head], "lllrllrrrl")]

@@ -121,6 +121,7 @@ def planned_cut(prices: Prices, coarse: Coarse, windows: Sequence[Sequence[int]]
         latency=0.0 if request.transfer is None else request.transfer.latency,
         bandwidth=_finite(request.transfer),
         rate=request.rate,
+        granularity=chain.granularity,
     )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from pararealize.analysis.blocks import BlockChain, find_blocks
+from pararealize.analysis.finder import Granularity
 from pararealize.analysis.last_layer import layers_at_ends
 from pararealize.argument_types import typed_arguments
 from pararealize.calibration.batch import Batches, one_pass
@@ -60,6 +61,7 @@ def tradeoff(
     transfer: Transfer | None = None,
     agreement: tuple[str, Agreement] | None = None,
     leaf_modules: Iterable[type[nn.Module] | str] = (),
+    granularity: Granularity = "repeated",
     mask: MaskChoice = AUTO,
     seed: int = 0,
     report: Say | None = None,
@@ -93,6 +95,8 @@ def tradeoff(
         agreement: a name and a function of the network's and the original's outputs of a batch, such as
             ``("cosine", lambda a, b: cosine_similarity(a, b).mean().item())``; its mean over batches is shown.
         leaf_modules: as :func:`pararealize` takes them.
+        granularity: what blocks are, as :func:`pararealize` has it: with ``"finest"``, windows may begin within a
+            transformer's layer.
         mask: which positions count in fits and errors, as :func:`calibrate` has it.
         seed: of all that is drawn.
         report: called with a line of text as the work goes on.
@@ -124,9 +128,12 @@ def tradeoff(
     say = report or (lambda _: None)
     train, held_out = _split(batches, test)
     example = _inputs(train[0]) if example_inputs is None else example_inputs
-    arguments: dict[str, Any] = {"example_inputs": example, "leaf_modules": tuple(leaf_modules), "cost": cost}
+    leaves = tuple(leaf_modules)
+    chain = find_blocks(capture(model, example, leaf_modules=leaves), granularity=granularity)
+    arguments: dict[str, Any] = {
+        "example_inputs": example, "leaf_modules": leaves, "granularity": granularity, "cost": cost,
+    }  # fmt: skip
     say("running the original block by block")
-    chain = find_blocks(capture(model, example, leaf_modules=arguments["leaf_modules"]))
     folds = _folds_of(coarse, chain)
     original = pararealize(model, 1, windows=len(chain.blocks), **arguments, seed=seed).eval()
     names = [row.first_block for row in original.plan.segments]

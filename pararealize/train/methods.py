@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from pararealize.analysis.finder import Granularity
 from pararealize.coarse.kinds import Coarse
 from pararealize.compiler import Device, pararealize
 from pararealize.errors import DeviceError, DistributedError, MultigridError, PlanError
@@ -45,6 +46,7 @@ class Options:
         source: what adapters read.
         windows: how many windows there are, or where they begin.
         sequential: how many of the first blocks, or which ones, run as in the original.
+        granularity: what blocks are.
         cost: what the cuts balance.
         devices: the devices to run on, in one process.
         seed: of new weights.
@@ -62,6 +64,7 @@ class Options:
     source: Any = None
     windows: Windows | None = None
     sequential: Sequential | None = None
+    granularity: Granularity | None = None
     cost: Any = None
     devices: Sequence[Device] | None = None
     seed: int = 0
@@ -141,6 +144,7 @@ def parareal(model: nn.Module, options: Options) -> Built:
         source=options.source,
         windows=options.windows,
         sequential=options.sequential,
+        granularity=options.granularity,
         seed=options.seed,
         cost=options.cost,
         leaf_modules=options.leaf_modules,

@@ -8,12 +8,14 @@ import itertools
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
 from torch import Tensor, nn
 
 from pararealize.analysis.blocks import BlockChain, find_blocks, why_no_more
+from pararealize.errors import CutError, PararealizeError
 from pararealize.models import resnet1001
 from pararealize.tracing.front_end import capture
-from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
+from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet, random_graphs
 
 
 def chain_of(model: nn.Module, x: Tensor) -> BlockChain:
@@ -126,3 +128,31 @@ def test_why_there_are_no_more() -> None:
     told = why_no_more(flow)
     assert told.startswith(f"SmallResNet has {len(flow.cuts)} cut points (places where one activation is alive) among ")
     assert told.count(" activations are alive: ") == 3
+
+
+@settings(max_examples=15)
+@given(random_graphs())
+def test_the_finest_chain_refines_the_other(case: tuple[nn.Module, Tensor]) -> None:
+    """Stem and head are the same, the cuts of the repeated blocks are among its own, and nothing is left out."""
+    model, x = case
+    try:
+        recorded = capture(model, x)
+        chain = find_blocks(recorded)
+    except PararealizeError:
+        return
+    finest = find_blocks(recorded, granularity="finest")
+    assert {block.output.name for block in chain.blocks} <= {block.output.name for block in finest.blocks}
+    ends = [(part.stem.nodes, part.head.nodes) for part in (chain, finest)]
+    assert [[len(nodes) for nodes in pair] for pair in ends[:1]] == [
+        [len(nodes) for nodes in pair] for pair in ends[1:]
+    ]
+    parts = (finest.stem, *finest.blocks, finest.head)
+    assert tuple(node for part in parts for node in part.nodes) == finest.flow.order
+    assert len({block.name for block in finest.blocks}) == len(finest.blocks)
+    for before, after in itertools.pairwise(parts):
+        assert before.output is after.input
+
+
+def test_an_unknown_granularity_is_refused() -> None:
+    with pytest.raises(CutError, match="granularity is 'fine'; pass 'repeated' or 'finest'"):
+        find_blocks(capture(Perceptron(), torch.randn(2, 8)), granularity="fine")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from pararealize.analysis.finder import BlockFinder, BlockSpan, entry_of
 from pararealize.analysis.flow import Flow, flow_of
 from pararealize.errors import CaptureError
 from pararealize.tracing.front_end import capture
-from tests.models import Perceptron, SmallResNet, random_graphs
+from tests.models import LanguageModel, Perceptron, SmallResNet, random_graphs
 
 
 def flow(model: nn.Module, *inputs: Tensor) -> Flow:
@@ -213,3 +213,42 @@ def test_where_the_state_begins() -> None:
     scaled = entry_of(flow(nn.Sequential(nn.Flatten(), nn.Linear(8, 4)), torch.randn(2, 2, 4)))
     assert scaled is not None
     assert scaled.name != "input"
+
+
+class PostNorm(nn.Module):
+    """A norm behind each sum; attention as one module, the MLP as two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.widen, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x + self.attention(x, x, x, need_weights=False)[0])
+        return self.second(x + self.narrow(self.widen(x).relu()))
+
+
+def test_the_finest_blocks_lie_between_all_cuts() -> None:
+    """A layer is cut between attention and MLP, whose blocks have the names of what holds most of their weights."""
+    model = nn.Sequential(nn.Linear(5, 8), *(PostNorm() for _ in range(3)), nn.Linear(8, 2))
+    recorded = capture(model, torch.randn(2, 6, 5))
+    assert kinds(find_blocks(recorded)) == {"PostNorm": 3}
+    chain = find_blocks(recorded, granularity="finest")
+    assert (chain.granularity, str(chain)) == (
+        "finest",
+        "Sequential: 6 blocks (MultiheadAttention × 3, Linear-relu-Linear-add-… × 3)",
+    )
+    assert [block.name for block in chain.blocks[:3]] == ["1.attention", "1.widen", "2.attention"]
+    layer = model[1]
+    x = torch.randn(4, 6, 8)
+    assert torch.equal(chain.module(0, 1).eval()(x), layer.eval()(x))
+    residual = SmallResNet()
+    assert kinds(find_blocks(capture(residual, torch.randn(2, 3, 8, 8)), granularity="finest")) == {"Residual": 6}
+
+
+def test_finest_blocks_of_a_module_that_is_called_again_are_numbered() -> None:
+    recorded = capture(LanguageModel(3, shared=True), torch.randint(0, 11, (2, 7)))
+    names = [block.name for block in find_blocks(recorded, granularity="finest").blocks]
+    assert names[:4] == ["layers.0.qkv", "layers.0.mlp", "layers.0.qkv#2", "layers.0.mlp#2"]
+    assert len(set(names)) == len(names) == 6

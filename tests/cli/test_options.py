@@ -55,6 +55,7 @@ def test_groups_stand_for_arguments_of_the_library():
     words = ConversionOptions(coarse="linear", cuts="layer2.0,layer3.0", source=Source.stem, windows="4").arguments()
     assert words == {
         "coarse": "linear", "cuts": ["layer2.0", "layer3.0"], "source": "stem", "windows": 4, "sequential": 0,
+        "granularity": "repeated",
     }  # fmt: skip
     named = ConversionOptions(windows="layer1.1, layer2.0", sequential="layer1.0").arguments()
     assert (named["windows"], named["sequential"]) == (["layer1.1", "layer2.0"], ["layer1.0"])

@@ -6,6 +6,7 @@ import torch
 
 from pararealize import Timeline, Transfer, capture, find_blocks, make_plan, models, pararealize, simulate
 from pararealize.plan.trace import chrome_trace
+from tests import models as models_file
 from tests.command import run
 
 
@@ -94,3 +95,27 @@ def test_schedule_measures(tmp_path):
     file.write_text(pararealize(models.resnet20(), 2, coarse="linear", windows=2).plan.to_json())
     value = json.loads(run("schedule", "resnet20", "--plan", file, "--seconds", "--json").stdout)
     assert {action["m"] for action in value["timeline"]["actions"] if action["kind"] == "fine"} == {1, 2}
+
+
+def test_finest_blocks(tmp_path):
+    """Stand in the plan's file, which says what blocks there are: the option must not say it too."""
+    model = (f"{models_file.__file__}:LanguageModel", "--input", "ids=2x7:int64")
+    finest = ("--granularity", "finest")
+    blocks = json.loads(run("inspect", *model, *finest, "--json").stdout)["blocks"]
+    assert [block["name"] for block in blocks[:2]] == ["layers.0.qkv", "layers.0.mlp"]
+    assert len(blocks) == 2 * len(json.loads(run("inspect", *model, "--json").stdout)["blocks"])
+    page = tmp_path / "page.html"
+    written = run(
+        "convert", *model, "-n", 3, "--sequential", 2, "--coarse", "linear", *finest, "--out", tmp_path / "net",
+        "--report", page,
+    )  # fmt: skip
+    assert written.exit_code == 0, written.output
+    assert "layers.1.mlp" in page.read_text()
+    file = tmp_path / "net" / "plan.json"
+    planned = json.loads(run("schedule", *model, "--plan", file, "--json").stdout)
+    options = ("-n", 3, "--sequential", 2, "--coarse", "linear", *finest)
+    assert planned == json.loads(run("schedule", *model, *options, "--json").stdout)
+    refused = run("schedule", *model, "--plan", file, *finest, "--json")
+    assert (refused.exit_code, "--granularity finest asks for a new plan" in refused.stdout) == (2, True)
+    other = run("convert", *model, "--plan", file, "--granularity", "repeated", "--json")
+    assert other.exit_code == 0  # not at its default would be said; the plan says which blocks it is of

@@ -106,6 +106,8 @@ def test_what_is_asked_for_may_not_contradict_the_plan(rows: list[Planned]) -> N
     plan = rows[0].plan
     starts = [segment.first_block for segment in plan.segments]
     asked = {"n": plan.n, "coarse": "paper", "source": plan.source, "cost": "flops", "windows": 1, "sequential": 0}
+    asked["granularity"] = "repeated"
+    assert len(argument_faults(plan, {"granularity": "finest"})) == 1
     assert argument_faults(plan, asked | {"cuts": starts[1:], "transfer": None}) == []
     assert argument_faults(plan, dict.fromkeys((*asked, "cuts", "transfer"))) == []
     with pytest.raises(PlanError, match=r"n is 1 and the plan is for .*; and coarse is 'linear', and the plan says "

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pararealize import calibrate, pararealize, tradeoff
+from pararealize import Plan, calibrate, pararealize, tradeoff
 from pararealize.errors import CalibrationError, CoarseError, ExampleError, PlanError
 from pararealize.tradeoffs.block_values import network_output, output_error
 from tests.added_branches import AddedLinear, chain_of
+from tests.models import LanguageModel
 
 from .chains import batches, network
 
@@ -105,3 +106,20 @@ def test_more_devices_than_any_window_has_blocks() -> None:
     front = tradeoff(network((0.1,) * 4), batches(1) * 2, n=99, points=1, coarse="linear")
     assert [(row.n, row.windows) for row in front.rows] == [(1, 0), (4, 1)]
     assert (front.samples, front.tested) == (48, 48)
+
+
+def test_windows_may_begin_within_layers() -> None:
+    """With the finest blocks, and the plans say so: conversions of them find the same blocks."""
+    torch.manual_seed(0)
+    model = LanguageModel(3).eval()
+    data = [torch.randint(0, 11, (8, 7)) for _ in range(5)]
+    coarse = tradeoff(model, data, n=2, points=2, coarse="dense")
+    fine = tradeoff(model, data, n=2, points=2, coarse="dense", granularity="finest")
+    assert {len(front.rows[0].plan.segments) for front in (coarse,)} == {3}
+    assert len(fine.rows[0].plan.segments) == 6
+    for row in fine.rows:
+        plan = Plan.from_json(row.plan.to_json())
+        assert plan.granularity == "finest"
+        assert pararealize(model, plan=plan, example_inputs=data[0]).plan == plan
+    begins = {window.segments[0].first_block for row in fine.rows for window in row.plan.windows}
+    assert any(name.endswith("mlp") for name in begins)
