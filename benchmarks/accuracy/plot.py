@@ -27,6 +27,7 @@ WINDOW_COLOURS: dict[tuple[str, int | str], str] = {
     ("linear", "auto"): "tab:blue", ("linear", 2): "tab:cyan", ("linear", 3): "tab:green",
     ("bottleneck", "auto"): "tab:purple",
 }  # fmt: skip
+MOST_COLUMNS = 3  # panels beside one another
 LEAST_SHARE = 1e-3  # what costs nothing stands here on the logarithmic axis
 
 
@@ -56,13 +57,19 @@ def draw_windows(every: Sequence[Group], path: Path) -> None:
     """Mean errors over N, one window and several, of families that were tried with several; a panel each."""
     tried = list(dict.fromkeys((group.data, group.family) for group in every if group.method.windowed))
     shown = [group for group in every if not (group.method.ablation or group.method.stem_blocks)]
-    figure = Figure(figsize=(max(3.8 * len(tried), 7.6), 4.4), layout="constrained")
-    panels = figure.subplots(1, len(tried), squeeze=False)[0]
+    columns = min(max(len(tried), 1), MOST_COLUMNS)
+    rows = -(-len(tried) // columns)
+    figure = Figure(figsize=(max(3.8 * columns, 7.6), 3.5 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    panels = list(grid.flat)[: len(tried)]
+    for unused in list(grid.flat)[len(tried) :]:
+        unused.set_axis_off()
     handles: dict[str, Any] = {}
     for axes, (data, family) in zip(panels, tried, strict=True):
         handles |= _window_panel(axes, [group for group in shown if (group.data, group.family) == (data, family)])
         axes.set_title(f"{FAMILIES[family].title}, {data}", fontsize=9)
-    panels[0].set_ylabel("test error, %")
+    for row in grid:
+        row[0].set_ylabel("test error, %")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)
     save_figure(figure, path)
 

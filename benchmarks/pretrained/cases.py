@@ -179,6 +179,12 @@ SCHEDULES = {
         "four blocks first, n = 4 and 6": Schedule(
             n=6, windows=(4, 8, 13, 19, 25, 31), sequential=(0, 1, 2, 3, 12, 24)
         ),
+        "two blocks first, n = 5 and 6, the last stage at once": Schedule(
+            n=11, windows=(2, 7, 13, 19, 25), sequential=(0, 1, 12, 24)
+        ),
+        "two blocks first, n = 5 and 4, the last stage at once": Schedule(
+            n=11, windows=(2, 7, 13, 17, 21, 25), sequential=(0, 1, 12, 24)
+        ),
         "2 + 3 + 3 windows, n = 6 and 4": Schedule(n=6, windows=(0, 6, 13, 17, 21, 25, 29, 33), sequential=(12, 24)),
     },
     "fashion-resnet56": {
@@ -277,7 +283,27 @@ CASES = [
         Distillation(lr=3e-3, temperature=2.0),
         Distillation(lr=3e-3),
     ),
-    *_recipes("fashion-mnist", "two blocks first, n = 5 and 6", "folded", Distillation(match=0.1)),
+    *_recipes(
+        "fashion-mnist",
+        "two blocks first, n = 5 and 6",
+        "folded",
+        Distillation(match=0.1),
+        Distillation(loss="cross_entropy"),
+    ),
+    *_recipes(
+        "fashion-mnist",
+        "two blocks first, n = 5 and 6, the last stage at once",
+        "folded",
+        Distillation(loss="cross_entropy", match=0.1),
+        Distillation(loss="cross_entropy"),
+    ),
+    *_recipes(
+        "fashion-mnist",
+        "two blocks first, n = 5 and 4, the last stage at once",
+        "folded",
+        Distillation(loss="cross_entropy"),
+        Distillation(),
+    ),
     *_several("fashion-resnet56", "two windows a stage, all blocks, n = 5", steps={"dense": 94}),
     *_several("fashion-resnet56", "two windows a stage, n = 5", steps={"dense": 94}),
     *_several("minilm", "4 + 2", "dense"),
