@@ -133,7 +133,7 @@ def goals(rows: dict[str, dict[str, Any]], network: str) -> Iterator[tuple[str, 
             if row["speedup"] >= goal.speedup
         ]
         best, name = max(fast, default=(float("-inf"), "none"))
-        yield goal.text, f"{best:.3f} ({name})" if fast else "none, as no case is so fast", best >= goal.least
+        yield goal.text, f"{best:.4f} ({name})" if fast else "none, as no case is so fast", best >= goal.least
 
 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
@@ -156,7 +156,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
         axes.set_title(network)
         axes.set_xlabel("predicted speed-up")
         axes.set_ylabel(title)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, framealpha=0.5)
     save_figure(figure, path)
 
 
