@@ -99,7 +99,7 @@ def test_other_sizes_copies_and_tied_weights(tmp_path):
     """What a converted network can do, the loaded one can: masks, guards, lengths, deep copies, iterations."""
     torch.manual_seed(1)
     ids = torch.randint(1, 11, (2, 7))
-    for make, name, blocks in ((partial(MaskedTransformer, 2), "masked", 2), (partial(LanguageModel, 2), "tied", 4)):
+    for make, name, blocks in ((partial(MaskedTransformer, 4), "masked", 4), (partial(LanguageModel, 3), "tied", 6)):
         net = pararealize(make(), 2, coarse="low-rank:2", example_inputs=ids, granularity="finest").eval()
         assert sum(segment.blocks for segment in net.plan.segments) == blocks
         net.save(tmp_path / name)
