@@ -8,7 +8,16 @@ import torchvision
 from torch import Tensor, nn
 
 from pararealize import Plan, capture, find_blocks, pararealize
-from pararealize.errors import CoarseError, CutError, DeviceError, ExampleError, ModelError, PlanError, SourceError
+from pararealize.errors import (
+    CoarseError,
+    CutError,
+    DeviceError,
+    ExampleError,
+    ModelError,
+    PlanError,
+    RecordingWarning,
+    SourceError,
+)
 from pararealize.models import resnet20
 from tests.models import LanguageModel, MaskedTransformer, Perceptron, SmallResNet, UNet
 
@@ -244,3 +253,22 @@ def test_segments_may_begin_within_layers() -> None:
         net.plan.check(chain)
     with pytest.raises(PlanError, match="granularity is 'repeated', and the plan says 'finest'"):
         pararealize(model, plan=net.plan, example_inputs=ids, granularity="repeated")
+
+
+class LongerTwice(LanguageModel):
+    """Sequences that are longer than five have other logits, so that others are recorded anew."""
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        logits = super().forward(ids)["logits"]
+        return {"logits": 2 * logits if ids.size(1) > 5 else logits}
+
+
+def test_what_is_recorded_anew_is_cut_within_layers_too() -> None:
+    torch.manual_seed(0)
+    model, ids = LongerTwice(3).eval(), torch.randint(0, 11, (2, 7))
+    net = pararealize(model, 1, windows=6, example_inputs=ids, granularity="finest").eval()
+    shorter = ids[:, :4]
+    with pytest.warns(RecordingWarning, match="recorded anew"):
+        logits = net(shorter)["logits"]
+    assert torch.equal(logits, model(shorter)["logits"])
+    assert torch.equal(net(ids)["logits"], model(ids)["logits"])

@@ -120,11 +120,7 @@ def tradeoff(
     """
     numbers = _numbers(n, points, sensitivity_batches, across)
     _check_agreement(agreement)
-    if not is_summed(coarse_name(coarse)):
-        raise CalibrationError(
-            f"coarse = {coarse!r} has no correction in closed form; pass 'low-rank', 'scale', 'dense', 'folded' or "
-            "'linear'"
-        )
+    _check_coarse(coarse)
     say = report or (lambda _: None)
     train, held_out = _split(batches, test)
     example = _inputs(train[0]) if example_inputs is None else example_inputs
@@ -248,6 +244,15 @@ def _measured(
             masks.append(true.mask)
     figure = None if agreement is None else _agreement(pairs, agreement)
     return TradeoffRow(plan=net.plan, predicted=selection.error, error=output_error(pairs, masks), agreement=figure)
+
+
+def _check_coarse(coarse: Any) -> None:
+    """Raises a CalibrationError where it has no correction that could be fitted, nor is a sum without one."""
+    if not is_summed(coarse_name(coarse)):
+        raise CalibrationError(
+            f"coarse = {coarse!r} has no correction in closed form; pass 'low-rank', 'scale', 'dense', 'folded' or "
+            "'linear'"
+        )
 
 
 def _check_agreement(agreement: Any) -> None:
