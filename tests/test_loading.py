@@ -263,3 +263,15 @@ def test_the_element_type_is_the_one_that_was_saved(tmp_path):
         model = load_original(tmp_path / "net", residuals())
     assert_same(net.original_state_dict(), model.state_dict())
     assert {value.dtype for value in load_original(tmp_path / "original", residuals()).parameters()} == {torch.float64}
+
+
+def test_finest_blocks_of_a_model_on_the_meta_device(tmp_path):
+    """Its operations are compared with the plan's before the folder's weights are given to it, block by block."""
+    ids = torch.randint(1, 11, (2, 7))
+    net = pararealize(LanguageModel(3), 2, coarse="linear", example_inputs=ids, granularity="finest").eval()
+    net.save(tmp_path / "net")
+    with torch.device("meta"):
+        model = LanguageModel(3)
+    again = load(tmp_path / "net", model).eval()
+    assert again.plan == net.plan
+    assert torch.equal(again(ids)["logits"], net(ids)["logits"])
