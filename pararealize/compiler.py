@@ -31,7 +31,8 @@ from pararealize.coarse.output_correction import build_correction
 from pararealize.network.emitter import emit
 from pararealize.network.module import PararealModule
 from pararealize.network.refitting import refit
-from pararealize.plan.plan import Plan, fingerprint
+from pararealize.plan.fingerprints import fingerprint
+from pararealize.plan.plan import Plan
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
 from pararealize.planning.agreement import argument_faults, check_plan

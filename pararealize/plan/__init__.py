@@ -8,6 +8,7 @@ which does likewise. A real step gives rows, and from them the same kind of Time
     numbering          what cannot be of how many rows there are, and in which order
     consistency        what rows say that cannot be
     corrections        which outputs of segments a coarse kind corrects, and what a plan says otherwise
+    fingerprints       what a plan knows its network by
     plan               where a network is cut, its adapters and coarse blocks, and what that promises
     parts              one part of a network: what it is called, what it reads, on whose device it runs
     times              the seconds of every part, forward and backward
@@ -27,9 +28,10 @@ which does likewise. A real step gives rows, and from them the same kind of Time
 """
 
 from .actions import Action, ActionKey, Span, waits_for
+from .fingerprints import fingerprint
 from .parts import Part
 from .peers import Peers, peers_of
-from .plan import Plan, Totals, fingerprint
+from .plan import Plan, Totals
 from .recording import RecordedAction, StepRecording
 from .simulation import simulate
 from .spec import PartPlan, SegmentPlan

@@ -3,8 +3,6 @@
 A plan prints as a table, survives JSON with a version and a schema, and knows which network it is for.
 """
 
-import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass as plain_dataclass
@@ -23,6 +21,7 @@ from pararealize.table import aligned, billions, count, quantity, shortened
 
 from .consistency import cut_faults, kind_faults, row_faults
 from .corrections import correction_faults, layer_misfits
+from .fingerprints import fingerprint
 from .json_text import parse_json, read_json
 from .numbering import numbering_faults
 from .scheduled_step import device_runs, step_seconds
@@ -30,7 +29,7 @@ from .spec import RATE, PartPlan, PlannedRows, Rate, SegmentPlan, Window
 from .times import plan_times
 from .transfer import Transfer
 
-__all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "Window", "fingerprint"]
+__all__ = ["VERSION", "PartPlan", "Plan", "SegmentPlan", "Totals", "Window"]
 
 VERSION = 2
 MOST_FAULTS = 12  # that a message lists
@@ -312,15 +311,6 @@ class Plan(PlannedRows):
 
 
 _ADAPTER = TypeAdapter(Plan)
-
-
-def fingerprint(chain: BlockChain) -> str:
-    """Sixteen hexadecimal digits that depend on the blocks' names, kinds and exact structure, not on weights."""
-    parts = [
-        (block.name, block.kind, block.exact_signature, str(block.x), str(block.y))
-        for block in (chain.stem, *chain.blocks, chain.head)
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 # As text ------------------------------------------------------------------------------------------------------------

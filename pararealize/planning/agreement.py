@@ -17,7 +17,8 @@ from pararealize.coarse.kinds import KIND_TABLE, KINDS
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan
 from pararealize.errors import PlanError
 from pararealize.plan.consistency import cut_faults
-from pararealize.plan.plan import MOST_FAULTS, Plan, fingerprint
+from pararealize.plan.fingerprints import fingerprint
+from pararealize.plan.plan import MOST_FAULTS, Plan
 from pararealize.plan.spec import SegmentPlan
 from pararealize.table import quantity, shortened
 

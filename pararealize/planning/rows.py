@@ -14,7 +14,8 @@ from pararealize.coarse.output_correction import correction_kind, correction_ran
 from pararealize.coarse.spec import AdapterPlan, CoarsePlan, CorrectionPlan
 from pararealize.errors import CoarseError
 from pararealize.plan.corrections import correction_shapes
-from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, Window, fingerprint
+from pararealize.plan.fingerprints import fingerprint
+from pararealize.plan.plan import PartPlan, Plan, SegmentPlan, Window
 from pararealize.plan.spec import RATE, windows_of
 from pararealize.plan.transfer import Transfer
 from pararealize.table import quantity

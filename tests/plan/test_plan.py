@@ -13,7 +13,7 @@ from pararealize.analysis.blocks import find_blocks
 from pararealize.analysis.cost import count_costs
 from pararealize.analysis.fields.field import receptive_fields
 from pararealize.errors import PlanError
-from pararealize.plan.plan import Plan, fingerprint, plan_text
+from pararealize.plan.plan import Plan, plan_text
 from pararealize.planning.search import plan_segments
 from pararealize.tracing.front_end import capture
 from tests.drawn_plans import make_plan
@@ -140,18 +140,6 @@ def test_a_plan_for_another_network(layers):
         PlanError, match=r"another network: Sequential with 4 blocks from 0 to 3 .*, not Sequential with 5 blocks"
     ):
         plan.check(other)
-
-
-def test_fingerprints_depend_on_structure_and_not_on_weights_or_the_batch(layers):
-    def linear(out=4):
-        return nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, out))
-
-    again = fingerprint(chain_of(linear(), torch.randn(7, 4)))
-    assert fingerprint(layers) == again
-    assert len(again) == 16
-    assert int(again, 16) >= 0
-    assert fingerprint(chain_of(linear(5), torch.randn(2, 4))) != again
-    assert fingerprint(chain_of(nn.Sequential(linear()), torch.randn(2, 4))) != again, "other names"
 
 
 # The table that a plan prints: narrow, aligned, complete -----------------------------------------------------------
