@@ -17,7 +17,7 @@ class Schedule:
         windows: how many, or the numbers of the blocks at which they begin; None for what ``sequential`` leaves.
         sequential: numbers of blocks that stay as they are; ``"changing"`` for those that change the space.
         cuts: numbers of the blocks at which segments begin within windows; None to balance them.
-        halves: whether blocks are halves of layers.
+        halves: whether blocks are halves of layers, attention and MLP in turn (``granularity="finest"``).
     """
 
     n: int

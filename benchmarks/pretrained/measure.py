@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pararealize import calibrate, capture, find_blocks, fine_tune, pararealize
+from pararealize.analysis.finder import Granularity
 from pararealize.train.recipe import Recipe
 
 from . import minilm
@@ -48,7 +49,7 @@ def recipe_of(steps: int, lr: float) -> Recipe:
 def _minilm(case: Case, out: Path) -> dict[str, Any]:
     schedule, folder = SCHEDULES["minilm"][case.schedule], minilm.weights_folder(out)
     assert folder is not None
-    model = minilm.encoder(folder, halves=schedule.halves)
+    model = minilm.encoder(folder)
     training = minilm.packed(
         folder, minilm.sentences(out, held_out=False), tokens=TOKENS, count=case.fitted + case.steps, seed=0
     )
@@ -56,8 +57,9 @@ def _minilm(case: Case, out: Path) -> dict[str, Any]:
     # what fine-tuning chooses its best step by is not what the figures are measured on
     seen = minilm.packed(folder, held_out[1 :: len(held_out) // 400], tokens=TOKENS, count=SEEN, seed=1)
     tested = minilm.packed(folder, held_out[:: len(held_out) // 400], tokens=TOKENS, count=TESTED, seed=2)
-    names = [block.name for block in find_blocks(capture(model, training[0])).blocks]
-    options = schedule.options(names)
+    granularity: Granularity = "finest" if schedule.halves else "repeated"
+    names = [block.name for block in find_blocks(capture(model, training[0]), granularity=granularity).blocks]
+    options = schedule.options(names) | {"granularity": granularity}
     net = pararealize(model, coarse=case.coarse, source="stem", example_inputs=training[0], **options).eval()
     with torch.no_grad():
         wanted = [minilm.embeddings(model(**batch), batch["attention_mask"]) for batch in tested]
@@ -70,11 +72,10 @@ def _minilm(case: Case, out: Path) -> dict[str, Any]:
         def loss(student: Tensor, teacher: Tensor, batch: Any) -> Tensor:
             return minilm.distance(student, teacher, batch, emphasis=case.emphasis)
 
-        layers = ["blocks"] if schedule.halves else ["bert.encoder"]
         added = {name.split(".")[0] for name, _ in net.named_parameters()} & {"adapters", "coarse"}
         tuning = fine_tune(
             net, training[case.fitted :], calibration, steps=case.steps, test=seen,
-            loss=loss, match=0.1, train=[*layers, *sorted(added)], recipe=recipe_of(case.steps, 3e-4),
+            loss=loss, match=0.1, train=["bert.encoder", *sorted(added)], recipe=recipe_of(case.steps, 3e-4),
         )  # fmt: skip
         stages["distilled"] = minilm.quality_of(net, tested, wanted)
         row |= {"best_step": tuning.best, "samples": tuning.samples}

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 for conversion: its encoder by layers or by halves of them, and batches of sentences."""
+"""all-MiniLM-L6-v2 for conversion: its encoder, and batches of sentences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from benchmarks.windows import text
 from pararealize.files import whole_file
 
 __all__ = [
-    "Halves",
     "distance",
     "embeddings",
     "encoder",
@@ -44,8 +43,8 @@ def weights_folder(out: Path) -> Path | None:
     return folder if (folder / "model.safetensors").exists() else None
 
 
-def _minilm(folder: Path) -> nn.Module:
-    """The encoder, in eval mode."""
+def encoder(folder: Path) -> nn.Module:
+    """The trained encoder, tokens -> hidden values, in eval mode."""
     from transformers import BertConfig, BertModel
 
     settings = json.loads((folder / "config.json").read_text())
@@ -65,44 +64,6 @@ class _Encoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return hidden
-
-
-class Halves(nn.Module):
-    """The same encoder as twelve blocks, attention and MLP in turn, so that a window may end within a layer."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.embeddings = model.embeddings
-        self.blocks = nn.ModuleList(
-            _Half(layer, attends=attends) for layer in model.encoder.layer for attends in (True, False)
-        )
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        x: Tensor = self.embeddings(input_ids)
-        mask = (attention_mask != 0)[:, None, None, :]
-        for block in self.blocks:
-            x = block(x, mask)
-        return x
-
-
-class _Half(nn.Module):
-    """One class for both, so that each is a block."""
-
-    def __init__(self, layer: nn.Module, *, attends: bool) -> None:
-        super().__init__()
-        self.attends = attends
-        for name in ("attention",) if attends else ("intermediate", "output"):
-            self.add_module(name, layer.get_submodule(name))
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        value: Tensor = self.attention(x, mask)[0] if self.attends else self.output(self.intermediate(x), x)
-        return value
-
-
-def encoder(folder: Path, *, halves: bool) -> nn.Module:
-    """The trained encoder, tokens -> hidden values, in eval mode."""
-    model = _minilm(folder)
-    return Halves(model.bert).eval() if halves else model
 
 
 def embeddings(hidden: Tensor, mask: Tensor) -> Tensor:

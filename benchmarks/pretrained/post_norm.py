@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     folder = minilm.weights_folder(options.data)
     assert folder is not None
-    layers = Layers(minilm.encoder(folder, halves=False))
+    layers = Layers(minilm.encoder(folder))
     fitted, tested = (
         [
             Batch(layers, batch)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from pararealize import capture, find_blocks
@@ -52,41 +54,20 @@ def test_without_weights_each_network_is_left_out_with_the_command_that_gets_the
     assert "dataset-fashion-mnist" in told
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, None]:
-        words = mask[:, 0, 0, :, None]
-        return self.norm(x + (self.mix(x) * words).mean(1, keepdim=True)), None
-
-
-class Output(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense, self.norm = nn.Linear(16, 8), nn.LayerNorm(8)
-
-    def forward(self, value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(x + self.dense(value.relu()))
-
-
-def test_halves_of_layers_are_blocks_that_give_what_the_layers_give() -> None:
-    """Of modules that are called as those of a BertModel are."""
-    torch.manual_seed(0)
-    model = nn.Module()
-    model.embeddings, model.encoder = nn.Embedding(50, 8), nn.Module()
-    parts = [{"attention": Attention(), "intermediate": nn.Linear(8, 16), "output": Output()} for _ in range(2)]
-    model.encoder.layer = nn.ModuleList(nn.ModuleDict(part) for part in parts)
+def test_halves_of_the_layers_of_a_bert_are_its_finest_blocks(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    settings |= {"vocab_size": 50, "max_position_embeddings": 16}
+    bert = transformers.BertModel(transformers.BertConfig(**settings), add_pooling_layer=False)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    save_file(bert.state_dict(), tmp_path / "model.safetensors")
     batch = {"input_ids": torch.randint(1, 50, (3, 7)), "attention_mask": torch.ones(3, 7, dtype=torch.long)}
     batch["attention_mask"][1, 4:] = 0
-    halves, mask = minilm.Halves(model).eval(), (batch["attention_mask"] != 0)[:, None, None, :]
-    x = model.embeddings(batch["input_ids"])
-    for part in parts:
-        x = part["attention"](x, mask)[0]
-        x = part["output"](part["intermediate"](x), x)
-    assert torch.equal(halves(**batch), x)
-    assert [block.name for block in find_blocks(capture(halves, batch)).blocks] == [f"blocks.{i}" for i in range(4)]
+    chain = find_blocks(capture(minilm.encoder(tmp_path), batch), granularity="finest")
+    parts = ("attention", "intermediate")
+    assert [block.name for block in chain.blocks] == [
+        f"bert.encoder.layer.{i}.{part}" for i in range(3) for part in parts
+    ]
 
 
 def test_schedules_name_blocks_that_are_there() -> None:
