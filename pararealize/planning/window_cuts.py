@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["WindowProblem", "longest_segment", "window_starts"]
+__all__ = ["WindowProblem", "balanced_starts", "longest_segment", "window_starts"]
 
 CANDIDATES = 8  # boundaries a window, of those between which a long network's windows are chosen
 CHANGE_CHARGE = 0.01  # of the whole network's work, for each segment that begins in another space than its window
@@ -62,6 +62,22 @@ def longest_segment(prefix: Sequence[float], a: int, b: int, n: int) -> float:
     else:
         high = low
     return _longest_within(prefix, a, b, high)
+
+
+def balanced_starts(prefix: Sequence[float], a: int, b: int, n: int) -> tuple[int, ...]:
+    """The first block of each run of such a division, from a on: as long as the longest, so that the last is short.
+
+    Args:
+        prefix: sums of the blocks' costs, one more than blocks.
+        a: the first block.
+        b: the block behind the last.
+        n: how many runs, at most.
+
+    Example:
+        >>> balanced_starts([0, 2, 3, 5, 6, 8], 0, 5, 3)
+        (0, 2, 4)
+    """
+    return tuple(start for start, _ in _runs(prefix, a, b, longest_segment(prefix, a, b, n)))
 
 
 def _runs(prefix: Sequence[float], a: int, b: int, limit: float) -> Iterator[tuple[int, int]]:
@@ -115,7 +131,9 @@ def window_starts(problem: WindowProblem, first: int, stop: int, windows: int) -
     @functools.cache
     def cost(a: int, b: int) -> float:
         n = min(problem.n, b - a)
-        begins = sum(spaces[i] != spaces[a] for i in _starts(prefix, a, b, n)) if spaces[a] != spaces[b - 1] else 0
+        begins = (
+            sum(spaces[i] != spaces[a] for i in balanced_starts(prefix, a, b, n)) if spaces[a] != spaces[b - 1] else 0
+        )
         charge = CHANGE_CHARGE * begins + LENGTH_CHARGE * ((b - a) / count) ** 2
         return longest_segment(prefix, a, b, n) + charge * total
 
@@ -138,8 +156,3 @@ def window_starts(problem: WindowProblem, first: int, stop: int, windows: int) -
         starts.append(boundaries[begin])
         end = begin
     return tuple(reversed(starts))
-
-
-def _starts(prefix: Sequence[float], a: int, b: int, n: int) -> list[int]:
-    """Where the segments of a window begin, about."""
-    return [start for start, _ in _runs(prefix, a, b, longest_segment(prefix, a, b, n))]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -42,6 +42,7 @@ from .space_changes import AUTOMATIC, covers_half, measure_windows_across
 __all__ = ["tradeoff"]
 
 Agreement = Callable[[Any, Any], float]
+Span: TypeAlias = tuple[int, int]  # the first block of a window, and the one behind its last
 HELD_OUT = 5  # of the batches every fifth is held out where no others are given
 
 
@@ -135,8 +136,8 @@ def tradeoff(
     names = [row.first_block for row in original.plan.segments]
     settings = {"coarse": coarse, "transfer": transfer, "seed": seed, **arguments}
 
-    def convert(segments: int, windows: Sequence[tuple[int, int]]) -> PararealModule:
-        return _converted(model, names, segments, windows, settings)
+    def convert(segments: int, windows: Sequence[Span], cuts: Sequence[int] | None = None) -> PararealModule:
+        return _converted(model, names, segments, windows, cuts, settings)
 
     rows = [TradeoffRow(plan=original.plan, predicted=0.0, error=0.0, agreement=None)]
     with calibration_mode(original, seed):
@@ -161,7 +162,11 @@ def tradeoff(
         say(f"n = {count}: calibrating plan {i} of {len(chosen)}")
         # Where the space changes often no window has blocks for all devices; of one window alone n may not exceed them.
         segments = max(len(window.starts) for window in selection.windows)
-        net = convert(min(count, segments), [(window.first, window.stop) for window in selection.windows])
+        net = convert(
+            min(count, segments),
+            [(window.first, window.stop) for window in selection.windows],
+            [start for window in selection.windows for start in window.starts],
+        )
         if net.plan in plans:
             continue
         plans.add(net.plan)
@@ -180,17 +185,24 @@ def tradeoff(
 
 
 def _converted(
-    model: nn.Module, names: Sequence[str], n: int, windows: Sequence[tuple[int, int]], settings: dict[str, Any]
+    model: nn.Module,
+    names: Sequence[str],
+    n: int,
+    windows: Sequence[Span],
+    cuts: Sequence[int] | None,
+    settings: dict[str, Any],
 ) -> PararealModule:
     """The network with windows of these blocks, the first and the one behind the last of each; sequential elsewhere.
 
+    ``cuts`` are the blocks at which segments begin; where there are none, the planner chooses.
     Where maps are to be folded into layers, and no segment of these windows ends with one, it has none.
     """
     inside = {block for first, stop in windows for block in range(first, stop)}
     sequential = [name for block, name in enumerate(names) if block not in inside]
     convert = partial(
-        pararealize, model, n, windows=[names[first] for first, _ in windows], sequential=sequential, **settings
-    )
+        pararealize, model, n, windows=[names[first] for first, _ in windows], sequential=sequential,
+        cuts="cost" if cuts is None else [names[block] for block in cuts], **settings,
+    )  # fmt: skip
     try:
         return convert().eval()
     except CoarseError:

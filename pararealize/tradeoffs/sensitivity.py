@@ -10,6 +10,7 @@ changes are not looked at here (``space_changes.py``): their blocks stay sequent
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -19,6 +20,7 @@ from pararealize.analysis.space import Space
 from pararealize.calibration.channel_maps import ChannelMap, Moments, Regressions
 from pararealize.calibration.masks import rows_at
 from pararealize.coarse.output_correction import MapKind, correction_cost, correction_kind, correction_rank
+from pararealize.planning.window_cuts import balanced_starts
 
 from .block_values import BatchValues, BlockByBlock, Say, output_error, same_spaces
 
@@ -27,6 +29,7 @@ __all__ = ["WindowTrial", "measure_windows", "possible_windows"]
 MOST_STARTS = 32  # places at which windows of one length are tried, unless they would leave gaps
 MOST_WINDOWS = 64  # that follow one another: of deeper networks the shortest windows are not tried
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # blocks a segment
+UNEQUAL = 1.1  # times as much as the cheapest block of a window, and the costs of its blocks differ
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,25 +54,36 @@ class WindowTrial:
         return self.starts[0]
 
 
-def possible_windows(blocks: int, n: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """The segments' starts, and the end, of windows on n devices: of equally many blocks, and shorter ones of one each.
+def possible_windows(costs: Sequence[float], n: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The segments' starts, and the end, of windows on n devices: n times as many blocks each, or fewer than n blocks.
 
-    Of deep networks neither every place nor the shortest windows are tried; windows of one length leave no gaps.
+    Segments are as equal as they can be in cost. Where costs differ, windows one block shorter are tried as well: of
+    attention and MLP in turn, the last segment may be an MLP alone. Of deep networks neither every place nor the
+    shortest windows are tried; windows of one length leave no gaps.
+
+    Args:
+        costs: of each block.
+        n: the number of devices.
 
     Example:
-        >>> list(possible_windows(4, 2))
+        >>> list(possible_windows([1, 1, 1, 1], 2))
         [((0, 1), 2), ((1, 2), 3), ((2, 3), 4), ((0, 2), 4)]
+        >>> list(possible_windows([2, 1, 2], 2))
+        [((0, 1), 2), ((1, 2), 3), ((0, 2), 3)]
     """
-    shapes = [(length, 1) for length in range(2, n)] + [(n, size) for size in LENGTHS]
-    for segments, size in shapes:
-        length = segments * size
-        if length > blocks or blocks // length > MOST_WINDOWS:
+    blocks, prefix = len(costs), list(itertools.accumulate(costs, initial=0.0))
+    whole = [*range(2, n), *(n * size for size in LENGTHS)]
+    for length, shorter in ((length, shorter) for length in whole for shorter in (0, 1)):
+        tried = length - shorter
+        if not 1 < tried <= blocks or blocks // length > MOST_WINDOWS or (shorter and tried in whole):
             continue
         step = next(
-            s for s in range(1, length + 1) if (length % s == 0 and (blocks - length) // s < MOST_STARTS) or s == length
+            s for s in range(1, tried + 1) if (tried % s == 0 and (blocks - tried) // s < MOST_STARTS) or s == tried
         )
-        for first in range(0, blocks - length + 1, step):
-            yield tuple(range(first, first + length, size)), first + length
+        for first in range(0, blocks - tried + 1, step):
+            inside = costs[first : first + tried]
+            if not shorter or max(inside) > UNEQUAL * min(inside):
+                yield balanced_starts(prefix, first, first + tried, n), first + tried
 
 
 def measure_windows(
@@ -94,7 +108,8 @@ def measure_windows(
         say: is told how far it is.
     """
     rows = original.rows
-    tried = [(s, stop) for s, stop in possible_windows(len(rows), n) if same_spaces(rows, s[0], stop)]
+    costs = [row.cost for row in rows]
+    tried = [(s, stop) for s, stop in possible_windows(costs, n) if same_spaces(rows, s[0], stop)]
     trials, trying = [], _Trials(original, train, test, coarse, folds)
     for i, (starts, stop) in enumerate(tried, 1):
         say(f"n = {n}: window {i} of {len(tried)}, {rows[starts[0]].first_block} to {rows[stop - 1].last_block}")
