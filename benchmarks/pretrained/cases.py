@@ -83,6 +83,7 @@ class Case:
         fitted: batches of sentences that MiniLM is fitted to in closed form.
         emphasis: weight of the sentences' embeddings beside the words' values in MiniLM's loss.
         distillation: of the networks that tell classes of Fashion-MNIST.
+        seed: of the original's first weights, and of the order of the images; of the networks that are trained here.
     """
 
     network: str
@@ -92,11 +93,17 @@ class Case:
     fitted: int = 16
     emphasis: int = 1
     distillation: Distillation = USUAL
+    seed: int = 0
 
     @property
     def name(self) -> str:
         """As it stands in results.json; the same with and without distillation but for its end."""
-        return "; ".join(filter(None, (self.network, self.schedule, self.coarse, self.fit, self.training)))
+        return "; ".join(filter(None, (self.network, self.schedule, self.coarse, *self.how)))
+
+    @property
+    def how(self) -> list[str]:
+        """What is not the usual, in words."""
+        return list(filter(None, (self.fit, self.training, f"seed {self.seed}" if self.seed else "")))
 
     @property
     def fit(self) -> str:
@@ -218,9 +225,15 @@ def _several(network: str, schedule: str, *kinds: str, steps: dict[str, int] | N
     return [Case(network=network, schedule=schedule, coarse=kind, steps=many) for kind, many in several.items()]
 
 
-def _recipes(network: str, schedule: str, kind: str, *ways: Distillation, steps: int = 94) -> list[Case]:
-    """Cases that differ in how they are distilled."""
-    return [Case(network=network, schedule=schedule, coarse=kind, steps=steps, distillation=way) for way in ways]
+def _recipes(
+    network: str, schedule: str, kind: str, *ways: Distillation, steps: int = 94, seeds: tuple[int, ...] = (0,)
+) -> list[Case]:
+    """Cases that differ in how they are distilled, and in the original's seed."""
+    return [
+        Case(network=network, schedule=schedule, coarse=kind, steps=steps, distillation=way, seed=seed)
+        for seed in seeds
+        for way in ways
+    ]
 
 
 def _within_layers(rest: str, *steps: int) -> list[Case]:
@@ -295,15 +308,22 @@ CASES = [
         "two blocks first, n = 5 and 6, the last stage at once",
         "folded",
         Distillation(loss="cross_entropy", match=0.1),
-        Distillation(loss="cross_entropy"),
+        seeds=(0, 1, 2),
     ),
     *_recipes(
         "fashion-mnist",
         "two blocks first, n = 5 and 4, the last stage at once",
         "folded",
         Distillation(loss="cross_entropy"),
-        Distillation(),
+        seeds=(0, 1, 2),
     ),
+    *_recipes(
+        "fashion-mnist",
+        "two blocks first, n = 5 and 6, the last stage at once",
+        "folded",
+        Distillation(loss="cross_entropy"),
+    ),
+    *_recipes("fashion-mnist", "two blocks first, n = 5 and 4, the last stage at once", "folded", Distillation()),
     *_several("fashion-resnet56", "two windows a stage, all blocks, n = 5", steps={"dense": 94}),
     *_several("fashion-resnet56", "two windows a stage, n = 5", steps={"dense": 94}),
     *_several("minilm", "4 + 2", "dense"),

@@ -103,13 +103,13 @@ NETWORKS = {
 }
 
 
-def trained(network: Trained, out: Path, data: Dataset) -> nn.Module:
+def trained(network: Trained, out: Path, data: Dataset, seed: int = 0) -> nn.Module:
     """The network after its training, which goes on where it was stopped; kept in the folder."""
-    torch.manual_seed(0)
-    run = out / f"{network.file}-{SIDE}-{EPOCHS}"
+    torch.manual_seed(seed)
+    run = out / f"{network.file}-{SIDE}-{EPOCHS}{f'-seed{seed}' if seed else ''}"
     model, path = network.make(), run.with_suffix(".safetensors")
     if not path.exists():
-        fit(model, data, network.recipe, folder=run, resume=run.exists(), checkpoint_every=100)
+        fit(model, data, network.recipe, folder=run, seed=seed, resume=run.exists(), checkpoint_every=100)
         with whole_file(path) as part:
             save_file(model.state_dict(), part)
     model.load_state_dict(load_file(path))
@@ -118,9 +118,9 @@ def trained(network: Trained, out: Path, data: Dataset) -> nn.Module:
 
 def measure_fashion(case: Case, out: Path) -> dict[str, Any]:
     """The row of a case."""
-    data = load("fashion_mnist", batch_size=BATCH, image_size=SIDE, data_dir=fashion_folder(out))
+    data = load("fashion_mnist", batch_size=BATCH, image_size=SIDE, seed=case.seed, data_dir=fashion_folder(out))
     network = NETWORKS[case.network]
-    model = trained(network, out, data)
+    model = trained(network, out, data, case.seed)
     score = evaluate(model, data)
     original = score.accuracy
     schedule = SCHEDULES[case.network][case.schedule]

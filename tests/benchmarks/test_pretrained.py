@@ -42,6 +42,21 @@ def test_a_goal_is_met_by_the_best_row_that_is_fast_enough(tmp_path: Path) -> No
     assert (tmp_path / "front.svg").stat().st_size > 5000
 
 
+def test_seeds_count_by_their_mean() -> None:
+    group: dict[cases.Case, list[str]] = {}
+    for case in cases.CASES:
+        group.setdefault(dataclasses.replace(case, seed=0), []).append(case.name)
+    names = next(names for names in group.values() if len(names) == 3)
+    rows = {name: row(3.1, -0.02) for name in names}
+    for name, kept in zip(names, (-0.001, -0.001, -0.009), strict=True):
+        rows[name]["stages"] = {"before": {"kept": -0.1, "accuracy": 0.5}, "distilled": {"kept": kept, "accuracy": 0.8}}
+    assert [met for _, _, met in pretrained.goals(rows, "fashion-mnist")] == [True]
+    rows[names[0]]["stages"]["distilled"]["kept"] = -0.009
+    ((_, best, met),) = pretrained.goals(rows, "fashion-mnist")
+    assert not met
+    assert "the mean of 3 seeds" in best
+
+
 def test_without_weights_each_network_is_left_out_with_the_command_that_gets_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
