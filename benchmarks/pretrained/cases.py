@@ -166,6 +166,7 @@ SCHEDULES = {
         "one window of 3 × 2": Schedule(n=3, windows=1),
     },
     "efficientnet-lite0": {
+        "three pairs of one space": Schedule(n=2, sequential=(0, 1, 2, 3, 4, 5, 8, 11, 12, 15)),
         "runs of one space, n = 2": Schedule(n=2, sequential="changing"),
         "runs of one space, n = 3": Schedule(n=3, sequential="changing"),
         "one window, n = 2": Schedule(n=2, windows=1),
@@ -266,6 +267,7 @@ CASES = [
     *_within_layers("five at once; last MLP", 0),
     *_several("minilm", "3 + 2 + 1", "dense"),
     *_several("minilm", "two triples", "dense"),
+    *_several("efficientnet-lite0", "three pairs of one space", "linear", "dense"),
     *_several("efficientnet-lite0", "runs of one space, n = 3", "linear", "dense"),
     *_several("efficientnet-lite0", "runs of one space, n = 3", steps={"dense": 80}),
     *_several("efficientnet-lite2", "runs of one space, n = 4", "linear", "dense"),
