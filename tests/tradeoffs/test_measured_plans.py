@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pararealize import Plan, calibrate, pararealize, tradeoff
 from pararealize.errors import CalibrationError, CoarseError, ExampleError, PlanError
+from pararealize.tradeoffs import sensitivity
 from pararealize.tradeoffs.block_values import network_output, output_error
 from tests.added_branches import AddedLinear, chain_of
 from tests.models import LanguageModel
@@ -39,6 +40,14 @@ def test_what_is_measured_is_what_its_plan_gives() -> None:
     pair = network_output(net, data[4]), model(data[4])
     assert output_error([pair]) == pytest.approx(fastest.error, rel=1e-4)
     assert fastest.agreement == pytest.approx(cosine(*pair).mean().item(), rel=1e-4)
+
+
+def test_plans_are_cut_where_the_window_was_that_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "possible_windows", lambda costs, n: [((1, 2), 5)])  # the planner would cut at 3
+    front = tradeoff(network(), batches(5), n=2, coarse="linear")
+    _, row = front.rows
+    (window,) = (window for window in row.plan.windows if not window.sequential)
+    assert [(segment.first, segment.last) for segment in window.segments] == [(1, 1), (2, 4)]
 
 
 class Squashed(nn.Module):
