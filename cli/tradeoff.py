@@ -43,7 +43,9 @@ def command(
     points: Annotated[int, typer.Option(min=1, help="Plans that are calibrated and measured, for each n.")] = 6,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, help="Show the fastest plan whose output errs by no more than this, of its norm."),
+        typer.Option(
+            min=0, help="Look for the fastest plan whose output errs by no more than this, of its norm, and show it."
+        ),
     ] = None,
     across: Annotated[
         int | None,
@@ -83,6 +85,7 @@ def command(
             n=numbers,
             coarse=coarse,
             points=points,
+            tolerance=tolerance,
             across=across,
             example_inputs=samples.example(),
             cost=cost.value,

@@ -7,6 +7,7 @@ In reading order:
     sensitivity     each possible window's cost, and the error that it alone makes
     space_changes   the same for windows in whose midst the space changes
     selection       windows that may be together: short steps at little error
+    conversion      the model converted with such windows
     report          Tradeoff: speed-up against error, as text and JSON
     figure          a picture of a Tradeoff (``draw_tradeoff``)
 """

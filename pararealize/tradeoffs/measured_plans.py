@@ -11,38 +11,37 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from pararealize.analysis.blocks import BlockChain, find_blocks
+from pararealize.analysis.blocks import find_blocks
 from pararealize.analysis.finder import Granularity
-from pararealize.analysis.last_layer import layers_at_ends
 from pararealize.argument_types import typed_arguments
 from pararealize.calibration.batch import Batches, one_pass
 from pararealize.calibration.fitting import calibrate, calibration_mode
 from pararealize.calibration.masks import AUTO, MaskChoice
 from pararealize.coarse.kinds import coarse_name, is_summed
-from pararealize.coarse.output_correction import correction_kind
 from pararealize.compiler import pararealize
-from pararealize.errors import CalibrationError, CoarseError, ExampleError, PlanError
+from pararealize.errors import CalibrationError, ExampleError, PlanError
 from pararealize.network.module import PararealModule
+from pararealize.plan.plan import Plan
 from pararealize.plan.transfer import Transfer
 from pararealize.planning.arguments import whole_number
 from pararealize.tracing.front_end import capture
 
 from .block_values import BlockByBlock, Say, network_output, output_error
-from .report import Tradeoff, TradeoffRow
-from .selection import Selection, selections
+from .conversion import Span, converted_with, foldable_blocks
+from .report import Tradeoff, TradeoffRow, check_tolerance
+from .selection import Selection, fastest_within, selections, spread
 from .sensitivity import measure_windows
 from .space_changes import AUTOMATIC, covers_half, measure_windows_across
 
 __all__ = ["tradeoff"]
 
 Agreement = Callable[[Any, Any], float]
-Span: TypeAlias = tuple[int, int]  # the first block of a window, and the one behind its last
 HELD_OUT = 5  # of the batches every fifth is held out where no others are given
 
 
@@ -55,6 +54,7 @@ def tradeoff(
     test: Batches | None = None,
     coarse: str = "low-rank",
     points: int = 6,
+    tolerance: float | None = None,
     sensitivity_batches: int = 8,
     across: int | None = None,
     example_inputs: Any = None,
@@ -70,8 +70,8 @@ def tradeoff(
     r"""How fast a trained network can be made, and how near to itself it then stays.
 
     For every n, each window of blocks is made parallel by itself, with a correction in closed form, and what it does to
-    the output of held-out batches is measured. Blocks that matter stay sequential: of the selections of windows with
-    the least time :math:`t + \lambda \sum_m e_m^2`, a few from the exact original to the fastest are converted,
+    the output of held-out batches is measured. Blocks that matter stay sequential: of the selections of windows that no
+    other beats in both time and :math:`\sum_m e_m^2`, a few from the exact original to the fastest are converted,
     calibrated on ``batches`` and measured. Windows in which the space changes are tried where there are few others: see
     ``across``.
 
@@ -85,7 +85,9 @@ def tradeoff(
         test: other batches, to measure on; every fifth of ``batches`` where it is left out.
         coarse: ``"low-rank"``, ``"low-rank:16"``, ``"scale"``, ``"dense"``, ``"folded"``, ``"folded:16"`` or
             ``"linear"``. Plans whose segments have no layer to fold maps into have none.
-        points: how many plans are calibrated and measured for each n.
+        points: how many plans are calibrated and measured for each n, at most.
+        tolerance: of the output's relative error: plans are looked for, by bisection, of which the last are about the
+            fastest whose measured error is within it. Left out: plans at about equal ratios of their times.
         sensitivity_batches: how many of the batches windows are tried on, at most; as many are tested on.
         across: how many windows in which the space changes are tried for each n, at most; each is a conversion and a
             calibration. Left out: 8, where windows of one space can hold less than half of the work; otherwise none,
@@ -122,6 +124,8 @@ def tradeoff(
     numbers = _numbers(n, points, sensitivity_batches, across)
     _check_agreement(agreement)
     _check_coarse(coarse)
+    if tolerance is not None:
+        check_tolerance(tolerance)
     say = report or (lambda _: None)
     train, held_out = _split(batches, test)
     example = _inputs(train[0]) if example_inputs is None else example_inputs
@@ -131,20 +135,20 @@ def tradeoff(
         "example_inputs": example, "leaf_modules": leaves, "granularity": granularity, "cost": cost,
     }  # fmt: skip
     say("running the original block by block")
-    folds = _folds_of(coarse, chain)
+    folds = foldable_blocks(coarse, chain)
     original = pararealize(model, 1, windows=len(chain.blocks), **arguments, seed=seed).eval()
     names = [row.first_block for row in original.plan.segments]
     settings = {"coarse": coarse, "transfer": transfer, "seed": seed, **arguments}
 
     def convert(segments: int, windows: Sequence[Span], cuts: Sequence[int] | None = None) -> PararealModule:
-        return _converted(model, names, segments, windows, cuts, settings)
+        return converted_with(model, names, segments, windows, cuts, settings)
 
     rows = [TradeoffRow(plan=original.plan, predicted=0.0, error=0.0, agreement=None)]
     with calibration_mode(original, seed):
         by_block = BlockByBlock(original, mask)
         fitted = [by_block.values(batch, i) for i, batch in enumerate(train[:sensitivity_batches], 1)]
         tested = [by_block.values(batch, i) for i, batch in enumerate(held_out[:sensitivity_batches], 1)]
-        chosen = []
+        fronts = []
         for count in numbers:
             trials = measure_windows(by_block, fitted, tested, count, coarse=coarse, folds=folds, say=say)
             most = (0 if covers_half(by_block.rows) else AUTOMATIC) if across is None else across
@@ -152,28 +156,20 @@ def tradeoff(
                 by_block, convert, train[: len(fitted)], held_out[: len(tested)], tested, count, most=most, seed=seed,
                 say=say,
             )  # fmt: skip
-            chosen += [(count, s) for s in _spread(selections([row.cost for row in by_block.rows], trials), points)]
+            fronts.append((count, selections([row.cost for row in by_block.rows], trials)))
         if agreement is not None:  # with itself, which need not be 1
             itself = _agreement([(values.output, values.output) for values in tested], agreement)
             rows = [dataclasses.replace(rows[0], agreement=itself)]
     del fitted, tested
-    plans = set()
-    for i, (count, selection) in enumerate(chosen, 1):
-        say(f"n = {count}: calibrating plan {i} of {len(chosen)}")
-        # Where the space changes often no window has blocks for all devices; of one window alone n may not exceed them.
-        segments = max(len(window.starts) for window in selection.windows)
-        net = convert(
-            min(count, segments),
-            [(window.first, window.stop) for window in selection.windows],
-            [start for window in selection.windows for start in window.starts],
-        )
-        if net.plan in plans:
-            continue
-        plans.add(net.plan)
-        calibrate(net, train, seed=seed, mask=mask)
-        rows.append(_measured(net, by_block, held_out, selection, agreement, seed))
+    measured = _Measurements(convert, by_block, train, held_out, agreement, seed, say)
+    for count, front in fronts:
+        if tolerance is None:
+            for selection in spread(front, points):
+                measured.error(count, selection)
+        else:
+            fastest_within(front, points, tolerance, partial(measured.error, count))
     samples, others = (sum(map(_samples, some)) for some in (train, held_out))
-    ordered = sorted(rows[1:], key=lambda row: (row.n, row.speedup))
+    ordered = sorted(measured.rows.values(), key=lambda row: (row.n, row.speedup))
     return Tradeoff(
         model=original.plan.model,
         coarse=coarse,
@@ -184,78 +180,48 @@ def tradeoff(
     )
 
 
-def _converted(
-    model: nn.Module,
-    names: Sequence[str],
-    n: int,
-    windows: Sequence[Span],
-    cuts: Sequence[int] | None,
-    settings: dict[str, Any],
-) -> PararealModule:
-    """The network with windows of these blocks, the first and the one behind the last of each; sequential elsewhere.
+class _Measurements:
+    """Selections of windows, converted, calibrated and compared with the original; each plan once."""
 
-    ``cuts`` are the blocks at which segments begin; where there are none, the planner chooses.
-    Where maps are to be folded into layers, and no segment of these windows ends with one, it has none.
-    """
-    inside = {block for first, stop in windows for block in range(first, stop)}
-    sequential = [name for block, name in enumerate(names) if block not in inside]
-    convert = partial(
-        pararealize, model, n, windows=[names[first] for first, _ in windows], sequential=sequential,
-        cuts="cost" if cuts is None else [names[block] for block in cuts], **settings,
-    )  # fmt: skip
-    try:
-        return convert().eval()
-    except CoarseError:
-        if not _folds(settings["coarse"]):
-            raise
-        return convert(coarse="linear").eval()
+    def __init__(
+        self,
+        convert: Callable[[int, Sequence[Span], Sequence[int]], PararealModule],
+        original: BlockByBlock,
+        train: Sequence[Any],
+        held_out: Sequence[Any],
+        agreement: tuple[str, Agreement] | None,
+        seed: int,
+        say: Say,
+    ) -> None:
+        self._convert, self._original, self._seed, self._say = convert, original, seed, say
+        self._train, self._held_out, self._agreement = train, held_out, agreement
+        self.rows: dict[Plan, TradeoffRow] = {}
 
-
-def _folds(coarse: str) -> bool:
-    """Whether a kind has its maps within layers."""
-    request = correction_kind(coarse)
-    return request is not None and request.kind == "folded"
-
-
-def _folds_of(coarse: str, chain: BlockChain) -> frozenset[int]:
-    """The blocks that end with a layer into which maps are to be folded; none of other kinds.
-
-    Raises:
-        CoarseError: maps are to be folded, and there is no such block, or all such layers are frozen.
-    """
-    if not _folds(coarse):
-        return frozenset()
-    layers = {i: chain.capture.model.get_submodule(name) for i, name in enumerate(layers_at_ends(chain)) if name}
-    if not layers:
-        raise CoarseError(
-            f"coarse = {coarse!r}, and no block ends with a linear layer or convolution whose output only adds to the "
-            'stream, in which a map could stand; pass "low-rank", whose maps stand beside the segments'
+    def error(self, n: int, selection: Selection) -> float:
+        """The output's error of windows on n devices, which becomes a row."""
+        # Where the space changes often no window has blocks for all devices; of one window alone n may not exceed them.
+        segments = max(len(window.starts) for window in selection.windows)
+        net = self._convert(
+            min(n, segments),
+            [(window.first, window.stop) for window in selection.windows],
+            [start for window in selection.windows for start in window.starts],
         )
-    trained = {i for i, layer in layers.items() if all(value.requires_grad for value in layer.parameters())}
-    if not trained:
-        raise CoarseError(
-            f"coarse = {coarse!r} writes maps into the last layers of blocks, and all of these are frozen; call "
-            'model.requires_grad_(True), or pass "low-rank", whose maps stand beside the segments'
-        )
-    return frozenset(trained)
+        if net.plan not in self.rows:
+            self._say(f"n = {n}: calibrating plan {len(self.rows) + 1}, {net.plan.speedup:.2f}×")
+            calibrate(net, self._train, seed=self._seed, mask=self._original.mask)
+            self.rows[net.plan] = self._row(net, selection)
+        return self.rows[net.plan].error
 
-
-def _measured(
-    net: PararealModule,
-    original: BlockByBlock,
-    batches: Sequence[Any],
-    selection: Selection,
-    agreement: tuple[str, Agreement] | None,
-    seed: int,
-) -> TradeoffRow:
-    with calibration_mode(net, seed), calibration_mode(original.net, seed):
-        pairs, masks = [], []
-        for batch in batches:
-            true = original.values(batch)
-            pairs.append((network_output(net, batch), true.output))
-            masks.append(true.mask)
-    figure = None if agreement is None else _agreement(pairs, agreement)
-    return TradeoffRow(plan=net.plan, predicted=selection.error, error=output_error(pairs, masks), agreement=figure)
+    def _row(self, net: PararealModule, selection: Selection) -> TradeoffRow:
+        with calibration_mode(net, self._seed), calibration_mode(self._original.net, self._seed):
+            pairs, masks = [], []
+            for batch in self._held_out:
+                true = self._original.values(batch)
+                pairs.append((network_output(net, batch), true.output))
+                masks.append(true.mask)
+        figure = None if self._agreement is None else _agreement(pairs, self._agreement)
+        error = output_error(pairs, masks)
+        return TradeoffRow(plan=net.plan, predicted=selection.error, error=error, agreement=figure)
 
 
 def _check_coarse(coarse: Any) -> None:
@@ -344,14 +310,3 @@ def _samples(batch: Any) -> int:
     """How many samples a batch has."""
     sizes = [len(leaf) for leaf in tree_leaves(_inputs(batch)) if isinstance(leaf, torch.Tensor) and leaf.ndim]
     return sizes[0] if sizes else 0
-
-
-def _spread(front: Sequence[Selection], points: int) -> list[Selection]:
-    """Some of the selections that have windows, about evenly from the nearest to the fastest."""
-    parallel = [selection for selection in front if selection.windows]
-    if len(parallel) <= points:
-        return parallel
-    if points == 1:
-        return parallel[-1:]
-    places = [round(i * (len(parallel) - 1) / (points - 1)) for i in range(points)]
-    return [parallel[place] for place in dict.fromkeys(places)]

@@ -12,7 +12,7 @@ from pararealize.errors import CalibrationError, PlanError
 from pararealize.plan.plan import Plan
 from pararealize.table import aligned, quantity, shortened
 
-__all__ = ["Tradeoff", "TradeoffRow"]
+__all__ = ["Tradeoff", "TradeoffRow", "check_tolerance"]
 
 VERSION = 1
 MOST_NAMES = 60  # letters of blocks' names in a row
@@ -85,8 +85,7 @@ class Tradeoff:
         Raises:
             CalibrationError: there is none; says what the nearest is.
         """
-        if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
-            raise CalibrationError(f"tolerance is {tolerance!r}; pass the largest relative error of the output, from 0")
+        check_tolerance(tolerance)
         fitting = [row for row in self.rows if row.error <= tolerance]
         if not fitting:
             best = min(self.rows, key=lambda row: row.error)
@@ -155,6 +154,12 @@ class Tradeoff:
         if self.measure:
             line.append("" if row.agreement is None else f"{row.agreement:.4g}")
         return [*line, shortened(parallel_blocks(row.plan), MOST_NAMES), "*" if is_best else ""]
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Raises a CalibrationError where it is no error of an output."""
+    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
+        raise CalibrationError(f"tolerance is {tolerance!r}; pass the largest relative error of the output, from 0")
 
 
 def parallel_blocks(plan: Plan) -> str:

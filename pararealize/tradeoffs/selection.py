@@ -2,23 +2,27 @@ r"""Trials of single windows -> selections of windows that may be together: shor
 
 Windows must not overlap, and blocks in none of them run in sequence. The time of a selection is the sum of its windows'
 longest segments and its sequential blocks; its error is taken for :math:`\sqrt{\sum_m e_m^2}` of the errors that its
-windows make by themselves, as if these were independent of one another. For a price :math:`\lambda` of error, the
-selection with the least :math:`\sum t + \lambda \sum e^2` is a shortest path through the boundaries; prices from none
-to very high give the lower convex hull of time against error.
+windows make by themselves, as if these were independent of one another. Both are sums over disjoint spans of blocks, so
+that the selections which no other beats in both are found boundary by boundary: what is beaten among the first blocks
+is beaten with whatever follows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from .sensitivity import WindowTrial
 
-__all__ = ["Selection", "selections"]
+__all__ = ["Selection", "fastest_within", "selections", "spread"]
 
-PRICES = 64
+MOST = 256  # selections that are kept at a boundary
 LEAST = 1e-9  # an error below this is none
+
+_Chain: TypeAlias = "tuple[WindowTrial, _Chain] | None"  # a selection's windows, the last one first
+_Partial: TypeAlias = tuple[float, float, _Chain]  # of the blocks in front of a boundary: time, squared error, windows
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +41,9 @@ class Selection:
 
 
 def selections(costs: Sequence[float], trials: Iterable[WindowTrial]) -> list[Selection]:
-    """The lower convex hull of time against squared error, the shortest step last.
+    """Those that no other beats in both time and error, from the original to the shortest step.
+
+    Of more than 256 that share their last boundary, those are left out whose times are about those of others.
 
     Args:
         costs: of each block in sequence.
@@ -48,43 +54,87 @@ def selections(costs: Sequence[float], trials: Iterable[WindowTrial]) -> list[Se
         >>> [(len(s.windows), s.time) for s in selections([1.0, 1.0], [pair])]
         [(0, 2.0), (1, 1.0)]
     """
-    trials = [trial for trial in trials if math.isfinite(trial.error)]
-    errors = [max(trial.error, LEAST) for trial in trials]
-    gains = [sum(costs[t.first : t.stop]) - t.cost for t in trials]
-    steepest = max((gain / error**2 for gain, error in zip(gains, errors, strict=True) if gain > 0), default=1.0)
-    flattest = min((gain / error**2 for gain, error in zip(gains, errors, strict=True) if gain > 0), default=1.0)
-    low, high = math.log(flattest) - math.log(2 * len(costs)), math.log(steepest) + 1
-    prices = [math.exp(high + (low - high) * i / (PRICES - 1)) for i in range(PRICES)]
-    found: dict[tuple[WindowTrial, ...], Selection] = {}
-    for price in [*prices, 0.0]:
-        selection = _cheapest(costs, trials, price)
-        found.setdefault(selection.windows, selection)
-    return sorted(found.values(), key=lambda s: (-s.time, s.error))
-
-
-def _cheapest(costs: Sequence[float], trials: Sequence[WindowTrial], price: float) -> Selection:
-    """The selection with the least time and priced error: dynamic programming over boundaries."""
     by_stop: dict[int, list[WindowTrial]] = {}
     for trial in trials:
-        by_stop.setdefault(trial.stop, []).append(trial)
-    least = [0.0] * (len(costs) + 1)
-    chosen: list[WindowTrial | None] = [None] * (len(costs) + 1)
-    for b in range(1, len(costs) + 1):
-        least[b] = least[b - 1] + costs[b - 1]
+        if math.isfinite(trial.error):
+            by_stop.setdefault(trial.stop, []).append(trial)
+    found: list[list[_Partial]] = [[(0.0, 0.0, None)]]
+    for b, cost in enumerate(costs, 1):
+        longer = [(time + cost, squared, chain) for time, squared, chain in found[b - 1]]
         for trial in by_stop.get(b, ()):
-            value = least[trial.first] + trial.cost + price * trial.error**2
-            if value < least[b]:
-                least[b], chosen[b] = value, trial
-    b, windows = len(costs), list[WindowTrial]()
-    while b > 0:
-        trial_or_none = chosen[b]
-        if trial_or_none is None:
-            b -= 1
+            added = max(trial.error, LEAST) ** 2
+            longer += [
+                (time + trial.cost, squared + added, (trial, chain)) for time, squared, chain in found[trial.first]
+            ]
+        found.append(_unbeaten(longer))
+    return [
+        Selection(windows=_windows(chain), time=time, error=math.sqrt(squared))
+        for time, squared, chain in reversed(found[-1])
+    ]
+
+
+def _unbeaten(partial: list[_Partial]) -> list[_Partial]:
+    """Those that no other beats, the fastest first; of very many, the nearest of each span of time, and the fastest."""
+    front: list[_Partial] = []
+    for one in sorted(partial, key=lambda one: one[:2]):
+        if not front or one[1] < front[-1][1]:
+            front.append(one)
+    if len(front) <= MOST:
+        return front
+    shortest, longest = front[0][0], front[-1][0]
+    spans = {int((MOST - 2) * (one[0] - shortest) / (longest - shortest)): one for one in front[1:]}
+    return [front[0], *spans.values()]
+
+
+def _windows(chain: _Chain) -> tuple[WindowTrial, ...]:
+    windows = []
+    while chain is not None:
+        window, chain = chain
+        windows.append(window)
+    return tuple(reversed(windows))
+
+
+def spread(front: Sequence[Selection], points: int) -> list[Selection]:
+    """Some of the selections that have windows, from the nearest to the fastest, at about equal ratios of their times.
+
+    Args:
+        front: what :func:`selections` gives.
+        points: how many, at most.
+    """
+    parallel = [selection for selection in front if selection.windows]
+    if len(parallel) <= points:
+        return parallel
+    chosen = [parallel[-1]]
+    ratio = parallel[-1].time / parallel[0].time
+    for i in range(1, points):
+        wanted = parallel[0].time * ratio ** (1 - i / (points - 1))
+        left = (selection for selection in parallel if selection not in chosen)
+        chosen.append(min(left, key=lambda selection: abs(selection.time - wanted)))
+    return [selection for selection in parallel if selection in chosen]
+
+
+def fastest_within(
+    front: Sequence[Selection], points: int, tolerance: float, measure: Callable[[Selection], float]
+) -> None:
+    """Measure selections of which the last are about the fastest whose measured error is within a tolerance.
+
+    The first is the fastest that is predicted to be within it; then, by bisection, faster ones where it is, and nearer
+    ones where it is not, until neighbours on the front are told apart.
+
+    Args:
+        front: what :func:`selections` gives.
+        points: how many are measured, at most.
+        tolerance: of the measured error.
+        measure: gives it.
+    """
+    parallel = [selection for selection in front if selection.windows]
+    within, beyond = -1, len(parallel)
+    place = max(0, sum(selection.error <= tolerance for selection in parallel) - 1)
+    for _ in range(points):
+        if beyond - within < 2:
+            break
+        if measure(parallel[place]) <= tolerance:
+            within = place
         else:
-            windows.append(trial_or_none)
-            b = trial_or_none.first
-    windows.reverse()
-    inside = {i for window in windows for i in range(window.first, window.stop)}
-    time = sum(window.cost for window in windows) + sum(c for i, c in enumerate(costs) if i not in inside)
-    error = math.sqrt(sum(window.error**2 for window in windows))
-    return Selection(windows=tuple(windows), time=time, error=error)
+            beyond = place
+        place = (within + beyond) // 2
