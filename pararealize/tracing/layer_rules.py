@@ -7,12 +7,14 @@ call is made, and decides, or raises, what it will.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from .sizes import expression_of, layout_of
+from .sizes import expression_of, is_symbolic, layout_of
 
 __all__ = ["layout_of_call", "layout_of_layer", "layouts_of_recurrence"]
 
@@ -25,6 +27,10 @@ _OF_TWO = {
     *(torch.add, torch.sub, torch.mul, torch.Tensor.add, torch.Tensor.sub, torch.Tensor.mul, torch.Tensor.div),
     *(getattr(torch.Tensor, f"__{name}__") for name in ("add", "sub", "mul", "radd", "rsub", "rmul", "truediv")),
 }
+# with how many axes their inputs have
+_BATCH_NORMS: dict[type[nn.Module], tuple[int, ...]] = {
+    nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,),
+}  # fmt: skip
 _Layout = tuple[tuple[Any, ...], tuple[Any, ...], torch.dtype, torch.device]
 
 
@@ -42,6 +48,8 @@ def layout_of_layer(module: nn.Module, args: tuple[Any, ...]) -> _Layout | None:
     if isinstance(module, nn.GroupNorm) and kind is nn.GroupNorm:
         # where one value a channel is left, contiguous tensors have their channels last, too
         return layout if len(shape) > 1 and shape[1] == module.num_channels > 1 and stride[1] != 1 else None
+    if isinstance(module, _BatchNorm) and len(shape) in _BATCH_NORMS.get(kind, ()):
+        return layout if shape[1] == module.num_features > 1 and _normalises(module, args[0], stride) else None
     if isinstance(module, nn.Linear) and kind is nn.Linear and _ends_with(shape, (module.in_features,)):
         shape = (*shape[:-1], module.out_features)
         return shape, _contiguous_strides(shape), dtype, device
@@ -85,6 +93,17 @@ def layouts_of_recurrence(module: nn.Module, args: tuple[Any, ...]) -> tuple[_La
     if turned:
         shape, strides = (shape[1], shape[0], *shape[2:]), (strides[1], strides[0], *strides[2:])
     return (shape, strides, x.dtype, x.device), *((s, _contiguous_strides(s), x.dtype, x.device) for s in states)
+
+
+def _normalises(module: _BatchNorm, x: torch.Tensor, stride: tuple[Any, ...]) -> bool:
+    """Whether a batch norm takes an input, and what comes out has its axes in the same order in memory."""
+    statistics = module.running_mean, module.running_var
+    if not all(_is_like(x, tensor) for tensor in statistics) or (x.ndim > 2 and stride[1] == 1):
+        return False
+    if not module.training and None not in statistics:
+        return True
+    others: list[Any] = [size for axis, size in enumerate(x.shape) if axis != 1]
+    return bool(math.prod(size.node.hint if is_symbolic(size) else size for size in others) > 1)  # or it raises
 
 
 def _have_sizes(x: torch.Tensor, values: Any, shapes: list[tuple[Any, ...]]) -> bool:

@@ -24,6 +24,10 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "layer norm": nn.LayerNorm,
     "layer norm without weights": lambda c: nn.LayerNorm(c, elementwise_affine=False),
     "group norm": lambda c: nn.GroupNorm(1, c),
+    "batch norm": nn.BatchNorm1d,
+    "batch norm in eval mode": lambda c: nn.BatchNorm2d(c).eval(),
+    "batch norm without statistics": lambda c: nn.BatchNorm2d(c, track_running_stats=False).eval(),
+    "batch norm of volumes": lambda c: nn.BatchNorm3d(c, affine=False),
     **{kind.__name__: (lambda _c, kind=kind: kind()) for kind in (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)},
 }
 
@@ -41,8 +45,13 @@ def tensors(draw: st.DrawFn, channels: int, channel: int) -> torch.Tensor:
     )
 
 
-def fakes(leaves: Leaves, *real: torch.Tensor, symbols: bool) -> list[torch.Tensor]:
-    """Fake tensors like these; equal sizes along equal axes but the last are one symbol, where there are to be any."""
+def channel_of(name: str) -> int:
+    """The axis of the channels."""
+    return 1 if name.startswith(("group norm", "batch norm")) else -1
+
+
+def fakes(leaves: Leaves, *real: torch.Tensor, symbols: bool, channel: int = -1) -> list[torch.Tensor]:
+    """Fake tensors like these; equal sizes along equal axes but the channels' are one symbol, where there are any."""
     if not symbols:
         return [leaves.fake(x) for x in real]
     leaves.sizes = sizes = Sizes()
@@ -53,7 +62,9 @@ def fakes(leaves: Leaves, *real: torch.Tensor, symbols: bool) -> list[torch.Tens
 
     with leaves.mode:
         return [
-            torch.empty([n if axis == x.ndim - 1 else size(axis, n) for axis, n in enumerate(x.shape)], dtype=x.dtype)
+            torch.empty(
+                [n if axis == channel % x.ndim else size(axis, n) for axis, n in enumerate(x.shape)], dtype=x.dtype
+            )
             for x in real
         ]
 
@@ -71,10 +82,10 @@ def in_numbers(leaves: Leaves, layout: Any) -> Any:
 def test_layers(data: st.DataObject, name: str, symbols: bool) -> None:
     channels = data.draw(st.integers(1, 4))
     layer = LAYERS[name](channels)
-    x = data.draw(tensors(channels, 1 if name == "group norm" else -1))
+    x = data.draw(tensors(channels, channel_of(name)))
     leaves = Leaves(FakeTensorMode(allow_non_fake_inputs=True))
     layer.to(x.dtype)
-    (fake,) = fakes(leaves, x, symbols=symbols)
+    (fake,) = fakes(leaves, x, symbols=symbols, channel=channel_of(name))
     layout = layout_of_layer(layer, (fake,))
     if layout is None:
         return
@@ -97,9 +108,10 @@ def test_functions(data: st.DataObject, function: Any, symbols: bool) -> None:
 
 
 def test_rules_apply_to_what_is_commonest() -> None:
-    x = torch.randn(2, 3, 4)
     for name, make in LAYERS.items():
-        assert layout_of_layer(make(3 if name == "group norm" else 4), (x,)) is not None
+        x = torch.randn(2, 3, *(4,) * {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(make(3)), 1))
+        assert layout_of_layer(make(x.shape[channel_of(name)]), (x,)) is not None
+    x = torch.randn(2, 3, 4)
     assert layout_of_layer(nn.Linear(4, 7), (x,)) == ((2, 3, 7), (21, 7, 1), torch.float32, torch.device("cpu"))
     for function in _OF_ONE:
         assert layout_of_call(function, (x,)) == layout_of(x)
@@ -115,6 +127,13 @@ def test_rules_apply_to_what_is_commonest() -> None:
         (nn.Linear(4, 4), torch.randn(4, 2).t()),
         (nn.LayerNorm((3, 4)), torch.randn(4, 4)),
         (nn.GroupNorm(2, 4), torch.randn(2, 4, 1, 1)),  # has channels last, too
+        (nn.BatchNorm2d(4), torch.randn(2, 4, 1, 1)),
+        (nn.BatchNorm1d(4), torch.randn(1, 4)),  # which raises
+        (nn.BatchNorm2d(4), torch.randn(4, 4, 3)),
+        (nn.BatchNorm2d(4), torch.randn(2, 3, 5, 5)),
+        (nn.BatchNorm2d(4).bfloat16(), torch.randn(2, 4, 3, 3)),
+        (nn.BatchNorm2d(4, affine=False).bfloat16(), torch.randn(2, 4, 3, 3)),
+        (nn.SyncBatchNorm(4), torch.randn(2, 4, 3, 3)),
         (nn.ReLU(inplace=True), torch.randn(2, 4)),
         (nn.ReLU(), torch.ones(2, 4, dtype=torch.int64)),
         (nn.ReLU(), torch.eye(3).to_sparse()),
