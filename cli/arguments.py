@@ -233,14 +233,14 @@ def windows(text: str) -> int | str | list[str]:
     return "auto" if text.strip() == "auto" else _count_or_names(text)
 
 
-def sequential(text: str) -> int | list[str]:
-    """How many of the first blocks, or the names of some, separated by commas.
+def sequential(text: str) -> int | str | list[str]:
+    """How many of the first blocks, ``auto``, or the names of some, separated by commas.
 
     Example:
-        >>> sequential("2"), sequential("layer1.0")
-        (2, ['layer1.0'])
+        >>> sequential("2"), sequential("auto"), sequential("layer1.0")
+        (2, 'auto', ['layer1.0'])
     """
-    return _count_or_names(text)
+    return "auto" if text.strip() == "auto" else _count_or_names(text)
 
 
 def _count_or_names(text: str) -> int | list[str]:

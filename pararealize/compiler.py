@@ -110,7 +110,8 @@ def pararealize(
             the original; the names of the blocks at which windows begin; or ``"auto"``, the most that cost nothing.
             Left out: 1.
         sequential: how many of the first blocks, or the names of those, that run as in the original: slower, and nearer
-            to it. Left out: none.
+            to it; or ``"auto"``, as few of the first as networks of the same family were seen to need to learn as well
+            as the original. Left out: none.
         granularity: what blocks are: ``"repeated"``, the repeated ones that a person would name, or ``"finest"``, every
             stretch between two points at which the network can be cut, such as the attention and the MLP of a
             transformer's layer, so that windows and segments may begin within it. Left out: ``"repeated"``.

@@ -2,9 +2,9 @@
 
 ``original`` is the family's own network; ``12-linear`` a parareal network of twelve segments with coarse blocks of that
 kind, whose adapters read the stem; ``12-linear@input`` one whose adapters read the images, as the paper's do;
-``6-linear~4`` one with the first four blocks sequential, and so in front of the adapters. ``12x3-linear`` has three
-windows of up to twelve segments each, ``12xauto-linear`` as many windows as the planner finds free. Ablations have a
-word behind a plus sign: see :data:`ABLATIONS`.
+``6-linear~4`` one with the first four blocks sequential, and so in front of the adapters, ``6-linear~auto`` one with as
+many as the planner takes. ``12x3-linear`` has three windows of up to twelve segments each, ``12xauto-linear`` as many
+windows as the planner finds free. Ablations have a word behind a plus sign: see :data:`ABLATIONS`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Method:
         kind: of the coarse blocks.
         source: what adapters of the first window read.
         ablation: what is taken away, one of ``ABLATIONS``; empty for nothing.
-        stem_blocks: how many of the first blocks are sequential.
+        stem_blocks: how many of the first blocks are sequential, or ``"auto"`` for what the planner takes.
         windows: how many, or ``"auto"`` for the most that the planner finds free.
     """
 
@@ -47,7 +47,7 @@ class Method:
     kind: str
     source: str
     ablation: str
-    stem_blocks: int = 0
+    stem_blocks: int | Literal["auto"] = 0
     windows: int | Literal["auto"] = 1
 
     @property
@@ -59,6 +59,11 @@ class Method:
     def reads(self) -> str:
         """What adapters read, in words."""
         return f"{self.source}, {self.stem_blocks} blocks" if self.stem_blocks else self.source
+
+    @property
+    def order(self) -> int:
+        """By which methods are listed: by how many blocks are sequential, where the name says it."""
+        return 0 if self.stem_blocks == "auto" else self.stem_blocks
 
 
 def method_of(name: str) -> Method:
@@ -73,7 +78,8 @@ def method_of(name: str) -> Method:
     if ablation and ablation not in ABLATIONS:
         raise SystemExit(f"{ablation}: no such ablation; there are {', '.join(ABLATIONS)}")
     return Method(
-        n=int(n), kind=kind, source=source or "stem", ablation=ablation, stem_blocks=int(stem or 0),
+        n=int(n), kind=kind, source=source or "stem", ablation=ablation,
+        stem_blocks="auto" if stem == "auto" else int(stem or 0),
         windows="auto" if windows == "auto" else int(windows or 1),
     )  # fmt: skip
 

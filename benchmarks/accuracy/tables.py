@@ -96,7 +96,7 @@ def _order(group: Group) -> tuple[int, int, int, float]:
         list(FAMILIES).index(group.family),
         group.method.n,
         group.first.get("windows", 1),
-        group.method.stem_blocks + group.first.get("coarse_share", 0.0),
+        group.method.order + group.first.get("coarse_share", 0.0),
     )
 
 

@@ -46,7 +46,7 @@ def time_table(here: Sequence[Group]) -> str:
             order.index(g.family),
             g.method.n,
             g.first.get("windows", 1),
-            g.method.stem_blocks + g.first.get("coarse_share", 0),
+            g.method.order + g.first.get("coarse_share", 0),
         ),
     ):
         base, target = originals.get(group.family), TARGETS[group.data]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 __all__ = ["CASES", "GOALS", "NETWORKS", "Case", "Distillation", "Goal", "Schedule"]
@@ -172,6 +173,11 @@ SCHEDULES = {
         "one window, n = 2": Schedule(n=2, windows=1),
     },
     "efficientnet-lite2": {
+        "five pairs of one space": Schedule(n=2, sequential=(0, 1, 4, 7, 8, 11, 12, 15, 16, 19, 20)),
+        "pairs and triples of one space": Schedule(n=3, sequential=(0, 1, 4, 7, 11, 15, 16, 19, 20)),
+        "pairs and triples, twice two in the last space": Schedule(
+            n=3, windows=(2, 5, 8, 12, 16, 18), sequential=(0, 1, 4, 7, 11, 15, 20)
+        ),
         "runs of one space, n = 2": Schedule(n=2, sequential="changing"),
         "runs of one space, n = 4": Schedule(n=4, sequential="changing"),
     },
@@ -192,6 +198,15 @@ SCHEDULES = {
         ),
         "two blocks first, n = 5 and 4, the last stage at once": Schedule(
             n=11, windows=(2, 7, 13, 17, 21, 25), sequential=(0, 1, 12, 24)
+        ),
+        "one block first, n = 6 and 4, the last stage at once": Schedule(
+            n=11, windows=(1, 7, 13, 17, 21, 25), sequential=(0, 12, 24)
+        ),
+        "two blocks first, n = 10 and 4, the last stage at once": Schedule(
+            n=11, windows=(2, 13, 17, 21, 25), sequential=(0, 1, 12, 24)
+        ),
+        "three blocks first, n = 9 and 6, the last stage at once": Schedule(
+            n=11, windows=(3, 13, 19, 25), sequential=(0, 1, 2, 12, 24)
         ),
         "2 + 3 + 3 windows, n = 6 and 4": Schedule(n=6, windows=(0, 6, 13, 17, 21, 25, 29, 33), sequential=(12, 24)),
     },
@@ -262,16 +277,19 @@ CASES = [
     Case(network="minilm", schedule="two pairs in the middle", coarse="dense", fitted=64, steps=1000, emphasis=3),
     *_within_layers("4½ at once; a layer", 1500),
     *_within_layers("3½ at once; two layers", 0),
-    *_within_layers("three at once; MLP beside attention; three halves", 0),
+    *_within_layers("three at once; MLP beside attention; three halves", 0, 1000),
     *_within_layers("four at once; three halves", 0),
     *_within_layers("five at once; last MLP", 0),
     *_several("minilm", "3 + 2 + 1", "dense"),
     *_several("minilm", "two triples", "dense"),
     *_several("efficientnet-lite0", "three pairs of one space", "linear", "dense"),
     *_several("efficientnet-lite0", "runs of one space, n = 3", "linear", "dense"),
-    *_several("efficientnet-lite0", "runs of one space, n = 3", steps={"dense": 80}),
+    *_several("efficientnet-lite2", "pairs and triples of one space", "dense"),
+    *_several("efficientnet-lite2", "pairs and triples of one space", steps={"dense": 100}),
+    *_several("efficientnet-lite2", "five pairs of one space", "dense"),
+    *_several("efficientnet-lite2", "pairs and triples, twice two in the last space", steps={"dense": 100}),
+    *_several("efficientnet-lite0", "runs of one space, n = 3", steps={"dense": 100}),
     *_several("efficientnet-lite2", "runs of one space, n = 4", "linear", "dense"),
-    *_several("efficientnet-lite2", "runs of one space, n = 4", steps={"dense": 80}),
     *_several("efficientnet-lite0", "one window, n = 2", "linear"),
     *_several("efficientnet-lite2", "runs of one space, n = 2", "dense"),
     *_several("fashion-mnist", "three windows a stage, n = 4", steps={"folded": 94, "low-rank:8": 94}),
@@ -326,6 +344,20 @@ CASES = [
         Distillation(loss="cross_entropy"),
     ),
     *_recipes("fashion-mnist", "two blocks first, n = 5 and 4, the last stage at once", "folded", Distillation()),
+    *itertools.chain.from_iterable(
+        _recipes(
+            "fashion-mnist",
+            f"{first}, the last stage at once",
+            "folded",
+            Distillation(loss="cross_entropy"),
+            seeds=(0, 1, 2),
+        )
+        for first in (
+            "three blocks first, n = 9 and 6",
+            "two blocks first, n = 10 and 4",
+            "one block first, n = 6 and 4",
+        )
+    ),
     *_several("fashion-resnet56", "two windows a stage, all blocks, n = 5", steps={"dense": 94}),
     *_several("fashion-resnet56", "two windows a stage, n = 5", steps={"dense": 94}),
     *_several("minilm", "4 + 2", "dense"),

@@ -21,7 +21,8 @@ __all__ = ["changing", "efficientnet", "measure_efficientnet"]
 
 SIDES = {"efficientnet-lite0": 224, "efficientnet-lite2": 260}
 BATCH = 16
-FITTED, TRAINED, TESTED = 128, 448, 224  # crops
+FITTED, TRAINED, TESTED = 128, 1600, 224  # crops
+RATE = 2e-5  # of distillation, at most: from 1e-4 on the network forgets more than it learns
 
 
 def efficientnet(name: str, out: Path) -> nn.Module:
@@ -71,7 +72,7 @@ def measure_efficientnet(case: Case, out: Path) -> dict[str, Any]:
     if case.steps:
         tuning = fine_tune(
             net, training, calibration, steps=case.steps, test=seen, loss="kl", match=0.1, norms="keep",
-            recipe=recipe_of(case.steps, 3e-4),
+            recipe=recipe_of(case.steps, RATE),
         )  # fmt: skip
         stages["distilled"] = _quality(net, tested, wanted)
         row |= {"best_step": tuning.best, "samples": tuning.samples}

@@ -1,4 +1,4 @@
-"""BlockChain, n -> Choice: ``coarse="auto"``, the cheapest kind that learnt well on networks of the same family.
+"""BlockChain, n -> what learnt well on networks of the same family: ``coarse="auto"`` and ``sequential="auto"``.
 
 The evidence is a table, ``coarse_evidence.json``, that the accuracy benchmark writes: for each family of networks,
 number of segments and kind, the mean error over some seeds, the original's, and what the coarse blocks cost.
@@ -16,7 +16,17 @@ from pararealize.analysis.blocks import BlockChain
 
 from .family import family_of
 
-__all__ = ["DEFAULT", "Choice", "Evidence", "choose", "choose_from", "evidence"]
+__all__ = [
+    "DEFAULT",
+    "Choice",
+    "Evidence",
+    "Front",
+    "choose",
+    "choose_from",
+    "choose_front",
+    "evidence",
+    "front_from",
+]
 
 DEFAULT = "bottleneck"  # where no network of the kind was tried: it learnt in all families that were
 ROUNDING = 1e-4  # of shares, which stand in the table with five digits
@@ -65,6 +75,14 @@ class Choice:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """How many of the first blocks stay sequential, and why."""
+
+    blocks: int
+    why: str
 
 
 @cache
@@ -120,6 +138,63 @@ def choose_from(rows: Iterable[Evidence], family: str | None, n: int, *, stem_sh
         advice = _advice([row for row in rows if row.n == at], stem_share)
     results = "; ".join(_result(row) for row in trial)
     return Choice(kind=kind, source=source, why=f"{verdict} for {family} at n = {at} ({results}){advice}")
+
+
+def choose_front(chain: BlockChain, n: int) -> Front:
+    """How many of the first blocks of a network in n segments stay sequential: see :func:`front_from`.
+
+    Args:
+        chain: the network's blocks.
+        n: the number of segments.
+
+    Example:
+        >>> import torch
+        >>> from pararealize import capture, find_blocks
+        >>> from pararealize.models import resnet20
+        >>> front = choose_front(find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32))), 3)
+        >>> front.blocks
+        2
+    """
+    return front_from(evidence(), family_of(chain), n, len(chain.blocks))
+
+
+def front_from(rows: Iterable[Evidence], family: str | None, n: int, blocks: int) -> Front:
+    """The smallest share of first blocks with which a family learnt as well as the original, with some coarse kind.
+
+    Of a share, a kind and a data set what counts is the smallest n tried that is no smaller than this one, or else the
+    largest; shares and kinds that were tried on fewer data sets than others do not count. Where no share did as well,
+    the one that came nearest is taken, and ``why`` says so; none, where the family is unknown or was not tried.
+
+    Args:
+        rows: the evidence.
+        family: of the network; None where it is of none.
+        n: the number of segments.
+        blocks: how many the network has.
+    """
+    nearest: dict[tuple[float, str, str, str], Evidence] = {}  # by share, kind, source and data set
+    for row in rows:
+        key = row.stem_share, row.kind, row.source, row.data
+        if row.family == family and (key not in nearest or _rank(row, n) < _rank(nearest[key], n)):
+            nearest[key] = row
+    if not nearest:
+        return Front(
+            blocks=0, why=f"no network of {family} was tried" if family else "its blocks are of no family known"
+        )
+    trials = [(trial, key[-1]) for key, trial in _trials(list(nearest.values())).items()]
+    reached = [(share, _excess(trial), trial) for trial, share in trials if _excess(trial) <= 0]
+    if reached:
+        share, _, trial = min(reached, key=lambda one: one[:2])
+        verdict = "the smallest share that learnt as well as the original"
+    else:
+        trial, share = min(trials, key=lambda one: (_excess(one[0]), one[1]))
+        verdict = "the share that came nearest to the original, which none reached,"
+    results = "; ".join(f"n = {row.n}, {_result(row)}" for row in trial)
+    return Front(blocks=round(share * blocks), why=f"{verdict} for {family}, with {trial[0].kind} ({results})")
+
+
+def _rank(row: Evidence, n: int) -> tuple[bool, int]:
+    """Less for evidence that says more of n segments: of as many or few more, and otherwise of the most."""
+    return row.n < n, row.n if row.n >= n else -row.n
 
 
 def _trials(rows: Sequence[Evidence]) -> dict[tuple[str, str, float], list[Evidence]]:

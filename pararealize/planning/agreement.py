@@ -65,7 +65,9 @@ def _has_windows(plan: Plan, name: str, value: Any) -> bool:
         if not isinstance(value, str) and isinstance(value, Collection):
             return set(value) <= {window.segments[0].first_block for window in windows}
         return whole_number(value) in (len(windows), sum(not window.sequential for window in windows))
-    if not isinstance(value, str) and isinstance(value, Collection):
+    if isinstance(value, str):
+        return False
+    if isinstance(value, Collection):
         ends = {name for window in windows if window.sequential for name in _ends(window.segments[0])}
         return set(value) <= ends or plan.n == 1
     front = 0

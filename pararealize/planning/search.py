@@ -37,6 +37,7 @@ from .window_arguments import (
     check_segments,
     named_windows,
     sequential_blocks,
+    sequential_front,
     window_spans,
     windows_request,
 )
@@ -95,7 +96,8 @@ def plan_segments(
             many axes as the blocks' values.
         windows: how many windows, 1 for the paper's network and as many as blocks for the original; the names of the
             blocks at which they begin; or ``"auto"``.
-        sequential: how many of the first blocks, or the names of those, that run as in the original.
+        sequential: how many of the first blocks, or the names of those, that run as in the original; or ``"auto"``: the
+            smallest share of first blocks with which networks like it learnt as well as the original.
         devices: one for each segment of a window; fewer wrap round. Where the model is, when left out.
         transfer: what messages between segments take, at the example's batch.
         rate: operations a second, with which messages are compared where costs are counted.
@@ -112,7 +114,10 @@ def plan_segments(
     """
     number = whole_number(n)
     n = n if number is None else number
-    faults = Faults()
+    faults, notes = Faults(), list[str]()
+    if sequential == "auto":
+        sequential, note = sequential_front(chain, n, windows) if n > 1 else (0, "")
+        notes += [note] if note else []
     kind = faults.collect(lambda: coarse_name(coarse)) or ""
     still = faults.collect(lambda: sequential_blocks(chain, sequential)) or frozenset()
     adapters_read = faults.collect(lambda: adapter_source(chain, source, sequential=0 in still)) or "stem"
@@ -124,11 +129,10 @@ def plan_segments(
     wanted = faults.collect(lambda: windows_request(chain, windows, still))
     names = faults.collect(lambda: named_starts(chain, cuts))
     faults.raise_all()
-    notes = []
     if coarse == "auto":
         front = next(i for i in range(len(chain.blocks) + 1) if i not in still)
         choice = choose(chain, n, sequential=front)
-        coarse, notes = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}']
+        coarse, notes = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}', *notes]
         adapters_read = adapter_source(chain, source or (None if front else choice.source), sequential=front > 0)
         adapters_read = "stem" if source is None and several else adapters_read
     request = PlanRequest(

@@ -13,7 +13,9 @@ from typing import Literal, TypeAlias
 
 from pararealize.analysis.blocks import BlockChain
 from pararealize.analysis.cost import Costs
+from pararealize.coarse.evidence_table import choose_front
 from pararealize.errors import CutError, PlanError
+from pararealize.table import quantity
 
 from .arguments import block_places, whole_number
 from .window_cuts import WindowProblem, window_starts
@@ -25,12 +27,13 @@ __all__ = [
     "check_segments",
     "named_windows",
     "sequential_blocks",
+    "sequential_front",
     "window_spans",
     "windows_request",
 ]
 
 Windows: TypeAlias = int | Literal["auto"] | Sequence[str]
-Sequential: TypeAlias = int | Sequence[str]
+Sequential: TypeAlias = int | Literal["auto"] | Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,20 @@ def sequential_blocks(chain: BlockChain, sequential: Sequential) -> frozenset[in
     if count is None or not 0 <= count <= blocks:
         raise CutError(
             f"sequential = {sequential!r} is out of range: {type(chain.capture.model).__name__} has {blocks} blocks; "
-            f"pass how many of the first ones stay as they are, 0 to {blocks}, or names of blocks"
+            f'pass how many of the first ones stay as they are, 0 to {blocks}, names of blocks, or "auto"'
         )
     return frozenset(range(count))
+
+
+def sequential_front(chain: BlockChain, n: int, windows: Windows) -> tuple[int, str]:
+    """How many of the first blocks ``sequential="auto"`` is, by what was seen of networks like it, and why.
+
+    Of one window as many blocks are left as it has segments.
+    """
+    front = choose_front(chain, n)
+    blocks = min(front.blocks, max(0, len(chain.blocks) - n)) if windows == 1 else front.blocks
+    fewer = f", not {front.blocks}, as the window needs {n}" if blocks < front.blocks else ""
+    return blocks, f'sequential, "auto", is {quantity(blocks, "block")} in front{fewer}: {front.why}'
 
 
 def windows_request(chain: BlockChain, windows: Windows, sequential: Collection[int]) -> int | tuple[int, ...] | None:
