@@ -6,11 +6,19 @@ from torch import nn
 from torch.nn import functional
 
 from pararealize import capture, find_blocks, pararealize
-from pararealize.coarse.evidence_table import DEFAULT, Evidence, choose, choose_from, evidence
+from pararealize.coarse.evidence_table import (
+    DEFAULT,
+    Evidence,
+    choose,
+    choose_from,
+    choose_front,
+    evidence,
+    front_from,
+)
 from pararealize.coarse.family import FAMILIES
 from pararealize.coarse.kinds import KINDS
 from pararealize.compiler import make_plan
-from pararealize.errors import CoarseError
+from pararealize.errors import CoarseError, PlanError
 from pararealize.models import resnet20
 from pararealize.plan.plan import Plan
 
@@ -94,6 +102,45 @@ def test_a_network_with_blocks_in_its_stem_is_told_by_their_share(monkeypatch):
     assert told == [0, 3 / 9]
 
 
+def test_the_smallest_share_of_first_blocks_that_learnt():
+    rows = [row("linear", 0.09, 0.0), row("linear", 0.05, 0.1, stem=0.5), row("block", 0.04, 0.3, stem=0.25)]
+    front = front_from(rows, "attention", 6, 12)
+    assert front.blocks == 3
+    assert front.why.startswith(
+        "the smallest share that learnt as well as the original for attention, with block (n = 6"
+    )
+    assert front_from([*rows, row("paper", 0.05, 0.9)], "attention", 6, 12).blocks == 0
+
+
+def test_where_no_share_learnt_the_nearest_stays():
+    rows = [row("linear", 0.09, 0.0), row("linear", 0.06, 0.0, stem=0.25), row("linear", 0.07, 0.0, stem=0.5)]
+    front = front_from(rows, "attention", 6, 8)
+    assert front.blocks == 2
+    assert "came nearest to the original, which none reached" in front.why
+
+
+def test_a_share_that_was_tried_on_fewer_data_sets_does_not_count():
+    rows = [row("linear", 0.04, 0.0, stem=0.25), row("linear", 0.05, 0.0, stem=0.5)]
+    assert front_from(rows, "attention", 6, 8).blocks == 2
+    rows.append(row("linear", 0.2, 0.0, stem=0.5, data="glyphs", original=0.3))
+    assert front_from(rows, "attention", 6, 8).blocks == 4
+
+
+@pytest.mark.parametrize("n, blocks", [(2, 0), (3, 0), (4, 4), (6, 4), (7, 8), (12, 8), (40, 8)])
+def test_the_front_is_by_evidence_of_as_many_segments_or_more(n, blocks):
+    rows = [row("linear", 0.05, 0.0, n=3), row("linear", 0.06, 0.0, n=6), row("linear", 0.09, 0.0, n=12)]
+    rows += [row("linear", 0.05, 0.0, n=m, stem=0.25) for m in (6, 3)] + [row("linear", 0.07, 0.0, n=12, stem=0.25)]
+    rows += [row("linear", 0.05, 0.0, n=6, stem=0.5)]  # the most segments that leave these blocks
+    assert front_from(rows, "attention", n, 16).blocks == blocks
+
+
+def test_no_evidence_leaves_nothing_in_front():
+    for family, why in (("plain convolutions", "no network of plain convolutions was tried"), (None, "of no family")):
+        front = front_from([row("linear", 0.01, 0.0, stem=0.5)], family, 6, 12)
+        assert front.blocks == 0
+        assert why in front.why
+
+
 def test_no_evidence():
     for family in ("plain convolutions", None):
         choice = choose_from([row("linear", 0.01, 0.0)], family, 6)
@@ -132,6 +179,31 @@ def test_the_plan_says_what_was_chosen_and_why():
     assert Plan.from_json(plan.to_json()) == plan
     named = make_plan(chain, 3, coarse=choice.kind, source=plan.source)
     assert plan.segments == named.segments
+
+
+def test_the_plan_has_as_many_sequential_blocks_as_were_chosen_and_says_why():
+    chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
+    front = choose_front(chain, 3)
+    assert front.blocks > 0
+    plan = make_plan(chain, 3, coarse="linear", sequential="auto")
+    assert plan.notes[0] == f'sequential, "auto", is {front.blocks} blocks in front: {front.why}'
+    assert plan.windows == make_plan(chain, 3, coarse="linear", sequential=front.blocks).windows
+    both = make_plan(chain, 3, coarse="auto", sequential="auto", windows="auto")
+    assert both.windows[0].sequential
+    assert both.windows[0].segments[0].blocks == front.blocks
+    assert sum("sequential" in note for note in both.notes) == 1
+    with pytest.raises(PlanError, match="sequential is 'auto', and the plan has other windows"):
+        pararealize(resnet20(), plan=plan, sequential="auto", example_inputs=torch.randn(2, 3, 32, 32))
+
+
+def test_a_window_keeps_as_many_blocks_as_it_has_segments():
+    chain = find_blocks(capture(resnet20(), torch.randn(2, 3, 32, 32)))
+    for n, blocks in ((8, 1), (9, 0)):
+        plan = make_plan(chain, n, coarse="linear", sequential="auto")
+        assert sum(window.segments[0].blocks for window in plan.windows if window.sequential) == blocks
+        assert f"{blocks} block{'' if blocks == 1 else 's'} in front, not 2, as the window needs {n}" in plan.notes[0]
+    assert not make_plan(chain, 1, sequential="auto").notes
+    assert make_plan(chain, 9, coarse="linear", sequential="auto", windows="auto").windows[0].segments[0].blocks == 2
 
 
 def test_without_evidence_the_network_is_built_with_the_default():

@@ -44,7 +44,8 @@ def test_sequential_blocks_are_the_first_or_named(chain):
 @pytest.mark.parametrize("number", [-1, 7, 1.5, True, "layer1.0", None])
 def test_sequential_blocks_that_there_are_not(chain, number):
     with pytest.raises(
-        CutError, match=r"sequential = .* is out of range: SmallResNet has 6 blocks; pass .* 0 to 6, or"
+        CutError,
+        match=r"sequential = .* is out of range: SmallResNet has 6 blocks; pass .* 0 to 6, names of blocks, or .auto.",
     ):
         sequential_blocks(chain, number)
     with pytest.raises(CutError, match=r"sequential: 'layer3' is not the name of a block; close ones: .*layer2"):
