@@ -277,7 +277,7 @@ CASES = [
     Case(network="minilm", schedule="two pairs in the middle", coarse="dense", fitted=64, steps=1000, emphasis=3),
     *_within_layers("4½ at once; a layer", 1500),
     *_within_layers("3½ at once; two layers", 0),
-    *_within_layers("three at once; MLP beside attention; three halves", 0, 1000),
+    *_within_layers("three at once; MLP beside attention; three halves", 0, 600),
     *_within_layers("four at once; three halves", 0),
     *_within_layers("five at once; last MLP", 0),
     *_several("minilm", "3 + 2 + 1", "dense"),

@@ -61,13 +61,13 @@ def argument_faults(plan: Plan, asked: Mapping[str, Any]) -> list[str]:
 def _has_windows(plan: Plan, name: str, value: Any) -> bool:
     """Whether a plan has the windows, or the sequential blocks, that are asked for."""
     windows = plan.windows
+    if isinstance(value, str) and value == "auto":  # which any plan's may be
+        return True
     if name == "windows":
         if not isinstance(value, str) and isinstance(value, Collection):
             return set(value) <= {window.segments[0].first_block for window in windows}
         return whole_number(value) in (len(windows), sum(not window.sequential for window in windows))
-    if isinstance(value, str):
-        return False
-    if isinstance(value, Collection):
+    if not isinstance(value, str) and isinstance(value, Collection):
         ends = {name for window in windows if window.sequential for name in _ends(window.segments[0])}
         return set(value) <= ends or plan.n == 1
     front = 0

@@ -116,7 +116,7 @@ def plan_segments(
     n = n if number is None else number
     faults, notes = Faults(), list[str]()
     if sequential == "auto":
-        sequential, note = sequential_front(chain, n, windows) if n > 1 else (0, "")
+        sequential, note = sequential_front(chain, n, windows, cuts) if n > 1 else (0, "")
         notes += [note] if note else []
     kind = faults.collect(lambda: coarse_name(coarse)) or ""
     still = faults.collect(lambda: sequential_blocks(chain, sequential)) or frozenset()

@@ -74,14 +74,20 @@ def sequential_blocks(chain: BlockChain, sequential: Sequential) -> frozenset[in
     return frozenset(range(count))
 
 
-def sequential_front(chain: BlockChain, n: int, windows: Windows) -> tuple[int, str]:
+def sequential_front(chain: BlockChain, n: int, windows: Windows, cuts: str | Sequence[str]) -> tuple[int, str]:
     """How many of the first blocks ``sequential="auto"`` is, by what was seen of networks like it, and why.
 
-    Of one window as many blocks are left as it has segments.
+    Windows and cuts that are asked for go first: as many blocks are left as the windows need, and those that are named.
     """
     front = choose_front(chain, n)
-    blocks = min(front.blocks, max(0, len(chain.blocks) - n)) if windows == 1 else front.blocks
-    fewer = f", not {front.blocks}, as the window needs {n}" if blocks < front.blocks else ""
+    places = {block.name: i for i, block in enumerate(chain.blocks)}
+    begins = [] if isinstance(windows, int | str) else [name for name in windows if name in places]
+    later = [] if isinstance(cuts, str) else [name for name in cuts if name in places and name not in begins]
+    limits = [places[name] for name in begins] + [max(0, places[name] - 1) for name in later]
+    if isinstance(windows, int):
+        limits.append(max(0, len(chain.blocks) - (n if windows == 1 else windows)))
+    blocks = min([front.blocks, *limits])
+    fewer = f", not {front.blocks}, as the windows asked for need the others" if blocks < front.blocks else ""
     return blocks, f'sequential, "auto", is {quantity(blocks, "block")} in front{fewer}: {front.why}'
 
 
@@ -213,12 +219,13 @@ def named_windows(
             )
         windows.append(starts)
     if not faults and (most := max(map(len, windows))) != n:
+        begin = next((span.first for span in spans if not span.sequential), 0)
         where = "make" if len(spans) == 1 else "leave windows of at most"
         count = f"{len(names)} names {where} {most} segments, not n = {n}"
         faults.append(
             f"cuts: {count}; name the n - 1 blocks at which the second and later segments "
-            f"{'' if len(spans) == 1 else 'of a window '}begin ({chain.blocks[0].name}, the first block, may be named "
-            "too)"
+            f"{'' if len(spans) == 1 else 'of a window '}begin ({chain.blocks[begin].name}, the first block"
+            f"{' that is not sequential' if begin else ''}, may be named too)"
         )
     if faults:
         raise CutError("\n".join(faults))

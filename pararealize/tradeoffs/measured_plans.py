@@ -198,7 +198,7 @@ class _Measurements:
         self.rows: dict[Plan, TradeoffRow] = {}
 
     def error(self, n: int, selection: Selection) -> float:
-        """The output's error of windows on n devices, which becomes a row."""
+        """The output's error of windows on n devices, which becomes a row; nought where they turn out no faster."""
         # Where the space changes often no window has blocks for all devices; of one window alone n may not exceed them.
         segments = max(len(window.starts) for window in selection.windows)
         net = self._convert(
@@ -206,6 +206,8 @@ class _Measurements:
             [(window.first, window.stop) for window in selection.windows],
             [start for window in selection.windows for start in window.starts],
         )
+        if net.plan.speedup <= 1:
+            return 0.0
         if net.plan not in self.rows:
             self._say(f"n = {n}: calibrating plan {len(self.rows) + 1}, {net.plan.speedup:.2f}×")
             calibrate(net, self._train, seed=self._seed, mask=self._original.mask)

@@ -20,6 +20,7 @@ from pararealize.analysis.space import Space
 from pararealize.calibration.channel_maps import ChannelMap, Moments, Regressions
 from pararealize.calibration.masks import rows_at
 from pararealize.coarse.output_correction import MapKind, correction_cost, correction_kind, correction_rank
+from pararealize.plan.spec import SegmentPlan
 from pararealize.planning.window_cuts import balanced_starts
 
 from .block_values import BatchValues, BlockByBlock, Say, output_error, same_spaces
@@ -136,19 +137,11 @@ class _Trials:
         """Try a window."""
         rows, first = self._original.rows, starts[0]
         space, ends = rows[first].x, [*starts[1:], stop]
-        cost = max(sum(row.cost for row in rows[a:b]) for a, b in zip(starts, ends, strict=True))
-        found = None
-        if self._request is not None:
-            per_operation = rows[first].cost / max(rows[first].flops_forward, 1)
-            maps = [(self._request.kind, self._request.rank), self._request.of_adapters]
-            operations = [
-                correction_cost(kind, correction_rank(kind, rank, space), space, differs=False, reads_x=False)
-                for kind, rank in filter(None, maps)
-            ]
-            # of the longest segment's adapter and output
-            cost += sum(count.flops_forward for count in operations) * per_operation
-            found = self._output_map(starts, stop)
-        pairs = []
+        cost = max(
+            sum(row.cost for row in rows[a:b]) + self._maps_cost(rows[first], begins=a == first)
+            for a, b in zip(starts, ends, strict=True)
+        )
+        found, pairs = None if self._request is None else self._output_map(starts, stop), []
         for values in self._test:
             differences, w = self._sum(values, starts, ends)
             if found is not None:
@@ -156,6 +149,28 @@ class _Trials:
             pairs.append((self._original.output(values, w, stop), values.output))
         error = output_error(pairs, [values.mask for values in self._test])
         return WindowTrial(starts=starts, stop=stop, cost=cost, error=error)
+
+    def _maps_cost(self, row: SegmentPlan, *, begins: bool) -> float:
+        """What a segment's corrections cost, in the unit of a block's cost: measured, at the rate of the block.
+
+        Args:
+            row: of the window's first block.
+            begins: whether it is the first segment, which has no adapter, and a correction that reads its input.
+        """
+        if self._request is None:
+            return 0.0
+        wanted = [(self._request.kind, self._request.rank, self._request.kind != "folded", begins)]
+        if not begins and self._request.of_adapters is not None:
+            wanted.append((*self._request.of_adapters, False, False))
+        total = 0.0
+        for kind, rank, differs, reads_x in wanted:
+            rank = correction_rank(kind, rank, row.x)
+            cost = correction_cost(kind, rank, row.x, differs=differs, reads_x=reads_x)
+            if self._original.net.plan.unit == "flops":
+                total += cost.work_forward + cost.work_backward
+            else:
+                total += cost.flops_forward * row.cost / max(row.flops_forward, 1)
+        return total
 
     def _sum(self, values: BatchValues, starts: Sequence[int], ends: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """The d_j of a batch, and w without corrections."""

@@ -130,6 +130,9 @@ def test_names_of_methods_say_how_many_windows():
     assert (method.n, method.windows, method.windowed, method.kind) == (12, 3, True, "linear")
     assert methods.method_of("12xauto-low-rank:4").windows == "auto"
     assert methods.method_of("12-linear").windows == 1
+    automatic = methods.method_of("4xauto-linear~auto")
+    assert (automatic.stem_blocks, automatic.order, automatic.reads) == ("auto", 0, "stem, auto blocks")
+    assert methods.shares(methods.make(automatic, "vgg", SHAPE, 10, seed=0).plan)["stem_share"] == pytest.approx(4 / 12)
     net = methods.make(methods.method_of("4x3-linear"), "vit", SHAPE, 10, seed=0)
     assert [window.n for window in net.plan.windows] == [4, 4, 4]
     costs = methods.shares(net.plan)

@@ -18,7 +18,7 @@ from pararealize.coarse.evidence_table import (
 from pararealize.coarse.family import FAMILIES
 from pararealize.coarse.kinds import KINDS
 from pararealize.compiler import make_plan
-from pararealize.errors import CoarseError, PlanError
+from pararealize.errors import CoarseError
 from pararealize.models import resnet20
 from pararealize.plan.plan import Plan
 
@@ -192,8 +192,8 @@ def test_the_plan_has_as_many_sequential_blocks_as_were_chosen_and_says_why():
     assert both.windows[0].sequential
     assert both.windows[0].segments[0].blocks == front.blocks
     assert sum("sequential" in note for note in both.notes) == 1
-    with pytest.raises(PlanError, match="sequential is 'auto', and the plan has other windows"):
-        pararealize(resnet20(), plan=plan, sequential="auto", example_inputs=torch.randn(2, 3, 32, 32))
+    again = pararealize(resnet20(), plan=plan, sequential="auto", example_inputs=torch.randn(2, 3, 32, 32))
+    assert again.plan == plan
 
 
 def test_a_window_keeps_as_many_blocks_as_it_has_segments():
@@ -201,8 +201,24 @@ def test_a_window_keeps_as_many_blocks_as_it_has_segments():
     for n, blocks in ((8, 1), (9, 0)):
         plan = make_plan(chain, n, coarse="linear", sequential="auto")
         assert sum(window.segments[0].blocks for window in plan.windows if window.sequential) == blocks
-        assert f"{blocks} block{'' if blocks == 1 else 's'} in front, not 2, as the window needs {n}" in plan.notes[0]
+        assert (
+            f"{blocks} block{'' if blocks == 1 else 's'} in front, not 2, as the windows asked for need the others"
+            in plan.notes[0]
+        )
     assert not make_plan(chain, 1, sequential="auto").notes
+    for asked, front in (
+        ({"windows": 8}, 1),
+        ({"windows": 9}, 0),
+        ({"windows": ["stage1.1"]}, 1),
+        ({"windows": ["stage2.0"]}, 2),
+        ({"cuts": ["stage1.1", "stage2.0"]}, 0),
+        ({"cuts": ["stage1.2", "stage2.0"]}, 1),
+        ({"cuts": ["stage3.0", "stage3.1"]}, 2),
+    ):
+        plan = make_plan(chain, 3, coarse="linear", sequential="auto", **asked)
+        note = next(note for note in plan.notes if "sequential" in note)
+        assert note.startswith(f'sequential, "auto", is {front} block{"" if front == 1 else "s"} in front')
+        assert plan.windows[0].segments[0].blocks >= front
     assert make_plan(chain, 9, coarse="linear", sequential="auto", windows="auto").windows[0].segments[0].blocks == 2
 
 

@@ -9,9 +9,10 @@ __all__ = ["Residual", "batches", "network"]
 class Residual(nn.Module):
     """x + a small function of x."""
 
-    def __init__(self, width: int, size: float) -> None:
+    def __init__(self, width: int, size: float, hidden: int | None = None) -> None:
         super().__init__()
-        self.up, self.down, self.size = nn.Linear(width, 2 * width), nn.Linear(2 * width, width), size
+        hidden = hidden or 2 * width
+        self.up, self.down, self.size = nn.Linear(width, hidden), nn.Linear(hidden, width), size
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.size * self.down(torch.tanh(self.up(x)))

@@ -1,6 +1,7 @@
 """``tradeoff``: measured plans are what a user gets, and wrong numbers are refused before any work."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor, nn
 
 from pararealize import Plan, calibrate, pararealize, tradeoff
 from pararealize.errors import CalibrationError, CoarseError, ExampleError, PlanError
-from pararealize.tradeoffs import sensitivity
+from pararealize.tradeoffs import measured_plans, sensitivity
 from pararealize.tradeoffs.block_values import network_output, output_error
+from pararealize.tradeoffs.selection import selections
 from tests.added_branches import AddedLinear, chain_of
 from tests.models import LanguageModel
 
-from .chains import batches, network
+from .chains import Residual, batches, network
 
 
 def test_what_is_measured_is_what_its_plan_gives() -> None:
@@ -48,6 +50,35 @@ def test_plans_are_cut_where_the_window_was_that_was_tried(monkeypatch: pytest.M
     _, row = front.rows
     (window,) = (window for window in row.plan.windows if not window.sequential)
     assert [(segment.first, segment.last) for segment in window.segments] == [(1, 1), (2, 4)]
+
+
+def test_plans_that_are_no_faster_are_not_measured() -> None:
+    """Beside a wide block what two narrow ones save is less than what the conversion adds."""
+    torch.manual_seed(0)
+    blocks = (Residual(8, 0.1, hidden) for hidden in (4, 512, 4))
+    model = nn.Sequential(nn.Linear(6, 8), *blocks, nn.Linear(8, 5)).eval()
+    for options in ({"points": 6}, {"tolerance": 0.5}, {"tolerance": 0.0, "points": 1}):
+        front = tradeoff(model, batches(5), n=2, **options)
+        assert all(row.speedup > 1 for row in front.rows[1:])
+
+
+@pytest.mark.parametrize("coarse", ["low-rank:2", "scale", "dense", "linear"])
+def test_a_trial_costs_what_its_plan_says(monkeypatch: pytest.MonkeyPatch, coarse: str) -> None:
+    """Maps are priced as the planner prices them, and not by what operations of narrow blocks cost."""
+    found: list[Any] = []
+
+    def noted(costs: Any, trials: Any) -> Any:
+        found.extend(trials)
+        return selections(costs, trials)
+
+    monkeypatch.setattr(measured_plans, "selections", noted)
+    monkeypatch.setattr(sensitivity, "possible_windows", lambda costs, n: [((1, 3), 5)])
+    front = tradeoff(network(), batches(5), n=2, coarse=coarse)
+    assert len(front.rows) == 2
+    (trial,), plan = found, front.rows[1].plan
+    blocks = sum(row.cost for row in front.rows[0].plan.segments[1:5])
+    saved = plan.serial * (1 - 1 / plan.speedup)
+    assert trial.cost == pytest.approx(blocks - saved, rel=0.03)
 
 
 class Squashed(nn.Module):
