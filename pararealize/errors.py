@@ -22,6 +22,7 @@ __all__ = [
     "ExampleError",
     "FieldError",
     "GuardError",
+    "ModeWarning",
     "ModelError",
     "MultigridError",
     "OriginalWarning",
@@ -139,6 +140,10 @@ class RestackWarning(UserWarning):
 
 class OriginalWarning(UserWarning):
     """The weights that are given as the original's are those of a network that may have been trained since."""
+
+
+class ModeWarning(UserWarning):
+    """A model decides by itself which of its modules train, and what it was converted into would not know."""
 
 
 class RecordingWarning(UserWarning):

@@ -37,7 +37,7 @@ from .guards import Guards
 from .hooks import check_global_hooks, hook_of, move_hooks, without_hooks
 from .leaves import is_from_torch, is_layer
 from .merging import DifferentStructureError, FollowsBatchError, merge
-from .module_copy import check_model
+from .module_copy import check_model, warn_of_own_modes
 from .module_view import Piece
 from .node_table import UnreadableError
 from .python_state import names_mode
@@ -85,6 +85,7 @@ def capture(
     """
     check_model(model)
     check_global_hooks()
+    warn_of_own_modes(model)
     example = Example.of(model, example_inputs)
     opaque = _OpaqueModules(model, leaf_modules)
     copy = copy_on_fakes(model)
