@@ -43,7 +43,8 @@ class Group:
         if not self.method.n:
             return ""
         number = self.method.windows
-        return f"auto: {self.first.get('windows', 1)}" if number == "auto" else str(number)
+        front = self.first.get("stem_share", 0) > 0  # one window of the plan
+        return f"auto: {self.first.get('windows', 1) - front}" if number == "auto" else str(number)
 
     @property
     def segments(self) -> str:

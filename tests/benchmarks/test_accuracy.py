@@ -147,10 +147,12 @@ def test_windows_have_a_column_a_picture_and_published_figures_beside_them(tmp_p
     results = Results(tmp_path / "results.json")
     results.add("fashion_mnist/resnet56/original/0", {"error": 0.12, "parameters": 9})
     results.add("fashion_mnist/resnet56/6xauto-linear/0", base | {"error": 0.11})
+    results.add("fashion_mnist/resnet56/6xauto-linear~auto/0", base | {"error": 0.1, "stem_share": 0.2})
     results.add("fashion_mnist/resnet56/6-paper@input/0", base | {"error": 0.13, "segments": 6, "windows": 1})
     tables.write(results, tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert "|  | 6 (3) | auto: 2 | linear | stem | 11.00 | 1 | -1.00 | 9 | 1.0% | 2.50 |" in text
+    assert "|  | 6 (3) | auto: 1 | linear | stem, auto blocks | 10.00 | 1 | -2.00 | 9 | 1.0% | 2.50 |" in text
     assert "|  | 6 | 1 | paper | input | 13.00 | 1 | +1.00 | 9 | 1.0% | 2.50 |" in text
     assert "| ResNet-56, widths 16, 32, 64 |" in text
     assert (tmp_path / "windows.svg").stat().st_size > 1000
