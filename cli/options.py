@@ -318,8 +318,8 @@ class ConversionOptions:
         str,
         typer.Option(
             metavar="K",
-            help="Blocks that run as in the original: the first K, their names, separated by commas, or auto (as few as "
-            "networks like this one were seen to need).",
+            help="Blocks that run as in the original: the first K, their names, separated by commas, or auto (as few "
+            "as networks like this one were seen to need).",
         ),
     ] = "0"
     granularity: BlockSize = Granularity.repeated
