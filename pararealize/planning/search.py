@@ -116,8 +116,10 @@ def plan_segments(
     n = n if number is None else number
     faults, notes = Faults(), list[str]()
     if sequential == "auto":
-        sequential, note = sequential_front(chain, n, windows, cuts) if n > 1 else (0, "")
-        notes += [note] if note else []
+        sequential = 0
+        if number is not None and number > 1:
+            sequential, note = sequential_front(chain, number, windows, cuts)
+            notes.append(note)
     kind = faults.collect(lambda: coarse_name(coarse)) or ""
     still = faults.collect(lambda: sequential_blocks(chain, sequential)) or frozenset()
     adapters_read = faults.collect(lambda: adapter_source(chain, source, sequential=0 in still)) or "stem"

@@ -18,7 +18,7 @@ from pararealize.coarse.evidence_table import (
 from pararealize.coarse.family import FAMILIES
 from pararealize.coarse.kinds import KINDS
 from pararealize.compiler import make_plan
-from pararealize.errors import CoarseError
+from pararealize.errors import CoarseError, PlanError
 from pararealize.models import resnet20
 from pararealize.plan.plan import Plan
 
@@ -206,6 +206,8 @@ def test_a_window_keeps_as_many_blocks_as_it_has_segments():
             in plan.notes[0]
         )
     assert not make_plan(chain, 1, sequential="auto").notes
+    with pytest.raises(PlanError, match="n = 'three' is out of range"):
+        make_plan(chain, "three", sequential="auto")
     for asked, front in (
         ({"windows": 8}, 1),
         ({"windows": 9}, 0),
