@@ -62,8 +62,11 @@ def test_plans_that_are_no_faster_are_not_measured() -> None:
         assert all(row.speedup > 1 for row in front.rows[1:])
 
 
+@pytest.mark.parametrize("starts", [(1, 3), (1, 4)])  # of the latter the first segment decides, which has no adapter
 @pytest.mark.parametrize("coarse", ["low-rank:2", "scale", "dense", "linear"])
-def test_a_trial_costs_what_its_plan_says(monkeypatch: pytest.MonkeyPatch, coarse: str) -> None:
+def test_a_trial_costs_what_its_plan_says(
+    monkeypatch: pytest.MonkeyPatch, coarse: str, starts: tuple[int, int]
+) -> None:
     """Maps are priced as the planner prices them, and not by what operations of narrow blocks cost."""
     found: list[Any] = []
 
@@ -72,7 +75,7 @@ def test_a_trial_costs_what_its_plan_says(monkeypatch: pytest.MonkeyPatch, coars
         return selections(costs, trials)
 
     monkeypatch.setattr(measured_plans, "selections", noted)
-    monkeypatch.setattr(sensitivity, "possible_windows", lambda costs, n: [((1, 3), 5)])
+    monkeypatch.setattr(sensitivity, "possible_windows", lambda costs, n: [(starts, 5)])
     front = tradeoff(network(), batches(5), n=2, coarse=coarse)
     assert len(front.rows) == 2
     (trial,), plan = found, front.rows[1].plan
