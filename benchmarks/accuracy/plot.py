@@ -56,7 +56,7 @@ def draw(every: Sequence[Group], path: Path) -> None:
 def draw_windows(every: Sequence[Group], path: Path) -> None:
     """Mean errors over N, one window and several, of families that were tried with several; a panel each."""
     tried = list(dict.fromkeys((group.data, group.family) for group in every if group.method.windowed))
-    shown = [group for group in every if not (group.method.ablation or group.method.stem_blocks)]
+    shown = [group for group in every if not group.method.ablation and group.method.stem_blocks in (0, "auto")]
     columns = min(max(len(tried), 1), MOST_COLUMNS)
     rows = -(-len(tried) // columns)
     figure = Figure(figsize=(max(3.8 * columns, 7.6), 3.5 * rows + 0.9), layout="constrained")
@@ -77,23 +77,24 @@ def draw_windows(every: Sequence[Group], path: Path) -> None:
 def _window_panel(axes: Any, here: Sequence[Group]) -> dict[str, Any]:
     """A line a kind: one window dashed, several drawn through; what each line is called."""
     handles: dict[str, Any] = {}
-    lines: dict[tuple[str, str, int | str], list[Group]] = {}
+    lines: dict[tuple[str, str, int | str, bool], list[Group]] = {}
     for group in sorted(here, key=lambda group: group.method.n):
         method = group.method
         if not method.n:
             handles["original"] = _original(axes, *_mean(group))
             continue
-        lines.setdefault((method.kind, method.source, method.windows), []).append(group)
-    several = {kind for kind, _, windows in lines if windows != 1}
-    for (kind, source, windows), groups in lines.items():
+        front = method.stem_blocks == "auto"
+        lines.setdefault((method.kind, method.source, method.windows, front), []).append(group)
+    several = {kind for kind, _, windows, _ in lines if windows != 1}
+    for (kind, source, windows, front), groups in lines.items():
         if kind not in (*several, "paper"):
             continue
-        name = f"{kind}, {_count(windows)}"
+        name = f"{kind}, {_count(windows)}{', first blocks in sequence' if front else ''}"
         if source == "input":
             name = "the paper's construction" if kind == "paper" else f"{name}, adapters read the input"
         handles[name] = axes.errorbar(
             [group.method.n for group in groups], *zip(*map(_mean, groups), strict=True), capsize=2, lw=1.2, ms=5,
-            ls="--" if windows == 1 else "-", color=WINDOW_COLOURS.get((kind, windows), "tab:brown"),
+            ls=":" if front else "--" if windows == 1 else "-", color=WINDOW_COLOURS.get((kind, windows), "tab:brown"),
             marker=MARKS.get(kind, "x"), markerfacecolor="none" if source == "input" else None,
         )  # fmt: skip
     numbers = sorted({group.method.n for groups in lines.values() for group in groups})
