@@ -18,6 +18,7 @@ In reading order:
     python_state  what a model holds besides its own tensors, and which of it a pass changed
     state_watch   whether one recording changed any: effects are refused, caches are not
     mode_flag     training flags that tell when they are read
+    own_modes     what a model's own train() and eval() do that is lost
     hooks         hooks of modules and parameters, and what becomes of them
     autograd_calls    what a forward asks autograd about tensors: answered or refused
     regions       grad modes, autocast and checkpoints that the calls of the pass stand in

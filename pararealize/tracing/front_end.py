@@ -37,9 +37,10 @@ from .guards import Guards
 from .hooks import check_global_hooks, hook_of, move_hooks, without_hooks
 from .leaves import is_from_torch, is_layer
 from .merging import DifferentStructureError, FollowsBatchError, merge
-from .module_copy import check_model, warn_of_own_modes
+from .module_copy import check_model
 from .module_view import Piece
 from .node_table import UnreadableError
+from .own_modes import warn_of_own_modes
 from .python_state import names_mode
 from .random_calls import draws
 from .size_guards import contradict, follows_batch, guards_of, pins_of

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import keyword
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from pararealize.errors import ModelError, ModeWarning
+from pararealize.errors import ModelError
 
 from .hooks import copy_tensor_hooks, move_hooks, without_hooks
 from .model_twin import copy_plain_layers
@@ -30,30 +29,11 @@ __all__ = [
     "copy_model",
     "share_contents",
     "uncopyable_tensors",
-    "warn_of_own_modes",
 ]
 
 CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")  # of every nn.Module's ``__dict__``
 RESERVED = ("adapters", "coarse", "segments")  # top-level names of a parareal network's own
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
-
-
-def warn_of_own_modes(model: nn.Module) -> None:
-    """Warn where ``train()`` or ``eval()`` of the model itself is its own: a converted network has those of torch.
-
-    Modules within it keep theirs, as they are copies of its modules.
-    """
-    modes = ("train", "eval")
-    own = [name for name in modes if getattr(type(model), name) is not getattr(nn.Module, name) or name in vars(model)]
-    if own:
-        name = type(model).__name__
-        warnings.warn(
-            f"{name} has its own {own[0]}(), which what it is converted into does not call: its train() and eval() set "
-            f"every module, those too that {name} keeps in one mode, such as frozen batch norms; let these modules "
-            "have the method (a subclass of theirs), or set their modes after each call of train()",
-            ModeWarning,
-            stacklevel=2,
-        )
 
 
 def check_model(model: Any) -> None:

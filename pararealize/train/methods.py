@@ -45,7 +45,7 @@ class Options:
         cuts: where segments begin.
         source: what adapters read.
         windows: how many windows there are, or where they begin.
-        sequential: how many of the first blocks, or which ones, run as in the original.
+        sequential: how many of the first blocks, or which ones, run as in the original, or ``"auto"``.
         granularity: what blocks are.
         cost: what the cuts balance.
         devices: the devices to run on, in one process.

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pararealize import pararealize
-from pararealize.errors import ModelError, ModeWarning
+from pararealize.errors import ModelError
 from pararealize.tracing.module_copy import check_model, copy_contents, copy_model, share_contents
 
 
@@ -156,48 +155,3 @@ def test_contents_are_copied_with_what_is_tied() -> None:
     assert memo[id(model.first.weight)] is tree.first.weight is tree.second[0].weight  # type: ignore[index, union-attr]
     assert tree.first.weight is not model.first.weight  # type: ignore[union-attr]
     assert list(tree.state_dict()) == [key for key in model.state_dict() if key != "_extra_state"]
-
-
-class FrozenNorm(nn.BatchNorm1d):
-    """Stays in eval mode, whatever its network does."""
-
-    def train(self, mode: bool = True) -> FrozenNorm:
-        return super().train(False)
-
-
-class FrozenNorms(nn.Sequential):
-    """Keeps the batch norms within it in eval mode."""
-
-    def train(self, mode: bool = True) -> FrozenNorms:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm1d):
-                module.eval()
-        return self
-
-
-def _layers(norm: type[nn.Module]) -> list[nn.Module]:
-    return [layer for _ in range(3) for layer in (nn.Linear(4, 4), norm(4))]
-
-
-def test_a_models_own_way_to_set_modes_is_told_to_be_lost() -> None:
-    x = torch.randn(5, 4)
-    with pytest.warns(ModeWarning, match=r"FrozenNorms has its own train\(\), which what it is converted into"):
-        net = pararealize(FrozenNorms(*_layers(nn.BatchNorm1d)).train(), n=1, example_inputs=x)
-    assert not any(norm.training for norm in net.modules() if isinstance(norm, nn.BatchNorm1d))
-    model = nn.Sequential(*_layers(nn.BatchNorm1d))
-    model.eval = lambda: model  # type: ignore[method-assign]
-    with pytest.warns(ModeWarning, match=r"Sequential has its own eval\(\)"):
-        pararealize(model, n=1, example_inputs=x)
-
-
-def test_modules_keep_theirs() -> None:
-    x, model = torch.randn(5, 4), nn.Sequential(*_layers(FrozenNorm))
-    net = pararealize(model, n=1, example_inputs=x)
-    model.train(), net.train()
-    assert torch.equal(net(x), model(x))
-    assert not any(norm.training for norm in net.modules() if isinstance(norm, FrozenNorm))
-    inner = nn.Sequential(FrozenNorms(*_layers(nn.BatchNorm1d)), nn.Linear(4, 4))
-    net = pararealize(inner, n=1, example_inputs=x)
-    inner.train(), net.train()
-    assert torch.equal(net(x), inner(x))
