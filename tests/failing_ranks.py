@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import datetime as dt
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ import torch.distributed as dist
 
 from pararealize.distributed.watchdog.watchdog import Watch
 from pararealize.errors import PararealizeError
+from tests.ranks import CONTEXT
 
 POINTS = ("forward", "receive", "send", "backward", "sum", "between")  # of a step, where a fault can strike
 STEPS, FAULTY_STEP = 1000, 3
@@ -168,11 +168,7 @@ def launch(
 
     One that is meant to hang is left alone when the others have ended, or handed to ``after``, by its process number.
     """
-    context = multiprocessing.get_context("forkserver")  # children that have imported torch, of one that has not run it
-    context.set_forkserver_preload(
-        ["pararealize.distributed.watchdog.watchdog", "pararealize.distributed.checkpoint.sharded", "torch._dynamo"]
-    )
-    ranks = [context.Process(target=target, args=(rank, n, str(folder), *arguments)) for rank in range(n)]
+    ranks = [CONTEXT.Process(target=target, args=(rank, n, str(folder), *arguments)) for rank in range(n)]
     for process in ranks:
         process.start()
     until = time.monotonic() + seconds

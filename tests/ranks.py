@@ -17,8 +17,13 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 180
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed", "torch.distributed.fsdp.sharded_grad_scaler", "pararealize"])
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOADED = (  # what each rank would import for itself otherwise, most of it in its first conversion
+    "torch.distributed", "torch.distributed.fsdp.sharded_grad_scaler", "torch._dynamo", "torch._inductor.sizevars",
+    "torch.export._trace", "sympy.tensor.tensor", "hypothesis", "pytest",
+    "pararealize",
+)  # fmt: skip
+CONTEXT.set_forkserver_preload(list(PRELOADED))
 
 
 class RanksFailed(AssertionError):
@@ -28,9 +33,9 @@ class RanksFailed(AssertionError):
 def on_ranks(size: int, function: Callable[..., Any], *args: Any, seconds: float = SECONDS) -> list[Any]:
     """``[function(*args) of rank 0, of rank 1, …]``, each in a process of its own; all are gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        ends = [_CONTEXT.Pipe(duplex=False) for _ in range(size)]
+        ends = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
         processes = [
-            _CONTEXT.Process(target=_rank, args=(rank, size, f"{folder}/store", ours[1], function, args))
+            CONTEXT.Process(target=_rank, args=(rank, size, f"{folder}/store", ours[1], function, args))
             for rank, ours in enumerate(ends)
         ]
         try:

@@ -1,6 +1,5 @@
 """Kill -9 at any moment, and a disk that is really full: the run goes on, and ends with the bits of a whole one."""
 
-import multiprocessing
 import os
 import random
 import resource
@@ -12,13 +11,12 @@ from safetensors.torch import load_file
 
 from pararealize import Recipe, fit
 from pararealize.errors import OutputError
+from tests.ranks import CONTEXT
 from tests.training import network, same, samples
 
 RECIPE = Recipe(epochs=4, lr=0.05)
 SECONDS = 60
 FILES = ("metrics.jsonl", "weights.safetensors", "run.json", "checkpoints/step-00000020/weights.safetensors")
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed", "torch.distributed.fsdp.sharded_grad_scaler", "pararealize"])
 
 
 def train(folder, pipe=None):
@@ -30,8 +28,8 @@ def train(folder, pipe=None):
 
 def killed(folder, step, wait):
     """Start the run or go on with it, and kill it some moments after a step; whether it was killed in time."""
-    here, there = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=train, args=(folder, there))
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=train, args=(folder, there))
     process.start()
     there.close()
     try:
@@ -116,8 +114,8 @@ def limited(folder, pipe):
 
 
 def test_a_file_that_the_system_does_not_write_in_full(tmp_path):
-    here, there = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=limited, args=(str(tmp_path / "run"), there))
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=limited, args=(str(tmp_path / "run"), there))
     process.start()
     there.close()
     try:
