@@ -8,7 +8,7 @@ WORKERS ?= 2
 OUT ?= build/gpu
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test gpu lint docs format wheel clean help
+.PHONY: demo test gpu lint docs docs-html docs-examples docs-notebooks format wheel clean help
 
 help:  ## these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,9 +56,15 @@ format: $(VENV)/.test  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.test  ## the documentation, as HTML, its examples run as tests, and its notebooks
+docs: docs-html docs-examples docs-notebooks  ## the documentation, as HTML, its examples run as tests, and its notebooks
+
+docs-html: $(VENV)/.test
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+docs-examples: $(VENV)/.test
 	$(BIN)/sphinx-build -W --keep-going -q -b doctest docs docs/_build/doctest
+
+docs-notebooks: $(VENV)/.test
 	$(BIN)/python docs/_ext/notebooks.py
 
 wheel: $(VENV)/.test  ## the wheel, into dist/
