@@ -132,6 +132,23 @@ class InPlace(nn.Module):
         return self.last(x.tanh_())
 
 
+class SkipInPlace(nn.Module):
+    """Layers that begin in place, and a skip around all of them, to which the head adds in place what they give."""
+
+    def __init__(self, depth: int = 6, width: int = 6) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(width, width), nn.Linear(width, 2)
+        self.layers = nn.ModuleList(nn.Sequential(nn.ELU(inplace=True), nn.Linear(width, width)) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x = self.first(x)
+        x = 1.5 * x
+        for layer in self.layers:
+            x = layer(x)
+        skip += x
+        return self.last(skip)
+
+
 class StochasticDepth(nn.Module):
     """A block whose structure depends on the mode."""
 

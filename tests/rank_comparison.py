@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from pararealize import pararealize
 from pararealize.models import resnet20
-from tests.models import InPlace, LanguageModel, MaskedTransformer, Perceptron, SharedBias, SmallResNet
+from tests.models import InPlace, LanguageModel, MaskedTransformer, Perceptron, SharedBias, SkipInPlace, SmallResNet
 from tests.nested_inputs import Tabular, table
 from tests.pair_networks import RevNet, WaveNet
 
@@ -62,6 +62,7 @@ NETWORKS = {
     "context and a sequential block": (SharedBias, lambda b: vectors(b, 6), {"n": 3, "sequential": 1}),
     "in place": (InPlace, lambda b: vectors(b, 6), {"n": 3}),
     "in place, one segment": (InPlace, lambda b: vectors(b, 6), {"n": 1}),
+    "a skip added to in place": (SkipInPlace, lambda b: vectors(b, 6), {"n": 2, "windows": 2, "coarse": "dense"}),
     "tied embedding": (LanguageModel, ids, {"n": 3, "coarse": "linear"}),
     "shared layers": (lambda: LanguageModel(shared=True), ids, {"n": 3, "coarse": "exact"}),
     "a dict of inputs": (Tabular, table, {"n": 3, "coarse": "linear"}),

@@ -191,7 +191,7 @@ class _NetworkMaps:
     def first_segment(self, window: Window, w: torch.Tensor) -> torch.Tensor:
         """The original's g^{m,1} of a later window at the original's w_{m-1}; before :meth:`begin`."""
         row = window.segments[0]
-        y: torch.Tensor = self._map(row.name)(w)
+        y: torch.Tensor = self._map(row.name)(w.clone())  # which the window itself may begin with
         return y
 
     def begin(self, window: Window) -> _WindowMaps:

@@ -73,6 +73,7 @@ class Pieces:
         inputs = (chain.blocks[-1].output, *head.context)
         self.graphs["head"] = subgraph(inputs, head.output, ("z",), besides=[*head.nodes, *self._unread["head"]])
         lay_out(self.graphs["head"])
+        clone_overwritten(self.graphs["head"], first=False)  # of its context, which others read, or a message brought
         if repeated := drawn_repeatedly(self.graphs, chain.capture.model.get_submodule):
             raise CutError(
                 f"random numbers are read by several parts of the network, each of which would draw its own: "

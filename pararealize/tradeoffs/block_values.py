@@ -104,16 +104,18 @@ def network_output(net: PararealModule, batch: Any) -> Any:
 
 @torch.no_grad()
 def _run(net: PararealModule, batch: Any) -> tuple[dict[fx.Node, Any], Any]:
-    """All values of a network's equation, and its output."""
+    """All values of a network's equation, as they were before a reader wrote into them; and its output."""
     run = fx.Interpreter(net, garbage_collect_values=False)
     tensors = inputs_of(batch, CallSignature.of_graph(net.graph))
     net.call_conditions.check_tensors(tensors)
     home, env = next(net.parameters()).device, run.env
     env.update((node, tensors[name].to(home)) for name, node in CallSignature.tensor_nodes(net.graph).items())
+    found: dict[fx.Node, Any] = {}
     for node in net.graph.nodes:
         if not CallSignature.begins(node) and node.op != "output":
-            env[node] = run.run_node(node)
-    return env, fx.map_arg(net.graph.output_node().args[0], env.__getitem__)
+            value = env[node] = run.run_node(node)
+            found[node] = value.clone() if isinstance(value, Tensor) else value
+    return env | found, fx.map_arg(net.graph.output_node().args[0], env.__getitem__)
 
 
 def output_error(pairs: Iterable[tuple[Any, Any]], masks: Iterable[Tensor | None] = repeat(None)) -> float:

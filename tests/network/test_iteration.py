@@ -20,6 +20,7 @@ from tests.models import (
     Perceptron,
     RandomGraph,
     SharedBias,
+    SkipInPlace,
     SmallResNet,
     StochasticDepth,
     random_graphs,
@@ -32,6 +33,7 @@ NETWORKS = {
     "masks": (MaskedTransformer, IDS),
     "shared values": (SharedBias, torch.randn(4, 6)),
     "in place": (InPlace, torch.randn(4, 6)),
+    "a skip in place": (SkipInPlace, torch.randn(4, 6)),
     "vectors": (Perceptron, torch.randn(4, 8)),
     "dictionaries, tied": (LanguageModel, IDS),
     "shared layers": (lambda: LanguageModel(shared=True), IDS),
@@ -74,6 +76,18 @@ def test_enough_iterations_are_the_original_and_none_the_parareal_network(name: 
         assert not any(row[: k + 1])
     if name == "convolutions":
         assert all(all(row[k + 1 :]) for k, row in enumerate(result.errors))  # the others are not, so far
+
+
+@pytest.mark.parametrize("name", ["in place", "a skip in place", "convolutions"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_who_asks_for_errors_gets_the_same_output(name: str, n: int) -> None:
+    make, x = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    net = pararealize(model, n=n, windows=3, example_inputs=x, coarse="linear")
+    result = net.iterate(x, n - 1, errors=True)
+    assert torch.equal(result.output, model(x))
+    assert not any(result.errors[-1])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -15,7 +15,7 @@ from pararealize.errors import CoarseError, CutError
 from pararealize.network.pieces import Pieces
 from pararealize.plan.plan import Plan
 from pararealize.tracing.front_end import capture
-from tests.models import MaskedTransformer, Perceptron, SharedBias, SmallResNet
+from tests.models import MaskedTransformer, Perceptron, SharedBias, SkipInPlace, SmallResNet
 
 
 def pieces_of(model: nn.Module, *inputs: Tensor, n: int = 2, **options: object) -> tuple[Pieces, nn.Module]:
@@ -144,6 +144,16 @@ def test_nothing_that_is_read_twice_is_overwritten(n: int) -> None:
     pieces, root = pieces_of(model, x, mask, n=n, source="stem")
     assert changed_inputs(pieces, root) == set()
     assert torch.equal(in_sequence(pieces, root, x.clone(), mask), model(x.clone(), mask))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_head_leaves_its_context_as_it_is(n: int) -> None:
+    """Over ranks it is a leaf, which autograd has no in-place operation for; calibration runs a head several times."""
+    pieces, root = pieces_of(SkipInPlace(), torch.randn(2, 6), n=n)
+    z, skip = torch.randn(2, 6), torch.randn(2, 6)
+    kept = skip.clone()
+    run(root, pieces.graphs["head"], z, skip)
+    assert torch.equal(skip, kept)
 
 
 def test_context_is_handed_out_before_it_changes() -> None:

@@ -7,6 +7,7 @@ from pararealize import pararealize
 from pararealize.calibration.fitting import calibration_mode
 from pararealize.errors import CalibrationError
 from pararealize.tradeoffs.block_values import BlockByBlock, network_output, output_error
+from tests.models import SkipInPlace
 
 from .chains import batches, network
 
@@ -24,6 +25,20 @@ def test_blocks_go_on_from_any_value_to_the_models_output() -> None:
             assert torch.equal(values.ends[i], u)
             assert torch.equal(by_block.output(values, u, i), model(x))
             u = model[1 + i](u)
+
+
+def test_values_are_those_before_a_block_wrote_into_them() -> None:
+    torch.manual_seed(0)
+    model, x = SkipInPlace().eval(), torch.randn(8, 6)
+    net = pararealize(model, 1, windows=6, example_inputs=x)
+    by_block = BlockByBlock(net)
+    with calibration_mode(net, 0), torch.no_grad():
+        values, u = by_block.values(x), 1.5 * model.first(x)
+        for i, layer in enumerate(model.layers):
+            assert torch.equal(values.ends[i], u)
+            assert torch.equal(by_block.output(values, u, i), model(x)), "whatever ran before"
+            u = layer(u.clone())
+        assert torch.equal(values.ends[-1], u)
 
 
 def test_windows_of_several_blocks_are_refused() -> None:
