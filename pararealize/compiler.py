@@ -35,7 +35,7 @@ from pararealize.plan.fingerprints import fingerprint
 from pararealize.plan.plan import Plan
 from pararealize.plan.times import RATE
 from pararealize.plan.transfer import Transfer
-from pararealize.planning.agreement import argument_faults, check_plan
+from pararealize.planning.agreement import argument_faults, check_plan, window_faults
 from pararealize.planning.arguments import device_fault, whole_number
 from pararealize.planning.search import plan_segments
 from pararealize.planning.window_arguments import Sequential, Windows
@@ -168,6 +168,8 @@ def pararealize(
             )
         else:
             check_plan(chain, plan)
+            if faults := window_faults(chain, plan, windows, sequential):
+                raise PlanError(faults[0])
         adapters, blocks = _at_sizes_of(chain, plan, *build_modules(trial, plan, coarse=coarse, seed=seed))
         wrapped = None if places is None else [places[i % len(places)] for i in range(plan.n)]
         return emit(chain, plan, adapters, blocks, devices=wrapped)

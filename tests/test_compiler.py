@@ -89,6 +89,9 @@ def test_sequential_blocks_and_windows_that_cannot_be() -> None:
     for options in ({"windows": 3}, {"sequential": 3}, {"windows": ["layer2.0"]}):
         with pytest.raises(PlanError, match=r"(windows|sequential) is .*, and the plan has other windows: .*layer1\.0"):
             pararealize(SmallResNet(), example_inputs=IMAGES, plan=plan, **options)
+    for sequential in (1, ["layer1.0"], ["layer1.0", "layer2.0"], []):
+        with pytest.raises(PlanError, match=r"sequential is .*, and the plan has other windows: .*layer1\.0"):
+            pararealize(SmallResNet(), example_inputs=IMAGES, plan=plan, sequential=sequential)
     with pytest.raises(SourceError, match="contradict each other"):
         pararealize(SmallResNet(), n=2, example_inputs=IMAGES, source="input", sequential=1)
     with pytest.raises(PlanError, match="6 blocks, 2 of which are sequential, so that the longest window has 4"):

@@ -7,6 +7,7 @@ spaces are compared with its own rows alone, and adapters and coarse blocks are 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from pararealize.analysis.blocks import BlockChain
@@ -19,12 +20,12 @@ from pararealize.errors import PlanError
 from pararealize.plan.consistency import cut_faults
 from pararealize.plan.fingerprints import fingerprint
 from pararealize.plan.plan import MOST_FAULTS, Plan
-from pararealize.plan.spec import SegmentPlan
 from pararealize.table import quantity, shortened
 
-from .arguments import check_sides, whole_number
+from .arguments import block_places, check_sides, whole_number
+from .window_arguments import sequential_blocks
 
-__all__ = ["argument_faults", "check_plan"]
+__all__ = ["argument_faults", "check_plan", "window_faults"]
 
 
 def argument_faults(plan: Plan, asked: Mapping[str, Any]) -> list[str]:
@@ -59,27 +60,62 @@ def argument_faults(plan: Plan, asked: Mapping[str, Any]) -> list[str]:
 
 
 def _has_windows(plan: Plan, name: str, value: Any) -> bool:
-    """Whether a plan has the windows, or the sequential blocks, that are asked for."""
-    windows = plan.windows
+    """Whether a plan may have been made with these windows, or sequential blocks; names of the latter are known later.
+
+    Which of its windows of one segment are sequential blocks, and which are short, a plan does not know.
+    """
     if isinstance(value, str) and value == "auto":  # which any plan's may be
         return True
-    if name == "windows":
-        if not isinstance(value, str) and isinstance(value, Collection):
-            return set(value) <= {window.segments[0].first_block for window in windows}
-        return whole_number(value) in (len(windows), sum(not window.sequential for window in windows))
-    if not isinstance(value, str) and isinstance(value, Collection):
-        ends = {name for window in windows if window.sequential for name in _ends(window.segments[0])}
-        return set(value) <= ends or plan.n == 1
-    front = 0
-    for window in windows:
-        if not window.sequential:
-            break
-        front = window.last + 1
-    return (whole_number(value) or 0) <= front
+    named = not isinstance(value, str) and isinstance(value, Collection)
+    if name == "sequential":
+        return named or _keeps(plan, range(whole_number(value) or 0))
+    if not named:
+        count, several = whole_number(value) or 0, [window for window in plan.windows if not window.sequential]
+        apart = all(b.m - a.m > 1 for a, b in pairwise(several))  # every run of blocks between sequential ones has one
+        return (1 if apart else len(several)) <= count <= len(plan.windows)
+    open_starts, behind = (
+        set[str](),
+        True,
+    )  # where windows begin without being named: at first, and beside sequential ones
+    for window in plan.windows:
+        if behind or window.sequential:
+            open_starts.add(window.segments[0].first_block)
+        behind = window.sequential
+    starts = {window.segments[0].first_block for window in plan.windows}
+    return starts - open_starts <= set(value) <= starts
 
 
-def _ends(segment: SegmentPlan) -> tuple[str, str]:
-    return segment.first_block, segment.last_block
+def _keeps(plan: Plan, blocks: Collection[int]) -> bool:
+    """Whether all these blocks are in windows of one segment, and of longer such windows none other."""
+    single = [range(window.first, window.last + 1) for window in plan.windows if window.sequential]
+    if not set(blocks) <= {i for window in single for i in window}:
+        return plan.n == 1
+    longer = [window for window in single if len(window) > 1] if plan.n > 1 and plan.cuts in ("cost", "paper") else []
+    return all(i in blocks for window in longer for i in window)
+
+
+def window_faults(chain: BlockChain, plan: Plan, windows: Any, sequential: Any) -> list[str]:
+    """What names of sequential blocks, alone or beside names of windows, contradict in a plan that is given too.
+
+    Args:
+        chain: the network's blocks.
+        plan: made before, and checked.
+        windows: as :func:`pararealize.pararealize` takes it; alone it is looked at by :func:`argument_faults`.
+        sequential: likewise; so is a number.
+
+    Raises:
+        CutError: a name is no block's.
+    """
+    if sequential is None or isinstance(sequential, str):
+        return []
+    blocks = sequential_blocks(chain, sequential)
+    fits, shown = _keeps(plan, blocks), f"sequential is {shortened(repr(sequential), 200)}"
+    if fits and not isinstance(windows, str) and isinstance(windows, Collection):
+        begins = {0, *block_places(chain, list(windows), "windows")}
+        begins |= {i for i in range(1, len(chain.blocks)) if (i in blocks) != (i - 1 in blocks)}
+        fits = begins == {window.first for window in plan.windows}
+        shown = f"windows is {shortened(repr(windows), 200)}, {shown}"
+    return [] if fits else [f"{shown}, and the plan has other windows: {_windows_in_words(plan)}; pass one of them"]
 
 
 def _windows_in_words(plan: Plan) -> str:

@@ -5,7 +5,7 @@ Every fault of the arguments is found before any is reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -123,9 +123,6 @@ def plan_segments(
     kind = faults.collect(lambda: coarse_name(coarse)) or ""
     still = faults.collect(lambda: sequential_blocks(chain, sequential)) or frozenset()
     adapters_read = faults.collect(lambda: adapter_source(chain, source, sequential=0 in still)) or "stem"
-    several = windows != 1 or bool(still)
-    if source is None and several:
-        adapters_read = "stem"
     places = faults.collect(lambda: device_names(chain, devices, n)) or ()
     faults.collect(lambda: check_count(chain, n))
     wanted = faults.collect(lambda: windows_request(chain, windows, still))
@@ -136,7 +133,6 @@ def plan_segments(
         choice = choose(chain, n, sequential=front)
         coarse, notes = choice.kind, [f'"auto" is "{choice.kind}": {choice.why}', *notes]
         adapters_read = adapter_source(chain, source or (None if front else choice.source), sequential=front > 0)
-        adapters_read = "stem" if source is None and several else adapters_read
     request = PlanRequest(
         coarse=kind,
         cuts=cuts if isinstance(cuts, str) else tuple(cuts),
@@ -149,7 +145,8 @@ def plan_segments(
     def plan_with(number: int | tuple[int, ...]) -> Plan:
         spans = window_spans(chain, costs, n, number, still)
         check_segments(chain, n, spans, windows)
-        prices = Prices(chain, fields, costs, n, adapters_read, len(spans) > 1)
+        several = len(spans) > 1
+        prices = Prices(chain, fields, costs, n, "stem" if several and source is None else adapters_read, several)
         if _needs_stem(prices, spans[0], may_choose=source is None):
             prices = replace(prices, source="stem")
         search = _CutSearch(prices, coarse, transfer, rate, exact)
@@ -163,7 +160,7 @@ def plan_segments(
 
     if wanted is not None:
         return plan_with(wanted)
-    return _most_windows(plan_with, len(chain.blocks) - len(still), transfer)
+    return _most_windows(plan_with, chain, still, transfer)
 
 
 def _needs_stem(prices: Prices, window: WindowSpan, *, may_choose: bool) -> bool:
@@ -174,8 +171,11 @@ def _needs_stem(prices: Prices, window: WindowSpan, *, may_choose: bool) -> bool
     return may_choose and prices.source == "input" and any(map(prices.why_no_adapter, places))
 
 
-def _most_windows(plan_with: Callable[[int], Plan], blocks: int, transfer: Transfer | None) -> Plan:
+def _most_windows(
+    plan_with: Callable[[int], Plan], chain: BlockChain, sequential: Collection[int], transfer: Transfer | None
+) -> Plan:
     """The plan with the most windows among those whose steps are about as short as the shortest."""
+    blocks = len(chain.blocks) - len(sequential)
     numbers = sorted({max(1, blocks // part) for part in range(1, blocks + 1)})
     if len(numbers) > MOST_TRIALS:
         numbers = sorted({numbers[round(i * (len(numbers) - 1) / (MOST_TRIALS - 1))] for i in range(MOST_TRIALS)})
@@ -184,11 +184,12 @@ def _most_windows(plan_with: Callable[[int], Plan], blocks: int, transfer: Trans
     steps = {number: plan.step for number, plan in plans.items()}
     number = max(number for number, step in steps.items() if step <= FREE * min(steps.values()))
     links = "free messages" if transfer is None else f"messages of {transfer}"
+    plan, runs = plans[number], sum(i - 1 not in sequential for i in sequential)
+    beside = f" beside {runs} of sequential blocks" if runs else ""
     note = (
-        f'"auto" is {quantity(number, "window")}, the most whose step is within {FREE - 1:.0%} of the shortest with '
-        f"{links}"
+        f'"auto" is {quantity(len(plan.windows) - runs, "window")}{beside}, the most whose step is within '
+        f"{FREE - 1:.0%} of the shortest with {links}"
     )
-    plan = plans[number]
     return replace(plan, notes=(note, *plan.notes))
 
 

@@ -79,13 +79,14 @@ def sequential_front(chain: BlockChain, n: int, windows: Windows, cuts: str | Se
 
     Windows and cuts that are asked for go first: as many blocks are left as the windows need, and those that are named.
     """
-    front = choose_front(chain, n)
+    front, number = choose_front(chain, n), whole_number(windows)
     places = {block.name: i for i, block in enumerate(chain.blocks)}
-    begins = [] if isinstance(windows, int | str) else [name for name in windows if name in places]
+    by_name = [] if isinstance(windows, str) or not isinstance(windows, Collection) else windows
+    begins = [name for name in by_name if name in places]
     later = [] if isinstance(cuts, str) else [name for name in cuts if name in places and name not in begins]
     limits = [places[name] for name in begins] + [max(0, places[name] - 1) for name in later]
-    if isinstance(windows, int):
-        limits.append(max(0, len(chain.blocks) - (n if windows == 1 else windows)))
+    if number is not None:
+        limits.append(max(0, len(chain.blocks) - (n if number == 1 else number)))
     blocks = min([front.blocks, *limits])
     fewer = f", not {front.blocks}, as the windows asked for need the others" if blocks < front.blocks else ""
     return blocks, f'sequential, "auto", is {quantity(blocks, "block")} in front{fewer}: {front.why}'

@@ -14,7 +14,7 @@ import bisect
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["WindowProblem", "balanced_starts", "longest_segment", "window_starts"]
@@ -108,7 +108,7 @@ def window_starts(problem: WindowProblem, first: int, stop: int, windows: int) -
         first: the first block.
         stop: the block behind the last.
         windows: how many, from 1 to the number of these blocks. Blocks that change the space, and are windows by
-            themselves, come on top.
+            themselves, come on top, where the others are enough for as many windows.
 
     Example:
         >>> alike = WindowProblem(work=[1.0] * 12, spaces=[0] * 13, n=4)
@@ -137,22 +137,42 @@ def window_starts(problem: WindowProblem, first: int, stop: int, windows: int) -
         charge = CHANGE_CHARGE * begins + LENGTH_CHARGE * ((b - a) / count) ** 2
         return longest_segment(prefix, a, b, n) + charge * total
 
-    # least[k][b]: the least sum of k windows that end at boundary number b, and the boundary before
-    least: list[list[tuple[float, int, int]]] = [[(math.inf, -1, -1)] * len(boundaries) for _ in range(windows + 1)]
-    least[0][0] = 0.0, -1, -1
-    for end in range(1, len(boundaries)):
-        for begin in range(max(0, end - longest), end):
-            a, b = boundaries[begin], boundaries[end]
-            free = b - a == 1 and spaces[a] != spaces[b]  # on top of the windows that were asked for
-            for k in range(0 if free else 1, windows + 1):
-                before = least[k if free else k - 1][begin][0]
-                if before < math.inf and (value := before + cost(a, b)) < least[k][end][0]:
-                    least[k][end] = value, begin, k if free else k - 1
+    for on_top in (True, False):  # where so many windows cannot be made of the others, blocks that change it count too
+        least = _least(windows, longest, cost, boundaries, spaces if on_top else ())
+        if least[windows][-1][0] < math.inf:
+            break
     k, end, starts = windows, len(boundaries) - 1, list[int]()
-    if not least[k][end][0] < math.inf:  # as where more windows than blocks that keep the space were asked for
-        k = next(k for k in range(windows, -1, -1) if least[k][end][0] < math.inf)
     while end > 0:
         _, begin, k = least[k][end]
         starts.append(boundaries[begin])
         end = begin
     return tuple(reversed(starts))
+
+
+def _least(
+    windows: int,
+    longest: int,
+    cost: Callable[[int, int], float],
+    boundaries: Sequence[int],
+    spaces: Sequence[int],
+) -> list[list[tuple[float, int, int]]]:
+    """For k windows that end at each boundary: the least sum, the boundary before, and k there.
+
+    Args:
+        windows: k at most.
+        longest: how many boundaries a window may span.
+        cost: of a window between two blocks.
+        boundaries: the candidates.
+        spaces: by whose changes single blocks are windows on top of the k; empty where all windows count.
+    """
+    least = [[(math.inf, -1, -1)] * len(boundaries) for _ in range(windows + 1)]
+    least[0][0] = 0.0, -1, -1
+    for end in range(1, len(boundaries)):
+        for begin in range(max(0, end - longest), end):
+            a, b = boundaries[begin], boundaries[end]
+            free = bool(spaces) and b - a == 1 and spaces[a] != spaces[b]
+            for k in range(0 if free else 1, windows + 1):
+                before = least[k if free else k - 1][begin][0]
+                if before < math.inf and (value := before + cost(a, b)) < least[k][end][0]:
+                    least[k][end] = value, begin, k if free else k - 1
+    return least

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -21,10 +21,10 @@ from benchmarks.fuzz_files.mutations import mutated_json
 from benchmarks.fuzz_files.targets.networks import Planned, planned
 from benchmarks.fuzz_files.targets.plans import wrong_network
 from benchmarks.fuzz_files.trial import unreadable
-from pararealize import Plan, capture, find_blocks, pararealize
+from pararealize import Plan, capture, find_blocks, make_plan, pararealize
 from pararealize.errors import CoarseError, PararealizeError, PlanError
 from pararealize.plan.transfer import Transfer
-from pararealize.planning.agreement import argument_faults, check_plan
+from pararealize.planning.agreement import argument_faults, check_plan, window_faults
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,39 @@ def test_what_is_asked_for_may_not_contradict_the_plan(rows: list[Planned]) -> N
     for name, value in (("cuts", [starts[0]]), ("transfer", Transfer())):
         assert len(argument_faults(plan, {name: value})) == 1
     assert "<lambda>" in argument_faults(plan, {"coarse": lambda *_: nn.Identity()})[0]
+
+
+PERCEPTRON = torch.randn(2, 8)
+
+
+@settings(deadline=None, max_examples=20, phases=[Phase.generate])
+@given(st.data())
+def test_a_plan_goes_with_the_windows_it_was_made_with_and_not_with_others(data: st.DataObject) -> None:
+    """Of blocks alike: what is asked for beside a plan is what made it, or makes the same windows."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(8)))
+    chain = find_blocks(capture(model, PERCEPTRON))
+    names = [block.name for block in chain.blocks]
+
+    def draw() -> dict[str, Any]:
+        kept = data.draw(st.sets(st.integers(0, 7), max_size=4) | st.integers(0, 3))
+        still = set(range(kept)) if isinstance(kept, int) else kept
+        begins = data.draw(st.sets(st.integers(0, 7), min_size=1, max_size=3)) - still
+        windows = sorted(names[i] for i in begins) or 1
+        return {"windows": windows, "sequential": kept if isinstance(kept, int) else sorted(names[i] for i in kept)}
+
+    def spans(plan: Plan) -> list[tuple[int, int, int]]:
+        return [(window.first, window.last, window.n) for window in plan.windows]
+
+    asked, others = draw(), draw()
+    try:
+        plan, other = make_plan(chain, 3, **asked), make_plan(chain, 3, **others)
+    except PlanError as error:
+        assume("the longest window has" not in str(error))
+        raise
+    assert argument_faults(plan, asked) + window_faults(chain, plan, **asked) == []
+    if not (faults := argument_faults(plan, others) + window_faults(chain, plan, **others)):
+        assert spans(other) == spans(plan) or others["windows"] == 1
+    assert all("the plan has other windows" in fault for fault in faults)
 
 
 def test_names_in_a_plan_import_nothing(rows: list[Planned], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

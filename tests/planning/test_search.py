@@ -240,3 +240,24 @@ def test_as_many_windows_as_cost_little_and_fewer_where_messages_do(small):
     assert free == dataclasses.replace(windows(most), notes=free.notes)
     assert free.notes[0].startswith(f'"auto" is {most} window')
     assert windows("auto", Transfer(latency=1e-1, bandwidth=1e6)).n == 1  # where nothing pays, the original
+
+
+def test_a_window_that_is_named_and_the_only_one_is_one_window(small):
+    def plan(windows):
+        return plan_segments(*small, 3, coarse="linear", windows=windows)
+
+    assert plan([small[0].blocks[0].name]) == plan(1)
+    assert plan(1).source == "input"
+    assert plan([small[0].blocks[0].name, small[0].blocks[4].name]).source == "stem"
+
+
+def test_auto_says_how_many_windows_there_are_beside_sequential_blocks(small):
+    for sequential, beside in (
+        (0, ""),
+        (1, " beside 1 of"),
+        ([small[0].blocks[i].name for i in (1, 5)], " beside 2 of"),
+    ):
+        plan = plan_segments(*small, 2, coarse="linear", windows="auto", sequential=sequential)
+        runs = len(sequential) if isinstance(sequential, list) else sequential
+        assert plan.notes[0].startswith(f'"auto" is {len(plan.windows) - runs} window')
+        assert beside in plan.notes[0]

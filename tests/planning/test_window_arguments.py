@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from pararealize.planning.window_arguments import (
     check_segments,
     named_windows,
     sequential_blocks,
+    sequential_front,
     window_spans,
     windows_request,
 )
@@ -95,6 +97,17 @@ def test_spans_cover_the_blocks_and_leave_sequential_ones_alone(chain):
     assert spans(chain, 2, (0, 3), 5) == [(0, 3, False), (3, 5, False), (5, 6, True)]
     assert spans(chain, 2, 1, 2) == [(0, 2, False), (2, 3, True), (3, 6, False)], "a run has one window at least"
     assert spans(chain, 2, 1, *range(6)) == [(0, 6, True)]
+
+
+def test_as_many_windows_as_were_asked_for_wherever_there_can_be(chain):
+    """A block that changes the space is a window on top of these only where the others are enough for them."""
+    for windows in range(1, 7):
+        assert windows <= len(spans(chain, 3, windows)) <= windows + 1
+
+
+def test_numbers_are_those_of_numpy_too(chain):
+    for number in (2, np.int64(2)):
+        assert sequential_front(chain, 3, number, "cost") == sequential_front(chain, 3, 2, "cost")
 
 
 def test_more_segments_than_sequential_blocks_leave(chain):
