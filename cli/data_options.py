@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,17 +67,18 @@ class DataOptions:
             DataError: there is no such set, or options do not fit it.
         """
         from pararealize.data.catalogue import load
-        from pararealize.data.own_batches import own_data
+        from pararealize.data.own_batches import OwnBatches, own_data
         from pararealize.errors import DataError
 
         count = self._count()
         if self.is_own:
-            if given := self._image_options():
+            if asked := self._image_options():
                 raise DataError(
-                    f"{', '.join(given)} is said of images of a set by name, and {self.data} gives batches of its own; "
+                    f"{', '.join(asked)} is said of images of a set by name, and {self.data} gives batches of its own; "
                     "leave it out, and have the batches come so"
                 )
-            return own_data(self.data, count=count)
+            given = own_data(self.data, count=count)
+            return given if isinstance(given, OwnBatches) else self._as_asked(given, seed)
         channels = self.channels
         if channels is None and model is not None and self.data.partition(":")[0] not in ("peaks",):
             channels = _channels_of(model)
@@ -100,6 +101,12 @@ class DataOptions:
 
         data = self.load(seed, model=model)
         return data.dataset(self.batch_size, seed) if isinstance(data, OwnBatches) else data
+
+    def _as_asked(self, data: Dataset, seed: int) -> Dataset:
+        """A data set of the user's own code, with its batch size and seed unless options say others."""
+        defaults = {field.name: field.default for field in fields(self)}
+        batch_size = data.batch_size if self.batch_size == defaults["batch_size"] else self.batch_size
+        return replace(data, batch_size=batch_size, seed=seed or data.seed)
 
     @property
     def is_own(self) -> bool:

@@ -24,7 +24,9 @@ from pararealize.saving.meta_model import give_memory
 from pararealize.saving.model_source import build_original
 from pararealize.saving.network_folder import SavedNetwork, read_folder
 from pararealize.saving.network_record import version_differences, weights_digest
+from pararealize.saving.plain_attributes import give_plain_tensors, named_plain_tensors
 from pararealize.tracing.front_end import capture
+from pararealize.tracing.node_table import CONSTANT
 
 from .argument_types import typed_arguments
 from .errors import CheckpointError, ExampleError, ModelError, OriginalWarning, PararealizeError, PlanError
@@ -82,7 +84,10 @@ def load(
             "load_original(folder), and convert it"
         )
     with preserve_state():
-        original = _with_values(_original(saved, model), saved, example_inputs)
+        original = _original(saved, model)
+        if example_inputs is not None and saved.record.conversion.example is not None:
+            _check_operations(original, saved, example_inputs)  # which the plan tells at the sizes of its own alone
+        original = _with_values(original, saved, example_inputs)
         original = _typed(original, saved.record.conversion.dtypes)
         inputs = example_of(saved) if example_inputs is None else example_inputs
         try:
@@ -186,7 +191,7 @@ def _with_values(model: nn.Module, saved: SavedNetwork, example_inputs: Any) -> 
 
 
 def _check_operations(model: nn.Module, saved: SavedNetwork, example_inputs: Any) -> None:
-    """Compare blocks, shapes and operations of a model that was passed with the plan's.
+    """Compare blocks, shapes and operations of a model that was passed with the plan's, at the sizes of its example.
 
     Raises:
         PararealizeError: they differ, or the model cannot be recorded.
@@ -194,7 +199,7 @@ def _check_operations(model: nn.Module, saved: SavedNetwork, example_inputs: Any
     if saved.plan is None:
         return
     conversion = saved.record.conversion
-    inputs = example_of(saved) if example_inputs is None else example_inputs
+    inputs = example_inputs if conversion.example is None and example_inputs is not None else example_of(saved)
     try:
         with ordinary_mode():
             recorded = capture(
@@ -232,15 +237,24 @@ def _take_original(model: nn.Module, saved: SavedNetwork, weights: Path, *, type
     if saved.buffers is None:
         return
     with open_tensors(saved.buffers) as file:
-        for name in file.forms:
-            if name in tensors and name.split(".")[0] not in added:
-                value = file.tensor(name).to(tensors[name].device)
-                tensors[name].data = value if typed else value.to(tensors[name].dtype)
+        values = {name: file.tensor(name) for name in file.forms if name.split(".")[0] not in added}
+    for name in tensors.keys() & values.keys():
+        value = values[name].to(tensors[name].device)
+        tensors[name].data = value if typed else value.to(tensors[name].dtype)
+    give_plain_tensors(model, {name: value for name, value in values.items() if name not in tensors})
 
 
 def _doubt(original: nn.Module, saved: SavedNetwork) -> str:
     """Why the weights that a folder has may not be the original's own; nothing where they are."""
-    if saved.plan is None or saved.original is not None:
+    if saved.plan is None:
+        return ""
+    if unknown := _unknown_tensors(original, saved):
+        return (
+            f"{str(saved.path)!r} does not say which values {', '.join(unknown)} had, tensors that the original holds "
+            "as plain attributes: with those that it has now it may be another function than it was; register them as "
+            "buffers (persistent=False keeps them out of the state dict), and convert and save it anew"
+        )
+    if saved.original is not None:
         return ""
     weights = saved.record.conversion.weights
     if weights and weights == weights_digest(original.state_dict()):
@@ -254,6 +268,22 @@ def _doubt(original: nn.Module, saved: SavedNetwork) -> str:
         f"{str(saved.path)!r} has no weights of the original's own, and those of the network {what}: with them the "
         "original is another function than it was; save the network with original=model to keep its own"
     )
+
+
+def _unknown_tensors(original: nn.Module, saved: SavedNetwork) -> list[str]:
+    """Plain attributes that a recording does not know by name, and whose values are none of its constants."""
+    if saved.buffers is None:
+        return []
+    with open_tensors(saved.buffers) as file:
+        constants = [file.tensor(name) for name in file.forms if name.split(".")[0].startswith(CONSTANT)]
+        known = set(file.forms)
+    unnamed = {name: tensor for name, tensor in named_plain_tensors(original).items() if name not in known}
+    doubtful = list[str]()
+    for name, tensor in unnamed.items():
+        alike = [value for value in constants if (value.shape, value.dtype) == (tensor.shape, tensor.dtype)]
+        if alike and not any(torch.equal(value, tensor.detach().cpu()) for value in alike):
+            doubtful.append(name)
+    return doubtful
 
 
 def _typed(model: nn.Module, dtypes: Mapping[str, str]) -> nn.Module:

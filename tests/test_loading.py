@@ -222,6 +222,8 @@ def test_an_original_of_other_operations_is_refused(other, tmp_path):
             PlanError, match=r"net': this plan is for another network.*pass the original that was saved"
         ):
             function(folder, model)
+        with pytest.raises(PlanError, match="this plan is for another network"):  # at other sizes, too
+            function(folder, model, example_inputs=torch.randn(2, 5, 8))
         with pytest.raises(PlanError, match="this plan is for another network"):  # and not that values are missing
             function(folder, residuals().append(nn.Linear(2, 2)).to("meta"))
         with pytest.raises(
@@ -275,3 +277,32 @@ def test_finest_blocks_of_a_model_on_the_meta_device(tmp_path):
     again = load(tmp_path / "net", model).eval()
     assert again.plan == net.plan
     assert torch.equal(again(ids)["logits"], net(ids)["logits"])
+
+
+class Gated(nn.Module):
+    """Reads a tensor that is neither a parameter nor a buffer: its own, or one of a list."""
+
+    def __init__(self, listed: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.gate = [torch.rand(6)] if listed else torch.rand(6)
+
+    def forward(self, x):
+        return x + torch.tanh(self.linear(x)) * (self.gate[0] if isinstance(self.gate, list) else self.gate)
+
+
+def test_an_original_has_its_plain_tensors_or_is_told_to_lack_them(tmp_path):
+    x = torch.randn(3, 6)
+
+    def original(listed):
+        return nn.Sequential(*(Gated(listed) for _ in range(3))).eval()
+
+    model = original(False)
+    folder = pararealize(model, 3, example_inputs=x).save(tmp_path / "named")
+    assert torch.equal(load_original(folder, original(False))(x), model(x))
+    model = original(True)
+    folder = pararealize(model, 3, example_inputs=x).save(tmp_path / "listed")
+    assert torch.equal(load(folder, original(True))(x), load(folder, model)(x))
+    with pytest.warns(OriginalWarning, match=r"which values 0\.gate\.0, 1\.gate\.0, 2\.gate\.0 had"):
+        assert not torch.equal(load_original(folder, original(True))(x), model(x))
+    assert torch.equal(load_original(folder, copy.deepcopy(model))(x), model(x))

@@ -23,6 +23,7 @@ class Augmentation:
     Args:
         padding: pixels of the margin, on each side.
         flip: whether every second image, on average, is mirrored from left to right.
+        black: the value of a black pixel in images as they are stored, of all channels or of each.
 
     Source: K. He, X. Zhang, S. Ren and J. Sun, "Deep residual learning for image recognition", CVPR 2016, section 4.2.
 
@@ -36,6 +37,7 @@ class Augmentation:
 
     padding: int = 4
     flip: bool = True
+    black: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         if self.padding < 0:
@@ -54,8 +56,11 @@ class Augmentation:
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """Crop and mirror ``(count, channels, height, width)`` as ``draws`` (count, 3) say; no pixel is mixed."""
-        count, _, height, width = images.shape
-        padded = torch.nn.functional.pad(images, (self.padding,) * 4)
+        count, channels, height, width = images.shape
+        margin, sides = self.padding, (height + 2 * self.padding, width + 2 * self.padding)
+        black = torch.tensor(self.black).to(images.dtype).view(1, -1, 1, 1)
+        padded = black.expand(count, channels, *sides).clone()
+        padded[:, :, margin : margin + height, margin : margin + width] = images
         rows = draws[:, 0, None] + torch.arange(height)
         columns = torch.arange(width).expand(count, width)
         columns = torch.where(draws[:, 2, None] > 0, columns.flip(1), columns) + draws[:, 1, None]

@@ -1,11 +1,10 @@
 """A name -> a data set: what ``--data`` of the commands takes, and ``load`` in Python."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from pararealize.errors import DataError
 
 from . import archives, glyphs, idx_files, image_folder, peaks
 from .augmentation import Augmentation
-from .dataset import Dataset, Scale, Split, choose
+from .dataset import Dataset, Scale, Split, fewer
 from .images import resize
 
 __all__ = ["digits", "load", "names"]
@@ -25,9 +24,10 @@ DARKEST = 16  # of the digits' pixels
 TEST_SHARE = 5  # every fifth image of the shuffled digits is a test image
 PEAKS = (5000, 1000)  # points for training and for the test, where no count is given
 FOLDER = "data"  # where files are looked for that no data_dir is given for
+MOST_DEVIATION = 10.0  # of pixels from 0 to 1: what is more is meant for pixels to 255
+SCALED_BY = 1000  # of the training glyphs, which are made one by one
+AT_A_TIME = 10_000  # images that are resized for their mean and deviation
 PADDING_SHARE = 8  # the margin of random crops is an eighth of the side: 4 pixels of 32
-
-InMemory = TypeVar("InMemory", Dataset, Split[Tensor])
 
 
 def names() -> list[str]:
@@ -66,7 +66,8 @@ def load(
         count: how many training and test samples at most; a smaller set is a part of a larger one. Of glyphs and
             peaks so many are made.
         mean: of each channel's pixels, from 0 to 1, that is taken from them; one number for all channels, or one for
-            each. None for the training part's own (of an image folder, ImageNet's).
+            each. None for that of the whole training part, whatever ``count`` is (of glyphs, of its first thousand; of
+            an image folder, ImageNet's).
         std: the deviation that they are divided by, likewise; ``mean`` and ``std`` come together.
         data_seed: of the samples themselves, of glyphs and peaks.
         progress: called with the number of samples made so far and of all, while samples are made.
@@ -107,7 +108,9 @@ def load(
     data = entry.make(request)
     if entry.augmented if augment is None else augment:
         padding = max(1, data.shape[-1] // PADDING_SHARE)
-        return replace(data, augmentation=Augmentation(padding=padding, flip=entry.mirrored))
+        # digits are stored normalised; the darkest pixel is black
+        black = (0.0,) if data.scale is not None else tuple(map(float, data.images[:].amin((0, 2, 3))))
+        return replace(data, augmentation=Augmentation(padding=padding, flip=entry.mirrored, black=black))
     return data
 
 
@@ -118,16 +121,15 @@ def _normalisation(
     if mean is None and std is None:
         return None
     parts = [[value] if isinstance(value, int | float) else value for value in (mean, std)]
-    fine = all(
-        isinstance(part, Sequence) and part and all(isinstance(v, int | float) and math.isfinite(v) for v in part)
+    first, second = (
+        tuple(map(float, part)) if isinstance(part, Sequence) and all(isinstance(v, int | float) for v in part) else ()
         for part in parts
     )
-    if not fine or min(parts[1] or [0]) <= 0:
+    if not (first and second and all(0 <= v <= 1 for v in first) and all(0 < v <= MOST_DEVIATION for v in second)):
         raise DataError(
             f"mean = {mean!r} and std = {std!r} are no means and deviations of channels; write both, numbers from 0 to "
             "1 such as mean=(0.5,) and std=(0.25,), and deviations above 0"
         )
-    first, second = (tuple(map(float, part)) for part in parts if part is not None)
     return first, second
 
 
@@ -157,13 +159,22 @@ class _Request:
         parts = {name: getattr(split, name) for name in Split.__slots__}
         return Dataset(name=self.name, batch_size=self.batch_size, seed=self.seed, scale=scale, **parts)
 
-    def resized(self, split: Split[Tensor]) -> Dataset:
-        """The batches of these images of bytes, of the size and with the channels that were asked for."""
-        images, test_images = (
-            resize(part, image_size=self.image_size, channels=self.channels)
-            for part in (split.images, split.test_images)
-        )
-        scale = self.scale(images.shape[1]) or Scale.of(images)
+    def resized(self, split: Split[Tensor], scaled_by: Tensor) -> Dataset:
+        """The batches of these images of bytes, of the size and with the channels that were asked for.
+
+        Args:
+            split: the images that were asked for.
+            scaled_by: whose mean and deviation are taken; the same however many are asked for, so that who tests with
+                fewer of them tests on the same inputs.
+        """
+
+        def resized(images: Tensor) -> Tensor:
+            return resize(images, image_size=self.image_size, channels=self.channels)
+
+        images, test_images = resized(split.images), resized(split.test_images)
+        if (scale := self.scale(images.shape[1])) is None:
+            parts = [images] if scaled_by is split.images else map(resized, scaled_by.split(AT_A_TIME))
+            scale = Scale.of(parts)
         return self.dataset(replace(split, images=images, test_images=test_images), scale)
 
     def scale(self, channels: int) -> Scale | None:
@@ -183,24 +194,28 @@ class _Request:
 
 
 def _archive(request: _Request) -> Dataset:
-    return request.resized(_fewer(archives.read(request.name, Path(request.data_dir or FOLDER)), request.count))
+    split = archives.read(request.name, Path(request.data_dir or FOLDER))
+    return request.resized(fewer(split, request.count), split.images)
 
 
 def _idx(request: _Request) -> Dataset:
     data_dir = None if request.data_dir is None else Path(request.data_dir)
-    return request.resized(_fewer(idx_files.read(request.name, data_dir, Path(FOLDER)), request.count))
+    split = idx_files.read(request.name, data_dir, Path(FOLDER))
+    return request.resized(fewer(split, request.count), split.images)
 
 
 def _glyphs(request: _Request) -> Dataset:
+    train, test = request.count or glyphs.FULL
     split = glyphs.recall_or_make(
-        request.count or glyphs.FULL,
+        (max(train, SCALED_BY), test),
         seed=request.data_seed,
         system_fonts=request.variant == "system",
         difficulty=glyphs.CLEAN if request.variant == "clean" else glyphs.CLUTTERED,
         data_dir=request.data_dir,
         progress=request.progress,
     )
-    return request.resized(split)
+    first = replace(split, images=split.images[:train], labels=split.labels[:train])
+    return request.resized(first, split.images[:SCALED_BY])
 
 
 def _image_folder(request: _Request) -> Dataset:
@@ -236,21 +251,7 @@ def _digits(request: _Request) -> Dataset:
         images, _, train, test = _raw_digits(image_size)
         pixels = scale((images * (255 / DARKEST)).repeat(1, channels, 1, 1))
         data = replace(data, images=pixels[train], test_images=pixels[test])
-    return _fewer(data, request.count)
-
-
-def _fewer(data: InMemory, count: tuple[int, int] | None) -> InMemory:
-    """At most so many samples of each part."""
-    if count is None:
-        return data
-    train, test = choose(len(data.labels), count[0]), choose(len(data.test_labels), count[1])
-    return replace(
-        data,
-        images=data.images[train],
-        labels=data.labels[train],
-        test_images=data.test_images[test],
-        test_labels=data.test_labels[test],
-    )
+    return fewer(data, request.count)
 
 
 def digits(batch_size: int = 64, seed: int = 0, *, image_size: int = 32, channels: int = 3) -> Dataset:

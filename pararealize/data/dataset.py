@@ -5,8 +5,8 @@ stands in its data, and what follows is bit-identical to a run that never stoppe
 """
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from pararealize.random_state import generator
 
 from .augmentation import Augmentation
 
-__all__ = ["Dataset", "Samples", "Scale", "Split", "choose"]
+__all__ = ["Dataset", "Samples", "Scale", "Split", "choose", "fewer"]
 
 
 class Samples(Protocol):
@@ -70,13 +70,22 @@ class Scale:
         return (pixels.float() - self.mean) / self.deviation
 
     @staticmethod
-    def of(pixels: Tensor) -> "Scale":
+    def of(parts: Iterable[Tensor]) -> "Scale":
         """The scale that gives every channel of these bytes ``(count, channels, height, width)`` mean 0, deviation 1.
 
         Computed from the 256 counts of each channel, in float64: exact whatever the number of pixels.
+
+        Args:
+            parts: of the images, which need not all be in memory at once.
         """
         values = torch.arange(256, dtype=torch.float64)
-        shares = torch.stack([pixels[:, c].flatten().bincount(minlength=256) for c in range(pixels.shape[1])]).double()
+        shares = sum(
+            (
+                torch.stack([pixels[:, c].flatten().bincount(minlength=256) for c in range(pixels.shape[1])])
+                for pixels in parts
+            ),
+            start=torch.zeros((), dtype=torch.int64),
+        ).double()
         shares /= shares.sum(1, keepdim=True)
         mean = shares @ values
         deviation = (shares @ values.square() - mean.square()).clamp_min(1.0).sqrt()
@@ -245,3 +254,20 @@ def _sizes(count: int, batch_size: int, world: int = 1) -> list[int]:
         both = batch_size + rest
         sizes[-2:] = [both - both // 2, both // 2]
     return sizes
+
+
+InMemory = TypeVar("InMemory", Dataset, Split[Tensor])
+
+
+def fewer(data: InMemory, count: tuple[int, int] | None) -> InMemory:
+    """At most so many samples of each part, as :func:`choose` chooses them; all without a count."""
+    if count is None:
+        return data
+    train, test = choose(len(data.labels), count[0]), choose(len(data.test_labels), count[1])
+    return replace(
+        data,
+        images=data.images[train],
+        labels=data.labels[train],
+        test_images=data.test_images[test],
+        test_labels=data.test_labels[test],
+    )

@@ -16,7 +16,7 @@ from pararealize.errors import DataError
 from pararealize.lookup import brief, find
 from pararealize.tracing.containers import leaves_of, map_leaves
 
-from .dataset import Dataset
+from .dataset import Dataset, fewer
 
 __all__ = ["OwnBatches", "own_data"]
 
@@ -89,6 +89,11 @@ class OwnBatches:
     def _pass(self, part: str, most: int | None) -> Iterator[Any]:
         left = most
         for batch in self.make(part):
+            if isinstance(batch, list | tuple) and not 1 <= len(batch) <= 2:
+                raise DataError(
+                    f"{self.name} gives a batch of {len(batch)} things, {_text(batch)}; give inputs, (inputs, labels), "
+                    "or a dict of inputs by name"
+                )
             size = _size(batch, self.name)
             if left is not None and size >= left:
                 yield batch if size == left else _head(batch, left)
@@ -113,13 +118,13 @@ def own_data(name: str, *, count: tuple[int, int] | None = None) -> OwnBatches |
     """
     value = find(name)
     if isinstance(value, Dataset):
-        return value
+        return fewer(value, count)
     if not callable(value):
         raise DataError(f"{name} is a {type(value).__name__}, which cannot be called; name a function of batches")
     given = _called(name, value)
     if isinstance(given, Dataset):
-        return given
-    has_test = _is_pair_of_parts(given)
+        return fewer(given, count)
+    has_test = _is_pair_of_parts(name, given)
     position = {"train": 0, "test": 1}
 
     def make(part: str) -> Iterable[Any]:
@@ -149,17 +154,34 @@ def _called(name: str, function: Callable[[], Any]) -> Any:
     return given
 
 
-def _is_pair_of_parts(given: Any) -> bool:
-    """Whether it is a pair of parts, each of which gives batches; a list of two batches is none."""
+def _is_pair_of_parts(name: str, given: Any) -> bool:
+    """Whether it is a pair of parts, each of which gives batches; a pair of two batches is none."""
     if not isinstance(given, tuple) or len(given) != 2:
         return False
-    return all(
-        (isinstance(part, Iterable) or callable(part)) and not isinstance(part, Tensor | Mapping) for part in given
-    ) and not all(_is_batch(part) for part in given)
+    if not all((isinstance(part, Iterable) or callable(part)) and not isinstance(part, _BATCHES) for part in given):
+        return False
+    if any(map(_may_be_either, given)):
+        raise DataError(
+            f"{name} gives a pair of {_text(given[0])} and {_text(given[1])}, which may be two parts of two batches or "
+            "two batches with labels; write batches with labels as tuples, or parts as generators"
+        )
+    return not all(map(_is_batch, given))
+
+
+_BATCHES = (Tensor, Mapping)
 
 
 def _is_batch(value: Any) -> bool:
-    return isinstance(value, tuple | list) and bool(value) and all(isinstance(item, Tensor) for item in value[:2])
+    """Whether it is a pair of inputs and labels, or the one tensor that a loader wraps into a list."""
+    return isinstance(value, tuple | list) and len(value) in (1, 2) and all(isinstance(item, Tensor) for item in value)
+
+
+def _may_be_either(value: Any) -> bool:
+    """Whether a list of two tensors may be two batches without labels as well as one with them."""
+    if not isinstance(value, list) or len(value) != 2 or not _is_batch(value):
+        return False
+    first, second = value
+    return second.ndim > 1 and first.shape[1:] == second.shape[1:] and first.dtype is second.dtype
 
 
 def _inputs(batch: Any) -> Any:

@@ -7,6 +7,7 @@
     network_record   what ``network.json`` says: how the network was made, its modes, versions
     model_source     how the original is built: a registry's name, a file's digest, or by the user
     meta_model       a model on the meta device -> the same with memory, for a folder's weights
+    plain_attributes  tensors that modules hold as plain attributes, by name, and back into a model
     example_form     example inputs -> their form as plain data; and back, without the user's values
 """
 

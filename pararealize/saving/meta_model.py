@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from pararealize.errors import CheckpointError
 
-__all__ = ["give_memory"]
+__all__ = ["attributes_of", "give_memory"]
 
 MOST_NAMES = 4  # that an error lists
 
@@ -55,7 +55,7 @@ def give_memory(model: nn.Module, names: Collection[str], device: torch.device |
     faults += [
         f"{prefix}.{key}".lstrip(".")
         for prefix, module in model.named_modules()
-        for key, value in _attributes(module)
+        for key, value in attributes_of(module)
         for leaf in tree_leaves(value)
         if isinstance(leaf, torch.Tensor) and leaf.is_meta and not (leaf is value and id(leaf) in memory)
     ]
@@ -73,7 +73,7 @@ def give_memory(model: nn.Module, names: Collection[str], device: torch.device |
                     tensors[key] = memory[id(value)]
 
 
-def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
+def attributes_of(module: nn.Module) -> list[tuple[str, Any]]:
     """The attributes of a module that are neither parameters, buffers and submodules nor hooks."""
     own = vars(nn.Module())
     return [(key, value) for key, value in vars(module).items() if key not in own]

@@ -26,7 +26,9 @@ from .mode_flag import ModeFlag
 from .operations import after, fields_of, is_computed, tensors_in
 from .sizes import SizeArgument, expression_of, is_symbolic
 
-__all__ = ["NodeTable", "UnreadableError", "storage_of"]
+__all__ = ["CONSTANT", "NodeTable", "UnreadableError", "storage_of"]
+
+CONSTANT = "_constant_"  # names begin so of tensors that a forward reads and no module has as an attribute
 
 _BASE_TYPES = (str, int, float, bool, complex, torch.dtype, torch.device, torch.memory_format, torch.layout, range)
 
@@ -164,7 +166,7 @@ class NodeTable:
         if path is None:
             if isinstance(tensor, FakeTensor):
                 raise UnreadableError("it uses a tensor made where the recorder could not see it")
-            path = self._attributes[id(tensor)] = f"_constant_{len(self.constants)}"
+            path = self._attributes[id(tensor)] = f"{CONSTANT}{len(self.constants)}"
             self.constants[path] = tensor
             self._alive.append(tensor)
         # a real parameter comes from a closure in the forward, which holds the model itself

@@ -30,6 +30,15 @@ def test_batches_of_ones_own(tmp_path):
         DataOptions(data=f"{file}:batches", image_size=8, mean="0").load(0)
 
 
+def test_a_data_set_of_ones_own_is_as_options_say(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("from pararealize.data import load\ndef points(): return load('peaks', batch_size=50, seed=2)\n")
+    data = DataOptions(data=f"{file}:points").for_training(0)
+    assert (data.train_count, data.batch_size, data.seed) == (5000, 50, 2)
+    data = DataOptions(data=f"{file}:points", count="100,40", batch_size=10).for_training(3)
+    assert (data.train_count, data.test_count, data.batch_size, data.seed) == (100, 40, 10, 3)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -38,6 +47,7 @@ def test_batches_of_ones_own(tmp_path):
         ({"count": "0,5"}, "--count '0,5' are no numbers"),
         ({"mean": "a", "std": "1"}, "--mean 'a' are no numbers"),
         ({"mean": "0.5"}, "are no means and deviations"),
+        ({"mean": "123.7", "std": "58"}, "write both, numbers from 0 to 1"),
     ],
 )
 def test_refusals(options, message):

@@ -39,3 +39,9 @@ def test_without_flips_the_crops_are_the_same():
 def test_padding_is_not_negative():
     with pytest.raises(DataError, match="padding = -1"):
         Augmentation(padding=-1)
+
+
+def test_the_margin_is_as_black_as_each_channel_has_it():
+    augmentation = Augmentation(padding=1, flip=False, black=(-1.0, 5.0))
+    crop = augmentation.apply(torch.zeros(1, 2, 2, 2), torch.tensor([[0, 0, 0]]))[0]
+    assert crop.tolist() == [[[-1.0, -1.0], [-1.0, 0.0]], [[5.0, 5.0], [5.0, 0.0]]]

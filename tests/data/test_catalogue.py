@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from pararealize import data as face
+from pararealize.data import catalogue, idx_files
 from pararealize.data.augmentation import Augmentation
 from pararealize.data.catalogue import digits, load, names
+from pararealize.data.dataset import Split
 from pararealize.errors import DataError
 
 
@@ -88,8 +90,35 @@ def test_a_smaller_set_is_part_of_a_larger_one():
 
 def test_augmented_digits_are_not_mirrored():
     data = load("digits", augment=True)
-    assert data.augmentation == Augmentation(padding=4, flip=False)
+    black = (data.images.min().item(),) * 3
+    assert data.augmentation == Augmentation(padding=4, flip=False, black=black)
     assert load("digits").augmentation is None
+    images, _ = next(data.epoch(0))
+    assert images[:, :, 0].max() > images.min() == black[0], "crops reach into the margin, which is black"
+    assert not (images == 0).any(), "which is the mean grey of stored digits"
+
+
+@pytest.mark.parametrize("size", [None, 6])
+def test_who_takes_fewer_images_gets_the_same_inputs(size, monkeypatch):
+    """Mean and deviation are the whole training part's; another count changed the images of a test."""
+    images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8) * torch.arange(60).view(-1, 1, 1, 1) // 60
+    labels = torch.arange(60) % 10
+    split = Split(classes=10, images=images, labels=labels, test_images=images[:20], test_labels=labels[:20])
+    monkeypatch.setattr(idx_files, "read", lambda *_: split)
+    whole, fewer = (load("mnist", image_size=size, count=count) for count in ((60, 10), (1, 10)))
+    assert fewer.train_count == 1
+    (x, _), (y, _) = (next(data.test_batches()) for data in (whole, fewer))
+    assert torch.equal(x, y)
+    assert torch.equal(load("mnist", image_size=size).scale.mean, fewer.scale.mean)
+
+
+def test_fewer_glyphs_are_the_same_inputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "SCALED_BY", 30)
+    few, more = (load("glyphs", data_dir=tmp_path, count=(train, 4)) for train in (2, 40))
+    assert (few.train_count, more.train_count) == (2, 40)
+    assert torch.equal(few.images, more.images[:2])
+    assert torch.equal(few.test_images, more.test_images)
+    assert torch.equal(few.scale.deviation, more.scale.deviation)
 
 
 def test_names():

@@ -3,9 +3,15 @@
 import pytest
 import torch
 
-from pararealize.data import glyphs, typefaces
+from pararealize.data import catalogue, glyphs, typefaces
 from pararealize.data.catalogue import load
 from pararealize.data.glyphs import Difficulty
+
+
+@pytest.fixture(autouse=True)
+def _few_make_the_scale(monkeypatch):
+    monkeypatch.setattr(catalogue, "SCALED_BY", 20)
+
 
 PRINT = Difficulty(
     turn=0,
@@ -140,7 +146,8 @@ def test_clean_is_a_set_of_its_own(tmp_path):
     assert torch.equal(load("glyphs:clean", count=(20, 10), data_dir=tmp_path).images, clean.images)
 
 
-def test_what_a_network_takes(tmp_path):
+def test_what_a_network_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "SCALED_BY", 64)
     data = load("glyphs", count=(64, 32), data_dir=tmp_path, image_size=16, channels=1, batch_size=32)
     x, labels = next(data.epoch(0))
     assert (x.shape, x.dtype, labels.dtype) == ((32, 1, 16, 16), torch.float32, torch.int64)

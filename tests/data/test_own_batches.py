@@ -20,6 +20,10 @@ def stream():
 def listed(): return [(torch.zeros(4, 2), torch.arange(4)), (torch.ones(4, 2), torch.arange(4))]
 def parts(): return stream, [(torch.ones(3, 2), torch.zeros(3, dtype=torch.long))]
 def dicts(): return [{"ids": torch.zeros(4, 3, dtype=torch.long), "labels": torch.arange(4)}] * 2
+def unlabelled(): return [torch.zeros(4, 2)] * 3, [torch.ones(4, 2)] * 4
+def either(): return [torch.zeros(4, 2)] * 2, [torch.ones(4, 2)] * 2
+def triples(): return [(torch.zeros(4, 2), torch.zeros(4, 2), torch.arange(4))] * 3
+def wrapped(): return [[torch.zeros(4, 2)]] * 3
 def plain(): return [torch.zeros(4, 2)]
 def named(): return digits(image_size=8)
 def nothing(): return []
@@ -55,6 +59,18 @@ def test_a_list_of_two_batches_is_no_pair_of_parts(code):
     assert (sizes(data.batches()), sizes(data.test_batches())) == ([4, 4, 4], [3])
 
 
+def test_parts_may_be_lists_of_tensors(code):
+    data = own_data(code("unlabelled"))
+    assert data.has_test
+    assert [len(list(batches)) for batches in (data.batches(), data.test_batches())] == [3, 4]
+    assert sizes(own_data(code("wrapped")).batches()) == [4, 4, 4]
+
+
+def test_a_data_set_has_as_many_samples_as_were_asked_for(code):
+    data = own_data(code("named"), count=(20, 10))
+    assert (data.train_count, data.test_count) == (20, 10)
+
+
 def test_count_cuts_within_a_batch(code):
     data = own_data(code("parts"), count=(6, 2))
     assert (sizes(data.batches()), sizes(data.test_batches())) == ([4, 2], [2])
@@ -82,6 +98,8 @@ def test_examples_have_no_labels(code):
         ("nothing", "gives no batch"),
         ("number", "gives a int; give batches"),
         ("broken", "failed: RuntimeError: no disk"),
+        ("either", r"may be two parts of two batches or two batches with labels; write batches with labels as tuples"),
+        ("triples", r"gives a batch of 3 things, .*; give inputs, \(inputs, labels\)"),
         ("value", "is a int, which cannot be called"),
     ],
 )
