@@ -104,6 +104,7 @@ def load(
         net.recording_limit = saved.record.recording_limit
         if saved.record.has_weights:
             _take_tensors(net, saved)
+            saved.record.give_formats(net)
             note_weights(net, saved.record.conversion.weights)
             note_changes(net, saved.record.conversion.changes)
         saved.record.give_modes(net)
@@ -153,6 +154,7 @@ def load_original(
             _check_operations(original, saved, example_inputs)
         give_memory(original, saved.tensor_names())
         _take_original(original, saved, saved.original or saved.weights)
+        saved.record.give_formats(original)
     if fault := _doubt(original, saved):
         warnings.warn(fault, OriginalWarning, stacklevel=3)  # the frame above is that of the arguments' check
     return original.eval()

@@ -306,3 +306,19 @@ def test_an_original_has_its_plain_tensors_or_is_told_to_lack_them(tmp_path):
     with pytest.warns(OriginalWarning, match=r"which values 0\.gate\.0, 1\.gate\.0, 2\.gate\.0 had"):
         assert not torch.equal(load_original(folder, original(True))(x), model(x))
     assert torch.equal(load_original(folder, copy.deepcopy(model))(x), model(x))
+
+
+def test_channels_stay_last(tmp_path):
+    """By the memory of its weights torch chooses how to convolve, and how it rounds."""
+    model = SmallResNet().eval().to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
+    net = pararealize(model, 3, example_inputs=x).eval()
+    folder = net.save(tmp_path / "net")
+    again = load(folder, SmallResNet())
+    for name, tensor in net.named_parameters():
+        if tensor.ndim == 4:
+            last = tensor.is_contiguous(memory_format=torch.channels_last)
+            assert again.get_parameter(name).is_contiguous(memory_format=torch.channels_last) == last
+    assert again.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(again(x), net(x))
+    assert torch.equal(load_original(folder, SmallResNet())(x), model(x))

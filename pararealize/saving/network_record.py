@@ -100,6 +100,7 @@ class NetworkRecord:
         training: whether it is in train mode.
         other_modes: names of the modules in the other mode.
         frozen: names of the parameters that are not trained.
+        channels_last: names of the tensors whose memory has channels last, by which torch chooses how to convolve.
         recording_limit: how many recordings for other sizes it keeps.
         versions: of this library, of torch and of others that were there when it was written.
     """
@@ -113,16 +114,17 @@ class NetworkRecord:
     training: bool
     other_modes: list[str]
     frozen: list[str]
+    channels_last: list[str] = dataclasses.field(default_factory=list)
     recording_limit: NonNegativeInt = 8
     versions: dict[str, str]
 
     def joined(self, modes: Sequence[Mapping[str, Any]]) -> NetworkRecord:
         """The same with the modes that the parts of a network have on several ranks, see :func:`modes_of`."""
-        others, frozen = (
-            list(dict.fromkeys(name for part in modes for name in part[field])) for field in ("other_modes", "frozen")
-        )
-        training = bool(modes[0]["training"])
-        return dataclasses.replace(self, training=training, has_weights=True, other_modes=others, frozen=frozen)
+        names: dict[str, Any] = {
+            field: list(dict.fromkeys(name for part in modes for name in part.get(field, ())))
+            for field in ("other_modes", "frozen", "channels_last")
+        }
+        return dataclasses.replace(self, training=bool(modes[0]["training"]), has_weights=True, **names)
 
     def give_modes(self, net: nn.Module) -> None:
         """Give a network the modes of its modules, and which parameters are trained."""
@@ -135,6 +137,13 @@ class NetworkRecord:
             if parameter.is_floating_point() or parameter.is_complex():
                 parameter.requires_grad_(name not in frozen)
 
+    def give_formats(self, net: nn.Module) -> None:
+        """Put the channels of a network's tensors last in memory where they were."""
+        names = set(self.channels_last)
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+            if name in names and tensor.ndim in _LAST:
+                tensor.data = tensor.data.contiguous(memory_format=_LAST[tensor.ndim])
+
 
 def modes_of(net: nn.Module) -> dict[str, Any]:
     """The fields of a record that are a network's modes, by name."""
@@ -142,7 +151,18 @@ def modes_of(net: nn.Module) -> dict[str, Any]:
         "training": net.training,
         "other_modes": [name for name, module in net.named_modules() if module.training != net.training],
         "frozen": [name for name, parameter in net.named_parameters() if not parameter.requires_grad],
+        "channels_last": [
+            name for name, tensor in (*net.named_parameters(), *net.named_buffers()) if _has_channels_last(tensor)
+        ],
     }
+
+
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _has_channels_last(tensor: torch.Tensor) -> bool:
+    format_ = _LAST.get(tensor.ndim)
+    return format_ is not None and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=format_)
 
 
 def weights_digest(state: Mapping[str, Any]) -> str:

@@ -28,7 +28,8 @@ def test_modes_come_back():
     net[1][0].train()
     net[0].weight.requires_grad_(False)
     record(**modes_of(net)).give_modes(other)
-    assert modes_of(other) == modes_of(net) == {"training": False, "other_modes": ["1.0"], "frozen": ["0.weight"]}
+    expected = {"training": False, "other_modes": ["1.0"], "frozen": ["0.weight"], "channels_last": []}
+    assert modes_of(other) == modes_of(net) == expected
 
 
 def test_parts_of_several_ranks_are_joined():
