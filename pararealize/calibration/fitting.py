@@ -148,7 +148,8 @@ def calibrate(
         fitting = WindowFitting(record, held_out, settings, say)
         with noting_statistics(net, interfaces.statistics):
             fitted = [fitting.fit(window, renews=renews) for window in interfaces.windows]
-            renewed = [*chain.from_iterable(one.renewed for one in fitted), *(fitting.renew_head() if renews else ())]
+            if renews:
+                fitting.renew_head()
         say("measuring the errors after")
         after = measure_errors(interfaces, tested or record, kind)
     corrections = [one.correction for one in fitted if one.correction is not None]
@@ -172,7 +173,7 @@ def calibrate(
         stages=(before.errors("before"), after.errors("after")),
         corrections=tuple(corrections),
         held_out_part=str(fitting.held_out) if chosen else "",
-        renewed=tuple(renewed),
+        renewed=tuple(interfaces.statistics.renewed),
         warnings=(*unread, *after.warnings),
     )
 

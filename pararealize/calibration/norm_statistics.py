@@ -45,6 +45,7 @@ class NormStatistics:
         uses = Counter(norm for some in norms.values() for norm in some)
         self._norms = {name: [norm for norm in some if uses[norm] == 1] for name, some in norms.items()}
         self._found: dict[nn.Module, Buffers] = {}
+        self._before: dict[nn.Module, tuple[Buffers, bool]] = {}  # the latest renewal, and whether it was the first
         for norm in (norm for some in self._norms.values() for norm in some):
             original, renewed = _ORIGINALS.get(norm, ({}, {}))
             if original and all(_equal(norm._buffers[key], value) for key, value in renewed.items()):
@@ -59,17 +60,26 @@ class NormStatistics:
         """Set the statistics of some parts to their averages over the batches that ``run`` calls the parts with."""
         norms = [norm for name in names for norm in self._norms[name]]
         for norm in norms:
-            self._found.setdefault(norm, _copied(norm))
+            self._before[norm] = _copied(norm), norm not in self._found
+            self._found.setdefault(norm, self._before[norm][0])
         with measured_norms(nn.ModuleList(norms), norms):
             run()
 
     @torch.no_grad()
     def restore(self, names: Iterable[str]) -> None:
-        """Give some parts the statistics that were found."""
+        """Give some parts the statistics that they had before :meth:`renew`, renewed earlier or not."""
         for norm in (norm for name in names for norm in self._norms[name]):
-            for key, value in self._found.pop(norm, {}).items():
+            before, is_first = self._before.pop(norm, ({}, False))
+            for key, value in before.items():
                 if value is not None:
                     norm.get_buffer(key).copy_(value)
+            if is_first:
+                del self._found[norm]
+
+    @property
+    def renewed(self) -> list[str]:
+        """The parts with renewed statistics, by an earlier calibration too, in their order."""
+        return [name for name, norms in self._norms.items() if not self._found.keys().isdisjoint(norms)]
 
     @property
     def has_originals(self) -> bool:
@@ -91,11 +101,14 @@ class NormStatistics:
 
     @contextmanager
     def as_found(self) -> Iterator[None]:
-        """The statistics that were found, in eval mode, for as long as this is open; none is copied."""
+        """The statistics that were found, in eval mode, for as long as this is open; none is copied.
+
+        But where the network was moved to another element type or device since.
+        """
         renewed = {norm: (norm.training, dict(norm._buffers)) for norm in self._found}
         for norm, buffers in self._found.items():
             norm.training = False
-            norm._buffers.update(buffers)
+            norm._buffers.update({key: _as(value, norm._buffers[key]) for key, value in buffers.items()})
         try:
             yield
         finally:
@@ -107,7 +120,11 @@ class NormStatistics:
 def _equal(value: Tensor | None, other: Tensor | None) -> bool:
     if value is None or other is None:
         return value is other
-    return value.shape == other.shape and torch.equal(value, other.to(value.device))
+    return value.shape == other.shape and torch.equal(value, other.to(value))
+
+
+def _as(value: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return value if value is None or like is None else value.to(like)
 
 
 def _copied(norm: nn.Module) -> Buffers:

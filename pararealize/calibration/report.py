@@ -49,7 +49,8 @@ class Calibration:
         corrections: what output corrections of each kind give, window by window, where the plan has any.
         held_out_part: which samples were held out, to choose penalties, ranks and statistics by; empty where nothing
             was chosen so.
-        renewed: the parts whose batch norms have new running statistics (``"g2_1"``, ``"head"``).
+        renewed: the parts whose batch norms have new running statistics (``"g2_1"``, ``"head"``), of this calibration
+            or an earlier one.
         warnings: what a reader should know, a sentence each.
         version: version of the JSON document.
     """

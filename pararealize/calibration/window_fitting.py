@@ -64,12 +64,10 @@ class WindowFit:
     Attributes:
         fits: part by part.
         correction: what corrections of each kind give, where the window has any.
-        renewed: the segments whose batch norms have new running statistics.
     """
 
     fits: tuple[Fit, ...]
     correction: CorrectionChoice | None = None
-    renewed: tuple[str, ...] = ()
 
 
 class WindowFitting:
@@ -111,7 +109,7 @@ class WindowFitting:
         self._without_corrections(window)
         second = self._fit_corrected(window, adapters)
         if self._error(window) < error:
-            return WindowFit(fits=second.fits, correction=second.correction, renewed=tuple(names))
+            return second
         self.statistics.restore(names)
         for module, values in zip(self._modules(window), state, strict=True):
             module.load_state_dict(values)
@@ -120,17 +118,15 @@ class WindowFitting:
         return first
 
     @torch.no_grad()
-    def renew_head(self) -> list[str]:
+    def renew_head(self) -> None:
         """Renew the statistics of the head's batch norms, where the output comes nearer to the true one so."""
         if not self.statistics.of("head"):
-            return []
+            return
         self.say("renewing the statistics of the head")
         result = self.interfaces.result
         error = self._output_error(result)
-        if self._renewed(["head"], result) and self._output_error(result) < error:
-            return ["head"]
-        self.statistics.restore(["head"])
-        return []
+        if self._renewed(["head"], result) and not self._output_error(result) < error:
+            self.statistics.restore(["head"])
 
     def _norms_of(self, window: Window) -> list[str]:
         """The segments of a window with running statistics, and other inputs than they were trained on."""

@@ -38,10 +38,39 @@ def test_renewed_shown_as_found_and_restored() -> None:
     statistics.renew([name], lambda: _in_the_midst(net, statistics, name, x))  # the original runs while others measure
     with statistics.as_found():
         assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
+    assert statistics.renewed == [name]
+    statistics.restore([name])  # of two renewals the second is undone, and what was found is known as before
+    torch.testing.assert_close(buffer, means.mean(0))
+    assert norm.running_mean is buffer
+    with statistics.as_found():
+        assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
+    assert not NormStatistics(pararealize(torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4))), 2)).of("g1")
+
+
+def test_the_first_renewal_is_undone_and_leaves_nothing() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    net = pararealize(SmallResNet().eval(), 2, windows=2, example_inputs=x, coarse="linear").eval()
+    found = {key: value.clone() for key, value in net.state_dict().items()}
+    statistics = NormStatistics(net)
+    name = next(name for name in net.segments if name != "g1_1" and statistics.of(name))
+    statistics.renew([name], lambda: net.segments[name](net.stem(x)))
     statistics.restore([name])
     assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
-    assert norm.running_mean is buffer
-    assert not NormStatistics(pararealize(torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4))), 2)).of("g1")
+    assert (statistics.renewed, statistics.has_originals) == ([], False)
+
+
+def test_statistics_follow_a_network_to_another_type() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    net = pararealize(SmallResNet().eval(), 2, windows=2, example_inputs=x, coarse="linear").eval()
+    first, true = NormStatistics(net), net.segments["g1_2"](net.stem(x))
+    first.renew(["g1_2"], lambda: net.segments["g1_2"](net.stem(x)))
+    first.remember()
+    net.double()
+    for statistics in (first, NormStatistics(net)):  # which is open over the move, and which is made after it
+        with statistics.as_found():
+            torch.testing.assert_close(net.segments["g1_2"](net.stem(x.double())), true.double(), rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_from_before_are_remembered_while_the_renewed_ones_are_there() -> None:

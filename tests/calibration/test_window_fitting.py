@@ -94,6 +94,18 @@ def test_statistics_that_are_worse_are_put_back(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(value, other.state_dict()[key], msg=key)
 
 
+def test_a_second_calibration_ends_where_the_first_did() -> None:
+    """Statistics that it renews again and finds no better are those of the first, to which parts were fitted."""
+    batches = vectors()
+    net = pararealize(normalised(), 2, windows=3, example_inputs=batches[0], coarse="linear", sequential=1)
+    first = calibrate(net, batches)
+    assert first.renewed
+    for renews in (None, False, None):
+        again = calibrate(net, batches, renew_statistics=renews)
+        assert again.stage("after") == first.stage("after")
+        assert again.renewed == first.renewed
+
+
 def test_a_window_of_one_sample_has_no_statistics_to_renew() -> None:
     """Batch norms of vectors refuse a batch of one; what was there stays."""
     torch.manual_seed(0)
