@@ -9,13 +9,14 @@ the rest*, as residual units are.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pararealize.errors import CalibrationError
-from pararealize.restacking.batchnorm import measured_norms, running_norms
+from pararealize.restacking.batchnorm import average_statistics, normalises, running_norms
 from pararealize.restore import preserve_training_flags
 
 from .least_squares import LinearLayer, Regression, is_trained, linear_part
@@ -46,6 +47,9 @@ WARMUP = 0.1  # of the steps: the rate rises linearly, and then falls as a cosin
 def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, seed: int) -> None:
     """Train a module with Adam; batch norms normalise by the batch, all else is in eval mode.
 
+    Batches with one value a channel at a norm, which cannot be normalised, are left out; where all are such, the norms
+    are in eval mode, too.
+
     Args:
         module: called ``module(input, *context)``.
         pairs: batches, taken in a new random order in every round.
@@ -61,8 +65,12 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
         return
     least = max(torch.finfo(parameter.dtype).tiny for parameter in parameters)
     optimizer = torch.optim.Adam(parameters, lr=lr, eps=max(1e-8, least))
+    norms = running_norms(module)
+    if norms:
+        usable = _normalised(module, pairs)
+        norms, pairs = (norms, usable) if usable else ([], pairs)
     order = _order(len(pairs), torch.Generator().manual_seed(seed))
-    with norms_training(module), torch.enable_grad():
+    with norms_training(module, norms), torch.enable_grad():
         for step in range(steps):
             r, context, target, mask = pairs[next(order)]
             for group in optimizer.param_groups:
@@ -84,13 +92,14 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
         optimizer.zero_grad()
 
 
-@torch.no_grad()
-def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> None:
-    """Set the running statistics of the module's batch norms to their averages over all pairs."""
-    if norms := running_norms(module):
-        with measured_norms(module, norms):
-            for pair in pairs:
-                module(pair.value.clone(), *pair.context)
+def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> bool:
+    """Set the running statistics of the module's batch norms to their averages over all pairs that have a variance.
+
+    Returns:
+        False where none has, and the statistics are as they were.
+    """
+    norms = running_norms(module)
+    return not norms or average_statistics(module, norms, (_call_of(module, pair) for pair in pairs)) > 0
 
 
 def solve_last(module: nn.Module, pairs: Callable[[], Iterable[Pair]], *, ridge: float) -> bool:
@@ -146,13 +155,25 @@ def last_layer(
 
 
 @contextmanager
-def norms_training(module: nn.Module) -> Iterator[None]:
-    """Batch norms in train mode, all else in eval mode; every flag is put back on leaving."""
-    norms = set(running_norms(module))
+def norms_training(module: nn.Module, norms: Sequence[nn.Module]) -> Iterator[None]:
+    """These batch norms in train mode, all else in eval mode; every flag is put back on leaving."""
+    chosen = set(norms)
     with preserve_training_flags(module):
         for part in module.modules():
-            part.training = part in norms
+            part.training = part in chosen
         yield
+
+
+@torch.no_grad()
+def _normalised(module: nn.Module, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that a module's batch norms can normalise: several samples have several values a channel."""
+    norms = running_norms(module)
+    with norms_training(module, norms):
+        return [pair for pair in pairs if len(pair.value) > 1 or normalises(norms, _call_of(module, pair))]
+
+
+def _call_of(module: nn.Module, pair: Pair) -> Callable[[], object]:
+    return partial(module, pair.value.clone(), *pair.context)
 
 
 def _rate(step: int, steps: int) -> float:

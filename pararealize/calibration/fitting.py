@@ -174,7 +174,7 @@ def calibrate(
         corrections=tuple(corrections),
         held_out_part=str(fitting.held_out) if chosen else "",
         renewed=tuple(interfaces.statistics.renewed),
-        warnings=(*unread, *after.warnings),
+        warnings=(*unread, *fitting.warnings, *after.warnings),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize.network.module import PararealModule
-from pararealize.restacking.batchnorm import measured_norms, running_norms
+from pararealize.restacking.batchnorm import average_statistics, running_norms
 from pararealize.tracing.network_piece import contents_of
 
 __all__ = ["NormStatistics"]
@@ -55,15 +55,22 @@ class NormStatistics:
         """The batch norms of a part that have running statistics, by the part's name: ``g2``, ``head``."""
         return self._norms[name]
 
-    @torch.no_grad()
-    def renew(self, names: Iterable[str], run: Callable[[], None]) -> None:
-        """Set the statistics of some parts to their averages over the batches that ``run`` calls the parts with."""
+    def renew(self, names: Iterable[str], calls: Iterable[Callable[[], object]]) -> bool:
+        """Set the statistics of some parts to their averages over calls of the parts, each a batch.
+
+        Batches with one value a channel are left out. False, and the statistics as they were, where none remains.
+        """
+        names, count = list(names), 0
         norms = [norm for name in names for norm in self._norms[name]]
         for norm in norms:
             self._before[norm] = _copied(norm), norm not in self._found
             self._found.setdefault(norm, self._before[norm][0])
-        with measured_norms(nn.ModuleList(norms), norms):
-            run()
+        try:
+            count = average_statistics(nn.ModuleList(norms), norms, calls)
+        finally:
+            if not count:
+                self.restore(names)
+        return count > 0
 
     @torch.no_grad()
     def restore(self, names: Iterable[str]) -> None:

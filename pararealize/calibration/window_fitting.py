@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,11 +87,19 @@ class WindowFitting:
         self.record, self.held_out, self.settings, self.say = record, held_out, settings, say
         self.interfaces, self.statistics = record.interfaces, record.interfaces.statistics
         self._fitted: set[int] = set()  # ids of the parameters of coarse blocks that were fitted
+        self._unmeasured: dict[str, None] = {}  # parts with batch norms that no batch has a variance for
 
     @property
     def has_norms(self) -> bool:
         """Whether there are running statistics that could be renewed."""
         return any(map(self._norms_of, self.interfaces.windows)) or bool(self.statistics.of("head"))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Which batch norms could not be measured."""
+        fact = "every batch has one value a channel there, which has no variance; pass larger batches"
+        names = ", ".join(self._unmeasured)
+        return (f"batch norms of {names} keep their running statistics: {fact}",) if names else ()
 
     def fit(self, window: Window, *, renews: bool) -> WindowFit:
         """Fit what the window has, with running statistics as they are or as they are renewed, whichever is better."""
@@ -159,16 +168,10 @@ class WindowFitting:
         return renewed
 
     def _renewed(self, names: list[str], run: Callable[[InterfaceValues], object]) -> bool:
-        def on_all() -> None:
-            for parts in self.held_out.fitted():
-                run(parts.values)
-
-        try:
-            self.statistics.renew(names, on_all)
-        except ValueError:  # one value a channel has no variance
-            self.statistics.restore(names)
-            return False
-        return True
+        calls = (partial(run, parts.values) for parts in self.held_out.fitted())
+        renewed = self.statistics.renew(names, calls)
+        self._unmeasured |= dict.fromkeys(() if renewed else names)
+        return renewed
 
     def _error(self, window: Window) -> float:
         """The relative error of the output on the samples held out, the windows behind this one run in sequence."""
@@ -274,7 +277,8 @@ class WindowFitting:
             return "least squares"
         # Running statistics are set before each solution for the last layer, which stands behind the norms, and once
         # more after the distillation, which changes what enters them.
-        measure_norms(module, pairs())
+        if not measure_norms(module, pairs()):
+            self._unmeasured[plan.name] = None
         solve_last(module, pairs, ridge=settings.ridge)
         distil(module, sample, steps=settings.steps, lr=settings.lr, seed=settings.seed)
         measure_norms(module, pairs())

@@ -119,6 +119,40 @@ def test_statistics_are_averages_over_all_pairs() -> None:
     assert (norm.momentum, norm.training) == (0.3, False)
 
 
+def vectors(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).eval()
+
+
+def test_a_pair_with_one_value_a_channel_is_left_out() -> None:
+    torch.manual_seed(5)
+    data = [Pair(x, (), x.tanh()) for x in (torch.randn(size, 3) for size in (8, 1, 8))]
+    states = []
+    for some in (data, [data[0], data[2]]):
+        module = vectors()
+        distil(module, some, steps=5, lr=1e-2, seed=0)
+        assert measure_norms(module, some)
+        states.append(module.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    image = nn.BatchNorm2d(4).eval()  # one image has many
+    assert measure_norms(image, [Pair(torch.randn(1, 4, 8, 8) + 3, (), torch.zeros(1))])
+    assert float(image.running_mean.min()) > 2
+
+
+def test_where_all_pairs_have_one_value_a_channel_norms_stay() -> None:
+    torch.manual_seed(5)
+    data = [Pair(x, (), x.tanh()) for x in (torch.randn(1, 3) for _ in range(4))]
+    module = vectors()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    first = error(module, data)
+    assert not measure_norms(module, data)
+    distil(module, data, steps=20, lr=1e-2, seed=0)
+    assert error(module, data) < first
+    changed = [key for key, value in module.state_dict().items() if not torch.equal(value, before[key])]
+    assert changed
+    assert not [key for key in changed if "running" in key or "tracked" in key]
+
+
 def test_frozen_parameters_stay() -> None:
     module = block()
     module.unit1.requires_grad_(False)

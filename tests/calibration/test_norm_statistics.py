@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
+import pytest
 import torch
 
 from pararealize import pararealize
@@ -22,7 +24,7 @@ def test_renewed_shown_as_found_and_restored() -> None:
     found = {key: value.clone() for key, value in net.state_dict().items()}
     seen = []
     handle = norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    statistics.renew([name], lambda: [net.segments[name](net.stem(batch)) for batch in (x, x + 1)] and None)
+    assert statistics.renew([name], [partial(net.segments[name], net.stem(batch)) for batch in (x, x + 1)])
     handle.remove()
     means = torch.stack([value.mean((0, 2, 3)) for value in seen])
     torch.testing.assert_close(norm.running_mean, means.mean(0))
@@ -35,7 +37,9 @@ def test_renewed_shown_as_found_and_restored() -> None:
         torch.testing.assert_close(net.segments["g1_1"](net.stem(x)), net.segments["g1_1"](net.stem(x)))
     assert norm.running_mean is buffer
     torch.testing.assert_close(buffer, means.mean(0))
-    statistics.renew([name], lambda: _in_the_midst(net, statistics, name, x))  # the original runs while others measure
+    statistics.renew(
+        [name], [lambda: _in_the_midst(net, statistics, name, x)]
+    )  # the original runs while others measure
     with statistics.as_found():
         assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
     assert statistics.renewed == [name]
@@ -54,10 +58,27 @@ def test_the_first_renewal_is_undone_and_leaves_nothing() -> None:
     found = {key: value.clone() for key, value in net.state_dict().items()}
     statistics = NormStatistics(net)
     name = next(name for name in net.segments if name != "g1_1" and statistics.of(name))
-    statistics.renew([name], lambda: net.segments[name](net.stem(x)))
+    statistics.renew([name], [lambda: net.segments[name](net.stem(x))])
     statistics.restore([name])
     assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
     assert (statistics.renewed, statistics.has_originals) == ([], False)
+
+
+def fail() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_renewal_that_fails_leaves_nothing() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    net = pararealize(SmallResNet().eval(), 2, windows=2, example_inputs=x, coarse="linear").eval()
+    found = {key: value.clone() for key, value in net.state_dict().items()}
+    statistics = NormStatistics(net)
+    with pytest.raises(KeyboardInterrupt):
+        statistics.renew(["g1_2"], [lambda: net.segments["g1_2"](net.stem(x)), fail])
+    assert not statistics.renew(["g1_2"], [lambda: statistics.of("g1_2")[0](torch.randn(1, 4, 1, 1))])
+    assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
+    assert not statistics.has_originals
 
 
 def test_statistics_follow_a_network_to_another_type() -> None:
@@ -65,7 +86,7 @@ def test_statistics_follow_a_network_to_another_type() -> None:
     x = torch.randn(6, 3, 8, 8)
     net = pararealize(SmallResNet().eval(), 2, windows=2, example_inputs=x, coarse="linear").eval()
     first, true = NormStatistics(net), net.segments["g1_2"](net.stem(x))
-    first.renew(["g1_2"], lambda: net.segments["g1_2"](net.stem(x)))
+    first.renew(["g1_2"], [lambda: net.segments["g1_2"](net.stem(x))])
     first.remember()
     net.double()
     for statistics in (first, NormStatistics(net)):  # which is open over the move, and which is made after it
@@ -80,7 +101,7 @@ def test_statistics_from_before_are_remembered_while_the_renewed_ones_are_there(
     found = {key: value.clone() for key, value in net.state_dict().items()}
     first = NormStatistics(net)
     name = next(name for name in net.segments if name != "g1_1" and first.of(name))
-    first.renew([name], lambda: net.segments[name](net.stem(x)))
+    first.renew([name], [lambda: net.segments[name](net.stem(x))])
     assert not NormStatistics(net).has_originals
     first.remember()
     again, twin = NormStatistics(net), copy.deepcopy(net)

@@ -106,15 +106,27 @@ def test_a_second_calibration_ends_where_the_first_did() -> None:
         assert again.renewed == first.renewed
 
 
-def test_a_window_of_one_sample_has_no_statistics_to_renew() -> None:
-    """Batch norms of vectors refuse a batch of one; what was there stays."""
+@pytest.mark.parametrize("coarse", ["linear", "block"])
+def test_a_batch_of_one_sample_is_left_out_of_statistics(coarse: str) -> None:
+    batches = vectors()
+    net = pararealize(normalised(), 2, windows=3, example_inputs=batches[0], coarse=coarse, sequential=1)
+    calibration = calibrate(net, [batches[0][:1], *batches, batches[0][:1]], steps=2, test=batches[-1:])
+    assert calibration.renewed or coarse == "block"  # two steps leave too much to find statistics better
+    assert calibration.warnings == ()
+
+
+@pytest.mark.parametrize("coarse, parts", [("linear", "g1_2, g2_1, g2_2"), ("block", "F1_1, g1_2, F2_1, g2_1, g2_2")])
+def test_batches_of_one_sample_have_no_statistics_to_renew(coarse: str, parts: str) -> None:
+    """Batch norms of vectors refuse a batch of one; what was there stays, and that is told."""
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh()) for _ in range(4)]
     model = nn.Sequential(*blocks, nn.Linear(4, 2)).eval()
-    net = pararealize(model, 2, windows=2, example_inputs=torch.randn(2, 4), coarse="linear")
-    calibration = calibrate(net, [torch.randn(1, 4) for _ in range(3)])
+    net = pararealize(model, 2, windows=2, example_inputs=torch.randn(2, 4), coarse=coarse)
+    calibration = calibrate(net, [torch.randn(1, 4) for _ in range(3)], steps=2)
     assert calibration.renewed == ()
     assert all(torch.equal(v, net.original_state_dict()[k]) for k, v in model.state_dict().items())
+    (warning,) = (each for each in calibration.warnings if "batch norms" in each)
+    assert warning.startswith(f"batch norms of {parts} keep their running statistics: every batch has one value")
 
 
 def test_values_of_windows_are_those_of_the_network() -> None:

@@ -56,6 +56,24 @@ def test_an_empty_loader_changes_nothing() -> None:
     assert torch.equal(net[1].running_mean, before)
 
 
+def test_a_batch_with_one_value_a_channel_is_left_out() -> None:
+    """The last one of a loader may hold a single sample, which has no variance."""
+    net, batches = network(), [torch.randn(8, 3), torch.randn(8, 3) + 1]
+    other = copy.deepcopy(net)
+    recalibrate_batchnorm(net, [batches[0], torch.randn(1, 3), batches[1], torch.randn(1, 3)])
+    recalibrate_batchnorm(other, batches)
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), other.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("batch, text", [((1, 3), "one value a channel at a batch norm"), ((8, 5), "mat1 and mat2")])
+def test_an_error_leaves_statistics_as_they_were(batch: tuple[int, int], text: str) -> None:
+    net = network()
+    before = copy.deepcopy(net)
+    with pytest.raises(ExampleError, match=text):
+        recalibrate_batchnorm(net, [*([torch.randn(8, 3)] if batch[0] > 1 else []), torch.randn(batch)])
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), before.buffers(), strict=True))
+
+
 def test_without_batch_norms_nothing_runs() -> None:
     class Failing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
