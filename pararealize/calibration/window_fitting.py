@@ -245,7 +245,7 @@ class WindowFitting:
             if module is None:
                 method = "left: the segment itself"
             elif not any(parameter.requires_grad for parameter in module.parameters()):
-                method = "left: nothing to fit"
+                method = _why_left(module, True)
             elif self._fitted.intersection(map(id, module.parameters())):
                 method = "left: shared with one before"
             else:
@@ -285,8 +285,8 @@ class WindowFitting:
         return "distilled, last layer solved" if solve_last(module, pairs, ridge=settings.ridge) else "distilled"
 
 
-def _why_left(adapter: nn.Module, linear: bool) -> str:
-    if not any(True for _ in adapter.parameters()):
+def _why_left(module: nn.Module, linear: bool) -> str:
+    if not any(True for _ in module.parameters()):
         return "left: nothing to fit"
     return "left: frozen" if linear else "left: not linear"
 

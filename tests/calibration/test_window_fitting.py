@@ -106,6 +106,18 @@ def test_a_second_calibration_ends_where_the_first_did() -> None:
         assert again.renewed == first.renewed
 
 
+@pytest.mark.parametrize("coarse", ["dense", "block"])
+def test_frozen_coarse_blocks_are_told_as_such(coarse: str) -> None:
+    """Those without weights have nothing to fit; the table of several windows leaves out these alone."""
+    batches = vectors()
+    net = pararealize(normalised(), 2, windows=2, example_inputs=batches[0], coarse=coarse)
+    net.coarse.requires_grad_(False)
+    calibration = calibrate(net, batches, renew_statistics=False)
+    methods = {fit.part: fit.method for fit in calibration.fits}
+    assert methods["F1_1"] == ("left: frozen" if coarse == "block" else "left: nothing to fit")
+    assert ("corrected by" in str(calibration)) == (coarse == "block")
+
+
 @pytest.mark.parametrize("coarse", ["linear", "block"])
 def test_a_batch_of_one_sample_is_left_out_of_statistics(coarse: str) -> None:
     batches = vectors()
