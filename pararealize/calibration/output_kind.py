@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from pararealize.analysis.space import Space
 from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
 from pararealize.table import share
 from pararealize.tracing.containers import items_of
 
-__all__ = ["ClassScores", "LabelEvidence", "OutputKind", "Outputs", "find_output_kind", "named_leaves"]
+__all__ = ["ClassScores", "LabelEvidence", "OutputKind", "Outputs", "class_axis", "find_output_kind", "named_leaves"]
 
 Outputs: TypeAlias = Literal["auto", "logits", "values"]
 Form: TypeAlias = Literal["logits", "probabilities", "log-probabilities"]
@@ -136,18 +137,19 @@ def find_output_kind(net: PararealModule, output: Any, outputs: Outputs, evidenc
     """
     if outputs == "values":
         return OutputKind(scores=(), why="as asked for")
-    leaves = dict(named_leaves(output))
-    wide = {path: value for path, value in leaves.items() if value.ndim > 1 and value.shape[_class_axis(value)] > 1}
+    leaves, space = dict(named_leaves(output)), net.plan.segments[-1].y
+    axes = {path: class_axis(value, space) for path, value in leaves.items() if value.ndim > 1}
+    wide = {path: leaves[path] for path, axis in axes.items() if leaves[path].shape[axis] > 1}
     softmaxed, has_loss = _read_head(net)
     scores = [
-        ClassScores(path=path, form=form, axis=_class_axis(wide[path]) if axis is None else axis % wide[path].ndim)
+        ClassScores(path=path, form=form, axis=axes[path] if axis is None else axis % wide[path].ndim)
         for path, (form, axis) in softmaxed.items()
         if path in wide and (axis is None or -wide[path].ndim <= axis < wide[path].ndim)
     ]
     if scores:
         return OutputKind(scores=tuple(scores), why="the model ends in a softmax")
     if named := [path for path in wide if path and str(path[-1]).endswith("logits")]:
-        return OutputKind(scores=_logits(wide, named), why=f"an output of the model is called {named[0][-1]!r}")
+        return OutputKind(scores=_logits(axes, named), why=f"an output of the model is called {named[0][-1]!r}")
     if outputs == "logits":
         if not wide:
             shapes = ", ".join(str(tuple(value.shape)) for value in leaves.values()) or "no tensor"
@@ -155,13 +157,13 @@ def find_output_kind(net: PararealModule, output: Any, outputs: Outputs, evidenc
                 f"the outputs are said to be logits, and the network gives {shapes}; pass outputs='values', or a loss "
                 "for values ('mse', 'cosine')"
             )
-        return OutputKind(scores=_logits(wide, wide), why="as asked for")
+        return OutputKind(scores=_logits(axes, wide), why="as asked for")
     if has_loss and len(wide) == 1:
-        return OutputKind(scores=_logits(wide, wide), why="the model has a cross entropy")
+        return OutputKind(scores=_logits(axes, wide), why="the model has a cross entropy")
     if evidence.shows_classes and len(wide) == 1:
         hits = share(evidence.hits / evidence.count, 0)
         return OutputKind(
-            scores=_logits(wide, wide), why=f"the largest output is at the label in {hits} of the samples"
+            scores=_logits(axes, wide), why=f"the largest output is at the label in {hits} of the samples"
         )
     if evidence.given:
         return OutputKind(scores=(), why="its largest number is at the label no more often than chance has it")
@@ -178,13 +180,36 @@ def named_leaves(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
             yield from named_leaves(item, (*path, step.key))
 
 
-def _class_axis(value: Tensor) -> int:
-    """Last of vectors and sequences; of maps ``(batch, classes, height, width)`` the first behind the batch."""
-    return value.ndim - 1 if value.ndim <= 3 else 1
+def class_axis(value: Tensor, space: Space | None = None) -> int:
+    """The axis of classes: where the others are the positions of what the head reads; else as is usual.
+
+    Of vectors and sequences that is the last, of maps ``(batch, classes, height, width)`` the first behind the batch,
+    of signals that where the channels are in front of the head.
+
+    Args:
+        value: scores of classes, ``(batch, …)``.
+        space: of what the head reads.
+
+    Example:
+        >>> class_axis(torch.zeros(2, 3, 50), Space(shape=(16, 50), channel=0))
+        1
+        >>> class_axis(torch.zeros(2, 50, 3), Space(shape=(50, 16), channel=1))
+        2
+    """
+    last = value.ndim - 1
+    if last < 2:
+        return last
+    usual = 1 if last > 2 else last
+    if space is None or len(space.shape) != last:
+        return usual
+    fits = {1: value.shape[2:] == space.extent, last: value.shape[1:-1] == space.extent}
+    if fits[1] != fits[last]:
+        return 1 if fits[1] else last
+    return (last if space.channels_last else 1) if fits[1] or last == 2 else usual
 
 
-def _logits(leaves: Mapping[Path, Tensor], paths: Any) -> tuple[ClassScores, ...]:
-    return tuple(ClassScores(path=path, form="logits", axis=_class_axis(leaves[path])) for path in paths)
+def _logits(axes: Mapping[Path, int], paths: Any) -> tuple[ClassScores, ...]:
+    return tuple(ClassScores(path=path, form="logits", axis=axes[path]) for path in paths)
 
 
 def _read_head(net: PararealModule) -> tuple[dict[Path, tuple[Form, int | None]], bool]:

@@ -85,7 +85,7 @@ def compare(
     say = report or (lambda _: None)
     call = CallSignature.of_graph(net.graph)
     device = next(original.parameters()).device
-    sums, first = OutputSums(logits=logits), None
+    sums, first = OutputSums(logits=logits, space=net.plan.segments[-1].y), None
     with eval_mode(net), eval_mode(original), torch.no_grad(), ordinary_mode():
         for batch in one_pass(batches):
             args, kwargs = call.as_arguments(as_input(original, _inputs(batch, call), device))

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from pararealize.analysis.space import Space
+from pararealize.calibration.output_kind import class_axis
 from pararealize.errors import ExampleError
 from pararealize.tracing.containers import leaves_of
 
@@ -44,10 +46,11 @@ class OutputSums:
 
     Args:
         logits: whether outputs are logits; ``None`` where labels that fit them say so.
+        space: of what the network's head reads.
     """
 
-    def __init__(self, *, logits: bool | None = None) -> None:
-        self._logits = logits
+    def __init__(self, *, logits: bool | None = None, space: Space | None = None) -> None:
+        self._logits, self._space = logits, space
         self.samples = 0
         self._squares = self._difference = self._cosines = 0.0
         self._rows = self._classified = self._same = self._labelled = 0
@@ -69,6 +72,8 @@ class OutputSums:
         if y.shape != other.shape or not y.ndim:
             raise ExampleError(f"the original gives {tuple(y.shape)} and the network {tuple(other.shape)}")
         self.samples += len(y)
+        if y.ndim > 2 and self._logits:
+            y, other = (of.movedim(class_axis(of, self._space), -1) for of in (y, other))
         if mask is not None and y.ndim == 3 and y.shape[:2] == mask.shape:
             y, other = y[mask.cpu()], other[mask.cpu()]
         flat, other_flat = y.reshape(len(y), -1), other.reshape(len(y), -1)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pararealize import pararealize
-from pararealize.calibration.output_kind import LabelEvidence, OutputKind, find_output_kind, named_leaves
+from pararealize.analysis.space import Space
+from pararealize.calibration.output_kind import LabelEvidence, OutputKind, class_axis, find_output_kind, named_leaves
 from pararealize.errors import CalibrationError
 
 
@@ -110,6 +111,44 @@ def test_labels_that_show_nothing() -> None:
         evidence = LabelEvidence()
         evidence.add(output, labels)
         assert not evidence.shows_classes
+
+
+SIGNAL, TOKENS = Space(shape=(4, 9), channel=0), Space(shape=(9, 4), channel=1)
+IMAGE, MAP = Space(shape=(4, 9, 9), channel=0), Space(shape=(9, 9, 4), channel=2)
+
+
+@pytest.mark.parametrize(
+    "shape, space, axis",
+    [
+        ((2, 3), SIGNAL, 1),
+        ((2, 3, 9), SIGNAL, 1),
+        ((2, 9, 3), SIGNAL, 2),  # turned in the head
+        ((2, 9, 9), SIGNAL, 1),
+        ((2, 3, 8), SIGNAL, 1),  # of another length than the example
+        ((2, 9, 3), TOKENS, 2),
+        ((2, 3, 9), TOKENS, 1),
+        ((2, 9, 9), TOKENS, 2),
+        ((2, 8, 3), TOKENS, 2),
+        ((2, 8, 3), None, 2),
+        ((2, 4, 3), IMAGE, 2),
+        ((2, 3, 9, 9), IMAGE, 1),
+        ((2, 3, 9, 9), MAP, 1),
+        ((2, 9, 9, 3), MAP, 3),
+        ((2, 9, 9, 9), MAP, 3),
+        ((2, 3, 36, 36), MAP, 1),
+        ((2, 3, 5, 5), None, 1),
+    ],
+)
+def test_classes_stand_where_positions_do_not(shape: tuple[int, ...], space: Space | None, axis: int) -> None:
+    assert class_axis(torch.zeros(shape), space) == axis
+
+
+def test_classes_of_a_signal_are_its_channels() -> None:
+    blocks = [nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.Tanh()) for _ in range(3)]
+    x = torch.randn(5, 4, 9)
+    net = pararealize(nn.Sequential(*blocks, nn.Conv1d(4, 3, 1)), 2, example_inputs=x, coarse="linear")
+    (scores,) = find_output_kind(net, net(x), "logits", LabelEvidence()).scores
+    assert scores.axis == 1
 
 
 def test_leaves_of_outputs_have_the_keys_that_lead_to_them() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pararealize import compare, pararealize
 from pararealize.errors import CalibrationError, ExampleError, ModelError
@@ -36,6 +37,15 @@ def test_one_segment_is_the_original():
     result = compare(net, model, batches, batch_sizes=())
     assert (result.relative_error, result.same_class, result.latencies) == (0.0, 1.0, ())
     assert result.original == result.parareal
+
+
+def test_classes_of_a_signal_are_its_channels():
+    blocks = [nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.Tanh()) for _ in range(3)]
+    model, x = nn.Sequential(*blocks, nn.Conv1d(4, 3, 1)), torch.randn(5, 4, 9)
+    net = pararealize(model, 2, example_inputs=x, coarse="linear")
+    result = compare(net, model, [x], logits=True, batch_sizes=())
+    with torch.no_grad():
+        assert result.same_class == pytest.approx(float((net(x).argmax(1) == model(x).argmax(1)).double().mean()))
 
 
 def test_refusals():

@@ -58,6 +58,14 @@ def test_positions_that_a_mask_excludes_count_nowhere():
     assert sums.samples == 2
 
 
+def test_classes_of_maps_are_channels():
+    y, other = torch.randn(2, 4, 3, 5, 5)
+    sums = OutputSums(logits=True)
+    sums.add(y, other)
+    assert sums.same_class == pytest.approx(float((y.argmax(1) == other.argmax(1)).double().mean()))
+    assert sums.relative_error == pytest.approx(float((other - y).norm() / y.norm()), rel=1e-5)
+
+
 def test_what_cannot_be_compared():
     with pytest.raises(ExampleError, match="without a tensor of numbers"):
         main_output([torch.tensor(1)])
