@@ -142,10 +142,12 @@ def calibrate(
         evidence = record.evidence if tested is None or record.evidence.count else tested.evidence
         held_out = HeldOut(record, tested)
         held_out.check_masks()
-        kind = find_output_kind(net, record.output, outputs, evidence)
+        first = record.in_memory[0]
+        reads = interfaces.at(interfaces.last, first.true[interfaces.last]), *first.context["head"]
+        kind = find_output_kind(net, record.output, outputs, evidence, reads)
         say("measuring the errors before")
         before = measure_errors(interfaces, tested or record, kind)
-        fitting = WindowFitting(record, held_out, settings, say)
+        fitting = WindowFitting(record, held_out, settings, kind, say)
         with noting_statistics(net, interfaces.statistics):
             fitted = [fitting.fit(window, renews=renews) for window in interfaces.windows]
             if renews:

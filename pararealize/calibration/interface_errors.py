@@ -108,13 +108,18 @@ class ErrorSums:
             CalibrationError: a label is none of the network's classes.
         """
         self.samples += samples
+        kind = self._kind
         values, wanted = dict(named_leaves(output)), dict(named_leaves(true))
         for path, value in values.items():
-            self.output.add(value, wanted[path], mask)
-            if not self._kind.scores and value.ndim > 1 and value.shape[-1] > 1:
-                self._add_cosines(unmasked(value, mask), unmasked(wanted[path], mask))
-        for number, scores in enumerate(self._kind.scores):
-            rows, others = (unmasked(scores.rows(of[scores.path]), mask) for of in (values, wanted))
+            ours, theirs = (kind.counted(path, of, mask) for of in (value, wanted[path]))
+            self.output.add(ours, theirs)
+            if not kind.scores and value.ndim > 1 and value.shape[-1] > 1:
+                self._add_cosines(ours, theirs)
+        for number, scores in enumerate(kind.scores):
+            rows, others = (
+                kind.counted(scores.path, scores.rows(of[scores.path]), mask, of_classes=True)
+                for of in (values, wanted)
+            )
             chosen = rows.argmax(-1)
             self._rows += chosen.numel()
             self._same_class += int((chosen == others.to(rows.device).argmax(-1)).sum())

@@ -27,7 +27,6 @@ from torch.nn import functional
 
 from pararealize.errors import CalibrationError
 
-from .masks import unmasked
 from .output_kind import OutputKind, Path, named_leaves
 
 __all__ = ["LossFunction", "LossName", "OutputLoss", "choose_loss", "relative_error"]
@@ -75,7 +74,7 @@ class OutputLoss:
         losses = []
         for path, value in values.items():
             function = vector if value.ndim > 1 and value.shape[-1] > 1 else relative_error
-            s, t = unmasked(value, mask), unmasked(wanted[path], mask).to(value.device)
+            s, t = (self.kind.counted(path, of, mask) for of in (value, wanted[path].to(value.device)))
             wide = torch.promote_types(s.dtype, torch.float32)
             losses.append(function(s.to(wide), t.to(wide)))
         return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
@@ -85,7 +84,8 @@ class OutputLoss:
     ) -> Tensor:
         losses = []
         for scores in self.kind.scores:
-            s, t = (unmasked(scores.log_scores(of[scores.path]), mask) for of in (values, wanted))
+            rows = (scores.log_scores(of[scores.path]) for of in (values, wanted))
+            s, t = (self.kind.counted(scores.path, of, mask, of_classes=True) for of in rows)
             t = t.to(s.device)
             if self.name == "kl":
                 losses.append(_kl(s, t, self.temperature))
@@ -154,7 +154,8 @@ def choose_loss(
     if loss == "auto" and kind.scores:
         name, why = "kl", kind.why
     elif loss == "auto":
-        of_one_length = all(_has_one_length(unmasked(value, mask)) for _, value in named_leaves(teacher))
+        leaves = named_leaves(teacher)
+        of_one_length = all(_has_one_length(kind.counted(path, value, mask)) for path, value in leaves)
         name, why = ("cosine", "the outputs are vectors of one length") if of_one_length else ("mse", kind.why)
     if name in ("kl", "cross_entropy") and not kind.scores:
         raise CalibrationError(

@@ -21,8 +21,20 @@ from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
 from pararealize.table import share
 from pararealize.tracing.containers import items_of
+from pararealize.tracing.network_piece import contents_of
 
-__all__ = ["ClassScores", "LabelEvidence", "OutputKind", "Outputs", "class_axis", "find_output_kind", "named_leaves"]
+from .masks import unmasked
+
+__all__ = [
+    "ClassScores",
+    "LabelEvidence",
+    "OutputKind",
+    "Outputs",
+    "class_axis",
+    "find_output_kind",
+    "named_leaves",
+    "position_outputs",
+]
 
 Outputs: TypeAlias = Literal["auto", "logits", "values"]
 Form: TypeAlias = Literal["logits", "probabilities", "log-probabilities"]
@@ -68,10 +80,21 @@ class OutputKind:
     Attributes:
         scores: its tensors of classes; empty where it is no classification.
         why: what says so.
+        by_position: its tensors with one number a position, ``(batch, length)``.
     """
 
     scores: tuple[ClassScores, ...]
     why: str
+    by_position: frozenset[Path] = frozenset()
+
+    def counted(self, path: Path, value: Tensor, mask: Tensor | None, *, of_classes: bool = False) -> Tensor:
+        """A tensor of the output, at the positions that count.
+
+        Of one number a position, those that do not are nought, or the least number where positions are the classes.
+        """
+        if mask is None or path not in self.by_position or value.shape != mask.shape:
+            return unmasked(value, mask)
+        return value.masked_fill(~mask.to(value.device), torch.finfo(value.dtype).min if of_classes else 0.0)
 
 
 class LabelEvidence:
@@ -123,7 +146,9 @@ class LabelEvidence:
         return kappa > max(LEAST_KAPPA, SURE * math.sqrt(chance / (1 - chance) / self.count))
 
 
-def find_output_kind(net: PararealModule, output: Any, outputs: Outputs, evidence: LabelEvidence) -> OutputKind:
+def find_output_kind(
+    net: PararealModule, output: Any, outputs: Outputs, evidence: LabelEvidence, reads: tuple[Any, ...] = ()
+) -> OutputKind:
     """What the outputs of a network are.
 
     Args:
@@ -131,10 +156,66 @@ def find_output_kind(net: PararealModule, output: Any, outputs: Outputs, evidenc
         output: what its original gives for a batch.
         outputs: what the caller says.
         evidence: what labels show.
+        reads: what its head reads, see :func:`position_outputs`.
 
     Raises:
         CalibrationError: the outputs are said to be logits, and no tensor among them has several classes.
     """
+    kind, space = _kind_of_scores(net, output, outputs, evidence), net.plan.segments[-1].y
+    if not any(value.ndim == len(space.shape) for _, value in named_leaves(output)):
+        return kind
+    return dataclasses.replace(kind, by_position=position_outputs(net, reads))
+
+
+@torch.no_grad()
+def position_outputs(net: PararealModule, reads: tuple[Any, ...] = ()) -> frozenset[Path]:
+    """The tensors of an output with one number a position of a sequence: ``(batch, length)``.
+
+    They follow what the head reads at one end, and at the other do not: scores of as many classes as there are
+    positions follow it everywhere, or nowhere.
+
+    Args:
+        net: the network, in eval mode.
+        reads: what its head reads for a batch: an activation, and context. Left out, random numbers; of a head that
+            reads context nothing is known then.
+    """
+    space = net.plan.segments[-1].y
+    if not space.channels_last:
+        return frozenset()
+    if not reads and len(net.part_graphs["head"].find_nodes(op="placeholder")) == 1:
+        device = next(contents_of(net.head).parameters(), next(net.parameters())).device
+        z = torch.randn(2, *space.shape, generator=torch.Generator().manual_seed(0))
+        reads = (z.to(device=device, dtype=space.torch_dtype),)
+    if not reads:
+        return frozenset()
+    first, last = ((slice(None), *[place] * len(space.extent)) for place in (0, -1))
+    try:
+        plain = _by_shape(net, reads)
+        at_first, at_last = (_by_shape(net, reads, at=end) if plain else {} for end in (first, last))
+    except Exception:  # noqa: BLE001 - whatever a head raises that takes no other numbers
+        return frozenset()
+
+    def follows(path: Path, changed: Mapping[Path, Tensor], end: Any) -> bool:
+        return bool((changed[path][end] != plain[path][end]).any())
+
+    return frozenset(
+        path
+        for path in plain
+        if (follows(path, at_first, first) or follows(path, at_last, last))
+        and not (follows(path, at_first, last) or follows(path, at_last, first))
+    )
+
+
+def _by_shape(net: PararealModule, reads: tuple[Any, ...], at: Any = None) -> dict[Path, Tensor]:
+    """The head's outputs of the shape of positions, where it reads other numbers in some place."""
+    z = reads[0].clone()
+    if at is not None:
+        z[at] += torch.randn(z[at].shape, generator=torch.Generator().manual_seed(1)).to(z) * z.std()
+    return {path: value for path, value in named_leaves(net.head(z, *reads[1:])) if value.shape == z.shape[:-1]}
+
+
+def _kind_of_scores(net: PararealModule, output: Any, outputs: Outputs, evidence: LabelEvidence) -> OutputKind:
+    """What is a classification, and why."""
     if outputs == "values":
         return OutputKind(scores=(), why="as asked for")
     leaves, space = dict(named_leaves(output)), net.plan.segments[-1].y

@@ -19,13 +19,13 @@ from torch import nn
 from pararealize.coarse.spec import CoarsePlan
 from pararealize.errors import CalibrationError
 from pararealize.plan.spec import Window
-from pararealize.tracing.containers import leaves_of
 
 from .distillation import Pair, distil, measure_norms, solve_last
 from .held_out import HeldOut
 from .interface_errors import SquareSums
 from .interfaces import InterfaceRecord, InterfaceValues
 from .least_squares import Regression, is_trained, linear_part
+from .output_kind import OutputKind, named_leaves
 from .rows import CorrectionChoice, Fit
 from .window_corrections import corrections_of, fit_corrections, fit_input_corrections, set_to_nought
 from .window_folds import fit_folds
@@ -78,13 +78,19 @@ class WindowFitting:
         record: the batches to fit to.
         held_out: which samples choose between fits.
         settings: how to fit.
+        kind: what the outputs are.
         say: called with a line of text as the work goes on.
     """
 
     def __init__(
-        self, record: InterfaceRecord, held_out: HeldOut, settings: FitSettings, say: Callable[[str], None]
+        self,
+        record: InterfaceRecord,
+        held_out: HeldOut,
+        settings: FitSettings,
+        kind: OutputKind,
+        say: Callable[[str], None],
     ) -> None:
-        self.record, self.held_out, self.settings, self.say = record, held_out, settings, say
+        self.record, self.held_out, self.settings, self.kind, self.say = record, held_out, settings, kind, say
         self.interfaces, self.statistics = record.interfaces, record.interfaces.statistics
         self._fitted: set[int] = set()  # ids of the parameters of coarse blocks that were fitted
         self._unmeasured: dict[str, None] = {}  # parts with batch norms that no batch has a variance for
@@ -180,13 +186,13 @@ class WindowFitting:
     def _output_error(self, output_of: Callable[[InterfaceValues], Any]) -> float:
         sums = SquareSums()
         for parts in self.held_out.held_out():
-            output = output_of(parts.values)
-            for value, true in zip(*map(leaves_of, (output, parts.values.output)), strict=True):
-                if isinstance(value, torch.Tensor) and value.is_floating_point():
-                    whole = value.ndim == 0 or len(value) != parts.values.samples  # no number a sample
-                    samples = slice(None) if whole or parts.held_out is None else parts.held_out
-                    mask = None if whole or parts.values.mask is None else parts.values.mask[samples]
-                    sums.add(*((value, true) if whole else (value[samples], true[samples])), mask)
+            output, wanted = output_of(parts.values), dict(named_leaves(parts.values.output))
+            for path, value in named_leaves(output):
+                whole = value.ndim == 0 or len(value) != parts.values.samples  # no number a sample
+                samples = slice(None) if whole or parts.held_out is None else parts.held_out
+                mask = None if whole or parts.values.mask is None else parts.values.mask[samples]
+                pair = (value, wanted[path]) if whole else (value[samples], wanted[path][samples])
+                sums.add(*(self.kind.counted(path, of, mask) for of in pair))
         return sums.relative
 
     def _fit_corrected(self, window: Window, adapters: list[Fit]) -> WindowFit:

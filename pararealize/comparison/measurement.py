@@ -12,6 +12,7 @@ from torch import nn
 from pararealize.argument_types import typed_arguments
 from pararealize.calibration.batch import Batches, labels_of, one_pass
 from pararealize.calibration.masks import attention_mask
+from pararealize.calibration.output_kind import position_outputs
 from pararealize.errors import CalibrationError, ExampleError, ModelError, PararealizeError
 from pararealize.network.module import PararealModule
 from pararealize.restore import ordinary_mode
@@ -85,8 +86,9 @@ def compare(
     say = report or (lambda _: None)
     call = CallSignature.of_graph(net.graph)
     device = next(original.parameters()).device
-    sums, first = OutputSums(logits=logits, space=net.plan.segments[-1].y), None
+    first = None
     with eval_mode(net), eval_mode(original), torch.no_grad(), ordinary_mode():
+        sums = OutputSums(logits=logits, space=net.plan.segments[-1].y, by_position=position_outputs(net))
         for batch in one_pass(batches):
             args, kwargs = call.as_arguments(as_input(original, _inputs(batch, call), device))
             first = (args, kwargs) if first is None else first

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
 from pararealize.analysis.space import Space
-from pararealize.calibration.output_kind import class_axis
+from pararealize.calibration.output_kind import OutputKind, class_axis, named_leaves
 from pararealize.errors import ExampleError
 from pararealize.tracing.containers import leaves_of
 
@@ -47,10 +47,14 @@ class OutputSums:
     Args:
         logits: whether outputs are logits; ``None`` where labels that fit them say so.
         space: of what the network's head reads.
+        by_position: the tensors of an output with one number a position, by the keys that lead to them.
     """
 
-    def __init__(self, *, logits: bool | None = None, space: Space | None = None) -> None:
+    def __init__(
+        self, *, logits: bool | None = None, space: Space | None = None, by_position: Iterable[tuple[Any, ...]] = ()
+    ) -> None:
         self._logits, self._space = logits, space
+        self._kind = OutputKind(scores=(), why="", by_position=frozenset(by_position))
         self.samples = 0
         self._squares = self._difference = self._cosines = 0.0
         self._rows = self._classified = self._same = self._labelled = 0
@@ -74,8 +78,10 @@ class OutputSums:
         self.samples += len(y)
         if y.ndim > 2 and self._logits:
             y, other = (of.movedim(class_axis(of, self._space), -1) for of in (y, other))
-        if mask is not None and y.ndim == 3 and y.shape[:2] == mask.shape:
-            y, other = y[mask.cpu()], other[mask.cpu()]
+        mask = mask if y.ndim == 3 or (mask is not None and y.shape == mask.shape) else None
+        path = _path_of_main(first)
+        scores, others = (self._kind.counted(path, of, mask, of_classes=True) for of in (y, other))
+        y, other = (self._kind.counted(path, of, mask) for of in (y, other))
         flat, other_flat = y.reshape(len(y), -1), other.reshape(len(y), -1)
         self._squares += float(flat.square().sum())
         self._difference += float((other_flat - flat).square().sum())
@@ -83,11 +89,11 @@ class OutputSums:
         self._rows += len(flat)
         is_labelled = labels is not None and y.ndim == 2 and len(labels) == len(y) and _fit(labels, y.shape[1])
         if self._logits or (self._logits is None and is_labelled):
-            same = y.argmax(-1) == other.argmax(-1)
+            same = scores.argmax(-1) == others.argmax(-1)
             self._classified += same.numel()
             self._same += int(same.sum())
             if labels is not None and is_labelled:
-                self._score(y, other, labels.cpu())
+                self._score(scores, others, labels.cpu())
 
     def _score(self, y: Tensor, other: Tensor, labels: Tensor) -> None:
         self._labelled += len(labels)
@@ -115,6 +121,11 @@ class OutputSums:
         if not self._labelled:
             return None
         return Quality(accuracy=self._right[which] / self._labelled, loss=self._loss[which] / self._labelled)
+
+
+def _path_of_main(output: Any) -> tuple[Any, ...]:
+    main = main_output(output)
+    return next((path for path, value in named_leaves(output) if value is main), ())
 
 
 def _fit(labels: Tensor, classes: int) -> bool:

@@ -305,3 +305,36 @@ def test_masks_by_name_and_none() -> None:
     assert found.stages != without.stages
     with pytest.raises(ExampleError, match="a batch has no mask 'padding'; it has ids"):
         calibrate(net, batches, mask="padding")
+
+
+def test_padding_of_an_output_with_a_number_a_position_counts_nowhere() -> None:
+    """``(batch, length)``: what stands in the padding changes no weight and no figure, to the bit."""
+
+    class Masked(nn.Module):
+        """A number a token; where the padding is, the least, as a mask in the head has it."""
+
+        def __init__(self, masks: bool) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(5)))
+            self.out, self.masks = nn.Linear(4, 1), masks
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            y = self.out(self.blocks(x)).squeeze(-1)
+            return y.masked_fill(attention_mask == 0, -1e9) if self.masks else y
+
+    x, mask = torch.randn(5, 6, 7, 4), (torch.arange(7) < torch.tensor([7, 3, 1, 5, 4, 2])[:, None]).long()
+    for masks in (False, True):
+        model, states, figures = Masked(masks), [], []
+        for padding in (0.0, 30.0):
+            filled = torch.where(mask[..., None] != 0, x, padding)
+            batches = [{"x": one, "attention_mask": mask} for one in filled]
+            net = pararealize(model, 2, windows=2, example_inputs=batches[0], coarse="dense")
+            calibration = calibrate(net, batches)
+            stages = calibration.stages
+            if not masks:
+                stages = (*stages, fine_tune(net, batches, steps=2).after)
+            figures.append(stages)
+            states.append(net.state_dict())
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+        assert figures[0] == figures[1]
+        assert figures[0][1].output > 1e-4

@@ -132,6 +132,21 @@ def test_excluded_positions_count_in_no_error() -> None:
     assert figures[0].agreement == 1
 
 
+def test_padding_of_numbers_a_position_counts_nowhere() -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    true, path = torch.randn(2, 3), ("start_logits",)
+    figures = []
+    for padding in (0.0, 1e6):
+        value, wanted = (torch.where(mask, of, other * padding) for of, other in ((true + 1, 1), (true, -1)))
+        for scores in ((ClassScores(path=path, form="logits", axis=1),), ()):
+            sums = ErrorSums([1], OutputKind(scores=scores, why="", by_position=frozenset({path})))
+            sums.add_output({"start_logits": value}, {"start_logits": wanted}, None, 2, mask)
+            figures.append(sums.errors(""))
+    assert figures[:2] == figures[2:]
+    assert figures[0].agreement == 1
+    assert figures[1].cosine is not None
+
+
 def test_identities_that_are_worse_than_none_are_told() -> None:
     sums = ErrorSums([3], VALUES)
     for index, error, without in (((0, 2), 0.5, 0.25), ((0, 3), 0.5, 0.75)):

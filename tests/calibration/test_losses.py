@@ -65,6 +65,29 @@ def test_equal_outputs_are_at_zero_and_padding_counts_nowhere(seed: int, name: s
         torch.testing.assert_close(loss, parts)
 
 
+@pytest.mark.parametrize("name", ["kl", "mse", "cosine"])
+def test_padding_of_numbers_a_position_counts_nowhere(name: str) -> None:
+    """``(batch, length)``: values, or scores of a position, as of where an answer starts."""
+    s, t = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    mask = torch.tensor([[True, True, False, False], [True, False, True, True], [False] * 4])
+    scores = (ClassScores(path=(), form="logits", axis=1),) if name == "kl" else ()
+    kind = OutputKind(scores=scores, why="", by_position=frozenset({()}))
+    losses, gradients = [], []
+    for padding in (0.0, 1e4, torch.nan):
+        value = torch.where(mask, s[0], padding).requires_grad_()
+        losses.append(value_of(name, value, torch.where(mask, t[0], -padding), kind, mask))
+        losses[-1].backward()
+        gradients.append(value.grad)
+    assert losses[0] > 0
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+    assert not gradients[0][~mask].any()
+    assert (
+        choose_loss("auto", OutputKind(scores=(), why="", by_position=frozenset({()})), t[0], mask=mask).name == "mse"
+    )
+
+
 def test_classes_that_the_teacher_rules_out_have_finite_gradients() -> None:
     s, t = torch.randn(2, 3, requires_grad=True), torch.tensor([[0.0, 1.0, -torch.inf]] * 2)
     value_of("kl", s, t, classes()).backward()

@@ -15,7 +15,15 @@ from torch.nn import functional
 
 from pararealize import pararealize
 from pararealize.analysis.space import Space
-from pararealize.calibration.output_kind import LabelEvidence, OutputKind, class_axis, find_output_kind, named_leaves
+from pararealize.calibration.interfaces import Interfaces
+from pararealize.calibration.output_kind import (
+    LabelEvidence,
+    OutputKind,
+    class_axis,
+    find_output_kind,
+    named_leaves,
+    position_outputs,
+)
 from pararealize.errors import CalibrationError
 
 
@@ -149,6 +157,46 @@ def test_classes_of_a_signal_are_its_channels() -> None:
     net = pararealize(nn.Sequential(*blocks, nn.Conv1d(4, 3, 1)), 2, example_inputs=x, coarse="linear")
     (scores,) = find_output_kind(net, net(x), "logits", LabelEvidence()).scores
     assert scores.axis == 1
+
+
+class Scored(nn.Module):
+    """Blocks over four tokens of width four, and a head, which may read a mask."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)))
+        self.out, self.wide, self.head = nn.Linear(4, 1), nn.Linear(4, 4), head
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        return self.head(self, self.blocks(x), mask)
+
+
+@pytest.mark.parametrize(
+    "head, paths",
+    [
+        (lambda m, x, _: m.out(x).squeeze(-1), {()}),
+        (lambda m, x, _: {"a": m.wide(x)[..., 1], "b": m.wide(x[:, 0]), "c": m.out(x).mean(1)}, {("a",)}),
+        (lambda m, x, _: m.wide(x.mean(1)), set()),  # as many classes as there are tokens
+        (lambda m, x, _: m.wide(x[:, -1]), set()),
+        (lambda m, x, mask: m.out(x).squeeze(-1).masked_fill(mask == 0, -1e4), {()}),
+        (lambda m, x, mask: m.wide((x * mask[..., None]).mean(1)), set()),
+    ],
+)
+def test_numbers_of_positions_are_told_from_classes(head: Any, paths: set[Any]) -> None:
+    x, mask = torch.randn(5, 4, 4), torch.tensor([[1, 1, 1, 0]] * 5)
+    net = pararealize(Scored(head), 2, example_inputs={"x": x, "mask": mask}, coarse="linear").eval()
+    context = Interfaces(net).in_sequence({"x": x, "mask": mask}).context["head"]
+    assert position_outputs(net, (x, *context)) == paths
+    assert position_outputs(net) == (set() if context else paths)
+
+
+def test_excluded_positions_are_nought_or_no_class() -> None:
+    value, mask = torch.randn(2, 3), torch.tensor([[True, False, True], [True, True, False]])
+    kind = OutputKind(scores=(), why="", by_position=frozenset({("a",)}))
+    assert torch.equal(kind.counted(("a",), value, mask), torch.where(mask, value, 0.0))
+    assert torch.equal(kind.counted(("a",), value, mask, of_classes=True).softmax(1) > 0, mask)
+    assert kind.counted(("b",), value, mask) is value
+    assert kind.counted(("a",), value, None) is value
 
 
 def test_leaves_of_outputs_have_the_keys_that_lead_to_them() -> None:

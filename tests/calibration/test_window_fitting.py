@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from pararealize import pararealize
 from pararealize.calibration.fitting import calibrate
-from pararealize.calibration.interfaces import Interfaces
+from pararealize.calibration.held_out import HeldOut
+from pararealize.calibration.interfaces import InterfaceRecord, Interfaces
+from pararealize.calibration.output_kind import find_output_kind
+from pararealize.calibration.window_fitting import FitSettings, WindowFitting
 from tests.calibration.test_window_corrections import DOUBLE, chain, converted
 from tests.models import SmallResNet
 
@@ -139,6 +142,24 @@ def test_batches_of_one_sample_have_no_statistics_to_renew(coarse: str, parts: s
     assert all(torch.equal(v, net.original_state_dict()[k]) for k, v in model.state_dict().items())
     (warning,) = (each for each in calibration.warnings if "batch norms" in each)
     assert warning.startswith(f"batch norms of {parts} keep their running statistics: every batch has one value")
+
+
+def test_the_error_on_the_samples_held_out_leaves_padding_out() -> None:
+    """Of an output with a number a position, too."""
+    torch.manual_seed(0)
+    x, mask = torch.randn(4, 5, 6), torch.tensor([[1, 1, 1, 0, 0]] * 4)
+    blocks = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)]
+    net = pararealize(nn.Sequential(*blocks, nn.Linear(6, 1), nn.Flatten(1)), 2, windows=2, example_inputs=x).eval()
+    errors = []
+    for padding in (0.0, 30.0):
+        batch = {"input": torch.where(mask[..., None] != 0, x, padding), "attention_mask": mask}
+        interfaces = Interfaces(net)
+        record = InterfaceRecord(interfaces, [batch], keep=1 << 20)
+        kind = find_output_kind(net, record.output, "auto", record.evidence)
+        settings = FitSettings(steps=1, lr=1e-2, ridge=1e-4, keep=1 << 20, seed=0)
+        fitting = WindowFitting(record, HeldOut(record, None), settings, kind, lambda _: None)
+        errors.append(fitting._error(interfaces.windows[0]))
+    assert errors[0] == errors[1] > 0
 
 
 def test_values_of_windows_are_those_of_the_network() -> None:

@@ -48,6 +48,18 @@ def test_classes_of_a_signal_are_its_channels():
         assert result.same_class == pytest.approx(float((net(x).argmax(1) == model(x).argmax(1)).double().mean()))
 
 
+def test_padding_of_numbers_a_position_counts_nowhere():
+    blocks = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)]
+    mask, x = torch.tensor([[1, 1, 1, 0, 0]] * 2), torch.randn(2, 5, 4)
+    model = nn.Sequential(*blocks, nn.Linear(4, 1), nn.Flatten(1))
+    net = pararealize(model, 2, example_inputs=x, coarse="linear")
+    results = []
+    for padding in (0.0, 9.0):
+        batch = {"input": torch.where(mask[..., None] != 0, x, padding), "attention_mask": mask}
+        results.append(compare(net, model, [batch], batch_sizes=()).relative_error)
+    assert results[0] == results[1] > 0
+
+
 def test_refusals():
     model = Perceptron(3)
     net = pararealize(model, 2, example_inputs=torch.randn(2, 8))

@@ -58,6 +58,22 @@ def test_positions_that_a_mask_excludes_count_nowhere():
     assert sums.samples == 2
 
 
+def test_padding_of_numbers_a_position_counts_nowhere():
+    """``(batch, length)``, as scores of where an answer starts; a vector of the same shape counts whole."""
+    y, other = torch.randn(2, 2, 3)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    results = []
+    for padding in (0.0, 1e6):
+        sums, whole = OutputSums(logits=True, by_position=[("start",)]), OutputSums()
+        pair = [{"start": torch.where(mask, y, padding)}, {"start": torch.where(mask, other, 2 * padding)}]
+        sums.add(*pair, mask=mask)
+        whole.add(*pair, mask=mask)
+        results.append((sums.relative_error, sums.cosine, sums.same_class))
+        assert (whole.relative_error == sums.relative_error) == (not padding)
+    assert results[0] == results[1]
+    assert results[0][0] == pytest.approx(float((other - y)[mask].norm() / y[mask].norm()), rel=1e-5)
+
+
 def test_classes_of_maps_are_channels():
     y, other = torch.randn(2, 4, 3, 5, 5)
     sums = OutputSums(logits=True)
