@@ -65,12 +65,13 @@ class ErrorSums:
         self.samples = 0
         self._kind = kind
         self._rows = self._same_class = self._labelled = self._correct = self._correct_in_sequence = 0
+        self._all_labelled = True
         self._vectors, self._cosines = 0, 0.0
 
     @property
     def accuracy(self) -> float | None:
-        """The accuracy of the network in sequence; None without labels."""
-        return self._correct_in_sequence / self._labelled if self._labelled == self.samples > 0 else None
+        """The accuracy of the network in sequence, of the samples that count; None where some have no label."""
+        return self._correct_in_sequence / self._labelled if self._all_labelled and self._labelled else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -108,7 +109,7 @@ class ErrorSums:
             CalibrationError: a label is none of the network's classes.
         """
         self.samples += samples
-        kind = self._kind
+        kind, labels = self._kind, None if labels is None else unmasked(labels, mask)
         values, wanted = dict(named_leaves(output)), dict(named_leaves(true))
         for path, value in values.items():
             ours, theirs = (kind.counted(path, of, mask) for of in (value, wanted[path]))
@@ -123,11 +124,17 @@ class ErrorSums:
             chosen = rows.argmax(-1)
             self._rows += chosen.numel()
             self._same_class += int((chosen == others.to(rows.device).argmax(-1)).sum())
-            if number == 0 and labels is not None and rows.ndim == 2 and len(rows) == len(labels):
-                _check_labels(labels, rows.shape[1])
-                self._labelled += len(labels)
-                self._correct += int(correct(rows, labels.to(rows.device)))
-                self._correct_in_sequence += int(correct(others, labels.to(others.device)))
+            if number == 0:
+                self._add_labels(rows, others, labels)
+
+    def _add_labels(self, rows: Tensor, others: Tensor, labels: Tensor | None) -> None:
+        if labels is None or rows.ndim != 2 or len(rows) != len(labels):
+            self._all_labelled = False
+        elif len(labels):
+            _check_labels(labels, rows.shape[1])
+            self._labelled += len(labels)
+            self._correct += int(correct(rows, labels.to(rows.device)))
+            self._correct_in_sequence += int(correct(others, labels.to(others.device)))
 
     def _add_cosines(self, value: Tensor, true: Tensor) -> None:
         cosines = torch.cosine_similarity(value.double(), true.to(value.device).double(), dim=-1)

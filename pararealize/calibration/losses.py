@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from pararealize.errors import CalibrationError
 
+from .masks import unmasked
 from .output_kind import OutputKind, Path, named_leaves
 
 __all__ = ["LossFunction", "LossName", "OutputLoss", "choose_loss", "relative_error"]
@@ -82,7 +83,7 @@ class OutputLoss:
     def _of_classes(
         self, values: dict[Path, Tensor], wanted: dict[Path, Tensor], labels: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        losses = []
+        losses, labels = [], None if labels is None else unmasked(labels, mask)  # of samples that a mask leaves in
         for scores in self.kind.scores:
             rows = (scores.log_scores(of[scores.path]) for of in (values, wanted))
             s, t = (self.kind.counted(scores.path, of, mask, of_classes=True) for of in rows)
@@ -95,6 +96,9 @@ class OutputLoss:
                     f"loss='cross_entropy' needs a label a sample, and a batch of {len(s)} outputs has "
                     f"{'none' if labels is None else len(labels)}; pass (inputs, labels), or loss='kl'"
                 )
+            if not len(s):
+                losses.append(s.sum())  # nought, with gradients
+                continue
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= s.shape[1]:
                 raise CalibrationError(

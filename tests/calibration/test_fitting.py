@@ -338,3 +338,16 @@ def test_padding_of_an_output_with_a_number_a_position_counts_nowhere() -> None:
         assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
         assert figures[0] == figures[1]
         assert figures[0][1].output > 1e-4
+
+
+def test_labels_of_samples_that_a_mask_excludes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4)), nn.Linear(6, 3))
+    x, valid = torch.randn(5, 8, 6), torch.arange(8) < 6
+    with torch.no_grad():
+        batches = [{"input": one, "labels": model(one).argmax(1).where(valid, -100), "valid": valid} for one in x]
+    net = pararealize(model, 2, example_inputs=x[0], coarse="linear")
+    calibration = calibrate(net, batches, outputs="logits", mask="valid")
+    assert calibration.accuracy == 1.0
+    assert calibration.stage("after").accuracy == calibration.stage("after").agreement
+    assert fine_tune(net, batches, calibration, steps=1, loss="cross_entropy", mask="valid").accuracy == 1.0

@@ -106,6 +106,14 @@ def test_hits_are_counted_where_there_are_classes() -> None:
     assert sums.errors("").agreement == pytest.approx(4 / 6)
 
 
+def test_samples_that_a_mask_excludes_have_no_label() -> None:
+    logits, labels, mask = torch.eye(3), torch.tensor([0, 2, -100]), torch.tensor([True, True, False])
+    sums = ErrorSums([1], CLASSES)
+    sums.add_output(logits, logits.flip(0), labels, 3, mask)
+    sums.add_output(logits, logits, labels, 3, mask & False)
+    assert (sums.accuracy, sums.errors("").accuracy) == (0.0, 0.5)
+
+
 def test_values_have_no_classes_whatever_their_shape() -> None:
     """An embedding with labels beside it was reported as "same class", one number a sample as 100 %."""
     sums = ErrorSums([1], VALUES)

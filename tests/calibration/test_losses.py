@@ -88,6 +88,15 @@ def test_padding_of_numbers_a_position_counts_nowhere(name: str) -> None:
     )
 
 
+def test_samples_that_a_mask_excludes_have_no_label() -> None:
+    s, t, labels = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.tensor([0, 2, -100])
+    loss, mask = OutputLoss(name="cross_entropy", why="", kind=classes()), torch.tensor([True, True, False])
+    assert torch.equal(loss(s, t, None, labels, mask), loss(s[:2], t[:2], None, labels[:2], None))
+    nothing = loss(s, t, None, labels, mask & False)
+    nothing.backward()
+    assert nothing == 0 == s.grad.abs().max()
+
+
 def test_classes_that_the_teacher_rules_out_have_finite_gradients() -> None:
     s, t = torch.randn(2, 3, requires_grad=True), torch.tensor([[0.0, 1.0, -torch.inf]] * 2)
     value_of("kl", s, t, classes()).backward()
