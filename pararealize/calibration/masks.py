@@ -66,14 +66,18 @@ def attention_mask(batch: Any) -> Tensor | None:
     return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def unmasked(value: Tensor, mask: Tensor | None) -> Tensor:
+def unmasked(value: Tensor, mask: Tensor | None, *, by_position: bool = False) -> Tensor:
     """``(positions, …)`` that count of ``(batch, length, …)``; a value without the mask's leading axes as it is.
+
+    So is one that has these axes alone, a vector a sample, unless it is said to have one number a position.
 
     Example:
         >>> unmasked(torch.arange(6.0).view(1, 3, 2), torch.tensor([[True, False, True]])).tolist()
         [[0.0, 1.0], [4.0, 5.0]]
     """
-    return value if mask is None or not _leads(mask, value) else value[mask.to(value.device)]
+    if mask is None or not (_leads(mask, value) or (by_position and value.shape == mask.shape)):
+        return value
+    return value[mask.to(value.device)]
 
 
 def positions(value: Tensor, axis: int, mask: Tensor | None) -> Tensor | None:

@@ -161,14 +161,12 @@ def find_output_kind(
     Raises:
         CalibrationError: the outputs are said to be logits, and no tensor among them has several classes.
     """
-    kind, space = _kind_of_scores(net, output, outputs, evidence), net.plan.segments[-1].y
-    if not any(value.ndim == len(space.shape) for _, value in named_leaves(output)):
-        return kind
-    return dataclasses.replace(kind, by_position=position_outputs(net, reads))
+    kind = _kind_of_scores(net, output, outputs, evidence)
+    return dataclasses.replace(kind, by_position=position_outputs(net, reads, output))
 
 
 @torch.no_grad()
-def position_outputs(net: PararealModule, reads: tuple[Any, ...] = ()) -> frozenset[Path]:
+def position_outputs(net: PararealModule, reads: tuple[Any, ...] = (), output: Any = None) -> frozenset[Path]:
     """The tensors of an output with one number a position of a sequence: ``(batch, length)``.
 
     They follow what the head reads at one end, and at the other do not: scores of as many classes as there are
@@ -178,9 +176,11 @@ def position_outputs(net: PararealModule, reads: tuple[Any, ...] = ()) -> frozen
         net: the network, in eval mode.
         reads: what its head reads for a batch: an activation, and context. Left out, random numbers; of a head that
             reads context nothing is known then.
+        output: what it gave for some batch: where nothing in it has these axes, nothing is tried.
     """
     space = net.plan.segments[-1].y
-    if not space.channels_last:
+    has_such = output is None or any(value.ndim == len(space.shape) for _, value in named_leaves(output))
+    if not space.channels_last or not has_such:
         return frozenset()
     if not reads and len(net.part_graphs["head"].find_nodes(op="placeholder")) == 1:
         device = next(contents_of(net.head).parameters(), next(net.parameters())).device

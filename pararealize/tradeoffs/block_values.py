@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from pararealize.calibration.batch import check_finite, inputs_of
 from pararealize.calibration.masks import AUTO, MaskChoice, mask_of, unmasked
+from pararealize.calibration.output_kind import named_leaves, position_outputs
 from pararealize.errors import CalibrationError
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import Index, read_equation
@@ -53,12 +54,14 @@ class BlockByBlock:
 
     Attributes:
         rows: the plan's row of each block.
+        by_position: the tensors of the output with one number a position, known from the first batch with a mask on.
     """
 
     def __init__(self, net: PararealModule, mask: MaskChoice = AUTO) -> None:
         self.net, self.rows, self.mask = net, tuple(net.plan.segments), mask
         if any(row.blocks != 1 for row in self.rows):
             raise CalibrationError("some windows have several blocks; convert with windows = the number of blocks")
+        self.by_position: frozenset[Any] | None = None
         self._nodes = read_equation(net.graph)
         self._indices: list[Index] = [row.index for row in self.rows]
 
@@ -82,6 +85,8 @@ class BlockByBlock:
             check_finite(unmasked(end, mask), f"the output of {place}", number)
         names = [*(row.name for row in self.rows), "head"]
         context = tuple(tuple(env[read] for read in nodes.context_of(name)) for name in names)
+        if mask is not None and self.by_position is None:
+            self.by_position = position_outputs(self.net, (ends[-1], *context[-1]), output)
         return BatchValues(ends=ends, context=context, output=output, mask=mask)
 
     @torch.no_grad()
@@ -118,12 +123,17 @@ def _run(net: PararealModule, batch: Any) -> tuple[dict[fx.Node, Any], Any]:
     return env | found, fx.map_arg(net.graph.output_node().args[0], env.__getitem__)
 
 
-def output_error(pairs: Iterable[tuple[Any, Any]], masks: Iterable[Tensor | None] = repeat(None)) -> float:
+def output_error(
+    pairs: Iterable[tuple[Any, Any]],
+    masks: Iterable[Tensor | None] = repeat(None),
+    by_position: Collection[Any] | None = None,
+) -> float:
     """‖value - true‖ / ‖true‖ over all floating-point tensors of all outputs; infinite where all true are nought.
 
     Args:
         pairs: a network's outputs, and what they should be.
         masks: of each pair, which positions count.
+        by_position: tensors with one number a position, by the keys that lead to them.
 
     Raises:
         CalibrationError: a true output is not finite, or nothing counts.
@@ -131,9 +141,11 @@ def output_error(pairs: Iterable[tuple[Any, Any]], masks: Iterable[Tensor | None
     error = whole = 0.0
     count = 0
     for number, ((value, true), mask) in enumerate(zip(pairs, masks, strict=False), 1):
+        paths = {id(leaf): path for path, leaf in named_leaves(true)}
         for a, b in zip(leaves_of(value), leaves_of(true), strict=True):
             if isinstance(b, Tensor) and b.is_floating_point():
-                a, b = unmasked(a, mask), unmasked(b, mask)
+                of_positions = paths.get(id(b)) in (by_position or ())
+                a, b = (unmasked(of, mask, by_position=of_positions) for of in (a, b))
                 check_finite(b, "the original's output", number)
                 count += b.numel()
                 error += (a.double() - b.double()).square().sum().item()

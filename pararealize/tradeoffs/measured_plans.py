@@ -222,7 +222,7 @@ class _Measurements:
                 pairs.append((network_output(net, batch), true.output))
                 masks.append(true.mask)
         figure = None if self._agreement is None else _agreement(pairs, self._agreement)
-        error = output_error(pairs, masks)
+        error = output_error(pairs, masks, self._original.by_position)
         return TradeoffRow(plan=net.plan, predicted=selection.error, error=error, agreement=figure)
 
 

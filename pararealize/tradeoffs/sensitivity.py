@@ -147,7 +147,7 @@ class _Trials:
             if found is not None:
                 w = w + _applied(found, [*differences, values.ends[first]], space)
             pairs.append((self._original.output(values, w, stop), values.output))
-        error = output_error(pairs, [values.mask for values in self._test])
+        error = output_error(pairs, [values.mask for values in self._test], self._original.by_position)
         return WindowTrial(starts=starts, stop=stop, cost=cost, error=error)
 
     def _maps_cost(self, row: SegmentPlan, *, begins: bool) -> float:

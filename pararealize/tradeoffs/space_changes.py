@@ -94,7 +94,7 @@ def measure_windows_across(
                 starts=tuple(segment.first for segment in parallel.segments),
                 stop=stop,
                 cost=sum(row.cost for row in rows[first:stop]) - saved,
-                error=output_error(pairs, [values.mask for values in true]),
+                error=output_error(pairs, [values.mask for values in true], original.by_position),
             )
         )
     return trials

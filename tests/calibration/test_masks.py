@@ -38,6 +38,7 @@ def test_positions_that_count() -> None:
     assert torch.equal(unmasked(values, MASK != 0), values[:, :2].reshape(6, 2))
     for value, mask in ((values, None), (X, MASK[:, :3] != 0), (X[:, :, 0], MASK != 0)):
         assert unmasked(value, mask) is value
+    assert torch.equal(unmasked(X[:, :, 0], MASK != 0, by_position=True), X[:, :2, 0].reshape(-1))
     assert torch.equal(unmasked(X[:, 0, 0], torch.tensor([True, False, True])), X[[0, 2], 0, 0])
 
 

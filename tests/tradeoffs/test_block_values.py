@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pararealize import pararealize
 from pararealize.calibration.fitting import calibration_mode
@@ -55,3 +56,19 @@ def test_errors_are_relative_to_all_outputs() -> None:
     for nothing in ([(true, true)], [({"n": true["n"]}, {"n": true["n"]})]):
         with pytest.raises(CalibrationError, match="nothing is compared: the mask leaves out every position"):
             output_error(nothing, [torch.zeros(2, dtype=torch.bool)])
+
+
+def test_padding_of_an_output_with_a_number_a_position_counts_nowhere() -> None:
+    blocks = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)]
+    model, x, mask = nn.Sequential(*blocks, nn.Linear(4, 1), nn.Flatten(1)), torch.randn(2, 5, 4), torch.ones(2, 5)
+    mask[:, 3:] = 0
+    net = pararealize(model, 1, windows=3, example_inputs=x)
+    by_block, errors = BlockByBlock(net), []
+    with calibration_mode(net, 0):
+        for padding in (0.0, 9.0):
+            filled = torch.where(mask[..., None] != 0, x, padding)
+            values = by_block.values({"input": filled, "attention_mask": mask})
+            pairs = [(by_block.output(values, values.ends[1], 2), values.output)]  # without the second block
+            errors.append(output_error(pairs, [values.mask], by_block.by_position))
+            assert output_error(pairs) != errors[0]
+    assert errors[0] == errors[1] > 0
