@@ -1,9 +1,10 @@
 """Random states of torch, Python and NumPy: read, compared, put back, and replaced by what a seed gives for a while.
 
-Whatever saves, restores, forks or seeds random numbers does it here. Three families:
+Whatever saves, restores, forks or seeds random numbers does it here. Four families:
 
     preserve_state(devices), preserve_torch_state, preserve_host_state    contexts that leave the states as they were
     seeded_state(seed, devices), seeded_weights(seed, name), seed_all     states that follow from a seed
+    continued_state(states, seed)                                         states that go on where they ended
     torch_state(devices), replay_torch_state(states), host_state, ...     states as values
 
 ``devices`` are those whose generators are meant besides the CPU's, which always takes part. None of these functions
@@ -26,6 +27,7 @@ import torch
 from .random_source import RandomSource
 
 __all__ = [
+    "continued_state",
     "derived_seed",
     "generator",
     "host_state",
@@ -140,6 +142,24 @@ def preserve_state(devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """Put all random states back on leaving: torch's, on the CPU and on ``devices``, Python's and NumPy's."""
     with preserve_torch_state(devices), preserve_host_state():
         yield
+
+
+@contextlib.contextmanager
+def continued_state(states: list[Any], seed: int) -> Iterator[None]:
+    """Draw on from where the last such context with this list ended, and leave the states outside as they were.
+
+    The generators are torch's on the CPU, Python's and NumPy's. With an empty list they begin from the seed, which
+    those of CUDA devices get, too, and keep.
+    """
+    with preserve_state():
+        if states:
+            torch.set_rng_state(states[0])
+            random.setstate(states[1])
+            np.random.set_state(states[2])
+        else:
+            seed_all(seed)
+        yield
+        states[:] = torch.get_rng_state(), random.getstate(), np.random.get_state()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import torch
 
 from pararealize import random_state
 from pararealize.random_state import (
+    continued_state,
     derived_seed,
     generator,
     host_state,
@@ -89,8 +90,9 @@ def test_what_a_seed_once_gave_it_gives_for_ever():
         (lambda: seeded_state(4), (True, True, False)),
         (lambda: seeded_weights(4, "F1"), (True, True, False)),
         (lambda: replay_torch_state(torch_state()), (True, True, False)),
+        (lambda: continued_state([], 4), (False, False, False)),
     ],
-    ids=["torch", "host", "all", "seed", "weights", "replay"],
+    ids=["torch", "host", "all", "seed", "weights", "replay", "continued"],
 )
 @pytest.mark.parametrize("fails", [False, True])
 def test_states_are_as_before_on_leaving(context, changes, fails):
@@ -182,6 +184,16 @@ def test_whether_the_host_drew_is_seen(number):
     before = host_state()
     number()
     assert (host_state() != before) is (number is not torch.initial_seed)
+
+
+def test_a_state_goes_on_where_it_ended():
+    seed_all(11)
+    expected = [draw() for _ in range(3)]
+    states = []
+    for numbers in expected:
+        draw()
+        with continued_state(states, 11):
+            assert draw() == numbers
 
 
 def test_all_are_seeded_from_one_number():

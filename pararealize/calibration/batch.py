@@ -1,4 +1,4 @@
-"""A batch -> its inputs by name, its labels; batches -> passes over them."""
+"""A batch -> its inputs by name, its labels; batches -> passes over them, each with the same batches."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from pararealize.errors import CalibrationError, ExampleError
+from pararealize.random_state import continued_state
+from pararealize.saving.network_record import weights_digest
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.containers import leaves_of
 
 __all__ = [
     "Batches",
+    "RepeatedBatches",
     "call_arguments",
     "check_finite",
     "inputs_of",
     "labels_of",
-    "later_pass",
     "one_pass",
     "samples_of",
 ]
@@ -98,26 +100,72 @@ def one_pass(batches: Batches) -> Iterator[Any]:
     return iterator
 
 
-def later_pass(batches: Batches, start: int, stop: int, count: int) -> Iterator[Any]:
-    """The batches from ``start`` up to ``stop``, counted from 0, in a pass behind a first one that gave ``count``.
+class RepeatedBatches:
+    """Batches that are read several times, in every pass with the same random numbers.
 
-    Raises:
-        ExampleError: while it is read: this pass ends before. A function may give an iterator that was read already.
+    A loader that shuffles gives the same batches then, whatever is drawn or read between two of them. Those that were
+    noted in the first pass are compared with what later ones give.
+
+    Args:
+        batches: a list, a loader, or a function that gives an iterator.
+        seed: of torch's, Python's and NumPy's generators, when a pass begins.
     """
-    iterator = one_pass(batches)
 
-    def read() -> Iterator[Any]:
+    def __init__(self, batches: Batches, *, seed: int) -> None:
+        self._batches, self._seed = batches, seed
+        self._digests: dict[int, str] = {}  # of batches that were noted, by their number
+
+    def one_pass(self) -> Iterator[Any]:
+        """All batches.
+
+        Raises:
+            ExampleError: while it is read: they can be read once only.
+        """
+        states: list[Any] = []
+        with continued_state(states, self._seed):
+            iterator = one_pass(self._batches)
+        end = object()
+        while True:
+            with continued_state(states, self._seed):
+                batch = next(iterator, end)
+            if batch is end:
+                return
+            yield batch
+
+    def note(self, number: int, batch: Any) -> None:
+        """Remember the digest of a batch of the first pass, counted from 0, which later passes have to give again."""
+        if not isinstance(self._batches, list | tuple):
+            self._digests[number] = _digest(batch)
+
+    def later_pass(self, start: int, stop: int, count: int) -> Iterator[Any]:
+        """The batches from ``start`` up to ``stop``, counted from 0, in a pass behind a first one that gave ``count``.
+
+        Raises:
+            CalibrationError: while it is read: a batch is another one than that which was noted.
+            ExampleError: this pass ends before. A function may give an iterator that was read already.
+        """
         number = 0
-        for number, batch in enumerate(islice(iterator, stop), start=1):
-            if number > start:
-                yield batch
+        for number, batch in enumerate(islice(self.one_pass(), stop), start=1):
+            if number <= start:
+                continue
+            if (digest := self._digests.get(number - 1)) and digest != _digest(batch):
+                raise CalibrationError(
+                    f"batch {number} is another one in a later pass over batches than in the first, so that samples "
+                    "held out would be fitted to; pass a list, or a loader or function that gives the same batches in "
+                    "every pass, as one that shuffles does where it has no generator of its own"
+                )
+            yield batch
         if number < stop:
             raise ExampleError(
                 f"a first pass over the batches gave {count}, and a later one {number}; pass a list, a loader, or a "
                 "function that gives a new iterator over the same batches with every call"
             )
 
-    return read()
+
+def _digest(batch: Any) -> str:
+    """A digest of the tensors of a batch; empty where they are none of the plain kind."""
+    tensors = (leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))
+    return weights_digest({str(number): tensor for number, tensor in enumerate(tensors)})
 
 
 def check_finite(value: Tensor, what: str, number: int) -> None:

@@ -116,7 +116,8 @@ def calibrate(
     Raises:
         ModelError: ``net`` is no :class:`PararealModule`, or on the meta device.
         ExampleError: there is no batch, it does not fit the network, or batches can be read only once.
-        CalibrationError: activations are not finite, labels do not fit the output, an option is out of range.
+        CalibrationError: activations are not finite, labels do not fit the output, an option is out of range, or
+            batches that do not fit into ``keep`` are others when they are read again.
 
     Example:
         >>> from pararealize import pararealize
@@ -137,8 +138,9 @@ def calibrate(
         interfaces = Interfaces(net, mask)
         _check_original(interfaces)
         say("running the network in sequence")
-        record = InterfaceRecord(interfaces, batches, keep=keep)
-        tested = None if test is None else InterfaceRecord(interfaces, test, keep=record.room if record.complete else 0)
+        record = InterfaceRecord(interfaces, batches, keep=keep, seed=seed)
+        room = record.room if record.complete else 0
+        tested = None if test is None else InterfaceRecord(interfaces, test, keep=room, seed=seed)
         evidence = record.evidence if tested is None or record.evidence.count else tested.evidence
         held_out = HeldOut(record, tested)
         held_out.check_masks()

@@ -24,7 +24,7 @@ from pararealize.network.parts import Index, read_equation
 from pararealize.plan.spec import SegmentPlan, Window
 from pararealize.tracing.call_signature import CallSignature
 
-from .batch import Batches, check_finite, inputs_of, labels_of, later_pass, one_pass
+from .batch import Batches, RepeatedBatches, check_finite, inputs_of, labels_of
 from .folded_layers import FoldableLayer, FoldedLayers
 from .masks import AUTO, MaskChoice, mask_of, unmasked
 from .norm_statistics import NormStatistics
@@ -299,11 +299,10 @@ class Interfaces:
 
 @dataclass(frozen=True, slots=True)
 class _Begin:
-    """What a window of a batch begins with: w_{m-1}, m, and a sum over the original's values, which tells the batch."""
+    """What a window of a batch begins with: w_{m-1}, and m."""
 
     w: Tensor
     m: int
-    batch: float
 
 
 class InterfaceRecord:
@@ -313,6 +312,7 @@ class InterfaceRecord:
         interfaces: the network's interfaces.
         batches: inputs, or inputs and labels; read once here, and again in every pass where not all fit.
         keep: bytes of activations that may be held in memory; the first batch is, whatever its size.
+        seed: of the random numbers of every pass.
 
     Attributes:
         in_memory: the values of the first batches.
@@ -328,8 +328,8 @@ class InterfaceRecord:
         ExampleError: there is no batch, or the batches can be read only once.
     """
 
-    def __init__(self, interfaces: Interfaces, batches: Batches, *, keep: int) -> None:
-        self.interfaces, self.batches = interfaces, batches
+    def __init__(self, interfaces: Interfaces, batches: Batches, *, keep: int, seed: int = 0) -> None:
+        self.interfaces, self._batches = interfaces, RepeatedBatches(batches, seed=seed)
         self.in_memory: list[InterfaceValues] = []
         self.count = self.samples = 0
         self.counts: list[bool] = []
@@ -337,7 +337,7 @@ class InterfaceRecord:
         self._begins: dict[int, _Begin] = {}  # by the number of a batch that is not in memory
         self.evidence = LabelEvidence()
         self.output: Any = None
-        for number, batch in enumerate(one_pass(batches), start=1):
+        for number, batch in enumerate(self._batches.one_pass(), start=1):
             values = interfaces.in_sequence(batch, number)
             self.count, self.samples = number, self.samples + values.samples
             self.counts.append(values.mask is None or bool(values.mask.any()))
@@ -346,6 +346,8 @@ class InterfaceRecord:
             if number == len(self.in_memory) + 1 and (values.bytes <= self.room or not self.in_memory):
                 self.in_memory.append(values)
                 self.room = max(self.room - values.bytes, 0)
+            else:
+                self._batches.note(number - 1, batch)
         if not self.count:
             raise ExampleError("there is no batch; pass some tens of batches of training inputs")
 
@@ -368,26 +370,25 @@ class InterfaceRecord:
         """The values of the batches from ``start`` up to ``stop``, counted from 0.
 
         Raises:
+            CalibrationError: this pass gives another batch than the first.
             ExampleError: this pass ends before.
         """
         yield from self.in_memory[start:stop]
         if stop > (kept := len(self.in_memory)):
             start = max(start, kept)
-            for number, batch in enumerate(later_pass(self.batches, start, stop, self.count), start=start + 1):
+            for number, batch in enumerate(self._batches.later_pass(start, stop, self.count), start=start + 1):
                 values = self.interfaces.in_sequence(batch, number)
-                of_batch = float(values.true[self.interfaces.last].double().sum())
-                begin = self._begins.get(number)
-                if begin is not None and begin.batch == of_batch:  # another one, where a loader shuffles as it likes
+                if begin := self._begins.get(number):
                     values.begins[begin.m] = begin.w
                 yield values
-                self._remember_begin(number, values, of_batch)
+                self._remember_begin(number, values)
 
-    def _remember_begin(self, number: int, values: InterfaceValues, of_batch: float) -> None:
+    def _remember_begin(self, number: int, values: InterfaceValues) -> None:
         """Keep what the latest window that has been begun begins with, where there is room for it."""
         latest = max(values.begins, default=1)
         self._forget_begin(number)
         if latest > 1 and (w := values.begins[latest]).nbytes <= self.room:
-            self._begins[number] = _Begin(w, latest, of_batch)
+            self._begins[number] = _Begin(w, latest)
             self.room -= w.nbytes
 
     def _forget_begin(self, number: int) -> None:

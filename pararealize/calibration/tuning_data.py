@@ -12,7 +12,7 @@ from pararealize.data.dataset import Dataset
 from pararealize.errors import ExampleError
 from pararealize.random_state import generator
 
-from .batch import Batches, later_pass, one_pass, samples_of
+from .batch import Batches, RepeatedBatches, samples_of
 
 __all__ = ["TuningData"]
 
@@ -39,22 +39,28 @@ class TuningData:
 
     Raises:
         ExampleError: there is no batch, or they can be read only once.
+        CalibrationError: while they are read: batches that are not kept are others than in the first pass.
     """
 
     def __init__(self, batches: Batches | Dataset, test: Batches | None, *, keep: int, seed: int) -> None:
         self._data = batches if isinstance(batches, Dataset) else None
-        self._source: Batches = batches.batches if isinstance(batches, Dataset) else batches
-        self._test: Batches | None = batches.test_batches if isinstance(batches, Dataset) and test is None else test
-        self._seed = seed
+        source: Batches = batches.batches if isinstance(batches, Dataset) else batches
+        test = batches.test_batches if isinstance(batches, Dataset) and test is None else test
+        self._source, self._seed = RepeatedBatches(source, seed=seed), seed
+        self._test = None if test is None else RepeatedBatches(test, seed=seed)
         self._kept: list[Any] | None = []
         self.count = self.samples = size = 0
-        for batch in self._pass():
+        for number, batch in enumerate(self._source.one_pass()):
             self.count += 1
             self.samples += samples_of(batch)
             size += sum(leaf.nbytes for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor))
-            if self._kept is not None:
-                self._kept.append(batch)
+            if self._kept is None:
+                self._source.note(number, batch)
+                continue
+            self._kept.append(batch)
             if self._data is not None or (size > keep and not isinstance(batches, list | tuple)):
+                for place, kept in enumerate(self._kept):
+                    self._source.note(place, kept)
                 self._kept = None
         if not self.count:
             raise ExampleError("there is no batch; pass some tens of batches of training inputs")
@@ -81,7 +87,7 @@ class TuningData:
     def tests(self) -> Iterator[Any]:
         """The batches held out, in a fixed order; all where none are."""
         if self._test is not None:
-            return one_pass(self._test)
+            return self._test.one_pass()
         start = self.count - self._last if self._last else 0
         return iter(self._kept[start:]) if self._kept is not None else self._later(start, self.count)
 
@@ -89,11 +95,6 @@ class TuningData:
         """All batches but those of ``test``."""
         return iter(self._kept) if self._kept is not None else self._later(0, self.count)
 
-    def _pass(self) -> Iterator[Any]:
-        torch.manual_seed(self._seed)  # a loader that shuffles holds out the same samples in every pass
-        return one_pass(self._source)
-
     def _later(self, start: int, stop: int) -> Iterator[Any]:
         """The batches from ``start`` up to ``stop``, in a pass behind the first."""
-        torch.manual_seed(self._seed)
-        return later_pass(self._source, start, stop, self.count)
+        return self._source.later_pass(start, stop, self.count)

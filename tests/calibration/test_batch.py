@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import random
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
-from pararealize.calibration.batch import call_arguments, check_finite, inputs_of, labels_of, one_pass, samples_of
+from pararealize.calibration.batch import (
+    RepeatedBatches,
+    call_arguments,
+    check_finite,
+    inputs_of,
+    labels_of,
+    one_pass,
+    samples_of,
+)
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.tracing.call_signature import CallSignature
 
@@ -46,6 +57,37 @@ def test_batches_can_be_read_several_times() -> None:
         assert [list(one_pass(batches)) for _ in range(2)] == [[1, 2], [1, 2]]
     with pytest.raises(ExampleError, match="an iterator gives them once"):
         one_pass(iter([1, 2]))
+
+
+def test_passes_draw_the_same_random_numbers_whatever_is_drawn_between() -> None:
+    def drawn() -> Iterator[torch.Tensor]:
+        for _ in range(3):
+            yield torch.tensor([torch.rand(()).item(), random.random(), np.random.random()])
+
+    batches = RepeatedBatches(drawn, seed=5)
+    first = list(batches.one_pass())
+    for number, batch in enumerate(first):
+        batches.note(number, batch)
+    second, other = batches.later_pass(0, 3, 3), batches.one_pass()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    for batch in first:
+        assert torch.equal(next(second), batch)
+        assert torch.equal(next(other), batch)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_of_a_later_pass_are_those_of_the_first() -> None:
+    given = [torch.eye(3), torch.eye(3)[:, [1, 0, 2]], torch.full((3, 3), torch.nan)]
+    passes = iter([given, given[1:], given[::-1], given[:2]])
+    batches = RepeatedBatches(lambda: iter(next(passes)), seed=0)
+    for number, batch in enumerate(batches.one_pass()):
+        batches.note(number, batch)
+    with pytest.raises(CalibrationError, match="batch 1 is another one in a later pass"):
+        list(batches.later_pass(0, 2, 3))
+    assert torch.equal(*list(batches.later_pass(1, 2, 3)), given[1])
+    with pytest.raises(ExampleError, match="gave 3, and a later one 2"):
+        list(batches.later_pass(0, 3, 3))
 
 
 def test_what_is_not_finite_is_told() -> None:

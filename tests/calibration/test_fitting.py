@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from pararealize import pararealize
 from pararealize.calibration.fine_tuning import fine_tune
@@ -147,6 +148,16 @@ def test_what_is_not_kept_is_computed_again() -> None:
     for ours, theirs in zip(*(net.state_dict().values() for net in nets), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     calibrate(small("paper"), images(), keep=0, steps=2)
+
+
+def test_a_loader_that_shuffles_gives_the_same_network_whatever_fits_into_memory() -> None:
+    """Read again, it gave other batches, and samples held out were fitted to."""
+    loader = DataLoader(torch.randn(60, 3, 8, 8), batch_size=12, shuffle=True)
+    nets = [small("scale", 2, windows=2) for _ in range(2)]
+    reports = [calibrate(net, loader, keep=keep, seed=4) for net, keep in zip(nets, (1 << 30, 0), strict=True)]
+    for one, other in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(one, other)
+    assert reports[0].stage("after").output == pytest.approx(reports[1].stage("after").output, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["list", "function", "loader", "bare", "dict"])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pararealize.calibration.tuning_data import TuningData
 from pararealize.data.catalogue import load
-from pararealize.errors import ExampleError
+from pararealize.errors import CalibrationError, ExampleError
 
 
 @settings(max_examples=20, deadline=None)
@@ -36,6 +36,35 @@ def test_a_loader_that_shuffles_holds_out_the_same_samples(keep: int) -> None:
     held = [{int(x) for (batch,) in data.tests() for x in batch} for _ in range(2)]
     trained = {int(x) for (batch,) in islice(data.training(), 16) for x in batch}
     assert held[0] == held[1] == set(range(40)) - trained
+
+
+def test_test_batches_come_in_one_order() -> None:
+    loader = DataLoader(torch.arange(40).float(), batch_size=4, shuffle=True)
+    data = TuningData([torch.ones(2)], loader, keep=0, seed=3)
+    first, second = (torch.cat(list(data.tests())) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(set(first.tolist())) == 40
+
+
+def test_a_look_at_what_is_held_out_changes_no_pass() -> None:
+    """Both are read at once, where batches are not kept."""
+    loader = DataLoader(torch.arange(40).float(), batch_size=4, shuffle=True)
+    data = TuningData(loader, loader, keep=0, seed=3)
+    round_of = []
+    for batch in islice(data.training(), 10):
+        list(data.tests())
+        round_of.append(batch)
+    assert torch.equal(torch.cat(round_of), torch.cat(list(data.all())))
+
+
+def test_a_loader_with_a_generator_of_its_own_is_refused_where_it_is_read_again() -> None:
+    """What is held out was trained on."""
+    loader = DataLoader(torch.arange(40).float(), batch_size=4, shuffle=True, generator=torch.Generator())
+    kept = TuningData(loader, None, keep=1 << 20, seed=3)
+    assert len(list(islice(kept.training(), 20))) == 20
+    read_again = TuningData(loader, [torch.ones(2)], keep=0, seed=3)
+    with pytest.raises(CalibrationError, match="batch 1 is another one in a later pass"):
+        next(read_again.training())
 
 
 def test_one_batch_is_both_and_test_batches_are_held_out() -> None:
