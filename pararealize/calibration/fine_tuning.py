@@ -8,9 +8,10 @@ steps               and the best of them on the batches held out             tun
 """
 
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -22,11 +23,11 @@ from pararealize.network.module import PararealModule
 from pararealize.restacking.batchnorm import running_norms
 from pararealize.train.recipe import Recipe
 
-from .batch import Batches, labels_of, one_pass
+from .batch import Batches, labels_of
 from .fitting import calibration_mode, check_network, read_dataset
 from .graph_run import GraphRun
 from .interface_errors import ErrorSums, measure_errors
-from .interfaces import InterfaceRecord, Interfaces
+from .interfaces import Interfaces
 from .known_original import noting_fine_tuning
 from .losses import LossFunction, LossName, OutputLoss, choose_loss
 from .masks import AUTO, MaskChoice
@@ -357,11 +358,14 @@ def _advance(run: TuningRun, stop: int) -> None:
         raise
 
 
-def _measure(net: PararealModule, teacher: Teacher, batches: Batches, kind: OutputKind) -> ErrorSums:
-    """The errors against the original as it was."""
-    record = InterfaceRecord(Interfaces(net, teacher.original.mask), batches, keep=0)
-    reference = (teacher.in_sequence(batch) for batch in one_pass(batches))
-    return measure_errors(record.interfaces, record, kind, reference=reference)
+def _measure(
+    net: PararealModule, teacher: Teacher, batches: Callable[[], Iterator[Any]], kind: OutputKind
+) -> ErrorSums:
+    """The errors against the original as it was, in one pass: a loader may shuffle as it likes."""
+    interfaces = Interfaces(net, teacher.original.mask)
+    ours, theirs = itertools.tee(batches())
+    values = (interfaces.in_sequence(batch, number) for number, batch in enumerate(ours, start=1))
+    return measure_errors(interfaces, values, kind, reference=map(teacher.in_sequence, theirs))
 
 
 def _longer(calibration: Calibration, steps: int, measured: ErrorSums) -> Calibration:

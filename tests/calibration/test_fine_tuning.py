@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from pararealize import pararealize
 from pararealize.calibration.fine_tuning import fine_tune
@@ -158,6 +160,23 @@ def test_without_a_step_that_moves_the_errors_stay(net: nn.Module, held_out: boo
     tuning = fine_tune(net, DATA, calibration, steps=1, norms="keep", recipe=STILL)
     last = dataclasses.replace(tuning.calibration.stage("fine-tuned"), stage="after")
     assert last == calibration.stage("after")
+
+
+def test_errors_are_those_of_the_same_batches_however_a_loader_shuffles() -> None:
+    """Each batch was compared with what the original gives for another one: errors were above 1."""
+    _, net = token_net()
+    given = padded_batches(6)
+    order = random.Random(0)
+    shuffled = DataLoader(given, batch_size=None, shuffle=True)
+    own = DataLoader(given, batch_size=None, shuffle=True, generator=torch.Generator())
+    reports = [
+        fine_tune(copy.deepcopy(net), given, steps=1, test=test, recipe=STILL)
+        for test in (given, shuffled, own, lambda: order.sample(given, len(given)))
+    ]
+    for tuning in reports[1:]:
+        assert tuning.before.output == pytest.approx(reports[0].before.output, rel=1e-6)
+        assert tuning.after.interfaces == pytest.approx(reports[0].after.interfaces, rel=1e-6)
+        assert tuning.loss_after == pytest.approx(reports[0].loss_after, rel=1e-5)
 
 
 def test_a_run_that_fails_leaves_flags_and_weights(net: nn.Module) -> None:
