@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pararealize.argument_types import typed_arguments
 from pararealize.data.dataset import Dataset
-from pararealize.errors import CalibrationError, ExampleError, ModelError, RecipeError, TrainingError
+from pararealize.errors import CalibrationError, ModelError, RecipeError, TrainingError
 from pararealize.network.module import PararealModule
 from pararealize.restacking.batchnorm import running_norms
 from pararealize.train.recipe import Recipe
@@ -33,6 +33,7 @@ from .losses import LossFunction, LossName, OutputLoss, choose_loss
 from .masks import AUTO, MaskChoice
 from .output_kind import LabelEvidence, OutputKind, Outputs, find_output_kind
 from .report import Calibration
+from .rows import Errors
 from .teacher import Teacher
 from .trained_parameters import Choice, TrainedParameters
 from .tuning_data import TuningData
@@ -109,7 +110,9 @@ def fine_tune(
         train: what is trained: ``"all"``, ``"added"`` (adapters, coarse blocks, corrections: the original's weights
             stay, bit for bit), ``"lora"`` or ``"lora:16"`` (what was added, and maps of this rank beside the original's
             matrices, written into the weights), names of parameters or modules, or a function ``(name, parameter)``.
-        teacher: another teacher: the model that was converted, or any with the same outputs.
+        teacher: another teacher: the model that was converted, or any with the same outputs, against which errors of
+            the output are then. One that is called as the converted one and takes its weights, but gives something else
+            for a batch held out, is another.
         mask: which positions count, as :func:`calibrate` has it.
         norms: ``"keep"`` the statistics that all batch norms have, or ``"train"``: normalise by the batch, statistics
             follow. Left out: both are tried for a quarter of the steps, and the better goes on.
@@ -157,12 +160,13 @@ def fine_tune(
         recipe = _recipe(recipe, lr, steps, _default_lr(net, trained))
         renewed = () if calibration is None else calibration.renewed
         taught = Teacher(net, teacher, renewed=renewed, mask=mask)
-        _check_match(match, taught)
         data = TuningData(batches, test, keep=KEEP, seed=seed)
+        first = taught.settle(data.tests())
+        _check_match(match, taught)
         kind = _kind(net, taught, data, outputs)
         if calibration is not None and outputs == said and loss not in ("kl", "cross_entropy"):
             kind = dataclasses.replace(kind, why=calibration.why)
-        wanted = _loss(loss, kind, net, taught, data, temperature, recipe)
+        wanted = _loss(loss, kind, net, taught, first, temperature, recipe)
         say("measuring the errors before")
         before = _measure(net, taught, data.tests, kind)
         job = TuningJob(
@@ -175,7 +179,7 @@ def fine_tune(
         after = _measure(net, taught, data.tests, kind)
         if calibration is not None:
             measured = after if calibration.held_out else _measure(net, taught, data.all, kind)
-            calibration = _longer(calibration, steps, measured)
+            calibration = _longer(calibration, steps, measured, taught)
     return _report(job, outcome, before, after, calibration, time.perf_counter() - start)
 
 
@@ -209,8 +213,9 @@ def _report(
         tested=after.samples,
         held_out=job.data.held_out,
         rows=tuple(run.rows),
-        before=before.errors("before"),
-        after=after.errors("after"),
+        before=_errors(before, "before", job.teacher),
+        after=_errors(after, "after", job.teacher),
+        reference=job.teacher.reference,
         accuracy=after.accuracy,
         seconds=seconds,
         calibration=calibration,
@@ -260,38 +265,24 @@ def _loss(
     kind: OutputKind,
     net: PararealModule,
     teacher: Teacher,
-    data: TuningData,
+    batch: Any,
     temperature: float,
     recipe: Recipe,
 ) -> OutputLoss:
     """The loss, tried on a batch held out before any step is taken."""
-    batch = next(data.tests(), None)
-    if batch is None:
-        raise ExampleError("there is no test batch; pass some batches that are held out, or leave test out")
-    values, labels = teacher.in_sequence(batch), labels_of(batch)
-    output = teacher(batch).output
+    mask, labels, output = teacher.in_sequence(batch).mask, labels_of(batch), teacher(batch).output
     chosen = choose_loss(
         loss,
         kind,
         output,
-        mask=values.mask,
+        mask=mask,
         has_labels=labels is not None,
         temperature=temperature,
         label_smoothing=recipe.label_smoothing,
     )
-    if values.mask is not None and all(_is_all_padding(teacher, one) for one in data.tests()):
-        raise CalibrationError(
-            "the mask leaves out every position of the batches that are held out, so that nothing is compared; pass "
-            "one that is nonzero where there is something, or mask=None"
-        )
     if chosen.function is None:
-        chosen(GraphRun(net)(batch).output, output, batch, labels, values.mask)
+        chosen(GraphRun(net)(batch).output, output, batch, labels, mask)
     return chosen
-
-
-def _is_all_padding(teacher: Teacher, batch: Any) -> bool:
-    mask = teacher.in_sequence(batch).mask
-    return mask is not None and not bool(mask.any())
 
 
 def _default_lr(net: PararealModule, trained: TrainedParameters) -> float:
@@ -361,17 +352,35 @@ def _advance(run: TuningRun, stop: int) -> None:
 def _measure(
     net: PararealModule, teacher: Teacher, batches: Callable[[], Iterator[Any]], kind: OutputKind
 ) -> ErrorSums:
-    """The errors against the original as it was, in one pass: a loader may shuffle as it likes."""
+    """The errors against the teacher, in one pass: a loader may shuffle as it likes."""
     interfaces = Interfaces(net, teacher.original.mask)
     ours, theirs = itertools.tee(batches())
     values = (interfaces.in_sequence(batch, number) for number, batch in enumerate(ours, start=1))
-    return measure_errors(interfaces, values, kind, reference=map(teacher.in_sequence, theirs))
+    return measure_errors(interfaces, values, kind, reference=map(teacher.true, theirs))
 
 
-def _longer(calibration: Calibration, steps: int, measured: ErrorSums) -> Calibration:
+def _errors(sums: ErrorSums, stage: str, teacher: Teacher) -> Errors:
+    """The relative errors; NaN at adapters and interfaces, whose true values are the original's, where that is lost."""
+    errors = sums.errors(stage)
+    if teacher.has_original:
+        return errors
+    adapters, interfaces = ((math.nan,) * len(values) for values in (errors.adapters, errors.interfaces))
+    return dataclasses.replace(errors, adapters=adapters, interfaces=interfaces)
+
+
+def _longer(calibration: Calibration, steps: int, measured: ErrorSums, teacher: Teacher) -> Calibration:
     """The calibration with one more stage, on the samples of the stages before."""
-    errors = measured.errors("fine-tuned")
+    errors, warnings = _errors(measured, "fine-tuned", teacher), calibration.warnings
     if calibration.outputs == "values":  # by another opinion of the outputs than this one's, perhaps
         errors = dataclasses.replace(errors, agreement=None, accuracy=None)
-    stages = (*calibration.stages, errors)
-    return dataclasses.replace(calibration, stages=stages, fine_tune_steps=calibration.fine_tune_steps + steps)
+    if teacher.reference == "teacher":
+        fact = (
+            f"fine-tuned, the output is compared with that of the teacher ({teacher.text}), before with the original's"
+        )
+        warnings = (*warnings, fact)
+    return dataclasses.replace(
+        calibration,
+        stages=(*calibration.stages, errors),
+        fine_tune_steps=calibration.fine_tune_steps + steps,
+        warnings=warnings,
+    )

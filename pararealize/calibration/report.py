@@ -384,6 +384,8 @@ def _freedom(kind: str) -> tuple[int, int]:
 
 
 def _error(value: float) -> str:
+    if math.isnan(value):
+        return "–"
     return f"{value:.2e}" if value and (value < 1e-3 or value >= 1e4) else f"{value:.4f}"
 
 

@@ -71,11 +71,13 @@ class FineTuning:
         tested: on how many samples losses and errors are measured.
         held_out: which these are; empty where they are those that were trained on.
         rows: the losses.
-        before: the errors against the teacher's network in sequence before.
+        before: the errors before, of adapters and interfaces against the original: NaN where another model teaches and
+            the original is lost.
         after: the errors behind it.
-        accuracy: of the network in sequence; None without labels or classes.
+        accuracy: of the reference; None without labels or classes.
         seconds: how long it took.
         calibration: the report of the calibration before, where it was given, with the stage ``"fine-tuned"``.
+        reference: whose output the errors are against: ``"original"``, or ``"teacher"`` where another model teaches.
         version: version of the JSON document.
     """
 
@@ -106,6 +108,7 @@ class FineTuning:
     accuracy: float | None
     seconds: float
     calibration: Calibration | None = None
+    reference: Text = "original"
     version: int = TUNING_VERSION
 
     @property
@@ -138,6 +141,7 @@ class FineTuning:
             tolerance=tolerance,
             held_out=bool(self.held_out),
             fine_tuned=True,
+            reference=self.reference,
         )
 
     def to_json(self) -> str:
@@ -227,18 +231,18 @@ def _text(tuning: FineTuning) -> str:
         mark = "the best: kept" if row.step == tuning.best else ""
         rows.append((str(row.step), f"{row.lr:.3g}", loss, f"{row.held_out:.4g}", mark))
     tables = ["\n".join(lines), aligned(rows, "rrrrl", missing="–", width=WIDTH)]
-    before, after = tuning.before, tuning.after
+    before, after, name = tuning.before, tuning.after, shortened(tuning.reference, WIDTH)
     ends: list[tuple[str | None, ...]] = [
         ("", "before", "after"),
         ("output, relative error", f"{before.output:.4g}", f"{after.output:.4g}"),
     ]
     if before.cosine is not None and after.cosine is not None:
-        ends.append(("cosine with the original's, mean", f"{before.cosine:.4f}", f"{after.cosine:.4f}"))
+        ends.append((f"cosine with the {name}'s, mean", f"{before.cosine:.4f}", f"{after.cosine:.4f}"))
     if before.agreement is not None and after.agreement is not None:
-        ends.append(("same class as the original", share(before.agreement, 2), share(after.agreement, 2)))
+        ends.append((f"same class as the {name}", share(before.agreement, 2), share(after.agreement, 2)))
     if tuning.accuracy is not None and before.accuracy is not None and after.accuracy is not None:
-        name = f"accuracy (original {share(tuning.accuracy, 2)})"
-        ends.append((name, share(before.accuracy, 2), share(after.accuracy, 2)))
+        title = f"accuracy ({name} {share(tuning.accuracy, 2)})"
+        ends.append((title, share(before.accuracy, 2), share(after.accuracy, 2)))
     tables.append(aligned(ends, "l", missing="–"))
     if not tuning.best:
         tables.append(

@@ -58,6 +58,7 @@ def judge(
     held_out: bool = True,
     few_samples: bool = False,
     fine_tuned: bool = False,
+    reference: str = "original",
 ) -> Verdict:
     """A sentence about a network at the errors of one stage.
 
@@ -74,6 +75,7 @@ def judge(
         held_out: whether the errors are those of samples that nothing was fitted to.
         few_samples: whether output corrections would err less if they were fitted to more samples.
         fine_tuned: whether the stage is behind a fine-tuning, which is then not recommended.
+        reference: whose output the errors are against, in a word.
 
     Raises:
         CalibrationError: the tolerance is not positive.
@@ -91,15 +93,15 @@ def judge(
     elif errors.accuracy is not None and accuracy is not None:
         lost = accuracy - errors.accuracy
         usable = lost <= USABLE_LOSS or errors.agreement >= USABLE_AGREEMENT
-        figure = f"accuracy {share(errors.accuracy, 2)} of the original's {share(accuracy, 2)} ({figure})"
+        figure = f"accuracy {share(errors.accuracy, 2)} of the {reference}'s {share(accuracy, 2)} ({figure})"
     else:
         usable = errors.agreement >= USABLE_AGREEMENT
-        figure = f"the same class as the original in {share(errors.agreement, 2)} ({figure})"
+        figure = f"the same class as the {reference} in {share(errors.agreement, 2)} ({figure})"
     if usable:
         where = "" if held_out else ", of the samples fitted to"
         return Verdict(usable=True, sentence=f"usable at this error: {figure}{where}")
     if not math.isfinite(errors.output):
-        return Verdict(usable=False, sentence="not usable: the output is not finite, or the original's is zero")
+        return Verdict(usable=False, sentence=f"not usable: the output is not finite, or the {reference}'s is zero")
     if errors.output >= 1 and not by_class:
         figure += ": worse than answering zero"
     elif not by_class:

@@ -68,6 +68,7 @@ def test_json_there_and_back() -> None:
     assert again.stages[1] == one.stages[1]
     assert math.isnan(again.stage("before").interfaces[1])
     assert again.to_json() == text
+    assert "2  distilled, last layer solved  paper       –  1.20e-04" in str(again)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,9 @@ def test_many_rows_are_thinned_out_and_no_gain_is_told() -> None:
     shown = str(tuning(before=classes, after=classes, accuracy=0.875))
     assert "same class as the original   50.00 %  50.00 %" in shown
     assert "accuracy (original 87.50 %)  75.00 %  75.00 %" in shown
+    shown = str(tuning(before=classes, after=classes, accuracy=0.875, reference="teacher"))
+    assert "same class as the teacher   50.00 %  50.00 %" in shown
+    assert "accuracy 75.00 % of the teacher's 87.50 %" in shown
 
 
 def test_json_there_and_back() -> None:

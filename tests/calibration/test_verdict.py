@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -32,10 +33,12 @@ def errors(output: float, agreement: float | None = None, accuracy: float | None
           "(about 2 at n = 4), or coarse='low-rank', whose corrections have a closed form, or fine-tune")),
         (errors(0.4, 0.9, 0.895), {"accuracy": 0.9},
          "usable at this error: accuracy 89.50 % of the original's 90.00 % (output error 0.40)"),
+        (errors(0.4, 0.9, 0.895), {"accuracy": 0.9, "reference": "teacher"},
+         "usable at this error: accuracy 89.50 % of the teacher's 90.00 % (output error 0.40)"),
         (errors(math.nan), {}, "not usable: the output is not finite, or the original's is zero"),
     ],
 )  # fmt: skip
-def test_sentences(stage: Errors, more: dict[str, float], sentence: str) -> None:
+def test_sentences(stage: Errors, more: dict[str, Any], sentence: str) -> None:
     verdict = judge(stage, windows=(4,), blocks=24, **more)
     assert (str(verdict), verdict.usable) == (sentence, sentence.startswith("usable"))
 
