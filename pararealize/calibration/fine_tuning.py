@@ -103,7 +103,8 @@ def fine_tune(
             ``(inputs, labels)`` or dicts; or a data set of :mod:`pararealize.data.catalogue`. Labels are optional.
         calibration: the report so far, of which the result has a copy with the stage ``"fine-tuned"``.
         steps: steps of training, each on a batch.
-        test: other batches, to hold out; the last fifth of ``batches`` when left out.
+        test: other batches, to hold out; the last fifth of ``batches`` when left out. With a calibration that was
+            measured on test batches these have to be passed.
         loss: of the outputs, see above.
         temperature: T.
         match: :math:`\mu`, the weight of the windows' ends; 0 leaves them out.
@@ -154,6 +155,7 @@ def fine_tune(
     _check_options(steps=steps, temperature=temperature, match=match, lr=lr)
     said = _said(loss, calibration)
     _, test, outputs = read_dataset(batches, test, said)
+    _check_test(calibration, test)
     say = report or (lambda _: None)
     with calibration_mode(net, seed):
         trained = TrainedParameters(net, train, seed=seed)
@@ -231,6 +233,14 @@ def _check_options(*, steps: int, temperature: float, match: float, lr: float | 
     )
     if faults := [f"{name} is {value!r}; pass {text}" for name, value, text, fits in checks if not fits]:
         raise CalibrationError("; and ".join(faults))
+
+
+def _check_test(calibration: Calibration | None, test: Batches | None) -> None:
+    if calibration is not None and calibration.held_out and test is None:
+        raise CalibrationError(
+            f"the calibration was measured on {calibration.tested} test samples, and there are none here: its last "
+            "stage would be of other samples, that parts were fitted to; pass the same test=, or calibration=None"
+        )
 
 
 def _said(loss: object, calibration: Calibration | None) -> Outputs:
@@ -369,7 +379,7 @@ def _errors(sums: ErrorSums, stage: str, teacher: Teacher) -> Errors:
 
 
 def _longer(calibration: Calibration, steps: int, measured: ErrorSums, teacher: Teacher) -> Calibration:
-    """The calibration with one more stage, on the samples of the stages before."""
+    """The calibration with one more stage, and a warning where that is not of the samples of the stages before."""
     errors, warnings = _errors(measured, "fine-tuned", teacher), calibration.warnings
     if calibration.outputs == "values":  # by another opinion of the outputs than this one's, perhaps
         errors = dataclasses.replace(errors, agreement=None, accuracy=None)
@@ -378,6 +388,9 @@ def _longer(calibration: Calibration, steps: int, measured: ErrorSums, teacher: 
             f"fine-tuned, the output is compared with that of the teacher ({teacher.text}), before with the original's"
         )
         warnings = (*warnings, fact)
+    if measured.samples != calibration.tested:
+        fact = f"fine-tuned, errors are of {measured.samples} samples, and before of {calibration.tested} others"
+        warnings = (*warnings, f"{fact}: pass the calibration's batches and test= to compare them")
     return dataclasses.replace(
         calibration,
         stages=(*calibration.stages, errors),

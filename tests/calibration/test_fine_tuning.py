@@ -180,6 +180,21 @@ def test_errors_are_those_of_the_same_batches_however_a_loader_shuffles() -> Non
         assert tuning.loss_after == pytest.approx(reports[0].loss_after, rel=1e-5)
 
 
+def test_stages_are_of_the_same_samples_or_the_report_says_it() -> None:
+    """The stage fine-tuned, and with it the verdict, was of samples that had been fitted to."""
+    nets = [token_net()[1] for _ in range(2)]
+    given, test = padded_batches(6), padded_batches(2, samples=3)
+    held_out, same = calibrate(nets[0], given, test=test, steps=0), calibrate(nets[1], given, steps=0)
+    with pytest.raises(CalibrationError, match=r"measured on 6 test samples, and there are none here: .*same test="):
+        fine_tune(nets[0], given, held_out, steps=1, recipe=STILL)
+    for net, calibration in zip(nets, (held_out, same), strict=True):
+        tuning = fine_tune(net, given, calibration, steps=1, recipe=STILL, test=test)
+        assert tuning.calibration.warnings == calibration.warnings
+        assert tuning.calibration.stage("fine-tuned").output == pytest.approx(calibration.stages[1].output)
+    tuning = fine_tune(nets[1], given[:4], same, steps=1, recipe=STILL)
+    assert tuning.calibration.warnings[-1].startswith("fine-tuned, errors are of 16 samples, and before of 24 others")
+
+
 def test_a_run_that_fails_leaves_flags_and_weights(net: nn.Module) -> None:
     list(net.train().modules())[-1].eval()
     modes, before = [module.training for module in net.modules()], [p.clone() for p in net.parameters()]
