@@ -187,12 +187,14 @@ def check_finite(value: Tensor, what: str, number: int) -> None:
 
 
 def samples_of(batch: Any) -> int:
-    """How many samples a batch has: the length of its first tensor.
+    """How many samples a batch has: the length of its first tensor, or the one that most tensors of a dict have.
 
     Example:
         >>> import torch
-        >>> samples_of({"ids": torch.zeros(3, 5)}), samples_of([torch.zeros(2), torch.zeros(2)])
+        >>> samples_of({"positions": torch.zeros(1, 5), "ids": torch.zeros(3, 5)}), samples_of([torch.zeros(2)])
         (3, 2)
     """
-    sizes = (len(leaf) for leaf in leaves_of(batch) if isinstance(leaf, Tensor) and leaf.ndim)
-    return next(sizes, 0)
+    sizes = [len(leaf) for leaf in leaves_of(batch) if isinstance(leaf, Tensor) and leaf.ndim]
+    if isinstance(batch, Mapping) and sizes:  # what is the same for all samples may be of length 1
+        return max(sizes, key=lambda size: (sizes.count(size), size > 1))
+    return next(iter(sizes), 0)

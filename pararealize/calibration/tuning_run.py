@@ -16,8 +16,9 @@ from pararealize.network.module import PararealModule
 from pararealize.restacking.batchnorm import running_norms
 from pararealize.train.recipe import Recipe
 
-from .batch import labels_of, samples_of
+from .batch import labels_of
 from .graph_run import GraphRun, RunValues
+from .interface_errors import SquareSums
 from .losses import OutputLoss, relative_error
 from .masks import MaskChoice, mask_of, unmasked
 from .output_kind import named_leaves
@@ -139,12 +140,7 @@ class TuningRun:
     @torch.no_grad()
     def look(self) -> float:
         """The loss on the batches held out; the weights are remembered where it is the smallest so far."""
-        job, total, count = self.job, 0.0, 0
-        for batch in job.data.tests():
-            size = samples_of(batch)
-            total += size * float(job.output_loss(batch, self._forward(batch), job.teacher(batch)))
-            count += size
-        loss = total / max(count, 1)
+        job, loss = self.job, self._held_out_loss()
         if loss < self.best[0] or not self.rows:
             self.best, self._best_state = (loss, self.step), self.state()
         mean = sum(self._losses) / len(self._losses) if self._losses else None
@@ -153,6 +149,27 @@ class TuningRun:
             self.rows.append(TuningRow(step=self.step, lr=lr, loss=mean, held_out=loss))
         self._losses.clear()
         return loss
+
+    def _held_out_loss(self) -> float:
+        """The outputs' loss as of one batch of all that is held out; batches of which nothing counts are left out."""
+        job, total, count, squares = self.job, 0.0, 0, dict[Any, SquareSums]()
+        for batch in job.data.tests():
+            values = self._forward(batch)
+            mask = job.mask_of(batch, values)
+            if mask is not None and not bool(mask.any()):
+                continue
+            teacher = job.teacher(batch)
+            if job.loss.function is None and job.loss.name == "mse":  # a ratio of sums, no mean
+                wanted = dict(named_leaves(teacher.output))
+                for path, value in named_leaves(values.output):
+                    squares.setdefault(path, SquareSums()).add(value, wanted[path], mask)
+            elif size := _compared(job.loss, values, mask):
+                total += size * float(job.output_loss(batch, values, teacher))
+                count += size
+        if not squares:
+            return total / max(count, 1)
+        least = torch.finfo(torch.float32).tiny
+        return sum(sums.error / max(sums.whole, least) for sums in squares.values()) / len(squares)
 
     def _take_step(self, batch: Any) -> float:
         job, recipe = self.job, self.job.recipe
@@ -210,6 +227,17 @@ class TuningRun:
             yield from (each.A, each.B)
         for norm in self.norms:
             yield from (buffer for buffer in norm.buffers(recurse=False))
+
+
+def _compared(loss: OutputLoss, values: RunValues, mask: Tensor | None) -> int:
+    """How many vectors of a batch's first output, or rows of its scores, count: a loss is a mean over them."""
+    leaves = dict(named_leaves(values.output))
+    scores = loss.kind.scores[0] if loss.name in ("kl", "cross_entropy") and loss.function is None else None
+    first = scores.rows(leaves[scores.path]) if scores is not None else next(iter(leaves.values()), None)
+    if first is None or not first.ndim:  # no number a sample
+        return len(values.ends[0])
+    rows = unmasked(first, mask)
+    return rows.shape[:-1].numel() if rows.ndim > 1 else len(rows)
 
 
 def trained_norms(net: nn.Module, trained: TrainedParameters) -> list[nn.Module]:

@@ -50,6 +50,8 @@ def test_labels_that_a_model_was_converted_without_are_no_input() -> None:
 def test_samples_of_a_batch() -> None:
     x = torch.randn(3, 2)
     assert [samples_of(batch) for batch in (x, (x, torch.zeros(3)), {"flag": True, "x": x}, [])] == [3, 3, 3, 0]
+    positions = {"position_ids": torch.arange(2)[None]}
+    assert [samples_of(positions | batch) for batch in ({"x": x}, {"x": x, "mask": x}, {"x": x[:1]})] == [3, 3, 1]
 
 
 def test_batches_can_be_read_several_times() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pararealize.calibration.graph_run import GraphRun
 from pararealize.calibration.losses import OutputLoss
-from pararealize.calibration.output_kind import OutputKind
+from pararealize.calibration.output_kind import ClassScores, OutputKind
 from pararealize.calibration.teacher import Teacher
 from pararealize.calibration.trained_parameters import TrainedParameters
 from pararealize.calibration.tuning_data import TuningData
@@ -47,6 +48,37 @@ def test_the_loss_falls_and_the_best_is_kept(train: str) -> None:
     run.load_best()
     assert run.look() == run.best[0]
     assert all(parameter.grad is None for parameter in run.job.net.parameters())
+
+
+def batch_of(lengths: list[int], scale: int) -> dict[str, torch.Tensor]:
+    mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()
+    return {"ids": mask * (torch.arange(5 * len(lengths)).view(-1, 5) % scale + 1), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", ["mse", "kl", "own"])
+def test_what_is_held_out_is_measured_as_one_batch(name: str) -> None:
+    """It was a mean over samples, and one of no words counted as much as any other."""
+    batches = [batch_of([1, 1, 2], 7), batch_of([5], 19), batch_of([3, 4], 11)]
+    whole = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    padding = {key: torch.zeros_like(value) for key, value in batches[0].items()}
+    scores = (ClassScores(path=(0,), form="logits", axis=2),)
+
+    def own(student: Any, teacher: Any, batch: Any) -> torch.Tensor:
+        mask = batch["attention_mask"] != 0
+        return functional.l1_loss(student[0][mask], teacher[0][mask])
+
+    loss = OutputLoss(
+        name=name, why="", kind=OutputKind(scores=scores, why=""), function=own if name == "own" else None
+    )
+    losses = []
+    for tests in ([whole], batches, [padding, *batches, padding]):
+        _, net = token_net(end="tuple")
+        run = run_of(1e-3)
+        data = TuningData(padded_batches(1), tests, keep=0, seed=0)
+        teacher = Teacher(net, None, renewed=(), mask="auto")
+        job = dataclasses.replace(run.job, net=net, teacher=teacher, loss=loss, data=data)
+        losses.append(TuningRun(job, TrainedParameters(net, "all"), [], by_batch=False).look())
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
 
 
 def test_matching_the_ends_of_windows_is_part_of_the_loss() -> None:
