@@ -70,7 +70,7 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
         usable = _normalised(module, pairs)
         norms, pairs = (norms, usable) if usable else ([], pairs)
     order = _order(len(pairs), torch.Generator().manual_seed(seed))
-    with norms_training(module, norms), torch.enable_grad():
+    with norms_training(module, norms), _other_gradients(parameters), torch.enable_grad():
         for step in range(steps):
             r, context, target, mask = pairs[next(order)]
             for group in optimizer.param_groups:
@@ -89,7 +89,6 @@ def distil(module: nn.Module, pairs: Sequence[Pair], *, steps: int, lr: float, s
                 )
             loss.backward()
             optimizer.step()
-        optimizer.zero_grad()
 
 
 def measure_norms(module: nn.Module, pairs: Iterable[Pair]) -> bool:
@@ -174,6 +173,19 @@ def _normalised(module: nn.Module, pairs: Sequence[Pair]) -> list[Pair]:
 
 def _call_of(module: nn.Module, pair: Pair) -> Callable[[], object]:
     return partial(module, pair.value.clone(), *pair.context)
+
+
+@contextmanager
+def _other_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Parameters without gradients; those that were there are put back on leaving, by an error too."""
+    gradients = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
 
 
 def _rate(step: int, steps: int) -> float:

@@ -1,5 +1,7 @@
 """Short trainings: the error falls, the last layer is solved for, batch norms measure what they see."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,18 @@ def test_training_reduces_the_error_and_nothing_else_changes() -> None:
     assert [part.training for part in module.modules()] == modes
     assert all(parameter.grad is None for parameter in module.parameters())
     assert all(torch.equal(x, y) for x, (y, *_) in zip(inputs, data, strict=True))
+
+
+@pytest.mark.parametrize("lr", [1e-2, float("inf")])
+def test_gradients_of_the_caller_are_left_as_they_were(lr: float) -> None:
+    """They were dropped."""
+    module, data = block(), pairs()
+    first, *others = module.parameters()
+    first.grad = torch.ones_like(first)
+    with contextlib.suppress(CalibrationError):
+        distil(module, data, steps=3, lr=lr, seed=0)
+    assert torch.equal(first.grad, torch.ones_like(first))
+    assert all(parameter.grad is None for parameter in others)
 
 
 def test_one_seed_gives_one_result() -> None:
