@@ -395,5 +395,5 @@ def _longer(calibration: Calibration, steps: int, measured: ErrorSums, teacher: 
         calibration,
         stages=(*calibration.stages, errors),
         fine_tune_steps=calibration.fine_tune_steps + steps,
-        warnings=warnings,
+        warnings=tuple(dict.fromkeys(warnings)),
     )

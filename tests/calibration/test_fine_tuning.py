@@ -193,6 +193,8 @@ def test_stages_are_of_the_same_samples_or_the_report_says_it() -> None:
         assert tuning.calibration.stage("fine-tuned").output == pytest.approx(calibration.stages[1].output)
     tuning = fine_tune(nets[1], given[:4], same, steps=1, recipe=STILL)
     assert tuning.calibration.warnings[-1].startswith("fine-tuned, errors are of 16 samples, and before of 24 others")
+    again = fine_tune(nets[1], given[:4], tuning.calibration, steps=1, recipe=STILL)
+    assert again.calibration.warnings == tuning.calibration.warnings
 
 
 def test_a_run_that_fails_leaves_flags_and_weights(net: nn.Module) -> None:
