@@ -264,10 +264,14 @@ def _kind(net: PararealModule, teacher: Teacher, data: TuningData, outputs: Outp
     for number, batch in enumerate(data.tests()):
         if number and outputs != "auto":
             break
-        output = teacher.in_sequence(batch).output
-        first = output if number == 0 else first
-        evidence.add(output, labels_of(batch))
-    return find_output_kind(net, first, outputs, evidence)
+        values = teacher.in_sequence(batch)
+        first = first or values
+        evidence.add(values.output, labels_of(batch), values.mask)
+    if first is None:
+        return find_output_kind(net, None, outputs, evidence)
+    interfaces = teacher.original
+    reads = interfaces.at(interfaces.last, first.true[interfaces.last]), *first.context["head"]
+    return find_output_kind(net, first.output, outputs, evidence, reads)
 
 
 def _loss(

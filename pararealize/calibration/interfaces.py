@@ -341,7 +341,7 @@ class InterfaceRecord:
             values = interfaces.in_sequence(batch, number)
             self.count, self.samples = number, self.samples + values.samples
             self.counts.append(values.mask is None or bool(values.mask.any()))
-            self.evidence.add(values.output, values.labels)
+            self.evidence.add(values.output, values.labels, values.mask)
             self.output = values.output if number == 1 else self.output
             if number == len(self.in_memory) + 1 and (values.bytes <= self.room or not self.in_memory):
                 self.in_memory.append(values)

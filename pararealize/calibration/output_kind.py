@@ -113,14 +113,24 @@ class LabelEvidence:
         self.given = False  # there are labels at all
         self.fits = True  # and none beyond the output's numbers
 
-    def add(self, output: Any, labels: Tensor | None) -> None:
-        """Take in a batch of the original's outputs and its labels; without labels nothing is said."""
+    def add(self, output: Any, labels: Tensor | None, mask: Tensor | None = None) -> None:
+        """Take in a batch of the original's outputs and its labels; without labels nothing is said.
+
+        Args:
+            output: of the original.
+            labels: of the batch.
+            mask: which samples, or positions of them, count; labels are of samples.
+        """
         self.given = self.given or labels is not None
         leaves = [value for _, value in named_leaves(output)]
         values = leaves[0] if len(leaves) == 1 else None
         if labels is None or values is None or values.ndim != 2 or len(values) != len(labels) or not len(labels):
             return
+        if mask is not None and mask.ndim == 1:
+            labels, values = unmasked(labels, mask), unmasked(values, mask)
         labels, predicted, classes = labels.cpu(), values.argmax(1).cpu(), values.shape[1]
+        if not len(labels):
+            return
         if classes < 2 or int(labels.min()) < 0 or int(labels.max()) >= classes:
             self.fits = False
             return

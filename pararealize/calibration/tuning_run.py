@@ -162,7 +162,8 @@ class TuningRun:
             if job.loss.function is None and job.loss.name == "mse":  # a ratio of sums, no mean
                 wanted = dict(named_leaves(teacher.output))
                 for path, value in named_leaves(values.output):
-                    squares.setdefault(path, SquareSums()).add(value, wanted[path], mask)
+                    pair = (job.loss.kind.counted(path, of, mask) for of in (value, wanted[path]))
+                    squares.setdefault(path, SquareSums()).add(*pair)
             elif size := _compared(job.loss, values, mask):
                 total += size * float(job.output_loss(batch, values, teacher))
                 count += size
