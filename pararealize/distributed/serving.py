@@ -62,6 +62,13 @@ class Server:
         self._is_closed = False
         self._failure: BaseException | None = None
         self._unanswered: Future[Any] | None = None
+        kind = setup.channel.device.type
+        self._autocast = torch.autocast(  # the caller's, which is of its thread; the other ranks compute in theirs
+            kind,
+            torch.get_autocast_dtype(kind),
+            enabled=torch.is_autocast_enabled(kind),
+            cache_enabled=torch.is_autocast_cache_enabled(),
+        )
         self._thread = threading.Thread(target=self._run, name="pararealize-server", daemon=True)
         self._thread.start()
 
@@ -104,7 +111,7 @@ class Server:
         channel = self._setup.channel
         channel.serving_thread = threading.get_ident()
         try:
-            with self._setup.call("serve"):
+            with self._setup.call("serve"), self._autocast:
                 while self._answer_next():
                     pass
         except BaseException as error:  # noqa: BLE001 - whoever asks, or closes, raises it

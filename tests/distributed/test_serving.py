@@ -126,8 +126,21 @@ def idle() -> bool:
     return True
 
 
+def in_autocast(ranks: int) -> bool:
+    """The thread that computes is under the autocast of the one that serves."""
+    stage = network(2).distribute(mesh_of(ranks), timeout=8).eval()
+    x = torch.ones(2, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = stage(x, everywhere=True)
+        with stage.serve() as server:
+            answer = expected if server is None else server(x)
+    with stage.serve() as server:
+        is_plain = server is None or server(x).dtype == torch.float32
+    return is_plain and answer.dtype == torch.bfloat16 and torch.equal(answer, expected)
+
+
 def on_two() -> tuple[float, bool]:
-    return max(answers(2), nested()), idle()
+    return max(answers(2), nested()), idle() and in_autocast(2)
 
 
 def test_two_ranks():
