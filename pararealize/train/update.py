@@ -10,7 +10,8 @@ from torch import nn
 from pararealize.distributed.gradient_norms import gradient_norm
 from pararealize.distributed.stage import Stage
 from pararealize.distributed.training_processes import TrainingProcesses
-from pararealize.errors import ModelError, MultigridError
+from pararealize.errors import DataError, ModelError, MultigridError
+from pararealize.table import quantity
 from pararealize.train.run.score import correct, logits_of
 
 from .captured_step import CapturedStep
@@ -95,10 +96,22 @@ class Update:
         self.scaler = _scaler(net, self.device) if recipe.amp == "float16" else None
 
     def __call__(self, x: Any, labels: torch.Tensor, lr: float) -> StepResult:
-        """One step with this learning rate; all ranks call it, each with its share of the batch."""
+        """One step with this learning rate; all ranks call it, each with its share of the batch.
+
+        Raises:
+            DataError: batch norms have a single value of a channel.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, right_count = self._differentiate(x, labels)
+        try:
+            loss, right_count = self._differentiate(x, labels)
+        except ValueError as error:  # of torch.nn.functional.batch_norm
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                f"a batch of {quantity(len(labels), 'sample')} gives a batch norm one value of each channel, which has "
+                "no variance; take batches (batch_size) and a training part (count) of at least 2 samples"
+            ) from error
         if self.scaler is not None:
             with self.processes.watched("the gradients' scale"):
                 self.scaler.unscale_(self.optimizer)

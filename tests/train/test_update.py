@@ -9,7 +9,7 @@ from torch import nn
 
 from pararealize import Recipe
 from pararealize.distributed.training_processes import TrainingProcesses
-from pararealize.errors import ExampleError, ModelError
+from pararealize.errors import DataError, ExampleError, ModelError
 from pararealize.train.steps import one_process_step
 from pararealize.train.update import Sums, Update
 from tests.training import network, samples
@@ -129,3 +129,9 @@ def test_sums():
     sums = Sums(loss=3.0, right=1, count=2)
     sums.add(Sums(loss=1.0, right=1, count=2))
     assert sums.means == (1.0, 0.5)
+
+
+def test_a_batch_of_one_sample_is_refused_where_batch_norms_cannot_take_it():
+    x, labels = batch()
+    with pytest.raises(DataError, match="a batch of 1 sample gives a batch norm one value of each channel"):
+        Update(network(), Recipe(), TrainingProcesses())(x[:1], labels[:1], 0.1)
