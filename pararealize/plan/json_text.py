@@ -1,6 +1,7 @@
 """JSON text -> a value that has checked itself, or one error with all faults of the text, each at its place."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from pararealize.errors import PararealizeError, PlanError
 from pararealize.manifest import unique_keys
 from pararealize.table import quantity, shortened
 
-__all__ = ["parse_json", "read_json"]
+__all__ = ["finite", "parse_json", "read_json"]
 
 T = TypeVar("T")
 
@@ -21,6 +22,20 @@ MOST_FAULTS = 12  # that a message lists
 MOST_KEYS = 3  # unknown ones of one place, likewise
 LONGEST_LINE = 600
 LONGEST_WORD = 60  # characters of a key, and of the place of a fault
+
+
+def finite(value: Any) -> Any:
+    """The same for a JSON document: numbers that are not finite, which JSON has none of, become null.
+
+    Example:
+        >>> finite({"losses": (1.5, float("nan"))})
+        {'losses': [1.5, None]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_json(text: Any, writer: str, error: type[PararealizeError] = PlanError) -> Any:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from pararealize.coarse.spec import STRICT
 from pararealize.errors import PlanError
-from pararealize.plan.json_text import parse_json, read_json
+from pararealize.plan.json_text import finite, parse_json, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +79,8 @@ def test_nothing_is_turned_into_another_type():
     for value in ('"1"', "true", "1.0", "null", "[1]"):
         with pytest.raises(PlanError, match=r"0\.j: Input should be a valid integer"):
             read_json(ROWS, f'[{{"j": {value}}}]', "table")
+
+
+def test_numbers_that_json_has_not_become_null() -> None:
+    value = {"a": [1.5, float("nan"), (float("inf"), True, "x")], "b": {"c": -float("inf"), "d": 3}}
+    assert finite(value) == {"a": [1.5, None, [None, True, "x"]], "b": {"c": None, "d": 3}}

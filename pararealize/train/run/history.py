@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pararealize.errors import CheckpointError
 from pararealize.manifest import faults_of_schema, unique_keys
 from pararealize.multigrid.monitor import Event
+from pararealize.plan.json_text import finite
 from pararealize.table import aligned
 
 from .score import Score
@@ -105,7 +107,7 @@ class History:
 
 
 def to_line(row: Row) -> str:
-    """A row as a line of JSON.
+    """A row as a line of JSON; losses that are not finite become null, and NaN where the line is read.
 
     Example:
         >>> row = StepRow(step=10, epoch=1, lr=0.1, loss=2.5, error=0.75, gradient=1.5)
@@ -115,7 +117,7 @@ def to_line(row: Row) -> str:
         True
     """
     kind = next(name for name, kind in KINDS.items() if isinstance(row, kind))
-    return json.dumps({"kind": kind, **dataclasses.asdict(row)})
+    return json.dumps(finite({"kind": kind, **dataclasses.asdict(row)}), allow_nan=False)
 
 
 def from_line(line: str) -> Row:
@@ -129,6 +131,7 @@ def from_line(line: str) -> Row:
         kind = values.pop("kind")
         if strangers := values.keys() - {field.name for field in dataclasses.fields(KINDS[kind])}:
             raise KeyError(*strangers)
+        values |= {name: math.nan for name in ("loss", "test_loss") if name in values and values[name] is None}
         return _ROWS[kind].validate_json(json.dumps(values), strict=True)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         what = faults_of_schema(error) if isinstance(error, ValidationError) else type(error).__name__

@@ -1,5 +1,9 @@
 """Rows of a run: to a line of JSON and back, and as a table."""
 
+import dataclasses
+import json
+import math
+
 import pytest
 
 from pararealize.multigrid.monitor import Event
@@ -22,3 +26,13 @@ def test_a_history_sorts_its_rows():
     assert history.epochs == [EPOCH]
     assert history.events == [EVENT]
     assert str(history).splitlines()[1].split() == ["1", "12", "0.1", "0.3000", "50.00%", "2.0000", "75.00%"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_null_in_json(value):
+    """As JSON has no such numbers; of a gradient, None says that a step was left out."""
+    line = to_line(dataclasses.replace(EPOCH, test_loss=value))
+    assert json.loads(line, parse_constant=pytest.fail)["test_loss"] is None
+    row = from_line(line)
+    assert math.isnan(row.test_loss)
+    assert dataclasses.replace(row, test_loss=2.0) == EPOCH
