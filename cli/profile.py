@@ -47,16 +47,20 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure this machine's compute, memory and launches; under torchrun, its links, too."""
-    from pararealize.errors import OutputError
+    from pararealize.errors import ProfileError
 
-    if output is not None and output.exists() and not force:
-        raise OutputError(f"{str(output)!r} is there already; name another file with --out, or replace it with --force")
+    _check_output(output, force)
+    if show is not None and on is not None:
+        raise ProfileError(
+            f"--on {on} says what is measured, and --show {show} measures nothing; leave one of them out"
+        )
     with working("measuring", long=True) as progress:
         from pararealize import device_profile
         from pararealize.profiles import measure_device
 
         if show is not None:
             profile, rank = device_profile(show), 0
+            profile = profile if name is None else dataclasses.replace(profile, name=name)
         else:
             rank = int(os.environ.get("RANK", "0"))
             profile = measure_device(_local(on), name=name, report=progress if rank == 0 else None)
@@ -66,6 +70,25 @@ def command(
     if rank == 0:
         folder, files = (None, []) if output is None else (output.parent, [output.name])
         print_result({"profile": json.loads(profile.to_json())}, str(profile), folder, files, as_json=as_json)
+
+
+def _check_output(path: Path | None, force: bool) -> None:
+    """Refuse a file that is there already and must not be replaced, before anything is measured."""
+    from pararealize.errors import OutputError
+    from pararealize.files import kind_of
+
+    if path is None:
+        return
+    try:
+        kind = kind_of(path)
+    except OSError as error:
+        raise OutputError(f"cannot write to {str(path)!r}: {error.strerror}; name another file with --out") from error
+    if kind is None:
+        return
+    if not force:
+        raise OutputError(f"{str(path)!r} is there already; name another file with --out, or replace it with --force")
+    if kind != "file":
+        raise OutputError(f"{str(path)!r} is a {kind} and not a file; name another file with --out")
 
 
 def _links(device: str | None, profile: DeviceProfile) -> tuple[Link, ...]:

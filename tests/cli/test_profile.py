@@ -21,7 +21,12 @@ def test_a_published_profile(tmp_path):
     again = run("profile", "--show", file, "--out", file, "--json")
     assert again.exit_code == 2
     assert "is there already" in json.loads(again.stdout)["error"]["message"]
-    assert run("profile", "--show", file, "--out", file, "--force").exit_code == 0
+    assert run("profile", "--show", file, "--out", file, "--force", "--name", "mine").exit_code == 0
+    assert DeviceProfile.load(file) == dataclasses.replace(PROFILES["h100"], name="mine")
+    nothing = run("profile", "--show", "h100", "--on", "cpu")
+    assert (nothing.exit_code, "--on cpu says what is measured" in nothing.stderr) == (2, True)
+    folder = run("profile", "--show", "h100", "--out", tmp_path, "--force")
+    assert (folder.exit_code, "is a folder and not a file" in " ".join(folder.stderr.split())) == (2, True)
 
 
 @pytest.fixture
