@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pararealize.restacking.tableaux import Tableau
 
 __all__ = [
+    "batch_size",
     "coarse",
     "cuts",
     "devices",
@@ -34,6 +35,7 @@ __all__ = [
     "sequential",
     "shape",
     "trained",
+    "whole_number",
     "windows",
 ]
 
@@ -65,15 +67,39 @@ def shape(text: str) -> tuple[int, ...]:
         >>> shape("3x32x32")
         (3, 32, 32)
     """
-    parts = re.split(r"\s*[,x×]\s*", text.strip())
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not (sizes := _sizes(text)):
         raise ExampleError(
             f"--input-shape {text!r} is not a shape; write positive sizes without the batch dimension, such as 3,32,32"
         )
-    return tuple(int(part) for part in parts)
+    return sizes
 
 
-def example(name: str, text: str | None, dtype: str, batch_size: int, *, meta: bool = False) -> torch.Tensor | None:
+def _sizes(text: str) -> tuple[int, ...]:
+    """The sizes of a shape; none where the text is no list of positive numbers."""
+    sizes = tuple(map(whole_number, re.split(r"\s*[,x×]\s*", text.strip())))
+    return tuple(size for size in sizes if size) if all(sizes) else ()
+
+
+def whole_number(text: str) -> int | None:
+    """A number of at most 18 ASCII digits, which fits into 64 bits; None for any other text.
+
+    ``str.isdigit`` is true of characters that ``int`` refuses.
+
+    Example:
+        >>> whole_number("12"), whole_number("²"), whole_number("-1"), whole_number("9" * 5000)
+        (12, None, None, None)
+    """
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def batch_size(size: int) -> int:
+    """``--batch-size``, which is positive."""
+    if size < 1:
+        raise ExampleError(f"--batch-size {size} is not positive; write 1 or more")
+    return size
+
+
+def example(name: str, text: str | None, dtype: str, samples: int, *, meta: bool = False) -> torch.Tensor | None:
     """Example inputs of the shape ``text``, or of the model's default shape; None leaves it to the library to infer.
 
     Integer inputs are zeros, which are valid token ids everywhere.
@@ -81,10 +107,11 @@ def example(name: str, text: str | None, dtype: str, batch_size: int, *, meta: b
     from pararealize import models
 
     kind = _type("--input-dtype", dtype)
-    if batch_size < 1:
-        raise ExampleError(f"--batch-size {batch_size} is not positive; write 1 or more")
+    samples = batch_size(samples)
     sizes = models.default_input(name) if text is None else shape(text)
-    return None if sizes is None else _values("", (batch_size, *sizes), kind, "meta" if meta else "cpu")
+    if sizes is None and dtype != "float32":
+        raise ExampleError(f"--input-dtype {dtype} is of an input whose shape nobody knows; write --input-shape, too")
+    return None if sizes is None else _values("", (samples, *sizes), kind, "meta" if meta else "cpu")
 
 
 def inputs(texts: list[str], *, meta: bool = False) -> dict[str, Any]:
@@ -101,9 +128,9 @@ def inputs(texts: list[str], *, meta: bool = False) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for text in texts:
         match = re.fullmatch(r"(?P<name>\w+)=(?P<value>[^:]+)(?::(?P<dtype>\w+))?", text.strip())
-        sizes = [] if match is None else re.split(r"\s*[,x×]\s*", match["value"].strip())
+        sizes = () if match is None else _sizes(match["value"])
         word = "" if match is None or match["dtype"] else match["value"].strip().lower()
-        if match is None or not (word in _PLAIN or all(size.isdigit() and int(size) > 0 for size in sizes)):
+        if match is None or not (word in _PLAIN or sizes):
             raise ExampleError(
                 f"--input {text!r} is no input; write NAME=SHAPE:DTYPE with the batch in front, such as "
                 "--input input_ids=2x128:int64 (float32 where no type is said), or --input NAME=true, false or none"
@@ -115,7 +142,7 @@ def inputs(texts: list[str], *, meta: bool = False) -> dict[str, Any]:
             continue
         kind = _type(f"--input {text!r}:", match["dtype"] or "float32")
         device = "meta" if meta else "cpu"
-        values[match["name"]] = _values(match["name"], tuple(map(int, sizes)), kind, device)
+        values[match["name"]] = _values(match["name"], sizes, kind, device)
     return values
 
 
@@ -200,8 +227,8 @@ def plan(path: Path) -> Plan:
     from pararealize import Plan
     from pararealize.files import read_file
 
-    path = path / "plan.json" if path.is_dir() else path
     try:
+        path = path / "plan.json" if path.is_dir() else path
         return Plan.from_json(read_file(path, most=_MOST_BYTES, follow=True).decode())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -217,10 +244,11 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         >>> numbers("2, 4", "n")
         (2, 4)
     """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdigit() and len(part) < 10 for part in parts):
+    values = [whole_number(part.strip()) for part in text.split(",") if part.strip()]
+    sizes = tuple(value for value in values if value is not None)
+    if not sizes or len(sizes) < len(values):
         raise PlanError(f"--{option} {text!r} is no list of numbers; write numbers such as 2,4")
-    return tuple(map(int, parts))
+    return sizes
 
 
 def windows(text: str) -> int | str | list[str]:
@@ -245,7 +273,7 @@ def sequential(text: str) -> int | str | list[str]:
 
 def _count_or_names(text: str) -> int | list[str]:
     """A number, or names of blocks; a block whose name is a number has a comma behind it."""
-    if re.fullmatch(r"\s*[+-]?\d+\s*", text):
+    if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
         return int(text)
     return [part.strip() for part in text.split(",") if part.strip()]
 

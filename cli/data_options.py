@@ -119,12 +119,14 @@ class DataOptions:
     def _count(self) -> tuple[int, int] | None:
         from pararealize.errors import DataError
 
+        from . import arguments
+
         if self.count is None:
             return None
-        parts = [part.strip() for part in self.count.split(",")]
-        if len(parts) not in (1, 2) or not all(part.isdigit() and 0 < int(part) < 1 << 40 for part in parts):
+        counts = [count for part in self.count.split(",") if (count := arguments.whole_number(part.strip()))]
+        if len(counts) not in (1, 2) or len(counts) < len(self.count.split(",")):
             raise DataError(f"--count {self.count!r} are no numbers; write training and test, such as 9000,1000")
-        return int(parts[0]), int(parts[-1])
+        return counts[0], counts[-1]
 
     def _image_options(self) -> list[str]:
         values: dict[str, Any] = {

@@ -143,7 +143,7 @@ def iterations(text: str | None) -> dict[str, int]:
     """
     if text is None:
         return {}
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
     if match is None:
         raise MultigridError(f"--iterations {text!r} are no two numbers; write forward/adjoint ones, such as 2/1")
     return {"forward_iterations": int(match[1]), "backward_iterations": int(match[2])}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pararealize.errors import CoarseError, DeviceError, ExampleError
+from pararealize.errors import CoarseError, DeviceError, ExampleError, PlanError
 from pararealize_cli import arguments
 
 
@@ -12,7 +12,7 @@ def test_shape(text):
     assert arguments.shape(text) == (3, 32, 32)
 
 
-@pytest.mark.parametrize("text", ["", "3,,32", "3,-1", "3,0", "three", "3.5"])
+@pytest.mark.parametrize("text", ["", "3,,32", "3,-1", "3,0", "three", "3.5", "8,²", "9" * 19, "9" * 5000])
 def test_bad_shape(text):
     with pytest.raises(ExampleError, match="write positive sizes"):
         arguments.shape(text)
@@ -29,6 +29,17 @@ def test_example():
         arguments.example("resnet20", None, "number", 4)
     with pytest.raises(ExampleError, match="--batch-size 0"):
         arguments.example("resnet20", None, "float32", 0)
+
+
+def test_numbers():
+    assert arguments.numbers("2, 4,", "n") == (2, 4)
+    for text in ("", "2,²", "-1", "9" * 5000):
+        with pytest.raises(PlanError, match="is no list of numbers"):
+            arguments.numbers(text, "n")
+    for text in ("x=²", "x=" + "9" * 5000):
+        with pytest.raises(ExampleError, match="is no input"):
+            arguments.inputs([text])
+    assert arguments.windows("9" * 5000) == ["9" * 5000]
 
 
 def test_cuts():

@@ -44,6 +44,9 @@ def test_a_data_set_of_ones_own_is_as_options_say(tmp_path):
     [
         ({"count": "many"}, "--count 'many' are no numbers"),
         ({"count": "1,2,3"}, "--count '1,2,3' are no numbers"),
+        ({"count": "1,²"}, "--count '1,²' are no numbers"),
+        ({"count": "9" * 5000}, "are no numbers"),
+        ({"count": "1,,2"}, "are no numbers"),
         ({"count": "0,5"}, "--count '0,5' are no numbers"),
         ({"mean": "a", "std": "1"}, "--mean 'a' are no numbers"),
         ({"mean": "0.5"}, "are no means and deviations"),
