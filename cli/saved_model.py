@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["built_with", "check_options", "example", "is_saved", "original", "segments"]
+__all__ = ["built_with", "check_options", "example", "is_saved", "leaf_modules", "original", "segments"]
 
 
 def is_saved(model: str) -> bool:
@@ -19,7 +19,7 @@ def is_saved(model: str) -> bool:
         >>> is_saved("resnet20"), is_saved("no/such/folder")
         (False, False)
     """
-    if not Path(model).is_dir():
+    if not _is_folder(model):
         return False
     from pararealize import models
     from pararealize.saving.network_folder import find_folder
@@ -48,17 +48,24 @@ def check_options(model: str, *, num_classes: int | None, built_by: str | None) 
         )
 
 
+def _is_folder(model: str) -> bool:
+    """Whether MODEL is the path of a folder; a name that no path can have is none."""
+    try:
+        return Path(model).is_dir()
+    except OSError:
+        return False
+
+
 def _foreign_folder(model: str) -> str:
     """What a folder in the place of MODEL is that holds no network to load, and the remedy; nothing of other names."""
-    path = Path(model)
-    if not path.is_dir():
+    if not _is_folder(model):
         return ""
     from pararealize import models
 
     if model in models.names() or model in models.torchvision_names():
         return ""
-    file = path / "model.py"
-    if (path / "restacking.json").is_file() and file.is_file():
+    file = Path(model) / "model.py"
+    if (Path(model) / "restacking.json").is_file() and file.is_file():
         return (
             f"the folder {model} holds a network that pararealize restack wrote, which its model.py builds; write "
             f"{file}:load in the place of MODEL"
@@ -105,6 +112,13 @@ def segments(model: str) -> int:
 
     plan = read_folder(model).plan
     return 1 if plan is None else plan.n
+
+
+def leaf_modules(model: str) -> list[str]:
+    """The qualified names of submodules that the network of a folder was converted without looking into."""
+    from pararealize.saving import read_folder
+
+    return read_folder(model).record.conversion.leaf_modules
 
 
 def built_with(model: str, built_by: str | None) -> tuple[str, dict[str, Any]]:

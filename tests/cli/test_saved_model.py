@@ -5,7 +5,7 @@ import torch
 
 from pararealize import pararealize
 from pararealize.errors import ModelError
-from pararealize_cli.saved_model import check_options, example, is_saved, original, segments
+from pararealize_cli.saved_model import check_options, example, is_saved, leaf_modules, original, segments
 from tests.models import Perceptron
 
 CODE = "from tests.models import Perceptron\ndef deep(): return Perceptron()\n"
@@ -30,11 +30,12 @@ def test_which_words_are_folders(folder, tmp_path):
     assert not is_saved("run")
     net.save(tmp_path / "run" / "network")
     assert is_saved("run")
+    assert not is_saved("n" * 300)
 
 
 def test_what_a_folder_says(folder):
     net, path = folder
-    assert segments(path) == 2
+    assert (segments(path), leaf_modules(path)) == (2, [])
     assert [value.shape for value in example(path)] == [(2, 8)]
     assert example(path, meta=True)[0].is_meta
     model, doubt = original(path, "nets.py:deep")
