@@ -7,6 +7,7 @@ the help.
 from __future__ import annotations
 
 import os
+import sys
 
 import typer
 
@@ -46,6 +47,6 @@ for name, file in {
 
 def main() -> None:
     """Run the command."""
-    if "WORLD_SIZE" in os.environ:
+    if "WORLD_SIZE" in os.environ or "--json" in sys.argv:
         keep_stdout()
     app()

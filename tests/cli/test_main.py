@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import pararealize_cli
-from pararealize.errors import ExampleError, ModelError, OutputError
+from pararealize.errors import ExampleError, ModelError, OutputError, PlanError
 from tests.command import run
 
 
@@ -39,6 +39,9 @@ def test_unknown_option_and_no_command():
         (["convert", "resnet20", "--n", "2", "--batch-size", "0"], ExampleError, "--batch-size"),
         (["convert", "resnet20", "--n", "2", "--out", "{file}"], OutputError, "is a file"),
         (["inspect", "no_such_package:net"], ModelError, "no Python module"),
+        (["inspect", "n" * 300], ModelError, "is not a built-in model"),
+        (["convert", "resnet20", "--plan", "n" * 300], PlanError, "File name too long"),
+        (["profile", "--show", "h100", "--out", "n" * 300], OutputError, "File name too long"),
     ],
 )
 def test_an_error_is_one_message(words, error, message, tmp_path):
@@ -64,3 +67,16 @@ MODULES = [f"pararealize_cli.{module.name}" for module in pkgutil.iter_modules(p
 def test_docstring_examples(name):
     failed, _ = doctest.testmod(importlib.import_module(name))
     assert failed == 0
+
+
+def test_json_alone_where_other_processes_print_too(tmp_path):
+    """What a model's file prints, and what it starts, go to stderr."""
+    (tmp_path / "net.py").write_text(
+        "import os\nprint('hello')\nos.system('echo hello')\nimport torch\nnet = torch.nn.ReLU\n"
+    )
+    code = "from pararealize_cli.main import main; main()"
+    words = ["inspect", f"{tmp_path / 'net.py'}:net", "--input-shape", "8", "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert "hello" not in done.stdout
+    assert json.loads(done.stdout)
+    assert done.stderr.splitlines()[:2] == ["hello", "hello"]
