@@ -15,7 +15,7 @@ from . import options
 from .console import print_result, working
 from .convert import title_of, write_network
 from .data_options import DataOptions
-from .folder import CALIBRATION_FILES, output_folder
+from .folder import CALIBRATION_FILES, output_folder, writing
 from .html import blocks_of, check_page, write_page
 from .step_timelines import forward_pass
 
@@ -139,7 +139,7 @@ def command(
     result: options.ResultOptions,
 ) -> None:
     """Convert a trained MODEL and fit what was added to it, so that it works without training anew."""
-    check_page(result.page)
+    check_page(result.page, output)
     with (
         working(f"building {model}", long=True) as progress,
         output_folder(output, force=result.force, files=CALIBRATION_FILES) as folder,
@@ -153,7 +153,8 @@ def command(
         net = trained(model, network, weights)
         inputs, places = samples.example(), arguments.devices(devices)
         if n is None and conversion.plan is None:
-            pnet = conversion.saved_network(model, built_by=network.built_by, devices=places)
+            leaves = options.differing(network, "built_by", "num_classes", "seed")
+            pnet = conversion.saved_network(model, built_by=network.built_by, devices=places, unused=leaves)
             _give_original(pnet, net, model, weights)
         else:
             progress(f"converting {model}")
@@ -164,9 +165,9 @@ def command(
                 example_inputs=inputs,
                 **conversion.arguments(),
                 seed=network.seed,
-                leaf_modules=network.leaf_modules(),
+                leaf_modules=network.leaf_modules(model),
             )
-        chain = blocks_of(result.page, net, inputs, network.leaf_modules(), pnet.plan.granularity)
+        chain = blocks_of(result.page, net, inputs, network.leaf_modules(model), pnet.plan.granularity)
         batches = _batches(samples)
         calibration, tuned = _fit(pnet, batches, fitting, network.seed, progress), None
         if tuning.fine_tune_steps:
@@ -178,15 +179,16 @@ def command(
         if folder is not None:
             progress("writing the files")
             title = title_of(model)
-            files = write_network(
-                pnet,
-                folder,
-                title=title,
-                picture=result.picture,
-                calibration=calibration,
-                original=net if tuned is not None or _is_changed(pnet, net) else None,
-                more=lambda part: _write(calibration, tuned, part, title, result.picture),
-            )
+            with writing(output):
+                files = write_network(
+                    pnet,
+                    folder,
+                    title=title,
+                    picture=result.picture,
+                    calibration=calibration,
+                    original=net if tuned is not None or _is_changed(pnet, net) else None,
+                    more=lambda part: _write(calibration, tuned, part, title, result.picture),
+                )
     document = {"calibration": json.loads(calibration.to_json())}
     text = str(calibration)
     if tuned is not None:

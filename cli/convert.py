@@ -12,7 +12,8 @@ import typer
 
 from . import options
 from .console import print_result, working
-from .folder import output_folder
+from .example_options import ExampleOptions
+from .folder import output_folder, writing
 from .html import blocks_of, check_page, write_page
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def command(
             help="Such as cuda:0,cuda:1; fewer than segments wrap round. [dim]\\[default: where the model is][/]"
         ),
     ] = None,
-    example: options.ExampleOptions,
+    example: ExampleOptions,
     network: options.ModelOptions,
     output: Annotated[
         Path | None,
@@ -82,7 +83,7 @@ def command(
     result: options.ResultOptions,
 ) -> None:
     """Cut MODEL into N segments, print the plan, and write the parareal network into a folder."""
-    check_page(result.page)
+    check_page(result.page, output)
     with working(f"building {model}") as progress, output_folder(output, force=result.force) as folder:
         from pararealize import pararealize, simulate
 
@@ -90,7 +91,8 @@ def command(
 
         chain, places = None, arguments.devices(devices)
         if n is None and conversion.plan is None:
-            pnet = conversion.saved_network(model, built_by=network.built_by, devices=places)
+            unused = options.words_of(cost) + options.differing(example) + options.differing(network, "built_by")
+            pnet = conversion.saved_network(model, built_by=network.built_by, devices=places, unused=unused)
             pnet = pnet.to("meta") if no_weights else pnet
         else:
             net = network.build(model, meta=no_weights)
@@ -104,13 +106,14 @@ def command(
                 **conversion.arguments(),
                 seed=network.seed,
                 cost=None if conversion.plan is not None else cost.value,
-                leaf_modules=network.leaf_modules(),
+                leaf_modules=network.leaf_modules(model),
             )
-            chain = blocks_of(result.page, net, inputs, network.leaf_modules(), pnet.plan.granularity)
+            chain = blocks_of(result.page, net, inputs, network.leaf_modules(model), pnet.plan.granularity)
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
-            files = write_network(pnet, folder, title=title_of(model), picture=result.picture)
+            with writing(output):
+                files = write_network(pnet, folder, title=title_of(model), picture=result.picture)
     print_result(
         report.plan_json(pnet.plan), report.plan_tables(pnet.plan, model), output, files, as_json=result.as_json
     )

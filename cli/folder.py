@@ -12,6 +12,7 @@ __all__ = [
     "SCHEDULE_FILES",
     "TRADEOFF_FILES",
     "output_folder",
+    "writing",
 ]
 
 FILES = frozenset(
@@ -63,6 +64,26 @@ def output_folder(path: Path | None, *, force: bool, files: frozenset[str] = FIL
             ) from error
 
 
+@contextmanager
+def writing(path: Path | None) -> Iterator[None]:
+    """Around what writes a command's files: the system's errors become one that names the folder ``path``.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    from pararealize.errors import OutputError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"cannot write the files of {str(path)!r}: {reason}; free the disk, or name another folder with --out"
+        ) from error
+
+
 def _check_free(path: Path, force: bool, files: frozenset[str]) -> None:
     from pararealize.errors import OutputError
     from pararealize.files import kind_of
@@ -73,8 +94,8 @@ def _check_free(path: Path, force: bool, files: frozenset[str]) -> None:
         raise OutputError(f"cannot write to {str(path)!r}: {error.strerror}; name another folder with --out") from error
     if kind is None:
         return
-    if target != "folder":
-        what = "a link that leads nowhere" if target is None else f"a {target} and not a folder"
+    if kind == "link" or target != "folder":  # a link would be replaced, and what it leads to stay as it is
+        what = "a link that leads nowhere" if target is None else f"a {kind} and not a folder"
         raise OutputError(f"{str(path)!r} is {what}; name another folder with --out")
     if not force:
         raise OutputError(f"{str(path)!r} is there already; name another folder with --out, or replace it with --force")

@@ -24,17 +24,37 @@ if TYPE_CHECKING:
 __all__ = ["blocks_of", "check_page", "command_line", "write_page"]
 
 
-def check_page(path: Path | None) -> None:
+def check_page(path: Path | None, output: Path | None = None) -> None:
     """Refuse a path that no report can be written to; without one there is nothing to refuse.
 
+    Args:
+        path: of the page; ``None`` for none.
+        output: the folder of the command's files; ``None`` for none.
+
     Raises:
-        OutputError: it is no ``.html`` file, its folder is not there, or something else than a report is.
+        OutputError: it is no ``.html`` file, its folder is not there, something else than a report is, or it is in a
+            folder that would not be taken for what it is with a page in it.
     """
     if path is None:
         return
+    from pararealize.errors import OutputError
+    from pararealize.files import kind_of
+    from pararealize.manifest import MANIFEST
     from pararealize.reports import check_report
 
+    folders = Path(os.path.realpath(path)).parents
+    if output is not None and Path(os.path.realpath(output)) in (Path(os.path.realpath(path)), *folders):
+        raise OutputError(
+            f"--report {path} is in the folder of --out, {str(output)!r}, which holds this command's files alone; "
+            "write the page beside it"
+        )
     check_report(path)
+    is_run = all(kind_of(folders[0] / name) is not None for name in ("run.json", "checkpoints"))
+    if is_run or kind_of(folders[0] / MANIFEST) is not None:
+        what = "a training run" if is_run else f"a {MANIFEST}"
+        raise OutputError(
+            f"--report {path} is in a folder with {what}, which holds its own files alone; write the page beside it"
+        )
 
 
 def write_page(path: Path | None, *values: Any, title: str, seed: int | None, quiet: bool) -> None:

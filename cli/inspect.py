@@ -8,6 +8,7 @@ import typer
 
 from . import options
 from .console import out, print_json, working
+from .example_options import ExampleOptions
 from .html import check_page, write_page
 
 __all__ = ["EXAMPLES", "command"]
@@ -30,7 +31,7 @@ def command(
         bool, typer.Option("--all", help="Print every block and refused cut, equal ones not joined.")
     ] = False,
     granularity: options.BlockSize = options.Granularity.repeated,
-    example: options.ExampleOptions,
+    example: ExampleOptions,
     network: options.ModelOptions,
     page: options.Report = None,
     as_json: options.AsJson = False,
@@ -43,7 +44,7 @@ def command(
         net = network.build(model)
         progress(f"reading {model}")
         inspection = report.inspection(
-            net, example.values(model), leaf_modules=network.leaf_modules(), granularity=granularity.value
+            net, example.values(model), leaf_modules=network.leaf_modules(model), granularity=granularity.value
         )
     if as_json:
         print_json(report.inspection_json(inspection))

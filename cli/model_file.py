@@ -57,9 +57,10 @@ class Origin:
 
     def source_of_leaf_modules(self) -> dict[str, str]:
         """The classes that were not looked into as a keyword argument; none where there are none."""
-        if not self.options.leaf:
+        names = self.options.leaf_names(self.model)
+        if not names:
             return {}
-        sources = {name: source_of_callable(name, self.folder) for name in self.options.leaf}
+        sources = {name: source_of_callable(name, self.folder) for name in names}
         leaves = [f"find({source})" if ":" in name else source for name, source in sources.items()]
         return {"leaf_modules": f"[{', '.join(leaves)}]"}
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from pararealize import PararealModule
@@ -33,7 +32,6 @@ __all__ = [
     "CostOfCuts",
     "CostUnit",
     "Devices",
-    "ExampleOptions",
     "Force",
     "Granularity",
     "Leaf",
@@ -49,9 +47,11 @@ __all__ = [
     "Seed",
     "Source",
     "Weights",
+    "differing",
     "expand_groups",
     "on_devices",
     "to_folder",
+    "words_of",
 ]
 
 
@@ -91,6 +91,23 @@ def _without_empty_default(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter.replace(annotation=Annotated[kind, option])
 
 
+def differing(group: Any, *besides: str) -> list[str]:
+    """The options of a group that are not at their defaults, as they stand on the command line.
+
+    Args:
+        group: of options.
+        besides: names of fields that do not count.
+    """
+    words = []
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if value == field.default or field.name in besides:
+            continue
+        flag = "--input" if field.name == "inputs" else "--" + field.name.replace("_", "-")
+        words += [f"{flag} {one}" for one in (value if isinstance(value, list) else [value])]
+    return words
+
+
 class Granularity(StrEnum):
     """What blocks are."""
 
@@ -117,6 +134,11 @@ class Picture(StrEnum):
 
     svg = "svg"
     png = "png"
+
+
+def words_of(cost: CostUnit) -> list[str]:
+    """``--cost`` as it stands on the command line, where it is not at its default."""
+    return [] if cost is CostUnit.flops else [f"--cost {cost.value}"]
 
 
 Model = Annotated[
@@ -209,11 +231,19 @@ class ModelOptions:
             console_of(stderr=True).print(f"note: {note}", markup=False, soft_wrap=True)
         return net.to("meta") if meta else net
 
-    def leaf_modules(self) -> tuple[type | str, ...]:
-        """The classes, or qualified names, of submodules that are not looked into."""
+    def leaf_names(self, name: str) -> list[str]:
+        """The words of ``--leaf``; without them, the qualified names that the folder MODEL was converted with."""
+        from . import saved_model
+
+        if self.leaf:
+            return self.leaf
+        return saved_model.leaf_modules(name) if saved_model.is_saved(name) else []
+
+    def leaf_modules(self, name: str) -> tuple[type | str, ...]:
+        """The classes, or qualified names, of submodules of MODEL that are not looked into."""
         from . import arguments
 
-        return arguments.leaf_modules(self.leaf)
+        return arguments.leaf_modules(self.leaf_names(name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,59 +254,6 @@ class ResultOptions:
     picture: PictureFormat = Picture.svg
     page: Report = None
     as_json: AsJson = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleOptions:
-    """The example input that a model is read with."""
-
-    batch_size: Annotated[int, typer.Option(help="Of the example, for which costs are counted.")] = 2
-    input_shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZES",
-            help="One input without the batch dimension, such as 3,224,224. [dim]\\[default: from the model][/]",
-        ),
-    ] = None
-    input_dtype: Annotated[str, typer.Option(metavar="TYPE", help="float32, bfloat16, int64 (token ids), …")] = (
-        "float32"
-    )
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="NAME=SHAPE:DTYPE",
-            help="An input by its name, with the batch in front, such as input_ids=2x128:int64; once for each input "
-            "of a model that takes several. NAME=true, false or none for one that is no tensor.",
-        ),
-    ] = None
-
-    def values(self, name: str, *, meta: bool = False) -> torch.Tensor | dict[str, Any] | None:
-        """The input of the model of that name, or its inputs by name; None where the library is to infer it."""
-        from pararealize.errors import ExampleError
-
-        from . import arguments, saved_model
-
-        if not self.inputs and self.input_shape is None and saved_model.is_saved(name):
-            return saved_model.example(name, meta=meta)  # type: ignore[no-any-return]
-        if not self.inputs:
-            return arguments.example(name, self.input_shape, self.input_dtype, self.batch_size, meta=meta)
-        if self.input_shape is not None:
-            raise ExampleError(
-                "--input and --input-shape are both there; say every input with --input, or leave it out"
-            )
-        return arguments.inputs(self.inputs, meta=meta)
-
-    @property
-    def samples(self) -> int:
-        """How many samples the example has: the leading size of the first input that is a tensor."""
-        if not self.inputs:
-            return self.batch_size
-        from . import arguments
-
-        values = arguments.inputs(self.inputs, meta=True).values()
-        sizes = [int(value.shape[0]) for value in values if hasattr(value, "shape")]
-        return sizes[0] if sizes else self.batch_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,20 +309,24 @@ class ConversionOptions:
         ),
     ] = None
 
-    def differing(self, *besides: str) -> list[str]:
-        """The options that are not at their defaults, as they stand on the command line."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
-        return [
-            f"--{name} {value}" for name, (value, default) in values.items() if value != default and name not in besides
-        ]
-
     def saved_network(
-        self, model: str, *, built_by: str | None = None, devices: Sequence[str] | None = None
+        self,
+        model: str,
+        *,
+        built_by: str | None = None,
+        devices: Sequence[str] | None = None,
+        unused: Sequence[str] = (),
     ) -> PararealModule:
         """The converted network of the folder MODEL, as it is: for commands that got no ``--n``.
 
+        Args:
+            model: the folder.
+            built_by: see :class:`ModelOptions`.
+            devices: where its segments run.
+            unused: options that stand on the command line and would change nothing of it, with their values.
+
         Raises:
-            PlanError: MODEL is no such folder, or options ask for another plan than its own.
+            PlanError: MODEL is no such folder, or options ask for another network than its own.
             PararealizeError: it cannot be read, see :func:`pararealize.load`.
         """
         from pararealize import load
@@ -358,10 +339,10 @@ class ConversionOptions:
                 f"--n is not there, and {model!r} is no network's folder, which has a plan; write for instance --n 4"
             )
         coarse = arguments.coarse(self.coarse)
-        if others := self.differing(*(["coarse"] if callable(coarse) else [])):
+        if others := [*differing(self, *(["coarse"] if callable(coarse) else [])), *unused]:
             raise PlanError(
-                f"{', '.join(others)} asks for a new plan, and without --n the network is taken as the folder has it; "
-                "write --n too, or leave it out"
+                f"{', '.join(others)} asks for a new conversion, and without --n the network is taken as the folder "
+                "has it; write --n too, or leave it out"
             )
         return load(model, built_by, coarse=coarse if callable(coarse) else None, devices=devices)
 

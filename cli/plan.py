@@ -12,7 +12,8 @@ import typer
 
 from . import options
 from .console import print_result, working
-from .folder import PLAN_FILES, output_folder
+from .example_options import ExampleOptions
+from .folder import PLAN_FILES, output_folder, writing
 from .html import check_page, write_page
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def command(
     no_curves: Annotated[
         bool, typer.Option("--no-curves", help="Leave out the curves against devices and batch, which take longer.")
     ] = False,
-    example: options.ExampleOptions,
+    example: ExampleOptions,
     network: options.ModelOptions,
     output: Annotated[
         Path | None, options.to_folder(help="Write strategies.json and a picture of the curves into a new folder.")
@@ -74,7 +75,7 @@ def command(
     result: options.ResultOptions,
 ) -> None:
     """Predict what a step of MODEL takes by data parallelism, pipelines and parareal networks, and what to take."""
-    check_page(result.page)
+    check_page(result.page, output)
     with (
         working(f"building {model}", long=True) as progress,
         output_folder(output, force=result.force, files=PLAN_FILES) as folder,
@@ -82,12 +83,13 @@ def command(
         from pararealize import plan_strategies
 
         net = network.build(model, meta=not measure)
-        read_with = replace(example, batch_size=2)  # the network itself is read at any batch
+        samples = example.samples(example.values(model, meta=True))
+        read_with = example if example.inputs else replace(example, batch_size=2)  # the network is read at any batch
         comparison = plan_strategies(
             net,
             read_with.values(model, meta=not measure),
             devices=devices,
-            batch_size=example.samples,
+            batch_size=samples,
             profile=device,
             link=link,
             optimizer=optimizer.value,
@@ -95,11 +97,12 @@ def command(
             measure=measure,
             coarse=coarse,
             curves=not no_curves,
-            leaf_modules=network.leaf_modules(),
+            leaf_modules=network.leaf_modules(model),
             name=model,
             report=progress,
         )
-        files = [] if folder is None else _write(comparison, folder, model, result.picture)
+        with writing(output):
+            files = [] if folder is None else _write(comparison, folder, model, result.picture)
     print_result(json.loads(comparison.to_json()), str(comparison), output, files, as_json=result.as_json)
     write_page(result.page, comparison, title=model, seed=network.seed, quiet=result.as_json)
 

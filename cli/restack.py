@@ -12,7 +12,8 @@ import typer
 
 from . import options
 from .console import print_result, working
-from .folder import RESTACK_FILES, output_folder
+from .example_options import ExampleOptions
+from .folder import RESTACK_FILES, output_folder, writing
 from .html import blocks_of, check_page, write_page
 from .model_file import Origin, source_code, source_of_callable
 
@@ -116,7 +117,7 @@ def command(
     *,
     model: options.Model,
     scheme: SchemeOptions,
-    example: options.ExampleOptions,
+    example: ExampleOptions,
     network: options.ModelOptions,
     output: Annotated[
         Path | None,
@@ -127,7 +128,7 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Rewire the residual blocks of MODEL as steps of a Runge-Kutta method, with no new parameters."""
-    check_page(page)
+    check_page(page, output)
     with working(f"building {model}") as progress, output_folder(output, force=force, files=RESTACK_FILES) as folder:
         from pararealize import restack
 
@@ -136,19 +137,20 @@ def command(
         net = network.build(model)
         inputs = example.values(model)
         progress(f"restacking {model}")
-        chain = blocks_of(page, net, inputs, network.leaf_modules())
+        chain = blocks_of(page, net, inputs, network.leaf_modules(model))
         restacked = restack(
             net,
             arguments.scheme(scheme.scheme),
             example_inputs=inputs,
-            leaf_modules=network.leaf_modules(),
+            leaf_modules=network.leaf_modules(model),
             **scheme.arguments(),
         )
         files: list[str] = []
         if folder is not None:
             progress("writing the files")
             origin = Origin(model=model, options=network, folder=output or folder, example=inputs)
-            files = _write(restacked, folder, scheme, origin)
+            with writing(output):
+                files = _write(restacked, folder, scheme, origin)
     parameters = sum(parameter.numel() for parameter in restacked.parameters())
     document = {"restacking": restacked.restacking.to_dict(), "parameters": parameters}
     print_result(document, str(restacked.restacking), output, files, as_json=as_json)

@@ -11,7 +11,8 @@ import typer
 
 from . import options
 from .console import print_result, working
-from .folder import SCHEDULE_FILES, output_folder
+from .example_options import ExampleOptions
+from .folder import SCHEDULE_FILES, output_folder, writing
 from .html import blocks_of, check_page, write_page
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def command(
     ] = None,
     conversion: options.ConversionOptions,
     step: StepOptions,
-    example: options.ExampleOptions,
+    example: ExampleOptions,
     network: options.ModelOptions,
     output: Annotated[
         Path | None,
@@ -112,21 +113,25 @@ def command(
     result: options.ResultOptions,
 ) -> None:
     """Simulate one step of MODEL in N segments: who computes, sends and waits, and when."""
-    check_page(result.page)
+    check_page(result.page, output)
     with (
         working(f"building {model}") as progress,
         output_folder(output, force=result.force, files=SCHEDULE_FILES) as folder,
     ):
+        from . import saved_model
+
+        saved_model.check_options(model, num_classes=network.num_classes, built_by=network.built_by)
+        stored = _stored(n, conversion, model)
         net = network.build(model, meta=not step.seconds)
         inputs = example.values(model, meta=not step.seconds)
-        leaves = network.leaf_modules()
+        leaves = network.leaf_modules(model)
         progress(f"measuring {model}" if step.seconds else f"planning {model}")
         decisions = conversion.decisions() | step.planning()
-        stored = _stored(n, conversion, model)
         chosen, times = (_measured if step.seconds else _planned)(net, n, stored, inputs, leaves, decisions)
-        chain = blocks_of(result.page, net, inputs, leaves)
-        timeline = step.simulate(chosen, times, batch=example.samples)
-        files = [] if folder is None else _write(timeline, folder, model, result.picture)
+        chain = blocks_of(result.page, net, inputs, leaves, chosen.granularity)
+        timeline = step.simulate(chosen, times, batch=example.samples(inputs))
+        with writing(output):
+            files = [] if folder is None else _write(timeline, folder, model, result.picture)
     document = {"timeline": json.loads(timeline.to_json()), "step": timeline.step, "serial": timeline.serial}
     document |= {"speedup": timeline.speedup, "efficiency": timeline.efficiency}
     print_result(document, str(timeline), output, files, as_json=result.as_json)
@@ -136,7 +141,7 @@ def command(
 def _stored(n: int | None, conversion: options.ConversionOptions, model: str) -> Plan | None:
     """The plan of a file, if one is named, or of a folder in the place of MODEL; ``None`` where options ask for one.
 
-    It says what windows there are: the options must not say it too.
+    It says all that options of a conversion say: these must not ask for another one.
     """
     from pararealize.errors import PlanError
     from pararealize.saving import read_folder
@@ -148,14 +153,19 @@ def _stored(n: int | None, conversion: options.ConversionOptions, model: str) ->
     plan = None if path is None else arguments.plan(path)
     if plan is None and n is None and saved_model.is_saved(model):
         plan, path = read_folder(model).plan, Path(model)
-    given = {"--windows": (conversion.windows, "1"), "--sequential": (conversion.sequential, "0")}
-    given["--granularity"] = conversion.granularity.value, "repeated"
-    words = [f"{option} {value}" for option, (value, default) in given.items() if value != default]
-    if plan is not None and words:
+    if plan is None:
+        if n is None:
+            raise PlanError("neither --n nor --plan is given; write --n 12, or --plan plan.json")
+        return None
+    words = [] if n in (None, plan.n) else [f"--n {n}"]
+    is_code = callable(arguments.coarse(conversion.coarse))  # which a plan does not know
+    words += options.differing(conversion, "plan", *(["coarse"] if is_code else []))
+    if words:
         windows = quantity(len(plan.windows), "window")
-        raise PlanError(f"{' and '.join(words)} asks for a new plan, and {path} is one of {windows}; give one of them")
-    if plan is None and n is None:
-        raise PlanError("neither --n nor --plan is given; write --n 12, or --plan plan.json")
+        raise PlanError(
+            f"{' and '.join(words)} asks for a new plan, and {path} is one for --n {plan.n} of {windows}; give one of "
+            "them"
+        )
     return plan
 
 

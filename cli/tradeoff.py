@@ -12,7 +12,7 @@ from . import options
 from .calibrate import trained
 from .console import print_result, working
 from .data_options import DataOptions
-from .folder import TRADEOFF_FILES, output_folder
+from .folder import TRADEOFF_FILES, output_folder, writing
 from .html import blocks_of, check_page, write_page
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def command(
     result: options.ResultOptions,
 ) -> None:
     """Measure how fast a trained MODEL can be made, and how near to itself it then stays."""
-    check_page(result.page)
+    check_page(result.page, output)
     with (
         working(f"building {model}", long=True) as progress,
         output_folder(output, force=result.force, files=TRADEOFF_FILES) as folder,
@@ -89,19 +89,20 @@ def command(
             across=across,
             example_inputs=samples.example(),
             cost=cost.value,
-            leaf_modules=network.leaf_modules(),
+            leaf_modules=network.leaf_modules(model),
             granularity=granularity.value,
             seed=network.seed,
             report=progress,
         )
         chosen = None if tolerance is None else measured.within(tolerance)
-        chain = blocks_of(result.page, net, samples.example(), network.leaf_modules(), granularity.value)
+        chain = blocks_of(result.page, net, samples.example(), network.leaf_modules(model), granularity.value)
         files: list[str] = []
         if folder is not None:
-            files = _write(measured, folder, model, result.picture)
-            if chosen is not None:
-                (folder / "plan.json").write_text(chosen.plan.to_json(), encoding="utf-8")
-                files.append("plan.json")
+            with writing(output):
+                files = _write(measured, folder, model, result.picture)
+                if chosen is not None:
+                    (folder / "plan.json").write_text(chosen.plan.to_json(), encoding="utf-8")
+                    files.append("plan.json")
     document = {"tradeoff": json.loads(measured.to_json())}
     text = str(measured)
     if chosen is not None:

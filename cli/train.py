@@ -137,7 +137,6 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Train MODEL on a data set by name, as a parareal network or as it is; the defaults are the paper's protocol."""
-    check_page(page)
     with working(f"building {model}") as progress:
         from pararealize.distributed.mesh import started_by_torchrun
 
@@ -150,8 +149,9 @@ def command(
             model=model, n=conversion.segments(n), method=method, multigrid=multigrid, conversion=conversion, cost=cost,
             placement=placement, network=network, data=data, recipe=recipe,
         )  # fmt: skip
+        folder = train_arguments.folder(run.output, model, method, request.segments, data.data)
+        check_page(page, folder)
         prepared = _prepare(request, progress, draws_weights="initialise" in _given(context))
-    folder = train_arguments.folder(run.output, model, method, request.segments, data.data)
     history = _train(prepared, run, folder, as_json=as_json)
     values = () if page is None else _page_values(page, prepared)
     is_first = prepared.is_first
@@ -193,7 +193,7 @@ def _prepare(request: _TrainingRequest, progress: Callable[[str], None], *, draw
         example_inputs=samples.example(),
         **request.conversion.arguments(),
         cost=None if request.conversion.plan is not None else request.cost.value,
-        leaf_modules=network.leaf_modules(),
+        leaf_modules=network.leaf_modules(model),
         devices=arguments.devices(request.placement.devices) if mesh is None else None,
         seed=network.seed,
         mesh=mesh,
@@ -218,7 +218,8 @@ def _build(request: _TrainingRequest, settings: Options) -> Built:
     if not request.goes_on:
         return build(request.method, network.build(request.model), settings)
     devices = None if mesh is not None else arguments.devices(request.placement.devices)
-    net = request.conversion.saved_network(request.model, built_by=network.built_by, devices=devices)
+    unused = options.words_of(request.cost) + options.differing(network, "built_by", "num_classes", "seed")
+    net = request.conversion.saved_network(request.model, built_by=network.built_by, devices=devices, unused=unused)
     if mesh is None:
         return Built(net=net)
     return Built(net=net.distribute(mesh, timeout=settings.timeout, seed=settings.seed))
@@ -226,7 +227,7 @@ def _build(request: _TrainingRequest, settings: Options) -> Built:
 
 def _train(prepared: _Prepared, run: RunOptions, folder: Path, *, as_json: bool) -> History:
     """Train, show how it goes, and leave the command with another exit status after Ctrl-C."""
-    from pararealize import fit
+    from pararealize import Plan, fit
 
     from . import train_arguments
     from .train_display import Display
@@ -234,9 +235,12 @@ def _train(prepared: _Prepared, run: RunOptions, folder: Path, *, as_json: bool)
     request, built, samples = prepared.request, prepared.built, prepared.samples
     display = Display(prepared.training, quiet=not prepared.is_first, to_stderr=as_json)
     display.begin(request.model, request.method, built.net, samples, folder)
+    plan, coarse = getattr(built.net, "plan", None), request.conversion.coarse
+    if isinstance(plan, Plan) and ":" not in coarse:  # file.py:function is known to the command line alone
+        coarse = plan.coarse  # of a folder, or a file, that has a plan
     about = {
         "model": request.model, "method": request.method, "num_classes": request.network.num_classes,
-        "coarse": request.conversion.coarse, **request.multigrid.solver(request.method),
+        "coarse": coarse, **request.multigrid.solver(request.method),
     }  # fmt: skip
     if request.placement.graphs:
         about["graphs"] = True
@@ -282,7 +286,7 @@ def _page_values(page: Path, prepared: _Prepared) -> tuple[Any, ...]:
     if not prepared.is_first:
         return ()
     network, example = request.network, prepared.samples.example()
-    chain = blocks_of(page, network.build(request.model), example, network.leaf_modules())
+    chain = blocks_of(page, network.build(request.model), example, network.leaf_modules(request.model))
     residuals = section_of_residuals(prepared.built.net, prepared.samples.example(SAMPLES))
     return (plan if isinstance(plan, Plan) else None, chain, residuals, *timelines)
 

@@ -1,7 +1,9 @@
 """``pararealize convert``: the plan, the files, and a network that loads from them alone."""
 
+import errno
 import importlib.util
 import json
+import os
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from pararealize import Plan, load, models, pararealize
 from pararealize.errors import CheckpointError
 from pararealize.lookup import find
+from pararealize.saving import network_folder, read_folder
 from tests.command import run
 
 
@@ -141,7 +144,12 @@ def test_a_folder_in_the_place_of_a_model(converted, tmp_path):
         assert torch.equal(tensor, other.state_dict()[name]), name
     for words, message in [
         (("convert", "resnet20"), "'resnet20' is no network's folder"),
-        (("convert", folder, "--windows", 3), "--windows 3 asks for a new plan"),
+        (("convert", folder, "--windows", 3), "--windows 3 asks for a new conversion"),
+        (("convert", folder, "--num-classes", 5), "--num-classes 5 asks for a new conversion"),
+        (
+            ("convert", folder, "--cost", "seconds", "--seed", 9, "--batch-size", 64, "--leaf", "a", "--leaf", "b"),
+            "--cost seconds, --batch-size 64, --leaf a, --leaf b, --seed 9 asks for a new conversion",
+        ),
         (("convert", folder, "--n", 2, "--num-classes", 5), "says how its model is built; leave it out"),
         (("convert", "resnet20", "--n", 2, "--built-by", "a.py:b"), "'resnet20' is no network's folder"),
     ]:
@@ -161,3 +169,28 @@ def test_the_librarys_errors_are_one_message():
         assert result.exit_code == 2
         assert name in result.stderr
         assert result.stdout == ""
+
+
+def test_a_folder_knows_its_leaf_modules(tmp_path):
+    """A new conversion of its original does not look into them either."""
+    file = tmp_path / "tied.py"
+    file.write_text(TIED)
+    words = ("--n", 2, "--coarse", "linear", "--input-shape", 5, "--input-dtype", "int64", "--leaf", "layers.1")
+    assert run("convert", f"{file}:Tied", *words, "--out", tmp_path / "net").exit_code == 0
+    again = ("convert", tmp_path / "net", "--built-by", f"{file}:Tied", "--n", 3, "--coarse", "linear")
+    done = run(*again, "--out", tmp_path / "again")
+    assert done.exit_code == 0, done.output
+    assert read_folder(tmp_path / "again").record.conversion.leaf_modules == ["layers.1"]
+
+
+def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
+    def fail(*_: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(network_folder, "write_weights", fail)
+    result = run("convert", "resnet20", "--n", 2, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "OutputError"
+    assert "out': No space left on device; free the disk, or name another folder with --out" in error["message"]
+    assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,13 @@
 """Folders of output: complete or not there, and never in place of what others wrote."""
 
+import errno
 import os
 
 import pytest
+from safetensors import SafetensorError
 
 from pararealize.errors import OutputError
-from pararealize_cli.folder import output_folder
+from pararealize_cli.folder import output_folder, writing
 
 
 def test_folder_appears_complete_or_not_at_all(tmp_path):
@@ -62,3 +64,22 @@ def test_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="Permission denied"), output_folder(tmp_path / "out", force=False):
         pass
+
+
+def test_a_link_is_not_replaced(tmp_path):
+    """It would become a folder, and what it leads to stay as it is."""
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("real")
+    with pytest.raises(OutputError, match="is a link and not a folder"), output_folder(link, force=True):
+        pass
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EFBIG, "File too large"), SafetensorError("File too large")])
+def test_errors_of_the_system_name_the_folder(tmp_path, error):
+    path = tmp_path / "out"
+    fault = "cannot write the files of '.*out': File too large; free the disk"
+    with pytest.raises(OutputError, match=fault), output_folder(path, force=False), writing(path):
+        raise error
+    assert list(tmp_path.iterdir()) == []

@@ -98,3 +98,24 @@ def test_the_command_line_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert command_line(["x", "train"]) == "torchrun --nproc-per-node 2 -m pararealize_cli train"
+
+
+def test_a_page_is_beside_the_folders_that_hold_files_of_one_kind_alone(tmp_path: Path) -> None:
+    net = tmp_path / "net"
+    words = ("convert", MODEL, "--n", 2, "--no-weights", "--input-shape", "3,8,8", "--out", net)
+    assert run(*words).exit_code == 0
+    (tmp_path / "link").symlink_to(net)
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "old" / "run.json").touch()
+    of_run = run("inspect", net, "--report", tmp_path / "old" / "page.html")
+    assert (of_run.exit_code, "with a training run" in " ".join(of_run.stderr.split())) == (2, True)
+    for page in (net / "page.html", tmp_path / "link" / "page.html"):
+        for refused in (run(*words, "--force", "--report", page), run("inspect", net, "--report", page)):
+            assert refused.exit_code == 2
+            assert "write the page beside it" in " ".join(refused.stderr.split())
+    page = tmp_path / "page.html"
+    assert "beside it" in " ".join(run(*words[:-1], page, "--report", page).stderr.split())
+    assert run("convert", net, "--built-by", MODEL, "--no-weights").exit_code == 0
+    (tmp_path / "run").mkdir()
+    trained = run("train", MODEL, "--n", 2, "--out", tmp_path / "run", "--report", tmp_path / "run" / "page.html")
+    assert (trained.exit_code, "beside it" in " ".join(trained.stderr.split())) == (2, True)

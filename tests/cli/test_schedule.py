@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 import torch
 
+import pararealize as library
 from pararealize import Timeline, Transfer, capture, find_blocks, make_plan, models, pararealize, simulate
 from pararealize.plan.trace import chrome_trace
 from tests import models as models_file
@@ -84,7 +86,7 @@ def test_windows_and_sequential_blocks(tmp_path):
         assert refused.exit_code == 2
         message = json.loads(refused.stdout)["error"]["message"]
         assert " and ".join(map(" ".join, zip(given[::2], given[1::2], strict=True))) in message
-        assert f"{file} is one of 3 windows; give one of them" in message
+        assert f"{file} is one for --n 2 of 3 windows; give one of them" in message
 
 
 def test_schedule_measures(tmp_path):
@@ -119,3 +121,46 @@ def test_finest_blocks(tmp_path):
     assert (refused.exit_code, "--granularity finest asks for a new plan" in refused.stdout) == (2, True)
     other = run("convert", *model, "--plan", file, "--granularity", "repeated", "--json")
     assert other.exit_code == 0  # not at its default would be said; the plan says which blocks it is of
+
+
+PERCEPTRON = f"{models_file.__file__}:Perceptron"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A network's folder, converted with a module that is not looked into."""
+    path = tmp_path_factory.mktemp("schedule") / "net"
+    net = pararealize(models_file.Perceptron(), 2, example_inputs=torch.randn(3, 8), leaf_modules=["1"])
+    return net.save(path, model=PERCEPTRON)
+
+
+def test_a_plan_that_is_there_is_not_asked_for_anew(folder):
+    """Its number of segments may be said again; what else options of a conversion say would change nothing."""
+    of_folder, of_file = (folder, "--built-by", PERCEPTRON), (PERCEPTRON, "--input-shape", 8, "--leaf", 1)
+    of_file = (*of_file, "--plan", folder / "plan.json")
+    assert run("schedule", *of_file, "--n", 2).exit_code == 0
+    assert run("schedule", *of_file, "--coarse", "torch.nn:Identity").exit_code == 0
+    for words, given in [
+        ((*of_file, "--n", 3), "--n 3"),
+        ((*of_file, "--coarse", "linear", "--cuts", "paper"), "--coarse linear and --cuts paper"),
+        ((*of_file, "--seconds", "--source", "stem"), "--source stem"),
+        ((*of_folder, "--coarse", "linear"), "--coarse linear"),
+    ]:
+        refused = run("schedule", *words, "--json")
+        assert refused.exit_code == 2
+        error = json.loads(refused.stdout)["error"]
+        assert (error["type"], given + " asks for a new plan, and " in error["message"]) == ("PlanError", True)
+        assert "is one for --n 2 of 1 window; give one of them" in error["message"]
+
+
+def test_a_folder_is_measured_at_the_batch_that_is_asked_for(folder, monkeypatch):
+    """Its modules that are not looked into need not be named again."""
+    sizes = []
+    measure = library.measure_network
+    monkeypatch.setattr(library, "measure_network", lambda net, x: sizes.append(len(x[0])) or measure(net, x))
+    for words, samples in (((), 3), (("--batch-size", 5), 5)):
+        done = run("schedule", folder, "--built-by", PERCEPTRON, "--seconds", "--json", *words)
+        assert done.exit_code == 0, done.output
+        timeline = json.loads(done.stdout)["timeline"]
+        assert any(f"batch {samples}," in note for note in timeline["notes"])
+        assert sizes.pop() == samples

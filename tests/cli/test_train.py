@@ -269,3 +269,29 @@ def test_options_are_told_from_defaults(tmp_path):
     assert refused.exit_code == 2
     assert "--coarse: nothing that --method serial reads" in " ".join(refused.stderr.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_how_the_network_of_its_folder_is_corrected(tmp_path):
+    """Its plan does, or that of ``--plan``; options that would change nothing of the network are refused."""
+    short = ("--image-size", 8, "--epochs", 1, "--batch-size", 512, "--no-tensorboard")
+    assert run(*WORDS, *short, "--out", "first").exit_code == 0
+    folder = ("train", "first", "--built-by", "nets.py:net", *short)
+    assert run(*folder, "--out", "second").exit_code == 0
+    assert run("train", "nets.py:net", "--plan", "first/plan.json", *short, "--out", "third").exit_code == 0
+    for name in ("second", "third"):
+        assert json.loads((tmp_path / name / "run.json").read_text())["about"]["coarse"] == "linear"
+    refused = run(*folder, "--cost", "seconds", "--leaf", "torch.nn:Tanh")
+    assert refused.exit_code == 2
+    assert "--cost seconds, --leaf torch.nn:Tanh asks for a new conversion" in " ".join(refused.stderr.split())
+
+
+def test_a_batch_of_one_sample_has_no_variance(tmp_path):
+    code = "import torch\nfrom torch import nn\n"
+    layers = "*[nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)) for _ in range(3)]"
+    code += f"def normed(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), {layers}, nn.Linear(8, 10))\n"
+    (tmp_path / "normed.py").write_text(code)
+    words = ("--method", "serial", "--image-size", 8, "--count", "1,1", "--out", "run", "--no-tensorboard")
+    result = run("train", "normed.py:normed", *words)
+    assert result.exit_code == 2
+    assert "DataError: a batch of 1 sample gives a batch norm one value of each channel" in result.stderr
+    assert not (tmp_path / "run").exists()
