@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pararealize.coarse.spec import Count, Number, Text, numbered
 from pararealize.control_characters import visible
 from pararealize.errors import CalibrationError
-from pararealize.plan.json_text import parse_json, read_json
+from pararealize.plan.json_text import finite, parse_json, read_json
 from pararealize.table import aligned, share, shortened
 
 from .rows import CorrectionChoice, Errors, Fit, indices
@@ -115,7 +115,7 @@ class Calibration:
     def to_json(self) -> str:
         """A JSON document, the verdict in it; numbers that are not finite become null."""
         document = dataclasses.asdict(self) | {"verdict": dataclasses.asdict(self.verdict)}
-        return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> "Calibration":
@@ -153,14 +153,6 @@ class Calibration:
 
     def __str__(self) -> str:
         return _text(self)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _values(value: Any) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from pararealize.coarse.spec import Count, Number, Text
 from pararealize.control_characters import visible
 from pararealize.errors import CalibrationError
-from pararealize.plan.json_text import parse_json, read_json
+from pararealize.plan.json_text import finite, parse_json, read_json
 from pararealize.table import aligned, share, shortened
 
 from .report import Calibration
@@ -148,7 +148,7 @@ class FineTuning:
         """A JSON document, the verdict in it; numbers that are not finite become null."""
         document = dataclasses.asdict(self) | {"verdict": dataclasses.asdict(self.verdict)}
         document["calibration"] = None if self.calibration is None else json.loads(self.calibration.to_json())
-        return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> FineTuning:
@@ -195,14 +195,6 @@ def _contradictions(tuning: FineTuning, verdict: Any) -> Iterator[str]:
         yield f"its longest window has {max(tuning.windows, default=0)} segments; n = {tuning.n}"
     elif verdict != dataclasses.asdict(tuning.verdict):
         yield "its verdict does not follow from its errors"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(value: Any) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from typing import Any
 
+from pararealize.plan.json_text import finite
 from pararealize.table import aligned, duration, quantity
 
 __all__ = ["Comparison", "Latency", "Quality"]
@@ -85,7 +85,7 @@ class Comparison:
         values = dataclasses.asdict(self)
         for row, latency in zip(values["latencies"], self.latencies, strict=True):
             row["ratio"] = latency.ratio
-        plain: dict[str, Any] = {"version": VERSION, **_finite(values)}
+        plain: dict[str, Any] = {"version": VERSION, **finite(values)}
         return plain
 
     def to_json(self) -> str:
@@ -117,11 +117,3 @@ class Comparison:
                 f"predicted with a device for each of {self.n} segments: {self.predicted_speedup:.2f}×"
             )
         return text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
