@@ -203,4 +203,5 @@ def _memory_fault(error: BaseException, options: Mapping[str, Any]) -> str:
     asked = re.search(r"allocate ([\d.]+) (\w+)", text)
     what = f": {asked[1]} {asked[2]} were asked for at once" if asked else ""
     flags = [f"--{name.replace('_', '-')} {options[name] or ''}".strip() for name in _SIZES if name in options]
-    return f"there is not enough memory{what}; write smaller sizes ({', '.join(flags)}), or take another machine"
+    smaller = f"write smaller sizes ({', '.join(flags)}), or " if flags else ""
+    return f"there is not enough memory{what}; {smaller}take another machine"

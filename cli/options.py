@@ -355,9 +355,12 @@ class ConversionOptions:
 
         if self.plan is None:
             return self.decisions()
+        return self.asked() | {"plan": arguments.plan(self.plan)}
+
+    def asked(self) -> dict[str, Any]:
+        """The decisions that are not at their defaults."""
         defaults = ConversionOptions().decisions()
-        asked = {name: value for name, value in self.decisions().items() if value != defaults[name]}
-        return asked | {"plan": arguments.plan(self.plan)}
+        return {name: value for name, value in self.decisions().items() if value != defaults[name]}
 
     def segments(self, n: int | None) -> int | None:
         """``--n``, or what the plan says in its place."""

@@ -126,7 +126,7 @@ def command(
         inputs = example.values(model, meta=not step.seconds)
         leaves = network.leaf_modules(model)
         progress(f"measuring {model}" if step.seconds else f"planning {model}")
-        decisions = conversion.decisions() | step.planning()
+        decisions = conversion.decisions() | step.planning() if stored is None else conversion.asked()
         chosen, times = (_measured if step.seconds else _planned)(net, n, stored, inputs, leaves, decisions)
         chain = blocks_of(result.page, net, inputs, leaves, chosen.granularity)
         timeline = step.simulate(chosen, times, batch=example.samples(inputs))
@@ -144,28 +144,20 @@ def _stored(n: int | None, conversion: options.ConversionOptions, model: str) ->
     It says all that options of a conversion say: these must not ask for another one.
     """
     from pararealize.errors import PlanError
+    from pararealize.planning.agreement import argument_faults
     from pararealize.saving import read_folder
-    from pararealize.table import quantity
 
     from . import arguments, saved_model
 
-    path = conversion.plan
-    plan = None if path is None else arguments.plan(path)
+    plan = None if conversion.plan is None else arguments.plan(conversion.plan)
     if plan is None and n is None and saved_model.is_saved(model):
-        plan, path = read_folder(model).plan, Path(model)
+        plan = read_folder(model).plan
     if plan is None:
         if n is None:
             raise PlanError("neither --n nor --plan is given; write --n 12, or --plan plan.json")
         return None
-    words = [] if n in (None, plan.n) else [f"--n {n}"]
-    is_code = callable(arguments.coarse(conversion.coarse))  # which a plan does not know
-    words += options.differing(conversion, "plan", *(["coarse"] if is_code else []))
-    if words:
-        windows = quantity(len(plan.windows), "window")
-        raise PlanError(
-            f"{' and '.join(words)} asks for a new plan, and {path} is one for --n {plan.n} of {windows}; give one of "
-            "them"
-        )
+    if faults := argument_faults(plan, conversion.asked() | ({} if n is None else {"n": n})):
+        raise PlanError("; and ".join(faults))
     return plan
 
 
@@ -179,12 +171,15 @@ def _planned(
 ) -> tuple[Plan, None]:
     """The stored plan, which fits the model, or a new one; nothing is run."""
     from pararealize import capture, find_blocks, make_plan
-    from pararealize.planning.agreement import check_plan
+    from pararealize.errors import PlanError
+    from pararealize.planning.agreement import check_plan, window_faults
 
     granularity = decisions.pop("granularity") if stored is None else stored.granularity
     chain = find_blocks(capture(net, inputs, leaf_modules=leaves), granularity=granularity)
     if stored is not None:
         check_plan(chain, stored)
+        if faults := window_faults(chain, stored, decisions.get("windows"), decisions.get("sequential")):
+            raise PlanError(faults[0])
         return stored, None
     assert n is not None  # refused beforehand
     return make_plan(chain, n, **decisions), None
@@ -204,9 +199,7 @@ def _measured(
 
     if inputs is None:
         raise PlanError("--seconds runs the model, whose input is not known; write --input-shape or --input as well")
-    if stored is not None:  # which says all but what a callable makes
-        decisions = {"coarse": decisions["coarse"]} if callable(decisions["coarse"]) else {}
-    else:
+    if stored is None:
         decisions = decisions | {"cost": "seconds"}
     pnet = pararealize(net, n, example_inputs=inputs, leaf_modules=leaves, plan=stored, **decisions)
     return pnet.plan, measure_network(pnet, inputs)[0]

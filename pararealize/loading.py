@@ -324,11 +324,13 @@ def _take_tensors(net: nn.Module, saved: SavedNetwork) -> None:
     load_state(net, saved.weights)
     if saved.buffers is None:
         return
+    plain = named_plain_tensors(net)
     with open_tensors(saved.buffers) as file:
-        if strangers := [name for name in file.forms if name not in tensors]:
+        if strangers := [name for name in file.forms if name not in tensors and name not in plain]:
             raise CheckpointError(
                 f"{str(saved.buffers)!r} has tensors that this network has not: {', '.join(strangers[:3])}; pass the "
                 "original that was saved as model="
             )
-        for name in file.forms:
+        for name in tensors.keys() & file.forms.keys():
             tensors[name].data = file.tensor(name).to(tensors[name].device)
+        give_plain_tensors(net, {name: file.tensor(name) for name in plain.keys() & file.forms.keys()})

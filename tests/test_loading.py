@@ -300,11 +300,30 @@ def test_an_original_has_its_plain_tensors_or_is_told_to_lack_them(tmp_path):
     model = original(False)
     folder = pararealize(model, 3, example_inputs=x).save(tmp_path / "named")
     assert torch.equal(load_original(folder, original(False))(x), model(x))
+    net = pararealize(model, 3, example_inputs=x, leaf_modules=[Gated])
+    assert torch.equal(load(net.save(tmp_path / "leaves"), original(False))(x), net(x)), "of a module not looked into"
     model = original(True)
     folder = pararealize(model, 3, example_inputs=x).save(tmp_path / "listed")
-    assert torch.equal(load(folder, original(True))(x), load(folder, model)(x))
-    with pytest.warns(OriginalWarning, match=r"which values 0\.gate\.0, 1\.gate\.0, 2\.gate\.0 had"):
-        assert not torch.equal(load_original(folder, original(True))(x), model(x))
+    assert torch.equal(load_original(folder, original(True))(x), model(x))
+
+
+class Scaled(nn.Module):
+    """The model itself holds a tensor, which no folder has by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.scale = nn.Sequential(*(Gated(False) for _ in range(3))), torch.rand(6)
+
+    def forward(self, x):
+        return self.layers(x) * self.scale
+
+
+def test_tensors_without_a_name_are_told(tmp_path):
+    model, x = Scaled().eval(), torch.randn(3, 6)
+    folder = pararealize(model, 3, example_inputs=x).save(tmp_path / "net")
+    assert torch.equal(load(folder, Scaled())(x), load(folder, model)(x))
+    with pytest.warns(OriginalWarning, match="does not say which values scale had"):
+        assert not torch.equal(load_original(folder, Scaled())(x), model(x))
     assert torch.equal(load_original(folder, copy.deepcopy(model))(x), model(x))
 
 

@@ -137,8 +137,18 @@ class RepeatedBatches:
         if not isinstance(self._batches, list | tuple):
             self._digests[number] = _digest(batch)
 
-    def later_pass(self, start: int, stop: int, count: int) -> Iterator[Any]:
+    def is_known(self, number: int) -> bool:
+        """Whether a later pass is sure to give this batch again, counted from 0: it is of a list, or was noted."""
+        return isinstance(self._batches, list | tuple) or bool(self._digests.get(number))
+
+    def later_pass(self, start: int, stop: int, count: int, *, alike: bool = True) -> Iterator[Any]:
         """The batches from ``start`` up to ``stop``, counted from 0, in a pass behind a first one that gave ``count``.
+
+        Args:
+            start: the first.
+            stop: the one behind the last.
+            count: how many there are.
+            alike: whether they have to be those that were noted; who trains on them may see others.
 
         Raises:
             CalibrationError: while it is read: a batch is another one than that which was noted.
@@ -148,11 +158,12 @@ class RepeatedBatches:
         for number, batch in enumerate(islice(self.one_pass(), stop), start=1):
             if number <= start:
                 continue
-            if (digest := self._digests.get(number - 1)) and digest != _digest(batch):
+            if alike and (digest := self._digests.get(number - 1)) and digest != _digest(batch):
                 raise CalibrationError(
                     f"batch {number} is another one in a later pass over batches than in the first, so that samples "
                     "held out would be fitted to; pass a list, or a loader or function that gives the same batches in "
-                    "every pass, as one that shuffles does where it has no generator of its own"
+                    "every pass, as one that shuffles does where it has no generator of its own, and whose persistent "
+                    "workers draw nothing"
                 )
             yield batch
         if number < stop:
@@ -195,6 +206,8 @@ def samples_of(batch: Any) -> int:
         (3, 2)
     """
     sizes = [len(leaf) for leaf in leaves_of(batch) if isinstance(leaf, Tensor) and leaf.ndim]
-    if isinstance(batch, Mapping) and sizes:  # what is the same for all samples may be of length 1
-        return max(sizes, key=lambda size: (sizes.count(size), size > 1))
+    inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if isinstance(inputs, Mapping) and any(size > 1 for size in sizes):  # what is alike for all may be of length 1
+        sizes = [size for size in sizes if size > 1]
+        return max(sizes, key=sizes.count)
     return next(iter(sizes), 0)

@@ -180,7 +180,10 @@ def fine_tune(
         say("measuring the errors after")
         after = _measure(net, taught, data.tests, kind)
         if calibration is not None:
-            measured = after if calibration.held_out else _measure(net, taught, data.all, kind)
+            against = taught.reference == "teacher" and taught.has_original  # the original, as the stages before are
+            measured, on = after, data.tests if calibration.held_out else data.all
+            if against or not calibration.held_out:
+                measured = _measure(net, taught, on, kind, original=against)
             calibration = _longer(calibration, steps, measured, taught)
     return _report(job, outcome, before, after, calibration, time.perf_counter() - start)
 
@@ -364,13 +367,20 @@ def _advance(run: TuningRun, stop: int) -> None:
 
 
 def _measure(
-    net: PararealModule, teacher: Teacher, batches: Callable[[], Iterator[Any]], kind: OutputKind
+    net: PararealModule,
+    teacher: Teacher,
+    batches: Callable[[], Iterator[Any]],
+    kind: OutputKind,
+    *,
+    original: bool = False,
 ) -> ErrorSums:
-    """The errors against the teacher, in one pass: a loader may shuffle as it likes."""
+    """The errors against the teacher, or the original, in one pass: a loader may shuffle as it likes."""
     interfaces = Interfaces(net, teacher.original.mask)
     ours, theirs = itertools.tee(batches())
     values = (interfaces.in_sequence(batch, number) for number, batch in enumerate(ours, start=1))
-    return measure_errors(interfaces, values, kind, reference=map(teacher.true, theirs))
+    return measure_errors(
+        interfaces, values, kind, reference=map(teacher.in_sequence if original else teacher.true, theirs)
+    )
 
 
 def _errors(sums: ErrorSums, stage: str, teacher: Teacher) -> Errors:
@@ -387,7 +397,7 @@ def _longer(calibration: Calibration, steps: int, measured: ErrorSums, teacher: 
     errors, warnings = _errors(measured, "fine-tuned", teacher), calibration.warnings
     if calibration.outputs == "values":  # by another opinion of the outputs than this one's, perhaps
         errors = dataclasses.replace(errors, agreement=None, accuracy=None)
-    if teacher.reference == "teacher":
+    if teacher.reference == "teacher" and not teacher.has_original:
         fact = (
             f"fine-tuned, the output is compared with that of the teacher ({teacher.text}), before with the original's"
         )

@@ -387,7 +387,8 @@ class InterfaceRecord:
         """Keep what the latest window that has been begun begins with, where there is room for it."""
         latest = max(values.begins, default=1)
         self._forget_begin(number)
-        if latest > 1 and (w := values.begins[latest]).nbytes <= self.room:
+        sure = self._batches.is_known(number - 1)
+        if sure and latest > 1 and (w := values.begins[latest]).nbytes <= self.room:
             self._begins[number] = _Begin(w, latest)
             self.room -= w.nbytes
 

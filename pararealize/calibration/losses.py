@@ -105,7 +105,12 @@ class OutputLoss:
                     f"labels go from {low} to {high}, and the network tells {s.shape[1]} classes; pass the labels of "
                     "the data that it was trained on, or loss='kl'"
                 )
-            hard = functional.cross_entropy(s, labels.to(s.device), label_smoothing=self.label_smoothing)
+            least, chosen = torch.finfo(s.dtype).min, s.gather(1, labels.to(s.device)[:, None])
+            if bool((chosen == least).any()):
+                raise CalibrationError(
+                    "a label is at a position that the mask excludes; pass labels among the positions that count"
+                )
+            hard = _smoothed(s, labels.to(s.device), self.label_smoothing)
             losses.append((hard + functional.cross_entropy(s, t.softmax(-1))) / 2)
         return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
 
@@ -119,6 +124,15 @@ class OutputLoss:
                 f"the loss {self.name} gives {what}; return one number with gradients, such as a mean"
             )
         return loss.reshape(())
+
+
+def _smoothed(s: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """The cross entropy with (1 - ε) at the label and ε / classes at each class; excluded positions are no classes."""
+    if not smoothing:
+        return functional.cross_entropy(s, labels)
+    logs, counts = s.log_softmax(-1), s > torch.finfo(s.dtype).min
+    even = -logs.masked_fill(~counts, 0.0).sum(-1) / counts.sum(-1)
+    return (1 - smoothing) * functional.nll_loss(logs, labels) + smoothing * even.mean()
 
 
 def choose_loss(

@@ -193,9 +193,8 @@ def position_outputs(net: PararealModule, reads: tuple[Any, ...] = (), output: A
     if not space.channels_last or not has_such:
         return frozenset()
     if not reads and len(net.part_graphs["head"].find_nodes(op="placeholder")) == 1:
-        device = next(contents_of(net.head).parameters(), next(net.parameters())).device
-        z = torch.randn(2, *space.shape, generator=torch.Generator().manual_seed(0))
-        reads = (z.to(device=device, dtype=space.torch_dtype),)
+        like = next(contents_of(net.head).parameters(), next(net.parameters()))
+        reads = (torch.randn(2, *space.shape, generator=torch.Generator().manual_seed(0)).to(like),)
     if not reads:
         return frozenset()
     first, last = ((slice(None), *[place] * len(space.extent)) for place in (0, -1))

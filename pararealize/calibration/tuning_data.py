@@ -78,7 +78,7 @@ class TuningData:
             if self._data is not None:
                 yield from self._data.epoch(number)
             elif self._kept is None:
-                yield from self._later(0, stop)
+                yield from self._source.later_pass(0, stop, self.count, alike=False)
             else:
                 order = torch.randperm(stop, generator=generator(self._seed, "order", number))
                 yield from (self._kept[i] for i in order.tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,13 +89,15 @@ def compare(
     device = next(original.parameters()).device
     first = None
     with eval_mode(net), eval_mode(original), torch.no_grad(), ordinary_mode():
-        sums = OutputSums(logits=logits, space=net.plan.segments[-1].y, by_position=position_outputs(net))
+        sums = OutputSums(logits=logits, space=net.plan.segments[-1].y)
         for batch in one_pass(batches):
             args, kwargs = call.as_arguments(as_input(original, _inputs(batch, call), device))
             first = (args, kwargs) if first is None else first
             labels, mask = labels_of(batch), attention_mask(batch)
             with _refusing_the_batch(net.plan.model):
                 wanted = original(*args, **kwargs)
+            if mask is not None and not sums.samples:
+                sums.kind = replace(sums.kind, by_position=position_outputs(net, output=wanted))
             sums.add(wanted, net(*args, **kwargs), labels=labels, mask=mask)
             say(f"{sums.samples} samples compared")
         if first is None:

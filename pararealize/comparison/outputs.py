@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -47,14 +47,14 @@ class OutputSums:
     Args:
         logits: whether outputs are logits; ``None`` where labels that fit them say so.
         space: of what the network's head reads.
-        by_position: the tensors of an output with one number a position, by the keys that lead to them.
+
+    Attributes:
+        kind: which tensors of an output have one number a position; none unless it is set.
     """
 
-    def __init__(
-        self, *, logits: bool | None = None, space: Space | None = None, by_position: Iterable[tuple[Any, ...]] = ()
-    ) -> None:
+    def __init__(self, *, logits: bool | None = None, space: Space | None = None) -> None:
         self._logits, self._space = logits, space
-        self._kind = OutputKind(scores=(), why="", by_position=frozenset(by_position))
+        self.kind = OutputKind(scores=(), why="")
         self.samples = 0
         self._squares = self._difference = self._cosines = 0.0
         self._rows = self._classified = self._same = self._labelled = 0
@@ -80,8 +80,8 @@ class OutputSums:
             y, other = (of.movedim(class_axis(of, self._space), -1) for of in (y, other))
         mask = mask if y.ndim == 3 or (mask is not None and y.shape == mask.shape) else None
         path = _path_of_main(first)
-        scores, others = (self._kind.counted(path, of, mask, of_classes=True) for of in (y, other))
-        y, other = (self._kind.counted(path, of, mask) for of in (y, other))
+        scores, others = (self.kind.counted(path, of, mask, of_classes=True) for of in (y, other))
+        y, other = (self.kind.counted(path, of, mask) for of in (y, other))
         flat, other_flat = y.reshape(len(y), -1), other.reshape(len(y), -1)
         self._squares += float(flat.square().sum())
         self._difference += float((other_flat - flat).square().sum())

@@ -238,7 +238,7 @@ class Stage(StageModule):
 
         All ranks of the network enter it, in eval mode. On rank 0 it gives a :class:`~.serving.Server` at once, which
         is called with inputs, from any thread; on the others it waits, and gives ``None`` when rank 0 has left its
-        block. Requests are answered in the types of the :func:`torch.autocast` in which rank 0 enters it. Waiting for
+        block. Requests are answered in the types of the :func:`torch.autocast` in which all ranks enter it. Waiting for
         requests is no hang, however long. A rank that fails, dies or hangs ends all of them, with an error that names
         it, within the time-out of :meth:`PararealModule.distribute`.
 

@@ -73,10 +73,8 @@ def _has_windows(plan: Plan, name: str, value: Any) -> bool:
         count, several = whole_number(value) or 0, [window for window in plan.windows if not window.sequential]
         apart = all(b.m - a.m > 1 for a, b in pairwise(several))  # every run of blocks between sequential ones has one
         return (1 if apart else len(several)) <= count <= len(plan.windows)
-    open_starts, behind = (
-        set[str](),
-        True,
-    )  # where windows begin without being named: at first, and beside sequential ones
+    open_starts = set[str]()  # where windows begin without being named: at first, and beside sequential ones
+    behind = True
     for window in plan.windows:
         if behind or window.sequential:
             open_starts.add(window.segments[0].first_block)

@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from pararealize.errors import CheckpointError
 
-__all__ = ["attributes_of", "give_memory"]
+from .plain_attributes import attributes_of, named_plain_tensors
+
+__all__ = ["give_memory"]
 
 MOST_NAMES = 4  # that an error lists
 
@@ -41,6 +43,7 @@ def give_memory(model: nn.Module, names: Collection[str], device: torch.device |
     named = [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
+        *((name, tensor) for name, tensor in named_plain_tensors(model).items() if name in names),
     ]
     memory: dict[int, torch.Tensor] = {}
     has_values = {id(tensor) for name, tensor in named if name in names}
@@ -71,9 +74,3 @@ def give_memory(model: nn.Module, names: Collection[str], device: torch.device |
             for key, value in tensors.items():
                 if isinstance(value, torch.Tensor) and value.is_meta:
                     tensors[key] = memory[id(value)]
-
-
-def attributes_of(module: nn.Module) -> list[tuple[str, Any]]:
-    """The attributes of a module that are neither parameters, buffers and submodules nor hooks."""
-    own = vars(nn.Module())
-    return [(key, value) for key, value in vars(module).items() if key not in own]

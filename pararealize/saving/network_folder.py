@@ -143,8 +143,7 @@ def save_model(
         Conversion(),
         converted=False,
     )
-    plain = named_plain_tensors(model)
-    return write_folder(folder, record, None, lambda path: write_weights(model, path, plain=plain), replace=replace)
+    return write_folder(folder, record, None, lambda path: write_weights(model, path), replace=replace)
 
 
 def model_source(
@@ -251,26 +250,14 @@ def fill_folder(
     write_manifest(folder, HOLDS, {"model": record.model.class_name, "n": 0 if plan is None else plan.n})
 
 
-def write_weights(
-    net: nn.Module,
-    folder: Path,
-    original: nn.Module | None = None,
-    plain: Mapping[str, torch.Tensor] | None = None,
-) -> None:
-    """Write a network's tensors; those that share memory once, and none of a network on the meta device.
-
-    Args:
-        net: the network.
-        folder: where to.
-        original: whose state dict is written besides.
-        plain: other tensors that the network holds, by name.
-    """
+def write_weights(net: nn.Module, folder: Path, original: nn.Module | None = None) -> None:
+    """Write a network's tensors; those that share memory once, and none of a network on the meta device."""
     state = check_tensors(net)
     if any(tensor.is_meta for tensor in state.values()):
         return
     save_state(net, folder / WEIGHTS, once=True)
     others = {name: buffer for name, buffer in net.named_buffers() if name not in state}
-    others |= {name: tensor for name, tensor in (plain or {}).items() if name not in state and not tensor.is_meta}
+    others |= {name: tensor for name, tensor in named_plain_tensors(net).items() if name not in state}
     if others:
         packed = {name: buffer.detach().cpu().contiguous().clone() for name, buffer in others.items()}
         write_tensors(folder / BUFFERS, packed)

@@ -7,19 +7,28 @@ are called ``scales.0`` and ``scales.1``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from pararealize.distributed.checkpoint.tensor_file import TYPES
 from pararealize.tracing.model_twin import plain_tensors
 
-from .meta_model import attributes_of
+__all__ = ["attributes_of", "give_plain_tensors", "named_plain_tensors"]
 
-__all__ = ["give_plain_tensors", "named_plain_tensors"]
+
+def attributes_of(module: nn.Module) -> list[tuple[str, Any]]:
+    """The attributes of a module that are neither parameters, buffers and submodules nor hooks."""
+    own = vars(nn.Module())
+    return [(key, value) for key, value in vars(module).items() if key not in own]
 
 
 def named_plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors by their qualified names, without those that are parameters or buffers somewhere.
+    """The tensors by a qualified name each, without those that are parameters or buffers somewhere.
+
+    One that several modules hold has the name that comes first. Those that no file of tensors can hold (sparse,
+    quantized, of a class of their own) are left out.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -27,32 +36,46 @@ def named_plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
         >>> {name: tuple(value.shape) for name, value in named_plain_tensors(layer).items()}
         {'scale': (2,), 'others.0': (3,)}
     """
-    return {name: tensor for name, _, _, tensor in _places(model)}
+    named = dict[int, tuple[str, torch.Tensor]]()
+    for name, _, _, tensor in _places(model):
+        named.setdefault(id(tensor), (name, tensor))
+    return dict(named.values())
 
 
 def give_plain_tensors(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Give a model the tensors of these names; an attribute becomes another tensor, the item of a container is filled.
 
     Args:
-        model: any module; tensors that have no value here, or are equal, stay as they are.
+        model: any module; tensors that have no value here, or are equal, stay as they are, and one that several modules
+            hold is one afterwards.
         values: by the names of :func:`named_plain_tensors`.
     """
-    for name, module, key, tensor in list(_places(model)):
+    others = dict[int, torch.Tensor]()
+    for name, tensor in named_plain_tensors(model).items():
         value = values.get(name)
-        if value is None or (value.dtype is tensor.dtype and torch.equal(value, tensor.cpu())):
+        if value is None or (value.dtype is tensor.dtype and torch.equal(value, tensor.detach().cpu())):
             continue
-        value = value.to(tensor.device)
+        others[id(tensor)] = value.to(tensor.device).requires_grad_(tensor.requires_grad)
+    for _, module, key, tensor in list(_places(model)):
+        if id(tensor) not in others:
+            continue
         if getattr(module, key) is tensor:
-            setattr(module, key, value)
+            setattr(module, key, others[id(tensor)])
         else:
-            tensor.data = value
+            tensor.data = others[id(tensor)].detach()
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
+    """Name, module, attribute and tensor; of a recorded module, whose attributes are the recorder's, none."""
     registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for path, module in model.named_modules():
-        for key, value in attributes_of(module):
+        for key, value in () if isinstance(module, fx.GraphModule) else attributes_of(module):
             name = f"{path}.{key}".lstrip(".")
             for i, tensor in enumerate(plain_tensors(value)):
-                if id(tensor) not in registered:
+                if id(tensor) not in registered and _can_be_kept(tensor):
                     yield name if tensor is value else f"{name}.{i}", module, key, tensor
+
+
+def _can_be_kept(tensor: torch.Tensor) -> bool:
+    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided and not tensor.is_quantized
+    return plain and tensor.dtype in TYPES.values()

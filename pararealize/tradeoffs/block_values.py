@@ -77,7 +77,7 @@ class BlockByBlock:
             CalibrationError: an activation is not finite; says in which batch, by its ``number``.
         """
         nodes = self._nodes
-        env, output = _run(self.net, batch)
+        env, output = _run(self.net, batch, keep=True)
         first = env[nodes.x[self._indices[0]]]
         ends = (first, *(env[nodes.y[index]] for index in self._indices))
         mask = mask_of(batch, self.mask, first, self.rows[0].x.channel + 1)
@@ -108,8 +108,8 @@ def network_output(net: PararealModule, batch: Any) -> Any:
 
 
 @torch.no_grad()
-def _run(net: PararealModule, batch: Any) -> tuple[dict[fx.Node, Any], Any]:
-    """All values of a network's equation, as they were before a reader wrote into them; and its output."""
+def _run(net: PararealModule, batch: Any, *, keep: bool = False) -> tuple[dict[fx.Node, Any], Any]:
+    """What parts of a network's equation give, ``keep`` as it was before a reader wrote into it; and its output."""
     run = fx.Interpreter(net, garbage_collect_values=False)
     tensors = inputs_of(batch, CallSignature.of_graph(net.graph))
     net.call_conditions.check_tensors(tensors)
@@ -119,7 +119,7 @@ def _run(net: PararealModule, batch: Any) -> tuple[dict[fx.Node, Any], Any]:
     for node in net.graph.nodes:
         if not CallSignature.begins(node) and node.op != "output":
             value = env[node] = run.run_node(node)
-            found[node] = value.clone() if isinstance(value, Tensor) else value
+            found[node] = value.clone() if keep and isinstance(value, Tensor) else value
     return env | found, fx.map_arg(net.graph.output_node().args[0], env.__getitem__)
 
 

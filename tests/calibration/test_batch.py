@@ -96,3 +96,24 @@ def test_what_is_not_finite_is_told() -> None:
     check_finite(torch.ones(2), "the output", 1)
     with pytest.raises(CalibrationError, match="the output is not finite in batch 3"):
         check_finite(torch.tensor([1.0, torch.inf]), "the output", 3)
+
+
+def test_what_is_alike_for_all_samples_counts_none() -> None:
+    ids, one = torch.zeros(3, 5), torch.zeros(1, 5)
+    for batch in ({"bias": one, "positions": one, "ids": ids}, ({"positions": one, "ids": ids}, torch.zeros(3))):
+        assert samples_of(batch) == 3
+    assert samples_of({"ids": one}) == 1
+
+
+def test_who_trains_may_see_other_batches_again() -> None:
+    """Augmentation, and persistent workers of a loader, draw anew."""
+    batches = RepeatedBatches(lambda: iter([torch.randn(2) for _ in range(3)]), seed=0)
+    drawn = random.SystemRandom()
+    others = RepeatedBatches(lambda: iter([torch.tensor([drawn.random()]) for _ in range(3)]), seed=0)
+    for repeated in (batches, others):
+        for number, batch in enumerate(repeated.one_pass()):
+            repeated.note(number, batch)
+    assert len(list(batches.later_pass(0, 3, 3))) == len(list(others.later_pass(0, 3, 3, alike=False))) == 3
+    assert batches.is_known(2)
+    with pytest.raises(CalibrationError, match="batch 1 is another one in a later pass"):
+        list(others.later_pass(0, 3, 3))

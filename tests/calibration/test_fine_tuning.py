@@ -266,14 +266,17 @@ def test_errors_are_against_the_teacher_that_teaches() -> None:
     assert tuning.before.output == pytest.approx(math.sqrt(tuning.loss_before), rel=1e-5)
     assert tuning.reference == "teacher"
     assert all(map(math.isfinite, tuning.before.interfaces))
-    (warning,) = tuning.calibration.warnings
-    assert warning.startswith("fine-tuned, the output is compared with that of the teacher (Wrapped, given)")
+    assert not tuning.calibration.warnings, "its stages are all against the original"
+    before, after = (tuning.calibration.stage(name).output for name in ("before", "fine-tuned"))
+    assert after == pytest.approx(before, rel=1e-4)
     assert fine_tune(net, given, steps=6, lr=1e-3).best
     again = fine_tune(net, given, calibration, steps=1, recipe=STILL, teacher=other)
     assert again.before.output == pytest.approx(math.sqrt(again.loss_before), rel=1e-5)
     assert all(map(math.isnan, (*again.after.adapters, *again.after.interfaces)))
     assert again.calibration.stage("fine-tuned").output == pytest.approx(again.after.output, rel=0.5)
     assert FineTuning.from_json(again.to_json()).verdict == again.verdict
+    (warning,) = again.calibration.warnings
+    assert warning.startswith("fine-tuned, the output is compared with that of the teacher (Wrapped, given)")
     assert "nan" not in str(again.calibration)
 
 

@@ -88,6 +88,19 @@ def test_padding_of_numbers_a_position_counts_nowhere(name: str) -> None:
     )
 
 
+def test_labels_are_among_the_positions_that_count() -> None:
+    """Where positions are the classes, smoothing spreads over those that a mask leaves in."""
+    s, t, labels = torch.randn(2, 4, requires_grad=True), torch.randn(2, 4), torch.tensor([0, 1])
+    mask = torch.tensor([[True, True, False, False], [True, True, False, False]])
+    kind = OutputKind(scores=(ClassScores(path=(), form="logits", axis=1),), why="", by_position=frozenset({()}))
+    for smoothing in (0.0, 0.1):
+        loss = OutputLoss(name="cross_entropy", why="", kind=kind, label_smoothing=smoothing)
+        short = OutputLoss(name="cross_entropy", why="", kind=classes(), label_smoothing=smoothing)
+        torch.testing.assert_close(loss(s, t, None, labels, mask), short(s[:, :2], t[:, :2], None, labels, None))
+        with pytest.raises(CalibrationError, match="a label is at a position that the mask excludes"):
+            loss(s, t, None, torch.tensor([0, 3]), mask)
+
+
 def test_samples_that_a_mask_excludes_have_no_label() -> None:
     s, t, labels = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.tensor([0, 2, -100])
     loss, mask = OutputLoss(name="cross_entropy", why="", kind=classes()), torch.tensor([True, True, False])
