@@ -17,6 +17,8 @@ from pararealize.tracing.model_twin import plain_tensors
 
 __all__ = ["attributes_of", "give_plain_tensors", "named_plain_tensors"]
 
+_OURS = ("pararealize.coarse.", "pararealize.network.")
+
 
 def attributes_of(module: nn.Module) -> list[tuple[str, Any]]:
     """The attributes of a module that are neither parameters, buffers and submodules nor hooks."""
@@ -66,10 +68,11 @@ def give_plain_tensors(model: nn.Module, values: Mapping[str, torch.Tensor]) -> 
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
-    """Name, module, attribute and tensor; of a recorded module, whose attributes are the recorder's, none."""
+    """Name, module, attribute and tensor; none of what this library's own modules hold for themselves."""
     registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for path, module in model.named_modules():
-        for key, value in () if isinstance(module, fx.GraphModule) else attributes_of(module):
+        is_ours = isinstance(module, fx.GraphModule) or type(module).__module__.startswith(_OURS)
+        for key, value in () if is_ours else attributes_of(module):
             name = f"{path}.{key}".lstrip(".")
             for i, tensor in enumerate(plain_tensors(value)):
                 if id(tensor) not in registered and _can_be_kept(tensor):
