@@ -26,7 +26,7 @@ from torch import fx
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.module_view import Piece
 from pararealize.tracing.node_table import storage_of
-from pararealize.tracing.regions import Checkpoint
+from pararealize.tracing.regions import Checkpoint, GradMode, InferenceMode
 
 from .finder import BlockFinder, BlockSpan
 from .flow import Flow, flow_of, living, unfit
@@ -156,15 +156,28 @@ def _packs(flow: Flow, k: int) -> dict[int, Pack]:
         ):
             continue
         pack = _pack(nodes, flow, changed, widths)
-        if pack is not None and not _is_in_checkpoint(flow, i):
+        if pack is not None and not _is_within(flow, i, nodes):
             packs[i] = pack
     return packs
 
 
-def _is_in_checkpoint(flow: Flow, i: int) -> bool:
-    """Whether a region that is one call in backward goes on from a position to the next."""
+def _is_within(flow: Flow, i: int, nodes: Sequence[fx.Node]) -> bool:
+    """Whether a region goes on from a position to the next that is one call in backward, or that takes gradients away.
+
+    Values that were computed outside of such a one have gradients, and packed within would have none.
+    """
     here, *behind = (node.meta.get("region") or () for node in flow.order[i : i + 2])
-    return any(isinstance(context, Checkpoint) and context in region for region in behind for context in here)
+    going_on = [context for region in behind for context in here if context in region]
+    regions = [node.meta.get("region") or () for node in nodes]
+    return any(
+        isinstance(context, Checkpoint)
+        or (_takes_gradients(context) and any(context not in region for region in regions))
+        for context in going_on
+    )
+
+
+def _takes_gradients(context: object) -> bool:
+    return isinstance(context, InferenceMode) or (isinstance(context, GradMode) and not context.enabled)
 
 
 def _pack(nodes: Sequence[fx.Node], flow: Flow, changed: set[int], widths: set[int]) -> Pack | None:

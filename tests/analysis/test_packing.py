@@ -126,6 +126,34 @@ def test_values_that_no_axis_joins_are_refused_by_name() -> None:
     assert torch.equal(pararealize(model, n=1, example_inputs=x)(x), model(x))
 
 
+class Watched(nn.Module):
+    """A skip around layers, the first of which is run without gradients beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers[0](x).clone().mul_(0.5)
+        with torch.no_grad():
+            y = self.layers[1](x.clone().mul_(0.5).float())
+        y = self.layers[1]((x * 0.5 + y).float())
+        y = self.layers[1](y.float())
+        return self.head(x * 0.5 + y)
+
+
+def test_values_are_not_packed_where_gradients_are_off() -> None:
+    """Those that were computed outside have gradients, and must have them behind."""
+    torch.manual_seed(0)
+    model, x = Watched(), torch.randn(4, 8)
+    net = pararealize(model, 1, example_inputs=x)
+    model(x).square().sum().backward()
+    net(x).square().sum().backward()
+    assert model.layers[0].weight.grad.any()
+    torch.testing.assert_close(net.get_parameter("layers.0.weight").grad, model.layers[0].weight.grad)
+
+
 def test_a_chain_with_one_value_is_not_packed() -> None:
     chain = find_blocks(capture(SmallResNet(), torch.randn(2, 3, 8, 8)))
     assert not chain.packs
