@@ -18,7 +18,7 @@ from pararealize import capture, find_blocks
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is no installed package
 
 from benchmarks.pretrained import __main__ as pretrained
-from benchmarks.pretrained import cases, fashion, minilm, pictures, sources
+from benchmarks.pretrained import cases, fashion, minilm, pictures, sources, two_ranks
 from pararealize.data.catalogue import load
 
 
@@ -157,3 +157,15 @@ def test_a_network_trained_here_is_trained_once(tmp_path: Path, monkeypatch: pyt
     assert fits == [first]
     assert torch.equal(first.weight, second.weight)
     assert not second.training
+
+
+def test_two_ranks_take_what_the_original_takes(tmp_path: Path) -> None:
+    """Every way to run a network gives its times; the table has a ratio of each."""
+    words = ["--networks", "fashion-vit", "--rounds", "1", "--out", str(tmp_path)]
+    assert two_ranks.main(words) == 0
+    rows = json.loads((tmp_path / "two_ranks.json").read_text())["rows"]
+    assert list(rows) == ["fashion-vit, batch 1", "fashion-vit, batch 16"]
+    for row in rows.values():
+        assert min(row[f"{way}, {quantity}"] for way in ("original", "ranks") for quantity in ("step", "call")) > 0
+        assert row["speedup"] > 1
+    assert (tmp_path / "two_ranks.md").read_text().count("×") == 6
