@@ -387,8 +387,7 @@ class InterfaceRecord:
         """Keep what the latest window that has been begun begins with, where there is room for it."""
         latest = max(values.begins, default=1)
         self._forget_begin(number)
-        sure = self._batches.is_known(number - 1)
-        if sure and latest > 1 and (w := values.begins[latest]).nbytes <= self.room:
+        if latest > 1 and self._batches.is_known(number - 1) and (w := values.begins[latest]).nbytes <= self.room:
             self._begins[number] = _Begin(w, latest)
             self.room -= w.nbytes
 
