@@ -31,6 +31,7 @@ In reading order:
     trained_parameters  a choice -> the parameters that are trained, maps of low rank among them
     graph_run         a batch -> output and windows' ends, with gradients
     tuning_run        steps, and the best weights on the batches held out
+    tuning_errors     errors before and after a fine-tuning, against its teacher
     tuning_report     FineTuning: losses, errors before and after, as text and JSON
 """
 

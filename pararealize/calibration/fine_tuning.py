@@ -5,13 +5,13 @@ data                batches to train on, and others held out                 tun
 loss                of logits, of vectors, of values, or a caller's own      losses.py
 trained parameters  everything, what was added, maps of low rank, by name    trained_parameters.py
 steps               and the best of them on the batches held out             tuning_run.py
+errors              before and after, against the teacher                    tuning_errors.py
 """
 
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -26,17 +26,16 @@ from pararealize.train.recipe import Recipe
 from .batch import Batches, labels_of
 from .fitting import calibration_mode, check_network, read_dataset
 from .graph_run import GraphRun
-from .interface_errors import ErrorSums, measure_errors
-from .interfaces import Interfaces
+from .interface_errors import ErrorSums
 from .known_original import noting_fine_tuning
 from .losses import LossFunction, LossName, OutputLoss, choose_loss
 from .masks import AUTO, MaskChoice
 from .output_kind import LabelEvidence, OutputKind, Outputs, find_output_kind
 from .report import Calibration
-from .rows import Errors
 from .teacher import Teacher
 from .trained_parameters import Choice, TrainedParameters
 from .tuning_data import TuningData
+from .tuning_errors import errors_of, measure_tuning, with_stage
 from .tuning_report import FineTuning
 from .tuning_run import TuningJob, TuningRun, trained_norms
 
@@ -170,7 +169,7 @@ def fine_tune(
             kind = dataclasses.replace(kind, why=calibration.why)
         wanted = _loss(loss, kind, net, taught, first, temperature, recipe)
         say("measuring the errors before")
-        before = _measure(net, taught, data.tests, kind)
+        before = measure_tuning(net, taught, data.tests, kind)
         job = TuningJob(
             net=net, teacher=taught, data=data, loss=wanted, match=match, mask=mask, steps=steps, recipe=recipe,
             every=max(1, steps // LOOKS), say=say,
@@ -178,13 +177,13 @@ def fine_tune(
         with noting_fine_tuning(net):
             outcome = _train(job, trained, norms, lambda: TrainedParameters(net, train, seed=seed))
         say("measuring the errors after")
-        after = _measure(net, taught, data.tests, kind)
+        after = measure_tuning(net, taught, data.tests, kind)
         if calibration is not None:
             against = taught.reference == "teacher" and taught.has_original  # the original, as the stages before are
             measured, on = after, data.tests if calibration.held_out else data.all
             if against or not calibration.held_out:
-                measured = _measure(net, taught, on, kind, original=against)
-            calibration = _longer(calibration, steps, measured, taught)
+                measured = measure_tuning(net, taught, on, kind, original=against)
+            calibration = with_stage(calibration, steps, measured, taught)
     return _report(job, outcome, before, after, calibration, time.perf_counter() - start)
 
 
@@ -218,8 +217,8 @@ def _report(
         tested=after.samples,
         held_out=job.data.held_out,
         rows=tuple(run.rows),
-        before=_errors(before, "before", job.teacher),
-        after=_errors(after, "after", job.teacher),
+        before=errors_of(before, "before", job.teacher),
+        after=errors_of(after, "after", job.teacher),
         reference=job.teacher.reference,
         accuracy=after.accuracy,
         seconds=seconds,
@@ -364,50 +363,3 @@ def _advance(run: TuningRun, stop: int) -> None:
     except BaseException:
         run.load_best()
         raise
-
-
-def _measure(
-    net: PararealModule,
-    teacher: Teacher,
-    batches: Callable[[], Iterator[Any]],
-    kind: OutputKind,
-    *,
-    original: bool = False,
-) -> ErrorSums:
-    """The errors against the teacher, or the original, in one pass: a loader may shuffle as it likes."""
-    interfaces = Interfaces(net, teacher.original.mask)
-    ours, theirs = itertools.tee(batches())
-    values = (interfaces.in_sequence(batch, number) for number, batch in enumerate(ours, start=1))
-    return measure_errors(
-        interfaces, values, kind, reference=map(teacher.in_sequence if original else teacher.true, theirs)
-    )
-
-
-def _errors(sums: ErrorSums, stage: str, teacher: Teacher) -> Errors:
-    """The relative errors; NaN at adapters and interfaces, whose true values are the original's, where that is lost."""
-    errors = sums.errors(stage)
-    if teacher.has_original:
-        return errors
-    adapters, interfaces = ((math.nan,) * len(values) for values in (errors.adapters, errors.interfaces))
-    return dataclasses.replace(errors, adapters=adapters, interfaces=interfaces)
-
-
-def _longer(calibration: Calibration, steps: int, measured: ErrorSums, teacher: Teacher) -> Calibration:
-    """The calibration with one more stage, and a warning where that is not of the samples of the stages before."""
-    errors, warnings = _errors(measured, "fine-tuned", teacher), calibration.warnings
-    if calibration.outputs == "values":  # by another opinion of the outputs than this one's, perhaps
-        errors = dataclasses.replace(errors, agreement=None, accuracy=None)
-    if teacher.reference == "teacher" and not teacher.has_original:
-        fact = (
-            f"fine-tuned, the output is compared with that of the teacher ({teacher.text}), before with the original's"
-        )
-        warnings = (*warnings, fact)
-    if measured.samples != calibration.tested:
-        fact = f"fine-tuned, errors are of {measured.samples} samples, and before of {calibration.tested} others"
-        warnings = (*warnings, f"{fact}: pass the calibration's batches and test= to compare them")
-    return dataclasses.replace(
-        calibration,
-        stages=(*calibration.stages, errors),
-        fine_tune_steps=calibration.fine_tune_steps + steps,
-        warnings=tuple(dict.fromkeys(warnings)),
-    )
