@@ -1,5 +1,6 @@
 """What every test shares: one thread, a fixed seed, and hypothesis without deadlines (the machine may be busy)."""
 
+import gc
 import os
 
 import hypothesis
@@ -22,3 +23,13 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end, and collections of garbage, a third of a second each, pass it over."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
