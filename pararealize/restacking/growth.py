@@ -95,7 +95,7 @@ def noise(addition: Addition, module_of: Callable[[str], nn.Module]) -> Iterator
     """The nodes of f that draw random numbers in train mode: dropout and stochastic depth that are not switched off."""
     for node in addition.nodes:
         if node.op != "call_module":
-            if draws(node, module_of) and 0.0 not in (node.kwargs.get("p"), *node.args[1:2]):
+            if draws(node, module_of, training=True):
                 yield node
         elif any(_rate(module) for module in module_of(str(node.target)).modules()):
             yield node

@@ -83,10 +83,21 @@ def test_normalised_first(f, expected: bool) -> None:
         (lambda: nn.Sequential(conv(), torchvision.ops.StochasticDepth(0.0, "row")), 0),
         (lambda: nn.Sequential(conv(), Functional(0.3)), 1),
         (lambda: nn.Sequential(conv(), Functional(0.0)), 0),
+        (lambda: nn.Sequential(conv(), Attention(0.3)), 1),
+        (lambda: nn.Sequential(conv(), Attention(0.0)), 0),
     ],
 )
 def test_noise(f, expected: int) -> None:
     assert len(list(noise(*addition_of(f())))) == expected
+
+
+class Attention(nn.Module):
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=self.p if self.training else 0.0)
 
 
 class Functional(nn.Module):
