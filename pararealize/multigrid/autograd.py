@@ -82,8 +82,7 @@ class LayerPropagation:
 
     def solve(self, u: Tensor, context: Sequence[Any], *, recording: bool) -> Tensor:
         """The forward solve; ``recording`` where the adjoint solve may follow."""
-        random = any(part.training for row in self.rows if row.layer.random for part in row.f.modules())
-        seed = int(torch.randint(1 << 62, ())) if random else 0
+        seed = int(torch.randint(1 << 62, ())) if any(row.may_draw() for row in self.rows) else 0
         self._maps = Forward(dict(enumerate(self.rows)), self.hierarchy, context, seed, recording=recording)
         with without_autocast_cache():
             u, solution = self._pass("forward", u, self._maps)

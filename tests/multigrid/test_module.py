@@ -292,6 +292,36 @@ def test_dropout_has_one_mask_a_step_and_layer() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Attending(nn.Module):
+    """A block with dropout within torch's attention, and dropout behind it that may stay on in eval mode."""
+
+    def __init__(self, width: int, *, always: bool) -> None:
+        super().__init__()
+        self.a, self.always = nn.Linear(width, width), always
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.a(x)
+        q = F.scaled_dot_product_attention(q, q, q, dropout_p=0.5 if self.training else 0.0)
+        return x + (F.dropout(q, 0.3) if self.always else q)
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_dropout_of_functions_has_one_mask_a_step_and_layer(always: bool) -> None:
+    """Of attention in train mode, and in eval mode where it is always on (Monte Carlo dropout)."""
+    model, x = nn.Sequential(*(Attending(4, always=always) for _ in range(6))).double(), torch.randn(3, 5, 4, dtype=F64)
+    net = layer_parallel(model, 2, 2, 4, 1, example_inputs=x)
+    for training in (True, False):
+        net.train(training)
+        torch.manual_seed(1)
+        first, second = net(x), net(x)
+        assert torch.equal(first, second) is not (training or always)
+        assert net.history[-1].forward[-1] < 1e-12 * net.history[-1].forward_size
+        torch.manual_seed(1)
+        with net.in_series():
+            torch.testing.assert_close(net(x), first)
+            torch.testing.assert_close(net(x), second)
+
+
 def test_dropout_differs_between_layers_and_leaves_the_random_state_alone() -> None:
     class Ones(nn.Module):
         def __init__(self) -> None:

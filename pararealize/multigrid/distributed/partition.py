@@ -54,11 +54,13 @@ class LayerPartition(Partition):
         hierarchy: the levels.
         owners: the rank of every layer.
         random: whether layers may draw random numbers.
+        random_in_eval: whether they may in eval mode, too.
     """
 
     hierarchy: Hierarchy
     owners: tuple[int, ...]
     random: bool
+    random_in_eval: bool
 
     @classmethod
     def of(cls, net: LayeredNetwork, ranks: int) -> LayerPartition:
@@ -91,6 +93,7 @@ class LayerPartition(Partition):
             values=tuple(values),
             tags=message_tags([SEED, *(value.name for value in values)]),
             random=any(layer.random for layer in layers.layers),
+            random_in_eval=any(layer.random_in_eval for layer in layers.layers),
         )
 
     def layers(self, rank: int) -> tuple[int, ...]:

@@ -294,17 +294,21 @@ class LayerStep:
     def _compute_stem(self, run: LayerValues, inputs: Mapping[str, Any], messages: StepMessages, *, graph: bool) -> int:
         """Run the stem on the first rank, give contexts to those who read them, and the seed of the step to all."""
         partition, rank = self._layers.partition, self._layers.rank
+        draws_here = any(row.may_draw() for row in self._layers.rows.values())
         seed = 0
         if rank == 0:
             stem = self._layers.parts["stem"]
             with self._activity.during("stem", self._first):
                 run.stem_output, *contexts = stem(*inputs.values())
             run.stem_contexts = tuple(contexts)
-            seed = int(torch.randint(1 << 62, ())) if partition.random and stem.training else 0
+            if draws_here or partition.random_in_eval or (partition.random and stem.training):
+                seed = int(torch.randint(1 << 62, ()))
             for reader in range(1, partition.ranks) if partition.random else ():
                 messages.send(SEED, torch.tensor(seed, device=messages.channel.device), reader)
         elif partition.random:
             seed = int(messages.receive(messages.expect(SEED, 0)))
+            if draws_here and not seed:  # dropout of this rank alone is in train mode, which the first one cannot know
+                seed = int(torch.randint(1 << 62, ()))
         for i, value in enumerate(partition.values):
             if rank == 0:
                 for reader in value.readers:

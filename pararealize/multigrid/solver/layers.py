@@ -43,6 +43,8 @@ class Layer:
         fixed: whether it is a transition.
         post: whether a ReLU follows the sum.
         random: whether it may draw random numbers.
+        random_in_eval: whether it may in eval mode, too: by dropout that is always on, noise, or a call whose own are
+            not known.
         opaque: whether it calls a module that was not looked into.
     """
 
@@ -52,6 +54,7 @@ class Layer:
     fixed: bool
     post: bool
     random: bool
+    random_in_eval: bool
     opaque: bool
 
 
@@ -267,5 +270,6 @@ def _layer(captured: Capture, section: _LayerNodes, graph: fx.Graph, reads: tupl
         fixed=block is None,
         post=block is not None and block.post is not None,
         random=opaque or any(draws(node, module_of) for node in graph.nodes),
+        random_in_eval=opaque or any(draws(node, module_of, training=False) for node in graph.nodes),
         opaque=opaque,
     )

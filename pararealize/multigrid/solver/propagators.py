@@ -70,6 +70,11 @@ class TimeStep:
         moved = torch.add(u, k, alpha=width)
         return torch.relu_(moved) if self.layer.post else moved
 
+    def may_draw(self) -> bool:
+        """Whether it may draw random numbers, in the modes that its modules have now."""
+        layer = self.layer
+        return layer.random and (layer.random_in_eval or any(module.training for module in self.f.modules()))
+
     def parameters(self) -> list[Tensor]:
         """The parameters that it reads and that are trained; they may have been replaced since the last step."""
         parameters: dict[int, Tensor] = {}

@@ -107,6 +107,7 @@ def test_random_layers_are_known() -> None:
 
     layers = find_layers(capture(Dropped(), torch.randn(2, 3)))
     assert [layer.random for layer in layers.layers] == [False, True, False, True]
+    assert not any(layer.random_in_eval for layer in layers.layers)
 
 
 def test_one_block_alone_is_refused() -> None:
