@@ -59,7 +59,7 @@ class LayerPropagation:
             context: the values of the network's contexts, nested as they come.
 
         Raises:
-            MultigridError: within a transform, or without values.
+            MultigridError: within a transform, or without values; or a parameter's gradient has a hook.
         """
         if torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling() or u.is_meta:
             raise MultigridError(
@@ -72,6 +72,8 @@ class LayerPropagation:
         parameters = list({id(p): p for row in self.rows for p in row.parameters()}.values())
         if not torch.is_grad_enabled() or not (u.requires_grad or tensors or parameters):
             return self.solve(u.detach(), list(context), recording=False)
+        for row in self.rows:
+            row.check_hooks()
         # The sweeps build graphs of their own, one a layer, which end at these leaves. With the caller's context in
         # them, each would reach into the caller's graph, past the one node of autograd that stands for all layers.
         inner = {key: tensor.detach().requires_grad_() for key, tensor in tensors.items()}

@@ -31,7 +31,7 @@ from pararealize.multigrid.distributed.stage import LayerStage
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import Layers, find_layers
-from pararealize.multigrid.solver.propagators import TimeStep, check_replay
+from pararealize.multigrid.solver.propagators import TimeStep, check_replay, hook_error
 from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 from pararealize.plan.parts import Part
 from pararealize.restore import never_compiled, ordinary_mode, set_within
@@ -388,10 +388,7 @@ def layer_parallel(
 
 
 def _check_parameter_hooks(model: nn.Module) -> None:
-    """Refuse hooks of parameters: a solve computes gradients in several passes, and each would call them."""
+    """Refuse hooks of parameters, of layers or not; those that are registered later are looked for in each call."""
     for name, parameter in model.named_parameters():
         if hook := tensor_hook_of(parameter):
-            raise MultigridError(
-                f"{name} has the hook {hook}, which every pass of a solve would call with a part of the gradient; "
-                "remove it, and change the gradient after backward"
-            )
+            raise hook_error(name, hook)

@@ -88,9 +88,10 @@ def copy_tensor_hooks(source: torch.Tensor, target: torch.Tensor) -> None:
         target.register_post_accumulate_grad_hook(hook)
 
 
-def tensor_hook_of(tensor: torch.Tensor) -> str | None:
-    """A parameter's first hook, in words."""
-    hooks = (*_hooks_of_tensor(tensor, "_backward_hooks"), *_hooks_of_tensor(tensor, "_post_accumulate_grad_hooks"))
+def tensor_hook_of(tensor: torch.Tensor, *, accumulated: bool = True) -> str | None:
+    """A parameter's first hook, in words; ``accumulated`` where one that runs on accumulated gradients counts."""
+    names = ("_backward_hooks", *["_post_accumulate_grad_hooks"] * accumulated)
+    hooks = [hook for name in names for hook in _hooks_of_tensor(tensor, name)]
     return describe_hook(hooks[0]) if hooks else None
 
 

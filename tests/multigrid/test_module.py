@@ -292,6 +292,27 @@ def test_dropout_has_one_mask_a_step_and_layer() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_hooks_of_gradients_that_are_registered_later() -> None:
+    """Each pass of a solve would call them; elsewhere, and on what has been accumulated, they act as in any network."""
+    model, x = Chains((4,), (6,)).double(), example(3)
+    net = converged(model, x)
+    for p in (net.head.weight, model.head.weight):
+        p.register_hook(lambda gradient: gradient * 0.5)
+    norms = []
+    net.chains[0][1].first.weight.register_post_accumulate_grad_hook(lambda p: norms.append(p.grad.norm()))
+    assert_same(net, model, x)
+    assert torch.equal(torch.stack(norms), net.chains[0][1].first.weight.grad.norm()[None])
+    handle = net.chains[0][2].first.bias.register_hook(lambda gradient: gradient * 0.5)
+    with pytest.raises(MultigridError, match=r"chains.0.2.first.bias has the hook .*lambda.* after backward"):
+        net(x)
+    with torch.no_grad():
+        net(x)
+    with net.serially():
+        net(x)
+    handle.remove()
+    net(x).sum().backward()
+
+
 class Attending(nn.Module):
     """A block with dropout within torch's attention, and dropout behind it that may stay on in eval mode."""
 

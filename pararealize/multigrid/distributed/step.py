@@ -163,8 +163,13 @@ class LayerStep:
             inputs: the network's inputs by name.
             messages: for inputs like these.
             graph: whether there will be a backward.
+
+        Raises:
+            MultigridError: the gradient of a layer's parameter has a hook.
         """
         layers, partition = self._layers, self._layers.partition
+        for row in layers.rows.values() if graph else ():
+            row.check_hooks()
         run = self._begin(inputs, messages)
         seed = self._compute_stem(run, inputs, messages, graph=graph)
         contexts = [run.contexts.get(i) for i in range(len(partition.values))]

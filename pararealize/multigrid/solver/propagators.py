@@ -25,6 +25,7 @@ from pararealize.errors import MultigridError
 from pararealize.random_state import seeded_state
 from pararealize.restore import left_as_found
 from pararealize.tracing.captured import Capture
+from pararealize.tracing.hooks import tensor_hook_of
 from pararealize.tracing.module_view import Piece
 
 from .hierarchy import Hierarchy
@@ -54,13 +55,14 @@ class TimeStep:
         self.layer = layer
         self.f = Piece(tree, layer.graph, f"Layer{'' if layer.fixed else 'F'}") if f is None else f
         # Where parameters are looked up anew in each step: modules with all they have, or with one tensor that f reads.
-        self._owners: list[tuple[nn.Module, str | None]] = []
+        self._owners: list[tuple[str, nn.Module, str | None]] = []
         for node in layer.graph.nodes:
+            path = str(node.target)
             if node.op == "call_module":
-                self._owners.append((self.f.get_submodule(str(node.target)), None))
+                self._owners.append((path, self.f.get_submodule(path), None))
             elif node.op == "get_attr":
-                owner, _, name = str(node.target).rpartition(".")
-                self._owners.append((self.f.get_submodule(owner), name))
+                owner, _, name = path.rpartition(".")
+                self._owners.append((path, self.f.get_submodule(owner), name))
         self.has_buffers = any(module._buffers for module in self.f.modules())
 
     def advance(self, u: Tensor, k: Tensor, width: int = 1) -> Tensor:
@@ -77,12 +79,31 @@ class TimeStep:
 
     def parameters(self) -> list[Tensor]:
         """The parameters that it reads and that are trained; they may have been replaced since the last step."""
-        parameters: dict[int, Tensor] = {}
-        for owner, name in self._owners:
+        return list({id(tensor): tensor for _, tensor in self._named_parameters()}.values())
+
+    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for path, owner, name in self._owners:
             # all of a module, with submodules that it has got since, as a parametrization is one
-            tensors = owner.parameters() if name is None else (owner._parameters.get(name),)
-            parameters.update((id(tensor), tensor) for tensor in tensors if tensor is not None and tensor.requires_grad)
-        return list(parameters.values())
+            tensors = owner.named_parameters(path) if name is None else ((path, owner._parameters.get(name)),)
+            yield from ((name, tensor) for name, tensor in tensors if tensor is not None and tensor.requires_grad)
+
+    def check_hooks(self) -> None:
+        """Refuse hooks that have been registered on its parameters' gradients.
+
+        Raises:
+            MultigridError: there is one.
+        """
+        for name, parameter in self._named_parameters():
+            if hook := tensor_hook_of(parameter, accumulated=False):  # what is accumulated is the whole gradient
+                raise hook_error(name, hook)
+
+
+def hook_error(name: str, hook: str) -> MultigridError:
+    """What to say of a parameter's hook: a solve computes gradients in several passes."""
+    return MultigridError(
+        f"{name} has the hook {hook}, which every pass of a solve would call with a part of the gradient; "
+        "remove it, and change the gradient after backward"
+    )
 
 
 @dataclasses.dataclass(slots=True)
