@@ -23,9 +23,19 @@ from pararealize.multigrid.solver.settings import Settings
 from pararealize.multigrid.solver.solver import Solution, solve_and_sweep
 from pararealize.plan.actions import Direction
 
-__all__ = ["LayerPropagation", "States"]
+__all__ = ["KeptStates", "LayerPropagation", "States"]
 
 States: TypeAlias = dict[Direction, list[Tensor]]  # the values at the C-points of the forward and the adjoint solve
+
+
+class KeptStates(dict[Direction, list[Tensor]]):
+    """The states that a network keeps from step to step.
+
+    Attributes:
+        conditions: what decides about the types and devices of the step that they are of.
+    """
+
+    conditions: Any = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,7 +46,8 @@ class LayerPropagation:
         rows: the layers in order.
         hierarchy: their levels.
         settings: gives the settings. The adjoint solve asks anew: they may change between forward and backward.
-        states: the network's values at the C-points, by direction, that warm starts begin from and each solve replaces.
+        states: the network's values at the C-points, by direction, that warm starts begin from, and that each solve
+            with an adjoint to come replaces.
         convergence: the network's residual norms, to which those of this call are added.
         serial: layer after layer instead, with the random numbers that a solve draws, and no entry in ``convergence``.
     """
@@ -44,12 +55,13 @@ class LayerPropagation:
     rows: Sequence[TimeStep]
     hierarchy: Hierarchy
     settings: Callable[[], Settings]
-    states: States
+    states: KeptStates
     convergence: Convergence
     serial: bool
     _inputs: list[Tensor] = field(default_factory=list, init=False)  # whose gradients the adjoint solve collects
     _norms: StepNorms = field(default_factory=StepNorms, init=False)
     _maps: Forward | None = field(default=None, init=False)
+    _is_recording: bool = field(default=False, init=False)
 
     def __call__(self, u: Tensor, context: Sequence[Any]) -> Tensor:
         """The value behind the last layer, differentiable in u, in the context and in the layers' parameters.
@@ -84,8 +96,11 @@ class LayerPropagation:
 
     def solve(self, u: Tensor, context: Sequence[Any], *, recording: bool) -> Tensor:
         """The forward solve; ``recording`` where the adjoint solve may follow."""
+        self._is_recording = recording
         seed = int(torch.randint(1 << 62, ())) if any(row.may_draw() for row in self.rows) else 0
         self._maps = Forward(dict(enumerate(self.rows)), self.hierarchy, context, seed, recording=recording)
+        if recording and self.settings().warm_start and not self.serial:
+            self._forget_others(u)
         with without_autocast_cache():
             u, solution = self._pass("forward", u, self._maps)
         if not self.serial:
@@ -108,10 +123,21 @@ class LayerPropagation:
             self._maps = None  # autograd frees what it saved once it has been used, and so do we
         return gradient, [adjoint.gradients.get(id(tensor)) for tensor in self._inputs]
 
+    def _forget_others(self, u: Tensor) -> None:
+        """Drop states of other types or devices than this step's, which begins from u."""
+        autocast = torch.is_autocast_enabled(u.device.type) and torch.get_autocast_dtype(u.device.type)
+        types = {parameter.dtype for row in self.rows for parameter in row.parameters()}
+        conditions = u.device, u.dtype, autocast, types
+        if self.states.conditions not in (None, conditions):
+            self.states.clear()
+        self.states.conditions = conditions
+
     def _pass(self, direction: Direction, u: Tensor, maps: Forward | Adjoint) -> tuple[Tensor, Solution]:
         """The value at the end, and the values at the C-points."""
         settings = self.settings()
-        points = self.states.get(direction) if settings.warm_start else None
+        # An evaluation neither begins from training's states, nor leaves its own to the next step.
+        is_warm = settings.warm_start and self._is_recording
+        points = self.states.get(direction) if is_warm else None
         if points is not None and (points[0].shape, points[0].dtype) != (u.shape, u.dtype):
             points = None  # another batch size: the states say nothing of it
         end, solution = solve_and_sweep(
@@ -124,7 +150,7 @@ class LayerPropagation:
             norm=norm,
             **settings.of_solve(direction),
         )
-        if settings.warm_start and not self.serial:
+        if is_warm and not self.serial:
             self.states[direction] = [point.detach() for point in solution.points]
         return end, solution
 

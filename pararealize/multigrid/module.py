@@ -31,20 +31,19 @@ from pararealize.multigrid.distributed.stage import LayerStage
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import Hierarchy, make_hierarchy
 from pararealize.multigrid.solver.layers import Layers, find_layers
-from pararealize.multigrid.solver.propagators import TimeStep, check_replay, hook_error
+from pararealize.multigrid.solver.propagators import TimeStep, check_parameter_hooks, check_replay
 from pararealize.multigrid.solver.settings import Cycle, Relaxation, Settings
 from pararealize.plan.parts import Part
 from pararealize.restore import never_compiled, ordinary_mode, set_within
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.guards import Guards
-from pararealize.tracing.hooks import tensor_hook_of
 from pararealize.tracing.module_copy import bare_tree, copy_contents, copy_hooks, copy_model, share_contents
 from pararealize.tracing.module_view import ModuleView
 from pararealize.tracing.original import Original
 from pararealize.tracing.recordings import LIMIT, Recordings
 
-from .autograd import LayerPropagation, States
+from .autograd import KeptStates, LayerPropagation
 from .pieces import LayerPieces, layers_anew, whole_graph
 
 __all__ = ["LayerParallel", "layer_parallel"]
@@ -76,11 +75,10 @@ class LayerParallel(ModuleView, LayeredNetwork):
         relaxation: ``"F"`` or ``"FCF"``.
         cycle: ``"V"`` or ``"F"``.
         tolerance: a solve ends early where its residual norm is at most this.
-        warm_start: begin from the last step's states, where their shapes fit, in place of a coarse guess.
+        warm_start: begin from the states of the last call with gradients, where they fit, and not from a coarse guess.
         exact: run the network as it is, bit for bit the original, and leave multigrid aside.
         history: residual norms of the last steps.
         rows: the layers in order, each of which can be run.
-        states: the values at the C-points, ``"forward"`` and ``"backward"``, that a warm start begins from.
         runs_in_series: whether :meth:`in_series` is in force.
         guards: conditions on the inputs under which the layers are right; the original is recorded anew for others.
 
@@ -99,13 +97,13 @@ class LayerParallel(ModuleView, LayeredNetwork):
     hierarchy: Hierarchy
     history: Convergence
     rows: list[TimeStep]
-    states: States
     runs_in_series: bool
     guards: Guards
     _pieces: LayerPieces
     _recordings: Recordings[LayerPieces]
     _graph: fx.Graph
     _name: str
+    _states: dict[bool, KeptStates]
 
     def __init__(
         self,
@@ -127,8 +125,14 @@ class LayerParallel(ModuleView, LayeredNetwork):
         recordings = Recordings(conditions, original, partial(layers_anew, self, layers), limit=recording_limit)
         # Into ``__dict__``, past nn.Module: a piece that it registered would list the tree's parameters a second time.
         self.__dict__.update(dataclasses.asdict(settings), structure=layers, hierarchy=hierarchy, _graph=whole)
-        self.__dict__.update(_pieces=pieces, rows=pieces.rows, states={}, history=Convergence())
-        self.__dict__.update(_name=name, runs_in_series=False, guards=guards, _recordings=recordings)
+        self.__dict__.update(_pieces=pieces, rows=pieces.rows, history=Convergence())
+        self.__dict__.update(
+            _states={True: KeptStates(), False: KeptStates()},
+            _name=name,
+            runs_in_series=False,
+            guards=guards,
+            _recordings=recordings,
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output after ``forward_iterations``; its gradient is that of ``backward_iterations``."""
@@ -167,6 +171,11 @@ class LayerParallel(ModuleView, LayeredNetwork):
         return set_within(self, "exact", True)
 
     @property
+    def states(self) -> KeptStates:
+        """The values at the C-points, ``"forward"`` and ``"backward"``, that a warm start begins from in this mode."""
+        return self._states[self.training]
+
+    @property
     def call_conditions(self) -> CallConditions:
         """What the arguments of a call have to be for these layers to be right; others are recorded anew."""
         return self._recordings.first
@@ -194,7 +203,8 @@ class LayerParallel(ModuleView, LayeredNetwork):
 
     def forget(self) -> None:
         """Drop the states that a warm start would begin from."""
-        self.states.clear()
+        for states in self._states.values():
+            states.clear()
 
     def distribute(
         self, mesh: DeviceMesh, *, timeout: timedelta | float = 600.0, bucket_bytes: int = 25 << 20
@@ -331,7 +341,7 @@ def layer_parallel(
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; inferred where it can be.
         cycle: ``"V"`` or ``"F"``; they differ from three levels on.
         tolerance: the residual norm at which a solve ends early.
-        warm_start: begin from the last step's states; for one batch again and again.
+        warm_start: begin from the last step's states, as calls with gradients do; for one batch again and again.
         exact: run the network as it is.
         leaf_modules: classes or qualified names to keep as single nodes.
         mesh: take this rank's share alone, as :meth:`LayerParallel.distribute` does, which has a time-out besides.
@@ -375,7 +385,7 @@ def layer_parallel(
         raise MultigridError(f"tolerance is {tolerance!r}; pass a residual norm of at least 0")
     with ordinary_mode():
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
-        _check_parameter_hooks(model)
+        check_parameter_hooks(model)
         layers = find_layers(captured)
         hierarchy = make_hierarchy(layers.fixed, levels, coarsening)
         root, _ = copy_model(model, captured.constants, _RESERVED)
@@ -385,10 +395,3 @@ def layer_parallel(
         net = LayerParallel(tree, layers, hierarchy, graph, name, settings, guards=guards, original=original)
         check_replay(net, net._pieces.stem, net.rows, hierarchy, captured)
     return net if mesh is None else net.distribute(mesh)
-
-
-def _check_parameter_hooks(model: nn.Module) -> None:
-    """Refuse hooks of parameters, of layers or not; those that are registered later are looked for in each call."""
-    for name, parameter in model.named_parameters():
-        if hook := tensor_hook_of(parameter):
-            raise hook_error(name, hook)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pararealize.multigrid.solver.settings import Settings
+from pararealize.restore import set_within
 
 from .autograd import States
 from .module import LayerParallel
@@ -47,7 +48,13 @@ class SampleStates:
         }
 
     def keep(self, samples: Sequence[Hashable], states: States) -> None:
-        """Keep the states that a step ended with; of a sample that stands in a batch twice, the later one."""
+        """Keep the states that a step ended with; of a sample that stands in a batch twice, the later one.
+
+        Those of other sizes, types or devices are dropped.
+        """
+        if any(_layouts(points) != _layouts(self._states.get(way, points)) for way, points in states.items()):
+            self._places.clear()
+            self._states.clear()
         new = [sample for sample in dict.fromkeys(samples) if sample not in self._places]
         if len(self._places) + len(new) > self._most:
             self._places.clear()
@@ -65,11 +72,16 @@ class SampleStates:
                 store[i][places.to(point.device)] = point
 
 
+def _layouts(points: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+    """Of values of any number of samples."""
+    return [(point.shape[1:], point.dtype, point.device) for point in points]
+
+
 class OneShot:
     """Steps of simultaneous training: warm-started iterations, an inexact gradient, an update.
 
     Args:
-        net: its iterations and its warm start are set here.
+        net: its iterations are set here, and its warm start within each step.
         optimizer: any of torch's, over the network's parameters. Its :meth:`step` is given a closure, which L-BFGS
             evaluates several times: every evaluation begins from the states that the step began from, so that a line
             search sees a function of the weights alone (leave out dropout, which draws anew).
@@ -101,7 +113,7 @@ class OneShot:
         backward_iterations = iterations if backward_iterations is None else backward_iterations
         Settings(forward_iterations=iterations, backward_iterations=backward_iterations).check()
         self.net, self.optimizer, self.states = net, optimizer, SampleStates()
-        net.forward_iterations, net.backward_iterations, net.warm_start = iterations, backward_iterations, True
+        net.forward_iterations, net.backward_iterations = iterations, backward_iterations
         net.forget()
 
     def step(self, loss: Callable[[], Tensor], samples: Sequence[Hashable] | None = None) -> Tensor:
@@ -126,7 +138,8 @@ class OneShot:
             return value.detach()
 
         # The type stubs know of closures that give a float; an optimiser hands on whatever its closure gives.
-        loss_before: Tensor = self.optimizer.step(evaluate)  # type: ignore[arg-type,assignment]
+        with set_within(self.net, "warm_start", True):
+            loss_before: Tensor = self.optimizer.step(evaluate)  # type: ignore[arg-type,assignment]
         if samples is not None:
             self.states.keep(samples, self.net.states)
         return loss_before

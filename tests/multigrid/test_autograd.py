@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize import capture
-from pararealize.multigrid.autograd import LayerPropagation
+from pararealize.multigrid.autograd import KeptStates, LayerPropagation
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import make_hierarchy
 from pararealize.multigrid.solver.layers import find_layers
@@ -40,7 +40,7 @@ def prepared(**settings) -> tuple[Conditioned, LayerPropagation]:
         rows=[TimeStep(model, layer) for layer in layers.layers],
         hierarchy=make_hierarchy(layers.fixed, 2, 2),
         settings=lambda: chosen,
-        states={},
+        states=KeptStates(),
         convergence=Convergence(),
         serial=False,
     )
@@ -135,9 +135,36 @@ def test_only_a_solve_leaves_states_and_norms(serial: bool) -> None:
 def test_states_of_another_shape_are_passed_over() -> None:
     model, propagate = prepared(warm_start=True, forward_iterations=1)
     u, a, b = (torch.randn(3, 4, dtype=F64) for _ in range(3))
-    with torch.no_grad():
-        for _ in range(4):
-            value = propagate(u, [a, b])
-        torch.testing.assert_close(value, model(u, a, b))  # one correction a call adds up
-        propagate(u[:2], [a[:2], b[:2]])
+    for _ in range(4):
+        value = propagate(u, [a, b])
+    torch.testing.assert_close(value, model(u, a, b))  # one correction a call adds up
+    propagate(u[:2], [a[:2], b[:2]])
     assert all(len(point) == 2 for point in propagate.states["forward"])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_call_without_gradients_has_no_part_in_warm_starts(mode) -> None:
+    _, propagate = prepared(warm_start=True, forward_iterations=1)
+    u, a, b = (torch.randn(3, 4, dtype=F64) for _ in range(3))
+    with mode():
+        cold = propagate(u, [a, b])
+    for _ in range(2):
+        propagate(u, [a, b]).sum().backward()
+    before = dict(propagate.states)
+    with mode():
+        assert torch.equal(propagate(u, [a, b]), cold)
+        propagate(-u, [a, b])
+    assert all(propagate.states[way] is points for way, points in before.items())
+    propagate(u, [a, b]).sum().backward()
+
+
+def test_states_of_other_types_are_dropped() -> None:
+    """Also where u itself has the same type, and those behind it have not."""
+    model, propagate = prepared(warm_start=True, forward_iterations=1)
+    u, a, b = (torch.randn(3, 4) for _ in range(3))
+    model.float()
+    cold = propagate(u, [a, b])
+    assert not torch.equal(propagate(u, [a, b]), cold)
+    with torch.autocast("cpu", torch.bfloat16):
+        propagate(u, [a, b]).sum().backward()
+    assert torch.equal(propagate(u, [a, b]), cold)

@@ -540,6 +540,50 @@ def test_tolerance_and_warm_start() -> None:
     assert warm(x[:2]).shape == (2, 2)  # another batch size starts anew
 
 
+def test_warm_starts_of_train_and_eval_mode_are_apart() -> None:
+    model, x = Chains((12,), (4,), h=1 / 12), example().float()
+    net = layer_parallel(model, 2, 3, 1, 1, example_inputs=x, warm_start=True)
+    net(x).sum().backward()
+    net.train(not net.training)
+    states, cold = net.states, net(x)
+    assert not torch.equal(net(x), cold)
+    net.train(not net.training)
+    assert net.states is not states
+    first = net(x)
+    net.forget()
+    assert torch.equal(net(x), cold)
+    assert not torch.equal(first, cold)
+
+
+class TwoSpaces(nn.Module):
+    """An embedding, and a linear map between two chains: their values have other types under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.between = nn.Embedding(9, 4), nn.Linear(4, 4)
+        self.first, self.second = (nn.ModuleList(nn.Linear(4, 4) for _ in range(4)) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.stem(ids)
+        for f in self.first:
+            x = x + torch.tanh(f(x))
+        x = self.between(x)
+        for f in self.second:
+            x = x + torch.tanh(f(x))
+        return x
+
+
+def test_a_warm_start_after_steps_under_autocast() -> None:
+    ids = torch.randint(0, 9, (3, 5))
+    net = layer_parallel(TwoSpaces(), 2, 2, 1, 1, example_inputs=ids, warm_start=True)
+    cold = net(ids)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            net(ids).float().sum().backward()
+        assert torch.equal(net(ids), cold)
+        assert not torch.equal(net(ids), cold)
+
+
 def test_settings_may_change_between_steps_but_not_to_nonsense() -> None:
     net = layer_parallel(Chains(), 2, 2, example_inputs=torch.randn(2, 3))
     net.forward_iterations = 0

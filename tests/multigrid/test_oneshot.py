@@ -24,8 +24,15 @@ def test_states_gradients_and_weights_converge_together() -> None:
     assert losses[-1] < 0.7 * losses[0]
     assert net.history[-1].forward[0] < 0.03 * net.history[0].forward[0]
     model.load_state_dict(net.state_dict())
+    values: list[torch.Tensor] = []
+
+    def loss() -> torch.Tensor:
+        values.append(net(x))
+        return (values[0] - target).square().mean()
+
+    one_shot.step(loss)
     with torch.no_grad():
-        assert float((net(x) - model(x)).norm()) < 0.01 * float(model(x).norm())
+        assert float((values[0] - model(x)).norm()) < 0.01 * float(model(x).norm())
 
 
 def test_samples_keep_their_states_in_any_batch() -> None:
@@ -52,6 +59,25 @@ def test_a_new_sample_starts_from_a_coarse_guess() -> None:
     states.keep(["c", "a"], {"forward": [torch.tensor([[3.0], [4.0]])]})
     assert states.of(["a", "b", "c"])["forward"][0].flatten().tolist() == [4.0, 2.0, 3.0]
     assert len(states) == 3
+
+
+def test_states_of_another_type_are_dropped() -> None:
+    states = SampleStates()
+    states.keep(["a", "b"], {"forward": [torch.tensor([[1.0], [2.0]])]})
+    states.keep(["b"], {"forward": [torch.tensor([[3.0]], dtype=torch.bfloat16)]})
+    assert states.of(["a"]) == {}
+    assert states.of(["b"])["forward"][0].dtype is torch.bfloat16
+
+
+def test_evaluation_between_steps_begins_anew_and_leaves_states_alone() -> None:
+    net, _, x = made()
+    one_shot = OneShot(net, torch.optim.SGD(net.parameters(), lr=0.0))
+    one_shot.step(lambda: net(x).square().mean())
+    before = dict(net.states)
+    first = net(x)
+    net(-x)
+    assert torch.equal(net(x), first)
+    assert all(net.states[way] is points for way, points in before.items())
 
 
 def test_names_are_those_of_values() -> None:

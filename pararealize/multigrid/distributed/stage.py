@@ -32,7 +32,7 @@ class LayerStage(Stage, SettingsAttributes):
         relaxation: ``"F"`` or ``"FCF"``.
         cycle: ``"V"`` or ``"F"``.
         tolerance: a solve ends early where its residual norm is at most this; then the ranks meet in each iteration.
-        warm_start: begin from the last step's states, for inputs of the same shapes.
+        warm_start: begin from the last step's states, for inputs of the same shapes; ``step`` alone does.
         exact: one layer after the other, from rank to rank.
         history: residual norms of the last steps, the same on all ranks.
         segments: the first and the last interval of this rank, from 1.
@@ -69,7 +69,9 @@ class LayerStage(Stage, SettingsAttributes):
 
     def _call(self, call: str, inputs: Mapping[str, Any]) -> str:
         """The call with the settings as they are now, and with what it begins from."""
-        self._layer_step.settings = settings = Settings.of(self)
+        settings = Settings.of(self)
+        warm = settings.warm_start and call == "step"  # an inference has no part in it
+        self._layer_step.settings = settings = dataclasses.replace(settings, warm_start=warm)
         settings.check()
         values = ", ".join(f"{name} = {value}" for name, value in dataclasses.asdict(settings).items())
         starts = self._layer_step.warm_starts(inputs)

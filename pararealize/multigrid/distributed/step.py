@@ -349,4 +349,6 @@ class LayerStep:
 
 
 def _shapes(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs.values())
+    """What has to be alike for states to fit: shapes of the inputs, and the state of autocast, which gives types."""
+    autocast = tuple(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda"))
+    return *autocast, *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs.values())

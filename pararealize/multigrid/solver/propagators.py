@@ -31,7 +31,16 @@ from pararealize.tracing.module_view import Piece
 from .hierarchy import Hierarchy
 from .layers import Layer
 
-__all__ = ["Adjoint", "Forward", "LayerEvaluation", "TimeStep", "check_replay", "norm", "without_autocast_cache"]
+__all__ = [
+    "Adjoint",
+    "Forward",
+    "LayerEvaluation",
+    "TimeStep",
+    "check_parameter_hooks",
+    "check_replay",
+    "norm",
+    "without_autocast_cache",
+]
 
 _TIMES = 8  # evaluations of a layer: a mask that is drawn anew each time is hardly the same in all
 _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -95,10 +104,21 @@ class TimeStep:
         """
         for name, parameter in self._named_parameters():
             if hook := tensor_hook_of(parameter, accumulated=False):  # what is accumulated is the whole gradient
-                raise hook_error(name, hook)
+                raise _hook_error(name, hook)
 
 
-def hook_error(name: str, hook: str) -> MultigridError:
+def check_parameter_hooks(model: nn.Module) -> None:
+    """Refuse hooks of parameters, of layers or not; those that are registered later are looked for in each call.
+
+    Raises:
+        MultigridError: there is one.
+    """
+    for name, parameter in model.named_parameters():
+        if hook := tensor_hook_of(parameter):
+            raise _hook_error(name, hook)
+
+
+def _hook_error(name: str, hook: str) -> MultigridError:
     """What to say of a parameter's hook: a solve computes gradients in several passes."""
     return MultigridError(
         f"{name} has the hook {hook}, which every pass of a solve would call with a part of the gradient; "

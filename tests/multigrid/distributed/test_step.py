@@ -21,8 +21,9 @@ def warm():
     for step in range(5):
         if step == 3:
             stage.forget()
-        stage(x[:2] if step == 4 else x)
+        stage.step(x[:2] if step == 4 else x, loss_fn=lambda y: y.square().mean())
         last.append(stage.history[-1].forward[-1])
+        stage(-x)  # an evaluation has no part in it
     return last, len(stage.receive_orders)
 
 
@@ -31,7 +32,7 @@ def test_a_warm_start_goes_on_until_it_forgets() -> None:
         assert last[0] > last[1] > last[2]
         assert last[3] == last[0]
         assert last[4] > last[2]
-        assert kinds == 3  # cold, warm, and of another shape
+        assert kinds == 4  # cold, warm, of another shape, and the evaluation
 
 
 def with_contexts():
