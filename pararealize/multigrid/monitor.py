@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pararealize.argument_types import typed_arguments
 from pararealize.distributed.activation_checkpoint import preserved_buffers
 from pararealize.errors import CheckpointError, MultigridError
 from pararealize.random_state import replay_torch_state, started_cuda_devices, torch_state
+from pararealize.tracing.containers import leaves_of
 
 from .module import LayerParallel
 
@@ -55,7 +58,9 @@ class Monitor:
     - where the forward residual that the last sweep found, :math:`\sqrt{\sum_j \|r_j\|^2}`, is more than ``residual``
       times the norm of the values at the C-points;
     - at every ``every``-th step, where the cosine between the layers' gradient and the exact one, computed anew on the
-      same batch with the same dropout masks, is less than ``cosine``. The exact gradient then takes the other's place.
+      same batch with the same dropout masks, is less than ``cosine``. The exact gradient then takes the other's place;
+      gradients that were there before the backward pass stay added to it. Of frozen layers the stem's gradient is
+      compared, and where the head alone is trained, none.
 
     Args:
         net: the network whose iterations are raised.
@@ -70,7 +75,7 @@ class Monitor:
         cosines: (step, cosine) of every exact gradient.
 
     Raises:
-        MultigridError: a number is out of range; or the network draws random numbers that torch's seeds do not reach.
+        MultigridError: an argument is of another type or out of range.
 
     Example:
         >>> import torch
@@ -86,6 +91,7 @@ class Monitor:
         (True, True)
     """
 
+    @typed_arguments(MultigridError)
     def __init__(
         self,
         net: LayerParallel,
@@ -112,8 +118,11 @@ class Monitor:
         self.events: list[Event] = []
         self.cosines: list[tuple[int, float]] = []
         self.steps = 0
+        self._is_called: bool | None = None  # whether by multigrid; None where there was no call since the last check
         self._random: dict[str, Tensor] | None = None  # the states that the forward pass to compare began from
+        self._before: dict[nn.Parameter, tuple[Tensor, Tensor]] | None = None  # gradients then: objects and values
         net.register_forward_pre_hook(self._remember)
+        net.register_forward_hook(self._watch)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -129,19 +138,37 @@ class Monitor:
             loss: computes the step's loss anew, from the network's call on; under autocast where the step was.
             scaler: the loss's scaler, where gradients are scaled: so is the exact one then. Where one of the two
                 overflowed or vanished, that says something of the scale alone, and nothing is raised for it.
+
+        Raises:
+            MultigridError: the network was not called since the last check.
         """
+        net = self.net
+        if self._is_called is None and not net.exact:
+            raise MultigridError(
+                "the monitor saw no call of the network since its last check; make the monitor before the first call, "
+                "and check once after each backward pass"
+            )
         self.steps += 1
+        try:
+            self._look(loss, scaler)
+        finally:
+            self._is_called = self._random = self._before = None
+
+    def _look(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None) -> None:
+        """Raise the iterations where the step that was just counted asks for it."""
         net = self.net
         if net.exact:
             return
         if self.exact_after is not None and self.steps >= self.exact_after:
             self._raise(f"{self.steps} steps are done", exact=True)
             return
+        if not self._is_called:
+            return
         share = net.history[-1].relative
         why = "" if share <= self.residual else f"the residual is {share:.2g} of the values"
         if self.steps % self.every == 0:
             value = self._compare(loss, scaler)
-            if scaler is None or not math.isnan(value):
+            if value is not None and (scaler is None or not math.isnan(value)):
                 self.cosines.append((self.steps, value))
                 if not value >= self.cosine:  # not a number counts as too small
                     why = f"the gradient's cosine with the exact one is {value:.3f}"
@@ -184,30 +211,66 @@ class Monitor:
         self.steps, self.events, self.cosines = steps, events, cosines
         self.net.forward_iterations, self.net.backward_iterations, self.net.exact = forward, backward, exact
 
+    @property
+    def _compares_next(self) -> bool:
+        """Whether the step after those that were checked is one to compare."""
+        return (self.steps + 1) % self.every == 0
+
     def _remember(self, net: nn.Module, inputs: Any) -> None:  # noqa: ARG002
         """Before each forward pass: the random states that it begins from."""
-        if not net.runs_in_series and (self.steps + 1) % self.every == 0:
+        if net.runs_in_series:
+            return
+        self._is_called = self._is_called or not net.exact
+        if not net.exact and self._compares_next:
             self._random = torch_state(started_cuda_devices())
 
-    def _compare(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None) -> float:
-        """The cosine with the exact gradient, which takes the place of the other one."""
-        assert self._random is not None
+    def _watch(self, net: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG002
+        """Behind each forward pass: have :meth:`_keep` run before a backward pass adds to any gradient."""
+        if net.runs_in_series or net.exact or not self._compares_next or not torch.is_grad_enabled():
+            return
+        for tensor in leaves_of(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(self._keep)
+
+    def _keep(self, gradient: Tensor) -> None:  # noqa: ARG002
+        """Keep the gradients of earlier backward passes, to which this one adds: here those to forget are zeroed."""
+        if self._before is None and not self.net.runs_in_series:
+            grads = [(p, p.grad) for p in self.net.parameters() if p.grad is not None]
+            self._before = {p: (grad, grad.detach().clone()) for p, grad in grads}
+
+    def _compared(self) -> set[int]:
+        """The ids of the parameters whose gradients are compared.
+
+        Of the layers alone: theirs are what the adjoint solve approximates. The head's gradient is exact, but for the
+        value that enters it, and a large one would hide the others' error. What passes frozen layers is the stem's.
+        """
+        layers = {id(p) for row in self.net.rows for p in row.parameters() if p.requires_grad}
+        if layers:
+            return layers
+        reads = [str(node.target) for node in self.net.structure.stem.nodes if node.op in ("call_module", "get_attr")]
+        values = [attrgetter(path)(self.net) for path in reads]
+        tensors = [t for value in values for t in (value.parameters() if isinstance(value, nn.Module) else [value])]
+        return {id(tensor) for tensor in tensors if isinstance(tensor, Tensor) and tensor.requires_grad}
+
+    def _compare(self, loss: Callable[[], Tensor], scaler: torch.amp.GradScaler | None) -> float | None:
+        """The cosine with the exact gradient, which takes the place of the other one; None where none is compared."""
+        compared, before = self._compared(), self._before or {}
         parameters = [p for p in self.net.parameters() if p.requires_grad and p.grad is not None]
+        if not compared.intersection(map(id, parameters)) or self._random is None:
+            return None
         with replay_torch_state(self._random), preserved_buffers(self.net), self.net.in_series():
             exact_loss = loss()
             with torch.autocast(exact_loss.device.type, enabled=False):
                 scaled = exact_loss if scaler is None else scaler.scale(exact_loss)
                 exact = torch.autograd.grad(scaled, parameters, allow_unused=True)
-        # Of the layers alone: theirs are what the adjoint solve approximates. The head's gradient is exact, but for the
-        # value that enters it, and a large one would hide the others' error.
-        layers = {id(p) for row in self.net.rows for p in row.parameters()}
-        pairs = [(p, g) for p, g in zip(parameters, exact, strict=True) if g is not None]
-        ours = [p.grad for p, _ in pairs if id(p) in layers and p.grad is not None]
-        value = cosine(ours, [g for p, g in pairs if id(p) in layers])
+        # a gradient that another object has taken the place of was not added to
+        earlier = {p: value for p, (grad, value) in before.items() if p.grad is grad}
+        pairs = [(p, p.grad, g) for p, g in zip(parameters, exact, strict=True) if p.grad is not None and g is not None]
+        layers = [(grad - earlier[p] if p in earlier else grad, g) for p, grad, g in pairs if id(p) in compared]
+        value = cosine([ours for ours, _ in layers], [theirs for _, theirs in layers])
         with torch.no_grad():
-            for parameter, gradient in pairs:
-                assert parameter.grad is not None
-                parameter.grad.copy_(gradient)
+            for p, grad, gradient in pairs:
+                grad.copy_(gradient + earlier[p] if p in earlier else gradient)
         return value
 
     def _raise(self, why: str, *, exact: bool = False) -> None:
@@ -227,7 +290,12 @@ class Monitor:
 
 
 def cosine(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The cosine of the angle between two gradients, each in parts; not a number where one is zero or not finite."""
+    """The cosine of the angle between two gradients, each in parts; not a number where one is zero or not finite.
+
+    Two that are zero are equal, as they are behind a head of zeros: their cosine is 1.
+    """
     dot = sum(float((a.double() * b.double()).sum()) for a, b in zip(ours, theirs, strict=True))
     norms = [math.sqrt(sum(float(g.double().square().sum()) for g in parts)) for parts in (ours, theirs)]
+    if norms == [0, 0]:
+        return 1.0
     return dot / (norms[0] * norms[1]) if min(norms) > 0 else math.nan

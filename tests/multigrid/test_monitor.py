@@ -102,6 +102,85 @@ def test_a_monitored_step_gives_the_exact_steps_gradient_in_any_precision(amp) -
     assert monitor.cosines[0][1] < 1
 
 
+@pytest.mark.parametrize("zeroed", ["never", "between", "before backward", "in place"])
+def test_gradients_of_earlier_backward_passes_stay_added(zeroed: str) -> None:
+    net, x = made()
+    exact = copy.deepcopy(net)
+    monitor = Monitor(net, every=1, cosine=-1.0, residual=1e9)
+    single = copy.deepcopy(net)
+    alone, parts = Monitor(single, every=1, cosine=-1.0, residual=1e9), x.split(4)
+    for i, part in enumerate(parts):
+        step(single, part)
+        alone.check(lambda part=part: single(part).square().mean())
+        if i and zeroed == "between":
+            net.zero_grad()
+        loss = net(part).square().mean()
+        if i and zeroed in ("before backward", "in place"):
+            net.zero_grad(set_to_none=zeroed == "before backward")
+        loss.backward()
+        monitor.check(lambda part=part: net(part).square().mean())
+    with exact.serially():
+        for part in parts if zeroed == "never" else parts[1:]:
+            exact(part).square().mean().backward()
+    for ours, theirs in zip(net.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert dict(monitor.cosines) == pytest.approx(dict(alone.cosines), rel=1e-9)
+
+
+def test_what_two_backward_passes_added_is_one_gradient_where_they_are_checked_together() -> None:
+    net, x = made()
+    exact, monitor, parts = copy.deepcopy(net), Monitor(net, every=1, cosine=-1.0, residual=1e9), x.split(4)
+    for part in parts:
+        net(part).square().mean().backward()
+    monitor.check(lambda: sum(net(part).square().mean() for part in parts))
+    with exact.serially():
+        sum(exact(part).square().mean() for part in parts).backward()
+    for ours, theirs in zip(net.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_frozen_layers_have_the_stems_gradient_compared_and_a_head_alone_none() -> None:
+    net, x = made()
+    layers = {id(p) for row in net.rows for p in row.parameters()}
+    for parameter in net.parameters():
+        parameter.requires_grad_(id(parameter) not in layers)
+    monitor = Monitor(net, every=1, cosine=0.9999999, residual=1e9)
+    step(net, x)
+    monitor.check(lambda: net(x).square().mean())
+    assert 0 < monitor.cosines[0][1] < 1
+    for node in net.structure.stem.nodes:
+        if node.op == "call_module":
+            net.get_submodule(node.target).requires_grad_(False)
+    count, raised = len(monitor.events), net.forward_iterations
+    step(net, x)
+    monitor.check(lambda: net(x).square().mean())
+    assert (len(monitor.cosines), len(monitor.events), net.forward_iterations) == (1, count, raised)
+
+
+def test_gradients_that_are_zero_are_equal() -> None:
+    net, x = made()
+    monitor = Monitor(net, every=1, residual=1e9)
+    net.zero_grad()
+    (0 * net(x)).sum().backward()
+    monitor.check(lambda: (0 * net(x)).sum())
+    assert monitor.cosines == [(1, 1.0)]
+    assert not monitor.events
+
+
+def test_a_check_without_a_call_is_refused_and_exact_steps_count() -> None:
+    net, x = made()
+    step(net, x)
+    monitor = Monitor(net, every=1)
+    for _ in range(2):
+        with pytest.raises(MultigridError, match="saw no call of the network since its last check"):
+            monitor.check(lambda: net(x).square().mean())
+        assert monitor.steps == 0
+    with net.serially():
+        step(net, x)
+    monitor.check(lambda: net(x).square().mean())
+    assert (monitor.steps, monitor.cosines, monitor.events) == (1, [], [])
+
+
 def test_what_a_scale_made_overflow_raises_nothing() -> None:
     net, x = made()
     net, x = net.float(), x.float()
@@ -153,9 +232,13 @@ def test_cosine_of_parts() -> None:
         ({"exact_after": 0}, "exact_after is 0"),
         ({"cosine": 2.0}, "cosine is 2.0"),
         ({"residual": 0.0}, "residual is 0.0"),
+        ({"cosine": "a", "residual": None}, "cosine is 'a'; pass a number; and residual is None"),
+        ({"exact_after": "2"}, "exact_after is '2'; pass a whole number or None"),
     ],
 )
 def test_refusals(settings, words: str) -> None:
     net, _ = made()
     with pytest.raises(MultigridError, match=words):
         Monitor(net, **settings)
+    with pytest.raises(MultigridError, match="net is a Chains; pass a LayerParallel"):
+        Monitor(Chains((3,), (4,)))
