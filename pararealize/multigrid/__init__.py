@@ -16,7 +16,7 @@ distributed    LayerParallel, a device mesh            -> one rank's share of it
 from .module import LayerParallel, layer_parallel
 from .monitor import Event, Monitor
 from .oneshot import OneShot, SampleStates, names_of
-from .prolongation import prolong
+from .prolongation import ProlongedModule, prolong
 from .simulation import simulate_multigrid
 from .times import LayerTimes, measure_layers
 
@@ -26,6 +26,7 @@ __all__ = [
     "LayerTimes",
     "Monitor",
     "OneShot",
+    "ProlongedModule",
     "SampleStates",
     "layer_parallel",
     "measure_layers",

@@ -1,14 +1,17 @@
 """Deeper networks: the same total time, weights on the line between, and the refinement of a flow converges."""
 
 import copy
+import io
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pararealize import layer_parallel, prolong
-from pararealize.errors import MultigridError
+from pararealize.errors import GuardError, ModelError, MultigridError, RecordingWarning
 from tests.chains import Chains, example
 from tests.models import MaskedTransformer, SmallResNet
 
@@ -105,6 +108,103 @@ def test_weights_shared_by_blocks_stay_shared() -> None:
 
     deep = prolong(Same(), 2, torch.randn(2, 3))
     assert list(deep.state_dict()) == ["layer.weight", "layer.bias"]
+
+
+class Layers(nn.Module):
+    """Blocks x + f(x) with two linear layers, what they give scaled up for long inputs."""
+
+    def __init__(self, norm: Callable[[], nn.Module] = nn.Identity, drop: float = 0.0) -> None:
+        super().__init__()
+        self.a = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.b = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+        self.norms, self.drop = nn.ModuleList(norm() for _ in range(3)), drop
+
+    def forward(self, u: Tensor) -> Tensor:
+        if u.shape[1] > 4:
+            u = 10 * u
+        for a, b, norm in zip(self.a, self.b, self.norms, strict=True):
+            u = u + F.dropout(b(torch.tanh(a(norm(u)))), self.drop, self.training)
+        return u
+
+
+def test_inputs_outside_the_guards_are_recorded_anew() -> None:
+    model, long = Layers(), torch.randn(2, 6, 3)
+    deep, other = prolong(model, 2, torch.randn(2, 4, 3)), prolong(model, 2, long)
+    for net in (deep, copy.deepcopy(deep)):
+        with torch.no_grad():
+            net.a[0].weight.mul_(2)
+            net.get_submodule("deeper.1.a.0").weight.mul_(2)
+            other.load_state_dict(net.state_dict())
+        with pytest.warns(RecordingWarning, match="Layers was recorded anew for u"):
+            assert torch.equal(net(long), other(long))
+    net(long).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    with pytest.raises(GuardError):
+        layer_parallel(deep, coarsening=2, example_inputs=torch.randn(2, 4, 3))(long)
+
+
+def test_hooks_of_the_model_itself_run_once_a_call() -> None:
+    model, x, calls = Layers(), torch.randn(2, 4, 3), []
+    plain = prolong(model, 2, x)
+    model.register_forward_hook(lambda module, args, output: (calls.append(module), output * 2)[1])
+    deep = prolong(model, 2, x)
+    calls.clear()
+    assert torch.equal(deep(x), 2 * plain(x))
+    assert calls == [deep]
+
+
+def test_it_is_no_pickle_and_a_copy_follows_its_mode() -> None:
+    deep, x = prolong(Layers(drop=0.5), 2, torch.randn(2, 4, 3)), torch.randn(2, 4, 3)
+    with pytest.raises(ModelError, match=r"a prolonged module is saved by its parameters, not pickled"):
+        torch.save(deep, io.BytesIO())
+    copied = copy.deepcopy(deep)
+    assert not torch.equal(copied(x), copied(x))
+    assert torch.equal(copied.eval()(x), copied(x))
+    assert torch.equal(copied(x), deep.eval()(x))
+
+
+def test_tied_tensors_stay_tied_and_the_others_do_not() -> None:
+    model = Layers()
+    for layer in model.a:
+        layer.weight = model.a[0].weight  # by all blocks
+    model.b[0].bias = model.a[0].bias  # within one
+    weight = model.a[0].weight.detach().clone()
+    for weights in ("copy", "linear"):
+        deep = prolong(model, 3, torch.randn(2, 4, 3), weights=weights)
+        names: dict[int, list[str]] = {}
+        for name, parameter in deep.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        tied = sorted(sorted(each) for each in names.values() if len(each) > 1)
+        own = [[f"{top}a.0.bias", f"{top}b.0.bias"] for top in ("", "deeper.1.", "deeper.2.")]
+        assert [each for each in tied if len(each) == 2] == own
+        assert len([each for each in tied if len(each) == 9]) == len(tied) - 3 == 1
+        assert torch.equal(deep.a[0].weight, weight)
+        expected = torch.lerp(model.a[0].bias, model.a[1].bias, 1 / 3) if weights == "linear" else model.a[0].bias
+        torch.testing.assert_close(deep.get_submodule("deeper.1.a.0").bias, expected)
+
+
+class FunctionalNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("var", torch.ones(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.mean, self.var, training=self.training)
+
+
+def test_copies_have_statistics_of_their_own() -> None:
+    torch.manual_seed(0)
+    model, x = Layers(FunctionalNorm), torch.randn(32, 3)
+    theirs = Layers(lambda: nn.BatchNorm1d(3, affine=False))
+    theirs.load_state_dict(model.state_dict(), strict=False)
+    deep, expected = prolong(model, 2, x), prolong(theirs, 2, x)
+    for _ in range(3):
+        torch.testing.assert_close(deep(x), expected(x))
+    assert [name for name in deep.state_dict() if name.endswith("mean")] == [
+        f"{top}norms.{n}.mean" for top in ("", "deeper.1.") for n in range(3)
+    ]
+    torch.testing.assert_close(deep.eval()(x), expected.eval()(x))
 
 
 def test_the_mode_stays() -> None:
