@@ -1,12 +1,14 @@
 """Batch norms' statistics measured anew."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pararealize import recalibrate_batchnorm
+from pararealize import recalibrate_batchnorm, restack
 from pararealize.errors import ExampleError
 
 
@@ -80,3 +82,71 @@ def test_without_batch_norms_nothing_runs() -> None:
             raise AssertionError
 
     assert recalibrate_batchnorm(Failing(), [torch.zeros(1)]) == 0
+
+
+class OwnForward(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> Tensor:
+        arguments = self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        return F.batch_norm(x, *arguments)
+
+
+class Functional(nn.Module):
+    """No class of torch.nn's: statistics are buffers, which a function moves."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.full((features,), torch.inf))
+        self.register_buffer("running_var", torch.ones(features))
+        self.register_buffer("table", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table * F.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+class Frozen(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.table, self.running_var)
+
+
+class NormedBlocks(nn.Module):
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norms, self.layers = nn.ModuleList(norm(3) for _ in range(4)), nn.ModuleList()
+        for n in range(4):
+            torch.manual_seed(n)
+            self.layers.append(nn.Linear(3, 3))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + self.drop(torch.tanh(layer(norm(x))))
+        return x
+
+
+@pytest.mark.parametrize("norm", [OwnForward, Functional])
+def test_norms_with_a_forward_of_their_own_are_measured_also_where_it_is_recorded(norm) -> None:
+    """A recorded forward has the momentum that the norm had: what is measured must not hang on it."""
+    x = torch.randn(8, 3) * 3 + 5
+    batches = [x, torch.randn(1, 3), x - 1]
+    for wrap in (lambda net: net, lambda net: restack(net, "midpoint", example_inputs=x)):
+        net, expected = wrap(NormedBlocks(norm)), wrap(NormedBlocks(nn.BatchNorm1d))
+        assert recalibrate_batchnorm(net, batches) == recalibrate_batchnorm(expected, batches) == 4
+        for n in range(4):
+            for name in ("running_mean", "running_var"):
+                ours, theirs = (each.get_submodule(f"norms.{n}").get_buffer(name) for each in (net, expected))
+                torch.testing.assert_close(ours, theirs)
+        assert all(module.training for module in net.modules())
+
+
+def test_statistics_that_training_leaves_alone_stay() -> None:
+    net = NormedBlocks(Frozen)
+    before = copy.deepcopy(net)
+    assert recalibrate_batchnorm(net, [torch.randn(8, 3)]) == 0
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), before.buffers(), strict=True))
+
+
+def test_a_network_without_parameters() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3, affine=False))
+    x = torch.randn(8, 3)
+    assert recalibrate_batchnorm(net, [x]) == 1
+    torch.testing.assert_close(net[0].running_mean, x.mean(0))
