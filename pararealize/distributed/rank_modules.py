@@ -20,6 +20,7 @@ from pararealize.plan.parts import Part
 from pararealize.tracing.hooks import copy_tensor_hooks, hook_of, tensor_hook_of
 from pararealize.tracing.module_copy import copy_contents, uncopyable_tensors
 from pararealize.tracing.module_view import Piece
+from pararealize.tracing.tree_watch import TreeWatch
 
 from .partition import PartitionableNetwork, TensorPaths, module_at, tensor_at, tensors_of
 
@@ -35,12 +36,14 @@ class RankModules:
         parts: the rank's parts by name, over the modules of the tree.
         targets: for each part, by name, the qualified name of what is called.
         graphs: of those targets that are cut out of the original; the others are modules of the tree.
+        watch: of the modules that these read.
     """
 
     tree: nn.Module
     parts: Mapping[str, nn.Module]
     targets: Mapping[str, str]
     graphs: Mapping[str, fx.Graph]
+    watch: TreeWatch
 
     @classmethod
     def of(cls, tree: nn.Module, targets: Mapping[str, str], graphs: Mapping[str, fx.Graph]) -> RankModules:
@@ -49,7 +52,7 @@ class RankModules:
             target: Piece(tree, copy.deepcopy(graph), target.rpartition(".")[2]) for target, graph in graphs.items()
         }
         parts = {name: pieces.get(target) or module_at(tree, target) for name, target in targets.items()}
-        return cls(tree, parts, targets, graphs)
+        return cls(tree, parts, targets, graphs, TreeWatch(tree, graphs.values()))
 
     def copied(self, memo: dict[int, Any]) -> RankModules:
         """Deep copies of all modules, tied as these are; ``memo`` is that of the copy."""

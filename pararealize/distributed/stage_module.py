@@ -266,7 +266,8 @@ class StageModule(ModuleView):
         """Refuse calls that would see this rank alone, and parameters that a step would pass over.
 
         Raises:
-            DistributedError: the call is recorded or transformed, a hook would not run, parameters are gone.
+            DistributedError: the call is recorded or transformed, a hook would not run, parameters are gone, or modules
+                have been replaced.
         """
         transformed = torch._C._functorch.peek_interpreter_stack() is not None
         if transformed or torch._C._is_tracing() or torch.compiler.is_compiling():
@@ -283,6 +284,11 @@ class StageModule(ModuleView):
                 "stage.part_modules().values()"
             )
         self.rank_setup.sync.follow()
+        if fault := self.rank_setup.modules.watch.fault():
+            raise DistributedError(
+                f"{fault}, since the network was distributed, and the rank would compute as before; change the model "
+                "before pararealize(...) and distribute(...), or register hooks on modules within it that are one call"
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_is_fsdp_managed_module":  # FullyShardedDataParallel, before it changes anything

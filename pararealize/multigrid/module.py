@@ -42,6 +42,7 @@ from pararealize.tracing.module_copy import bare_tree, copy_contents, copy_hooks
 from pararealize.tracing.module_view import ModuleView
 from pararealize.tracing.original import Original
 from pararealize.tracing.recordings import LIMIT, Recordings
+from pararealize.tracing.tree_watch import TreeWatch
 
 from .autograd import KeptStates, LayerPropagation
 from .pieces import LayerPieces, layers_anew, whole_graph
@@ -122,7 +123,8 @@ class LayerParallel(ModuleView, LayeredNetwork):
         share_contents(self, tree)
         original.give_mode(self)
         pieces, conditions = LayerPieces.of(self, layers, whole), CallConditions.of(layers.call, guards)
-        recordings = Recordings(conditions, original, partial(layers_anew, self, layers), limit=recording_limit)
+        watch, build = TreeWatch(tree, [whole]), partial(layers_anew, self, layers)
+        recordings = Recordings(conditions, original, build, watch=watch, limit=recording_limit)
         # Into ``__dict__``, past nn.Module: a piece that it registered would list the tree's parameters a second time.
         self.__dict__.update(dataclasses.asdict(settings), structure=layers, hierarchy=hierarchy, _graph=whole)
         self.__dict__.update(_pieces=pieces, rows=pieces.rows, history=Convergence())
@@ -224,9 +226,11 @@ class LayerParallel(ModuleView, LayeredNetwork):
         Raises:
             DistributedError: the mesh does not fit, the ranks do not agree, or one did not answer.
         """
+        self._recordings.watch.check()
         return distribute_layers(self, mesh, timeout=timeout, bucket_bytes=bucket_bytes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerParallel:
+        self._recordings.watch.check()
         copied = LayerParallel(
             copy_contents(self, memo),
             self.structure,

@@ -69,7 +69,9 @@ def layers_anew(net: nn.Module, before: Layers, captured: Capture) -> tuple[Call
     layers = find_layers(captured)
     if [_kind(layer) for layer in layers.layers] != [_kind(layer) for layer in before.layers]:
         raise MultigridError(f"its layers are {layers}, and were {before}")
-    return CallConditions.of(layers.call, captured.guards), LayerPieces.of(net, layers, whole_graph(captured))
+    whole = whole_graph(captured)
+    net.__dict__["_recordings"].watch.add([whole])
+    return CallConditions.of(layers.call, captured.guards), LayerPieces.of(net, layers, whole)
 
 
 def _kind(layer: Layer) -> tuple[str, bool, bool]:

@@ -46,6 +46,7 @@ from pararealize.tracing.module_view import Piece
 from pararealize.tracing.original import Original
 from pararealize.tracing.recorded_module import RecordedModule
 from pararealize.tracing.recordings import LIMIT, Recordings
+from pararealize.tracing.tree_watch import TreeWatch
 
 from .iteration import iterate_network
 from .parts import read_parts
@@ -125,6 +126,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
                 CallConditions.of(CallSignature.of_graph(graph), guards, fault),
                 original,
                 partial(record_variant, self),
+                watch=TreeWatch(tree, pieces.values()),
                 # where the parts are on several devices, the original cannot run, and is recorded without memory
                 device=torch.device("meta") if len(set(devices or ())) > 1 else None,
                 limit=recording_limit,
@@ -238,6 +240,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
 
     def saved_record(self, model: str | None = None, arguments: Mapping[str, Any] | None = None) -> NetworkRecord:
         """What :meth:`save` writes into ``network.json``."""
+        self.__dict__["_recordings"].watch.check()
         tensors, built = original_state(self), self.__dict__["_built"]
         source = model_source(self.plan.model, model, arguments, built, tensors)
         limit = self.recording_limit
@@ -332,6 +335,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
             torch.Size([5, 10])
             >>> dist.destroy_process_group()
         """
+        self.__dict__["_recordings"].watch.check()
         stage = distribute(
             self,
             mesh,
@@ -347,8 +351,9 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         return stage
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PararealModule:
-        tree, graph = copy_contents(self, memo), copy.deepcopy(self.graph)
         recordings: Recordings[Variant] = self.__dict__["_recordings"]
+        recordings.watch.check()
+        tree, graph = copy_contents(self, memo), copy.deepcopy(self.graph)
         copied = PararealModule(
             tree,
             self.part_graphs,

@@ -135,6 +135,7 @@ def record_variant(net: nn.Module, captured: Capture) -> tuple[CallConditions, V
     others = {name: C for name, C in fitted.items() if C is not adapters[name]}
     others |= {name: F for name, F in fitted_coarse.items() if F is not None and F is not coarse[name]}
     graph = write_equation(pieces, coarse, devices)
+    net.__dict__["_recordings"].watch.add(pieces.graphs.values())
     variant = Variant(net, pieces.graphs, graph, plan, devices, others)
     fault = InterfaceSizes(chain, plan, fitted, fitted_coarse).fault
     return CallConditions.of(captured.example.call, captured.guards, fault), variant

@@ -39,6 +39,7 @@ from pararealize.tracing.module_view import Piece
 from pararealize.tracing.original import Original
 from pararealize.tracing.recorded_module import RecordedModule
 from pararealize.tracing.recordings import LIMIT, Recordings
+from pararealize.tracing.tree_watch import TreeWatch
 
 from .grouping import Unit, find_groups
 from .growth import dangers
@@ -139,7 +140,8 @@ class RestackedModule(RecordedModule):
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Restacked{restacking.model}")
         share_contents(self, tree)
         conditions, build = CallConditions.of(CallSignature.of_graph(graph), guards), partial(_restack_anew, self)
-        recordings = Recordings(conditions, original, build, limit=recording_limit)
+        watch = TreeWatch(tree, [graph], follows=True)
+        recordings = Recordings(conditions, original, build, watch=watch, limit=recording_limit)
         self.__dict__.update(restacking=restacking, guards=guards, _table=table, _recordings=recordings)
         original.give_mode(self)
         self.graph = graph
@@ -166,7 +168,9 @@ class RestackedModule(RecordedModule):
         return [{"params": weights, **settings}, {"params": sizes, **settings, "weight_decay": 0.0}]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RestackedModule:
-        tree, recordings = copy_contents(self, memo), self.__dict__["_recordings"]
+        recordings = self.__dict__["_recordings"]
+        recordings.watch.check()
+        tree = copy_contents(self, memo)
         copied = RestackedModule(
             tree,
             copy.deepcopy(self.graph),
@@ -279,6 +283,7 @@ def _restack_anew(net: RestackedModule, captured: Capture) -> tuple[CallConditio
         other = next((a for a in names if a not in restacking.groups), None)
         raise RestackError(f"the blocks are not those of the {len(restacking.groups)} steps that it has: {other}")
     graph = RestackedGraph(captured, groups, table, restacking.h, restacking.adaptive).graph  # type: ignore[arg-type]
+    net.__dict__["_recordings"].watch.add([graph])
     return CallConditions.of(captured.example.call, captured.guards), Piece(net, graph, f"Restacked{restacking.model}")
 
 

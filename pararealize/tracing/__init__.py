@@ -39,6 +39,7 @@ A converted network's recordings:
 
     original         the model that it was made from, over the network's own tensors
     conditions       what the arguments of a call have to be for a recording to be right
+    tree_watch       whether the modules that recordings were written over are still there
     recordings       the first recording, and those made later for inputs that break its guards
     recorded_module  a graph module that runs the recording that is right for a call
 

@@ -24,6 +24,7 @@ __all__ = [
     "copy_tensor_hooks",
     "describe_hook",
     "hook_of",
+    "hooks_by_kind",
     "move_hooks",
     "tensor_hook_of",
     "without_backward_hooks",
@@ -46,6 +47,11 @@ def hook_of(module: nn.Module) -> str | None:
             if not type(hook).__module__.startswith("torch.nn.utils"):  # of weight_norm and the like
                 return f"{kind} {describe_hook(hook)}"
     return None
+
+
+def hooks_by_kind(module: nn.Module) -> dict[str, dict[int, Any]]:
+    """A module's own dictionaries of hooks, by what the user calls these."""
+    return {kind: module.__dict__[dictionary] for dictionary, kind in _KINDS.items()}
 
 
 def describe_hook(hook: Any) -> str:

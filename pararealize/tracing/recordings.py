@@ -30,6 +30,7 @@ from .conditions import CallConditions
 from .containers import leaves_of
 from .guards import Guards
 from .original import Original
+from .tree_watch import TreeWatch
 
 __all__ = ["LIMIT", "Recording", "Recordings"]
 
@@ -61,6 +62,7 @@ class Recordings(Generic[T]):
         first: conditions of the network's own graph.
         original: the model over the network's tensors.
         build: from a new recording to what runs it; it raises a PararealizeError where the plan does not fit.
+        watch: of the modules that the recordings read.
         device: where to record; where the model is, when left out.
 
     Attributes:
@@ -73,10 +75,11 @@ class Recordings(Generic[T]):
         original: Original,
         build: Callable[[Capture], tuple[CallConditions, T]],
         *,
+        watch: TreeWatch,
         device: torch.device | None = None,
         limit: int = LIMIT,
     ) -> None:
-        self.first, self.original, self.limit = first, original, limit
+        self.first, self.original, self.watch, self.limit = first, original, watch, limit
         self._build, self._device = build, device
         self._later: tuple[Recording[T], ...] = ()  # replaced as a whole: another thread may be walking over it
         self._refusals: dict[Any, PararealizeError] = {}
@@ -95,7 +98,9 @@ class Recordings(Generic[T]):
             GuardError: the tensors break the first recording's guards, and the network cannot be recorded anew.
             ExampleError: the arguments are not the original's, or have a form that it cannot be recorded anew for; or
                 the original does not accept them.
+            ModelError: modules have been replaced, or containers have got hooks.
         """
+        self.watch.check()
         if self.first.hold(args, kwargs):
             return None
         network = self._find(args, kwargs)

@@ -157,6 +157,10 @@ CALLS = {  # that see only what this rank computes
     "torch.func.grad": (transformed, "transform of torch.func"),
     "vmap": (lambda stage, x: torch.vmap(stage)(x[:, None]), "transform of torch.func"),
     "torch.export": (lambda stage, x: torch.export.export(stage, (x,)), "torch.export"),
+    "a hook of a container": (
+        lambda stage, x: (stage.get_submodule("layers.1").register_forward_hook(print), stage(x)),
+        r"layers.1 \(Module\) has got a forward hook print, since the network was distributed",
+    ),
     "a backward hook": (
         lambda stage, x: (stage.register_full_backward_hook(print), stage.step(x, loss_fn=loss_of)),
         "backward hook print, which nothing would call",

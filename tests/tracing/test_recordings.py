@@ -18,6 +18,7 @@ from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.module_copy import copy_model
 from pararealize.tracing.original import Original
 from pararealize.tracing.recordings import Recordings
+from pararealize.tracing.tree_watch import TreeWatch
 
 
 class AnyRank(nn.Module):
@@ -40,7 +41,8 @@ def recordings(limit: int = 8, refuse: Callable[[Capture], str | None] = lambda 
             raise GuardError(why)
         return CallConditions.of(new.example.call, new.guards), new.graph_module
 
-    return Recordings(CallConditions.of(captured.example.call, captured.guards), Original(tree), build, limit=limit)
+    conditions, watch = CallConditions.of(captured.example.call, captured.guards), TreeWatch(tree, [captured.graph])
+    return Recordings(conditions, Original(tree), build, watch=watch, limit=limit)
 
 
 def of_rank(rank: int) -> Tensor:
