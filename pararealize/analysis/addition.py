@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from pararealize.tracing.hooks import hook_of
+
 from .flow import Flow, module_path
 
 __all__ = ["Addition", "additions_of", "is_addition"]
@@ -32,7 +34,7 @@ class Addition:
         nodes: f's operations, in execution order.
         branch: the node of f's value.
         sum: the node of x + f(x).
-        tail: what alone reads the sum: a ReLU, identities before and after it, or nothing.
+        tail: what alone reads the sum: a ReLU, identities before and after it, or nothing. Modules with hooks are none.
         post: that ReLU, where there is one.
         shortcut: identities that x passes on its way to the sum.
     """
@@ -96,6 +98,9 @@ class _Reader:
         first, second = sorted(sum_node.all_input_nodes, key=self.position.__getitem__)
         candidate = self._candidate(sum_node, first, second) or self._candidate(sum_node, second, first)
         if candidate is None:
+            for node in filter(self._is_called_identity, (first, second)):
+                if hook := hook_of(self.module_of(str(node.target))):
+                    return f"its shortcut {node.target} has a {hook}"
             shortcut = min(first, second, key=_length)  # the shorter way back to where it was branched off
             return f"its shortcut is not the identity but {_named(shortcut)}"
         fault = next(self._faults(candidate), None)
@@ -164,13 +169,19 @@ class _Reader:
             tail.append(node)
         return tuple(tail), post
 
-    def _is_identity(self, node: fx.Node) -> bool:
+    def _is_called_identity(self, node: fx.Node) -> bool:
         return node.op == "call_module" and type(self.module_of(str(node.target))) is nn.Identity
 
+    def _is_identity(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and self._is_plain(node, nn.Identity)
+
     def _is_relu(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return isinstance(self.module_of(str(node.target)), nn.ReLU)
-        return node.target in _RELUS
+        return self._is_plain(node, nn.ReLU) if node.op == "call_module" else node.target in _RELUS
+
+    def _is_plain(self, node: fx.Node, kind: type[nn.Module]) -> bool:
+        """Whether a call does what a class's function does: hooks, which may do anything, run with the call alone."""
+        module = self.module_of(str(node.target))
+        return type(module) is kind and hook_of(module) is None and "forward" not in vars(module)
 
 
 # What x and f consist of ----------------------------------------------------------------------------------------------

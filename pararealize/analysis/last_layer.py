@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from pararealize.tracing.hooks import hook_of
+
 from .addition import is_addition
 from .blocks import Block, BlockChain
 from .space import Space
@@ -108,7 +110,8 @@ def _is_dropout(chain: BlockChain, node: fx.Node) -> bool:
 def _is_call_of(chain: BlockChain, node: fx.Node, types: tuple[type[nn.Module], ...]) -> bool:
     if node.op != "call_module":
         return False
-    return type(_module(chain, node)) in types
+    module = _module(chain, node)
+    return type(module) in types and hook_of(module) is None
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:

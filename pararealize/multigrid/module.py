@@ -42,10 +42,10 @@ from pararealize.tracing.module_copy import bare_tree, copy_contents, copy_hooks
 from pararealize.tracing.module_view import ModuleView
 from pararealize.tracing.original import Original
 from pararealize.tracing.recordings import LIMIT, Recordings
-from pararealize.tracing.tree_watch import TreeWatch
 
 from .autograd import KeptStates, LayerPropagation
 from .pieces import LayerPieces, layers_anew, whole_graph
+from .pieces import LayerPieces, layers_anew, watch_of, whole_graph
 
 __all__ = ["LayerParallel", "layer_parallel"]
 
@@ -123,7 +123,7 @@ class LayerParallel(ModuleView, LayeredNetwork):
         share_contents(self, tree)
         original.give_mode(self)
         pieces, conditions = LayerPieces.of(self, layers, whole), CallConditions.of(layers.call, guards)
-        watch, build = TreeWatch(tree, [whole]), partial(layers_anew, self, layers)
+        watch, build = watch_of(tree, layers, whole), partial(layers_anew, self, layers)
         recordings = Recordings(conditions, original, build, watch=watch, limit=recording_limit)
         # Into ``__dict__``, past nn.Module: a piece that it registered would list the tree's parameters a second time.
         self.__dict__.update(dataclasses.asdict(settings), structure=layers, hierarchy=hierarchy, _graph=whole)

@@ -14,8 +14,9 @@ from pararealize.tracing.captured import Capture
 from pararealize.tracing.conditions import CallConditions
 from pararealize.tracing.graph_copy import GraphCopy
 from pararealize.tracing.module_view import Piece
+from pararealize.tracing.tree_watch import TreeWatch, omitted_calls
 
-__all__ = ["LayerPieces", "layers_anew", "whole_graph"]
+__all__ = ["LayerPieces", "layers_anew", "watch_of", "whole_graph"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +54,12 @@ def whole_graph(captured: Capture) -> fx.Graph:
     whole = GraphCopy()
     whole.write(captured, {}, ())
     return whole.graph
+
+
+def watch_of(tree: nn.Module, layers: Layers, whole: fx.Graph) -> TreeWatch:
+    """Of the modules that a network reads; steps compute the ReLUs behind sums themselves, and pass identities over."""
+    parts = [layers.stem, *(layer.graph for layer in layers.layers), layers.head]
+    return TreeWatch(tree, [whole], omitted=omitted_calls(whole, parts))
 
 
 def layers_anew(net: nn.Module, before: Layers, captured: Capture) -> tuple[CallConditions, LayerPieces]:

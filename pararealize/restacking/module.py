@@ -39,7 +39,7 @@ from pararealize.tracing.module_view import Piece
 from pararealize.tracing.original import Original
 from pararealize.tracing.recorded_module import RecordedModule
 from pararealize.tracing.recordings import LIMIT, Recordings
-from pararealize.tracing.tree_watch import TreeWatch
+from pararealize.tracing.tree_watch import TreeWatch, omitted_calls
 
 from .grouping import Unit, find_groups
 from .growth import dangers
@@ -136,11 +136,12 @@ class RestackedModule(RecordedModule):
         guards: Guards,
         original: Original,
         recording_limit: int = LIMIT,
+        omitted: Iterable[str] = (),
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Restacked{restacking.model}")
         share_contents(self, tree)
         conditions, build = CallConditions.of(CallSignature.of_graph(graph), guards), partial(_restack_anew, self)
-        watch = TreeWatch(tree, [graph], follows=True)
+        watch = TreeWatch(tree, [graph], follows=True, omitted=omitted)
         recordings = Recordings(conditions, original, build, watch=watch, limit=recording_limit)
         self.__dict__.update(restacking=restacking, guards=guards, _table=table, _recordings=recordings)
         original.give_mode(self)
@@ -179,6 +180,7 @@ class RestackedModule(RecordedModule):
             guards=self.__dict__["guards"],
             original=copy.deepcopy(recordings.original, memo),
             recording_limit=recordings.limit,
+            omitted=recordings.watch.omitted,
         )
         memo[id(self)] = copied
         copy_hooks(self, copied, memo)
@@ -268,7 +270,8 @@ def restack(
         if kind:
             tree._modules[STEP_SIZES] = _step_sizes(groups, float(h)).train(model.training)
         graph = RestackedGraph(captured, groups, table, float(h), kind).graph
-        return RestackedModule(tree, graph, restacking, table, guards=captured.guards, original=original)
+        left, guards = omitted_calls(captured.graph, [graph]), captured.guards
+        return RestackedModule(tree, graph, restacking, table, guards=guards, original=original, omitted=left)
 
 
 def _restack_anew(net: RestackedModule, captured: Capture) -> tuple[CallConditions, Piece]:

@@ -10,6 +10,7 @@ and is not run. A module put in the place of another, or a hook on a container, 
 
 from __future__ import annotations
 
+import collections
 import itertools
 import operator
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ from pararealize.errors import ModelError
 
 from .hooks import describe_hook, hooks_by_kind
 
-__all__ = ["TreeWatch"]
+__all__ = ["TreeWatch", "omitted_calls"]
 
 _modules_of = operator.attrgetter("_modules")
 
@@ -34,21 +35,30 @@ class TreeWatch:
         tree: the modules.
         graphs: with the tree's names.
         follows: whether what runs these looks called modules up in the tree at every call, and may find others there.
+        omitted: paths of modules whose function is computed without a call, at least once, as that of containers is.
     """
 
-    def __init__(self, tree: nn.Module, graphs: Iterable[fx.Graph], *, follows: bool = False) -> None:
-        self._tree = tree
+    def __init__(
+        self, tree: nn.Module, graphs: Iterable[fx.Graph], *, follows: bool = False, omitted: Iterable[str] = ()
+    ) -> None:
+        self._tree, self._omitted = tree, dict.fromkeys(omitted)
         self._children: dict[str, tuple[nn.Module, str, nn.Module]] = {}  # by path: owner, name there, module
         self._containers: dict[str, tuple[nn.Module, type, Any]] = {}  # by path: module, class, forward of its own
         self._called: set[str] = set()
         self.add(graphs, follows=follows)
 
+    @property
+    def omitted(self) -> tuple[str, ...]:
+        """The paths of modules whose function is computed without a call."""
+        return tuple(self._omitted)
+
     def add(self, graphs: Iterable[fx.Graph], *, follows: bool = False) -> None:
         """Watch the paths of further graphs, too."""
         containers, called = _paths_in(graphs)
-        self._called.update(called)
+        containers = {**dict.fromkeys(_owners_of(self._omitted)), **containers, **self._omitted}
+        self._called.update(path for path in called if path not in self._omitted)
         if follows:
-            containers, called = {path: None for path in containers if path not in called}, {}
+            containers, called = {path: None for path in containers if path not in self._called}, {}
         for path in (*containers, *called):
             self._children.setdefault(path, self._place(path))
         for path in containers:
@@ -143,8 +153,23 @@ def _paths_in(graphs: Iterable[fx.Graph]) -> tuple[dict[str, None], dict[str, No
     called: dict[str, None] = {}
     for node in itertools.chain.from_iterable(graph.nodes for graph in graphs):
         if node.op in ("call_module", "get_attr"):
-            names = str(node.target).split(".")
-            containers.update(dict.fromkeys(itertools.accumulate(names[:-1], "{}.{}".format)))
+            containers.update(dict.fromkeys(_owners_of([str(node.target)])))
             if node.op == "call_module":
                 called[str(node.target)] = None
     return containers, called
+
+
+def _owners_of(paths: Iterable[str]) -> Iterator[str]:
+    """The paths of all modules that paths lead through, outer ones first."""
+    for path in paths:
+        yield from itertools.accumulate(path.split(".")[:-1], "{}.{}".format)
+
+
+def omitted_calls(before: fx.Graph, graphs: Iterable[fx.Graph]) -> tuple[str, ...]:
+    """The modules that one graph calls more often than others do that take its place."""
+    now = collections.Counter(_calls_in(*graphs))
+    return tuple(collections.Counter(_calls_in(before)) - now)
+
+
+def _calls_in(*graphs: fx.Graph) -> Iterator[str]:
+    return (str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module")

@@ -151,3 +151,32 @@ def test_ways_to_write_the_relu_behind_it(post) -> None:
     part = residual.additions[0]
     assert part.output is part.post is not None
     assert part.without_post().output is part.sum
+
+
+class Shifted(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x - 0.5)
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda module, args, output: output * 2)
+    return module
+
+
+@pytest.mark.parametrize(
+    "make", [nn.ReLU, nn.Identity, lambda: hooked(nn.ReLU()), lambda: hooked(nn.Identity()), Shifted]
+)
+def test_modules_behind_it_that_do_more_than_their_class(make) -> None:
+    model = One(lambda m, x: m.last(x + m.a(x)))
+    model.last = make()
+    captured = capture(model, torch.randn(3, 4), leaf_modules=[Shifted])
+    (residual,) = find_residuals(flow_of(captured)).blocks
+    plain = type(model.last) is not Shifted and not model.last._forward_hooks
+    assert [node.target for node in residual.additions[0].tail] == (["last"] if plain else [])
+
+
+def test_a_shortcut_with_hooks_is_called() -> None:
+    model = One(lambda m, x: m.a(x) + m.same(x))
+    model.same = hooked(nn.Identity())
+    (refusal,) = found(model, torch.randn(3, 4)).refusals
+    assert refusal.reason.startswith("its shortcut same has a forward hook hooked.<lambda> (")

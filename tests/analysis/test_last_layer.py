@@ -97,3 +97,10 @@ def test_convolutions() -> None:
 
 def test_tokens() -> None:
     assert found(chain_of(AddedLinear, 6, 3).float(), torch.randn(2, 7, 6)) == "1.down"
+
+
+def test_dropout_with_a_hook_is_more_than_dropout() -> None:
+    model, x = nn.Sequential(*[Ending("dropped") for _ in range(3)]), torch.randn(2, 5, 6)
+    assert found(model, x) == "1.down"
+    model[1].drop.register_forward_hook(lambda module, args, output: output * 2)
+    assert found(model, x) == ""

@@ -205,3 +205,43 @@ def test_hooks_that_were_there_may_stay_and_others_are_told() -> None:
     handle.remove()
     nn.utils.remove_weight_norm(model[0], "scale")
     assert watch.fault() == "0 (Block) has lost a forward-pre hook"
+
+
+class Post(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.out = nn.ReLU(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.relu(x + self.relu(self.inner(x))))
+
+
+class PostNet(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*[Post() for _ in range(4)])
+
+
+def halve(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output * 0.5
+
+
+@pytest.mark.parametrize(
+    "kind, place", [("layer_parallel", "relu"), ("layer_parallel", "out"), ("restack", "out"), ("euler", "out")]
+)
+def test_modules_that_steps_compute_without_a_call(kind: str, place: str) -> None:
+    make = {
+        "layer_parallel": lambda: layer_parallel(PostNet(), coarsening=2, example_inputs=X),
+        "restack": lambda: restack(PostNet(), "midpoint", example_inputs=X),
+        "euler": lambda: restack(PostNet(), "euler", example_inputs=X),
+    }
+    net = copy.deepcopy(make[kind]())
+    net(X)
+    handle = net.get_submodule(f"blocks.2.{place}").register_forward_hook(halve)
+    with pytest.raises(ModelError, match=rf"^blocks.2.{place} \(\w+\) has got a forward hook halve"):
+        net(X)
+    handle.remove()
+    net(X)
+    setattr(net.get_submodule("blocks.2"), place, nn.Sigmoid())
+    with pytest.raises(ModelError, match=rf"^blocks.2.{place} \(\w+\) is another module \(Sigmoid\)"):
+        net(X)

@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from pararealize.analysis.context import context_of
 from pararealize.analysis.flow import Flow, flow_of
@@ -25,6 +25,7 @@ from pararealize.table import quantity
 from pararealize.tracing.call_signature import CallSignature
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.extraction import subgraph
+from pararealize.tracing.hooks import hook_of
 from pararealize.tracing.layouts import lay_out
 from pararealize.tracing.random_calls import drawn_repeatedly, draws
 from pararealize.tracing.regions import keep_regions
@@ -111,7 +112,8 @@ def find_layers(captured: Capture) -> Layers:
     """The residual blocks of a network as time steps, and what stands before, between and behind them.
 
     Raises:
-        MultigridError: there is no chain of residual blocks, or random numbers are read by several parts.
+        MultigridError: there is no chain of residual blocks, hooks keep all of them apart, or random numbers are read
+            by several parts.
 
     Example:
         >>> import torch
@@ -121,7 +123,9 @@ def find_layers(captured: Capture) -> Layers:
         stem, 3 blocks (stage1.0 – stage1.2), a transition, 2 blocks (stage2.1 – stage2.2), a transition, 2 blocks \
 (stage3.1 – stage3.2), head
     """
-    layers = _cut(select_blocks(captured, least=2))
+    selection = select_blocks(captured, least=2)
+    _check_hooks_between(captured, selection)
+    layers = _cut(selection)
     graphs = {"the stem": layers.stem, "the head": layers.head} | {layer.name: layer.graph for layer in layers.layers}
     if repeated := drawn_repeatedly(graphs, captured.model.get_submodule):
         raise MultigridError(
@@ -148,6 +152,23 @@ def select_blocks(captured: Capture, *, least: int = 1) -> BlockSelection:
     if len(selection.blocks) < least:
         raise MultigridError(_too_few(captured, selection))
     return selection
+
+
+def _check_hooks_between(captured: Capture, selection: BlockSelection) -> None:
+    """Refuse blocks of which no two are in a row while a ReLU or an identity behind some has hooks."""
+    blocks, module_of = selection.blocks, captured.graph_module.get_submodule
+    if any(after.x is before.output for before, after in itertools.pairwise(blocks)):
+        return
+    behind = [str(node.target) for block in blocks for node in block.output.users if node.op == "call_module"]
+    kinds = {path: type(module_of(path)) for path in behind}
+    hooks = {path: hook_of(module_of(path)) for path, kind in kinds.items() if kind in (nn.ReLU, nn.Identity)}
+    if listed := [f"{path} ({kinds[path].__name__}) has a {hook}" for path, hook in hooks.items() if hook]:
+        more = f", and {len(listed) - 3} more" if len(listed) > 3 else ""
+        raise MultigridError(
+            f"hooks stand between the residual blocks of {type(captured.model).__name__}: "
+            f"{', '.join(listed[:3])}{more}. Coarse steps would not call them, and no two blocks are in a row without; "
+            "remove the hooks, or register them on layers within the blocks"
+        )
 
 
 def _too_few(captured: Capture, selection: BlockSelection) -> str:

@@ -113,3 +113,28 @@ def test_random_layers_are_known() -> None:
 def test_one_block_alone_is_refused() -> None:
     with pytest.raises(MultigridError, match="one residual block alone"):
         find_layers(capture(Net("", depth=1), torch.randn(2, 3)))
+
+
+class Post(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.relu = nn.Linear(3, 3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x + torch.tanh(self.linear(x)))
+
+
+def halve(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    return output * 0.5
+
+
+def test_hooks_behind_blocks_are_called_or_refused() -> None:
+    model, x = nn.Sequential(*[Post() for _ in range(4)]), torch.randn(2, 3)
+    model[1].relu.register_forward_hook(halve)
+    layers = find_layers(capture(model, x))
+    assert layers.fixed == (False, False, True, False, False)
+    torch.testing.assert_close(run(model, layers, x), model(x))
+    model[0].relu.register_forward_hook(halve)
+    model[2].relu.register_forward_hook(halve)
+    with pytest.raises(MultigridError, match=r"of Sequential: 0.relu \(ReLU\) has a forward hook halve \(.*, 1.relu"):
+        find_layers(capture(model, x))
