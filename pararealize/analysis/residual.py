@@ -16,11 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import fx
 
+from pararealize.tracing.captured import Capture
+
 from .addition import Addition, additions_of
 from .blocks import Block, BlockChain
 from .flow import Flow, module_path, numbered
 
-__all__ = ["NotResidual", "Residual", "Residuals", "chains_of", "find_residuals", "residual_of"]
+__all__ = ["NotResidual", "Residual", "Residuals", "chains_of", "find_residuals", "one_calls", "residual_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -243,3 +245,17 @@ def _successor(residual: Residual, beginning: Mapping[fx.Node, list[Residual]]) 
         if alone and not (residual.post is not None and successor.post is None):
             return successor
     return None
+
+
+def one_calls(captured: Capture) -> str:
+    """A sentence on the modules that were recorded as one call each, and why; empty where there are none."""
+    names: dict[str, list[str]] = {}
+    for name, reason in captured.opaque.items():
+        names.setdefault(reason, []).append(name)
+    parts = []
+    for reason, of in list(names.items())[:2]:
+        more = f" and {len(of) - 3} more" if len(of) > 3 else ""
+        parts.append(f"{', '.join(of[:3])}{more} ({reason})")
+    if not parts:
+        return ""
+    return f". Within modules that are one call no addition is seen: {'; '.join(parts)}; take what makes them so out"

@@ -10,7 +10,15 @@ from torch import fx
 
 from pararealize.analysis.blocks import find_blocks
 from pararealize.analysis.flow import flow_of
-from pararealize.analysis.residual import NotResidual, Residual, Residuals, chains_of, find_residuals, residual_of
+from pararealize.analysis.residual import (
+    NotResidual,
+    Residual,
+    Residuals,
+    chains_of,
+    find_residuals,
+    one_calls,
+    residual_of,
+)
 from pararealize.errors import RestackError
 from pararealize.tracing.captured import Capture
 
@@ -73,7 +81,7 @@ def find_groups(captured: Capture, table: Tableau, unit: Unit = "residual") -> G
                 else f"its chain of {len(chain)} is shorter than the {s} stages of {table.name}",
             )
     if not groups:
-        raise RestackError(_no_group(type(captured.model).__name__, table, residuals, refusals))
+        raise RestackError(_no_group(captured, table, residuals, refusals))
     position = {node: i for i, node in enumerate(captured.graph.nodes)}
     return Grouping(
         groups=tuple(sorted(groups, key=lambda group: position[group[-1].output])), refusals=tuple(refusals)
@@ -101,16 +109,17 @@ def _refuse(blocks: Sequence[Residual], reason: str) -> list[NotResidual]:
     return [NotResidual(name=block.name, reason=reason) for block in blocks]
 
 
-def _no_group(name: str, table: Tableau, residuals: Residuals, refusals: Sequence[NotResidual]) -> str:
+def _no_group(captured: Capture, table: Tableau, residuals: Residuals, refusals: Sequence[NotResidual]) -> str:
+    name, calls = type(captured.model).__name__, one_calls(captured)
     if residuals.blocks:
         longest = max(len(chain) for chain in chains_of(residuals.blocks))
         return (
             f"{name} has no chain of {table.stages} residual blocks of one shape, which {table.name} needs for a step; "
             f"its longest has {longest}: take a scheme of at most {longest} stages, such as "
-            f"{'rk4' if longest >= 4 else 'midpoint' if longest >= 2 else 'euler'}, or a deeper network"
+            f"{'rk4' if longest >= 4 else 'midpoint' if longest >= 2 else 'euler'}, or a deeper network{calls}"
         )
     reasons = f": {'; '.join(map(str, refusals[:3]))}" if refusals else ", and no addition of two activations at all"
     return (
-        f"{name} has no residual blocks x + f(x){reasons}. Restack a network that has them; a layer that torch keeps "
-        "as one module (nn.TransformerEncoderLayer) has to be written out"
+        f"{name} has no residual blocks x + f(x){reasons}{calls}. Restack a network that has them; a layer that torch "
+        "keeps as one module (nn.TransformerEncoderLayer) has to be written out"
     )

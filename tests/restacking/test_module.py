@@ -348,3 +348,19 @@ def test_it_prints_and_survives_json() -> None:
     again = json.loads(json.dumps(made.to_dict()))
     assert again["groups"] == [{"blocks": ["layer1.0", "layer1.1"], "post": True}]
     assert again["left"][0] == {"name": "layer2.0", "reason": made.left[0].reason}
+
+
+class Stateful(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        self.loss = (f := super().forward(x)).square().mean()
+        return x + f
+
+
+@pytest.mark.parametrize("blocks", ["", "xx"])
+def test_blocks_that_are_one_call_are_named_and_why(blocks: str) -> None:
+    plain = [Outer(1) for _ in blocks]
+    model = nn.Sequential(*[Stateful(4, 4) for _ in range(4)], *plain)
+    with pytest.raises(
+        RestackError, match=r"is seen: 0, 1, 2 and 1 more \(it keeps a computed tensor in the attribute 'loss'"
+    ):
+        restack(model, "rk4", example_inputs=torch.randn(2, 4))

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from pararealize.analysis.context import context_of
-from pararealize.analysis.flow import Flow, flow_of
-from pararealize.analysis.residual import NotResidual, Residual, Residuals, chains_of, find_residuals
+from pararealize.analysis.flow import Flow, flow_of, unfit
+from pararealize.analysis.residual import NotResidual, Residual, Residuals, chains_of, find_residuals, one_calls
 from pararealize.errors import MultigridError
 from pararealize.network.pieces import clone_changing_outputs, clone_overwritten
 from pararealize.table import quantity
@@ -112,8 +112,8 @@ def find_layers(captured: Capture) -> Layers:
     """The residual blocks of a network as time steps, and what stands before, between and behind them.
 
     Raises:
-        MultigridError: there is no chain of residual blocks, hooks keep all of them apart, or random numbers are read
-            by several parts.
+        MultigridError: there is no chain of residual blocks, all of them are kept apart by hooks or by modules that are
+            one call, or random numbers are read by several parts.
 
     Example:
         >>> import torch
@@ -124,7 +124,7 @@ def find_layers(captured: Capture) -> Layers:
 (stage3.1 – stage3.2), head
     """
     selection = select_blocks(captured, least=2)
-    _check_hooks_between(captured, selection)
+    _check_chains(captured, selection)
     layers = _cut(selection)
     graphs = {"the stem": layers.stem, "the head": layers.head} | {layer.name: layer.graph for layer in layers.layers}
     if repeated := drawn_repeatedly(graphs, captured.model.get_submodule):
@@ -154,8 +154,8 @@ def select_blocks(captured: Capture, *, least: int = 1) -> BlockSelection:
     return selection
 
 
-def _check_hooks_between(captured: Capture, selection: BlockSelection) -> None:
-    """Refuse blocks of which no two are in a row while a ReLU or an identity behind some has hooks."""
+def _check_chains(captured: Capture, selection: BlockSelection) -> None:
+    """Refuse blocks of which no two are in a row where hooks behind them, or modules that are one call, may be why."""
     blocks, module_of = selection.blocks, captured.graph_module.get_submodule
     if any(after.x is before.output for before, after in itertools.pairwise(blocks)):
         return
@@ -169,6 +169,11 @@ def _check_hooks_between(captured: Capture, selection: BlockSelection) -> None:
             f"{', '.join(listed[:3])}{more}. Coarse steps would not call them, and no two blocks are in a row without; "
             "remove the hooks, or register them on layers within the blocks"
         )
+    if calls := one_calls(captured):
+        raise MultigridError(
+            f"of the residual blocks of {type(captured.model).__name__} no two are in a row, as time steps of "
+            f"multigrid have to be{calls}"
+        )
 
 
 def _too_few(captured: Capture, selection: BlockSelection) -> str:
@@ -176,8 +181,9 @@ def _too_few(captured: Capture, selection: BlockSelection) -> str:
     what = f"one residual block alone ({blocks[0].name})" if blocks else "no chain of residual blocks x + f(x)"
     reasons = f": {'; '.join(map(str, refusals[:3]))}" if refusals else ", and no addition of two activations at all"
     return (
-        f"{name} has {what}, and multigrid needs time steps in a row{reasons}. Take a network that has them; a layer "
-        "that torch keeps as one module (nn.TransformerEncoderLayer) has to be written out"
+        f"{name} has {what}, and multigrid needs time steps in a row{reasons}{one_calls(captured)}. Take a network "
+        "that has them, with the batch first in all values between; a layer that torch keeps as one module "
+        "(nn.TransformerEncoderLayer) has to be written out"
     )
 
 
@@ -202,7 +208,15 @@ def _select(flow: Flow, residuals: Residuals) -> BlockSelection:
                 owners.update(dict.fromkeys(block.nodes, block))
                 continue
             else:
-                reason = "other activations are alive beside the one that enters, or that leaves"
+                outside = [node for node in (block.x, block.output) if node not in interfaces]
+                reason = next(
+                    (
+                        f"{node.name}, before or behind it: {why}"
+                        for node in outside
+                        if (why := unfit(node, flow.capture))
+                    ),
+                    "other activations are alive beside the one that enters, or that leaves",
+                )
             refusals.append(NotResidual(name=block.name, reason=reason))
     blocks = sorted(dict.fromkeys(owners.values()), key=lambda block: position[block.output])
     return BlockSelection(flow=flow, blocks=tuple(blocks), refusals=tuple(refusals))

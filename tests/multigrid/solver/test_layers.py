@@ -138,3 +138,34 @@ def test_hooks_behind_blocks_are_called_or_refused() -> None:
     model[2].relu.register_forward_hook(halve)
     with pytest.raises(MultigridError, match=r"of Sequential: 0.relu \(ReLU\) has a forward hook halve \(.*, 1.relu"):
         find_layers(capture(model, x))
+
+
+class Stateful(Post):
+    def forward(self, x: Tensor) -> Tensor:
+        self.loss = (f := torch.tanh(self.linear(x))).square().mean()
+        return x + f
+
+
+def test_blocks_that_are_one_call_are_named_and_why() -> None:
+    x = torch.randn(2, 3)
+    why = r"is seen: 0, 1, 2 and 1 more \(it keeps a computed tensor in the attribute 'loss'.*\); take what"
+    with pytest.raises(MultigridError, match=why):
+        find_layers(capture(nn.Sequential(*[Stateful() for _ in range(4)]), x))
+    mixed = nn.Sequential(Post(), Stateful(), Post(), Stateful(), Post())
+    with pytest.raises(MultigridError, match=r"no two are in a row, .* is seen: 1, 3 \(it keeps"):
+        find_layers(capture(mixed, x))
+
+
+@pytest.mark.parametrize("turn", [lambda x: x.transpose(0, 1), lambda x: x.reshape(-1, 2, 3)])
+def test_values_without_a_leading_batch_say_so(turn) -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.blocks = nn.Linear(3, 3), nn.Sequential(*[Post() for _ in range(4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(turn(self.stem(x))).sum()
+
+    with pytest.raises(MultigridError, match=r"before or behind it: the batch is not its leading dimension") as error:
+        find_layers(capture(Turned(), torch.randn(2, 6, 3)))
+    assert "alive" not in str(error.value)
