@@ -132,6 +132,16 @@ class InPlace(nn.Module):
         return self.last(x.tanh_())
 
 
+class OverwritesInput(nn.Sequential):
+    """A chain that halves its input where it is."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*(layers or Perceptron(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.5))
+
+
 class SkipInPlace(nn.Module):
     """Layers that begin in place, and a skip around all of them, to which the head adds in place what they give."""
 

@@ -12,7 +12,7 @@ from pararealize.errors import CalibrationError, ExampleError
 from pararealize.random_state import continued_state
 from pararealize.saving.network_record import weights_digest
 from pararealize.tracing.call_signature import CallSignature
-from pararealize.tracing.containers import leaves_of
+from pararealize.tracing.containers import copied, leaves_of
 
 __all__ = [
     "Batches",
@@ -31,13 +31,14 @@ Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
     """The tensors of a batch by their names: of an input, of ``(input, labels)``, or of a dict of keyword arguments.
 
-    A dict with none of the arguments' names is itself the input, but for its labels.
+    They are copies, into which a network may write. A dict with none of the arguments' names is itself the input, but
+    for its labels.
 
     Raises:
         ExampleError: an input is missing, or is not nested as in the example of the conversion, or none has a sample.
     """
     args, kwargs = call_arguments(batch, call)
-    inputs = call.tensors(args, kwargs)
+    inputs: Mapping[str, Tensor] = copied(call.tensors(args, kwargs))
     shaped = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.ndim}
     if shaped and not any(value.numel() for value in shaped.values()):
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in shaped.items())

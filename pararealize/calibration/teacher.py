@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from pararealize.errors import CalibrationError, CheckpointError, ExampleError, ModelError
 from pararealize.network.module import PararealModule
 from pararealize.tracing.call_signature import CallSignature
-from pararealize.tracing.containers import on_device
+from pararealize.tracing.containers import copied, on_device
 from pararealize.train.run.score import eval_mode
 
 from .batch import call_arguments
@@ -165,11 +165,11 @@ class Teacher:
 
     @torch.no_grad()
     def _output_of(self, model: nn.Module, batch: Any) -> Any:
-        args, kwargs = call_arguments(batch, self._call)
         home = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        args, kwargs = copied(on_device(call_arguments(batch, self._call), home))
         try:
             with eval_mode(model):
-                return model(*on_device(args, home), **on_device(kwargs, home))
+                return model(*args, **kwargs)
         except Exception as error:
             raise CalibrationError(
                 f"the teacher, a {type(model).__name__}, does not take a batch: {type(error).__name__}: {error}; "

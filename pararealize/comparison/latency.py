@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pararealize.analysis.stopwatch import now
 from pararealize.errors import ExampleError
-from pararealize.tracing.containers import leaves_of, map_leaves
+from pararealize.tracing.containers import copied, leaves_of, map_leaves
 
 from .report import Latency
 
@@ -23,16 +23,23 @@ MOST = 1000
 
 
 def measure_latency(
-    original: Callable[[], Any], other: Callable[[], Any], *, batch: int, rounds: int, device: torch.device
+    original: Callable[..., Any],
+    other: Callable[..., Any],
+    *,
+    batch: int,
+    rounds: int,
+    device: torch.device,
+    inputs: tuple[Sequence[Any], Mapping[str, Any]] = ((), {}),
 ) -> Latency:
     """Call both in turn, each once a round, so that a machine that slows down does so for both.
 
     Args:
-        original: calls the original.
-        other: calls the other network.
+        original: the original.
+        other: the other network.
         batch: samples of a call, for the report.
         rounds: that count, at least.
         device: which is waited for before and after each call.
+        inputs: positional and keyword arguments; every call has copies of its own, whose making is not timed.
     """
     seconds: list[list[float]] = [[], []]
     begin = now(device)
@@ -41,8 +48,9 @@ def measure_latency(
             break
         order = (0, 1) if i % 2 else (1, 0)  # neither always runs on what the other has left in the caches
         for which in order:
+            args, kwargs = copied(inputs)
             start = now(device)
-            (original, other)[which]()
+            (original, other)[which](*args, **kwargs)
             if i >= WARMUP:
                 seconds[which].append(now(device) - start)
     first, second = (statistics.median(times) for times in seconds)

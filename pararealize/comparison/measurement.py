@@ -18,7 +18,7 @@ from pararealize.errors import CalibrationError, ExampleError, ModelError, Parar
 from pararealize.network.module import PararealModule
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.call_signature import CallSignature
-from pararealize.tracing.containers import on_device
+from pararealize.tracing.containers import copied, on_device
 from pararealize.train.run.score import as_input, eval_mode
 
 from .latency import measure_latency, of_batch_size
@@ -95,10 +95,10 @@ def compare(
             first = (args, kwargs) if first is None else first
             labels, mask = labels_of(batch), attention_mask(batch)
             with _refusing_the_batch(net.plan.model):
-                wanted = original(*args, **kwargs)
+                wanted = _output(original, args, kwargs)
             if mask is not None and not sums.samples:
                 sums.kind = replace(sums.kind, by_position=position_outputs(net, output=wanted))
-            sums.add(wanted, net(*args, **kwargs), labels=labels, mask=mask)
+            sums.add(wanted, _output(net, args, kwargs), labels=labels, mask=mask)
             say(f"{sums.samples} samples compared")
         if first is None:
             raise ExampleError("the batches are empty; pass at least one")
@@ -147,10 +147,14 @@ def _inputs(batch: Any, call: CallSignature) -> Any:
     return batch[0] if isinstance(batch, list | tuple) else batch
 
 
+def _output(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a model gives for copies of these arguments, into which it may write."""
+    args, kwargs = copied((args, kwargs))
+    return model(*args, **kwargs)
+
+
 def _latency(
     net: PararealModule, original: nn.Module, call: tuple[Any, Any], size: int, rounds: int, device: torch.device
 ) -> Latency:
-    args, kwargs = on_device(of_batch_size(call, size), device)
-    return measure_latency(
-        lambda: original(*args, **kwargs), lambda: net(*args, **kwargs), batch=size, rounds=rounds, device=device
-    )
+    inputs = on_device(of_batch_size(call, size), device)
+    return measure_latency(original, net, batch=size, rounds=rounds, device=device, inputs=inputs)

@@ -19,7 +19,7 @@ from pararealize.plan.spec import SegmentPlan
 from pararealize.plan.times import Seconds, Times
 from pararealize.random_state import preserve_torch_state
 from pararealize.tracing.call_signature import CallSignature, as_call, binds
-from pararealize.tracing.containers import leaves_of, map_leaves
+from pararealize.tracing.containers import copied, leaves_of, map_leaves
 from pararealize.tracing.network_piece import contents_of
 
 from .module import PararealModule
@@ -107,7 +107,7 @@ class PartRun(Runnable):
         for leaf in (*contents_of(self.module).parameters(), *leaves_of(self.leaves)):
             if isinstance(leaf, torch.Tensor):
                 leaf.grad = None
-        self.call = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, self.leaves)
+        self.call = copied(self.leaves)
 
     def forward(self) -> list[torch.Tensor]:
         """The outputs through which a gradient can flow."""
@@ -134,7 +134,7 @@ def _part_runs(net: PararealModule, example_inputs: Any) -> dict[str, Runnable]:
     nodes = read_equation(net.graph)
     interpreter = fx.Interpreter(net, garbage_collect_values=False)
     values = interpreter.env
-    tensors = CallSignature.of_graph(net.graph).tensors_of(example_inputs)
+    tensors = copied(CallSignature.of_graph(net.graph).tensors_of(example_inputs))
     net.call_conditions.check_tensors(tensors)
     values.update((node, tensors[name]) for name, node in CallSignature.tensor_nodes(net.graph).items())
     runs: dict[str, Runnable] = {}

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import ExampleError, ModelError
 from pararealize.restore import preserve_run_state, preserve_training_flags
+from pararealize.tracing.containers import copied
 
 __all__ = ["average_statistics", "normalises", "recalibrate_batchnorm", "running_norms"]
 
@@ -233,7 +234,7 @@ def _put_back(tensors: Tensors) -> None:
 
 def _run(model: nn.Module, batch: Any, number: int, device: torch.device) -> None:
     try:
-        args, kwargs = _call(batch, device)
+        args, kwargs = copied(_call(batch, device))
         model(*args, **kwargs)
     except Exception as error:
         if isinstance(error, ValueError) and SINGLE in str(error):

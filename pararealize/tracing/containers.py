@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Step", "items_of", "leaves_of", "map_leaves", "on_device"]
+__all__ = ["Step", "copied", "items_of", "leaves_of", "map_leaves", "on_device"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +81,20 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 def on_device(value: Any, device: torch.device) -> Any:
     """A nested value with its tensors on a device."""
     return map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, value)
+
+
+def copied(value: Any) -> Any:
+    """A nested value of copies that a model may write into; a tensor that stands in several places has one."""
+    copies: dict[int, torch.Tensor] = {}
+
+    def copy_of(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if id(leaf) not in copies:
+            copies[id(leaf)] = leaf.clone()
+        return copies[id(leaf)]
+
+    return map_leaves(copy_of, value)
 
 
 def _with_items(value: Any, items: list[tuple[Step, Any]]) -> Any:

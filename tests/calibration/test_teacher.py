@@ -122,6 +122,18 @@ def test_another_model_is_called_in_eval_mode() -> None:
         Teacher(net, nn.Linear(2, 2, device="meta"), renewed=(), mask="auto")
 
 
+def test_a_teacher_that_writes_into_its_inputs_has_copies() -> None:
+    class Doubles(Other):
+        def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids.mul_(2), attention_mask)
+
+    batch = {name: value.clone() for name, value in BATCH.items()}
+    teacher = Teacher(token_net()[1], Doubles(), renewed=(), mask="auto")
+    for _ in range(2):
+        assert torch.equal(teacher(batch).output, 2.0 * BATCH["ids"])
+    assert torch.equal(batch["ids"], BATCH["ids"])
+
+
 def test_statistics_that_nobody_knows_any_more() -> None:
     _, net = token_net()
     with pytest.raises(CalibrationError, match=r"renewed in g2_1, so that .*; pass teacher=model"):

@@ -25,6 +25,18 @@ def test_medians_of_calls_in_turn(monkeypatch):
     assert "".join(calls) == "baabbaabbaabba"
 
 
+def test_every_call_has_inputs_of_its_own():
+    x, seen = torch.ones(1), []
+    inputs = (x,), {"factor": 2}
+    measured = measure_latency(
+        *[lambda x, factor: seen.append(x.mul_(factor).item())] * 2,
+        batch=1, rounds=2, device=torch.device("cpu"), inputs=inputs,
+    )  # fmt: skip
+    assert set(seen) == {2.0}
+    assert len(seen) == 2 * (WARMUP + measured.rounds)
+    assert x.item() == 1
+
+
 def test_short_calls_are_repeated(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(latency, "now", lambda device: clock[0])

@@ -6,7 +6,7 @@ from torch import nn
 
 from pararealize import compare, pararealize
 from pararealize.errors import CalibrationError, ExampleError, ModelError
-from tests.models import MaskedTransformer, Perceptron
+from tests.models import MaskedTransformer, OverwritesInput, Perceptron
 
 
 def test_a_network_beside_its_original():
@@ -58,6 +58,14 @@ def test_padding_of_numbers_a_position_counts_nowhere():
         batch = {"input": torch.where(mask[..., None] != 0, x, padding), "attention_mask": mask}
         results.append(compare(net, model, [batch], batch_sizes=()).relative_error)
     assert results[0] == results[1] > 0
+
+
+def test_batches_stay_where_a_model_writes_into_its_input():
+    model, x = OverwritesInput(), torch.randn(5, 8)
+    net = pararealize(model, 1, example_inputs=torch.randn(2, 8))
+    batch = x.clone()
+    assert compare(net, model, [batch], batch_sizes=(5,), rounds=1).relative_error == 0
+    assert torch.equal(batch, x)
 
 
 def test_refusals():

@@ -9,6 +9,7 @@ from torch import nn
 from pararealize import measure_network, pararealize, simulate
 from pararealize.errors import ModelError
 from pararealize.models import resnet20
+from tests.models import OverwritesInput
 
 
 def tokens() -> tuple[nn.Module, torch.Tensor]:
@@ -74,6 +75,13 @@ def test_gradients_of_a_run_are_those_of_training():
         run.backward(run.forward())
     expected = torch.autograd.grad(layer(x).sum(), layer.weight)[0]
     assert torch.allclose(layer.weight.grad, expected)
+
+
+def test_inputs_stay_where_a_network_writes_into_them():
+    x = torch.randn(2, 8)
+    net, before = pararealize(OverwritesInput(), 1, example_inputs=x.clone()), x.clone()
+    measure_network(net, x, repeats=1, warmup=0)
+    assert torch.equal(x, before)
 
 
 def test_meta_networks_do_not_run():

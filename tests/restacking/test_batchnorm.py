@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pararealize import recalibrate_batchnorm, restack
 from pararealize.errors import ExampleError
+from tests.models import OverwritesInput
 
 
 def network() -> nn.Sequential:
@@ -48,6 +49,14 @@ def test_kinds_of_batches(wrap) -> None:
     recalibrate_batchnorm(net, [wrap(x)])
     recalibrate_batchnorm(other, [x])
     assert torch.equal(net[1].running_mean, other[1].running_mean)
+
+
+def test_batches_stay_where_a_network_writes_into_its_input() -> None:
+    x, net = torch.randn(8, 3), OverwritesInput(nn.BatchNorm1d(3))
+    batch = x.clone()
+    recalibrate_batchnorm(net, [batch])
+    assert torch.equal(batch, x)
+    torch.testing.assert_close(net[0].running_mean, x.mean(0) / 2)
 
 
 def test_an_empty_loader_changes_nothing() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from pararealize.tracing.containers import items_of, leaves_of, map_leaves
+from pararealize.tracing.containers import copied, items_of, leaves_of, map_leaves
 
 Point = namedtuple("Point", ["x", "y"])
 
@@ -103,3 +103,11 @@ def test_leaves_are_tensors_and_what_is_no_container() -> None:
 def test_a_copy_with_the_same_leaves_is_the_value(value: Any) -> None:
     assert map_leaves(lambda leaf: leaf, value) == value
     assert list(leaves_of(value)) == pytree.tree_leaves(value)
+
+
+def test_copies_may_be_written_into() -> None:
+    x, number = torch.zeros(2), object()
+    copy = copied({"a": x, "b": (x, torch.ones(1)), "number": number})
+    copy["a"] += 1
+    assert copy["b"][0] is copy["a"], "as in the value"
+    assert (x.tolist(), copy["a"].tolist(), copy["b"][1].tolist(), copy["number"]) == ([0, 0], [1, 1], [1], number)

@@ -8,7 +8,7 @@ from pararealize import pararealize
 from pararealize.calibration.fitting import calibration_mode
 from pararealize.errors import CalibrationError
 from pararealize.tradeoffs.block_values import BlockByBlock, network_output, output_error
-from tests.models import SkipInPlace
+from tests.models import OverwritesInput, SkipInPlace
 
 from .chains import batches, network
 
@@ -40,6 +40,17 @@ def test_values_are_those_before_a_block_wrote_into_them() -> None:
             assert torch.equal(by_block.output(values, u, i), model(x)), "whatever ran before"
             u = layer(u.clone())
         assert torch.equal(values.ends[-1], u)
+
+
+def test_batches_stay_where_a_model_writes_into_its_input() -> None:
+    model, x = OverwritesInput(), torch.randn(3, 8)
+    batch, wanted = x.clone(), model(x.clone())
+    net = pararealize(model, 1, windows=3, example_inputs=torch.randn(2, 8))
+    with calibration_mode(net, 0), torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(BlockByBlock(net).values(batch).output, wanted)
+            assert torch.equal(network_output(net, batch), wanted)
+    assert torch.equal(batch, x)
 
 
 def test_windows_of_several_blocks_are_refused() -> None:
