@@ -116,8 +116,8 @@ def calibrate(
     Raises:
         ModelError: ``net`` is no :class:`PararealModule`, or on the meta device.
         ExampleError: there is no batch, it does not fit the network, or batches can be read only once.
-        CalibrationError: activations are not finite, labels do not fit the output, an option is out of range, or
-            batches that do not fit into ``keep`` are others when they are read again.
+        CalibrationError: activations are not finite, labels do not fit the output, that is of integers or a loss alone,
+            an option is out of range, or batches that do not fit into ``keep`` are others when they are read again.
 
     Example:
         >>> from pararealize import pararealize

@@ -15,7 +15,7 @@ from pararealize.train.run.score import correct
 
 from .interfaces import Interfaces, InterfaceValues
 from .masks import unmasked
-from .output_kind import OutputKind, named_leaves
+from .output_kind import OutputKind, named_leaves, whole_numbers
 from .rows import Errors, indices
 
 __all__ = ["ErrorSums", "SquareSums", "measure_errors"]
@@ -23,22 +23,24 @@ __all__ = ["ErrorSums", "SquareSums", "measure_errors"]
 
 @dataclasses.dataclass(slots=True)
 class SquareSums:
-    """‖value − true‖² and ‖true‖², summed over all samples in double precision."""
+    """‖value − true‖² and ‖true‖², summed over all samples in double precision, and how many numbers these are."""
 
     error: float = 0.0
     whole: float = 0.0
+    count: int = 0
 
     def add(self, value: Tensor, true: Tensor, mask: Tensor | None = None) -> None:
         """Take in one value and what it should be, at the tokens that count."""
         value, true = unmasked(value, mask), unmasked(true, mask).to(value.device).double()
         self.error += (value.double() - true).square().sum().item()
         self.whole += true.square().sum().item()
+        self.count += true.numel()
 
     @property
     def relative(self) -> float:
-        """‖value − true‖ / ‖true‖; infinite where only the true value is zero."""
+        """‖value − true‖ / ‖true‖; infinite where only the true value is zero, NaN where nothing was taken in."""
         if not self.error:
-            return 0.0
+            return 0.0 if self.count else math.nan
         return math.sqrt(self.error / self.whole) if self.whole else math.inf
 
 
@@ -52,7 +54,8 @@ class ErrorSums:
     Attributes:
         adapters: sums for x_{m,j}, j > 1, by (m, j).
         interfaces: sums for z_{m,j}, by (m, j).
-        output: sums for the network's output, of all its floating-point tensors.
+        output: sums for the network's output, of all its floating-point and complex tensors.
+        uncompared: its other tensors, of which there are no errors.
         without: sums for y_{m,j} in the place of z_{m,j}, where F^{m,j-1} is an identity.
         samples: how many samples were taken in.
     """
@@ -60,7 +63,7 @@ class ErrorSums:
     def __init__(self, windows: Sequence[int], kind: OutputKind) -> None:
         self.interfaces = {index: SquareSums() for index in indices(windows)}
         self.adapters = {(m, j): SquareSums() for m, j in self.interfaces if j > 1}
-        self.output = SquareSums()
+        self.output, self.uncompared = SquareSums(), list[str]()
         self.without: dict[Index, SquareSums] = {}
         self.samples = 0
         self._kind = kind
@@ -75,18 +78,19 @@ class ErrorSums:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Which identities among the coarse blocks are worse than none would be."""
+        """Which tensors have no errors, and which identities among the coarse blocks are worse than none would be."""
+        facts = [f"of integers there are no errors: {', '.join(self.uncompared)}"] if self.uncompared else []
         worse = [
             f"{numbered('F', m, j - 1)} ({_figure(self.interfaces[m, j].relative)}, without it {_figure(y.relative)})"
             for (m, j), y in self.without.items()
             if y.relative < self.interfaces[m, j].relative
         ]
         if not worse:
-            return ()
+            return tuple(facts)
         listed = ", ".join(worse[:3]) + f" and {len(worse) - 3} more" * (len(worse) > 3)
         fact = f"identities as coarse blocks leave a larger error than none: {listed}"
         remedy = "choose another kind (coarse='dense', 'low-rank' or 'block'), or shorter windows"
-        return (f"{fact}; {remedy}",)
+        return (*facts, f"{fact}; {remedy}")
 
     def errors(self, stage: str) -> Errors:
         """The relative errors, under this name."""
@@ -109,6 +113,7 @@ class ErrorSums:
             CalibrationError: a label is none of the network's classes.
         """
         self.samples += samples
+        self.uncompared = self.uncompared or whole_numbers(true)
         kind, labels = self._kind, None if labels is None else unmasked(labels, mask)
         values, wanted = dict(named_leaves(output)), dict(named_leaves(true))
         for path, value in values.items():
@@ -157,6 +162,9 @@ def measure_errors(
         batches: values of that network; their x, y and z are neither used nor changed.
         kind: what the outputs are.
         reference: values of the same batches by another network, which are the true ones then.
+
+    Raises:
+        CalibrationError: the outputs have no numbers that could be compared.
     """
     sums = ErrorSums([window.n for window in interfaces.windows], kind)
     pairs = ((values, values) for values in batches) if reference is None else zip(batches, reference, strict=True)
@@ -172,6 +180,12 @@ def measure_errors(
                 sums.interfaces[segment.index].add(now.z[segment.index], true.true[segment.index], now.mask)
         output = interfaces.result(now)
         sums.add_output(output, true.output, now.labels, now.samples, now.mask)
+    if sums.samples and not sums.output.count:
+        given = f" ({', '.join(sums.uncompared)})" if sums.uncompared else ""
+        raise CalibrationError(
+            f"nothing is compared: the network gives no floating-point or complex tensor but a loss{given}; convert a "
+            "model that returns the numbers that its outputs are made of, such as logits"
+        )
     return sums
 
 

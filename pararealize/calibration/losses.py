@@ -167,7 +167,10 @@ def choose_loss(
             name=getattr(loss, "__name__", type(loss).__name__), why="as asked for", kind=kind, function=loss
         )
     if not any(True for _ in named_leaves(teacher)):
-        raise CalibrationError("the network gives no floating-point tensor to compare; pass a loss of your own")
+        raise CalibrationError(
+            "the network gives no floating-point or complex tensor to compare, but for a loss; convert a model that "
+            "returns the numbers that its outputs are made of, such as logits"
+        )
     name, why = loss, "as asked for"
     if loss == "auto" and kind.scores:
         name, why = "kl", kind.why

@@ -34,6 +34,7 @@ __all__ = [
     "find_output_kind",
     "named_leaves",
     "position_outputs",
+    "whole_numbers",
 ]
 
 Outputs: TypeAlias = Literal["auto", "logits", "values"]
@@ -122,7 +123,7 @@ class LabelEvidence:
             mask: which samples, or positions of them, count; labels are of samples.
         """
         self.given = self.given or labels is not None
-        leaves = [value for _, value in named_leaves(output)]
+        leaves = [value for _, value in named_leaves(output, real=True)]
         values = leaves[0] if len(leaves) == 1 else None
         if labels is None or values is None or values.ndim != 2 or len(values) != len(labels) or not len(labels):
             return
@@ -227,7 +228,7 @@ def _kind_of_scores(net: PararealModule, output: Any, outputs: Outputs, evidence
     """What is a classification, and why."""
     if outputs == "values":
         return OutputKind(scores=(), why="as asked for")
-    leaves, space = dict(named_leaves(output)), net.plan.segments[-1].y
+    leaves, space = dict(named_leaves(output, real=True)), net.plan.segments[-1].y
     axes = {path: class_axis(value, space) for path, value in leaves.items() if value.ndim > 1}
     wide = {path: leaves[path] for path, axis in axes.items() if leaves[path].shape[axis] > 1}
     softmaxed, has_loss = _read_head(net)
@@ -260,14 +261,42 @@ def _kind_of_scores(net: PararealModule, output: Any, outputs: Outputs, evidence
     return OutputKind(scores=(), why="nothing says that it is a classification")
 
 
-def named_leaves(output: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """The floating-point tensors of an output with the keys that lead to them; a ``loss`` is no output."""
+def named_leaves(output: Any, *, real: bool = False) -> Iterator[tuple[Path, Tensor]]:
+    """The tensors of an output that can be compared, with the keys that lead to them; a ``loss`` is no output.
+
+    These are floating-point tensors, and complex ones as pairs of real numbers: ``(…, 2)``.
+
+    Args:
+        output: of a network.
+        real: leave complex ones out, as no classes are told by these.
+
+    Example:
+        >>> [(path, value.shape) for path, value in named_leaves({"z": torch.zeros(3, dtype=torch.complex64)})]
+        [(('z',), torch.Size([3, 2]))]
+    """
+    for path, value in _tensors(output, ()):
+        if value.is_floating_point():
+            yield path, value
+        elif value.is_complex() and not real:
+            yield path, torch.view_as_real(value.resolve_conj())
+
+
+def whole_numbers(output: Any) -> list[str]:
+    """The tensors of an output that are compared with nothing, as texts: integers and booleans."""
+    return [
+        f"{'.'.join(map(str, path)) or 'the output'} of {value.dtype}"
+        for path, value in _tensors(output, ())
+        if not value.is_floating_point() and not value.is_complex()
+    ]
+
+
+def _tensors(output: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
     items = items_of(output)
-    if items is None and isinstance(output, Tensor) and output.is_floating_point():
+    if items is None and isinstance(output, Tensor):
         yield path, output
     for step, item in items or ():
         if step.key != "loss":
-            yield from named_leaves(item, (*path, step.key))
+            yield from _tensors(item, (*path, step.key))
 
 
 def class_axis(value: Tensor, space: Space | None = None) -> int:

@@ -23,7 +23,6 @@ from pararealize.network.module import PararealModule
 from pararealize.network.parts import Index, read_equation
 from pararealize.plan.spec import SegmentPlan
 from pararealize.tracing.call_signature import CallSignature
-from pararealize.tracing.containers import leaves_of
 
 __all__ = ["BatchValues", "BlockByBlock", "Say", "network_output", "output_error", "same_spaces"]
 
@@ -128,7 +127,7 @@ def output_error(
     masks: Iterable[Tensor | None] = repeat(None),
     by_position: Collection[Any] | None = None,
 ) -> float:
-    """‖value - true‖ / ‖true‖ over all floating-point tensors of all outputs; infinite where all true are nought.
+    """‖value - true‖ / ‖true‖ over all tensors that can be compared of all outputs; infinite where all true are nought.
 
     Args:
         pairs: a network's outputs, and what they should be.
@@ -141,20 +140,17 @@ def output_error(
     error = whole = 0.0
     count = 0
     for number, ((value, true), mask) in enumerate(zip(pairs, masks, strict=False), 1):
-        paths = {id(leaf): path for path, leaf in named_leaves(true)}
-        for a, b in zip(leaves_of(value), leaves_of(true), strict=True):
-            if isinstance(b, Tensor) and b.is_floating_point():
-                of_positions = paths.get(id(b)) in (by_position or ())
-                a, b = (unmasked(of, mask, by_position=of_positions) for of in (a, b))
-                check_finite(b, "the original's output", number)
-                count += b.numel()
-                error += (a.double() - b.double()).square().sum().item()
-                whole += b.double().square().sum().item()
+        for (path, a), (_, b) in zip(named_leaves(value), named_leaves(true), strict=True):
+            a, b = (unmasked(of, mask, by_position=path in (by_position or ())) for of in (a, b))
+            check_finite(b, "the original's output", number)
+            count += b.numel()
+            error += (a.double() - b.double()).square().sum().item()
+            whole += b.double().square().sum().item()
     if not count:
         raise CalibrationError(
             "nothing is compared: the mask leaves out every position of the batches that errors are measured on, or "
-            "the outputs have no floating-point numbers; pass a mask that is nonzero where there is something, or "
-            "mask=None"
+            "the outputs have no floating-point or complex numbers but a loss; pass a mask that is nonzero where there "
+            "is something, or mask=None, and a model that returns numbers, such as logits"
         )
     if not error:
         return 0.0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from pararealize import pararealize
+from pararealize import calibrate, pararealize
 from pararealize.calibration.interface_errors import ErrorSums, SquareSums, measure_errors
 from pararealize.calibration.interfaces import Interfaces
 from pararealize.calibration.output_kind import ClassScores, OutputKind
@@ -47,6 +49,7 @@ def test_zero_and_infinite_errors() -> None:
         sums = SquareSums()
         sums.add(value, true)
         assert sums.relative == expected
+    assert math.isnan(SquareSums().relative), "of nothing there is no error"
 
 
 def test_errors_are_against_the_network_in_sequence() -> None:
@@ -153,6 +156,30 @@ def test_padding_of_numbers_a_position_counts_nowhere() -> None:
     assert figures[:2] == figures[2:]
     assert figures[0].agreement == 1
     assert figures[1].cosine is not None
+
+
+def test_complex_outputs_are_pairs_of_numbers_and_integers_are_told_to_have_no_error() -> None:
+    value, true, mask = *torch.randn(2, 2, 5, dtype=torch.complex64), torch.arange(5).expand(2, 5) < 3
+    sums = ErrorSums([1], VALUES)
+    sums.add_output({"z": value.conj(), "ids": mask}, {"z": true.conj(), "ids": mask}, None, 2, mask)
+    wanted = (value - true)[mask].norm() / true[mask].norm()
+    assert sums.errors("").output == pytest.approx(float(wanted), rel=1e-6)
+    assert sums.warnings == ("of integers there are no errors: ids of torch.bool",)
+
+
+@pytest.mark.parametrize(
+    "end, text", [(lambda y: y.argmax(1), r" \(the output of torch.int64\)"), (lambda y: {"loss": y.sum()}, "")]
+)
+def test_where_nothing_can_be_compared_there_is_no_error(end: Callable[[torch.Tensor], Any], text: str) -> None:
+    """Such networks were "usable at this error: output error 0"."""
+
+    class Ended(SmallResNet):
+        def forward(self, x: torch.Tensor) -> Any:
+            return end(super().forward(x))
+
+    net = pararealize(Ended().eval(), 2, example_inputs=BATCHES[0][0], coarse="linear")
+    with pytest.raises(CalibrationError, match=f"nothing is compared: .* but a loss{text}; convert a model that"):
+        calibrate(net, BATCHES)
 
 
 def test_identities_that_are_worse_than_none_are_told() -> None:

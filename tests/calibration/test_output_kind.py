@@ -203,3 +203,6 @@ def test_leaves_of_outputs_have_the_keys_that_lead_to_them() -> None:
     x = torch.ones(2)
     output = {"loss": x, "a": (x, [x.long(), x]), "b": None, "c": SimpleNamespace(x=x)}
     assert [path for path, _ in named_leaves(output)] == [("a", 0), ("a", 1, 1)]
+    number = {"z": torch.tensor([1 + 2j]).conj(), "loss": torch.ones(1)}
+    assert [value.tolist() for _, value in named_leaves(number)] == [[[1, -2]]]
+    assert not list(named_leaves(number, real=True))

@@ -64,7 +64,8 @@ def test_errors_are_relative_to_all_outputs() -> None:
     assert output_error([(value, true)]) == pytest.approx(0.1)
     assert output_error([(true, true)]) == 0.0
     assert output_error([(torch.ones(1), torch.zeros(1))]) == float("inf")
-    for nothing in ([(true, true)], [({"n": true["n"]}, {"n": true["n"]})]):
+    assert output_error([(torch.tensor([3 + 0j]), torch.tensor([4 + 3j]))]) == pytest.approx(0.2 * 10**0.5)
+    for nothing in ([(true, true)], [({"n": true["n"]},) * 2], [({"loss": true["a"]},) * 2]):
         with pytest.raises(CalibrationError, match="nothing is compared: the mask leaves out every position"):
             output_error(nothing, [torch.zeros(2, dtype=torch.bool)])
 
