@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pararealize.argument_types import typed_arguments
-from pararealize.calibration.batch import Batches, labels_of, one_pass
+from pararealize.calibration.batch import Batches, call_arguments, inputs_of, labels_of, one_pass, samples_of
 from pararealize.calibration.masks import attention_mask
 from pararealize.calibration.output_kind import position_outputs
 from pararealize.errors import CalibrationError, ExampleError, ModelError, PararealizeError
@@ -45,8 +45,9 @@ def compare(
 
     .. math:: e = \|y - y_0\| / \|y_0\|,
 
-    besides the mean cosine of the two, and where the outputs are logits the share of equal classes; with labels,
-    accuracy and cross-entropy of each. Both run in eval mode and without gradients, and are left as found.
+    of all their tensors together; besides, of the ``logits`` among these, or the first with samples, the cosine, and
+    where they are logits the share of equal classes; with labels, accuracy and cross-entropy of each. Both run in eval
+    mode and without gradients, and are left as found.
 
     Args:
         net: the converted network.
@@ -64,7 +65,8 @@ def compare(
         A report that prints, and has ``to_json()``.
 
     Raises:
-        ExampleError: batches have not the form of the network's inputs, or there are none.
+        ExampleError: batches have not the form of the network's inputs, or no samples; there are none; nothing in the
+            outputs can be compared.
         CalibrationError: an argument is of another type, or a number is not positive.
 
     Example:
@@ -91,14 +93,15 @@ def compare(
     with eval_mode(net), eval_mode(original), torch.no_grad(), ordinary_mode():
         sums = OutputSums(logits=logits, space=net.plan.segments[-1].y)
         for batch in one_pass(batches):
-            args, kwargs = call.as_arguments(as_input(original, _inputs(batch, call), device))
+            inputs_of(batch, call)  # says what is wrong with them
+            args, kwargs = as_input(original, call_arguments(batch, call), device)
             first = (args, kwargs) if first is None else first
             labels, mask = labels_of(batch), attention_mask(batch)
             with _refusing_the_batch(net.plan.model):
                 wanted = _output(original, args, kwargs)
             if mask is not None and not sums.samples:
                 sums.kind = replace(sums.kind, by_position=position_outputs(net, output=wanted))
-            sums.add(wanted, _output(net, args, kwargs), labels=labels, mask=mask)
+            sums.add(wanted, _output(net, args, kwargs), labels=labels, mask=mask, samples=samples_of(batch))
             say(f"{sums.samples} samples compared")
         if first is None:
             raise ExampleError("the batches are empty; pass at least one")
@@ -134,17 +137,6 @@ def _refusing_the_batch(model: str) -> Iterator[None]:
             f"{model} does not take this batch: {type(error).__name__}: {error}; pass batches like the example inputs "
             "of the conversion"
         ) from error
-
-
-def _inputs(batch: Any, call: CallSignature) -> Any:
-    """The inputs of a batch as one value, without labels that the network does not take."""
-    names = call.signature.parameters
-    if isinstance(batch, Mapping):
-        inputs = {name: value for name, value in batch.items() if name in names}
-        return inputs or {name: value for name, value in batch.items() if name != "labels"}
-    if isinstance(batch, list | tuple) and not batch:
-        raise ExampleError("a batch is empty; pass batches of inputs, or of inputs and labels")
-    return batch[0] if isinstance(batch, list | tuple) else batch
 
 
 def _output(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from pararealize.plan.json_text import finite
@@ -57,8 +58,9 @@ class Comparison:
         model: the original's class name.
         n: segments of a window.
         samples: that both were called with.
-        relative_error: ``‖y − y₀‖ / ‖y₀‖`` over all outputs, y₀ the original's.
-        cosine: between both outputs, the mean over samples.
+        relative_error: ``‖y − y₀‖ / ‖y₀‖`` over all floating-point and complex tensors of all outputs, y₀ the
+            original's; a ``loss`` is no output.
+        cosine: of both outputs' ``logits``, or first tensors with samples, the mean over samples; NaN without such.
         same_class: share with the same largest logit; ``None`` where outputs are no logits.
         original, parareal: how well each classifies; ``None`` without labels.
         latencies: by batch size.
@@ -100,7 +102,8 @@ class Comparison:
         if self.same_class is not None:
             rows.append(("same class", None, f"{self.same_class:.2%}"))
         rows.append(("output, relative error", None, f"{self.relative_error:.3g}"))
-        rows.append(("output, cosine", None, f"{self.cosine:.4f}"))
+        if not math.isnan(self.cosine):
+            rows.append(("output, cosine", None, f"{self.cosine:.4f}"))
         text = aligned(rows, "l")
         if not self.relative_error < 1:
             text += "\nan output error of 1 or more is no better than answering zero: take more windows, or calibrate"

@@ -80,3 +80,5 @@ def test_refusals():
     for wrong in (torch.randn(3, 9), torch.randn(3, 1, 9)):
         with pytest.raises(ExampleError, match="Perceptron does not take this batch: RuntimeError"):
             compare(net, model, [wrong])
+    with pytest.raises(ExampleError, match=r"a batch holds no sample: input \(0, 8\); leave it out"):
+        compare(net, model, [torch.randn(2, 8), torch.randn(0, 8)])

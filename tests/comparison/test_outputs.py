@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from pararealize.comparison.outputs import OutputSums, main_output
+from pararealize.comparison.outputs import OutputSums, compared_tensors
 from pararealize.errors import ExampleError
 
 
@@ -84,9 +84,40 @@ def test_classes_of_maps_are_channels():
     assert sums.relative_error == pytest.approx(float((other - y).norm() / y.norm()), rel=1e-5)
 
 
+def test_errors_are_of_all_tensors_and_cosines_of_the_main_one():
+    """Of ``(first, y)`` the first alone was compared: no error where y had one."""
+    y, other = torch.randn(2, 4, 3)
+    z = torch.randn(4, 2, dtype=torch.complex64)
+    sums = OutputSums()
+    sums.add(
+        (torch.tensor(2.0), y, y, z, torch.ones(4).long()), (torch.tensor(1.0), y, other, 1j * z, torch.ones(3).long())
+    )
+    wanted = (1 + (other - y).square().sum() + 2 * z.abs().square().sum()).sqrt()
+    whole = (4 + 2 * y.square().sum() + z.abs().square().sum()).sqrt()
+    assert sums.relative_error == pytest.approx(float(wanted / whole))
+    assert (sums.samples, sums.cosine) == (4, pytest.approx(1))
+    number = OutputSums(logits=True)
+    number.add(torch.tensor(2.0), torch.tensor(1.0), samples=4)
+    assert (number.relative_error, number.samples, number.same_class) == (0.5, 4, None)
+    assert math.isnan(number.cosine)
+
+
+def test_pairs_of_real_numbers_are_no_classes():
+    z, labels = torch.randn(4, dtype=torch.complex64), torch.tensor([0, 1, 1, 0])
+    for logits in (None, True):
+        sums = OutputSums(logits=logits)
+        sums.add(z, z, labels=labels)
+        assert sums.same_class is None
+
+
 def test_what_cannot_be_compared():
-    with pytest.raises(ExampleError, match="without a tensor of numbers"):
-        main_output([torch.tensor(1)])
+    for nothing in ([torch.tensor(1)], {"loss": torch.tensor(1.0)}):
+        with pytest.raises(ExampleError, match="without a floating-point or complex tensor but a loss"):
+            compared_tensors(nothing)
+    masked = OutputSums()
+    masked.add(torch.ones(2, 3, 4), torch.ones(2, 3, 4), mask=torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(ExampleError, match="nothing is compared: the masks leave out every position"):
+        _ = masked.relative_error
     with pytest.raises(ExampleError, match=r"the original gives \(2, 3\) and the network \(2, 4\)"):
         OutputSums().add(torch.zeros(2, 3), torch.zeros(2, 4))
     zeros = OutputSums()

@@ -21,6 +21,7 @@ def test_text():
     assert "zero" not in text
     bare = dataclasses.replace(WHOLE, original=None, parareal=None, same_class=None, latencies=(), relative_error=1.2)
     assert "accuracy" not in str(bare)
+    assert "cosine" not in str(dataclasses.replace(WHOLE, cosine=math.nan))
     assert "no better than answering zero" in str(bare)
 
 
