@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-import torch
 from torch import fx, nn
-
-from pararealize.tracing.operations import tensors_in
 
 from .blocks import Block, BlockChain
 from .flow import Flow, described, living, module_path
-from .signature import weights_of, work
+from .signature import main_value, weights_of, work
 
 __all__ = ["bulk_of"]
 
@@ -87,11 +85,10 @@ def _why_one_call(chain: BlockChain, node: fx.Node) -> str:
 
 def _work(node: fx.Node, module_of: Callable[[str], nn.Module]) -> float:
     """As :func:`work`, also of calls that give several values."""
-    value = node.meta.get("val")
-    first = next(tensors_in(value), None)
-    if first is None or isinstance(value, torch.Tensor):
+    value = main_value(node)
+    if value is None or value is node.meta["val"]:
         return work(node, module_of)
-    positions = first.numel() / max(first.shape[0], 1) / max(first.shape[-1], 1)
+    positions = math.prod(value.shape[1:-1])
     return positions * sum(weight.numel() for weight in weights_of(node, module_of))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from .flow import Flow, module_path, numbered
-from .signature import signatures, weights_of, work
+from .signature import main_value, signatures, weights_of, work
 
 __all__ = ["ENOUGH", "BlockFinder", "BlockSpan", "Granularity", "entry_of"]
 
@@ -288,7 +288,8 @@ def _outermost(calls: list[BlockSpan]) -> Iterator[BlockSpan]:
 
 def _vanishes(node: fx.Node) -> bool:
     """Whether nothing is left of the map but one position."""
-    shape = node.meta["val"].shape[2:]
+    value = main_value(node)
+    shape = () if value is None else value.shape[2:]
     return len(shape) > 0 and all(size == 1 for size in shape)
 
 

@@ -10,7 +10,9 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
-__all__ = ["isomorphic", "signatures", "weights_of", "work"]
+from pararealize.tracing.operations import tensors_in
+
+__all__ = ["isomorphic", "main_value", "signatures", "weights_of", "work"]
 
 
 def signatures(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> tuple[str, str]:
@@ -34,6 +36,11 @@ def signatures(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) 
 def isomorphic(a: Sequence[fx.Node], b: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> bool:
     """Whether two runs of nodes are the same graph, whatever the order in which they run."""
     return bool(nx.vf2pp_is_isomorphic(_graph(a, module_of), _graph(b, module_of), node_label="label"))
+
+
+def main_value(node: fx.Node) -> torch.Tensor | None:
+    """The tensor that a node gives; of several the first with the most axes, which is no loss beside an output."""
+    return max(tensors_in(node.meta.get("val")), key=lambda tensor: tensor.ndim, default=None)
 
 
 def work(node: fx.Node, module_of: Callable[[str], nn.Module]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,3 +52,38 @@ def test_the_bulk_is_named(middle: nn.Module, leaves: tuple[str, ...], words: st
     if len(chain.blocks) > 1:
         plan = pararealize(Within(middle), n=2, example_inputs=x, leaf_modules=leaves, coarse="linear").plan
         assert any("of the work" in note for note in plan.notes)
+
+
+class WithLoss(nn.Module):
+    """Gives a loss beside what it passes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 64)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.square().mean(), self.linear(x)
+
+
+class Ending(nn.Module):
+    """Layers, and a function of what they give."""
+
+    def __init__(self, end: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(4)])
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.end(self.layers(x))
+        return first + second
+
+
+@pytest.mark.parametrize("end, note", [(torch.std_mean, ""), (torch.aminmax, ""), (WithLoss(), "the head holds 6")])
+def test_of_several_values_the_first_may_have_no_axes(
+    end: Callable[[Tensor], tuple[Tensor, Tensor]], note: str
+) -> None:
+    model, x = Ending(end), torch.randn(2, 5, 8)
+    leaves = [WithLoss] if isinstance(end, WithLoss) else ()
+    net = pararealize(model, n=2, example_inputs=x, leaf_modules=leaves, coarse="linear")
+    assert net(x).shape == model(x).shape
+    assert bulk_of(find_blocks(capture(model, x, leaf_modules=leaves)))[:16] == note

@@ -151,6 +151,22 @@ def test_a_pool_that_ends_the_maps_is_the_heads(pool: nn.Module) -> None:
     assert [run.kind for run in runs] == ["Conv2d-ReLU", "Conv2d"]
 
 
+def test_a_pool_that_gives_indices_beside_its_values_is_light() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
+            self.pool = nn.MaxPool2d(2, 1, return_indices=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x, _ = self.pool(layer(x).relu())
+            return x
+
+    spans = BlockFinder(flow(Pooled(), torch.randn(2, 4, 9, 9))).spans()
+    assert [span.name for span in spans] == [f"layers.{i}" for i in range(4)]
+
+
 def test_layers_of_another_kind_at_the_end_are_the_heads() -> None:
     """As in VGG: the linear layers of the classifier are no blocks, however light what stands between them is."""
     runs = images(conv(), nn.ReLU(), conv(), nn.ReLU(), conv(), nn.Flatten(), nn.Linear(256, 4), nn.ReLU())
