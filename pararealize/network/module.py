@@ -50,7 +50,7 @@ from pararealize.tracing.tree_watch import TreeWatch
 
 from .iteration import iterate_network
 from .parts import read_parts
-from .state import checked_state, note_changes, note_weights, original_state
+from .state import changes_of, checked_state, note_changes, note_weights, original_state
 from .variant import Variant, give_pieces, record_variant
 
 __all__ = ["PararealModule"]
@@ -153,15 +153,18 @@ class PararealModule(RecordedModule, SegmentedNetwork):
 
         It loads into the original model, and into a conversion of it with any other n through
         :meth:`load_original_state_dict`. Values are as they are: trained, or with maps that a calibration has folded
-        into layers (``coarse="folded"``), where that was done; an :class:`~pararealize.errors.OriginalWarning` tells of
-        maps, with which the original and its other conversions give something else.
+        into layers (``coarse="folded"``) or running statistics that it has renewed, where that was done; an
+        :class:`~pararealize.errors.OriginalWarning` tells of maps and statistics, with which the original and its other
+        conversions give something else.
         """
+        facts = ["running statistics were renewed by a calibration"] if "statistics" in changes_of(self) else []
         if layers := [row.layer for row, folded in self._folded_rows() if folded.has_map]:
             listed = ", ".join(layers[:3]) + f" and {len(layers) - 3} more" * (len(layers) > 3)
+            facts.append(f"maps are folded into {listed}")
+        if facts:
             warnings.warn(
-                f"maps are folded into {listed}: with these weights the original and its other conversions give "
-                "something else; take those of the model that was converted, or save this network as it is, with "
-                "net.save(folder)",
+                f"{', and '.join(facts)}: with this state the original and its other conversions give something else; "
+                "take that of the model that was converted, or save this network as it is, with net.save(folder)",
                 OriginalWarning,
                 stacklevel=2,
             )
@@ -258,6 +261,9 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         A call counts as one step in train mode: running statistics move once, by each part's last evaluation, and
         dropout has one mask. Randomness that does not come from torch's default generators differs between calls.
 
+        Of weights that were trained, the original is the network in sequence with these; after
+        :func:`~pararealize.fine_tune` an :class:`~pararealize.errors.OriginalWarning` says so.
+
         Args:
             inputs: a tensor, a tuple of positional or a dict of keyword arguments.
             k: how many iterations; more than n - 1 change nothing.
@@ -269,7 +275,7 @@ class PararealModule(RecordedModule, SegmentedNetwork):
         Raises:
             PlanError: k is no number of iterations.
             ExampleError: the inputs are none that a network takes.
-            ModelError: maps are folded into its segments, or it has hooks.
+            ModelError: maps are folded into its segments, running statistics were renewed, or it has hooks.
 
         Example:
             >>> import torch
@@ -284,6 +290,19 @@ class PararealModule(RecordedModule, SegmentedNetwork):
                 'maps are folded into the segments (coarse="folded"), so that iterations of these are not the '
                 "original's; convert the original with another kind, or give the network the original's weights with "
                 "load_original_state_dict"
+            )
+        if "statistics" in (changes := changes_of(self)):
+            raise ModelError(
+                "running statistics were renewed by a calibration, so that iterations of the segments are not the "
+                "original's; give the network the original's state with load_original_state_dict, or calibrate the "
+                "converted original with renew_statistics=False"
+            )
+        if "weights" in changes:
+            warnings.warn(
+                "the original's weights were fine-tuned: iterations lead to the network in sequence with the weights "
+                "that it has now, which is not the model that was converted",
+                OriginalWarning,
+                stacklevel=2,
             )
         args, kwargs = CallSignature.of_graph(self.graph).as_arguments(inputs)
         recording = self.recording_of(*args, **kwargs)

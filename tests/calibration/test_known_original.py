@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pararealize import calibrate, fine_tune, load, pararealize
 from pararealize.calibration.window_fitting import WindowFitting
-from pararealize.errors import CalibrationError, OriginalWarning
+from pararealize.errors import CalibrationError, ModelError, OriginalWarning
 from pararealize.models import resnet20
 from pararealize.network.module import PararealModule
 from pararealize.network.state import changes_of
@@ -68,6 +68,7 @@ def test_added_weights_may_be_trained_again_and_again(model: nn.Module) -> None:
     for _ in range(2):
         fine_tune(net, BATCHES, calibration, steps=3, train="added", lr=1e-2)
     assert not changes_of(net)
+    assert torch.equal(net.iterate(BATCHES[0], 1), model(BATCHES[0]))
     calibrate(net, BATCHES)
 
 
@@ -77,6 +78,8 @@ def test_a_folder_says_that_weights_were_fine_tuned(model: nn.Module, tmp_path: 
     loaded = load(net.save(tmp_path / "tuned", original=model), copy.deepcopy(model))
     with pytest.raises(CalibrationError, match="the original's weights were fine-tuned"):
         fine_tune(loaded, BATCHES, steps=2)
+    with pytest.warns(OriginalWarning, match="the original's weights were fine-tuned"):
+        assert not torch.equal(loaded.iterate(BATCHES[0], 1), model(BATCHES[0]))
     fine_tune(loaded, BATCHES, steps=2, teacher=model)
 
 
@@ -106,12 +109,19 @@ def test_renewed_statistics_are_known_where_they_were_renewed_alone(
     assert changes_of(net) == {"statistics"}
     assert calibrate(net, IMAGES).stage("after") == first.stage("after")
     others = copy.deepcopy(net), load(net.save(tmp_path / "renewed"))
+    for other in (net, *others):
+        with pytest.raises(ModelError, match=r"running statistics were renewed .*load_original_state_dict"):
+            other.iterate(IMAGES[0], 1)
+        with pytest.warns(OriginalWarning, match=r"running statistics were renewed .*net\.save"):
+            state = other.original_state_dict()
+        assert any(not torch.equal(value, state[key]) for key, value in model.state_dict().items())
     for other in others:
         with pytest.raises(CalibrationError, match=r"running statistics were renewed, .* pass teacher=model"):
             fine_tune(other, IMAGES, steps=1)
         with pytest.raises(CalibrationError, match=r"running statistics were renewed, .*load_original_state_dict"):
             calibrate(other, IMAGES)
         other.load_original_state_dict(model.state_dict())
+        assert torch.equal(other.iterate(IMAGES[0], 1), model(IMAGES[0]))
         assert calibrate(other, IMAGES).stage("after") == first.stage("after")
     assert not changes_of(pararealize(model, n=2, example_inputs=IMAGES[0], coarse="linear"))
 
