@@ -360,6 +360,8 @@ def why_no_more(flow: Flow) -> str:
     name = type(flow.capture.model).__name__
     if not widest:
         return f"{name} has no further operation to cut after"
+    if passed := flow.passed_over():
+        return f"{name} has {len(flow.cuts)} cut points among {len(flow.order)} operations: {passed}"
     return (
         f"{name} has {len(flow.cuts)} cut points (places where one activation is alive) among {len(flow.order)} "
         f"operations, and none, for instance, {'; '.join(str(cut) for cut in widest)}"

@@ -55,6 +55,8 @@ def _why_whole(chain: BlockChain, part: Block) -> str:
     if heaviest.op == "call_module" and amounts[heaviest] > _MOST * sum(amounts.values()):
         return _why_one_call(chain, heaviest)
     narrowest = _narrowest(chain.flow, part)
+    if narrowest is None and (passed := chain.flow.passed_over(part.nodes)):
+        return chain.flow.passed_over() or passed
     if narrowest is None:
         return "nothing within it repeats; write what does as modules of one class, each called once"
     after, alive = narrowest

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,10 +25,13 @@ from pararealize.tracing.captured import Capture
 from pararealize.tracing.size_nodes import size_of
 from pararealize.tracing.type_nodes import reads_no_value
 
+from .signature import weights_of
+
 __all__ = [
     "Dependence",
     "Flow",
     "RefusedCut",
+    "Unfit",
     "dependencies",
     "described",
     "flow_of",
@@ -56,6 +59,13 @@ class Dependence(NamedTuple):
     def on_parameters_alone(self) -> bool:
         """A table of positions, a normalised weight."""
         return self.parameters and not self.inputs
+
+
+class Unfit(NamedTuple):
+    """Why a value cannot be an interface, and what would help; without a remedy where a later value tells more."""
+
+    fact: str
+    remedy: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +103,33 @@ class Flow:
     depends: dict[fx.Node, Dependence]
     last_read: tuple[int, ...]
 
+    def passed_over(self, within: Iterable[fx.Node] | None = None) -> str:
+        """Why one value that is alone alive is no interface, at most such places, and what would help.
+
+        Args:
+            within: nodes to look after; all that weights follow where left out.
+
+        Returns:
+            A clause; empty where such places are no more than the cut points there.
+        """
+        module_of = self.capture.graph_module.get_submodule
+        last = max((i for i, node in enumerate(self.order) if weights_of(node, module_of)), default=0)
+        looked_at = set(self.order[:last] if within is None else within)
+        places: dict[Unfit, list[fx.Node]] = {}
+        for i, alive in living(self.last_read):
+            nodes = [self.order[t] for t in alive if self.order[t] not in self.broadcast]
+            if len(nodes) == 1 and self.order[i] in looked_at and (reason := unfit(nodes[0], self.capture)):
+                places.setdefault(reason, []).append(nodes[0])
+        places = {reason: nodes for reason, nodes in places.items() if reason.remedy}
+        commonest = max(places, key=lambda reason: len(places[reason]), default=None)
+        if commonest is None or len(places[commonest]) <= sum(self.order[i] in looked_at for i in self.cuts):
+            return ""
+        example = places[commonest][0]
+        return (
+            f"where one value alone is alive, such as {example.name} {tuple(example.meta['val'].shape)}, "
+            f"{commonest.fact}; {commonest.remedy}"
+        )
+
     def refused(self) -> Iterator[RefusedCut]:
         """Every point between two operations that is no cut, and why."""
         cuts = set(self.cuts)
@@ -102,7 +139,8 @@ class Flow:
                 if len(nodes) > 1:
                     why = f"{len(nodes)} activations are alive"
                 else:
-                    why = unfit(nodes[0], self.capture) or "it lies outside the region that can be cut"
+                    reason = unfit(nodes[0], self.capture)
+                    why = reason.fact if reason else "it lies outside the region that can be cut"
                 after, names = self.order[i], tuple(map(described, nodes))
                 yield RefusedCut(after=after.name, module=module_path(after), why=why, alive=names)
 
@@ -192,18 +230,23 @@ def living(last_read: tuple[int, ...]) -> Iterator[tuple[int, list[int]]]:
         yield i, list(alive)
 
 
-def unfit(node: fx.Node, capture: Capture) -> str | None:
+def unfit(node: fx.Node, capture: Capture) -> Unfit | None:
     """Why a value that is alone alive cannot be an interface."""
     value, other = node.meta.get("val"), node.meta.get("other")
     if not isinstance(value, torch.Tensor):
-        return "a tuple is alive, not one tensor"
+        return Unfit("a tuple is alive, not one tensor")
     if not value.is_floating_point():
-        return f"an interface of {value.dtype} cannot be corrected"
+        remedy = "hand on real and imaginary parts, torch.view_as_real(x)" if value.is_complex() else "hand on floats"
+        return Unfit(f"an interface of {value.dtype} cannot be corrected", remedy)
     if value.ndim < 2:
-        return "it has no dimension beside the batch"
+        return Unfit("it has no dimension beside the batch", "hand on values of (batch, features)")
     grows = other is not None and tuple(other.shape) == (value.shape[0] + 1, *value.shape[1:])
     if value.shape[0] != capture.batch or not (capture.fixed_batch or grows):
-        return "the batch is not its leading dimension"
+        return Unfit(
+            "the batch is not its leading dimension",
+            "hand on (batch, ...) from block to block: turn or reshape the value behind each, or build the model with "
+            "the batch first (batch_first=True)",
+        )
     return None
 
 

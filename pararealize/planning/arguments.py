@@ -67,7 +67,9 @@ def check_count(chain: BlockChain, n: int) -> None:
         model = type(chain.capture.model).__name__
         why = ""
         if number is not None and number > blocks:
-            why = f" ({'; '.join(filter(None, (bulk_of(chain), why_no_more(chain.flow))))})"
+            bulk, passed = bulk_of(chain), chain.flow.passed_over()
+            more = "" if passed and passed in bulk else why_no_more(chain.flow)
+            why = f" ({'; '.join(filter(None, (bulk, more)))})"
         raise PlanError(
             f"n = {n!r} is out of range: {model} has {blocks} blocks{why}; pass an integer n from 1 to {blocks}"
         )

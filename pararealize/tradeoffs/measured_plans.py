@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from pararealize.analysis.blocks import find_blocks
+from pararealize.analysis.bulk import bulk_of
 from pararealize.analysis.finder import Granularity
 from pararealize.argument_types import typed_arguments
 from pararealize.calibration.batch import Batches, one_pass
@@ -170,6 +171,8 @@ def tradeoff(
             fastest_within(front, points, tolerance, partial(measured.error, count))
     samples, others = (sum(map(_samples, some)) for some in (train, held_out))
     ordered = sorted(measured.rows.values(), key=lambda row: (row.n, row.speedup))
+    if not ordered and (bulk := bulk_of(chain)):
+        rows = [dataclasses.replace(rows[0], plan=dataclasses.replace(original.plan, notes=(bulk,)))]
     return Tradeoff(
         model=original.plan.model,
         coarse=coarse,

@@ -146,7 +146,11 @@ class Tradeoff:
         head += ["parallel blocks"]
         best = set(map(id, self.front))
         lines = [[*head, ""], *(self._line(row, id(row) in best) for row in self.rows)]
-        return "\n".join([title, "", aligned(lines), "", "* no other plan is both faster and nearer to the original"])
+        last = ["* no other plan is both faster and nearer to the original"]
+        if not any(row.windows for row in self.rows):
+            why = [note for row in self.rows[:1] for note in row.plan.notes]
+            last.append(": ".join(["no windows are faster than the original", *why]))
+        return "\n".join([title, "", aligned(lines), "", *last])
 
     def _line(self, row: TradeoffRow, is_best: bool) -> list[str]:
         line = [str(row.n), str(row.windows), f"{row.speedup:.2f}×", f"{row.error:.3g}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import networkx as nx
 import pytest
 import torch
@@ -14,6 +16,7 @@ from pararealize.compiler import make_plan, pararealize
 from pararealize.errors import CutError, PlanError
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.front_end import capture
+from pararealize.tradeoffs import tradeoff
 from tests.models import Growing, RandomGraph, SeveralDepths, SmallResNet, UNet, random_graphs
 
 
@@ -116,6 +119,50 @@ def test_what_nothing_reads_is_not_alive_and_makes_no_cut() -> None:
     flow = flow_of(capture(Watching(), torch.randn(2, 4)))
     assert [flow.order[i].name for i in flow.cuts] == ["first", "last", "tanh"]
     assert [cut.after for cut in flow.refused()] == ["watch"]
+
+
+class LengthFirst(nn.Module):
+    """Equal blocks over ``(length, batch, width)``, with a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16)) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).transpose(0, 1)
+        for block in self.blocks:
+            x = x + block(x).tanh() + x.mean(0, keepdim=True)
+        return self.last(x.transpose(0, 1))
+
+
+class Complex(nn.Module):
+    """Equal blocks over complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8, dtype=torch.complex64) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values to real:UserWarning")
+def test_the_commonest_reason_why_one_value_is_no_interface_is_told() -> None:
+    x = torch.randn(4, 9, 8)
+    why = r"one value alone is alive, such as transpose \(9, 4, 16\), the batch is not its leading dimension; hand on "
+    with pytest.raises(PlanError, match=rf"holds 8\d% of the work: where {why}") as error:
+        pararealize(LengthFirst(), n=6, example_inputs=x, coarse="linear")
+    assert str(error.value).count("not its leading") == 1
+    assert "activations are alive" not in str(error.value)
+    told = str(tradeoff(LengthFirst().eval(), [x] * 10, n=[2]))
+    assert re.search(rf"no windows are faster than the original: block transpose .*{why}", told)
+    with pytest.raises(CutError, match=r"0 cut points among \d+ operations: .*torch.complex64 cannot .*view_as_real"):
+        pararealize(Complex(), n=2, example_inputs=torch.randn(2, 8, dtype=torch.complex64))
+    residual = flow_of(capture(SmallResNet(), torch.randn(2, 3, 8, 8)))
+    assert residual.passed_over() == ""
 
 
 def test_values_that_cannot_be_interfaces_say_why() -> None:
