@@ -11,19 +11,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from pararealize.tracing.containers import leaves_of, map_leaves
 
 __all__ = ["add_gradients", "as_leaf", "differentiable_tensors", "differentiate"]
 
 
 def as_leaf(value: Any) -> Any:
     """The value without its graph; its differentiable tensors are leaves whose gradients are kept."""
-    return pytree.tree_map(lambda leaf: leaf.detach().requires_grad_() if _is_differentiable(leaf) else leaf, value)
+    return map_leaves(lambda leaf: leaf.detach().requires_grad_() if _is_differentiable(leaf) else leaf, value)
 
 
 def differentiable_tensors(value: Any) -> list[torch.Tensor]:
     """The tensors of a value that can have gradients, in the order in which messages carry these."""
-    return [leaf for leaf in pytree.tree_leaves(value) if _is_differentiable(leaf)]
+    return [leaf for leaf in leaves_of(value) if _is_differentiable(leaf)]
 
 
 def add_gradients(leaves: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:

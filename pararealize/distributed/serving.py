@@ -13,6 +13,7 @@ the meantime is known to all by the watchdog, as in a step. Inputs and outputs g
 from __future__ import annotations
 
 import contextlib
+import pickle
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,11 +21,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from pararealize.errors import AgreedError, DistributedError, RefusedCallError
+from pararealize.tracing.containers import on_device
 
-from .messages.formats import TensorFormat, ValueFormat, describe
+from .messages.formats import TensorFormat, ValueFormat, tensors_in
 
 if TYPE_CHECKING:
     from .rank_setup import RankSetup
@@ -193,15 +194,19 @@ class Server:
 
 
 class _Forms:
-    """Forms of values that the ranks on both sides of a message have seen, by numbers that both count alike."""
+    """Forms of values that the ranks on both sides of a message have seen, by numbers that both count alike.
+
+    A form is known by all that would be sent of it. So one whose plain objects hold tensors of their own is a new one
+    whenever these have changed.
+    """
 
     def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[bytes, int] = {}
         self._formats: list[ValueFormat] = []
 
-    def number(self, description: Any) -> int:
+    def number(self, form: ValueFormat) -> int:
         """Of a form that is to be sent; ``NEW`` where it has not been sent yet, and is remembered now."""
-        key = repr(ValueFormat.read(description))
+        key = pickle.dumps(form)
         if (number := self._numbers.get(key)) is not None:
             return number
         if len(self._numbers) >= MOST_FORMS:
@@ -209,12 +214,12 @@ class _Forms:
         self._numbers[key] = len(self._numbers)
         return NEW
 
-    def learn(self, description: Any) -> ValueFormat:
+    def learn(self, form: ValueFormat) -> ValueFormat:
         """Remember a form that came as a new one."""
         if len(self._formats) >= MOST_FORMS:
             self._formats.clear()
-        self._formats.append(ValueFormat.read(description))
-        return self._formats[-1]
+        self._formats.append(form)
+        return form
 
     def known(self, number: int) -> ValueFormat:
         """The form of that number."""
@@ -234,11 +239,11 @@ class _Exchange:
 
     def send_request(self, value: tuple[tuple[Any, ...], Mapping[str, Any]]) -> None:
         """Give a request to all ranks."""
-        description = describe(value)
-        number = self._requests.number(description)
+        form = ValueFormat.of(value)
+        number = self._requests.number(form)
         self.send_header(REQUEST, number)
         if number == NEW:
-            self._channel.hand_round_object("the form of a request", description, 0)
+            self._channel.hand_round_object("the form of a request", form, 0)
         for tensor in _tensors(value):
             self._channel.hand_round("a request", tensor, 0)
 
@@ -265,18 +270,18 @@ class _Exchange:
         """On the last rank: give the output to rank 0, where that is another one."""
         if self._last == 0:
             return
-        description = describe(output)
-        number = self._answers.number(description)
+        form = ValueFormat.of(output)
+        number = self._answers.number(form)
         self._channel.hand_over("an answer", torch.tensor([number]), 0)
         if number == NEW:
-            self._channel.send_object("the form of an answer", description, 0)
+            self._channel.send_object("the form of an answer", form, 0)
         for tensor in _tensors(output):
             self._channel.hand_over("an answer", tensor, 0)
 
     def receive_answer(self, output: Any) -> Any:
         """The output on rank 0, which has it already where it is the last one, too."""
         if self._last == 0:
-            return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), output)
+            return on_device(output, CPU)
         number = torch.zeros(1, dtype=torch.int64)
         self._channel.take_over("the answer", number, self._last)
         if int(number) == NEW:
@@ -291,8 +296,7 @@ class _Exchange:
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     """The tensors of a value on the CPU, in the order of its form, each packed as the form says."""
-    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-    return [TensorFormat.of(leaf).packed(leaf.detach().cpu()) for leaf in leaves]
+    return [TensorFormat.of(tensor).packed(tensor.detach().cpu()) for tensor in tensors_in(value)]
 
 
 @contextlib.contextmanager

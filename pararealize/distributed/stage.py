@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch.nn.utils import clip_grads_with_norm_
-from torch.utils import _pytree as pytree
 
 from pararealize.errors import (
     AgreedError,
@@ -22,6 +21,7 @@ from pararealize.errors import (
 from pararealize.plan.plan import Plan
 from pararealize.plan.recording import StepRecording
 from pararealize.restore import never_compiled, preserve_run_state, set_within
+from pararealize.tracing.containers import on_device
 
 from .gradient_norms import gradient_norm
 from .messages.message_order import StepMessages
@@ -226,7 +226,7 @@ class Stage(StageModule):
     def _to_device(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return value.detach().to(self.device, non_blocking=True)
-        return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(self.device, non_blocking=True), value)
+        return on_device(value, self.device, non_blocking=True)
 
     def _call(self, call: str, inputs: Mapping[str, Any]) -> str:  # noqa: ARG002 - other stages look at them
         """The call, with all besides inputs, mode and autocast that decides which messages it sends."""

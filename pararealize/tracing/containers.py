@@ -78,9 +78,11 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     return _with_items(value, [(step, map_leaves(function, item)) for step, item in items])
 
 
-def on_device(value: Any, device: torch.device) -> Any:
-    """A nested value with its tensors on a device."""
-    return map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, value)
+def on_device(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:
+    """A nested value with its tensors on a device; ``non_blocking`` is that of :meth:`torch.Tensor.to`."""
+    return map_leaves(
+        lambda leaf: leaf.to(device, non_blocking=non_blocking) if isinstance(leaf, torch.Tensor) else leaf, value
+    )
 
 
 def copied(value: Any) -> Any:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from pararealize.distributed.stage import Stage
@@ -25,6 +24,7 @@ from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.network.local.module import LocalModule
 from pararealize.network.module import PararealModule
 from pararealize.network.parts import part_modules
+from pararealize.tracing.containers import leaves_of
 from pararealize.tracing.network_piece import contents_of
 
 __all__ = ["Fault", "backward_fault", "forward_fault"]
@@ -191,6 +191,6 @@ def _name_culprit(leaf: nn.Module, path: str, running: list[_WatchedPart]) -> Re
 def _finite(value: Any) -> bool:
     return all(
         bool(torch.isfinite(leaf).all())
-        for leaf in pytree.tree_leaves(value)
+        for leaf in leaves_of(value)
         if isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
     )

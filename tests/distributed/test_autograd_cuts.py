@@ -1,8 +1,28 @@
 """A function cut in two, differentiated piece by piece, has the gradients of the whole."""
 
+import dataclasses
+
 import torch
 
 from pararealize.distributed.autograd_cuts import add_gradients, as_leaf, differentiable_tensors, differentiate
+
+
+@dataclasses.dataclass
+class Pair:
+    """A value."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def test_graphs_end_at_tensors_of_dataclasses_too() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    end = Pair(weight * 2, torch.arange(2))
+    leaf = as_leaf(end)
+    (tensor,) = differentiable_tensors(leaf)
+    assert tensor is leaf.first
+    assert tensor.is_leaf
+    assert differentiable_tensors(end) == [end.first]
 
 
 def test_two_pieces_have_the_gradients_of_the_whole() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -82,6 +83,45 @@ def nested() -> float:
     return worst
 
 
+@dataclasses.dataclass
+class Pair:
+    """What a network takes and gives."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class OfPairs(nn.Module):
+    """Every layer reads the second of the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, inputs: Pair) -> Pair:
+        x = inputs.first
+        for layer in self.layers:
+            x = torch.tanh(layer(x) + inputs.second)
+        return Pair(x, 2 * x)
+
+
+def pairs() -> float:
+    """Dataclasses in and out, of one form and as alike as can be: in a number that no text shows, in a digit."""
+    torch.manual_seed(1)
+    example = Pair(torch.randn(2, 8), torch.randn(2, 8))
+    net = pararealize(OfPairs(), 2, coarse="linear", example_inputs=(example,)).eval()
+    stage = net.distribute(mesh_of(2), timeout=8).eval()
+    x, y = torch.randn(2, 300, 8).unbind()
+    other = y.clone()
+    other[100:200] += 1
+    worst = 0.0
+    with stage.serve() as server:
+        for inputs in [Pair(x, y), Pair(x, other), Pair(x[:1], y[:1]), Pair(x[:1], y[:1] + 1e-3)] if server else []:
+            answer, expected = server(inputs), net(inputs)
+            worst = max(worst, distance(answer.first, expected.first), distance(answer.second, expected.second))
+    return worst
+
+
 class Counting(nn.Module):
     """A layer that counts its calls, in eval mode too."""
 
@@ -140,11 +180,11 @@ def in_autocast(ranks: int) -> bool:
 
 
 def on_two() -> tuple[float, bool]:
-    return max(answers(2), nested()), idle() and in_autocast(2)
+    return max(answers(2), nested(), pairs()), idle() and in_autocast(2)
 
 
 def test_two_ranks():
-    """Answers are those of one process; nested values; waiting for requests is no hang."""
+    """Answers are those of one process; nested values, dataclasses too; waiting for requests is no hang."""
     results = on_ranks(2, on_two)
     assert max(worst for worst, _ in results) < 1e-5
     assert all(is_alive for _, is_alive in results)

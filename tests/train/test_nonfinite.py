@@ -1,6 +1,7 @@
 """Where something became infinite: a fault put into each part in turn is found there."""
 
 import copy
+import dataclasses
 import functools
 import math
 
@@ -51,6 +52,24 @@ def test_forward(where, runtime):
     assert not fault.weights
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), buffers, strict=True))
     assert len(part._forward_hooks) == 1
+
+
+@dataclasses.dataclass
+class Output:
+    """What a network may give."""
+
+    logits: torch.Tensor
+
+
+class Dividing(nn.Linear):
+    """A layer that divides by zero, within a dataclass."""
+
+    def forward(self, x):
+        return Output(super().forward(x) / 0)
+
+
+def test_outputs_in_dataclasses_are_looked_into():
+    assert forward_fault(Dividing(2, 2), torch.ones(1, 2), TrainingProcesses()).where == "Dividing"
 
 
 def test_the_first_module_in_the_part_is_named():

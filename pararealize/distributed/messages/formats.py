@@ -1,7 +1,8 @@
 """A value that is to be sent -> its format: what the receiving rank has to allocate, and how tensors are nested in it.
 
-A value is a tensor, or tensors and plain objects nested in tuples, lists and dicts. Its description is the same nest
-with a format in each tensor's place: small, and fit to be sent as an object.
+A value is a tensor, or tensors and plain objects nested in the containers of :mod:`pararealize.tracing.containers`. Its
+format is the same nest with a number in each leaf's place, and for each number a tensor's format or the plain object:
+small, and fit to be sent as an object.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
-__all__ = ["TensorFormat", "ValueFormat", "describe", "in_memory_order"]
+from pararealize.tracing.containers import leaves_of, map_leaves
+
+__all__ = ["TensorFormat", "ValueFormat", "in_memory_order", "tensors_in"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,16 +56,22 @@ class ValueFormat:
 
     Attributes:
         leaves: for each leaf of the nest its format where it is a tensor, or the object itself, wrapped.
-        nesting: how the leaves are nested.
+        nesting: the nest, with the number of a leaf in its place.
     """
 
     leaves: tuple[TensorFormat | PlainObject, ...]
-    nesting: pytree.TreeSpec
+    nesting: Any
 
     @classmethod
-    def read(cls, description: Any) -> ValueFormat:
-        """Of a description that :func:`describe` gave."""
-        leaves, nesting = pytree.tree_flatten(description)
+    def of(cls, value: Any) -> ValueFormat:
+        """That of a value."""
+        leaves: list[TensorFormat | PlainObject] = []
+
+        def numbered(leaf: Any) -> int:
+            leaves.append(TensorFormat.of(leaf) if isinstance(leaf, torch.Tensor) else PlainObject(leaf))
+            return len(leaves) - 1
+
+        nesting = map_leaves(numbered, value)
         return cls(tuple(leaves), nesting)
 
     @property
@@ -80,21 +88,19 @@ class ValueFormat:
         """The value with these tensors."""
         rest = iter(tensors)
         leaves = [leaf.value if isinstance(leaf, PlainObject) else next(rest) for leaf in self.leaves]
-        return pytree.tree_unflatten(leaves, self.nesting)
+        return map_leaves(leaves.__getitem__, self.nesting)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlainObject:
-    """A leaf that is no tensor: wrapped, so that the nest of the description has as many leaves as the value's."""
+    """A leaf that is no tensor, wrapped: it is told from a tensor's format whatever it is."""
 
     value: Any
 
 
-def describe(value: Any) -> Any:
-    """The value with a format in each tensor's place."""
-    return pytree.tree_map(
-        lambda leaf: TensorFormat.of(leaf) if isinstance(leaf, torch.Tensor) else PlainObject(leaf), value
-    )
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors of a value, in the order in which they are sent."""
+    return [leaf for leaf in leaves_of(value) if isinstance(leaf, torch.Tensor)]
 
 
 def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:

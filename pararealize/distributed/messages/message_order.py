@@ -33,11 +33,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils import _pytree as pytree
 
 from pararealize.errors import DistributedError
 
-from .formats import TensorFormat, ValueFormat, describe
+from .formats import TensorFormat, ValueFormat, tensors_in
 from .point_to_point import PointToPoint
 
 __all__ = ["ORDERED_TAG", "PendingMessage", "StepMessages", "message_tags"]
@@ -101,17 +100,14 @@ class StepMessages:
     def send(self, name: str, value: Any, to: int) -> None:
         """Begin to send a value; it must not change until the step ends."""
         if not self.formats_known:
-            description = describe(value)
-            self._formats[name] = ValueFormat.read(description)
-            self.channel.send_object(name, (name, description), to)
+            self._formats[name] = ValueFormat.of(value)
+            self.channel.send_object(name, (name, self._formats[name]), to)
         for tensor in self._packed(name, value):
             self.channel.isend(name, tensor, to, self._tag(name))
 
     def _packed(self, name: str, value: Any) -> Iterator[torch.Tensor]:
         """The tensors of a value in the format of its name."""
-        for leaf, tensor_format in zip(pytree.tree_leaves(value), self._formats[name].leaves, strict=True):
-            if not isinstance(tensor_format, TensorFormat):
-                continue
+        for leaf, tensor_format in zip(tensors_in(value), self._formats[name].tensors, strict=True):
             if tuple(leaf.shape) != tensor_format.shape or leaf.dtype != tensor_format.dtype:
                 raise DistributedError(
                     f"{self.channel.who(self.channel.rank)}: {name} is {TensorFormat.of(leaf)}, and with inputs like "
@@ -130,17 +126,16 @@ class StepMessages:
     def receive(self, pending: PendingMessage) -> Any:
         """Wait for a value."""
         if pending.works is None and pending.is_broadcast:
-            description = self.channel.broadcast_object(pending.name, None, pending.peer)
-            self._formats[pending.name] = ValueFormat.read(description)
+            self._formats[pending.name] = self.channel.broadcast_object(pending.name, None, pending.peer)
             self._begin_broadcast(pending)
         if pending.works is None:
-            name, description = self.channel.receive_object(pending.name, pending.peer)
+            name, value_format = self.channel.receive_object(pending.name, pending.peer)
             if name != pending.name:
                 raise DistributedError(
                     f"{self.channel.who(self.channel.rank)} expected {pending.name} from "
                     f"{self.channel.who(pending.peer)}, which sent {name}"
                 )
-            self._formats[name] = ValueFormat.read(description)
+            self._formats[name] = value_format
             self._post(pending, self._formats[name].tensors, self._tag(name))
         return self._formats[pending.name].filled(self._arrived(pending))
 
@@ -162,7 +157,7 @@ class StepMessages:
             self.send(name, value, readers[0])
             return
         if not self.formats_known:
-            self._formats[name] = ValueFormat.read(channel.broadcast_object(name, describe(value), channel.rank))
+            self._formats[name] = channel.broadcast_object(name, ValueFormat.of(value), channel.rank)
         for tensor in self._packed(name, value):
             channel.keep(name, channel.rank, channel.broadcast(tensor, channel.rank), tensor)
 
@@ -264,15 +259,15 @@ class StepMessages:
                 f"the ranks' parts of {name} are {', '.join(map(str, formats))}, and cannot be summed; shapes of "
                 "segments must be those of the plan"
             )
-        return ValueFormat.read(dataclasses.replace(formats[0], dtype=dtype))
+        return ValueFormat((dataclasses.replace(formats[0], dtype=dtype),), 0)
 
     # Values for all ranks ---------------------------------------------------------------------------------------------
 
     def share(self, name: str, value: torch.Tensor | None, owner: int) -> tuple[torch.Tensor, dist.Work]:
         """Begin to give a tensor of one rank to all others; its format is learnt in the first step, too."""
         if not self.formats_known:
-            description = None if value is None else describe(value)
-            self._formats[name] = ValueFormat.read(self.channel.broadcast_object(name, description, owner))
+            value_format = None if value is None else ValueFormat.of(value)
+            self._formats[name] = self.channel.broadcast_object(name, value_format, owner)
         (tensor_format,) = self._formats[name].tensors
         tensor = tensor_format.empty(self.channel.device) if value is None else value.detach().clone()
         return tensor, self.channel.broadcast(tensor, owner)
@@ -280,9 +275,8 @@ class StepMessages:
     def copy_to_all(self, value: Any, owner: int) -> Any:
         """A value of one rank, on all of them: tensors anywhere within it are copied to the ranks' devices."""
         channel, is_owner = self.channel, self.channel.rank == owner
-        description = channel.broadcast_object("the output", describe(value) if is_owner else None, owner)
-        value_format = ValueFormat.read(description)
-        ours = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)] if is_owner else []
+        value_format = channel.broadcast_object("the output", ValueFormat.of(value) if is_owner else None, owner)
+        ours = tensors_in(value) if is_owner else []
         tensors = []
         for i, tensor_format in enumerate(value_format.tensors):
             tensor = tensor_format.packed(ours[i]) if is_owner else tensor_format.empty(channel.device)

@@ -1,9 +1,12 @@
 """What a tensor in a message looks like."""
 
+import dataclasses
+import pickle
+
 import pytest
 import torch
 
-from pararealize.distributed.messages.formats import TensorFormat, in_memory_order
+from pararealize.distributed.messages.formats import TensorFormat, ValueFormat, in_memory_order, tensors_in
 
 TENSORS = {
     "contiguous": torch.randn(2, 3, 4, 5),
@@ -28,6 +31,29 @@ def test_a_flat_copy_makes_the_same_tensor(name: str) -> None:
     assert torch.equal(arrived, tensor)
     assert arrived.dtype is tensor.dtype
     assert arrived.stride() == packed.stride()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A value, or what a leaf of one may be."""
+
+    first: object
+    second: object
+
+
+def test_a_value_of_any_containers_comes_back_from_its_format() -> None:
+    """Tensors are sent one by one wherever they are; none of their numbers is part of the format."""
+    x, y = torch.randn(300, 2), torch.arange(3)
+    value = {"a": Pair(x, (None, Pair("text", y))), "b": [1, TensorFormat.of(x)]}
+    value_format = pickle.loads(pickle.dumps(ValueFormat.of(value)))
+    assert len(pickle.dumps(value_format)) < 1000
+    assert value_format.tensors == [TensorFormat.of(x), TensorFormat.of(y)]
+    assert len(value_format.gradients) == 1
+    assert [tensor.shape for tensor in tensors_in(value)] == [x.shape, y.shape]
+    back = value_format.filled(tensors_in(value))
+    assert back["a"].first is x
+    assert back["a"].second[1] == Pair("text", y)
+    assert back["b"] == value["b"]
 
 
 def test_layouts_that_fill_memory_are_kept() -> None:
