@@ -91,7 +91,8 @@ class Stage(StageModule):
             **kwargs: the network's inputs by name.
 
         Returns:
-            The loss, detached and not scaled, on every rank.
+            The loss, detached and not scaled, on every rank: the same bits, of the element type of the first step with
+            inputs like these.
 
         Raises:
             DistributedError: ranks disagree on shapes, types, mode, autocast or the kind of call, or one did not answer

@@ -264,12 +264,18 @@ class StepMessages:
     # Values for all ranks ---------------------------------------------------------------------------------------------
 
     def share(self, name: str, value: torch.Tensor | None, owner: int) -> tuple[torch.Tensor, dist.Work]:
-        """Begin to give a tensor of one rank to all others; its format is learnt in the first step, too."""
+        """Begin to give one number of one rank to all others, as its copy on all ranks.
+
+        Its format is learnt in the first step, too. Other steps cast to it: unlike messages between segments, a loss
+        has the element type of what the caller compares with, of which the ranks know nothing.
+        """
         if not self.formats_known:
             value_format = None if value is None else ValueFormat.of(value)
             self._formats[name] = self.channel.broadcast_object(name, value_format, owner)
         (tensor_format,) = self._formats[name].tensors
-        tensor = tensor_format.empty(self.channel.device) if value is None else value.detach().clone()
+        tensor = tensor_format.empty(self.channel.device)
+        if value is not None:
+            tensor.copy_(value.detach().reshape(tensor_format.shape))
         return tensor, self.channel.broadcast(tensor, owner)
 
     def copy_to_all(self, value: Any, owner: int) -> Any:

@@ -116,9 +116,11 @@ def for_all():
     channel = channel_of()
     messages = StepMessages(channel, {})
     shared = []
-    for step in range(2):
-        value, work = messages.share("loss", torch.tensor(1.5 + step) if channel.rank == 1 else None, 1)
+    for step, dtype in enumerate([torch.float32, torch.float64, torch.bfloat16]):
+        loss = torch.full((1,) * step, 1.5 + step, dtype=dtype)
+        value, work = messages.share("loss", loss if channel.rank == 1 else None, 1)
         channel.wait(work, "loss", 1)
+        assert (value.dtype, value.shape) == (torch.float32, ())
         shared.append(value.item())
         messages.formats_known = True
     copy = messages.copy_to_all(value_of(7) if channel.rank == 0 else None, 0)
@@ -153,7 +155,7 @@ def sums():
 
 def test_a_loss_an_output_and_a_sum_are_given_to_all() -> None:
     shared, totals = zip(*on_ranks(2, for_all_and_sums), strict=True)
-    assert shared == (([1.5, 2.5], [[7.0] * 3] * 2, ("step 7", None)),) * 2
+    assert shared == (([1.5, 2.5, 3.5], [[7.0] * 3] * 2, ("step 7", None)),) * 2
     first, last = totals
     for ours, theirs in zip(first[:2] + first[4:6], last[:2] + last[4:6], strict=True):
         assert ours == theirs
