@@ -43,6 +43,26 @@ def test_rounding_is_no_difference_and_whole_numbers_have_none() -> None:
     assert not about_the_same(sample(nan), sample(torch.tensor([0.0, 1.0, torch.inf])))
 
 
+@pytest.mark.parametrize("large", [1.7e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("columns", [1, 8, 14])
+def test_large_numbers_hide_no_others(large: float, columns: int) -> None:
+    """Each number is compared by its own size, whatever stands beside it."""
+    batch, other = torch.randn(2, 4, 16).unbind()
+    batch[:, :columns] = other[:, :columns] = large
+    assert not about_the_same(sample(batch), sample(other))
+    assert not about_the_same(sample(other), sample(batch))
+    assert about_the_same(sample(batch), sample(batch * (1 - 1e-6)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_next_to_zero_have_the_rounding_of_others(dtype: torch.dtype) -> None:
+    for i in range(64):
+        batch = torch.randn(8, 8)
+        batch.view(-1)[i] *= 1e-6  # of a mean that was subtracted
+        noisy = batch + 1e-6 * torch.randn(8, 8)
+        assert about_the_same(sample(batch.to(dtype)), sample(noisy.to(dtype)))
+
+
 @pytest.mark.parametrize("shape", [(64, 512), (2, 3, 224, 224), (100_000,)])
 def test_numbers_come_from_all_over_a_tensor(shape: tuple[int, ...]) -> None:
     places = torch.arange(int(torch.tensor(shape).prod())).reshape(shape)
