@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pararealize.distributed.stage import Stage
+from pararealize.distributed.training_processes import processes_of
 from pararealize.errors import RecipeError
 from pararealize.random_state import derived_seed
 
@@ -193,29 +195,46 @@ class Recipe:
 def he_weights(net: nn.Module, seed: int) -> int:
     """Draw the weights of all convolutions anew, normal with mean 0 and variance 2 / fan-out, and zero their biases.
 
-    Each is drawn from the seed and its own name, so that a rank that holds a part of the network draws what one process
-    would. What conversion added (``adapters``, ``coarse``) keeps its own initial weights, and so does all that is no
-    convolution.
+    Each is drawn from the seed and its own name, of several names the first, so that a rank that holds a part of the
+    network draws what one process would. What conversion added (``adapters``, ``coarse``) keeps its own initial
+    weights, and so does all that is no convolution. Over several ranks all of them call it.
 
     Returns:
-        How many convolutions were drawn.
+        How many convolutions were drawn, of those that are here.
 
     Source: He, Zhang, Ren and Sun, "Delving deep into rectifiers", ICCV 2015.
     """
-    count = 0
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    for name, module in net.named_modules():
-        if not isinstance(module, kinds) or name.split(".")[0] in ("adapters", "coarse"):
-            continue
-        weight = torch.empty(module.weight.shape, dtype=module.weight.dtype)
-        generator = torch.Generator().manual_seed(derived_seed(seed, name))
-        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        with torch.no_grad():
-            module.weight.copy_(weight)
-            if module.bias is not None:
-                module.bias.zero_()
-        count += 1
-    return count
+    convolutions = [
+        module
+        for name, module in net.named_modules()
+        if isinstance(module, kinds) and name.split(".")[0] not in ("adapters", "coarse")
+    ]
+    names = _first_names(net)
+    weights = {names[module.weight] for module in convolutions if module.weight in names}
+    biases = {names[module.bias] for module in convolutions if module.bias in names}
+    # a rank that shares a convolution's weight need not hold the convolution
+    for its_weights, its_biases in processes_of(net).gather((weights, biases)):
+        weights, biases = weights | its_weights, biases | its_biases
+    with torch.no_grad():
+        for parameter, name in names.items():
+            if name in weights:
+                weight = torch.empty(parameter.shape, dtype=parameter.dtype)
+                generator = torch.Generator().manual_seed(derived_seed(seed, name.removesuffix(".weight")))
+                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
+                parameter.copy_(weight)
+            elif name in biases:
+                parameter.zero_()
+    return len(convolutions)
+
+
+def _first_names(net: nn.Module) -> dict[nn.Parameter, str]:
+    """Each parameter with the first of its names in the whole network, which is the same on every rank."""
+    tied = net.tied_names if isinstance(net, Stage) else {}
+    names: dict[nn.Parameter, str] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        names[parameter] = min(name, *tied.get(name, ()), names.get(parameter, name))
+    return names
 
 
 def _is_integer(value: object, least: int) -> bool:

@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from pararealize import Recipe, pararealize
 from pararealize.errors import RecipeError
 from pararealize.models import resnet20
 from pararealize.train.recipe import he_weights
+from tests.ranks import on_ranks
 from tests.training import network
 
 
@@ -132,3 +134,41 @@ def test_hes_weights():
     he_weights(again, 4)
     assert not torch.equal(again.get_parameter("stage3.1.conv1.weight"), weight)
     assert he_weights(network(), 0) == 0
+
+
+class Reads(nn.Module):
+    """A layer with the kernel of another module's convolution, of which it has no module."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x):
+        return x + torch.tanh(nn.functional.conv1d(x, self.weight, padding=1))
+
+
+def tied_convolutions():
+    """A model whose last layers have the kernels of the first."""
+    torch.manual_seed(0)
+    first = [nn.Conv1d(4, 4, 3, padding=1) for _ in range(3)]
+    tied = nn.Conv1d(4, 4, 3, padding=1)
+    tied.weight, tied.bias = first[1].weight, first[0].bias
+    between, last = (nn.Conv1d(4, 4, 3, padding=1) for _ in range(2))
+    model = nn.Sequential(*first, between, tied, Reads(first[2].weight), last)
+    return pararealize(model, n=2, coarse="linear", example_inputs=torch.zeros(2, 4, 8))
+
+
+def drawn_on_ranks():
+    stage = tied_convolutions().distribute(init_device_mesh("cpu", (2,), mesh_dim_names=("parareal",)), timeout=20)
+    return he_weights(stage, 3), {name: value.tolist() for name, value in stage.state_dict().items()}
+
+
+def test_hes_weights_of_tied_convolutions_are_those_of_one_process_on_every_rank():
+    net = tied_convolutions()
+    (first_count, first), (last_count, last) = on_ranks(2, drawn_on_ranks)
+    assert first_count + last_count == he_weights(net, 3) == 6
+    assert {"1.weight", "2.weight"} <= first.keys()
+    assert {"4.weight", "5.weight"} <= last.keys()
+    whole = {name: value.tolist() for name, value in net.state_dict().items()}
+    for state in (first, last):
+        assert state == {name: whole[name] for name in state}
