@@ -122,7 +122,7 @@ class RankCalls:
         *,
         training: bool,
         averages: bool,
-        scales: bool,
+        scaler: str,
     ) -> StepMessages:
         """Announce a training step, to the network's other copies too; its messages.
 
@@ -132,9 +132,9 @@ class RankCalls:
             samples: of the inputs.
             training: whether the network is in train mode.
             averages: whether gradients are averaged and summed at its end, outside of ``no_sync``.
-            scales: whether the loss is scaled.
+            scaler: whether and by what the loss is scaled.
         """
-        facts = {"no_sync": "off" if averages else "on", "scaler": "on" if scales else "off"}
+        facts = {"no_sync": "off" if averages else "on", "scaler": scaler}
         messages = self.begin(call, inputs, samples, training=training, **facts)
         self._steps += 1
         if self._copies is not None:

@@ -29,7 +29,7 @@ from .rank_calls import samples_of
 from .rank_setup import RankSetup
 from .serving import Server, serve_requests
 from .stage_module import RankProgram, StageModule
-from .step import check_loss
+from .step import check_loss, scaler_fact, scaler_fault
 
 __all__ = ["Stage"]
 
@@ -87,7 +87,8 @@ class Stage(StageModule):
             target: what ``loss_fn`` compares with; needed on the last rank only. Left out, ``loss_fn(output)`` is
                 called.
             loss_fn: ``(output, target) -> one number``, such as a mean over the batch; called on the last rank only.
-            scaler: scales the loss before it is differentiated; every rank passes its own.
+            scaler: scales the loss before it is differentiated; every rank passes its own, over several ranks a
+                ``ShardedGradScaler(process_group=stage.group)``, so that all skip a step where one does.
             **kwargs: the network's inputs by name.
 
         Returns:
@@ -101,7 +102,8 @@ class Stage(StageModule):
                 the guards under which the network was recorded; a GuardError and an ExampleError.
         """
         with self.rank_setup.call("step"), torch.enable_grad(), self._usable_only_if_it_ends_well():
-            if fault := _step_fault(loss_fn, scaler, needs_loss=self.rank_setup.owns_head):
+            fault = _step_fault(loss_fn, needs_loss=self.rank_setup.owns_head) or scaler_fault(scaler, self.group)
+            if fault:
                 self._refuse("step", fault)
             inputs, samples = self._inputs(args, kwargs, "step")
             messages = self.rank_setup.calls.begin_step(
@@ -110,7 +112,7 @@ class Stage(StageModule):
                 samples,
                 training=self.training,
                 averages=self._averages_gradients,
-                scales=scaler is not None and scaler.is_enabled(),
+                scaler=scaler_fact(scaler, self.device),
             )
             return self._step(inputs, messages, target, loss_fn, scaler)
 
@@ -366,12 +368,10 @@ class Stage(StageModule):
             activity.recording = None
 
 
-def _step_fault(loss_fn: Any, scaler: Any, *, needs_loss: bool) -> str:
-    """What is wrong with the arguments of a step; empty where nothing is. Ranks without the head need no loss."""
+def _step_fault(loss_fn: Any, *, needs_loss: bool) -> str:
+    """What is wrong with the loss of a step; empty where nothing is. Ranks without the head need none."""
     if needs_loss and not callable(loss_fn):
         return f"loss_fn is {loss_fn!r}; pass a function (output, target) -> one number"
-    if scaler is not None and not (hasattr(scaler, "scale") and hasattr(scaler, "is_enabled")):
-        return f"scaler is {scaler!r}; pass a torch.amp.GradScaler, or leave it out"
     return ""
 
 

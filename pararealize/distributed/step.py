@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from pararealize.errors import DistributedError
 
@@ -39,7 +40,7 @@ from .window_ends import (
     return_begin_gradient,
 )
 
-__all__ = ["SegmentStep", "check_loss"]
+__all__ = ["SegmentStep", "check_loss", "scaler_fact", "scaler_fault"]
 
 
 class SegmentStep:
@@ -266,3 +267,31 @@ def check_loss(loss: Any) -> torch.Tensor:
             "the output, such as a mean over the batch"
         )
     return loss
+
+
+def scaler_fault(scaler: Any, group: dist.ProcessGroup) -> str:
+    """Why the ranks of a group cannot scale a loss so, each with a scaler of its own; empty where they can."""
+    remedy = "pass a torch.distributed.fsdp.sharded_grad_scaler.ShardedGradScaler(process_group=stage.group)"
+    if scaler is None:
+        return ""
+    if not (hasattr(scaler, "scale") and hasattr(scaler, "is_enabled")):
+        return f"scaler is {scaler!r}; pass a torch.amp.GradScaler, or leave it out"
+    ranks = dist.get_process_group_ranks(group)
+    if not scaler.is_enabled() or len(ranks) == 1:
+        return ""
+    if getattr(type(scaler), "unscale_", None) is torch.amp.GradScaler.unscale_:  # it asks no other rank
+        return (
+            f"scaler is a {type(scaler).__name__}, which skips a step on the rank whose gradients overflow and on no "
+            f"other of {len(ranks)}; {remedy}"
+        )
+    asked = getattr(scaler, "process_group", None)  # None is every rank there is
+    if missing := [] if asked is None else sorted({*ranks} - {*dist.get_process_group_ranks(asked)}):
+        return f"the scaler's process group is without the ranks {missing} of this network; {remedy}"
+    return ""
+
+
+def scaler_fact(scaler: torch.amp.GradScaler | None, device: torch.device) -> str:
+    """A scaler as ranks compare it; with its scale where reading that does not hold up the device."""
+    if scaler is None or not scaler.is_enabled():
+        return "off"
+    return f"on, with the scale {scaler.get_scale():g}" if device.type == "cpu" else "on"

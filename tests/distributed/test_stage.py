@@ -268,6 +268,10 @@ def wrong_calls():
         said[f"max_norm {bad}"] = heard(lambda bad=bad: stage.clip_grad_norm_(bad))
     said["norm_type"] = heard(lambda: stage.clip_grad_norm_(1.0, 0.0))
     said["scaler"] = heard(lambda: stage.step(x, **step, scaler=1.0))
+    said["plain scaler"] = heard(lambda: stage.step(x, **step, scaler=torch.amp.GradScaler("cpu")))
+    alone = [dist.new_group([rank]) for rank in range(2)][last]
+    said["scaler's group"] = heard(lambda: stage.step(x, **step, scaler=ShardedGradScaler("cpu", process_group=alone)))
+    stage.step(x, **step, scaler=torch.amp.GradScaler("cpu", enabled=False))
     stage.step(x, **step)
     said["fork"] = "", in_child(lambda: stage.step(x, **step))
     said["fork, load"] = "", in_child(lambda: stage.load_state_dict(stage.state_dict()))
@@ -279,6 +283,7 @@ def wrong_calls():
     for name, call in (  # of one rank alone, when the others have begun: the run is over
         ("close", lambda stage: stage.step(x, **{**step, "loss_fn": closes})),
         ("loss_fn", lambda stage: stage.step(x, **{**step, "loss_fn": None})),
+        ("scale", lambda stage: stage.step(x, **step, scaler=ShardedGradScaler("cpu", init_scale=2.0 + last))),
         ("one max_norm", lambda stage: stage.clip_grad_norm_(float("nan") if last else 1.0)),
     ):
         said[name] = heard(partial(call, stage))
@@ -300,6 +305,9 @@ TOLD = {
     "norm_type": "norm_type is 0.0; pass a number above 0",
     "loss_fn": "loss_fn is None; pass a function",
     "scaler": "scaler is 1.0; pass a torch.amp.GradScaler",
+    "plain scaler": "scaler is a GradScaler, which skips a step on the rank .* no other of 2; pass a .*Sharded",
+    "scaler's group": r"the scaler's process group is without the ranks \[[01]\] of this network; pass a",
+    "scale": "scaler is on, with the scale 2 on rank 0 .*, on, with the scale 3 on rank 1",
     "fork": "DistributedError: process .* was forked from rank",
     "fork, load": "DistributedError: process .* was forked from rank",
     "close": r"is within a call of the stage, which needs what close\(\) ends",
@@ -312,7 +320,7 @@ def test_calls_that_cannot_be_made_are_named_on_every_rank():
         assert said.keys() == TOLD.keys()
         for what, (kind, text) in said.items():
             assert re.search(TOLD[what], text), (what, text)
-            if what in ("close", "destroyed", "loss_fn", "one max_norm"):
-                assert kind in ("DistributedError", "RankError"), what
+            if what in ("close", "destroyed", "loss_fn", "scale", "one max_norm"):
+                assert kind in ("DistributedError", "RankError", "DisagreementError"), what
             elif "fork" not in what:
                 assert kind == "AgreedError", what
