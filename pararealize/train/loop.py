@@ -33,7 +33,7 @@ from pararealize.train.run.plain_state import PlainState, read_plain_state
 from pararealize.train.run.progress import Progress, RateMeter
 from pararealize.train.run.run_folder import RunFolder
 from pararealize.train.run.saved_network import WEIGHTS, write_saved
-from pararealize.train.run.score import Score, as_input, evaluate
+from pararealize.train.run.score import Score, as_input, enter_train_mode, evaluate
 from pararealize.train.run.tensorboard import Board
 
 from .nonfinite import backward_fault, forward_fault
@@ -71,7 +71,8 @@ def fit(
 
     Args:
         net: any module from inputs to logits ``(batch, classes)``: an original, a parareal network, a way to run one, a
-            rank's stage. It is trained where it is, in train mode, and left so.
+            rank's stage. It is trained where it is, in train mode, and left so; where it is in train mode already,
+            modules within that are in eval mode, such as frozen batch norms, stay so.
         data: batches of inputs and labels; order and augmentation follow from its own seed.
         recipe: optimiser, schedule and so on; left out, the paper's.
         folder: where metrics, checkpoints, curves and the trained weights go; on a disk that all ranks see. It must not
@@ -192,7 +193,7 @@ class _Training:
         previous: bool,
     ) -> None:
         """Draw weights where the recipe says so, or take everything from the folder's last checkpoint."""
-        self.net.train()
+        enter_train_mode(self.net)
         self.seed_random("begin")
         if path is not None:
             self.folder = folder = RunFolder(path)

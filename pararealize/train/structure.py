@@ -42,6 +42,8 @@ def structure_facts(net: nn.Module) -> dict[str, str]:
             if type(inner) not in sources:
                 sources[type(inner)] = "\n".join(_sources(type(inner)))
             facts[f"settings of {name}"] = f"{_settings(inner)} {sources[type(inner)]}"
+            if inner.training is not net.training:
+                facts[f"settings of {name}"] += f" in {'train' if inner.training else 'eval'} mode"
     named = (*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False))
     for name, tensor in named:
         how = "trained" if tensor.requires_grad else "kept"

@@ -19,7 +19,7 @@ from pararealize.errors import DataError, ExampleError, ModelError
 from pararealize.restore import preserve_training_flags
 from pararealize.tracing.containers import map_leaves, on_device
 
-__all__ = ["Score", "as_input", "correct", "eval_mode", "evaluate", "logits_of"]
+__all__ = ["Score", "as_input", "correct", "enter_train_mode", "eval_mode", "evaluate", "logits_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +131,9 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
     with preserve_training_flags(net):
         net.eval()
         yield
+
+
+def enter_train_mode(net: nn.Module) -> None:
+    """Put a network into train mode; where it is so already, modules that were set apart keep theirs."""
+    if not (net.training and any(module.training for name, module in net.named_modules() if name)):
+        net.train()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pararealize import Recipe, evaluate, fit
+from pararealize import Recipe, evaluate, fit, run_local
 from pararealize.errors import ExampleError
 from pararealize.train.run.score import logits_of
 from tests.training import chain, network, samples
@@ -83,3 +83,22 @@ def test_too_few_classes():
         evaluate(few, data)
     with pytest.raises(ExampleError, match=told):
         fit(few, data, Recipe(epochs=1))
+
+
+def test_modules_that_were_set_apart_keep_their_mode():
+    net, recipe = network(dropout=0.0), Recipe(epochs=1)
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm1d)]
+    for norm in norms[:3]:
+        norm.eval()
+    before = [norm.running_mean.clone() for norm in norms]
+    fit(net, samples(), recipe)
+    assert net.training
+    assert [norm.training for norm in norms] == [False] * 3 + [True] * 3
+    kept = [torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True)]
+    assert kept == [True] * 3 + [False] * 3
+    fit(net.eval(), samples(), recipe)
+    assert all(module.training for module in net.modules())
+    local = run_local(net.eval()).train()
+    net.eval()  # all that it runs
+    fit(local, samples(), recipe)
+    assert all(norm.training for norm in norms)
