@@ -44,7 +44,6 @@ from pararealize.tracing.original import Original
 from pararealize.tracing.recordings import LIMIT, Recordings
 
 from .autograd import KeptStates, LayerPropagation
-from .pieces import LayerPieces, layers_anew, whole_graph
 from .pieces import LayerPieces, layers_anew, watch_of, whole_graph
 
 __all__ = ["LayerParallel", "layer_parallel"]
