@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 from pararealize import layer_parallel, models
 from pararealize.errors import ModelError, MultigridError, RecordingWarning
@@ -311,6 +313,53 @@ def test_hooks_of_gradients_that_are_registered_later() -> None:
         net(x)
     handle.remove()
     net(x).sum().backward()
+
+
+class Checkpointed(nn.Module):
+    """A block whose branch, with a norm, is computed anew in backward; as one call where it is opaque."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.a = nn.BatchNorm1d(width), nn.Linear(width, width)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return 0.3 * torch.tanh(self.a(self.norm(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.branch, x, use_reentrant=False)
+
+
+class AroundCheckpoints(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(Checkpointed(4) for _ in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x)
+        return x
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_statistics_under_checkpoints_move_as_in_the_network(opaque: bool) -> None:
+    """Once in forward, and once where the backward pass computes them anew, whatever the iterations."""
+    model, x = AroundCheckpoints().double(), torch.randn(5, 4, dtype=F64)
+    leaf_modules = (Checkpointed,) if opaque else ()
+    assert_same(converged(model, x, leaf_modules=leaf_modules), model, x)
+    net = layer_parallel(AroundCheckpoints().double(), 2, 2, 1, 3, example_inputs=x, leaf_modules=leaf_modules)
+    net(x).sum().backward()
+    assert {int(branch.norm.num_batches_tracked) for branch in net.branches} == {2}
+
+
+def test_buffers_that_a_layer_has_got_since() -> None:
+    """A spectral norm's vectors move once a step."""
+    model, x = Chains((6,), (4,)).double(), example()
+    net = converged(model, x)
+    for module in (net, model):
+        torch.manual_seed(0)
+        for block in module.chains[0]:
+            spectral_norm(block.first)
+    assert_same(net, model, x)
 
 
 class Attending(nn.Module):

@@ -27,6 +27,7 @@ from pararealize.restore import left_as_found
 from pararealize.tracing.captured import Capture
 from pararealize.tracing.hooks import tensor_hook_of
 from pararealize.tracing.module_view import Piece
+from pararealize.tracing.regions import Checkpoint
 
 from .hierarchy import Hierarchy
 from .layers import Layer
@@ -57,7 +58,7 @@ class TimeStep:
     Attributes:
         layer: its description.
         f: the map, called with u and its context.
-        has_buffers: whether calling it may change buffers.
+        computes_anew: whether differentiating it may call it once more, as checkpoints do, or a call not looked into.
     """
 
     def __init__(self, tree: nn.Module, layer: Layer, f: nn.Module | None = None) -> None:
@@ -72,7 +73,14 @@ class TimeStep:
             elif node.op == "get_attr":
                 owner, _, name = path.rpartition(".")
                 self._owners.append((path, self.f.get_submodule(owner), name))
-        self.has_buffers = any(module._buffers for module in self.f.modules())
+        regions = (node.meta.get("region") or () for node in layer.graph.nodes)
+        self.computes_anew = layer.opaque or any(isinstance(c, Checkpoint) for region in regions for c in region)
+
+    @property
+    def has_buffers(self) -> bool:
+        """Whether calling it may change buffers, of modules as they are now."""
+        modules = (owner.modules() if name is None else (owner,) for _, owner, name in self._owners)
+        return any(module._buffers for some in modules for module in some)
 
     def advance(self, u: Tensor, k: Tensor, width: int = 1) -> Tensor:
         """The value behind a step of some width, from the one before it and what ``f`` gave for that."""
@@ -156,6 +164,7 @@ class Forward:
 
     Attributes:
         evaluations: every layer's evaluation in the last sweep, with its autograd graph, where ``recording``.
+        with_buffers: the numbers of the layers that may change buffers.
     """
 
     def __init__(
@@ -168,7 +177,8 @@ class Forward:
         # may take it over only from layers without buffers: relaxation runs the rest on copies of them, so that it is
         # their evaluation in the last sweep alone that a batch norm counts.
         self._first_layers = {first for first, _ in hierarchy.levels[0].intervals}
-        self._reusable = {n for n in self._first_layers if n in rows and not rows[n].has_buffers}
+        self.with_buffers = {n for n, row in rows.items() if row.has_buffers}
+        self._reusable = {n for n in self._first_layers if n in rows and n not in self.with_buffers}
         self._latest: dict[int, LayerEvaluation] = {}
 
     def step(self, level: int, s: int, u: Tensor) -> Tensor:
@@ -177,7 +187,7 @@ class Forward:
         n, row = step.layer, self.rows[step.layer]
         evaluation = self._latest.get(n)
         if evaluation is None or evaluation.u is not u:
-            with preserved_buffers(row.f) if row.has_buffers else _NOTHING:
+            with preserved_buffers(row.f) if n in self.with_buffers else _NOTHING:
                 evaluation = self._evaluate(n, u, graph=self.recording and n in self._reusable)
             if n in self._first_layers:
                 self._latest[n] = evaluation
@@ -230,9 +240,13 @@ class Adjoint:
     def step(self, level: int, s: int, value: Tensor) -> Tensor:
         """``(Φ_s^l)ᵀ λ`` with time running backwards; no gradients of parameters, and the graph stays for the sweep."""
         step = self.hierarchy.levels[level].steps[s]
-        key = step.layer, step.width
+        key = n, width = step.layer, step.width
         if key not in self._latest or self._latest[key][0] is not value:
-            self._latest[key] = value, self._transpose(step.layer, step.width, value, {}, keep=True)
+            # What is computed anew moves buffers once more, as in any backward: that of the last sweep is the one.
+            row = self.forward.rows[n]
+            moves = row.computes_anew and n in self.forward.with_buffers
+            with preserved_buffers(row.f) if moves else _NOTHING:
+                self._latest[key] = value, self._transpose(n, width, value, {}, keep=True)
         return self._latest[key][1]
 
     def sweep(self, j: int, value: Tensor) -> Tensor:
