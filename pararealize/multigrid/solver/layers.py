@@ -44,8 +44,7 @@ class Layer:
         fixed: whether it is a transition.
         post: whether a ReLU follows the sum.
         random: whether it may draw random numbers.
-        random_in_eval: whether it may in eval mode, too: by dropout that is always on, noise, or a call whose own are
-            not known.
+        random_in_eval: whether it may in eval mode, too: by dropout that is always on, by noise, or within ``opaque``.
         opaque: whether it calls a module that was not looked into.
     """
 

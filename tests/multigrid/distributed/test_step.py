@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pararealize import layer_parallel
+from pararealize.errors import PararealizeError
 from tests.models import SharedBias, StochasticDepth
 from tests.rank_comparison import furthest, mesh_of, vectors
 from tests.ranks import on_ranks
@@ -33,6 +35,28 @@ def test_a_warm_start_goes_on_until_it_forgets() -> None:
         assert last[3] == last[0]
         assert last[4] > last[2]
         assert kinds == 4  # cold, warm, of another shape, and the evaluation
+
+
+def hooked():
+    """What each rank sees of a step where a parameter's gradient has a hook; without gradients there is no fault."""
+    torch.manual_seed(0)
+    net = layer_parallel(SharedBias(8).double(), example_inputs=vectors(2, 6), coarsening=2)
+    stage, x = net.distribute(mesh_of(2), timeout=30), vectors(3, 6)
+    if dist.get_rank() == 1:
+        max(stage.parameters(), key=torch.numel).register_hook(lambda gradient: gradient * 0.5)
+    stage(x)
+    try:
+        stage.step(x, loss_fn=lambda y: y.square().mean())
+    except PararealizeError as error:
+        return str(error)
+    return ""
+
+
+def test_hooks_on_gradients_are_refused_where_they_are() -> None:
+    first, second = on_ranks(2, hooked)
+    assert "has the hook" in second
+    assert "after backward" in second
+    assert "rank 1" in first
 
 
 def with_contexts():
