@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
 from pararealize.errors import MultigridError
@@ -165,11 +164,32 @@ class _SolveFunction(torch.autograd.Function):
         return layers.solve(u.detach(), context, recording=True)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         _ = ctx.saved_tensors  # a second backward without retain_graph=True is refused in torch's own words
         # Whether retain_graph=True was passed: torch.autograd.Function does not say, and torch's own compiled
         # backward (torch/_functorch/_aot_autograd/runtime_wrappers.py) asks the graph task in the same way.
         keep = bool(torch._C._autograd._get_current_graph_task_keep_graph())
-        entering, gradients = ctx.layers.solve_adjoint(gradient, keep=keep)
+        with torch.no_grad():
+            entering, gradients = ctx.layers.solve_adjoint(gradient, keep=keep)
+        if torch.is_grad_enabled():  # create_graph=True
+            entering, *gradients = _DifferentiableOnce.apply(torch.ones((), requires_grad=True), entering, *gradients)
         return None, None, entering, *gradients
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """Gradients of the adjoint solve -> the same, which refuse to be differentiated.
+
+    They hang on the network's values and parameters in ways that no graph shows, also where the gradient that came in
+    from behind hangs on nothing: an operand that requires a gradient stands for these ways.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, ways: Tensor, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ARG004
+        return tuple(None if gradient is None else gradient.view_as(gradient) for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ARG004
+        raise MultigridError(
+            "the gradient of layers that are solved for by multigrid cannot be differentiated again, as a gradient "
+            "penalty or a Hessian would; compute such a loss within net.serially(), or with net.exact = True"
+        )

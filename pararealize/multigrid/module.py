@@ -384,8 +384,6 @@ def layer_parallel(
         exact=exact,
     )
     settings.check()
-    if not tolerance >= 0:
-        raise MultigridError(f"tolerance is {tolerance!r}; pass a residual norm of at least 0")
     with ordinary_mode():
         captured = capture(model, example_inputs, leaf_modules=leaf_modules)
         check_parameter_hooks(model)

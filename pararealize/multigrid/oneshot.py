@@ -8,11 +8,12 @@ Source: Günther, Ruthotto, Schroder, Cyr, Gauger, "Layer-Parallel Training of D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from pararealize.errors import MultigridError
 from pararealize.multigrid.solver.settings import Settings
 from pararealize.restore import set_within
 
@@ -51,7 +52,11 @@ class SampleStates:
         """Keep the states that a step ended with; of a sample that stands in a batch twice, the later one.
 
         Those of other sizes, types or devices are dropped.
+
+        Raises:
+            MultigridError: they are of another number of samples.
         """
+        _check_count(samples, states)
         if any(_layouts(points) != _layouts(self._states.get(way, points)) for way, points in states.items()):
             self._places.clear()
             self._states.clear()
@@ -116,35 +121,67 @@ class OneShot:
         net.forward_iterations, net.backward_iterations = iterations, backward_iterations
         net.forget()
 
-    def step(self, loss: Callable[[], Tensor], samples: Sequence[Hashable] | None = None) -> Tensor:
+    def step(self, loss: Callable[[], Tensor], samples: Iterable[Hashable] | Tensor | None = None) -> Tensor:
         """One update of the weights.
 
         Args:
             loss: computes the loss of a batch, from the network's call on.
-            samples: what the batch's samples are called, in order, such as their numbers in the data set or
-                :func:`names_of` them. Left out: every step has the same batch.
+            samples: what the batch's samples are called, in order, such as their numbers in the data set, also as a
+                tensor, or :func:`names_of` them. Left out: every step has the same batch.
 
         Returns:
             The loss before the update, detached.
+
+        Raises:
+            MultigridError: the samples are no names, or another number of them than the batch has.
         """
-        start = dict(self.net.states if samples is None else self.states.of(samples))
+        names = None if samples is None else _names(samples)
+        start = dict(self.net.states if names is None else self.states.of(names))
 
         def evaluate() -> Tensor:
             self.net.states.clear()
             self.net.states.update(start)
             self.optimizer.zero_grad()
             value = loss()
+            if names is not None:
+                _check_count(names, self.net.states)
             torch.autograd.backward(value)
             return value.detach()
 
         # The type stubs know of closures that give a float; an optimiser hands on whatever its closure gives.
         with set_within(self.net, "warm_start", True):
             loss_before: Tensor = self.optimizer.step(evaluate)  # type: ignore[arg-type,assignment]
-        if samples is not None:
-            self.states.keep(samples, self.net.states)
+        if names is not None:
+            self.states.keep(names, self.net.states)
         return loss_before
 
 
 def names_of(x: Tensor) -> list[Hashable]:
     """A name for every sample of a batch, from its values: the same sample has the same name in any batch."""
-    return [row.contiguous().numpy().tobytes() for row in x.detach().cpu()]
+    # by bytes, since NumPy does not know all of torch's element types
+    return [row.reshape(-1).view(torch.uint8).numpy().tobytes() for row in x.detach().cpu().contiguous()]
+
+
+def _names(samples: Iterable[Hashable] | Tensor) -> list[Hashable]:
+    """Names that are equal where their values are; tensors compare by identity."""
+    values = samples.tolist() if isinstance(samples, Tensor) and samples.dim() == 1 else samples
+    try:
+        names = [value.item() if isinstance(value, Tensor) else value for value in values]
+        hash(tuple(names))
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = f"{tuple(samples.shape)} tensor" if isinstance(samples, Tensor) else type(samples).__name__
+        raise MultigridError(
+            f"the samples' names are a {what} ({type(error).__name__}: {error}); pass a list of numbers, strings or "
+            "tuples, one for each sample, or names_of(x)"
+        ) from error
+    return names
+
+
+def _check_count(names: Sequence[Hashable], states: States) -> None:
+    """Refuse another number of names than values at the C-points have samples."""
+    sizes = {point.shape[0] if point.dim() else 1 for points in states.values() for point in points}
+    if sizes - {len(names)}:
+        raise MultigridError(
+            f"{len(names)} samples are named, and the values between the layers have {', '.join(map(str, sizes))} in "
+            "their first dimension; pass one name for each"
+        )

@@ -9,6 +9,7 @@ Another method is one more function and one more row of ``METHODS``.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -165,6 +166,7 @@ def multigrid(model: nn.Module, options: Options) -> Built:
     """
     monitor_settings = _monitor_settings(options.more.get("monitor"))
     more = {name: value for name, value in options.more.items() if name != "monitor"}
+    _check_more("multigrid", more)
     if options.mesh is None or options.mesh.size() == 1:
         net = _layer_parallel("multigrid", model, dataclasses.replace(options, more=more))
         step = None if monitor_settings is None else MonitoredStep(Monitor(net, **monitor_settings))
@@ -194,7 +196,9 @@ def oneshot(model: nn.Module, options: Options) -> Built:
         raise MultigridError(
             "the method 'oneshot' keeps its few iterations and has no monitor; take 'multigrid', or leave monitor out"
         )
-    more = {"forward_iterations": 1, "backward_iterations": 1, **options.more, "warm_start": True}
+    given = {name: value for name, value in options.more.items() if name != "monitor"}
+    _check_more("oneshot", given)
+    more = {"forward_iterations": 1, "backward_iterations": 1, **given, "warm_start": True}
     net = _layer_parallel("oneshot", model, dataclasses.replace(options, more=more))
     return Built(net=net, step=one_shot_step(net))
 
@@ -205,10 +209,20 @@ def _layer_parallel(method: str, model: nn.Module, options: Options) -> LayerPar
             f"the method {method!r} trains in one process, and here are {options.mesh.size()}; start one process, or "
             "take 'parareal'"
         )
-    tracing = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules}
-    net: LayerParallel = layer_parallel(serial(model, options).net, **tracing, **options.more)
+    more = {"example_inputs": options.example_inputs, "leaf_modules": options.leaf_modules, **options.more}
+    net: LayerParallel = layer_parallel(serial(model, options).net, **more)
     _evaluate_exactly(net)
     return net
+
+
+def _check_more(method: str, more: Mapping[str, Any]) -> None:
+    """Refuse options that :func:`~pararealize.layer_parallel` does not take."""
+    names = [name for name in inspect.signature(layer_parallel).parameters if name not in ("model", "mesh")]
+    if unknown := sorted(set(more) - set(names), key=str):
+        raise MultigridError(
+            f"the method {method!r} has no option {', '.join(map(repr, unknown))} in more; there are {', '.join(names)}"
+            + (", monitor" if method == "multigrid" else "")
+        )
 
 
 def _evaluate_exactly(net: LayerParallel | LayerStage) -> None:

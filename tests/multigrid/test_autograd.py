@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pararealize import capture
+from pararealize.errors import MultigridError
 from pararealize.multigrid.autograd import KeptStates, LayerPropagation
 from pararealize.multigrid.solver.convergence import Convergence
 from pararealize.multigrid.solver.hierarchy import make_hierarchy
@@ -48,6 +49,18 @@ def prepared(**settings) -> tuple[Conditioned, LayerPropagation]:
 
 def gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((value * torch.linspace(-1, 1, 12, dtype=F64).view(3, 4)).sum(), inputs))
+
+
+def test_a_gradient_of_the_gradient_is_refused_also_where_nothing_in_it_requires_one() -> None:
+    """The loss's own gradient is a constant here, and the layers' gradient is none all the same."""
+    _, propagate = prepared()
+    u, a, b = (torch.randn(3, 4, dtype=F64, requires_grad=True) for _ in range(3))
+    value = propagate(u, [a, b])
+    (gradient,) = torch.autograd.grad(value.sum(), u, create_graph=True)
+    (plain,) = torch.autograd.grad(propagate(u, [a, b]).sum(), u)
+    assert torch.equal(gradient, plain)
+    with pytest.raises(MultigridError, match=r"cannot be differentiated again.*penalty"):
+        (value.mean() + gradient.square().sum()).backward()
 
 
 def test_u_contexts_and_parameters_have_the_serial_network_s_gradients() -> None:

@@ -86,6 +86,46 @@ def test_names_are_those_of_values() -> None:
     assert len(set(names_of(x))) == 4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64])
+def test_names_of_any_element_type(dtype: torch.dtype) -> None:
+    x = torch.arange(8).view(4, 2).to(dtype) if dtype is not torch.bool else torch.eye(4, dtype=dtype)
+    for values in (x, x[:, 0].contiguous()):
+        assert names_of(values[[2, 0]]) == [names_of(values)[2], names_of(values)[0]]
+    assert len(set(names_of(x))) == 4
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, list, lambda order: list(torch.tensor(order)), iter])
+def test_numbers_are_names_however_they_come(kind) -> None:
+    """A data loader gives the samples' numbers as a tensor, whose entries are equal to none but themselves."""
+    residuals = []
+    for names in (kind, lambda order: names_of(x[order])):  # noqa: B023
+        net, _, x = made()
+        one_shot = OneShot(net, torch.optim.SGD(net.parameters(), lr=0.0))
+        for order in ([0, 1, 2, 3], [4, 5, 6, 7], [2, 7, 0, 5]):
+            one_shot.step(lambda net=net, rows=x[order]: net(rows).square().sum(), names(order))
+        assert len(one_shot.states) == 8
+        residuals.append([norms.forward[0] for norms in net.history])
+    assert residuals[0] == residuals[1]
+
+
+def test_another_number_of_names_or_none_that_can_be_told_apart_is_refused_before_the_update() -> None:
+    net, _, x = made()
+    one_shot = OneShot(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    before = [parameter.clone() for parameter in net.parameters()]
+    for names, words in (
+        (list(range(7)), "7 samples are named, and the values between the layers have 8"),
+        ([[i] for i in range(8)], "names are a list .*unhashable"),
+        (x, r"names are a \(8, 3\) tensor"),
+        (8, "names are a int"),
+    ):
+        with pytest.raises(MultigridError, match=words):
+            one_shot.step(lambda: net(x).square().sum(), names)
+    assert len(one_shot.states) == 0
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
+    with pytest.raises(MultigridError, match="1 samples are named"):
+        SampleStates().keep(["a"], {"forward": [torch.zeros(2, 1)]})
+
+
 def test_lbfgs_with_a_line_search() -> None:
     """Every evaluation of a step begins from the same states, so that the loss is a function of the weights."""
     net, _, x = made()

@@ -52,6 +52,16 @@ def test_options_reach_the_network() -> None:
         build("oneshot", Peaks(), Options(example_inputs=data.example(), more={"levels": 9, "coarsening": 2}))
 
 
+@pytest.mark.parametrize("method", ["multigrid", "oneshot"])
+def test_an_option_that_there_is_not_is_refused(method: str) -> None:
+    inputs = torch.randn(4, 2)
+    with pytest.raises(
+        MultigridError, match=rf"{method}' has no option 'coarsning', 'mesh' in more; there are levels, "
+    ):
+        build(method, Peaks(), Options(example_inputs=inputs, more={"coarsning": 2, "mesh": None}))
+    assert build(method, Peaks(), Options(more={"example_inputs": inputs, "coarsening": 2})).net.structure
+
+
 WATCH = {"every": 3, "cosine": 0.99999, "residual": 0.15, "exact_after": 9}  # raises after steps 3 and 6
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from pararealize.argument_types import is_allowed
 from pararealize.errors import MultigridError
 from pararealize.plan.actions import Direction
 
@@ -60,13 +61,22 @@ class Settings:
         return cls(**{field.name: getattr(network, field.name) for field in dataclasses.fields(cls)})
 
     def check(self) -> None:
-        """Refuse numbers of iterations, a relaxation or a cycle that are none.
+        """Refuse settings that are none, as they may be set between steps.
 
         Raises:
             MultigridError: one of them is none; those of the forward solve are looked at first.
         """
         check_iterations(self.forward_iterations, self.relaxation, self.cycle)
         check_iterations(self.backward_iterations)
+        faults = []
+        if not is_allowed(self.tolerance, float) or not self.tolerance >= 0:
+            faults.append(f"tolerance is {self.tolerance!r}; pass a residual norm of at least 0")
+        flags = {"warm_start": self.warm_start, "exact": self.exact}
+        faults += [
+            f"{name} is {flag!r}; pass True or False" for name, flag in flags.items() if not isinstance(flag, bool)
+        ]
+        if faults:
+            raise MultigridError("; and ".join(faults))
 
     def of_solve(self, direction: Direction) -> dict[str, Any]:
         """The keyword arguments that :func:`~pararealize.multigrid.solver.solver.solve` takes in one direction."""

@@ -49,6 +49,9 @@ def test_a_solve_takes_what_of_solve_gives() -> None:
         ({"backward_iterations": True}, ["iterations are True"]),
         ({"backward_iterations": 1.5}, ["iterations are 1.5"]),
         ({"relaxation": "C", "cycle": "W", "forward_iterations": 0}, ["are 0", "; and ", "is 'C'", "cycle is 'W'"]),
+        ({"tolerance": "1e-3", "exact": "no"}, ["tolerance is '1e-3'; pass a residual norm", "; and exact is 'no'"]),
+        ({"tolerance": None}, ["tolerance is None"]),
+        ({"tolerance": float("nan"), "warm_start": 2}, ["tolerance is nan", "warm_start is 2; pass True or False"]),
     ],
 )
 def test_nonsense_is_refused_with_all_faults_of_a_direction(faults, words) -> None:
