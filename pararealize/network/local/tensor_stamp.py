@@ -32,6 +32,7 @@ class _Place(NamedTuple):
     address: int
     requires_grad: bool
     training: bool
+    way: tuple[tuple[nn.Module, str, nn.Module], ...]  # from the root: a module, a name in it, what stands there
 
     def is_as_before(self) -> bool:
         tensor = self.holder.get(self.name)
@@ -40,6 +41,7 @@ class _Place(NamedTuple):
             and tensor.data_ptr() == self.address
             and tensor.requires_grad == self.requires_grad
             and self.module.training == self.training
+            and all(owner._modules.get(name) is child for owner, name, child in self.way)
         )
 
 
@@ -68,8 +70,9 @@ class TensorStamp:
     def __init__(self, module: nn.Module, name: str) -> None:
         self._name, self._next = name, 0
         self._places = [
-            _Place(owner, holder, key, tensor, tensor.data_ptr(), tensor.requires_grad, owner.training)
-            for owner in module.modules()
+            _Place(owner, holder, key, tensor, tensor.data_ptr(), tensor.requires_grad, owner.training, way)
+            for path, owner in module.named_modules()
+            for way in [_way_to(module, path)]
             for holder in (owner._parameters, owner._buffers)
             for key, tensor in holder.items()
             if tensor is not None
@@ -84,7 +87,7 @@ class TensorStamp:
         """Compare some of them.
 
         Raises:
-            ModelError: one is another, lies elsewhere, or has another flag or mode.
+            ModelError: one is another, lies elsewhere, has another flag or mode, or its module was replaced.
         """
         start, end = self._next, self._next + LOOKS
         self._next = end if end < len(self._places) else 0
@@ -99,6 +102,18 @@ class TensorStamp:
         if not all(map(_Place.is_as_before, places)):
             raise ModelError(
                 f"parameters or buffers of {self._name} have been moved, replaced or frozen since it was captured "
-                "(to(), half(), load_state_dict(assign=True), requires_grad_()), or the mode of one of its modules is "
-                "another, and the graph still uses the old ones; capture again, or release() and run eagerly"
+                "(to(), half(), load_state_dict(assign=True), requires_grad_()), or one of its modules is another or "
+                "has another mode, and the graph still uses the old ones; capture again, or release() and run eagerly"
             )
+
+
+def _way_to(root: nn.Module, path: str) -> tuple[tuple[nn.Module, str, nn.Module], ...]:
+    """All modules that a path leads through, each with its owner and its name there."""
+    way: list[tuple[nn.Module, str, nn.Module]] = []
+    owner = root
+    for name in path.split(".") if path else ():
+        child = owner._modules[name]
+        assert child is not None
+        way.append((owner, name, child))
+        owner = child
+    return tuple(way)

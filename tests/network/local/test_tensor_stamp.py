@@ -59,3 +59,14 @@ def test_a_module_without_tensors_has_nothing_to_look_at() -> None:
     stamp.look()
     stamp.check()
     assert stamp.calls == 0
+
+
+@pytest.mark.parametrize("place", ["0", "1", "1.0", "1.0.weight"])
+def test_modules_that_are_replaced(place: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    stamp = TensorStamp(model, "it")
+    path, _, name = place.rpartition(".")
+    owner = model.get_submodule(path)
+    setattr(owner, name, nn.Parameter(torch.ones(2, 2)) if name == "weight" else nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="one of its modules is another"):
+        stamp.look()
