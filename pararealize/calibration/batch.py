@@ -11,7 +11,8 @@ from torch import Tensor
 from pararealize.errors import CalibrationError, ExampleError
 from pararealize.random_state import continued_state
 from pararealize.saving.network_record import weights_digest
-from pararealize.tracing.call_signature import CallSignature
+from pararealize.tracing.argument_form import tensor_names
+from pararealize.tracing.call_signature import CallSignature, binds
 from pararealize.tracing.containers import copied, leaves_of
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "check_finite",
     "inputs_of",
     "labels_of",
+    "named_inputs",
     "one_pass",
     "samples_of",
 ]
@@ -31,8 +33,8 @@ Batches: TypeAlias = Iterable[Any] | Callable[[], Iterable[Any]]
 def inputs_of(batch: Any, call: CallSignature) -> Mapping[str, Tensor]:
     """The tensors of a batch by their names: of an input, of ``(input, labels)``, or of a dict of keyword arguments.
 
-    They are copies, into which a network may write. A dict with none of the arguments' names is itself the input, but
-    for its labels.
+    They are copies, into which a network may write. In the place of the input is a tuple where the network takes
+    several. A dict with none of the arguments' names is itself the input, but for its labels.
 
     Raises:
         ExampleError: an input is missing, or is not nested as in the example of the conversion, or none has a sample.
@@ -56,7 +58,7 @@ def call_arguments(batch: Any, call: CallSignature) -> tuple[tuple[Any, ...], di
     if isinstance(batch, list | tuple) and not batch:
         raise ExampleError("a batch is empty; pass tensors, (input, labels), or dicts of keyword arguments")
     if not isinstance(batch, Mapping):
-        return (batch[0] if isinstance(batch, list | tuple) else batch,), {}
+        return _positional(batch[0] if isinstance(batch, list | tuple) else batch, call), {}
     inputs = {name: value for name, value in batch.items() if name in names}
     if "labels" in inputs and call.arguments[names.index("labels")].fault(inputs["labels"]) is not None:
         del inputs["labels"]  # which the model takes, and was converted without
@@ -69,6 +71,29 @@ def call_arguments(batch: Any, call: CallSignature) -> tuple[tuple[Any, ...], di
             f"({', '.join(names)}), with its labels as 'labels'"
         )
     return (), inputs
+
+
+def _positional(inputs: Any, call: CallSignature) -> tuple[Any, ...]:
+    """The positional arguments of a call: the inputs, or those of a tuple where these are no first argument."""
+    args = (inputs,)
+    if isinstance(inputs, list | tuple) and not (binds(call.signature, args, {}) and call.fits(inputs)):
+        args = tuple(inputs)
+    first, *others = call.arguments
+    if len(args) == 1 and any(True for other in others for _ in tensor_names(other.form)):
+        names = ", ".join(call.signature.parameters)
+        raise ExampleError(
+            f"the batch has one input, {first.name!r}, and {call.model} was converted with {names}; pass "
+            f"(({names}), labels), or a dict of its inputs by name, with its labels as 'labels'"
+        )
+    return args
+
+
+def named_inputs(batch: Any, call: CallSignature) -> Any:
+    """A batch as a dict of its inputs by name where they are a tuple of several; any other batch as it is."""
+    if isinstance(batch, Mapping):
+        return batch
+    args, _ = call_arguments(batch, call)
+    return dict(zip(call.signature.parameters, args, strict=False)) if len(args) > 1 else batch
 
 
 def labels_of(batch: Any) -> Tensor | None:

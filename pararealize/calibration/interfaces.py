@@ -123,7 +123,7 @@ class Interfaces:
         self._homes = {part.index: part.home for part in nodes.parts.values() if part.kind == "segment"}
         self._keeps_first = len(self.windows) > 1 or bool(net.plan.corrections)
         self._x_1 = nodes.x[self.windows[0].segments[0].index]
-        self._inputs = CallSignature.tensor_nodes(self.net.graph)
+        self._inputs, self._call = CallSignature.tensor_nodes(net.graph), CallSignature.of_graph(net.graph)
 
     @property
     def last(self) -> Index:
@@ -163,7 +163,7 @@ class Interfaces:
             early = self._before_segments(batch)
             context = {name: tuple(early[node] for node in nodes) for name, nodes in self._context.items()}
             u = early[self._x_1]
-            mask = mask_of(batch, self.mask, u, self.windows[0].segments[0].x.channel + 1)
+            mask = mask_of(batch, self.mask, u, self.windows[0].segments[0].x.channel + 1, self._call)
             begins = {1: u} if self._keeps_first else {}
             true: dict[Index, Tensor] = {}
             for row in self.net.plan.segments:
@@ -281,7 +281,7 @@ class Interfaces:
         """The values of the stem, of the context, and of what adapters read."""
         run = fx.Interpreter(self.net, garbage_collect_values=False)
         values = run.env = {}
-        tensors = inputs_of(batch, CallSignature.of_graph(self.net.graph))
+        tensors = inputs_of(batch, self._call)
         self.net.call_conditions.check_tensors(tensors)
         home = next(iter(self.net.stem.parameters()), next(self.net.parameters())).device
         values.update((node, tensors[name].to(home)) for name, node in self._inputs.items())

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from pararealize.errors import CalibrationError, ExampleError
+from pararealize.tracing.call_signature import CallSignature
+
+from .batch import named_inputs
 
 __all__ = ["AUTO", "MaskChoice", "attention_mask", "mask_of", "positions", "rows_at", "unmasked"]
 
@@ -21,7 +24,9 @@ AUTO = "auto"
 DEFAULT = "attention_mask"  # what "auto" looks for
 
 
-def mask_of(batch: Any, choice: MaskChoice, stream: Tensor, channel: int) -> Tensor | None:
+def mask_of(
+    batch: Any, choice: MaskChoice, stream: Tensor, channel: int, call: CallSignature | None = None
+) -> Tensor | None:
     """The mask of a batch, as booleans.
 
     Args:
@@ -30,6 +35,7 @@ def mask_of(batch: Any, choice: MaskChoice, stream: Tensor, channel: int) -> Ten
             item ``"attention_mask"`` where it has the shape ``(batch, length)`` of the stream's leading axes.
         stream: what crosses an interface, ``(batch, …)``.
         channel: which of the stream's axes has the channels.
+        call: how the network is called, whose inputs have names also in a tuple.
 
     Raises:
         ExampleError: the batch has no item of that name.
@@ -37,12 +43,14 @@ def mask_of(batch: Any, choice: MaskChoice, stream: Tensor, channel: int) -> Ten
     """
     if choice is None:
         return None
+    if callable(choice):
+        mask, what = choice(batch), "the mask that the function gives"
+    elif call is not None:
+        batch = named_inputs(batch, call)
     if choice == AUTO:
         mask = attention_mask(batch)
         return mask if mask is not None and _fits(mask, stream, channel) else None
-    if callable(choice):
-        mask, what = choice(batch), "the mask that the function gives"
-    else:
+    if not callable(choice):
         if not isinstance(batch, Mapping) or choice not in batch:
             names = f"; it has {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else ""
             raise ExampleError(

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pararealize.errors import CalibrationError, CheckpointError, ExampleError, ModelError
 from pararealize.network.module import PararealModule
-from pararealize.tracing.call_signature import CallSignature
+from pararealize.tracing.call_signature import CallSignature, forward_call
 from pararealize.tracing.containers import copied, on_device
 from pararealize.train.run.score import eval_mode
 
@@ -169,6 +169,7 @@ class Teacher:
         args, kwargs = copied(on_device(call_arguments(batch, self._call), home))
         try:
             with eval_mode(model):
+                args, kwargs = forward_call(model, args, kwargs)
                 return model(*args, **kwargs)
         except Exception as error:
             raise CalibrationError(

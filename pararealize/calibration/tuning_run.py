@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pararealize.errors import CalibrationError, PararealizeError, TrainingError
 from pararealize.network.module import PararealModule
 from pararealize.restacking.batchnorm import running_norms
+from pararealize.tracing.call_signature import CallSignature
 from pararealize.train.recipe import Recipe
 
 from .batch import labels_of
@@ -61,7 +62,7 @@ class TuningJob:
     def mask_of(self, batch: Any, values: RunValues) -> Tensor | None:
         """The positions of a batch that count."""
         space = self.net.plan.windows[0].segments[-1].y
-        return mask_of(batch, self.mask, values.ends[0], space.channel + 1)
+        return mask_of(batch, self.mask, values.ends[0], space.channel + 1, CallSignature.of_graph(self.net.graph))
 
     def output_loss(self, batch: Any, values: RunValues, teacher: TeacherValues) -> Tensor:
         """The loss of the outputs."""

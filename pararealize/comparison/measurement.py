@@ -11,13 +11,21 @@ import torch
 from torch import nn
 
 from pararealize.argument_types import typed_arguments
-from pararealize.calibration.batch import Batches, call_arguments, inputs_of, labels_of, one_pass, samples_of
+from pararealize.calibration.batch import (
+    Batches,
+    call_arguments,
+    inputs_of,
+    labels_of,
+    named_inputs,
+    one_pass,
+    samples_of,
+)
 from pararealize.calibration.masks import attention_mask
 from pararealize.calibration.output_kind import position_outputs
 from pararealize.errors import CalibrationError, ExampleError, ModelError, PararealizeError
 from pararealize.network.module import PararealModule
 from pararealize.restore import ordinary_mode
-from pararealize.tracing.call_signature import CallSignature
+from pararealize.tracing.call_signature import CallSignature, forward_call
 from pararealize.tracing.containers import copied, on_device
 from pararealize.train.run.score import as_input, eval_mode
 
@@ -96,9 +104,9 @@ def compare(
             inputs_of(batch, call)  # says what is wrong with them
             args, kwargs = as_input(original, call_arguments(batch, call), device)
             first = (args, kwargs) if first is None else first
-            labels, mask = labels_of(batch), attention_mask(batch)
+            labels, mask = labels_of(batch), attention_mask(named_inputs(batch, call))
             with _refusing_the_batch(net.plan.model):
-                wanted = _output(original, args, kwargs)
+                wanted = _output(original, *forward_call(original, args, kwargs))
             if mask is not None and not sums.samples:
                 sums.kind = replace(sums.kind, by_position=position_outputs(net, output=wanted))
             sums.add(wanted, _output(net, args, kwargs), labels=labels, mask=mask, samples=samples_of(batch))
@@ -148,5 +156,6 @@ def _output(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _latency(
     net: PararealModule, original: nn.Module, call: tuple[Any, Any], size: int, rounds: int, device: torch.device
 ) -> Latency:
-    inputs = on_device(of_batch_size(call, size), device)
-    return measure_latency(original, net, batch=size, rounds=rounds, device=device, inputs=inputs)
+    args, kwargs = on_device(of_batch_size(call, size), device)
+    args, kwargs = forward_call(original, args, kwargs)
+    return measure_latency(original, net, batch=size, rounds=rounds, device=device, inputs=(args, kwargs))

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from pararealize.errors import ExampleError
 
@@ -26,7 +26,7 @@ from .argument_form import Argument, ContainerForm, TensorForm, argument_of, rea
 from .containers import items_of
 from .input_checks import check_names
 
-__all__ = ["Argument", "CallSignature", "as_call", "binds"]
+__all__ = ["Argument", "CallSignature", "as_call", "binds", "forward_call"]
 
 _EMPTY = inspect.Parameter.empty
 
@@ -208,6 +208,28 @@ def binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
     except TypeError:
         return False
     return True
+
+
+def forward_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
+    """A converted network's call as one of its original, whose forward may take arguments by their places alone.
+
+    Example:
+        >>> class Model(nn.Module):
+        ...     def forward(self, x, /, *others, scale=1.0): ...
+        >>> forward_call(Model(), (), {"others_0": "b", "scale": 2.0, "x": "a"})
+        (('a', 'b'), {'scale': 2.0})
+    """
+    places, named = list(args), dict(kwargs)
+    for parameter in list(inspect.signature(model.forward).parameters.values())[len(args) :]:
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            count = 0
+            while f"{parameter.name}_{count}" in named:
+                places.append(named.pop(f"{parameter.name}_{count}"))
+                count += 1
+        if parameter.name not in named or parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            break
+        places.append(named.pop(parameter.name))
+    return tuple(places), named
 
 
 def _bound(binding: inspect.BoundArguments) -> Iterator[tuple[str, Any, Any]]:

@@ -79,7 +79,8 @@ class BlockByBlock:
         env, output = _run(self.net, batch, keep=True)
         first = env[nodes.x[self._indices[0]]]
         ends = (first, *(env[nodes.y[index]] for index in self._indices))
-        mask = mask_of(batch, self.mask, first, self.rows[0].x.channel + 1)
+        call = CallSignature.of_graph(self.net.graph)
+        mask = mask_of(batch, self.mask, first, self.rows[0].x.channel + 1, call)
         for place, end in zip(("the stem", *(f"block {name}" for name in self.names)), ends, strict=True):
             check_finite(unmasked(end, mask), f"the output of {place}", number)
         names = [*(row.name for row in self.rows), "head"]

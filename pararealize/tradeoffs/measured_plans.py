@@ -9,6 +9,7 @@ calibrate      each of a few plans, as a user would                             
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from pararealize.analysis.blocks import find_blocks
 from pararealize.analysis.bulk import bulk_of
 from pararealize.analysis.finder import Granularity
 from pararealize.argument_types import typed_arguments
-from pararealize.calibration.batch import Batches, one_pass
+from pararealize.calibration.batch import Batches, labels_of, one_pass
 from pararealize.calibration.fitting import calibrate, calibration_mode
 from pararealize.calibration.masks import AUTO, MaskChoice
 from pararealize.coarse.kinds import coarse_name, is_summed
@@ -111,7 +112,8 @@ def tradeoff(
 
     Raises:
         PlanError: a number is out of range.
-        CalibrationError: there are too few batches, or a kind without closed-form corrections was asked for.
+        ExampleError: there are too few batches, or what stands behind their inputs may be another input.
+        CalibrationError: a kind without closed-form corrections was asked for.
 
     Example:
         >>> import torch
@@ -129,7 +131,7 @@ def tradeoff(
         check_tolerance(tolerance)
     say = report or (lambda _: None)
     train, held_out = _split(batches, test)
-    example = _inputs(train[0]) if example_inputs is None else example_inputs
+    example = _example(model, train[0]) if example_inputs is None else example_inputs
     leaves = tuple(leaf_modules)
     chain = find_blocks(capture(model, example, leaf_modules=leaves), granularity=granularity)
     arguments: dict[str, Any] = {
@@ -302,6 +304,26 @@ def _split(batches: Batches, test: Batches | None) -> tuple[list[Any], list[Any]
             "or others as test="
         )
     return train, held_out
+
+
+def _example(model: nn.Module, batch: Any) -> Any:
+    """The example inputs of a batch.
+
+    Raises:
+        ExampleError: what stands behind them may be labels as well as another input.
+    """
+    is_pair = (
+        isinstance(batch, list | tuple) and len(batch) > 1 and all(isinstance(of, torch.Tensor) for of in batch[:2])
+    )
+    if is_pair and labels_of(batch) is None and isinstance(model, nn.Module):
+        parameters = inspect.signature(model.forward).parameters.values()
+        if name := next((p.name for p in parameters if p.default is None), None):
+            raise ExampleError(
+                f"the batches have a second tensor {tuple(batch[1].shape)}, which is no label a sample, and "
+                f"{type(model).__name__} may take it as {name!r}; pass ((x, {name}), labels), or dicts of inputs by "
+                "name, where it is an input, and example_inputs=x where it is none"
+            )
+    return _inputs(batch)
 
 
 def _inputs(batch: Any) -> Any:

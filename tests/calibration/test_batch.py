@@ -17,6 +17,7 @@ from pararealize.calibration.batch import (
     check_finite,
     inputs_of,
     labels_of,
+    named_inputs,
     one_pass,
     samples_of,
 )
@@ -43,6 +44,27 @@ def test_inputs_and_labels_of_a_batch() -> None:
         assert labels_of(batch) is labels
     for batch in (x, (x,), (x, x), (x, labels.float()), {"x": x}):
         assert labels_of(batch) is None
+
+
+def test_several_inputs_stand_in_a_tuple_in_the_place_of_one() -> None:
+    x, mask, labels = torch.randn(3, 2), torch.ones(3, 1), torch.tensor([0, 1, 2])
+    for forward in (lambda x, mask: x, lambda x, mask=None: x, lambda x, mask, /: x):
+        call, _ = CallSignature.of("Model", inspect.signature(forward).bind(x, mask))
+        for inputs in ((x, mask), [x, mask]):
+            for batch in ((inputs, labels), (inputs,), [inputs, labels]):
+                assert call_arguments(batch, call) == ((x, mask), {})
+                assert named_inputs(batch, call) == {"x": x, "mask": mask}
+        for batch in (x, (x, mask), (x, labels), ((x,), labels)):
+            with pytest.raises(
+                ExampleError, match=r"one input, 'x', .* with x, mask; pass \(\(x, mask\), labels\), or a"
+            ):
+                call_arguments(batch, call)
+    several, _ = CallSignature.of("Model", inspect.signature(lambda *xs: xs).bind(x, mask))
+    assert call_arguments(((x, mask), labels), several) == ((x, mask), {})
+    assert call_arguments({"xs_0": x, "xs_1": mask}, several) == ((), {"xs_0": x, "xs_1": mask})
+    pair, _ = CallSignature.of("Model", inspect.signature(lambda pair: pair).bind((x, mask)))
+    assert call_arguments(((x, mask), labels), pair) == (((x, mask),), {})
+    assert named_inputs(((x, mask), labels), pair)[1] is labels
 
 
 def test_labels_that_a_model_was_converted_without_are_no_input() -> None:

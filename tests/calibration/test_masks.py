@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
 from pararealize.calibration.masks import mask_of, positions, unmasked
 from pararealize.errors import CalibrationError, ExampleError
+from pararealize.tracing.call_signature import CallSignature
 
 X, MASK = torch.randn(3, 4, 2), torch.tensor([[1, 1, 0, 0]] * 3)
 
@@ -31,6 +34,13 @@ def test_masks_by_name_and_function() -> None:
     for wrong in (MASK[:, :2], torch.ones(3, 4, 2), torch.tensor(1), "all"):
         with pytest.raises(CalibrationError, match=r"function gives is .*such as \(3, 4\)"):
             mask_of(X, lambda batch, wrong=wrong: wrong, X, 2)
+
+
+def test_inputs_in_a_tuple_have_the_names_of_the_network() -> None:
+    call, _ = CallSignature.of("Model", inspect.signature(lambda x, attention_mask: x).bind(X, MASK))
+    for choice in ("auto", "attention_mask"):
+        assert torch.equal(mask_of(((X, MASK), MASK[:, 0]), choice, X, 2, call), MASK != 0)
+    assert torch.equal(mask_of(((X, MASK),), lambda batch: batch[0][1], X, 2, call), MASK != 0)
 
 
 def test_positions_that_count() -> None:

@@ -1,10 +1,12 @@
 """Original and parareal network on the same batches; both are left as found."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from pararealize import compare, pararealize
+from pararealize import calibrate, compare, fine_tune, pararealize
 from pararealize.errors import CalibrationError, ExampleError, ModelError
 from tests.models import MaskedTransformer, OverwritesInput, Perceptron
 
@@ -66,6 +68,35 @@ def test_batches_stay_where_a_model_writes_into_its_input():
     batch = x.clone()
     assert compare(net, model, [batch], batch_sizes=(5,), rounds=1).relative_error == 0
     assert torch.equal(batch, x)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = Perceptron(3)
+
+    def forward(self, x, attention_mask=None, /, *more):
+        return self.layers(x * attention_mask if attention_mask is not None else x) + sum(more)
+
+
+def test_batches_of_several_inputs_are_those_of_a_calibration():
+    """By place or by name, also where the original takes them by place alone; a mask is never left out."""
+    model, x, mask, more, labels = TwoInputs(), *torch.randn(3, 4, 8).split(1), torch.tensor([0, 1, 1, 0])
+    inputs = (x[0], mask[0], more[0, :, :2])
+    net = pararealize(model, 2, example_inputs=inputs, coarse="linear")
+    named = {"x": inputs[0], "attention_mask": inputs[1], "more_0": inputs[2], "labels": labels}
+    calibrate(net, [(inputs, labels)])
+    results = [compare(net, model, [batch], batch_sizes=(2,), rounds=1) for batch in ((inputs, labels), named)]
+    with torch.no_grad():
+        wanted = (net(*inputs) - model(*inputs)).norm() / model(*inputs).norm()
+    assert results[0].relative_error == results[1].relative_error == pytest.approx(float(wanted), rel=1e-4)
+    assert results[0].samples == 4
+    teacher = copy.deepcopy(model)
+    nn.init.zeros_(teacher.layers[0].weight)
+    assert "TwoInputs, given" in fine_tune(net, [named], steps=1, teacher=teacher).teacher
+    for batch in (inputs[:2], inputs[0]):
+        with pytest.raises(ExampleError, match="TwoInputs was converted with x, attention_mask, more_0; pass"):
+            compare(net, model, [batch])
 
 
 def test_refusals():

@@ -52,6 +52,25 @@ def test_plans_are_cut_where_the_window_was_that_was_tried(monkeypatch: pytest.M
     assert [(segment.first, segment.last) for segment in window.segments] == [(1, 1), (2, 4)]
 
 
+def test_a_mask_is_never_taken_for_a_label() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network()
+
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return self.layers(x if mask is None else x * mask)
+
+    data, wanted = [(x, torch.rand(len(x), 1)) for x in batches(5)], r"\(48, 1\).* Masked may take it as 'mask'; pass"
+    with pytest.raises(ExampleError, match=wanted):
+        tradeoff(Masked(), data, n=2)
+    fronts = [
+        tradeoff(Masked(), given, n=2, points=1, coarse="low-rank:8")
+        for given in ([(pair, None) for pair in data], [{"x": x, "mask": mask} for x, mask in data])
+    ]
+    assert fronts[0].rows[-1].error == fronts[1].rows[-1].error > 0
+
+
 def test_plans_that_are_no_faster_are_not_measured() -> None:
     """Beside a wide block what two narrow ones save is less than what the conversion adds."""
     torch.manual_seed(0)
