@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from pararealize.tracing.size_nodes import is_told, size_of, tensors_of_size
@@ -9,6 +10,7 @@ from pararealize.tracing.type_nodes import reads_no_value
 
 from .finder import BlockSpan
 from .flow import Flow
+from .signature import parameter_of
 
 __all__ = ["context_of", "count_parameters", "shared_values"]
 
@@ -62,7 +64,7 @@ def shared_values(flow: Flow, spans: list[BlockSpan]) -> frozenset[fx.Node]:
 
 
 def count_parameters(flow: Flow, nodes: tuple[fx.Node, ...]) -> int:
-    """Elements of the distinct parameters that nodes read."""
+    """Elements of the distinct parameters that nodes read, and of slices of such."""
     module = flow.capture.graph_module
     sizes: dict[int, int] = {}
     stack, seen = list(nodes), set(nodes)
@@ -70,9 +72,11 @@ def count_parameters(flow: Flow, nodes: tuple[fx.Node, ...]) -> int:
         node = stack.pop()
         if node.op == "call_module":
             sizes.update((id(p), p.numel()) for p in module.get_submodule(str(node.target)).parameters())
-        elif node.op == "get_attr" and node.meta.get("trainable"):
-            parameter = module.get_parameter(str(node.target))
-            sizes[id(parameter)] = parameter.numel()
+        elif (source := parameter_of(node)) is not None and isinstance(node.meta["val"], torch.Tensor):
+            parameter = module.get_parameter(str(source.target))
+            count = sizes.get(id(parameter), 0) + node.meta["val"].numel()
+            sizes[id(parameter)] = min(count, parameter.numel())
+            continue
         for argument in node.all_input_nodes:
             if argument not in seen and flow.depends[argument].on_parameters_alone:
                 seen.add(argument)

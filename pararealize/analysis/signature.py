@@ -12,7 +12,11 @@ from torch import fx, nn
 
 from pararealize.tracing.operations import tensors_in
 
-__all__ = ["isomorphic", "main_value", "signatures", "weights_of", "work"]
+__all__ = ["isomorphic", "main_value", "parameter_of", "signatures", "weights_of", "work"]
+
+# which take out a part of a tensor, or give it another shape
+_SLICES = {"chunk", "getitem", "narrow", "select", "split", "tensor_split", "unbind"}
+_VIEWS = _SLICES | {"getattr", "permute", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view"}
 
 
 def signatures(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> tuple[str, str]:
@@ -58,11 +62,18 @@ def work(node: fx.Node, module_of: Callable[[str], nn.Module]) -> float:
 
 
 def weights_of(node: fx.Node, module_of: Callable[[str], nn.Module]) -> list[torch.Tensor]:
-    """The parameters that a node reads: its module's, or those among its arguments."""
+    """The parameters that a node reads: its module's, or those among its arguments, or slices of such."""
     if node.op == "call_module":
         return list(module_of(str(node.target)).parameters())
-    parameters = (node for node in node.all_input_nodes if node.op == "get_attr" and node.meta.get("trainable"))
-    return [parameter.meta["val"] for parameter in parameters]
+    values = [argument.meta["val"] for argument in node.all_input_nodes if parameter_of(argument) is not None]
+    return [value for value in values if isinstance(value, torch.Tensor)] if parameter_of(node) is None else []
+
+
+def parameter_of(node: fx.Node) -> fx.Node | None:
+    """The parameter that a node is, or that it is a slice or another view of; ``None`` where it is none."""
+    while _label(node, None) in _VIEWS and node.op.startswith("call_") and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node if node.op == "get_attr" and node.meta.get("trainable") else None
 
 
 def _graph(nodes: Sequence[fx.Node], module_of: Callable[[str], nn.Module]) -> nx.DiGraph[int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pararealize.analysis.blocks import BlockChain, find_blocks
 from pararealize.analysis.signature import work
+from pararealize.compiler import pararealize
 from pararealize.tracing.front_end import capture
 from tests.models import SmallResNet
 
@@ -89,3 +92,42 @@ def test_work_of_functions_counts_the_parameters_that_they_read() -> None:
     captured = capture(Functional(), torch.randn(2, 7, 8))
     amounts = {n.name: work(n, captured.graph_module.get_submodule) for n in captured.graph.nodes if n.op != "output"}
     assert (amounts["linear"], amounts["linear_1"], amounts["sum_1"]) == (35 + 7 * 40, 35, 0)
+
+
+class Stacked(nn.Module):
+    """Layers whose weights are slices of one parameter."""
+
+    def __init__(self, slices: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.slices, self.weight = slices, nn.Parameter(torch.randn(4, 8, 8) / 3)
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for weight in self.slices(self.weight):
+            x = x + torch.tanh(x @ weight)
+        result: Tensor = self.last(x)
+        return result
+
+
+@pytest.mark.parametrize(
+    "slices",
+    [
+        lambda w: [w[k] for k in range(4)],
+        lambda w: [w[k].T for k in range(4)],
+        lambda w: [w.select(0, k) for k in range(4)],
+        lambda w: [w[k : k + 1].squeeze(0) for k in range(4)],
+        lambda w: [w.view(32, 8).narrow(0, 8 * k, 8) for k in range(4)],
+        lambda w: w.unbind(),
+        lambda w: [part[0].t() for part in w.chunk(4)],
+        list,
+    ],
+)
+def test_slices_of_a_parameter_are_weights(slices: Callable[[Tensor], Sequence[Tensor]]) -> None:
+    model, x = Stacked(slices).eval(), torch.randn(2, 6)
+    chain = chain_of(model, x)
+    assert [(block.parameters, len(block.nodes)) for block in chain.blocks] == [(64, 3)] * 4
+    assert len({block.exact_signature for block in chain.blocks}) == 1
+    net = pararealize(model, n=4, example_inputs=x, coarse="linear").eval()
+    assert torch.equal(net.iterate(x, 3), model(x))
+    assert net.plan.stem.parameters + net.plan.head.parameters == 6 * 8 + 8 + 8 * 3 + 3
