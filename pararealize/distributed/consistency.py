@@ -6,16 +6,14 @@ rank does not expect, would be taken for something else, or waited for until the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 
-from pararealize.distributed.checkpoint.collective import gather_objects
+from pararealize.distributed.checkpoint.collective import digest_of, gather_objects
 from pararealize.distributed.watchdog.shared_calls import differences
 from pararealize.errors import AgreedError, DistributedError
 
@@ -86,6 +84,5 @@ def digests(module: nn.Module) -> dict[str, str]:
     digests_by_name = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if not tensor.is_meta:
-            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digests_by_name[name] = hashlib.blake2b(data.tobytes(), digest_size=6).hexdigest()
+            digests_by_name[name] = digest_of(tensor)
     return digests_by_name

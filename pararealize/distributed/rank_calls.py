@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pararealize.distributed.watchdog.samples import sample
+from pararealize.distributed.watchdog.samples import sample, sample_text
 from pararealize.distributed.watchdog.shared_calls import SharedCalls
 
 from .messages.formats import TensorFormat
@@ -62,6 +62,7 @@ class RankCalls:
         self._parameters, self._modes, self._fault = parameters, modes, fault
         self._signatures: dict[Any, tuple[StepMessages, Mapping[str, str]]] = {}
         self._steps = 0  # since the last inference that copies make alike
+        self._averaged = 0  # steps outside of no_sync
 
     def over(self, parameters: RankParameters, modes: ModuleModes, fault: Callable[[], str]) -> RankCalls:
         """The calls of a deep copy of the rank's modules: over the same channel, hence with numbers after these."""
@@ -70,7 +71,14 @@ class RankCalls:
         return calls
 
     def begin(
-        self, call: str, inputs: Mapping[str, Any], samples: Mapping[str, str], *, training: bool, **facts: str
+        self,
+        call: str,
+        inputs: Mapping[str, Any],
+        samples: Mapping[str, str],
+        *,
+        training: bool,
+        held: Mapping[str, str] | None = None,
+        **facts: str,
     ) -> StepMessages:
         """Announce an inference; its messages.
 
@@ -79,6 +87,7 @@ class RankCalls:
             inputs: of the network.
             samples: of the inputs.
             training: whether the network is in train mode.
+            held: what else ranks have to have alike that hold it.
             **facts: what else all ranks have to have alike.
 
         Raises:
@@ -103,7 +112,7 @@ class RankCalls:
         self._network.begin(
             {**signature_facts, **facts},
             samples=samples,
-            partial=self._trained_together() | self._modes.shared(),
+            partial={**self._trained_together(), **self._modes.shared(), **(held or {})},
             fault=self._fault() if messages is None else "",
             waits=waits,
         )
@@ -135,14 +144,16 @@ class RankCalls:
             scaler: whether and by what the loss is scaled.
         """
         facts = {"no_sync": "off" if averages else "on", "scaler": scaler}
-        messages = self.begin(call, inputs, samples, training=training, **facts)
+        held = self._held_together() if averages else {}
+        messages = self.begin(call, inputs, samples, training=training, held=held, **facts)
         self._steps += 1
         if self._copies is not None:
             steps = {"steps since the last inference": str(self._steps)}
-            held = {"trained parameters": self._trained(), "the mode of modules": self._modes.all()}
+            modules = {"trained parameters": self._trained(), "the mode of modules": self._modes.all()}
             # what is never averaged by the network, as in local SGD, may differ between averages of the user's own
             samples = self._parameter_sample() if averages else {}
-            self._copies.begin({"call": "step", **facts, **steps, **held}, samples=samples)
+            self._copies.begin({"call": "step", **facts, **steps, **modules}, samples=samples)
+        self._averaged += averages
         return messages
 
     def refuse(self, call: str, fault: str) -> None:
@@ -185,8 +196,36 @@ class RankCalls:
 
     def _trained_together(self) -> dict[str, str]:
         return {
-            f"trained parameters shared by ranks {', '.join(map(str, ranks))}": _flags(parameters)
+            f"trained parameters shared by ranks {_listed(ranks)}": _flags(parameters)
             for ranks, parameters in self._parameters.shared.items()
+        }
+
+    def _held_together(self) -> dict[str, str]:
+        """Some numbers of a parameter and of a buffer on the CPU that ranks hold together, of others in every step.
+
+        Copies of a parameter begin with the same bits and get the same gradients: they go apart where an optimiser
+        treats one of them otherwise. Copies of a buffer do where forward writes it.
+        """
+        told: dict[str, str] = {}
+        for ranks, parameters in self._parameters.held_together("parameters").items():
+            told |= self._some_of(
+                parameters,
+                f"which the optimisers of ranks {_listed(ranks)} have to treat alike (clip by stage.clip_grad_norm_)",
+            )
+        for ranks, buffers in self._parameters.held_together("buffers").items():
+            told |= self._some_of(
+                buffers,
+                f"of which ranks {_listed(ranks)} have a copy each that forward writes (put the segments that share it "
+                "on one rank with assignment=, or build the model with modules of their own)",
+            )
+        return told
+
+    def _some_of(self, tensors: Mapping[str, torch.Tensor], why: str) -> dict[str, str]:
+        name = [*tensors][self._averaged % len(tensors)]
+        return {
+            f"{name}, {why},": sample_text(text)
+            for text in samples_of({name: tensors[name]}).values()
+            if text.partition(":")[2]  # an empty tensor has none
         }
 
     def _parameter_sample(self) -> dict[str, str]:
@@ -194,10 +233,9 @@ class RankCalls:
 
         They go apart where an optimiser has another learning rate, or a checkpoint was loaded, on one of them alone.
         """
-        assert self._copies is not None
         if not (phases := self._parameters.phases):
             return {}
-        number = self._copies.number % len(phases)
+        number = self._averaged % len(phases)
         return samples_of({self._parameters.names[number][0]: phases[number][0]}, "parameter")
 
     def _trained(self) -> str:
@@ -214,6 +252,10 @@ def samples_of(inputs: Mapping[str, Any], what: str = "input") -> dict[str, str]
         and value.layout is torch.strided
         and not value.is_quantized
     }
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 def _flags(parameters: Sequence[nn.Parameter]) -> str:

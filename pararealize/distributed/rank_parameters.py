@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from pararealize.errors import DistributedError
@@ -74,8 +75,30 @@ class RankParameters:
         self._sort()
         return True
 
+    def held_together(self, kind: Literal["parameters", "buffers"]) -> dict[tuple[int, ...], dict[str, torch.Tensor]]:
+        """For each set of ranks that this one belongs to, what exactly these hold, by the first of its names.
+
+        The sets and names are the same on all these ranks, and come in one order.
+        """
+        return {
+            ranks: {name: contents[key] for name, (contents, key) in places.items()}
+            for ranks, places in self._held_together[kind].items()
+        }
+
+    def _find_held_together(self, kind: str) -> dict[tuple[int, ...], dict[str, tuple[dict[str, Any], str]]]:
+        found: dict[tuple[int, ...], dict[str, tuple[dict[str, Any], str]]] = {}
+        for path, module in self._modules.tree.named_modules():
+            contents = module._parameters if kind == "parameters" else module._buffers
+            for key, tensor in contents.items():
+                name = f"{path}.{key}" if path else key
+                holders = self._tied.holders.get(name, ())
+                if tensor is not None and len(holders) > 1 and self._rank in holders:
+                    found.setdefault(holders, {})[self._tied.first_name(name)] = contents, key
+        return {ranks: dict(sorted(places.items())) for ranks, places in sorted(found.items())}
+
     def _sort(self) -> None:
         tree = self._modules.tree
+        self._held_together = {kind: self._find_held_together(kind) for kind in ("parameters", "buffers")}
         self.names = _names_of(tree)
         self._places: list[tuple[dict[str, Any], str, Any]] = [
             (contents, name, content)

@@ -23,7 +23,7 @@ class TiedParameters:
 
     Attributes:
         other_names: for every key of the network's state dict, and every tensor's name, the tensor's other names.
-        holders: for every name of a parameter the ranks whose parts use it.
+        holders: for every name of a parameter or buffer the ranks whose parts use it.
     """
 
     other_names: Mapping[str, tuple[str, ...]]
@@ -40,12 +40,15 @@ class TiedParameters:
         for rank in range(partition.ranks):
             for part in partition.parts_of(rank):
                 for tensor in tensors_of(net, part).tensors(net):
-                    if isinstance(tensor, nn.Parameter):
-                        ranks.setdefault(id(tensor), set()).add(rank)
+                    ranks.setdefault(id(tensor), set()).add(rank)
         other_names = {name: tuple(other for other in names[id(tensor)] if other != name) for name, tensor in tensors}
         other_names.update({key: () for key in net.state_dict() if key not in other_names})
         holders = {name: tuple(sorted(ranks.get(id(tensor), ()))) for name, tensor in tensors}
         return cls(other_names, holders)
+
+    def first_name(self, name: str) -> str:
+        """The first of all names of a tensor, which is the same on every rank."""
+        return min([name, *self.other_names.get(name, ())])
 
     def shared_by(self, rank: int, tree: nn.Module) -> dict[tuple[int, ...], list[nn.Parameter]]:
         """For each set of ranks that this one belongs to, its copies of what exactly these ranks hold.
@@ -56,7 +59,7 @@ class TiedParameters:
         first_names: dict[nn.Parameter, str] = {}
         shared: dict[tuple[int, ...], dict[nn.Parameter, None]] = {}
         for name, parameter in tree.named_parameters(remove_duplicate=False):
-            first_names[parameter] = min(name, *self.other_names.get(name, ()), first_names.get(parameter, name))
+            first_names[parameter] = min(self.first_name(name), first_names.get(parameter, name))
             holders = self.holders.get(name, ())
             if len(holders) > 1 and rank in holders:
                 shared.setdefault(holders, {})[parameter] = None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pararealize import layer_parallel, pararealize
+from pararealize.distributed.checkpoint.state import gather_state_dict
 from pararealize.distributed.rank_calls import samples_of
-from pararealize.errors import DisagreementError, DistributedError, GuardError, RankError
+from pararealize.errors import CheckpointError, DisagreementError, DistributedError, GuardError, RankError
 from tests.ranks import on_ranks
 
 TIMEOUT = 60.0  # seconds; what waits for it is too late
@@ -193,11 +195,62 @@ def test_every_disagreement_is_named_with_both_values_and_at_once():
                 assert said_next, kind
 
 
+class Centred(nn.Module):
+    """A norm with a running mean of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.mean.lerp_(x.mean(0), 0.1)
+        return x - self.mean
+
+
+def go_on(stage):
+    for _ in range(3):
+        step(stage)
+        stage.clip_grad_norm_(1.0)
+
+
+def apart():
+    """Copies of tensors on two ranks that one of them changes: what a checkpoint and the next steps say."""
+    mesh, said = init_device_mesh("cpu", (2,), mesh_dim_names=("parareal",)), []
+    shared = Centred()
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), shared, nn.Tanh()) for _ in range(4)))
+    centred = pararealize(model, 2, coarse="linear", example_inputs=torch.randn(2, 6))
+    for net, name in ((network(), "weight"), (network(), "bias"), (centred, "mean")):
+        stage = net.distribute(mesh, timeout=TIMEOUT)
+        step(stage)
+        if stage.rank == 1 and net is not centred:  # as of an optimiser that clips by its own gradients
+            with torch.no_grad():
+                stage.get_parameter(f"6.{name}").add_(1e-4)
+        with pytest.raises(CheckpointError) as at_saving:
+            gather_state_dict(stage)
+        stage.eval()(batch(4))
+        stage.train()
+        with pytest.raises(DisagreementError) as in_step:
+            go_on(stage)
+        said.append((str(at_saving.value), str(in_step.value)))
+    return said
+
+
+def test_copies_of_a_tensor_on_several_ranks_that_go_apart_are_named():
+    whys = ["which the optimisers of ranks 0, 1 have to treat alike"] * 2 + ["of which ranks 0, 1 have a copy each"]
+    for said in on_ranks(2, apart):
+        for (at_saving, in_step), name, why in zip(said, ("0.weight", "0.bias", "0.1.mean"), whys, strict=True):
+            assert re.match(f"copies of {name} .digest .* on rank 0, digest .* on rank 1. are not alike", at_saving)
+            assert re.search(f": {name}, {why} .*, is .* on rank 0 .* on rank 1", in_step), in_step
+
+
 COPIES = {
     "no_sync": "average gradients .*no_sync is off on rank .*, on on rank",
     "frozen": "trained parameters is 8 of 8 .* on rank .*, 7 of 8 .* on rank",
     "modes": "the mode of modules is the network's in all .* on rank .*, eval in 1 \\(1 of ",
-    "parameters": "some values of parameter .* on rank .* on rank",
+    "parameter 0": "some values of parameter 0.weight .* on rank .* on rank",
+    "parameter 1": "some values of parameter 0.bias .* on rank .* on rank",
     "steps": "steps since the last inference is 2 on rank .*, 1 on rank",
 }
 
@@ -232,13 +285,15 @@ def copies(kinds):
         else:
             if copy and kind == "modes":
                 stage.get_submodule("1").eval()
-            if copy and kind == "parameters":  # as of an optimiser with another learning rate
+            if copy and "parameter" in kind:  # as of an optimiser with another learning rate
                 with torch.no_grad():
-                    [parameter.mul_(2) for parameter in stage.parameters()]
+                    [*stage.parameters()][int(kind[-1])].mul_(2)
             if copy and kind == "steps":
                 stage(batch(2))
             step(stage)
         step(stage)
+        if "parameter" in kind:  # another one is compared in every step
+            [go_on(stage) for _ in range(3)]
     except DisagreementError as error:
         return str(error)
     return "no error"

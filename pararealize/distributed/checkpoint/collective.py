@@ -7,6 +7,7 @@ the ranks that hold the network together, and ``mesh``, whose dimension ``dp`` s
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -23,6 +24,7 @@ from pararealize.errors import AgreedError, CheckpointError, DistributedError, O
 __all__ = [
     "called_together",
     "collect",
+    "digest_of",
     "facts_of_all",
     "first_replica",
     "gather_objects",
@@ -185,6 +187,12 @@ def tensor_facts(tensors: Mapping[str, Any], what: str = "") -> dict[str, tuple[
                 shown = f"{shape}, {sample_text(text)}" if text.partition(":")[2] else shape
                 facts[f"{what}{name}"] = f"{zlib.crc32(f'{shape}{text}'.encode()):08x}", shown
     return facts
+
+
+def digest_of(tensor: torch.Tensor) -> str:
+    """A digest of a tensor's bytes."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(data.tobytes(), digest_size=6).hexdigest()
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None) -> list[Any]:

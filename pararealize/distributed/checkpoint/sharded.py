@@ -32,7 +32,7 @@ from pararealize.files import kind_of, whole_folder
 from pararealize.manifest import MANIFEST, FileFact, Manifest, faults_of_files, read_manifest, write_manifest
 
 from .collective import called_together, facts_of_all, group_of, is_first, read_alike, together
-from .state import fitting_names, own_tensors
+from .state import check_copies, fitting_names, own_tensors
 from .tensor_file import open_tensors
 from .weights_plan import plan_facts
 
@@ -51,7 +51,7 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         OutputError: the folder is there already or cannot be written; on every rank.
-        CheckpointError: a part cannot be saved.
+        CheckpointError: a part cannot be saved, or copies of a tensor on several ranks are not alike; on every rank.
 
     Example:
         >>> from pathlib import Path
@@ -86,6 +86,7 @@ def save_sharded(stage: nn.Module, folder: str | os.PathLike[str]) -> None:
                     writing.close()
 
         tensors = together(stage, begin)
+        together(stage, lambda: check_copies(stage))
         part = next(path for paths in facts_of_all(stage, parts) for path in paths)
         together(stage, lambda: _write(tensors, Path(part), group_of(stage)))
         described = together(stage, lambda: _describe(Path(part), group_of(stage)))

@@ -20,11 +20,22 @@ from pararealize.files import whole_file
 from pararealize.manifest import differences
 from pararealize.table import shortened
 
-from .collective import called_together, collect, group_of, is_first, read_alike, together
+from .collective import (
+    called_together,
+    collect,
+    digest_of,
+    gather_objects,
+    group_of,
+    is_first,
+    known_to_all,
+    read_alike,
+    together,
+)
 from .tensor_file import file_fact, open_tensors, write_tensors
 from .weights_plan import plan_facts, without_added
 
 __all__ = [
+    "check_copies",
     "check_tensors",
     "fitting_names",
     "gather_state_dict",
@@ -51,7 +62,8 @@ def gather_state_dict(stage: nn.Module, *, everywhere: bool = False) -> dict[str
         The state dict on the first rank of the group, an empty one elsewhere; or the state dict on every rank.
 
     Raises:
-        CheckpointError: two ranks hold a tensor of one name and of different shapes or types.
+        CheckpointError: two ranks hold a tensor of one name and of different shapes or types, or copies of one tensor
+            that are not alike any more; on every rank of the group.
 
     Example:
         >>> from pararealize import pararealize
@@ -62,7 +74,9 @@ def gather_state_dict(stage: nn.Module, *, everywhere: bool = False) -> dict[str
         True
     """
     with called_together(stage, "gather_state_dict", copies=False, everywhere=everywhere):
-        return collect(own_tensors(stage), group_of(stage), everywhere=everywhere)
+        tensors = own_tensors(stage)
+        check_copies(stage)
+        return collect(tensors, group_of(stage), everywhere=everywhere)
 
 
 def save_state(stage: nn.Module, path: str | os.PathLike[str], *, once: bool = False) -> None:
@@ -80,10 +94,11 @@ def save_state(stage: nn.Module, path: str | os.PathLike[str], *, once: bool = F
 
     Raises:
         OutputError: the file cannot be written; on every rank.
-        CheckpointError: a part cannot be saved; on every rank.
+        CheckpointError: a part cannot be saved, or copies of a tensor on several ranks are not alike; on every rank.
     """
     with called_together(stage, "save_state", once=once):
         tensors = together(stage, lambda: own_tensors(stage))
+        together(stage, lambda: check_copies(stage))
         if tensors is not None and once:
             tensors = {names[0]: tensors[names[0]] for names in _same_memory(tensors)}
         whole = {} if tensors is None else collect(tensors, group_of(stage))
@@ -252,6 +267,45 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
             "saved"
         )
     return {key: value.detach() for key, value in state.items()}
+
+
+def check_copies(stage: nn.Module) -> None:
+    """Compare the copies of parameters and buffers that several ranks hold together: a checkpoint has one of them.
+
+    All ranks of one network call it.
+
+    Raises:
+        CheckpointError: copies are not alike any more; on every rank.
+    """
+    setup, group = vars(stage).get("rank_setup"), group_of(stage)
+    if setup is None or group is None:
+        return
+    held: dict[str, str] = {}
+    for kind in ("parameters", "buffers"):
+        for tensors in setup.sync.parameters.held_together(kind).values():
+            held |= {
+                name: digest_of(tensor)
+                for name, tensor in tensors.items()
+                if tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+            }
+    digests: dict[str, dict[str, list[int]]] = {}
+    for rank, theirs in enumerate(gather_objects(held, group)):
+        for name, digest in theirs.items():
+            digests.setdefault(name, {}).setdefault(digest, []).append(rank)
+    apart = [
+        f"{name} ({', '.join(f'digest {digest} on rank {str(ranks)[1:-1]}' for digest, ranks in its.items())})"
+        for name, its in digests.items()
+        if len(its) > 1
+    ]
+    if apart:
+        more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+        raise known_to_all(
+            CheckpointError(
+                f"copies of {', '.join(apart[:3])}{more} are not alike any more, and a checkpoint has one of them: let "
+                "every rank's optimiser treat its copies alike, clip by stage.clip_grad_norm_, and leave no modules "
+                "whose forward writes buffers to several ranks; load a checkpoint on all ranks to make them alike"
+            )
+        )
 
 
 def check_tensors(module: nn.Module) -> dict[str, torch.Tensor]:

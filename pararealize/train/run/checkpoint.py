@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from pararealize.distributed.checkpoint.collective import collect, first_replica, group_of
 from pararealize.distributed.checkpoint.optimizer import gather_optimizer_state, load_optimizer_state, parameter_names
-from pararealize.distributed.checkpoint.state import load_state, own_tensors
+from pararealize.distributed.checkpoint.state import check_copies, load_state, own_tensors
 from pararealize.distributed.training_processes import TrainingProcesses
 from pararealize.errors import CheckpointError
 from pararealize.files import open_file
@@ -74,6 +74,7 @@ def gather_run_state(
     weights: dict[str, torch.Tensor] = {}
     optimizer_state: dict[str, Any] = {}
     if first_replica(net):
+        check_copies(net)
         weights = collect(own_tensors(net), group_of(net))
         optimizer_state = gather_optimizer_state(net, optimizer)
     random = processes.gather((torch_state(parameter.device for parameter in net.parameters()), host_state_as_json()))
