@@ -27,7 +27,7 @@ from pararealize.network.module import PararealModule
 from pararealize.restore import ordinary_mode
 from pararealize.tracing.call_signature import CallSignature, forward_call
 from pararealize.tracing.containers import copied, on_device
-from pararealize.train.run.score import as_input, eval_mode
+from pararealize.train.run.score import as_input, eval_mode, input_dtype
 
 from .latency import measure_latency, of_batch_size
 from .outputs import OutputSums
@@ -96,13 +96,13 @@ def compare(
         raise CalibrationError(f"rounds = {rounds} and batch_sizes = {tuple(batch_sizes)}; pass positive numbers")
     say = report or (lambda _: None)
     call = CallSignature.of_graph(net.graph)
-    device = next(original.parameters()).device
+    device, dtype = next(original.parameters()).device, input_dtype(original)
     first = None
     with eval_mode(net), eval_mode(original), torch.no_grad(), ordinary_mode():
         sums = OutputSums(logits=logits, space=net.plan.segments[-1].y)
         for batch in one_pass(batches):
             inputs_of(batch, call)  # says what is wrong with them
-            args, kwargs = as_input(original, call_arguments(batch, call), device)
+            args, kwargs = as_input(call_arguments(batch, call), device, dtype)
             first = (args, kwargs) if first is None else first
             labels, mask = labels_of(batch), attention_mask(named_inputs(batch, call))
             with _refusing_the_batch(net.plan.model):

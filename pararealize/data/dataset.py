@@ -147,6 +147,10 @@ class Dataset:
         """How many batches an epoch has, for any number of ranks."""
         return len(_sizes(self.train_count, self.batch_size))
 
+    def batch_sizes(self, world: int = 1) -> list[int]:
+        """How many samples every batch of an epoch has, of all ranks that share it: the last two depend on these."""
+        return _sizes(self.train_count, self.batch_size, world)
+
     def example(self, count: int = 2) -> Tensor:
         """The first training samples as a network takes them, without augmentation."""
         return self._scaled(self.images[torch.arange(min(count, self.train_count))])

@@ -33,7 +33,7 @@ from pararealize.train.run.plain_state import PlainState, read_plain_state
 from pararealize.train.run.progress import Progress, RateMeter
 from pararealize.train.run.run_folder import RunFolder
 from pararealize.train.run.saved_network import WEIGHTS, write_saved
-from pararealize.train.run.score import Score, as_input, enter_train_mode, evaluate
+from pararealize.train.run.score import Score, as_input, enter_train_mode, evaluate, input_dtype
 from pararealize.train.run.tensorboard import Board
 
 from .nonfinite import backward_fault, forward_fault
@@ -150,6 +150,7 @@ class _Training:
 
     Attributes:
         step: how many steps are taken, of ``steps``.
+        dtype: that inputs get, where the network has one.
         row_sums: over the samples since the last row of the metrics.
         epoch_sums: over the samples since the epoch began.
         event_count: how many of the monitor's events are in the history, or are older than this run.
@@ -172,6 +173,7 @@ class _Training:
         self.monitor = step.monitor if isinstance(step, MonitoredStep) else None
         self.event_count = 0 if self.monitor is None else len(self.monitor.events)
         self.step, self.steps = 0, recipe.epochs * data.steps
+        self.dtype: torch.dtype | None = None
         self.row_sums, self.epoch_sums = Sums(), Sums()
         self.history, self.rate_meter = History(), RateMeter()
         self.folder: RunFolder | None = None
@@ -194,6 +196,7 @@ class _Training:
     ) -> None:
         """Draw weights where the recipe says so, or take everything from the folder's last checkpoint."""
         enter_train_mode(self.net)
+        self.dtype = input_dtype(self.net)
         self.seed_random("begin")
         if path is not None:
             self.folder = folder = RunFolder(path)
@@ -292,17 +295,19 @@ class _Training:
     def train(self) -> None:
         """Take all steps that remain."""
         processes, each = self.processes, self.data.steps
+        sizes = self.data.batch_sizes(processes.replicas)
         for epoch in range(self.step // each, self.recipe.epochs):
-            batches = self.data.epoch(epoch, start=self.step % each, rank=processes.replica, world=processes.replicas)
-            for x, labels in batches:
-                self.advance(x, labels, epoch + 1)
+            start = self.step % each
+            batches = self.data.epoch(epoch, start=start, rank=processes.replica, world=processes.replicas)
+            for (x, labels), size in zip(batches, sizes[start:], strict=True):
+                self.advance(x, labels, epoch + 1, weight=processes.replicas * len(labels) / size)
 
-    def advance(self, x: Any, labels: torch.Tensor, epoch: int) -> None:
+    def advance(self, x: Any, labels: torch.Tensor, epoch: int, *, weight: float) -> None:
         """Take a step, and do what follows it: rows, a score, a checkpoint, a report. Epochs count from 1 here."""
         start = time.perf_counter()
         lr = self.recipe.lr_at(self.step, steps=self.steps)
-        x = as_input(self.net, x, self.update.device)
-        result = self.update(x, labels, lr)
+        x = as_input(x, self.update.device, self.dtype)
+        result = self.update(x, labels, lr, weight)
         if result.fault:
             self.fail(result, x)
         self.step += 1

@@ -95,8 +95,14 @@ class Update:
         self.optimizer = recipe.make_optimizer(trainable)
         self.scaler = _scaler(net, self.device) if recipe.amp == "float16" else None
 
-    def __call__(self, x: Any, labels: torch.Tensor, lr: float) -> StepResult:
+    def __call__(self, x: Any, labels: torch.Tensor, lr: float, weight: float = 1.0) -> StepResult:
         """One step with this learning rate; all ranks call it, each with its share of the batch.
+
+        Args:
+            x: inputs.
+            labels: of these.
+            lr: the learning rate.
+            weight: the share's size by the mean size of the shares of all copies, whose gradients are averaged.
 
         Raises:
             DataError: batch norms have a single value of a channel.
@@ -104,7 +110,7 @@ class Update:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         try:
-            loss, right_count = self._differentiate(x, labels)
+            loss, right_count = self._differentiate(x, labels, weight)
         except ValueError as error:  # of torch.nn.functional.batch_norm
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -131,7 +137,7 @@ class Update:
             self.scaler.update()
         return StepResult(sums=sums, gradient=norm, fault=fault)
 
-    def _differentiate(self, x: Any, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _differentiate(self, x: Any, labels: torch.Tensor, weight: float) -> tuple[torch.Tensor, float]:
         """Forward, loss and backward: the loss, and how many samples are right; 0 on ranks that have no logits."""
         right: list[torch.Tensor] = []  # a step may compute its loss more than once, to compare: the first counts
 
@@ -139,20 +145,24 @@ class Update:
             logits = logits_of(output, labels, self.classes).detach()
             right.append(correct(logits, labels.to(logits.device)))
 
+        def weighted_loss(output: Any, target: torch.Tensor) -> torch.Tensor:
+            loss = self._loss(output, target)
+            return loss if weight == 1 else loss * weight
+
         def loss_fn(output: Any, target: torch.Tensor) -> torch.Tensor:
             count_right(output)
-            return self._loss(output, target)
+            return weighted_loss(output, target)
 
         with self.autocast():
             if isinstance(self.step, CapturedStep):  # whose loss runs in Python when it is captured, and not again
                 self.step.zero_grad()
-                loss = self.step(x, target=labels, loss_fn=self._loss, scaler=self.scaler)
+                loss = self.step(x, target=labels, loss_fn=weighted_loss, scaler=self.scaler)
                 if self.step.output is not None:
                     count_right(self.step.output)
             else:
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = self.step(x, target=labels, loss_fn=loss_fn, scaler=self.scaler)
-        return loss, right[0].item() if right else 0.0
+        return loss / weight, right[0].item() if right else 0.0
 
     def _loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
         return self.recipe.loss(logits_of(output, target, self.classes), target)

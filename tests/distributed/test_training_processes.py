@@ -68,9 +68,11 @@ def test_copies_share_every_batch():
     """Gradients averaged over halves of a batch are the whole one's, where no norm couples its samples."""
     recipe = Recipe(epochs=2, lr=0.05)
     found = on_ranks(2, copies, recipe)
-    net = network(dropout=0.0, norm=nn.Identity)
-    expected = fit(net, samples(), recipe)
-    for uncoupled, rows, coupled in found:
+    net, other = network(dropout=0.0, norm=nn.Identity), network(dropout=0.0, norm=nn.Identity)
+    expected, others = fit(net, samples(), recipe), fit(other, samples(batch_size=7), recipe)
+    for uncoupled, rows, coupled, uneven, its_losses in found:
+        assert close(tensors(uneven), other.state_dict())
+        assert its_losses == pytest.approx([row.loss for row in others.rows], rel=1e-4)
         assert close(tensors(uncoupled), net.state_dict())
         assert [row.error for row in rows] == [row.error for row in expected.rows]
         assert same(tensors(coupled), tensors(found[0][2]))  # the first one's statistics, too
@@ -82,7 +84,9 @@ def copies(recipe):
     stage, normed = stage_of(2, norm=nn.Identity), stage_of(2)
     history = fit(stage, samples(), recipe)
     fit(normed, samples(test=5), recipe)  # one batch, for one of the two copies
-    return arrays(stage.state_dict()), history.rows, arrays(normed.state_dict())
+    uneven = stage_of(2, norm=nn.Identity)
+    losses = [row.loss for row in fit(uneven, samples(batch_size=7), recipe).rows]  # shares of 4 and 3
+    return arrays(stage.state_dict()), history.rows, arrays(normed.state_dict()), arrays(uneven.state_dict()), losses
 
 
 def partly_frozen(recipe):

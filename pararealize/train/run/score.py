@@ -19,7 +19,7 @@ from pararealize.errors import DataError, ExampleError, ModelError
 from pararealize.restore import preserve_training_flags
 from pararealize.tracing.containers import map_leaves, on_device
 
-__all__ = ["Score", "as_input", "correct", "enter_train_mode", "eval_mode", "evaluate", "logits_of"]
+__all__ = ["Score", "as_input", "correct", "enter_train_mode", "eval_mode", "evaluate", "input_dtype", "logits_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +70,13 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
     with called_together(net, "evaluate"):
         processes.broadcast_buffers(net)
         device = net.device if isinstance(net, Stage) else next(net.parameters()).device
+        dtype = input_dtype(net)
         total = torch.zeros(3, dtype=torch.float64)
         # of several copies, one may evaluate no batch at all: none of them counts steps from here on
         alone: AbstractContextManager[None] = net.no_sync() if isinstance(net, Stage) else nullcontext()
         with eval_mode(net), torch.no_grad(), alone:
             for batch, labels in itertools.islice(data.test_batches(), processes.replica, None, processes.replicas):
-                output = net(as_input(net, batch, device))
+                output = net(as_input(batch, device, dtype))
                 if not processes.is_last:
                     continue
                 output = logits_of(output, labels, data.classes)
@@ -86,13 +87,21 @@ def evaluate(net: nn.Module, data: Dataset) -> Score:
     return Score(loss=loss_sum / count, error=1 - right / count, count=int(count))
 
 
-def as_input(net: nn.Module, batch: Any, device: torch.device) -> Any:
-    """A batch on a device; numbers with a fraction get the type of the network's parameters, where these have one."""
+def input_dtype(net: nn.Module) -> torch.dtype | None:
+    """The type of all parameters of a network with a fraction, on all of its ranks, which call this together.
+
+    ``None`` where they have several types, or none.
+    """
+    here = {parameter.dtype for parameter in net.parameters() if parameter.is_floating_point()}
+    dtypes = set().union(*processes_of(net).gather(here))
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def as_input(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """A batch on a device; numbers with a fraction get the network's :func:`input_dtype`, where it has one."""
     batch = on_device(batch, device)
-    dtypes = {parameter.dtype for parameter in net.parameters() if parameter.is_floating_point()}
-    if len(dtypes) != 1:
+    if dtype is None:
         return batch
-    (dtype,) = dtypes
     return map_leaves(
         lambda leaf: leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf, batch
     )

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
-from pararealize import Recipe, evaluate, fit, run_local
+from pararealize import Recipe, evaluate, fit, pararealize, run_local
 from pararealize.errors import ExampleError
 from pararealize.train.run.score import logits_of
-from tests.training import chain, network, samples
+from tests.ranks import on_ranks
+from tests.training import WIDTH, chain, network, samples
 
 
 def test_a_score_is_that_of_a_loop_by_hand():
@@ -48,6 +50,31 @@ class Wrapped(nn.Module):
 
     def forward(self, x):
         return self.way(self.inner(x))
+
+
+class Double(nn.Module):
+    """From single to double precision."""
+
+    def forward(self, x):
+        return x.double()
+
+
+def two_types():
+    model = nn.Sequential(*list(chain(dropout=0.0))[:12], Double(), *list(chain(dropout=0.0).double())[12:])
+    return pararealize(model, 2, coarse="linear", example_inputs=torch.zeros(2, WIDTH), cuts=["13"])
+
+
+def on_two_ranks():
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("parareal",))
+    stage = two_types().distribute(mesh, timeout=20)
+    return {parameter.dtype for parameter in stage.parameters()}, fit(stage, samples(), Recipe(epochs=1)).score
+
+
+def test_ranks_of_two_types_take_the_inputs_that_one_process_does():
+    expected = fit(two_types(), samples(), Recipe(epochs=1)).score
+    types, scores = zip(*on_ranks(2, on_two_ranks), strict=True)
+    assert types == ({torch.float32}, {torch.float64})
+    assert all(score.loss == pytest.approx(expected.loss, rel=1e-3) for score in scores)
 
 
 def test_logits_may_be_wrapped():
