@@ -41,6 +41,7 @@ from pararealize.tracing.module_view import Piece
 from pararealize.tracing.original import Original
 from pararealize.tracing.recorded_module import RecordedModule
 from pararealize.tracing.recordings import LIMIT, Recordings
+from pararealize.tracing.tree_watch import TreeWatch, omitted_calls
 
 __all__ = ["ProlongedModule", "prolong"]
 
@@ -102,17 +103,21 @@ class ProlongedModule(RecordedModule):
         guards: Guards,
         original: Original,
         recording_limit: int = LIMIT,
+        omitted: Iterable[str] = (),
     ) -> None:
         fx.GraphModule.__init__(self, nn.Module(), fx.Graph(), f"Prolonged{refinement.model}")
         share_contents(self, tree)
         conditions, build = CallConditions.of(CallSignature.of_graph(graph), guards), partial(_prolong_anew, self)
-        recordings = Recordings(conditions, original, build, limit=recording_limit)
+        watch = TreeWatch(tree, [graph], follows=True, omitted=omitted)
+        recordings = Recordings(conditions, original, build, watch=watch, limit=recording_limit)
         self.__dict__.update(guards=guards, _refinement=refinement, _recordings=recordings)
         original.give_mode(self)
         self.graph = graph
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProlongedModule:
-        tree, recordings = copy_contents(self, memo), self.__dict__["_recordings"]
+        recordings = self.__dict__["_recordings"]
+        recordings.watch.check()
+        tree = copy_contents(self, memo)
         copied = ProlongedModule(
             tree,
             copy.deepcopy(self.graph),
@@ -120,6 +125,7 @@ class ProlongedModule(RecordedModule):
             guards=self.__dict__["guards"],
             original=copy.deepcopy(recordings.original, memo),
             recording_limit=recordings.limit,
+            omitted=recordings.watch.omitted,
         )
         memo[id(self)] = copied
         copy_hooks(self, copied, memo)
@@ -189,7 +195,8 @@ def prolong(
         )
         _add_copies(tree, blocks, refinement, linear=weights == "linear")
         graph = _ProlongedGraph(captured, blocks, refinement).graph
-        return ProlongedModule(tree, graph, refinement, guards=captured.guards, original=original)
+        left, guards = omitted_calls(captured.graph, [graph]), captured.guards
+        return ProlongedModule(tree, graph, refinement, guards=guards, original=original, omitted=left)
 
 
 def _prolong_anew(net: ProlongedModule, captured: Capture) -> tuple[CallConditions, Piece]:
@@ -204,6 +211,7 @@ def _prolong_anew(net: ProlongedModule, captured: Capture) -> tuple[CallConditio
     if reads != [(block.name, block.paths) for block in refinement.blocks]:
         raise MultigridError(f"the blocks are not those {len(refinement.blocks)} that it was deepened by")
     graph = _ProlongedGraph(captured, blocks, refinement).graph
+    net.__dict__["_recordings"].watch.add([graph])
     return CallConditions.of(captured.example.call, captured.guards), Piece(net, graph, f"Prolonged{refinement.model}")
 
 

@@ -228,10 +228,10 @@ def he_weights(net: nn.Module, seed: int) -> int:
     return len(convolutions)
 
 
-def _first_names(net: nn.Module) -> dict[nn.Parameter, str]:
+def _first_names(net: nn.Module) -> dict[torch.Tensor, str]:
     """Each parameter with the first of its names in the whole network, which is the same on every rank."""
     tied = net.tied_names if isinstance(net, Stage) else {}
-    names: dict[nn.Parameter, str] = {}
+    names: dict[torch.Tensor, str] = {}
     for name, parameter in net.named_parameters(remove_duplicate=False):
         names[parameter] = min(name, *tied.get(name, ()), names.get(parameter, name))
     return names

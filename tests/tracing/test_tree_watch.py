@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from pararealize import layer_parallel, pararealize, restack, run_local
+from pararealize import layer_parallel, pararealize, prolong, restack, run_local
 from pararealize.errors import ModelError
 from pararealize.tracing.front_end import capture
 from pararealize.tracing.tree_watch import TreeWatch
@@ -67,6 +67,7 @@ KINDS: dict[str, Callable[..., Any]] = {
     "layer_parallel": lambda: layer_parallel(Net(), coarsening=2, example_inputs=X),
     "serial": lambda: layer_parallel(Net(), coarsening=2, exact=True, example_inputs=X),
     "restack": lambda: restack(Net(), "midpoint", example_inputs=X),
+    "prolong": lambda: prolong(Net(), 2, X),
 }
 
 
@@ -117,7 +118,7 @@ def test_what_no_recording_would_run_is_refused(kind: str, change: Callable[[Any
     net = KINDS[kind]()
     net(X)
     change(net)
-    if kind == "restack" and change in (new_head, adapter):  # its graph looks layers up where they stand
+    if kind in ("restack", "prolong") and change in (new_head, adapter):  # whose graphs look layers up as they run
         net(X).sum().backward()
         assert all(parameter.grad is not None for parameter in net.parameters())
         return
@@ -227,13 +228,15 @@ def halve(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "kind, place", [("layer_parallel", "relu"), ("layer_parallel", "out"), ("restack", "out"), ("euler", "out")]
+    "kind, place",
+    [("layer_parallel", "relu"), ("layer_parallel", "out"), ("restack", "out"), ("euler", "out"), ("prolong", "out")],
 )
 def test_modules_that_steps_compute_without_a_call(kind: str, place: str) -> None:
     make = {
         "layer_parallel": lambda: layer_parallel(PostNet(), coarsening=2, example_inputs=X),
         "restack": lambda: restack(PostNet(), "midpoint", example_inputs=X),
         "euler": lambda: restack(PostNet(), "euler", example_inputs=X),
+        "prolong": lambda: prolong(PostNet(), 2, X),
     }
     net = copy.deepcopy(make[kind]())
     net(X)
