@@ -88,7 +88,8 @@ def pararealize(
     another. One correction then passes the jumps :math:`z_j - x_{j+1}` through the coarse blocks :math:`F^j`, cheap
     stand-ins for :math:`g^{j+1}`; :math:`z_j` is the corrected output of segment j. It is one iteration of parareal,
     whose coarse parts are learnt: the result is another function than the original and is to be trained, except for
-    n = 1, and for linear networks with ``coarse="exact"`` (:math:`F^j = g^{j+1}`), where the correction is exact.
+    n = 1, and for linear networks without biases with ``coarse="exact"`` (:math:`F^j = g^{j+1}`):
+    there the correction is exact.
 
     Args:
         model: any feed-forward module; it is left as found, and the result holds copies of its parameters.

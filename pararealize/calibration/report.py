@@ -90,6 +90,7 @@ class Calibration:
         """
         return judge(
             self.stages[-1],
+            before=self.stages[0],
             windows=self.windows,
             blocks=self.blocks,
             coarse=self.coarse,

@@ -27,6 +27,7 @@ __all__ = ["USABLE_AGREEMENT", "USABLE_ERROR", "Verdict", "judge"]
 USABLE_ERROR = 0.25  # of the output's norm: about cosine 0.97 for vectors of unit length
 USABLE_AGREEMENT = 0.95
 USABLE_LOSS = 0.01  # of accuracy
+NEARER = 1.01  # times an error is another one that is told
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class Verdict:
 def judge(
     errors: Errors,
     *,
+    before: Errors | None = None,
     windows: Sequence[int],
     blocks: int,
     coarse: str = "",
@@ -67,6 +69,7 @@ def judge(
 
     Args:
         errors: of the stage.
+        before: of the network before anything was fitted; the sentence says where the output was nearer then.
         windows: how many segments each window has.
         blocks: how many blocks the windows of several segments have together.
         coarse: the kind of coarse blocks.
@@ -97,24 +100,34 @@ def judge(
     else:
         usable = errors.agreement >= USABLE_AGREEMENT
         figure = f"the same class as the {reference} in {share(errors.agreement, 2)} ({figure})"
+    was_nearer = before is not None and _is_nearer(before, errors)
+    worse = f", more than {_number(before.output)} before it was fitted" if before and was_nearer else ""
     if usable:
         where = "" if held_out else ", of the samples fitted to"
-        return Verdict(usable=True, sentence=f"usable at this error: {figure}{where}")
+        return Verdict(usable=True, sentence=f"usable at this error: {figure}{where}{worse}")
     if not math.isfinite(errors.output):
         return Verdict(usable=False, sentence=f"not usable: the output is not finite, or the {reference}'s is zero")
     if errors.output >= 1 and not by_class:
         figure += ": worse than answering zero"
     elif not by_class:
         figure += f", above {tolerance:g}"
+    figure += worse
     remedies = [_more_windows(errors.output, windows, blocks, tolerance)]
     if coarse == "linear":
         remedies.append("coarse='low-rank', whose corrections have a closed form")
-    if few_samples and not fine_tuned:
+    if (few_samples or was_nearer) and not fine_tuned:
         remedies.append("calibrate on more samples")
+    if was_nearer:
+        remedies.append("convert the model anew and do without")
     if not fine_tuned:
         remedies.append("fine-tune")
     advice = ", or ".join(filter(None, remedies))
     return Verdict(usable=False, sentence=f"not usable: {figure}" + (f"; {advice}" if advice else ""))
+
+
+def _is_nearer(before: Errors, after: Errors) -> bool:
+    """Whether the output was nearer to the reference before, by more than rounding and in classes, too."""
+    return after.output > NEARER * before.output and (before.agreement or 0.0) >= (after.agreement or 0.0)
 
 
 def _more_windows(error: float, windows: Sequence[int], blocks: int, tolerance: float) -> str:

@@ -35,6 +35,12 @@ def errors(output: float, agreement: float | None = None, accuracy: float | None
          "usable at this error: accuracy 89.50 % of the original's 90.00 % (output error 0.40)"),
         (errors(0.4, 0.9, 0.895), {"accuracy": 0.9, "reference": "teacher"},
          "usable at this error: accuracy 89.50 % of the teacher's 90.00 % (output error 0.40)"),
+        (errors(0.2), {"before": errors(0.1)},
+         "usable at this error: output error 0.20, more than 0.10 before it was fitted"),
+        (errors(0.2), {"before": errors(0.3)}, "usable at this error: output error 0.20"),
+        (errors(0.3), {"before": errors(0.2)},
+         ("not usable: output error 0.30, above 0.25, more than 0.20 before it was fitted; take more windows (about 2 "
+          "at n = 4), or calibrate on more samples, or convert the model anew and do without, or fine-tune")),
         (errors(math.nan), {}, "not usable: the output is not finite, or the original's is zero"),
     ],
 )  # fmt: skip
