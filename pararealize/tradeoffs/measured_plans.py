@@ -317,7 +317,7 @@ def _example(model: nn.Module, batch: Any) -> Any:
     )
     if is_pair and labels_of(batch) is None and isinstance(model, nn.Module):
         parameters = inspect.signature(model.forward).parameters.values()
-        if name := next((p.name for p in parameters if p.default is None), None):
+        if name := next((p.name for p in parameters if p.default is None or p.kind is p.VAR_POSITIONAL), None):
             raise ExampleError(
                 f"the batches have a second tensor {tuple(batch[1].shape)}, which is no label a sample, and "
                 f"{type(model).__name__} may take it as {name!r}; pass ((x, {name}), labels), or dicts of inputs by "

@@ -64,6 +64,10 @@ def test_a_mask_is_never_taken_for_a_label() -> None:
     data, wanted = [(x, torch.rand(len(x), 1)) for x in batches(5)], r"\(48, 1\).* Masked may take it as 'mask'; pass"
     with pytest.raises(ExampleError, match=wanted):
         tradeoff(Masked(), data, n=2)
+    several = Masked()
+    several.forward = lambda *xs: Masked.forward(several, *xs)
+    with pytest.raises(ExampleError, match=r"Masked may take it as 'xs'; pass"):
+        tradeoff(several, data, n=2)
     fronts = [
         tradeoff(Masked(), given, n=2, points=1, coarse="low-rank:8")
         for given in ([(pair, None) for pair in data], [{"x": x, "mask": mask} for x, mask in data])
