@@ -15,8 +15,9 @@ inference is no other copy's business.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -184,6 +185,15 @@ class RankCalls:
     def end_inference(self) -> None:
         """The copies of the network count steps from here on."""
         self._steps = 0
+
+    @contextlib.contextmanager
+    def of_one_copy(self) -> Iterator[None]:
+        """Around inference that other copies of the network need not make: it does not begin a count of steps."""
+        steps = self._steps
+        try:
+            yield
+        finally:
+            self._steps = steps
 
     def confirm(self) -> None:
         """Wait until all ranks of the network have announced the call that this one is in."""

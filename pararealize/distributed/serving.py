@@ -13,6 +13,7 @@ the meantime is known to all by the watchdog, as in a step. Inputs and outputs g
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pickle
 import queue
 import threading
@@ -25,7 +26,7 @@ import torch
 from pararealize.errors import AgreedError, DistributedError, RefusedCallError
 from pararealize.tracing.containers import on_device
 
-from .messages.formats import TensorFormat, ValueFormat, tensors_in
+from .messages.formats import TensorFormat, ValueFormat, is_integral, sending_fault, tensors_in
 
 if TYPE_CHECKING:
     from .rank_setup import RankSetup
@@ -34,12 +35,33 @@ __all__ = ["Server", "serve_requests"]
 
 NOTHING, REQUEST, END = 0, 1, 2  # what a header says
 NEW = -1  # the number of a form that has not been sent before
+NO_THREAD = -1  # none has this identity
 LONGEST_BEAT = 1.0  # seconds between headers of rank 0 that has no request
 MOST_FORMS = 1024  # of inputs or outputs, that are remembered
 CPU = torch.device("cpu")
 
 Forward = Callable[..., Any]
 Trial = Callable[..., None]
+
+
+class _Answer(Future[Any]):
+    """An answer; the thread that computes, in which its callbacks run, cannot wait for it."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self._server = server
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._check_thread()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._check_thread()
+        return super().exception(timeout)
+
+    def _check_thread(self) -> None:
+        if not self.done():
+            self._server.check_thread("result()")
 
 
 class Server:
@@ -78,13 +100,19 @@ class Server:
 
         Raises:
             RefusedCallError: the network does not take them; the server goes on.
-            DistributedError: a rank failed or hung, or the server is closed.
+            DistributedError: a rank failed or hung, or the server is closed; or it is called in the thread that
+                computes, as by a callback of a future.
         """
+        self.check_thread("the server")
         return self.submit(*args, **kwargs).result()
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Put a request into the queue; ``result()`` of what is given waits for the answer."""
-        answer: Future[Any] = Future()
+        """Put a request into the queue; ``result()`` of what is given waits for the answer.
+
+        Its callbacks run in the thread that computes, before the next request. They may submit others, and wait for
+        none.
+        """
+        answer = _Answer(self)
         with self._gate:
             if self._failure is not None:
                 raise DistributedError(f"the server has failed: {self._failure}") from self._failure
@@ -97,8 +125,9 @@ class Server:
         """Answer what has been asked, and let the other ranks go. May be called again.
 
         Raises:
-            DistributedError: a rank failed or hung.
+            DistributedError: a rank failed or hung; or it is called in the thread that computes.
         """
+        self.check_thread("close()")
         with self._gate:
             was_closed, self._is_closed = self._is_closed, True
             if not was_closed:
@@ -106,6 +135,18 @@ class Server:
         self._thread.join()
         if self._failure is not None and not was_closed:
             raise self._failure
+
+    def check_thread(self, call: str) -> None:
+        """Refuse a call that waits for the thread that computes, in that thread.
+
+        Raises:
+            DistributedError: it is called there.
+        """
+        if threading.current_thread() is self._thread:
+            raise DistributedError(
+                f"{call} was called in the thread that computes requests, as by a callback of a future, and would wait "
+                "for itself; call server.submit(...) there and wait elsewhere"
+            )
 
     def _run(self) -> None:
         """The thread that computes: for every request, or where there is none, a header."""
@@ -124,40 +165,47 @@ class Server:
         """Answer one request, or say that there is none; whether there may be more."""
         self._setup.watch.doing("waiting for requests")
         try:
-            request = self._requests.get(timeout=self._beat)
+            asked = self._requests.get(timeout=self._beat)
         except queue.Empty:
             self._exchange.send_header(NOTHING)
             return True
-        if request is None:
+        if asked is None:
             self._exchange.send_header(END)
             return False
-        answer, args, kwargs = request
+        answer, args, kwargs = asked
         if not answer.set_running_or_notify_cancel():
             return True
         try:
-            self._check(args, kwargs)  # what is refused here concerns no other rank
+            request = self._checked(args, kwargs)  # what is refused here concerns no other rank
         except Exception as error:  # noqa: BLE001 - it is the caller's
-            answer.set_exception(error)
+            self._settle(answer.set_exception, error)
             return True
         try:
-            self._exchange.send_request((args, kwargs))
+            self._exchange.send_request(request)
             output = self._forward(*args, **kwargs)
             output = self._exchange.receive_answer(output)
         except AgreedError as error:  # all ranks have refused it, and go on
-            answer.set_exception(error)
+            self._settle(answer.set_exception, error)
         except BaseException:
             self._unanswered = answer  # what is raised here may be a consequence: the cause comes with the call's end
             raise
         else:
             self.answered += 1
-            answer.set_result(output)
+            self._settle(answer.set_result, output)
         return True
 
-    def _check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Refuse inputs that the network does not take, before any rank hears of them.
+    def _settle(self, settle: Callable[[Any], None], result: Any) -> None:
+        """Settle a future; what its callbacks call on the stage is refused as in any other thread."""
+        self._setup.channel.serving_thread = NO_THREAD
+        settle(result)
+        self._setup.channel.serving_thread = threading.get_ident()
+
+    def _checked(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Packed:
+        """A request as it is sent; inputs that the network does not take are refused before any rank hears of them.
 
         Sizes and arguments are compared with what was recorded. Inputs of sizes and types that have not come yet go
-        through what this rank computes first; integers, such as tokens beyond a table, always do as far as its stem.
+        through what this rank computes first. Integers, such as tokens beyond a table, always do: as far as its stem,
+        and its first segment where that reads integers.
 
         Raises:
             RefusedCallError: the network fails with them.
@@ -165,12 +213,14 @@ class Server:
             GuardError: they have sizes that it does not take.
         """
         tensors = self._setup.partition.conditions.check(args, kwargs)
+        if fault := sending_fault(tensors):
+            raise RefusedCallError(fault)
         form = tuple((name, tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items())
         is_new = form not in self._tried
-        if not is_new and all(tensor.is_floating_point() for tensor in tensors.values()):
-            return
         try:
-            self._trial(tensors, whole=is_new)
+            if is_new or any(map(is_integral, tensors.values())):
+                self._trial(tensors, whole=is_new)
+            packed = _Packed.of((args, kwargs))
         except Exception as error:
             given = ", ".join(f"{name} {tuple(one.shape)} {one.dtype} on {one.device}" for name, one in tensors.items())
             raise RefusedCallError(
@@ -180,6 +230,7 @@ class Server:
         if len(self._tried) >= MOST_FORMS:
             self._tried.clear()
         self._tried.add(form)
+        return packed
 
     def _fail(self, error: BaseException) -> None:
         with self._gate:
@@ -204,9 +255,8 @@ class _Forms:
         self._numbers: dict[bytes, int] = {}
         self._formats: list[ValueFormat] = []
 
-    def number(self, form: ValueFormat) -> int:
+    def number(self, key: bytes) -> int:
         """Of a form that is to be sent; ``NEW`` where it has not been sent yet, and is remembered now."""
-        key = pickle.dumps(form)
         if (number := self._numbers.get(key)) is not None:
             return number
         if len(self._numbers) >= MOST_FORMS:
@@ -226,6 +276,22 @@ class _Forms:
         return self._formats[number]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Packed:
+    """A value as it is sent: its form, the same as bytes, and its tensors on the CPU, packed as the form says."""
+
+    form: ValueFormat
+    key: bytes
+    tensors: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, value: Any) -> _Packed:
+        """That of a value."""
+        form = ValueFormat.of(value)
+        tensors = [TensorFormat.of(tensor).packed(tensor.detach().cpu()) for tensor in tensors_in(value)]
+        return cls(form, pickle.dumps(form), tensors)
+
+
 class _Exchange:
     """Requests from rank 0 to all, answers from the last rank to rank 0; a form is described once."""
 
@@ -237,14 +303,13 @@ class _Exchange:
         """Say what comes next."""
         self._channel.hand_round("a header", torch.tensor([kind, number]), 0)
 
-    def send_request(self, value: tuple[tuple[Any, ...], Mapping[str, Any]]) -> None:
+    def send_request(self, request: _Packed) -> None:
         """Give a request to all ranks."""
-        form = ValueFormat.of(value)
-        number = self._requests.number(form)
+        number = self._requests.number(request.key)
         self.send_header(REQUEST, number)
         if number == NEW:
-            self._channel.hand_round_object("the form of a request", form, 0)
-        for tensor in _tensors(value):
+            self._channel.hand_round_object("the form of a request", request.form, 0)
+        for tensor in request.tensors:
             self._channel.hand_round("a request", tensor, 0)
 
     def receive_request(self) -> tuple[tuple[Any, ...], Mapping[str, Any]] | None:
@@ -270,12 +335,12 @@ class _Exchange:
         """On the last rank: give the output to rank 0, where that is another one."""
         if self._last == 0:
             return
-        form = ValueFormat.of(output)
-        number = self._answers.number(form)
+        answer = _Packed.of(output)
+        number = self._answers.number(answer.key)
         self._channel.hand_over("an answer", torch.tensor([number]), 0)
         if number == NEW:
-            self._channel.send_object("the form of an answer", form, 0)
-        for tensor in _tensors(output):
+            self._channel.send_object("the form of an answer", answer.form, 0)
+        for tensor in answer.tensors:
             self._channel.hand_over("an answer", tensor, 0)
 
     def receive_answer(self, output: Any) -> Any:
@@ -292,11 +357,6 @@ class _Exchange:
         for tensor in tensors:
             self._channel.take_over("the answer", tensor, self._last)
         return form.filled(tensors)
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    """The tensors of a value on the CPU, in the order of its form, each packed as the form says."""
-    return [TensorFormat.of(tensor).packed(tensor.detach().cpu()) for tensor in tensors_in(value)]
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from pararealize.restore import never_compiled, preserve_run_state, set_within
 from pararealize.tracing.containers import on_device
 
 from .gradient_norms import gradient_norm
+from .messages.formats import sending_fault
 from .messages.message_order import StepMessages
 from .rank_calls import samples_of
 from .rank_setup import RankSetup
@@ -210,6 +211,7 @@ class Stage(StageModule):
             self._refuse(call, str(fault))
         try:
             tensors = partition.conditions.check(args, kwargs)
+            _check_values(tensors)
         except (GuardError, ExampleError) as fault:  # which the other ranks learn, should they have other inputs
             try:
                 self.rank_setup.calls.refuse(call, str(fault))
@@ -270,7 +272,8 @@ class Stage(StageModule):
                 self._refuse("serve", "the stage is in train mode, and requests are answered in eval mode; call eval()")
         with self.collective_call("serve", copies=False):
             pass
-        with serve_requests(self.rank_setup, self if forward is None else forward, self._trial) as server:
+        forward = self if forward is None else forward
+        with self.rank_setup.calls.of_one_copy(), serve_requests(self.rank_setup, forward, self._trial) as server:
             yield server
 
     def _trial(self, tensors: Mapping[str, torch.Tensor], *, whole: bool) -> None:
@@ -373,6 +376,12 @@ def _step_fault(loss_fn: Any, *, needs_loss: bool) -> str:
     if needs_loss and not callable(loss_fn):
         return f"loss_fn is {loss_fn!r}; pass a function (output, target) -> one number"
     return ""
+
+
+def _check_values(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors without values, by name."""
+    if fault := sending_fault({name: tensor for name, tensor in tensors.items() if tensor.is_meta}):
+        raise GuardError(fault)
 
 
 def _clipping_fault(max_norm: Any, norm_type: Any) -> str:

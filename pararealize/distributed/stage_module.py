@@ -55,7 +55,8 @@ class RankProgram(Protocol):
 
         Args:
             inputs: by the names that parts read.
-            whole: with the first of its segments or layers; otherwise what comes before it, such as tables of tokens.
+            whole: with the first of its segments or layers; otherwise with that only where it reads integers, which may
+                lie outside of its tables.
         """
 
     def copied(self, setup: RankSetup, memo: dict[int, Any]) -> RankProgram:

@@ -27,6 +27,7 @@ from .activity import Activity
 from .autograd_cuts import add_gradients, as_leaf, differentiable_tensors, differentiate
 from .correction import correct, differentiate_correction, expect_corrections
 from .gradients import GradientSync
+from .messages.formats import is_integral
 from .messages.message_order import PendingMessage, StepMessages
 from .partition import SharedValue
 from .rank_segments import RankSegments, SegmentValues, WindowSegments, WindowValues
@@ -104,14 +105,18 @@ class SegmentStep:
         return run
 
     def trial(self, inputs: Mapping[str, Any], *, whole: bool) -> None:
-        """What the first rank makes of inputs by itself: context, stem and, as a whole, its first segment."""
+        """What the first rank makes of inputs by itself: context, stem, and as a whole its first segment.
+
+        That goes along, too, where it reads integers, which may lie outside of tables of its own.
+        """
         segments = self.segments
         values = dict(inputs)
         for kind in ("context", "stem"):
             if segments.owns(kind):
                 values |= self._values_of(kind, values)
-        if whole:
-            segments.windows[0].call("segment", 1, values, values[segments.partition.parts["stem"].gives[0]].clone())
+        first = segments.windows[0]
+        if whole or any(is_integral(values[name]) for name in segments.reads("segment", 1, m=first.m)):
+            first.call("segment", 1, values, values[segments.partition.parts["stem"].gives[0]].clone())
 
     def backward(
         self, run: SegmentValues, messages: StepMessages, loss: torch.Tensor | None, share: Callable[[], None]

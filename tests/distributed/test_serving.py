@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from pararealize import pararealize
+from pararealize import layer_parallel, pararealize
 from pararealize.errors import AgreedError, DistributedError, ExampleError, RankError, RefusedCallError
 from tests.models import LanguageModel, Perceptron
 from tests.rank_comparison import distance, mesh_of
@@ -37,8 +38,13 @@ def answers(ranks: int) -> float:
             batches = [torch.randn(size, 8) for size in (1, 4, 1, 3, 2, 4)]
             with pytest.raises(ExampleError):
                 server(batches[0], batches[0])
-            for wrong in (batches[0].double(), batches[0].to("meta"), batches[0].half()):
+            x = batches[0]
+            server(x)
+            for wrong in (x.double(), x.half()):
                 with pytest.raises(RefusedCallError, match="the network fails with these inputs"):
+                    server(wrong)
+            for wrong in (x.to("meta"), x.to_sparse(), x.to_mkldnn()):
+                with pytest.raises(RefusedCallError, match="which cannot be sent"):
                     server(wrong)
             with ThreadPoolExecutor(3) as threads:
                 outputs = list(threads.map(server, batches))
@@ -47,7 +53,7 @@ def answers(ranks: int) -> float:
                 worst = max(worst, distance(y, net(x).detach()))
             with pytest.raises(AgreedError, match="takes requests in another thread"):
                 stage(batches[0])
-            assert server.answered == 7
+            assert server.answered == 8
             kept = server
         if stage.rank == 0:
             with pytest.raises(DistributedError, match="the server is closed"):
@@ -122,6 +128,54 @@ def pairs() -> float:
     return worst
 
 
+class LabelledBlock(nn.Module):
+    """A block with a table of labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(8, 8), nn.Embedding(5, 8)
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return x + self.layer(torch.relu(x + self.table(label)))
+
+
+class Labelled(nn.Module):
+    """Every block reads the labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(LabelledBlock() for _ in range(4))
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, label)
+        return x
+
+
+def labels() -> float:
+    """Labels beyond the table of a block are refused, at a size that has been answered too."""
+    torch.manual_seed(1)
+    model, example = Labelled().eval(), (torch.randn(2, 8), torch.tensor([0, 1]))
+    net = pararealize(model, 2, coarse="linear", example_inputs=example)
+    layers = layer_parallel(model, coarsening=2, example_inputs=example, mesh=mesh_of(2)).eval()
+    worst = 0.0
+    for stage, whole in ((net.eval().distribute(mesh_of(2), timeout=8).eval(), net), (layers, model)):
+        with stage.serve() as server:
+            if server is None:
+                continue
+            for label in ([7, 1], [1, 2], [7, 2], [2, 0]):
+                inputs = example[0], torch.tensor(label)
+                if label[0] == 7:
+                    with pytest.raises(RefusedCallError, match="IndexError"):
+                        server(*inputs)
+                else:
+                    answer = server(*inputs)
+                    worst = max(worst, distance(answer, net(*inputs)) if whole is net else 0.0)
+    return worst
+
+
 class Counting(nn.Module):
     """A layer that counts its calls, in eval mode too."""
 
@@ -179,12 +233,57 @@ def in_autocast(ranks: int) -> bool:
     return is_plain and answer.dtype == torch.bfloat16 and torch.equal(answer, expected)
 
 
+def by_copy() -> bool:
+    """Each copy serves by itself; steps go on however many requests each has answered."""
+    stage = network(2).distribute(mesh_of(2, 1), timeout=8)
+    step = {"target": torch.ones(2, 2), "loss_fn": nn.functional.mse_loss}
+    for _ in range(2):
+        stage.step(torch.ones(2, 8), **step)
+        if dist.get_rank() == 0:
+            with stage.eval().serve() as server:
+                server(torch.ones(1, 8))
+        stage.train()
+    return True
+
+
+def chained() -> bool:
+    """Callbacks run in the thread that computes: they submit requests, and are told so where they would wait."""
+    stage = network(2).distribute(mesh_of(2), timeout=8).eval()
+    said, answers, added, done = [], [], threading.Event(), threading.Event()
+    x = torch.ones(2, 8)
+
+    def forward(x):
+        assert stage.rank == 1 or added.wait(8)  # what is added to a future that is done runs in this thread
+        return stage(x)
+
+    with stage.serve(forward=forward) as server:
+        if server is None:
+            return True
+
+        def go_on(answer) -> None:
+            for call in (server, lambda x: server.submit(x).result(), stage, lambda _: server.close()):
+                try:
+                    call(x)
+                except DistributedError as error:
+                    said.append(str(error))
+            following = server.submit(x + answer.result().mean())
+            following.add_done_callback(lambda answer: (answers.append(answer.result()), done.set()))
+
+        first = server.submit(x)
+        first.add_done_callback(go_on)
+        added.set()
+        assert done.wait(8)
+        assert torch.equal(server(x), first.result())
+    return len(answers) == 1 and [("and would wait" in text) for text in said] == [True, True, False, True]
+
+
 def on_two() -> tuple[float, bool]:
-    return max(answers(2), nested(), pairs()), idle() and in_autocast(2)
+    works = idle() and in_autocast(2) and by_copy() and chained()
+    return max(answers(2), nested(), pairs(), labels()), works
 
 
 def test_two_ranks():
-    """Answers are those of one process; nested values, dataclasses too; waiting for requests is no hang."""
+    """Answers are those of one process; nested values, dataclasses, labels; waiting for requests is no hang."""
     results = on_ranks(2, on_two)
     assert max(worst for worst, _ in results) < 1e-5
     assert all(is_alive for _, is_alive in results)

@@ -8,14 +8,14 @@ small, and fit to be sent as an object.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from pararealize.tracing.containers import leaves_of, map_leaves
 
-__all__ = ["TensorFormat", "ValueFormat", "in_memory_order", "tensors_in"]
+__all__ = ["TensorFormat", "ValueFormat", "in_memory_order", "is_integral", "sending_fault", "tensors_in"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,6 +101,25 @@ class PlainObject:
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """The tensors of a value, in the order in which they are sent."""
     return [leaf for leaf in leaves_of(value) if isinstance(leaf, torch.Tensor)]
+
+
+def is_integral(value: Any) -> bool:
+    """Whether a value is a tensor of whole numbers, such as tokens, which may lie outside of a table."""
+    return isinstance(value, torch.Tensor) and not (
+        value.is_floating_point() or value.is_complex() or value.dtype is torch.bool
+    )
+
+
+def sending_fault(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Why some of these tensors, by name, cannot be sent; empty where all can."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            return f"{name} is on the meta device, without values, which cannot be sent; pass a tensor with values"
+        if tensor.is_quantized or tensor.is_nested or tensor.layout is not torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            what = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else f"a {layout} tensor"
+            return f"{name} is {what}, which cannot be sent to other ranks; pass a dense tensor of floats or integers"
+    return ""
 
 
 def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pararealize.distributed.activity import Activity
 from pararealize.distributed.autograd_cuts import add_gradients, as_leaf, differentiable_tensors, differentiate
 from pararealize.distributed.gradients import GradientSync
+from pararealize.distributed.messages.formats import is_integral
 from pararealize.distributed.messages.message_order import StepMessages
 from pararealize.distributed.rank_modules import RankModules
 from pararealize.distributed.rank_setup import RankSetup
@@ -190,9 +191,13 @@ class LayerStep:
             self._end(run)
         return run
 
-    def trial(self, inputs: Mapping[str, Any], *, whole: bool) -> None:  # noqa: ARG002 - the stem is the whole of it
-        """What the first rank makes of inputs by itself: its stem."""
-        self._layers.parts["stem"](*inputs.values())
+    def trial(self, inputs: Mapping[str, Any], *, whole: bool) -> None:
+        """What the first rank makes of inputs by itself: its stem, and its first layer as a whole or for integers."""
+        u, *contexts = self._layers.parts["stem"](*inputs.values())
+        row = self._layers.rows[min(self._layers.rows)]
+        reads = [contexts[i] for i in row.layer.reads]
+        if whole or any(map(is_integral, reads)):
+            row.f(u, *reads)
 
     def backward(
         self, run: LayerValues, messages: StepMessages, loss: Tensor | None, share: Callable[[], None]
