@@ -309,6 +309,7 @@ class Stage(StageModule):
         with self.rank_setup.call("clip_grad_norm_"), self._usable_only_if_it_ends_well():
             if fault := _clipping_fault(max_norm, norm_type):
                 self._refuse("clip_grad_norm_", fault)
+            max_norm, norm_type = float(max_norm), float(norm_type)
             kind, limit = f"{norm_type:g}", f"{max_norm:g}"
             self.rank_setup.calls.announce("clip_grad_norm_", copies=True, norm_type=kind, max_norm=limit)
             self.rank_setup.sync.follow()

@@ -264,6 +264,7 @@ def wrong_calls():
     said = {}
     stage = net.distribute(mesh_of(2), timeout=60)
     stage.step(x, **step)
+    assert stage.clip_grad_norm_("1e9", "inf") == stage.clip_grad_norm_(1e9, float("inf")) > 0
     for bad in (float("nan"), -1.0, "much"):
         said[f"max_norm {bad}"] = heard(lambda bad=bad: stage.clip_grad_norm_(bad))
     said["norm_type"] = heard(lambda: stage.clip_grad_norm_(1.0, 0.0))
