@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 import pararealize as pararealize_package
 from pararealize import pararealize
@@ -107,7 +108,7 @@ def scaled() -> bool:
     net = pararealize(nn.Sequential(*[nn.Linear(8, 8) for _ in range(6)]), 2, example_inputs=torch.randn(2, 8))
     mesh = mesh_of(dist.get_world_size())
     stage, twin = net.distribute(mesh, timeout=30), net.distribute(mesh, timeout=30)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler = ShardedGradScaler("cpu", init_scale=8.0, process_group=stage.group)
     torch.manual_seed(1)
     with cuda_double.cuda_on_the_cpu():
         graphed = capture_stage(stage)
