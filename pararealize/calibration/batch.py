@@ -13,7 +13,7 @@ from pararealize.random_state import continued_state
 from pararealize.saving.network_record import weights_digest
 from pararealize.tracing.argument_form import tensor_names
 from pararealize.tracing.call_signature import CallSignature, binds
-from pararealize.tracing.containers import copied, leaves_of
+from pararealize.tracing.containers import copied, leaves_of, tensors_of
 
 __all__ = [
     "Batches",
@@ -201,8 +201,7 @@ class RepeatedBatches:
 
 def _digest(batch: Any) -> str:
     """A digest of the tensors of a batch; empty where they are none of the plain kind."""
-    tensors = (leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))
-    return weights_digest({str(number): tensor for number, tensor in enumerate(tensors)})
+    return weights_digest({str(number): tensor for number, tensor in enumerate(tensors_of(batch))})
 
 
 def check_finite(value: Tensor, what: str, number: int) -> None:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pararealize.errors import AgreedError, DistributedError, RefusedCallError
-from pararealize.tracing.containers import on_device
+from pararealize.tracing.containers import on_device, tensors_of
 
-from .messages.formats import TensorFormat, ValueFormat, is_integral, sending_fault, tensors_in
+from .messages.formats import TensorFormat, ValueFormat, is_integral, sending_fault
 
 if TYPE_CHECKING:
     from .rank_setup import RankSetup
@@ -288,7 +288,7 @@ class _Packed:
     def of(cls, value: Any) -> _Packed:
         """That of a value."""
         form = ValueFormat.of(value)
-        tensors = [TensorFormat.of(tensor).packed(tensor.detach().cpu()) for tensor in tensors_in(value)]
+        tensors = [TensorFormat.of(tensor).packed(tensor.detach().cpu()) for tensor in tensors_of(value)]
         return cls(form, pickle.dumps(form), tensors)
 
 

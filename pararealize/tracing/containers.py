@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-__all__ = ["Step", "copied", "items_of", "leaves_of", "map_leaves", "on_device"]
+__all__ = ["Step", "copied", "items_of", "leaves_of", "map_leaves", "nesting_of", "on_device", "tensors_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,12 +70,30 @@ def leaves_of(value: Any) -> Iterator[Any]:
         yield from leaves_of(item)
 
 
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """The tensors of a nested value, in order."""
+    return [leaf for leaf in leaves_of(value) if isinstance(leaf, torch.Tensor)]
+
+
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     """A copy of a nested value, of the same classes, with ``function(leaf)`` in the place of each leaf."""
     items = items_of(value)
     if items is None:
         return function(value)
     return _with_items(value, [(step, map_leaves(function, item)) for step, item in items])
+
+
+def nesting_of(value: Any) -> Any:
+    """What is equal for values that are nested alike: classes, keys in their order, and where the leaves are.
+
+    Example:
+        >>> nesting_of({"a": [1, 2]}) == nesting_of({"a": [3, 4]})
+        True
+        >>> nesting_of({"a": [1, 2]}) == nesting_of({"a": (1, 2)})
+        False
+    """
+    items = items_of(value)
+    return None if items is None else (type(value), tuple((step, nesting_of(item)) for step, item in items))
 
 
 def on_device(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from pararealize.tracing.containers import copied, items_of, leaves_of, map_leaves
+from pararealize.tracing.containers import copied, items_of, leaves_of, map_leaves, nesting_of, tensors_of
 
 Point = namedtuple("Point", ["x", "y"])
 
@@ -111,3 +111,17 @@ def test_copies_may_be_written_into() -> None:
     copy["a"] += 1
     assert copy["b"][0] is copy["a"], "as in the value"
     assert (x.tolist(), copy["a"].tolist(), copy["b"][1].tolist(), copy["number"]) == ([0, 0], [1, 1], [1], number)
+
+
+def test_nestings_are_told_by_classes_and_keys_and_not_by_leaves() -> None:
+    x = torch.ones(2)
+    assert nesting_of({"a": [x, 1]}) == nesting_of({"a": [2, None]})
+    assert hash(nesting_of(Frozen({"ids": x}))) == hash(nesting_of(Frozen({"ids": 3})))
+    others = [{"a": (x, 1)}, {"b": [x, 1]}, {"a": [x]}, OrderedDict(a=[x, 1]), [x, 1], x]
+    assert all(nesting_of({"a": [x, 1]}) != nesting_of(other) for other in others)
+    assert nesting_of({"a": 1, "b": 2}) != nesting_of({"b": 1, "a": 2})
+
+
+def test_tensors_in_dataclasses_are_found() -> None:
+    x, y = torch.ones(1), torch.ones(2)
+    assert [len(tensor) for tensor in tensors_of([Frozen({"ids": x}, 2), Slotted((y, "text"))])] == [1, 2]

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from pararealize.tracing.containers import leaves_of, map_leaves
+from pararealize.tracing.containers import map_leaves
 
-__all__ = ["TensorFormat", "ValueFormat", "in_memory_order", "is_integral", "sending_fault", "tensors_in"]
+__all__ = ["TensorFormat", "ValueFormat", "in_memory_order", "is_integral", "sending_fault"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,11 +96,6 @@ class PlainObject:
     """A leaf that is no tensor, wrapped: it is told from a tensor's format whatever it is."""
 
     value: Any
-
-
-def tensors_in(value: Any) -> list[torch.Tensor]:
-    """The tensors of a value, in the order in which they are sent."""
-    return [leaf for leaf in leaves_of(value) if isinstance(leaf, torch.Tensor)]
 
 
 def is_integral(value: Any) -> bool:

@@ -35,8 +35,9 @@ import torch
 import torch.distributed as dist
 
 from pararealize.errors import DistributedError
+from pararealize.tracing.containers import tensors_of
 
-from .formats import TensorFormat, ValueFormat, tensors_in
+from .formats import TensorFormat, ValueFormat
 from .point_to_point import PointToPoint
 
 __all__ = ["ORDERED_TAG", "PendingMessage", "StepMessages", "message_tags"]
@@ -107,7 +108,7 @@ class StepMessages:
 
     def _packed(self, name: str, value: Any) -> Iterator[torch.Tensor]:
         """The tensors of a value in the format of its name."""
-        for leaf, tensor_format in zip(tensors_in(value), self._formats[name].tensors, strict=True):
+        for leaf, tensor_format in zip(tensors_of(value), self._formats[name].tensors, strict=True):
             if tuple(leaf.shape) != tensor_format.shape or leaf.dtype != tensor_format.dtype:
                 raise DistributedError(
                     f"{self.channel.who(self.channel.rank)}: {name} is {TensorFormat.of(leaf)}, and with inputs like "
@@ -282,7 +283,7 @@ class StepMessages:
         """A value of one rank, on all of them: tensors anywhere within it are copied to the ranks' devices."""
         channel, is_owner = self.channel, self.channel.rank == owner
         value_format = channel.broadcast_object("the output", ValueFormat.of(value) if is_owner else None, owner)
-        ours = tensors_in(value) if is_owner else []
+        ours = tensors_of(value) if is_owner else []
         tensors = []
         for i, tensor_format in enumerate(value_format.tensors):
             tensor = tensor_format.packed(ours[i]) if is_owner else tensor_format.empty(channel.device)

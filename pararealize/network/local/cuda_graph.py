@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils import _pytree as pytree
 
 from pararealize.errors import CaptureError
+from pararealize.tracing.containers import leaves_of, map_leaves
 
 from .static_gradients import StaticGradients
 from .streams import lend
@@ -46,10 +46,10 @@ class _Work:
     stream: torch.cuda.Stream
     branches: Sequence[torch.cuda.Stream]
 
-    def run(self) -> tuple[list[Any], Any]:
-        """The leaves of what the function gives, and their structure."""
+    def run(self) -> Any:
+        """What the function gives."""
         # of copies: a leaf that requires a gradient may not be worked on in place, nor may a graph be empty
-        return pytree.tree_flatten(self.function(*(value.clone() for value in self.inputs)))
+        return self.function(*(value.clone() for value in self.inputs))
 
     def gradients(self, outputs: Sequence[Tensor], seeds: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Those of the sources.
@@ -71,7 +71,7 @@ class _Work:
         found: Sequence[Tensor | None] = ()
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP):
-                outputs = _differentiable(self.run()[0])
+                outputs = _differentiable([*leaves_of(self.run())])
                 if outputs and self.sources:
                     found = self.gradients(outputs, [torch.ones_like(output) for output in outputs])
                 del outputs  # and with it autograd's graph, before the next one is built
@@ -129,7 +129,8 @@ class GraphedFunction:
                 lend(static, stream)
             torch.cuda.synchronize()
             with torch.cuda.graph(self.forward_graph, pool=pool, stream=stream, capture_error_mode=ERRORS):
-                leaves, self.structure = work.run()
+                result = work.run()
+            leaves = [*leaves_of(result)]
             _check_leaves(leaves)
             outputs = _differentiable(leaves)
             self.seeds = [torch.zeros_like(output) for output in outputs]
@@ -145,7 +146,8 @@ class GraphedFunction:
                     static_gradients = apart(static_gradients, [*self.seeds, *self.inputs, *outputs])
         by_tensor = dict(zip(map(id, sources), static_gradients, strict=False))
         self.differentiable = [bool(leaf.requires_grad and sources) for leaf in leaves if isinstance(leaf, Tensor)]
-        self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.result = map_leaves(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, result)
+        self.outputs = [*leaves_of(self.result)]
         count = len(self.inputs) + len(self.parameters)
         self.gradients = [by_tensor.get(id(tensor)) for tensor in surface[:count]]
         # where autograd is given no parameters, something else has to tell it that there is a backward
@@ -154,8 +156,7 @@ class GraphedFunction:
     def __call__(self, *values: Tensor) -> Any:
         """Replay; the outputs lie in static memory, which the next call overwrites."""
         tensors = iter(_Replay.apply(self, self.anchor, *values, *self.parameters))
-        leaves = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in self.outputs]
-        return pytree.tree_unflatten(leaves, self.structure)
+        return map_leaves(lambda leaf: next(tensors) if isinstance(leaf, Tensor) else leaf, self.result)
 
     def release(self) -> None:
         """Give the graphs' memory back; the object is of no use afterwards."""

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pararealize.distributed.stage_module import StageModule
 from pararealize.errors import CaptureError, DeviceError, ExampleError, ModelError
 from pararealize.network.module import PararealModule
 from pararealize.random_state import host_state
+from pararealize.tracing.containers import leaves_of, map_leaves, nesting_of, tensors_of
 
 from .capture_checks import check_hooks, check_static
 from .cuda_graph import ERRORS, WARM_UP
-from .graphed_network import autocast_without_cache, preserve_network_state, segment_devices, tensor_key
+from .graphed_network import autocast_without_cache, leaf_key, preserve_network_state, segment_devices
 from .module import LocalModule, require_gpus
 from .streams import lend
 from .tensor_stamp import TensorStamp
@@ -51,10 +52,11 @@ class GraphedCall:
         (self.device,) = {*segment_devices(root)}
         self.stream = torch.cuda.Stream(device=self.device)
         self._pool = torch.cuda.graph_pool_handle()  # one for all graphs of this step: they never run at the same time
-        leaves, self._spec = pytree.tree_flatten(values)
-        self._static = [leaf.detach().to(self.device).clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.tensors = [leaf for leaf in self._static if isinstance(leaf, Tensor)]
-        self._mode = _mode(module, self.device.type, leaves)
+        self._inputs = map_leaves(partial(_static, device=self.device), values)
+        self._static = [*leaves_of(self._inputs)]
+        self.tensors = tensors_of(self._static)
+        self._nesting = nesting_of(values)
+        self._mode = _mode(module, self.device.type, [*leaves_of(values)])
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self.stamp = TensorStamp(root, self.name)
         for value in self.tensors:  # allocated on the current stream, read on the capturing one
@@ -77,8 +79,9 @@ class GraphedCall:
 
     def leaves_of(self, values: Any) -> list[Any] | None:
         """The leaves of a call, where the capture fits it."""
-        leaves, spec = pytree.tree_flatten(values)
-        return leaves if spec == self._spec and _mode(self.module, self.device.type, leaves) == self._mode else None
+        leaves = [*leaves_of(values)]
+        fits = _mode(self.module, self.device.type, leaves) == self._mode and nesting_of(values) == self._nesting
+        return leaves if fits else None
 
     def fill(self, leaves: Sequence[Any]) -> None:
         """Copy a call's tensors to where the graph reads them."""
@@ -88,8 +91,7 @@ class GraphedCall:
 
     def inputs(self) -> Any:
         """Copies of the static inputs, nested as those of the example: a module may work in place."""
-        leaves = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in self._static]
-        return pytree.tree_unflatten(leaves, self._spec)
+        return map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self._inputs)
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
@@ -181,11 +183,14 @@ def arguments_of_example(example: Any) -> Call:
     return ((), example) if isinstance(example, dict) else ((example,), {})
 
 
+def _static(leaf: Any, device: torch.device) -> Any:
+    return leaf.detach().to(device).clone() if isinstance(leaf, Tensor) else leaf
+
+
 def _mode(module: nn.Module, kind: str, leaves: Sequence[Any]) -> Any:
     """What has to be equal for a call to fit: mode, autocast, tensors' keys and plain values."""
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    keys = tuple(tensor_key(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-    return module.training, autocast, keys
+    return module.training, autocast, [*map(leaf_key, leaves)]
 
 
 def _check_hooks_of_modules(root: nn.Module) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import DeviceError
+from pararealize.tracing.containers import copied
 
 from .graphed_call import Call, GraphedCall, arguments_of_example, runnable
 
@@ -82,4 +82,4 @@ class GraphedInference(GraphedCall):
         self.fill(leaves)
         self._graph.replay()
         self.stamp.look()
-        return pytree.tree_map_only(Tensor, torch.clone, self._output)
+        return copied(self._output)

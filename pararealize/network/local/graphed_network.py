@@ -7,17 +7,17 @@ parts, a pair of graphs for every part, replayed on its segment's stream, which 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from pararealize.errors import CaptureError, ModelError
 from pararealize.network.module import PararealModule
 from pararealize.restore import preserve_run_state
+from pararealize.tracing.containers import copied, map_leaves
 from pararealize.tracing.module_view import BorrowedModule
 from pararealize.tracing.network_piece import contents_of
 from pararealize.tracing.operations import tensors_in
@@ -31,10 +31,11 @@ __all__ = [
     "autocast_without_cache",
     "call_key",
     "capture_network",
+    "detached_copy",
+    "leaf_key",
     "preserve_network_state",
     "segment_devices",
     "stand_ins",
-    "tensor_key",
 ]
 
 
@@ -97,7 +98,7 @@ class GraphedNetwork:
         """Replay; the outputs are copies, since the next call overwrites the graphs' own."""
         output = self.replay(inputs)
         self._check()
-        return pytree.tree_map_only(Tensor, torch.clone, output)
+        return copied(output)
 
     def fits(self, inputs: Sequence[Any]) -> bool:
         """Whether modes are as captured, and no gradient is asked for that would not come."""
@@ -197,12 +198,13 @@ class ArgumentRecorder(Runner):
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         if node.op == "call_module" or isinstance(node.target, Stack):
             args = arguments_of(node, values)
-            self.arguments[node] = pytree.tree_map_only(Tensor, _copied, args)
+            self.arguments[node] = map_leaves(detached_copy, args)
         return super()._call(node, values)
 
 
-def _copied(value: Tensor) -> Tensor:
-    return value.detach().clone().requires_grad_(value.requires_grad)
+def detached_copy(leaf: Any) -> Any:
+    """A copy of a tensor, which asks for a gradient where that does; anything else as it is."""
+    return leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
 
 
 def _modules_of(net: PararealModule, node: fx.Node) -> tuple[nn.Module, ...]:
@@ -253,9 +255,17 @@ def stand_ins(net: nn.Module, name: str) -> Iterator[list[tuple[nn.Parameter, nn
 
 def call_key(training: bool, inputs: Sequence[Any]) -> Any:
     """What has to be equal for a captured graph to fit: mode, autocast, tensors' keys and plain values."""
-    kinds = tuple(tensor_key(value) if isinstance(value, Tensor) else repr(value) for value in inputs)
+    kinds = tuple(map(leaf_key, inputs))
     autocast = torch.is_autocast_enabled("cuda")
     return training, torch.get_autocast_dtype("cuda") if autocast else None, kinds
+
+
+def leaf_key(leaf: Any) -> Any:
+    """What has to be equal for a tensor or a plain value to fit a capture; not its text, which leaves things out."""
+    if isinstance(leaf, Tensor):
+        return tensor_key(leaf)
+    # no NaN is equal to another one
+    return type(leaf), leaf if isinstance(leaf, Hashable) and not isinstance(leaf, float) else repr(leaf)
 
 
 def tensor_key(tensor: Tensor) -> Any:

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pararealize.argument_types import typed_arguments
 from pararealize.distributed.gradients import is_of_averages
@@ -33,12 +32,13 @@ from pararealize.distributed.stage import Stage
 from pararealize.distributed.step import SegmentStep
 from pararealize.errors import CaptureError, DeviceError, ModelError
 from pararealize.plan.parts import Part
+from pararealize.tracing.containers import copied, leaves_of, map_leaves, nesting_of, tensors_of
 from pararealize.tracing.hooks import describe_hook, hook_of
 from pararealize.tracing.network_piece import contents_of
 
 from .capture_checks import host_fault
 from .cuda_graph import GraphedFunction
-from .graphed_network import autocast_without_cache, preserve_network_state, stand_ins, tensor_key
+from .graphed_network import autocast_without_cache, detached_copy, leaf_key, preserve_network_state, stand_ins
 from .module import check_gpus
 from .static_gradients import StaticGradients
 from .streams import lend
@@ -201,11 +201,10 @@ class GraphedStage:
 
     def _key(self, call: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What has to be equal for a capture to fit: call, mode, autocast, and the inputs but for their values."""
-        leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+        values = args, dict(kwargs)
         kind = self.stage.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        keys = tuple(tensor_key(leaf) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-        return call, self.stage.training, autocast, spec, keys
+        return call, self.stage.training, autocast, nesting_of(values), tuple(map(leaf_key, leaves_of(values)))
 
     def _capture(self, recorder: _PartArguments, *, backward: bool) -> _CapturedParts:
         """Capture the parts that were called, each with the arguments that it had."""
@@ -271,7 +270,7 @@ class _PartArguments:
         self.calls: list[tuple[Part, Any, tuple[Any, ...]]] = []
 
     def __call__(self, part: Part, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        self.calls.append((part, function, pytree.tree_map_only(Tensor, _copied, arguments)))
+        self.calls.append((part, function, map_leaves(detached_copy, arguments)))
         return function(*arguments)
 
 
@@ -298,38 +297,28 @@ class _GraphedPart:
         parameters: Sequence[tuple[nn.Parameter, nn.Parameter]],
         **options: Any,
     ) -> None:
-        leaves, self._spec = pytree.tree_flatten(arguments)
-        self._keys = _keys_of(leaves)
+        self._key = _key_of(arguments)
 
         def run(*tensors: Tensor) -> Any:
             remaining = iter(tensors)
-            values = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return function(*pytree.tree_unflatten(values, self._spec))
+            return function(*map_leaves(lambda leaf: next(remaining) if isinstance(leaf, Tensor) else leaf, arguments))
 
         self._is_output = part.kind == "head"
-        self.function = GraphedFunction(run, _tensors(leaves), parameters, **options)
+        self.function = GraphedFunction(run, tensors_of(arguments), parameters, **options)
 
     def fits(self, arguments: tuple[Any, ...]) -> bool:
         """Whether tensors are like those of the capture, and other values the same."""
-        leaves, spec = pytree.tree_flatten(arguments)
-        return spec == self._spec and _keys_of(leaves) == self._keys
+        return bool(_key_of(arguments) == self._key)
 
     def __call__(self, arguments: tuple[Any, ...]) -> Any:
-        result = self.function(*_tensors(pytree.tree_leaves(arguments)))
+        result = self.function(*tensors_of(arguments))
         # the network's output goes to the user, who may look at it after the next replay
-        return pytree.tree_map_only(Tensor, torch.clone, result) if self._is_output else result
+        return copied(result) if self._is_output else result
 
 
-def _copied(value: Tensor) -> Tensor:
-    return value.detach().clone().requires_grad_(value.requires_grad)
-
-
-def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _keys_of(leaves: Sequence[Any]) -> list[Any]:
-    return [(tensor_key(leaf), leaf.requires_grad) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+def _key_of(arguments: tuple[Any, ...]) -> Any:
+    leaves = ((leaf_key(leaf), isinstance(leaf, Tensor) and leaf.requires_grad) for leaf in leaves_of(arguments))
+    return nesting_of(arguments), [*leaves]
 
 
 def _fault(function: Any, arguments: tuple[Any, ...]) -> str:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pararealize.argument_types import typed_arguments
 from pararealize.errors import CaptureError, DeviceError
+from pararealize.tracing.containers import leaves_of, map_leaves, tensors_of
 
 from .cuda_graph import apart
 from .graphed_call import Call, GraphedCall, arguments_of_example, runnable
@@ -207,14 +207,12 @@ class GraphedStep(GraphedCall):
             id(parameter): gradient for (parameter, _), gradient in zip(pairs, gradients, strict=True)
         }
         ordered = [by_parameter[id(p)] for p in self.root.parameters() if p.requires_grad]
-        output = pytree.tree_map_only(Tensor, torch.Tensor.detach, output)
-        return loss.detach(), output, ordered
+        return loss.detach(), map_leaves(_detached, output), ordered
 
     def _differentiated_apart(self) -> tuple[Tensor, Any, list[Tensor | None]]:
         """The same, with each gradient in memory of its own."""
         loss, output, gradients = self._differentiated()
-        leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-        return loss, output, apart(gradients, [*self.tensors, self._seed, loss, *leaves])
+        return loss, output, apart(gradients, [*self.tensors, self._seed, loss, *tensors_of(output)])
 
     def _capture_adding(self) -> torch.cuda.CUDAGraph:
         """A second graph, which adds to the gradients and leaves loss and output where the first one does."""
@@ -228,7 +226,7 @@ class GraphedStep(GraphedCall):
             ]
             self._gradients.add(new)
             self._loss.copy_(loss)
-            for static, leaf in zip(pytree.tree_leaves(self._output), pytree.tree_leaves(output), strict=True):
+            for static, leaf in zip(leaves_of(self._output), leaves_of(output), strict=True):
                 if isinstance(static, Tensor):
                     static.copy_(leaf)
 
@@ -260,8 +258,12 @@ class GraphedStep(GraphedCall):
             loss = self._loss_fn(output, target) if self._has_target else self._loss_fn(output)
             with torch.autocast(self.device.type, enabled=False):
                 torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
-        self.output = pytree.tree_map_only(Tensor, torch.Tensor.detach, output)
+        self.output = map_leaves(_detached, output)
         return loss.detach()
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

@@ -32,7 +32,7 @@ from pararealize.network.parts import parts_by_node, read_parts
 from pararealize.network.variant import Variant
 from pararealize.plan.parts import Part
 from pararealize.tracing.call_signature import CallSignature
-from pararealize.tracing.operations import tensors_in
+from pararealize.tracing.containers import tensors_of
 
 from .stacking import Stack
 
@@ -86,7 +86,7 @@ class Runner:
             for stream, caller in callers.items():
                 caller.wait_stream(stream)
         output = fx.map_arg(self.output.args[0], values.__getitem__)
-        for tensor in tensors_in(output):
+        for tensor in tensors_of(output):
             for caller in callers.values():
                 lend(tensor, caller)
         return output
@@ -108,7 +108,7 @@ class Runner:
                         # target's (aten/src/ATen/native/cuda/Copy.cu): both have to be the segments' own.
                         current.enter_context(torch.cuda.stream(self.streams[other - 1]))
                         continue
-                for tensor in tensors_in(values[argument]):
+                for tensor in tensors_of(values[argument]):
                     lend(tensor, stream)
             current.enter_context(torch.cuda.stream(stream))
             value = self._call(node, values)

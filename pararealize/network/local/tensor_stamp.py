@@ -35,13 +35,15 @@ class _Place(NamedTuple):
     way: tuple[tuple[nn.Module, str, nn.Module], ...]  # from the root: a module, a name in it, what stands there
 
     def is_as_before(self) -> bool:
+        for owner, name, child in self.way:
+            if owner._modules.get(name) is not child:
+                return False
         tensor = self.holder.get(self.name)
         return (
             tensor is self.tensor
             and tensor.data_ptr() == self.address
             and tensor.requires_grad == self.requires_grad
             and self.module.training == self.training
-            and all(owner._modules.get(name) is child for owner, name, child in self.way)
         )
 
 

@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from pararealize.distributed.messages.formats import TensorFormat, ValueFormat, in_memory_order, tensors_in
+from pararealize.distributed.messages.formats import TensorFormat, ValueFormat, in_memory_order
+from pararealize.tracing.containers import tensors_of
 
 TENSORS = {
     "contiguous": torch.randn(2, 3, 4, 5),
@@ -49,8 +50,8 @@ def test_a_value_of_any_containers_comes_back_from_its_format() -> None:
     assert len(pickle.dumps(value_format)) < 1000
     assert value_format.tensors == [TensorFormat.of(x), TensorFormat.of(y)]
     assert len(value_format.gradients) == 1
-    assert [tensor.shape for tensor in tensors_in(value)] == [x.shape, y.shape]
-    back = value_format.filled(tensors_in(value))
+    assert [tensor.shape for tensor in tensors_of(value)] == [x.shape, y.shape]
+    back = value_format.filled(tensors_of(value))
     assert back["a"].first is x
     assert back["a"].second[1] == Pair("text", y)
     assert back["b"] == value["b"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
-from pararealize import capture_inference
+from pararealize import capture_inference, pararealize
 from pararealize.errors import DeviceError, ModelError
 from tests.models import Perceptron
 from tests.network.local.test_module import MACHINES, assert_same, convert, like, machine
@@ -49,3 +50,39 @@ def test_any_module_is_captured_and_none_on_the_cpu() -> None:
         model.double().float()
         with pytest.raises(ModelError, match="moved, replaced or frozen"):
             fast(x)
+
+
+@dataclasses.dataclass
+class Signal:
+    x: torch.Tensor
+    scale: float = 1.0
+
+
+@dataclasses.dataclass
+class Scores:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class OfDataclasses(Perceptron):
+    def forward(self, signal: Signal) -> Scores:
+        logits = super().forward(signal.x * signal.scale)
+        return Scores(logits, logits * 2)
+
+
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_dataclasses_are_no_plain_values(is_converted: bool) -> None:
+    x = torch.randn(300, 8)
+    other = x.clone()
+    other[150] += 5  # which the text of a tensor leaves out
+    net = OfDataclasses().eval()
+    with machine("cpu"):
+        if is_converted:
+            net = pararealize(net, 2, example_inputs=(Signal(x),), coarse="linear").eval()
+        fast = capture_inference(net, (Signal(x),))
+        first = fast(Signal(x))
+        kept = first.logits.clone()
+        assert_same(fast(Signal(other)).hidden, net(Signal(other)).hidden.detach())
+        assert torch.equal(first.logits, kept), "outputs are copies"
+        if not is_converted:  # which would be recorded anew
+            assert_same(fast(Signal(x, 2.0)).logits, net(Signal(x, 2.0)).logits.detach())
