@@ -41,13 +41,14 @@ def test_pieces_compute_what_the_model_does() -> None:
 def test_other_layers_are_refused() -> None:
     model = Residual()
     before = find_layers(capture(model, X))
-    conditions, pieces = layers_anew(model, before, capture(model, Y))
+    net = layer_parallel(model, coarsening=2, example_inputs=X)
+    conditions, pieces = layers_anew(net, before, capture(model, Y))
     assert conditions.hold((Y,), {})
     assert not conditions.hold((X,), {})
     assert len(pieces.rows) == 6
     model.fewer = True
     with pytest.raises(MultigridError, match=r"its layers are .* 4 blocks .*, and were .* 6 blocks"):
-        layers_anew(model, before, capture(model, Y))
+        layers_anew(net, before, capture(model, Y))
 
 
 def test_a_network_of_layers_is_recorded_anew() -> None:

@@ -210,7 +210,7 @@ def _select(flow: Flow, residuals: Residuals) -> BlockSelection:
                 outside = [node for node in (block.x, block.output) if node not in interfaces]
                 reason = next(
                     (
-                        f"{node.name}, before or behind it: {why}"
+                        f"{node.name}, before or behind it: {why.fact}"
                         for node in outside
                         if (why := unfit(node, flow.capture))
                     ),
